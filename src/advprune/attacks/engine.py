@@ -1,0 +1,15 @@
+"""A private, faster copy of a model for attacks: same function, nothing of the original touched."""
+
+import copy
+
+import torch
+from torch import nn
+
+from advprune.models.fold import fold_batchnorm
+
+
+def attack_copy(model: nn.Module, device: torch.device, fold: bool = True) -> nn.Module:
+    """The copy that an attack works on: evaluation mode, frozen, folded, channels-last."""
+    private = fold_batchnorm(model) if fold else copy.deepcopy(model).eval()
+    private.requires_grad_(False)
+    return private.to(device).to(memory_format=torch.channels_last)

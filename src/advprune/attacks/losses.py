@@ -1,0 +1,39 @@
+"""Losses that an attack raises: per sample, on logits `[N, K]` and labels `[N]`."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`-log softmax(z)_y`, shape `[N]`."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`max_{i != y} z_i - z_y`, shape `[N]`: positive exactly where the prediction is wrong.
+
+    Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks (2017), f6.
+    """
+    own = logits.gather(1, labels[:, None])  # [N, 1]
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return others.amax(1) - own[:, 0]
+
+
+def dlr(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Difference of logits ratio, shape `[N]`: the margin over `z_(1) - z_(3)`.
+
+    Invariant to shifts and scales of the logits. Croce and Hein, Reliable Evaluation of
+    Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks (2020), section 4.
+    Needs at least three classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError("the DLR loss needs at least three classes; use the margin loss")
+    top = logits.topk(3, dim=1).values  # [N, 3]
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

@@ -1,0 +1,239 @@
+"""Projected gradient descent, written to be fast and to leave no trace.
+
+Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (ICLR 2018), section
+2.1: from a random point of the eps-ball, step along the sign (Linf) or the direction (L2) of the
+loss gradient and project back. The attack works on a private copy of the model (engine.py), so the
+model, its modes, its gradients and the global random state stay as they were.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.losses import LOSSES, Loss
+from advprune.device import device_of
+
+Progress = Callable[[int], None]
+
+
+def pgd(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    eps: float,
+    step: float,
+    steps: int,
+    *,
+    norm: str = "Linf",
+    loss: str = "ce",
+    restarts: int = 1,
+    random_start: bool = True,
+    start: torch.Tensor | None = None,
+    keep: str = "last",
+    drop: bool = False,
+    generator: torch.Generator | None = None,
+    batch: int = 128,
+    fold: bool = True,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
+
+    eps, step: budget and step size in units of the pixel range, in the given norm (`Linf`, `L2`).
+    steps: gradient steps; 0 gives the starting points. loss: `ce`, `margin` or `dlr`.
+    keep: `last` iterate (as published), or the `best`, the one of highest loss.
+    restarts: several starts; per sample, the result of highest loss is returned.
+    start: images to start from instead of a random point (then one restart only).
+    drop: stop working on a sample once an iterate of it is misclassified and return that iterate.
+    Much faster on weak models, right where only accuracy counts; images are less adversarial.
+    generator: a CPU generator for the starts; a sample's start does not depend on the batch size.
+    progress: called with the number of image-steps done (of `N * steps * restarts`).
+
+    Raises ValueError on shapes, ranges or options that make no sense.
+    """
+    _check(images, labels, eps, step, steps, norm, loss, keep, restarts, start)
+    generator = generator or torch.Generator().manual_seed(0)
+    device = device_of(model)
+    search = _Search(
+        model=attack_copy(model, device, fold),
+        loss=LOSSES[loss],
+        eps=eps,
+        step=step,
+        steps=steps,
+        norm=norm,
+        best=keep == "best",
+        drop=drop,
+        compare=restarts > 1,
+        progress=progress or (lambda _: None),
+    )
+    best_images, best_loss = images.clone(), torch.full((len(images),), -torch.inf)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for _ in range(restarts):
+            points = start if start is not None else images
+            if start is None and random_start:
+                points = random_point(images, eps, norm, generator)
+            undecided = (best_loss < torch.inf).nonzero()[:, 0]
+            for rows in undecided.split(batch):
+                found, losses = search(
+                    images[rows].to(device), labels[rows].to(device), points[rows].to(device)
+                )
+                better = losses.cpu() > best_loss[rows]
+                best_images[rows[better]] = found.cpu()[better]
+                best_loss[rows[better]] = losses.cpu()[better]
+    return best_images
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One run from one start for one batch. `compare`: the caller needs the final losses."""
+
+    model: nn.Module
+    loss: Loss
+    eps: float
+    step: float
+    steps: int
+    norm: str
+    best: bool
+    drop: bool
+    compare: bool
+    progress: Progress
+
+    def __call__(
+        self, clean: torch.Tensor, labels: torch.Tensor, start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images found `[n, C, H, W]` and their losses `[n]` (infinite: dropped, decided)."""
+        clean = clean.contiguous(memory_format=torch.channels_last)
+        current = start.contiguous(memory_format=torch.channels_last)
+        found, losses = current.clone(), torch.full((len(clean),), -torch.inf, device=clean.device)
+        rows = torch.arange(len(clean), device=clean.device)  # samples still worked on
+        for _ in range(self.steps):
+            gradient, now, wrong = self._gradient(current, labels)
+            self.progress(len(clean))
+            if self.best:
+                _record(found, losses, rows, current, now)
+            if self.drop and wrong.any():
+                found[rows[wrong]], losses[rows[wrong]] = current[wrong], torch.inf
+                rows, labels, clean = rows[~wrong], labels[~wrong], clean[~wrong]
+                current, gradient = current[~wrong], gradient[~wrong]
+                if not len(rows):
+                    return found, losses
+            moved = ascend(current, gradient, self.step, self.norm)
+            current = project(moved, clean, self.eps, self.norm)
+        if self.best:
+            _record(found, losses, rows, current, self._loss(current, labels))
+        else:
+            found[rows] = current
+            losses[rows] = self._loss(current, labels) if self.compare else 0.0
+        return found, losses
+
+    def _gradient(
+        self, current: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            point = current.detach().requires_grad_()
+            logits = self.model(point)
+            losses = self.loss(logits, labels)
+            (gradient,) = torch.autograd.grad(losses.sum(), point)
+        return gradient, losses.detach(), logits.detach().argmax(1) != labels
+
+    @torch.no_grad()
+    def _loss(self, current: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss(self.model(current), labels)
+
+
+def _record(
+    found: torch.Tensor,
+    losses: torch.Tensor,
+    rows: torch.Tensor,
+    current: torch.Tensor,
+    now: torch.Tensor,
+) -> None:
+    """Keep the current points of the samples whose loss rose, in place."""
+    take = now > losses[rows]
+    found[rows[take]] = current[take]
+    losses[rows[take]] = now[take]
+
+
+def ascend(x: torch.Tensor, gradient: torch.Tensor, step: float, norm: str) -> torch.Tensor:
+    """One step of length `step` uphill: along the sign (Linf) or the unit direction (L2)."""
+    if norm == "Linf":
+        return x + step * gradient.sign()
+    length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    return x + step * gradient / length
+
+
+def project(x: torch.Tensor, clean: torch.Tensor, eps: float, norm: str) -> torch.Tensor:
+    """The nearest point to `x` in the eps-ball round `clean`, then cut to [0, 1].
+
+    Cutting to [0, 1] moves every pixel towards `clean`, so it never leaves the ball.
+    """
+    change = x - clean
+    if norm == "Linf":
+        change = change.clamp(-eps, eps)
+    else:
+        length = change.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        change = change * (eps / length).clamp_max(1.0)
+    return (clean + change).clamp(0, 1)
+
+
+def random_point(
+    images: torch.Tensor, eps: float, norm: str, generator: torch.Generator
+) -> torch.Tensor:
+    """A uniform point of the eps-ball round each image, cut to [0, 1]; drawn on the CPU.
+
+    L2: a Gaussian direction, and a radius `eps * u^(1/d)`, which is uniform in the ball.
+    """
+    if norm == "Linf":
+        noise = (torch.rand(images.shape, generator=generator) * 2 - 1) * eps
+        return (images + noise).clamp(0, 1)
+    noise = torch.randn(images.shape, generator=generator)
+    size = noise[0].numel()
+    length = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
+    radius = eps * torch.rand(len(images), generator=generator) ** (1 / size)
+    return (images + noise * (radius / length).view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def _check(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    eps: float,
+    step: float,
+    steps: int,
+    norm: str,
+    loss: str,
+    keep: str,
+    restarts: int,
+    start: torch.Tensor | None,
+) -> None:
+    for fault, found in _faults(images, labels, eps, step, steps, start):
+        if found:
+            raise ValueError(f"pgd: {fault}")
+    for key, value, allowed in (
+        ("norm", norm, ("Linf", "L2")),
+        ("loss", loss, tuple(LOSSES)),
+        ("keep", keep, ("last", "best")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"pgd: {key} is {value!r}; allowed: {', '.join(allowed)}")
+    if restarts < 1 or (start is not None and restarts > 1):
+        raise ValueError("pgd: restarts must be at least 1, and exactly 1 with a given start")
+
+
+def _faults(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    eps: float,
+    step: float,
+    steps: int,
+    start: torch.Tensor | None,
+) -> Iterator[tuple[str, bool]]:
+    yield f"images have shape {list(images.shape)}, not [N, C, H, W]", images.ndim != 4
+    yield f"{len(labels)} labels for {len(images)} images", labels.shape != images.shape[:1]
+    yield (
+        "images hold NaN or lie outside [0, 1]",
+        bool(len(images) and not ((images >= 0) & (images <= 1)).all()),
+    )
+    yield f"eps {eps}, step {step} and steps {steps} may not be negative", min(eps, step, steps) < 0
+    yield "start must have the images' shape", start is not None and start.shape != images.shape

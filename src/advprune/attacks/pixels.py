@@ -1,0 +1,24 @@
+"""From float images to real ones: 8-bit pixels that still lie inside the attack's budget."""
+
+import torch
+
+FLOAT_SLACK = 1e-4  # of one grey level: 8/255 in float32 times 255 may come out just below 8
+
+
+def to_pixels(
+    adversarial: torch.Tensor, clean: torch.Tensor, eps: float, norm: str = "Linf"
+) -> torch.Tensor:
+    """Round adversarial images `[N, C, H, W]` in [0, 1] to uint8, never leaving the budget.
+
+    `clean` must itself be 8-bit images over 255. Linf: round to the nearest level, then cut at
+    the largest whole level within eps (0.03 is 7.65 levels, so 7). L2: cut the change towards zero,
+    which only shortens it.
+    """
+    original = (clean * 255).round()
+    change = adversarial * 255 - original
+    if norm == "Linf":
+        most = float(int(eps * 255 + FLOAT_SLACK))
+        change = change.round().clamp(-most, most)
+    else:
+        change = (change.abs() + FLOAT_SLACK).floor() * change.sign()
+    return (original + change).clamp(0, 255).to(torch.uint8)

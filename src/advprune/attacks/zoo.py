@@ -1,0 +1,66 @@
+"""Any attack of torchattacks by its class name, kept from doing harm.
+
+torchattacks reseeds torch's global random state, switches modules between modes and leaves
+parameter gradients behind. Here it works on a private copy of the model, inside a forked random
+state that is seeded for the call, so a caller notices nothing.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from advprune.device import device_of
+from advprune.errors import UserError
+
+
+def attack_class(name: str) -> Any:
+    """The torchattacks class of that name; UserError where there is none."""
+    try:
+        import torchattacks
+    except ImportError as error:
+        raise UserError("attack.extra needs the package torchattacks; pip install it") from error
+    found = getattr(torchattacks, name, None)
+    if not (inspect.isclass(found) and issubclass(found, torchattacks.attack.Attack)):
+        raise UserError(f"attack.extra: torchattacks has no attack {name!r} (names as PGD, MIFGSM)")
+    return found
+
+
+def zoo(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    name: str,
+    arguments: dict[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 128,
+) -> torch.Tensor:
+    """Run the torchattacks attack `name` on `images` `[N, C, H, W]` in [0, 1].
+
+    `arguments` are the attack's own (`eps`, `alpha`, `steps`, …). A different part of the random
+    stream is used for each batch. Returns float32 images in [0, 1] on the images' device.
+    Raises UserError for an unknown attack or arguments that it does not take.
+    """
+    kind, device = attack_class(name), device_of(model)
+    private = copy.deepcopy(model).eval()
+    results = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for index, rows in enumerate(torch.arange(len(images)).split(batch)):
+            torch.manual_seed(seed + index)
+            attack = _construct(kind, private, arguments or {}, seed + index)
+            with torch.enable_grad():
+                found = attack(images[rows].to(device), labels[rows].to(device))
+            results.append(found.detach().clamp(0, 1).to(images.device))
+    return torch.cat(results) if results else images.clone()
+
+
+def _construct(kind: Any, model: nn.Module, arguments: dict[str, Any], seed: int) -> Any:
+    known = inspect.signature(kind).parameters
+    if unknown := sorted(set(arguments) - set(known)):
+        takes = ", ".join(name for name in known if name != "model")
+        raise UserError(f"attack.extra: {kind.__name__} takes no {unknown[0]!r}; it takes {takes}")
+    seeded = {"seed": seed} if "seed" in known and "seed" not in arguments else {}
+    return kind(model, **arguments, **seeded)

@@ -1,0 +1,119 @@
+"""Where an attack acts: clean against adversarial feature maps, layer by layer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import nn
+
+from advprune.device import device_of
+from advprune.models.spec import sites
+
+SAMPLE = 1 << 16  # values a batch and layer, for the distance between the distributions
+
+
+@dataclass
+class _Sums:
+    """Running sums over batches of one layer's output, clean and adversarial."""
+
+    count: int = 0
+    difference: float = 0.0
+    largest: float = 0.0
+    squared_difference: float = 0.0
+    sums: dict[str, float] = field(default_factory=lambda: {"clean": 0.0, "adv": 0.0})
+    squares: dict[str, float] = field(default_factory=lambda: {"clean": 0.0, "adv": 0.0})
+    distance: float = 0.0
+    batches: int = 0
+
+    def add(self, clean: torch.Tensor, adv: torch.Tensor) -> None:
+        """Take in one batch: outputs `[N, ...]` of the same layer."""
+        clean, adv = clean.flatten().double(), adv.flatten().double()
+        change = (adv - clean).abs()
+        self.count += clean.numel()
+        self.difference += float(change.sum())
+        self.largest = max(self.largest, float(change.max()))
+        self.squared_difference += float(change.square().sum())
+        for side, values in (("clean", clean), ("adv", adv)):
+            self.sums[side] += float(values.sum())
+            self.squares[side] += float(values.square().sum())
+        self.distance += wasserstein(clean, adv)
+        self.batches += 1
+
+    def row(self) -> dict[str, float]:
+        """The layer's figures."""
+        moments = {side: self._moments(side) for side in ("clean", "adv")}
+        sigma = max(moments["clean"][1], 1e-12)
+        return {
+            "mean_difference": self.difference / self.count,
+            "max_difference": self.largest,
+            "relative_difference": (self.squared_difference / max(self.squares["clean"], 1e-24))
+            ** 0.5,
+            "clean_mean": moments["clean"][0],
+            "adv_mean": moments["adv"][0],
+            "clean_sigma": moments["clean"][1],
+            "adv_sigma": moments["adv"][1],
+            "distance": self.distance / self.batches / sigma,
+        }
+
+    def _moments(self, side: str) -> tuple[float, float]:
+        mean = self.sums[side] / self.count
+        return mean, max(self.squares[side] / self.count - mean**2, 0.0) ** 0.5
+
+
+def wasserstein(first: torch.Tensor, second: torch.Tensor) -> float:
+    """1-Wasserstein distance of two equally large samples: mean |difference of sorted values|.
+
+    Larger tensors are thinned evenly to `SAMPLE` values first, at the same places in both.
+    """
+    thin = max(1, first.numel() // SAMPLE)
+    return float((first[::thin].sort().values - second[::thin].sort().values).abs().mean())
+
+
+def watched(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers looked at, by name: activation sites as a whole, else modules without children.
+
+    An empty Sequential (the identity of a shortcut) is no layer.
+    """
+    whole, found = sites(model), {}
+    for name, module in model.named_modules():
+        in_site = any(name.startswith(f"{site}.") for site in whole)
+        plain = not any(module.children()) and not isinstance(module, nn.Sequential)
+        if name in whole or (plain and not in_site):
+            found[name] = module
+    return found
+
+
+@torch.no_grad()
+def where(
+    model: nn.Module, images: torch.Tensor, adv: torch.Tensor, batch: int = 64
+) -> pd.DataFrame:
+    """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`.
+
+    Returns a row a layer in the order of the forward pass: depth (0 is the normalized input),
+    layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
+    norm of the difference over that of the clean maps; mean and sigma of both; distance, the
+    1-Wasserstein distance between the distributions of values in units of the clean sigma.
+    """
+    device, found = device_of(model), watched(model)
+    sums: dict[str, _Sums] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+        def record(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            clean, attacked = output.chunk(2)
+            sums.setdefault(name, _Sums()).add(clean, attacked)
+
+        return record
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in found.items()]
+    try:
+        for clean, attacked in zip(images.split(batch), adv.split(batch), strict=True):
+            model(torch.cat([clean, attacked]).to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = [
+        {"depth": depth, "layer": name, "kind": type(found[name]).__name__} | total.row()
+        for depth, (name, total) in enumerate(sums.items())
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,66 @@
+"""Metrics: pure functions of records. y label, p clean prediction, q prediction under attack."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from advprune.evaluate.statistics import Rate, rate
+
+
+def clean_accuracy(records: pd.DataFrame) -> Rate:
+    """`mean[p = y]`."""
+    return rate((records.clean_pred == records.label).to_numpy())
+
+
+def remnant_accuracy(records: pd.DataFrame) -> Rate:
+    """`mean[q = y]`: what is left of the accuracy under attack (robust accuracy)."""
+    return rate((records.adv_pred == records.label).to_numpy())
+
+
+def prediction_change_rate(records: pd.DataFrame) -> Rate:
+    """`mean[q != p]`."""
+    return rate((records.adv_pred != records.clean_pred).to_numpy())
+
+
+def attack_success_rate(records: pd.DataFrame) -> Rate:
+    """Strict: `sum[p = y and q != y] / sum[p = y]`; empty where nothing was right before."""
+    right = (records.clean_pred == records.label).to_numpy()
+    fooled = (records.adv_pred != records.label).to_numpy()
+    return Rate(int(np.sum(right & fooled)), int(np.sum(right)))
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """ECE: mean over equal-width confidence bins of |accuracy - confidence|, weighted by count.
+
+    Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning (AAAI 2015).
+    """
+    index = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(index, minlength=bins)
+    sure = np.bincount(index, weights=confidence, minlength=bins)
+    hits = np.bincount(index, weights=np.asarray(right, dtype=float), minlength=bins)
+    return float(np.abs(hits - sure).sum() / max(count.sum(), 1))
+
+
+def metrics(records: pd.DataFrame) -> dict[str, Any]:
+    """The four rates with intervals, n, and calibration clean and under attack.
+
+    `records` are the rows of one attack on one model (`evaluate.score`). Rates are fractions
+    rounded to 4 places; a rate over no images is None.
+    """
+    found: dict[str, Any] = {"n": len(records)}
+    for measure in (
+        clean_accuracy,
+        remnant_accuracy,
+        prediction_change_rate,
+        attack_success_rate,
+    ):
+        found |= measure(records).columns(measure.__name__)
+    for side, suffix in (("clean", ""), ("adv", "_attacked")):
+        right = (records[f"{side}_pred"] == records.label).to_numpy()
+        found[f"ece{suffix}"] = round(
+            calibration_error(records[f"{side}_confidence"].to_numpy(), right), 4
+        )
+        found[f"nll{suffix}"] = round(float(records[f"{side}_nll"].mean()), 4)
+        found[f"brier{suffix}"] = round(float(records[f"{side}_brier"].mean()), 4)
+    return found

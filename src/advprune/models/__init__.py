@@ -1,0 +1,1 @@
+"""Networks: what they are (spec), how they are built (resnet) and how they are stored."""

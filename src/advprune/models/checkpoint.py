@@ -1,0 +1,199 @@
+"""Store and rebuild models: safetensors with the spec in the header. No pickle is ever run.
+
+A checkpoint is one `.safetensors` file. Its only metadata key is `spec`, a JSON `ModelSpec`: with
+several keys safetensors writes them in random order, and equal models would not be equal files.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from advprune.errors import UserError
+from advprune.files import atomic, sha256_of
+from advprune.models.resnet import build_dense
+from advprune.models.spec import ModelSpec, attach, sites, spec_of
+
+LayerFactory = Callable[..., nn.Module]
+_LAYERS: dict[str, LayerFactory] = {}
+_PLUGINS = ("advprune.pruning",)
+
+
+def activation_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
+    """Register a layer type that families insert at activation sites, under its spec name."""
+
+    def register(factory: LayerFactory) -> LayerFactory:
+        _LAYERS[kind] = factory
+        return factory
+
+    return register
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """The module that a spec describes, in evaluation mode, weights not set."""
+    model: nn.Module = build_dense(spec)
+    for inserted in spec.activations:
+        factory = _layer_factory(inserted.kind)
+        for site in sites(model).values():
+            site.append(factory(**inserted.settings))
+    if spec.quantization is not None:
+        quantize = importlib.import_module("advprune.quantize")
+        model = quantize.skeleton(model, spec.quantization)
+    attach(model, spec)
+    return model.eval()
+
+
+def _layer_factory(kind: str) -> LayerFactory:
+    """Find a layer type; families register theirs when their package is imported."""
+    if kind not in _LAYERS:
+        for plugin in _PLUGINS:
+            importlib.import_module(plugin)
+    if kind not in _LAYERS:
+        raise UserError(f"the checkpoint uses layers of an unknown kind {kind!r}")
+    return _LAYERS[kind]
+
+
+def save_model(model: nn.Module, path: Path) -> None:
+    """Write a model's spec, parameters and buffers to `path`, whole or not at all."""
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in _stored(model).items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"spec": spec_of(model).model_dump_json()})
+
+
+def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    return {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def load_model(path: Path | str) -> nn.Module:
+    """Rebuild the model stored at `path`: evaluation mode, [0, 1] images in, logits out.
+
+    Raises UserError where the file is missing, cut short, holds no spec, lacks or exceeds the
+    tensors that the spec asks for, has other shapes, or holds NaN or infinite numbers.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if "spec" not in metadata:
+        raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
+    try:
+        spec = ModelSpec.model_validate_json(metadata["spec"])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise UserError(f"{path}: the model spec is wrong at {key}: {fault['msg']}") from error
+    model = build(spec)
+    fill(model, tensors, where=str(path))
+    return model
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its metadata; UserError where it cannot be read."""
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; run `dvc repro` or check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({error}); delete it and make it anew"
+        ) from error
+
+
+def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Put `tensors` into `model`, each into its place; nothing may be missing or left over."""
+    wanted = _stored(model)
+    missing, left = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or left:
+        raise UserError(
+            f"{where} does not fit {describe(model)}: missing {_listed(missing)}; "
+            f"left over {_listed(left)}"
+        )
+    for name, place in wanted.items():
+        if tensors[name].shape != place.shape:
+            raise UserError(
+                f"{where}: {name} has shape {list(tensors[name].shape)}, but {describe(model)} "
+                f"needs {list(place.shape)}; is it a checkpoint of another width?"
+            )
+        if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
+            raise UserError(f"{where}: {name} holds NaN or infinite numbers; train or load anew")
+    model.load_state_dict(tensors, strict=False)
+
+
+def describe(model: nn.Module) -> str:
+    """A model in a few words, for messages."""
+    spec = spec_of(model)
+    return f"{spec.architecture} of width {spec.width} with {spec.classes} classes"
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def load_foreign(spec: ModelSpec, reference: str, sha256: str | None) -> nn.Module:
+    """Build `spec` and fill it with weights from elsewhere, mapped tensor by tensor.
+
+    `reference` is a path to a safetensors file or a PyTorch state dict, or `package:<name>/<file>`
+    for a file inside an installed package. Common wrappings (`state_dict`, `net`, `model`), a
+    `module.` prefix and torchvision's names (`fc`, `downsample`) are understood. A state dict is
+    read with `weights_only=True`. Raises UserError where the hash differs or tensors do not fit.
+    """
+    path = _resolve(reference)
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
+        raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
+    is_safe = path.suffix == ".safetensors"
+    tensors = read_tensors(path)[0] if is_safe else _read_state_dict(path)
+    model = build(spec)
+    renamed = {_canonical(name): tensor for name, tensor in tensors.items()}
+    fill(model, {n: t for n, t in renamed.items() if _is_stored(n)}, where=reference)
+    return model
+
+
+def _is_stored(name: str) -> bool:
+    return not name.endswith("num_batches_tracked")
+
+
+def _canonical(name: str) -> str:
+    name = name.removeprefix("module.")
+    name = "linear." + name.removeprefix("fc.") if name.startswith("fc.") else name
+    return name.replace(".downsample.", ".shortcut.")
+
+
+def _resolve(reference: str) -> Path:
+    if not reference.startswith("package:"):
+        path = Path(reference).expanduser()
+        if not path.is_file():
+            raise UserError(f"there is no weights file {reference}; check `model.weights.path`")
+        return path
+    package, _, inside = reference.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"{reference}: package {package!r} is not installed; pip install {package}")
+    path = Path(found.submodule_search_locations[0]) / inside
+    if not path.is_file():
+        raise UserError(f"{reference}: the installed package {package!r} has no file {inside!r}")
+    return path
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read as a plain state dict: {reason}") from error
+    for wrapping in ("state_dict", "net", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
+            content = content[wrapping]
+    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
+        raise UserError(f"{path} holds no state dict of tensors")
+    return content

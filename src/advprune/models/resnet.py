@@ -1,0 +1,82 @@
+"""Residual networks for small images, at any width.
+
+He et al., Deep Residual Learning for Image Recognition (CVPR 2016). ResNet18 has the stem that is
+usual for CIFAR (one 3x3 convolution of stride 1, no max-pooling); ResNet20 is their CIFAR network
+(section 4.2) with 1x1 convolutions on the shortcuts that change shape.
+"""
+
+import torch
+from torch import nn
+
+from advprune.models.spec import ModelSpec, Normalize, Site
+
+
+def _conv3x3(fan_in: int, fan_out: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """conv-bn-relu-conv-bn, plus the shortcut, then relu."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(fan_in, fan_out, stride)
+        self.bn1 = nn.BatchNorm2d(fan_out)
+        self.act1 = Site()
+        self.conv2 = _conv3x3(fan_out, fan_out, 1)
+        self.bn2 = nn.BatchNorm2d(fan_out)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or fan_in != fan_out:
+            project = nn.Conv2d(fan_in, fan_out, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(project, nn.BatchNorm2d(fan_out))
+        self.act2 = Site()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.act1(self.bn1(self.conv1(x)))
+        h = self.bn2(self.conv2(h)) + self.shortcut(x)
+        return self.act2(h)
+
+
+class ResNet(nn.Module):
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`; any H, W of at least 4."""
+
+    def __init__(self, spec: ModelSpec, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normalize = Normalize(spec.mean, spec.std)
+        self.conv1 = _conv3x3(spec.channels, spec.width, 1)
+        self.bn1 = nn.BatchNorm2d(spec.width)
+        self.act1 = Site()
+        fan_in = spec.width
+        for index, count in enumerate(blocks):
+            fan_out, stride = spec.width * 2**index, 1 if index == 0 else 2
+            stage = [BasicBlock(fan_in, fan_out, stride)]
+            stage += [BasicBlock(fan_out, fan_out, 1) for _ in range(count - 1)]
+            self.add_module(f"layer{index + 1}", nn.Sequential(*stage))
+            fan_in = fan_out
+        self.stages = len(blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(fan_in, spec.classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.act1(self.bn1(self.conv1(self.normalize(x))))  # [N, width, H, W]
+        for index in range(self.stages):
+            h = getattr(self, f"layer{index + 1}")(h)
+        return self.linear(self.pool(h).flatten(1))
+
+
+BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
+
+
+def initialize(model: nn.Module, generator: torch.Generator) -> None:
+    """He initialization of all convolutions and linear layers, from a generator, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def build_dense(spec: ModelSpec) -> ResNet:
+    """The network of a spec, without inserted layers or quantization; weights not trained."""
+    return ResNet(spec, BLOCKS[spec.architecture])

@@ -1,0 +1,15 @@
+"""Prune families: one file a family, found by looking into this folder.
+
+A family is a function `(model, setting, data, generator) -> Pruned`, registered under its key in
+params.yaml with `@family(key, Setting)`. It never changes the model it was given.
+"""
+
+import pkgutil
+from importlib import import_module
+
+from advprune.pruning.family import Pruned, check_settings, families, prune, setting_of
+
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Pruned", "check_settings", "families", "prune", "setting_of"]

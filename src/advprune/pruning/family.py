@@ -1,0 +1,108 @@
+"""The seam that every family fits: a registry, typed settings, and what pruning returns."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from advprune.errors import UserError
+from advprune.params import Settings, parse
+
+Data = tuple[torch.Tensor, torch.Tensor]  # images float32 [N, C, H, W] in [0, 1], labels int64 [N]
+
+
+class Setting(Settings):
+    """Base of a family's settings. A bare number in params.yaml is read as field `shorthand`."""
+
+    shorthand: ClassVar[str | None] = None
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A compressed model and what was done to it.
+
+    changed: per parameter tensor, True where the family changed the value (E, S, R) or removed it
+    (masks). notes: a family's own facts.
+    """
+
+    model: nn.Module
+    changed: dict[str, torch.Tensor]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Per parameter tensor, True where the value is still the dense model's own."""
+        return {name: ~changed for name, changed in self.changed.items()}
+
+    @property
+    def ratio(self) -> float:
+        """Prune ratio: changed parameters over all parameters of the model, in [0, 1]."""
+        total = sum(p.numel() for p in self.model.parameters())
+        return sum(int(c.sum()) for c in self.changed.values()) / max(total, 1)
+
+
+Family = Callable[[nn.Module, Any, Data | None, torch.Generator], Pruned]
+_REGISTRY: dict[str, tuple[type[Setting], Family]] = {}
+
+
+def family(name: str, setting: type[Setting]) -> Callable[[Family], Family]:
+    """Register a family under its key in params.yaml."""
+
+    def register(function: Family) -> Family:
+        _REGISTRY[name] = (setting, function)
+        return function
+
+    return register
+
+
+def families() -> tuple[str, ...]:
+    """The keys of all families, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def setting_of(name: str, value: Any, where: str = "prune") -> Any:
+    """Check a setting from params.yaml; UserError names the key, the value and the range."""
+    if name not in _REGISTRY:
+        known = ", ".join(families())
+        raise UserError(f"{where}.{name}: there is no family {name!r}; known: {known}")
+    kind = _REGISTRY[name][0]
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, dict):
+        if kind.shorthand is None:
+            raise UserError(f"{where}.{name}: write a mapping of settings (got {value!r})")
+        value = {kind.shorthand: value}
+    return parse(kind, value, where=f"{where}.{name}")
+
+
+def check_settings(points: dict[str, Any], sweeps: dict[str, list[Any]]) -> None:
+    """Check every `prune:` and `sweep:` setting of params.yaml before anything is computed."""
+    for name, value in points.items():
+        setting_of(name, value)
+    for name, values in sweeps.items():
+        for value in values:
+            setting_of(name, value, where="sweep")
+
+
+def prune(
+    name: str, model: nn.Module, setting: Any, data: Data | None = None, seed: int = 0
+) -> Pruned:
+    """Apply the family `name` to a copy of `model`; the model itself stays as it was.
+
+    setting: a number or mapping as in params.yaml, or the family's setting object.
+    data: training images `[N, C, H, W]` in [0, 1] and labels, for families that calibrate.
+    Raises UserError for an unknown family, a setting out of range, or data that is missing.
+    """
+    checked = setting_of(name, setting)
+    generator = torch.Generator().manual_seed(seed)
+    return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, data, generator)
+
+
+def require(data: Data | None, name: str) -> Data:
+    """The data, or a UserError that says which family needs it."""
+    if data is None or not len(data[0]):
+        raise UserError(f"family {name} calibrates on training images; pass data=(images, labels)")
+    return data

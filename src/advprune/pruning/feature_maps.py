@@ -1,0 +1,154 @@
+"""clamp and round: families that change feature maps and leave the weights alone.
+
+A layer is put behind every ReLU. Both survive save and load, because the layers are in the
+model's spec. Rounding has no useful gradient, so its backward pass is the identity (straight
+through): a model must not look robust because its gradient was lost.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from advprune.device import device_of
+from advprune.models.checkpoint import activation_layer
+from advprune.models.spec import ActivationSpec, attach, sites, spec_of
+from advprune.pruning.family import Data, Pruned, Setting, family, require
+
+QUANTILE_SAMPLE = 1 << 20  # values a layer: torch.quantile takes at most 2^24
+
+
+class ClampMaps(Setting):
+    """clamp: a layer's maps are kept inside a range found on clean training images.
+
+    Give `sigmas` (mean ± sigmas * std) or `percentile` (of the values, both tails), not both.
+    """
+
+    shorthand: ClassVar[str | None] = "sigmas"
+    sigmas: float | None = Field(default=None, gt=0, le=1e6)
+    percentile: float | None = Field(default=None, gt=50, le=100)
+    images: int = Field(default=512, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "ClampMaps":
+        if (self.sigmas is None) == (self.percentile is None):
+            raise ValueError("give either sigmas or percentile")
+        return self
+
+
+class RoundMaps(Setting):
+    """round: a layer's maps are rounded to `decimals` decimals."""
+
+    shorthand: ClassVar[str | None] = "decimals"
+    decimals: int = Field(ge=0, le=6)
+
+
+@activation_layer("clamp")
+class Clamp(nn.Module):
+    """`min(max(h, low), high)` with one range a layer."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        limits = torch.finfo(torch.float32)
+        self.register_buffer("low", torch.tensor(limits.min))
+        self.register_buffer("high", torch.tensor(limits.max))
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return h.clamp(self.low, self.high)
+
+
+@activation_layer("round")
+class Round(nn.Module):
+    """`round(h, decimals)`; the gradient passes straight through."""
+
+    def __init__(self, decimals: int) -> None:
+        super().__init__()
+        self.decimals = decimals
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return h + (h.round(decimals=self.decimals) - h).detach()
+
+
+def _insert(model: nn.Module, layers: dict[str, nn.Module], note: ActivationSpec) -> Pruned:
+    """Put one layer behind each site and say so in the spec; no parameter changes."""
+    for name, site in sites(model).items():
+        site.append(layers[name])
+    spec = spec_of(model)
+    activations = (*spec.activations, note)
+    attach(model, spec.model_copy(update={"activations": activations}))
+    unchanged = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
+    return Pruned(model, unchanged)
+
+
+class _Recorder:
+    """A forward hook that keeps a layer's sums and an even sample of its values."""
+
+    def __init__(self, share: int) -> None:
+        self.share = share  # values to keep a batch
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+        self.values: list[torch.Tensor] = []
+
+    def __call__(self, module: nn.Module, inputs: object, h: torch.Tensor) -> None:
+        flat = h.detach().flatten()
+        self.count += flat.numel()
+        self.total += float(flat.sum(dtype=torch.float64))
+        self.squares += float(flat.double().square().sum())
+        self.values.append(flat[:: max(1, flat.numel() // self.share)].clone())
+
+    def range(self, setting: ClampMaps) -> tuple[float, float]:
+        """The clamp range that a setting asks for."""
+        if setting.percentile is not None:
+            tail = setting.percentile / 100
+            low, high = torch.quantile(torch.cat(self.values), torch.tensor([1 - tail, tail]))
+            return float(low), float(high)
+        mean = self.total / self.count
+        sigma = max(self.squares / self.count - mean**2, 0.0) ** 0.5
+        reach = (setting.sigmas or 0.0) * sigma
+        return mean - reach, mean + reach
+
+
+def calibrate(
+    model: nn.Module, images: torch.Tensor, setting: ClampMaps, batch: int = 64
+) -> dict[str, tuple[float, float]]:
+    """The clamp range of each activation site, from images `[N, C, H, W]` in [0, 1]."""
+    found = sites(model)
+    batches = images.split(batch)
+    recorders = {name: _Recorder(QUANTILE_SAMPLE // len(batches)) for name in found}
+    handles = [site.register_forward_hook(recorders[name]) for name, site in found.items()]
+    try:
+        with torch.no_grad():
+            for part in batches:
+                model(part.to(device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: recorder.range(setting) for name, recorder in recorders.items()}
+
+
+@family("clamp", ClampMaps)
+def clamp_maps(
+    model: nn.Module, setting: ClampMaps, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Clamp every feature map to the range that clean training images use."""
+    images, _ = require(data, "clamp")
+    chosen = torch.randperm(len(images), generator=generator)[: setting.images]
+    ranges = calibrate(model, images[chosen.sort().values], setting)
+    layers: dict[str, nn.Module] = {}
+    for name, (low, high) in ranges.items():
+        layers[name] = Clamp()
+        layers[name].load_state_dict({"low": torch.tensor(low), "high": torch.tensor(high)})
+    return _insert(model, layers, ActivationSpec(kind="clamp"))
+
+
+@family("round", RoundMaps)
+def round_maps(
+    model: nn.Module, setting: RoundMaps, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Round every feature map to a number of decimals."""
+    settings = {"decimals": setting.decimals}
+    layers: dict[str, nn.Module] = {name: Round(**settings) for name in sites(model)}
+    return _insert(model, layers, ActivationSpec(kind="round", settings=settings))

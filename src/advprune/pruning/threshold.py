@@ -1,0 +1,142 @@
+"""E, S, R and ESR: the elementwise rules of nn-prune.
+
+They act on every module's weight and bias, batch-norm's affine parameters included; running
+statistics are left alone.
+
+- E: `w = 0 where |w| < E`.
+- S: per tensor, clamp to `mean ± S * std`. The published code clamps a tensor only where scipy's
+  `normaltest` rejects normality (p < 1e-5), while its README says the opposite; the gate is an
+  option here and the code's behaviour is the default.
+- R: `w += U[-R, R]`, independently for each element.
+- ESR: the three in that order.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from advprune.pruning.family import Data, Pruned, Setting, family
+
+NORMALITY_P = 1e-5  # the published code's threshold
+NORMALTEST_MINIMUM = 8  # scipy's normaltest is defined from 8 values on
+
+Rule = Callable[[torch.Tensor], torch.Tensor]
+Gate = Literal["non_normal", "normal", "none"]
+
+
+class Threshold(Setting):
+    """E: weights of magnitude below `threshold` become zero."""
+
+    shorthand: ClassVar[str | None] = "threshold"
+    threshold: float = Field(ge=0, le=1e6)
+
+
+class Clamp(Setting):
+    """S: weights are clamped to `mean ± sigmas * std` of their tensor.
+
+    gate: which tensors are clamped: `non_normal` (published code: normaltest p < 1e-5), `normal`
+    (published README: p >= 1e-5), or `none` (every tensor).
+    """
+
+    shorthand: ClassVar[str | None] = "sigmas"
+    sigmas: float = Field(gt=0, le=1e6)
+    gate: Gate = "non_normal"
+
+
+class Noise(Setting):
+    """R: uniform noise of half-width `radius` is added to every weight."""
+
+    shorthand: ClassVar[str | None] = "radius"
+    radius: float = Field(ge=0, le=1e6)
+
+
+class ESR(Setting):
+    """E, then S, then R."""
+
+    E: float = Field(ge=0, le=1e6)
+    S: float = Field(gt=0, le=1e6)
+    R: float = Field(ge=0, le=1e6)
+    gate: Gate = "non_normal"
+
+
+def zero_small(w: torch.Tensor, threshold: float) -> torch.Tensor:
+    """`w` with every entry of magnitude below `threshold` set to zero."""
+    return w.masked_fill(w.abs() < threshold, 0.0)
+
+
+def clamp_sigmas(w: torch.Tensor, sigmas: float, gate: Gate = "non_normal") -> torch.Tensor:
+    """`w` clamped to its mean ± `sigmas` population standard deviations, if the gate lets it."""
+    if not _passes(w, gate):
+        return w.clone()
+    mean, reach = w.mean(), sigmas * w.std(correction=0)
+    return w.clamp(mean - reach, mean + reach)
+
+
+def _passes(w: torch.Tensor, gate: Gate) -> bool:
+    """Whether a tensor is clamped. Too few or constant values count as normal: not rejected."""
+    if gate == "none":
+        return True
+    from scipy.stats import normaltest
+
+    values = w.detach().double().cpu().flatten().numpy()
+    if len(values) < NORMALTEST_MINIMUM or values.std() == 0:
+        return gate == "normal"
+    rejected = bool(normaltest(values).pvalue < NORMALITY_P)
+    return rejected if gate == "non_normal" else not rejected
+
+
+def add_noise(w: torch.Tensor, radius: float, generator: torch.Generator) -> torch.Tensor:
+    """`w` plus independent uniform noise in [-radius, radius], drawn on the CPU."""
+    noise = (torch.rand(w.shape, generator=generator) * 2 - 1) * radius
+    return w + noise.to(w.device)
+
+
+def apply(model: nn.Module, rule: Rule) -> Pruned:
+    """Replace every parameter `w` of `model` by `rule(w)`, in place, and note what changed."""
+    changed = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            new = rule(parameter)
+            changed[name] = new != parameter
+            parameter.copy_(new)
+    return Pruned(model, changed)
+
+
+@family("E", Threshold)
+def prune_e(
+    model: nn.Module, setting: Threshold, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Small weights to zero."""
+    return apply(model, lambda w: zero_small(w, setting.threshold))
+
+
+@family("S", Clamp)
+def prune_s(
+    model: nn.Module, setting: Clamp, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Weights clamped to a multiple of sigma."""
+    return apply(model, lambda w: clamp_sigmas(w, setting.sigmas, setting.gate))
+
+
+@family("R", Noise)
+def prune_r(
+    model: nn.Module, setting: Noise, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Uniform noise on the weights."""
+    return apply(model, lambda w: add_noise(w, setting.radius, generator))
+
+
+@family("ESR", ESR)
+def prune_esr(
+    model: nn.Module, setting: ESR, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Small weights to zero, then the clamp, then the noise."""
+
+    def rule(w: torch.Tensor) -> torch.Tensor:
+        clamped = clamp_sigmas(zero_small(w, setting.E), setting.S, setting.gate)
+        return add_noise(clamped, setting.R, generator)
+
+    return apply(model, rule)

@@ -1,0 +1,1 @@
+"""The report: everything people see, computed from records. Needs no torch."""

@@ -1,0 +1,146 @@
+"""A study: all that one run of the pipeline found, read back from its files."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+
+from advprune.errors import UserError
+from advprune.evaluate import metrics
+from advprune.evaluate.measures import remnant_accuracy
+from advprune.evaluate.statistics import mcnemar
+from advprune.evaluate.transfer import transfer_success
+from advprune.params import Params
+
+Place = Callable[[str, str], Path]  # kind of file, name -> where it lies
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the leaderboard: a model and what was recorded about it.
+
+    records: every attack and curve. layers: where the main attack acts. transfer: images crafted
+    on the dense network scored here, and back (None for the dense network itself).
+    card: the facts of the checkpoint.
+    """
+
+    family: str
+    base: str
+    card: dict[str, Any]
+    records: pd.DataFrame
+    layers: pd.DataFrame
+    transfer: pd.DataFrame | None
+
+    @property
+    def name(self) -> str:
+        """`<family>-<base>`."""
+        return f"{self.family}-{self.base}"
+
+    def attack(self, name: str) -> pd.DataFrame:
+        """The records of one attack, in the order of the images."""
+        return self.records[self.records.attack == name].sort_values("index", ignore_index=True)
+
+    def transferred(self, attack: str, source: str = "dense") -> pd.DataFrame:
+        """Records of images crafted on `source`; the dense network's own where this is it."""
+        if self.transfer is None:
+            return self.attack(attack)
+        chosen = (self.transfer.attack == attack) & (self.transfer.source == source)
+        return self.transfer[chosen].sort_values("index", ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole run: settings, models in params order (dense, int8, families, base by base)."""
+
+    params: Params
+    models: list[Model]
+    sweeps: dict[tuple[str, str], pd.DataFrame]  # (family, base) -> records
+    source: str
+    classes: list[str]
+    clean_images: np.ndarray  # uint8 [N, C, H, W], the evaluation subset
+    adv_images: dict[str, np.ndarray]  # model name -> uint8, the main attack's
+
+    @property
+    def main(self) -> str:
+        """The attack that the leaderboard is about."""
+        return self.params.attack.main
+
+    def dense(self, base: str) -> Model:
+        """The dense network of a base."""
+        return next(m for m in self.models if (m.family, m.base) == ("dense", base))
+
+    def metrics(self, model: Model) -> dict[str, Any]:
+        """The flat metrics of one model, the same keys for each, rates rounded to 4 places."""
+        dense, records = self.dense(model.base), model.attack(self.main)
+        right = (records.adv_pred == records.label).to_numpy()
+        dense_records = dense.attack(self.main)
+        dense_right = (dense_records.adv_pred == dense_records.label).to_numpy()
+        transferred = model.transferred(self.main)
+        card = model.card
+        found = metrics(records)
+        found |= remnant_accuracy(transferred).columns("transfer_accuracy")
+        found |= transfer_success(transferred, dense_records).columns("transfer_success_rate")
+        found["p_against_dense"] = round(mcnemar(right, dense_right), 4)
+        keys = ("prune_ratio", "sparsity", "bits", "parameters", "twin_agreement")
+        return found | {key: card[key] for key in keys}
+
+
+def read_study(params: Params, place: Place) -> Study:
+    """Read everything that params.yaml declares; UserError where a file is missing or damaged."""
+    models, sweeps = [], {}
+    for base in params.bases:
+        for family in ("dense", "int8", *params.prune):
+            models.append(_read_model(family, base, place))
+        for family in params.sweep:
+            table = place("records", f"{family}-{base}.sweep.parquet")
+            sweeps[family, base] = _frame(table)
+    test, header = _tensors(place("data", "test.safetensors"))
+    described = json.loads(header["split"])
+    adv = {
+        m.name: _tensors(place("records", f"{m.name}.adv.safetensors"))[0][params.attack.main]
+        for m in models
+    }
+    return Study(
+        params, models, sweeps, described["source"], described["classes"], test["images"], adv
+    )
+
+
+def _read_model(family: str, base: str, place: Place) -> Model:
+    name = f"{family}-{base}"
+    card = place("models", name) / "model.json"
+    if not card.is_file():
+        raise UserError(f"there is no {card}; run `dvc repro`")
+    transfer = None
+    if family != "dense":
+        transfer = _frame(place("records", f"{name}.transfer.parquet"))
+    return Model(
+        family,
+        base,
+        json.loads(card.read_text(encoding="utf-8")),
+        _frame(place("records", f"{name}.parquet")),
+        _frame(place("records", f"{name}.layers.parquet")),
+        transfer,
+    )
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"there is no {path}; run `dvc repro`")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
+
+
+def _tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error

@@ -1,0 +1,47 @@
+"""Long work that survives a kill: finished parts are kept until the whole is done."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from advprune.files import atomic, fingerprint
+
+
+class Parts:
+    """Finished parts of one piece of work, in a folder named by everything it depends on."""
+
+    def __init__(self, root: Path, *settings: Any, files: list[Path]) -> None:
+        self.folder = root / fingerprint(*settings, files=files)
+
+    def frame(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The table `name`: read back if it was finished before, else computed and kept."""
+        path = self.folder / f"{name}.parquet"
+        if path.is_file():
+            return pd.read_parquet(path)
+        table = compute()
+        with atomic(path) as temporary:
+            table.to_parquet(temporary, index=False)
+        return table
+
+    def tensor(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The tensor `name`, likewise."""
+        path = self.folder / f"{name}.safetensors"
+        if path.is_file():
+            try:
+                return load_file(path)["value"]
+            except SafetensorError:
+                path.unlink()
+        value = compute()
+        with atomic(path) as temporary:
+            save_file({"value": value.contiguous()}, temporary)
+        return value
+
+    def discard(self) -> None:
+        """The whole is done: drop the parts."""
+        shutil.rmtree(self.folder, ignore_errors=True)

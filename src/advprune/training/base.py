@@ -1,0 +1,50 @@
+"""The dense network of a profile: loaded from weights elsewhere, or trained."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from advprune.data import Split, to_float
+from advprune.models.checkpoint import build, load_foreign
+from advprune.models.resnet import initialize
+from advprune.models.spec import ModelSpec
+from advprune.params import ModelSettings, Profile
+from advprune.training.standard import Trainer, accuracy
+
+
+def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
+    """The spec that fits the training images: their channels, classes, mean and std."""
+    channels = train.images.shape[1]
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    if settings.normalize:
+        pixels = to_float(train.images).double()
+        mean = tuple(round(float(v), 4) for v in pixels.mean((0, 2, 3)))
+        std = tuple(round(max(float(v), 0.01), 4) for v in pixels.std((0, 2, 3)))
+    return ModelSpec(
+        architecture=settings.architecture,
+        width=settings.width,
+        channels=channels,
+        classes=len(train.classes),
+        mean=mean,
+        std=std,
+    )
+
+
+def load_or_train(
+    settings: Profile, train: Split, val: Split, seed: int, device: torch.device, state: Path
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """The dense network and its history, one row an epoch (one row in all where it is loaded).
+
+    state: where the training state is kept after each epoch, to be resumed after a kill.
+    """
+    spec = spec_for(settings.model, train)
+    if settings.model.weights is not None:
+        model = load_foreign(spec, settings.model.weights.path, settings.model.weights.sha256)
+        reached = accuracy(model.to(device), val.images, val.labels)
+        return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
+    model = build(spec)
+    initialize(model, torch.Generator().manual_seed(seed))
+    pairs = (train.images, train.labels), (val.images, val.labels)
+    trainer = Trainer(model.to(device), *pairs, settings.train, seed, state)
+    return model, trainer.run()

@@ -1,0 +1,48 @@
+"""Stage attack: PGD on one model; records, adversarial images, and where the attack acts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from common import BaseOption, ProfileOption, Workspace, script
+
+
+def attack(
+    family: Annotated[str, typer.Argument(help="A key of `prune:`, or dense, or int8.")],
+    base: BaseOption = "standard",
+    profile: ProfileOption = None,
+) -> None:
+    """Write records/<profile>/<family>-<base>.{parquet,adv.safetensors,layers.parquet}."""
+    from safetensors.torch import save_file
+
+    from advprune.data import load_split
+    from advprune.device import setup
+    from advprune.evaluate.layers import where
+    from advprune.evaluate.suite import Suite
+    from advprune.files import atomic
+    from advprune.models.checkpoint import load_model
+    from advprune.resume import Parts
+
+    workspace = Workspace.open(profile, base)
+    seed, device = workspace.params.seed, setup()
+    model = load_model(workspace.weights(family)).to(device)
+    images, labels = load_split(workspace.place("data"), "test")
+    parts = Parts(
+        Path("checkpoints"),
+        workspace.attacks(),
+        seed,
+        files=[workspace.weights(family), workspace.place("data", "test.safetensors")],
+    )
+    suite = Suite(images, labels, workspace.profile, workspace.params.attack, seed, parts)
+    records, adv = suite.attack(f"{family}-{base}", model)
+    main = adv[workspace.params.attack.main] / 255
+    for ending, table in (("parquet", records), ("layers.parquet", where(model, images, main))):
+        with atomic(workspace.records(family, ending)) as temporary:
+            table.to_parquet(temporary, index=False)
+    with atomic(workspace.records(family, "adv.safetensors")) as temporary:
+        save_file(adv, temporary)
+    parts.discard()
+
+
+if __name__ == "__main__":
+    script(attack)

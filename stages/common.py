@@ -1,0 +1,72 @@
+"""What every stage script shares: the library on the path, places of files, one-line errors."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import typer
+
+from advprune import params as settings
+from advprune.errors import UserError
+
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", help="Profile to run; by default that of params.yaml.")
+]
+BaseOption = Annotated[str, typer.Option("--base", help="Which dense network: a key of `bases:`.")]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The settings of a run and where its files lie, relative to the repository root."""
+
+    params: settings.Params
+    base: str = "standard"
+
+    @classmethod
+    def open(cls, profile: str | None, base: str = "standard") -> "Workspace":
+        """Read params.yaml; UserError for an unknown base."""
+        params = settings.load(profile=profile)
+        if base not in params.bases:
+            known = ", ".join(params.bases)
+            raise UserError(f"--base: there is no base {base!r} in params.yaml; known: {known}")
+        return cls(params, base)
+
+    @property
+    def profile(self) -> settings.Profile:
+        """The active profile's settings."""
+        return self.params.active()
+
+    def place(self, kind: str, name: str = "") -> Path:
+        """`<kind>/<profile>/<name>`."""
+        return Path(kind) / self.params.profile / name
+
+    def model(self, family: str) -> Path:
+        """The folder of a model."""
+        return self.place("models", f"{family}-{self.base}")
+
+    def weights(self, family: str) -> Path:
+        """The checkpoint of a model."""
+        return self.model(family) / "model.safetensors"
+
+    def records(self, family: str, ending: str) -> Path:
+        """A file of records of a model."""
+        return self.place("records", f"{family}-{self.base}.{ending}")
+
+    def attacks(self) -> dict[str, Any]:
+        """The attack settings, as plain values, for a fingerprint."""
+        chosen = self.params.attack.model_dump()
+        return chosen | self.profile.model_dump(include={"attacks", "curves", "batch"})
+
+
+def script(command: Any) -> None:
+    """Run a stage's command; a UserError ends it with one line and exit status 1."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,43 @@
+"""Stage train: the dense network that every family is applied to, trained or loaded."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from common import ProfileOption, Workspace, script
+
+
+def train(
+    base: Annotated[str, typer.Argument(help="A key of `bases:`.")], profile: ProfileOption = None
+) -> None:
+    """Write models/<profile>/dense-<base>/: the checkpoint, its card and the training history."""
+    import pandas as pd
+
+    from advprune.data import read_split
+    from advprune.device import setup
+    from advprune.files import atomic, fingerprint
+    from advprune.models.card import write_card
+    from advprune.models.checkpoint import save_model
+    from advprune.training.base import load_or_train
+
+    workspace = Workspace.open(profile, base)
+    data = workspace.place("data")
+    settings = workspace.profile
+    key = fingerprint(
+        settings.model_dump(include={"model", "train"}),
+        workspace.params.bases[base].model_dump(),
+        workspace.params.seed,
+        files=[data / "train.safetensors"],
+    )
+    state = Path("checkpoints") / key / "training.pt"
+    splits = read_split(data / "train.safetensors"), read_split(data / "val.safetensors")
+    model, history = load_or_train(settings, *splits, workspace.params.seed, setup(), state)
+    save_model(model, workspace.weights("dense"))
+    write_card(workspace.weights("dense"))
+    with atomic(workspace.model("dense") / "history.csv") as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False)
+    state.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    script(train)

@@ -1,0 +1,692 @@
+"""Pictures in, splits out: counts by hand, pixels by value, and every bad input named."""
+
+import functools
+import hashlib
+import io
+import json
+import pickle
+import socket
+import struct
+import tarfile
+import threading
+import zlib
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advprune import data
+from advprune.data import Split
+from advprune.errors import UserError
+
+
+def prepare(source: str, root: Path | None, **changes: object) -> dict[str, Split]:
+    settings: dict = {
+        "root": None if root is None else str(root), "cache": Path("unused-cache"),
+        "val_fraction": 0.25, "test_fraction": 0.25, "size": None,
+        "train_limit": None, "test_limit": None, "seed": 0,
+    }  # fmt: skip
+    return data.prepare(source, **{**settings, **changes})
+
+
+def refused(source: str, root: Path | None, **changes: object) -> str:
+    with pytest.raises(UserError) as caught:
+        prepare(source, root, **changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def png(value: int | tuple[int, ...], size: tuple[int, int] = (4, 4), mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(root: Path, files: dict[str, bytes]) -> Path:
+    for name, contents in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(contents)
+    return root
+
+
+def tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, contents in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            archive.addfile(member, io.BytesIO(contents))
+    return path
+
+
+def animals(per_class: int = 4) -> dict[str, bytes]:
+    """Train pictures whose red tells the class and whose green tells the file."""
+    return {
+        f"train/{kind}/{i}.png": png((red, i, 0))
+        for red, kind in ((10, "cat"), (20, "dog"))
+        for i in range(per_class)
+    }
+
+
+def same(one: dict[str, Split], other: dict[str, Split]) -> bool:
+    return all(
+        torch.equal(one[name].images, other[name].images)
+        and torch.equal(one[name].labels, other[name].labels)
+        and one[name].classes == other[name].classes
+        for name in data.SPLITS
+    )
+
+
+def tiny_split() -> Split:
+    images = torch.arange(2 * 3 * 2 * 2, dtype=torch.uint8).reshape(2, 3, 2, 2)
+    return Split(images, torch.tensor([1, 0]), ("no", "yes"), "made up")
+
+
+# --- Split ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]), ("uint8", "float32")),
+        (torch.zeros(2, 2, 2).byte(), torch.tensor([0, 1]), ("[2, 2, 2]",)),
+        (torch.zeros(0, 1, 2, 2).byte(), torch.tensor([]).long(), ("empty",)),
+        (torch.zeros(2, 1, 2, 2).byte(), torch.tensor([0]), ("int64 [2]", "[1]")),
+        (torch.zeros(2, 1, 2, 2).byte(), torch.tensor([0, 1]).int(), ("int64", "int32")),
+        (torch.zeros(3, 1, 2, 2).byte(), torch.tensor([0, 7, 9]), ("7", "index 1", "2 classes")),
+        (torch.zeros(2, 1, 2, 2).byte(), torch.tensor([0, -1]), ("-1", "index 1", "2 classes")),
+    ],
+)
+def test_split_refuses_faulty_fields(
+    images: torch.Tensor, labels: torch.Tensor, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        Split(images, labels, ("a", "b"), "here")
+    assert all(word in str(caught.value) for word in words)
+
+
+# --- Stratification ------------------------------------------------------------------------------
+
+
+def test_subset_counts_by_largest_remainder() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)
+    # 7 of 10: shares 3.5, 2.1, 1.4 -> 3, 2, 1 and the one left over goes to remainder .5
+    chosen = data.stratified_subset(labels, 7, seed=1)
+    assert torch.bincount(labels[chosen]).tolist() == [4, 2, 1]
+    # 4 of 10: shares 2.0, 1.2, 0.8 -> 2, 1, 0 and one to remainder .8
+    assert torch.bincount(labels[data.stratified_subset(labels, 4, 1)]).tolist() == [2, 1, 1]
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+
+
+def test_subset_breaks_ties_towards_the_lower_label_and_allows_absent_classes() -> None:
+    labels = torch.tensor([3, 1, 3, 1])
+    assert labels[data.stratified_subset(labels, 1, 0)].tolist() == [1]
+    assert data.stratified_subset(labels, 4, 0).tolist() == [0, 1, 2, 3]
+    many = torch.arange(3000).flip(0)
+    assert sorted(many[data.stratified_subset(many, 1500, 0)].tolist()) == list(range(1500))
+
+
+def test_subset_is_seeded() -> None:
+    labels = torch.arange(1000) % 10
+    first = data.stratified_subset(labels, 100, 5)
+    assert torch.equal(first, data.stratified_subset(labels, 100, 5))
+    assert not torch.equal(first, data.stratified_subset(labels, 100, 6))
+
+
+def test_subset_draws_every_member_equally_often() -> None:
+    labels = torch.tensor([0] * 4 + [1] * 4)
+    hits = torch.zeros(8)
+    for seed in range(400):
+        hits[data.stratified_subset(labels, 4, seed)] += 1
+    assert hits.sum() == 1600 and hits.min() > 160 and hits.max() < 240  # 200 +- 4 sigma
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_subset_refuses_more_than_there_are(n: int) -> None:
+    with pytest.raises(UserError, match=f"{n} images out of 3"):
+        data.stratified_subset(torch.tensor([0, 0, 1]), n, 0)
+
+
+def test_split_indices_are_a_partition() -> None:
+    labels = torch.tensor([0, 1] * 10)
+    kept, taken = data.stratified_split(labels, 0.2, 3)
+    assert sorted(kept.tolist() + taken.tolist()) == list(range(20))
+    assert torch.bincount(labels[taken]).tolist() == [2, 2]
+    assert kept.tolist() == sorted(kept.tolist())
+    for fraction in (0.0, 1.0, 0.001, float("nan")):
+        with pytest.raises(UserError, match=r"of 20 images.*\(0, 1\)"):
+            data.stratified_split(labels, fraction, 0)
+
+
+# --- Stored splits -------------------------------------------------------------------------------
+
+
+def test_save_and_read_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "test.safetensors"
+    data.save_split(tiny_split(), path)
+    back = data.read_split(path)
+    assert torch.equal(back.images, tiny_split().images)
+    assert torch.equal(back.labels, tiny_split().labels)
+    assert (back.classes, back.source) == (("no", "yes"), "made up")
+    assert [file.name for file in path.parent.iterdir()] == ["test.safetensors"]
+
+
+def test_saved_bytes_are_deterministic_and_the_hash_is_of_pixels_and_labels(tmp_path: Path) -> None:
+    one, other = tmp_path / "1", tmp_path / "2"
+    data.save_split(tiny_split(), one)
+    data.save_split(tiny_split(), other)
+    assert one.read_bytes() == other.read_bytes()
+    contents = one.read_bytes()
+    header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
+    assert list(header["__metadata__"]) == ["split"]
+    expected = hashlib.sha256(bytes(range(24)) + struct.pack("<qq", 1, 0)).hexdigest()
+    assert json.loads(header["__metadata__"]["split"])["sha256"] == expected
+
+
+def test_strided_images_are_saved_as_they_look(tmp_path: Path) -> None:
+    images = tiny_split().images.permute(0, 1, 3, 2)
+    data.save_split(Split(images, torch.tensor([0, 1]), ("a", "b"), ""), tmp_path / "f")
+    assert torch.equal(data.read_split(tmp_path / "f").images, images)
+
+
+def test_read_refuses_any_altered_pixel_or_label(tmp_path: Path) -> None:
+    path = tmp_path / "val.safetensors"
+    data.save_split(tiny_split(), path)
+    sound = path.read_bytes()
+    payload = len(sound) - 24 - 16
+    for at in (payload, payload + 20, len(sound) - 1):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+        with pytest.raises(UserError, match=r"val\.safetensors.*run `dvc repro prepare`"):
+            data.read_split(path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_read_refuses_a_truncated_file(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "val.safetensors"
+    data.save_split(tiny_split(), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"val\.safetensors.*cut short.*run `dvc repro prepare`"):
+        data.read_split(path)
+
+
+def test_read_refuses_foreign_files_and_absent_ones(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    split = tiny_split()
+    absent, foreign = tmp_path / "absent.safetensors", tmp_path / "foreign.safetensors"
+    with pytest.raises(UserError, match=r"absent\.safetensors does not exist.*dvc repro prepare"):
+        data.read_split(absent)
+    about = {"classes": ["only"], "source": "", "sha256": ""}
+    for tensors, metadata, word in (
+        ({"images": split.images, "labels": split.labels}, None, "no split file"),
+        ({"images": split.images, "labels": split.labels}, {"split": "{"}, "no split file"),
+        ({"images": split.images, "labels": split.labels}, {"split": "{}"}, "no split file"),
+        ({"images": split.images}, {"split": json.dumps(about)}, "no split file"),
+        ({"images": split.images, "labels": split.labels}, {"split": json.dumps(about)}, "label 1"),
+    ):
+        save_file(tensors, foreign, metadata)
+        with pytest.raises(UserError, match=rf"foreign\.safetensors.*{word}.*dvc repro prepare"):
+            data.read_split(foreign)
+
+
+def test_load_split_scales_to_the_unit_interval(tmp_path: Path) -> None:
+    images = torch.tensor([0, 51, 255, 1], dtype=torch.uint8).reshape(2, 1, 1, 2)
+    split = Split(images, torch.tensor([0, 1]), ("a", "b"), "")
+    data.save_split(split, tmp_path / "test.safetensors")
+    loaded, labels = data.load_split(str(tmp_path))
+    assert loaded.dtype == torch.float32 and labels.tolist() == [0, 1]
+    assert loaded.flatten().tolist() == pytest.approx([0, 0.2, 1, 1 / 255], abs=1e-7)
+    with pytest.raises(UserError, match=r"other\.safetensors"):
+        data.load_split(tmp_path, "other")
+    with pytest.raises(UserError, match="float32"):
+        data.to_float(loaded)
+
+
+# --- digits --------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    splits = prepare("digits", None, val_fraction=0.1, test_fraction=0.2)
+    # 1797 * 0.2 = 359.4 -> 359; 1438 * 0.1 = 143.8 -> 144
+    assert [len(splits[name].labels) for name in data.SPLITS] == [1294, 144, 359]
+    values, labels = load_digits(return_X_y=True)
+    pixels = np.floor(values.reshape(-1, 64) * 255 / 16 + 0.5).astype(np.uint8)
+    expected = sorted(
+        (row.tobytes(), int(label)) for row, label in zip(pixels, labels, strict=True)
+    )
+    found = [
+        (image.numpy().tobytes(), int(label))
+        for split in splits.values()
+        for image, label in zip(split.images, split.labels, strict=True)
+    ]
+    assert sorted(found) == expected
+    test = splits["test"]
+    assert test.images.shape[1:] == (1, 8, 8) and test.classes == tuple("0123456789")
+    assert test.source == "scikit-learn digits"
+    whole, part = torch.tensor(np.bincount(labels)), torch.bincount(test.labels)
+    assert ((part - whole * 359 / 1797).abs() < 1).all()
+
+
+def test_limits_cut_the_splits_they_name_after_val_is_taken() -> None:
+    whole = prepare("digits", None)
+    cut = prepare("digits", None, train_limit=100, test_limit=50)
+    assert [len(cut[name].labels) for name in data.SPLITS] == [100, len(whole["val"].labels), 50]
+    assert torch.equal(cut["val"].images, whole["val"].images)
+    assert torch.bincount(cut["test"].labels).tolist() == [5] * 10
+    for name in ("train", "test"):
+        pool = {image.numpy().tobytes() for image in whole[name].images}
+        assert all(image.numpy().tobytes() in pool for image in cut[name].images)
+    assert same(cut, prepare("digits", None, train_limit=100, test_limit=50))
+    assert not same(cut, prepare("digits", None, train_limit=100, test_limit=50, seed=1))
+    assert "test_limit is 5000" in refused("digits", None, test_limit=5000)
+    assert "train_limit is 0" in refused("digits", None, train_limit=0)
+
+
+def test_prepare_refuses_unusable_settings() -> None:
+    assert "'mnist'" in refused("mnist", None) and "imagefolder" in refused("mnist", None)
+    assert "size 16" in refused("digits", None, size=16)
+    assert "root" in refused("imagefolder", None)
+    for fraction in (0.0, 1.0, -0.5):
+        assert f"val_fraction cannot be used: {fraction} of" in refused(
+            "digits", None, val_fraction=fraction
+        )
+
+
+# --- Image folders and tars ----------------------------------------------------------------------
+
+
+def test_folder_gives_known_pixels_classes_and_order(tmp_path: Path) -> None:
+    files = animals() | {
+        "test/dog/b.JPG": png((9, 0, 0)), "test/dog/a.png": png((8, 0, 0)),
+        "test/cat/z.jpeg": png((7, 0, 0)), "val/cat/v.PNG": png((6, 5, 4)),
+        "train/cat/notes.txt": b"x", "train/.hidden/h.png": b"", "train/cat/._0.png": b"",
+        "README.md": b"x", "preview.png": b"no image",
+    }  # fmt: skip
+    splits = prepare("imagefolder", write(tmp_path / "pets", files))
+    assert splits["train"].images[:, 0, 0, 0].tolist() == [10] * 4 + [20] * 4
+    assert splits["train"].images[:, 1, 3, 3].tolist() == [0, 1, 2, 3] * 2
+    assert splits["train"].labels.tolist() == [0] * 4 + [1] * 4
+    assert splits["test"].images[:, 0, 0, 0].tolist() == [7, 8, 9]
+    assert splits["test"].labels.tolist() == [0, 1, 1]
+    assert splits["val"].images[0, :, 0, 0].tolist() == [6, 5, 4]
+    assert splits["val"].classes == splits["test"].classes == ("cat", "dog")
+    assert splits["test"].source == "image folder pets"
+
+
+def test_missing_parts_are_taken_from_train_stratified(tmp_path: Path) -> None:
+    splits = prepare("imagefolder", write(tmp_path / "pets", animals(16)))
+    # of 16 a class: test takes 4, val takes 3 of the 12 left
+    for name, count in (("train", 9), ("val", 3), ("test", 4)):
+        assert torch.bincount(splits[name].labels).tolist() == [count, count]
+    seen = torch.cat([splits[name].images[:, :2, 0, 0] for name in data.SPLITS])
+    assert len({tuple(pixel) for pixel in seen.tolist()}) == 32  # disjoint, none lost
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+@pytest.mark.parametrize("leading", ["", "./", "top/"])
+def test_tar_equals_its_folder_in_any_member_order(tmp_path: Path, mode: str, leading: str) -> None:
+    files = animals() | {"test/cat/t.png": png((1, 2, 3)), "test/dog/t.png": png((3, 2, 1))}
+    folder = prepare("imagefolder", write(tmp_path / "pets", files))
+    shuffled = {leading + name: files[name] for name in reversed(files)}
+    path = tar(tmp_path / "pets.tar", shuffled, mode)
+    read = prepare("imagefolder", path)
+    assert same(folder, read)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    assert read["test"].source == f"image folder pets.tar (sha256 {digest})"
+
+
+def test_classes_sort_by_name_and_not_by_joined_path(tmp_path: Path) -> None:
+    # "a-b/x" sorts before "a/x" as text, although "a" sorts before "a-b"
+    files = {f"train/{kind}/{i}.png": png(value) for kind, value in (("a", (1, 1, 1)),
+             ("a-b", (2, 2, 2))) for i in range(4)}  # fmt: skip
+    train = prepare("imagefolder", write(tmp_path, files))["train"]
+    assert train.classes == ("a", "a-b")
+    assert (train.images[:, 0, 0, 0] == train.labels + 1).all()
+
+
+def test_a_tar_made_of_folder_members_reads_as_the_folder(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", animals())
+    with tarfile.open(tmp_path / "pets.tar.gz", "w:gz") as archive:
+        archive.add(root, "pets")
+    assert same(prepare("imagefolder", root), prepare("imagefolder", tmp_path / "pets.tar.gz"))
+
+
+def test_gray_stays_one_channel_only_if_all_are_gray(tmp_path: Path) -> None:
+    gray = {f"train/{kind}/{i}.png": png(i * 9, mode="L") for kind in "ab" for i in range(4)}
+    gray["train/a/bit.png"] = png(1, mode="1")
+    parts = {"test/a/t.png": png(77, mode="L"), "val/b/v.png": png(78, mode="L")}
+    alone = prepare("imagefolder", write(tmp_path / "gray", gray | parts))
+    assert alone["train"].images.shape == (9, 1, 4, 4)
+    assert alone["train"].images[:, 0, 0, 0].tolist() == [0, 9, 18, 27, 255, 0, 9, 18, 27]
+    parts["test/a/rgba.png"] = png((5, 6, 7, 100), mode="RGBA")
+    mixed = prepare("imagefolder", write(tmp_path / "mixed", gray | parts))
+    assert torch.equal(mixed["train"].images, alone["train"].images.expand(-1, 3, -1, -1))
+    assert mixed["test"].images[:, :, 0, 0].tolist() == [[5, 6, 7], [77, 77, 77]]
+
+
+def test_size_resizes_antialiased(tmp_path: Path) -> None:
+    stripes = np.zeros((8, 16), np.uint8)
+    stripes[:, ::2] = 200  # finer than the result can show: its middle must come out as the mean
+    buffer = io.BytesIO()
+    Image.fromarray(stripes).save(buffer, "PNG")
+    files = {f"train/a/{i}.png": buffer.getvalue() for i in range(4)}
+    files |= {f"train/b/{i}.png": png(60, (5, 3), "L") for i in range(4)}
+    train = prepare("imagefolder", write(tmp_path, files), size=4)["train"]
+    assert train.images.shape[1:] == (1, 4, 4)
+    a, b = (train.images[train.labels == label] for label in (0, 1))
+    assert (b == 60).all()
+    assert (a.int() - 100).abs().max() <= 15 and a.float().mean() == pytest.approx(100, abs=2)
+
+
+def test_oblong_pictures_keep_their_shape(tmp_path: Path) -> None:
+    files = {f"train/{kind}/{i}.png": png((1, 2, 3), (6, 4)) for kind in "ab" for i in range(4)}
+    assert prepare("imagefolder", write(tmp_path, files))["train"].images.shape[1:] == (3, 4, 6)
+
+
+# --- Bad image folders and tars ------------------------------------------------------------------
+
+
+def bomb(side: int) -> bytes:
+    """Return a PNG header that announces side x side pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def gif() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"train/cat/bad.png": b"plain text"}, ["train/cat/bad.png", "no image"]),
+        ({"train/cat/cut.png": png((1, 2, 3), (40, 40))[:60]}, ["train/cat/cut.png", "no image"]),
+        ({"train/cat/none.jpg": b""}, ["train/cat/none.jpg", "empty"]),
+        ({"train/cat/bomb.png": bomb(20_000)}, ["train/cat/bomb.png", "decompression bomb"]),
+        ({"train/cat/bomb.png": bomb(10_000)}, ["train/cat/bomb.png", "decompression bomb"]),
+        ({"train/cat/a.gif.png": gif()}, ["train/cat/a.gif.png", "no image"]),
+        ({"train/cat/deep.png": png(300, mode="I;16")}, ["train/cat/deep.png", "8 bits"]),
+        ({"train/dog/odd.png": png((1, 2, 3), (5, 4))}, ["train/dog/odd.png", "5x4", "4x4"]),
+        ({"test/cow/1.png": png((1, 2, 3))}, ["'cow'", "test/", "train/"]),
+        ({"train/cow/notes.txt": b"x"}, ["'train/cow'", "no PNG or JPEG"]),
+        ({"test/notes/notes.txt": b"x"}, ["'test/notes'", "no PNG or JPEG"]),
+        ({"train/loose.png": png((1, 2, 3))}, ["'train/loose.png'", "out of place"]),
+        ({"train/cat/more/1.png": png((1, 2, 3))}, ["'train/cat/more", "out of place"]),
+        ({"train/emu/1.png": png((1, 2, 3))}, ["'emu'", "1 image", "at least 2"]),
+    ],
+)
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_bad_content_is_named(
+    tmp_path: Path, form: str, extra: dict[str, bytes], words: list[str]
+) -> None:
+    files = animals() | extra
+    root = tmp_path / "pets"
+    place = (
+        write(root, files) if form == "folder" else tar(root.with_suffix(".tar.gz"), files, "w:gz")
+    )
+    message = refused("imagefolder", place)
+    assert all(word in message for word in [*words, "pets"])
+
+
+@pytest.mark.parametrize("empty", ["train", "train/cow", "test", "val", "test/cat"])
+def test_empty_folders_are_named(tmp_path: Path, empty: str) -> None:
+    (write(tmp_path, animals()) / empty).mkdir(parents=True, exist_ok=True)
+    if empty == "train":
+        for file in tmp_path.glob("train/*/*"):
+            file.unlink()
+        for folder in tmp_path.glob("train/*"):
+            folder.rmdir()
+    assert f"'{empty}'" in refused("imagefolder", tmp_path)
+
+
+def test_roots_that_hold_no_image_folder(tmp_path: Path) -> None:
+    assert "nowhere does not exist" in refused("imagefolder", tmp_path / "nowhere")
+    root = write(tmp_path / "bare", {"test/cat/1.png": png((1, 2, 3))})
+    assert "bare" in refused("imagefolder", root) and "train/" in refused("imagefolder", root)
+    empty = tar(tmp_path / "empty.tar", {})
+    assert "empty.tar" in refused("imagefolder", empty) and "train/" in refused(
+        "imagefolder", empty
+    )
+    write(tmp_path, {"text.tar": b"not a tar at all" * 100, "void.tar": b""})
+    for name in ("text.tar", "void.tar"):
+        assert f"{name} is no tar archive" in refused("imagefolder", tmp_path / name)
+
+
+def test_a_fraction_too_large_for_its_class_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", animals(2))
+    assert "test_fraction cannot" in refused("imagefolder", root, test_fraction=0.9)
+    write(root, animals(8) | {"train/emu/1.png": png((1, 2, 3)), "train/emu/2.png": png((1, 2, 3))})
+    message = refused("imagefolder", root, test_fraction=0.9)  # 18 * 0.9 = 16: emu gives both
+    assert "'emu'" in message and "test_fraction 0.9" in message
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_tar_cut_anywhere_is_refused(tmp_path: Path, mode: str) -> None:
+    sound = tar(tmp_path / "sound.tar", animals(6), mode).read_bytes()
+    whole = prepare("imagefolder", tmp_path / "sound.tar")
+    assert sum(len(split.labels) for split in whole.values()) == 12
+    cut = tmp_path / "cut.tar"
+    # A plain tar is padded with 10 kB of zeros at most: cut into what counts.
+    end = len(sound) if mode != "w" else 12 * 1024
+    for keep in sorted({*range(1, end, max(1, end // 40)), *range(512, end, 512)}):
+        cut.write_bytes(sound[:keep])
+        assert "cut.tar is no tar archive, cut short or corrupt" in refused("imagefolder", cut)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    sound = tar(tmp_path / "sound.tar", animals(6)).read_bytes()
+    place = tmp_path / "damaged.tar"
+    for fill in (b"\0" * 512, b"\xff" * 512):  # each member: 512 of header, 512 of picture
+        place.write_bytes(sound[: 8 * 1024] + fill + sound[8 * 1024 + 512 :])
+        assert "damaged.tar" in refused("imagefolder", place)
+
+
+@pytest.mark.parametrize("name", ["/train/cat/x.png", "train/../../x.png", "../evil.png", ".."])
+def test_tar_members_that_point_outside_are_refused(tmp_path: Path, name: str) -> None:
+    place = tar(tmp_path / "evil.tar", animals() | {name: png((1, 2, 3))})
+    message = refused("imagefolder", place)
+    assert repr(name) in message and "evil.tar" in message
+    assert [file.name for file in tmp_path.iterdir()] == ["evil.tar"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_tar_links_are_refused(tmp_path: Path, kind: bytes) -> None:
+    place = tar(tmp_path / "linked.tar", animals())
+    with tarfile.open(place, "a") as archive:
+        member = tarfile.TarInfo("train/cat/link.png")
+        member.type, member.linkname = kind, "train/cat/0.png"
+        archive.addfile(member)
+    assert "'train/cat/link.png'" in refused("imagefolder", place)
+
+
+def test_two_image_folders_in_one_tar_are_refused(tmp_path: Path) -> None:
+    files = {f"{top}/{name}": contents for top in "ab" for name, contents in animals().items()}
+    assert "more than one" in refused("imagefolder", tar(tmp_path / "two.tar", files))
+
+
+def test_a_broken_link_in_a_folder_is_named(tmp_path: Path) -> None:
+    write(tmp_path, animals())
+    (tmp_path / "train/cat/gone.png").symlink_to(tmp_path / "nothing.png")
+    assert "gone.png" in refused("imagefolder", tmp_path)
+
+
+# --- CIFAR-10 ------------------------------------------------------------------------------------
+
+
+def cifar_files(size: tuple[int, int] = (32, 32)) -> dict[str, bytes]:
+    return {
+        f"{split}/{kind}/{i}.png": png((label, i, 0), size)
+        for split, count in (("train", 8), ("test", 3))
+        for label, kind in enumerate(data.CIFAR10_CLASSES)
+        for i in range(count)
+    }
+
+
+class Trap:
+    """Writes a file when unpickled, which shows that somebody unpickled it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture()
+def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a small folder in torchvision's layout, and give torchvision its md5 sums."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "official" / data.CIFAR10_FOLDER
+    folder.mkdir(parents=True)
+
+    def store(name: str, value: object) -> str:
+        (folder / name).write_bytes(pickle.dumps(value))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    generator = np.random.default_rng(0)
+    sums = {}
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        pixels = generator.integers(0, 256, (40, 3072), dtype=np.uint8)
+        sums[name] = store(name, {"data": pixels, "labels": [i % 10 for i in range(40)]})
+    meta = store("batches.meta", {"label_names": list(data.CIFAR10_CLASSES)})
+    archive = folder.parent / data.CIFAR10_ARCHIVE
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(folder, data.CIFAR10_FOLDER)
+    names = ("data_batch_1", "data_batch_2")
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in names])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": meta})
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    return folder.parent
+
+
+def check_official(splits: dict[str, Split], root: Path) -> None:
+    stored = pickle.loads((root / data.CIFAR10_FOLDER / "test_batch").read_bytes())
+    test = splits["test"]
+    assert torch.equal(test.images, torch.from_numpy(stored["data"]).reshape(40, 3, 32, 32))
+    assert test.labels.tolist() == stored["labels"]
+    assert (len(splits["train"].labels), len(splits["val"].labels)) == (60, 20)
+    assert torch.bincount(splits["val"].labels).tolist() == [2] * 10
+    assert test.source == "CIFAR-10 (official, by torchvision)"
+
+
+def test_official_layout_and_archive_are_read(official: Path, tmp_path: Path) -> None:
+    check_official(prepare("cifar10", official), official)
+    check_official(prepare("cifar10", official / data.CIFAR10_FOLDER), official)
+    archive = official / data.CIFAR10_ARCHIVE
+    check_official(prepare("cifar10", archive, cache=tmp_path / "cache"), official)
+    alone = write(tmp_path / "alone", {archive.name: archive.read_bytes()})
+    check_official(prepare("cifar10", alone, cache=tmp_path / "other cache"), official)
+    assert [file.name for file in alone.iterdir()] == [archive.name]
+
+
+@pytest.mark.parametrize("name", ["data_batch_2", "test_batch", "batches.meta"])
+def test_no_pickle_is_read_whose_md5_differs(official: Path, tmp_path: Path, name: str) -> None:
+    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+    (official / data.CIFAR10_FOLDER / name).write_bytes(trap)
+    message = refused("cifar10", official)
+    assert name in message and "md5" in message
+    (official / data.CIFAR10_FOLDER / name).unlink()
+    assert name in refused("cifar10", official)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(trap)
+    assert (tmp_path / "sprung").exists()  # the trap does work
+
+
+def test_an_altered_archive_is_refused_and_left_packed(official: Path, tmp_path: Path) -> None:
+    archive = official / data.CIFAR10_ARCHIVE
+    archive.write_bytes(archive.read_bytes()[:-1])
+    message = refused("cifar10", archive, cache=tmp_path / "cache")
+    assert data.CIFAR10_ARCHIVE in message and "md5" in message
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.fixture()
+def address(official: Path) -> Iterator[str]:
+    """Serve the folder of `official` over HTTP on this machine."""
+    handler = functools.partial(QuietHandler, directory=str(official))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Keep stderr for what is under test."""
+
+
+@pytest.fixture()
+def no_root(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.delenv("ADVPRUNE_DATA", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    return monkeypatch
+
+
+def test_a_failed_download_says_the_ways_out(no_root: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from torchvision.datasets import cifar
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise RuntimeError("no route\nto host")
+
+    no_root.setattr(cifar, "download_and_extract_archive", fail)
+    message = refused("cifar10", None, cache=tmp_path)
+    for word in ("no route", "internet", "data.root", "ADVPRUNE_DATA", "`profile: digits`"):
+        assert word in message
+    assert socket.getdefaulttimeout() is None
+
+
+def test_without_a_root_it_downloads_once_and_says_so(
+    official: Path,
+    address: str,
+    no_root: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    no_root.setattr(CIFAR10, "url", f"{address}/{data.CIFAR10_ARCHIVE}")
+    cache = tmp_path / "cache"
+    check_official(prepare("cifar10", None, cache=cache), official)
+    assert "downloading CIFAR-10" in capsys.readouterr().err
+    no_root.setattr(CIFAR10, "url", f"{address}/nowhere")
+    check_official(prepare("cifar10", None, cache=cache), official)
+    assert "downloading" not in capsys.readouterr().err
+    assert "404" in refused("cifar10", None, cache=tmp_path / "fresh")
+
+
+def test_cifar10_as_an_image_folder_keeps_its_test_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tar(tmp_path / "c.tar.xz", cifar_files(), "w:xz")
+    monkeypatch.setenv("ADVPRUNE_DATA", str(place))
+    splits = prepare("cifar10", None)
+    assert [len(splits[name].labels) for name in data.SPLITS] == [60, 20, 30]
+    assert splits["test"].classes == data.CIFAR10_CLASSES
+    assert (splits["test"].images[:, 0, 0, 0] == splits["test"].labels).all()
+    monkeypatch.setenv("ADVPRUNE_DATA", str(tmp_path / "elsewhere"))
+    assert "elsewhere" in refused("cifar10", None)
+    assert same(splits, prepare("cifar10", place))  # root goes before the environment
+
+
+def test_cifar10_must_look_like_cifar10(tmp_path: Path) -> None:
+    other = {name.replace("frog", "toad"): body for name, body in cifar_files().items()}
+    assert "frog, toad" in refused("cifar10", write(tmp_path / "other", other))
+    assert "[3, 8, 8]" in refused("cifar10", write(tmp_path / "small", cifar_files((8, 8))))
+    alone = {name: body for name, body in cifar_files().items() if name.startswith("train")}
+    assert "test/" in refused("cifar10", write(tmp_path / "alone", alone))
