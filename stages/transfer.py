@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+
 from common import BaseOption, ProfileOption, Workspace, script
 
 

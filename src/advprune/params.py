@@ -230,5 +230,6 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] == "missing" or not key else f" (got {first['input']!r})"
+        unclear = first["type"] == "missing" or isinstance(first["input"], Mapping)
+        given = "" if unclear else f" (got {first['input']!r})"
         raise UserError(f"{where}: {key + ': ' if key else ''}{message}{given}") from error

@@ -68,7 +68,8 @@ def pgd(
         compare=restarts > 1,
         progress=progress or (lambda _: None),
     )
-    best_images, best_loss = images.clone(), torch.full((len(images),), -torch.inf)
+    best_images = images.clone()
+    best_loss = images.new_full((len(images),), -torch.inf)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for _ in range(restarts):
             points = start if start is not None else images
@@ -106,7 +107,7 @@ class _Search:
         """The images found `[n, C, H, W]` and their losses `[n]` (infinite: dropped, decided)."""
         clean = clean.contiguous(memory_format=torch.channels_last)
         current = start.contiguous(memory_format=torch.channels_last)
-        found, losses = current.clone(), torch.full((len(clean),), -torch.inf, device=clean.device)
+        found, losses = current.clone(), clean.new_full((len(clean),), -torch.inf)
         rows = torch.arange(len(clean), device=clean.device)  # samples still worked on
         for _ in range(self.steps):
             gradient, now, wrong = self._gradient(current, labels)

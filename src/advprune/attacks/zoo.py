@@ -44,6 +44,7 @@ def zoo(
     stream is used for each batch. Returns float32 images in [0, 1] on the images' device.
     Raises UserError for an unknown attack or arguments that it does not take.
     """
+    check_attack(name, arguments or {})
     kind, device = attack_class(name), device_of(model)
     private = copy.deepcopy(model).eval()
     results = []
@@ -57,10 +58,14 @@ def zoo(
     return torch.cat(results) if results else images.clone()
 
 
-def _construct(kind: Any, model: nn.Module, arguments: dict[str, Any], seed: int) -> Any:
-    known = inspect.signature(kind).parameters
+def check_attack(name: str, arguments: dict[str, Any]) -> None:
+    """UserError for an attack that torchattacks lacks, or an argument that the attack lacks."""
+    known = inspect.signature(attack_class(name)).parameters
     if unknown := sorted(set(arguments) - set(known)):
-        takes = ", ".join(name for name in known if name != "model")
-        raise UserError(f"attack.extra: {kind.__name__} takes no {unknown[0]!r}; it takes {takes}")
-    seeded = {"seed": seed} if "seed" in known and "seed" not in arguments else {}
-    return kind(model, **arguments, **seeded)
+        takes = ", ".join(key for key in known if key != "model")
+        raise UserError(f"attack.extra: {name} takes no {unknown[0]!r}; it takes {takes}")
+
+
+def _construct(kind: Any, model: nn.Module, arguments: dict[str, Any], seed: int) -> Any:
+    takes_seed = "seed" in inspect.signature(kind).parameters
+    return kind(model, **({"seed": seed} if takes_seed else {}) | arguments)

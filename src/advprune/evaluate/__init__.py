@@ -3,6 +3,7 @@
 `metrics` needs no torch; `score` is resolved on first use because it does.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from advprune.evaluate.measures import metrics
@@ -15,7 +16,5 @@ __all__ = ["metrics", "score"]
 
 def __getattr__(name: str) -> Any:
     if name == "score":
-        from advprune.evaluate.records import score
-
-        return score
+        return import_module("advprune.evaluate.records").score
     raise AttributeError(f"module 'advprune.evaluate' has no attribute {name!r}")

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advprune.attacks.zoo import check_attack
 from advprune.evaluate.craft import craft, craft_extra, curve_settings, rows
 from advprune.models.card import sparsity_of
 from advprune.params import AttackChoice, AttackSettings, ExtraAttack, Profile
@@ -38,6 +39,8 @@ class Suite:
         Returns the records of all of them, and the uint8 images of the named attacks (curves keep
         no images).
         """
+        for extra in self.choice.extra:  # refuse a wrong name before anything is computed
+            check_attack(extra.name, extra.arguments())
         adv, tables = {}, []
         for attack, setting in self.profile.attacks.items():
             adv[attack] = self._crafted(attack, f"{name} {attack}", model, setting)

@@ -54,6 +54,22 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One setting of a sweep: the family applied at it, and its records under every attack."""
+
+    family: str
+    base: str
+    setting: Any
+    prune_ratio: float
+    sparsity: float
+    records: pd.DataFrame
+
+    def attack(self, name: str) -> pd.DataFrame:
+        """The records of one attack, in the order of the images."""
+        return self.records[self.records.attack == name].sort_values("index", ignore_index=True)
+
+
+@dataclass(frozen=True)
 class Study:
     """A whole run: settings, models in params order (dense, int8, families, base by base)."""
 
@@ -74,6 +90,20 @@ class Study:
         """The dense network of a base."""
         return next(m for m in self.models if (m.family, m.base) == ("dense", base))
 
+    def of(self, base: str) -> list[Model]:
+        """The models of a base, the dense network first."""
+        return [model for model in self.models if model.base == base]
+
+    def points(self, family: str, base: str) -> list[Point]:
+        """The settings of a sweep in the order of params.yaml; none where there is no sweep."""
+        table, settings = self.sweeps.get((family, base)), self.params.sweep.get(family, [])
+        if table is None:
+            return []
+        return [
+            Point(family, base, settings[order], *_facts(table[table.order == order]))
+            for order in sorted(int(order) for order in table.order.unique())
+        ]
+
     def metrics(self, model: Model) -> dict[str, Any]:
         """The flat metrics of one model, the same keys for each, rates rounded to 4 places."""
         dense, records = self.dense(model.base), model.attack(self.main)
@@ -88,6 +118,16 @@ class Study:
         found["p_against_dense"] = round(mcnemar(right, dense_right), 4)
         keys = ("prune_ratio", "sparsity", "bits", "parameters", "twin_agreement")
         return found | {key: card[key] for key in keys}
+
+
+def curve(model: Model, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
+    """The points of a curve in rising order: (eps or steps, records by image)."""
+    rows = model.records[model.records.attack == name]
+    return [
+        (float(value), part.sort_values("index", ignore_index=True))
+        for value, part in rows.groupby(column, sort=True)
+        if isinstance(value, int | float)
+    ]
 
 
 def read_study(params: Params, place: Place) -> Study:
@@ -108,6 +148,10 @@ def read_study(params: Params, place: Place) -> Study:
     return Study(
         params, models, sweeps, described["source"], described["classes"], test["images"], adv
     )
+
+
+def _facts(part: pd.DataFrame) -> tuple[float, float, pd.DataFrame]:
+    return float(part.prune_ratio.iloc[0]), float(part.sparsity.iloc[0]), part
 
 
 def _read_model(family: str, base: str, place: Place) -> Model:

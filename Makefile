@@ -1,0 +1,30 @@
+# Thin on purpose: the pipeline is dvc.yaml, the settings are params.yaml.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUN := PATH="$$PWD/.venv/bin:$$PATH" python
+
+.PHONY: repro test bench lint setup
+
+repro: setup  ## run what is out of date of the pipeline and show the results
+	@$(RUN) -m dvc repro
+	@$(RUN) stages/show.py
+
+test: setup  ## run the tests
+	@$(RUN) -m pytest
+
+bench: setup  ## time the attack engine beside torchattacks, same model, images, steps and start
+	@$(RUN) bench/attack.py
+
+lint: setup  ## check style and types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+# Outside a git checkout (an unpacked archive) DVC has to be told that there is none.
+setup: .venv/ready
+	@if [ -e .git ]; then $(RUN) -m dvc config -q --local --unset core.no_scm 2>/dev/null || true; \
+	else $(RUN) -m dvc config -q --local core.no_scm true; fi
+
+.venv/ready: requirements.lock
+	"$(PYTHON)" -m venv .venv
+	$(RUN) -m pip install --disable-pip-version-check -q --no-deps -r requirements.lock
+	@touch .venv/ready

@@ -1,0 +1,65 @@
+"""Two models, or two attacks, on the same images: paired, never by overlapping intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from advprune.evaluate.statistics import Rate, mcnemar, rate
+from advprune.report.text import ALPHA, mark
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An accuracy against another one over the same images, with McNemar's exact p."""
+
+    first: Rate
+    second: Rate
+    p: float
+
+    @property
+    def difference(self) -> float:
+        """First minus second, a fraction."""
+        return (self.first.value or 0.0) - (self.second.value or 0.0)
+
+    @property
+    def differs(self) -> bool:
+        """Whether a difference is shown (p < 0.05)."""
+        return self.p < ALPHA
+
+    @property
+    def better(self) -> bool:
+        """Whether the first is shown to be higher."""
+        return self.differs and self.difference > 0
+
+    @property
+    def mark(self) -> str:
+        """ "=", "▲ better" or "▼ worse"."""
+        return mark(self.p, self.difference)
+
+
+def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:
+    """Which images are classified correctly: `side` is adv or clean."""
+    return (records[f"{side}_pred"] == records.label).to_numpy()
+
+
+def compare(first: pd.DataFrame, second: pd.DataFrame, side: str = "adv") -> Comparison:
+    """Compare two tables of records; ValueError unless they hold the same images in order."""
+    if first["index"].tolist() != second["index"].tolist():
+        raise ValueError("compare: the records are not of the same images")
+    hits, others = right(first, side), right(second, side)
+    return Comparison(rate(hits), rate(others), mcnemar(hits, others))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that hold for all tests of the list together.
+
+    Holm, A simple sequentially rejective multiple test procedure (Scand. J. Statist., 1979).
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, reached = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        reached = max(reached, min(1.0, (len(order) - rank) * p_values[index]))
+        corrected[index] = reached
+    return corrected

@@ -1,0 +1,229 @@
+"""Tables: pure functions of a study, in words and numbers that are ready to be shown.
+
+Rates are in percent, and stand with their 95 % Wilson interval in brackets.
+"""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pandas as pd
+
+import advprune
+from advprune.evaluate.measures import (
+    attack_success_rate,
+    clean_accuracy,
+    prediction_change_rate,
+    remnant_accuracy,
+)
+from advprune.evaluate.statistics import Rate
+from advprune.evaluate.transfer import transfer_success
+from advprune.params import AttackSettings, ExtraAttack
+from advprune.report.compare import compare
+from advprune.report.study import Model, Point, Study, curve
+from advprune.report.text import NOTHING, p_value, percent, setting_text, with_interval
+
+PACKAGES = ("torch", "torchattacks", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
+
+
+def shown(rate: Rate) -> str:
+    """A rate in percent with its interval."""
+    return with_interval(rate.value, *rate.interval)
+
+
+def leaderboard(study: Study) -> pd.DataFrame:
+    """A row a model under the main attack, in params order."""
+    return pd.DataFrame([_leader(study, model) for model in study.models])
+
+
+def _leader(study: Study, model: Model) -> dict[str, Any]:
+    records, found = model.attack(study.main), study.metrics(model)
+    against = compare(records, study.dense(model.base).attack(study.main))
+    carried, is_dense = model.transferred(study.main), model.family == "dense"
+    return {
+        "family": model.family,
+        "base": model.base,
+        "setting": setting_text(model.card["setting"]),
+        "clean %": shown(clean_accuracy(records)),
+        "remnant % (white-box)": shown(remnant_accuracy(records)),
+        "transfer %": NOTHING if is_dense else shown(remnant_accuracy(carried)),
+        "against dense": NOTHING if is_dense else against.mark,
+        "p": NOTHING if is_dense else p_value(against.p).removeprefix("p ").removeprefix("= "),
+        "change %": percent(prediction_change_rate(records).value),
+        "strict ASR %": percent(attack_success_rate(records).value),
+        "prune ratio %": percent(model.card["prune_ratio"]),
+        "sparsity %": percent(model.card["sparsity"]),
+        "bits": str(model.card["bits"]),
+        "ECE clean": f"{found['ece']:.3f}",
+        "ECE attacked": f"{found['ece_attacked']:.3f}",
+    }
+
+
+def published_table(study: Study) -> dict[str, pd.DataFrame]:
+    """The sweep as nn-prune's table, by base: dense, each setting of each family, int8.
+
+    The int8 row is scored under transfer, on images crafted on the dense float network.
+    """
+    return {base: _published(study, base) for base in study.params.bases}
+
+
+def _published(study: Study, base: str) -> pd.DataFrame:
+    rows = [_published_row(study, study.dense(base), "dense", NOTHING)]
+    for family in study.params.sweep:
+        for point in study.points(family, base):
+            rows.append(_published_row(study, point, family, setting_text(point.setting)))
+    for model in study.of(base):
+        if model.family == "int8":
+            setting = f"{model.card['bits']} bits (transfer)"
+            rows.append(_published_row(study, model, "int8", setting))
+    return pd.DataFrame(rows)
+
+
+def _published_row(
+    study: Study, subject: Model | Point, family: str, setting: str
+) -> dict[str, str]:
+    attacks = list(study.params.active().attacks)
+    ratio = subject.card["prune_ratio"] if isinstance(subject, Model) else subject.prune_ratio
+    row = {
+        "family": family,
+        "setting": setting,
+        "prune ratio %": percent(ratio),
+        "clean %": percent(clean_accuracy(_scored(subject, attacks[0])).value),
+    }
+    dense = study.dense(subject.base)
+    for attack in attacks:
+        records = _scored(subject, attack)
+        against = compare(records, dense.attack(attack)).mark
+        row |= {
+            f"{attack}: remnant %": shown(remnant_accuracy(records)),
+            f"{attack}: against dense": NOTHING if subject is dense else against,
+            f"{attack}: change %": percent(prediction_change_rate(records).value),
+            f"{attack}: ASR %": percent(attack_success_rate(records).value),
+        }
+    return row
+
+
+def _scored(subject: Model | Point, attack: str) -> pd.DataFrame:
+    return subject.transferred(attack) if isinstance(subject, Model) else subject.attack(attack)
+
+
+def every_attack(study: Study) -> pd.DataFrame:
+    """Remnant accuracy of each model under each attack, the extra ones among them."""
+    names = [*study.params.active().attacks, *(extra.name for extra in study.params.attack.extra)]
+    return pd.DataFrame(
+        {"family": model.family, "base": model.base}
+        | {f"{name} %": shown(remnant_accuracy(model.attack(name))) for name in names}
+        for model in study.models
+    )
+
+
+def transfer_matrix(study: Study, base: str) -> pd.DataFrame:
+    """Images of the main attack carried from the dense network to each model, and back.
+
+    Success counts only images that source and target both classify correctly when clean.
+    """
+    dense = study.dense(base)
+    return pd.DataFrame(_crossing(study, model, dense) for model in study.of(base)[1:])
+
+
+def _crossing(study: Study, model: Model, dense: Model) -> dict[str, str]:
+    there = model.transferred(study.main)
+    back = model.transferred(study.main, source=model.family)
+    return {
+        "family": model.family,
+        "white-box %": shown(remnant_accuracy(model.attack(study.main))),
+        "dense → model: accuracy %": shown(remnant_accuracy(there)),
+        "dense → model: success %": shown(transfer_success(there, dense.attack(study.main))),
+        "model → dense: accuracy %": shown(remnant_accuracy(back)),
+        "model → dense: success %": shown(transfer_success(back, model.attack(study.main))),
+    }
+
+
+def settings_table(study: Study) -> pd.DataFrame:
+    """A row an attack, with everything needed to run it again."""
+    n = len(study.models[0].attack(study.main))
+    seed = study.params.seed
+    rows = [_attack_row(*item) for item in study.params.active().attacks.items()]
+    rows += [_extra_row(extra) for extra in study.params.attack.extra]
+    return pd.DataFrame([row | {"seed": str(seed), "n": str(n)} for row in rows]).fillna(NOTHING)
+
+
+def _attack_row(name: str, setting: AttackSettings) -> dict[str, str]:
+    return {
+        "attack": name,
+        "norm": setting.norm,
+        "eps": f"{setting.eps * 255:.4g}/255" if setting.norm == "Linf" else NOTHING,
+        "eps (number)": f"{setting.eps:.4g}",
+        "step": f"{setting.step * 255:.4g}/255" if setting.norm == "Linf" else NOTHING,
+        "step (number)": f"{setting.step:.4g}",
+        "steps": str(setting.steps),
+        "restarts": str(setting.restarts),
+        "start": "random" if setting.random_start else "clean image",
+        "loss": setting.loss,
+        "keep": setting.keep,
+        "note": setting.note or NOTHING,
+    }
+
+
+def _extra_row(extra: ExtraAttack) -> dict[str, str]:
+    arguments = extra.arguments()
+    row = {"attack": extra.name, "note": f"torchattacks: {setting_text(arguments) or 'defaults'}"}
+    if isinstance(arguments.get("eps"), int | float):
+        row |= {
+            "eps": f"{arguments['eps'] * 255:.4g}/255",
+            "eps (number)": f"{arguments['eps']:.4g}",
+        }
+    return row
+
+
+def versions_table() -> pd.DataFrame:
+    """What the report was made with; nothing is imported to find out."""
+    rows = [("advprune", advprune.__version__), ("python", platform.python_version())]
+    rows += [(name, _version(name)) for name in (*PACKAGES, "dvc")]
+    return pd.DataFrame(rows, columns=["package", "version"])
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def curve_table(study: Study, name: str, column: str) -> pd.DataFrame:
+    """A curve of all models in numbers: model, eps or steps, remnant_accuracy, low, high."""
+    rows = [
+        [model.name, value, *remnant_accuracy(records).columns("remnant").values()]
+        for model in study.models
+        for value, records in curve(model, name, column)
+    ]
+    return pd.DataFrame(rows, columns=["model", column, "remnant_accuracy", "low", "high"])
+
+
+def sweep_table(study: Study) -> pd.DataFrame:
+    """Every setting of every sweep under every attack, in numbers; `model` names the line."""
+    rows = [
+        {
+            "model": f"{family}-{base} {attack}",
+            "family": family,
+            "base": base,
+            "order": order,
+            "value": point.setting if isinstance(point.setting, int | float) else order,
+            "setting": setting_text(point.setting),
+            "attack": attack,
+            "clean_accuracy": _rounded(clean_accuracy(point.attack(attack))),
+            "remnant_accuracy": _rounded(remnant_accuracy(point.attack(attack))),
+            "prune_ratio": round(point.prune_ratio, 4),
+        }
+        for family, base in study.sweeps
+        for order, point in enumerate(study.points(family, base))
+        for attack in study.params.active().attacks
+    ]
+    columns = (
+        "model family base order value setting attack clean_accuracy remnant_accuracy prune_ratio"
+    )
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def _rounded(rate: Rate) -> float | None:
+    return rate.columns("rate")["rate"]

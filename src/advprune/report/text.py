@@ -1,0 +1,69 @@
+"""How numbers and settings read in tables, figures and sentences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+NOTHING = "–"
+ALPHA = 0.05
+_MARKDOWN = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
+    | {sign: f"\\{sign}" for sign in "\\`*[]|$~#"}
+)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as a number of percent, without the sign; a dash for None."""
+    return NOTHING if value is None else f"{100 * value:.{digits}f}"
+
+
+def with_interval(
+    value: float | None, low: float | None, high: float | None, digits: int = 1
+) -> str:
+    """`2.7 (1.6–4.6)`: percent and its 95 % interval."""
+    if value is None:
+        return NOTHING
+    return f"{percent(value, digits)} ({percent(low, digits)}–{percent(high, digits)})"
+
+
+def budget(value: float) -> str:
+    """An eps or a step the way people write it: `8/255` where that is short, else the number."""
+    pixels = value * 255
+    short = abs(pixels * 10 - round(pixels * 10)) < 1e-6
+    return f"{round(pixels, 1):g}/255" if short and value else f"{value:.4g}"
+
+
+def p_value(p: float) -> str:
+    """`p = 0.031`, or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.01 else f"p = {p:.2f}"
+
+
+def mark(p: float, difference: float) -> str:
+    """How a paired test against the dense network reads: "=" where no difference is shown."""
+    if p >= ALPHA:
+        return "="
+    return "▲ better" if difference > 0 else "▼ worse"
+
+
+def setting_text(setting: Any) -> str:
+    """A family's setting on one line; a dash where there is none."""
+    if setting is None:
+        return NOTHING
+    if isinstance(setting, dict):
+        return ", ".join(f"{key} {setting_text(value)}" for key, value in setting.items())
+    return f"{setting:g}" if isinstance(setting, float) else str(setting)
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    *head, last = words or [""]
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def count(number: int, noun: str) -> str:
+    """`1 model`, `2 models`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def markdown(value: Any) -> str:
+    """Text that means itself in GitHub's markdown, in and out of tables: no markup, no HTML."""
+    return str(value).translate(_MARKDOWN)

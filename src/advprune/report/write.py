@@ -1,0 +1,59 @@
+"""Writing: the report's folder and the metrics' folder, whole or not at all."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from advprune.files import atomic, write_json
+from advprune.report.figures import figures, png
+from advprune.report.page import html, report_markdown
+from advprune.report.study import Study
+from advprune.report.tables import curve_table, sweep_table
+
+
+def write_report(study: Study, folder: Path) -> None:
+    """Write report.md, report.html, figures/*.png and curves/*.csv, in place of an older report."""
+    pngs = {name: png(figure) for name, figure in figures(study).items()}
+    with _replaced(folder) as temporary:
+        for name, data in pngs.items():
+            _inside(temporary, f"figures/{name}.png").write_bytes(data)
+        for name, table in curves(study).items():
+            place = _inside(temporary, f"curves/{name}.csv")
+            table.to_csv(place, index=False, lineterminator="\n")
+        (temporary / "report.md").write_text(report_markdown(study, pngs), encoding="utf-8")
+        (temporary / "report.html").write_text(html(study, pngs), encoding="utf-8")
+
+
+def write_metrics(study: Study, folder: Path) -> None:
+    """Write `<family>-<base>.json` for each model, in place of an older folder."""
+    with _replaced(folder) as temporary:
+        for model in study.models:
+            write_json(temporary / f"{model.name}.json", study.metrics(model))
+
+
+def curves(study: Study) -> dict[str, pd.DataFrame]:
+    """The curves behind the figures as tables of numbers, for `dvc plots`."""
+    return {
+        "security": curve_table(study, "curve_eps", "eps"),
+        "steps": curve_table(study, "curve_steps", "steps"),
+        "sweep": sweep_table(study),
+    }
+
+
+def _inside(folder: Path, name: str) -> Path:
+    place = folder / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder`, which is only then removed."""
+    with atomic(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if folder.is_dir():
+            shutil.rmtree(folder)

@@ -1,0 +1,76 @@
+"""Shared fixtures: small networks with settled batch-norm, and a handful of real digits."""
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.data import prepare
+from advprune.models.checkpoint import build
+from advprune.models.resnet import initialize
+from advprune.models.spec import ModelSpec
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, torch.Tensor]:
+    """64 real digits: float images [64, 1, 8, 8] in [0, 1] and labels."""
+    splits = prepare(
+        "digits",
+        root=None,
+        cache=tmp_path_factory.mktemp("cache"),
+        val_fraction=0.15,
+        test_fraction=0.25,
+        size=None,
+        train_limit=None,
+        test_limit=64,
+        seed=0,
+    )
+    return splits["test"].images / 255, splits["test"].labels
+
+
+def make_network(
+    images: torch.Tensor, architecture: str = "resnet18", width: int = 4, classes: int = 10
+) -> nn.Module:
+    """An untrained network whose batch-norm statistics have seen `images`."""
+    channels = images.shape[1]
+    spec = ModelSpec(
+        architecture=architecture,
+        width=width,
+        channels=channels,
+        classes=classes,
+        mean=(0.3,) * channels,
+        std=(0.4,) * channels,
+    )
+    model = build(spec)
+    initialize(model, torch.Generator().manual_seed(0))
+    model.train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(images)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # batch-norm's affine and the bias: not just ones and zeros
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.data += 0.1 * noise
+    return model.eval()
+
+
+@pytest.fixture
+def network(digits: tuple[torch.Tensor, torch.Tensor]) -> nn.Module:
+    """A narrow ResNet18 for digits, untrained, in evaluation mode."""
+    return make_network(digits[0])
+
+
+class Linear(nn.Module):
+    """Logits `W x`: the best perturbation within any budget is known in closed form."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+@pytest.fixture
+def linear() -> Linear:
+    """Two classes on 3x4x4 images."""
+    return Linear(torch.randn(2, 48, generator=torch.Generator().manual_seed(0)))

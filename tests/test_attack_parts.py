@@ -1,0 +1,103 @@
+"""Pixels, the private copy, and the harness round torchattacks."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advprune.attacks import to_pixels
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.zoo import zoo
+from advprune.errors import UserError
+from advprune.models.fold import fold_batchnorm
+from conftest import make_network
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def test_pixels_by_hand() -> None:
+    clean = torch.tensor([0, 100, 100, 250, 255]).view(1, 1, 1, 5) / 255
+    adv = torch.tensor([7.6, 107.65, 92.4, 257.0, 247.0]).view(1, 1, 1, 5) / 255
+    rounded = to_pixels(adv.clamp(0, 1), clean, 0.03)  # 0.03 is 7.65 levels: at most 7
+    assert rounded.flatten().tolist() == [7, 107, 93, 255, 248]
+    assert to_pixels(adv.clamp(0, 1), clean, 8 / 255).flatten().tolist() == [8, 108, 92, 255, 247]
+
+
+def test_pixels_never_leave_an_l2_budget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(0, 256, (16, 3, 4, 4), generator=generator) / 255
+    noise = torch.randn(clean.shape, generator=generator)
+    noise *= (0.5 / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    pixels = to_pixels((clean + noise).clamp(0, 1), clean, 0.5, "L2") / 255
+    length = (pixels - clean).flatten(1).norm(dim=1)
+    assert length.max() <= 0.5 + 1e-6 and length.min() > 0.3
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
+def test_folding_keeps_the_function_and_the_model(digits: Pair, architecture: str) -> None:
+    model = make_network(digits[0], architecture)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    folded = fold_batchnorm(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    expected, found = model(digits[0]), folded(digits[0])
+    assert (expected - found).abs().max() < 1e-4 * expected.abs().max()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_batchnorm_that_is_not_behind_a_convolution_alone_is_kept() -> None:
+    class Shared(nn.Module):
+        """The convolution's output is read twice, so its batch-norm cannot be merged."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.conv(x)
+            return (self.bn(h) + h).flatten(1)
+
+    model = Shared().eval()
+    model.bn.running_mean += 1.0
+    x = torch.rand(2, 1, 5, 5)
+    folded = fold_batchnorm(model)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert torch.allclose(folded(x), model(x))
+
+
+def test_a_model_that_cannot_be_traced_is_copied_as_it_is() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(self.conv(x)).flatten(1) * (2.0 if x.sum() > 0 else 1.0)
+
+    model, x = Branching().eval(), torch.rand(2, 1, 5, 5)
+    private = attack_copy(model, torch.device("cpu"))
+    assert torch.allclose(private(x), model(x))
+    assert not any(p.requires_grad for p in private.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["MIFGSM", "APGD", "FAB"])
+def test_the_zoo_leaves_no_trace(network: nn.Module, digits: Pair, name: str) -> None:
+    images, labels = digits[0][:8], digits[1][:8]
+    network.train()
+    torch.manual_seed(1)
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    adv = zoo(network, images, labels, name, {"eps": 0.1, "steps": 2})
+    assert (adv - images).abs().max() <= 0.1 + 1e-5
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all() and random.getstate() == states[2]
+    assert network.training and all(p.grad is None for p in network.parameters())
+    assert torch.equal(adv, zoo(network, images, labels, name, {"eps": 0.1, "steps": 2}))
+
+
+def test_the_zoo_refuses_unknown_attacks_and_arguments(network: nn.Module, digits: Pair) -> None:
+    with pytest.raises(UserError, match="no attack 'PGDD'"):
+        zoo(network, *digits, "PGDD")
+    with pytest.raises(UserError, match="takes no 'epsilon'; it takes eps"):
+        zoo(network, *digits, "MIFGSM", {"epsilon": 0.1})

@@ -1,0 +1,160 @@
+"""dvc.yaml against the code: every stage depends on the modules that it really uses."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+
+from advprune import params
+from advprune.pruning import families
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+# Models with inserted layers or integers are rebuilt by name (models/checkpoint.py), which no
+# import shows: stages that open a compressed model use these as well.
+REBUILT = {"advprune.pruning", "advprune.quantize"}
+OPENS_COMPRESSED = {"attack", "transfer"}
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Any]:
+    """All stages of dvc.yaml by address, expanded; nothing is run."""
+    return {stage.addressing: stage for stage in Repo(str(ROOT)).index.stages}
+
+
+@pytest.fixture(scope="module")
+def settings() -> params.Params:
+    return params.load(ROOT / "params.yaml")
+
+
+def script_of(stage: Any) -> str:
+    """The name of a stage's script: `attack` for both attack stages."""
+    return Path(stage.cmd.split()[1]).stem
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of the library, if it is one."""
+    path = SOURCE.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def imports_of(file: Path) -> set[str]:
+    """Library modules that a file imports anywhere in it, functions included."""
+    tree, found = ast.parse(file.read_text(encoding="utf-8")), set()
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = [ast.Pass()]  # for the type checker alone
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "advprune" and file_of(name)}
+
+
+def used_by(script: str) -> set[str]:
+    """All library files that a stage script uses, directly or through others."""
+    seen: set[str] = {"advprune"} | (REBUILT if script in OPENS_COMPRESSED else set())
+    todo = list(seen)
+    for start in (ROOT / "stages" / f"{script}.py", ROOT / "stages" / "common.py"):
+        todo += imports_of(start)
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        file = file_of(module)
+        assert file is not None
+        new = imports_of(file)
+        if file.name == "__init__.py" and module == "advprune.pruning":
+            new |= {f"advprune.pruning.{p.stem}" for p in file.parent.glob("[a-z]*.py")}
+        todo += [name for name in new - seen if name != "advprune"]
+        todo += [m for m in {module.rpartition(".")[0]} - seen - {""} if m != "advprune"]
+    return {file_of(module).relative_to(ROOT).as_posix() for module in seen}  # type: ignore[union-attr]
+
+
+def deps_of(stage: Any) -> set[str]:
+    return {dep.def_path for dep in stage.deps if hasattr(dep, "def_path")}
+
+
+def covered(file: str, deps: set[str]) -> bool:
+    """Whether a file is a dependency, or lies in a folder that is."""
+    return any(file == dep or file.startswith(dep + "/") for dep in deps)
+
+
+def test_every_module_that_a_stage_uses_is_among_its_deps(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        script, deps = script_of(stage), deps_of(stage)
+        needed = used_by(script) | {f"stages/{script}.py", "stages/common.py"}
+        missing = sorted(file for file in needed if not covered(file, deps))
+        assert not missing, f"{name} uses {missing}, which are not among its deps"
+
+
+def test_no_stage_depends_on_code_that_it_does_not_use(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        script, deps = script_of(stage), deps_of(stage)
+        needed = used_by(script) | {f"stages/{script}.py", "stages/common.py"}
+        code = {dep for dep in deps if dep.startswith(("src/", "stages/"))}
+        assert all((ROOT / dep).exists() for dep in code)
+        idle = sorted(d for d in code if not any(covered(file, {d}) for file in needed))
+        assert not idle, f"{name} depends on {idle} but does not use them"
+
+
+def test_stages_are_exactly_what_params_declare(
+    stages: dict[str, Any], settings: params.Params
+) -> None:
+    expected = {"prepare", "summarize"}
+    for base in settings.bases:
+        expected |= {f"train@{base}", f"quantize@{base}", f"transfer-unpruned@int8-{base}"}
+        expected |= {f"attack-unpruned@{model}-{base}" for model in ("dense", "int8")}
+        for family in settings.prune:
+            expected |= {f"{stage}@{family}-{base}" for stage in ("prune", "attack", "transfer")}
+        expected |= {f"sweep@{family}-{base}" for family in settings.sweep}
+    assert set(stages) == expected
+    assert len(stages) <= 40  # DVC's own cost a stage grows with their number
+
+
+def test_every_family_has_a_setting_and_a_page(settings: params.Params) -> None:
+    assert set(settings.prune) == set(families())
+    pages = {p.stem for p in (ROOT / "docs" / "families").glob("*.md")}
+    assert pages == set(families())
+
+
+def test_each_stage_tracks_only_its_own_item(stages: dict[str, Any]) -> None:
+    tracked = {
+        name: {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
+        for name, stage in stages.items()
+    }
+    assert tracked["prune@E-standard"] == {"seed", "prune.E"}
+    assert tracked["sweep@R-standard"] >= {"seed", "sweep.R"}
+    assert not any(key.startswith("prune") for key in tracked["attack@E-standard"])
+    assert not any(key == "profiles" for keys in tracked.values() for key in keys)
+
+
+def test_imports_point_one_way() -> None:
+    order = ["models", "training", "attacks", "pruning", "evaluate", "report"]
+    allowed = {
+        "models": {"models"},
+        "training": {"models", "training"},
+        "pruning": {"models", "pruning"},
+        "attacks": {"models", "attacks"},
+        "evaluate": {"models", "attacks", "pruning", "training", "evaluate"},
+        "report": {"evaluate", "report"},
+    }
+    for room in order:
+        for file in (SOURCE / "advprune" / room).glob("*.py"):
+            rooms = {name.split(".")[1] for name in imports_of(file) if "." in name}
+            wrong = (rooms & set(order)) - allowed[room]
+            assert not wrong, f"{file.name} in {room} imports from {wrong}"
+
+
+def test_only_params_knows_params_yaml_and_nothing_knows_the_stages() -> None:
+    for file in (SOURCE / "advprune").rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        literals = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        if file.name != "params.py":
+            assert "params.yaml" not in literals, file
+        assert not any(str(s).startswith("stages") for s in literals if isinstance(s, str)), file

@@ -1,0 +1,106 @@
+"""The real pipeline by real DVC on real digits, at a tiny size, in a folder with spaces."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from workspace import copy_pipeline, run
+
+KEYS = {"clean_accuracy", "remnant_accuracy_low", "attack_success_rate", "transfer_accuracy", "n"}
+ROWS = ["dense", "int8", "E", "clamp"]
+
+
+def git(folder: Path, *command: str) -> None:
+    """Run git, as somebody who has not configured it."""
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.invalid")
+    subprocess.run(["git", *identity, *command], cwd=folder, check=True, capture_output=True)
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that DVC says it ran."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A repository in which `dvc repro` has been run, and what that printed."""
+    folder = copy_pipeline(tmp_path_factory.mktemp("end to end") / "a clone")
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "start")
+    done = run(folder, "-m", "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "results")
+    return folder, done.stdout
+
+
+def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
+    folder, output = pipeline
+    assert len(stages_run(output)) == 15
+    metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/digits").iterdir()}
+    assert set(metrics) == {f"{family}-standard" for family in ROWS}
+    for found in metrics.values():
+        assert set(found) == set(metrics["dense-standard"]) and set(found) >= KEYS
+        assert found["n"] == 40
+    report = folder / "reports/digits"
+    assert "E-standard" in (report / "report.md").read_text()
+    page = (report / "report.html").read_text()
+    assert "<html" in page and "data:image/png;base64," in page
+    assert not re.search(r"""(src|href)=["']https?://""", page)
+    for figure in (report / "figures").glob("*.png"):
+        Image.open(figure).verify()
+
+
+def test_metrics_are_the_records_own(pipeline: tuple[Path, str]) -> None:
+    folder, _ = pipeline
+    table = pd.read_parquet(folder / "records/digits/E-standard.parquet")
+    main = table[table.attack == "field"]
+    found = json.loads((folder / "metrics/digits/E-standard.json").read_text())
+    assert found["remnant_accuracy"] == round(float((main.adv_pred == main.label).mean()), 4)
+    assert found["clean_accuracy"] == round(float((main.clean_pred == main.label).mean()), 4)
+    assert main.linf.max() <= 48 / 255 + 1e-6 and len(main) == 40
+
+
+def test_a_second_run_does_nothing(pipeline: tuple[Path, str]) -> None:
+    again = run(pipeline[0], "-m", "dvc", "repro")
+    assert again.returncode == 0 and stages_run(again.stdout) == []
+    assert "up to date" in again.stdout
+
+
+def test_a_change_to_one_family_runs_its_stages_alone(pipeline: tuple[Path, str]) -> None:
+    folder, _ = pipeline
+    done = run(folder, "-m", "dvc", "exp", "run", "-S", "prune.E=5e-3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = ["prune@E-standard", "attack@E-standard", "transfer@E-standard", "summarize"]
+    assert sorted(stages_run(done.stdout)) == sorted(expected)
+    shown = run(folder, "-m", "dvc", "metrics", "show", "--md")
+    assert shown.returncode == 0
+    assert all(f"{family}-standard.json" in shown.stdout for family in ROWS)
+
+
+def test_the_closing_table_says_where_the_report_is(pipeline: tuple[Path, str]) -> None:
+    done = run(pipeline[0], "stages/show.py")
+    assert done.returncode == 0, done.stderr
+    assert "reports/digits/report.html" in done.stdout.replace("\n", "")
+
+
+def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
+    pipeline: tuple[Path, str],
+) -> None:
+    folder, _ = pipeline
+    for stage, outs in (
+        (("attack", "clamp"), ["records/digits/clamp-standard.parquet"]),
+        (("prune", "clamp"), ["models/digits/clamp-standard/model.safetensors"]),
+        (("summarize",), ["metrics/digits/E-standard.json", "reports/digits/report.html"]),
+    ):
+        before = [(folder / out).read_bytes() for out in outs]
+        for out in outs:
+            (folder / out).unlink()
+        done = run(folder, f"stages/{stage[0]}.py", *stage[1:])
+        assert done.returncode == 0, done.stderr
+        assert [(folder / out).read_bytes() for out in outs] == before

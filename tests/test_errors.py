@@ -1,0 +1,194 @@
+"""Bad input to the stages: one line that names the fault, exit status 1, nothing half-written."""
+
+import importlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from workspace import change, copy_pipeline, run
+
+import common
+
+WEIGHTS = "models/digits/dense-standard/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with data and a dense network."""
+    folder = copy_pipeline(tmp_path_factory.mktemp("errors") / "work")
+    for command in (("stages/prepare.py",), ("stages/train.py", "standard")):
+        done = run(folder, *command)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Bench:
+    """A workspace to break: stages are called in this process."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+
+    def put(self, key: str, value: Any) -> None:
+        change(self.folder, {key: value})
+
+    def refused(self, stage: str, *arguments: str) -> str:
+        """The one line with which a stage refuses to work; nothing may have been written."""
+        before = self.files()
+        sys.argv = [stage, *arguments]
+        with pytest.raises(SystemExit) as ended:
+            common.script(getattr(importlib.import_module(stage), stage))
+        shown = self.capsys.readouterr().err.strip()
+        message = shown.splitlines()[-1]
+        assert ended.value.code == 1, shown
+        assert message.startswith("error: ") and "Traceback" not in shown, shown
+        assert self.files() == before
+        return message
+
+    def files(self) -> set[str]:
+        """All files, but for caches of Python and work that can be resumed."""
+        paths = self.folder.rglob("*")
+        return {str(p) for p in paths if p.is_file() and not {"__pycache__", "checkpoints"} & set(p.parts)}
+
+
+@pytest.fixture
+def bench(
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Bench:
+    """A copy of the prepared workspace, which is the current folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("ADVPRUNE_DATA", raising=False)
+    return Bench(folder, capsys)
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "key", "value", "words"),
+    [
+        ("prune", ("E",), "prune/E", -1, ["prune.E", "-1", "greater than or equal to 0"]),
+        ("prune", ("E",), "prune/E", "abc", ["prune.E", "'abc'", "number"]),
+        ("prepare", (), "prune/E", -1, ["prune.E", "-1"]),
+        ("prepare", (), "prune/GAPP", 1, ["prune.GAPP", "known: E, ESR"]),
+        ("prune", ("Q",), "prune/E", 1, ["prune.Q", "-S +prune.Q"]),
+        ("sweep", ("Q",), "prune/E", 1, ["sweep.Q"]),
+        ("attack", ("E",), "profile", "cifar100", ["no profile 'cifar100'", "digits"]),
+        ("attack", ("E", "--base", "robust"), "prune/E", 1, ["no base 'robust'", "standard"]),
+        ("attack", ("E",), "prune/E", 1, ["no checkpoint", "E-standard", "dvc repro"]),
+        (
+            "attack",
+            ("dense",),
+            "profiles/digits/attacks/field/eps",
+            "300/255",
+            ["attacks.field", "between 0 and 1"],
+        ),
+        ("attack", ("dense",), "attack/extra", [{"name": "PGDD"}], ["no attack 'PGDD'"]),
+        ("summarize", (), "prune/E", 1, ["dense-standard", "dvc repro"]),
+        ("show", (), "prune/E", 1, ["dvc repro"]),
+    ],
+)
+def test_wrong_settings(
+    bench: Bench, stage: str, arguments: tuple[str, ...], key: str, value: Any, words: list[str]
+) -> None:
+    bench.put(key, value)
+    message = bench.refused(stage, *arguments)
+    assert all(word in message for word in words), message
+
+
+def spoil(path: Path, name: str, value: float) -> None:
+    """Put `value` into the first place of a tensor of a safetensors file."""
+    tensors = load_file(path)
+    tensors[name].view(-1)[0] = value
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+
+
+def test_a_checkpoint_cut_in_half(bench: Bench) -> None:
+    path = Path(WEIGHTS)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert WEIGHTS in bench.refused("prune", "E") and "damaged" in bench.refused("sweep", "E")
+
+
+def test_a_checkpoint_with_nan(bench: Bench) -> None:
+    spoil(Path(WEIGHTS), "linear.weight", float("nan"))
+    assert "linear.weight holds NaN" in bench.refused("attack", "dense")
+
+
+def test_weights_of_another_width(bench: Bench) -> None:
+    shutil.copy(WEIGHTS, "other.safetensors")
+    bench.put("profiles/digits/model/width", 8)
+    bench.put("profiles/digits/model/weights", {"path": "other.safetensors"})
+    message = bench.refused("train", "standard")
+    assert "other.safetensors" in message and "another width" in message
+
+
+def test_a_label_outside_the_classes(bench: Bench) -> None:
+    spoil(Path("data/digits/test.safetensors"), "labels", 10)
+    message = bench.refused("attack", "dense")
+    assert "test.safetensors" in message
+
+
+def test_an_image_that_is_none_and_an_archive_cut_short(bench: Bench) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = Path("pictures", split, name)
+            folder.mkdir(parents=True)
+            for index in range(6):
+                Image.new("RGB", (8, 8), (index * 20, 0, 0)).save(folder / f"{index}.png")
+    shutil.make_archive("pictures", "xztar", "pictures")
+    bench.put("profiles/digits/data/source", "imagefolder")
+    bench.put("profiles/digits/data/root", "pictures")
+    Path("pictures/train/dog/3.png").write_text("no image")
+    assert "dog/3.png" in bench.refused("prepare")
+    archive = Path("pictures.tar.xz")
+    archive.write_bytes(archive.read_bytes()[:-40])
+    bench.put("profiles/digits/data/root", "pictures.tar.xz")
+    assert "pictures.tar.xz" in bench.refused("prepare")
+
+
+def test_a_place_that_cannot_be_written(bench: Bench) -> None:
+    shutil.rmtree("models/digits")
+    Path("models/digits").write_text("a file where a folder should be")
+    assert "cannot write models/digits" in bench.refused("train", "standard")
+
+
+def test_cifar10_out_of_reach_says_how_to_provide_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", unreachable)
+    message = bench.refused("prepare", "--profile", "cifar10")
+    assert all(word in message for word in ("data.root", "ADVPRUNE_DATA", "profile: digits"))
+
+
+def test_a_killed_training_goes_on_where_it_was(bench: Bench) -> None:
+    bench.put("profiles/digits/train/epochs", 12)
+    assert run(bench.folder, "stages/train.py", "standard").returncode == 0
+    unbroken = load_file(WEIGHTS)
+    shutil.rmtree("models/digits")
+    command = [sys.executable, "stages/train.py", "standard"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(Path("checkpoints").rglob("training.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = torch.load(next(Path("checkpoints").rglob("training.pt")), weights_only=True)
+    assert 0 < state["epochs"] < 12 and not Path(WEIGHTS).exists()
+    assert run(bench.folder, "stages/train.py", "standard").returncode == 0
+    resumed = load_file(WEIGHTS)
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)

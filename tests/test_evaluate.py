@@ -1,0 +1,173 @@
+"""Records, metrics, intervals, transfer and layer figures, against values worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from advprune.evaluate import metrics, score
+from advprune.evaluate.craft import craft, curve_settings, rows
+from advprune.evaluate.layers import wasserstein, watched, where
+from advprune.evaluate.measures import calibration_error
+from advprune.evaluate.statistics import Rate, mcnemar
+from advprune.evaluate.transfer import transfer_success
+from advprune.params import AttackSettings, CurveSettings
+from advprune.pruning import prune
+from advprune.quantize import quantize
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def records(label: list[int], clean: list[int], adv: list[int]) -> pd.DataFrame:
+    """Records with given predictions."""
+    table = pd.DataFrame({"label": label, "clean_pred": clean, "adv_pred": adv, "attack": "a"})
+    for side in ("clean", "adv"):
+        for column, value in (("confidence", 0.8), ("nll", 1.0), ("brier", 0.5)):
+            table[f"{side}_{column}"] = value
+    return table.reset_index()
+
+
+def test_metrics_by_hand() -> None:
+    #  label 0 0 0 0 1, clean right on four, attacked right on two, changed on three
+    found = metrics(records([0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 1, 1, 0, 1]))
+    assert found["n"] == 5
+    assert found["clean_accuracy"] == 0.8  # images 0, 1, 2, 4
+    assert found["remnant_accuracy"] == 0.6  # images 0, 3, 4
+    assert found["prediction_change_rate"] == 0.6  # images 1, 2, 3
+    assert found["attack_success_rate"] == 0.5  # of 0, 1, 2, 4: images 1 and 2
+    assert found["ece"] == 0.0  # 80 % sure, 80 % right
+    assert found["ece_attacked"] == pytest.approx(0.2)
+
+
+def test_success_over_no_images_is_null_not_zero() -> None:
+    found = metrics(records([0, 0], [1, 1], [1, 1]))
+    assert found["attack_success_rate"] is None and found["attack_success_rate_low"] is None
+    assert found["clean_accuracy"] == 0.0 and found["clean_accuracy_high"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    # Wilson's interval with z = 1.95996: closed form (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / …
+    [(81, 263, 0.2553, 0.3662), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)],
+)
+def test_wilson_intervals(hits: int, n: int, low: float, high: float) -> None:
+    assert Rate(hits, n).interval == pytest.approx((low, high), abs=1e-4)
+
+
+def test_mcnemar_by_hand() -> None:
+    first = np.array([True] * 6 + [False] * 4)
+    second = np.array([False] * 5 + [True] + [False] * 4)
+    assert mcnemar(first, second) == pytest.approx(2 * 0.5**5)  # five images against none
+    assert mcnemar(first, first) == 1.0
+    with pytest.raises(ValueError, match="not the same images"):
+        mcnemar(first, second[:3])
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence = np.array([0.95, 0.95, 0.55, 0.55])
+    right = np.array([True, False, True, True])
+    # two bins: |1 - 1.9| and |2 - 1.1| over four images
+    assert calibration_error(confidence, right) == pytest.approx((0.9 + 0.9) / 4)
+    assert calibration_error(np.ones(3), np.ones(3)) == 0.0
+
+
+def test_transfer_success_counts_only_what_both_models_had_right() -> None:
+    source = records([0, 0, 0, 0], [0, 0, 1, 0], [1, 1, 1, 1])
+    target = records([0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 1])
+    rate = transfer_success(target, source)
+    assert (rate.hits, rate.n) == (1, 2)  # images 0 and 1 count; only 0 is fooled
+    with pytest.raises(ValueError, match="same images"):
+        transfer_success(target, source.iloc[:3])
+
+
+def test_score_by_hand(linear: nn.Module) -> None:
+    linear.weight.data = torch.zeros(2, 48)
+    linear.weight.data[0, 0] = 4.0
+    images = torch.zeros(2, 3, 4, 4)
+    images[0, 0, 0, 0] = 1.0  # logits 4, 0
+    adv = images.clone()
+    adv[0, 0, 0, 0] = 0.5  # logits 2, 0
+    table = score(linear, images, adv, torch.tensor([0, 1]), attack="a", eps=0.5)
+    first = table.iloc[0]
+    sure = 1 / (1 + np.exp(-4.0))
+    assert first.clean_confidence == pytest.approx(sure)
+    assert first.clean_nll == pytest.approx(-np.log(sure), abs=1e-6)
+    assert first.clean_brier == pytest.approx(2 * (1 - sure) ** 2, abs=1e-6)
+    assert (first.clean_margin, first.adv_margin) == (4.0, 2.0)
+    assert (first.linf, first.l2, first.attack, first.eps) == (0.5, 0.5, "a", 0.5)
+    assert table["index"].tolist() == [0, 1] and table.linf[1] == 0
+
+
+def test_score_refuses_what_makes_no_sense(linear: nn.Module) -> None:
+    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="score"):
+        score(linear, images, images[:1], labels)
+    linear.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        score(linear, images, images, labels)
+
+
+def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> None:
+    images, labels = digits
+    setting = AttackSettings(eps=0.2, step=0.05, steps=3)
+    pixels = craft(network, images, labels, setting, seed=1)
+    assert pixels.dtype == torch.uint8
+    table = rows(network, images, pixels, labels, "a", setting, 1)
+    assert (table.adv_pred.to_numpy() == network(pixels / 255).argmax(1).numpy()).all()
+    assert table.linf.max() <= 0.2 + 1e-6
+    assert torch.equal(pixels, craft(network, images, labels, setting, seed=1))
+    assert not torch.equal(pixels, craft(network, images, labels, setting, seed=2))
+
+
+def test_quantized_models_are_attacked_through_their_twin(network: nn.Module, digits: Pair) -> None:
+    model = quantize(network, digits[0])
+    labels = model(digits[0]).argmax(1)
+    pixels = craft(model, digits[0], labels, AttackSettings(eps=0.2, step=0.05, steps=10))
+    assert (model(pixels / 255).argmax(1) != labels).float().mean() > 0.9
+
+
+def test_curves_keep_the_ratio_of_step_to_eps() -> None:
+    main = AttackSettings(eps=0.2, step=0.05, steps=10)
+    found = list(curve_settings(main, CurveSettings(eps=[0, 0.4], steps=[3])))
+    assert [(name, s.eps, s.step, s.steps) for name, s in found] == [
+        ("curve_eps", 0.0, 0.0, 10),
+        ("curve_eps", 0.4, 0.1, 10),
+        ("curve_steps", 0.2, 0.05, 3),
+    ]
+
+
+def test_layer_figures_by_hand() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+    model[1].weight.data = torch.tensor([[2.0, 0.0]])
+    images = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
+    adv = images + 0.5
+    table = where(model, images, adv)
+    assert table.layer.tolist() == ["0", "1"] and table.kind.tolist() == ["Flatten", "Linear"]
+    last = table.iloc[1]  # clean 2, 0; adversarial 3, 1
+    assert (last.mean_difference, last.max_difference) == (1.0, 1.0)
+    assert last.relative_difference == pytest.approx(np.sqrt(2 / 4))
+    assert (last.clean_mean, last.adv_mean, last.clean_sigma) == (1.0, 2.0, 1.0)
+    assert last.distance == pytest.approx(1.0)
+
+
+def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(
+    network: nn.Module, digits: Pair
+) -> None:
+    adv = (digits[0] + 0.1).clamp(0, 1)
+    one, many = (where(network, digits[0], adv, batch=b) for b in (64, 16))
+    columns = ["mean_difference", "relative_difference", "clean_sigma", "adv_mean"]
+    assert np.allclose(one[columns], many[columns], rtol=1e-5)
+    bn = one[one.layer == "bn1"].iloc[0]
+    assert bn.clean_mean != one[one.layer == "act1"].iloc[0].clean_mean  # before the ReLU acts
+
+
+def test_sites_are_watched_with_what_families_put_there(network: nn.Module, digits: Pair) -> None:
+    clamped = prune("clamp", network, 2, digits).model
+    assert list(watched(clamped)) == list(watched(network))
+    assert "act1" in watched(network) and "layer1.0.shortcut" not in watched(network)
+
+
+def test_wasserstein_by_hand() -> None:
+    assert wasserstein(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 6.0, 8.0])) == 5.0
+    assert wasserstein(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])) == 0.0

@@ -1,0 +1,96 @@
+"""clamp and round: what they do to feature maps, to files and to gradients."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.attacks import pgd
+from advprune.errors import UserError
+from advprune.models.checkpoint import load_model, save_model
+from advprune.models.spec import sites
+from advprune.pruning import prune
+from advprune.pruning.feature_maps import Round
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The output of every activation site."""
+    found: dict[str, torch.Tensor] = {}
+    handles = [
+        site.register_forward_hook(lambda m, i, o, n=name: found.update({n: o.detach().clone()}))
+        for name, site in sites(model).items()
+    ]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_the_clamp_range_is_the_mean_and_sigma_of_the_clean_maps(
+    network: nn.Module, digits: Pair
+) -> None:
+    clamped = prune("clamp", network, {"sigmas": 1.5, "images": 64}, digits).model
+    for name, h in maps(network, digits[0]).items():
+        layer = sites(clamped)[name][-1]
+        reach = 1.5 * h.double().std(correction=0)
+        assert abs(float(layer.low) - float(h.double().mean() - reach)) < 1e-4
+        assert abs(float(layer.high) - float(h.double().mean() + reach)) < 1e-4
+
+
+def test_clamped_maps_stay_in_their_range_on_any_input(network: nn.Module, digits: Pair) -> None:
+    clamped = prune("clamp", network, 1, digits).model
+    for name, h in maps(clamped, torch.ones_like(digits[0])).items():
+        layer = sites(clamped)[name][-1]
+        assert h.min() >= layer.low and h.max() <= layer.high
+
+
+def test_percentile_ranges_leave_out_the_tails(network: nn.Module, digits: Pair) -> None:
+    whole = prune("clamp", network, {"percentile": 100, "images": 64}, digits).model
+    assert torch.allclose(whole(digits[0]), network(digits[0]), atol=1e-5)
+    tight = prune("clamp", network, {"percentile": 90, "images": 64}, digits).model
+    first = maps(network, digits[0])["act1"]
+    high = sites(tight)["act1"][-1].high
+    assert abs(float((first > high).float().mean()) - 0.1) < 0.01
+
+
+def test_round_by_hand_and_straight_through() -> None:
+    h = torch.tensor([0.04, 0.06, -0.26, 1.234], requires_grad=True)
+    rounded = Round(decimals=1)(h)
+    assert torch.allclose(rounded, torch.tensor([0.0, 0.1, -0.3, 1.2]))
+    rounded.sum().backward()
+    assert torch.equal(h.grad, torch.ones(4))
+
+
+def test_rounding_does_not_hide_the_gradient(network: nn.Module, digits: Pair) -> None:
+    images, labels = digits[0], network(digits[0]).argmax(1)
+    rounded = prune("round", network, 1).model
+    adv = pgd(rounded, images, labels, 0.2, 0.05, 10)
+    dense = pgd(network, images, labels, 0.2, 0.05, 10)
+    fooled = (rounded(adv).argmax(1) != labels).float().mean()
+    assert fooled >= (network(dense).argmax(1) != labels).float().mean() - 0.05
+    assert fooled > 0.9
+
+
+@pytest.mark.parametrize(("family", "setting"), [("clamp", 2), ("round", 2)])
+def test_both_survive_save_and_load_and_can_be_stacked(
+    network: nn.Module, digits: Pair, tmp_path: Path, family: str, setting: float
+) -> None:
+    once = prune(family, network, setting, digits).model
+    twice = prune("round", once, 1, digits).model
+    for model in (once, twice):
+        save_model(model, tmp_path / "model.safetensors")
+        loaded = load_model(tmp_path / "model.safetensors")
+        assert torch.equal(loaded(digits[0]), model(digits[0]))
+        assert not torch.equal(loaded(digits[0]), network(digits[0]))
+
+
+def test_settings_and_data_are_checked(network: nn.Module, digits: Pair) -> None:
+    with pytest.raises(UserError, match="either sigmas or percentile"):
+        prune("clamp", network, {"sigmas": 1, "percentile": 99}, digits)
+    with pytest.raises(UserError, match="calibrates on training images"):
+        prune("clamp", network, 3)
+    with pytest.raises(UserError, match=r"prune.round: decimals.*-1"):
+        prune("round", network, -1)

@@ -1,0 +1,79 @@
+"""Files: whole or not at all, known by content, and unfinished work that is resumed."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from advprune.errors import UserError
+from advprune.files import atomic, fingerprint, sha256_of, write_json
+from advprune.resume import Parts
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    with atomic(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/inside"):
+        write_json(tmp_path / "file" / "inside", {})
+
+
+def test_a_number_that_is_none_is_not_written_as_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "metrics.json", {"accuracy": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_hashes_follow_content_and_names(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    one = sha256_of(tmp_path / "a")
+    (tmp_path / "a" / "__pycache__").mkdir()
+    (tmp_path / "a" / "__pycache__" / "x.pyc").write_text("2")
+    assert sha256_of(tmp_path / "a") == one
+    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
+    assert sha256_of(tmp_path / "a") != one
+    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2})
+
+
+def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
+    calls = []
+
+    def table() -> pd.DataFrame:
+        calls.append("table")
+        return pd.DataFrame({"x": [1, 2]})
+
+    def tensor() -> torch.Tensor:
+        calls.append("tensor")
+        return torch.arange(6, dtype=torch.uint8).view(2, 3)
+
+    for _ in range(2):
+        parts = Parts(tmp_path, {"eps": 0.1}, files=[])
+        assert parts.frame("t", table).x.tolist() == [1, 2]
+        assert torch.equal(parts.tensor("i", tensor), tensor_value())
+    assert calls == ["table", "tensor"]
+    other = Parts(tmp_path, {"eps": 0.2}, files=[])
+    other.frame("t", table)
+    assert calls == ["table", "tensor", "table"]  # other settings, other work
+    parts.discard()
+    assert not parts.folder.exists() and other.folder.exists()
+
+
+def tensor_value() -> torch.Tensor:
+    return torch.arange(6, dtype=torch.uint8).view(2, 3)
+
+
+def test_a_damaged_part_is_computed_again(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, files=[])
+    parts.tensor("i", tensor_value)
+    (parts.folder / "i.safetensors").write_bytes(b"half")
+    assert torch.equal(parts.tensor("i", tensor_value), tensor_value())

@@ -1,0 +1,204 @@
+"""The attack engine against closed forms, a peer's implementation and its own promises."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.attacks import pgd
+from advprune.attacks.losses import cross_entropy, dlr, margin
+from advprune.attacks.pgd import project, random_point
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def middle_images(n: int = 6) -> Pair:
+    """Images far from 0 and 1, so that only the budget binds."""
+    images = 0.5 + 0.2 * (torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(3)) - 0.5)
+    return images, torch.arange(n) % 2
+
+
+def worst_direction(linear: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """Gradient of the other class's logit minus the label's, as images."""
+    weight = linear.weight.detach()
+    return (weight[1 - labels] - weight[labels]).view(-1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_linf_reaches_the_known_optimum_of_a_linear_model(linear: nn.Module, loss: str) -> None:
+    images, labels = middle_images()
+    adv = pgd(linear, images, labels, 0.1, 0.03, 10, loss=loss)
+    assert torch.allclose(adv, images + 0.1 * worst_direction(linear, labels).sign(), atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_l2_reaches_the_known_optimum_of_a_linear_model(linear: nn.Module, loss: str) -> None:
+    images, labels = middle_images()
+    adv = pgd(linear, images, labels, 0.3, 0.2, 40, norm="L2", loss=loss)
+    direction = worst_direction(linear, labels)
+    unit = direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert torch.allclose(adv, images + 0.3 * unit, atol=1e-4)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_parity_with_torchattacks_from_the_same_start(
+    network: nn.Module, digits: Pair, fold: bool
+) -> None:
+    """In float64, where no gradient is so near 0 that rounding turns its sign."""
+    torchattacks = pytest.importorskip("torchattacks")
+    model, images, labels = network.double(), digits[0].double(), digits[1]
+    torch.manual_seed(5)
+    start = (images + torch.empty_like(images).uniform_(-0.2, 0.2)).clamp(0, 1)
+    torch.manual_seed(5)
+    peer = torchattacks.PGD(model, eps=0.2, alpha=0.05, steps=10, random_start=True)
+    ours = pgd(model, images, labels, 0.2, 0.05, 10, start=start, fold=fold)
+    assert (ours - peer(images, labels)).abs().max() < 1e-9
+
+
+def test_in_float32_few_pixels_differ_from_torchattacks(network: nn.Module, digits: Pair) -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    peer = torchattacks.PGD(network, eps=0.2, alpha=0.05, steps=10, random_start=False)
+    ours = pgd(network, *digits, 0.2, 0.05, 10, random_start=False)
+    assert ((ours - peer(*digits)).abs() > 1e-5).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("drop", [False, True])
+def test_never_leaves_the_budget_or_the_pixel_range(
+    network: nn.Module, digits: Pair, norm: str, keep: str, drop: bool
+) -> None:
+    images, labels = digits
+    eps = 0.15 if norm == "Linf" else 0.8
+    adv = pgd(network, images, labels, eps, eps / 2, 5, norm=norm, keep=keep, drop=drop, restarts=2)
+    change = (adv - images).flatten(1)
+    size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
+    assert size.max() <= eps + 1e-6
+    assert adv.min() >= 0 and adv.max() <= 1
+    assert adv.shape == images.shape and (adv != images).any()
+
+
+def test_leaves_no_trace(network: nn.Module, digits: Pair) -> None:
+    network.train()
+    network.bn1.eval()  # a frozen batch-norm inside a training network
+    modes = {name: m.training for name, m in network.named_modules()}
+    state = copy.deepcopy(network.state_dict())
+    network.linear.weight.grad = torch.ones_like(network.linear.weight)
+    random_state = torch.random.get_rng_state()
+    pgd(network, *digits, 0.2, 0.05, 3)
+    assert {name: m.training for name, m in network.named_modules()} == modes
+    assert all(torch.equal(t, state[name]) for name, t in network.state_dict().items())
+    assert torch.equal(network.linear.weight.grad, torch.ones_like(network.linear.weight))
+    assert network.conv1.weight.grad is None and network.conv1.weight.requires_grad
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+
+
+def test_works_inside_no_grad(network: nn.Module, digits: Pair) -> None:
+    with torch.no_grad():
+        inside = pgd(network, *digits, 0.2, 0.05, 3)
+    assert torch.equal(inside, pgd(network, *digits, 0.2, 0.05, 3))
+
+
+def test_a_sample_does_not_depend_on_the_batch_it_is_in(network: nn.Module, digits: Pair) -> None:
+    images, labels = digits
+    whole = pgd(network, images, labels, 0.2, 0.05, 3, batch=64)
+    parts = pgd(network, images, labels, 0.2, 0.05, 3, batch=7)
+    assert ((whole - parts).abs() > 1e-5).float().mean() < 0.01
+
+
+def test_dropping_decided_samples_gives_the_same_verdict(network: nn.Module, digits: Pair) -> None:
+    images, labels = digits
+    labels = network(images).argmax(1)  # all right before the attack
+    adv = pgd(network, images, labels, 0.02, 0.005, 10, keep="best", loss="margin")
+    quick = pgd(network, images, labels, 0.02, 0.005, 10, keep="best", loss="margin", drop=True)
+    wrong, quickly = (network(a).argmax(1) != labels for a in (adv, quick))
+    assert torch.equal(wrong, quickly)
+    assert 0 < int(wrong.sum()) < len(wrong)
+
+
+def test_best_is_never_worse_than_last_and_restarts_never_hurt(
+    network: nn.Module, digits: Pair
+) -> None:
+    images, labels = digits
+
+    def losses(**options: object) -> torch.Tensor:
+        found = pgd(network, images, labels, 0.1, 0.1, 4, fold=False, **options)
+        return cross_entropy(network(found), labels)
+
+    assert (losses(keep="best") >= losses(keep="last") - 1e-4).all()
+    assert (losses(restarts=3) >= losses(restarts=1) - 1e-4).all()
+
+
+def test_progress_counts_every_image_step(network: nn.Module, digits: Pair) -> None:
+    done: list[int] = []
+    pgd(network, *digits, 0.1, 0.02, 4, restarts=2, batch=10, progress=done.append)
+    assert sum(done) == 64 * 4 * 2
+
+
+def test_no_images_no_steps_and_no_budget(network: nn.Module, digits: Pair) -> None:
+    images, labels = digits
+    assert pgd(network, images[:0], labels[:0], 0.1, 0.02, 4).shape == images[:0].shape
+    assert torch.equal(pgd(network, images, labels, 0.0, 0.1, 3), images)
+    assert torch.equal(pgd(network, images, labels, 0.1, 0.1, 0, random_start=False), images)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"eps": -0.1}, "negative"),
+        ({"norm": "L1"}, "norm"),
+        ({"loss": "hinge"}, "loss"),
+        ({"keep": "first"}, "keep"),
+        ({"restarts": 0}, "restarts"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    network: nn.Module, digits: Pair, change: dict[str, object], word: str
+) -> None:
+    options = {"eps": 0.1, "step": 0.1, "steps": 1} | change
+    with pytest.raises(ValueError, match=word):
+        pgd(network, *digits, **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
+def test_images_out_of_range_are_refused(network: nn.Module, digits: Pair, value: float) -> None:
+    images = digits[0].clone()
+    images[3, 0, 2, 2] = value
+    with pytest.raises(ValueError, match="outside"):
+        pgd(network, images, digits[1], 0.1, 0.1, 1)
+
+
+def test_projection_is_the_nearest_point_of_the_ball() -> None:
+    clean = torch.full((1, 1, 1, 2), 0.5)
+    outside = torch.tensor([[[[0.9, 0.8]]]])
+    assert torch.allclose(project(outside, clean, 0.1, "Linf"), clean + 0.1)
+    expected = clean + 0.1 * torch.tensor([[[[0.8, 0.6]]]])  # a 3-4-5 triangle
+    assert torch.allclose(project(outside, clean, 0.1, "L2"), expected)
+    inside = clean + 0.01
+    assert torch.allclose(project(inside, clean, 0.1, "L2"), inside)
+
+
+def test_random_points_fill_the_ball_evenly() -> None:
+    images = torch.full((4000, 1, 1, 2), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    square = (random_point(images, 0.2, "Linf", generator) - images).flatten(1)
+    assert square.abs().max() <= 0.2 + 1e-6
+    assert abs(float(square.std()) - 0.2 / 3**0.5) < 0.005  # a uniform's standard deviation
+    disc = (random_point(images, 0.2, "L2", generator) - images).flatten(1).norm(dim=1)
+    assert disc.max() <= 0.2 + 1e-6
+    assert abs(float((disc < 0.1).float().mean()) - 0.25) < 0.03  # half the radius, a quarter
+
+
+def test_losses_by_hand() -> None:
+    logits, labels = (
+        torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 4.0, 1.0]]),
+        torch.tensor([0, 1]),
+    )
+    assert torch.allclose(margin(logits, labels), torch.tensor([-2.0, 2.0]))
+    assert torch.allclose(dlr(logits, labels), torch.tensor([-2 / 3, 2 / 3]))
+    assert torch.allclose(dlr(logits * 100 + 7, labels), torch.tensor([-2 / 3, 2 / 3]))
+    by_hand = torch.logsumexp(logits, 1) - torch.tensor([3.0, 2.0])
+    assert torch.allclose(cross_entropy(logits, labels), by_hand)
+    with pytest.raises(ValueError, match="three classes"):
+        dlr(logits[:, :2], labels)

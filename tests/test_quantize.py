@@ -1,0 +1,139 @@
+"""The integer model against a loop in Python integers, and its twin."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.attacks import pgd
+from advprune.models.checkpoint import load_model, save_model
+from advprune.models.spec import spec_of
+from advprune.pruning import prune
+from advprune.quantize import QuantizedLayer, agreement, quantize, twin
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def layer_of(linear: nn.Linear, bits: int, low: float, high: float) -> QuantizedLayer:
+    """A quantized linear layer with a given input range."""
+    layer = QuantizedLayer(linear, bits)
+    layer.set_input_range(low, high)
+    layer.set_weights(linear)
+    return layer
+
+
+def test_quantizer_by_hand() -> None:
+    linear = nn.Linear(3, 1)
+    linear.weight.data = torch.tensor([[1.0, -0.5, 0.26]])
+    linear.bias.data = torch.tensor([0.1])
+    layer = layer_of(linear, 8, -1.0, 1.55)  # scale 0.01, zero point 100
+    assert abs(float(layer.input_scale) - 0.01) < 1e-9 and float(layer.input_zero) == 100
+    assert layer.weight.tolist() == [[127, -64, 33]]  # scale 1/127: -63.5 rounds to even, 33.02
+    x = torch.tensor([[0.5, -2.0, 0.014]])  # -2 is below the range: -1
+    assert layer.integers(x).tolist() == [[50, -100, 1]]
+    bias = round(0.1 / (0.01 / 127))
+    total = 50 * 127 + 100 * 64 + 1 * 33 + bias
+    assert abs(float(layer(x)) - total * 0.01 / 127) < 1e-5
+
+
+def test_convolution_is_exact_integer_arithmetic() -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(2, 3, 3, padding=1, stride=2)
+    layer = QuantizedLayer(conv, 8)
+    layer.set_input_range(-0.7, 1.1)
+    layer.set_weights(conv)
+    x = torch.rand(1, 2, 5, 5, generator=generator) * 2 - 0.8
+    q, w = layer.integers(x)[0].int().tolist(), layer.weight.int().tolist()
+    found = layer(x)[0]
+    for out in range(3):
+        for row in range(3):
+            for column in range(3):
+                total = int(layer.bias[out])
+                for channel in range(2):
+                    for i in range(3):
+                        for j in range(3):
+                            r, c = 2 * row + i - 1, 2 * column + j - 1
+                            if 0 <= r < 5 and 0 <= c < 5:
+                                total += q[channel][r][c] * w[out][channel][i][j]
+                scale = float(layer.weight_scale[out]) * float(layer.input_scale)
+                assert abs(float(found[out, row, column]) - total * scale) < 1e-6
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_stored_integers_fit_their_bits(network: nn.Module, digits: Pair, bits: int) -> None:
+    model = quantize(network, digits[0], bits)
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+    assert len(layers) == 21  # 20 convolutions and the classifier
+    for layer in layers:
+        assert layer.weight.dtype == torch.int8
+        assert int(layer.weight.abs().max()) == 2 ** (bits - 1) - 1  # some weight sets the scale
+        assert 0 <= float(layer.input_zero) <= 2**bits - 1
+
+
+def test_eight_bits_stay_near_the_float_model_and_fewer_bits_do_not(
+    network: nn.Module, digits: Pair
+) -> None:
+    expected = network(digits[0]).detach()
+    errors = [
+        float((quantize(network, digits[0], bits)(digits[0]) - expected).norm() / expected.norm())
+        for bits in (8, 4, 2)
+    ]
+    assert errors[0] < 0.1 < errors[1] < errors[2]
+
+
+def test_the_twin_agrees_and_has_a_gradient(network: nn.Module, digits: Pair) -> None:
+    model = quantize(network, digits[0])
+    same, gap = agreement(model, digits[0])
+    assert same >= 0.95 and gap < 0.05
+    x = digits[0].clone().requires_grad_()
+    twin(model)(x).sum().backward()
+    smooth = digits[0].clone().requires_grad_()
+    network(smooth).sum().backward()
+    cosine = torch.cosine_similarity(x.grad.flatten(1), smooth.grad.flatten(1))
+    assert cosine.mean() > 0.8  # the straight-through gradient points where the float one does
+    assert not model(digits[0]).requires_grad or (x.grad != 0).float().mean() > 0.9
+
+
+def test_agreement_notices_a_twin_that_differs(
+    network: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, coarse = quantize(network, digits[0]), quantize(network, digits[0], bits=2)
+    monkeypatch.setattr("advprune.quantize.twin", lambda _: coarse)
+    same, gap = agreement(model, digits[0])
+    predictions = [m(digits[0]).argmax(1) for m in (model, coarse)]
+    assert same == float((predictions[0] == predictions[1]).float().mean()) < 0.9
+    assert gap > 0.1
+
+
+def test_attacking_the_twin_fools_the_integer_model(network: nn.Module, digits: Pair) -> None:
+    model = quantize(network, digits[0])
+    labels = model(digits[0]).argmax(1)
+    adv = pgd(twin(model), digits[0], labels, 0.2, 0.05, 10)
+    assert (model(adv).argmax(1) != labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("family", [None, "clamp"])
+def test_quantized_models_survive_save_and_load(
+    network: nn.Module, digits: Pair, tmp_path: Path, family: str | None
+) -> None:
+    dense = prune(family, network, 3, digits).model if family else network
+    model = quantize(dense, digits[0], 6)
+    save_model(model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(digits[0]), model(digits[0]))
+    assert spec_of(loaded) == spec_of(model) and spec_of(loaded).quantization.bits == 6
+
+
+def test_percentile_ranges_are_inside_the_full_ones(network: nn.Module, digits: Pair) -> None:
+    full, tight = (quantize(network, digits[0], 8, p) for p in (100.0, 99.0))
+    for name, module in full.named_modules():
+        if isinstance(module, QuantizedLayer):
+            assert tight.get_submodule(name).input_scale <= module.input_scale
+
+
+def test_the_float_model_stays_as_it_was(network: nn.Module, digits: Pair) -> None:
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    quantize(network, digits[0])
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+    assert spec_of(network).quantization is None

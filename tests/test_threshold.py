@@ -1,0 +1,115 @@
+"""E, S, R, ESR against tensors worked out by hand, and what they promise about the model."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.errors import UserError
+from advprune.models.card import sparsity_of
+from advprune.pruning import prune
+from advprune.pruning.threshold import add_noise, clamp_sigmas, zero_small
+
+
+def test_e_by_hand() -> None:
+    w = torch.tensor([-0.02, -0.01, -0.009, 0.0, 0.009, 0.01, 3.0])
+    expected = torch.tensor([-0.02, -0.01, 0.0, 0.0, 0.0, 0.01, 3.0])  # |w| < E, not <=
+    assert torch.equal(zero_small(w, 0.01), expected)
+
+
+def test_s_by_hand() -> None:
+    w = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 10.0])
+    mean, sigma = 1.25, math.sqrt((7 * 1.25**2 + 8.75**2) / 8)
+    expected = torch.tensor([0.0] * 7 + [mean + sigma])
+    assert torch.allclose(clamp_sigmas(w, 1.0, "none"), expected)
+
+
+def test_s_is_gated_by_the_normality_test_as_the_published_code_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(2000, generator=generator)
+    skewed = torch.rand(2000, generator=generator) ** 6
+    for w, clamped_by in ((normal, "normal"), (skewed, "non_normal")):
+        for gate in ("normal", "non_normal"):
+            changed = bool((clamp_sigmas(w, 1.5, gate) != w).any())
+            assert changed == (gate == clamped_by)
+
+
+@pytest.mark.parametrize("w", [torch.arange(7.0), torch.ones(50)])
+def test_s_without_a_verdict_on_normality_follows_the_published_default(w: torch.Tensor) -> None:
+    assert torch.equal(clamp_sigmas(w, 0.1, "non_normal"), w)
+
+
+def test_r_is_uniform_within_its_radius() -> None:
+    w = torch.zeros(20000)
+    noise = add_noise(w, 0.3, torch.Generator().manual_seed(0))
+    assert noise.abs().max() <= 0.3
+    assert abs(float(noise.mean())) < 0.01
+    assert abs(float(noise.std()) - 0.3 / math.sqrt(3)) < 0.005
+
+
+def test_every_weight_and_bias_is_touched_and_no_running_statistic(network: nn.Module) -> None:
+    pruned = prune("R", network, 0.05, seed=3)
+    before, after = network.state_dict(), pruned.model.state_dict()
+    parameters = dict(network.named_parameters())
+    assert "bn1.weight" in parameters and "bn1.bias" in parameters and "linear.bias" in parameters
+    for name in before:
+        assert torch.equal(before[name], after[name]) == (name not in parameters)
+    assert pruned.ratio == 1.0
+
+
+def test_e_ratio_and_sparsity_are_exact(network: nn.Module) -> None:
+    values = torch.cat([p.flatten() for p in network.parameters()])
+    threshold = 0.05
+    pruned = prune("E", network, threshold)
+    small, zero = values.abs() < threshold, values == 0
+    assert pruned.ratio == int((small & ~zero).sum()) / len(values)
+    assert sparsity_of(pruned.model) == int((small | zero).sum()) / len(values)
+    for name, parameter in pruned.model.named_parameters():
+        dense = network.get_parameter(name)
+        assert torch.equal(parameter[pruned.masks[name]], dense[pruned.masks[name]])
+        assert (parameter[pruned.changed[name]] == 0).all()
+
+
+def test_esr_is_the_three_in_order(network: nn.Module) -> None:
+    setting = {"E": 0.05, "S": 2, "R": 0.01, "gate": "none"}
+    found = prune("ESR", network, setting, seed=7).model
+    one = prune("E", network, 0.05).model
+    two = prune("S", one, {"sigmas": 2, "gate": "none"}).model
+    three = prune("R", two, 0.01, seed=7).model
+    for name, parameter in found.named_parameters():
+        assert torch.equal(parameter, three.get_parameter(name))
+
+
+def test_the_model_given_stays_as_it_was(network: nn.Module) -> None:
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    for family, setting in (("E", 0.1), ("S", 1), ("R", 0.1)):
+        prune(family, network, setting)
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def test_noise_follows_its_seed(network: nn.Module) -> None:
+    one, same, other = (prune("R", network, 0.1, seed=s).model.conv1.weight for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "words"),
+    [
+        ("E", -1, ["prune.E", "threshold", "-1", "greater than or equal to 0"]),
+        ("E", "abc", ["prune.E", "abc", "number"]),
+        ("S", 0, ["prune.S", "sigmas", "greater than 0"]),
+        ("R", float("nan"), ["prune.R", "radius"]),
+        ("S", {"sigmas": 3, "gate": "maybe"}, ["prune.S", "gate", "maybe"]),
+        ("ESR", 3, ["prune.ESR", "mapping"]),
+        ("E", {"threshold": 1, "extra": 2}, ["prune.E", "extra"]),
+        ("Q", 3, ["prune.Q", "no family 'Q'", "E, ESR, R, S"]),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(
+    network: nn.Module, family: str, setting: object, words: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        prune(family, network, setting)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)

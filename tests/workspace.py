@@ -1,0 +1,64 @@
+"""A copy of the pipeline in a folder of its own, at a size that runs in seconds."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("dvc.yaml", "params.yaml", "stages", "src", ".dvcignore", ".gitignore")
+TINY = {
+    "prune": {"E": 1e-2, "clamp": {"sigmas": 3}},
+    "sweep": {"E": [1e-3, 5e-2], "R": [1e-2]},
+    "profiles/digits/data/train_limit": 200,
+    "profiles/digits/data/test_limit": 40,
+    "profiles/digits/model/width": 4,
+    "profiles/digits/train/epochs": 3,
+    "profiles/digits/curves": {"eps": [0, "48/255"], "steps": [1, 3]},
+}
+
+
+def copy_pipeline(folder: Path) -> Path:
+    """The pipeline's own files under `folder`, with DVC's settings and tiny params."""
+    skip = shutil.ignore_patterns("__pycache__", "*.pyc", "tmp", "cache", "config.local")
+    folder.mkdir(parents=True)
+    for part in PARTS:
+        source = ROOT / part
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / part, **({"ignore": skip} if source.is_dir() else {}))
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=skip)
+    change(folder, TINY)
+    return folder
+
+
+def change(folder: Path, changes: dict[str, Any]) -> None:
+    """Set keys (with slashes) of the folder's params.yaml."""
+    yaml = YAML()
+    path = folder / "params.yaml"
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *parents, last = key.split("/")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run `python <command>` in the folder, with this Python first on the path."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
