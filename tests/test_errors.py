@@ -56,7 +56,11 @@ class Bench:
     def files(self) -> set[str]:
         """All files, but for caches of Python and work that can be resumed."""
         paths = self.folder.rglob("*")
-        return {str(p) for p in paths if p.is_file() and not {"__pycache__", "checkpoints"} & set(p.parts)}
+        return {
+            str(p)
+            for p in paths
+            if p.is_file() and not {"__pycache__", "checkpoints"} & set(p.parts)
+        }
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import nn
 
 from advprune.attacks import pgd, to_pixels
 from advprune.attacks.zoo import zoo
-from advprune.evaluate.records import score
+from advprune.evaluate.records import predictions, score
 from advprune.params import AttackSettings, CurveSettings, ExtraAttack
 from advprune.quantize import is_quantized, twin
 
@@ -30,9 +30,38 @@ def craft(
     batch: int = 128,
     progress: Progress | None = None,
 ) -> torch.Tensor:
-    """Attack float `images` `[N, C, H, W]` in [0, 1]; return uint8 images inside the budget."""
-    adv = pgd(
-        surrogate(model),
+    """Attack float `images` `[N, C, H, W]` in [0, 1]; return uint8 images inside the budget.
+
+    With `drop`, the attack leaves a sample as soon as it is misclassified, which rounding (or the
+    step from a twin to its integers) may undo. Such samples are attacked again to the end.
+    """
+    differentiable = surrogate(model)
+    adv = _attack(differentiable, images, labels, setting, seed, batch, progress)
+    pixels = to_pixels(adv, images, setting.eps, setting.norm)
+    if setting.drop:
+        was_fooled = predictions(differentiable, adv, batch) != labels
+        is_right = predictions(model, pixels / 255, batch) == labels
+        if (undone := was_fooled & is_right).any():
+            whole = setting.model_copy(update={"drop": False})
+            again = _attack(
+                differentiable, images[undone], labels[undone], whole, seed, batch, None
+            )
+            pixels[undone] = to_pixels(again, images[undone], setting.eps, setting.norm)
+    return pixels
+
+
+def _attack(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    setting: AttackSettings,
+    seed: int,
+    batch: int,
+    progress: Progress | None,
+) -> torch.Tensor:
+    """The engine with a profile's settings; float images."""
+    return pgd(
+        model,
         images,
         labels,
         setting.eps,
@@ -48,7 +77,6 @@ def craft(
         batch=batch,
         progress=progress,
     )
-    return to_pixels(adv, images, setting.eps, setting.norm)
 
 
 def craft_extra(

@@ -19,6 +19,11 @@ def logits_of(model: nn.Module, images: torch.Tensor, batch: int = 128) -> torch
     return torch.cat(parts)
 
 
+def predictions(model: nn.Module, images: torch.Tensor, batch: int = 128) -> torch.Tensor:
+    """Predicted classes int64 `[N]`, on the CPU."""
+    return logits_of(model, images, batch).argmax(1)
+
+
 def score(
     model: nn.Module,
     images: torch.Tensor,
