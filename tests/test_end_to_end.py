@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from workspace import copy_pipeline, run
+from workspace import ROOT, copy_pipeline, run
 
 KEYS = {"clean_accuracy", "remnant_accuracy_low", "attack_success_rate", "transfer_accuracy", "n"}
 ROWS = ["dense", "int8", "E", "clamp"]
@@ -48,7 +48,8 @@ def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
         assert set(found) == set(metrics["dense-standard"]) and set(found) >= KEYS
         assert found["n"] == 40
     report = folder / "reports/digits"
-    assert "E-standard" in (report / "report.md").read_text()
+    text = (report / "report.md").read_text()
+    assert "## Leaderboard" in text and all(f"| {family} " in text for family in ROWS)
     page = (report / "report.html").read_text()
     assert "<html" in page and "data:image/png;base64," in page
     assert not re.search(r"""(src|href)=["']https?://""", page)
@@ -81,6 +82,14 @@ def test_a_change_to_one_family_runs_its_stages_alone(pipeline: tuple[Path, str]
     shown = run(folder, "-m", "dvc", "metrics", "show", "--md")
     assert shown.returncode == 0
     assert all(f"{family}-standard.json" in shown.stdout for family in ROWS)
+
+
+def test_the_library_example_of_the_readme_runs(pipeline: tuple[Path, str]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
+    done = run(pipeline[0], "-c", f"import sys; sys.path.insert(0, 'src')\n{example}")
+    assert done.returncode == 0, done.stderr
+    assert "'remnant_accuracy':" in done.stdout and "'n': 40" in done.stdout
 
 
 def test_the_closing_table_says_where_the_report_is(pipeline: tuple[Path, str]) -> None:

@@ -1,5 +1,7 @@
 """Records, metrics, intervals, transfer and layer figures, against values worked out by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +13,12 @@ from advprune.evaluate.craft import craft, curve_settings, rows
 from advprune.evaluate.layers import wasserstein, watched, where
 from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.statistics import Rate, mcnemar
+from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_success
-from advprune.params import AttackSettings, CurveSettings
+from advprune.params import AttackChoice, AttackSettings, CurveSettings, ExtraAttack, Profile
 from advprune.pruning import prune
 from advprune.quantize import quantize
+from advprune.resume import Parts
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -185,3 +189,41 @@ def test_sites_are_watched_with_what_families_put_there(network: nn.Module, digi
 def test_wasserstein_by_hand() -> None:
     assert wasserstein(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 6.0, 8.0])) == 5.0
     assert wasserstein(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])) == 0.0
+
+
+def test_a_suite_holds_every_attack_and_curve_and_resumes(
+    network: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=2)}
+    curves = CurveSettings(eps=[0, 0.2], steps=[1])
+    profile = Profile.model_construct(attacks=attacks, curves=curves, batch=32)
+    extra = [
+        ExtraAttack(name="MIFGSM", eps="8/255", steps=2),
+        ExtraAttack(name="PGDL2", label="far", eps=1.5, alpha=0.5, steps=2),
+    ]
+    choice = AttackChoice(main="field", extra=extra)
+    parts = Parts(tmp_path, files=[])
+    suite = Suite(*digits, profile, choice, 0, parts)
+    records, adv = suite.attack("dense", network)
+    assert set(adv) == {"field", "MIFGSM", "far"}
+    counts = records.groupby("attack").size().to_dict()
+    assert counts == {"field": 64, "MIFGSM": 64, "far": 64, "curve_eps": 128, "curve_steps": 64}
+    largest = records.groupby("attack")[["linf", "l2"]].max()
+    assert largest.linf["MIFGSM"] <= 8 / 255 + 1e-6 and largest.l2["far"] <= 1.5 + 1e-5
+    assert largest.l2["far"] > 1.2 and (records.eps[records.attack == "far"] == 1.5).all()
+    again, _ = Suite(*digits, profile, choice, 0, parts).attack("dense", network)
+    assert again.equals(records)
+
+
+def test_a_sweep_has_a_block_of_rows_for_every_setting(
+    network: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=1)}
+    profile = Profile.model_construct(attacks=attacks, batch=64)
+    suite = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
+    table = suite.sweep("E", [0.0, 1e6], network, digits, torch.device("cpu"))
+    assert table.groupby("value").prune_ratio.first().to_dict()["1000000.0"] > 0.99
+    nothing = table[table.value == "0.0"]
+    assert len(nothing) == 64 and (nothing.prune_ratio == 0).all() and (nothing.order == 0).all()
+    assert (nothing.clean_pred.to_numpy() == network(digits[0]).argmax(1).numpy()).all()
+    assert table[table.value == "1000000.0"].clean_pred.nunique() == 1

@@ -71,6 +71,8 @@ def test_fractions_are_read_once(tmp_path: Path) -> None:
         ("profiles/cifar10/model/weights", {"path": "x", "sha256": "q"}, ["weights.sha256", "q"]),
         ("profile", "cifar", ["no profile 'cifar'", "cifar10-small"]),
         ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),
+        ("attack/extra", [{"name": "PGD"}] * 2, ["attack.extra", "'PGD' is taken", "label"]),
+        ("attack/extra", [{"name": "X", "label": "field"}], ["'field' is taken"]),
         ("seed", -1, ["seed", "-1"]),
         ("quantize/bits", 16, ["quantize.bits", "16"]),
         ("bases", {}, ["bases"]),

@@ -23,6 +23,7 @@ from ruamel.yaml.error import YAMLError
 from advprune.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
+CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 
 
@@ -126,10 +127,19 @@ class CurveSettings(Settings):
 
 
 class ExtraAttack(BaseModel):
-    """An attack of torchattacks by class name; the other keys are its own arguments."""
+    """An attack of torchattacks by class name; the other keys are its own arguments.
+
+    label: what it is called in records and tables, needed where a class is used twice.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
+    name: Name
+    label: Name | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in records."""
+        return self.label or self.name
 
     def arguments(self) -> dict[str, Any]:
         """The attack's own arguments, fractions such as 8/255 read as numbers."""
@@ -196,6 +206,12 @@ class Params(Settings):
                     f"attack.main: {self.attack.main!r} is not in profiles.{name}.attacks"
                     f" ({', '.join(profile.attacks)})"
                 )
+        extras = [extra.key for extra in self.attack.extra]
+        for key in extras:
+            if extras.count(key) > 1 or key in {*self.active().attacks, *CURVES}:
+                raise ValueError(f"attack.extra: the name {key!r} is taken; give a `label`")
+        if taken := set(CURVES) & {name for p in self.profiles.values() for name in p.attacks}:
+            raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the curves")
         if reserved := {"dense", "int8"} & set(self.prune):
             raise ValueError(f"prune: the name {reserved.pop()!r} is taken by the pipeline itself")
         return self

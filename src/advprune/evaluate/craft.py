@@ -1,6 +1,7 @@
 """Crafting: an attack's settings and a model in, 8-bit adversarial images and records out."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from advprune.attacks import pgd, to_pixels
 from advprune.attacks.zoo import zoo
 from advprune.evaluate.records import predictions, score
-from advprune.params import AttackSettings, CurveSettings, ExtraAttack
+from advprune.params import CURVES, AttackSettings, CurveSettings, ExtraAttack
 from advprune.quantize import is_quantized, twin
 
 Progress = Callable[[int], None]
@@ -89,9 +90,26 @@ def craft_extra(
     batch: int = 128,
 ) -> torch.Tensor:
     """Run an attack of torchattacks; return uint8 images, inside `eps` where it has one."""
-    arguments = extra.arguments()
-    adv = zoo(surrogate(model), images, labels, extra.name, arguments, seed=seed, batch=batch)
-    return to_pixels(adv, images, float(arguments.get("eps", 1.0)))
+    adv = zoo(
+        surrogate(model),
+        images,
+        labels,
+        extra.name,
+        extra.arguments(),
+        seed=seed,
+        batch=batch,
+    )
+    budget = budget_of(extra)
+    return to_pixels(adv, images, budget.eps, budget.norm)
+
+
+def budget_of(extra: ExtraAttack) -> AttackSettings:
+    """The budget of an attack of torchattacks: its `eps`, or any change where it has none.
+
+    Names that end in L2 have L2 budgets; the steps are the attack's own affair and stand as 0.
+    """
+    norm: Literal["L2", "Linf"] = "L2" if extra.name.endswith("L2") else "Linf"
+    return AttackSettings(norm=norm, eps=extra.arguments().get("eps", 1.0), step=0.0, steps=0)
 
 
 def rows(
@@ -120,6 +138,6 @@ def curve_settings(
     share = main.step / main.eps if main.eps else 0.0
     for eps in curves.eps:
         change = {"eps": eps, "step": eps * share, "drop": True}
-        yield "curve_eps", main.model_copy(update=change)
+        yield CURVES[0], main.model_copy(update=change)
     for steps in curves.steps:
-        yield "curve_steps", main.model_copy(update={"steps": steps, "drop": True})
+        yield CURVES[1], main.model_copy(update={"steps": steps, "drop": True})

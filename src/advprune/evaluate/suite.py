@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from advprune.attacks.zoo import check_attack
-from advprune.evaluate.craft import craft, craft_extra, curve_settings, rows
+from advprune.evaluate.craft import budget_of, craft, craft_extra, curve_settings, rows
 from advprune.models.card import sparsity_of
 from advprune.params import AttackChoice, AttackSettings, ExtraAttack, Profile
 from advprune.progress import progress
@@ -46,9 +46,8 @@ class Suite:
             adv[attack] = self._crafted(attack, f"{name} {attack}", model, setting)
             tables.append(self._rows(model, adv[attack], attack, setting))
         for extra in self.choice.extra:
-            adv[extra.name] = self._crafted_extra(model, extra)
-            budget = AttackSettings(eps=extra.arguments().get("eps", 1.0), step=0.0, steps=0)
-            tables.append(self._rows(model, adv[extra.name], extra.name, budget))
+            adv[extra.key] = self._crafted_extra(model, extra)
+            tables.append(self._rows(model, adv[extra.key], extra.key, budget_of(extra)))
         return pd.concat([*tables, *self._curves(name, model)], ignore_index=True), adv
 
     def _curves(self, name: str, model: nn.Module) -> list[pd.DataFrame]:
@@ -91,7 +90,7 @@ class Suite:
 
     def _crafted_extra(self, model: nn.Module, extra: ExtraAttack) -> torch.Tensor:
         run = partial(craft_extra, model, self.images, self.labels, extra, seed=self.seed)
-        return self.parts.tensor(extra.name, partial(run, batch=self.profile.batch))
+        return self.parts.tensor(extra.key, partial(run, batch=self.profile.batch))
 
     def _rows(
         self, model: nn.Module, pixels: torch.Tensor, attack: str, setting: AttackSettings

@@ -90,8 +90,10 @@ def _percent_axis(ax: Axes, label: str) -> None:
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
-def _legend(figure: Figure, ax: Axes, columns: int = 4) -> None:
+def _legend(figure: Figure, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
+    longest = max(map(len, labels), default=0)
+    columns = 4 if longest <= 7 else 3 if longest <= 11 else 2
     figure.legend(
         handles,
         labels,

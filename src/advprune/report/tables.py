@@ -109,7 +109,7 @@ def _scored(subject: Model | Point, attack: str) -> pd.DataFrame:
 
 def every_attack(study: Study) -> pd.DataFrame:
     """Remnant accuracy of each model under each attack, the extra ones among them."""
-    names = [*study.params.active().attacks, *(extra.name for extra in study.params.attack.extra)]
+    names = [*study.params.active().attacks, *(extra.key for extra in study.params.attack.extra)]
     return pd.DataFrame(
         {"family": model.family, "base": model.base}
         | {f"{name} %": shown(remnant_accuracy(model.attack(name))) for name in names}
@@ -167,7 +167,10 @@ def _attack_row(name: str, setting: AttackSettings) -> dict[str, str]:
 
 def _extra_row(extra: ExtraAttack) -> dict[str, str]:
     arguments = extra.arguments()
-    row = {"attack": extra.name, "note": f"torchattacks: {setting_text(arguments) or 'defaults'}"}
+    row = {
+        "attack": extra.key,
+        "note": f"torchattacks {extra.name}: {setting_text(arguments) or 'defaults'}",
+    }
     if isinstance(arguments.get("eps"), int | float):
         row |= {
             "eps": f"{arguments['eps'] * 255:.4g}/255",

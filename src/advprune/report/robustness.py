@@ -1,0 +1,338 @@
+"""Findings on robustness: does compression change it, and is a short schedule a defence?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+
+from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+from advprune.params import AttackSettings
+from advprune.report.compare import Comparison, compare, holm
+from advprune.report.finding import Finding, attack_words, paragraphs, spell
+from advprune.report.study import Model, Point, Study, curve
+from advprune.report.text import (
+    ALPHA,
+    budget,
+    count,
+    listed,
+    p_value,
+    percent,
+    setting_text,
+)
+from advprune.report.trust import reads_high
+
+
+def answer(study: Study, base: str) -> Iterator[Finding]:
+    """Which families differ from the dense network under the main attack, on the same images."""
+    dense, others = study.dense(base), study.of(base)[1:]
+    tests = {m.family: compare(m.attack(study.main), dense.attack(study.main)) for m in others}
+    clean = {
+        m.family: compare(m.attack(study.main), dense.attack(study.main), "clean") for m in others
+    }
+    better = [name for name, test in tests.items() if test.better]
+    worse = [name for name, test in tests.items() if test.differs and not test.better]
+    same = [name for name, test in tests.items() if not test.differs]
+    untouched = [m.family for m in others if m.card["sha256"] == dense.card["sha256"]]
+    elsewhere = _over_budgets(dense, others)
+    high = [m.family for m in others if m.family in elsewhere and reads_high(study, m)]
+    under_main = [
+        _opening(study, dense),
+        *_against_dense(tests, better, worse, same),
+        *_corrected(tests, better + worse),
+    ]
+    beyond = [
+        *_budget_words(dense, elsewhere, high),
+        *_untouched_words(untouched),
+        *_clean_words(clean),
+    ]
+    figures = {
+        "better": better,
+        "worse": worse,
+        "same": same,
+        "untouched": untouched,
+        "p": {name: test.p for name, test in tests.items()},
+        "over_budgets": {
+            name: {eps: test.difference for eps, test in found} for name, found in elsewhere.items()
+        },
+    }
+    trusted = [name for name in elsewhere if name not in high]
+    title = _answer_title(study.main, better, worse, trusted)
+    yield Finding(title, paragraphs(under_main, beyond), figures)
+
+
+def _answer_title(main: str, better: list[str], worse: list[str], elsewhere: list[str]) -> str:
+    question = "Does compression change adversarial robustness?"
+    rest = [name for name in elsewhere if name not in better + worse]
+    parts = [f"{listed(better)} more robust under {main}"] if better else []
+    parts += [f"{listed(worse)} less robust under {main}"] if worse else []
+    if not parts:
+        parts = [f"No difference from the dense network is shown under {main}"]
+    differ = "differs" if len(rest) == 1 else "differ"
+    parts += [f"{listed(rest)} {differ} at other budgets"] if rest else []
+    return f"{question} {'; '.join(parts)}"
+
+
+def _opening(study: Study, dense: Model) -> str:
+    records = dense.attack(study.main)
+    attack = attack_words(study.main, study.params.active().attacks[study.main])
+    return (
+        f"Under {attack}, on n = {len(records)} images, the dense network falls from "
+        f"{spell(clean_accuracy(records))} clean accuracy to {spell(remnant_accuracy(records))} "
+        "remnant accuracy."
+    )
+
+
+def _against_dense(
+    tests: dict[str, Comparison], better: list[str], worse: list[str], same: list[str]
+) -> Iterator[str]:
+    for names, word in ((better, "More"), (worse, "Less")):
+        if names:
+            each = [
+                f"{name} {spell(tests[name].first)}, {p_value(tests[name].p)}" for name in names
+            ]
+            yield f"{word} robust than it: {'; '.join(each)}."
+    if same:
+        values = sorted((tests[name].first.value or 0.0) for name in same)
+        span = percent(values[0])
+        if percent(values[-1]) != span:
+            span = f"between {span} and {percent(values[-1])}"
+        yield (
+            f"No difference is shown for {listed(same)} ({span} %; paired McNemar test, "
+            "p ≥ 0.05): a difference inside the interval is not called a difference."
+        )
+
+
+def _corrected(tests: dict[str, Comparison], differing: list[str]) -> Iterator[str]:
+    if not differing:
+        return
+    corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    left = [name for name in differing if corrected[name] < ALPHA]
+    verb = "differs" if len(left) == 1 else "differ"
+    rest = f"{listed(left)} still {verb}" if left else "no difference is left"
+    yield f"After Holm's correction for {count(len(tests), 'test')}, {rest}."
+
+
+Differences = dict[str, list[tuple[float, Comparison]]]
+
+
+def _over_budgets(dense: Model, others: list[Model]) -> Differences:
+    """Points of the security curve at which a family differs, corrected for all of them."""
+    parent = dict(curve(dense, "curve_eps", "eps"))
+    tests = [
+        (model.family, eps, compare(records, parent[eps]))
+        for model in others
+        for eps, records in curve(model, "curve_eps", "eps")
+        if eps > 0 and eps in parent
+    ]
+    found: Differences = {}
+    for (name, eps, test), p in zip(tests, holm([test.p for *_, test in tests]), strict=True):
+        if p < ALPHA:
+            found.setdefault(name, []).append((eps, test))
+    return found
+
+
+def _budget_words(dense: Model, found: Differences, high: list[str]) -> Iterator[str]:
+    points = [eps for eps, _ in curve(dense, "curve_eps", "eps") if eps > 0]
+    if not points:
+        return
+    budgets = f"{count(len(points), 'budget')} from {budget(points[0])} to {budget(points[-1])}"
+    if not found:
+        yield f"No difference is shown for any of them over the {budgets} of the security curve."
+        return
+    each = []
+    for name, tests in found.items():
+        eps, widest = max(tests, key=lambda item: abs(item[1].difference))
+        each.append(
+            f"{name} differs at {len(tests)}, most at eps {budget(eps)} with "
+            f"{percent(widest.first.value)} against {percent(widest.second.value)} %"
+        )
+    yield (
+        f"Over the {budgets} of the security curve, after Holm's correction, "
+        f"{'; '.join(each)}; no other family is shown to differ."
+    )
+    if high:
+        verb = "reads" if len(high) == 1 else "read"
+        yield f"But the curve of {listed(high)} {verb} too high (see the last finding)."
+
+
+def _untouched_words(untouched: list[str]) -> Iterator[str]:
+    if untouched:
+        verb = "row is" if len(untouched) == 1 else "rows are"
+        yield (
+            f"{listed(untouched)} changed no weight at this setting: the {verb} the dense "
+            "network again, byte for byte."
+        )
+
+
+def _clean_words(tests: dict[str, Comparison]) -> Iterator[str]:
+    moved = {name: test for name, test in tests.items() if test.differs}
+    if not moved:
+        yield "No difference in clean accuracy is shown for any of them."
+        return
+    each = [
+        f"{name} by {100 * test.difference:+.1f} points to {spell(test.first)}, {p_value(test.p)}"
+        for name, test in moved.items()
+    ]
+    yield f"Clean accuracy moves for {'; '.join(each)}."
+
+
+# --- a short schedule against a long one ---------------------------------------------------------
+
+
+def schedules(study: Study, base: str) -> Iterator[Finding]:
+    """For each two attacks that differ only in steps: does the shorter one flatter the families?"""
+    attacks = study.params.active().attacks
+    for short, long in permutations(attacks, 2):
+        if _only_more_steps(attacks[short], attacks[long]):
+            yield _schedule(study, base, short, long)
+
+
+def _only_more_steps(short: AttackSettings, long: AttackSettings) -> bool:
+    ignored = {"steps", "note"}
+    alike = short.model_dump(exclude=ignored) == long.model_dump(exclude=ignored)
+    return alike and short.steps < long.steps
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the published table, under two schedules, against the dense network."""
+
+    name: str
+    short: Comparison
+    long: Comparison
+
+
+def _rows(study: Study, base: str, short: str, long: str) -> list[Row]:
+    dense = study.dense(base)
+    subjects: list[tuple[str, Model | Point]] = [
+        (f"{family} = {setting_text(point.setting)}", point)
+        for family in study.params.sweep
+        for point in study.points(family, base)
+    ]
+    if not subjects:
+        subjects = [(model.family, model) for model in study.of(base)[1:]]
+    return [
+        Row(
+            name,
+            compare(subject.attack(short), dense.attack(short)),
+            compare(subject.attack(long), dense.attack(long)),
+        )
+        for name, subject in subjects
+    ]
+
+
+def _better(rows: list[Row], which: str) -> list[str]:
+    """Rows above the dense network, after Holm's correction for all rows."""
+    tests: list[Comparison] = [getattr(row, which) for row in rows]
+    corrected = holm([test.p for test in tests])
+    return [
+        row.name
+        for row, test, p in zip(rows, tests, corrected, strict=True)
+        if p < ALPHA and test.difference > 0
+    ]
+
+
+def _schedule(study: Study, base: str, short: str, long: str) -> Finding:
+    rows, dense = _rows(study, base, short, long), study.dense(base)
+    fall = compare(dense.attack(short), dense.attack(long))
+    above = {which: _better(rows, which) for which in ("short", "long")}
+    verdict = _verdict(fall, above["long"])
+    text = paragraphs(
+        [_travel(study, short, long), _fall_words(fall, long, short)],
+        [*_row_words(rows, short, long), _verdict_words(verdict, fall, above, short, long)],
+    )
+    figures = {
+        "verdict": verdict,
+        "short": short,
+        "long": long,
+        "dense": (fall.first.value, fall.second.value),
+        "above_short": above["short"],
+        "above_long": above["long"],
+        "rows": {row.name: (row.short.first.value, row.long.first.value) for row in rows},
+    }
+    return Finding(_schedule_title(verdict, short), text, figures)
+
+
+def _verdict(fall: Comparison, above_long: list[str]) -> str:
+    """weaker attack, robustness, both or neither."""
+    if above_long:
+        return "both" if fall.better else "robustness"
+    return "weaker attack" if fall.better else "neither"
+
+
+def _schedule_title(verdict: str, short: str) -> str:
+    ends = {
+        "weaker attack": "No: it is a weaker attack",
+        "robustness": "Yes, in some rows",
+        "both": "In part: it is a weaker attack, and some rows differ beyond it",
+        "neither": "There is nothing to explain: more steps find no more",
+    }
+    return f"Is the remnant accuracy under {short} robustness? {ends[verdict]}"
+
+
+def _travel(study: Study, short: str, long: str) -> str:
+    attacks = study.params.active().attacks
+    eps, reach = attacks[short].eps, attacks[short].steps * attacks[short].step
+    far = attacks[long].steps * attacks[long].step
+    share = f"{100 * reach / eps:.0f} % of eps" if eps else "eps being 0"
+    return (
+        f"{attacks[short].steps} steps of {budget(attacks[short].step)} travel at most "
+        f"{budget(reach)} from the random start, {share} {budget(eps)}; {long} has "
+        f"{attacks[long].steps} steps and {budget(far)} to travel."
+    )
+
+
+def _fall_words(fall: Comparison, long: str, short: str) -> str:
+    if fall.better:
+        verb = "falls to"
+    else:
+        verb = "rises to" if fall.differs else "is not shown to differ from its"
+    return (
+        f"On n = {fall.first.n} images the dense network itself keeps {spell(fall.first)} under "
+        f"{short} and {verb} {spell(fall.second)} under {long} ({p_value(fall.p)})."
+    )
+
+
+def _row_words(rows: list[Row], short: str, long: str) -> Iterator[str]:
+    for which, attack in (("short", short), ("long", long)):
+        tests: list[Comparison] = [getattr(row, which) for row in rows]
+        values = [test.first.value or 0.0 for test in tests]
+        same = sum(not test.differs for test in tests)
+        yield (
+            f"Under {attack} the {count(len(rows), 'row')} of the families lie between "
+            f"{percent(min(values))} and {percent(max(values))} %; {same} show no difference from "
+            f"the dense network on the same images{_exceptions(rows, which)}."
+        )
+
+
+def _exceptions(rows: list[Row], which: str) -> str:
+    """The rows that differ, in brackets."""
+    parts = []
+    for row in rows:
+        test: Comparison = getattr(row, which)
+        if test.differs:
+            side = "better" if test.better else "worse"
+            parts.append(f"{row.name} is {side} at {percent(test.first.value)} %")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _verdict_words(
+    verdict: str, fall: Comparison, above: dict[str, list[str]], short: str, long: str
+) -> str:
+    vanished = [name for name in above["short"] if name not in above["long"]]
+    gone = f" What {listed(vanished)} had over it under {short} is gone." if vanished else ""
+    points = 100 * fall.difference
+    if verdict == "weaker attack":
+        return (
+            f"So it is the attack: the schedule alone is worth {points:.1f} points on the dense "
+            f"network, and no row is more robust than it under {long}.{gone}"
+        )
+    if verdict == "neither":
+        return f"So the schedule hides nothing here, and no row is more robust than dense.{gone}"
+    stay = "stays" if len(above["long"]) == 1 else "stay"
+    lead = f"So {listed(above['long'])} {stay} above the dense network under {long} as well"
+    if verdict == "both":
+        return (
+            f"{lead}, which the schedule does not explain; the rest of what {short} leaves is the "
+            f"weaker attack, worth {points:.1f} points on the dense network.{gone}"
+        )
+    return f"{lead}, while more steps take nothing from it: this is not the schedule.{gone}"
