@@ -4,6 +4,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+
 from common import ProfileOption, Workspace, script
 
 COLUMNS = ("model", "pruned %", "clean %", "remnant %", "transfer %", "vs dense")
