@@ -1,7 +1,7 @@
 """Two models, or two attacks, on the same images: paired, never by overlapping intervals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,12 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, side: str = "adv") -> Com
         raise ValueError("compare: the records are not of the same images")
     hits, others = right(first, side), right(second, side)
     return Comparison(rate(hits), rate(others), mcnemar(hits, others))
+
+
+def corrected(tests: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons with p-values corrected for there being several (Holm)."""
+    p_values = holm([test.p for test in tests])
+    return [replace(test, p=p) for test, p in zip(tests, p_values, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

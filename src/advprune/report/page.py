@@ -118,8 +118,9 @@ def _leaderboard(study: Study) -> Section:
     return Section(
         "Leaderboard",
         f"{conditions(study)} Brackets hold 95 % Wilson intervals. “Against dense” is McNemar's "
-        "exact test of the remnant accuracy on the same images: “=” means that no difference is "
-        "shown (p ≥ 0.05). Transfer: images crafted on the dense network.",
+        "exact test of the remnant accuracy on the same images, each alone: “=” means that no "
+        "difference is shown (p ≥ 0.05); the findings correct for there being several tests. "
+        "Transfer: images crafted on the dense network.",
         [
             ("", _plain(study, tables.leaderboard(study))),
             ("Remnant accuracy under every attack", _plain(study, tables.every_attack(study))),
