@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
@@ -67,14 +67,19 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
 def compare(
     table: Table, name: str, model: nn.Module, data: tuple[torch.Tensor, torch.Tensor], rounds: int
 ) -> None:
-    """Time the peer and the engine, without and with dropping of decided samples, in turn."""
+    """Time the peer and the engine, plain, in bfloat16, and dropping decided samples, in turn."""
     images, labels = data
     peer = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=STEPS, random_start=False)
 
-    def engine(drop: bool) -> Attack:
-        return lambda x, y: pgd(model, x, y, EPS, STEP, STEPS, random_start=False, drop=drop)
+    def engine(**options: Any) -> Attack:
+        return lambda x, y: pgd(model, x, y, EPS, STEP, STEPS, random_start=False, **options)
 
-    attacks = {"torchattacks": peer, "engine": engine(False), "engine, drop": engine(True)}
+    attacks = {
+        "torchattacks": peer,
+        "engine": engine(),
+        "engine, bfloat16": engine(precision="bfloat16"),
+        "engine, drop": engine(drop=True),
+    }
     seconds: dict[str, list[float]] = {label: [] for label in attacks}
     robust = {}
     for turn in range(rounds + 1):  # the first round warms up and is not counted

@@ -130,6 +130,18 @@ def test_best_is_never_worse_than_last_and_restarts_never_hurt(
     assert (losses(restarts=3) >= losses(restarts=1) - 1e-4).all()
 
 
+def test_bfloat16_gradients_attack_nearly_as_well(network: nn.Module, digits: Pair) -> None:
+    images, labels = digits[0], network(digits[0]).argmax(1)
+    options = {"generator": None, "keep": "best", "loss": "margin"}
+    exact, coarse = (
+        pgd(network, images, labels, 0.02, 0.005, 10, precision=p, **options)
+        for p in ("float32", "bfloat16")
+    )
+    assert coarse.dtype == torch.float32 and not torch.equal(exact, coarse)
+    robust = [int((network(adv).argmax(1) == labels).sum()) for adv in (exact, coarse)]
+    assert 0 < robust[0] < 64 and abs(robust[0] - robust[1]) <= 4
+
+
 def test_progress_counts_every_image_step(network: nn.Module, digits: Pair) -> None:
     done: list[int] = []
     pgd(network, *digits, 0.1, 0.02, 4, restarts=2, batch=10, progress=done.append)
@@ -150,6 +162,7 @@ def test_no_images_no_steps_and_no_budget(network: nn.Module, digits: Pair) -> N
         ({"norm": "L1"}, "norm"),
         ({"loss": "hinge"}, "loss"),
         ({"keep": "first"}, "keep"),
+        ({"precision": "float16"}, "precision"),
         ({"restarts": 0}, "restarts"),
     ],
 )

@@ -110,6 +110,7 @@ class AttackSettings(Settings):
     loss: Literal["ce", "margin", "dlr"] = "ce"
     keep: Literal["last", "best"] = "last"
     drop: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     note: str = ""
 
     @model_validator(mode="after")

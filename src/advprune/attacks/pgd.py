@@ -37,6 +37,7 @@ def pgd(
     generator: torch.Generator | None = None,
     batch: int = 128,
     fold: bool = True,
+    precision: str = "float32",
     progress: Progress | None = None,
 ) -> torch.Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
@@ -49,11 +50,13 @@ def pgd(
     drop: stop working on a sample once an iterate of it is misclassified and return that iterate.
     Much faster on weak models, right where only accuracy counts; images are less adversarial.
     generator: a CPU generator for the starts; a sample's start does not depend on the batch size.
+    precision: `bfloat16` computes gradients in mixed precision, about twice as fast where the
+    processor has it; the images differ a little, so score them in float32 as always.
     progress: called with the number of image-steps done (of `N * steps * restarts`).
 
     Raises ValueError on shapes, ranges or options that make no sense.
     """
-    _check(images, labels, eps, step, steps, norm, loss, keep, restarts, start)
+    _check(images, labels, eps, step, steps, norm, loss, keep, precision, restarts, start)
     generator = generator or torch.Generator().manual_seed(0)
     device = device_of(model)
     search = _Search(
@@ -66,6 +69,7 @@ def pgd(
         best=keep == "best",
         drop=drop,
         compare=restarts > 1,
+        bf16=precision == "bfloat16",
         progress=progress or (lambda _: None),
     )
     best_images = images.clone()
@@ -99,6 +103,7 @@ class _Search:
     best: bool
     drop: bool
     compare: bool
+    bf16: bool
     progress: Progress
 
     def __call__(
@@ -134,7 +139,8 @@ class _Search:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.enable_grad():
             point = current.detach().requires_grad_()
-            logits = self.model(point)
+            with torch.autocast(point.device.type, torch.bfloat16, enabled=self.bf16):
+                logits = self.model(point).to(point.dtype)
             losses = self.loss(logits, labels)
             (gradient,) = torch.autograd.grad(losses.sum(), point)
         return gradient, losses.detach(), logits.detach().argmax(1) != labels
@@ -205,6 +211,7 @@ def _check(
     norm: str,
     loss: str,
     keep: str,
+    precision: str,
     restarts: int,
     start: torch.Tensor | None,
 ) -> None:
@@ -215,6 +222,7 @@ def _check(
         ("norm", norm, ("Linf", "L2")),
         ("loss", loss, tuple(LOSSES)),
         ("keep", keep, ("last", "best")),
+        ("precision", precision, ("float32", "bfloat16")),
     ):
         if value not in allowed:
             raise ValueError(f"pgd: {key} is {value!r}; allowed: {', '.join(allowed)}")

@@ -74,6 +74,7 @@ def _attack(
         random_start=setting.random_start,
         keep=setting.keep,
         drop=setting.drop,
+        precision=setting.precision,
         generator=torch.Generator().manual_seed(seed),
         batch=batch,
         progress=progress,
