@@ -26,6 +26,15 @@ def test_every_profile_with_results_is_shown() -> None:
     assert sorted(profile for profile, _ in RESULTS) == committed
 
 
+def rerun_here() -> bool:
+    """Whether metrics/ is not as committed: another machine may round otherwise."""
+    if not (ROOT / ".git").exists():
+        return True
+    command = ["git", "status", "--porcelain", "metrics"]
+    return bool(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.skipif(rerun_here(), reason="metrics/ was made anew on this machine")
 @pytest.mark.parametrize(("profile", "table"), RESULTS, ids=[profile for profile, _ in RESULTS])
 def test_results_in_the_readme_are_the_committed_metrics(profile: str, table: str) -> None:
     command = [sys.executable, "stages/show.py", "--profile", profile, "--markdown"]

@@ -82,6 +82,18 @@ def test_a_change_to_one_family_runs_its_stages_alone(pipeline: tuple[Path, str]
     shown = run(folder, "-m", "dvc", "metrics", "show", "--md")
     assert shown.returncode == 0
     assert all(f"{family}-standard.json" in shown.stdout for family in ROWS)
+    changed = run(folder, "-m", "dvc", "metrics", "diff", "main", "--md").stdout
+    assert re.search(r"E-standard.json *\| sparsity", changed)
+    assert "clamp-standard" not in changed
+
+
+def test_a_family_is_added_from_the_command_line(pipeline: tuple[Path, str]) -> None:
+    folder, _ = pipeline
+    done = run(folder, "-m", "dvc", "exp", "run", "-S", "+prune.round=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = ["attack@round-standard", "prune@round-standard", "summarize"]
+    assert sorted(stages_run(done.stdout)) == [*expected, "transfer@round-standard"]
+    assert (folder / "metrics/digits/round-standard.json").is_file()
 
 
 def test_the_library_example_of_the_readme_runs(pipeline: tuple[Path, str]) -> None:
