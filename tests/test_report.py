@@ -249,6 +249,28 @@ def test_a_difference_that_several_tests_may_give_by_chance_is_not_called_one() 
     assert single.figures["better"] == ["A"]
 
 
+def test_a_network_that_only_guesses_is_never_called_robust() -> None:
+    """It keeps 25 % under the long schedule, where dense keeps 10 %, because it always did."""
+    guessing = pd.concat(
+        [rows(name, planted(10), ATTACKS[name][1], clean=10) for name in ATTACKS]
+    ).assign(value="9", order=1, prune_ratio=1.0, sparsity=1.0)
+    whole = study(model("dense", (1, 20, 1)), points=[point(0, (1, 20, 1)), guessing])
+    found = only(schedules(whole, "standard"))
+    assert found.figures["verdict"] == "weaker attack" and found.figures["above_long"] == []
+    assert "A = 2 is at chance when clean" in found.text
+    table = tables.published_table(whole)["standard"]
+    assert table["long: against dense"].tolist()[2] == "at chance"
+
+
+def test_pictures_that_are_not_for_publishing_are_left_out() -> None:
+    params = settings()
+    shown = params.active().model_copy(update={"show_images": False})
+    hidden = params.model_copy(update={"profiles": {"digits": shown}})
+    whole = study(params=hidden)
+    assert "images" not in figures(whole) and "images" in figures(study())
+    assert "figures/images.png" not in report_markdown(whole, {"layers": b""})
+
+
 @pytest.mark.parametrize(("kept", "words"), [(20, "is reached"), (2, "is not reached")])
 def test_settings_that_the_published_table_singles_out_are_compared(kept: int, words: str) -> None:
     params = settings(prune={"S": 5}, sweep={"S": [5, 9]})

@@ -161,6 +161,7 @@ class Profile(Settings):
     attacks: dict[Name, AttackSettings] = Field(min_length=1)
     curves: CurveSettings
     batch: int = Field(default=128, ge=1)
+    show_images: bool = True
 
 
 class AttackChoice(Settings):

@@ -6,17 +6,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.statistics import Rate, mcnemar, rate
-from advprune.report.text import ALPHA, mark
+from advprune.report.text import ALPHA, AT_CHANCE, mark
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An accuracy against another one over the same images, with McNemar's exact p."""
+    """An accuracy against another one over the same images, with McNemar's exact p.
+
+    void: the first model is at chance when clean. One that gives the same answer to every image
+    cannot be fooled; what an attack leaves of it is no robustness, so nothing is concluded.
+    """
 
     first: Rate
     second: Rate
     p: float
+    void: bool = False
 
     @property
     def difference(self) -> float:
@@ -25,8 +31,8 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether a difference is shown (p < 0.05)."""
-        return self.p < ALPHA
+        """Whether a difference is shown (p < 0.05, and the comparison is not void)."""
+        return self.p < ALPHA and not self.void
 
     @property
     def better(self) -> bool:
@@ -35,8 +41,8 @@ class Comparison:
 
     @property
     def mark(self) -> str:
-        """ "=", "▲ better" or "▼ worse"."""
-        return mark(self.p, self.difference)
+        """ "=", "▲ better", "▼ worse" or "at chance"."""
+        return AT_CHANCE if self.void else mark(self.p, self.difference)
 
 
 def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:
@@ -49,7 +55,14 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, side: str = "adv") -> Com
     if first["index"].tolist() != second["index"].tolist():
         raise ValueError("compare: the records are not of the same images")
     hits, others = right(first, side), right(second, side)
-    return Comparison(rate(hits), rate(others), mcnemar(hits, others))
+    void = side == "adv" and at_chance(first)
+    return Comparison(rate(hits), rate(others), mcnemar(hits, others), void)
+
+
+def at_chance(records: pd.DataFrame) -> bool:
+    """Whether the clean accuracy's interval reaches down to guessing among the labels."""
+    low, _ = clean_accuracy(records).interval
+    return low is None or low <= 1 / max(records.label.nunique(), 1)
 
 
 def corrected(tests: Sequence[Comparison]) -> list[Comparison]:

@@ -359,6 +359,8 @@ EXAMPLES = 2
 
 def images(study: Study) -> Figure | None:
     """Clean and adversarial images and their difference, for two images and a few models."""
+    if not study.params.active().show_images:
+        return None
     models = [m for m in study.of(study.models[0].base) if m.name in study.adv_images][:SHOWN]
     chosen = _examples(study, models[0]) if models else []
     if not chosen:

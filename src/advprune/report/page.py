@@ -119,7 +119,8 @@ def _leaderboard(study: Study) -> Section:
         "Leaderboard",
         f"{conditions(study)} Brackets hold 95 % Wilson intervals. “Against dense” is McNemar's "
         "exact test of the remnant accuracy on the same images, each alone: “=” means that no "
-        "difference is shown (p ≥ 0.05); the findings correct for there being several tests. "
+        "difference is shown (p ≥ 0.05), and a model at chance when clean is not compared. The "
+        "findings correct for there being several tests. "
         "Transfer: images crafted on the dense network.",
         [
             ("", _plain(study, tables.leaderboard(study))),

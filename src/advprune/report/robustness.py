@@ -33,7 +33,8 @@ def answer(study: Study, base: str) -> Iterator[Finding]:
     }
     better = [name for name, test in tests.items() if test.better]
     worse = [name for name, test in tests.items() if test.differs and not test.better]
-    same = [name for name, test in tests.items() if not test.differs]
+    same = [name for name, test in tests.items() if not (test.differs or test.void)]
+    void = [name for name, test in tests.items() if test.void]
     untouched = [m.family for m in others if m.card["sha256"] == dense.card["sha256"]]
     elsewhere = _over_budgets(dense, others)
     high = [m.family for m in others if m.family in elsewhere and reads_high(study, m)]
@@ -41,6 +42,7 @@ def answer(study: Study, base: str) -> Iterator[Finding]:
         _opening(study, dense),
         *_against_dense(tests, better, worse, same),
         *_uncorrected(alone, better + worse),
+        *([f"At chance when clean, so not compared: {listed(void)}."] if void else []),
     ]
     beyond = [
         *_budget_words(dense, elsewhere, high),
@@ -294,11 +296,16 @@ def _row_words(rows: list[Row], short: str, long: str) -> Iterator[str]:
     for which, attack in (("short", short), ("long", long)):
         tests: list[Comparison] = [getattr(row, which) for row in rows]
         values = [test.first.value or 0.0 for test in tests]
-        same = sum(not test.differs for test in tests)
+        same = sum(not (test.differs or test.void) for test in tests)
         yield (
             f"Under {attack} the {count(len(rows), 'row')} of the families lie between "
             f"{percent(min(values))} and {percent(max(values))} %; {same} show no difference from "
             f"the dense network on the same images{_exceptions(rows, which)}."
+        )
+    if void := [row.name for row in rows if row.short.void]:
+        yield (
+            f"{listed(void)} {'is' if len(void) == 1 else 'are'} at chance when clean and count "
+            "for nothing: a network that gives one answer cannot be fooled."
         )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 NOTHING = "–"
 ALPHA = 0.05
+AT_CHANCE = "at chance"
 _MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
     | {sign: f"\\{sign}" for sign in "\\`*[]|$~#"}
