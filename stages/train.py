@@ -1,5 +1,6 @@
 """Stage train: the dense network that every family is applied to, trained or loaded."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,7 @@ def train(
     write_card(workspace.weights("dense"))
     with atomic(workspace.model("dense") / "history.csv") as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
-    state.unlink(missing_ok=True)
+    shutil.rmtree(state.parent, ignore_errors=True)
 
 
 if __name__ == "__main__":
