@@ -20,9 +20,8 @@ def show(
     workspace = Workspace.open(profile)
     params = workspace.params
     rows = [
-        _row(f"{family}-{base}", _metrics(workspace, f"{family}-{base}"), dense)
+        _row(f"{family}-{base}", _metrics(workspace, f"{family}-{base}"))
         for base in params.bases
-        for dense in [_metrics(workspace, f"dense-{base}")]
         for family in ("dense", "int8", *params.prune)
     ]
     main = params.active().attacks[params.attack.main]
@@ -62,11 +61,10 @@ def _metrics(workspace: Workspace, name: str) -> dict[str, Any]:
         raise UserError(f"{path} is missing or damaged; run `dvc repro`") from error
 
 
-def _row(name: str, found: dict[str, Any], dense: dict[str, Any]) -> list[str]:
-    from advprune.report.text import NOTHING, mark, percent, with_interval
+def _row(name: str, found: dict[str, Any]) -> list[str]:
+    from advprune.report.text import NOTHING, percent, with_interval
 
     low, high = found["remnant_accuracy_low"], found["remnant_accuracy_high"]
-    difference = found["remnant_accuracy"] - dense["remnant_accuracy"]
     is_dense = name.startswith("dense-")
     return [
         name,
@@ -74,7 +72,7 @@ def _row(name: str, found: dict[str, Any], dense: dict[str, Any]) -> list[str]:
         percent(found["clean_accuracy"], 2),
         with_interval(found["remnant_accuracy"], low, high, digits=2),
         NOTHING if is_dense else percent(found["transfer_accuracy"], 2),
-        NOTHING if is_dense else mark(found["p_against_dense"], difference),
+        NOTHING if is_dense else found["against_dense"],
     ]
 
 

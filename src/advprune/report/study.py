@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from advprune.errors import UserError
 from advprune.evaluate import metrics
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.statistics import mcnemar
 from advprune.evaluate.transfer import transfer_success
 from advprune.params import Params
+from advprune.report.compare import compare
 
 Place = Callable[[str, str], Path]  # kind of file, name -> where it lies
 
@@ -106,16 +106,14 @@ class Study:
 
     def metrics(self, model: Model) -> dict[str, Any]:
         """The flat metrics of one model, the same keys for each, rates rounded to 4 places."""
-        dense, records = self.dense(model.base), model.attack(self.main)
-        right = (records.adv_pred == records.label).to_numpy()
-        dense_records = dense.attack(self.main)
-        dense_right = (dense_records.adv_pred == dense_records.label).to_numpy()
+        records, dense_records = (m.attack(self.main) for m in (model, self.dense(model.base)))
+        against = compare(records, dense_records)
         transferred = model.transferred(self.main)
         card = model.card
         found = metrics(records)
         found |= remnant_accuracy(transferred).columns("transfer_accuracy")
         found |= transfer_success(transferred, dense_records).columns("transfer_success_rate")
-        found["p_against_dense"] = round(mcnemar(right, dense_right), 4)
+        found |= {"p_against_dense": round(against.p, 4), "against_dense": against.mark}
         keys = ("prune_ratio", "sparsity", "bits", "parameters", "twin_agreement")
         return found | {key: card[key] for key in keys}
 
