@@ -13,7 +13,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -24,6 +26,10 @@ from advprune.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
 CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
+# The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
+PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
+WORST = "worst_case"  # per image, the attack of the suite that does most harm
+RESERVED = (*CURVES, *PROBES, WORST)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 
 
@@ -82,11 +88,14 @@ class ModelSettings(Settings):
     architecture: Literal["resnet18", "resnet20"] = "resnet18"
     width: int = Field(default=64, ge=1, le=1024)
     normalize: bool = True
-    weights: WeightsSettings | None = None
+    weights: dict[Name, WeightsSettings] = {}
 
 
 class TrainSettings(Settings):
-    """The training recipe: SGD with Nesterov momentum under a one-cycle schedule."""
+    """The optimizer: SGD with Nesterov momentum under a one-cycle schedule.
+
+    eps, step: the budget of recipes that train on attacked images, and their inner step.
+    """
 
     epochs: int = Field(default=30, ge=1, le=10000)
     batch: int = Field(default=128, ge=2)
@@ -96,11 +105,43 @@ class TrainSettings(Settings):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     flip: bool = False
     crop: int = Field(default=0, ge=0, le=64)
+    eps: Budget = 8 / 255
+    step: Budget = 2 / 255
+
+
+class RecipeSettings(Settings):
+    """A way of training the dense network (`advprune.training`).
+
+    method: standard; pgd (Madry), fgsm (with a random start), trades, or mixed (a share of FGSM
+    images among clean ones). epochs: null takes the profile's. steps: inner steps of pgd and
+    trades. beta: weight of the TRADES term. share: part of the batch that mixed attacks.
+    budget: the part of the profile's training eps that is used. ema: decay of the averaged weights
+    that are kept, 0 for none. probe_steps: PGD steps of the validation attack by which the epoch
+    that is kept is chosen, and overfitting to FGSM is noticed.
+    """
+
+    method: Literal["standard", "pgd", "fgsm", "trades", "mixed"] = "standard"
+    epochs: int | None = Field(default=None, ge=1, le=10000)
+    steps: int = Field(default=7, ge=1, le=1000)
+    beta: float = Field(default=6.0, ge=0, le=1000)
+    share: float = Field(default=0.2, ge=0, le=1)
+    budget: float = Field(default=1.0, gt=0, le=10)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    probe_steps: int = Field(default=10, ge=1, le=1000)
+
+
+Backward = Literal["constant", "scale", "identity"]
 
 
 class AttackSettings(Settings):
-    """One attack of the PGD engine (`advprune.attacks.pgd`)."""
+    """One attack of the PGD engine (`advprune.attacks.pgd`).
 
+    draws, backward: for randomized models alone. Gradients are averaged over so many draws, and
+    taken with the random factors held constant, through their scale, or with the random layer
+    replaced by the identity (BPDA).
+    """
+
+    method: Literal["pgd"] = "pgd"
     norm: Literal["Linf", "L2"] = "Linf"
     eps: L2Budget
     step: L2Budget
@@ -111,12 +152,117 @@ class AttackSettings(Settings):
     keep: Literal["last", "best"] = "last"
     drop: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    draws: int = Field(default=1, ge=1, le=10000)
+    backward: Backward = "constant"
     note: str = ""
 
     @model_validator(mode="after")
     def _linf_budget_fits_the_pixel_range(self) -> "AttackSettings":
         if self.norm == "Linf" and self.eps > 1:
             raise ValueError("eps: an Linf budget lies between 0 and 1 (pixels are in [0, 1])")
+        return self
+
+
+class SquareSettings(Settings):
+    """Square: random search without gradients (`advprune.attacks.square`), Linf.
+
+    draws: for randomized models, the loss of a query is that of the mean logits of so many draws.
+    """
+
+    method: Literal["square"]
+    eps: Budget
+    queries: int = Field(default=1000, ge=1, le=1000000)
+    draws: int = Field(default=1, ge=1, le=10000)
+    note: str = ""
+    norm: Literal["Linf"] = "Linf"
+
+
+class AutoAttackSettings(Settings):
+    """AutoAttack as published, by the package pyautoattack (`advprune.attacks.autoattack`).
+
+    version: standard for deterministic models, rand for randomized ones; auto takes what fits.
+    images: how many test images, the first ones; null takes all.
+    """
+
+    method: Literal["autoattack"]
+    norm: Literal["Linf", "L2"] = "Linf"
+    eps: L2Budget
+    version: Literal["auto", "standard", "rand"] = "auto"
+    images: int | None = Field(default=None, ge=1)
+    note: str = ""
+
+
+def _method(value: Any) -> Any:
+    """Which attack a mapping describes; the PGD engine where it does not say."""
+    if isinstance(value, Mapping):
+        return value.get("method", "pgd")
+    return getattr(value, "method", "pgd")
+
+
+AnyAttack = Annotated[
+    Annotated[AttackSettings, Tag("pgd")]
+    | Annotated[SquareSettings, Tag("square")]
+    | Annotated[AutoAttackSettings, Tag("autoattack")],
+    Discriminator(
+        _method,
+        custom_error_type="method",
+        custom_error_message="there is no such attack; known: pgd, square, autoattack",
+    ),
+]
+KINDS = ("deterministic", "randomized", "quantized", "binary")
+
+
+class SuiteSettings(Settings):
+    """Which of the profile's attacks each kind of model goes through.
+
+    table: those of the published table; every model and every setting of a sweep gets them, and
+    their images are kept and exchanged between models.
+    """
+
+    table: list[Name] = Field(min_length=1)
+    deterministic: list[Name] = []
+    randomized: list[Name] = []
+    quantized: list[Name] = []
+    binary: list[Name] = []
+
+    def of(self, kind: str) -> list[str]:
+        """The names of all attacks of a kind of model, those of the table first."""
+        return list(dict.fromkeys([*self.table, *getattr(self, kind)]))
+
+
+class ProtocolSettings(Settings):
+    """The published protocol of SAP and the attacks that broke it, at this data set's budgets.
+
+    images: how many test images, the first ones. eps: budgets of the single-step attack, whose
+    gradients and predictions are averaged over `draws`. iterative: attack run at the same budgets,
+    its step in proportion. adaptive: attacks on the members that `protocol.adaptive` names.
+    """
+
+    images: int | None = Field(default=None, ge=1)
+    draws: int = Field(default=100, ge=1, le=10000)
+    eps: list[Budget] = Field(min_length=1)
+    iterative: AttackSettings
+    adaptive: dict[Name, AttackSettings] = {}
+
+
+class Member(Settings):
+    """A model of the protocol: a recipe's dense network, with a family applied to it or not."""
+
+    recipe: Name
+    family: Name | None = None
+    setting: Any = None
+
+
+class ProtocolMembers(Settings):
+    """Who takes part in the protocol; members are made on the fly and not kept."""
+
+    members: dict[Name, Member] = Field(min_length=1)
+    adaptive: list[Name] = []
+
+    @model_validator(mode="after")
+    def _adaptive_are_members(self) -> "ProtocolMembers":
+        if unknown := [name for name in self.adaptive if name not in self.members]:
+            raise ValueError(f"adaptive: {unknown[0]!r} is not among the members")
         return self
 
 
@@ -158,16 +304,39 @@ class Profile(Settings):
     data: DataSettings
     model: ModelSettings
     train: TrainSettings
-    attacks: dict[Name, AttackSettings] = Field(min_length=1)
+    attacks: dict[Name, AnyAttack] = Field(min_length=1)
+    suite: SuiteSettings
     curves: CurveSettings
+    protocol: ProtocolSettings
     batch: int = Field(default=128, ge=1)
     show_images: bool = True
 
+    @model_validator(mode="after")
+    def _suites_name_attacks(self) -> "Profile":
+        for kind, names in self.suite:
+            for name in names:
+                if name not in self.attacks:
+                    known = ", ".join(self.attacks)
+                    raise ValueError(f"suite.{kind}: {name!r} is not among the attacks ({known})")
+        for name in self.suite.table:
+            if self.attacks[name].method != "pgd":
+                raise ValueError(f"suite.table: {name!r} is no attack of the PGD engine")
+        return self
+
+    def table(self) -> dict[str, AttackSettings]:
+        """The attacks of the published table, by name."""
+        found = {name: self.attacks[name] for name in self.suite.table}
+        return {name: a for name, a in found.items() if isinstance(a, AttackSettings)}
+
 
 class AttackChoice(Settings):
-    """Which of the profile's attacks the leaderboard shows, and extra ones by name."""
+    """Which attack of the suites' table is the main one, and extra attacks by name.
+
+    score_draws: randomized models are scored by the mean logits of so many draws.
+    """
 
     main: Name
+    score_draws: int = Field(default=20, ge=10, le=10000)
     extra: list[ExtraAttack] = []
 
 
@@ -179,22 +348,18 @@ class QuantizeSettings(Settings):
     percentile: float = Field(default=100.0, gt=50, le=100)
 
 
-class BaseSettings(Settings):
-    """A way of training the dense network that families are applied to."""
-
-    method: Literal["standard"] = "standard"
-
-
 class Params(Settings):
     """All of params.yaml."""
 
     profile: str
     seed: int = Field(default=0, ge=0, lt=2**31)
-    bases: dict[Name, BaseSettings] = Field(min_length=1)
+    recipes: dict[Name, RecipeSettings] = Field(min_length=1)
+    bases: list[Name] = Field(min_length=1)
     prune: dict[Name, Any] = Field(min_length=1)
     sweep: dict[Name, Annotated[list[Any], Field(min_length=1)]]
     quantize: QuantizeSettings
     attack: AttackChoice
+    protocol: ProtocolMembers
     profiles: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Profile]
 
     @model_validator(mode="after")
@@ -203,17 +368,23 @@ class Params(Settings):
             known = ", ".join(self.profiles)
             raise ValueError(f"profile: there is no profile {self.profile!r}; known: {known}")
         for name, profile in self.profiles.items():
-            if self.attack.main not in profile.attacks:
+            if self.attack.main not in profile.suite.table:
                 raise ValueError(
-                    f"attack.main: {self.attack.main!r} is not in profiles.{name}.attacks"
-                    f" ({', '.join(profile.attacks)})"
+                    f"attack.main: {self.attack.main!r} is not in profiles.{name}.suite.table"
+                    f" ({', '.join(profile.suite.table)})"
                 )
+        used = [*self.bases, *(member.recipe for member in self.protocol.members.values())]
+        if unknown := [name for name in used if name not in self.recipes]:
+            known = ", ".join(self.recipes)
+            raise ValueError(f"recipes: there is no recipe {unknown[0]!r}; known: {known}")
+        if len(set(self.bases)) < len(self.bases):
+            raise ValueError("bases: a base is named twice")
         extras = [extra.key for extra in self.attack.extra]
         for key in extras:
-            if extras.count(key) > 1 or key in {*self.active().attacks, *CURVES}:
+            if extras.count(key) > 1 or key in {*self.active().attacks, *RESERVED}:
                 raise ValueError(f"attack.extra: the name {key!r} is taken; give a `label`")
-        if taken := set(CURVES) & {name for p in self.profiles.values() for name in p.attacks}:
-            raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the curves")
+        if taken := set(RESERVED) & {name for p in self.profiles.values() for name in p.attacks}:
+            raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         if reserved := {"dense", "int8"} & set(self.prune):
             raise ValueError(f"prune: the name {reserved.pop()!r} is taken by the pipeline itself")
         return self
