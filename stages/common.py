@@ -15,7 +15,7 @@ from advprune.errors import UserError
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="Profile to run; by default that of params.yaml.")
 ]
-BaseOption = Annotated[str, typer.Option("--base", help="Which dense network: a key of `bases:`.")]
+BaseOption = Annotated[str, typer.Option("--base", help="Which dense network: one of `bases:`.")]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,16 @@ class Workspace:
 
     @classmethod
     def open(cls, profile: str | None, base: str = "standard") -> "Workspace":
-        """Read params.yaml; UserError for an unknown base."""
+        """Read params.yaml; UserError for an unknown base (any recipe's network can be one)."""
         params = settings.load(profile=profile)
-        if base not in params.bases:
-            known = ", ".join(params.bases)
-            raise UserError(f"--base: there is no base {base!r} in params.yaml; known: {known}")
+        if base not in params.recipes:
+            known = ", ".join(params.recipes)
+            raise UserError(f"there is no recipe {base!r} in params.yaml; known: {known}")
         return cls(params, base)
+
+    def of(self, base: str) -> "Workspace":
+        """The same run, seen from another dense network."""
+        return Workspace(self.params, base)
 
     @property
     def profile(self) -> settings.Profile:
@@ -58,7 +62,7 @@ class Workspace:
     def attacks(self) -> dict[str, Any]:
         """The attack settings, as plain values, for a fingerprint."""
         chosen = self.params.attack.model_dump()
-        return chosen | self.profile.model_dump(include={"attacks", "curves", "batch"})
+        return chosen | self.profile.model_dump(include={"attacks", "suite", "curves", "batch"})
 
 
 def script(command: Any) -> None:

@@ -10,9 +10,10 @@ from common import ProfileOption, Workspace, script
 
 
 def train(
-    base: Annotated[str, typer.Argument(help="A key of `bases:`.")], profile: ProfileOption = None
+    recipe: Annotated[str, typer.Argument(help="A key of `recipes:`.")],
+    profile: ProfileOption = None,
 ) -> None:
-    """Write models/<profile>/dense-<base>/: the checkpoint, its card and the training history."""
+    """Write models/<profile>/dense-<recipe>/: the checkpoint, its card and the training history."""
     import pandas as pd
 
     from advprune.data import read_split
@@ -22,18 +23,20 @@ def train(
     from advprune.models.checkpoint import save_model
     from advprune.training.base import load_or_train
 
-    workspace = Workspace.open(profile, base)
+    workspace = Workspace.open(profile, recipe)
     data = workspace.place("data")
-    settings = workspace.profile
+    settings, seed = workspace.profile, workspace.params.seed
+    chosen = workspace.params.recipes[recipe]
     key = fingerprint(
         settings.model_dump(include={"model", "train"}),
-        workspace.params.bases[base].model_dump(),
-        workspace.params.seed,
+        recipe,
+        chosen.model_dump(),
+        seed,
         files=[data / "train.safetensors"],
     )
     state = Path("checkpoints") / key / "training.pt"
     splits = read_split(data / "train.safetensors"), read_split(data / "val.safetensors")
-    model, history = load_or_train(settings, *splits, workspace.params.seed, setup(), state)
+    model, history = load_or_train(settings, recipe, chosen, *splits, seed, setup(), state)
     save_model(model, workspace.weights("dense"))
     write_card(workspace.weights("dense"))
     with atomic(workspace.model("dense") / "history.csv") as temporary:

@@ -138,7 +138,7 @@ class AttackSettings(Settings):
 
     draws, backward: for randomized models alone. Gradients are averaged over so many draws, and
     taken with the random factors held constant, through their scale, or with the random layer
-    replaced by the identity (BPDA).
+    replaced by the identity (BPDA); null leaves the model its own rule.
     """
 
     method: Literal["pgd"] = "pgd"
@@ -153,7 +153,7 @@ class AttackSettings(Settings):
     drop: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     draws: int = Field(default=1, ge=1, le=10000)
-    backward: Backward = "constant"
+    backward: Backward | None = None
     note: str = ""
 
     @model_validator(mode="after")
@@ -235,7 +235,7 @@ class ProtocolSettings(Settings):
 
     images: how many test images, the first ones. eps: budgets of the single-step attack, whose
     gradients and predictions are averaged over `draws`. iterative: attack run at the same budgets,
-    its step in proportion. adaptive: attacks on the members that `protocol.adaptive` names.
+    its step in proportion. adaptive: attacks on the members that ask for them.
     """
 
     images: int | None = Field(default=None, ge=1)
@@ -246,24 +246,14 @@ class ProtocolSettings(Settings):
 
 
 class Member(Settings):
-    """A model of the protocol: a recipe's dense network, with a family applied to it or not."""
+    """A model of the protocol: a recipe's dense network, with a family applied to it or not.
 
-    recipe: Name
+    adaptive: whether it goes through the profile's `protocol.adaptive` attacks as well.
+    """
+
     family: Name | None = None
     setting: Any = None
-
-
-class ProtocolMembers(Settings):
-    """Who takes part in the protocol; members are made on the fly and not kept."""
-
-    members: dict[Name, Member] = Field(min_length=1)
-    adaptive: list[Name] = []
-
-    @model_validator(mode="after")
-    def _adaptive_are_members(self) -> "ProtocolMembers":
-        if unknown := [name for name in self.adaptive if name not in self.members]:
-            raise ValueError(f"adaptive: {unknown[0]!r} is not among the members")
-        return self
+    adaptive: bool = False
 
 
 class CurveSettings(Settings):
@@ -359,7 +349,7 @@ class Params(Settings):
     sweep: dict[Name, Annotated[list[Any], Field(min_length=1)]]
     quantize: QuantizeSettings
     attack: AttackChoice
-    protocol: ProtocolMembers
+    protocol: dict[Name, dict[Name, Member]]
     profiles: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Profile]
 
     @model_validator(mode="after")
@@ -373,12 +363,15 @@ class Params(Settings):
                     f"attack.main: {self.attack.main!r} is not in profiles.{name}.suite.table"
                     f" ({', '.join(profile.suite.table)})"
                 )
-        used = [*self.bases, *(member.recipe for member in self.protocol.members.values())]
+        used = [*self.bases, *self.protocol]
         if unknown := [name for name in used if name not in self.recipes]:
             known = ", ".join(self.recipes)
             raise ValueError(f"recipes: there is no recipe {unknown[0]!r}; known: {known}")
         if len(set(self.bases)) < len(self.bases):
             raise ValueError("bases: a base is named twice")
+        members = [name for group in self.protocol.values() for name in group]
+        if twice := [name for name in members if members.count(name) > 1]:
+            raise ValueError(f"protocol: the member {twice[0]!r} is named twice")
         extras = [extra.key for extra in self.attack.extra]
         for key in extras:
             if extras.count(key) > 1 or key in {*self.active().attacks, *RESERVED}:

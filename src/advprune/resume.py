@@ -31,16 +31,22 @@ class Parts:
 
     def tensor(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The tensor `name`, likewise."""
+        return self.tensors(name, lambda: {"value": compute()})["value"]
+
+    def tensors(
+        self, name: str, compute: Callable[[], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """Several tensors under one `name`, likewise."""
         path = self.folder / f"{name}.safetensors"
         if path.is_file():
             try:
-                return load_file(path)["value"]
+                return load_file(path)
             except SafetensorError:
                 path.unlink()
-        value = compute()
+        values = compute()
         with atomic(path) as temporary:
-            save_file({"value": value.contiguous()}, temporary)
-        return value
+            save_file({key: value.contiguous() for key, value in values.items()}, temporary)
+        return values
 
     def discard(self) -> None:
         """The whole is done: drop the parts."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import LOSSES, Loss
 from advprune.device import device_of
+from advprune.models.stochastic import RULES, is_randomized, mean_logits, set_backward
 
 Progress = Callable[[int], None]
 
@@ -38,6 +40,9 @@ def pgd(
     batch: int = 128,
     fold: bool = True,
     precision: str = "float32",
+    draws: int = 1,
+    backward: str | None = None,
+    cost: Cost | None = None,
     progress: Progress | None = None,
 ) -> torch.Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
@@ -52,15 +57,25 @@ def pgd(
     generator: a CPU generator for the starts; a sample's start does not depend on the batch size.
     precision: `bfloat16` computes gradients in mixed precision, about twice as fast where the
     processor has it; the images differ a little, so score them in float32 as always.
+    draws, backward: for models with random layers (models/stochastic.py). Gradients are averaged
+    over so many draws (EOT, Athalye et al. 2018), loss and decisions are those of the mean logits,
+    and gradients of the random factors follow the rule `constant`, `scale` or `identity` (BPDA);
+    None leaves the model's own.
+    cost: counts images passed forward and gradients taken.
     progress: called with the number of image-steps done (of `N * steps * restarts`).
 
     Raises ValueError on shapes, ranges or options that make no sense.
     """
-    _check(images, labels, eps, step, steps, norm, loss, keep, precision, restarts, start)
+    _check(images, labels, eps, step, steps, norm, loss, keep, precision, backward, restarts, start)
+    if draws < 1:
+        raise ValueError(f"pgd: draws is {draws}; it must be at least 1")
     generator = generator or torch.Generator().manual_seed(0)
-    device = device_of(model)
+    device, private = device_of(model), attack_copy(model, device_of(model), fold)
+    randomized = is_randomized(private)
+    prepare(private, backward, cost)
     search = _Search(
-        model=attack_copy(model, device, fold),
+        model=private,
+        draws=draws if randomized else 1,
         loss=LOSSES[loss],
         eps=eps,
         step=step,
@@ -75,6 +90,8 @@ def pgd(
     best_images = images.clone()
     best_loss = images.new_full((len(images),), -torch.inf)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if randomized:
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for _ in range(restarts):
             points = start if start is not None else images
             if start is None and random_start:
@@ -90,11 +107,20 @@ def pgd(
     return best_images
 
 
+def prepare(private: nn.Module, backward: str | None, cost: Cost | None) -> None:
+    """Set an attack's private copy to its backward rule, and count what passes through it."""
+    if backward is not None:
+        set_backward(private, backward)
+    if cost is not None:
+        cost.watch(private)
+
+
 @dataclass(frozen=True)
 class _Search:
     """One run from one start for one batch. `compare`: the caller needs the final losses."""
 
     model: nn.Module
+    draws: int
     loss: Loss
     eps: float
     step: float
@@ -137,17 +163,40 @@ class _Search:
     def _gradient(
         self, current: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        with torch.enable_grad():
-            point = current.detach().requires_grad_()
-            with torch.autocast(point.device.type, torch.bfloat16, enabled=self.bf16):
-                logits = self.model(point).to(point.dtype)
-            losses = self.loss(logits, labels)
-            (gradient,) = torch.autograd.grad(losses.sum(), point)
-        return gradient, losses.detach(), logits.detach().argmax(1) != labels
+        """Gradient, loss and whether wrong; the latter two are those of the mean logits."""
+        gradient, logits = expected_gradient(
+            self.model, current, labels, self.loss, self.draws, self.bf16
+        )
+        return gradient, self.loss(logits, labels), logits.argmax(1) != labels
 
     @torch.no_grad()
     def _loss(self, current: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(self.model(current), labels)
+        return self.loss(mean_logits(self.model, current, self.draws), labels)
+
+
+def expected_gradient(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    loss: Loss,
+    draws: int = 1,
+    bf16: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the loss by the images, and the logits, both averaged over `draws` passes.
+
+    Non-finite entries of one draw's gradient (a division by nearly nothing) count as 0.
+    """
+    gradient, total = torch.zeros_like(images), 0.0
+    for _ in range(draws):
+        with torch.enable_grad():
+            point = images.detach().requires_grad_()
+            with torch.autocast(point.device.type, torch.bfloat16, enabled=bf16):
+                logits = model(point).to(point.dtype)
+            if logits.requires_grad:  # else the model has cut its graph: there is no gradient
+                (one,) = torch.autograd.grad(loss(logits, labels).sum(), point)
+                gradient += one.nan_to_num(0.0, 0.0, 0.0)
+        total = total + logits.detach()
+    return gradient / draws, total / draws
 
 
 def _record(
@@ -212,6 +261,7 @@ def _check(
     loss: str,
     keep: str,
     precision: str,
+    backward: str | None,
     restarts: int,
     start: torch.Tensor | None,
 ) -> None:
@@ -223,9 +273,10 @@ def _check(
         ("loss", loss, tuple(LOSSES)),
         ("keep", keep, ("last", "best")),
         ("precision", precision, ("float32", "bfloat16")),
+        ("backward", backward, (None, *RULES)),
     ):
         if value not in allowed:
-            raise ValueError(f"pgd: {key} is {value!r}; allowed: {', '.join(allowed)}")
+            raise ValueError(f"pgd: {key} is {value!r}; allowed: {', '.join(map(str, allowed))}")
     if restarts < 1 or (start is not None and restarts > 1):
         raise ValueError("pgd: restarts must be at least 1, and exactly 1 with a given start")
 

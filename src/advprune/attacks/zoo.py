@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advprune.attacks.cost import Cost
 from advprune.device import device_of
 from advprune.errors import UserError
 
@@ -37,6 +38,7 @@ def zoo(
     *,
     seed: int = 0,
     batch: int = 128,
+    cost: Cost | None = None,
 ) -> torch.Tensor:
     """Run the torchattacks attack `name` on `images` `[N, C, H, W]` in [0, 1].
 
@@ -47,6 +49,8 @@ def zoo(
     check_attack(name, arguments or {})
     kind, device = attack_class(name), device_of(model)
     private = copy.deepcopy(model).eval()
+    if cost is not None:
+        cost.watch(private)
     results = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for index, rows in enumerate(torch.arange(len(images)).split(batch)):

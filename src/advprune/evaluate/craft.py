@@ -1,6 +1,8 @@
 """Crafting: an attack's settings and a model in, 8-bit adversarial images and records out."""
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
@@ -8,12 +10,49 @@ import torch
 from torch import nn
 
 from advprune.attacks import pgd, to_pixels
+from advprune.attacks.autoattack import autoattack
+from advprune.attacks.cost import Cost
+from advprune.attacks.square import square
 from advprune.attacks.zoo import zoo
-from advprune.evaluate.records import predictions, score
-from advprune.params import CURVES, AttackSettings, CurveSettings, ExtraAttack
+from advprune.device import salted
+from advprune.evaluate.records import DRAWS, predictions, score
+from advprune.models.stochastic import is_randomized
+from advprune.params import (
+    CURVES,
+    AttackSettings,
+    AutoAttackSettings,
+    CurveSettings,
+    ExtraAttack,
+    SquareSettings,
+)
 from advprune.quantize import is_quantized, twin
+from advprune.resume import Parts
 
 Progress = Callable[[int], None]
+Attack = AttackSettings | SquareSettings | AutoAttackSettings | ExtraAttack
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """uint8 images inside the budget, what they cost, and AutoAttack's remaining counts."""
+
+    pixels: torch.Tensor
+    cost: Cost = field(default_factory=Cost)
+    breakdown: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How attacks are run and scored: seed, batch size, draws of a randomized model.
+
+    parts: where a long attack keeps what it has finished.
+    """
+
+    seed: int = 0
+    batch: int = 128
+    draws: int = DRAWS
+    parts: Parts | None = None
+    progress: Progress | None = None
 
 
 def surrogate(model: nn.Module) -> nn.Module:
@@ -21,44 +60,120 @@ def surrogate(model: nn.Module) -> nn.Module:
     return twin(model) if is_quantized(model) else model
 
 
+def kind_of(model: nn.Module) -> str:
+    """Which suite a model gets: quantized, randomized or deterministic."""
+    if is_quantized(model):
+        return "quantized"
+    return "randomized" if is_randomized(model) else "deterministic"
+
+
 def craft(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
-    setting: AttackSettings,
-    *,
-    seed: int = 0,
-    batch: int = 128,
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """Attack float `images` `[N, C, H, W]` in [0, 1]; return uint8 images inside the budget.
+    setting: Attack,
+    work: Work = Work(),
+) -> Crafted:
+    """Attack float `images` `[N, C, H, W]` in [0, 1]; the result is uint8, inside the budget.
 
-    With `drop`, the attack leaves a sample as soon as it is misclassified, which rounding (or the
-    step from a twin to its integers) may undo. Such samples are attacked again to the end.
+    The model that is differentiated is its surrogate; torchattacks and AutoAttack see it as well.
     """
-    differentiable = surrogate(model)
-    adv = _attack(differentiable, images, labels, setting, seed, batch, progress)
-    pixels = to_pixels(adv, images, setting.eps, setting.norm)
-    if setting.drop:
-        was_fooled = predictions(differentiable, adv, batch) != labels
-        is_right = predictions(model, pixels / 255, batch) == labels
-        if (undone := was_fooled & is_right).any():
-            whole = setting.model_copy(update={"drop": False})
-            again = _attack(
-                differentiable, images[undone], labels[undone], whole, seed, batch, None
-            )
-            pixels[undone] = to_pixels(again, images[undone], setting.eps, setting.norm)
-    return pixels
+    if isinstance(setting, AttackSettings):
+        return _pgd(model, images, labels, setting, work)
+    cost, differentiable = Cost(), surrogate(model)
+    breakdown: dict[str, int] = {}
+    if isinstance(setting, SquareSettings):
+        adv = _square(model, images, labels, setting, work, cost)
+    elif isinstance(setting, AutoAttackSettings):
+        adv, breakdown = _autoattack(differentiable, images, labels, setting, work, cost)
+    else:
+        chosen = {"seed": work.seed, "batch": work.batch, "cost": cost}
+        adv = zoo(differentiable, images, labels, setting.name, setting.arguments(), **chosen)
+    budget = budget_of(setting)
+    return Crafted(to_pixels(adv, images, budget.eps, budget.norm), cost, breakdown)
 
 
-def _attack(
+def _square(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    setting: SquareSettings,
+    work: Work,
+    cost: Cost,
+) -> torch.Tensor:
+    """Square needs no gradient, so it attacks the model itself and not its surrogate."""
+    return square(
+        model,
+        images,
+        labels,
+        setting.eps,
+        queries=setting.queries,
+        draws=setting.draws if is_randomized(model) else 1,
+        generator=torch.Generator().manual_seed(salted(work.seed, "square")),
+        batch=work.batch,
+        cost=cost,
+        progress=work.progress,
+    )
+
+
+def _autoattack(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    setting: AutoAttackSettings,
+    work: Work,
+    cost: Cost,
+) -> tuple[torch.Tensor, dict[str, int]]:
+    fitting = "rand" if is_randomized(model) else "standard"
+    return autoattack(
+        model,
+        images,
+        labels,
+        setting.eps,
+        norm=setting.norm,
+        version=fitting if setting.version == "auto" else setting.version,
+        seed=work.seed,
+        batch=work.batch,
+        cost=cost,
+        parts=work.parts,
+    )
+
+
+def _pgd(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
     setting: AttackSettings,
-    seed: int,
-    batch: int,
-    progress: Progress | None,
+    work: Work,
+) -> Crafted:
+    """The engine.
+
+    With `drop`, the attack leaves a sample as soon as it is misclassified, which rounding (or the
+    step from a twin to its integers, or other draws) may undo. Such samples are attacked again to
+    the end.
+    """
+    differentiable, cost = surrogate(model), Cost()
+    adv = _engine(differentiable, images, labels, setting, work, cost)
+    pixels = to_pixels(adv, images, setting.eps, setting.norm)
+    if setting.drop:
+        scored = (work.batch, work.draws, work.seed)
+        was_fooled = predictions(differentiable, adv, *scored) != labels
+        is_right = predictions(model, pixels / 255, *scored) == labels
+        if (undone := was_fooled & is_right).any():
+            whole = setting.model_copy(update={"drop": False})
+            silent = Work(work.seed, work.batch, work.draws)
+            again = _engine(differentiable, images[undone], labels[undone], whole, silent, cost)
+            pixels[undone] = to_pixels(again, images[undone], setting.eps, setting.norm)
+    return Crafted(pixels, cost)
+
+
+def _engine(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    setting: AttackSettings,
+    work: Work,
+    cost: Cost,
 ) -> torch.Tensor:
     """The engine with a profile's settings; float images."""
     return pgd(
@@ -75,57 +190,63 @@ def _attack(
         keep=setting.keep,
         drop=setting.drop,
         precision=setting.precision,
-        generator=torch.Generator().manual_seed(seed),
-        batch=batch,
-        progress=progress,
+        draws=setting.draws,
+        backward=setting.backward,
+        generator=torch.Generator().manual_seed(work.seed),
+        batch=work.batch,
+        cost=cost,
+        progress=work.progress,
     )
 
 
-def craft_extra(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    extra: ExtraAttack,
-    *,
-    seed: int = 0,
-    batch: int = 128,
-) -> torch.Tensor:
-    """Run an attack of torchattacks; return uint8 images, inside `eps` where it has one."""
-    adv = zoo(
-        surrogate(model),
-        images,
-        labels,
-        extra.name,
-        extra.arguments(),
-        seed=seed,
-        batch=batch,
-    )
-    budget = budget_of(extra)
-    return to_pixels(adv, images, budget.eps, budget.norm)
+def budget_of(setting: Attack) -> AttackSettings:
+    """The budget of any attack in the engine's terms.
 
-
-def budget_of(extra: ExtraAttack) -> AttackSettings:
-    """The budget of an attack of torchattacks: its `eps`, or any change where it has none.
-
-    Names that end in L2 have L2 budgets; the steps are the attack's own affair and stand as 0.
+    The steps of Square are its queries, those of AutoAttack 100. An attack of torchattacks has its
+    own `eps`, or any change where it has none (names that end in L2 have L2 budgets), and steps
+    that are its own affair and stand as 0.
     """
-    norm: Literal["L2", "Linf"] = "L2" if extra.name.endswith("L2") else "Linf"
-    return AttackSettings(norm=norm, eps=extra.arguments().get("eps", 1.0), step=0.0, steps=0)
+    if isinstance(setting, AttackSettings):
+        return setting
+    if isinstance(setting, SquareSettings):
+        return AttackSettings(eps=setting.eps, step=0.0, steps=setting.queries)
+    if isinstance(setting, AutoAttackSettings):
+        return AttackSettings(norm=setting.norm, eps=setting.eps, step=0.0, steps=100)
+    norm: Literal["L2", "Linf"] = "L2" if setting.name.endswith("L2") else "Linf"
+    return AttackSettings(norm=norm, eps=setting.arguments().get("eps", 1.0), step=0.0, steps=0)
 
 
 def rows(
     model: nn.Module,
     images: torch.Tensor,
-    pixels: torch.Tensor,
+    crafted: Crafted,
     labels: torch.Tensor,
     name: str,
-    setting: AttackSettings,
-    seed: int,
-    batch: int = 128,
+    setting: Attack,
+    work: Work = Work(),
 ) -> pd.DataFrame:
-    """Score 8-bit attacked images on `model`, with the attack's name and settings in each row."""
-    columns = {"attack": name, "seed": seed} | setting.model_dump(include={"eps", "step", "steps"})
-    return score(model, images, pixels / 255, labels, batch=batch, **columns)
+    """Score 8-bit attacked images on `model`, with the attack's name and settings in each row.
+
+    draws: how many a gradient was averaged over (1 for a deterministic model). forwards and
+    gradients: what the attack cost, per image.
+    """
+    budget, n = budget_of(setting), max(len(labels), 1)
+    averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
+    columns = {
+        "attack": name,
+        "method": getattr(setting, "method", "torchattacks"),
+        "seed": work.seed,
+        "norm": budget.norm,
+        "eps": budget.eps,
+        "step": budget.step,
+        "steps": budget.steps,
+        "draws": averaged,
+        "forwards": crafted.cost.forwards / n,
+        "gradients": crafted.cost.gradients / n,
+        "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
+    }
+    adv = crafted.pixels / 255
+    return score(model, images, adv, labels, batch=work.batch, draws=work.draws, **columns)
 
 
 def curve_settings(

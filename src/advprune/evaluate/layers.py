@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from advprune.device import device_of
-from advprune.models.spec import sites
+from advprune.models.insert import WrappedConv2d, WrappedLinear
+from advprune.models.spec import Site
+from advprune.models.stochastic import frozen_copy
 
 SAMPLE = 1 << 16  # values a batch and layer, for the distance between the distributions
 
@@ -71,15 +73,18 @@ def wasserstein(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def watched(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers looked at, by name: activation sites as a whole, else modules without children.
+    """The layers looked at, by name: modules without children, and as a whole activation sites and
+    layers that something was put on or behind.
 
     An empty Sequential (the identity of a shortcut) is no layer.
     """
-    whole, found = sites(model), {}
+    kinds = (Site, WrappedConv2d, WrappedLinear)
+    whole = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    found = {}
     for name, module in model.named_modules():
-        in_site = any(name.startswith(f"{site}.") for site in whole)
+        inside = any(name.startswith(f"{one}.") for one in whole)
         plain = not any(module.children()) and not isinstance(module, nn.Sequential)
-        if name in whole or (plain and not in_site):
+        if name in whole or (plain and not inside):
             found[name] = module
     return found
 
@@ -94,7 +99,9 @@ def where(
     layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
     norm of the difference over that of the clean maps; mean and sigma of both; distance, the
     1-Wasserstein distance between the distributions of values in units of the clean sigma.
+    Random layers draw once, the same for both, so that the difference is the attack's.
     """
+    model = frozen_copy(model)
     device, found = device_of(model), watched(model)
     sums: dict[str, _Sums] = {}
 

@@ -42,6 +42,27 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return float(np.abs(hits - sure).sum() / max(count.sum(), 1))
 
 
+MOST_DRAWS = 0.9  # an image counts as broken where at least so many draws are wrong: 9 of 10
+
+
+def robust_rates(records: pd.DataFrame) -> dict[str, Any]:
+    """Robust accuracy of the worst case, `robust_accuracy`, with its interval and its cost.
+
+    For randomized models three ways of scoring stand beside each other: by the mean logits
+    (robust_accuracy), by a single draw, and with an image counted as broken only where at least 9
+    of 10 draws are wrong. For deterministic models they are the same. forwards and gradients: what
+    the attacks cost, per image.
+    """
+    found: dict[str, Any] = remnant_accuracy(records).columns("robust_accuracy")
+    single = (records.adv_single_pred == records.label).to_numpy()
+    stands = (records.adv_wrong < MOST_DRAWS).to_numpy()
+    found["robust_accuracy_single_draw"] = rate(single).columns("rate")["rate"]
+    found["robust_accuracy_9_of_10"] = rate(stands).columns("rate")["rate"]
+    for cost in ("forwards", "gradients"):
+        found[cost] = round(float(records[cost].mean()), 1)
+    return found
+
+
 def metrics(records: pd.DataFrame) -> dict[str, Any]:
     """The four rates with intervals, n, and calibration clean and under attack.
 

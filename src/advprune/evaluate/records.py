@@ -8,20 +8,44 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.attacks.losses import margin
-from advprune.device import device_of
+from advprune.device import device_of, salted
+from advprune.models.stochastic import is_randomized
+
+DRAWS = 20  # of a randomized model, for scoring
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, images: torch.Tensor, batch: int = 128) -> torch.Tensor:
-    """Logits `[N, K]` in float32 on the CPU, of float images `[N, C, H, W]` in [0, 1]."""
-    device = device_of(model)
-    parts = [model(part.to(device)).float().cpu() for part in images.split(batch)]
-    return torch.cat(parts)
+def all_logits(
+    model: nn.Module, images: torch.Tensor, batch: int = 128, draws: int = DRAWS, seed: int = 0
+) -> torch.Tensor:
+    """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
+
+    images: float `[N, C, H, W]` in [0, 1]. The draws come from `seed`; the global random state
+    stays as it was.
+    """
+    device, count = device_of(model), draws if is_randomized(model) else 1
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if count > 1:
+            torch.manual_seed(salted(seed, "score"))
+        parts = [
+            torch.stack([model(part.to(device)).float().cpu() for _ in range(count)])
+            for part in images.split(batch)
+        ]
+    return torch.cat(parts, dim=1)
 
 
-def predictions(model: nn.Module, images: torch.Tensor, batch: int = 128) -> torch.Tensor:
+def logits_of(
+    model: nn.Module, images: torch.Tensor, batch: int = 128, draws: int = DRAWS, seed: int = 0
+) -> torch.Tensor:
+    """Logits `[N, K]`, of a randomized model the mean over `draws`."""
+    return all_logits(model, images, batch, draws, seed).mean(0)
+
+
+def predictions(
+    model: nn.Module, images: torch.Tensor, batch: int = 128, draws: int = DRAWS, seed: int = 0
+) -> torch.Tensor:
     """Predicted classes int64 `[N]`, on the CPU."""
-    return logits_of(model, images, batch).argmax(1)
+    return logits_of(model, images, batch, draws, seed).argmax(1)
 
 
 def score(
@@ -31,6 +55,8 @@ def score(
     labels: torch.Tensor,
     *,
     batch: int = 128,
+    draws: int = DRAWS,
+    average: str = "logits",
     **columns: Any,
 ) -> pd.DataFrame:
     """Score clean `images` and their attacked versions `adv`, float `[N, C, H, W]` in [0, 1].
@@ -38,6 +64,10 @@ def score(
     Returns a row a sample: index, label, the given constant `columns` (attack, eps, seed, …), and
     for clean and adv: pred, confidence (largest softmax), margin (label's logit minus the largest
     other), nll, brier; also linf and l2, the size of the change.
+    A randomized model is scored by its mean logits over `draws` (with `average` =
+    "probabilities", by its mean softmax), drawn from the column `seed`; single_pred is the first
+    draw's prediction and wrong the share of draws that are wrong. For a deterministic model these
+    say the same as pred.
     Raises ValueError where shapes differ or logits are not finite.
     """
     if images.shape != adv.shape or len(labels) != len(images):
@@ -47,21 +77,44 @@ def score(
     change = (adv - images).flatten(1)
     rows: dict[str, Any] = {"index": range(len(labels)), "label": labels.numpy(), **columns}
     for side, pictures in (("clean", images), ("adv", adv)):
-        rows |= _columns(side, logits_of(model, pictures, batch), labels)
+        rows |= answers(
+            side, model, pictures, labels, batch, draws, average, columns.get("seed", 0)
+        )
     rows["linf"] = change.abs().amax(1).numpy()
     rows["l2"] = change.norm(dim=1).numpy()
     return pd.DataFrame(rows)
 
 
-def _columns(side: str, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    if not torch.isfinite(logits).all():
+def answers(
+    side: str,
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    batch: int = 128,
+    draws: int = DRAWS,
+    average: str = "logits",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The columns of one side (`clean` or `adv`) of records: see `score`."""
+    return _columns(side, all_logits(model, images, batch, draws, seed), labels, average)
+
+
+def _columns(side: str, draws: torch.Tensor, labels: torch.Tensor, average: str) -> dict[str, Any]:
+    """The columns of one side, from logits `[D, N, K]`."""
+    if not torch.isfinite(draws).all():
         raise ValueError("score: the model gives logits that are NaN or infinite")
+    logits = draws.mean(0)
+    if average == "probabilities" and len(draws) > 1:
+        logits = draws.softmax(2).mean(0).clamp_min(1e-38).log()
     probabilities = logits.softmax(1)
     truth = F.one_hot(labels, logits.shape[1])
+    each = draws.argmax(2)  # [D, N]
     return {
         f"{side}_pred": logits.argmax(1).numpy(),
         f"{side}_confidence": probabilities.amax(1).numpy(),
         f"{side}_margin": (-margin(logits, labels)).numpy(),
         f"{side}_nll": F.cross_entropy(logits, labels, reduction="none").numpy(),
         f"{side}_brier": (probabilities - truth).square().sum(1).numpy(),
+        f"{side}_single_pred": each[0].numpy(),
+        f"{side}_wrong": (each != labels).float().mean(0).numpy(),
     }

@@ -1,6 +1,8 @@
 """The attacks of a profile on one model, and on one family at many settings."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -8,10 +10,21 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advprune.attacks.cost import Cost
 from advprune.attacks.zoo import check_attack
-from advprune.evaluate.craft import budget_of, craft, craft_extra, curve_settings, rows
+from advprune.evaluate.craft import (
+    Attack,
+    Crafted,
+    Work,
+    budget_of,
+    craft,
+    curve_settings,
+    kind_of,
+    rows,
+)
+from advprune.evaluate.probes import probes
 from advprune.models.card import sparsity_of
-from advprune.params import AttackChoice, AttackSettings, ExtraAttack, Profile
+from advprune.params import AttackChoice, Profile
 from advprune.progress import progress
 from advprune.pruning import prune
 from advprune.resume import Parts
@@ -33,35 +46,49 @@ class Suite:
     seed: int
     parts: Parts
 
-    def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-        """Every named attack and both curves.
+    @property
+    def work(self) -> Work:
+        """How attacks are run and scored."""
+        return Work(self.seed, self.profile.batch, self.choice.score_draws, self.parts)
 
-        Returns the records of all of them, and the uint8 images of the named attacks (curves keep
-        no images).
+    def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+        """The suite of the model's kind, the extra attacks, the probes and both curves.
+
+        Returns the records of all of them, and the uint8 images of the attacks of the table, which
+        other models are to be tried on.
         """
         for extra in self.choice.extra:  # refuse a wrong name before anything is computed
             check_attack(extra.name, extra.arguments())
         adv, tables = {}, []
-        for attack, setting in self.profile.attacks.items():
-            adv[attack] = self._crafted(attack, f"{name} {attack}", model, setting)
-            tables.append(self._rows(model, adv[attack], attack, setting))
+        for attack, setting in self._attacks(model):
+            crafted, table = self._run(attack, f"{name} {attack}", model, attack, setting)
+            tables.append(table)
+            if attack in self.profile.suite.table:
+                adv[attack] = crafted.pixels
+        found = [*tables, *self._probes(model), *self._curves(name, model)]
+        return pd.concat(found, ignore_index=True), adv
+
+    def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
+        for attack in self.profile.suite.of(kind_of(model)):
+            yield attack, self.profile.attacks[attack]
         for extra in self.choice.extra:
-            adv[extra.key] = self._crafted_extra(model, extra)
-            tables.append(self._rows(model, adv[extra.key], extra.key, budget_of(extra)))
-        return pd.concat([*tables, *self._curves(name, model)], ignore_index=True), adv
+            yield extra.key, extra
+
+    def _probes(self, model: nn.Module) -> list[pd.DataFrame]:
+        main = self.profile.table()[self.choice.main]
+        return [table for _, table in probes(model, self.images, self.labels, main, self.work)]
 
     def _curves(self, name: str, model: nn.Module) -> list[pd.DataFrame]:
-        tables = []
-        main = self.profile.attacks[self.choice.main]
-        for index, (curve, setting) in enumerate(curve_settings(main, self.profile.curves)):
-            pixels = self._crafted(f"{curve}-{index}", f"{name} {curve}", model, setting)
-            tables.append(self._rows(model, pixels, curve, setting))
-        return tables
+        main = self.profile.table()[self.choice.main]
+        return [
+            self._run(f"{curve}-{index}", f"{name} {curve}", model, curve, setting)[1]
+            for index, (curve, setting) in enumerate(curve_settings(main, self.profile.curves))
+        ]
 
     def sweep(
         self, family: str, values: list[Any], dense: nn.Module, train: Images, device: torch.device
     ) -> pd.DataFrame:
-        """Apply `family` to `dense` at each of `values`; attack each result with every attack.
+        """Apply `family` to `dense` at each of `values`; attack each with the table's attacks.
 
         Returns records with the columns value (as text), order, prune_ratio and sparsity.
         """
@@ -78,37 +105,47 @@ class Suite:
         facts = {"prune_ratio": pruned.ratio, "sparsity": sparsity_of(pruned.model)}
         model = pruned.model.to(device)
         tables = []
-        for attack, setting in self.profile.attacks.items():
-            adv = self._craft(f"{family}={value} {attack}", model, setting)
-            tables.append(self._rows(model, adv, attack, setting))
+        for attack, setting in self.profile.table().items():
+            what = f"{family}={value} {attack}"
+            crafted = self._craft(what, model, self.images, self.labels, setting)
+            tables.append(
+                rows(model, self.images, crafted, self.labels, attack, setting, self.work)
+            )
         return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
 
-    def _crafted(
-        self, part: str, what: str, model: nn.Module, setting: AttackSettings
-    ) -> torch.Tensor:
-        return self.parts.tensor(part, partial(self._craft, what, model, setting))
+    def _run(
+        self, part: str, what: str, model: nn.Module, attack: str, setting: Attack
+    ) -> tuple[Crafted, pd.DataFrame]:
+        """Craft, kept as a finished part, and score; an attack may be for the first images only."""
+        images, labels = (t[: getattr(setting, "images", None)] for t in (self.images, self.labels))
+        crafted = self._kept(part, partial(self._craft, what, model, images, labels, setting))
+        return crafted, rows(model, images, crafted, labels, attack, setting, self.work)
 
-    def _crafted_extra(self, model: nn.Module, extra: ExtraAttack) -> torch.Tensor:
-        run = partial(craft_extra, model, self.images, self.labels, extra, seed=self.seed)
-        return self.parts.tensor(extra.key, partial(run, batch=self.profile.batch))
+    def _kept(self, part: str, compute: Callable[[], Crafted]) -> Crafted:
+        """What was crafted: read back if it was finished before, else computed and kept."""
+        return unpacked(self.parts.tensors(part, lambda: packed(compute())))
 
-    def _rows(
-        self, model: nn.Module, pixels: torch.Tensor, attack: str, setting: AttackSettings
-    ) -> pd.DataFrame:
-        batch = self.profile.batch
-        return rows(model, self.images, pixels, self.labels, attack, setting, self.seed, batch)
-
-    def _craft(self, what: str, model: nn.Module, setting: AttackSettings) -> torch.Tensor:
+    def _craft(
+        self, what: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, it: Attack
+    ) -> Crafted:
         """Craft under a progress bar that counts image-steps."""
-        title = f"{what} eps {setting.eps:.3f} steps {setting.steps}"
-        total = len(self.images) * setting.steps * setting.restarts
-        with progress(title, total) as advance:
-            return craft(
-                model,
-                self.images,
-                self.labels,
-                setting,
-                seed=self.seed,
-                batch=self.profile.batch,
-                progress=advance,
-            )
+        budget = budget_of(it)
+        title = f"{what} eps {budget.eps:.3f} steps {budget.steps}"
+        with progress(title, len(images) * budget.steps * budget.restarts) as advance:
+            return craft(model, images, labels, it, replace(self.work, progress=advance))
+
+
+def packed(crafted: Crafted) -> dict[str, torch.Tensor]:
+    """A result as tensors, for keeping."""
+    text = json.dumps(crafted.breakdown).encode()
+    return {
+        "pixels": crafted.pixels,
+        "cost": torch.tensor([crafted.cost.forwards, crafted.cost.gradients]),
+        "breakdown": torch.tensor(list(text), dtype=torch.uint8),
+    }
+
+
+def unpacked(found: dict[str, torch.Tensor]) -> Crafted:
+    """What `packed` has packed."""
+    text = bytes(found["breakdown"].tolist()).decode()
+    return Crafted(found["pixels"], Cost(*found["cost"].tolist()), json.loads(text))

@@ -18,16 +18,17 @@ from torch import nn
 
 from advprune.errors import UserError
 from advprune.files import atomic, sha256_of
+from advprune.models.insert import places, put
 from advprune.models.resnet import build_dense
-from advprune.models.spec import ModelSpec, attach, sites, spec_of
+from advprune.models.spec import ModelSpec, attach, spec_of
 
 LayerFactory = Callable[..., nn.Module]
 _LAYERS: dict[str, LayerFactory] = {}
 _PLUGINS = ("advprune.pruning",)
 
 
-def activation_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
-    """Register a layer type that families insert at activation sites, under its spec name."""
+def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
+    """Register a layer type that families insert, under its spec name."""
 
     def register(factory: LayerFactory) -> LayerFactory:
         _LAYERS[kind] = factory
@@ -39,10 +40,10 @@ def activation_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
 def build(spec: ModelSpec) -> nn.Module:
     """The module that a spec describes, in evaluation mode, weights not set."""
     model: nn.Module = build_dense(spec)
-    for inserted in spec.activations:
+    for inserted in spec.layers:
         factory = _layer_factory(inserted.kind)
-        for site in sites(model).values():
-            site.append(factory(**inserted.settings))
+        for name in places(model, inserted.where):
+            put(model, inserted.where, name, factory(**inserted.settings))
     if spec.quantization is not None:
         quantize = importlib.import_module("advprune.quantize")
         model = quantize.skeleton(model, spec.quantization)

@@ -6,13 +6,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+Where = Literal["relu", "conv", "weight"]
 
-class ActivationSpec(BaseModel):
-    """Layers of one kind that a family put behind every ReLU."""
+
+class LayerSpec(BaseModel):
+    """Layers of one kind that a family put in: behind every ReLU, behind every convolution, or on
+    the weight of every convolution and linear layer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: str
     settings: dict[str, Any] = {}
+    where: Where = "relu"
 
 
 class QuantizationSpec(BaseModel):
@@ -35,7 +39,7 @@ class ModelSpec(BaseModel):
     classes: int = Field(ge=2)
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    activations: tuple[ActivationSpec, ...] = ()
+    layers: tuple[LayerSpec, ...] = ()
     quantization: QuantizationSpec | None = None
 
 

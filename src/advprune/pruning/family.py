@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from advprune.device import salted
 from advprune.errors import UserError
 from advprune.params import Settings, parse
 
@@ -97,8 +98,14 @@ def prune(
     Raises UserError for an unknown family, a setting out of range, or data that is missing.
     """
     checked = setting_of(name, setting)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(salted(seed, "prune", name))
     return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, data, generator)
+
+
+def unchanged(model: nn.Module) -> Pruned:
+    """A model whose parameters are all the dense network's own: layers were put in, no more."""
+    names = model.named_parameters()
+    return Pruned(model, {name: torch.zeros_like(p, dtype=torch.bool) for name, p in names})
 
 
 def require(data: Data | None, name: str) -> Data:

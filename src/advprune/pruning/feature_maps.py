@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from advprune.device import device_of
-from advprune.models.checkpoint import activation_layer
-from advprune.models.spec import ActivationSpec, attach, sites, spec_of
-from advprune.pruning.family import Data, Pruned, Setting, family, require
+from advprune.models.checkpoint import inserted_layer
+from advprune.models.insert import insert
+from advprune.models.spec import LayerSpec, sites
+from advprune.pruning.family import Data, Pruned, Setting, family, require, unchanged
 
 QUANTILE_SAMPLE = 1 << 20  # values a layer: torch.quantile takes at most 2^24
 
@@ -44,7 +45,7 @@ class RoundMaps(Setting):
     decimals: int = Field(ge=0, le=6)
 
 
-@activation_layer("clamp")
+@inserted_layer("clamp")
 class Clamp(nn.Module):
     """`min(max(h, low), high)` with one range a layer."""
 
@@ -61,7 +62,7 @@ class Clamp(nn.Module):
         return h.clamp(self.low, self.high)
 
 
-@activation_layer("round")
+@inserted_layer("round")
 class Round(nn.Module):
     """`round(h, decimals)`; the gradient passes straight through."""
 
@@ -71,17 +72,6 @@ class Round(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         return h + (h.round(decimals=self.decimals) - h).detach()
-
-
-def _insert(model: nn.Module, layers: dict[str, nn.Module], note: ActivationSpec) -> Pruned:
-    """Put one layer behind each site and say so in the spec; no parameter changes."""
-    for name, site in sites(model).items():
-        site.append(layers[name])
-    spec = spec_of(model)
-    activations = (*spec.activations, note)
-    attach(model, spec.model_copy(update={"activations": activations}))
-    unchanged = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
-    return Pruned(model, unchanged)
 
 
 class _Recorder:
@@ -141,7 +131,8 @@ def clamp_maps(
     for name, (low, high) in ranges.items():
         layers[name] = Clamp()
         layers[name].load_state_dict({"low": torch.tensor(low), "high": torch.tensor(high)})
-    return _insert(model, layers, ActivationSpec(kind="clamp"))
+    insert(model, layers, LayerSpec(kind="clamp"))
+    return unchanged(model)
 
 
 @family("round", RoundMaps)
@@ -151,4 +142,5 @@ def round_maps(
     """Round every feature map to a number of decimals."""
     settings = {"decimals": setting.decimals}
     layers: dict[str, nn.Module] = {name: Round(**settings) for name in sites(model)}
-    return _insert(model, layers, ActivationSpec(kind="round", settings=settings))
+    insert(model, layers, LayerSpec(kind="round", settings=settings))
+    return unchanged(model)

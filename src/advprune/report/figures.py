@@ -143,7 +143,7 @@ def _sweep_panel(ax: Axes, study: Study, family: str, base: str) -> None:
     points = study.points(family, base)
     x = _positions(ax, [point.setting for point in points])
     look, labels = style(study, family), []
-    for index, attack in enumerate(study.params.active().attacks):
+    for index, attack in enumerate(study.attacks):
         rates = [remnant_accuracy(point.attack(attack)) for point in points]
         line = LINES[index % len(LINES)]
         _band(ax, x, rates, look["color"])
@@ -162,7 +162,7 @@ def _sweep_panel(ax: Axes, study: Study, family: str, base: str) -> None:
 
 
 def _clean(study: Study, points: list[Point]) -> list[Rate]:
-    first = next(iter(study.params.active().attacks))
+    first = next(iter(study.attacks))
     return [clean_accuracy(point.attack(first)) for point in points]
 
 
@@ -255,7 +255,7 @@ def transfer(study: Study) -> Figure | None:
     models = [model for model in study.models if model.transfer is not None]
     if not models:
         return None
-    attacks = list(study.params.active().attacks)
+    attacks = list(study.attacks)
     figure, axes = _axes(len(attacks), 0.5 + 0.26 * len(models), sharex=True)
     for ax, attack in zip(axes, attacks, strict=True):
         cells = np.array([_crossings(model, attack) for model in models])
@@ -386,7 +386,7 @@ def _examples(study: Study, dense: Model) -> list[int]:
 def _triple(axes: list[Axes], study: Study, model: Model, index: int) -> None:
     clean = study.clean_images[index].astype(float) / 255
     adv = study.adv_images[model.name][index].astype(float) / 255
-    change = 0.5 + (adv - clean) / (2 * max(study.params.active().attacks[study.main].eps, 1e-6))
+    change = 0.5 + (adv - clean) / (2 * max(study.main_attack.eps, 1e-6))
     records = model.attack(study.main)
     record = records[records["index"] == index]
     words = [study.classes[int(record[side].iloc[0])] for side in ("clean_pred", "adv_pred")]

@@ -106,7 +106,7 @@ def sections(study: Study, drawn: set[str]) -> list[Section]:
 
 def conditions(study: Study) -> str:
     """n, budget, steps, restarts and seed of the main attack, in one line."""
-    setting = study.params.active().attacks[study.main]
+    setting = study.main_attack
     return (
         f"Attack {study.main}: {setting.norm}, eps {budget(setting.eps)}, step "
         f"{budget(setting.step)}, {setting.steps} steps, restarts {setting.restarts}, "
@@ -151,7 +151,7 @@ def _published(study: Study) -> Section:
 
 
 def _attacks(study: Study) -> list[tuple[str, Any]]:
-    return list(study.params.active().attacks.items())
+    return list(study.attacks.items())
 
 
 def _curves(study: Study) -> Section:
@@ -213,7 +213,7 @@ def _layers(study: Study) -> Section:
 
 
 def _images(study: Study) -> Section:
-    eps = budget(study.params.active().attacks[study.main].eps)
+    eps = budget(study.main_attack.eps)
     picture = Picture(
         "images",
         "Clean and attacked images and the change, with the predicted class under each",

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
+from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.params import AttackSettings
-from advprune.report.compare import Comparison, compare, corrected
 from advprune.report.finding import Finding, attack_words, paragraphs, spell
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import (
@@ -78,7 +78,7 @@ def _answer_title(main: str, better: list[str], worse: list[str], elsewhere: lis
 
 def _opening(study: Study, dense: Model) -> str:
     records = dense.attack(study.main)
-    attack = attack_words(study.main, study.params.active().attacks[study.main])
+    attack = attack_words(study.main, study.main_attack)
     return (
         f"Under {attack}, on n = {len(records)} images, the dense network falls from "
         f"{spell(clean_accuracy(records))} clean accuracy to {spell(remnant_accuracy(records))} "
@@ -184,7 +184,7 @@ def _clean_words(tests: dict[str, Comparison]) -> Iterator[str]:
 
 def schedules(study: Study, base: str) -> Iterator[Finding]:
     """For each two attacks that differ only in steps: does the shorter one flatter the families?"""
-    attacks = study.params.active().attacks
+    attacks = study.attacks
     for short, long in permutations(attacks, 2):
         if _only_more_steps(attacks[short], attacks[long]):
             yield _schedule(study, base, short, long)
@@ -270,7 +270,7 @@ def _schedule_title(verdict: str, short: str) -> str:
 
 
 def _travel(study: Study, short: str, long: str) -> str:
-    attacks = study.params.active().attacks
+    attacks = study.attacks
     eps, reach = attacks[short].eps, attacks[short].steps * attacks[short].step
     far = attacks[long].steps * attacks[long].step
     share = f"{100 * reach / eps:.0f} % of eps" if eps else "eps being 0"

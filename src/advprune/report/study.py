@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,20 @@ from safetensors import SafetensorError, safe_open
 
 from advprune.errors import UserError
 from advprune.evaluate import metrics
-from advprune.evaluate.measures import remnant_accuracy
+from advprune.evaluate.compare import compare
+from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.transfer import transfer_success
-from advprune.params import Params
-from advprune.report.compare import compare
+from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
+from advprune.params import AttackSettings, Params
 
 Place = Callable[[str, str], Path]  # kind of file, name -> where it lies
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """One row of the leaderboard: a model and what was recorded about it.
 
-    records: every attack and curve. layers: where the main attack acts. transfer: images crafted
+    records: every attack, curve and probe. layers: where the main attack acts. transfer: images crafted
     on the dense network scored here, and back (None for the dense network itself).
     card: the facts of the checkpoint.
     """
@@ -69,9 +71,12 @@ class Point:
         return self.records[self.records.attack == name].sort_values("index", ignore_index=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
-    """A whole run: settings, models in params order (dense, int8, families, base by base)."""
+    """A whole run: settings, models in params order (dense, int8, families, base by base).
+
+    protocol: records of the published protocol of SAP, by member and recipe (empty: none).
+    """
 
     params: Params
     models: list[Model]
@@ -80,11 +85,42 @@ class Study:
     classes: list[str]
     clean_images: np.ndarray  # uint8 [N, C, H, W], the evaluation subset
     adv_images: dict[str, np.ndarray]  # model name -> uint8, the main attack's
+    protocol: pd.DataFrame
 
     @property
     def main(self) -> str:
-        """The attack that the leaderboard is about."""
+        """The attack that the curves, the layers and the transfer are about."""
         return self.params.attack.main
+
+    @property
+    def attacks(self) -> dict[str, AttackSettings]:
+        """The attacks of the published table, by name; the main one is among them."""
+        return self.params.active().table()
+
+    @property
+    def main_attack(self) -> AttackSettings:
+        """The main attack's settings."""
+        return self.attacks[self.main]
+
+    @cache  # noqa: B019 (a study lives as long as the stage)
+    def robust(self, model: Model) -> pd.DataFrame:
+        """Per image, the attack of the model's suite that does most harm within the budget."""
+        return worst_case(model.records, self.main)
+
+    @cache  # noqa: B019
+    def verdict(self, model: Model) -> Verdict:
+        """Whether the model's robust accuracy can be believed."""
+        is_dense = model.family == "dense"
+        return verdict(
+            Evidence(
+                model.records,
+                self.main,
+                len(self.classes),
+                None if is_dense else model.transferred(self.main),
+                None if is_dense else self.robust(self.dense(model.base)),
+                model.card["twin_agreement"],
+            )
+        )
 
     def dense(self, base: str) -> Model:
         """The dense network of a base."""
@@ -105,12 +141,17 @@ class Study:
         ]
 
     def metrics(self, model: Model) -> dict[str, Any]:
-        """The flat metrics of one model, the same keys for each, rates rounded to 4 places."""
+        """The flat metrics of one model, the same keys for each, rates rounded to 4 places.
+
+        The four rates and the calibration under attack are those of the main attack; robust rates
+        and the comparison with the dense network are those of the worst case over the suite.
+        """
         records, dense_records = (m.attack(self.main) for m in (model, self.dense(model.base)))
-        against = compare(records, dense_records)
+        against = compare(self.robust(model), self.robust(self.dense(model.base)))
         transferred = model.transferred(self.main)
         card = model.card
         found = metrics(records)
+        found |= robust_rates(self.robust(model)) | {"verdict": self.verdict(model).level}
         found |= remnant_accuracy(transferred).columns("transfer_accuracy")
         found |= transfer_success(transferred, dense_records).columns("transfer_success_rate")
         found |= {"p_against_dense": round(against.p, 4), "against_dense": against.mark}
@@ -131,9 +172,10 @@ def curve(model: Model, name: str, column: str) -> list[tuple[float, pd.DataFram
 def read_study(params: Params, place: Place) -> Study:
     """Read everything that params.yaml declares; UserError where a file is missing or damaged."""
     models, sweeps = [], {}
+    transfers = _frame(place("transfers", "transfer.parquet"))
     for base in params.bases:
         for family in ("dense", "int8", *params.prune):
-            models.append(_read_model(family, base, place))
+            models.append(_read_model(family, base, place, transfers))
         for family in params.sweep:
             table = place("records", f"{family}-{base}.sweep.parquet")
             sweeps[family, base] = _frame(table)
@@ -143,8 +185,18 @@ def read_study(params: Params, place: Place) -> Study:
         m.name: _tensors(place("records", f"{m.name}.adv.safetensors"))[0][params.attack.main]
         for m in models
     }
+    protocols = [
+        _frame(place("records", f"{recipe}.protocol.parquet")) for recipe in params.protocol
+    ]
     return Study(
-        params, models, sweeps, described["source"], described["classes"], test["images"], adv
+        params,
+        models,
+        sweeps,
+        described["source"],
+        described["classes"],
+        test["images"],
+        adv,
+        pd.concat(protocols, ignore_index=True) if protocols else pd.DataFrame(),
     )
 
 
@@ -152,14 +204,15 @@ def _facts(part: pd.DataFrame) -> tuple[float, float, pd.DataFrame]:
     return float(part.prune_ratio.iloc[0]), float(part.sparsity.iloc[0]), part
 
 
-def _read_model(family: str, base: str, place: Place) -> Model:
+def _read_model(family: str, base: str, place: Place, transfers: pd.DataFrame) -> Model:
     name = f"{family}-{base}"
     card = place("models", name) / "model.json"
     if not card.is_file():
         raise UserError(f"there is no {card}; run `dvc repro`")
     transfer = None
     if family != "dense":
-        transfer = _frame(place("records", f"{name}.transfer.parquet"))
+        own = (transfers.source == family) | (transfers.target == family)
+        transfer = transfers[own & (transfers.base == base)]
     return Model(
         family,
         base,

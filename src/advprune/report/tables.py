@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 import advprune
+from advprune.evaluate.compare import compare
 from advprune.evaluate.measures import (
     attack_success_rate,
     clean_accuracy,
@@ -19,7 +20,6 @@ from advprune.evaluate.measures import (
 from advprune.evaluate.statistics import Rate
 from advprune.evaluate.transfer import transfer_success
 from advprune.params import AttackSettings, ExtraAttack
-from advprune.report.compare import compare
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import NOTHING, p_value, percent, setting_text, with_interval
 
@@ -82,7 +82,7 @@ def _published(study: Study, base: str) -> pd.DataFrame:
 def _published_row(
     study: Study, subject: Model | Point, family: str, setting: str
 ) -> dict[str, str]:
-    attacks = list(study.params.active().attacks)
+    attacks = list(study.attacks)
     ratio = subject.card["prune_ratio"] if isinstance(subject, Model) else subject.prune_ratio
     row = {
         "family": family,
@@ -109,7 +109,7 @@ def _scored(subject: Model | Point, attack: str) -> pd.DataFrame:
 
 def every_attack(study: Study) -> pd.DataFrame:
     """Remnant accuracy of each model under each attack, the extra ones among them."""
-    names = [*study.params.active().attacks, *(extra.key for extra in study.params.attack.extra)]
+    names = [*study.attacks, *(extra.key for extra in study.params.attack.extra)]
     return pd.DataFrame(
         {"family": model.family, "base": model.base}
         | {f"{name} %": shown(remnant_accuracy(model.attack(name))) for name in names}
@@ -143,7 +143,7 @@ def settings_table(study: Study) -> pd.DataFrame:
     """A row an attack, with everything needed to run it again."""
     n = len(study.models[0].attack(study.main))
     seed = study.params.seed
-    rows = [_attack_row(*item) for item in study.params.active().attacks.items()]
+    rows = [_attack_row(*item) for item in study.attacks.items()]
     rows += [_extra_row(extra) for extra in study.params.attack.extra]
     return pd.DataFrame([row | {"seed": str(seed), "n": str(n)} for row in rows]).fillna(NOTHING)
 
@@ -220,7 +220,7 @@ def sweep_table(study: Study) -> pd.DataFrame:
         }
         for family, base in study.sweeps
         for order, point in enumerate(study.points(family, base))
-        for attack in study.params.active().attacks
+        for attack in study.attacks
     ]
     columns = (
         "model family base order value setting attack clean_accuracy remnant_accuracy prune_ratio"

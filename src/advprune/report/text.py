@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 NOTHING = "–"
-ALPHA = 0.05
-AT_CHANCE = "at chance"
 _MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
     | {sign: f"\\{sign}" for sign in "\\`*[]|$~#"}
@@ -36,13 +34,6 @@ def budget(value: float) -> str:
 def p_value(p: float) -> str:
     """`p = 0.031`, or `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.01 else f"p = {p:.2f}"
-
-
-def mark(p: float, difference: float) -> str:
-    """How a paired test against the dense network reads: "=" where no difference is shown."""
-    if p >= ALPHA:
-        return "="
-    return "▲ better" if difference > 0 else "▼ worse"
 
 
 def setting_text(setting: Any) -> str:

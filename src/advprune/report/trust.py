@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from math import isclose
 
+from advprune.evaluate.compare import Comparison, compare
 from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.statistics import Rate
-from advprune.report.compare import Comparison, compare
 from advprune.report.finding import Finding, spell
 from advprune.report.study import Model, Study, curve
 from advprune.report.text import (
@@ -172,7 +172,7 @@ def _gap_words(study: Study, gaps: dict[str, Comparison]) -> Iterator[str]:
 
 def reads_high(study: Study, model: Model) -> Comparison | None:
     """The security curve against the main attack at its own budget, where the curve is above."""
-    eps = study.params.active().attacks[study.main].eps
+    eps = study.main_attack.eps
     for value, records in curve(model, "curve_eps", "eps"):
         if isclose(value, eps, rel_tol=1e-6):
             test = compare(records, model.attack(study.main))

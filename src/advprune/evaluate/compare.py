@@ -8,7 +8,9 @@ import pandas as pd
 
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.statistics import Rate, mcnemar, rate
-from advprune.report.text import ALPHA, AT_CHANCE, mark
+
+ALPHA = 0.05
+AT_CHANCE = "at chance"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Comparison:
     def mark(self) -> str:
         """ "=", "▲ better", "▼ worse" or "at chance"."""
         return AT_CHANCE if self.void else mark(self.p, self.difference)
+
+
+def mark(p: float, difference: float) -> str:
+    """How a paired test against the dense network reads: "=" where no difference is shown."""
+    if p >= ALPHA:
+        return "="
+    return "▲ better" if difference > 0 else "▼ worse"
 
 
 def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:

@@ -1,0 +1,116 @@
+"""Probes: small experiments on a model that ask whether its robust accuracy can be believed.
+
+They follow the checklists of Athalye et al. (Obfuscated Gradients, 2018, section 3.1) and Carlini
+et al. (On Evaluating Adversarial Robustness, 2019, section 5). Each yields records, from which
+`evaluate.verdict` is drawn; their images are not kept.
+"""
+
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+from torch import nn
+
+from advprune.attacks import to_pixels
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.losses import cross_entropy, margin
+from advprune.attacks.pgd import expected_gradient, random_point
+from advprune.device import device_of, salted
+from advprune.evaluate.craft import Crafted, Work, craft, rows, surrogate
+from advprune.evaluate.records import logits_of
+from advprune.models.stochastic import frozen_copy, is_randomized
+from advprune.params import AttackSettings
+
+NOISE_TRIES = 20
+STRONGER_DRAWS = 10
+
+
+def single_step(main: AttackSettings) -> AttackSettings:
+    """FGSM at the main attack's budget, which an iterative attack must not fall behind."""
+    return main.model_copy(update={"step": main.eps, "steps": 1, "random_start": False})
+
+
+def stronger(main: AttackSettings) -> AttackSettings:
+    """Twice the steps, half as long, the margin loss, averaged straight-through gradients."""
+    change = {
+        "step": main.step / 2,
+        "steps": 2 * main.steps,
+        "loss": "margin",
+        "keep": "best",
+        "drop": True,
+        "draws": max(main.draws, STRONGER_DRAWS),
+        "backward": "identity",
+    }
+    return main.model_copy(update=change)
+
+
+def probes(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The records of each probe by its name (params.PROBES), of float `images` in [0, 1]."""
+    yield "probe_gradient", gradient(model, images, labels, main, work)
+    yield "probe_noise", noise(model, images, labels, main, work)
+    for name, setting in (("probe_single", single_step(main)), ("probe_stronger", stronger(main))):
+        yield name, _attacked(model, images, labels, name, setting, work)
+    if is_randomized(model):
+        frozen, setting = frozen_copy(model, work.seed), main.model_copy(update={"drop": True})
+        yield "probe_frozen", _attacked(frozen, images, labels, "probe_frozen", setting, work)
+
+
+def _attacked(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    name: str,
+    setting: AttackSettings,
+    work: Work,
+) -> pd.DataFrame:
+    return rows(
+        model, images, craft(model, images, labels, setting, work), labels, name, setting, work
+    )
+
+
+def gradient(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
+) -> pd.DataFrame:
+    """The largest entry of the cross-entropy's gradient at each clean image (`gradient`).
+
+    The gradient is the one that the main attack takes: its draws and the model's own backward
+    rule, through the twin of a quantized model. Nothing is attacked: adv is the clean image.
+    """
+    private = attack_copy(surrogate(model), device_of(model))
+    setting = main.model_copy(update={"eps": 0.0, "steps": 0})
+    draws = main.draws if is_randomized(model) else 1
+    size, cost = [], Cost()
+    cost.watch(private)
+    with torch.random.fork_rng():
+        torch.manual_seed(salted(work.seed, "probe_gradient"))
+        for part, answers in zip(images.split(work.batch), labels.split(work.batch), strict=True):
+            device = device_of(model)
+            found, _ = expected_gradient(
+                private, part.to(device), answers.to(device), cross_entropy, draws
+            )
+            size.append(found.flatten(1).abs().amax(1).cpu())
+    crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), cost)
+    table = rows(model, images, crafted, labels, "probe_gradient", setting, work)
+    return table.assign(gradient=torch.cat(size).numpy())
+
+
+def noise(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
+) -> pd.DataFrame:
+    """The worst of `NOISE_TRIES` uniform points of the ball, by the margin."""
+    generator = torch.Generator().manual_seed(salted(work.seed, "probe_noise"))
+    worst = torch.full((len(images),), -torch.inf)
+    pixels = to_pixels(images, images, main.eps, main.norm)
+    for _ in range(NOISE_TRIES):
+        points = random_point(images, main.eps, main.norm, generator)
+        tried = to_pixels(points, images, main.eps, main.norm)
+        logits = logits_of(model, tried / 255, work.batch, work.draws, work.seed)
+        reached = margin(logits, labels)
+        better = reached > worst
+        pixels[better], worst[better] = tried[better], reached[better]
+    passes = NOISE_TRIES * len(images) * (work.draws if is_randomized(model) else 1)
+    setting = main.model_copy(update={"steps": 0})
+    return rows(model, images, Crafted(pixels, Cost(passes)), labels, "probe_noise", setting, work)

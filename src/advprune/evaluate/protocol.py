@@ -1,0 +1,141 @@
+"""The published protocol of SAP, and attacks that know the defence, on one model.
+
+Dhillon et al. (ICLR 2018), sections 3 and 4: FGSM whose gradient is averaged over 100 draws, and
+predictions by the mean softmax over 100 draws, over the budget lambda. The adaptive attacks vary
+the backward rule and the draws a step (Athalye et al., ICML 2018, section 5.3.1; the erratum by
+Dhillon and Carlini, arXiv 2010.00071).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from advprune.attacks import to_pixels
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.losses import cross_entropy
+from advprune.attacks.pgd import ascend, expected_gradient, project
+from advprune.device import device_of, salted
+from advprune.evaluate.craft import Crafted, Work, craft, rows
+from advprune.evaluate.records import answers
+from advprune.models.stochastic import is_randomized
+from advprune.params import AttackSettings, Member, ProtocolSettings
+from advprune.progress import progress
+from advprune.pruning import prune
+
+Images = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every member goes through, on the same float `images` `[N, C, H, W]` in [0, 1]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    settings: ProtocolSettings
+    work: Work
+
+    def run(
+        self, dense: nn.Module, members: dict[str, Member], train: Images, device: torch.device
+    ) -> pd.DataFrame:
+        """The records of all members (column `member`), made from the network `dense`.
+
+        work.parts keeps the members that are finished.
+        """
+        tables = []
+        with progress("protocol, members", len(members)) as advance:
+            for name, member in members.items():
+                compute = partial(self._member, dense, member, train, device)
+                found = self.work.parts.frame(name, compute) if self.work.parts else compute()
+                tables.append(found.assign(member=name))
+                advance(1)
+        return pd.concat(tables, ignore_index=True)
+
+    def _member(
+        self, dense: nn.Module, member: Member, train: Images, device: torch.device
+    ) -> pd.DataFrame:
+        model = dense
+        if member.family is not None:
+            model = prune(member.family, dense, member.setting, train, self.work.seed).model
+        return self.record(model.to(device), member.adaptive)
+
+    def record(self, model: nn.Module, adaptive: bool) -> pd.DataFrame:
+        """Records of the single-step and the iterative attack at every budget (attack `fgsm`,
+        `iterative`) and, where asked for, of the adaptive attacks by name."""
+        tables = [*self._single_step(model), *self._iterative(model)]
+        if adaptive:
+            for name, setting in self.settings.adaptive.items():
+                crafted = craft(model, self.images, self.labels, setting, self.work)
+                tables.append(
+                    rows(model, self.images, crafted, self.labels, name, setting, self.work)
+                )
+        return pd.concat(tables, ignore_index=True)
+
+    def _single_step(self, model: nn.Module) -> Iterator[pd.DataFrame]:
+        """`x + eps * sign(mean gradient)`: one gradient serves all budgets."""
+        draws = self.settings.draws if is_randomized(model) else 1
+        cost = Cost()
+        gradient = self._gradient(model, draws, cost)
+        clean = self._answers("clean", model, self.images)
+        for eps in self.settings.eps:
+            adv = project(ascend(self.images, gradient, eps, "Linf"), self.images, eps, "Linf")
+            pixels = to_pixels(adv, self.images, eps, "Linf")
+            yield pd.DataFrame(
+                self._facts("fgsm", eps, draws, Crafted(pixels, cost))
+                | clean
+                | self._answers("adv", model, pixels / 255)
+            )
+
+    def _gradient(self, model: nn.Module, draws: int, cost: Cost) -> torch.Tensor:
+        """The mean gradient of the cross-entropy over draws, by the model's own backward rule."""
+        private, device, found = attack_copy(model, device_of(model)), device_of(model), []
+        cost.watch(private)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(salted(self.work.seed, "protocol"))
+            batches = zip(
+                self.images.split(self.work.batch), self.labels.split(self.work.batch), strict=True
+            )
+            for x, y in batches:
+                one, _ = expected_gradient(
+                    private, x.to(device), y.to(device), cross_entropy, draws
+                )
+                found.append(one.cpu())
+        return torch.cat(found)
+
+    def _answers(self, side: str, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
+        work, draws = self.work, self.settings.draws
+        return answers(
+            side, model, images, self.labels, work.batch, draws, "probabilities", work.seed
+        )
+
+    def _facts(self, name: str, eps: float, draws: int, crafted: Crafted) -> dict[str, Any]:
+        n = len(self.labels)
+        cost = crafted.cost
+        return {
+            "index": range(n),
+            "label": self.labels.numpy(),
+            "attack": name,
+            "eps": eps,
+            "steps": 1,
+            "draws": draws,
+            "forwards": cost.forwards / n,
+            "gradients": cost.gradients / n,
+        }
+
+    def _iterative(self, model: nn.Module) -> Iterator[pd.DataFrame]:
+        for eps in self.settings.eps:
+            setting = at_budget(self.settings.iterative, eps)
+            crafted = craft(model, self.images, self.labels, setting, self.work)
+            table = rows(model, self.images, crafted, self.labels, "iterative", setting, self.work)
+            yield table.assign(eps=eps)
+
+
+def at_budget(setting: AttackSettings, eps: float) -> AttackSettings:
+    """The same schedule at another budget, the step in proportion."""
+    share = setting.step / setting.eps if setting.eps else 0.0
+    return setting.model_copy(update={"eps": eps, "step": eps * share})

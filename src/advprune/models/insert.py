@@ -1,0 +1,88 @@
+"""Layers that families put into a network: behind a ReLU, behind a convolution, on its weights."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from advprune.models.spec import LayerSpec, Site, Where, attach, spec_of
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+class WrappedConv2d(nn.Conv2d):
+    """A convolution with a layer on its weight, or behind it; its tensors keep their names."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.on_weight: nn.Module | None = None
+        self.on_output: nn.Module | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self._conv_forward(x, _through(self.on_weight, self.weight), self.bias)
+        return out if self.on_output is None else self.on_output(out)
+
+
+class WrappedLinear(nn.Linear):
+    """A linear layer with a layer on its weight."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.on_weight: nn.Module | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, _through(self.on_weight, self.weight), self.bias)
+
+
+def _through(layer: nn.Module | None, weight: torch.Tensor) -> torch.Tensor:
+    """A weight seen by a layer as a batch of one."""
+    return weight if layer is None else layer(weight[None])[0]
+
+
+def places(model: nn.Module, where: Where) -> list[str]:
+    """The modules that layers of that kind of place belong to, by name."""
+    kinds: dict[Where, tuple[type[nn.Module], ...]] = {
+        "relu": (Site,),
+        "conv": (nn.Conv2d,),
+        "weight": (nn.Conv2d, nn.Linear),
+    }
+    return [name for name, module in model.named_modules() if isinstance(module, kinds[where])]
+
+
+def insert(model: nn.Module, layers: dict[str, nn.Module], spec: LayerSpec) -> None:
+    """Put one layer at each named place, in place, and let the model's spec say so."""
+    for name, layer in layers.items():
+        put(model, spec.where, name, layer)
+    known = spec_of(model)
+    attach(model, known.model_copy(update={"layers": (*known.layers, spec)}))
+
+
+def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
+    """Put a layer at the place `name`."""
+    module = model.get_submodule(name)
+    if isinstance(module, Site):
+        module.append(layer)
+        return
+    wrapped, role = _wrapped(module), "on_output" if where == "conv" else "on_weight"
+    before = getattr(wrapped, role)
+    setattr(wrapped, role, layer if before is None else nn.Sequential(before, layer))
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, wrapped)
+
+
+def _wrapped(module: nn.Module) -> nn.Module:
+    """The module itself where it is wrapped already, else its wrapped form with the same tensors."""
+    if isinstance(module, WrappedConv2d | WrappedLinear):
+        return module
+    if isinstance(module, nn.Linear):
+        return _adopt(WrappedLinear(module.in_features, module.out_features), module)
+    if isinstance(module, nn.Conv2d):
+        size = (module.in_channels, module.out_channels, module.kernel_size)
+        strides = {"stride": module.stride, "padding": module.padding}
+        return _adopt(WrappedConv2d(*size, **strides), module)  # type: ignore[arg-type]
+    raise TypeError(f"{type(module).__name__} has no weight to wrap")
+
+
+def _adopt(wrapped: Layer, module: Layer) -> Layer:
+    wrapped.weight, wrapped.bias = module.weight, module.bias
+    return wrapped.train(module.training)

@@ -1,0 +1,85 @@
+"""Randomness inside a model: layers that draw in every forward pass, in evaluation mode too.
+
+A defence that is random only in training mode is switched off by every attack that calls `eval()`.
+Here randomness has switches of its own, which attacks and checks set on private copies.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+RULES = ("constant", "scale", "identity")
+
+
+class Stochastic(nn.Module):
+    """A layer that draws at random. The first dimension of what it sees is the batch.
+
+    backward: what the gradient of the random factors is taken to be: `constant` (they are held
+    fixed), `scale` (differentiated where that is defined), `identity` (the layer is passed over:
+    BPDA, Athalye et al. 2018). frozen: a seed; the same draws in every pass and for every sample.
+    """
+
+    def __init__(self, backward: str = "constant") -> None:
+        super().__init__()
+        if backward not in RULES:
+            raise ValueError(f"backward is {backward!r}; allowed: {', '.join(RULES)}")
+        self.backward = backward
+        self.frozen: int | None = None
+
+    def uniform(self, h: torch.Tensor) -> torch.Tensor:
+        """Numbers in [0, 1), of the shape of `h` (of one sample of it where draws are frozen)."""
+        if self.frozen is None:
+            return torch.rand_like(h)
+        return torch.rand(h.shape[1:], generator=self._generator()).to(h)
+
+    def normal(self, h: torch.Tensor) -> torch.Tensor:
+        """Standard normal numbers, likewise."""
+        if self.frozen is None:
+            return torch.randn_like(h)
+        return torch.randn(h.shape[1:], generator=self._generator()).to(h)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.frozen or 0)
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        """What the layer makes of `h`, with the gradient of `constant` or `scale`."""
+        raise NotImplementedError
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        out = self.noisy(h)
+        return h + (out - h).detach() if self.backward == "identity" else out
+
+
+def stochastic_layers(model: nn.Module) -> list[Stochastic]:
+    """All random layers of a model, in order of definition."""
+    return [module for module in model.modules() if isinstance(module, Stochastic)]
+
+
+def is_randomized(model: nn.Module) -> bool:
+    """Whether a model's answers are random."""
+    return bool(stochastic_layers(model))
+
+
+def set_backward(model: nn.Module, rule: str) -> None:
+    """Choose the backward rule of every random layer, in place: for private copies."""
+    if rule not in RULES:
+        raise ValueError(f"backward is {rule!r}; allowed: {', '.join(RULES)}")
+    for layer in stochastic_layers(model):
+        layer.backward = rule
+
+
+def frozen_copy(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A deterministic copy: each random layer draws once and for all, the same for every image."""
+    copied = copy.deepcopy(model)
+    for index, layer in enumerate(stochastic_layers(copied)):
+        layer.frozen = seed * 1_000_003 + index
+    return copied
+
+
+def mean_logits(model: nn.Module, images: torch.Tensor, draws: int) -> torch.Tensor:
+    """Logits `[N, K]` averaged over `draws` forward passes."""
+    total = model(images)
+    for _ in range(draws - 1):
+        total = total + model(images)
+    return total / draws

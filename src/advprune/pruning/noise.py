@@ -1,0 +1,136 @@
+"""dropout at test time and SAP's stochastic controls: noise on activations and on weights.
+
+Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018), compares
+SAP with dropout (Srivastava et al., 2014) that stays on, and with Gaussian noise that is added or
+multiplied, to activations (RNA, RSA) or to weights (RNW, RSW). DWP, which is not random, keeps the
+largest weights. Noise on weights is drawn once a forward pass, for the whole batch.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from advprune.models.checkpoint import inserted_layer
+from advprune.models.spec import LayerSpec
+from advprune.models.stochastic import Stochastic
+from advprune.params import Backward
+from advprune.pruning.family import Data, Pruned, Setting, family
+from advprune.pruning.sap import everywhere
+
+
+class DropoutSetting(Setting):
+    """dropout: each activation is zero with probability `rate`, the others are scaled up."""
+
+    shorthand: ClassVar[str | None] = "rate"
+    rate: float = Field(ge=0, lt=1)
+    backward: Backward = "constant"
+
+
+class NoiseSetting(Setting):
+    """RNA, RSA, RNW, RSW: Gaussian noise of standard deviation `sigma`."""
+
+    shorthand: ClassVar[str | None] = "sigma"
+    sigma: float = Field(ge=0, le=1e6)
+    backward: Backward = "constant"
+
+
+class DWP(Setting):
+    """DWP: of each convolution's and linear layer's weight, the largest share `keep` stays."""
+
+    shorthand: ClassVar[str | None] = "keep"
+    keep: float = Field(gt=0, le=1)
+
+
+@inserted_layer("dropout")
+class Dropout(Stochastic):
+    """`h I / (1 - rate)`, I independent Bernoulli(1 - rate)."""
+
+    def __init__(self, rate: float, backward: str = "constant") -> None:
+        super().__init__(backward)
+        self.rate = rate
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        kept = self.uniform(h) >= self.rate
+        return h * kept / (1 - self.rate)
+
+
+@inserted_layer("added_noise")
+class AddedNoise(Stochastic):
+    """`h + N(0, sigma²)`."""
+
+    def __init__(self, sigma: float, backward: str = "constant") -> None:
+        super().__init__(backward)
+        self.sigma = sigma
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        return h + self.sigma * self.normal(h)
+
+
+@inserted_layer("scaled_noise")
+class ScaledNoise(AddedNoise):
+    """`h * N(1, sigma²)`."""
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        return h * (1 + self.sigma * self.normal(h))
+
+
+@family("dropout", DropoutSetting)
+def dropout(
+    model: nn.Module, setting: DropoutSetting, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Dropout behind every ReLU that stays on."""
+    return everywhere(model, LayerSpec(kind="dropout", settings=setting.model_dump()), Dropout)
+
+
+@family("RNA", NoiseSetting)
+def rna(
+    model: nn.Module, setting: NoiseSetting, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Noise added to activations."""
+    spec = LayerSpec(kind="added_noise", settings=setting.model_dump())
+    return everywhere(model, spec, AddedNoise)
+
+
+@family("RSA", NoiseSetting)
+def rsa(
+    model: nn.Module, setting: NoiseSetting, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Noise multiplied with activations."""
+    spec = LayerSpec(kind="scaled_noise", settings=setting.model_dump())
+    return everywhere(model, spec, ScaledNoise)
+
+
+@family("RNW", NoiseSetting)
+def rnw(
+    model: nn.Module, setting: NoiseSetting, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Noise added to weights."""
+    spec = LayerSpec(kind="added_noise", settings=setting.model_dump(), where="weight")
+    return everywhere(model, spec, AddedNoise)
+
+
+@family("RSW", NoiseSetting)
+def rsw(
+    model: nn.Module, setting: NoiseSetting, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Noise multiplied with weights."""
+    spec = LayerSpec(kind="scaled_noise", settings=setting.model_dump(), where="weight")
+    return everywhere(model, spec, ScaledNoise)
+
+
+@family("DWP", DWP)
+def dwp(model: nn.Module, setting: DWP, data: Data | None, generator: torch.Generator) -> Pruned:
+    """The largest weights of each layer are kept, the others become zero; ties: the first stay."""
+    changed = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            changed[name] = torch.zeros_like(parameter, dtype=torch.bool)
+            if parameter.ndim > 1:
+                drop = parameter.numel() - round(setting.keep * parameter.numel())
+                order = parameter.abs().flatten().argsort(descending=True, stable=True)
+                smallest = order[parameter.numel() - drop :]
+                changed[name].view(-1)[smallest] = True
+                parameter.masked_fill_(changed[name], 0.0)
+    return Pruned(model, changed)

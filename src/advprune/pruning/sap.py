@@ -1,0 +1,110 @@
+"""SAP: stochastic activation pruning, and the same rule on weights (SWP).
+
+Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018), Algorithm
+1: of a map h of a values, r = fraction * a are drawn with replacement with probability
+`p_j = |h_j| / sum |h|`; what was drawn at least once is kept and divided by the probability of
+that, `q_j = 1 - (1 - p_j)^r`, so that the mean over draws is h. SAP-100 is fraction 1.
+
+The variant that Athalye et al. (Obfuscated Gradients, ICML 2018) attacked has the layer on the
+outputs of convolutions, fraction 2, keeps with `q_j = 1 - exp(-r p_j)` and differentiates through
+the division (`where: conv`, `form: poisson`, `backward: scale`).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from advprune.models.checkpoint import inserted_layer
+from advprune.models.insert import insert, places
+from advprune.models.spec import LayerSpec, Where
+from advprune.models.stochastic import Stochastic
+from advprune.params import Backward
+from advprune.pruning.family import Data, Pruned, Setting, family, unchanged
+
+Form = Literal["multinomial", "independent", "poisson"]
+LARGEST = 1 - 2**-24  # the largest float32 below 1: keeps log1p(-p) finite
+
+
+class SAP(Setting):
+    """SAP: draws a map, as a fraction of its size; where it acts; how it draws and differentiates.
+
+    form: `multinomial` draws as published; `independent` keeps each value with the same
+    probability, on its own, which is faster; `poisson` uses `1 - exp(-r p)`.
+    """
+
+    shorthand: ClassVar[str | None] = "fraction"
+    fraction: float = Field(gt=0, le=100)
+    where: Literal["relu", "conv"] = "relu"
+    form: Form = "independent"
+    backward: Backward = "constant"
+
+
+class SWP(Setting):
+    """SWP: SAP's rule on the weights of every layer, drawn anew in every forward pass."""
+
+    shorthand: ClassVar[str | None] = "fraction"
+    fraction: float = Field(gt=0, le=100)
+
+
+def keep_probability(p: torch.Tensor, r: int, form: Form = "multinomial") -> torch.Tensor:
+    """q: the probability that a value of share `p` is drawn at least once in `r` draws.
+
+    Exact to float precision for small p, where `1 - (1 - p)^r` would be 0.
+    """
+    if form == "poisson":
+        return -torch.expm1(-r * p)
+    return -torch.expm1(r * torch.log1p(-p.clamp_max(LARGEST)))
+
+
+@inserted_layer("sap")
+class StochasticPruning(Stochastic):
+    """Keeps the values of each sample's map that r draws by magnitude hit, scaled by 1 / q."""
+
+    def __init__(
+        self, fraction: float, form: Form = "independent", backward: str = "constant"
+    ) -> None:
+        super().__init__(backward)
+        self.fraction, self.form = fraction, form
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        flat = h.flatten(1)  # [N, a]
+        r = max(int(self.fraction * flat.shape[1]), 1)
+        seen = flat if self.backward == "scale" else flat.detach()
+        size = seen.abs()
+        p = size / size.sum(1, keepdim=True).clamp_min(torch.finfo(h.dtype).tiny)
+        q = keep_probability(p, r, self.form)
+        kept = self._draw(p.detach(), q.detach(), r)
+        return (flat * torch.where(kept, 1 / torch.where(kept, q, 1.0), 0.0)).view_as(h)
+
+    def _draw(self, p: torch.Tensor, q: torch.Tensor, r: int) -> torch.Tensor:
+        """Which values are kept, `[N, a]`; of a map that is zero everywhere, none."""
+        if self.form != "multinomial" or self.frozen is not None:
+            return self.uniform(p) < q
+        empty = p.sum(1, keepdim=True) == 0
+        drawn = torch.multinomial(torch.where(empty, 1.0, p), r, replacement=True)  # [N, r]
+        return torch.zeros_like(p, dtype=torch.bool).scatter_(1, drawn, True) & (p > 0)
+
+
+def everywhere(model: nn.Module, spec: LayerSpec, layer: type[nn.Module]) -> Pruned:
+    """Put a layer of the spec's settings at all of its places."""
+    where: Where = spec.where
+    insert(model, {name: layer(**spec.settings) for name in places(model, where)}, spec)
+    return unchanged(model)
+
+
+@family("SAP", SAP)
+def sap(model: nn.Module, setting: SAP, data: Data | None, generator: torch.Generator) -> Pruned:
+    """Stochastic activation pruning, behind every ReLU or every convolution."""
+    settings = setting.model_dump(exclude={"where"})
+    return everywhere(
+        model, LayerSpec(kind="sap", settings=settings, where=setting.where), StochasticPruning
+    )
+
+
+@family("SWP", SWP)
+def swp(model: nn.Module, setting: SWP, data: Data | None, generator: torch.Generator) -> Pruned:
+    """SAP's rule on weights."""
+    spec = LayerSpec(kind="sap", settings=setting.model_dump(), where="weight")
+    return everywhere(model, spec, StochasticPruning)
