@@ -20,7 +20,7 @@ from PIL import Image
 from advprune.params import Params, load, parse
 from advprune.report import tables
 from advprune.report.anatomy import clamped_spread, standing, where_it_acts
-from advprune.report.compare import compare, holm
+from advprune.evaluate.compare import compare, holm
 from advprune.report.figures import figures, png, style
 from advprune.report.finding import Finding
 from advprune.report.findings import findings

@@ -1,52 +1,118 @@
-"""Training: it learns, it resumes exactly, and it says when it fails."""
+"""Training: it learns, resumes exactly and says when it fails; adversarial training does what its
+papers say."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from advprune.attacks.pgd import pgd
+from advprune.data import Split, prepare
 from advprune.errors import UserError
-from advprune.params import TrainSettings
-from advprune.training.standard import Trainer, accuracy, augment
-from conftest import make_network
+from advprune.files import sha256_of
+from advprune.params import ModelSettings, Profile, RecipeSettings, TrainSettings, WeightsSettings
+from advprune.training.adversarial import Method, collapsed, kl, pgd_images
+from advprune.training.base import load_or_train
+from advprune.training.standard import Average, Trainer, accuracy, augment
+from conftest import Linear, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-SETTINGS = TrainSettings(epochs=4, batch=16, lr=0.05, label_smoothing=0.1, crop=1)
+Weights = dict[str, torch.Tensor]
+EPS = 48 / 255
+SETTINGS = TrainSettings(
+    epochs=4, batch=16, lr=0.05, label_smoothing=0.1, crop=1, eps=EPS, step=16 / 255
+)
+ATTACKING = ["pgd", "fgsm", "trades", "mixed"]
 
 
 class Killed(Exception):
     """Stands for a kill between two epochs."""
 
 
-def trainer(pair: Pair, state: Path, stop_after: int | None = None, **changes: object) -> Trainer:
-    """A trainer on the digits, which may be killed after an epoch."""
+def trainer(
+    pair: Pair,
+    state: Path,
+    stop_after: int | None = None,
+    recipe: dict[str, Any] | None = None,
+    seen: list[Weights] | None = None,
+    **changes: object,
+) -> Trainer:
+    """A trainer on the digits, which may be killed after an epoch; `seen` gets each epoch's
+    weights."""
     images = (pair[0] * 255).round().to(torch.uint8)
+    model, data = make_network(pair[0]), (images, pair[1])
 
     def after(epoch: int) -> None:
+        if seen is not None:
+            seen.append(state_of(model))
         if epoch + 1 == stop_after:
             raise Killed
 
-    settings = SETTINGS.model_copy(update=changes)
-    model, data = make_network(pair[0]), (images, pair[1])
-    return Trainer(model, data, data, settings, 0, state, after)
+    settings, chosen = SETTINGS.model_copy(update=changes), RecipeSettings(**recipe or {})
+    return Trainer(model, data, data, settings, chosen, 0, state, after)
 
 
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def state_of(model: nn.Module) -> Weights:
     return {name: t.clone() for name, t in model.state_dict().items()}
 
 
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def script(monkeypatch: pytest.MonkeyPatch, name: str, values: list[Any]) -> None:
+    """Let the trainer's measurement `name` give these values, one a call."""
+    given = iter(values)
+    monkeypatch.setattr(Trainer, name, lambda *_: next(given))
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Split]:
+    """384 real digits to train on and 202 to validate with."""
+    options = {"val_fraction": 0.15, "test_fraction": 0.25, "size": None, "test_limit": 16}
+    cache = tmp_path_factory.mktemp("cache")
+    return prepare("digits", root=None, cache=cache, train_limit=384, seed=0, **options)
+
+
+@pytest.mark.parametrize(
+    "recipe", [{}, {"ema": 0.9}, {"method": "pgd", "steps": 2, "ema": 0.5}, {"method": "fgsm"}]
+)
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
-    digits: Pair, tmp_path: Path
+    recipe: dict[str, Any], digits: Pair, tmp_path: Path
 ) -> None:
-    unbroken = trainer(digits, tmp_path / "a.pt")
+    unbroken = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     history = unbroken.run()
     with pytest.raises(Killed):
-        trainer(digits, tmp_path / "b.pt", stop_after=2).run()
-    resumed = trainer(digits, tmp_path / "b.pt")
+        trainer(digits, tmp_path / "b.pt", stop_after=2, recipe=recipe).run()
+    resumed = trainer(digits, tmp_path / "b.pt", recipe=recipe)
     assert resumed.run() == history and len(history) == 4
-    expected, found = state_of(unbroken.model), state_of(resumed.model)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert same(state_of(unbroken.model), state_of(resumed.model))
+
+
+def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> None:
+    run = trainer(digits, tmp_path / "a.pt", epochs=2)
+    model, (images, labels) = make_network(digits[0]), run.train
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.05, total_steps=8, cycle_momentum=False
+    )
+    model.train()
+    for epoch in range(2):
+        generator = torch.Generator().manual_seed(epoch)
+        for rows in torch.randperm(64, generator=generator).split(16):
+            x = augment(images[rows], False, 1, generator) / 255
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), labels[rows], label_smoothing=0.1).backward()
+            optimizer.step()
+            schedule.step()
+    history = run.run()
+    assert same(state_of(model), state_of(run.model))
+    assert list(history[0]) == ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
 
 
 def test_training_learns(digits: Pair, tmp_path: Path) -> None:
@@ -59,8 +125,9 @@ def test_training_learns(digits: Pair, tmp_path: Path) -> None:
     assert not run.model.training
 
 
-def test_a_loss_that_is_no_number_is_an_error(digits: Pair, tmp_path: Path) -> None:
-    run = trainer(digits, tmp_path / "a.pt")
+@pytest.mark.parametrize("method", ["standard", *ATTACKING])
+def test_a_loss_that_is_no_number_is_an_error(method: str, digits: Pair, tmp_path: Path) -> None:
+    run = trainer(digits, tmp_path / "a.pt", recipe={"method": method})
     run.model.linear.bias.data[0] = float("nan")
     with pytest.raises(UserError, match=r"not a number; lower train\.lr"):
         run.run()
@@ -95,3 +162,235 @@ def test_crop_is_a_shift_with_zeros() -> None:
     assert places == {(r, c) for r in range(5) for c in range(5)}
     images = torch.ones(200, 1, 5, 5)
     assert augment(images, False, 2, torch.Generator().manual_seed(0)).mean() < 0.9
+
+
+@pytest.mark.parametrize("method", ATTACKING)
+def test_images_trained_on_stay_in_the_budget_and_are_harder(
+    method: str, digits: Pair, network: nn.Module
+) -> None:
+    x, y = digits
+    network.train()
+    before, recipe = state_of(network), RecipeSettings(method=method, share=1.0, budget=0.5)
+    crafted = Method(recipe, SETTINGS).craft(network, x, y, torch.Generator().manual_seed(0))
+    assert (crafted - x).abs().max() <= EPS / 2 + 1e-6
+    assert (crafted - x).abs().max() > EPS / 2 - 1e-3
+    assert crafted.min() >= 0 and crafted.max() <= 1 and not crafted.requires_grad
+    assert network.training and same(before, state_of(network))
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    network.eval()
+    assert F.cross_entropy(network(crafted), y) > F.cross_entropy(network(x), y)
+
+
+def grey(n: int) -> Pair:
+    """Images so far from 0 and 1 that a budget of 0.1 is never cut, and labels."""
+    images = 0.4 + 0.2 * torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    return images, torch.arange(n) % 2
+
+
+def worst(linear: Linear, y: torch.Tensor) -> torch.Tensor:
+    """The direction in which two classes' linear logits go wrong fastest, `[N, 3, 4, 4]`."""
+    towards = (linear.weight[1] - linear.weight[0]).detach().sign().view(1, 3, 4, 4)
+    return torch.where(y.view(-1, 1, 1, 1) == 0, towards, -towards)
+
+
+def test_pgd_and_fgsm_find_the_known_worst_case_of_a_linear_model(linear: Linear) -> None:
+    (x, y), generator = grey(8), torch.Generator().manual_seed(0)
+    found = pgd_images(linear, x, y, 0.1, 0.03, 7, generator)
+    assert torch.allclose(found, x + 0.1 * worst(linear, y), atol=1e-6)
+    settings = SETTINGS.model_copy(update={"eps": 0.1})
+    fast = Method(RecipeSettings(method="fgsm"), settings).craft(linear, x, y, generator)
+    moved = (fast - x) * worst(linear, y)  # from a start in [-0.1, 0.1], by 0.125, cut at 0.1
+    assert moved.min() > 0.0249 and moved.max() < 0.1001
+    corner = (moved > 0.0999).float().mean()  # where the start was above -0.025: 5 of 8
+    assert abs(float(corner) - 0.625) < 0.1
+
+
+def test_mixed_attacks_a_share_of_the_batch(linear: Linear) -> None:
+    (x, y), generator = grey(10), torch.Generator()
+    method = Method(
+        RecipeSettings(method="mixed", share=0.3, budget=0.5), TrainSettings(batch=10, eps=0.2)
+    )
+    found = method.craft(linear, x, y, generator)
+    assert torch.allclose(found[:3], (x + 0.1 * worst(linear, y))[:3], atol=1e-6)
+    assert torch.equal(found[3:], x[3:])
+
+
+def test_trades_moves_away_from_its_own_prediction(linear: Linear) -> None:
+    x, y = grey(8)
+    recipe = RecipeSettings(method="trades", steps=9)
+    method = Method(recipe, TrainSettings(eps=0.1, step=0.05))
+    found = method.craft(linear, x, y, torch.Generator().manual_seed(0))
+    along = (found - x) * worst(linear, torch.zeros(8))  # either way raises the divergence
+    sides = along.flatten(1).mean(1).sign().view(-1, 1, 1, 1)
+    assert torch.allclose(along, 0.1 * sides.expand_as(along), atol=1e-6)
+
+
+def test_kl_is_the_divergence_of_the_distributions() -> None:
+    p, q = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    pairs = torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
+    expected = torch.distributions.kl_divergence(*pairs).sum()
+    assert torch.allclose(kl(p.log_softmax(1), q), expected)
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def test_trades_loss_by_its_formula(digits: Pair, network: nn.Module) -> None:
+    x, y = digits
+    other = (x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    recipe = RecipeSettings(method="trades", beta=3.0)
+    loss, logits = Method(recipe, SETTINGS).loss(network, x, other, y)
+    natural, attacked = network(x), network(other)
+    p = natural.softmax(1)
+    divergence = (p * (p.log() - attacked.softmax(1).log())).sum(1).mean()
+    expected = F.cross_entropy(natural, y, label_smoothing=0.1) + 3 * divergence
+    assert torch.allclose(loss, expected, rtol=1e-5) and torch.equal(logits, natural)
+    assert divergence > 1e-3
+
+
+def test_trades_without_beta_is_cross_entropy(digits: Pair, network: nn.Module) -> None:
+    x, y = digits
+    method = Method(RecipeSettings(method="trades", beta=0.0, steps=2), SETTINGS)
+    crafted = method.craft(network, x, y, torch.Generator().manual_seed(0))
+    network.train()
+    found = gradients(network, method.loss(network, x, crafted, y)[0])
+    plain = gradients(network, F.cross_entropy(network(x), y, label_smoothing=0.1))
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(found, plain, strict=True))
+
+
+def test_mixed_without_a_share_is_standard_training(digits: Pair, tmp_path: Path) -> None:
+    plain: list[Weights] = []
+    mixed: list[Weights] = []
+    standard = trainer(digits, tmp_path / "a.pt", seen=plain).run()
+    recipe = {"method": "mixed", "share": 0.0}
+    history = trainer(digits, tmp_path / "b.pt", recipe=recipe, seen=mixed).run()
+    assert all(same(a, b) for a, b in zip(plain, mixed, strict=True))
+    assert [{k: row[k] for k in standard[0]} for row in history] == standard
+    assert all(0 <= row["val_robust_accuracy"] <= row["val_accuracy"] for row in history)
+
+
+def test_the_epoch_of_highest_robust_accuracy_is_kept(
+    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Weights] = []
+    script(monkeypatch, "_robust_accuracy", [0.2, 0.5, 0.5, 0.1, 0.4])
+    recipe = {"method": "pgd", "steps": 1, "epochs": 5}  # the profile's epochs are 4
+    run = trainer(digits, tmp_path / "a.pt", recipe=recipe, seen=seen)
+    history = run.run()
+    assert [row["val_robust_accuracy"] for row in history] == [0.2, 0.5, 0.5, 0.1, 0.4]
+    assert same(state_of(run.model), seen[2]) and not same(seen[2], seen[4])
+
+
+def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path: Path) -> None:
+    recipe = {"method": "pgd", "steps": 2, "budget": 0.5, "probe_steps": 5}
+    run = trainer(digits, tmp_path / "a.pt", recipe=recipe)
+    best = max(row["val_robust_accuracy"] for row in run.run())
+    attacked = pgd(run.model, digits[0], digits[1], EPS / 2, 8 / 255, 5)
+    assert abs(accuracy(run.model, attacked, digits[1]) - best) < 0.02
+
+
+def test_average_by_hand(digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Weights] = []
+    update = Average.update
+
+    def record(self: Average, model: nn.Module) -> None:
+        steps.append(state_of(model))
+        update(self, model)
+
+    monkeypatch.setattr(Average, "update", record)
+    run = trainer(
+        (digits[0][:32], digits[1][:32]), tmp_path / "a.pt", recipe={"ema": 0.2}, epochs=1
+    )
+    start = state_of(run.model)
+    history = run.run()
+    found, (one, two) = state_of(run.model), steps
+    for name in found:  # decays: (1 + 1) / (10 + 1), then 0.2, which is below (1 + 2) / (10 + 2)
+        expected = 0.2 * (2 / 11 * start[name] + 9 / 11 * one[name]) + 0.8 * two[name]
+        if found[name].is_floating_point():
+            assert torch.allclose(found[name], expected, atol=1e-6), name
+    assert not torch.allclose(found["bn1.running_mean"], two["bn1.running_mean"], atol=1e-4)
+    assert history[0]["val_accuracy"] == round(accuracy(run.model, *run.val), 4)
+
+
+def rows(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"probe_accuracy": probe, "fgsm_accuracy": fgsm} for probe, fgsm in pairs]
+
+
+HEALTHY = rows((0.1, 0.3), (0.4, 0.5), (0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ([(0.1, 0.9), (0.0, 1.0)], True),
+        ([(0.24, 0.6), (0.24, 0.6)], True),
+        ([(0.1, 0.9)], False),  # one epoch alone may recover
+        ([(0.1, 0.9), (0.4, 0.7)], False),
+        ([(0.26, 0.9), (0.26, 0.9)], False),  # not below half of the best
+        ([(0.1, 0.3), (0.0, 0.2)], False),  # both fall: unsteady, not overfit
+    ],
+)
+def test_when_training_has_collapsed(after: list[tuple[float, float]], expected: bool) -> None:
+    assert collapsed(HEALTHY + rows(*after)) is expected
+
+
+def test_collapse_needs_a_history_and_more_than_noise() -> None:
+    assert not collapsed([]) and not collapsed([{"epoch": 1.0}] * 5)
+    assert not collapsed(rows((0.05, 0.1), (0.0, 0.2), (0.0, 0.3)))
+
+
+def test_a_collapse_ends_the_training_with_the_best_weights(
+    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Weights] = []
+    script(monkeypatch, "_robust_accuracy", [0.3, 0.5, 0.1, 0.0])
+    script(monkeypatch, "_probe", rows((0.3, 0.4), (0.6, 0.6), (0.1, 0.9), (0.0, 1.0)))
+    recipe = {"method": "fgsm", "epochs": 8}
+    run = trainer(digits, tmp_path / "a.pt", recipe=recipe, seen=seen)
+    history = run.run()
+    assert [row["collapsed"] for row in history] == [0, 0, 0, 1]
+    assert same(state_of(run.model), seen[1])
+    resumed = trainer(digits, tmp_path / "a.pt", recipe=recipe)
+    assert resumed.run() == history and same(state_of(resumed.model), seen[1])
+
+
+def trained(
+    splits: dict[str, Split], state: Path, **recipe: Any
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """A network of width 4 after 10 epochs on 384 digits."""
+    settings = Profile.model_construct(
+        model=ModelSettings(width=4), train=SETTINGS.model_copy(update={"epochs": 10, "lr": 0.1})
+    )
+    data, device = (splits["train"], splits["val"]), torch.device("cpu")
+    return load_or_train(settings, "any", RecipeSettings(**recipe), *data, 0, device, state)
+
+
+def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: Path) -> None:
+    images, labels = splits["val"].images / 255, splits["val"].labels
+    robust = {}
+    for method in ("standard", "pgd", "trades", "fgsm"):
+        recipe = {"method": method, "steps": 5, "budget": 0.5}
+        model, history = trained(splits, tmp_path / f"{method}.pt", **recipe)
+        attacked = pgd(model, images, labels, EPS / 2, 6 / 255, 10, drop=True)
+        robust[method] = accuracy(model, attacked, labels)
+        assert len(history) == 10 and not any(row.get("collapsed") for row in history)
+    assert min(robust["pgd"], robust["trades"], robust["fgsm"]) > robust["standard"] + 0.1, robust
+
+
+def test_weights_given_for_a_recipe_are_loaded(splits: dict[str, Split], tmp_path: Path) -> None:
+    train, val, device = splits["train"], splits["val"], torch.device("cpu")
+    model, recipe = ModelSettings(width=4), RecipeSettings()
+    short = SETTINGS.model_copy(update={"epochs": 1})
+    settings = Profile.model_construct(model=model, train=short)
+    first, _ = load_or_train(settings, "a", recipe, train, val, 0, device, tmp_path / "a.pt")
+    torch.save(first.state_dict(), tmp_path / "w.pt")
+    given = WeightsSettings(path=str(tmp_path / "w.pt"), sha256=sha256_of(tmp_path / "w.pt"))
+    model = ModelSettings(width=4, weights={"b": given})
+    settings = Profile.model_construct(model=model, train=short)
+    found, history = load_or_train(settings, "b", recipe, train, val, 1, device, tmp_path / "b.pt")
+    other, trained = load_or_train(settings, "c", recipe, train, val, 1, device, tmp_path / "c.pt")
+    expected = {"epoch": 0, "val_accuracy": round(accuracy(first, val.images, val.labels), 4)}
+    assert history == [expected] and "train_loss" in trained[0]
+    assert torch.equal(found.linear.weight, first.linear.weight)
+    assert not torch.equal(other.linear.weight, first.linear.weight)

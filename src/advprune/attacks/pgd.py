@@ -186,7 +186,7 @@ def expected_gradient(
 
     Non-finite entries of one draw's gradient (a division by nearly nothing) count as 0.
     """
-    gradient, total = torch.zeros_like(images), 0.0
+    gradient, total = torch.zeros_like(images), torch.zeros(())
     for _ in range(draws):
         with torch.enable_grad():
             point = images.detach().requires_grad_()
@@ -195,7 +195,7 @@ def expected_gradient(
             if logits.requires_grad:  # else the model has cut its graph: there is no gradient
                 (one,) = torch.autograd.grad(loss(logits, labels).sum(), point)
                 gradient += one.nan_to_num(0.0, 0.0, 0.0)
-        total = total + logits.detach()
+        total = total.to(logits) + logits.detach()
     return gradient / draws, total / draws
 
 

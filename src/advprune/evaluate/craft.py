@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -87,8 +87,16 @@ def craft(
     elif isinstance(setting, AutoAttackSettings):
         adv, breakdown = _autoattack(differentiable, images, labels, setting, work, cost)
     else:
-        chosen = {"seed": work.seed, "batch": work.batch, "cost": cost}
-        adv = zoo(differentiable, images, labels, setting.name, setting.arguments(), **chosen)
+        adv = zoo(
+            differentiable,
+            images,
+            labels,
+            setting.name,
+            setting.arguments(),
+            seed=work.seed,
+            batch=work.batch,
+            cost=cost,
+        )
     budget = budget_of(setting)
     return Crafted(to_pixels(adv, images, budget.eps, budget.norm), cost, breakdown)
 
@@ -232,7 +240,7 @@ def rows(
     """
     budget, n = budget_of(setting), max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
-    columns = {
+    columns: dict[str, Any] = {
         "attack": name,
         "method": getattr(setting, "method", "torchattacks"),
         "seed": work.seed,

@@ -71,7 +71,7 @@ def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
 
 
 def _wrapped(module: nn.Module) -> nn.Module:
-    """The module itself where it is wrapped already, else its wrapped form with the same tensors."""
+    """The module itself where it is wrapped already, else its wrapped form with its tensors."""
     if isinstance(module, WrappedConv2d | WrappedLinear):
         return module
     if isinstance(module, nn.Linear):
@@ -79,7 +79,7 @@ def _wrapped(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         size = (module.in_channels, module.out_channels, module.kernel_size)
         strides = {"stride": module.stride, "padding": module.padding}
-        return _adopt(WrappedConv2d(*size, **strides), module)  # type: ignore[arg-type]
+        return _adopt(WrappedConv2d(*size, **strides), module)
     raise TypeError(f"{type(module).__name__} has no weight to wrap")
 
 

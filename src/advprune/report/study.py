@@ -26,9 +26,9 @@ Place = Callable[[str, str], Path]  # kind of file, name -> where it lies
 class Model:
     """One row of the leaderboard: a model and what was recorded about it.
 
-    records: every attack, curve and probe. layers: where the main attack acts. transfer: images crafted
-    on the dense network scored here, and back (None for the dense network itself).
-    card: the facts of the checkpoint.
+    records: every attack, curve and probe. layers: where the main attack acts. transfer: images
+    crafted on the dense network scored here, and back (None for the dense network itself). card:
+    the facts of the checkpoint.
     """
 
     family: str

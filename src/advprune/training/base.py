@@ -9,8 +9,8 @@ from advprune.data import Split, to_float
 from advprune.models.checkpoint import build, load_foreign
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
-from advprune.params import ModelSettings, Profile
-from advprune.training.standard import Trainer, accuracy
+from advprune.params import ModelSettings, Profile, RecipeSettings
+from advprune.training.standard import History, Trainer, accuracy
 
 
 def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
@@ -32,19 +32,28 @@ def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
 
 
 def load_or_train(
-    settings: Profile, train: Split, val: Split, seed: int, device: torch.device, state: Path
-) -> tuple[nn.Module, list[dict[str, float]]]:
+    settings: Profile,
+    recipe_name: str,
+    recipe: RecipeSettings,
+    train: Split,
+    val: Split,
+    seed: int,
+    device: torch.device,
+    state: Path,
+) -> tuple[nn.Module, History]:
     """The dense network and its history, one row an epoch (one row in all where it is loaded).
 
+    Weights that the profile gives for the recipe of this name are loaded instead of trained.
     state: where the training state is kept after each epoch, to be resumed after a kill.
     """
     spec = spec_for(settings.model, train)
-    if settings.model.weights is not None:
-        model = load_foreign(spec, settings.model.weights.path, settings.model.weights.sha256)
+    weights = settings.model.weights.get(recipe_name)
+    if weights is not None:
+        model = load_foreign(spec, weights.path, weights.sha256)
         reached = accuracy(model.to(device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
     model = build(spec)
     initialize(model, torch.Generator().manual_seed(seed))
     pairs = (train.images, train.labels), (val.images, val.labels)
-    trainer = Trainer(model.to(device), *pairs, settings.train, seed, state)
+    trainer = Trainer(model.to(device), *pairs, settings.train, recipe, seed, state)
     return model, trainer.run()

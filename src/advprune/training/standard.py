@@ -1,12 +1,15 @@
-"""Standard training: SGD with Nesterov momentum, one-cycle schedule, label smoothing.
+"""The training loop: SGD with Nesterov momentum, one-cycle schedule, label smoothing.
 
-Every epoch draws its order and its augmentation from a generator seeded by (seed, epoch), so a run
-that is killed and resumed at an epoch's end gives the same weights as an unbroken one.
+What a batch is attacked with, and what is minimized, is the recipe's (adversarial.py). Every epoch
+draws its order, its augmentation and its random starts from generators seeded by (seed, epoch), so
+a run that is killed and resumed at an epoch's end gives the same weights as an unbroken one.
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +17,15 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
+from advprune.device import device_of
 from advprune.errors import UserError
-from advprune.params import TrainSettings
+from advprune.params import RecipeSettings, TrainSettings
 from advprune.progress import progress
+from advprune.training.adversarial import Method, collapsed, fgsm_images
 
-History = list[dict[str, float]]  # a row an epoch
+Row = dict[str, float]
+History = list[Row]  # a row an epoch
+STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
 
 
 def augment(
@@ -50,20 +57,68 @@ def augment(
 def accuracy(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int = 256
 ) -> float:
-    """Share of uint8 images `[N, C, H, W]` classified as their label, in evaluation mode."""
+    """Share of images `[N, C, H, W]`, uint8 or float in [0, 1], classified as their label, in
+    evaluation mode."""
     mode = model.training
     model.eval()
     device = next(model.parameters()).device
+    scale = 255 if images.dtype == torch.uint8 else 1
     right = 0
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        right += int((model(x.to(device) / 255).argmax(1).cpu() == y).sum())
+        right += int((model(x.to(device) / scale).argmax(1).cpu() == y).sum())
     model.train(mode)
     return right / max(len(labels), 1)
+
+
+class Average:
+    """Exponential moving average of a model's parameters and batch-norm statistics.
+
+    After step t = 1, 2, ...: `a <- d a + (1 - d) w` with `d = min(decay, (1 + t) / (10 + t))`; a
+    starts at the initial weights, which the smaller d of the first steps soon forgets.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after a step."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        current = model.state_dict()
+        for name, mean in self.model.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(current[name], 1 - decay)
+            else:  # batch-norm's count of batches
+                mean.copy_(current[name])
+
+
+@dataclass
+class _Run:
+    """What changes while training, besides the model; with it, all that a killed run needs.
+
+    best: the weights that would be returned now, where epochs are chosen between.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    optimizer: SGD
+    schedule: OneCycleLR
+    average: Average | None
+    history: History = field(default_factory=list)
+    best: dict[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Trainer:
     """Trains `model` in place on uint8 images `[N, C, H, W]` and labels `[N]`.
+
+    Of recipes that attack their images, the weights of the epoch of highest robust accuracy on the
+    validation images are kept (early stopping: Rice et al., Overfitting in adversarially robust
+    deep learning, 2020), of several such epochs the last, which has had more training at a lower
+    rate. Of standard training, the last epoch's.
 
     state_path: where the state after each epoch is kept; a state found there is resumed.
     """
@@ -72,16 +127,47 @@ class Trainer:
     train: tuple[torch.Tensor, torch.Tensor]
     val: tuple[torch.Tensor, torch.Tensor]
     settings: TrainSettings
+    recipe: RecipeSettings
     seed: int
     state_path: Path
     after_epoch: Callable[[int], None] = lambda epoch: None
 
+    @property
+    def method(self) -> Method:
+        """The recipe at this profile's budget."""
+        return Method(self.recipe, self.settings)
+
+    @property
+    def epochs(self) -> int:
+        """The recipe's epochs, or else the profile's."""
+        return self.recipe.epochs or self.settings.epochs
+
     def run(self) -> History:
-        """Train for all epochs; returns a row an epoch: loss and accuracy on training batches,
-        accuracy on validation images. UserError where the loss stops being a number."""
-        device = next(self.model.parameters()).device
+        """Train for all epochs; returns a row an epoch.
+
+        Columns: epoch; loss and accuracy on the training batches as they were trained on (TRADES:
+        accuracy on the clean images); accuracy on validation images; where the recipe attacks its
+        images, `val_robust_accuracy` under PGD; and of fgsm `probe_accuracy` (PGD) and
+        `fgsm_accuracy` on a training minibatch, and `collapsed`, 1 where catastrophic overfitting
+        ended the training. UserError where the loss stops being a number.
+        """
+        run, per_epoch = self._begin(), self._batches(len(self.train[0]))
+        self._resume(run)
+        with progress("train, batches", self.epochs * per_epoch) as advance:
+            advance(len(run.history) * per_epoch)
+            while len(run.history) < self.epochs and not collapsed(run.history):
+                run.history.append(self._epoch(run, advance))
+                self._judge(run)
+                self._store(run)
+                self.after_epoch(len(run.history) - 1)
+        if run.best or run.average:
+            self.model.load_state_dict(run.best or self._judged(run).state_dict())
+        self.model.eval()
+        return run.history
+
+    def _begin(self) -> _Run:
+        device, settings = device_of(self.model), self.settings
         images, labels = (t.to(device) for t in self.train)
-        settings, per_epoch = self.settings, self._batches(len(images))
         optimizer = SGD(
             self.model.parameters(),
             lr=settings.lr,
@@ -89,50 +175,28 @@ class Trainer:
             weight_decay=settings.weight_decay,
             nesterov=settings.momentum > 0,
         )
-        schedule = OneCycleLR(
-            optimizer,
-            settings.lr,
-            total_steps=max(settings.epochs * per_epoch, 2),
-            cycle_momentum=False,
-        )
-        history: History = []
-        first = self._resume(optimizer, schedule, history)
-        with progress("train, batches", settings.epochs * per_epoch) as advance:
-            advance(first * per_epoch)
-            for epoch in range(first, settings.epochs):
-                row = self._epoch(epoch, images, labels, optimizer, schedule, advance)
-                history.append(row | {"val_accuracy": round(self._val_accuracy(), 4)})
-                self._store(epoch + 1, optimizer, schedule, history)
-                self.after_epoch(epoch)
-        self.model.eval()
-        return history
-
-    def _val_accuracy(self) -> float:
-        return accuracy(self.model, *self.val)
+        steps = max(self.epochs * self._batches(len(images)), 2)
+        schedule = OneCycleLR(optimizer, settings.lr, total_steps=steps, cycle_momentum=False)
+        average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
+        return _Run(images, labels, optimizer, schedule, average)
 
     def _batches(self, n: int) -> int:
         """Batches an epoch; a last one of a single image is left out (batch-norm needs two)."""
         whole, rest = divmod(n, self.settings.batch)
         return max(whole + (rest > 1), 1)
 
-    def _epoch(
-        self,
-        epoch: int,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        optimizer: SGD,
-        schedule: OneCycleLR,
-        advance: Callable[[int], None],
-    ) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(images), generator=generator)
+    def _epoch(self, run: _Run, advance: Callable[[int], None]) -> Row:
+        epoch, n = len(run.history), len(run.images)
+        seed = self.seed * 1_000_003 + epoch
+        generator = torch.Generator().manual_seed(seed)
+        starts = torch.Generator().manual_seed(STARTS + seed)
+        order = torch.randperm(n, generator=generator)
         self.model.train()
         loss_sum, right, seen = 0.0, 0, 0
-        for rows in order.split(self.settings.batch)[: self._batches(len(images))]:
-            rows = rows.to(images.device)
-            x = augment(images[rows], self.settings.flip, self.settings.crop, generator)
-            loss, correct = self._step(x / 255, labels[rows], optimizer)
-            schedule.step()
+        for rows in order.split(self.settings.batch)[: self._batches(n)]:
+            rows = rows.to(run.images.device)
+            x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
+            loss, correct = self._step(run, x / 255, run.labels[rows], starts)
             loss_sum, right, seen = loss_sum + loss * len(rows), right + correct, seen + len(rows)
             advance(1)
         return {
@@ -141,42 +205,93 @@ class Trainer:
             "train_accuracy": round(right / seen, 4),
         }
 
-    def _step(self, x: torch.Tensor, y: torch.Tensor, optimizer: SGD) -> tuple[float, int]:
+    def _step(
+        self, run: _Run, x: torch.Tensor, y: torch.Tensor, starts: torch.Generator
+    ) -> tuple[float, int]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            logits = self.model(x)
-            loss = F.cross_entropy(logits, y, label_smoothing=self.settings.label_smoothing)
+            crafted = self.method.craft(self.model, x, y, starts)
+            loss, logits = self.method.loss(self.model, x, crafted, y)
         if not torch.isfinite(loss):
             raise UserError("training: the loss is not a number; lower train.lr and run again")
-        optimizer.zero_grad()
+        run.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        run.optimizer.step()
+        run.schedule.step()
+        if run.average:
+            run.average.update(self.model)
         return float(loss.detach()), int((logits.detach().argmax(1) == y).sum())
 
-    def _store(self, epochs: int, optimizer: SGD, schedule: OneCycleLR, history: History) -> None:
+    def _judged(self, run: _Run) -> nn.Module:
+        """The model that is validated and returned: the average, where there is one."""
+        return run.average.model if run.average else self.model
+
+    def _judge(self, run: _Run) -> None:
+        """Complete the last row of the history, and keep the weights where they are the best."""
+        row, model = run.history[-1], self._judged(run)
+        row["val_accuracy"] = round(accuracy(model, *self.val), 4)
+        if not self.method.attacks:
+            return
+        row["val_robust_accuracy"] = self._robust_accuracy(model, *self.val)
+        if self.recipe.method == "fgsm":
+            row |= self._probe(run)
+            row["collapsed"] = int(collapsed(run.history))
+        if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history):
+            run.best = {name: t.clone() for name, t in model.state_dict().items()}
+
+    def _robust_accuracy(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> float:
+        return round(accuracy(model, self.method.probe(model, images, labels), labels), 4)
+
+    def _probe(self, run: _Run) -> Row:
+        """Accuracy under PGD and FGSM on a minibatch of training images, the same each epoch.
+
+        Of the weights that are trained, not their average: they are what collapses.
+        """
+        generator = torch.Generator().manual_seed(STARTS + self.seed)
+        rows = torch.randperm(len(run.images), generator=generator)[: self.settings.batch]
+        x, y = self.train[0][rows], self.train[1][rows]
+        device = device_of(self.model)
+        pairs = (x / 255).to(device), y.to(device)
+        fast = fgsm_images(self.model, *pairs, self.method.eps, generator)
+        return {
+            "probe_accuracy": self._robust_accuracy(self.model, x, y),
+            "fgsm_accuracy": round(accuracy(self.model, fast, y), 4),
+        }
+
+    def _store(self, run: _Run) -> None:
         state = {
-            "epochs": epochs,
             "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "history": history,
+            "optimizer": run.optimizer.state_dict(),
+            "schedule": run.schedule.state_dict(),
+            "history": run.history,
+            "best": run.best,
+            "average": run.average and run.average.model.state_dict(),
+            "average_steps": run.average and run.average.steps,
         }
         self.state_path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.state_path.with_suffix(".part")
         torch.save(state, temporary)
         temporary.replace(self.state_path)
 
-    def _resume(self, optimizer: SGD, schedule: OneCycleLR, history: History) -> int:
-        """Load a stored state, if there is one; returns the epochs already done."""
+    def _resume(self, run: _Run) -> None:
+        """Load a stored state, if there is one."""
         if not self.state_path.is_file():
-            return 0
+            return
+        state = self._read()
+        self.model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.schedule.load_state_dict(state["schedule"])
+        run.history.extend(state["history"])
+        run.best = state["best"]
+        if run.average:
+            run.average.model.load_state_dict(state["average"])
+            run.average.steps = state["average_steps"]
+
+    def _read(self) -> dict[str, Any]:
         try:
-            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            return torch.load(self.state_path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
             raise UserError(
                 f"the training state {self.state_path} is damaged; delete it to start anew"
             ) from error
-        self.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        history.extend(state["history"])
-        return int(state["epochs"])
