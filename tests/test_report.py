@@ -17,18 +17,23 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from advprune.params import Params, load, parse
+from advprune.evaluate.compare import compare, holm
+from advprune.evaluate.measures import calibration_error
+from advprune.params import KINDS, AttackSettings, Params, load, parse
 from advprune.report import tables
 from advprune.report.anatomy import clamped_spread, standing, where_it_acts
-from advprune.evaluate.compare import compare, holm
+from advprune.report.calibration import calibration_table, reliability_bins
+from advprune.report.costs import breakdown_table, cost_table
 from advprune.report.figures import figures, png, style
 from advprune.report.finding import Finding
 from advprune.report.findings import findings
 from advprune.report.page import html, report_markdown
-from advprune.report.robustness import answer, schedules
+from advprune.report.randomized import adaptive_table, budget_table, gain, variant
+from advprune.report.robustness import answer, bases, schedules
 from advprune.report.study import Model, Study
 from advprune.report.text import budget, markdown, setting_text
 from advprune.report.trust import quantized, sanity
+from advprune.report.verdicts import check_table, verdict_table, verdicts
 from advprune.report.write import curves, write_metrics, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,17 +50,25 @@ def planted(first: int, of: int = N) -> np.ndarray:
 
 
 def rows(
-    attack: str, right: np.ndarray, steps: int = 10, eps: float = 48 / 255, clean: int = N
+    attack: str,
+    right: np.ndarray,
+    steps: int = 10,
+    eps: float = 48 / 255,
+    clean: int = N,
+    **columns: Any,
 ) -> pd.DataFrame:
     """Records in which `right` says what survives and the first `clean` images start right."""
     label, n = np.arange(len(right)) % 4, len(right)
     sides = {"clean": planted(clean, n), "adv": right}
-    table = {"index": np.arange(n), "label": label, "attack": attack, "seed": 0}
-    table |= {"eps": eps, "step": 0.01, "steps": steps}
+    table = {"index": np.arange(n), "label": label, "attack": attack, "method": "pgd", "seed": 0}
+    table |= {"norm": "Linf", "eps": eps, "step": 0.01, "steps": steps, "draws": 1}
+    table |= {"forwards": 2.0 * steps, "gradients": 1.0 * steps, "breakdown": ""}
     for side, hit in sides.items():
-        table[f"{side}_pred"] = np.where(hit, label, (label + 1) % 4)
+        pred = np.where(hit, label, (label + 1) % 4)
+        table |= {f"{side}_pred": pred, f"{side}_single_pred": pred}
+        table |= {f"{side}_margin": np.where(hit, 1.0, -1.0), f"{side}_wrong": 1.0 - hit}
         table |= {f"{side}_confidence": 0.75, f"{side}_nll": 0.5, f"{side}_brier": 0.25}
-    return pd.DataFrame(table)
+    return pd.DataFrame(table | columns)
 
 
 def layer_table(peaks: dict[str, float] | None = None, spread: float = 0.9) -> pd.DataFrame:
@@ -75,6 +88,11 @@ def layer_table(peaks: dict[str, float] | None = None, spread: float = 0.9) -> p
     )
 
 
+def searched(kept: int) -> pd.DataFrame:
+    """Records of a search without gradients that leaves so many of N images right."""
+    return rows("square", planted(kept), 300, method="square", gradients=0.0)
+
+
 def model(
     family: str,
     survivors: Sequence[int] = (4, 20, 4),
@@ -84,13 +102,19 @@ def model(
     curve: Sequence[int] = (40, 20, 4, 0),
     steps: Sequence[int] = (20, 4, 4),
     setting: Any = 1,
+    suite: Sequence[pd.DataFrame] | None = None,
     **more: Any,
 ) -> Model:
-    """A model that keeps so many of N images under main, short and long, and over both curves."""
+    """A model that keeps so many of N images under main, short and long, and over both curves.
+
+    suite: the records of more attacks; by default a search that finds no more than long.
+    """
+    suite = [searched(survivors[2])] if suite is None else suite
     tables = [
         rows(name, planted(kept), ATTACKS[name][1])
         for name, kept in zip(ATTACKS, survivors, strict=True)
     ]
+    tables += list(suite)
     budgets = (0, 16 / 255, 48 / 255, 96 / 255)
     tables += [rows("curve_eps", planted(k), eps=e) for e, k in zip(budgets, curve, strict=True)]
     tables += [rows("curve_steps", planted(k), s) for s, k in zip((1, 5, 50), steps, strict=True)]
@@ -117,9 +141,12 @@ def settings(**changes: Any) -> Params:
         for name, (step, steps) in ATTACKS.items()
     }
     curves_of = {"eps": [0, 16 / 255, 48 / 255, 96 / 255], "steps": [1, 5, 50]}
-    raw["profiles"]["digits"] |= {"attacks": attacks, "curves": curves_of}
+    attacks["square"] = {"method": "square", "eps": "48/255", "queries": 300}
+    suite = {"table": list(ATTACKS), **{kind: ["square"] for kind in KINDS}}
+    raw["profiles"]["digits"] |= {"attacks": attacks, "curves": curves_of, "suite": suite}
     raw["profiles"] = {"digits": raw["profiles"]["digits"]}
     raw |= {"attack": {"main": "main"}, "prune": {"A": 1, "B": 2}, "sweep": {"A": [1, 2]}}
+    raw |= {"bases": ["standard"], "protocol": {}}
     return parse(Params, raw | changes, "test")
 
 
@@ -133,7 +160,10 @@ def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
 
 
 def study(
-    *models: Model, points: Sequence[pd.DataFrame] | None = None, params: Params | None = None
+    *models: Model,
+    points: Sequence[pd.DataFrame] | None = None,
+    params: Params | None = None,
+    protocol: pd.DataFrame | None = None,
 ) -> Study:
     """A study of one base: a dense network first, then the given models."""
     chosen = list(models) or [model("A"), model("B")]
@@ -144,7 +174,8 @@ def study(
     sweeps = {(name, "standard"): pd.concat(points) for name in params.sweep}
     clean = np.full((N, 1, 8, 8), 100, np.uint8)
     adv = {one.name: clean + np.uint8(48) for one in chosen}
-    return Study(params, chosen, sweeps, "planted", list("abcd"), clean, adv)
+    protocol = pd.DataFrame() if protocol is None else protocol
+    return Study(params, chosen, sweeps, "planted", list("abcd"), clean, adv, protocol)
 
 
 def only(found: Any) -> Finding:
@@ -156,29 +187,74 @@ def only(found: Any) -> Finding:
 
 
 def test_leaderboard_numbers_by_hand() -> None:
-    whole = study(model("dense", (20, 20, 4)), model("A", (4, 20, 4)), model("B", (17, 20, 4)))
+    whole = study(model("dense", (20, 20, 20)), model("A"), model("B", (17, 20, 20)))
     table = tables.leaderboard(whole).set_index("family")
     # 20 of 40, Wilson with z = 1.96: 0.5 +- 1.96 sqrt(0.25/40 + 1.96^2/(4 40^2)) / (1 + 1.96^2/40)
-    assert table.loc["dense", "remnant % (white-box)"] == "50.0 (35.2–64.8)"
+    assert table.loc["dense", ["robust %", "main %"]].tolist() == ["50.0 (35.2–64.8)"] * 2
     assert table.loc["dense", "against dense"] == "–"
     # 16 images lost and none won: p = 2 / 2^16; 3 lost and none won: p = 2 / 2^3 = 0.25
     assert table.loc["A", "against dense"] == "▼ worse"
     assert table.loc["A", "p"] == "< 0.001"
     assert table.loc["B", ["against dense", "p"]].tolist() == ["=", "0.25"]
-    assert table.loc["A", ["change %", "strict ASR %"]].tolist() == ["90.0", "90.0"]
     assert table.loc["A", "transfer %"].startswith("10.0 (")
+    sizes = tables.sizes_table(whole).set_index("family")
+    assert sizes.loc["A", ["change %", "strict ASR %"]].tolist() == ["90.0", "90.0"]
     # confidence 0.75, always right when clean, right in 10 % under attack
-    assert table.loc["A", ["ECE clean", "ECE attacked"]].tolist() == ["0.250", "0.650"]
-    assert table.loc["A", ["prune ratio %", "sparsity %"]].tolist() == ["25.0", "20.0"]
+    assert sizes.loc["A", ["ECE clean", "ECE attacked"]].tolist() == ["0.250", "0.650"]
+    assert sizes.loc["A", ["prune ratio %", "sparsity %"]].tolist() == ["25.0", "20.0"]
+    # main, short, long and square: 10 + 10 + 40 gradients, twice as many forwards and 600 more
+    assert sizes.loc["A", "gradients per image"] == "60"
+    assert sizes.loc["A", "forwards per image"] == "720"
+
+
+def test_robust_accuracy_is_what_the_worst_attack_leaves_of_each_image() -> None:
+    """main leaves the first 4 images, the search all but those: together nothing is left."""
+    others = rows("square", ~planted(4), 300, method="square")
+    table = tables.leaderboard(study(model("A", suite=[others]))).set_index("family")
+    assert table.loc["A", "main %"].startswith("10.0 (")
+    assert table.loc["A", "robust %"].startswith("0.0 (")
+    assert "✗ broken" not in table.loc["dense", "verdict"]
 
 
 def test_strict_success_counts_only_images_that_were_right() -> None:
     records = rows("main", planted(10), clean=20)
     other = model("A")
     first = replace(other, records=pd.concat([records, other.records[N:]], ignore_index=True))
-    table = tables.leaderboard(study(first)).set_index("family")
+    table = tables.sizes_table(study(first)).set_index("family")
     assert table.loc["A", "strict ASR %"] == "50.0"  # 20 right before, 10 of them after
     assert table.loc["A", "change %"] == "25.0"  # the other 20 keep their wrong class
+
+
+def test_an_attack_that_a_model_did_not_get_is_a_dash_and_fewer_images_are_said() -> None:
+    few = rows("only_A", planted(2, 8))
+    params = settings()
+    suites = params.active().suite.model_copy(update={"randomized": ["square", "only_A"]})
+    profile = params.active().model_copy(
+        update={"suite": suites, "attacks": params.active().attacks | {"only_A": MORE}}
+    )
+    params = params.model_copy(update={"profiles": {"digits": profile}})
+    whole = study(model("A", suite=[searched(4), few]), params=params)
+    table = tables.every_attack(whole).set_index("family")
+    assert list(table.columns[1:]) == [
+        *(f"{name} %" for name in ("main", "short", "long", "square", "only_A")),
+        "worst case %",
+    ]
+    assert table.loc["dense", "only_A %"] == "–"
+    assert table.loc["A", "only_A %"].startswith("25.0 (") and table.loc["A", "only_A %"].endswith(
+        "), n = 8"
+    )
+
+
+def test_draws_table_scores_randomized_models_three_ways() -> None:
+    """Wrong in half of the draws everywhere: no image is broken by the rule of 9 of 10."""
+    unsure = rows("main", planted(4), adv_wrong=0.5, adv_single_pred=np.arange(N) % 4)
+    frozen = rows("probe_frozen", planted(4))
+    plain = model("A")
+    records = pd.concat([unsure, plain.records[N:], frozen], ignore_index=True)
+    table = tables.draws_table(study(replace(plain, records=records))).set_index("family")
+    assert table.index.tolist() == ["A"]
+    shares = [cell.split()[0] for cell in table.loc["A"].tolist()[1:]]
+    assert shares == ["10.0", "100.0", "100.0"]
 
 
 def test_published_table_has_dense_every_setting_and_int8_under_transfer() -> None:
@@ -201,8 +277,9 @@ def test_transfer_matrix_counts_images_that_both_have_right() -> None:
 
 def test_settings_table_writes_budgets_both_ways_and_names_extra_attacks() -> None:
     extra = [{"name": "MIFGSM", "eps": "8/255", "steps": 7}]
-    whole = study(params=settings(attack={"main": "main", "extra": extra}))
-    table = tables.settings_table(whole).set_index("attack")
+    params = settings(attack={"main": "main", "extra": extra})
+    tried = model("A", suite=[searched(4), rows("MIFGSM", planted(4), method="torchattacks")])
+    table = tables.settings_table(study(tried, params=params)).set_index("attack")
     assert table.loc["short", ["eps", "eps (number)", "step"]].tolist() == [
         "48/255",
         "0.1882",
@@ -211,6 +288,7 @@ def test_settings_table_writes_budgets_both_ways_and_names_extra_attacks() -> No
     assert table.loc["long", ["steps", "n", "seed"]].tolist() == ["40", str(N), "0"]
     assert table.loc["MIFGSM", "eps"] == "8/255"
     assert "steps 7" in table.loc["MIFGSM", "note"]
+    assert table.loc["square", ["method", "steps"]].tolist() == ["square", "300 queries"]
 
 
 # --- findings ------------------------------------------------------------------------------------
@@ -224,11 +302,21 @@ def test_a_difference_inside_the_interval_is_not_called_one() -> None:
 
 
 def test_a_difference_beyond_the_test_is_called_one_with_its_side() -> None:
-    models = (model("dense", (20, 20, 4)), model("A", (36, 20, 4)), model("B", (4, 20, 4)))
+    models = (model("dense", (20, 20, 20)), model("A", (36, 36, 36)), model("B", (4, 20, 20)))
     found = only(answer(study(*models), "standard"))
     assert (found.figures["better"], found.figures["worse"]) == (["A"], ["B"])
-    assert "A more robust" in found.title and "B less robust" in found.title
+    assert "more robust under the suite" in found.title and "B less robust" in found.title
     assert "A 90.0 %" in found.text and "p < 0.001" in found.text
+
+
+def test_a_gain_that_the_verdict_speaks_against_is_named_with_it() -> None:
+    """A falls to images carried over from dense, which its own attacks do not find."""
+    models = (model("dense", (4, 4, 4)), model("A", (36, 36, 36), carried=4))
+    found = only(answer(study(*models), "standard"))
+    assert found.figures["better"] == ["A"]
+    assert "A (broken) more robust" in found.title and "upper bound" in found.text
+    sound = model("A", (36, 36, 36), carried=36, curve=(40, 38, 36, 0), steps=(38, 36, 36))
+    assert "A more robust" in only(answer(study(model("dense"), sound), "standard")).title
 
 
 def test_a_difference_at_another_budget_is_found_when_the_main_attack_is_at_its_floor() -> None:
@@ -242,10 +330,10 @@ def test_a_difference_at_another_budget_is_found_when_the_main_attack_is_at_its_
 
 def test_a_difference_that_several_tests_may_give_by_chance_is_not_called_one() -> None:
     """Six images more and none fewer: p = 0.031 alone, 0.062 as the smaller of two."""
-    found = only(answer(study(model("A", (10, 20, 4)), model("B")), "standard"))
+    found = only(answer(study(model("A", (10, 20, 10)), model("B")), "standard"))
     assert found.figures["same"] == ["A", "B"]
     assert "Tested alone, without that correction, it would be for A 25.0 %" in found.text
-    single = only(answer(study(model("A", (10, 20, 4))), "standard"))
+    single = only(answer(study(model("A", (10, 20, 10))), "standard"))
     assert single.figures["better"] == ["A"]
 
 
@@ -365,17 +453,323 @@ def test_sanity_says_when_the_attack_is_done_and_when_not() -> None:
     assert done.title.endswith("Yes")
     falling = only(sanity(study(model("A", steps=(20, 14, 4))), "standard"))
     assert falling.figures["falling"] == ["A"] and "still falls from 5 to 50" in falling.text
-    stuck = only(sanity(study(model("A", curve=(40, 20, 12, 12))), "standard"))
+    stuck = only(sanity(study(model("A", curve=(40, 20, 20, 20))), "standard"))
     assert stuck.figures["above_chance"] == ["A"] and "hidden gradients" in stuck.text
-    assert stuck.figures["gaps"] == {"A": pytest.approx(8 / N)}
+    assert stuck.figures["gaps"] == {"A": pytest.approx(16 / N)}
+    short = only(sanity(study(model("A", curve=(40, 20, 12, 12))), "standard"))
+    assert short.figures["above_chance"] == []  # 30 % are not shown to be more than 25 %
+    assert short.title.endswith("Not along the curve of A")
+
+
+def test_randomized_models_are_no_rows_of_a_schedule_that_averages_over_nothing() -> None:
+    frozen = rows("probe_frozen", planted(4))
+    random = model("A", (4, 36, 36), suite=[searched(4), frozen])
+    whole = study(random, params=settings(sweep={}))
+    assert not list(schedules(whole, "standard"))
+    found = only(schedules(replace(whole, models=[*whole.models, model("B")]), "standard"))
+    assert list(found.figures["rows"]) == ["B"]
+
+
+def two_bases(better: bool = True) -> Study:
+    """A standard base, and a robust one that keeps 30 of 40 images (or no more than the other)."""
+    params = settings(bases=["standard", "robust"], sweep={})
+    kept = {"standard": (4, 20, 4), "robust": (30, 36, 30) if better else (6, 20, 6)}
+    models = [
+        model(family, kept[base], base=base, carried=kept[base][0])
+        for base in kept
+        for family in ("dense", "A", "B")
+    ]
+    return replace(study(params=params), models=models, adv_images={})
 
 
 def test_every_finding_says_n_and_several_bases_are_named() -> None:
-    params = settings(bases={"one": {}, "two": {}})
-    models = [model(f, base=base) for base in ("one", "two") for f in ("dense", "A")]
-    found = findings(replace(study(params=params), models=models, sweeps={}))
-    assert {finding.title.partition(":")[0] for finding in found} == {"one", "two"}
+    found = findings(two_bases())
+    of_base = [f for f in found if f.title.partition(":")[0] in ("standard", "robust")]
+    assert len(of_base) == 2 * (len(found) - 2) / 2
     assert all("40 images" in f.text for f in found if "strong enough" not in f.title)
+
+
+def test_a_base_is_compared_with_the_first_one_on_the_same_images() -> None:
+    found = only(bases(two_bases()))
+    assert found.title == "Is the base robust more robust than standard? Yes: 75.0 against 10.0 %"
+    assert "base robust (pgd, 7 steps) keeps 75.0 % (59.8–85.8)" in found.text
+    assert "standard 10.0 % (4.0–23.1)" in found.text and "p < 0.001" in found.text
+    assert found.figures["better"] == ["A", "B"] and "2 of 2 families" in found.text
+    same = only(bases(two_bases(better=False)))
+    assert "No difference is shown" in same.title and same.figures["better"] == []
+    assert not list(bases(study()))
+
+
+def test_figures_of_two_bases_are_drawn_base_by_base() -> None:
+    made = figures(two_bases())
+    for kind in ("security", "steps", "layers", "reliability", "weights"):
+        assert {f"{kind}-standard", f"{kind}-robust"} <= set(made), kind
+    lines = {b: made[f"security-{b}"].axes[0].get_lines() for b in ("standard", "robust")}
+    assert [line.get_label() for line in lines["robust"]] == ["dense", "A", "B"]
+    assert len({line.get_linestyle() for b in lines for line in lines[b]}) == 2
+    assert [ax.get_title("left") for ax in made["transfer"].axes[:2]] == [
+        "main (standard)",
+        "main (robust)",
+    ]
+    page = html(two_bases(), {name: png(figure) for name, figure in made.items()})
+    assert page.count("<img ") == len(made) and '<th scope="col">base</th>' in page
+
+
+# --- verdict -------------------------------------------------------------------------------------
+
+
+def test_verdict_tables_say_what_speaks_against_a_row() -> None:
+    whole = study(model("A", suite=[]), model("B", carried=0))
+    table = verdict_table(whole).set_index("family")
+    assert table.loc["dense", "verdict"] == "✓ reliable"
+    assert table.loc["dense", "what speaks against it"] == "–"
+    assert table.loc["A", "verdict"] == "? suspect"
+    assert table.loc["A", "what speaks against it"].startswith("? gradient-free (none)")
+    # 4 images fewer than its own attacks leave: p = 2 / 2^4, not shown
+    assert table.loc["B", "verdict"] == "✓ reliable"
+    checks = check_table(whole).set_index("family")
+    assert checks.loc["B", "transfer from dense"] == "✓ 0.0 % against 10.0 % white-box"
+    assert checks.loc["dense", "transfer from dense"] == "–"
+
+
+def test_the_verdicts_are_counted_and_each_check_names_its_rows() -> None:
+    broken = model("B", (36, 36, 36), carried=4)
+    found = only(verdicts(study(model("A", suite=[]), broken)))
+    assert [found.figures[level] for level in ("reliable", "suspect", "broken")] == [
+        ["dense-standard"],
+        ["A-standard"],
+        ["B-standard"],
+    ]
+    assert found.title.endswith("1 of 3 rows reliable, 1 suspect and 1 broken")
+    assert found.figures["against"]["gradient-free"][0] == "A-standard"
+    assert "Contradicted by “transfer from dense”: B (10.0 % against" in found.text
+    assert "upper bound" in found.text
+    fine = only(verdicts(study()))
+    assert fine.title.endswith("All 3 rows passed every check") and "upper" not in fine.text
+
+
+# --- calibration and costs -----------------------------------------------------------------------
+
+
+def test_reliability_bins_by_hand() -> None:
+    """Of 8 images four are sure by 0.5 (one right), three by 0.95 (all right), one by 1/15."""
+    records = rows("main", np.array([1, 0, 0, 0, 1, 1, 1, 0], bool)).assign(
+        adv_confidence=[0.5] * 4 + [0.95] * 3 + [1 / 15]
+    )
+    bins = reliability_bins(records, "adv")
+    assert bins["count"].tolist() == [1, 4, 3]
+    assert bins.accuracy.tolist() == [0.0, 0.25, 1.0]
+    assert bins.confidence.tolist() == pytest.approx([1 / 15, 0.5, 0.95])
+    assert (bins.low * 15).round().tolist() == [0, 7, 14]  # (0, 1/15] holds its upper end
+    ece = (bins["count"] * (bins.accuracy - bins.confidence).abs()).sum() / 8
+    right = (records.adv_pred == records.label).to_numpy()
+    assert ece == pytest.approx(calibration_error(records.adv_confidence.to_numpy(), right))
+
+
+def test_calibration_table_has_both_sides() -> None:
+    row = calibration_table(study()).set_index("family").loc["A"]
+    assert row[["ECE clean", "NLL clean", "Brier attacked"]].tolist() == ["0.250", "0.500", "0.250"]
+    assert row["ECE attacked"] == "0.650" and row["mean confidence attacked %"] == "75.0"
+
+
+def test_cost_table_has_a_span_where_models_differ_and_a_column_a_kind() -> None:
+    cheap = rows("square", planted(4), method="square", gradients=0.0, forwards=100.0)
+    frozen = rows("probe_frozen", planted(4))
+    whole = study(model("A", suite=[cheap]), model("B", suite=[searched(4), frozen]))
+    table = cost_table(whole).set_index("attack")
+    assert table.loc["square", "deterministic: forwards"] == "100–600"
+    assert table.loc["square", "randomized: forwards"] == "600"
+    assert table.loc["long", "randomized: gradients"] == "40"
+    assert table.loc["whole suite", "deterministic: forwards"] == "220–720"
+
+
+def test_breakdown_of_autoattack_is_told_part_by_part() -> None:
+    parts = json.dumps({"clean": 8, "apgd-ce": 3, "square": 2})
+    auto = rows("only_A", planted(2, 8), method="autoattack", breakdown=parts)
+    params = settings()
+    suites = params.active().suite.model_copy(update={"deterministic": ["square", "only_A"]})
+    profile = params.active().model_copy(update={"suite": suites})
+    params = params.model_copy(update={"profiles": {"digits": profile}})
+    table = breakdown_table(study(model("A", suite=[searched(4), auto]), params=params))
+    assert table.to_dict("records") == [
+        {
+            "family": "A",
+            "base": "standard",
+            "attack": "only_A",
+            "n": "8",
+            "clean": "8",
+            "after apgd-ce": "3",
+            "after square": "2",
+            "scored again": "2",
+        }
+    ]
+    assert breakdown_table(study()).empty
+
+
+# --- the published protocol of SAP ---------------------------------------------------------------
+
+BUDGETS = (0, 8 / 255, 48 / 255)
+CONV = {"fraction": 2.0, "where": "conv", "form": "poisson", "backward": "scale"}
+MEMBERS: dict[str, dict[str, Any]] = {
+    "standard": {
+        "net": {"adaptive": True},
+        "half": {"family": "SAP", "setting": 0.5},
+        "full": {"family": "SAP", "setting": {"fraction": 1.0}, "adaptive": True},
+        "noisy": {"family": "RNA", "setting": 0.05},
+        "conv": {"family": "SAP", "setting": CONV, "adaptive": True},
+    },
+    "mixed": {"ADV": {}, "ADV_SAP": {"family": "SAP", "setting": 1.0}},
+}
+MORE = AttackSettings(eps=48 / 255, step=6 / 255, steps=40)
+ADAPTIVE = {
+    "held": MORE.model_copy(update={"backward": "constant"}),
+    "straight": MORE.model_copy(update={"backward": "identity"}),
+    "small": MORE.model_copy(update={"backward": "scale", "steps": 500, "random_start": False}),
+}
+
+
+def protocol_settings(members: dict[str, dict[str, Any]] = MEMBERS) -> Params:
+    schedule = {
+        "eps": BUDGETS,
+        "draws": 100,
+        "iterative": MORE.model_dump(),
+        "adaptive": {name: one.model_dump() for name, one in ADAPTIVE.items()},
+    }
+    params = settings(protocol=members)
+    raw = params.model_dump()
+    raw["profiles"]["digits"]["protocol"] = schedule
+    return parse(Params, raw, "test")
+
+
+def course(
+    member: str, fgsm: Sequence[int], adaptive: Sequence[int] = (), **columns: Any
+) -> pd.DataFrame:
+    """A member that keeps so many of N images over the budgets, and under held, straight, small."""
+    made = [
+        rows(attack, planted(kept), eps=eps)
+        for attack in ("fgsm", "iterative")
+        for eps, kept in zip(BUDGETS, fgsm, strict=True)
+    ]
+    made += [rows(n, planted(kept), **columns) for n, kept in zip(ADAPTIVE, adaptive, strict=False)]
+    return pd.concat(made, ignore_index=True).assign(member=member)
+
+
+def protocol_study(full: Sequence[int], left: Sequence[int], *more: pd.DataFrame) -> Study:
+    """SAP-100 beside a network that keeps 20 of 40 at 8/255, 4 at 48/255, 4 under each attack."""
+    made = [course("net", (40, 20, 4), (4, 4, 4)), course("full", full, left), *more]
+    table = pd.concat(made, ignore_index=True)
+    return study(params=protocol_settings(), protocol=table)
+
+
+def test_a_gain_that_is_lost_to_attacks_that_know_sap() -> None:
+    found = only(gain(protocol_study((40, 36, 24), (10, 4, 24))))
+    assert found.figures["verdict"] == "gone"
+    assert found.figures["shown"] == [BUDGETS[1], BUDGETS[2]]
+    # 20 more images at 48/255 and 16 more at 8/255: the first is the largest
+    assert found.figures["top"] == BUDGETS[2] and "+50.0 points for full under FGSM" in found.title
+    assert "Does SAP's published gain survive attacks that know it? No" in found.title
+    assert found.figures["left"] == pytest.approx(0.1)
+    assert "does not survive" in found.text and "straight alone leaves 10.0 %" in found.text
+    assert "n = 40 images" in found.text
+
+
+def test_a_gain_that_is_kept_and_one_that_is_kept_in_part() -> None:
+    kept = only(gain(protocol_study((40, 36, 24), (24, 24, 26))))
+    assert kept.figures["verdict"] == "kept" and "So the gain survives:" in kept.text
+    assert "? Yes: +50.0 points" in kept.title
+    part = only(gain(protocol_study((40, 36, 24), (24, 14, 26))))
+    assert part.figures["verdict"] == "partly"
+    assert "In part: +50.0 points for full under FGSM, +25.0 points under" in part.title
+    assert "survives in part: +25.0 points are left, where it was +50.0" in part.text
+
+
+def test_a_gain_at_another_budget_than_the_adaptive_attacks_is_not_called_lost() -> None:
+    found = only(gain(protocol_study((40, 36, 4), (4, 4, 4))))
+    assert found.figures["verdict"] == "elsewhere" and found.figures["shown"] == [BUDGETS[1]]
+    assert "Not tried where it is: +40.0 points for full under FGSM at eps 8/255" in found.title
+    assert "nothing is said about the budgets at which there is one" in found.text
+
+
+def test_the_iterative_attack_is_told_at_the_budget_of_the_gain() -> None:
+    whole = protocol_study((40, 36, 24), (10, 4, 24))
+    table = whole.protocol
+    lost = (table.attack == "iterative") & (table.member == "full") & (table.eps == BUDGETS[2])
+    kept = table.adv_pred.where(~lost, (table.label + 1) % 4)
+    found = only(gain(replace(whole, protocol=table.assign(adv_pred=kept))))
+    assert "Under the iterative attack (40 steps, gradients averaged over 1 draw)" in found.text
+    assert "a gain is shown at eps 8/255; at eps 48/255 0.0 % (0.0–8.8) are left" in found.text
+
+
+def test_no_gain_is_said_where_none_is_shown() -> None:
+    """Six images more at one of two budgets: p = 0.031 alone, 0.062 after correction."""
+    found = only(gain(protocol_study((40, 26, 4), (4, 4, 4))))
+    assert found.figures["verdict"] == "no gain" and found.figures["shown"] == []
+    assert "No gain over net is shown under FGSM" in found.title
+    assert "So no gain is shown at any budget." in found.text
+    assert "Under these attacks no difference is shown." in found.text
+    worse = only(gain(protocol_study((40, 2, 4), (4, 4, 4))))
+    assert "less accurate than net at eps 8/255" in worse.text
+
+
+def test_images_lost_under_any_attack_count_as_lost_in_the_worst_case() -> None:
+    """Each attack leaves 20 others: the worst case leaves none, and 9 of 10 draws all."""
+    halves = [rows("held", planted(20), adv_wrong=0.5), rows("straight", ~planted(20))]
+    lost = pd.concat(halves, ignore_index=True).assign(member="full")
+    found = only(gain(protocol_study((40, 36, 24), (), lost)))
+    assert found.figures["left"] == 0.0
+    assert "9 of 10 draws are wrong, 50.0 % (35.2–64.8) would be left" in found.text
+
+
+def test_other_recipes_and_the_rows_of_the_leaderboard_are_told_beside_it() -> None:
+    others = (course("ADV", (40, 20, 4)), course("ADV_SAP", (40, 20, 4)))
+    whole = protocol_study((40, 36, 24), (4, 4, 4), *others)
+    whole = replace(whole, models=[model("dense"), model("SAP", (20, 20, 20), carried=20)])
+    found = only(gain(whole))
+    assert found.figures["others"] == {"mixed": "no gain"}
+    assert "On the recipe mixed, no gain is shown for ADV_SAP over ADV" in found.text
+    assert "SAP-standard keeps 50.0 % (35.2–64.8) against 10.0 %" in found.text
+    assert "(more robust, p < 0.001; verdict " in found.text
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(0, "Yes"), (3, "Nearly"), (20, "No")])
+def test_the_variant_on_convolutions_under_many_small_steps(kept: int, verdict: str) -> None:
+    other = course("conv", (40, 20, 4), (30, 20, kept))
+    found = only(variant(protocol_study((40, 36, 24), (24, 4, 20), other)))
+    assert found.figures == {"verdict": verdict, "kept": kept / N, "attack": "small"}
+    assert "500 steps of one draw each" in found.text
+    assert "factors held constant: held 60.0 %" in found.text
+    assert "straight through (BPDA): straight 10.0 %" in found.text
+    assert "straight does more harm than held (p < 0.001)" in found.text
+
+
+def test_without_the_protocol_there_is_nothing_of_it() -> None:
+    for whole in (study(), study(params=protocol_settings())):
+        assert not list(gain(whole)) and not list(variant(whole))
+        assert not {"protocol", "controls"} & set(figures(whole))
+        assert "published protocol" not in report_markdown(whole, {})
+    untried = only(gain(replace(protocol_study((40, 36, 24), ()), models=[model("dense")])))
+    assert untried.figures["verdict"] == "untested" and "Not tried" in untried.title
+    alone = study(params=protocol_settings(), protocol=course("full", (40, 36, 24), (4, 4, 4)))
+    assert not list(gain(alone)) and "protocol" in figures(alone)
+
+
+def test_protocol_tables_and_figures() -> None:
+    whole = protocol_study((40, 36, 24), (10, 4, 24), course("noisy", (40, 20, 4)))
+    table = budget_table(whole, "fgsm").set_index("member")
+    assert table.index.tolist() == ["net", "full", "noisy"]
+    assert table.loc["full", "eps 8/255 %"].startswith("90.0 (")
+    known = adaptive_table(whole)
+    full = known[known.member == "full"].set_index("attack")
+    assert full.index.tolist() == [*ADAPTIVE, "worst case"]
+    assert full.loc["worst case", "mean logits %"].startswith("10.0 (")
+    assert full.loc["worst case", "gradients per image"] == "30"
+    made = figures(whole)
+    labels = {
+        n: [x.get_label() for x in made[n].axes[0].get_lines()] for n in ("protocol", "controls")
+    }
+    assert labels == {"protocol": ["net", "full"], "controls": ["net", "noisy"]}
+    lines = made["protocol"].axes[1].get_lines()
+    assert lines[1].get_ydata().tolist() == [100.0, 90.0, 60.0]
 
 
 # --- small parts ---------------------------------------------------------------------------------
@@ -428,7 +822,13 @@ def test_page_stands_alone_and_holds_its_figures() -> None:
     inside = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert sorted(base64.b64decode(data) for data in inside) == sorted(pngs.values())
     assert "http" not in page and "<script" not in page
-    assert set(pngs) == {"sweep", "security", "steps", "transfer", "layers", "images", "weights"}
+    found = findings(whole)
+    assert page.count("<details") == len(found)
+    assert page.count('<details class="finding" open>') == sum(not one.folded for one in found)
+    assert set(pngs) == {
+        *("sweep", "security", "steps", "layers", "reliability", "weights"),
+        *("transfer", "images"),
+    }
 
 
 def test_pictures_are_small_and_plain() -> None:
@@ -470,10 +870,18 @@ def test_two_reports_are_the_same_bytes_and_replace_what_was_there(tmp_path: Pat
     write_report(study(), tmp_path / "a")
     write_report(study(), tmp_path / "b")
     files = [sorted(p.relative_to(root) for p in root.rglob("*.*")) for root in tmp_path.iterdir()]
-    assert files[0] == files[1] and len(files[0]) == 12
+    assert files[0] == files[1] and len(files[0]) == 13
     for name in files[0]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_families_that_change_no_weight_have_no_histogram() -> None:
+    same = {"low": -1.0, "high": 1.0, "before": [1, 9, 1], "after": [1, 9, 1]}
+    idle = model("A", histogram=same, prune_ratio=0.0)
+    made = figures(study(model("dense", histogram=None), idle, model("B", histogram=same)))
+    assert [ax.get_title("left") for ax in made["weights"].axes if ax.get_visible()] == ["B"]
+    assert "weights" not in figures(study(model("dense", histogram=None), idle))
 
 
 def test_a_failure_leaves_the_old_report_alone(tmp_path: Path) -> None:
@@ -511,6 +919,7 @@ def test_metrics_are_flat_and_have_the_same_keys(tmp_path: Path) -> None:
     ]
     assert len({tuple(one) for one in found}) == 1
     assert found[0]["remnant_accuracy"] == 0.1
+    assert (found[0]["robust_accuracy"], found[0]["verdict"]) == (0.1, "reliable")
 
 
 # --- scripts -------------------------------------------------------------------------------------
@@ -530,6 +939,10 @@ def test_show_prints_the_leaderboard_and_the_path_last(tmp_path: Path) -> None:
     write_metrics(study(model("int8"), *map(model, params.prune)), tmp_path / "metrics/digits")
     shown = run_show(tmp_path).stdout.splitlines()
     assert shown[-1] == "reports/digits/report.html"
+    assert shown[0].startswith(
+        "digits: robust accuracy, worst case over the suite (Linf, eps 48/255"
+    )
+    assert max(map(len, shown)) <= 80 and "…" not in "".join(shown)
     order = [line.split()[0] for line in shown if "-standard" in line]
     assert order == [f"{family}-standard" for family in ("dense", "int8", *params.prune)]
 

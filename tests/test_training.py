@@ -71,10 +71,10 @@ def script(monkeypatch: pytest.MonkeyPatch, name: str, values: list[Any]) -> Non
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Split]:
-    """384 real digits to train on and 202 to validate with."""
+    """1146 real digits to train on and 202 to validate with."""
     options = {"val_fraction": 0.15, "test_fraction": 0.25, "size": None, "test_limit": 16}
     cache = tmp_path_factory.mktemp("cache")
-    return prepare("digits", root=None, cache=cache, train_limit=384, seed=0, **options)
+    return prepare("digits", root=None, cache=cache, train_limit=None, seed=0, **options)
 
 
 @pytest.mark.parametrize(
@@ -358,9 +358,10 @@ def test_a_collapse_ends_the_training_with_the_best_weights(
 def trained(
     splits: dict[str, Split], state: Path, **recipe: Any
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """A network of width 4 after 10 epochs on 384 digits."""
+    """A network of width 4 after 8 epochs on 1146 digits."""
     settings = Profile.model_construct(
-        model=ModelSettings(width=4), train=SETTINGS.model_copy(update={"epochs": 10, "lr": 0.1})
+        model=ModelSettings(width=4),
+        train=SETTINGS.model_copy(update={"epochs": 8, "lr": 0.1, "batch": 64}),
     )
     data, device = (splits["train"], splits["val"]), torch.device("cpu")
     return load_or_train(settings, "any", RecipeSettings(**recipe), *data, 0, device, state)
@@ -370,18 +371,18 @@ def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: P
     images, labels = splits["val"].images / 255, splits["val"].labels
     robust = {}
     for method in ("standard", "pgd", "trades", "fgsm"):
-        recipe = {"method": method, "steps": 5, "budget": 0.5}
+        recipe = {"method": method, "steps": 3, "budget": 0.5}
         model, history = trained(splits, tmp_path / f"{method}.pt", **recipe)
         attacked = pgd(model, images, labels, EPS / 2, 6 / 255, 10, drop=True)
         robust[method] = accuracy(model, attacked, labels)
-        assert len(history) == 10 and not any(row.get("collapsed") for row in history)
-    assert min(robust["pgd"], robust["trades"], robust["fgsm"]) > robust["standard"] + 0.1, robust
+        assert len(history) == 8 and not any(row.get("collapsed") for row in history)
+    assert min(robust["pgd"], robust["trades"], robust["fgsm"]) > robust["standard"] + 0.15, robust
 
 
 def test_weights_given_for_a_recipe_are_loaded(splits: dict[str, Split], tmp_path: Path) -> None:
     train, val, device = splits["train"], splits["val"], torch.device("cpu")
     model, recipe = ModelSettings(width=4), RecipeSettings()
-    short = SETTINGS.model_copy(update={"epochs": 1})
+    short = SETTINGS.model_copy(update={"epochs": 1, "batch": 256})
     settings = Profile.model_construct(model=model, train=short)
     first, _ = load_or_train(settings, "a", recipe, train, val, 0, device, tmp_path / "a.pt")
     torch.save(first.state_dict(), tmp_path / "w.pt")

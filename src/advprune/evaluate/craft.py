@@ -156,10 +156,15 @@ def _pgd(
 ) -> Crafted:
     """The engine.
 
+    A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
+    its first misclassified draw, or choosing its best iterate, would reward a lucky draw.
+
     With `drop`, the attack leaves a sample as soon as it is misclassified, which rounding (or the
     step from a twin to its integers, or other draws) may undo. Such samples are attacked again to
     the end.
     """
+    if is_randomized(model):
+        setting = setting.model_copy(update={"drop": False, "keep": "last"})
     differentiable, cost = surrogate(model), Cost()
     adv = _engine(differentiable, images, labels, setting, work, cost)
     pixels = to_pixels(adv, images, setting.eps, setting.norm)
@@ -232,11 +237,13 @@ def rows(
     name: str,
     setting: Attack,
     work: Work = Work(),
+    clean: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Score 8-bit attacked images on `model`, with the attack's name and settings in each row.
 
     draws: how many a gradient was averaged over (1 for a deterministic model). forwards and
-    gradients: what the attack cost, per image.
+    gradients: what the attack cost, per image. clean: what the model says of the clean images,
+    where that is known (records.answers).
     """
     budget, n = budget_of(setting), max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
@@ -254,7 +261,8 @@ def rows(
         "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
     }
     adv = crafted.pixels / 255
-    return score(model, images, adv, labels, batch=work.batch, draws=work.draws, **columns)
+    known = {"batch": work.batch, "passes": work.draws, "clean": clean}
+    return score(model, images, adv, labels, **known, **columns)
 
 
 def curve_settings(

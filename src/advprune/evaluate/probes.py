@@ -23,7 +23,8 @@ from advprune.models.stochastic import frozen_copy, is_randomized
 from advprune.params import AttackSettings
 
 NOISE_TRIES = 20
-STRONGER_DRAWS = 10
+NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
+STRONGER_DRAWS = 5
 
 
 def single_step(main: AttackSettings) -> AttackSettings:
@@ -107,10 +108,10 @@ def noise(
     for _ in range(NOISE_TRIES):
         points = random_point(images, main.eps, main.norm, generator)
         tried = to_pixels(points, images, main.eps, main.norm)
-        logits = logits_of(model, tried / 255, work.batch, work.draws, work.seed)
+        logits = logits_of(model, tried / 255, work.batch, NOISE_DRAWS, work.seed)
         reached = margin(logits, labels)
         better = reached > worst
         pixels[better], worst[better] = tried[better], reached[better]
-    passes = NOISE_TRIES * len(images) * (work.draws if is_randomized(model) else 1)
+    passes = NOISE_TRIES * len(images) * (NOISE_DRAWS if is_randomized(model) else 1)
     setting = main.model_copy(update={"steps": 0})
     return rows(model, images, Crafted(pixels, Cost(passes)), labels, "probe_noise", setting, work)

@@ -55,8 +55,9 @@ def score(
     labels: torch.Tensor,
     *,
     batch: int = 128,
-    draws: int = DRAWS,
+    passes: int = DRAWS,
     average: str = "logits",
+    clean: dict[str, Any] | None = None,
     **columns: Any,
 ) -> pd.DataFrame:
     """Score clean `images` and their attacked versions `adv`, float `[N, C, H, W]` in [0, 1].
@@ -64,10 +65,10 @@ def score(
     Returns a row a sample: index, label, the given constant `columns` (attack, eps, seed, …), and
     for clean and adv: pred, confidence (largest softmax), margin (label's logit minus the largest
     other), nll, brier; also linf and l2, the size of the change.
-    A randomized model is scored by its mean logits over `draws` (with `average` =
+    A randomized model is scored by its mean logits over `passes` draws (with `average` =
     "probabilities", by its mean softmax), drawn from the column `seed`; single_pred is the first
     draw's prediction and wrong the share of draws that are wrong. For a deterministic model these
-    say the same as pred.
+    say the same as pred. clean: `answers("clean", …)` of the same images, where they are known.
     Raises ValueError where shapes differ or logits are not finite.
     """
     if images.shape != adv.shape or len(labels) != len(images):
@@ -76,10 +77,9 @@ def score(
         )
     change = (adv - images).flatten(1)
     rows: dict[str, Any] = {"index": range(len(labels)), "label": labels.numpy(), **columns}
-    for side, pictures in (("clean", images), ("adv", adv)):
-        rows |= answers(
-            side, model, pictures, labels, batch, draws, average, columns.get("seed", 0)
-        )
+    asked = (labels, batch, passes, average, columns.get("seed", 0))
+    rows |= answers("clean", model, images, *asked) if clean is None else clean
+    rows |= answers("adv", model, adv, *asked)
     rows["linf"] = change.abs().amax(1).numpy()
     rows["l2"] = change.norm(dim=1).numpy()
     return pd.DataFrame(rows)

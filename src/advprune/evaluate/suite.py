@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -23,6 +23,7 @@ from advprune.evaluate.craft import (
     rows,
 )
 from advprune.evaluate.probes import probes
+from advprune.evaluate.records import answers
 from advprune.models.card import sparsity_of
 from advprune.params import AttackChoice, Profile
 from advprune.progress import progress
@@ -32,7 +33,7 @@ from advprune.resume import Parts
 Images = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suite:
     """What every model of a profile goes through, on the same images.
 
@@ -117,9 +118,19 @@ class Suite:
         self, part: str, what: str, model: nn.Module, attack: str, setting: Attack
     ) -> tuple[Crafted, pd.DataFrame]:
         """Craft, kept as a finished part, and score; an attack may be for the first images only."""
-        images, labels = (t[: getattr(setting, "images", None)] for t in (self.images, self.labels))
+        first = slice(getattr(setting, "images", None))
+        images, labels = self.images[first], self.labels[first]
         crafted = self._kept(part, partial(self._craft, what, model, images, labels, setting))
-        return crafted, rows(model, images, crafted, labels, attack, setting, self.work)
+        clean = {name: column[first] for name, column in self._clean(model).items()}
+        return crafted, rows(model, images, crafted, labels, attack, setting, self.work, clean)
+
+    @cache  # noqa: B019 (a suite lives as long as the stage)
+    def _clean(self, model: nn.Module) -> dict[str, Any]:
+        """What the model says of the clean images, once for all attacks."""
+        work = self.work
+        return answers(
+            "clean", model, self.images, self.labels, work.batch, work.draws, "logits", self.seed
+        )
 
     def _kept(self, part: str, compute: Callable[[], Crafted]) -> Crafted:
         """What was crafted: read back if it was finished before, else computed and kept."""

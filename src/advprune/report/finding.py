@@ -5,17 +5,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from advprune.evaluate.statistics import Rate
-from advprune.params import AttackSettings
-from advprune.report.text import budget, count, with_interval
+from advprune.report.text import with_interval
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A question with its answer, what it rests on in sentences, and the figures behind them."""
+    """A question with its answer, what it rests on in sentences, and the figures behind them.
+
+    folded: whether a page may show the title alone until it is asked for the text.
+    """
 
     title: str
     text: str
     figures: dict[str, Any] = field(default_factory=dict)
+    folded: bool = False
 
 
 def paragraphs(*parts: Sequence[str]) -> str:
@@ -26,10 +29,3 @@ def paragraphs(*parts: Sequence[str]) -> str:
 def spell(rate: Rate) -> str:
     """`2.7 % (1.6–4.6)`."""
     return with_interval(rate.value, *rate.interval).replace(" (", " % (")
-
-
-def attack_words(name: str, setting: AttackSettings) -> str:
-    """An attack by name, with its norm, budget, schedule and restarts."""
-    restarts = count(setting.restarts, "restart")
-    size = f"eps {budget(setting.eps)}, {setting.steps} steps of {budget(setting.step)}"
-    return f"{name} ({setting.norm}, {size}, {restarts})"

@@ -1,17 +1,20 @@
 """The page: one list of sections, rendered as markdown and as one HTML file that needs no other."""
 
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from advprune.report import tables
+from advprune.report import randomized, tables
+from advprune.report.calibration import calibration_table
+from advprune.report.costs import breakdown_table, cost_table
 from advprune.report.findings import findings
 from advprune.report.study import Study
 from advprune.report.text import budget, markdown
+from advprune.report.verdicts import check_table, verdict_table
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,13 @@ def _render(template: str, study: Study, pngs: dict[str, bytes], is_html: bool, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["table"] = _markdown_table
+    environment.filters |= {"table": _markdown_table, "looks": _looks}
     content = {
         "profile": study.params.profile,
         "source": study.source,
         "n": len(study.models[0].attack(study.main)),
         "findings": [
-            (unbroken(finding.title), unbroken(finding.text).split("\n\n"))
+            (unbroken(finding.title), unbroken(finding.text).split("\n\n"), finding.folded)
             for finding in findings(study)
         ],
         "sections": sections(study, set(pngs)),
@@ -80,28 +83,47 @@ def _escaped(value: Any) -> Any:
     return value if isinstance(value, Markup) else markdown(value)
 
 
+def _looks(table: pd.DataFrame) -> list[Markup]:
+    """The class of each column's cells: sentences are notes, longer figures may wrap."""
+    longest = [table.iloc[:, i].astype(str).str.len().max() for i in range(table.shape[1])]
+    names = ["note" if size > 44 else "wrap" if size > 24 else "" for size in longest]
+    return [Markup(f' class="{name}"') if name else Markup() for name in names]
+
+
 def _markdown_table(table: pd.DataFrame) -> Markup:
     escaped = table.map(markdown).rename(columns=markdown)
     return Markup(escaped.to_markdown(index=False, disable_numparse=True))
 
 
 def sections(study: Study, drawn: set[str]) -> list[Section]:
-    """All sections in order; pictures that were not drawn are left out, and empty sections."""
-    made = [
-        _leaderboard(study),
-        _published(study),
-        _curves(study),
-        _transfer(study),
-        _layers(study),
-        _images(study),
-        _weights(),
-        _settings(study),
-    ]
-    kept = [
-        Section(s.title, s.text, s.tables, [p for p in s.pictures if p.name in drawn], s.after)
-        for s in made
-    ]
+    """All sections in order; pictures that were not drawn are left out, and what is empty."""
+    makers = (
+        _leaderboard,
+        _verdict,
+        _calibration,
+        _randomized,
+        _published,
+        _curves,
+        _transfer,
+        _layers,
+        _images,
+        _weights,
+        _costs,
+        _settings,
+    )
+    kept = [_filled(make(study), study, drawn) for make in makers]
     return [section for section in kept if section.tables or section.pictures]
+
+
+def _filled(section: Section, study: Study, drawn: set[str]) -> Section:
+    """Without pictures that were not drawn, empty tables, and the base where there is one."""
+    return replace(
+        section,
+        text=unbroken(section.text),
+        after=unbroken(section.after),
+        tables=[(words, _plain(study, table)) for words, table in section.tables if len(table)],
+        pictures=[picture for picture in section.pictures if picture.name in drawn],
+    )
 
 
 def conditions(study: Study) -> str:
@@ -114,27 +136,115 @@ def conditions(study: Study) -> str:
     )
 
 
+def _each_base(study: Study, kind: str, alt: str, caption: str) -> list[Picture]:
+    """A figure that is drawn for each base, the base named where there are several."""
+    several = len(study.params.bases) > 1
+    return [
+        Picture(name, f"{alt} ({base})", f"{base}: {caption}")
+        if several
+        else Picture(name, alt, caption)
+        for base, name in study.each_base(kind)
+    ]
+
+
 def _leaderboard(study: Study) -> Section:
+    setting = study.main_attack
     return Section(
         "Leaderboard",
-        f"{conditions(study)} Brackets hold 95 % Wilson intervals. “Against dense” is McNemar's "
-        "exact test of the remnant accuracy on the same images, each alone: “=” means that no "
-        "difference is shown (p ≥ 0.05), and a model at chance when clean is not compared. The "
-        "findings correct for there being several tests. "
-        "Transfer: images crafted on the dense network.",
+        f"Robust: what is left per image in the worst case over the suite of the model's kind "
+        f"({setting.norm}, eps {budget(setting.eps)}). {conditions(study)} Brackets hold 95 % "
+        "Wilson intervals. “Against dense” is McNemar's exact test of the robust accuracy on the "
+        "same images, each alone: “=” means that no difference is shown (p ≥ 0.05), and a model "
+        "at chance when clean is not compared. The findings correct for there being several "
+        "tests. Transfer: images that the main attack crafted on the dense network.",
         [
-            ("", _plain(study, tables.leaderboard(study))),
-            ("Remnant accuracy under every attack", _plain(study, tables.every_attack(study))),
+            ("", tables.leaderboard(study)),
+            ("Sizes, calibration and cost", tables.sizes_table(study)),
+            ("Randomized models: three ways of scoring the worst case", tables.draws_table(study)),
+            ("Remnant accuracy under every attack", tables.every_attack(study)),
         ],
         after="Sparsity is counted in the saved file; the prune ratio counts changed or zeroed "
-        "parameters. Change: predictions that the attack changes. Strict ASR: attacked images that "
-        "fool, among those classified correctly when clean. ECE: 15 equal-width bins.",
+        f"parameters. Change: predictions that {study.main} changes. Strict ASR: attacked images "
+        "that fool, among those classified correctly when clean. ECE: 15 equal-width bins. "
+        "Gradients and forwards: passes per image of the whole suite. Randomized models are scored "
+        f"by their mean logits over {study.params.attack.score_draws} draws; beside it stand a "
+        "single draw, and what is left where an image counts as broken only if at least 9 of 10 "
+        "draws are wrong.",
+    )
+
+
+def _verdict(study: Study) -> Section:
+    return Section(
+        "Verdict",
+        "Checks on the records of each row, without anyone's judgement: ✓ passed, ? in doubt, ✗ "
+        "contradicted. One that is contradicted makes the robust accuracy broken, one in doubt "
+        "makes it suspect. White-box: per image the worst of the attacks by gradient.",
+        [
+            ("", verdict_table(study)),
+            ("All checks", check_table(study)),
+        ],
+    )
+
+
+def _calibration(study: Study) -> Section:
+    caption = (
+        f"clean and under {study.main}; the confidence in 15 equal-width bins. Black: a bin's "
+        "accuracy. Bar: from there to its mean confidence. The fainter, the fewer images."
+    )
+    return Section(
+        "Calibration",
+        "ECE, negative log likelihood and Brier score, clean and on the images of "
+        f"{study.main}. {conditions(study)}",
+        [("", calibration_table(study))],
+        _each_base(study, "reliability", "Reliability diagrams", caption),
+    )
+
+
+def _randomized(study: Study) -> Section:
+    if not randomized.members(study):
+        return Section("SAP's published protocol")
+    settings, n = study.params.active().protocol, study.protocol["index"].nunique()
+    budgets = "Accuracy over the budget, above by one step of FGSM, below by the iterative attack."
+    return Section(
+        "SAP's published protocol",
+        f"FGSM whose gradient is averaged over {settings.draws} draws, predictions by the mean "
+        f"softmax over {settings.draws} draws, on the first n = {n} test images; the iterative "
+        "and adaptive attacks are scored by mean logits over "
+        f"{study.params.attack.score_draws} draws. Brackets hold 95 % intervals.",
+        [
+            ("Members", randomized.member_table(study)),
+            ("FGSM", randomized.budget_table(study, randomized.FGSM)),
+            ("Iterative", randomized.budget_table(study, randomized.ITERATIVE)),
+            ("Adaptive attacks", randomized.adaptive_table(study)),
+            ("Settings of these attacks", randomized.schedule_table(study)),
+        ],
+        [
+            Picture("protocol", "Accuracy of SAP and its neighbours over eps", budgets),
+            Picture(
+                "controls",
+                "Accuracy of stochastic controls over eps",
+                f"Stochastic controls and variants. {budgets}",
+            ),
+        ],
+    )
+
+
+def _costs(study: Study) -> Section:
+    return Section(
+        "Costs",
+        "Passes through the network per image, from the records; a pass of every draw counts. "
+        "Where the models of a kind differ, from the least to the most.",
+        [
+            ("", cost_table(study)),
+            ("Images still right after each part of AutoAttack", breakdown_table(study)),
+        ],
     )
 
 
 def _plain(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """Without the column that says the same in every row: the base, where there is one."""
-    return table.drop(columns="base") if len(study.params.bases) == 1 else table
+    single = len(study.params.bases) == 1
+    return table.drop(columns="base", errors="ignore") if single else table
 
 
 def _published(study: Study) -> Section:
@@ -155,30 +265,29 @@ def _attacks(study: Study) -> list[tuple[str, Any]]:
 
 
 def _curves(study: Study) -> Section:
+    made = (
+        (
+            "sweep",
+            "Accuracy over each family's setting",
+            "Remnant accuracy over the setting, a line an attack, with 95 % intervals. Thin "
+            "black lines: the dense network under the same attack. Grey: clean accuracy.",
+        ),
+        (
+            "security",
+            "Remnant accuracy over eps, and the difference from the dense network",
+            f"Security curve, schedule of {study.main} with the step in proportion to eps. "
+            "Below: the difference from dense; the grey band is dense's 95 % interval.",
+        ),
+        (
+            "steps",
+            "Remnant accuracy over the number of steps",
+            f"Step curve at the budget of {study.main}. A curve that still falls at its end "
+            "says that the attack has not converged.",
+        ),
+    )
     return Section(
         "Curves",
-        "",
-        [],
-        [
-            Picture(
-                "sweep",
-                "Accuracy over each family's setting",
-                "Remnant accuracy over the setting, a line an attack, with 95 % intervals. Thin "
-                "black lines: the dense network under the same attack. Grey: clean accuracy.",
-            ),
-            Picture(
-                "security",
-                "Remnant accuracy over eps, and the difference from the dense network",
-                f"Security curve, schedule of {study.main} with the step in proportion to eps. "
-                "Below: the difference from dense; the grey band is dense's 95 % interval.",
-            ),
-            Picture(
-                "steps",
-                "Remnant accuracy over the number of steps",
-                f"Step curve at the budget of {study.main}. A curve that still falls at its end "
-                "says that the attack has not converged.",
-            ),
-        ],
+        pictures=[picture for one in made for picture in _each_base(study, *one)],
         after="The numbers are in curves/security.csv, curves/steps.csv and curves/sweep.csv.",
     )
 
@@ -188,7 +297,7 @@ def _transfer(study: Study) -> Section:
     picture = Picture(
         "transfer",
         "Accuracy on transferred images for each model",
-        "Accuracy on a fixed scale of 0 to 100 %, under each attack: the model attacked itself "
+        f"Accuracy on a fixed scale of 0 to 100 %, under {study.main}: the model attacked itself "
         "(white-box), on the dense network's images, and the dense network on the model's.",
     )
     return Section(
@@ -201,15 +310,18 @@ def _transfer(study: Study) -> Section:
 
 
 def _layers(study: Study) -> Section:
-    picture = Picture(
-        "layers",
-        "Difference between clean and attacked feature maps over depth",
+    caption = (
         "Relative difference: L2 norm of the change over that of the clean maps. Distance: "
         "1-Wasserstein between the distributions of values, in units of the clean sigma. Last: "
         "sigma of the maps under attack over sigma on clean images. Models take turns in marking a "
-        "layer, since many coincide.",
+        "layer, since many coincide."
     )
-    return Section("Where the attack acts", conditions(study), [], [picture])
+    alt = "Difference between clean and attacked feature maps over depth"
+    return Section(
+        "Where the attack acts",
+        conditions(study),
+        pictures=_each_base(study, "layers", alt, caption),
+    )
 
 
 def _images(study: Study) -> Section:
@@ -217,20 +329,20 @@ def _images(study: Study) -> Section:
     picture = Picture(
         "images",
         "Clean and attacked images and the change, with the predicted class under each",
-        "Under each image is what the model predicts. Change: grey is none, white is "
-        f"+{eps}, black is -{eps}.",
+        f"Under each image is what the model (base {study.models[0].base}) predicts. Change: "
+        f"grey is none, white is +{eps}, black is -{eps}.",
     )
     return Section("Images", "", [], [picture])
 
 
-def _weights() -> Section:
-    picture = Picture(
-        "weights",
-        "Histograms of the weights before and after",
+def _weights(study: Study) -> Section:
+    caption = (
         "All weights and biases before (grey) and after (line), logarithmic; the outer bins take "
-        "in everything beyond mean ± 4 sigma of the dense network.",
+        "in everything beyond mean ± 4 sigma of the dense network. Families that change no weight "
+        "are left out."
     )
-    return Section("Weights", "", [], [picture])
+    alt = "Histograms of the weights before and after"
+    return Section("Weights", pictures=_each_base(study, "weights", alt, caption))
 
 
 def _settings(study: Study) -> Section:

@@ -7,7 +7,7 @@ from itertools import permutations
 from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.params import AttackSettings
-from advprune.report.finding import Finding, attack_words, paragraphs, spell
+from advprune.report.finding import Finding, paragraphs, spell
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import (
     budget,
@@ -18,101 +18,156 @@ from advprune.report.text import (
     setting_text,
 )
 from advprune.report.trust import reads_high
+from advprune.report.verdicts import doubted
 
 # Remnant accuracy in the nn-prune table for CIFAR-10, which E's rows (0.2 %) do not share.
 PUBLISHED = {"R = 0.001": (0.32, 0.34), "S = 5": (0.32, 0.34)}
 
 
-def answer(study: Study, base: str) -> Iterator[Finding]:
-    """Which families differ from the dense network under the main attack, on the same images."""
+@dataclass(frozen=True)
+class Answer:
+    """The families of a base against its dense network, in the worst case over the suite.
+
+    alone: each by itself. tests: corrected for there being several. named: how each is called,
+    with its verdict where that is not reliable.
+    """
+
+    dense: Model
+    others: list[Model]
+    alone: dict[str, Comparison]
+    tests: dict[str, Comparison]
+    named: dict[str, str]
+
+    @property
+    def better(self) -> list[str]:
+        """Families that are shown to be more robust."""
+        return [name for name, test in self.tests.items() if test.better]
+
+    @property
+    def worse(self) -> list[str]:
+        """Families that are shown to be less robust."""
+        return [name for name, test in self.tests.items() if test.differs and not test.better]
+
+    @property
+    def same(self) -> list[str]:
+        """Families of which no difference is shown."""
+        return [name for name, test in self.tests.items() if not (test.differs or test.void)]
+
+    @property
+    def void(self) -> list[str]:
+        """Families that are at chance when clean."""
+        return [name for name, test in self.tests.items() if test.void]
+
+    @property
+    def untouched(self) -> list[str]:
+        """Families whose file is the dense network's."""
+        sha256 = self.dense.card["sha256"]
+        return [model.family for model in self.others if model.card["sha256"] == sha256]
+
+
+def _answer(study: Study, base: str) -> Answer:
     dense, others = study.dense(base), study.of(base)[1:]
-    alone = {m.family: compare(m.attack(study.main), dense.attack(study.main)) for m in others}
+    alone = {m.family: compare(study.robust(m), study.robust(dense)) for m in others}
     tests = dict(zip(alone, corrected(list(alone.values())), strict=True))
-    clean = {
-        m.family: compare(m.attack(study.main), dense.attack(study.main), "clean") for m in others
-    }
-    better = [name for name, test in tests.items() if test.better]
-    worse = [name for name, test in tests.items() if test.differs and not test.better]
-    same = [name for name, test in tests.items() if not (test.differs or test.void)]
-    void = [name for name, test in tests.items() if test.void]
-    untouched = [m.family for m in others if m.card["sha256"] == dense.card["sha256"]]
-    elsewhere = _over_budgets(dense, others)
-    high = [m.family for m in others if m.family in elsewhere and reads_high(study, m)]
-    under_main = [
-        _opening(study, dense),
-        *_against_dense(tests, better, worse, same),
-        *_uncorrected(alone, better + worse),
-        *([f"At chance when clean, so not compared: {listed(void)}."] if void else []),
+    return Answer(dense, others, alone, tests, {m.family: doubted(study, m) for m in others})
+
+
+def answer(study: Study, base: str) -> Iterator[Finding]:
+    """Which families differ from the dense network under the suite, on the same images."""
+    found = _answer(study, base)
+    elsewhere = _over_budgets(found.dense, found.others)
+    high = [m.family for m in found.others if m.family in elsewhere and reads_high(study, m)]
+    under_suite = [
+        _opening(study, found.dense),
+        *_against_dense(found),
+        *_uncorrected(found),
+        *([f"At chance when clean, so not compared: {listed(found.void)}."] if found.void else []),
+        *_doubt_words(found),
     ]
     beyond = [
-        *_budget_words(dense, elsewhere, high),
-        *_untouched_words(untouched),
-        *_clean_words(clean),
+        *_budget_words(study, found.dense, elsewhere, high),
+        *_untouched_words(found.untouched),
+        *_clean_words(_clean_tests(study, found)),
     ]
     figures = {
-        "better": better,
-        "worse": worse,
-        "same": same,
-        "untouched": untouched,
-        "p": {name: test.p for name, test in tests.items()},
+        **{key: getattr(found, key) for key in ("better", "worse", "same", "untouched")},
+        "p": {name: test.p for name, test in found.tests.items()},
         "over_budgets": {
-            name: {eps: test.difference for eps, test in found} for name, found in elsewhere.items()
+            name: {eps: test.difference for eps, test in tests} for name, tests in elsewhere.items()
         },
     }
     trusted = [name for name in elsewhere if name not in high]
-    title = _answer_title(study.main, better, worse, trusted)
-    yield Finding(title, paragraphs(under_main, beyond), figures)
+    yield Finding(_answer_title(found, trusted), paragraphs(under_suite, beyond), figures)
 
 
-def _answer_title(main: str, better: list[str], worse: list[str], elsewhere: list[str]) -> str:
+def _clean_tests(study: Study, found: Answer) -> dict[str, Comparison]:
+    dense = found.dense.attack(study.main)
+    return {m.family: compare(m.attack(study.main), dense, "clean") for m in found.others}
+
+
+def _answer_title(found: Answer, elsewhere: list[str]) -> str:
     question = "Does compression change adversarial robustness?"
+    better, worse = found.better, found.worse
     rest = [name for name in elsewhere if name not in better + worse]
-    parts = [f"{listed(better)} more robust under {main}"] if better else []
-    parts += [f"{listed(worse)} less robust under {main}"] if worse else []
+    more = listed([found.named[name] for name in better])
+    parts = [f"{more} more robust under the suite"] if better else []
+    parts += [f"{listed(worse)} less robust under the suite"] if worse else []
     if not parts:
-        parts = [f"No difference from the dense network is shown under {main}"]
+        parts = ["No difference from the dense network is shown under the suite"]
     differ = "differs" if len(rest) == 1 else "differ"
     parts += [f"{listed(rest)} {differ} at other budgets"] if rest else []
     return f"{question} {'; '.join(parts)}"
 
 
 def _opening(study: Study, dense: Model) -> str:
-    records = dense.attack(study.main)
-    attack = attack_words(study.main, study.main_attack)
+    records, setting = study.robust(dense), study.main_attack
     return (
-        f"Under {attack}, on n = {len(records)} images, the dense network falls from "
-        f"{spell(clean_accuracy(records))} clean accuracy to {spell(remnant_accuracy(records))} "
-        "remnant accuracy."
+        f"Under the suite (worst case per image over all attacks of a model's kind, "
+        f"{setting.norm}, eps {budget(setting.eps)}), on n = {len(records)} images, the dense "
+        f"network falls from {spell(clean_accuracy(dense.attack(study.main)))} clean accuracy to "
+        f"{spell(remnant_accuracy(records))} robust accuracy; {study.main} alone leaves "
+        f"{spell(remnant_accuracy(dense.attack(study.main)))}."
     )
 
 
-def _against_dense(
-    tests: dict[str, Comparison], better: list[str], worse: list[str], same: list[str]
-) -> Iterator[str]:
-    for names, word in ((better, "More"), (worse, "Less")):
+def _against_dense(found: Answer) -> Iterator[str]:
+    tests = found.tests
+    for names, word in ((found.better, "More"), (found.worse, "Less")):
         if names:
             each = [
                 f"{name} {spell(tests[name].first)}, {p_value(tests[name].p)}" for name in names
             ]
             yield f"{word} robust than it: {'; '.join(each)}."
-    if same:
-        values = sorted((tests[name].first.value or 0.0) for name in same)
+    if found.same:
+        values = sorted((tests[name].first.value or 0.0) for name in found.same)
         span = percent(values[0])
         if percent(values[-1]) != span:
             span = f"between {span} and {percent(values[-1])}"
         yield (
-            f"No difference is shown for {listed(same)} ({span} %; paired McNemar tests, p ≥ 0.05 "
-            f"after Holm's correction for {count(len(tests), 'test')}): a difference inside the "
-            "interval is not called a difference."
+            f"No difference is shown for {listed(found.same)} ({span} %; paired McNemar tests, "
+            f"p ≥ 0.05 after Holm's correction for {count(len(tests), 'test')}): a difference "
+            "inside the interval is not called a difference."
         )
 
 
-def _uncorrected(alone: dict[str, Comparison], differing: list[str]) -> Iterator[str]:
+def _uncorrected(found: Answer) -> Iterator[str]:
     """Families that would differ if theirs were the only test."""
-    near = [name for name, test in alone.items() if test.differs and name not in differing]
+    differing = found.better + found.worse
+    near = [name for name, test in found.alone.items() if test.differs and name not in differing]
     if near:
-        each = [f"{name} {spell(alone[name].first)}, {p_value(alone[name].p)}" for name in near]
+        tests = found.alone
+        each = [f"{name} {spell(tests[name].first)}, {p_value(tests[name].p)}" for name in near]
         yield f"Tested alone, without that correction, it would be for {'; '.join(each)}."
+
+
+def _doubt_words(found: Answer) -> Iterator[str]:
+    """Whether what is more robust can be believed to be so."""
+    doubts = [found.named[name] for name in found.better if found.named[name] != name]
+    if doubts:
+        yield (
+            f"But the verdict speaks against {listed(doubts)}: what is left there is an upper "
+            "bound, and no robustness that has been shown."
+        )
 
 
 Differences = dict[str, list[tuple[float, Comparison]]]
@@ -134,13 +189,16 @@ def _over_budgets(dense: Model, others: list[Model]) -> Differences:
     return found
 
 
-def _budget_words(dense: Model, found: Differences, high: list[str]) -> Iterator[str]:
+def _budget_words(study: Study, dense: Model, found: Differences, high: list[str]) -> Iterator[str]:
     points = [eps for eps, _ in curve(dense, "curve_eps", "eps") if eps > 0]
     if not points:
         return
     budgets = f"{count(len(points), 'budget')} from {budget(points[0])} to {budget(points[-1])}"
     if not found:
-        yield f"No difference is shown for any of them over the {budgets} of the security curve."
+        yield (
+            f"No difference is shown for any of them over the {budgets} of {study.main}'s "
+            "security curve."
+        )
         return
     each = []
     for name, tests in found.items():
@@ -150,12 +208,15 @@ def _budget_words(dense: Model, found: Differences, high: list[str]) -> Iterator
             f"{percent(widest.first.value)} against {percent(widest.second.value)} %"
         )
     yield (
-        f"Over the {budgets} of the security curve, after Holm's correction, "
+        f"Over the {budgets} of {study.main}'s security curve, after Holm's correction, "
         f"{'; '.join(each)}; no other family is shown to differ."
     )
     if high:
         verb = "reads" if len(high) == 1 else "read"
-        yield f"But the curve of {listed(high)} {verb} too high (see the last finding)."
+        yield (
+            f"But the curve of {listed(high)} {verb} too high (see the finding on the attack's "
+            "strength)."
+        )
 
 
 def _untouched_words(untouched: list[str]) -> Iterator[str]:
@@ -179,6 +240,86 @@ def _clean_words(tests: dict[str, Comparison]) -> Iterator[str]:
     yield f"Clean accuracy moves for {'; '.join(each)}."
 
 
+# --- one base against another --------------------------------------------------------------------
+
+
+def bases(study: Study) -> Iterator[Finding]:
+    """How each base's robust accuracy compares with the first one's, at the same budget."""
+    first, *others = study.params.bases
+    for base in others:
+        yield _base(study, first, base)
+
+
+def _base(study: Study, first: str, base: str) -> Finding:
+    test = compare(study.robust(study.dense(base)), study.robust(study.dense(first)))
+    pairs = _family_pairs(study, first, base)
+    tests = dict(zip(pairs, corrected(list(pairs.values())), strict=True))
+    better = [name for name, one in tests.items() if one.better]
+    answered = _base_answer(test)
+    setting, recipe = study.main_attack, _recipe_words(study, base)
+    opening = (
+        f"In the worst case over the suite ({setting.norm}, eps {budget(setting.eps)}, "
+        f"n = {test.first.n} images), the dense network of the base {recipe} keeps "
+        f"{spell(test.first)} and that of {_recipe_words(study, first)} {spell(test.second)} "
+        f"({p_value(test.p)}, McNemar on the same images)."
+    )
+    text = [opening, _cost_words(study, first, base), *_pair_words(tests, better, base, first)]
+    title = f"Is the base {base} more robust than {first}? {answered}"
+    figures = {"difference": test.difference, "p": test.p, "better": better, "void": test.void}
+    return Finding(title, " ".join(text), figures)
+
+
+def _base_answer(test: Comparison) -> str:
+    values = f"{percent(test.first.value)} against {percent(test.second.value)} %"
+    if test.void:
+        return "It is at chance when clean"
+    if not test.differs:
+        return f"No difference is shown: {values}"
+    return f"Yes: {values}" if test.better else f"No, less: {values}"
+
+
+def _recipe_words(study: Study, base: str) -> str:
+    """A base with how it was trained: `robust (pgd, 7 steps)`."""
+    recipe = study.params.recipes[base]
+    if recipe.method == "standard":
+        return base if base == recipe.method else f"{base} ({recipe.method})"
+    iterates = recipe.method in ("pgd", "trades")
+    return f"{base} ({recipe.method}{f', {recipe.steps} steps' if iterates else ''})"
+
+
+def _cost_words(study: Study, first: str, base: str) -> str:
+    """What robustness costs in clean accuracy."""
+    own, other = (study.dense(one).attack(study.main) for one in (base, first))
+    test = compare(own, other, "clean")
+    shown = "" if test.differs else ": no difference is shown"
+    return (
+        f"Its clean accuracy is {spell(test.first)} against {spell(test.second)} "
+        f"({p_value(test.p)}){shown}."
+    )
+
+
+def _family_pairs(study: Study, first: str, base: str) -> dict[str, Comparison]:
+    """Each family on one base against the same family on the other."""
+    parents = {model.family: model for model in study.of(first)[1:]}
+    return {
+        model.family: compare(study.robust(model), study.robust(parents[model.family]))
+        for model in study.of(base)[1:]
+        if model.family in parents
+    }
+
+
+def _pair_words(
+    tests: dict[str, Comparison], better: list[str], base: str, first: str
+) -> Iterator[str]:
+    if tests:
+        values = sorted(test.first.value or 0.0 for test in tests.values())
+        yield (
+            f"Family by family, {base} is more robust than {first} for {len(better)} of "
+            f"{count(len(tests), 'family', 'families')} after Holm's correction; they keep between "
+            f"{percent(values[0])} and {percent(values[-1])} % on {base}."
+        )
+
+
 # --- a short schedule against a long one ---------------------------------------------------------
 
 
@@ -186,8 +327,9 @@ def schedules(study: Study, base: str) -> Iterator[Finding]:
     """For each two attacks that differ only in steps: does the shorter one flatter the families?"""
     attacks = study.attacks
     for short, long in permutations(attacks, 2):
-        if _only_more_steps(attacks[short], attacks[long]):
-            yield _schedule(study, base, short, long)
+        rows = _rows(study, base, short, long)
+        if rows and _only_more_steps(attacks[short], attacks[long]):
+            yield _schedule(study, base, rows, short, long)
 
 
 def _only_more_steps(short: AttackSettings, long: AttackSettings) -> bool:
@@ -206,6 +348,8 @@ class Row:
 
 
 def _rows(study: Study, base: str, short: str, long: str) -> list[Row]:
+    """The settings of the sweeps; without sweeps the models, but not those that such an attack,
+    which averages over nothing, says nothing about."""
     dense = study.dense(base)
     subjects: list[tuple[str, Model | Point]] = [
         (f"{family} = {setting_text(point.setting)}", point)
@@ -213,7 +357,8 @@ def _rows(study: Study, base: str, short: str, long: str) -> list[Row]:
         for point in study.points(family, base)
     ]
     if not subjects:
-        subjects = [(model.family, model) for model in study.of(base)[1:]]
+        models = [model for model in study.of(base)[1:] if model.kind != "randomized"]
+        subjects = [(model.family, model) for model in models]
     return [
         Row(
             name,
@@ -230,8 +375,8 @@ def _better(rows: list[Row], which: str) -> list[str]:
     return [row.name for row, test in zip(rows, tests, strict=True) if test.better]
 
 
-def _schedule(study: Study, base: str, short: str, long: str) -> Finding:
-    rows, dense = _rows(study, base, short, long), study.dense(base)
+def _schedule(study: Study, base: str, rows: list[Row], short: str, long: str) -> Finding:
+    dense = study.dense(base)
     fall = compare(dense.attack(short), dense.attack(long))
     above = {which: _better(rows, which) for which in ("short", "long")}
     verdict = _verdict(fall, above["long"])

@@ -17,8 +17,9 @@ from advprune.evaluate.compare import compare
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.transfer import transfer_success
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
-from advprune.params import AttackSettings, Params
+from advprune.params import PROBES, AttackSettings, Params
 
+FROZEN = PROBES[-1]  # the probe that only randomized models get
 Place = Callable[[str, str], Path]  # kind of file, name -> where it lies
 
 
@@ -42,6 +43,14 @@ class Model:
     def name(self) -> str:
         """`<family>-<base>`."""
         return f"{self.family}-{self.base}"
+
+    @property
+    def kind(self) -> str:
+        """Which suite it went through: deterministic, randomized, quantized or binary."""
+        if (self.records.attack == FROZEN).any():
+            return "randomized"
+        bits = int(self.card["bits"])
+        return "binary" if bits == 1 else "quantized" if bits < 32 else "deterministic"
 
     def attack(self, name: str) -> pd.DataFrame:
         """The records of one attack, in the order of the images."""
@@ -101,6 +110,11 @@ class Study:
     def main_attack(self) -> AttackSettings:
         """The main attack's settings."""
         return self.attacks[self.main]
+
+    def each_base(self, kind: str) -> list[tuple[str, str]]:
+        """A figure that is drawn for each base: (base, file name without ending)."""
+        bases = self.params.bases
+        return [(base, kind if len(bases) == 1 else f"{kind}-{base}") for base in bases]
 
     @cache  # noqa: B019 (a study lives as long as the stage)
     def robust(self, model: Model) -> pd.DataFrame:

@@ -5,7 +5,6 @@ Rates are in percent, and stand with their 95 % Wilson interval in brackets.
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import pandas as pd
 
@@ -19,10 +18,14 @@ from advprune.evaluate.measures import (
 )
 from advprune.evaluate.statistics import Rate
 from advprune.evaluate.transfer import transfer_success
-from advprune.params import AttackSettings, ExtraAttack
+from advprune.params import AttackSettings, AutoAttackSettings, ExtraAttack, SquareSettings
+from advprune.report.costs import attack_names, passes
+from advprune.report.randomized import most_draws, single_draw
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import NOTHING, p_value, percent, setting_text, with_interval
+from advprune.report.verdicts import level_text
 
+Attack = AttackSettings | SquareSettings | AutoAttackSettings
 PACKAGES = ("torch", "torchattacks", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
 
 
@@ -32,31 +35,63 @@ def shown(rate: Rate) -> str:
 
 
 def leaderboard(study: Study) -> pd.DataFrame:
-    """A row a model under the main attack, in params order."""
+    """A row a model: what is left in the worst case over its suite, in params order."""
     return pd.DataFrame([_leader(study, model) for model in study.models])
 
 
-def _leader(study: Study, model: Model) -> dict[str, Any]:
-    records, found = model.attack(study.main), study.metrics(model)
-    against = compare(records, study.dense(model.base).attack(study.main))
+def _leader(study: Study, model: Model) -> dict[str, str]:
+    records, robust = model.attack(study.main), study.robust(model)
+    against = compare(robust, study.robust(study.dense(model.base)))
     carried, is_dense = model.transferred(study.main), model.family == "dense"
     return {
         "family": model.family,
         "base": model.base,
-        "setting": setting_text(model.card["setting"]),
         "clean %": shown(clean_accuracy(records)),
-        "remnant % (white-box)": shown(remnant_accuracy(records)),
+        "robust %": shown(remnant_accuracy(robust)),
+        f"{study.main} %": shown(remnant_accuracy(records)),
         "transfer %": NOTHING if is_dense else shown(remnant_accuracy(carried)),
         "against dense": NOTHING if is_dense else against.mark,
         "p": NOTHING if is_dense else p_value(against.p).removeprefix("p ").removeprefix("= "),
-        "change %": percent(prediction_change_rate(records).value),
-        "strict ASR %": percent(attack_success_rate(records).value),
+        "verdict": level_text(study.verdict(model)),
+        "setting": setting_text(model.card["setting"]),
+    }
+
+
+def sizes_table(study: Study) -> pd.DataFrame:
+    """A row a model: how small it is, what the main attack does to it, and what the suite cost."""
+    return pd.DataFrame([_size(study, model) for model in study.models])
+
+
+def _size(study: Study, model: Model) -> dict[str, str]:
+    records, found = model.attack(study.main), study.metrics(model)
+    return {
+        "family": model.family,
+        "base": model.base,
         "prune ratio %": percent(model.card["prune_ratio"]),
         "sparsity %": percent(model.card["sparsity"]),
         "bits": str(model.card["bits"]),
+        "change %": percent(prediction_change_rate(records).value),
+        "strict ASR %": percent(attack_success_rate(records).value),
         "ECE clean": f"{found['ece']:.3f}",
         "ECE attacked": f"{found['ece_attacked']:.3f}",
+        "gradients per image": passes(found["gradients"]),
+        "forwards per image": passes(found["forwards"]),
     }
+
+
+def draws_table(study: Study) -> pd.DataFrame:
+    """Randomized models' robust accuracy by three ways of scoring; empty where there are none."""
+    rows = [(m, study.robust(m)) for m in study.models if m.kind == "randomized"]
+    return pd.DataFrame(
+        {
+            "family": model.family,
+            "base": model.base,
+            "mean logits %": shown(remnant_accuracy(robust)),
+            "single draw %": shown(single_draw(robust)),
+            "9 of 10 draws %": shown(most_draws(robust)),
+        }
+        for model, robust in rows
+    )
 
 
 def published_table(study: Study) -> dict[str, pd.DataFrame]:
@@ -108,13 +143,23 @@ def _scored(subject: Model | Point, attack: str) -> pd.DataFrame:
 
 
 def every_attack(study: Study) -> pd.DataFrame:
-    """Remnant accuracy of each model under each attack, the extra ones among them."""
-    names = [*study.attacks, *(extra.key for extra in study.params.attack.extra)]
+    """Remnant accuracy of each model under each attack of all suites, and in the worst case."""
+    names = attack_names(study)
     return pd.DataFrame(
         {"family": model.family, "base": model.base}
-        | {f"{name} %": shown(remnant_accuracy(model.attack(name))) for name in names}
+        | {f"{name} %": _under(study, model, name) for name in names}
+        | {"worst case %": shown(remnant_accuracy(study.robust(model)))}
         for model in study.models
     )
+
+
+def _under(study: Study, model: Model, attack: str) -> str:
+    """A cell of that table; n is said where the attack was for fewer images."""
+    records = model.attack(attack)
+    if records.empty:
+        return NOTHING
+    few = len(records) < len(model.attack(study.main))
+    return shown(remnant_accuracy(records)) + (f", n = {len(records)}" if few else "")
 
 
 def transfer_matrix(study: Study, base: str) -> pd.DataFrame:
@@ -140,20 +185,39 @@ def _crossing(study: Study, model: Model, dense: Model) -> dict[str, str]:
 
 
 def settings_table(study: Study) -> pd.DataFrame:
-    """A row an attack, with everything needed to run it again."""
-    n = len(study.models[0].attack(study.main))
-    seed = study.params.seed
-    rows = [_attack_row(*item) for item in study.attacks.items()]
-    rows += [_extra_row(extra) for extra in study.params.attack.extra]
-    return pd.DataFrame([row | {"seed": str(seed), "n": str(n)} for row in rows]).fillna(NOTHING)
+    """A row an attack of a suite, with everything needed to run it again."""
+    n, profile = len(study.models[0].attack(study.main)), study.params.active()
+    extras = {extra.key: extra for extra in study.params.attack.extra}
+    rows = [
+        _extra_row(extras[name]) if name in extras else _attack_row(name, profile.attacks[name])
+        for name in attack_names(study)
+    ]
+    both = {"n": str(n), "seed": str(study.params.seed)}
+    table = pd.DataFrame([both | row for row in rows]).fillna(NOTHING)
+    last = [column for column in ("n", "seed", "note") if column in table]
+    return table[[*(column for column in table if column not in last), *last]]
 
 
-def _attack_row(name: str, setting: AttackSettings) -> dict[str, str]:
-    return {
+def _attack_row(name: str, setting: Attack) -> dict[str, str]:
+    row = {
         "attack": name,
+        "method": setting.method,
         "norm": setting.norm,
         "eps": f"{setting.eps * 255:.4g}/255" if setting.norm == "Linf" else NOTHING,
         "eps (number)": f"{setting.eps:.4g}",
+        "note": setting.note or NOTHING,
+    }
+    if isinstance(setting, AttackSettings):
+        return row | _schedule(setting)
+    if isinstance(setting, SquareSettings):
+        return row | {"steps": f"{setting.queries} queries", "draws": str(setting.draws)}
+    few = {} if setting.images is None else {"n": f"at most {setting.images}"}
+    return row | {"loss": f"version {setting.version}"} | few
+
+
+def _schedule(setting: AttackSettings) -> dict[str, str]:
+    """The columns that only attacks of the PGD engine have."""
+    return {
         "step": f"{setting.step * 255:.4g}/255" if setting.norm == "Linf" else NOTHING,
         "step (number)": f"{setting.step:.4g}",
         "steps": str(setting.steps),
@@ -161,7 +225,8 @@ def _attack_row(name: str, setting: AttackSettings) -> dict[str, str]:
         "start": "random" if setting.random_start else "clean image",
         "loss": setting.loss,
         "keep": setting.keep,
-        "note": setting.note or NOTHING,
+        "draws": str(setting.draws),
+        "backward": setting.backward or "the model's own",
     }
 
 
@@ -169,6 +234,7 @@ def _extra_row(extra: ExtraAttack) -> dict[str, str]:
     arguments = extra.arguments()
     row = {
         "attack": extra.key,
+        "method": "torchattacks",
         "note": f"torchattacks {extra.name}: {setting_text(arguments) or 'defaults'}",
     }
     if isinstance(arguments.get("eps"), int | float):

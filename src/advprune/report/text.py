@@ -51,9 +51,9 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def count(number: int, noun: str) -> str:
-    """`1 model`, `2 models`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count(number: int, noun: str, nouns: str | None = None) -> str:
+    """`1 model`, `2 models`; `nouns` where the plural is another."""
+    return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
 
 
 def markdown(value: Any) -> str:

@@ -84,7 +84,7 @@ def sanity(study: Study, base: str) -> Iterator[Finding]:
     ends = {m.family: end for m in models if (end := _largest_eps(m)) is not None}
     chance = 1 / max(len(study.classes), 1)
     left = [name for name, rate in ends.items() if (rate.value or 0.0) > ZERO]
-    above = [name for name, rate in ends.items() if (rate.interval[1] or 0.0) >= chance]
+    above = [name for name, rate in ends.items() if (rate.interval[0] or 0.0) > chance]
     gaps = {m.family: test for m in models if (test := reads_high(study, m)) is not None}
     text = [
         *_step_words(study, base, falling),
@@ -98,13 +98,17 @@ def sanity(study: Study, base: str) -> Iterator[Finding]:
         "gaps": {name: test.difference for name, test in gaps.items()},
     }
     if text:
-        yield Finding(_sanity_title(falling, left, above), " ".join(text), figures)
+        yield Finding(
+            _sanity_title(list(falling), left, above, list(gaps)), " ".join(text), figures
+        )
 
 
-def _sanity_title(falling: dict[str, Comparison], left: list[str], above: list[str]) -> str:
+def _sanity_title(falling: list[str], left: list[str], above: list[str], gaps: list[str]) -> str:
     question = "Was the attack strong enough?"
     if above:
         return f"{question} No: {listed(above)} above chance at the largest eps"
+    if gaps:
+        return f"{question} Not along the curve of {listed(gaps)}"
     if falling:
         return f"{question} Not to the end: more steps still find more"
     return f"{question} Yes" + (f", with a remnant in {listed(left)}" if left else "")
@@ -152,8 +156,9 @@ def _eps_words(
     )
     if above:
         yield (
-            f"{listed(above)} cannot be shown to be below chance ({percent(chance)} %) there, a "
-            "sign of hidden gradients: these numbers are not to be trusted."
+            f"{listed(above)} {'is' if len(above) == 1 else 'are'} above chance "
+            f"({percent(chance)} %) there, by the whole interval, a sign of hidden gradients: "
+            "these numbers are not to be trusted."
         )
 
 

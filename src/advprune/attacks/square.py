@@ -1,0 +1,179 @@
+"""Square attack: random search over squares of pixels, without a gradient.
+
+Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via random
+search (ECCV 2020), Algorithms 1 and 2, for the Linf ball. It sees logits alone, so masked gradients
+do not hinder it: where it beats a gradient attack, the gradients are not to be trusted.
+
+Two differences from the authors' code, both as the paper has it: each image has squares and signs
+of its own, and squares reach the last row and column, which that code leaves out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.losses import margin
+from advprune.attacks.pgd import Progress
+from advprune.device import device_of
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
+
+
+def square(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    eps: float,
+    *,
+    queries: int = 1000,
+    p: float = 0.8,
+    draws: int = 1,
+    generator: torch.Generator | None = None,
+    batch: int = 128,
+    cost: Cost | None = None,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
+
+    From `x + eps * stripes`, set a random square to `x +- eps`, one sign per channel, and keep it
+    where the margin loss `max_{i != y} z_i - z_y` rises. The square's side is the whole number
+    nearest to `sqrt(p_i * H * W)`, where `p_i` starts at `p` and halves after `HALVINGS` squares;
+    these are not rescaled to other budgets, as in AutoAttack.
+
+    queries: per image, the stripes included (the look at the clean image is not).
+    draws: logits are the mean of so many forward passes, for randomized models. All decisions rest
+    on that mean: whether the loss rose, and whether an image is misclassified. Its noise stays in
+    them, and the loss that is kept is that of a lucky draw, so score the images afresh.
+    An image that is misclassified, from the start or later, gets no more queries. Every image comes
+    back at its highest loss so far, fooled or not; never below the loss of the clean image, which
+    it then is.
+    generator: a CPU generator; the squares of an image do not depend on the batch size.
+    cost: counts what is passed through the model. progress: called with image-queries done (at most
+    `N * queries`: those that decided images save are not reported).
+
+    Raises ValueError on shapes, ranges or options that make no sense.
+    """
+    check_images("square", images, labels, eps)
+    check_options("square", queries=queries, draws=draws, batch=batch)
+    if not 0 < p <= 1:
+        raise ValueError(f"square: p is {p}; it is a part of the image, above 0 and at most 1")
+    generator = generator or torch.Generator().manual_seed(0)
+    device = device_of(model)
+    private = attack_copy(model, device)
+    if cost is not None:
+        cost.watch(private)
+    shown = images.to(device).contiguous(memory_format=torch.channels_last)
+    search = _Search(
+        private, shown, labels.to(device), draws, batch, progress or (lambda _: None), generator
+    )
+    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        change = search(eps, queries, p).to(images.device)
+    return (images + change).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search over all images. Changes hold `+-eps` (or 0) and are cut to [0, 1] when shown."""
+
+    model: nn.Module
+    images: torch.Tensor
+    labels: torch.Tensor
+    draws: int
+    batch: int
+    progress: Progress
+    generator: torch.Generator
+
+    def __call__(self, eps: float, queries: int, p: float) -> torch.Tensor:
+        """The change of every image, `[N, C, H, W]`."""
+        rows = torch.arange(len(self.images), device=self.images.device)
+        change = torch.zeros_like(self.images)
+        clean = self._losses(rows, change)
+        losses = clean.clone()
+        rows = rows[losses <= 0]  # images still worked on
+        change[rows] = self._stripes(eps)[rows]
+        losses[rows] = self._losses(rows, change[rows])
+        self.progress(len(rows))
+        for tried in range(queries - 1):
+            rows = rows[losses[rows] <= 0]
+            if not len(rows):
+                break
+            candidate = self._with_square(change, rows, eps, side(p, tried, self.images.shape))
+            now = self._losses(rows, candidate)
+            better = now > losses[rows]
+            change[rows[better]], losses[rows[better]] = candidate[better], now[better]
+            self.progress(len(rows))
+        change[losses < clean] = 0
+        return change
+
+    def _losses(self, rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """The margins of `images[rows] + change`, `[len(rows)]`, on the mean logits."""
+        found = self.images.new_empty(len(rows))
+        for part in torch.arange(len(rows), device=rows.device).split(self.batch):
+            points = (self.images[rows[part]] + change[part]).clamp(0, 1)
+            logits = self.model(points)
+            for _ in range(self.draws - 1):
+                logits = logits + self.model(points)
+            found[part] = margin(logits / self.draws, self.labels[rows[part]]).to(found.dtype)
+        return found
+
+    def _stripes(self, eps: float) -> torch.Tensor:
+        """Columns of `+-eps`, a sign for each image, channel and column."""
+        n, channels, height, width = self.images.shape
+        return eps * self._signs(n, channels, 1, width).expand(-1, -1, height, -1)
+
+    def _with_square(
+        self, change: torch.Tensor, rows: torch.Tensor, eps: float, size: int
+    ) -> torch.Tensor:
+        """`change[rows]` with a random square set to `+-eps`, a sign for each channel.
+
+        Drawn for all images, so that an image's squares do not depend on which others are left.
+        """
+        n, channels, height, width = change.shape
+        down = self._offsets(n, height, size)[rows, None, :, None]  # [rows, 1, H, 1]
+        across = self._offsets(n, width, size)[rows, None, None, :]  # [rows, 1, 1, W]
+        return torch.where(down & across, eps * self._signs(n, channels, 1, 1)[rows], change[rows])
+
+    def _offsets(self, n: int, length: int, size: int) -> torch.Tensor:
+        """`[n, length]`: true on `size` neighbours from a place that is uniform over all."""
+        first = torch.randint(length - size + 1, (n, 1), generator=self.generator)
+        place = torch.arange(length)
+        return ((place >= first) & (place < first + size)).to(self.images.device)
+
+    def _signs(self, *shape: int) -> torch.Tensor:
+        return (2 * torch.randint(2, shape, generator=self.generator) - 1).to(self.images)
+
+
+def side(p: float, tried: int, shape: torch.Size) -> int:
+    """Side of the next square in pixels, after `tried` squares, on images of `[N, C, H, W]`."""
+    height, width = shape[2:]
+    share = p / 2 ** sum(tried > at for at in HALVINGS)
+    return min(max(round((share * height * width) ** 0.5), 1), height, width)
+
+
+def check_images(attack: str, images: torch.Tensor, labels: torch.Tensor, eps: float) -> None:
+    """ValueError where images, labels or budget make no sense; `attack` begins the message."""
+    for fault, found in _faults(images, labels, eps):
+        if found:
+            raise ValueError(f"{attack}: {fault}")
+
+
+def _faults(images: torch.Tensor, labels: torch.Tensor, eps: float) -> Iterator[tuple[str, bool]]:
+    yield f"images have shape {list(images.shape)}, not [N, C, H, W]", images.ndim != 4
+    yield f"{len(labels)} labels for {len(images)} images", labels.shape != images.shape[:1]
+    yield (
+        "images hold NaN or lie outside [0, 1]",
+        bool(len(images) and not ((images >= 0) & (images <= 1)).all()),
+    )
+    yield f"eps {eps} may not be negative", not eps >= 0
+
+
+def check_options(attack: str, **counts: int) -> None:
+    """ValueError where a count is below 1."""
+    for key, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{attack}: {key} is {value}; it must be at least 1")

@@ -1,0 +1,216 @@
+"""Adversarial training: how each method attacks a batch, and what it then minimizes.
+
+All attacks are Linf, within `eps = train.eps * recipe.budget` of the image and in [0, 1], crafted
+on the current weights with plain cross-entropy or, for TRADES, the KL divergence. They use the
+model in evaluation mode: forward passes in training mode would move the batch-norm statistics with
+every inner step, and would attack a function (normalized by the batch at hand) other than the one
+that is used in the end.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advprune.attacks.pgd import ascend, pgd, project, random_point
+from advprune.data import to_float
+from advprune.params import RecipeSettings, TrainSettings
+
+Objective = Callable[[torch.Tensor], torch.Tensor]  # logits [N, K] -> a number to be raised
+FGSM_STEP = 1.25  # in units of eps, as Wong et al. advise
+TRADES_START = 0.001  # deviation of the Gaussian start, as published
+CLIFF = 0.1  # less than this of a minibatch is noise, not a collapse
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe at a profile's budget: the images it trains on and the loss it minimizes."""
+
+    recipe: RecipeSettings
+    settings: TrainSettings
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it trains on attacked images at all."""
+        return self.recipe.method != "standard"
+
+    @property
+    def eps(self) -> float:
+        """The Linf budget."""
+        return self.settings.eps * self.recipe.budget
+
+    @property
+    def step(self) -> float:
+        """The length of an inner step, and of one of the validation attack."""
+        return self.settings.step * self.recipe.budget
+
+    def craft(
+        self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn on
+        the CPU from `generator`. The model is left as it was."""
+        if self.recipe.method == "pgd":
+            return pgd_images(model, x, y, self.eps, self.step, self.recipe.steps, generator)
+        if self.recipe.method == "fgsm":
+            return fgsm_images(model, x, y, self.eps, generator)
+        if self.recipe.method == "trades":
+            return trades_images(model, x, self.eps, self.step, self.recipe.steps, generator)
+        if self.recipe.method == "mixed":
+            return mixed_images(model, x, y, self.eps, self.recipe.share)
+        return x
+
+    def loss(
+        self, model: nn.Module, x: torch.Tensor, crafted: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean loss of a batch and the logits `[N, K]` that its accuracy is counted on.
+
+        Cross-entropy on `crafted`; for TRADES (Zhang et al., Theoretically Principled Trade-off
+        between Robustness and Accuracy, 2019) `CE(p(x), y) + beta KL(p(x) || p(x'))`, whose
+        accuracy is that on `x`. Label smoothing is of the cross-entropy alone.
+        """
+        trades = self.recipe.method == "trades"
+        logits = model(x if trades else crafted)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.settings.label_smoothing)
+        if trades:
+            divergence = kl(logits.float().log_softmax(1), model(crafted).float())
+            loss = loss + self.recipe.beta * divergence / len(y)
+        return loss, logits
+
+    def probe(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Uint8 images under the PGD attack by which epochs are compared; always the same starts.
+
+        An image stops where it is misclassified: the result is for counting accuracy only.
+        """
+        x, steps = to_float(images), self.recipe.probe_steps
+        return pgd(model, x, labels, self.eps, self.step, steps, drop=True, batch=256)
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[None]:
+    """The model as an attack needs it: evaluation mode, no weight gradients; restored after.
+
+    Without weight gradients, a backward pass to the images costs about half of a full one.
+    """
+    mode, trained = model.training, [p for p in model.parameters() if p.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(mode)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def climb(
+    model: nn.Module,
+    clean: torch.Tensor,
+    start: torch.Tensor,
+    objective: Objective,
+    eps: float,
+    step: float,
+    steps: int,
+) -> torch.Tensor:
+    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, so many times.
+
+    P projects on the eps-ball round `clean` and on [0, 1].
+    """
+    point = start
+    with attacked(model):
+        for _ in range(steps):
+            point = point.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(model(point).float()), point)
+            point = project(ascend(point.detach(), gradient, step, "Linf"), clean, eps, "Linf")
+    return point
+
+
+def pgd_images(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    eps: float,
+    step: float,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
+    Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
+    start = random_point(x.cpu(), eps, "Linf", generator).to(x.device)
+    return climb(model, x, start, _error(y), eps, step, steps)
+
+
+def fgsm_images(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float, generator: torch.Generator
+) -> torch.Tensor:
+    """One step of `1.25 eps` from a uniform start, projected (Wong et al., Fast is better than
+    free: Revisiting adversarial training, 2020)."""
+    return pgd_images(model, x, y, eps, FGSM_STEP * eps, 1, generator)
+
+
+def trades_images(
+    model: nn.Module,
+    x: torch.Tensor,
+    eps: float,
+    step: float,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """`max_{|d| <= eps} KL(p(x) || p(x + d))` by PGD from `x + 0.001 N(0, 1)` (Zhang et al., 2019).
+
+    The start is off `x` because the divergence has no gradient at `x` itself.
+    """
+    with attacked(model), torch.no_grad():
+        target = model(x).float().log_softmax(1)
+    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    start = project(x + TRADES_START * noise, x, eps, "Linf")
+    return climb(model, x, start, lambda logits: kl(target, logits), eps, step, steps)
+
+
+def mixed_images(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float, share: float
+) -> torch.Tensor:
+    """The batch with its first `share` replaced by FGSM images: one step of eps, no random start
+    (Goodfellow et al., 2015).
+
+    The adversarial training that Dhillon et al., Stochastic Activation Pruning (2018), compare
+    with: 80 % clean images and 20 % FGSM images at lambda = 2. They attack the previous epoch's
+    model; here it is the current weights. Batches are shuffled, so the first images are any.
+    """
+    count = round(share * len(x))
+    if count == 0:
+        return x
+    chosen = x[:count]
+    return torch.cat([climb(model, chosen, chosen, _error(y[:count]), eps, eps, 1), x[count:]])
+
+
+def kl(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """`sum_n KL(p_n || softmax(z_n))` of log-probabilities `target` and logits z, both `[N, K]`."""
+    return F.kl_div(logits.log_softmax(1), target, reduction="sum", log_target=True)
+
+
+def collapsed(history: list[dict[str, float]]) -> bool:
+    """Whether the last two epochs show catastrophic overfitting to FGSM (Wong et al., 2020,
+    section 5.4).
+
+    That is: on the same minibatch, accuracy under PGD is below half of its best so far (by a tenth
+    of the images at least), while accuracy under FGSM is not below that of the best epoch. Where
+    both fall, training is unsteady but not overfit to the single step. A single such epoch is not
+    enough: at a high learning rate, healthy training falls so far now and then, and recovers.
+    """
+    if len(history) < 3 or "probe_accuracy" not in history[-1]:
+        return False
+    best = max(history, key=lambda row: row["probe_accuracy"])
+    return all(_overfit(row, best) for row in history[-2:])
+
+
+def _overfit(row: dict[str, float], best: dict[str, float]) -> bool:
+    reached, before = row["probe_accuracy"], best["probe_accuracy"]
+    fallen = reached < before / 2 and before - reached >= CLIFF
+    return fallen and row["fgsm_accuracy"] >= best["fgsm_accuracy"]
+
+
+def _error(labels: torch.Tensor) -> Objective:
+    """Cross-entropy without label smoothing, summed: signs do not depend on the batch size."""
+    return lambda logits: F.cross_entropy(logits, labels, reduction="sum")

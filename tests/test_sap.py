@@ -1,0 +1,343 @@
+"""SAP and its neighbours: what is kept, what the mean is, and what the gradient is."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advprune import attacks, prune
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.losses import cross_entropy
+from advprune.attacks.pgd import expected_gradient
+from advprune.errors import UserError
+from advprune.models.checkpoint import load_model, save_model
+from advprune.models.insert import places
+from advprune.models.spec import spec_of
+from advprune.models.stochastic import (
+    Stochastic,
+    frozen_copy,
+    is_randomized,
+    mean_logits,
+    set_backward,
+    stochastic_layers,
+)
+from advprune.pruning.noise import AddedNoise, Dropout, ScaledNoise
+from advprune.pruning.sap import StochasticPruning, keep_probability
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+CONV = {"fraction": 2.0, "where": "conv", "form": "poisson", "backward": "scale"}
+RANDOM = {
+    "SAP": 1.0,
+    "dropout": 0.1,
+    "RNA": 0.05,
+    "RSA": 0.2,
+    "RNW": 0.01,
+    "RSW": 0.1,
+    "SWP": 4.0,
+}
+H = torch.tensor([[0.0, 0.1, -0.4, 1.5], [2.0, 0.0, 0.0, 0.0]])
+
+
+def many(layer: nn.Module, h: torch.Tensor, draws: int = 20000) -> torch.Tensor:
+    """Outputs of `draws` passes, `[D, ...]`, of one sample repeated."""
+    torch.manual_seed(0)
+    return layer(h.repeat(draws, *[1] * (h.ndim - 1))).view(draws, *h.shape)
+
+
+# --- the rule ------------------------------------------------------------------------------------
+
+
+def test_the_keep_probability_is_that_of_enumerated_draws() -> None:
+    p, r = torch.tensor([0.5, 0.3, 0.2, 0.0]), 3
+    brute = torch.zeros(4)
+    for draw in product(range(4), repeat=r):
+        chance = float(torch.stack([p[j] for j in draw]).prod())
+        brute[list(set(draw))] += chance
+    assert torch.allclose(keep_probability(p, r), brute, atol=1e-6)
+
+
+def test_the_keep_probability_of_tiny_shares_is_not_lost() -> None:
+    p = torch.tensor([1e-12, 1e-30, 1.0])
+    q = keep_probability(p, 1000)
+    assert torch.allclose(q[:2], 1000 * p[:2], rtol=1e-5) and q[2] == 1
+    assert float(1 - (1 - p[0]) ** 1000) == 0  # what the formula as written would give
+
+
+@pytest.mark.parametrize("form", ["multinomial", "independent"])
+def test_both_forms_keep_with_the_same_probability(form: str) -> None:
+    h = torch.rand(1, 30, generator=torch.Generator().manual_seed(1)) ** 3
+    kept = (many(StochasticPruning(0.5, form), h) != 0).double().mean(0)
+    q = keep_probability(h / h.sum(), 15).double()
+    assert ((kept - q).abs() < 5 * (q * (1 - q) / 20000).sqrt() + 1e-9).all()
+
+
+@pytest.mark.parametrize("form", ["multinomial", "independent", "poisson"])
+def test_the_mean_over_draws_is_the_map(form: str) -> None:
+    h = H[:1]
+    found = many(StochasticPruning(1.0, form), h).double()
+    error = found.std(0) / len(found) ** 0.5
+    assert ((found.mean(0) - h).abs() <= 5 * error + 1e-6).all()
+
+
+def test_survivors_are_divided_by_the_probability_to_survive() -> None:
+    layer = StochasticPruning(1.0)
+    found = many(layer, H[:1], 100)
+    q = keep_probability(H[:1].abs() / H[:1].abs().sum(), 4)
+    kept = found != 0
+    assert torch.allclose(found[kept], (H[:1] / q).expand_as(found)[kept])
+    assert not kept[..., 0].any()  # zeros stay zero
+
+
+@pytest.mark.parametrize("form", ["multinomial", "independent", "poisson"])
+@pytest.mark.parametrize("backward", ["constant", "scale", "identity"])
+def test_maps_of_zeros_and_of_one_value_are_safe(form: str, backward: str) -> None:
+    h = torch.stack([torch.zeros(2, 3), torch.tensor([[0, 7.0, 0], [0, 0, 0]])]).requires_grad_()
+    out = StochasticPruning(1.0, form, backward)(h)
+    (gradient,) = torch.autograd.grad(out.sum(), h)
+    assert torch.equal(out[0], torch.zeros(2, 3)) and torch.isfinite(gradient).all()
+    assert float(out[1, 0, 1].detach()) == pytest.approx(7.0, abs=0.02)  # poisson: 7 / (1 - exp(-6))
+
+
+# --- backward rules ------------------------------------------------------------------------------
+
+
+def gradient_of(layer: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    point = h.clone().requires_grad_()
+    return torch.autograd.grad(layer(point).sum(), point)[0]
+
+
+def frozen(backward: str, form: str = "independent") -> StochasticPruning:
+    layer = StochasticPruning(2.0, form, backward)
+    layer.frozen = 3
+    return layer
+
+
+def test_held_constant_the_gradient_is_the_mask() -> None:
+    h = torch.rand(5, 12, generator=torch.Generator().manual_seed(2)) + 0.1
+    mask = frozen("constant")(h) / h
+    assert torch.allclose(gradient_of(frozen("constant"), h), mask)
+    assert (mask == 0).any() and (mask > 1).any()
+
+
+@pytest.mark.parametrize("form", ["independent", "poisson"])
+def test_through_the_scale_the_gradient_is_the_numerical_one(form: str) -> None:
+    h = torch.rand(1, 12, generator=torch.Generator().manual_seed(2)).double() + 0.1
+    layer, step = frozen("scale", form), 1e-6
+    found = gradient_of(layer, h)
+    for j in range(12):  # the same draws in every call: only the scale moves
+        up, down = h.clone(), h.clone()
+        up[0, j] += step
+        down[0, j] -= step
+        numerical = (layer(up) - layer(down)).sum() / (2 * step)
+        assert float(found[0, j]) == pytest.approx(float(numerical), rel=1e-4, abs=1e-6)
+
+
+def test_straight_through_the_gradient_is_one_and_the_output_the_same() -> None:
+    h = torch.rand(4, 12) + 0.1
+    assert torch.equal(gradient_of(frozen("identity"), h), torch.ones(4, 12))
+    assert torch.allclose(frozen("identity")(h), frozen("constant")(h))
+
+
+# --- the other layers ----------------------------------------------------------------------------
+
+
+def test_dropout_drops_its_rate_and_keeps_the_mean() -> None:
+    found = many(Dropout(0.25), torch.ones(1, 8))
+    assert float((found == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
+    assert float(found.double().mean()) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("layer", "spread"), [(AddedNoise(0.3), 0.3), (ScaledNoise(0.3), 0.6)])
+def test_noise_has_the_stated_spread(layer: Stochastic, spread: float) -> None:
+    found = many(layer, torch.full((1, 8), 2.0)).double()
+    assert float(found.mean()) == pytest.approx(2.0, abs=0.01)
+    assert float(found.std()) == pytest.approx(spread, rel=0.02)
+
+
+def test_dwp_keeps_the_largest_weights_of_each_layer(network: nn.Module) -> None:
+    pruned = prune("DWP", network, 0.25)
+    before, after = dict(network.named_parameters()), dict(pruned.model.named_parameters())
+    for name, w in before.items():
+        kept = after[name] != 0
+        if w.ndim == 1:
+            assert torch.equal(w, after[name])
+        else:
+            assert int(kept.sum()) == round(0.25 * w.numel())
+            assert w[kept].abs().min() >= w[~kept].abs().max()
+            assert torch.equal(pruned.changed[name], ~kept)
+
+
+def test_dwp_keeps_the_first_of_equal_weights() -> None:
+    model = nn.Linear(4, 1)
+    model.weight.data = torch.tensor([[1.0, -2.0, 1.0, -1.0]])
+    assert prune("DWP", model, 0.5).model.weight.tolist() == [[1.0, -2.0, 0.0, 0.0]]
+
+
+# --- in a network --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", RANDOM)
+def test_randomized_families_survive_saving_and_stay_random(
+    family: str, network: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    pruned = prune(family, network, RANDOM[family])
+    assert pruned.ratio == 0 and not is_randomized(network)
+    save_model(pruned.model, tmp_path / "m.safetensors")
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert spec_of(loaded) == spec_of(pruned.model) and not loaded.training
+    images = digits[0][:16]
+    torch.manual_seed(5)
+    expected = pruned.model(images)
+    torch.manual_seed(5)
+    assert torch.equal(loaded(images), expected)
+    assert not torch.equal(loaded(images), expected)
+
+
+@pytest.mark.parametrize("setting", [1.0, CONV], ids=["relu", "conv"])
+def test_the_attack_copy_draws_at_the_same_places(
+    setting: object, network: nn.Module, digits: Pair
+) -> None:
+    model = prune("SAP", network, setting).model
+    private = attack_copy(model, torch.device("cpu"))
+    assert len(stochastic_layers(private)) == len(stochastic_layers(model))
+    with torch.no_grad():
+        one, other = (frozen_copy(m)(digits[0][:8]) for m in (model, private))
+    assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_variant_on_convolutions_sees_what_they_put_out(
+    network: nn.Module, digits: Pair
+) -> None:
+    model, seen = prune("SAP", network, CONV).model, []
+    model.conv1.on_output.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
+    model(digits[0][:4])
+    assert torch.allclose(seen[0], network.conv1(network.normalize(digits[0][:4])), atol=1e-6)
+    assert (seen[0] < 0).any()
+    assert len(stochastic_layers(model)) == len(places(network, "conv"))
+
+
+def test_frozen_draws_are_the_same_for_every_image_and_pass(
+    network: nn.Module, digits: Pair
+) -> None:
+    model = frozen_copy(prune("SAP", network, 1.0).model, seed=1)
+    with torch.no_grad():
+        whole = model(digits[0])
+        assert torch.equal(model(digits[0]), whole)
+        assert torch.allclose(model(digits[0][7:9]), whole[7:9], rtol=1e-3, atol=1e-4)
+        other = frozen_copy(prune("SAP", network, 1.0).model, seed=2)(digits[0])
+    assert not torch.allclose(other, whole)
+
+
+def test_noise_of_a_family_is_not_that_of_the_initialization(network: nn.Module) -> None:
+    """Equal seeds must not give equal streams: noise would be correlated with the weights."""
+    noisy = prune("R", network, 0.5, seed=0).model
+    stream = torch.Generator().manual_seed(0)
+    for (_, w), (_, n) in zip(network.named_parameters(), noisy.named_parameters(), strict=True):
+        raw = torch.rand(w.shape, generator=stream) * 2 - 1
+        if w.numel() > 500:
+            noise = (n - w).flatten() / 0.5
+            assert abs(float(torch.corrcoef(torch.stack([noise, raw.flatten()]))[0, 1])) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "words"),
+    [
+        ("SAP", 0, "fraction"),
+        ("SAP", {"fraction": 1, "form": "exact"}, "form"),
+        ("SAP", {"fraction": 1, "where": "weight"}, "where"),
+        ("dropout", 1.0, "rate"),
+        ("RNA", -1, "sigma"),
+        ("DWP", 1.5, "keep"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    family: str, setting: object, words: str, network: nn.Module
+) -> None:
+    with pytest.raises(UserError, match=words):
+        prune(family, network, setting)
+
+
+# --- under attack --------------------------------------------------------------------------------
+
+
+def test_averaging_draws_comes_closer_to_the_expected_gradient(
+    network: nn.Module, digits: Pair
+) -> None:
+    """The oracle is the mean of 600 draws; 30 draws are closer to it than one is."""
+    model = attack_copy(prune("RNA", network, 0.3).model, torch.device("cpu"))
+    images, labels = digits[0][:4], digits[1][:4]
+    torch.manual_seed(0)
+    truth, _ = expected_gradient(model, images, labels, cross_entropy, 600)
+    errors = {
+        draws: float(
+            torch.stack(
+                [
+                    expected_gradient(model, images, labels, cross_entropy, draws)[0] - truth
+                    for _ in range(5)
+                ]
+            ).norm()
+        )
+        for draws in (1, 30)
+    }
+    assert errors[30] < errors[1] / 3
+
+
+def test_the_attack_on_a_random_model_is_repeatable_and_leaves_no_trace(
+    network: nn.Module, digits: Pair
+) -> None:
+    model = prune("SAP", network, 1.0).model
+    torch.manual_seed(11)
+    before = torch.random.get_rng_state()
+    found = [
+        attacks.pgd(
+            model,
+            *digits,
+            0.1,
+            0.05,
+            3,
+            draws=2,
+            backward="identity",
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert {layer.backward for layer in stochastic_layers(model)} == {"constant"}
+
+
+def test_the_cost_of_an_attack_is_counted(network: nn.Module, digits: Pair) -> None:
+    images, labels = digits[0][:10], digits[1][:10]
+    for model, draws in ((network, 1), (prune("SAP", network, 1.0).model, 3)):
+        cost = Cost()
+        attacks.pgd(model, images, labels, 0.1, 0.05, 4, draws=3, keep="best", cost=cost)
+        assert (cost.gradients, cost.forwards) == (10 * 4 * draws, 10 * 5 * draws)
+
+
+def test_backward_rules_are_checked(network: nn.Module, digits: Pair) -> None:
+    with pytest.raises(ValueError, match="backward"):
+        attacks.pgd(network, *digits, 0.1, 0.05, 1, backward="none")
+    with pytest.raises(ValueError, match="backward"):
+        set_backward(network, "none")
+    with pytest.raises(ValueError, match="draws"):
+        attacks.pgd(network, *digits, 0.1, 0.05, 1, draws=0)
+
+
+def test_a_model_that_cuts_its_graph_has_no_gradient_and_is_still_attacked(digits: Pair) -> None:
+    class Cut(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.detach().flatten(1)[:, :10]
+
+    gradient, logits = expected_gradient(Cut(), *digits, cross_entropy)
+    assert not gradient.any() and logits.shape == (64, 10)
+
+
+def test_mean_logits_is_the_mean(network: nn.Module, digits: Pair) -> None:
+    model = prune("RNA", network, 0.1).model
+    torch.manual_seed(0)
+    each = torch.stack([model(digits[0]) for _ in range(4)])
+    torch.manual_seed(0)
+    assert torch.allclose(mean_logits(model, digits[0], 4), each.mean(0), atol=1e-5)

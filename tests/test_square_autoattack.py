@@ -1,0 +1,513 @@
+"""Square against closed forms and its authors' code; AutoAttack against the official loop."""
+
+import copy
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.attacks.autoattack import autoattack
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.losses import margin
+from advprune.attacks.square import _Search, side, square
+from advprune.errors import UserError
+from advprune.resume import Parts
+from conftest import Linear, make_network
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny forward passes: a second thread only costs time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def perceptron(classes: int = 10) -> nn.Module:
+    """A small smooth network on 8x8 images, far quicker than a ResNet."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        layers = nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, classes)
+        return nn.Sequential(*layers).eval()
+
+
+def own_labels(model: nn.Module, images: torch.Tensor) -> Pair:
+    """Images with the model's predictions as labels, except for the last image: it is wrong."""
+    logits = model(images).detach()
+    labels = logits.argmax(1)
+    labels[-1] = (labels[-1] + 1) % logits.shape[1]
+    return images, labels
+
+
+def wrong(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(images).argmax(1) != labels
+
+
+class Traces:
+    """What a caller could notice of an attack, remembered before and compared after."""
+
+    def __init__(self, model: nn.Module) -> None:
+        model.train()
+        next(iter(model.children())).eval()  # modes that differ inside one model
+        first = next(model.parameters())
+        first.grad = torch.ones_like(first)
+        self.model = model
+        self.before = self.look()
+
+    def look(self) -> dict[str, Any]:
+        named = self.model.named_parameters()
+        return {
+            "modes": [m.training for m in self.model.modules()],
+            "state": copy.deepcopy(self.model.state_dict()),
+            "grads": {k: None if p.grad is None else p.grad.clone() for k, p in named},
+            "requires": [p.requires_grad for p in self.model.parameters()],
+            "random": torch.random.get_rng_state(),
+            "hooks": [len(m._forward_pre_hooks) for m in self.model.modules()],
+        }
+
+    def none_left(self) -> bool:
+        return same(self.before, self.look())
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    return bool(one == other)
+
+
+# Square
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.02, 0.3])
+def test_square_stays_in_the_ball_and_the_pixel_range(
+    network: nn.Module, digits: Pair, eps: float
+) -> None:
+    images, labels = own_labels(network, digits[0][:16])
+    adv = square(network, images, labels, eps, queries=20)
+    assert adv.shape == images.shape and adv.dtype == images.dtype
+    assert (adv - images).abs().max() <= eps + 1e-6
+    assert adv.min() >= 0 and adv.max() <= 1
+    corners = torch.stack([images, (images + eps).clamp(0, 1), (images - eps).clamp(0, 1)])
+    assert (adv == corners).any(0).all()  # the search moves on the corners of the ball
+    assert torch.equal(adv[-1], images[-1])  # wrong before any query
+    assert (eps == 0) == torch.equal(adv, images)
+
+
+def test_square_leaves_no_trace(network: nn.Module, digits: Pair) -> None:
+    traces = Traces(network)
+    kept = digits[0][:8].clone()
+    square(network, digits[0][:8], digits[1][:8], 0.1, queries=5, draws=2, cost=Cost())
+    assert traces.none_left() and torch.equal(kept, digits[0][:8])
+
+
+def test_square_repeats_with_the_generator_and_does_not_depend_on_the_batch(digits: Pair) -> None:
+    model = perceptron()
+    images, labels = own_labels(model, digits[0])
+    first, again, other = (
+        square(model, images, labels, 0.03, queries=30, generator=seeded(s)) for s in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    small = square(model, images, labels, 0.03, queries=30, generator=seeded(1), batch=7)
+    assert ((first - small).abs() > 1e-5).float().mean() < 0.01
+
+
+def test_square_repeats_on_a_randomized_model(digits: Pair) -> None:
+    model = Noisy(perceptron(), 0.1)
+    images, labels = own_labels(model.inner, digits[0][:8])
+    runs = []
+    for state in (1, 2):  # its noise comes from the generator, not from the caller's random state
+        torch.manual_seed(state)
+        runs.append(square(model, images, labels, 0.03, queries=10, draws=2, generator=seeded(5)))
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 40])
+def test_square_never_returns_less_than_the_clean_loss(digits: Pair, queries: int) -> None:
+    model = perceptron()
+    images, labels = own_labels(model, digits[0])
+    before = margin(model(images), labels)
+    after = margin(model(square(model, images, labels, 0.01, queries=queries)), labels)
+    assert (after >= before - 1e-5).all() and (after > before + 1e-5).any()
+
+
+def test_more_queries_never_lower_the_loss(digits: Pair) -> None:
+    model = perceptron()
+    images, labels = own_labels(model, digits[0])
+    few, many = (
+        margin(model(square(model, images, labels, 0.01, queries=q)), labels) for q in (10, 60)
+    )
+    assert (many >= few - 1e-5).all() and (many > few + 1e-5).any()
+
+
+def linear_case(linear: Linear) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """32 grey images, labels as predicted, and the margin's slope per pixel `w_other - w_y`."""
+    images = 0.5 + 0.2 * (torch.rand(32, 3, 4, 4, generator=seeded(3)) - 0.5)
+    labels = linear(images).argmax(1)
+    weight = linear.weight.detach()
+    return images, labels, weight[1 - labels] - weight[labels]
+
+
+def test_square_fools_what_can_be_fooled_on_a_linear_model(linear: Linear) -> None:
+    """The highest margin in the ball is `m + eps * |w_other - w_y|_1`, at one corner of it."""
+    images, labels, slope = linear_case(linear)
+    clean = margin(linear(images), labels).detach()
+    eps = float((-clean / slope.abs().sum(1)).median())  # so that half of the images can be fooled
+    highest = clean + eps * slope.abs().sum(1)
+    fooled = wrong(linear, square(linear, images, labels, eps, queries=3000), labels)
+    gain = eps * slope.abs().sum(1)
+    assert fooled[highest > 0.02 * gain].all()
+    assert not fooled[highest < 0].any()
+    assert 10 < int(fooled.sum()) < 22
+
+
+def test_square_nears_the_optimum_where_nothing_can_be_fooled(linear: Linear) -> None:
+    images, labels, slope = linear_case(linear)
+    clean = margin(linear(images), labels).detach()
+    eps = 0.9 * float((-clean / slope.abs().sum(1)).min())
+    adv = square(linear, images, labels, eps, queries=3000)
+    gained = margin(linear(adv), labels).detach() - clean
+    share = gained / (eps * slope.abs().sum(1))
+    assert not wrong(linear, adv, labels).any()
+    assert share.max() <= 1 + 1e-4 and share.min() > 0.98
+
+
+def all_places_but_the_last(search: Any, n: int, length: int, size: int) -> torch.Tensor:
+    """Where the authors' code puts squares: never at the last row or column."""
+    first = torch.randint(max(length - size, 1), (n, 1), generator=search.generator)
+    return (torch.arange(length) >= first) & (torch.arange(length) < first + size)
+
+
+def test_square_fools_as_many_as_its_authors_code(
+    network: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Successes of 5 seeds each on the same 64 images, with squares in the same places.
+
+    Were all images alike, the difference of two binomial counts would lie within 2.58 standard
+    deviations, `sqrt(2 n q (1 - q))`, in 99 of 100 cases; sharing the images makes it smaller.
+    """
+    peer = pytest.importorskip("pyautoattack.square")
+    images, labels = own_labels(network, digits[0])
+    private, eps, queries, seeds = attack_copy(network, torch.device("cpu")), 0.006, 100, range(5)
+
+    def ours(seed: int) -> int:
+        adv = square(network, images, labels, eps, queries=queries, generator=seeded(seed))
+        return int(wrong(network, adv, labels).sum())
+
+    def theirs(seed: int) -> int:  # n_queries: beside the stripes
+        options = {"n_queries": queries - 1, "resc_schedule": False, "seed": seed}
+        with torch.random.fork_rng():
+            adv = peer.SquareAttack(private, eps=eps, **options).perturb(images, labels)
+        return int(wrong(network, adv, labels).sum())
+
+    everywhere = sum(map(ours, seeds))
+    monkeypatch.setattr(_Search, "_offsets", all_places_but_the_last)
+    mine, peers, trials = sum(map(ours, seeds)), sum(map(theirs, seeds)), len(seeds) * 64
+    rate = (mine + peers) / (2 * trials)
+    assert 0.15 < rate < 0.85
+    assert abs(mine - peers) <= 2.58 * math.sqrt(2 * trials * rate * (1 - rate))
+    assert everywhere >= max(mine, peers)  # images of 8x8 pixels have much of an edge
+
+
+def test_the_side_of_a_square_follows_the_published_schedule() -> None:
+    """As `p_selection` of the authors' code without rescaling; 32 pixels, p 0.8."""
+    peer = pytest.importorskip("pyautoattack.square")
+    attack = peer.SquareAttack(nn.Identity(), eps=0.1, resc_schedule=False)
+    for tried in [*range(12), 50, 51, 200, 201, 501, 1001, 2001, 4001, 6001, 8000, 8001, 9999]:
+        expected = max(round(math.sqrt(attack.p_selection(tried) * 32 * 32)), 1)
+        assert side(0.8, tried, torch.Size([1, 3, 32, 32])) == expected
+    assert [side(0.8, t, torch.Size([1, 1, 8, 8])) for t in (0, 11, 51, 201)] == [7, 5, 4, 3]
+    assert side(1.0, 0, torch.Size([1, 1, 4, 16])) == 4  # no larger than the image
+
+
+class Noisy(nn.Module):
+    """Zero-mean noise on the logits of a model."""
+
+    def __init__(self, inner: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(x)
+        return logits + self.scale * torch.randn(logits.shape)
+
+
+def test_draws_average_the_noise_away(digits: Pair) -> None:
+    """With one draw a lucky one ends the search; the mean of 50 decides nearly as without noise."""
+    model = perceptron()
+    images, labels = own_labels(model, digits[0])
+
+    def fooled(attacked: nn.Module, draws: int, seed: int) -> torch.Tensor:
+        options = {"queries": 40, "draws": draws, "generator": seeded(seed)}
+        return wrong(model, square(attacked, images, labels, 0.15, **options), labels)
+
+    def agreement(draws: int) -> int:
+        pairs = ((fooled(Noisy(model, 0.05), draws, s), fooled(model, 1, s)) for s in range(3))
+        return sum(int((noisy == quiet).sum()) for noisy, quiet in pairs)
+
+    once, often = agreement(1), agreement(50)
+    assert often >= 0.85 * 3 * 64 and often >= once + 12
+
+
+class Counting(nn.Module):
+    """Two logits from the first pixel; notes how many images pass through any copy of it."""
+
+    seen: ClassVar[list[int]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Counting.seen.append(len(x))
+        first = x[:, 0, 0, 0]
+        return torch.stack([first, 1 - first], dim=1)
+
+
+def test_square_counts_its_cost() -> None:
+    """By hand: 2 wrong images are seen once, 3 that cannot be fooled at every query."""
+    images = torch.full((5, 1, 4, 4), 0.9)
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    Counting.seen.clear()
+    cost, done = Cost(), list[int]()
+    options = {"queries": 7, "draws": 4, "batch": 2, "progress": done.append}
+    square(Counting(), images, labels, 0.1, cost=cost, **options)
+    assert cost == Cost(forwards=(5 + 3 * 7) * 4, gradients=0)
+    assert sum(Counting.seen) == cost.forwards and max(Counting.seen) == 2
+    assert sum(done) == 3 * 7
+
+
+def test_square_without_images(network: nn.Module, digits: Pair) -> None:
+    assert square(network, digits[0][:0], digits[1][:0], 0.1).shape == digits[0][:0].shape
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"eps": -0.1}, "eps"),
+        ({"eps": float("nan")}, "eps"),
+        ({"queries": 0}, "queries"),
+        ({"draws": 0}, "draws"),
+        ({"batch": 0}, "batch"),
+        ({"p": 0.0}, "p is"),
+        ({"images": torch.full((2, 1, 8, 8), 1.5)}, "outside"),
+        ({"images": torch.full((2, 1, 8, 8), float("nan"))}, "outside"),
+        ({"images": torch.zeros(2, 8, 8)}, "shape"),
+        ({"images": torch.zeros(3, 1, 8, 8)}, "2 labels for 3"),
+    ],
+)
+def test_square_refuses_what_makes_no_sense(change: dict[str, Any], word: str) -> None:
+    options = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2).long(), "eps": 0.1}
+    with pytest.raises(ValueError, match=word):
+        square(perceptron(), **(options | change))
+
+
+# AutoAttack
+
+
+def official(model: nn.Module, pair: Pair, eps: float, targets: int = 9, **options: Any) -> Any:
+    """The images of the package's own evaluation, in batches of 5."""
+    package = pytest.importorskip("pyautoattack")
+    with torch.random.fork_rng():
+        judge = package.AutoAttack(copy.deepcopy(model), eps=eps, seed=0, **options)
+        judge.apgd_targeted.n_target_classes = judge.fab.n_target_classes = targets
+        return judge.run_standard_evaluation(*pair, batch_size=5)[0]
+
+
+class Rounding(nn.Module):
+    """Rounds pixels to 17 levels, so that there is no gradient and Square gets furthest."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner((x * 16).round() / 16)
+
+
+STANDARD = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "version", "eps", "helpful"),
+    [
+        (perceptron(), "Linf", "standard", 0.1, "apgd-t"),
+        (perceptron(), "L2", "standard", 0.5, "apgd-t"),
+        (Rounding(perceptron()), "Linf", "standard", 0.1, "square"),
+        (perceptron(), "Linf", "rand", 0.1, "apgd-dlr"),
+    ],
+)
+def test_autoattack_is_the_official_one(
+    digits: Pair, model: nn.Module, norm: str, version: str, eps: float, helpful: str
+) -> None:
+    """The same images to the last bit, from the same private copy and batches."""
+    images, labels = own_labels(model, digits[0][:12])
+    adv, counts = autoattack(model, images, labels, eps, norm=norm, version=version, batch=5)
+    private = attack_copy(model, torch.device("cpu"))
+    theirs = official(private, (images, labels), eps, norm=norm, version=version)
+    assert torch.equal(adv, theirs)
+    keys, left = list(counts), list(counts.values())
+    assert keys == (STANDARD if version == "standard" else ["clean", "apgd-ce", "apgd-dlr"])
+    assert left == sorted(left, reverse=True) and left[0] == 11 and 0 < left[-1] < 11
+    assert counts[helpful] < left[keys.index(helpful) - 1]
+    flags = wrong(model, adv, labels)
+    assert int((~flags).sum()) == left[-1] and torch.equal(adv[~flags], images[~flags])
+    change = (adv - images).flatten(1)
+    size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
+    assert size.max() <= eps + 1e-5 and adv.min() >= 0 and adv.max() <= 1
+    assert adv.dtype == torch.float32
+
+
+def test_autoattack_on_a_folded_network_gives_the_official_verdicts(digits: Pair) -> None:
+    """Folding reorders the arithmetic, so images may differ; verdicts do not."""
+    model = make_network(digits[0])
+    images, labels = own_labels(model, digits[0][:12])
+    adv, counts = autoattack(model, images, labels, 0.02, batch=5)
+    theirs = official(model, (images, labels), 0.02)
+    assert torch.equal(wrong(model, adv, labels), wrong(model, theirs, labels))
+    assert 0 == counts["apgd-t"] < counts["apgd-ce"] < counts["clean"] == 11
+
+
+def test_autoattack_with_few_classes(digits: Pair) -> None:
+    model = perceptron(classes=5)
+    images, labels = own_labels(model, digits[0][:6])
+    private = attack_copy(model, torch.device("cpu"))
+    adv, _ = autoattack(model, images, labels, 0.03, batch=5)
+    assert torch.equal(adv, official(private, (images, labels), 0.03, targets=4))
+    with pytest.raises(UserError, match="at least 4 classes, the model has 3"):
+        autoattack(perceptron(classes=3), images, labels % 3, 0.03)
+    with pytest.raises(UserError, match="at least 3 classes, the model has 2"):
+        autoattack(perceptron(classes=2), images, labels % 2, 0.03, version="rand")
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def run_interrupted(
+    run: Callable[[Parts], Any], parts: Parts, monkeypatch: pytest.MonkeyPatch, cls: type
+) -> None:
+    """Run until the attack `cls` is called, at which the run is killed."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cls, "perturb", interrupt)
+        run(parts)
+
+
+def test_autoattack_resumes_after_a_kill(
+    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = pytest.importorskip("pyautoattack.autopgd_base")
+    model = perceptron()
+    images, labels = own_labels(model, digits[0][:12])
+    parts, costs = Parts(tmp_path, "aa", files=[]), [Cost(), Cost()]
+    whole, counts = autoattack(model, images, labels, 0.1, batch=5, cost=costs[0])
+
+    def run(kept: Parts) -> tuple[torch.Tensor, dict[str, int]]:
+        return autoattack(model, images, labels, 0.1, batch=5, cost=costs[1], parts=kept)
+
+    run_interrupted(run, parts, monkeypatch, base.APGDAttack_targeted)
+    names = sorted(path.stem for path in parts.folder.iterdir())
+    assert names == [f"autoattack-apgd-ce-{i}" for i in range(3)]  # 11 images, 5 at a time
+    monkeypatch.setattr(base.APGDAttack, "perturb", interrupt)  # what is kept is not run again
+    resumed, again = run(parts)
+    assert torch.equal(resumed, whole) and again == counts and costs[0] == costs[1]
+    assert 0 < counts["apgd-t"] < counts["apgd-ce"]  # there was work left at the kill
+
+
+def test_a_randomized_evaluation_resumes_with_the_same_draws(
+    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = pytest.importorskip("pyautoattack.autopgd_base")
+    model = Noisy(perceptron(), 0.3)  # so loud that predictions change from draw to draw
+    images, labels = own_labels(model.inner, digits[0][:24])
+    options: dict[str, Any] = {"version": "rand", "batch": 4, "seed": 3}
+    whole, counts = autoattack(model, images, labels, 0.05, **options)
+    parts, calls, perturb = Parts(tmp_path, "aa", files=[]), list[int](), base.APGDAttack.perturb
+
+    def second_call_dies(*arguments: Any) -> Any:
+        calls.append(1)
+        return interrupt() if len(calls) == 2 else perturb(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(base.APGDAttack, "perturb", second_call_dies)
+        autoattack(model, images, labels, 0.05, parts=parts, **options)
+    assert [path.stem for path in parts.folder.iterdir()] == ["autoattack-apgd-ce-0"]
+    torch.manual_seed(99)  # whatever the random state of the second process is
+    resumed, again = autoattack(model, images, labels, 0.05, parts=parts, **options)
+    assert torch.equal(resumed, whole) and again == counts
+
+
+def test_autoattack_leaves_no_trace(digits: Pair) -> None:
+    pytest.importorskip("pyautoattack")
+    model = make_network(digits[0])
+    images, labels = own_labels(model, digits[0][:4])
+    traces, kept = Traces(model), images.clone()
+    autoattack(model, images, labels, 0.3, cost=Cost())
+    assert traces.none_left() and torch.equal(kept, images)
+
+
+def test_autoattack_is_quiet(
+    digits: Pair, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The package's warning of zero gradients goes to our logger, which has a silent handler."""
+    pytest.importorskip("pyautoattack")
+    model = Rounding(perceptron())
+    autoattack(model, *own_labels(model, digits[0][:4]), 0.02, version="rand")
+    ours = "advprune.attacks.autoattack"
+    assert {record.name for record in caplog.records} == {ours}
+    assert [type(handler) for handler in logging.getLogger(ours).handlers] == [logging.NullHandler]
+    output = capfd.readouterr()
+    assert output.out == "" and output.err == ""
+
+
+def test_autoattack_counts_its_cost(digits: Pair) -> None:
+    """By hand, `rand` on images that cannot be fooled: 20 draws at 101 points, for each loss.
+
+    Besides: every image once clean, then once before and once after each of the two attacks.
+    """
+    pytest.importorskip("pyautoattack")
+    cost = Cost()
+    images, labels = digits[0][:4], perceptron()(digits[0][:4]).argmax(1)
+    _, counts = autoattack(perceptron(), images, labels, 0.0, version="rand", cost=cost)
+    assert set(counts.values()) == {4}
+    assert cost == Cost(forwards=4 * (1 + 2 * (2 + 20 * 101)), gradients=4 * 2 * 20 * 101)
+
+
+def test_autoattack_when_nothing_is_left_to_attack(digits: Pair) -> None:
+    pytest.importorskip("pyautoattack")
+    model = perceptron()
+    images = digits[0][:3]
+    labels = (model(images).argmax(1) + 1) % 10
+    adv, counts = autoattack(model, images, labels, 0.1)
+    assert torch.equal(adv, images) and list(counts.values()) == [0] * 5
+    adv, counts = autoattack(model, images[:0], labels[:0], 0.1)
+    assert adv.shape == images[:0].shape and list(counts.values()) == [0] * 5
+
+
+def test_autoattack_says_what_to_install(digits: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(UserError, match="pip install pyautoattack"):
+        autoattack(perceptron(), *digits, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"norm": "L1"}, "norm"), ({"version": "auto"}, "version"), ({"batch": 0}, "batch")],
+)
+def test_autoattack_refuses_what_makes_no_sense(
+    digits: Pair, change: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(ValueError, match=word):
+        autoattack(perceptron(), *digits, 0.1, **change)
