@@ -16,7 +16,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import LOSSES, Loss
 from advprune.device import device_of
-from advprune.models.stochastic import RULES, is_randomized, mean_logits, set_backward
+from advprune.models.stochastic import RULES, drawn_logits, is_randomized, mean_logits, set_backward
 
 Progress = Callable[[int], None]
 
@@ -76,6 +76,7 @@ def pgd(
     search = _Search(
         model=private,
         draws=draws if randomized else 1,
+        most=batch,
         loss=LOSSES[loss],
         eps=eps,
         step=step,
@@ -121,6 +122,7 @@ class _Search:
 
     model: nn.Module
     draws: int
+    most: int
     loss: Loss
     eps: float
     step: float
@@ -165,13 +167,13 @@ class _Search:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradient, loss and whether wrong; the latter two are those of the mean logits."""
         gradient, logits = expected_gradient(
-            self.model, current, labels, self.loss, self.draws, self.bf16
+            self.model, current, labels, self.loss, self.draws, self.bf16, self.most
         )
         return gradient, self.loss(logits, labels), logits.argmax(1) != labels
 
     @torch.no_grad()
     def _loss(self, current: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(mean_logits(self.model, current, self.draws), labels)
+        return self.loss(mean_logits(self.model, current, self.draws, self.most), labels)
 
 
 def expected_gradient(
@@ -181,22 +183,33 @@ def expected_gradient(
     loss: Loss,
     draws: int = 1,
     bf16: bool = False,
+    most: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of the loss by the images, and the logits, both averaged over `draws` passes.
+    """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
 
-    Non-finite entries of one draw's gradient (a division by nearly nothing) count as 0.
+    most: images a pass, as in `models.stochastic.drawn_logits`. Non-finite entries of a pass's
+    gradient (a division by nearly nothing) count as 0.
     """
+    point = images.detach().requires_grad_()
     gradient, total = torch.zeros_like(images), torch.zeros(())
-    for _ in range(draws):
-        with torch.enable_grad():
-            point = images.detach().requires_grad_()
-            with torch.autocast(point.device.type, torch.bfloat16, enabled=bf16):
-                logits = model(point).to(point.dtype)
+    with torch.enable_grad():
+        for logits in _cast(drawn_logits(model, point, draws, most), point, bf16):
             if logits.requires_grad:  # else the model has cut its graph: there is no gradient
-                (one,) = torch.autograd.grad(loss(logits, labels).sum(), point)
+                losses = loss(logits.flatten(0, 1), labels.repeat(len(logits)))
+                (one,) = torch.autograd.grad(losses.sum(), point)
                 gradient += one.nan_to_num(0.0, 0.0, 0.0)
-        total = total.to(logits) + logits.detach()
+            total = total.to(logits) + logits.detach().sum(0)
     return gradient / draws, total / draws
+
+
+def _cast(passes: Iterator[torch.Tensor], like: torch.Tensor, bf16: bool) -> Iterator[torch.Tensor]:
+    """The passes, each in mixed precision where asked for, its logits in the images' type."""
+    while True:
+        with torch.autocast(like.device.type, torch.bfloat16, enabled=bf16):
+            logits = next(passes, None)
+        if logits is None:
+            return
+        yield logits.to(like.dtype)
 
 
 def _record(

@@ -19,6 +19,7 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.pgd import Progress
 from advprune.device import device_of
+from advprune.models.stochastic import mean_logits
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
 
@@ -115,10 +116,8 @@ class _Search:
         found = self.images.new_empty(len(rows))
         for part in torch.arange(len(rows), device=rows.device).split(self.batch):
             points = (self.images[rows[part]] + change[part]).clamp(0, 1)
-            logits = self.model(points)
-            for _ in range(self.draws - 1):
-                logits = logits + self.model(points)
-            found[part] = margin(logits / self.draws, self.labels[rows[part]]).to(found.dtype)
+            logits = mean_logits(self.model, points, self.draws, self.batch)
+            found[part] = margin(logits, self.labels[rows[part]]).to(found.dtype)
         return found
 
     def _stripes(self, eps: float) -> torch.Tensor:

@@ -89,9 +89,8 @@ def gradient(
         torch.manual_seed(salted(work.seed, "probe_gradient"))
         for part, answers in zip(images.split(work.batch), labels.split(work.batch), strict=True):
             device = device_of(model)
-            found, _ = expected_gradient(
-                private, part.to(device), answers.to(device), cross_entropy, draws
-            )
+            at = part.to(device), answers.to(device)
+            found, _ = expected_gradient(private, *at, cross_entropy, draws, most=work.batch)
             size.append(found.flatten(1).abs().amax(1).cpu())
     crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), cost)
     table = rows(model, images, crafted, labels, "probe_gradient", setting, work)

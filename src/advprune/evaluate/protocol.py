@@ -101,9 +101,8 @@ class Protocol:
                 self.images.split(self.work.batch), self.labels.split(self.work.batch), strict=True
             )
             for x, y in batches:
-                one, _ = expected_gradient(
-                    private, x.to(device), y.to(device), cross_entropy, draws
-                )
+                at, most = (x.to(device), y.to(device)), self.work.batch
+                one, _ = expected_gradient(private, *at, cross_entropy, draws, most=most)
                 found.append(one.cpu())
         return torch.cat(found)
 

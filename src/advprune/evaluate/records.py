@@ -9,7 +9,7 @@ from torch import nn
 
 from advprune.attacks.losses import margin
 from advprune.device import device_of, salted
-from advprune.models.stochastic import is_randomized
+from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
 
@@ -28,7 +28,7 @@ def all_logits(
         if count > 1:
             torch.manual_seed(salted(seed, "score"))
         parts = [
-            torch.stack([model(part.to(device)).float().cpu() for _ in range(count)])
+            torch.cat([p.float().cpu() for p in drawn_logits(model, part.to(device), count, batch)])
             for part in images.split(batch)
         ]
     return torch.cat(parts, dim=1)

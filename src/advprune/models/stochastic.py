@@ -5,6 +5,8 @@ Here randomness has switches of its own, which attacks and checks set on private
 """
 
 import copy
+from collections.abc import Iterable, Iterator
+from functools import reduce
 
 import torch
 from torch import nn
@@ -77,9 +79,39 @@ def frozen_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     return copied
 
 
-def mean_logits(model: nn.Module, images: torch.Tensor, draws: int) -> torch.Tensor:
-    """Logits `[N, K]` averaged over `draws` forward passes."""
-    total = model(images)
-    for _ in range(draws - 1):
-        total = total + model(images)
-    return total / draws
+def drawn_logits(
+    model: nn.Module, images: torch.Tensor, draws: int, most: int = 0
+) -> Iterator[torch.Tensor]:
+    """Logits `[k, N, K]` of `draws` draws in all, k of them a forward pass.
+
+    A pass takes up to `most` images (always at least all N once), so that a small network's time
+    does not go into starting its layers. Noise on weights is shared by a pass: then k is 1.
+    """
+    together = max(1, most // max(len(images), 1)) if _by_sample(model) else 1
+    for count in split(draws, together):
+        repeated = images.repeat(count, 1, 1, 1) if count > 1 else images
+        yield model(repeated).unflatten(0, (count, len(images)))
+
+
+def split(total: int, size: int) -> list[int]:
+    """`total` in parts of at most `size`."""
+    whole, rest = divmod(total, size)
+    return [size] * whole + [rest] * (rest > 0)
+
+
+def _by_sample(model: nn.Module) -> bool:
+    """Whether every sample of a batch has draws of its own."""
+    on_weights = (name.endswith(".on_weight") for name, _ in model.named_modules())
+    return not any(on_weights) and all(m.frozen is None for m in stochastic_layers(model))
+
+
+def mean_logits(
+    model: nn.Module, images: torch.Tensor, draws: int, most: int = 0
+) -> torch.Tensor:
+    """Logits `[N, K]` averaged over `draws` draws."""
+    return sum_of(part.sum(0) for part in drawn_logits(model, images, draws, most)) / draws
+
+
+def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of tensors of one shape."""
+    return reduce(torch.add, parts)
