@@ -98,7 +98,8 @@ def test_maps_of_zeros_and_of_one_value_are_safe(form: str, backward: str) -> No
     out = StochasticPruning(1.0, form, backward)(h)
     (gradient,) = torch.autograd.grad(out.sum(), h)
     assert torch.equal(out[0], torch.zeros(2, 3)) and torch.isfinite(gradient).all()
-    assert float(out[1, 0, 1].detach()) == pytest.approx(7.0, abs=0.02)  # poisson: 7 / (1 - exp(-6))
+    # poisson: 7 / (1 - exp(-6))
+    assert float(out[1, 0, 1].detach()) == pytest.approx(7.0, abs=0.02)
 
 
 # --- backward rules ------------------------------------------------------------------------------
@@ -239,7 +240,9 @@ def test_noise_of_a_family_is_not_that_of_the_initialization(network: nn.Module)
         raw = torch.rand(w.shape, generator=stream) * 2 - 1
         if w.numel() > 500:
             noise = (n - w).flatten() / 0.5
-            assert abs(float(torch.corrcoef(torch.stack([noise, raw.flatten()]))[0, 1])) < 0.2
+            assert (
+                abs(float(torch.corrcoef(torch.stack([noise.detach(), raw.flatten()]))[0, 1])) < 0.2
+            )
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ Backward = Literal["constant", "scale", "identity"]
 class AttackSettings(Settings):
     """One attack of the PGD engine (`advprune.attacks.pgd`).
 
+    momentum: share of the former direction that each step keeps; 0 is plain PGD.
+
     draws, backward: for randomized models alone. Gradients are averaged over so many draws, and
     taken with the random factors held constant, through their scale, or with the random layer
     replaced by the identity (BPDA); null leaves the model its own rule.
@@ -154,6 +156,7 @@ class AttackSettings(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     draws: int = Field(default=1, ge=1, le=10000)
     backward: Backward | None = None
+    momentum: float = Field(default=0.0, ge=0, lt=1)
     note: str = ""
 
     @model_validator(mode="after")

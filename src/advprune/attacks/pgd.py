@@ -42,6 +42,7 @@ def pgd(
     precision: str = "float32",
     draws: int = 1,
     backward: str | None = None,
+    momentum: float = 0.0,
     cost: Cost | None = None,
     progress: Progress | None = None,
 ) -> torch.Tensor:
@@ -61,14 +62,18 @@ def pgd(
     over so many draws (EOT, Athalye et al. 2018), loss and decisions are those of the mean logits,
     and gradients of the random factors follow the rule `constant`, `scale` or `identity` (BPDA);
     None leaves the model's own.
+    momentum: the step follows `v = momentum * v + g / mean|g|` instead of the gradient g alone
+    (Dong et al., Boosting Adversarial Attacks with Momentum, 2018); it averages over draws, too.
     cost: counts images passed forward and gradients taken.
     progress: called with the number of image-steps done (of `N * steps * restarts`).
 
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     _check(images, labels, eps, step, steps, norm, loss, keep, precision, backward, restarts, start)
-    if draws < 1:
-        raise ValueError(f"pgd: draws is {draws}; it must be at least 1")
+    if draws < 1 or not 0 <= momentum < 1:
+        raise ValueError(
+            f"pgd: draws ({draws}) must be at least 1, and momentum ({momentum}) in [0, 1)"
+        )
     generator = generator or torch.Generator().manual_seed(0)
     device, private = device_of(model), attack_copy(model, device_of(model), fold)
     randomized = is_randomized(private)
@@ -77,6 +82,7 @@ def pgd(
         model=private,
         draws=draws if randomized else 1,
         most=batch,
+        momentum=momentum,
         loss=LOSSES[loss],
         eps=eps,
         step=step,
@@ -123,6 +129,7 @@ class _Search:
     model: nn.Module
     draws: int
     most: int
+    momentum: float
     loss: Loss
     eps: float
     step: float
@@ -142,18 +149,20 @@ class _Search:
         current = start.contiguous(memory_format=torch.channels_last)
         found, losses = current.clone(), clean.new_full((len(clean),), -torch.inf)
         rows = torch.arange(len(clean), device=clean.device)  # samples still worked on
+        direction = torch.zeros_like(clean)
         for _ in range(self.steps):
             gradient, now, wrong = self._gradient(current, labels)
             self.progress(len(clean))
+            direction = self._direction(direction, gradient)
             if self.best:
                 _record(found, losses, rows, current, now)
             if self.drop and wrong.any():
                 found[rows[wrong]], losses[rows[wrong]] = current[wrong], torch.inf
                 rows, labels, clean = rows[~wrong], labels[~wrong], clean[~wrong]
-                current, gradient = current[~wrong], gradient[~wrong]
+                current, direction = current[~wrong], direction[~wrong]
                 if not len(rows):
                     return found, losses
-            moved = ascend(current, gradient, self.step, self.norm)
+            moved = ascend(current, direction, self.step, self.norm)
             current = project(moved, clean, self.eps, self.norm)
         if self.best:
             _record(found, losses, rows, current, self._loss(current, labels))
@@ -161,6 +170,13 @@ class _Search:
             found[rows] = current
             losses[rows] = self._loss(current, labels) if self.compare else 0.0
         return found, losses
+
+    def _direction(self, before: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Where to step: the gradient, or with momentum its running sum in units of its mean."""
+        if not self.momentum:
+            return gradient
+        size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
+        return self.momentum * before + gradient / size
 
     def _gradient(
         self, current: torch.Tensor, labels: torch.Tensor

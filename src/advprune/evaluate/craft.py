@@ -205,6 +205,7 @@ def _engine(
         precision=setting.precision,
         draws=setting.draws,
         backward=setting.backward,
+        momentum=setting.momentum,
         generator=torch.Generator().manual_seed(work.seed),
         batch=work.batch,
         cost=cost,
@@ -261,7 +262,7 @@ def rows(
         "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
     }
     adv = crafted.pixels / 255
-    known = {"batch": work.batch, "passes": work.draws, "clean": clean}
+    known: dict[str, Any] = {"batch": work.batch, "passes": work.draws, "clean": clean}
     return score(model, images, adv, labels, **known, **columns)
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 LEVEL = 0.95
 
@@ -25,6 +24,8 @@ class Rate:
         """Wilson's score interval."""
         if not self.n:
             return None, None
+        from scipy.stats import binomtest  # half a second, which stages that only record save
+
         found = binomtest(self.hits, self.n).proportion_ci(LEVEL, method="wilson")
         return float(found.low), float(found.high)
 
@@ -50,6 +51,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """
     if len(first) != len(second):
         raise ValueError(f"mcnemar: {len(first)} and {len(second)} images are not the same images")
+    from scipy.stats import binomtest
+
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     if only_first + only_second == 0:
         return 1.0

@@ -105,9 +105,7 @@ def _by_sample(model: nn.Module) -> bool:
     return not any(on_weights) and all(m.frozen is None for m in stochastic_layers(model))
 
 
-def mean_logits(
-    model: nn.Module, images: torch.Tensor, draws: int, most: int = 0
-) -> torch.Tensor:
+def mean_logits(model: nn.Module, images: torch.Tensor, draws: int, most: int = 0) -> torch.Tensor:
     """Logits `[N, K]` averaged over `draws` draws."""
     return sum_of(part.sum(0) for part in drawn_logits(model, images, draws, most)) / draws
 

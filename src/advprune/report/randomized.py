@@ -205,6 +205,7 @@ def _schedule_row(name: str, setting: AttackSettings) -> dict[str, str]:
         "steps": str(setting.steps),
         "draws a step": str(setting.draws),
         "backward": RULES[setting.backward],
+        "momentum": f"{setting.momentum:g}",
         "loss": setting.loss,
         "start": "random" if setting.random_start else "clean image",
     }
@@ -237,7 +238,7 @@ class Fate:
     @property
     def top(self) -> float:
         """The budget of the largest gain, of those that are shown where any is."""
-        return max(self.shown or self.gains, key=lambda eps: self.gains[eps].difference)
+        return _top(self.gains)
 
     @property
     def at(self) -> float:
@@ -267,13 +268,32 @@ def fate(study: Study, pair: Pair) -> Fate | None:
     gains, iterative = (_gains(study, pair, attack) for attack in (FGSM, ITERATIVE))
     if not gains:
         return None
-    attacked, others = adaptive(study, pair.sap), adaptive(study, pair.dense)
+    attacked, others = (_at_gain(adaptive(study, name), gains) for name in (pair.sap, pair.dense))
     left = compare(worst_of(attacked), worst_of(others)) if attacked and others else None
     at = float(worst_of(attacked).eps.max()) if attacked else None
     own, parent = (over_budgets(study, name, FGSM) for name in (pair.sap, pair.dense))
     eps = next(iter(gains))
     clean = compare(own[eps], parent[eps], "clean")
     return Fate(pair, clean, gains, iterative, left, at)
+
+
+def _at_gain(
+    tables: dict[str, pd.DataFrame], gains: dict[float, Comparison]
+) -> dict[str, pd.DataFrame]:
+    """The adaptive attacks at the budget of the largest gain; where there are none, those of the
+    largest budget. Attacks of different budgets are not put together."""
+    budgets = {name: float(table.eps.iloc[0]) for name, table in tables.items()}
+    wanted = _top(gains)
+    if not any(isclose(eps, wanted, rel_tol=1e-6) for eps in budgets.values()):
+        wanted = max(budgets.values(), default=0.0)
+    chosen = [name for name, eps in budgets.items() if isclose(eps, wanted, rel_tol=1e-6)]
+    return {name: tables[name] for name in chosen}
+
+
+def _top(gains: dict[float, Comparison]) -> float:
+    """The budget of the largest gain, of those that are shown where any is."""
+    shown = [eps for eps, test in gains.items() if test.better]
+    return max(shown or gains, key=lambda eps: gains[eps].difference)
 
 
 def _gains(study: Study, pair: Pair, attack: str) -> dict[float, Comparison]:
@@ -373,7 +393,7 @@ def _left_words(study: Study, found: Fate) -> Iterator[str]:
     left, sap = found.left, found.pair.sap
     if left is None or found.budget is None:
         return
-    tables = adaptive(study, sap)
+    tables = _at_gain(adaptive(study, sap), found.gains)
     worst = min(tables, key=lambda name: remnant_accuracy(tables[name]).hits)
     yield (
         f"In the worst case per image over {count(len(tables), 'attack')} that know it "

@@ -383,7 +383,7 @@ def _schedule(study: Study, base: str, rows: list[Row], short: str, long: str) -
     text = paragraphs(
         [_travel(study, short, long), _fall_words(fall, long, short)],
         [*_row_words(rows, short, long), _verdict_words(verdict, fall, above, short, long)],
-        list(_published_words(rows, short)),
+        list(_published_words(study, rows, short)),
     )
     figures = {
         "verdict": verdict,
@@ -465,8 +465,10 @@ def _exceptions(rows: list[Row], which: str) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _published_words(rows: list[Row], short: str) -> Iterator[str]:
+def _published_words(study: Study, rows: list[Row], short: str) -> Iterator[str]:
     """What the rows that the published table singles out keep here."""
+    if study.params.active().data.source != "cifar10":
+        return
     for row in rows:
         if row.name in PUBLISHED:
             low, high = PUBLISHED[row.name]

@@ -190,9 +190,9 @@ def read_study(params: Params, place: Place) -> Study:
     for base in params.bases:
         for family in ("dense", "int8", *params.prune):
             models.append(_read_model(family, base, place, transfers))
-        for family in params.sweep:
-            table = place("records", f"{family}-{base}.sweep.parquet")
-            sweeps[family, base] = _frame(table)
+    first = params.bases[0]
+    for family in params.sweep:
+        sweeps[family, first] = _frame(place("records", f"{family}-{first}.sweep.parquet"))
     test, header = _tensors(place("data", "test.safetensors"))
     described = json.loads(header["split"])
     adv = {

@@ -225,6 +225,7 @@ def _schedule(setting: AttackSettings) -> dict[str, str]:
         "start": "random" if setting.random_start else "clean image",
         "loss": setting.loss,
         "keep": setting.keep,
+        "momentum": f"{setting.momentum:g}",
         "draws": str(setting.draws),
         "backward": setting.backward or "the model's own",
     }
