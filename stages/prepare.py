@@ -12,7 +12,7 @@ def prepare(profile: ProfileOption = None) -> None:
     from advprune.pruning import check_settings
 
     workspace = Workspace.open(profile)
-    check_settings(workspace.params.prune, workspace.params.sweep)
+    check_settings(workspace.params)
     splits = prepare_data(
         **workspace.profile.data.model_dump(),
         cache=Path("data/downloads"),

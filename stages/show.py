@@ -7,7 +7,7 @@ import typer
 
 from common import ProfileOption, Workspace, script
 
-COLUMNS = ("model", "pruned %", "clean %", "robust %", "transfer %", "vs dense", "verdict")
+COLUMNS = ("model", "clean %", "robust %", "main attack %", "transfer %", "vs dense", "verdict")
 TEXT = ("model", "verdict")  # columns to be read from the left
 
 
@@ -20,7 +20,8 @@ def show(
 
     workspace = Workspace.open(profile)
     params = workspace.params
-    found = {name: _metrics(workspace, name) for name in _declared(workspace)}
+    declared, missing = _declared(workspace)
+    found = {name: _metrics(workspace, name) for name in declared}
     rows = [_row(name, one) for name, one in found.items()]
     main = params.active().attacks[params.attack.main]
     n = next(iter(found.values()))["n"]
@@ -32,28 +33,26 @@ def show(
         from tabulate import tabulate
 
         table = tabulate(rows, COLUMNS, "github", disable_numparse=True)
-        print(f"**{title}**\n\n{table}")
+        print("\n\n".join([f"**{title}**", table, *_not_run(missing)]))
         return
     _print_table(title, rows)
+    print(*_not_run(missing), sep="\n", end="\n" if missing else "")
     print(workspace.place("reports", "report.html"))
 
 
-def _declared(workspace: Workspace) -> list[str]:
-    """The models that params.yaml declares, without bases of which there is nothing at all.
+def _declared(workspace: Workspace) -> tuple[list[str], list[str]]:
+    """The models that params.yaml declares: those with metrics, and those that were not run.
 
-    Where there is nothing of any base all are named, so that the first is said to be missing.
+    Where there are no metrics at all every model is named as run, so that the first is missed.
     """
     params = workspace.params
-    bases = {
-        base: [f"{family}-{base}" for family in ("dense", "int8", *params.prune)]
-        for base in params.bases
-    }
-    there = {
-        base: names
-        for base, names in bases.items()
-        if any(workspace.place("metrics", f"{name}.json").is_file() for name in names)
-    }
-    return [name for names in (there or bases).values() for name in names]
+    names = [f"{f}-{base}" for base in params.bases for f in ("dense", "int8", *params.prune)]
+    there = [name for name in names if workspace.place("metrics", f"{name}.json").is_file()]
+    return there or names, [name for name in names if there and name not in there]
+
+
+def _not_run(missing: list[str]) -> list[str]:
+    return [f"Not run with these settings: {', '.join(missing)}."] if missing else []
 
 
 def _print_table(title: str, rows: list[list[str]]) -> None:
@@ -84,16 +83,16 @@ def _metrics(workspace: Workspace, name: str) -> dict[str, Any]:
 def _row(name: str, found: dict[str, Any]) -> list[str]:
     from advprune.report.text import NOTHING, percent, with_interval
 
-    interval = found["robust_accuracy_low"], found["robust_accuracy_high"]
+    robust = [found.get(f"robust_accuracy{end}") for end in ("", "_low", "_high")]
     is_dense = name.startswith("dense-")
     return [
         name,
-        percent(found["prune_ratio"], 2),
         percent(found["clean_accuracy"]),
-        with_interval(found["robust_accuracy"], *interval),
+        with_interval(*robust),
+        percent(found["remnant_accuracy"]),
         NOTHING if is_dense else percent(found["transfer_accuracy"]),
         NOTHING if is_dense else found["against_dense"],
-        found["verdict"],
+        found.get("verdict", NOTHING),  # none in metrics of before there were verdicts
     ]
 
 

@@ -133,7 +133,7 @@ def test_a_checkpoint_with_nan(bench: Bench) -> None:
 def test_weights_of_another_width(bench: Bench) -> None:
     shutil.copy(WEIGHTS, "other.safetensors")
     bench.put("profiles/digits/model/width", 8)
-    bench.put("profiles/digits/model/weights", {"path": "other.safetensors"})
+    bench.put("profiles/digits/model/weights", {"standard": {"path": "other.safetensors"}})
     message = bench.refused("train", "standard")
     assert "other.safetensors" in message and "another width" in message
 

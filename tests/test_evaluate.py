@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from advprune.evaluate import metrics, score
-from advprune.evaluate.craft import craft, curve_settings, rows
+from advprune.evaluate.craft import Work, craft, curve_settings, rows
 from advprune.evaluate.layers import wasserstein, watched, where
 from advprune.evaluate.measures import calibration_error
+from advprune.evaluate.records import predictions
 from advprune.evaluate.statistics import Rate, mcnemar
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_success
@@ -115,13 +116,15 @@ def test_score_refuses_what_makes_no_sense(linear: nn.Module) -> None:
 def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> None:
     images, labels = digits
     setting = AttackSettings(eps=0.2, step=0.05, steps=3)
-    pixels = craft(network, images, labels, setting, seed=1)
+    crafted = craft(network, images, labels, setting, Work(seed=1))
+    pixels = crafted.pixels
     assert pixels.dtype == torch.uint8
-    table = rows(network, images, pixels, labels, "a", setting, 1)
+    table = rows(network, images, crafted, labels, "a", setting, Work(seed=1))
+    assert (table.gradients == 3).all() and (table.forwards == 3).all()
     assert (table.adv_pred.to_numpy() == network(pixels / 255).argmax(1).numpy()).all()
     assert table.linf.max() <= 0.2 + 1e-6
-    assert torch.equal(pixels, craft(network, images, labels, setting, seed=1))
-    assert not torch.equal(pixels, craft(network, images, labels, setting, seed=2))
+    assert torch.equal(pixels, craft(network, images, labels, setting, Work(seed=1)).pixels)
+    assert not torch.equal(pixels, craft(network, images, labels, setting, Work(seed=2)).pixels)
 
 
 def test_dropped_samples_that_rounding_puts_right_are_attacked_again(
@@ -132,8 +135,8 @@ def test_dropped_samples_that_rounding_puts_right_are_attacked_again(
         setting = AttackSettings(eps=eps, step=eps / 8, steps=20, drop=True)
         whole = setting.model_copy(update={"drop": False})
         right = [
-            int((network(craft(network, images, labels, s) / 255).argmax(1) == labels).sum())
-            for s in (setting, whole)
+            int((predictions(network, crafted.pixels / 255) == labels).sum())
+            for crafted in (craft(network, images, labels, s) for s in (setting, whole))
         ]
         assert right[0] <= right[1] + 2  # the last iterate may be right again; dropping keeps
 
@@ -141,7 +144,8 @@ def test_dropped_samples_that_rounding_puts_right_are_attacked_again(
 def test_quantized_models_are_attacked_through_their_twin(network: nn.Module, digits: Pair) -> None:
     model = quantize(network, digits[0])
     labels = model(digits[0]).argmax(1)
-    pixels = craft(model, digits[0], labels, AttackSettings(eps=0.2, step=0.05, steps=10))
+    setting = AttackSettings(eps=0.2, step=0.05, steps=10)
+    pixels = craft(model, digits[0], labels, setting).pixels
     assert (model(pixels / 255).argmax(1) != labels).float().mean() > 0.9
 
 

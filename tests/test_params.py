@@ -68,14 +68,27 @@ def test_fractions_are_read_once(tmp_path: Path) -> None:
         ("profiles/digits/train/epoch", 3, ["train.epoch", "not permitted"]),
         ("profiles/digits/model/width", "wide", ["model.width", "wide"]),
         ("profiles/digits/data/val_fraction", 1.2, ["data.val_fraction", "1.2"]),
-        ("profiles/cifar10/model/weights", {"path": "x", "sha256": "q"}, ["weights.sha256", "q"]),
+        ("profiles/cifar10/model/weights", {"a": {"path": "x", "sha256": "q"}}, ["a.sha256", "q"]),
         ("profile", "cifar", ["no profile 'cifar'", "cifar10-small"]),
         ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),
         ("attack/extra", [{"name": "PGD"}] * 2, ["attack.extra", "'PGD' is taken", "label"]),
         ("attack/extra", [{"name": "X", "label": "field"}], ["'field' is taken"]),
         ("seed", -1, ["seed", "-1"]),
         ("quantize/bits", 16, ["quantize.bits", "16"]),
-        ("bases", {}, ["bases"]),
+        ("bases", [], ["bases"]),
+        ("bases", ["standard", "odd"], ["no recipe 'odd'", "mixed"]),
+        ("bases", ["standard", "standard"], ["bases", "twice"]),
+        ("recipes", {"standard": {"method": "free"}}, ["recipes.standard.method", "free"]),
+        ("protocol/odd", {"a": {}}, ["no recipe 'odd'"]),
+        ("protocol/mixed", {"dense": {}}, ["'dense' is named twice"]),
+        ("profiles/digits/suite/randomized", ["eit"], ["suite.randomized", "'eit'", "field"]),
+        ("profiles/digits/suite/table", ["field", "square"], ["suite.table", "'square'"]),
+        ("profiles/digits/attacks/x", {"method": "fab"}, ["attacks.x", "known: pgd, square"]),
+        ("profiles/digits/attacks/square/queries", 0, ["square.queries", "0"]),
+        ("profiles/digits/attacks/eot/draws", 0, ["eot.draws", "0"]),
+        ("profiles/digits/attacks/eot/backward", "none", ["eot.backward", "none"]),
+        ("profiles/digits/attacks/worst_case", {"eps": 0, "step": 0}, ["'worst_case' is taken"]),
+        ("attack/score_draws", 1, ["attack.score_draws", "1"]),
         ("prune", {"dense": 1}, ["'dense' is taken"]),
         ("prune", {"a b": 1}, ["prune", "a b"]),
         ("sweep", {"E": []}, ["sweep.E"]),
@@ -94,10 +107,13 @@ def test_wrong_values_are_refused_by_name(
 def test_sweeps_and_points_of_families_are_checked_before_anything_runs(tmp_path: Path) -> None:
     read = loaded(tmp_path, ("sweep/E", [1e-3, -2]))
     with pytest.raises(UserError, match=r"sweep.E: threshold.*-2"):
-        check_settings(read.prune, read.sweep)
+        check_settings(read)
     read = loaded(tmp_path, ("prune/GAPP", 1))
-    with pytest.raises(UserError, match="no family 'GAPP'; known: E, ESR"):
-        check_settings(read.prune, read.sweep)
+    with pytest.raises(UserError, match="no family 'GAPP'; known: DWP, E, ESR"):
+        check_settings(read)
+    read = loaded(tmp_path, ("protocol/standard/RNA/setting", -1))
+    with pytest.raises(UserError, match=r"protocol.standard.RNA: sigma.*-1"):
+        check_settings(read)
 
 
 @pytest.mark.parametrize(("content", "words"), [("a: [1", "not valid YAML"), ("", "no settings")])

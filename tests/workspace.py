@@ -12,8 +12,15 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 PARTS = ("dvc.yaml", "params.yaml", "stages", "src", ".dvcignore", ".gitignore")
 TINY = {
-    "prune": {"E": 1e-2, "clamp": {"sigmas": 3}},
+    "recipes": {"standard": {"method": "standard"}, "robust": {"method": "pgd", "steps": 2}},
+    "bases": ["standard"],
+    "prune": {"E": 1e-2, "clamp": {"sigmas": 3}, "SAP": 1.0},
     "sweep": {"E": [1e-3, 5e-2], "R": [1e-2]},
+    "protocol": {"standard": {"dense": {}, "SAP_100": {"family": "SAP", "setting": 1.0}}},
+    "profiles/digits/attacks/square/queries": 5,
+    "profiles/digits/protocol/images": 10,
+    "profiles/digits/protocol/draws": 3,
+    "profiles/digits/protocol/eps": [0, "48/255"],
     "profiles/digits/data/train_limit": 200,
     "profiles/digits/data/test_limit": 40,
     "profiles/digits/model/width": 4,

@@ -11,18 +11,26 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class _LeafTracer(fx.Tracer):
-    """Do not look inside modules without children: they may hold code that cannot be traced."""
+    """Do not look inside modules without children, or of other people: they may hold code that
+    cannot be traced, or a backward pass of their own, which tracing would silently drop."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(m.children())
+        return not any(m.children()) or not _own(m)
+
+
+def _own(module: nn.Module) -> bool:
+    """Whether a module's code is this library's or torch's."""
+    return type(module).__module__.partition(".")[0] in ("advprune", "torch")
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode with every conv-bn pair merged into one convolution.
 
-    A model that torch.fx cannot trace (data-dependent control flow) is copied without folding.
+    A model of another's making, or that torch.fx cannot trace, is copied without folding.
     """
     model = copy.deepcopy(model).eval()
+    if not _own(model):
+        return model
     try:
         traced = fx.GraphModule(model, _LeafTracer().trace(model))
     except (fx.proxy.TraceError, TypeError, RuntimeError):

@@ -10,7 +10,7 @@ from torch import nn
 
 from advprune.device import salted
 from advprune.errors import UserError
-from advprune.params import Settings, parse
+from advprune.params import Params, Settings, parse
 
 Data = tuple[torch.Tensor, torch.Tensor]  # images float32 [N, C, H, W] in [0, 1], labels int64 [N]
 
@@ -64,28 +64,37 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
-def setting_of(name: str, value: Any, where: str = "prune") -> Any:
-    """Check a setting from params.yaml; UserError names the key, the value and the range."""
+def setting_of(name: str, value: Any, where: str = "prune", place: str = "") -> Any:
+    """Check a setting from params.yaml; UserError names the key, the value and the range.
+
+    The key is `<where>.<name>` unless another `place` is given.
+    """
+    place = place or f"{where}.{name}"
     if name not in _REGISTRY:
         known = ", ".join(families())
-        raise UserError(f"{where}.{name}: there is no family {name!r}; known: {known}")
+        raise UserError(f"{place}: there is no family {name!r}; known: {known}")
     kind = _REGISTRY[name][0]
     if isinstance(value, kind):
         return value
     if not isinstance(value, dict):
         if kind.shorthand is None:
-            raise UserError(f"{where}.{name}: write a mapping of settings (got {value!r})")
+            raise UserError(f"{place}: write a mapping of settings (got {value!r})")
         value = {kind.shorthand: value}
-    return parse(kind, value, where=f"{where}.{name}")
+    return parse(kind, value, where=place)
 
 
-def check_settings(points: dict[str, Any], sweeps: dict[str, list[Any]]) -> None:
-    """Check every `prune:` and `sweep:` setting of params.yaml before anything is computed."""
-    for name, value in points.items():
+def check_settings(params: Params) -> None:
+    """Check every setting of a family in params.yaml before anything is computed."""
+    for name, value in params.prune.items():
         setting_of(name, value)
-    for name, values in sweeps.items():
+    for name, values in params.sweep.items():
         for value in values:
             setting_of(name, value, where="sweep")
+    for recipe, members in params.protocol.items():
+        for name, member in members.items():
+            if member.family is not None:
+                place = f"protocol.{recipe}.{name}"
+                setting_of(member.family, member.setting, place=place)
 
 
 def prune(
