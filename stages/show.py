@@ -1,13 +1,14 @@
 """The closing table: the leaderboard in brief, from the metrics, and where the report lies."""
 
 import json
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
 
 from common import ProfileOption, Workspace, script
 
-COLUMNS = ("model", "clean %", "robust %", "main attack %", "transfer %", "vs dense", "verdict")
+COLUMNS = ("model", "clean %", "robust %", "PGD %", "transfer %", "vs dense", "verdict")
 TEXT = ("model", "verdict")  # columns to be read from the left
 
 
@@ -33,7 +34,8 @@ def show(
         from tabulate import tabulate
 
         table = tabulate(rows, COLUMNS, "github", disable_numparse=True)
-        print("\n\n".join([f"**{title}**", table, *_not_run(missing)]))
+        parts = [f"**{title}**", table, "\n".join(_not_run(missing))]
+        print("\n\n".join(part for part in parts if part))
         return
     _print_table(title, rows)
     print(*_not_run(missing), sep="\n", end="\n" if missing else "")
@@ -52,7 +54,8 @@ def _declared(workspace: Workspace) -> tuple[list[str], list[str]]:
 
 
 def _not_run(missing: list[str]) -> list[str]:
-    return [f"Not run with these settings: {', '.join(missing)}."] if missing else []
+    """Which models there are no metrics of, in lines."""
+    return wrap(f"Not run with these settings: {', '.join(missing)}.", 80) if missing else []
 
 
 def _print_table(title: str, rows: list[list[str]]) -> None:

@@ -84,11 +84,11 @@ def bench(
         ("prune", ("E",), "prune/E", -1, ["prune.E", "-1", "greater than or equal to 0"]),
         ("prune", ("E",), "prune/E", "abc", ["prune.E", "'abc'", "number"]),
         ("prepare", (), "prune/E", -1, ["prune.E", "-1"]),
-        ("prepare", (), "prune/GAPP", 1, ["prune.GAPP", "known: E, ESR"]),
+        ("prepare", (), "prune/GAPP", 1, ["prune.GAPP", "known: DWP, E, ESR"]),
         ("prune", ("Q",), "prune/E", 1, ["prune.Q", "-S +prune.Q"]),
         ("sweep", ("Q",), "prune/E", 1, ["sweep.Q"]),
         ("attack", ("E",), "profile", "cifar100", ["no profile 'cifar100'", "digits"]),
-        ("attack", ("E", "--base", "robust"), "prune/E", 1, ["no base 'robust'", "standard"]),
+        ("attack", ("E", "--base", "odd"), "prune/E", 1, ["no recipe 'odd'", "standard"]),
         ("attack", ("E",), "prune/E", 1, ["no checkpoint", "E-standard", "dvc repro"]),
         (
             "attack",
@@ -98,7 +98,9 @@ def bench(
             ["attacks.field", "between 0 and 1"],
         ),
         ("attack", ("dense",), "attack/extra", [{"name": "PGDD"}], ["no attack 'PGDD'"]),
-        ("summarize", (), "prune/E", 1, ["dense-standard", "dvc repro"]),
+        ("summarize", (), "prune/E", 1, ["transfer.parquet", "dvc repro"]),
+        ("protocol", ("odd",), "prune/E", 1, ["no recipe 'odd'", "standard"]),
+        ("protocol", ("robust",), "prune/E", 1, ["no protocol.robust"]),
         ("show", (), "prune/E", 1, ["dvc repro"]),
     ],
 )
@@ -192,7 +194,7 @@ def test_a_killed_training_goes_on_where_it_was(bench: Bench) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     state = torch.load(next(Path("checkpoints").rglob("training.pt")), weights_only=True)
-    assert 0 < state["epochs"] < 12 and not Path(WEIGHTS).exists()
+    assert 0 < len(state["history"]) < 12 and not Path(WEIGHTS).exists()
     assert run(bench.folder, "stages/train.py", "standard").returncode == 0
     resumed = load_file(WEIGHTS)
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)

@@ -16,7 +16,15 @@ from advprune.evaluate.records import predictions
 from advprune.evaluate.statistics import Rate, mcnemar
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_success
-from advprune.params import AttackChoice, AttackSettings, CurveSettings, ExtraAttack, Profile
+from advprune.params import (
+    PROBES,
+    AttackChoice,
+    AttackSettings,
+    CurveSettings,
+    ExtraAttack,
+    Profile,
+    SuiteSettings,
+)
 from advprune.pruning import prune
 from advprune.quantize import quantize
 from advprune.resume import Parts
@@ -200,7 +208,9 @@ def test_a_suite_holds_every_attack_and_curve_and_resumes(
 ) -> None:
     attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=2)}
     curves = CurveSettings(eps=[0, 0.2], steps=[1])
-    profile = Profile.model_construct(attacks=attacks, curves=curves, batch=32)
+    profile = Profile.model_construct(
+        attacks=attacks, suite=SuiteSettings(table=["field"]), curves=curves, batch=32
+    )
     extra = [
         ExtraAttack(name="MIFGSM", eps="8/255", steps=2),
         ExtraAttack(name="PGDL2", label="far", eps=1.5, alpha=0.5, steps=2),
@@ -209,9 +219,13 @@ def test_a_suite_holds_every_attack_and_curve_and_resumes(
     parts = Parts(tmp_path, files=[])
     suite = Suite(*digits, profile, choice, 0, parts)
     records, adv = suite.attack("dense", network)
-    assert set(adv) == {"field", "MIFGSM", "far"}
+    assert set(adv) == {"field"}  # what other models are tried on
     counts = records.groupby("attack").size().to_dict()
-    assert counts == {"field": 64, "MIFGSM": 64, "far": 64, "curve_eps": 128, "curve_steps": 64}
+    probes = {name: 64 for name in PROBES if name != "probe_frozen"}  # for random models alone
+    attacked = {"field": 64, "MIFGSM": 64, "far": 64}
+    assert counts == attacked | probes | {"curve_eps": 128, "curve_steps": 64}
+    noise = records[records.attack == "probe_noise"]
+    assert noise.linf.max() <= 0.1 + 1e-6 and (noise.forwards == 20).all()
     largest = records.groupby("attack")[["linf", "l2"]].max()
     assert largest.linf["MIFGSM"] <= 8 / 255 + 1e-6 and largest.l2["far"] <= 1.5 + 1e-5
     assert largest.l2["far"] > 1.2 and (records.eps[records.attack == "far"] == 1.5).all()
@@ -223,7 +237,9 @@ def test_a_sweep_has_a_block_of_rows_for_every_setting(
     network: nn.Module, digits: Pair, tmp_path: Path
 ) -> None:
     attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=1)}
-    profile = Profile.model_construct(attacks=attacks, batch=64)
+    profile = Profile.model_construct(
+        attacks=attacks, suite=SuiteSettings(table=["field"]), batch=64
+    )
     suite = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
     table = suite.sweep("E", [0.0, 1e6], network, digits, torch.device("cpu"))
     assert table.groupby("value").prune_ratio.first().to_dict()["1000000.0"] > 0.99

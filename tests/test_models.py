@@ -128,7 +128,7 @@ def test_headers_are_checked(
 
 def test_an_unknown_inserted_layer_is_refused(network: nn.Module, tmp_path: Path) -> None:
     path, tensors, header = stored(network, tmp_path)
-    text = header["spec"].replace('"activations":[]', '"activations":[{"kind":"os.system"}]')
+    text = header["spec"].replace('"layers":[]', '"layers":[{"kind":"os.system"}]')
     save_file(tensors, path, {"spec": text})
     with pytest.raises(UserError, match=r"unknown kind 'os.system'"):
         load_model(path)

@@ -131,7 +131,9 @@ def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
 ) -> None:
     dense, pair = trained
     model = prune("SAP", dense, 1.0).model
-    weak = judged(model, pair, tmp_path / "a", dense, table=["field"], randomized=["single"])
+    weak = judged(
+        model, pair, tmp_path / "a", dense, table=["field"], randomized=["single", "square"]
+    )
     assert weak.level == "reliable"  # `field` averages and goes straight through
     attacks = PARAMS.active().model_dump()["attacks"]
     single = {"field": attacks["single"]}

@@ -4,7 +4,7 @@ Families' own settings (`prune.<family>`, `sweep.<family>`) are typed beside eac
 `advprune.pruning`; here they are kept as read. Nothing in this module needs torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -195,6 +195,9 @@ class AutoAttackSettings(Settings):
     note: str = ""
 
 
+METHODS = ("pgd", "square", "autoattack")
+
+
 def _method(value: Any) -> Any:
     """Which attack a mapping describes; the PGD engine where it does not say."""
     if isinstance(value, Mapping):
@@ -209,7 +212,7 @@ AnyAttack = Annotated[
     Discriminator(
         _method,
         custom_error_type="method",
-        custom_error_message="there is no such attack; known: pgd, square, autoattack",
+        custom_error_message=f"there is no such attack; known: {', '.join(METHODS)}",
     ),
 ]
 KINDS = ("deterministic", "randomized", "quantized", "binary")
@@ -413,8 +416,15 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in _path(first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         unclear = first["type"] == "missing" or isinstance(first["input"], Mapping)
         given = "" if unclear else f" (got {first['input']!r})"
         raise UserError(f"{where}: {key + ': ' if key else ''}{message}{given}") from error
+
+
+def _path(place: tuple[int | str, ...]) -> Iterator[int | str]:
+    """Where a fault is, without the kind of attack that pydantic puts behind an attack's name."""
+    for index, part in enumerate(place):
+        if index < 2 or place[index - 2] != "attacks" or part not in METHODS:
+            yield part
