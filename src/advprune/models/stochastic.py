@@ -5,6 +5,7 @@ Here randomness has switches of its own, which attacks and checks set on private
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import reduce
 
@@ -14,7 +15,7 @@ from torch import nn
 RULES = ("constant", "scale", "identity")
 
 
-class Stochastic(nn.Module):
+class Stochastic(nn.Module, ABC):
     """A layer that draws at random. The first dimension of what it sees is the batch.
 
     backward: what the gradient of the random factors is taken to be: `constant` (they are held
@@ -44,9 +45,9 @@ class Stochastic(nn.Module):
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.frozen or 0)
 
+    @abstractmethod
     def noisy(self, h: torch.Tensor) -> torch.Tensor:
         """What the layer makes of `h`, with the gradient of `constant` or `scale`."""
-        raise NotImplementedError
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         out = self.noisy(h)
