@@ -90,7 +90,7 @@ def test_both_survive_save_and_load_and_can_be_stacked(
 def test_settings_and_data_are_checked(network: nn.Module, digits: Pair) -> None:
     with pytest.raises(UserError, match="either sigmas or percentile"):
         prune("clamp", network, {"sigmas": 1, "percentile": 99}, digits)
-    with pytest.raises(UserError, match="calibrates on training images"):
+    with pytest.raises(UserError, match="learns from training images"):
         prune("clamp", network, 3)
     with pytest.raises(UserError, match=r"prune.round: decimals.*-1"):
         prune("round", network, -1)

@@ -101,7 +101,7 @@ class TrainSettings(Settings):
     batch: int = Field(default=128, ge=2)
     lr: float = Field(default=0.1, gt=0, le=10)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, le=1)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     flip: bool = False
     crop: int = Field(default=0, ge=0, le=64)
@@ -128,6 +128,19 @@ class RecipeSettings(Settings):
     budget: float = Field(default=1.0, gt=0, le=10)
     ema: float = Field(default=0.0, ge=0, lt=1)
     probe_steps: int = Field(default=10, ge=1, le=1000)
+
+
+class FineTuneSettings(Settings):
+    """Training that follows compression, with the profile's batches, augmentation and budget.
+
+    method: natural training (standard), or on attacked images (pgd, fgsm, trades; steps: the inner
+    ones). lr: the peak of the one-cycle schedule.
+    """
+
+    method: Literal["standard", "pgd", "fgsm", "trades"] = "standard"
+    epochs: int = Field(default=5, ge=1, le=10000)
+    lr: float = Field(default=0.01, gt=0, le=10)
+    steps: int = Field(default=7, ge=1, le=1000)
 
 
 Backward = Literal["constant", "scale", "identity"]

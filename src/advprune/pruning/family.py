@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +11,24 @@ from torch import nn
 
 from advprune.device import salted
 from advprune.errors import UserError
-from advprune.params import Params, Settings, parse
+from advprune.params import Params, Settings, TrainSettings, parse
 
-Data = tuple[torch.Tensor, torch.Tensor]  # images float32 [N, C, H, W] in [0, 1], labels int64 [N]
+Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a family may learn from, of the training images alone.
+
+    images: float32 `[N, C, H, W]` in [0, 1]. labels: int64 `[N]`. train: how the profile trains;
+    fine-tuning and attacks on training images take their budget from it. state: where unfinished
+    fine-tuning is kept, to be resumed after a kill; None keeps nothing.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    train: TrainSettings = field(default_factory=TrainSettings)
+    state: Path | None = None
 
 
 class Setting(Settings):
@@ -98,17 +114,19 @@ def check_settings(params: Params) -> None:
 
 
 def prune(
-    name: str, model: nn.Module, setting: Any, data: Data | None = None, seed: int = 0
+    name: str, model: nn.Module, setting: Any, data: Data | Images | None = None, seed: int = 0
 ) -> Pruned:
     """Apply the family `name` to a copy of `model`; the model itself stays as it was.
 
     setting: a number or mapping as in params.yaml, or the family's setting object.
-    data: training images `[N, C, H, W]` in [0, 1] and labels, for families that calibrate.
+    data: training images `[N, C, H, W]` in [0, 1] and labels, for families that learn from them;
+    a `Data` says as well how to train.
     Raises UserError for an unknown family, a setting out of range, or data that is missing.
     """
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
-    return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, data, generator)
+    known = Data(*data) if isinstance(data, tuple) else data
+    return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, known, generator)
 
 
 def unchanged(model: nn.Module) -> Pruned:
@@ -119,6 +137,6 @@ def unchanged(model: nn.Module) -> Pruned:
 
 def require(data: Data | None, name: str) -> Data:
     """The data, or a UserError that says which family needs it."""
-    if data is None or not len(data[0]):
-        raise UserError(f"family {name} calibrates on training images; pass data=(images, labels)")
+    if data is None or not len(data.images):
+        raise UserError(f"family {name} learns from training images; pass data=(images, labels)")
     return data

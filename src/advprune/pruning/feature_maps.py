@@ -124,7 +124,7 @@ def clamp_maps(
     model: nn.Module, setting: ClampMaps, data: Data | None, generator: torch.Generator
 ) -> Pruned:
     """Clamp every feature map to the range that clean training images use."""
-    images, _ = require(data, "clamp")
+    images = require(data, "clamp").images
     chosen = torch.randperm(len(images), generator=generator)[: setting.images]
     ranges = calibrate(model, images[chosen.sort().values], setting)
     layers: dict[str, nn.Module] = {}

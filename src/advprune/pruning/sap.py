@@ -72,11 +72,11 @@ class StochasticPruning(Stochastic):
         flat = h.flatten(1)  # [N, a]
         r = max(int(self.fraction * flat.shape[1]), 1)
         seen = flat if self.backward == "scale" else flat.detach()
-        size = seen.abs()
-        p = size / size.sum(1, keepdim=True).clamp_min(torch.finfo(h.dtype).tiny)
+        size, tiny = seen.abs(), torch.finfo(h.dtype).tiny
+        p = size / size.sum(1, keepdim=True).clamp_min(tiny)
         q = keep_probability(p, r, self.form)
         kept = self._draw(p.detach(), q.detach(), r)
-        return (flat * torch.where(kept, 1 / torch.where(kept, q, 1.0), 0.0)).view_as(h)
+        return (flat * (kept / q.clamp_min(tiny))).view_as(h)  # where q is 0, nothing is kept
 
     def _draw(self, p: torch.Tensor, q: torch.Tensor, r: int) -> torch.Tensor:
         """Which values are kept, `[N, a]`; of a map that is zero everywhere, none."""

@@ -113,24 +113,29 @@ class _Run:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains `model` in place on uint8 images `[N, C, H, W]` and labels `[N]`.
+    """Trains `model` in place on uint8 images `[N, C, H, W]` and labels `[N]`, or probabilities
+    `[N, K]` in their place.
 
     Of recipes that attack their images, the weights of the epoch of highest robust accuracy on the
     validation images are kept (early stopping: Rice et al., Overfitting in adversarially robust
     deep learning, 2020), of several such epochs the last, which has had more training at a lower
     rate. Of standard training, the last epoch's.
 
-    state_path: where the state after each epoch is kept; a state found there is resumed.
+    Without validation images the last epoch's weights are kept whatever the recipe.
+
+    state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
+    nothing. after_step: called with the model after every step, which it may change in place.
     """
 
     model: nn.Module
     train: tuple[torch.Tensor, torch.Tensor]
-    val: tuple[torch.Tensor, torch.Tensor]
+    val: tuple[torch.Tensor, torch.Tensor] | None
     settings: TrainSettings
     recipe: RecipeSettings
     seed: int
-    state_path: Path
+    state_path: Path | None
     after_epoch: Callable[[int], None] = lambda epoch: None
+    after_step: Callable[[nn.Module], None] = lambda model: None
 
     @property
     def method(self) -> Method:
@@ -217,9 +222,11 @@ class Trainer:
         loss.backward()
         run.optimizer.step()
         run.schedule.step()
+        self.after_step(self.model)
         if run.average:
             run.average.update(self.model)
-        return float(loss.detach()), int((logits.detach().argmax(1) == y).sum())
+        classes = y if y.ndim == 1 else y.argmax(1)
+        return float(loss.detach()), int((logits.detach().argmax(1) == classes).sum())
 
     def _judged(self, run: _Run) -> nn.Module:
         """The model that is validated and returned: the average, where there is one."""
@@ -227,6 +234,8 @@ class Trainer:
 
     def _judge(self, run: _Run) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""
+        if self.val is None:
+            return
         row, model = run.history[-1], self._judged(run)
         row["val_accuracy"] = round(accuracy(model, *self.val), 4)
         if not self.method.attacks:
@@ -260,6 +269,8 @@ class Trainer:
         }
 
     def _store(self, run: _Run) -> None:
+        if self.state_path is None:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
@@ -276,9 +287,9 @@ class Trainer:
 
     def _resume(self, run: _Run) -> None:
         """Load a stored state, if there is one."""
-        if not self.state_path.is_file():
+        if self.state_path is None or not self.state_path.is_file():
             return
-        state = self._read()
+        state = self._read(self.state_path)
         self.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.schedule.load_state_dict(state["schedule"])
@@ -288,10 +299,11 @@ class Trainer:
             run.average.model.load_state_dict(state["average"])
             run.average.steps = state["average_steps"]
 
-    def _read(self) -> dict[str, Any]:
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
         try:
-            return torch.load(self.state_path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
             raise UserError(
-                f"the training state {self.state_path} is damaged; delete it to start anew"
+                f"the training state {path} is damaged; delete it to start anew"
             ) from error
