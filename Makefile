@@ -11,8 +11,9 @@ repro: setup  ## run what is out of date of the pipeline and show the results
 test: setup  ## run the tests
 	@$(RUN) -m pytest
 
-bench: setup  ## time the attack engine beside torchattacks, same model, images, steps and start
+bench: setup  ## time the attack engine beside torchattacks, and filters taken out beside zeros
 	@$(RUN) bench/attack.py
+	@$(RUN) bench/filters.py
 
 lint: setup  ## check style and types
 	@$(RUN) -m ruff check .

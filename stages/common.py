@@ -59,6 +59,17 @@ class Workspace:
         """A file of records of a model."""
         return self.place("records", f"{family}-{self.base}.{ending}")
 
+    def surrogates(self) -> list[str]:
+        """The names of the attacker's own networks."""
+        return [
+            *self.params.surrogates,
+            *(f"{name}_substitute" for name in self.params.substitutes),
+        ]
+
+    def surrogate(self, name: str) -> Path:
+        """The checkpoint of one of them."""
+        return self.place("surrogates", name) / "model.safetensors"
+
     def attacks(self) -> dict[str, Any]:
         """The attack settings, as plain values, for a fingerprint."""
         chosen = self.params.attack.model_dump()

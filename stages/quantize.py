@@ -1,39 +1,85 @@
-"""Stage quantize: the int8 form of the dense network."""
+"""Stage quantize: a quantized model, rounded or trained."""
 
-from typing import Annotated
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from common import ProfileOption, Workspace, script
+from common import BaseOption, ProfileOption, Workspace, script
 
 
 def quantize(
-    base: Annotated[str, typer.Argument(help="A key of `bases:`.")], profile: ProfileOption = None
+    name: Annotated[str, typer.Argument(help="int8, or a key of `quantized:`.")],
+    base: BaseOption = "standard",
+    profile: ProfileOption = None,
 ) -> None:
-    """Write models/<profile>/int8-<base>/: the integer checkpoint and its card."""
-    from advprune.data import load_split, read_split, stratified_subset, to_float
+    """Write models/<profile>/<name>-<base>/: the integer checkpoint and its card."""
+    from advprune.data import load_split
+    from advprune.errors import UserError
     from advprune.models.card import write_card
-    from advprune.models.checkpoint import load_model, save_model
+    from advprune.models.checkpoint import save_model
+    from advprune.params import QuantizedSettings
     from advprune.quantize import agreement
-    from advprune.quantize import quantize as quantize_model
 
     workspace = Workspace.open(profile, base)
-    settings, train = (
-        workspace.params.quantize,
-        read_split(workspace.place("data", "train.safetensors")),
-    )
-    count = min(settings.calibration_images, len(train.labels))
-    chosen = stratified_subset(train.labels, count, workspace.params.seed)
-    dense = load_model(workspace.weights("dense"))
-    model = quantize_model(
-        dense, to_float(train.images[chosen]), settings.bits, settings.percentile
-    )
+    params = workspace.params
+    known = params.quantized | {"int8": QuantizedSettings(bits=params.quantize.bits)}
+    if name not in known:
+        raise UserError(f"params.yaml has no quantized.{name}")
+    chosen = known[name]
+    model = _quantized(workspace, chosen)
     images, _ = load_split(workspace.place("data"), "test")
     same, gap = agreement(model, images)
-    save_model(model, workspace.weights("int8"))
+    save_model(model, workspace.weights(name))
     write_card(
-        workspace.weights("int8"), twin_agreement=round(same, 4), twin_logit_gap=round(gap, 4)
+        workspace.weights(name),
+        setting=None if name == "int8" else chosen.model_dump(exclude_none=True),
+        twin_agreement=round(same, 4),
+        twin_logit_gap=round(gap, 4),
+        image_shape=tuple(images.shape[1:]),
     )
+
+
+def _quantized(workspace: Workspace, chosen: Any) -> Any:
+    """The model that an entry of `quantized:` describes, calibrated on training images."""
+    from advprune.data import load_split, stratified_subset
+    from advprune.device import setup
+    from advprune.files import fingerprint
+    from advprune.models.checkpoint import load_model
+    from advprune.quantization_training import quantization_aware
+    from advprune.quantize import quantize as round_model
+
+    params, settings = workspace.params, workspace.params.quantize
+    source, place = workspace.weights(chosen.of), workspace.place("data")
+    images, labels = load_split(place, "train")
+    count = min(settings.calibration_images, len(labels))
+    calibration = images[stratified_subset(labels, count, params.seed)]
+    if chosen.training is None:
+        return round_model(load_model(source), calibration, chosen.bits, settings.percentile)
+    train = workspace.profile.train
+    key = fingerprint(
+        settings.model_dump(),
+        chosen.model_dump(),
+        train.model_dump(),
+        params.seed,
+        files=[source, place / "train.safetensors"],
+    )
+    state = Path("checkpoints") / key / "training.pt"
+    found = quantization_aware(
+        load_model(source).to(setup()),
+        images,
+        labels,
+        chosen.bits,
+        settings.percentile,
+        train,
+        chosen.training,
+        params.seed,
+        state,
+        calibration,
+    )
+    shutil.rmtree(state.parent, ignore_errors=True)
+    return found.cpu()
 
 
 if __name__ == "__main__":

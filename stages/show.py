@@ -48,7 +48,7 @@ def _declared(workspace: Workspace) -> tuple[list[str], list[str]]:
     Where there are no metrics at all every model is named as run, so that the first is missed.
     """
     params = workspace.params
-    names = [f"{f}-{base}" for base in params.bases for f in ("dense", "int8", *params.prune)]
+    names = [f"{f}-{base}" for base in params.bases for f in params.models(base)]
     there = [name for name in names if workspace.place("metrics", f"{name}.json").is_file()]
     return there or names, [name for name in names if there and name not in there]
 

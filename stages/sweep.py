@@ -1,4 +1,4 @@
-"""Stage sweep: one family at many settings, each under every attack; keeps no models."""
+"""Stage sweep: one family at many settings, each under attack; keeps no models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,40 +9,50 @@ from common import BaseOption, ProfileOption, Workspace, script
 
 
 def sweep(
-    family: Annotated[str, typer.Argument(help="A key of `sweep:`.")],
+    family: Annotated[str, typer.Argument(help="A key of `sweep:` or `compression:`.")],
     base: BaseOption = "standard",
+    compression: Annotated[
+        bool,
+        typer.Option(
+            "--compression",
+            help="The settings of `compression:`, under the main attack and images crafted on the "
+            "dense network. Without it those of `sweep:`, under the table's attacks.",
+        ),
+    ] = False,
     profile: ProfileOption = None,
 ) -> None:
-    """Write records/<profile>/<family>-<base>.sweep.parquet, with the setting in each row."""
+    """Write records/<profile>/<family>-<base>.{sweep,compression}.parquet, settings in the rows."""
     from advprune.data import load_split
     from advprune.device import setup
     from advprune.errors import UserError
     from advprune.evaluate.suite import Suite
     from advprune.files import atomic
-    from advprune.models.checkpoint import load_model
+    from advprune.models.checkpoint import load_model, read_tensors
     from advprune.resume import Parts
 
     workspace = Workspace.open(profile, base)
-    if family not in workspace.params.sweep:
-        raise UserError(f"params.yaml has no sweep.{family}")
-    seed, values = workspace.params.seed, workspace.params.sweep[family]
-    dense = load_model(workspace.weights("dense"))
-    parts = Parts(
-        Path("checkpoints"),
-        workspace.attacks(),
-        seed,
-        family,
-        files=[
-            workspace.weights("dense"),
-            workspace.place("data", "train.safetensors"),
-            workspace.place("data", "test.safetensors"),
-        ],
-    )
+    params, settings, seed = workspace.params, workspace.profile, workspace.params.seed
+    kind = "compression" if compression else "sweep"
+    if family not in (values := getattr(params, kind)):
+        raise UserError(f"params.yaml has no {kind}.{family}")
+    dense, attacks, carried = load_model(workspace.weights("dense")), settings.table(), None
+    files = [
+        workspace.weights("dense"),
+        workspace.place("data", "train.safetensors"),
+        workspace.place("data", "test.safetensors"),
+    ]
+    if compression:
+        attacks = {params.attack.main: attacks[params.attack.main]}
+        adv, _ = read_tensors(workspace.records("dense", "adv.safetensors"))
+        carried = {attack: adv[attack] for attack in settings.exchanged()}
+        files.append(workspace.records("dense", "adv.safetensors"))
+    known = workspace.attacks(), settings.train.model_dump(), seed, kind, family
+    parts = Parts(Path("checkpoints"), *known, files=files)
     train = load_split(workspace.place("data"), "train")
     test = load_split(workspace.place("data"), "test")
-    suite = Suite(*test, workspace.profile, workspace.params.attack, seed, parts)
-    table = suite.sweep(family, values, dense, train, setup())
-    with atomic(workspace.records(family, "sweep.parquet")) as temporary:
+    suite = Suite(*test, settings, params.attack, seed, parts)
+    table = suite.sweep(family, values[family], dense, train, setup(), attacks, carried)
+    with atomic(workspace.records(family, f"{kind}.parquet")) as temporary:
         table.to_parquet(temporary, index=False)
     parts.discard()
 

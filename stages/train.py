@@ -38,7 +38,7 @@ def train(
     splits = read_split(data / "train.safetensors"), read_split(data / "val.safetensors")
     model, history = load_or_train(settings, recipe, chosen, *splits, seed, setup(), state)
     save_model(model, workspace.weights("dense"))
-    write_card(workspace.weights("dense"))
+    write_card(workspace.weights("dense"), image_shape=tuple(splits[0].images.shape[1:]))
     with atomic(workspace.model("dense") / "history.csv") as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
     shutil.rmtree(state.parent, ignore_errors=True)

@@ -1,49 +1,97 @@
-"""Stage transfer: images crafted on each dense network scored on its pruned models, and back."""
+"""Stage transfer: every model tried on the images that were crafted on every other."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from common import ProfileOption, Workspace, script
 
+Crafted = dict[tuple[str, str], Any]  # uint8 images by (source, attack)
+
 
 def transfer(profile: ProfileOption = None) -> None:
-    """Write transfers/<profile>/transfer.parquet (columns base, source and target)."""
+    """Write transfers/<profile>/transfer.parquet: a row an image, attack, source and target."""
     import pandas as pd
 
+    from advprune.data import load_split
     from advprune.device import setup
+    from advprune.evaluate.craft import Work
+    from advprune.evaluate.exchange import received
     from advprune.files import atomic
+    from advprune.models.checkpoint import load_model
     from advprune.progress import progress
 
     workspace, device = Workspace.open(profile), setup()
-    params = workspace.params
-    pairs = [(base, family) for base in params.bases for family in ("int8", *params.prune)]
+    params, settings = workspace.params, workspace.profile
+    images, labels = load_split(workspace.place("data"), "test")
+    work = Work(params.seed, settings.batch, params.attack.score_draws)
+    exchanged = dict(_of_models(workspace)) | _of_surrogates(workspace, images, labels, device)
     tables: list[Any] = []
-    with progress("transfer, models", len(pairs)) as advance:
-        for base, family in pairs:
-            for source, target in (("dense", family), (family, "dense")):
-                table = _scored(workspace.of(base), source, target, device)
-                tables.append(table.assign(base=base, source=source, target=target))
+    targets = list(_targets(workspace, exchanged))
+    with progress("transfer, models", len(targets)) as advance:
+        for name, path, given in targets:
+            found = received(load_model(path).to(device), images, labels, given, work)
+            tables.append(found.assign(target=name))
             advance(1)
     with atomic(workspace.place("transfers", "transfer.parquet")) as temporary:
         pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
 
 
-def _scored(workspace: Workspace, source: str, target: str, device: Any) -> Any:
-    """Records of the target on the images that the table's attacks crafted on the source."""
-    import pandas as pd
+def _of_models(workspace: Workspace) -> Iterator[tuple[tuple[str, str], Any]]:
+    """The main attack's images of every model, and all that were kept of dense networks."""
+    from advprune.models.checkpoint import read_tensors
 
-    from advprune.data import load_split
-    from advprune.evaluate.craft import Crafted, Work, rows
-    from advprune.models.checkpoint import load_model, read_tensors
+    for base in workspace.params.bases:
+        for family in workspace.params.models(base):
+            adv, _ = read_tensors(workspace.of(base).records(family, "adv.safetensors"))
+            main = [workspace.params.attack.main]
+            kept = workspace.profile.suite.kept if family == "dense" else main
+            for attack in kept:
+                yield (f"{family}-{base}", attack), adv[attack]
 
-    params, settings = workspace.params, workspace.profile
-    images, labels = load_split(workspace.place("data"), "test")
-    work = Work(params.seed, settings.batch, params.attack.score_draws)
-    model = load_model(workspace.weights(target)).to(device)
-    adv, _ = read_tensors(workspace.records(source, "adv.safetensors"))
-    return pd.concat(
-        rows(model, images, Crafted(adv[name]), labels, name, setting, work)
-        for name, setting in settings.table().items()
-    )
+
+def _of_surrogates(workspace: Workspace, images: Any, labels: Any, device: Any) -> Crafted:
+    """The same attacks on the attacker's own networks; finished ones are kept after a kill."""
+    from advprune.evaluate.suite import Suite
+    from advprune.models.checkpoint import load_model
+    from advprune.resume import Parts
+
+    params, found = workspace.params, {}
+    for name in workspace.surrogates():
+        path = workspace.surrogate(name)
+        parts = Parts(
+            Path("checkpoints"),
+            workspace.attacks(),
+            params.seed,
+            files=[path, workspace.place("data", "test.safetensors")],
+        )
+        suite = Suite(images, labels, workspace.profile, params.attack, params.seed, parts)
+        for attack, pixels in suite.images_of(name, load_model(path).to(device)).items():
+            found[name, attack] = pixels
+        parts.discard()
+    return found
+
+
+def _targets(workspace: Workspace, exchanged: Crafted) -> Iterator[tuple[str, Path, Crafted]]:
+    """Each target's name, its checkpoint and the images that it is tried on.
+
+    The main attack's images of every other model; all that were kept of the dense network of its
+    base; all of the attacker's own networks. A surrogate is tried on its own images alone.
+    """
+    params, outside = workspace.params, workspace.surrogates()
+    for base in params.bases:
+        for family in params.models(base):
+            name = f"{family}-{base}"
+            given = {
+                (source, attack): pixels
+                for (source, attack), pixels in exchanged.items()
+                if source != name
+                and (attack == params.attack.main or source in (f"dense-{base}", *outside))
+            }
+            yield name, workspace.of(base).weights(family), given
+    for name in outside:
+        own = {key: pixels for key, pixels in exchanged.items() if key[0] == name}
+        yield name, workspace.surrogate(name), own
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ SOURCE = ROOT / "src"
 # Models with inserted layers or integers are rebuilt by name (models/checkpoint.py), which no
 # import shows: stages that open a compressed model use these as well.
 REBUILT = {"advprune.pruning", "advprune.quantize"}
-OPENS_COMPRESSED = {"attack", "transfer"}
+OPENS_COMPRESSED = {"attack", "transfer", "quantize", "surrogate"}
 
 
 @pytest.fixture(scope="module")
@@ -111,19 +111,29 @@ def test_stages_are_exactly_what_params_declare(
     expected |= {f"train@{recipe}" for recipe in settings.recipes}
     expected |= {f"protocol@{recipe}" for recipe in settings.protocol}
     expected |= {f"sweep@{family}-{settings.bases[0]}" for family in settings.sweep}
+    first = settings.bases[0]
+    expected |= {
+        f"{stage}@{name}-{first}" for stage in ("mask", "attack-masked") for name in settings.masks
+    }
+    expected |= {f"compression@{name}-{first}" for name in settings.compression}
+    expected |= {f"quantized@{name}" for name in settings.quantized}
+    expected |= {f"attack-quantized@{name}-{first}" for name in settings.quantized}
+    expected |= {f"surrogate@{name}" for name in settings.surrogates}
+    expected |= {f"substitute@{name}-{first}" for name in settings.substitutes}
     for base in settings.bases:
         expected |= {f"quantize@{base}"}
         expected |= {f"attack-unpruned@{model}-{base}" for model in ("dense", "int8")}
         for family in settings.prune:
             expected |= {f"{stage}@{family}-{base}" for stage in ("prune", "attack")}
     assert set(stages) == expected
-    assert len(stages) <= 45  # each costs three seconds before it starts its work
+    assert len(stages) <= 80  # each costs two seconds before it starts its work
 
 
 def test_every_family_has_a_setting_and_a_page(settings: params.Params) -> None:
     members = [member for group in settings.protocol.values() for member in group.values()]
     used = {member.family for member in members if member.family}
-    assert used | set(settings.prune) | set(settings.sweep) == set(families())
+    used |= {*settings.prune, *settings.masks, *settings.sweep, *settings.compression}
+    assert used == set(families())
     pages = {p.stem for p in (ROOT / "docs" / "families").glob("*.md")}
     assert pages == set(families())
 
@@ -133,18 +143,21 @@ def test_each_stage_tracks_only_its_own_item(stages: dict[str, Any]) -> None:
         name: {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
         for name, stage in stages.items()
     }
-    assert tracked["prune@E-standard"] == {"seed", "prune.E"}
+    train = "profiles.digits.train"
+    assert tracked["prune@E-standard"] == {"seed", "prune.E", train}
+    assert tracked["mask@GAP_layer-standard"] == {"seed", "masks.GAP_layer", train}
+    assert tracked["compression@random-standard"] >= {"seed", "compression.random"}
     assert tracked["sweep@R-standard"] >= {"seed", "sweep.R"}
     assert not any(key.startswith("prune") for key in tracked["attack@E-standard"])
     assert not any(key == "profiles" for keys in tracked.values() for key in keys)
 
 
 def test_imports_point_one_way() -> None:
-    order = ["models", "training", "attacks", "pruning", "evaluate", "report", "rl"]
+    order = ["models", "attacks", "training", "pruning", "evaluate", "report", "rl"]
     allowed = {
         "models": {"models"},
         "training": {"models", "attacks", "training"},
-        "pruning": {"models", "pruning"},
+        "pruning": {"models", "attacks", "training", "pruning"},
         "attacks": {"models", "attacks"},
         "evaluate": {"models", "attacks", "pruning", "training", "evaluate"},
         "report": {"evaluate", "report"},

@@ -19,7 +19,14 @@ KEYS = {
     "transfer_accuracy",
     "n",
 }
-ROWS = ["dense", "int8", "E", "clamp", "SAP"]
+ROWS = ["dense", "int8", "E", "clamp", "SAP", "random", "GAP_layer", "GAP_int8"]
+OWN = ["seed1", "GAP_layer_substitute"]  # the attacker's networks
+ON_MASKS = {
+    *("mask@random-standard", "mask@GAP_layer-standard", "compression@random-standard"),
+    *("attack-masked@random-standard", "attack-masked@GAP_layer-standard"),
+    *("quantized@GAP_int8", "attack-quantized@GAP_int8-standard"),
+    *("surrogate@seed1", "substitute@GAP_layer-standard"),
+}
 
 
 def git(folder: Path, *command: str) -> None:
@@ -49,7 +56,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
     folder, output = pipeline
-    assert len(stages_run(output)) == 17
+    assert len(stages_run(output)) == 17 + len(ON_MASKS) and set(stages_run(output)) > ON_MASKS
     metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/digits").iterdir()}
     assert set(metrics) == {f"{family}-standard" for family in ROWS}
     for found in metrics.values():
@@ -63,6 +70,29 @@ def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
     assert not re.search(r"""(src|href)=["']https?://""", page)
     for figure in (report / "figures").glob("*.png"):
         Image.open(figure).verify()
+
+
+def test_the_matrix_of_transfer_is_whole(pipeline: tuple[Path, str]) -> None:
+    folder, _ = pipeline
+    names = [f"{family}-standard" for family in ROWS]
+    expected = {(one, "field", other) for one in names for other in names if one != other}
+    expected |= {("dense-standard", "momentum", other) for other in names[1:]}
+    expected |= {
+        (own, attack, other) for own in OWN for attack in ("field", "momentum") for other in names
+    }
+    table = pd.read_csv(folder / "reports/digits/curves/transfer.csv")
+    assert set(zip(table.source, table.attack, table.target, strict=True)) == expected
+    assert len(table) == len(expected) and (table.n == 40).all()
+    assert table.accuracy.between(0, 1).all()
+    records = pd.read_parquet(folder / "transfers/digits/transfer.parquet")
+    for row in table.itertuples():
+        pair = (records.source == row.source) & (records.target == row.target)
+        told = records[pair & (records.attack == row.attack)]
+        assert row.accuracy == round(float((told.adv_pred == told.label).mean()), 4)
+    text = (folder / "reports/digits/report.md").read_text()
+    for words in ("Compression by masks", "Quantized models", "Does GAP\\_layer harden"):
+        assert words in text or words.replace("\\", "") in text
+    assert all(f"| {own} → model" in text.replace("\\", "") for own in OWN)
 
 
 def test_metrics_are_the_records_own(pipeline: tuple[Path, str]) -> None:
@@ -126,6 +156,10 @@ def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
     for stage, outs in (
         (("attack", "clamp"), ["records/digits/clamp-standard.parquet"]),
         (("prune", "clamp"), ["models/digits/clamp-standard/model.safetensors"]),
+        (("prune", "GAP_layer"), ["models/digits/GAP_layer-standard/model.safetensors"]),
+        (("quantize", "GAP_int8"), ["models/digits/GAP_int8-standard/model.safetensors"]),
+        (("surrogate", "GAP_layer", "--copy"), [f"surrogates/digits/{OWN[1]}/model.safetensors"]),
+        (("transfer",), ["transfers/digits/transfer.parquet"]),
         (("summarize",), ["metrics/digits/E-standard.json", "reports/digits/report.html"]),
     ):
         before = [(folder / out).read_bytes() for out in outs]

@@ -24,6 +24,7 @@ from advprune.params import (
     ExtraAttack,
     Profile,
     SuiteSettings,
+    TrainSettings,
 )
 from advprune.pruning import prune
 from advprune.quantize import quantize
@@ -90,8 +91,14 @@ def test_transfer_success_counts_only_what_both_models_had_right() -> None:
     target = records([0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 1])
     rate = transfer_success(target, source)
     assert (rate.hits, rate.n) == (1, 2)  # images 0 and 1 count; only 0 is fooled
-    with pytest.raises(ValueError, match="same images"):
-        transfer_success(target, source.iloc[:3])
+    turned = source.iloc[::-1]
+    other = source.assign(attack="b")
+    for wrong in (source.iloc[:3], turned, other, source.assign(index=[0, 1, 2, 4])):
+        with pytest.raises(ValueError, match="same images"):
+            transfer_success(target, wrong)
+    both = (target.iloc[::-1].reset_index(drop=True), turned.reset_index(drop=True))
+    assert transfer_success(*both) == rate  # whatever the order, where both have the same
+    assert transfer_success(target, source.assign(label=9)) == rate  # the target's label counts
 
 
 def test_score_by_hand(linear: nn.Module) -> None:
@@ -206,31 +213,38 @@ def test_wasserstein_by_hand() -> None:
 def test_a_suite_holds_every_attack_and_curve_and_resumes(
     network: nn.Module, digits: Pair, tmp_path: Path
 ) -> None:
-    attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=2)}
+    attacks = {
+        "field": AttackSettings(eps=0.1, step=0.05, steps=2),
+        "far": AttackSettings(eps=0.1, step=0.1, steps=1),
+        "more": AttackSettings(eps=0.1, step=0.1, steps=1, loss="margin"),
+    }
     curves = CurveSettings(eps=[0, 0.2], steps=[1])
-    profile = Profile.model_construct(
-        attacks=attacks, suite=SuiteSettings(table=["field"]), curves=curves, batch=32
-    )
+    chosen = SuiteSettings(table=["field"], transfer=["far", "field"], deterministic=["more"])
+    profile = Profile.model_construct(attacks=attacks, suite=chosen, curves=curves, batch=32)
     extra = [
         ExtraAttack(name="MIFGSM", eps="8/255", steps=2),
-        ExtraAttack(name="PGDL2", label="far", eps=1.5, alpha=0.5, steps=2),
+        ExtraAttack(name="PGDL2", label="wide", eps=1.5, alpha=0.5, steps=2),
     ]
     choice = AttackChoice(main="field", extra=extra)
     parts = Parts(tmp_path, files=[])
     suite = Suite(*digits, profile, choice, 0, parts)
     records, adv = suite.attack("dense", network)
-    assert set(adv) == {"field"}  # what other models are tried on
+    assert list(adv) == ["field", "far"]  # what other models are tried on
     counts = records.groupby("attack").size().to_dict()
     probes = {name: 64 for name in PROBES if name != "probe_frozen"}  # for random models alone
-    attacked = {"field": 64, "MIFGSM": 64, "far": 64}
+    attacked = dict.fromkeys((*attacks, "MIFGSM", "wide"), 64)
     assert counts == attacked | probes | {"curve_eps": 128, "curve_steps": 64}
     noise = records[records.attack == "probe_noise"]
     assert noise.linf.max() <= 0.1 + 1e-6 and (noise.forwards == 20).all()
     largest = records.groupby("attack")[["linf", "l2"]].max()
-    assert largest.linf["MIFGSM"] <= 8 / 255 + 1e-6 and largest.l2["far"] <= 1.5 + 1e-5
-    assert largest.l2["far"] > 1.2 and (records.eps[records.attack == "far"] == 1.5).all()
+    assert largest.linf["MIFGSM"] <= 8 / 255 + 1e-6 and largest.l2["wide"] <= 1.5 + 1e-5
+    assert largest.l2["wide"] > 1.2 and (records.eps[records.attack == "wide"] == 1.5).all()
     again, _ = Suite(*digits, profile, choice, 0, parts).attack("dense", network)
     assert again.equals(records)
+    fresh = Suite(*digits, profile, choice, 0, Parts(tmp_path / "b", files=[]))
+    sent = fresh.images_of("mine", network)  # of a model that is a source alone
+    assert list(sent) == ["far", "field"]
+    assert all(torch.equal(sent[name], adv[name]) for name in sent)
 
 
 def test_a_sweep_has_a_block_of_rows_for_every_setting(
@@ -238,12 +252,42 @@ def test_a_sweep_has_a_block_of_rows_for_every_setting(
 ) -> None:
     attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=1)}
     profile = Profile.model_construct(
-        attacks=attacks, suite=SuiteSettings(table=["field"]), batch=64
+        attacks=attacks,
+        suite=SuiteSettings(table=["field"], transfer=["field"]),
+        batch=64,
+        train=TrainSettings(),
     )
     suite = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
-    table = suite.sweep("E", [0.0, 1e6], network, digits, torch.device("cpu"))
+    given = [0.0, 1e6], network, digits, torch.device("cpu"), attacks
+    table = suite.sweep("E", *given)
     assert table.groupby("value").prune_ratio.first().to_dict()["1000000.0"] > 0.99
     nothing = table[table.value == "0.0"]
     assert len(nothing) == 64 and (nothing.prune_ratio == 0).all() and (nothing.order == 0).all()
     assert (nothing.clean_pred.to_numpy() == network(digits[0]).argmax(1).numpy()).all()
     assert table[table.value == "1000000.0"].clean_pred.nunique() == 1
+
+
+def test_a_sweep_tries_each_setting_on_images_of_the_dense_network(
+    network: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=1)}
+    profile = Profile.model_construct(attacks=attacks, batch=64, train=TrainSettings())
+    noise = 0.3 * torch.randn(digits[0].shape, generator=torch.Generator().manual_seed(0))
+    moved = ((digits[0] + noise).clamp(0, 1) * 255).round().to(torch.uint8)
+    carried = {"field": moved, "momentum": 255 - moved}
+    suite = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
+    given = [0.0, 0.1], network, digits, torch.device("cpu"), attacks, carried
+    table = suite.sweep("E", *given)
+    kinds = ["field", "from_dense_field", "from_dense_momentum"]
+    assert table.groupby(["order", "attack"]).size().to_dict() == {
+        (order, kind): 64 for order in (0, 1) for kind in kinds
+    }
+    for order, value in enumerate((0.0, 0.1)):
+        model = prune("E", network, value).model
+        for name, pixels in carried.items():
+            part = table[(table.order == order) & (table.attack == f"from_dense_{name}")]
+            assert part.adv_pred.tolist() == model(pixels / 255).argmax(1).tolist()
+            assert part.clean_pred.tolist() == model(digits[0]).argmax(1).tolist()
+            assert (part.source == "dense").all() and (part.value == str(value)).all()
+    again = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
+    assert again.sweep("E", *given).equals(table)  # what was finished is read back

@@ -79,17 +79,55 @@ def test_fractions_are_read_once(tmp_path: Path) -> None:
         ("bases", ["standard", "odd"], ["no recipe 'odd'", "mixed"]),
         ("bases", ["standard", "standard"], ["bases", "twice"]),
         ("recipes", {"standard": {"method": "free"}}, ["recipes.standard.method", "free"]),
+        ("recipes/masks", {"method": "standard"}, ["the name 'masks' is taken by the report"]),
+        ("recipes/quantized", {}, ["the name 'quantized' is taken by the report"]),
         ("protocol/odd", {"a": {}}, ["no recipe 'odd'"]),
         ("protocol/mixed", {"dense": {}}, ["'dense' is named twice"]),
         ("profiles/digits/suite/randomized", ["eit"], ["suite.randomized", "'eit'", "field"]),
         ("profiles/digits/suite/table", ["field", "square"], ["suite.table", "'square'"]),
+        ("profiles/digits/suite/transfer", ["field", "square"], ["suite.transfer", "'square'"]),
+        ("profiles/digits/suite/transfer", ["eit", "field"], ["suite.transfer", "'eit'"]),
+        ("profiles/digits/suite/transfer", [], ["suite.transfer"]),
+        (
+            "profiles/digits/suite/transfer",
+            ["momentum"],
+            ["attack.main: 'field' is not in profiles.digits.suite.transfer (momentum)"],
+        ),
+        (
+            "profiles/digits/suite/table",
+            ["published_10"],
+            ["attack.main: 'field' is not in profiles.digits.suite.table (published_10)"],
+        ),
         ("profiles/digits/attacks/x", {"method": "fab"}, ["attacks.x", "known: pgd, square"]),
         ("profiles/digits/attacks/square/queries", 0, ["square.queries", "0"]),
         ("profiles/digits/attacks/eot/draws", 0, ["eot.draws", "0"]),
         ("profiles/digits/attacks/eot/backward", "none", ["eot.backward", "none"]),
         ("profiles/digits/attacks/worst_case", {"eps": 0, "step": 0}, ["'worst_case' is taken"]),
         ("attack/score_draws", 1, ["attack.score_draws", "1"]),
-        ("prune", {"dense": 1}, ["'dense' is taken"]),
+        ("prune", {"dense": 1}, ["prune: the name 'dense' is taken already"]),
+        ("masks", {"int8": 4}, ["masks: the name 'int8' is taken already"]),
+        ("masks", {"E": 4}, ["masks: the name 'E' is taken already"]),
+        ("prune/GAP_layer", 4, ["masks: the name 'GAP_layer' is taken already"]),
+        ("masks", {"dense": 4}, ["masks: the name 'dense' is taken already"]),
+        ("masks", {"a b": 4}, ["masks", "a b"]),
+        ("quantized/dense", {"bits": 4}, ["quantized: the name 'dense' is taken already"]),
+        ("quantized/int8", {"bits": 4}, ["quantized: the name 'int8' is taken already"]),
+        ("quantized/E", {"bits": 4}, ["quantized: the name 'E' is taken already"]),
+        ("quantized/random", {"of": "dense"}, ["quantized: the name 'random' is taken already"]),
+        ("quantized/int4/of", "GAP", ["quantized.int4.of", "no model 'GAP'", "GAP_layer, R, S"]),
+        ("quantized/int4/of", "int8", ["quantized.int4.of", "no model 'int8'"]),
+        ("quantized/int4/of", "qat4", ["quantized.int4.of", "no model 'qat4'"]),
+        ("quantized/int4/bits", 1, ["quantized.int4.bits", "1"]),
+        ("quantized/int4/bits", 16, ["quantized.int4.bits", "16"]),
+        ("quantized/qat4/training/lr", 0, ["quantized.qat4.training.lr", "0"]),
+        ("quantized/qat4/training/method", "free", ["qat4.training.method", "free"]),
+        ("substitutes/GAP", {}, ["substitutes: there is no model 'GAP' on the first base"]),
+        ("substitutes/seed1", {}, ["substitutes: there is no model 'seed1'"]),
+        ("surrogates/seed1/architecture", "vgg", ["surrogates.seed1.architecture", "vgg"]),
+        ("surrogates/seed1/width", 0, ["surrogates.seed1.width", "0"]),
+        ("surrogates/seed1/epochs", 0, ["surrogates.seed1.epochs", "0"]),
+        ("surrogates/seed1/lr", 1, ["surrogates.seed1.lr", "not permitted"]),
+        ("compression", {"random": []}, ["compression.random"]),
         ("prune", {"a b": 1}, ["prune", "a b"]),
         ("sweep", {"E": []}, ["sweep.E"]),
     ],
@@ -111,9 +149,61 @@ def test_sweeps_and_points_of_families_are_checked_before_anything_runs(tmp_path
     read = loaded(tmp_path, ("prune/GAPP", 1))
     with pytest.raises(UserError, match="no family 'GAPP'; known: DWP, E, ESR"):
         check_settings(read)
+    read = loaded(tmp_path, ("masks/GAP_layer/compression", 0.5))
+    with pytest.raises(UserError, match=r"masks\.GAP_layer.*compression.*0\.5"):
+        check_settings(read)
+    read = loaded(tmp_path, ("compression/random", [4, {"sparsity": 1.5}]))
+    with pytest.raises(UserError, match=r"compression\.random.*sparsity.*1\.5"):
+        check_settings(read)
+    read = loaded(tmp_path, ("masks/GAPP", 4))
+    with pytest.raises(UserError, match=r"masks\.GAPP: there is no family 'GAPP'"):
+        check_settings(read)
     read = loaded(tmp_path, ("protocol/standard/RNA/setting", -1))
     with pytest.raises(UserError, match=r"protocol.standard.RNA: sigma.*-1"):
         check_settings(read)
+
+
+def test_masks_and_quantized_models_are_on_the_first_base_alone(tmp_path: Path) -> None:
+    read = loaded(
+        tmp_path,
+        ("bases", ["standard", "robust"]),
+        ("prune", {"E": 1e-2}),
+        ("masks", {"GAP_layer": {"sparsity": 0.9}, "random": 4}),
+        ("quantized", {"copy": {"of": "E", "bits": 4}, "small": {"of": "GAP_layer"}}),
+        ("substitutes", {"small": {}, "dense": {}}),
+    )
+    masked = ["GAP_layer", "random"]
+    assert read.models("standard") == ["dense", "int8", "E", *masked, "copy", "small"]
+    assert read.models("robust") == ["dense", "int8", "E"]
+    assert list(read.settings("standard")) == ["E", *masked]
+    assert read.settings("standard")["GAP_layer"] == {"sparsity": 0.9}
+    assert list(read.settings("robust")) == ["E"]
+
+
+def test_masks_quantized_models_and_networks_of_the_attacker_may_be_left_out(
+    tmp_path: Path,
+) -> None:
+    names = ("masks", "compression", "quantized", "surrogates", "substitutes")
+    read = loaded(tmp_path, *((name, {}) for name in names))
+    assert all(getattr(read, name) == {} for name in names)
+    raw = {key: value for key, value in RAW.items() if key not in names}
+    assert params.parse(params.Params, raw, "here") == read
+    assert read.models(read.bases[0]) == ["dense", "int8", *read.prune]
+
+
+def test_attacks_whose_images_are_kept_are_named_once(tmp_path: Path) -> None:
+    place = "profiles/digits/suite/"
+    read = loaded(
+        tmp_path,
+        (place + "table", ["published_10", "field"]),
+        (place + "transfer", ["momentum", "field"]),
+        (place + "quantized", ["margin", "momentum"]),
+    ).active()
+    assert read.suite.kept == ["published_10", "field", "momentum"]
+    assert read.suite.of("quantized") == ["published_10", "field", "momentum", "margin"]
+    assert list(read.exchanged()) == ["momentum", "field"]
+    assert list(read.table()) == ["published_10", "field"]
+    assert read.exchanged()["momentum"] is read.attacks["momentum"]
 
 
 @pytest.mark.parametrize(("content", "words"), [("a: [1", "not valid YAML"), ("", "no settings")])

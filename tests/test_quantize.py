@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from advprune.attacks import pgd
+from advprune.errors import UserError
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
 from advprune.pruning import prune
@@ -71,6 +72,34 @@ def test_stored_integers_fit_their_bits(network: nn.Module, digits: Pair, bits: 
         assert 0 <= float(layer.input_zero) <= 2**bits - 1
 
 
+def test_the_bias_of_a_channel_without_weights_fits_32_bits() -> None:
+    linear = nn.Linear(2, 3)
+    linear.weight.data = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [1.0, -0.5]])
+    linear.bias.data = torch.tensor([0.3, -2.0, 0.25])
+    layer = layer_of(linear, 8, 0.0, 2.55e-3)
+    assert layer.weight.tolist() == [[0, 0], [0, 0], [127, -64]]
+    assert layer.bias.abs().max() < 2**31
+    x = torch.tensor([[1e-3, 2e-3]])
+    for differentiable in (False, True):
+        layer.differentiable = differentiable
+        assert torch.allclose(layer(x), linear(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["RNW", "SAP"])
+def test_layers_that_integers_have_no_place_for_are_refused(
+    network: nn.Module, digits: Pair, family: str
+) -> None:
+    setting = {"fraction": 1.0, "where": "conv"} if family == "SAP" else 0.1
+    with pytest.raises(UserError, match="has another layer on its weight or behind it"):
+        quantize(prune(family, network, setting).model, digits[0])
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_other_bits_are_refused(network: nn.Module, digits: Pair, bits: int) -> None:
+    with pytest.raises(ValueError, match="bits"):
+        quantize(network, digits[0], bits)
+
+
 def test_eight_bits_stay_near_the_float_model_and_fewer_bits_do_not(
     network: nn.Module, digits: Pair
 ) -> None:
@@ -82,10 +111,14 @@ def test_eight_bits_stay_near_the_float_model_and_fewer_bits_do_not(
     assert errors[0] < 0.1 < errors[1] < errors[2]
 
 
-def test_the_twin_agrees_and_has_a_gradient(network: nn.Module, digits: Pair) -> None:
-    model = quantize(network, digits[0])
-    same, gap = agreement(model, digits[0])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_twin_agrees(network: nn.Module, digits: Pair, bits: int) -> None:
+    same, gap = agreement(quantize(network, digits[0], bits), digits[0])
     assert same >= 0.95 and gap < 0.05
+
+
+def test_the_twin_has_a_gradient(network: nn.Module, digits: Pair) -> None:
+    model = quantize(network, digits[0])
     x = digits[0].clone().requires_grad_()
     twin(model)(x).sum().backward()
     smooth = digits[0].clone().requires_grad_()
@@ -113,16 +146,16 @@ def test_attacking_the_twin_fools_the_integer_model(network: nn.Module, digits: 
     assert (model(adv).argmax(1) != labels).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("family", [None, "clamp"])
+@pytest.mark.parametrize(("family", "bits"), [(None, 4), ("clamp", 6)])
 def test_quantized_models_survive_save_and_load(
-    network: nn.Module, digits: Pair, tmp_path: Path, family: str | None
+    network: nn.Module, digits: Pair, tmp_path: Path, family: str | None, bits: int
 ) -> None:
     dense = prune(family, network, 3, digits).model if family else network
-    model = quantize(dense, digits[0], 6)
+    model = quantize(dense, digits[0], bits)
     save_model(model, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path / "model.safetensors")
     assert torch.equal(loaded(digits[0]), model(digits[0]))
-    assert spec_of(loaded) == spec_of(model) and spec_of(loaded).quantization.bits == 6
+    assert spec_of(loaded) == spec_of(model) and spec_of(loaded).quantization.bits == bits
 
 
 def test_percentile_ranges_are_inside_the_full_ones(network: nn.Module, digits: Pair) -> None:
@@ -137,3 +170,22 @@ def test_the_float_model_stays_as_it_was(network: nn.Module, digits: Pair) -> No
     quantize(network, digits[0])
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
     assert spec_of(network).quantization is None
+
+
+@pytest.mark.parametrize(
+    ("fan_in", "bits", "exact"), [(8, 8, True), (64, 8, True), (600, 8, False)]
+)
+def test_float32_is_used_only_where_its_sums_are_whole(fan_in: int, bits: int, exact: bool) -> None:
+    generator = torch.Generator().manual_seed(fan_in)
+    layer = torch.nn.Conv2d(fan_in, 32, 3, padding=1, bias=False)
+    layer.weight.data = torch.rand(layer.weight.shape, generator=generator) - 0.4
+    quantized = QuantizedLayer(layer, bits)
+    quantized.set_input_range(0.0, 1.0)
+    quantized.set_weights(layer)
+    x = torch.rand(4, fan_in, 16, 16, generator=generator)
+    whole = torch.nn.functional.conv2d(
+        quantized.integers(x).double(), quantized.weight.double(), padding=1
+    )
+    scale = (quantized.weight_scale * quantized.input_scale).view(1, -1, 1, 1)
+    assert torch.equal(quantized(x), (whole * scale).to(torch.float32))
+    assert (quantized._exact_type(x) == torch.float32) == exact

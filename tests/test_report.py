@@ -16,172 +16,40 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from planted import (
+    ATTACKS,
+    LAYERS,
+    ROOT,
+    N,
+    exchange,
+    layer_table,
+    model,
+    only,
+    planted,
+    point,
+    rows,
+    searched,
+    settings,
+    study,
+)
 
 from advprune.evaluate.compare import compare, holm
 from advprune.evaluate.measures import calibration_error
-from advprune.params import KINDS, AttackSettings, Params, load, parse
+from advprune.params import AttackSettings, Params, load, parse
 from advprune.report import tables
 from advprune.report.anatomy import clamped_spread, standing, where_it_acts
 from advprune.report.calibration import calibration_table, reliability_bins
 from advprune.report.costs import breakdown_table, cost_table
 from advprune.report.figures import figures, png, style
-from advprune.report.finding import Finding
 from advprune.report.findings import findings
 from advprune.report.page import html, report_markdown
 from advprune.report.randomized import adaptive_table, budget_table, gain, variant
 from advprune.report.robustness import answer, bases, schedules
-from advprune.report.study import Model, Study
+from advprune.report.study import Study
 from advprune.report.text import budget, markdown, setting_text
 from advprune.report.trust import quantized, sanity
 from advprune.report.verdicts import check_table, verdict_table, verdicts
 from advprune.report.write import curves, write_metrics, write_report
-
-ROOT = Path(__file__).resolve().parent.parent
-N = 40
-ATTACKS = {"main": (12 / 255, 10), "short": (1 / 255, 10), "long": (1 / 255, 40)}
-LAYERS = ["normalize", "conv1", "bn1", "act1"]
-LAYERS += [f"layer{s}.{b}.{x}" for s in (1, 2) for b in (0, 1) for x in ("conv1", "bn1", "act1")]
-LAYERS += ["pool", "linear"]
-
-
-def planted(first: int, of: int = N) -> np.ndarray:
-    """Right on the first so many images."""
-    return np.arange(of) < first
-
-
-def rows(
-    attack: str,
-    right: np.ndarray,
-    steps: int = 10,
-    eps: float = 48 / 255,
-    clean: int = N,
-    **columns: Any,
-) -> pd.DataFrame:
-    """Records in which `right` says what survives and the first `clean` images start right."""
-    label, n = np.arange(len(right)) % 4, len(right)
-    sides = {"clean": planted(clean, n), "adv": right}
-    table = {"index": np.arange(n), "label": label, "attack": attack, "method": "pgd", "seed": 0}
-    table |= {"norm": "Linf", "eps": eps, "step": 0.01, "steps": steps, "draws": 1}
-    table |= {"forwards": 2.0 * steps, "gradients": 1.0 * steps, "breakdown": ""}
-    for side, hit in sides.items():
-        pred = np.where(hit, label, (label + 1) % 4)
-        table |= {f"{side}_pred": pred, f"{side}_single_pred": pred}
-        table |= {f"{side}_margin": np.where(hit, 1.0, -1.0), f"{side}_wrong": 1.0 - hit}
-        table |= {f"{side}_confidence": 0.75, f"{side}_nll": 0.5, f"{side}_brier": 0.25}
-    return pd.DataFrame(table | columns)
-
-
-def layer_table(peaks: dict[str, float] | None = None, spread: float = 0.9) -> pd.DataFrame:
-    """A network in which the named layers stand out, with sigma `spread` times the clean one."""
-    moved = [(peaks or {}).get(name, 0.1 + 0.001 * i) for i, name in enumerate(LAYERS)]
-    kinds = ["Normalize" if name == "normalize" else "Conv2d" for name in LAYERS]
-    return pd.DataFrame(
-        {
-            "depth": range(len(LAYERS)),
-            "layer": LAYERS,
-            "kind": kinds,
-            "relative_difference": moved,
-            "distance": moved,
-            "clean_sigma": 1.0,
-            "adv_sigma": spread,
-        }
-    )
-
-
-def searched(kept: int) -> pd.DataFrame:
-    """Records of a search without gradients that leaves so many of N images right."""
-    return rows("square", planted(kept), 300, method="square", gradients=0.0)
-
-
-def model(
-    family: str,
-    survivors: Sequence[int] = (4, 20, 4),
-    *,
-    base: str = "standard",
-    carried: int = 4,
-    curve: Sequence[int] = (40, 20, 4, 0),
-    steps: Sequence[int] = (20, 4, 4),
-    setting: Any = 1,
-    suite: Sequence[pd.DataFrame] | None = None,
-    **more: Any,
-) -> Model:
-    """A model that keeps so many of N images under main, short and long, and over both curves.
-
-    suite: the records of more attacks; by default a search that finds no more than long.
-    """
-    suite = [searched(survivors[2])] if suite is None else suite
-    tables = [
-        rows(name, planted(kept), ATTACKS[name][1])
-        for name, kept in zip(ATTACKS, survivors, strict=True)
-    ]
-    tables += list(suite)
-    budgets = (0, 16 / 255, 48 / 255, 96 / 255)
-    tables += [rows("curve_eps", planted(k), eps=e) for e, k in zip(budgets, curve, strict=True)]
-    tables += [rows("curve_steps", planted(k), s) for s, k in zip((1, 5, 50), steps, strict=True)]
-    transfer = None
-    if family != "dense":
-        crossings = [
-            rows(name, planted(carried)).assign(source=s, target=t)
-            for name in ATTACKS
-            for s, t in (("dense", family), (family, "dense"))
-        ]
-        transfer = pd.concat(crossings, ignore_index=True)
-    histogram = {"low": -1.0, "high": 1.0, "before": [1, 9, 1], "after": [0, 11, 0]}
-    card = {"setting": setting, "prune_ratio": 0.25, "sparsity": 0.2, "bits": 32, "parameters": 9}
-    card |= {"sha256": family, "twin_agreement": None, "histogram": histogram}
-    layers = more.pop("layers", layer_table())
-    return Model(family, base, card | more, pd.concat(tables, ignore_index=True), layers, transfer)
-
-
-def settings(**changes: Any) -> Params:
-    """The settings of a planted study."""
-    raw = load(ROOT / "params.yaml", "digits").model_dump()
-    attacks = {
-        name: {"eps": "48/255", "step": step, "steps": steps}
-        for name, (step, steps) in ATTACKS.items()
-    }
-    curves_of = {"eps": [0, 16 / 255, 48 / 255, 96 / 255], "steps": [1, 5, 50]}
-    attacks["square"] = {"method": "square", "eps": "48/255", "queries": 300}
-    suite = {"table": list(ATTACKS), **{kind: ["square"] for kind in KINDS}}
-    raw["profiles"]["digits"] |= {"attacks": attacks, "curves": curves_of, "suite": suite}
-    raw["profiles"] = {"digits": raw["profiles"]["digits"]}
-    raw |= {"attack": {"main": "main"}, "prune": {"A": 1, "B": 2}, "sweep": {"A": [1, 2]}}
-    raw |= {"bases": ["standard"], "protocol": {}}
-    return parse(Params, raw | changes, "test")
-
-
-def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
-    tables = [
-        rows(name, planted(kept), ATTACKS[name][1])
-        for name, kept in zip(ATTACKS, survivors, strict=True)
-    ]
-    facts = {"order": order, "value": str(order + 1), "prune_ratio": 0.5, "sparsity": 0.5}
-    return pd.concat(tables, ignore_index=True).assign(**facts)
-
-
-def study(
-    *models: Model,
-    points: Sequence[pd.DataFrame] | None = None,
-    params: Params | None = None,
-    protocol: pd.DataFrame | None = None,
-) -> Study:
-    """A study of one base: a dense network first, then the given models."""
-    chosen = list(models) or [model("A"), model("B")]
-    if chosen[0].family != "dense":
-        chosen = [model("dense"), *chosen]
-    params = params or settings()
-    points = [point(0), point(1)] if points is None else points
-    sweeps = {(name, "standard"): pd.concat(points) for name in params.sweep}
-    clean = np.full((N, 1, 8, 8), 100, np.uint8)
-    adv = {one.name: clean + np.uint8(48) for one in chosen}
-    protocol = pd.DataFrame() if protocol is None else protocol
-    return Study(params, chosen, sweeps, "planted", list("abcd"), clean, adv, protocol)
-
-
-def only(found: Any) -> Finding:
-    (finding,) = found
-    return finding
-
 
 # --- tables --------------------------------------------------------------------------------------
 
@@ -202,6 +70,7 @@ def test_leaderboard_numbers_by_hand() -> None:
     # confidence 0.75, always right when clean, right in 10 % under attack
     assert sizes.loc["A", ["ECE clean", "ECE attacked"]].tolist() == ["0.250", "0.650"]
     assert sizes.loc["A", ["prune ratio %", "sparsity %"]].tolist() == ["25.0", "20.0"]
+    assert sizes.loc["A", ["not zero", "MACs", "file kB"]].tolist() == ["1,234", "56,789", "4"]
     # main, short, long and square: 10 + 10 + 40 gradients, twice as many forwards and 600 more
     assert sizes.loc["A", "gradients per image"] == "60"
     assert sizes.loc["A", "forwards per image"] == "720"
@@ -267,12 +136,6 @@ def test_published_table_has_dense_every_setting_and_int8_under_transfer() -> No
     assert table["short: remnant %"].str.split().str[0].tolist() == ["50.0", "50.0", "5.0", "75.0"]
     assert table["short: against dense"].tolist() == ["–", "=", "▼ worse", "▲ better"]
     assert table["prune ratio %"].tolist() == ["25.0", "50.0", "50.0", "25.0"]
-
-
-def test_transfer_matrix_counts_images_that_both_have_right() -> None:
-    carried = tables.transfer_matrix(study(model("A", carried=30)), "standard")
-    assert carried["dense → model: accuracy %"][0].startswith("75.0 (")
-    assert carried["dense → model: success %"][0].startswith("25.0 (")
 
 
 def test_settings_table_writes_budgets_both_ways_and_names_extra_attacks() -> None:
@@ -485,7 +348,7 @@ def two_bases(better: bool = True) -> Study:
         for base in kept
         for family in ("dense", "A", "B")
     ]
-    return replace(study(params=params), models=models, adv_images={})
+    return replace(study(params=params), models=exchange(models), adv_images={})
 
 
 def test_every_finding_says_n_and_several_bases_are_named() -> None:
@@ -513,10 +376,6 @@ def test_figures_of_two_bases_are_drawn_base_by_base() -> None:
     lines = {b: made[f"security-{b}"].axes[0].get_lines() for b in ("standard", "robust")}
     assert [line.get_label() for line in lines["robust"]] == ["dense", "A", "B"]
     assert len({line.get_linestyle() for b in lines for line in lines[b]}) == 2
-    assert [ax.get_title("left") for ax in made["transfer"].axes[:2]] == [
-        "main (standard)",
-        "main (robust)",
-    ]
     page = html(two_bases(), {name: png(figure) for name, figure in made.items()})
     assert page.count("<img ") == len(made) and '<th scope="col">base</th>' in page
 
@@ -878,7 +737,7 @@ def test_two_reports_are_the_same_bytes_and_replace_what_was_there(tmp_path: Pat
     write_report(study(), tmp_path / "a")
     write_report(study(), tmp_path / "b")
     files = [sorted(p.relative_to(root) for p in root.rglob("*.*")) for root in tmp_path.iterdir()]
-    assert files[0] == files[1] and len(files[0]) == 13
+    assert files[0] == files[1] and len(files[0]) == 14
     for name in files[0]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
@@ -951,8 +810,10 @@ def test_show_prints_the_leaderboard_and_the_path_last(tmp_path: Path) -> None:
         "digits: robust accuracy, worst case over the suite (Linf, eps 48/255"
     )
     assert max(map(len, shown)) <= 80 and "…" not in "".join(shown)
-    order = [line.split()[0] for line in shown if "-standard" in line]
+    rows_of, _, rest = "\n".join(shown).partition("Not run with these settings: ")
+    order = [line.split()[0] for line in rows_of.splitlines() if "-standard" in line]
     assert order == [f"{family}-standard" for family in ("dense", "int8", *params.prune)]
+    assert all(f"{family}-standard" in rest for family in (*params.masks, *params.quantized))
 
 
 def test_neither_report_nor_scripts_import_torch() -> None:

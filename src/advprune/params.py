@@ -29,6 +29,7 @@ CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the
 # The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
 PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
 WORST = "worst_case"  # per image, the attack of the suite that does most harm
+CARRIED = "from_dense_"  # before an attack's name: its images were crafted on the dense network
 RESERVED = (*CURVES, *PROBES, WORST)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 
@@ -55,6 +56,7 @@ Budget = Annotated[
 ]
 L2Budget = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME)]
+Architecture = Literal["resnet18", "resnet20"]
 
 
 class Settings(BaseModel):
@@ -85,7 +87,7 @@ class WeightsSettings(Settings):
 class ModelSettings(Settings):
     """The network."""
 
-    architecture: Literal["resnet18", "resnet20"] = "resnet18"
+    architecture: Architecture = "resnet18"
     width: int = Field(default=64, ge=1, le=1024)
     normalize: bool = True
     weights: dict[Name, WeightsSettings] = {}
@@ -169,7 +171,7 @@ class AttackSettings(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     draws: int = Field(default=1, ge=1, le=10000)
     backward: Backward | None = None
-    momentum: float = Field(default=0.0, ge=0, lt=1)
+    momentum: float = Field(default=0.0, ge=0, le=1)
     note: str = ""
 
     @model_validator(mode="after")
@@ -234,19 +236,27 @@ KINDS = ("deterministic", "randomized", "quantized", "binary")
 class SuiteSettings(Settings):
     """Which of the profile's attacks each kind of model goes through.
 
-    table: those of the published table; every model and every setting of a sweep gets them, and
-    their images are kept and exchanged between models.
+    table: those of the published table; every model and every setting of a sweep gets them, and the
+    dense network's images are tried on its compressed models. transfer: every model gets them;
+    the main one's images are tried on all other models, the others' where they were crafted on a
+    dense network or an attacker's own.
     """
 
     table: list[Name] = Field(min_length=1)
+    transfer: list[Name] = Field(min_length=1)
     deterministic: list[Name] = []
     randomized: list[Name] = []
     quantized: list[Name] = []
     binary: list[Name] = []
 
     def of(self, kind: str) -> list[str]:
-        """The names of all attacks of a kind of model, those of the table first."""
-        return list(dict.fromkeys([*self.table, *getattr(self, kind)]))
+        """The names of all attacks of a kind of model, those whose images are kept first."""
+        return list(dict.fromkeys([*self.kept, *getattr(self, kind)]))
+
+    @property
+    def kept(self) -> list[str]:
+        """The names of the attacks that every model gets, and whose images are kept."""
+        return list(dict.fromkeys([*self.table, *self.transfer]))
 
 
 class ProtocolSettings(Settings):
@@ -327,14 +337,22 @@ class Profile(Settings):
                 if name not in self.attacks:
                     known = ", ".join(self.attacks)
                     raise ValueError(f"suite.{kind}: {name!r} is not among the attacks ({known})")
-        for name in self.suite.table:
-            if self.attacks[name].method != "pgd":
-                raise ValueError(f"suite.table: {name!r} is no attack of the PGD engine")
+        for kind in ("table", "transfer"):
+            for name in getattr(self.suite, kind):
+                if self.attacks[name].method != "pgd":
+                    raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
         return self
 
     def table(self) -> dict[str, AttackSettings]:
         """The attacks of the published table, by name."""
-        found = {name: self.attacks[name] for name in self.suite.table}
+        return self._engine(self.suite.table)
+
+    def exchanged(self) -> dict[str, AttackSettings]:
+        """The attacks whose images all models exchange, by name."""
+        return self._engine(self.suite.transfer)
+
+    def _engine(self, names: list[str]) -> dict[str, AttackSettings]:
+        found = {name: self.attacks[name] for name in names}
         return {name: a for name, a in found.items() if isinstance(a, AttackSettings)}
 
 
@@ -357,6 +375,31 @@ class QuantizeSettings(Settings):
     percentile: float = Field(default=100.0, gt=50, le=100)
 
 
+class QuantizedSettings(Settings):
+    """A quantized model of the first base: of the dense network or of one of its families.
+
+    training: quantization-aware training, by which the integers are found; null rounds the weights
+    as they are.
+    """
+
+    of: Name = "dense"
+    bits: int = Field(default=8, ge=2, le=8)
+    training: FineTuneSettings | None = None
+
+
+class SurrogateSettings(Settings):
+    """A network that an attacker trains for themselves, to craft images on.
+
+    architecture, width, epochs: null takes the profile's. seed: added to the run's seed, so that
+    initialization and order are others than the dense network's.
+    """
+
+    architecture: Architecture | None = None
+    width: int | None = Field(default=None, ge=1, le=1024)
+    epochs: int | None = Field(default=None, ge=1, le=10000)
+    seed: int = Field(default=1, ge=0, lt=2**30)
+
+
 class Params(Settings):
     """All of params.yaml."""
 
@@ -365,8 +408,13 @@ class Params(Settings):
     recipes: dict[Name, RecipeSettings] = Field(min_length=1)
     bases: list[Name] = Field(min_length=1)
     prune: dict[Name, Any] = Field(min_length=1)
+    masks: dict[Name, Any] = {}
     sweep: dict[Name, Annotated[list[Any], Field(min_length=1)]]
+    compression: dict[Name, Annotated[list[Any], Field(min_length=1)]] = {}
     quantize: QuantizeSettings
+    quantized: dict[Name, QuantizedSettings] = {}
+    surrogates: dict[Name, SurrogateSettings] = {}
+    substitutes: dict[Name, SurrogateSettings] = {}
     attack: AttackChoice
     protocol: dict[Name, dict[Name, Member]]
     profiles: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Profile]
@@ -377,17 +425,20 @@ class Params(Settings):
             known = ", ".join(self.profiles)
             raise ValueError(f"profile: there is no profile {self.profile!r}; known: {known}")
         for name, profile in self.profiles.items():
-            if self.attack.main not in profile.suite.table:
-                raise ValueError(
-                    f"attack.main: {self.attack.main!r} is not in profiles.{name}.suite.table"
-                    f" ({', '.join(profile.suite.table)})"
-                )
+            for kind in ("table", "transfer"):
+                if self.attack.main not in (names := getattr(profile.suite, kind)):
+                    raise ValueError(
+                        f"attack.main: {self.attack.main!r} is not in profiles.{name}.suite.{kind}"
+                        f" ({', '.join(names)})"
+                    )
         used = [*self.bases, *self.protocol]
         if unknown := [name for name in used if name not in self.recipes]:
             known = ", ".join(self.recipes)
             raise ValueError(f"recipes: there is no recipe {unknown[0]!r}; known: {known}")
         if len(set(self.bases)) < len(self.bases):
             raise ValueError("bases: a base is named twice")
+        if taken := {"masks", "quantized"} & set(self.recipes):
+            raise ValueError(f"recipes: the name {sorted(taken)[0]!r} is taken by the report")
         members = [name for group in self.protocol.values() for name in group]
         if twice := [name for name in members if members.count(name) > 1]:
             raise ValueError(f"protocol: the member {twice[0]!r} is named twice")
@@ -395,11 +446,36 @@ class Params(Settings):
         for key in extras:
             if extras.count(key) > 1 or key in {*self.active().attacks, *RESERVED}:
                 raise ValueError(f"attack.extra: the name {key!r} is taken; give a `label`")
-        if taken := set(RESERVED) & {name for p in self.profiles.values() for name in p.attacks}:
-            raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
-        if reserved := {"dense", "int8"} & set(self.prune):
-            raise ValueError(f"prune: the name {reserved.pop()!r} is taken by the pipeline itself")
+        if used_up := set(RESERVED) & {name for p in self.profiles.values() for name in p.attacks}:
+            raise ValueError(f"attacks: the name {used_up.pop()!r} is taken by the pipeline itself")
+        self._check_models()
         return self
+
+    def _check_models(self) -> None:
+        """Models have names of their own, and what refers to one names one."""
+        seen = {"dense", "int8"}
+        for key in ("prune", "masks", "quantized"):
+            if taken := seen & set(getattr(self, key)):
+                raise ValueError(f"{key}: the name {sorted(taken)[0]!r} is taken already")
+            seen |= set(getattr(self, key))
+        sources = {"dense", *self.prune, *self.masks}
+        for name, quantized in self.quantized.items():
+            if quantized.of not in sources:
+                known = ", ".join(sorted(sources))
+                raise ValueError(
+                    f"quantized.{name}.of: there is no model {quantized.of!r}; known: {known}"
+                )
+        if unknown := [name for name in self.substitutes if name not in seen]:
+            raise ValueError(f"substitutes: there is no model {unknown[0]!r} on the first base")
+
+    def settings(self, base: str) -> dict[str, Any]:
+        """The families of a base and their settings; masks are on the first base alone."""
+        return {**self.prune, **(self.masks if base == self.bases[0] else {})}
+
+    def models(self, base: str) -> list[str]:
+        """The models of a base, the dense network first."""
+        more = self.quantized if base == self.bases[0] else {}
+        return ["dense", "int8", *self.settings(base), *more]
 
     def active(self) -> Profile:
         """The settings of the chosen profile."""

@@ -2,14 +2,16 @@
 
 Nagel et al., A White Paper on Neural Network Quantization (2021), sections 2 and 3. Batch-norm is
 folded; weights are symmetric per output channel, `W ~ s_w q_w`; the input of every convolution and
-linear layer is affine per tensor, `x ~ s_x (q_x - z)`. Biases are integers on the scale
+linear layer is affine per tensor, `x ~ s_x (q_x - z)`. Biases are 32-bit integers on the scale
 `s_x s_w`. The integer model multiplies and adds whole numbers only (carried in float64, in which
-sums below 2^53 are exact, so every machine gets the same ones); between layers (residual sums,
+sums below 2^53 are exact, or in float32 where they stay below 2^24, so every machine gets the same
+ones); between layers (residual sums,
 ReLU, pooling) values are real, as in a dequantize-quantize graph.
 
 The twin computes the same map in float32 with straight-through gradients: rounding and clipping
 have derivative one (BPDA, Athalye et al. 2018). Attacks run on the twin and are scored on the
-integer model; `agreement` says how far the two are the same.
+integer model; `agreement` says how far the two are the same. Training through the same map is in
+quantization_training.py.
 """
 
 import copy
@@ -19,8 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advprune.device import device_of
+from advprune.errors import UserError
 from advprune.models.fold import fold_batchnorm
-from advprune.models.spec import QuantizationSpec, attach, spec_of
+from advprune.models.insert import WrappedConv2d, WrappedLinear
+from advprune.models.spec import ModelSpec, QuantizationSpec, attach, spec_of
+
+MOST_BIAS = 2**30  # far enough below 2^31 for the rounding of float32
 
 
 class QuantizedLayer(nn.Module):
@@ -38,32 +45,38 @@ class QuantizedLayer(nn.Module):
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int) -> None:
         super().__init__()
-        out = layer.weight.shape[0]
+        out, device = layer.weight.shape[0], layer.weight.device
         self.levels, self.differentiable = 2**bits - 1, False
         self.conv = (layer.stride, layer.padding) if isinstance(layer, nn.Conv2d) else None
         self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.ones(out))
-        self.register_buffer("bias", torch.zeros(out, dtype=torch.float64))
-        self.register_buffer("input_scale", torch.tensor(1.0))
-        self.register_buffer("input_zero", torch.tensor(0.0))
+        self.register_buffer("weight_scale", torch.ones(out, device=device))
+        self.register_buffer("bias", torch.zeros(out, dtype=torch.float64, device=device))
+        self.register_buffer("input_scale", torch.tensor(1.0, device=device))
+        self.register_buffer("input_zero", torch.tensor(0.0, device=device))
 
     def set_weights(self, layer: nn.Conv2d | nn.Linear) -> None:
-        """Quantize a layer's weight and bias; the input range must be set before."""
+        """Quantize a layer's weight and bias; the input range must be set before.
+
+        `s_w = max |w| / (2^(bits-1) - 1)` for each output channel, or more where the bias would
+        not fit 32 bits: a channel whose weights are all zero may have a bias.
+        """
         most = self.levels // 2  # 127 for 8 bits: symmetric, so -128 is not used
         w = layer.weight.detach()
         self.weight_scale = (w.flatten(1).abs().amax(1) / most).clamp_min(1e-12)
-        shape = (-1,) + (1,) * (w.ndim - 1)
-        self.weight = (w / self.weight_scale.view(shape)).round().clamp(-most, most).to(torch.int8)
         if layer.bias is not None:
+            least = layer.bias.detach().abs() / self.input_scale / MOST_BIAS
+            self.weight_scale = torch.maximum(self.weight_scale, least)
             scale = self.weight_scale.double() * self.input_scale.double()
             self.bias = (layer.bias.detach().double() / scale).round()
+        q = (w / _by_row(self.weight_scale, w)).round()
+        self.weight = q.clamp(-most, most).to(torch.int8)
 
     def set_input_range(self, low: float, high: float) -> None:
         """Choose scale and zero point so that [low, high], widened to hold 0, is covered."""
         low, high = min(low, 0.0), max(high, 0.0)
         scale = max((high - low) / self.levels, 1e-12)
-        self.input_scale = torch.tensor(scale, dtype=torch.float32)
-        self.input_zero = torch.tensor(float(round(-low / scale)))
+        self.input_scale = torch.full_like(self.input_scale, scale)
+        self.input_zero = torch.full_like(self.input_zero, round(-low / scale))
 
     def integers(self, x: torch.Tensor) -> torch.Tensor:
         """`q_x - z`: whole numbers, as float of the input's type."""
@@ -76,35 +89,69 @@ class QuantizedLayer(nn.Module):
         stride, padding = self.conv
         return F.conv2d(x, weight, stride=stride, padding=padding)
 
+    def _exact_type(self, x: torch.Tensor) -> torch.dtype:
+        """float32 where no sum can reach 2^24, up to which it holds whole numbers exactly; else
+        float64. Off the CPU convolutions may go through transforms that are not whole."""
+        sums = self.weight.flatten(1).abs().sum(1, dtype=torch.int64)
+        most = int(sums.max()) * int((self.levels - self.input_zero).abs().max(self.input_zero))
+        return torch.float32 if x.device.type == "cpu" and most < 2**24 else torch.float64
+
+    def _channels(self, values: torch.Tensor) -> torch.Tensor:
+        """Values `[out]` in a shape that broadcasts over the layer's output."""
+        return values.view((1, -1) if self.conv is None else (1, -1, 1, 1))
+
+    def simulate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """The layer on real numbers: `x` rounded to the input's grid, with derivative one."""
+        real = straight_through(x, self.integers(x.detach()) * self.input_scale)
+        return self._apply_weights(real, weight) + self._channels(bias)
+
+    def real(self, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight `s_w q_w` and the bias `s_w s_x q_b` that the integers stand for."""
+        weight = self.weight.to(dtype) * _by_row(self.weight_scale, self.weight)
+        return weight, self.bias.to(dtype) * (self.weight_scale * self.input_scale)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shape = (1, -1) if self.conv is None else (1, -1, 1, 1)
-        scale = (self.weight_scale * self.input_scale).view(shape)
-        q = self.integers(x)
         if self.differentiable:
-            real = x + (q * self.input_scale - x).detach()
-            weight = self.weight.to(x.dtype) * self.weight_scale.view(
-                (-1,) + (1,) * (self.weight.ndim - 1)
+            return self.simulate(x, *self.real(x.dtype))
+        exact = self._exact_type(x)
+        total = self._apply_weights(self.integers(x).to(exact), self.weight.to(exact)).double()
+        scale = self._channels(self.weight_scale * self.input_scale)
+        return ((total + self._channels(self.bias)) * scale).to(x.dtype)
+
+
+def _by_row(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Values `[out]` in a shape that broadcasts over a weight `[out, ...]`."""
+    return values.view((-1,) + (1,) * (weight.ndim - 1))
+
+
+def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """`value`, exactly, with the derivative of `x`."""
+    return value.detach() + (x - x.detach())
+
+
+def float_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers of a float network that quantization replaces, by name."""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    for name, layer in found.items():
+        if isinstance(layer, WrappedConv2d | WrappedLinear):
+            raise UserError(
+                f"quantize: {name} has another layer on its weight or behind it, which integers "
+                "have no place for; quantize the dense network or another family"
             )
-            return self._apply_weights(real, weight) + self.bias.to(x.dtype).view(shape) * scale
-        total = self._apply_weights(q.double(), self.weight.double()) + self.bias.view(shape)
-        return (total * scale).to(x.dtype)
+    return found
 
 
-def _replace_layers(model: nn.Module, bits: int) -> dict[str, QuantizedLayer]:
-    """Put a QuantizedLayer where each convolution and linear layer is; returns them by name."""
-    replaced = {}
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            parent, _, leaf = name.rpartition(".")
-            replaced[name] = QuantizedLayer(module, bits)
-            setattr(model.get_submodule(parent), leaf, replaced[name])
-    return replaced
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where `name` is, in place."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
 
 
 def skeleton(model: nn.Module, spec: QuantizationSpec) -> nn.Module:
     """The quantized form of a dense model with empty weights, for loading a checkpoint."""
     folded = fold_batchnorm(model)
-    _replace_layers(folded, spec.bits)
+    for name, layer in float_layers(folded).items():
+        replace(folded, name, QuantizedLayer(layer, spec.bits))
     return folded.eval()
 
 
@@ -113,18 +160,39 @@ def quantize(
 ) -> nn.Module:
     """Quantize a dense model; input ranges come from `images` `[N, C, H, W]` in [0, 1].
 
-    percentile: the part of each layer's inputs that the range covers; 100 is minimum to maximum.
-    The given model stays as it was.
+    bits: 2 to 8. percentile: the part of each layer's inputs that the range covers; 100 is minimum
+    to maximum. The given model stays as it was. Raises ValueError for other bits, and UserError
+    where a family put a layer on a weight or behind a convolution.
     """
-    spec = spec_of(model)
-    folded = fold_batchnorm(model)
-    layers = {n: m for n, m in folded.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    ranges = _input_ranges(folded, layers, images, percentile)
-    for name, quantized in _replace_layers(folded, bits).items():
-        quantized.set_input_range(*ranges[name])
-        quantized.set_weights(layers[name])
-    attach(folded, spec.model_copy(update={"quantization": QuantizationSpec(bits=bits)}))
+    spec = quantized_spec(model, bits)
+    folded, integers = calibrated(model, images, bits, percentile)
+    for name, layer in float_layers(folded).items():
+        integers[name].set_weights(layer)
+        replace(folded, name, integers[name])
+    attach(folded, spec)
     return folded.eval()
+
+
+def quantized_spec(model: nn.Module, bits: int) -> ModelSpec:
+    """The spec of a model's quantized form; ValueError for bits outside 2 to 8."""
+    return spec_of(model).model_copy(update={"quantization": QuantizationSpec(bits=bits)})
+
+
+def calibrated(
+    model: nn.Module, images: torch.Tensor, bits: int, percentile: float
+) -> tuple[nn.Module, dict[str, QuantizedLayer]]:
+    """The folded float network, and by name the integer layers that are to replace its own.
+
+    Their input ranges are set, from what the float layers receive on `images`; their weights are
+    not.
+    """
+    float_layers(model)  # before folding, which looks through wrapped layers
+    folded = fold_batchnorm(model)
+    layers = float_layers(folded)
+    integers = {name: QuantizedLayer(layer, bits) for name, layer in layers.items()}
+    for name, ends in _input_ranges(folded, layers, images, percentile).items():
+        integers[name].set_input_range(*ends)
+    return folded, integers
 
 
 def _input_ranges(
@@ -135,6 +203,7 @@ def _input_ranges(
     batch: int = 64,
 ) -> dict[str, tuple[float, float]]:
     """Per layer, the low and high ends of what it receives on `images`."""
+    device = device_of(model)
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in layers}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
@@ -147,7 +216,7 @@ def _input_ranges(
     try:
         with torch.no_grad():
             for part in images.split(batch):
-                model(part)
+                model(part.to(device))
     finally:
         for handle in handles:
             handle.remove()

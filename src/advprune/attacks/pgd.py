@@ -70,9 +70,9 @@ def pgd(
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     _check(images, labels, eps, step, steps, norm, loss, keep, precision, backward, restarts, start)
-    if draws < 1 or not 0 <= momentum < 1:
+    if draws < 1 or not 0 <= momentum <= 1:
         raise ValueError(
-            f"pgd: draws ({draws}) must be at least 1, and momentum ({momentum}) in [0, 1)"
+            f"pgd: draws ({draws}) must be at least 1, and momentum ({momentum}) in [0, 1]"
         )
     generator = generator or torch.Generator().manual_seed(0)
     device, private = device_of(model), attack_copy(model, device_of(model), fold)

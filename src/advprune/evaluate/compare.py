@@ -61,7 +61,7 @@ def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, side: str = "adv") -> Comparison:
     """Compare two tables of records; ValueError unless they hold the same images in order."""
-    if first["index"].tolist() != second["index"].tolist():
+    if not np.array_equal(first["index"], second["index"]):
         raise ValueError("compare: the records are not of the same images")
     hits, others = right(first, side), right(second, side)
     void = side == "adv" and at_chance(first)

@@ -99,6 +99,11 @@ def answers(
     return _columns(side, all_logits(model, images, batch, draws, seed), labels, average)
 
 
+def label_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The label's logit minus the largest other, `[N]`: negative where the image fools."""
+    return -margin(logits, labels)
+
+
 def _columns(side: str, draws: torch.Tensor, labels: torch.Tensor, average: str) -> dict[str, Any]:
     """The columns of one side, from logits `[D, N, K]`."""
     if not torch.isfinite(draws).all():
@@ -112,7 +117,7 @@ def _columns(side: str, draws: torch.Tensor, labels: torch.Tensor, average: str)
     return {
         f"{side}_pred": logits.argmax(1).numpy(),
         f"{side}_confidence": probabilities.amax(1).numpy(),
-        f"{side}_margin": (-margin(logits, labels)).numpy(),
+        f"{side}_margin": label_margin(logits, labels).numpy(),
         f"{side}_nll": F.cross_entropy(logits, labels, reduction="none").numpy(),
         f"{side}_brier": (probabilities - truth).square().sum(1).numpy(),
         f"{side}_single_pred": each[0].numpy(),

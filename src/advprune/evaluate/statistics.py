@@ -1,6 +1,7 @@
 """Uncertainty: 95 % intervals for rates, and the paired test for two models on the same images."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -22,12 +23,7 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float] | tuple[None, None]:
         """Wilson's score interval."""
-        if not self.n:
-            return None, None
-        from scipy.stats import binomtest  # half a second, which stages that only record save
-
-        found = binomtest(self.hits, self.n).proportion_ci(LEVEL, method="wilson")
-        return float(found.low), float(found.high)
+        return _wilson(self.hits, self.n) if self.n else (None, None)
 
     def columns(self, name: str) -> dict[str, float | None]:
         """`name`, `name_low` and `name_high`, rounded to 4 places."""
@@ -37,6 +33,14 @@ class Rate:
             f"{name}_low": _rounded(low),
             f"{name}_high": _rounded(high),
         }
+
+
+@cache
+def _wilson(hits: int, n: int) -> tuple[float, float]:
+    from scipy.stats import binomtest  # half a second, which stages that only record save
+
+    found = binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def rate(hits: np.ndarray) -> Rate:
@@ -51,12 +55,14 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """
     if len(first) != len(second):
         raise ValueError(f"mcnemar: {len(first)} and {len(second)} images are not the same images")
+    return _sign_test(int(np.sum(first & ~second)), int(np.sum(second & ~first)))
+
+
+@cache
+def _sign_test(one: int, other: int) -> float:
     from scipy.stats import binomtest
 
-    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
-    if only_first + only_second == 0:
-        return 1.0
-    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+    return float(binomtest(one, one + other, 0.5).pvalue) if one + other else 1.0
 
 
 def _rounded(value: float | None) -> float | None:

@@ -22,12 +22,13 @@ from advprune.evaluate.craft import (
     kind_of,
     rows,
 )
+from advprune.evaluate.exchange import received
 from advprune.evaluate.probes import probes
 from advprune.evaluate.records import answers
 from advprune.models.card import sparsity_of
-from advprune.params import AttackChoice, Profile
+from advprune.params import CARRIED, AttackChoice, AttackSettings, Profile
 from advprune.progress import progress
-from advprune.pruning import prune
+from advprune.pruning import Data, prune
 from advprune.resume import Parts
 
 Images = tuple[torch.Tensor, torch.Tensor]
@@ -55,8 +56,8 @@ class Suite:
     def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
         """The suite of the model's kind, the extra attacks, the probes and both curves.
 
-        Returns the records of all of them, and the uint8 images of the attacks of the table, which
-        other models are to be tried on.
+        Returns the records of all of them, and the uint8 images of the attacks of the table and of
+        those whose images models exchange.
         """
         for extra in self.choice.extra:  # refuse a wrong name before anything is computed
             check_attack(extra.name, extra.arguments())
@@ -64,10 +65,20 @@ class Suite:
         for attack, setting in self._attacks(model):
             crafted, table = self._run(attack, f"{name} {attack}", model, attack, setting)
             tables.append(table)
-            if attack in self.profile.suite.table:
+            if attack in self.profile.suite.kept:
                 adv[attack] = crafted.pixels
         found = [*tables, *self._probes(model), *self._curves(name, model)]
         return pd.concat(found, ignore_index=True), adv
+
+    def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
+        return {
+            attack: self._kept(
+                attack,
+                partial(self._craft, f"{name} {attack}", model, self.images, self.labels, setting),
+            ).pixels
+            for attack, setting in self.profile.exchanged().items()
+        }
 
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
         for attack in self.profile.suite.of(kind_of(model)):
@@ -87,31 +98,50 @@ class Suite:
         ]
 
     def sweep(
-        self, family: str, values: list[Any], dense: nn.Module, train: Images, device: torch.device
+        self,
+        family: str,
+        values: list[Any],
+        dense: nn.Module,
+        train: Images,
+        device: torch.device,
+        attacks: dict[str, AttackSettings],
+        carried: dict[str, torch.Tensor] | None = None,
     ) -> pd.DataFrame:
-        """Apply `family` to `dense` at each of `values`; attack each with the table's attacks.
+        """Apply `family` to `dense` at each of `values`; run `attacks` on each.
 
-        Returns records with the columns value (as text), order, prune_ratio and sparsity.
+        carried: uint8 images by attack, crafted on the dense network, that each is tried on as well
+        (rows with that attack's name behind `params.CARRIED`). Returns records with the columns
+        value (as text), order, prune_ratio and sparsity.
         """
         tables = []
         for order, value in enumerate(values):
-            point = partial(self._point, family, value, dense, train, device)
+            point = partial(self._point, family, value, dense, train, device, attacks, carried)
             tables.append(self.parts.frame(f"{order}-{value}", point).assign(order=order))
         return pd.concat(tables, ignore_index=True)
 
     def _point(
-        self, family: str, value: Any, dense: nn.Module, train: Images, device: torch.device
+        self,
+        family: str,
+        value: Any,
+        dense: nn.Module,
+        train: Images,
+        device: torch.device,
+        attacks: dict[str, AttackSettings],
+        carried: dict[str, torch.Tensor] | None,
     ) -> pd.DataFrame:
-        pruned = prune(family, dense, value, train, self.seed)
+        pruned = prune(family, dense, value, Data(*train, self.profile.train), self.seed)
         facts = {"prune_ratio": pruned.ratio, "sparsity": sparsity_of(pruned.model)}
         model = pruned.model.to(device)
         tables = []
-        for attack, setting in self.profile.table().items():
+        for attack, setting in attacks.items():
             what = f"{family}={value} {attack}"
             crafted = self._craft(what, model, self.images, self.labels, setting)
             tables.append(
                 rows(model, self.images, crafted, self.labels, attack, setting, self.work)
             )
+        if carried:
+            elsewhere = {("dense", CARRIED + attack): pixels for attack, pixels in carried.items()}
+            tables.append(received(model, self.images, self.labels, elsewhere, self.work))
         return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
 
     def _run(

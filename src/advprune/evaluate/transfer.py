@@ -14,16 +14,12 @@ def transfer_success(target: pd.DataFrame, source: pd.DataFrame) -> Rate:
     """Share of attacked images that fool the target, among those both models had right.
 
     target: records of the target on the source's images; source: the source's own records. Both
-    hold the same images of the same attack, which is checked.
+    hold the same images of the same attack in the same order, which is checked.
     """
-    merged = target.merge(
-        source[["index", "attack", "clean_pred"]],
-        on=["index", "attack"],
-        suffixes=("", "_source"),
-        validate="one_to_one",
-    )
-    if len(merged) != len(target) or len(target) != len(source):
+    same = np.array_equal(target["index"], source["index"])
+    if not same or set(target.attack) != set(source.attack):
         raise ValueError("transfer: target and source records are not of the same images")
-    both = (merged.clean_pred == merged.label) & (merged.clean_pred_source == merged.label)
-    fooled = merged.adv_pred != merged.label
+    label = target.label.to_numpy()
+    both = (target.clean_pred.to_numpy() == label) & (source.clean_pred.to_numpy() == label)
+    fooled = target.adv_pred.to_numpy() != label
     return Rate(int(np.sum(both & fooled)), int(np.sum(both)))

@@ -29,6 +29,72 @@ def sparsity_of(model: nn.Module) -> float:
     return zeros / max(sum(t.numel() for t in tensors), 1)
 
 
+def nonzero_of(model: nn.Module) -> int:
+    """How many weights and biases are not zero."""
+    return sum(int((t != 0).sum()) for t in stored_weights(model).values())
+
+
+@torch.no_grad()
+def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates that one image `[C, H, W]` costs in convolutions and linear layers.
+
+    An output value costs as many as a filter has weights. Zeros count: a mask saves nothing here, a
+    smaller layer does. Biases, batch-norm and additions of shortcuts do not count.
+    """
+    counts: list[int] = []
+
+    def count(module: Any, inputs: object, out: torch.Tensor) -> None:
+        counts.append(out.numel() * module.weight[0].numel())
+
+    layers = [m for m in model.modules() if getattr(m, "weight", torch.zeros(())).ndim > 1]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.random.fork_rng(devices=[]):  # layers that draw leave the global state alone
+            model(torch.zeros(1, *image_shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(counts)
+
+
+@torch.no_grad()
+def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    """Share of all weights and biases that meet nothing but padding on images `[C, H, W]`.
+
+    On a map of 1x1, only the middle of a 3x3 filter meets a value: the rest has no effect, and a
+    gradient of exactly zero.
+    """
+    idle: list[int] = []
+
+    def count(module: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        met = [
+            _met(int(inputs[0].shape[axis]), int(out.shape[axis]), module, axis - 2)
+            for axis in (2, 3)
+        ]
+        used = met[0] * met[1] * module.weight[:, :, 0, 0].numel()
+        idle.append(module.weight.numel() - used)
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model(torch.zeros(1, *image_shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(idle) / max(sum(t.numel() for t in stored_weights(model).values()), 1)
+
+
+def _met(size: int, steps: int, layer: nn.Conv2d, axis: int) -> int:
+    """How many rows (or columns) of a filter ever meet one of the map's `size`."""
+    stride, padding = layer.stride[axis], int(layer.padding[axis])
+    places = range(layer.kernel_size[axis])
+    return sum(
+        any(0 <= step * stride + place - padding < size for step in range(steps))
+        for place in places
+    )
+
+
 def write_card(
     path: Path,
     *,
@@ -37,10 +103,12 @@ def write_card(
     prune_ratio: float = 0.0,
     twin_agreement: float | None = None,
     twin_logit_gap: float | None = None,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> None:
     """Write `model.json` beside the checkpoint `path`, from the file as it was saved.
 
-    parent: the dense checkpoint, for histograms of the weights before and after.
+    parent: the dense checkpoint, for histograms of the weights before and after. image_shape: of
+    an image `[C, H, W]`, for `macs` and `inert`, which are null without it.
     """
     model = load_model(path)
     quantization = spec_of(model).quantization
@@ -50,6 +118,10 @@ def write_card(
         "setting": setting,
         "prune_ratio": prune_ratio,
         "sparsity": round(sparsity_of(model), 4),
+        "nonzero": nonzero_of(model),
+        "macs": macs_of(model, image_shape) if image_shape else None,
+        "inert": round(inert_of(model, image_shape), 4) if image_shape else None,
+        "file_bytes": path.stat().st_size,
         "twin_agreement": twin_agreement,
         "twin_logit_gap": twin_logit_gap,
         "sha256": sha256_of(path),

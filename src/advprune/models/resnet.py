@@ -5,10 +5,12 @@ usual for CIFAR (one 3x3 convolution of stride 1, no max-pooling); ResNet20 is t
 (section 4.2) with 1x1 convolutions on the shortcuts that change shape.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
-from advprune.models.spec import ModelSpec, Normalize, Site
+from advprune.models.spec import BLOCKS, ModelSpec, Normalize, Site, block_widths
 
 
 def _conv3x3(fan_in: int, fan_out: int, stride: int) -> nn.Conv2d:
@@ -16,14 +18,14 @@ def _conv3x3(fan_in: int, fan_out: int, stride: int) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """conv-bn-relu-conv-bn, plus the shortcut, then relu."""
+    """conv-bn-relu-conv-bn, plus the shortcut, then relu; `inner` channels between the two."""
 
-    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+    def __init__(self, fan_in: int, fan_out: int, stride: int, inner: int) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(fan_in, fan_out, stride)
-        self.bn1 = nn.BatchNorm2d(fan_out)
+        self.conv1 = _conv3x3(fan_in, inner, stride)
+        self.bn1 = nn.BatchNorm2d(inner)
         self.act1 = Site()
-        self.conv2 = _conv3x3(fan_out, fan_out, 1)
+        self.conv2 = _conv3x3(inner, fan_out, 1)
         self.bn2 = nn.BatchNorm2d(fan_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or fan_in != fan_out:
@@ -47,25 +49,23 @@ class ResNet(nn.Module):
         self.conv1 = _conv3x3(spec.channels, spec.width, 1)
         self.bn1 = nn.BatchNorm2d(spec.width)
         self.act1 = Site()
-        fan_in = spec.width
+        widths = block_widths(spec.architecture, spec.width)
+        sizes = zip(pairwise((spec.width, *widths)), spec.inner or widths, strict=True)
         for index, count in enumerate(blocks):
-            fan_out, stride = spec.width * 2**index, 1 if index == 0 else 2
-            stage = [BasicBlock(fan_in, fan_out, stride)]
-            stage += [BasicBlock(fan_out, fan_out, 1) for _ in range(count - 1)]
-            self.add_module(f"layer{index + 1}", nn.Sequential(*stage))
-            fan_in = fan_out
+            stage = nn.Sequential()
+            for place in range(count):
+                (fan_in, fan_out), inner = next(sizes)
+                stage.append(BasicBlock(fan_in, fan_out, 2 if index and not place else 1, inner))
+            self.add_module(f"layer{index + 1}", stage)
         self.stages = len(blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(fan_in, spec.classes)
+        self.linear = nn.Linear(widths[-1], spec.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.act1(self.bn1(self.conv1(self.normalize(x))))  # [N, width, H, W]
         for index in range(self.stages):
             h = getattr(self, f"layer{index + 1}")(h)
         return self.linear(self.pool(h).flatten(1))
-
-
-BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:

@@ -3,10 +3,11 @@
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import nn
 
 Where = Literal["relu", "conv", "weight"]
+BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
 
 
 class LayerSpec(BaseModel):
@@ -29,7 +30,9 @@ class QuantizationSpec(BaseModel):
 class ModelSpec(BaseModel):
     """A network, whole: architecture, sizes, normalization, inserted layers, bits.
 
-    `mean` and `std` are per channel, in the [0, 1] range of the images.
+    `mean` and `std` are per channel, in the [0, 1] range of the images. `inner` is the number of
+    channels between the two convolutions of each block, in order of the blocks, at least 1 and at
+    most the block's width; empty means as wide as the block, and is left out of the stored text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +44,26 @@ class ModelSpec(BaseModel):
     std: tuple[float, ...]
     layers: tuple[LayerSpec, ...] = ()
     quantization: QuantizationSpec | None = None
+    inner: tuple[int, ...] = Field(default=(), exclude_if=lambda inner: not inner)
+
+    @field_validator("inner")
+    @classmethod
+    def _inner_fits_the_blocks(cls, inner: tuple[int, ...], info: ValidationInfo) -> Any:
+        if not inner or not {"architecture", "width"} <= info.data.keys():
+            return inner
+        widths = block_widths(info.data["architecture"], info.data["width"])
+        if len(inner) != len(widths):
+            raise ValueError(
+                f"{info.data['architecture']} has {len(widths)} blocks, not {len(inner)}"
+            )
+        if any(not 1 <= found <= most for found, most in zip(inner, widths, strict=True)):
+            raise ValueError(f"a block has from 1 to {list(widths)} inner channels")
+        return inner
+
+
+def block_widths(architecture: str, width: int) -> tuple[int, ...]:
+    """The output channels of each residual block, in order."""
+    return tuple(width * 2**i for i, count in enumerate(BLOCKS[architecture]) for _ in range(count))
 
 
 class Normalize(nn.Module):

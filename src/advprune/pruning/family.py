@@ -30,6 +30,12 @@ class Data:
     train: TrainSettings = field(default_factory=TrainSettings)
     state: Path | None = None
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, `(C, H, W)`."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
 
 class Setting(Settings):
     """Base of a family's settings. A bare number in params.yaml is read as field `shorthand`."""
@@ -41,8 +47,9 @@ class Setting(Settings):
 class Pruned:
     """A compressed model and what was done to it.
 
-    changed: per parameter tensor, True where the family changed the value (E, S, R) or removed it
-    (masks). notes: a family's own facts.
+    changed: per parameter tensor of the dense model, True where the family changed the value (E, S,
+    R) or removed it (masks). The model may be physically smaller than that. notes: a family's own
+    facts.
     """
 
     model: nn.Module
@@ -51,13 +58,14 @@ class Pruned:
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """Per parameter tensor, True where the value is still the dense model's own."""
+        """Per parameter tensor, True where the value was kept: the dense model's own, unless
+        fine-tuning followed."""
         return {name: ~changed for name, changed in self.changed.items()}
 
     @property
     def ratio(self) -> float:
-        """Prune ratio: changed parameters over all parameters of the model, in [0, 1]."""
-        total = sum(p.numel() for p in self.model.parameters())
+        """Prune ratio: changed parameters over all parameters of the dense model, in [0, 1]."""
+        total = sum(changed.numel() for changed in self.changed.values())
         return sum(int(c.sum()) for c in self.changed.values()) / max(total, 1)
 
 
@@ -101,11 +109,13 @@ def setting_of(name: str, value: Any, where: str = "prune", place: str = "") -> 
 
 def check_settings(params: Params) -> None:
     """Check every setting of a family in params.yaml before anything is computed."""
-    for name, value in params.prune.items():
-        setting_of(name, value)
-    for name, values in params.sweep.items():
-        for value in values:
-            setting_of(name, value, where="sweep")
+    for where in ("prune", "masks"):
+        for name, value in getattr(params, where).items():
+            setting_of(name, value, where=where)
+    for where in ("sweep", "compression"):
+        for name, values in getattr(params, where).items():
+            for value in values:
+                setting_of(name, value, where=where)
     for recipe, members in params.protocol.items():
         for name, member in members.items():
             if member.family is not None:

@@ -48,9 +48,9 @@ def _calibration_row(study: Study, model: Model) -> dict[str, str]:
     return row
 
 
-def reliability(study: Study, base: str) -> Figure | None:
+def reliability(study: Study, group: str) -> Figure | None:
     """Reliability diagrams, clean and under the main attack, two models a row."""
-    models = study.of(base)
+    models = study.groups[group]
     rows = -(-len(models) // 2)
     figure, axes = panels(rows, 1.45 + 0.5 / rows, columns=4, sharex=True, sharey=True)
     for index, model in enumerate(models):
@@ -61,8 +61,8 @@ def reliability(study: Study, base: str) -> Figure | None:
         )
     for ax in axes[2 * len(models) :]:
         ax.set_visible(False)
-    several = len(study.params.bases) > 1
-    figure.supxlabel(f"confidence ({base})" if several else "confidence", fontsize=SIZES["label"])
+    several = len(study.groups) > 1
+    figure.supxlabel(f"confidence ({group})" if several else "confidence", fontsize=SIZES["label"])
     figure.supylabel("accuracy", fontsize=SIZES["label"])
     return figure
 

@@ -51,7 +51,8 @@ def families(study: Study) -> list[str]:
     """All families of params.yaml, those that are only in the protocol last."""
     params = study.params
     members = [m.family for group in params.protocol.values() for m in group.values() if m.family]
-    return list(dict.fromkeys(["int8", *params.prune, *params.sweep, *members]))
+    more = (*params.masks, *params.quantized, *params.compression)
+    return list(dict.fromkeys(["int8", *params.prune, *params.sweep, *members, *more]))
 
 
 def line_of(study: Study, recipe: str) -> str:

@@ -1,6 +1,7 @@
 """Figures: pure functions of a study that return matplotlib figures; no pyplot, no global state.
 
-What would be too many lines in one figure is drawn base by base. See `report.drawing` for style.
+What would be too many lines in one figure is drawn group by group (`Study.groups`). See
+`report.drawing` for style.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,17 +32,18 @@ from advprune.report.drawing import (
     style,
     title,
 )
+from advprune.report.masks import curves as compression
 from advprune.report.randomized_figures import controls, protocol
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import budget, setting_text
+from advprune.report.transfers import heat_map
 
 __all__ = ["figures", "png", "style"]
 
 
 def figures(study: Study) -> dict[str, Figure]:
     """All figures that this study allows, by file name without ending."""
-    of_base: dict[str, Callable[[Study, str], Figure | None]] = {
-        "sweep": sweep,
+    of_group: dict[str, Callable[[Study, str], Figure | None]] = {
         "security": security,
         "steps": steps,
         "layers": layers,
@@ -49,15 +51,17 @@ def figures(study: Study) -> dict[str, Figure]:
         "weights": weights,
     }
     of_all: dict[str, Callable[[Study], Figure | None]] = {
-        "transfer": transfer,
+        "transfer": heat_map,
+        "compression": compression,
         "images": images,
         "protocol": protocol,
         "controls": controls,
     }
-    made = {
-        name: make(study, base)
-        for kind, make in of_base.items()
-        for base, name in study.each_base(kind)
+    made = {name: sweep(study, base) for base, name in study.each_base("sweep")}
+    made |= {
+        name: make(study, group)
+        for kind, make in of_group.items()
+        for group, name in study.each_group(kind)
     }
     made |= {name: make(study) for name, make in of_all.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
@@ -119,9 +123,9 @@ def _sweep_panel(ax: Axes, study: Study, family: str, base: str) -> None:
     percent_axis(ax, "accuracy %")
 
 
-def _of_base(study: Study, words: str, base: str) -> str:
-    """Words, with the base in brackets where there are several."""
-    return words if len(study.params.bases) == 1 else f"{words} ({base})"
+def _of_base(study: Study, words: str, group: str) -> str:
+    """Words, with the group in brackets where there are several."""
+    return words if len(study.groups) == 1 else f"{words} ({group})"
 
 
 def _clean(study: Study, points: list[Point]) -> list[Rate]:
@@ -151,26 +155,26 @@ def _positions(ax: Axes, settings: list[Any]) -> list[float]:
 # --- curves --------------------------------------------------------------------------------------
 
 
-def security(study: Study, base: str) -> Figure | None:
-    """Remnant accuracy over eps for the models of a base, and the difference from dense."""
-    return _curves(study, base, "curve_eps", "eps", budget)
+def security(study: Study, group: str) -> Figure | None:
+    """Remnant accuracy over eps for the models of a group, and the difference from dense."""
+    return _curves(study, group, "curve_eps", "eps", budget)
 
 
-def steps(study: Study, base: str) -> Figure | None:
+def steps(study: Study, group: str) -> Figure | None:
     """Remnant accuracy over the number of steps, and the difference from dense."""
-    return _curves(study, base, "curve_steps", "steps", lambda value: f"{value:.0f}")
+    return _curves(study, group, "curve_steps", "steps", lambda value: f"{value:.0f}")
 
 
 def _curves(
-    study: Study, base: str, name: str, column: str, words: Callable[[float], str]
+    study: Study, group: str, name: str, column: str, words: Callable[[float], str]
 ) -> Figure | None:
-    points = curve(study.dense(base), name, column)
+    points = curve(study.groups[group][0], name, column)
     if not points:
         return None
     figure, (top, bottom) = panels(2, 2.8, sharex=True)
-    _curves_of(top, bottom, study, base, (name, column))
+    _curves_of(top, bottom, study, group, (name, column))
     name_ticks(top, [words(value) for value, _ in points])
-    bottom.set_xlabel(_of_base(study, column, base), fontsize=SIZES["label"])
+    bottom.set_xlabel(_of_base(study, column, group), fontsize=SIZES["label"])
     bottom.set_ylabel("points from dense", fontsize=SIZES["label"])
     grid(bottom)
     percent_axis(top, "remnant accuracy %")
@@ -178,61 +182,20 @@ def _curves(
     return figure
 
 
-def _curves_of(top: Axes, bottom: Axes, study: Study, base: str, what: tuple[str, str]) -> None:
-    models = study.of(base)
+def _curves_of(top: Axes, bottom: Axes, study: Study, group: str, what: tuple[str, str]) -> None:
+    models = study.groups[group]
     parent: list[Rate] = []
     for index, model in enumerate(models):
         rates = [remnant_accuracy(records) for _, records in curve(model, *what)]
         parent = parent or rates
         x = np.arange(len(rates)) + 0.4 * ((index + 0.5) / len(models) - 0.5)
         look = style(study, model.family) | {"lw": 1.0, "ms": 5.0, "mfc": "none"}
-        look["ls"] = line_of(study, base)
+        look["ls"] = line_of(study, models[0].base)
         top.plot(np.arange(len(rates)), percents(rates), label=model.family, **look)
         bottom.plot(x, np.subtract(percents(rates), percents(parent[: len(rates)])), **look)
     low = [100 * ((r.interval[0] or 0.0) - (r.value or 0.0)) for r in parent]
     high = [100 * ((r.interval[1] or 0.0) - (r.value or 0.0)) for r in parent]
     bottom.fill_between(range(len(parent)), low, high, color="black", alpha=0.1, lw=0)
-
-
-# --- transfer ------------------------------------------------------------------------------------
-
-
-def transfer(study: Study) -> Figure | None:
-    """Under the main attack, each model's accuracy attacked itself and on images carried over."""
-    rows = {base: study.of(base)[1:] for base in study.params.bases if study.of(base)[1:]}
-    if not rows:
-        return None
-    most = max(len(models) for models in rows.values())
-    figure, axes = panels(len(rows), 0.5 + 0.26 * most, sharex=True)
-    for ax, (base, models) in zip(axes, rows.items(), strict=True):
-        picture = _heat(ax, np.array([_crossings(model, study.main) for model in models]))
-        ax.set_yticks(range(len(models)), [model.family for model in models])
-        title(ax, _of_base(study, study.main, base))
-    axes[-1].set_xticks(range(3), ["white-box", "dense → model", "model → dense"])
-    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
-    bar.set_label("accuracy %", fontsize=SIZES["label"])
-    return figure
-
-
-def _heat(ax: Axes, cells: np.ndarray) -> Any:
-    """Values in percent as colours on a fixed scale, written into their cells."""
-    picture = ax.imshow(cells, vmin=0, vmax=100, cmap="cividis", aspect="auto")
-    for (row, column), value in np.ndenumerate(cells):
-        ink = "white" if value < 55 else "black"
-        ax.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=11)
-    ax.axvline(0.5, color="white", lw=4)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    return picture
-
-
-def _crossings(model: Model, attack: str) -> list[float]:
-    tables = [
-        model.attack(attack),
-        model.transferred(attack),
-        model.transferred(attack, source=model.family),
-    ]
-    return percents([remnant_accuracy(table) for table in tables])
 
 
 # --- where the attack acts -----------------------------------------------------------------------
@@ -244,21 +207,21 @@ PANELS = {
 }
 
 
-def layers(study: Study, base: str) -> Figure | None:
+def layers(study: Study, group: str) -> Figure | None:
     """How far the main attack moves each layer's feature maps, over depth."""
-    first = study.dense(base).layers.sort_values("depth", ignore_index=True)
+    first = study.groups[group][0].layers.sort_values("depth", ignore_index=True)
     if first.empty:
         return None
     figure, axes = panels(len(PANELS), 2.3, sharex=True)
     places = {name: index for index, name in enumerate(first.layer)}
-    models = study.of(base)
+    models = study.groups[group]
     for index, model in enumerate(models):
         _layer_lines(axes, study, model, places, (index, len(models)))
     for ax, words in zip(axes, PANELS.values(), strict=True):
         title(ax, words)
         grid(ax)
     axes[-1].axhline(1, color=GREY, lw=0.8)
-    axes[-1].set_xlabel(_of_base(study, "depth", base), fontsize=SIZES["label"])
+    axes[-1].set_xlabel(_of_base(study, "depth", group), fontsize=SIZES["label"])
     _stages(axes, first.layer.tolist())
     legend(figure, axes[0])
     return figure
@@ -310,7 +273,7 @@ def images(study: Study) -> Figure | None:
     """Clean and adversarial images and their difference, for two images and a few models."""
     if not study.params.active().show_images:
         return None
-    models = [m for m in study.of(study.models[0].base) if m.name in study.adv_images][:SHOWN]
+    models = [m for m in study.groups[study.params.bases[0]] if m.name in study.adv_images][:SHOWN]
     chosen = _examples(study, models[0]) if models else []
     if not chosen:
         return None
@@ -351,9 +314,9 @@ def _triple(axes: list[Axes], study: Study, model: Model, index: int) -> None:
 # --- weights -------------------------------------------------------------------------------------
 
 
-def weights(study: Study, base: str) -> Figure | None:
+def weights(study: Study, group: str) -> Figure | None:
     """Histograms of all weights and biases before and after, of families that change them."""
-    models = [model for model in study.of(base) if _moved(model)]
+    models = [model for model in study.groups[group] if _moved(model)]
     if not models:
         return None
     rows = -(-len(models) // 2)
@@ -363,7 +326,7 @@ def weights(study: Study, base: str) -> Figure | None:
     for ax in axes[len(models) :]:
         ax.set_visible(False)
     figure.supylabel("parameters in a bin", fontsize=SIZES["label"])
-    figure.supxlabel(_of_base(study, "value", base), fontsize=SIZES["label"])
+    figure.supxlabel(_of_base(study, "value", group), fontsize=SIZES["label"])
     return figure
 
 

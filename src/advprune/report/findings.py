@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from advprune.report.anatomy import clamped_spread, where_it_acts
 from advprune.report.finding import Finding
+from advprune.report.masks import claims
 from advprune.report.randomized import gain, variant
 from advprune.report.robustness import answer, bases, schedules
 from advprune.report.study import Study
@@ -20,7 +21,7 @@ OfAll = Callable[[Study], Iterator[Finding]]
 
 def findings(study: Study) -> list[Finding]:
     """All findings that this study allows: the answers, what is about all rows, then the rest."""
-    of_all: list[OfAll] = [bases, verdicts, gain, variant]
+    of_all: list[OfAll] = [bases, verdicts, claims, gain, variant]
     rest: list[OfBase] = [schedules, where_it_acts, clamped_spread, quantized, sanity]
     return [
         *_by_base(study, [answer]),

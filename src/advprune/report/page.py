@@ -2,13 +2,14 @@
 
 from base64 import b64encode
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from advprune.report import randomized, tables
+from advprune.report import masks, randomized, tables, transfers
 from advprune.report.calibration import calibration_table
 from advprune.report.costs import breakdown_table, cost_table
 from advprune.report.findings import findings
@@ -59,7 +60,14 @@ def _render(template: str, study: Study, pngs: dict[str, bytes], is_html: bool, 
         keep_trailing_newline=True,
     )
     environment.filters |= {"table": _markdown_table, "looks": _looks}
-    content = {
+    content = _content(study, frozenset(pngs))
+    return environment.get_template(template).render(content | more)
+
+
+@cache
+def _content(study: Study, drawn: frozenset[str]) -> dict[str, Any]:
+    """What both forms of the report show."""
+    return {
         "profile": study.params.profile,
         "source": study.source,
         "n": len(study.models[0].attack(study.main)),
@@ -67,9 +75,8 @@ def _render(template: str, study: Study, pngs: dict[str, bytes], is_html: bool, 
             (unbroken(finding.title), unbroken(finding.text).split("\n\n"), finding.folded)
             for finding in findings(study)
         ],
-        "sections": sections(study, set(pngs)),
+        "sections": sections(study, drawn),
     }
-    return environment.get_template(template).render(content | more)
 
 
 def unbroken(text: str) -> str:
@@ -95,7 +102,7 @@ def _markdown_table(table: pd.DataFrame) -> Markup:
     return Markup(escaped.to_markdown(index=False, disable_numparse=True))
 
 
-def sections(study: Study, drawn: set[str]) -> list[Section]:
+def sections(study: Study, drawn: frozenset[str]) -> list[Section]:
     """All sections in order; pictures that were not drawn are left out, and what is empty."""
     makers = (
         _leaderboard,
@@ -104,6 +111,8 @@ def sections(study: Study, drawn: set[str]) -> list[Section]:
         _randomized,
         _published,
         _curves,
+        _masks,
+        _quantized,
         _transfer,
         _layers,
         _images,
@@ -115,7 +124,7 @@ def sections(study: Study, drawn: set[str]) -> list[Section]:
     return [section for section in kept if section.tables or section.pictures]
 
 
-def _filled(section: Section, study: Study, drawn: set[str]) -> Section:
+def _filled(section: Section, study: Study, drawn: frozenset[str]) -> Section:
     """Without pictures that were not drawn, empty tables, and the base where there is one."""
     return replace(
         section,
@@ -136,14 +145,14 @@ def conditions(study: Study) -> str:
     )
 
 
-def _each_base(study: Study, kind: str, alt: str, caption: str) -> list[Picture]:
-    """A figure that is drawn for each base, the base named where there are several."""
-    several = len(study.params.bases) > 1
+def _each_group(study: Study, kind: str, alt: str, caption: str) -> list[Picture]:
+    """A figure that is drawn for each group of models, or for each base."""
+    named = study.each_base(kind) if kind == "sweep" else study.each_group(kind)
     return [
-        Picture(name, f"{alt} ({base})", f"{base}: {caption}")
-        if several
+        Picture(name, f"{alt} ({group})", f"{group}: {caption}")
+        if len(named) > 1
         else Picture(name, alt, caption)
-        for base, name in study.each_base(kind)
+        for group, name in named
     ]
 
 
@@ -164,8 +173,9 @@ def _leaderboard(study: Study) -> Section:
             ("Remnant accuracy under every attack", tables.every_attack(study)),
         ],
         after="Sparsity is counted in the saved file; the prune ratio counts changed or zeroed "
-        f"parameters. Change: predictions that {study.main} changes. Strict ASR: attacked images "
-        "that fool, among those classified correctly when clean. ECE: 15 equal-width bins. "
+        "parameters. MACs: multiply-accumulates an image; a zero costs as much as any number, a "
+        f"smaller layer less. Change: predictions that {study.main} changes. Strict ASR: attacked "
+        "images that fool, among those classified correctly when clean. ECE: 15 equal-width bins. "
         "Gradients and forwards: passes per image of the whole suite. Randomized models are scored "
         f"by their mean logits over {study.params.attack.score_draws} draws; beside it stand a "
         "single draw, and what is left where an image counts as broken only if at least 9 of 10 "
@@ -196,7 +206,7 @@ def _calibration(study: Study) -> Section:
         "ECE, negative log likelihood and Brier score, clean and on the images of "
         f"{study.main}. {conditions(study)}",
         [("", calibration_table(study))],
-        _each_base(study, "reliability", "Reliability diagrams", caption),
+        _each_group(study, "reliability", "Reliability diagrams", caption),
     )
 
 
@@ -287,25 +297,58 @@ def _curves(study: Study) -> Section:
     )
     return Section(
         "Curves",
-        pictures=[picture for one in made for picture in _each_base(study, *one)],
+        pictures=[picture for one in made for picture in _each_group(study, *one)],
         after="The numbers are in curves/security.csv, curves/steps.csv and curves/sweep.csv.",
     )
 
 
+def _masks(study: Study) -> Section:
+    caption = (
+        "each scheme as it is fine-tuned for the leaderboard, with 95 % intervals. Above: without "
+        "an attack. Middle: attacked itself. Below: on images crafted on the uncompressed network."
+    )
+    return Section(
+        "Compression by masks",
+        "Compression: all parameters over those that are not zero. White-box: the model attacked "
+        f"itself. Dense → model: images crafted on the uncompressed network. {conditions(study)}",
+        [
+            ("Schemes and settings", masks.mask_table(study)),
+            ("Variants of GAP", masks.variant_table(study)),
+        ],
+        [Picture("compression", "Accuracy of each scheme over compression", f"Curves: {caption}")],
+    )
+
+
+def _quantized(study: Study) -> Section:
+    return Section(
+        "Quantized models",
+        "Three ways to attack integers: through the differentiable twin, by images crafted on the "
+        "float copy (as published with GAP), both scored on the integers; and the float copy's own "
+        f"white-box accuracy beside them. {conditions(study)}",
+        [("", masks.quantized_table(study))],
+    )
+
+
 def _transfer(study: Study) -> Section:
-    captions = [(f"Base {b}", tables.transfer_matrix(study, b)) for b in study.params.bases]
+    captions = [(f"Base {b}", transfers.scenario_table(study, b)) for b in study.params.bases]
+    attacks = " and ".join(transfers.exchanged(study))
     picture = Picture(
         "transfer",
-        "Accuracy on transferred images for each model",
-        f"Accuracy on a fixed scale of 0 to 100 %, under {study.main}: the model attacked itself "
-        "(white-box), on the dense network's images, and the dense network on the model's.",
+        "Accuracy of each model on the images of each source",
+        f"Rows: what the images were crafted on, under {study.main}. Columns: what they were tried "
+        "on. The diagonal is white-box.",
     )
     return Section(
         "Transfer",
-        f"{conditions(study)} Success counts only images that source and target both classify "
-        "correctly when clean.",
+        f"Every model on the images of every other, under {study.main}; dense networks and an "
+        f"attacker's own send out those of {attacks}. Success counts only images that source and "
+        "target both classify correctly when clean. An attacker's own network stands with the "
+        "attack that does most harm; all sources: per image the worst of all of them but the model "
+        f"itself. {conditions(study)}",
         captions,
         [picture],
+        after=f"Scoring took {transfers.passes(study):,} forward passes; images are crafted once a "
+        "source. The whole matrix with success rates and intervals is in curves/transfer.csv.",
     )
 
 
@@ -320,7 +363,7 @@ def _layers(study: Study) -> Section:
     return Section(
         "Where the attack acts",
         conditions(study),
-        pictures=_each_base(study, "layers", alt, caption),
+        pictures=_each_group(study, "layers", alt, caption),
     )
 
 
@@ -342,7 +385,7 @@ def _weights(study: Study) -> Section:
         "are left out."
     )
     alt = "Histograms of the weights before and after"
-    return Section("Weights", pictures=_each_base(study, "weights", alt, caption))
+    return Section("Weights", pictures=_each_group(study, "weights", alt, caption))
 
 
 def _settings(study: Study) -> Section:

@@ -530,7 +530,10 @@ def _official_words(study: Study, sap: str) -> Iterator[str]:
     parts = []
     for rule, words in RULES.items():
         own = [name for name in tables if settings[name].backward == rule]
-        each = [f"{name} {spell(remnant_accuracy(tables[name]))}" for name in own]
+        each = [
+            f"{name} {spell(remnant_accuracy(tables[name]))} at eps {budget(settings[name].eps)}"
+            for name in own
+        ]
         parts += [f"{words}: {listed(each)}"] if own else []
     yield f"As published ({sap}), SAP keeps, by backward rule, {'; '.join(parts)}."
     yield from _rule_words(tables, settings)

@@ -1,9 +1,9 @@
 """A study: all that one run of the pipeline found, read back from its files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ Place = Callable[[str, str], Path]  # kind of file, name -> where it lies
 class Model:
     """One row of the leaderboard: a model and what was recorded about it.
 
-    records: every attack, curve and probe. layers: where the main attack acts. transfer: images
-    crafted on the dense network scored here, and back (None for the dense network itself). card:
-    the facts of the checkpoint.
+    records: every attack, curve and probe. layers: where the main attack acts. received: what it
+    says to images that were crafted elsewhere, by (source, attack). card: the facts of the
+    checkpoint.
     """
 
     family: str
@@ -37,7 +37,7 @@ class Model:
     card: dict[str, Any]
     records: pd.DataFrame
     layers: pd.DataFrame
-    transfer: pd.DataFrame | None
+    received: dict[tuple[str, str], pd.DataFrame]
 
     @property
     def name(self) -> str:
@@ -52,16 +52,18 @@ class Model:
         bits = int(self.card["bits"])
         return "binary" if bits == 1 else "quantized" if bits < 32 else "deterministic"
 
+    @cache  # noqa: B019 (a model lives as long as its study)
     def attack(self, name: str) -> pd.DataFrame:
         """The records of one attack, in the order of the images."""
         return self.records[self.records.attack == name].sort_values("index", ignore_index=True)
 
-    def transferred(self, attack: str, source: str = "dense") -> pd.DataFrame:
-        """Records of images crafted on `source`; the dense network's own where this is it."""
-        if self.transfer is None:
-            return self.attack(attack)
-        chosen = (self.transfer.attack == attack) & (self.transfer.source == source)
-        return self.transfer[chosen].sort_values("index", ignore_index=True)
+    def transferred(self, attack: str, source: str = "") -> pd.DataFrame:
+        """Records of images crafted on `source`, by default the dense network of the same base.
+
+        A model's own images are its white-box records.
+        """
+        source = source or f"dense-{self.base}"
+        return self.attack(attack) if source == self.name else self.received[source, attack]
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,16 @@ class Point:
 class Study:
     """A whole run: settings, models in params order (dense, int8, families, base by base).
 
-    protocol: records of the published protocol of SAP, by member and recipe (empty: none).
+    sweeps, compressions: records by (family, base). surrogates: records of the attacker's own
+    networks on their own images, by (name, attack). protocol: records of the published protocol of
+    SAP, by member and recipe (empty: none).
     """
 
     params: Params
     models: list[Model]
-    sweeps: dict[tuple[str, str], pd.DataFrame]  # (family, base) -> records
+    sweeps: dict[tuple[str, str], pd.DataFrame]
+    compressions: dict[tuple[str, str], pd.DataFrame]
+    surrogates: dict[tuple[str, str], pd.DataFrame]
     source: str
     classes: list[str]
     clean_images: np.ndarray  # uint8 [N, C, H, W], the evaluation subset
@@ -113,8 +119,28 @@ class Study:
 
     def each_base(self, kind: str) -> list[tuple[str, str]]:
         """A figure that is drawn for each base: (base, file name without ending)."""
-        bases = self.params.bases
-        return [(base, kind if len(bases) == 1 else f"{kind}-{base}") for base in bases]
+        return _named(kind, self.params.bases)
+
+    def each_group(self, kind: str) -> list[tuple[str, str]]:
+        """A figure that is drawn for each group of models: (group, file name without ending)."""
+        return _named(kind, list(self.groups))
+
+    @cached_property
+    def groups(self) -> dict[str, list[Model]]:
+        """Models that share a figure, the dense network first: a base's own families, and on the
+        first base those with masks and the quantized ones."""
+        params, first = self.params, self.params.bases[0]
+        found = {base: self._named(base, ("int8", *params.prune)) for base in params.bases}
+        more = {"masks": list(params.masks), "quantized": ["int8", *params.quantized]}
+        return found | {
+            name: self._named(first, families)
+            for name, families in more.items()
+            if set(families) - {"int8"}
+        }
+
+    def _named(self, base: str, families: Iterable[str]) -> list[Model]:
+        wanted = {"dense", *families}
+        return [model for model in self.of(base) if model.family in wanted]
 
     @cache  # noqa: B019 (a study lives as long as the stage)
     def robust(self, model: Model) -> pd.DataFrame:
@@ -146,14 +172,38 @@ class Study:
 
     def points(self, family: str, base: str) -> list[Point]:
         """The settings of a sweep in the order of params.yaml; none where there is no sweep."""
-        table, settings = self.sweeps.get((family, base)), self.params.sweep.get(family, [])
+        return self._points(family, base, self.sweeps, self.params.sweep)
+
+    def compressed(self, family: str, base: str) -> list[Point]:
+        """The settings of a family of masks over compression, likewise."""
+        return self._points(family, base, self.compressions, self.params.compression)
+
+    @staticmethod
+    def _points(
+        family: str,
+        base: str,
+        tables: dict[tuple[str, str], pd.DataFrame],
+        settings: dict[str, list[Any]],
+    ) -> list[Point]:
+        table = tables.get((family, base))
         if table is None:
             return []
         return [
-            Point(family, base, settings[order], *_facts(table[table.order == order]))
+            Point(family, base, settings[family][order], *_facts(table[table.order == order]))
             for order in sorted(int(order) for order in table.order.unique())
         ]
 
+    def own(self, source: str, attack: str) -> pd.DataFrame:
+        """The records of a source on the images that were crafted on it."""
+        if (source, attack) in self.surrogates:
+            return self.surrogates[source, attack]
+        return self.model(source).attack(attack)
+
+    def model(self, name: str) -> Model:
+        """A model by its name, `<family>-<base>`."""
+        return next(model for model in self.models if model.name == name)
+
+    @cache  # noqa: B019
     def metrics(self, model: Model) -> dict[str, Any]:
         """The flat metrics of one model, the same keys for each, rates rounded to 4 places.
 
@@ -173,6 +223,10 @@ class Study:
         return found | {key: card[key] for key in keys}
 
 
+def _named(kind: str, groups: list[str]) -> list[tuple[str, str]]:
+    return [(group, kind if len(groups) == 1 else f"{kind}-{group}") for group in groups]
+
+
 def curve(model: Model, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
     """The points of a curve in rising order: (eps or steps, records by image)."""
     rows = model.records[model.records.attack == name]
@@ -185,14 +239,20 @@ def curve(model: Model, name: str, column: str) -> list[tuple[float, pd.DataFram
 
 def read_study(params: Params, place: Place) -> Study:
     """Read everything that params.yaml declares; UserError where a file is missing or damaged."""
-    models, sweeps = [], {}
-    transfers = _frame(place("transfers", "transfer.parquet"))
-    for base in params.bases:
-        for family in ("dense", "int8", *params.prune):
-            models.append(_read_model(family, base, place, transfers))
+    received = _received(_frame(place("transfers", "transfer.parquet")))
+    models = [
+        _read_model(family, base, place, received.pop(f"{family}-{base}"))
+        for base in params.bases
+        for family in params.models(base)
+    ]
     first = params.bases[0]
-    for family in params.sweep:
-        sweeps[family, first] = _frame(place("records", f"{family}-{first}.sweep.parquet"))
+
+    def swept(kind: str, families: Iterable[str]) -> dict[tuple[str, str], pd.DataFrame]:
+        return {
+            (family, first): _frame(place("records", f"{family}-{first}.{kind}.parquet"))
+            for family in families
+        }
+
     test, header = _tensors(place("data", "test.safetensors"))
     described = json.loads(header["split"])
     adv = {
@@ -205,7 +265,9 @@ def read_study(params: Params, place: Place) -> Study:
     return Study(
         params,
         models,
-        sweeps,
+        swept("sweep", params.sweep),
+        swept("compression", params.compression),
+        {key: table for name, own in received.items() for key, table in own.items()},
         described["source"],
         described["classes"],
         test["images"],
@@ -218,22 +280,29 @@ def _facts(part: pd.DataFrame) -> tuple[float, float, pd.DataFrame]:
     return float(part.prune_ratio.iloc[0]), float(part.sparsity.iloc[0]), part
 
 
-def _read_model(family: str, base: str, place: Place, transfers: pd.DataFrame) -> Model:
+def _received(table: pd.DataFrame) -> dict[str, dict[tuple[str, str], pd.DataFrame]]:
+    """The records of the transfer stage by target, and then by (source, attack)."""
+    found: dict[str, dict[tuple[str, str], pd.DataFrame]] = {}
+    for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
+        rows = part.sort_values("index", ignore_index=True)
+        found.setdefault(str(target), {})[str(source), str(attack)] = rows
+    return found
+
+
+def _read_model(
+    family: str, base: str, place: Place, received: dict[tuple[str, str], pd.DataFrame]
+) -> Model:
     name = f"{family}-{base}"
     card = place("models", name) / "model.json"
     if not card.is_file():
         raise UserError(f"there is no {card}; run `dvc repro`")
-    transfer = None
-    if family != "dense":
-        own = (transfers.source == family) | (transfers.target == family)
-        transfer = transfers[own & (transfers.base == base)]
     return Model(
         family,
         base,
         json.loads(card.read_text(encoding="utf-8")),
         _frame(place("records", f"{name}.parquet")),
         _frame(place("records", f"{name}.layers.parquet")),
-        transfer,
+        received,
     )
 
 

@@ -17,7 +17,6 @@ from advprune.evaluate.measures import (
     remnant_accuracy,
 )
 from advprune.evaluate.statistics import Rate
-from advprune.evaluate.transfer import transfer_success
 from advprune.params import AttackSettings, AutoAttackSettings, ExtraAttack, SquareSettings
 from advprune.report.costs import attack_names, passes
 from advprune.report.randomized import most_draws, single_draw
@@ -70,6 +69,9 @@ def _size(study: Study, model: Model) -> dict[str, str]:
         "prune ratio %": percent(model.card["prune_ratio"]),
         "sparsity %": percent(model.card["sparsity"]),
         "bits": str(model.card["bits"]),
+        "not zero": f"{model.card['nonzero']:,}",
+        "MACs": f"{model.card['macs']:,}",
+        "file kB": f"{model.card['file_bytes'] / 1000:,.0f}",
         "change %": percent(prediction_change_rate(records).value),
         "strict ASR %": percent(attack_success_rate(records).value),
         "ECE clean": f"{found['ece']:.3f}",
@@ -160,28 +162,6 @@ def _under(study: Study, model: Model, attack: str) -> str:
         return NOTHING
     few = len(records) < len(model.attack(study.main))
     return shown(remnant_accuracy(records)) + (f", n = {len(records)}" if few else "")
-
-
-def transfer_matrix(study: Study, base: str) -> pd.DataFrame:
-    """Images of the main attack carried from the dense network to each model, and back.
-
-    Success counts only images that source and target both classify correctly when clean.
-    """
-    dense = study.dense(base)
-    return pd.DataFrame(_crossing(study, model, dense) for model in study.of(base)[1:])
-
-
-def _crossing(study: Study, model: Model, dense: Model) -> dict[str, str]:
-    there = model.transferred(study.main)
-    back = model.transferred(study.main, source=model.family)
-    return {
-        "family": model.family,
-        "white-box %": shown(remnant_accuracy(model.attack(study.main))),
-        "dense → model: accuracy %": shown(remnant_accuracy(there)),
-        "dense → model: success %": shown(transfer_success(there, dense.attack(study.main))),
-        "model → dense: accuracy %": shown(remnant_accuracy(back)),
-        "model → dense: success %": shown(transfer_success(back, model.attack(study.main))),
-    }
 
 
 def settings_table(study: Study) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from advprune.report.figures import figures, png
 from advprune.report.page import html, report_markdown
 from advprune.report.study import Study
 from advprune.report.tables import curve_table, sweep_table
+from advprune.report.transfers import transfer_table
 
 
 def write_report(study: Study, folder: Path) -> None:
@@ -40,6 +41,7 @@ def curves(study: Study) -> dict[str, pd.DataFrame]:
         "security": curve_table(study, "curve_eps", "eps"),
         "steps": curve_table(study, "curve_steps", "steps"),
         "sweep": sweep_table(study),
+        "transfer": transfer_table(study),
     }
 
 

@@ -1,0 +1,48 @@
+"""Exchange: what a model says to images that were crafted on others."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from torch import nn
+
+from advprune.evaluate.craft import Work
+from advprune.evaluate.records import all_logits, label_margin
+
+SOURCE = ("source", "attack")  # what a set of crafted images is known by
+
+
+def received(
+    target: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    crafted: Mapping[tuple[str, str], torch.Tensor],
+    work: Work,
+) -> pd.DataFrame:
+    """A target's answers to images crafted elsewhere: a row an image and (source, attack).
+
+    images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
+    by (source, attack). Columns: source, attack, index, label, clean_pred, adv_pred, adv_margin.
+    The clean images are scored once, so the cost is (1 + crafted) * N forward passes, times the
+    draws of a randomized target.
+    """
+
+    def said(x: torch.Tensor) -> torch.Tensor:
+        return all_logits(target, x, work.batch, work.draws, work.seed).mean(0)
+
+    same = {
+        "index": range(len(labels)),
+        "label": labels.numpy(),
+        "clean_pred": said(images).argmax(1).numpy(),
+    }
+    tables = []
+    for key, pixels in crafted.items():
+        logits = said(pixels / 255)
+        answers = {
+            "adv_pred": logits.argmax(1).numpy(),
+            "adv_margin": label_margin(logits, labels).numpy(),
+        }
+        tables.append(pd.DataFrame(dict(zip(SOURCE, key, strict=True)) | same | answers))
+        if work.progress:
+            work.progress(1)
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,195 @@
+"""Masks: which weights are removed for good, by a score, exactly as many as asked for.
+
+What the families of the GAP study share (Weiss et al., Hardening DNNs against Transfer Attacks
+during Network Compression using Greedy Adversarial Pruning, 2022): irregular masks on the weights
+and biases of convolutions and linear layers, all at once; the classifier and batch-norm are left
+alone. The published code cuts at a quantile of the scores; here the ranking is cut at an exact
+count, so that ties and zeros cannot change how much is removed.
+"""
+
+from collections.abc import Callable
+from math import floor
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from advprune.errors import UserError
+from advprune.params import FineTuneSettings
+from advprune.pruning.family import Data, Pruned, Setting, require
+from advprune.training.finetune import finetune
+from advprune.training.standard import History
+
+Scores = dict[str, torch.Tensor]  # by parameter name, of the parameter's shape
+Masks = dict[str, torch.Tensor]  # bool, True where a weight is removed
+Scope = Literal["global", "layer"]
+End = Literal["smallest", "largest"]
+
+
+class Amount(Setting):
+    """How much is removed; give one of two.
+
+    compression: all parameters of the model, batch-norm and classifier included, over those that
+    are left, at least 1. sparsity: removed share of the prunable parameters, 0 to below 1.
+    finetune: training that follows, masks held; null for none.
+    """
+
+    shorthand: ClassVar[str | None] = "compression"
+    compression: float | None = Field(default=None, ge=1, le=1e9)
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
+    finetune: FineTuneSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Amount":
+        if (self.compression is None) == (self.sparsity is None):
+            raise ValueError("give either compression or sparsity")
+        return self
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights and biases of convolutions and linear layers by name, in the order of the modules.
+
+    The classifier, which is the last linear layer, is not among them.
+    """
+    kinds = nn.Conv2d, nn.Linear
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    return {
+        f"{name}.{part}": parameter
+        for name, layer in layers.items()
+        if name not in linear[-1:]
+        for part, parameter in layer.named_parameters(recurse=False)
+    }
+
+
+def removals(name: str, model: nn.Module, amount: Amount) -> int:
+    """How many parameters go: `T - round(T / compression)`, or `round(sparsity * P)`.
+
+    T: all parameters, P: the prunable ones. UserError, which starts with the family's name, where
+    more than P would have to go.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    most = sum(p.numel() for p in prunable(model).values())
+    if amount.compression is None:
+        return round((amount.sparsity or 0.0) * most)
+    count = total - round(total / amount.compression)
+    if count > most:
+        highest = floor(100 * total / (total - most)) / 100
+        raise UserError(
+            f"{name}: compression {amount.compression:g} would remove {count} parameters, but only "
+            f"{most} of {total} can be pruned; the highest that this network can reach is {highest}"
+        )
+    return count
+
+
+def select(scores: Scores, count: int, scope: Scope = "global", remove: End = "smallest") -> Masks:
+    """The `count` smallest or largest scores, exactly; of equal ones the first.
+
+    scope: `global` ranks all tensors together, in their order; `layer` takes the same share of
+    each tensor, rounded by largest remainders. UserError where a score is NaN or infinite.
+    """
+    for name, score in scores.items():
+        if not score.isfinite().all():
+            raise UserError(f"the scores of {name} hold NaN or infinite numbers; nothing is pruned")
+    sizes = [score.numel() for score in scores.values()]
+    flat = [score.detach().flatten().cpu() for score in scores.values()]
+    if scope == "global":
+        chosen = list(_first(torch.cat(flat), count, remove).split(sizes)) if flat else []
+    else:
+        shares = portions(sizes, count)
+        chosen = [_first(score, n, remove) for score, n in zip(flat, shares, strict=True)]
+    pairs = zip(scores.items(), chosen, strict=True)
+    return {name: mask.view(score.shape).to(score.device) for (name, score), mask in pairs}
+
+
+def _first(scores: torch.Tensor, count: int, remove: End) -> torch.Tensor:
+    """True at the `count` scores `[n]` that come first."""
+    order = scores.argsort(descending=remove == "largest", stable=True)
+    return torch.zeros(len(scores), dtype=torch.bool).index_fill_(0, order[:count], True)
+
+
+def portions(sizes: list[int], count: int) -> list[int]:
+    """`count` shared out in proportion to `sizes`: rounded down, then one more for the largest
+    remainders until the sum is exact; of equal remainders the first."""
+    total = max(sum(sizes), 1)
+    shares = [count * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: -(count * sizes[i] % total))
+    for index in by_remainder[: count - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+@torch.no_grad()
+def clear(model: nn.Module, removed: Masks) -> None:
+    """Set what is removed to zero, in place."""
+    for name, mask in removed.items():
+        model.get_parameter(name).masked_fill_(mask, 0.0)
+
+
+def tune(
+    name: str,
+    model: nn.Module,
+    setting: FineTuneSettings | None,
+    data: Data | None,
+    generator: torch.Generator,
+    removed: Masks,
+) -> History:
+    """Fine-tune in place, if asked to, with what is removed held at zero after every step.
+
+    The seed is drawn from `generator`. UserError where there are no training images.
+    """
+    if setting is None:
+        return []
+    known = require(data, name)
+    return finetune(
+        model.requires_grad_(True),
+        known.images,
+        known.labels,
+        known.train,
+        setting,
+        seed=int(torch.randint(2**31, (), generator=generator)),
+        state=known.state,
+        after_step=lambda trained: clear(trained, removed),
+    )
+
+
+def everywhere(model: nn.Module, removed: Masks) -> Masks:
+    """The masks of all parameters, False where nothing is removed."""
+    return {
+        name: removed.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+        for name, parameter in model.named_parameters()
+    }
+
+
+def prune_by(
+    name: str,
+    model: nn.Module,
+    amount: Amount,
+    data: Data | None,
+    generator: torch.Generator,
+    scores: Callable[[], Scores],
+    scope: Scope,
+    remove: End = "smallest",
+) -> Pruned:
+    """Remove the amount of `model`'s prunable weights that score first, then fine-tune.
+
+    name: the family's key, for messages. scores: computed once the amount is known to be possible
+    and the data to be there. The notes hold `removed` and `prunable` (numbers of parameters),
+    `compression` (all parameters over those kept) and `finetune` (the history of the training).
+    """
+    count = removals(name, model, amount)
+    if amount.finetune is not None:
+        require(data, name)
+    removed = select(scores(), count, scope, remove)
+    clear(model, removed)
+    history = tune(name, model, amount.finetune, data, generator, removed)
+    changed = everywhere(model, removed)
+    total = sum(mask.numel() for mask in changed.values())
+    notes = {
+        "removed": count,
+        "prunable": sum(mask.numel() for mask in removed.values()),
+        "compression": total / max(total - count, 1),
+        "finetune": history,
+    }
+    return Pruned(model, changed, notes)

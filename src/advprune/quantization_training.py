@@ -1,0 +1,132 @@
+"""Quantization-aware training: the weights learn while the network computes as its integers will.
+
+Nagel et al., A White Paper on Neural Network Quantization (2021), section 4. Batch-norm is folded
+first, and the input ranges are calibrated on the float network and stay. In every forward pass a
+layer quantizes its current weights, bias and input as `quantize` would, and computes with the real
+numbers that the integers stand for: the twin's map. Rounding has derivative one, so the float
+weights behind the integers learn; clipping an input to its range has derivative zero outside it,
+because a change there changes nothing. In evaluation mode, in which training images are attacked,
+clipping has derivative one as in the twin: the attack is the one that the model will meet. In the
+end the integers are kept, and what comes out is a model like that of `quantize`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from advprune.device import salted
+from advprune.models.spec import attach
+from advprune.params import FineTuneSettings, TrainSettings
+from advprune.quantize import (
+    QuantizedLayer,
+    calibrated,
+    float_layers,
+    quantized_spec,
+    replace,
+    straight_through,
+)
+from advprune.training.finetune import finetune
+
+
+class TrainedLayer(nn.Module):
+    """A convolution or linear layer in training: float parameters, and the integers they round to.
+
+    layer: the float parameters. quantized: their integer form, whose input range is set; its
+    weights are set anew in every forward pass.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, quantized: QuantizedLayer) -> None:
+        super().__init__()
+        self.layer, self.quantized = layer, quantized
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Mixed precision has too few digits to tell 8-bit integers apart.
+        with torch.autocast(x.device.type, enabled=False):
+            self.quantized.set_weights(self.layer)
+            weight, bias = self.quantized.real()
+            weight = straight_through(self.layer.weight, weight)
+            if self.layer.bias is not None:
+                bias = straight_through(self.layer.bias, bias)
+            return self.quantized.simulate(self._inside(x.float()), weight, bias)
+
+    def _inside(self, x: torch.Tensor) -> torch.Tensor:
+        """The input, in training clipped to its range, which changes the derivative alone."""
+        if not self.training:
+            return x
+        scale, zero = self.quantized.input_scale, self.quantized.input_zero
+        return x.clamp(-zero * scale, (self.quantized.levels - zero) * scale)
+
+
+def quantization_aware(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    bits: int,
+    percentile: float,
+    train: TrainSettings,
+    setting: FineTuneSettings,
+    seed: int,
+    state: Path | None = None,
+    calibration: torch.Tensor | None = None,
+) -> nn.Module:
+    """The quantized form of a dense model, its integers found by training.
+
+    images, labels: training images `[N, C, H, W]` in [0, 1] and int64 `[N]`. bits: 2 to 8.
+    percentile: the part of each layer's inputs that the range covers. calibration: the training
+    images that ranges are taken from, all where None. train: the profile's batches, augmentation
+    and budget. setting: method, epochs, lr, inner steps. state: where the state after each epoch is
+    kept; one found there is resumed.
+
+    The given model stays as it was. Weights that are exactly zero once batch-norm is folded stay
+    zero, so a pruned network stays as sparse; biases are free. Raises as `quantize` does, and
+    UserError where the loss stops being a number.
+    """
+    chosen = images if calibration is None else calibration
+    with torch.random.fork_rng():  # for the layers that draw at random
+        torch.manual_seed(salted(seed, "quantization"))
+        form = training_form(model, chosen, bits, percentile)
+        finetune(form, images, labels, train, setting, seed, state, after_step=zeros_held(form))
+    return integer_form(form)
+
+
+def training_form(
+    model: nn.Module, images: torch.Tensor, bits: int, percentile: float
+) -> nn.Module:
+    """A copy of a dense model with batch-norm folded that computes as its integers would.
+
+    images: `[N, C, H, W]` in [0, 1], which input ranges are taken from.
+    """
+    spec = quantized_spec(model, bits)
+    folded, integers = calibrated(model, images, bits, percentile)
+    for name, layer in float_layers(folded).items():
+        replace(folded, name, TrainedLayer(layer, integers[name]))
+    attach(folded, spec)
+    return folded.requires_grad_().eval()
+
+
+def trained_layers(form: nn.Module) -> dict[str, TrainedLayer]:
+    """The layers of a training form by name."""
+    return {n: m for n, m in form.named_modules() if isinstance(m, TrainedLayer)}
+
+
+def zeros_held(form: nn.Module) -> Callable[[nn.Module], None]:
+    """A function that sets the weights of a training form that are zero now to zero again."""
+    zeros = {name: m.layer.weight == 0 for name, m in trained_layers(form).items()}
+    zeros = {name: zero for name, zero in zeros.items() if zero.any()}
+
+    @torch.no_grad()
+    def hold(model: nn.Module) -> None:
+        for name, zero in zeros.items():
+            model.get_parameter(f"{name}.layer.weight").masked_fill_(zero, 0.0)
+
+    return hold
+
+
+def integer_form(form: nn.Module) -> nn.Module:
+    """A training form turned, in place, into the quantized model that it computes as."""
+    for name, trained in trained_layers(form).items():
+        trained.quantized.set_weights(trained.layer)
+        replace(form, name, trained.quantized)
+    return form.eval()

@@ -1,0 +1,55 @@
+"""Networks that an attacker trains for themselves, to craft images on and carry them over.
+
+A surrogate learns from the labels of the training images. A substitute (Papernot et al., Practical
+Black-Box Attacks against Machine Learning, 2017) knows no labels: it learns what a target says of
+the images, here its probabilities.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from advprune.data import Split, to_float
+from advprune.device import device_of
+from advprune.models.checkpoint import build
+from advprune.models.resnet import initialize
+from advprune.params import Profile, RecipeSettings, SurrogateSettings
+from advprune.training.base import spec_for
+from advprune.training.standard import History, Trainer
+
+
+def train_surrogate(
+    settings: Profile,
+    choice: SurrogateSettings,
+    train: Split,
+    val: Split,
+    seed: int,
+    device: torch.device,
+    state: Path,
+    target: nn.Module | None = None,
+) -> tuple[nn.Module, History]:
+    """Train a network of the attacker's on the training images, and return it with its history.
+
+    target: learn its answers to the images as they are, instead of the labels; the images are then
+    neither shifted nor mirrored. state: where the training state is kept, to resume after a kill.
+    """
+    change = choice.model_dump(include={"architecture", "width"}, exclude_none=True)
+    model = build(spec_for(settings.model.model_copy(update=change), train))
+    seed = seed + choice.seed
+    initialize(model, torch.Generator().manual_seed(seed))
+    labels, optimizer = train.labels, settings.train
+    if target is not None:
+        labels = answers(target, train.images, optimizer.batch)
+        optimizer = optimizer.model_copy(update={"flip": False, "crop": 0, "label_smoothing": 0.0})
+    recipe = RecipeSettings(epochs=choice.epochs)
+    pairs = (train.images, labels), (val.images, val.labels)
+    trainer = Trainer(model.to(device), *pairs, optimizer, recipe, seed, state)
+    return model, trainer.run()
+
+
+@torch.no_grad()
+def answers(target: nn.Module, images: torch.Tensor, batch: int) -> torch.Tensor:
+    """A target's probabilities `[N, K]` of uint8 images `[N, C, H, W]`, on the CPU."""
+    device = device_of(target)
+    return torch.cat([target(to_float(x).to(device)).softmax(1).cpu() for x in images.split(batch)])

@@ -1,0 +1,222 @@
+"""Planted studies for the tests of the report: records in which every number has a known cause."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from advprune.params import CARRIED, KINDS, Params, load, parse
+from advprune.report.finding import Finding
+from advprune.report.study import Model, Study
+
+ROOT = Path(__file__).resolve().parent.parent
+N = 40
+ATTACKS = {"main": (12 / 255, 10), "short": (1 / 255, 10), "long": (1 / 255, 40)}
+EXCHANGED = ("main", "short")
+LAYERS = ["normalize", "conv1", "bn1", "act1"]
+LAYERS += [f"layer{s}.{b}.{x}" for s in (1, 2) for b in (0, 1) for x in ("conv1", "bn1", "act1")]
+LAYERS += ["pool", "linear"]
+
+
+def planted(first: int, of: int = N) -> np.ndarray:
+    """Right on the first so many images."""
+    return np.arange(of) < first
+
+
+def rows(
+    attack: str,
+    right: np.ndarray,
+    steps: int = 10,
+    eps: float = 48 / 255,
+    clean: int = N,
+    **columns: Any,
+) -> pd.DataFrame:
+    """Records in which `right` says what survives and the first `clean` images start right."""
+    label, n = np.arange(len(right)) % 4, len(right)
+    sides = {"clean": planted(clean, n), "adv": right}
+    table = {"index": np.arange(n), "label": label, "attack": attack, "method": "pgd", "seed": 0}
+    table |= {"norm": "Linf", "eps": eps, "step": 0.01, "steps": steps, "draws": 1}
+    table |= {"forwards": 2.0 * steps, "gradients": 1.0 * steps, "breakdown": ""}
+    for side, hit in sides.items():
+        pred = np.where(hit, label, (label + 1) % 4)
+        table |= {f"{side}_pred": pred, f"{side}_single_pred": pred}
+        table |= {f"{side}_margin": np.where(hit, 1.0, -1.0), f"{side}_wrong": 1.0 - hit}
+        table |= {f"{side}_confidence": 0.75, f"{side}_nll": 0.5, f"{side}_brier": 0.25}
+    return pd.DataFrame(table | columns)
+
+
+def elsewhere(attack: str, right: np.ndarray, clean: int = N) -> pd.DataFrame:
+    """Records of images that were crafted on another model; they have no more columns."""
+    columns = ["attack", "index", "label", "clean_pred", "adv_pred", "adv_margin"]
+    return rows(attack, right, clean=clean)[columns]
+
+
+def layer_table(peaks: dict[str, float] | None = None, spread: float = 0.9) -> pd.DataFrame:
+    """A network in which the named layers stand out, with sigma `spread` times the clean one."""
+    moved = [(peaks or {}).get(name, 0.1 + 0.001 * i) for i, name in enumerate(LAYERS)]
+    kinds = ["Normalize" if name == "normalize" else "Conv2d" for name in LAYERS]
+    return pd.DataFrame(
+        {
+            "depth": range(len(LAYERS)),
+            "layer": LAYERS,
+            "kind": kinds,
+            "relative_difference": moved,
+            "distance": moved,
+            "clean_sigma": 1.0,
+            "adv_sigma": spread,
+        }
+    )
+
+
+def searched(kept: int) -> pd.DataFrame:
+    """Records of a search without gradients that leaves so many of N images right."""
+    return rows("square", planted(kept), 300, method="square", gradients=0.0)
+
+
+def model(
+    family: str,
+    survivors: Sequence[int] = (4, 20, 4),
+    *,
+    base: str = "standard",
+    clean: int = N,
+    carried: int | Mapping[str, int] = 4,
+    curve: Sequence[int] = (40, 20, 4, 0),
+    steps: Sequence[int] = (20, 4, 4),
+    setting: Any = 1,
+    suite: Sequence[pd.DataFrame] | None = None,
+    **more: Any,
+) -> Model:
+    """A model that keeps so many of N images under main, short and long, and over both curves.
+
+    clean: how many it has right without an attack. carried: how many of the dense network's it
+    keeps, by attack where that differs. suite: the records of more attacks; by default a search
+    that finds no more than long.
+    """
+    suite = [searched(survivors[2])] if suite is None else suite
+    tables = [
+        rows(name, planted(kept), ATTACKS[name][1], clean=clean)
+        for name, kept in zip(ATTACKS, survivors, strict=True)
+    ]
+    tables += list(suite)
+    budgets = (0, 16 / 255, 48 / 255, 96 / 255)
+    tables += [rows("curve_eps", planted(k), eps=e) for e, k in zip(budgets, curve, strict=True)]
+    tables += [rows("curve_steps", planted(k), s) for s, k in zip((1, 5, 50), steps, strict=True)]
+    received = {}
+    if family != "dense":
+        kept = dict.fromkeys(ATTACKS, carried) if isinstance(carried, int) else carried
+        received = {
+            (f"dense-{base}", name): elsewhere(name, planted(k), clean) for name, k in kept.items()
+        }
+    histogram = {"low": -1.0, "high": 1.0, "before": [1, 9, 1], "after": [0, 11, 0]}
+    card = {"setting": setting, "prune_ratio": 0.25, "sparsity": 0.2, "bits": 32, "parameters": 9}
+    card |= {"sha256": family, "twin_agreement": None, "histogram": histogram}
+    card |= {"nonzero": 1234, "macs": 56789, "inert": 0.0, "file_bytes": 4321}
+    layers = more.pop("layers", layer_table())
+    records = pd.concat(tables, ignore_index=True)
+    return Model(family, base, card | more, records, layers, received)
+
+
+def exchange(models: Sequence[Model], own: Sequence[str] = ()) -> list[Model]:
+    """The models tried on each other's images, and on those of the attacker's own networks.
+
+    As the transfer stage does: of the others the main attack's, of the dense network of their base
+    all, of the attacker's own networks the exchanged ones. What was not planted is as under the
+    images of the dense network.
+    """
+    main, pairs = EXCHANGED[0], [(name, attack) for name in own for attack in EXCHANGED]
+    return [
+        replace(
+            one,
+            received={
+                (name, attack): one.transferred(attack)
+                for name, attack in [*((other.name, main) for other in models), *pairs]
+                if name != one.name
+            }
+            | one.received,
+        )
+        for one in models
+    ]
+
+
+def hears(one: Model, planted_here: Mapping[tuple[str, str], pd.DataFrame]) -> Model:
+    """A model with records planted for images that were crafted elsewhere."""
+    return replace(one, received=one.received | planted_here)
+
+
+def settings(**changes: Any) -> Params:
+    """The settings of a planted study."""
+    raw = load(ROOT / "params.yaml", "digits").model_dump()
+    attacks = {
+        name: {"eps": "48/255", "step": step, "steps": steps}
+        for name, (step, steps) in ATTACKS.items()
+    }
+    curves_of = {"eps": [0, 16 / 255, 48 / 255, 96 / 255], "steps": [1, 5, 50]}
+    attacks["square"] = {"method": "square", "eps": "48/255", "queries": 300}
+    suite = {"table": list(ATTACKS), "transfer": list(EXCHANGED)}
+    suite |= {kind: ["square"] for kind in KINDS}
+    raw["profiles"]["digits"] |= {"attacks": attacks, "curves": curves_of, "suite": suite}
+    raw["profiles"] = {"digits": raw["profiles"]["digits"]}
+    raw |= {"attack": {"main": "main"}, "prune": {"A": 1, "B": 2}, "sweep": {"A": [1, 2]}}
+    raw |= {"bases": ["standard"], "protocol": {}}
+    raw |= {"masks": {}, "compression": {}, "quantized": {}, "surrogates": {}, "substitutes": {}}
+    return parse(Params, raw | changes, "test")
+
+
+def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
+    """The records of a setting of a sweep."""
+    tables = [
+        rows(name, planted(kept), ATTACKS[name][1])
+        for name, kept in zip(ATTACKS, survivors, strict=True)
+    ]
+    facts = {"order": order, "value": str(order + 1), "prune_ratio": 0.5, "sparsity": 0.5}
+    return pd.concat(tables, ignore_index=True).assign(**facts)
+
+
+def compressed(
+    order: int, white: int, carried: Sequence[int], clean: int = N, sparsity: float = 0.5
+) -> pd.DataFrame:
+    """The records of a compression: under main, and on the dense network's images."""
+    tables = [rows("main", planted(white), clean=clean)]
+    tables += [
+        elsewhere(CARRIED + name, planted(kept), clean).assign(source="dense")
+        for name, kept in zip(EXCHANGED, carried, strict=True)
+    ]
+    facts = {"order": order, "value": str(order), "prune_ratio": sparsity, "sparsity": sparsity}
+    return pd.concat(tables, ignore_index=True).assign(**facts)
+
+
+def study(
+    *models: Model,
+    points: Sequence[pd.DataFrame] | None = None,
+    params: Params | None = None,
+    protocol: pd.DataFrame | None = None,
+    compressions: Mapping[str, Sequence[pd.DataFrame]] | None = None,
+    surrogates: Mapping[tuple[str, str], pd.DataFrame] | None = None,
+) -> Study:
+    """A study of one base: a dense network first, then the given models."""
+    chosen = list(models) or [model("A"), model("B")]
+    if chosen[0].family != "dense":
+        chosen = [model("dense"), *chosen]
+    own = dict(surrogates or {})
+    chosen = exchange(chosen, list(dict.fromkeys(name for name, _ in own)))
+    params = params or settings()
+    points = [point(0), point(1)] if points is None else points
+    sweeps = {(name, "standard"): pd.concat(points) for name in params.sweep}
+    over = {
+        (name, "standard"): pd.concat(tables, ignore_index=True)
+        for name, tables in (compressions or {}).items()
+    }
+    clean = np.full((N, 1, 8, 8), 100, np.uint8)
+    adv = {one.name: clean + np.uint8(48) for one in chosen}
+    protocol = pd.DataFrame() if protocol is None else protocol
+    classes = list("abcd")
+    return Study(params, chosen, sweeps, over, own, "planted", classes, clean, adv, protocol)
+
+
+def only(found: Any) -> Finding:
+    """The one finding."""
+    (finding,) = found
+    return finding

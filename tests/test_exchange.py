@@ -1,0 +1,121 @@
+"""Exchange: what a target says to images crafted elsewhere, against a loop over single images."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from advprune.evaluate.craft import Work
+from advprune.evaluate.exchange import received
+from advprune.evaluate.records import all_logits
+from advprune.pruning import prune
+from advprune.quantize import quantize
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Crafted = dict[tuple[str, str], torch.Tensor]
+KEYS = [("dense-standard", "field"), ("E-standard", "field"), ("dense-standard", "momentum")]
+WORK = Work(seed=3, batch=10, draws=4)
+
+
+@pytest.fixture
+def few(digits: Pair) -> Pair:
+    """24 digits: batches of 10 do not divide them."""
+    return digits[0][:24], digits[1][:24]
+
+
+@pytest.fixture
+def crafted(few: Pair) -> Crafted:
+    """Three sets of noisy images, uint8."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for key in KEYS:
+        noise = 0.4 * torch.randn(few[0].shape, generator=generator)
+        found[key] = ((few[0] + noise).clamp(0, 1) * 255).round().to(torch.uint8)
+    return found
+
+
+def randomized(network: nn.Module) -> nn.Module:
+    """A network with random layers."""
+    return prune("dropout", network, 0.5).model
+
+
+def by_loop(target: nn.Module, pair: Pair, crafted: Crafted) -> pd.DataFrame:
+    """The same table, image by image, with the margin by hand."""
+    told = []
+    for (source, attack), pixels in crafted.items():
+        for index, label in enumerate(pair[1].tolist()):
+            clean = target(pair[0][index : index + 1])[0]
+            logits = target(pixels[index : index + 1].float() / 255)[0].tolist()
+            best = max(range(len(logits)), key=logits.__getitem__)
+            others = [value for place, value in enumerate(logits) if place != label]
+            margin = logits[label] - max(others)
+            told.append((source, attack, index, label, int(clean.argmax()), best, margin))
+    columns = ["source", "attack", "index", "label", "clean_pred", "adv_pred", "adv_margin"]
+    return pd.DataFrame(told, columns=columns)
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+@torch.no_grad()
+def test_answers_are_those_of_a_loop(
+    network: nn.Module, few: Pair, crafted: Crafted, kind: str
+) -> None:
+    target = quantize(network, few[0]) if kind == "int8" else network
+    table, expected = received(target, *few, crafted, WORK), by_loop(target, few, crafted)
+    assert table.columns.tolist() == expected.columns.tolist()
+    exact = [column for column in table if column != "adv_margin"]
+    assert table[exact].to_numpy().tolist() == expected[exact].to_numpy().tolist()
+    assert table.adv_margin.tolist() == pytest.approx(expected.adv_margin.tolist(), abs=1e-4)
+    assert table.groupby(["source", "attack"], sort=False).size().to_dict() == dict.fromkeys(
+        KEYS, 24
+    )
+    assert ((table.adv_margin > 0) == (table.adv_pred == table.label)).all()
+    assert table.adv_pred.nunique() > 1 and (table.adv_pred != table.clean_pred).any()
+
+
+@pytest.mark.parametrize(("is_random", "draws"), [(False, 1), (True, 4)])
+def test_clean_images_are_scored_once(
+    network: nn.Module, few: Pair, crafted: Crafted, is_random: bool, draws: int
+) -> None:
+    target = randomized(network) if is_random else network
+    passed: list[int] = []
+    hook = target.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
+    received(target, *few, crafted, WORK)
+    hook.remove()
+    assert sum(passed) == draws * (1 + len(crafted)) * 24
+
+
+def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(
+    network: nn.Module, few: Pair, crafted: Crafted
+) -> None:
+    target = randomized(network)
+    before = torch.random.get_rng_state()
+    table = received(target, *few, crafted, WORK)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1)  # the global state makes no difference
+    assert received(target, *few, crafted, WORK).equals(table)
+    for key, part in table.groupby(["source", "attack"], sort=False):
+        logits = all_logits(target, crafted[key] / 255, 10, 4, seed=3).mean(0)
+        assert part.adv_pred.tolist() == logits.argmax(1).tolist()
+        clean = all_logits(target, few[0], 10, 4, seed=3).mean(0)
+        assert part.clean_pred.tolist() == clean.argmax(1).tolist()
+    for change in ({"seed": 4}, {"draws": 5}):
+        other = received(target, *few, crafted, replace(WORK, **change))
+        assert not other.adv_margin.equals(table.adv_margin), change
+        assert other[["index", "label"]].equals(table[["index", "label"]])
+
+
+def test_a_deterministic_target_does_not_depend_on_seed_or_draws(
+    network: nn.Module, few: Pair, crafted: Crafted
+) -> None:
+    table = received(network, *few, crafted, WORK)
+    assert received(network, *few, crafted, replace(WORK, seed=9, draws=7)).equals(table)
+    assert not network.training and all(p.grad is None for p in network.parameters())
+
+
+def test_each_set_of_images_advances_the_progress_by_one(
+    network: nn.Module, few: Pair, crafted: Crafted
+) -> None:
+    steps: list[int] = []
+    received(network, *few, crafted, replace(WORK, progress=steps.append))
+    assert steps == [1, 1, 1]

@@ -1,0 +1,232 @@
+"""Filters: ranked by hand, gone with their readers, and the same network when made smaller."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.errors import UserError
+from advprune.models.card import macs_of, nonzero_of, sparsity_of, write_card
+from advprune.models.checkpoint import build, load_model, save_model
+from advprune.models.resnet import BasicBlock
+from advprune.models.spec import ModelSpec, spec_of
+from advprune.params import TrainSettings
+from advprune.pruning import Data, prune
+from advprune.pruning.filters import smallest_filters
+from advprune.quantize import quantize
+from conftest import make_network
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+TRAIN = TrainSettings(batch=16, eps=16 / 255, step=8 / 255)
+
+
+def blocks(model: nn.Module) -> dict[str, BasicBlock]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, BasicBlock)}
+
+
+def test_ranking_by_hand() -> None:
+    sums = [3.0, 1.0, 2.0, 1.0, 5.0]
+    weight = torch.tensor(sums).view(5, 1, 1, 1) * torch.tensor([0.5, -0.5]).view(1, 2, 1, 1)
+    for fraction, expected in (
+        (0.0, []),
+        (0.19, []),
+        (0.2, [1]),  # of equal ones the first
+        (0.4, [1, 3]),
+        (0.7, [1, 2, 3]),
+        (0.99, [0, 1, 2, 3]),  # one stays
+    ):
+        assert smallest_filters(weight, fraction).nonzero()[:, 0].tolist() == expected
+
+
+def test_shares_are_rounded_down_but_not_by_floating_point() -> None:
+    assert int(0.29 * 100) == 28
+    assert smallest_filters(torch.rand(100, 1, 1, 1), 0.29).sum() == 29
+    assert smallest_filters(torch.rand(10, 1, 1, 1), 1 - 1e-16).sum() == 9
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.9])
+def test_a_filter_goes_with_its_batch_norm_and_its_readers(
+    network: nn.Module, fraction: float
+) -> None:
+    pruned = prune("filters", network, fraction)
+    expected = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in network.named_parameters()}
+    for name, block in blocks(network).items():
+        norms = [float(kernel.abs().sum()) for kernel in block.conv1.weight.detach()]
+        for gone in sorted(range(len(norms)), key=norms.__getitem__)[: int(fraction * len(norms))]:
+            expected[f"{name}.conv1.weight"][gone] = True
+            expected[f"{name}.bn1.weight"][gone] = True
+            expected[f"{name}.bn1.bias"][gone] = True
+            expected[f"{name}.conv2.weight"][:, gone] = True
+    assert expected.keys() == pruned.changed.keys()
+    for name, parameter in pruned.model.named_parameters():
+        assert torch.equal(pruned.changed[name], expected[name])
+        assert torch.equal(parameter, network.get_parameter(name).masked_fill(expected[name], 0.0))
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 0.9])
+def test_the_small_network_is_the_masked_one(
+    digits: Pair, tmp_path: Path, architecture: str, fraction: float
+) -> None:
+    network = make_network(digits[0], architecture)
+    masked = prune("filters", network, fraction)
+    small = prune("filters", network, {"fraction": fraction, "small": True})
+    assert torch.allclose(small.model(digits[0]), masked.model(digits[0]), atol=1e-5)
+    assert small.ratio == masked.ratio == sparsity_of(masked.model)
+    assert nonzero_of(small.model) == nonzero_of(masked.model)
+    left = sum(p.numel() for p in small.model.parameters())
+    total = sum(p.numel() for p in network.parameters())
+    assert (total - left) / total == small.ratio
+    save_model(small.model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(digits[0]), small.model(digits[0]))
+    assert spec_of(loaded).inner == small.notes["inner"]
+    assert spec_of(network).inner == ()
+
+
+def test_a_smaller_network_can_be_pruned_again_and_quantized(
+    network: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    setting = {"fraction": 0.5, "small": True}
+    twice = prune("filters", prune("filters", network, setting).model, setting).model
+    assert spec_of(twice).inner == (1, 1, 2, 2, 4, 4, 8, 8)
+    integers = quantize(twice, digits[0])
+    save_model(integers, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(digits[0]), integers(digits[0]))
+
+
+@pytest.mark.parametrize("family", ["clamp", "round", "SAP", "RNW"])
+def test_layers_that_other_families_put_in_stay(
+    network: nn.Module, digits: Pair, tmp_path: Path, family: str
+) -> None:
+    base = prune(family, network, 1, digits).model
+    small = prune("filters", base, {"fraction": 0.5, "small": True}).model
+    save_model(small, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = small(digits[0])
+        torch.manual_seed(0)
+        assert torch.equal(loaded(digits[0]), expected)
+    if family in ("clamp", "round"):
+        assert torch.allclose(prune("filters", base, 0.5).model(digits[0]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["standard", "pgd"])
+def test_masks_are_held_through_fine_tuning(
+    network: nn.Module, digits: Pair, tmp_path: Path, method: str
+) -> None:
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    setting = {"fraction": 0.5, "finetune": {"method": method, "epochs": 1, "steps": 1}}
+    masked = prune("filters", network, setting, Data(*digits, TRAIN))
+    save_model(masked.model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter == 0, masked.changed[name])
+    assert sparsity_of(loaded) == masked.ratio
+    assert not torch.equal(loaded.linear.weight, network.linear.weight)
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def test_fine_tuning_the_small_network_is_fine_tuning_the_masked_one(
+    network: nn.Module, digits: Pair
+) -> None:
+    setting = {"fraction": 0.5, "finetune": {"epochs": 1, "lr": 1e-3}}
+    data = Data(*digits, TRAIN)
+    masked = prune("filters", network, setting, data)
+    small = prune("filters", network, setting | {"small": True}, data)
+    assert torch.allclose(small.model(digits[0]), masked.model(digits[0]), atol=1e-3)
+    assert not torch.allclose(masked.model(digits[0]), network(digits[0]), atol=1e-1)
+    assert small.ratio == masked.ratio and spec_of(small.model).inner[0] == 2
+
+
+def by_formula(model: nn.Module, side: int) -> int:
+    """Multiply-accumulates from the shapes of a ResNet18 for one channel alone."""
+    total, width = side * side * 9 * model.conv1.out_channels, model.conv1.out_channels
+    for index, block in enumerate(blocks(model).values()):
+        side = (side + 1) // 2 if index in (2, 4, 6) else side
+        inner, out = block.conv1.out_channels, block.conv2.out_channels
+        total += side * side * 9 * inner * (width + out)
+        total += side * side * width * out if len(block.shortcut) else 0
+        width = out
+    return total + width * model.linear.out_features
+
+
+def test_multiply_accumulates_are_those_of_the_shapes(network: nn.Module, digits: Pair) -> None:
+    small = prune("filters", network, {"fraction": 0.5, "small": True}).model
+    for model in (network, small):
+        for side in (8, 9, 32):
+            assert macs_of(model, (1, side, side)) == by_formula(model, side)
+    dense = macs_of(network, (1, 8, 8))
+    assert macs_of(prune("filters", network, 0.5).model, (1, 8, 8)) == dense
+    assert macs_of(quantize(network, digits[0]), (1, 8, 8)) == dense
+    noisy = prune("SAP", network, 1).model
+    state = torch.random.get_rng_state()
+    assert macs_of(noisy, (1, 8, 8)) == dense
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_card_holds_what_the_file_costs(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = prune("magnitude_global", network, 8).model
+    save_model(model, path)
+    write_card(path)
+    assert json.loads((tmp_path / "model.json").read_text())["macs"] is None
+    write_card(path, image_shape=(1, 8, 8))
+    card = json.loads((tmp_path / "model.json").read_text())
+    total = sum(p.numel() for p in network.parameters())
+    assert card["macs"] == by_formula(network, 8)
+    assert card["nonzero"] == round(total / 8) and card["parameters"] == total
+    assert card["file_bytes"] == len(path.read_bytes())
+
+
+def test_the_spec_of_a_plain_network_reads_as_before(network: nn.Module) -> None:
+    assert "inner" not in spec_of(network).model_dump_json()
+    small = prune("filters", network, {"fraction": 0.5, "small": True}).model
+    text = spec_of(small).model_dump_json()
+    assert ModelSpec.model_validate_json(text) == spec_of(small)
+    assert build(spec_of(small)).layer1[1].bn1.num_features == 2
+
+
+@pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        ((2,) * 7, "resnet18 has 8 blocks, not 7"),
+        ((2,) * 9, "resnet18 has 8 blocks, not 9"),
+        ((2,) * 7 + (0,), "from 1 to"),
+        ((5,) + (2,) * 7, "from 1 to"),
+    ],
+)
+def test_wrong_channel_counts_in_a_file_are_refused(
+    network: nn.Module, tmp_path: Path, inner: tuple[int, ...], words: str
+) -> None:
+    wrong = copy.deepcopy(network)
+    vars(wrong)["spec"] = spec_of(network).model_copy(update={"inner": inner})
+    save_model(wrong, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"model spec is wrong at inner: .*{words}"):
+        load_model(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (1.0, "fraction.*less than 1"),
+        (-0.1, "fraction.*greater than or equal to 0"),
+        ({"small": True}, "fraction"),
+        ({"fraction": 0.5, "small": "maybe"}, "small"),
+    ],
+)
+def test_wrong_settings_are_refused(network: nn.Module, setting: object, words: str) -> None:
+    with pytest.raises(UserError, match=rf"prune\.filters: .*{words}"):
+        prune("filters", network, setting)
+
+
+def test_fine_tuning_needs_images_and_pruning_needs_blocks(network: nn.Module) -> None:
+    with pytest.raises(UserError, match="family filters learns from training images"):
+        prune("filters", network, {"fraction": 0.5, "finetune": {}})
+    with pytest.raises(UserError, match="no residual blocks"):
+        prune("filters", nn.Sequential(nn.Conv2d(1, 2, 3)), 0.5)

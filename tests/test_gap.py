@@ -1,0 +1,329 @@
+"""GAP and pruning by clean gradients, against gradients that are summed image by image."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advprune.attacks import pgd
+from advprune.device import salted
+from advprune.errors import UserError
+from advprune.models.card import nonzero_of, sparsity_of
+from advprune.models.checkpoint import load_model, save_model
+from advprune.params import TrainSettings
+from advprune.pruning import Data, prune
+from advprune.pruning.gap import (
+    GAP,
+    adversarial_gradients,
+    adversarial_scores,
+    clean_scores,
+    published_gradients,
+)
+from advprune.training.standard import augment
+from conftest import make_network
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
+TRAIN = TrainSettings(batch=16, eps=48 / 255, step=12 / 255, flip=True, crop=1)
+SETTING = {"compression": 4, "steps": 3}
+
+
+@pytest.fixture
+def precise(digits: Pair) -> nn.Module:
+    """A ResNet18 of width 2 in float64, so that the order of sums does not matter."""
+    return make_network(digits[0], width=2).double()
+
+
+@pytest.fixture
+def data(digits: Pair) -> Data:
+    """40 digits in float64: two batches and a half."""
+    return Data(digits[0][:40].double(), digits[1][:40], TRAIN)
+
+
+def generator(family: str = "GAP_global") -> torch.Generator:
+    """The generator that `prune` gives the family at seed 0."""
+    return torch.Generator().manual_seed(salted(0, "prune", family))
+
+
+def is_prunable(name: str) -> bool:
+    """Convolutions, also those of shortcuts; the only linear layer is the classifier."""
+    return "conv" in name or name.endswith("shortcut.0.weight")
+
+
+def per_image(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Tensors:
+    """The sum of the gradients of each image's loss, one image at a time."""
+    weights = {name: p for name, p in model.named_parameters() if is_prunable(name)}
+    total = {name: torch.zeros_like(p) for name, p in weights.items()}
+    for x, y in zip(images, labels, strict=True):
+        loss = -model(x[None]).log_softmax(1)[0, y]
+        for name, gradient in zip(
+            weights, torch.autograd.grad(loss, list(weights.values())), strict=True
+        ):
+            total[name] += gradient
+    return total
+
+
+def attacked(model: nn.Module, data: Data, steps: int, family: str = "GAP_global") -> torch.Tensor:
+    """The PGD images of a family's score at seed 0."""
+    budget = TRAIN.eps, TRAIN.step, steps
+    return pgd(model, data.images, data.labels, *budget, generator=generator(family))
+
+
+def close(one: Tensors, other: Tensors, rtol: float = 1e-9) -> bool:
+    assert one.keys() == other.keys()
+    return all(
+        torch.allclose(
+            one[name], other[name], rtol=rtol, atol=rtol * float(other[name].detach().abs().max())
+        )
+        for name in one
+    )
+
+
+def first(score: torch.Tensor, count: int, largest: bool) -> torch.Tensor:
+    """True at the count largest or smallest entries; of equal ones the first.
+
+    There are many: on maps of 1x1 the outer weights of a 3x3 kernel have no gradient at all.
+    """
+    values, sign = score.flatten().tolist(), -1 if largest else 1
+    mask = torch.zeros(len(values), dtype=torch.bool)
+    mask[sorted(range(len(values)), key=lambda i: sign * values[i])[:count]] = True
+    return mask.view(score.shape)
+
+
+def globally(scores: Tensors, count: int, largest: bool) -> Tensors:
+    """The masks of one ranking of all tensors."""
+    mask = first(torch.cat([s.flatten() for s in scores.values()]), count, largest)
+    parts = mask.split([s.numel() for s in scores.values()])
+    return {n: part.view(s.shape) for (n, s), part in zip(scores.items(), parts, strict=True)}
+
+
+def removed(changed: Tensors) -> Tensors:
+    return {name: mask for name, mask in changed.items() if is_prunable(name)}
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_the_clean_score_is_the_mean_gradient_times_the_weight(
+    precise: nn.Module, data: Data
+) -> None:
+    gradients = per_image(precise, data.images[:30], data.labels[:30])
+    expected = {n: (precise.get_parameter(n) * g / 30).abs() for n, g in gradients.items()}
+    assert close(clean_scores(copy.deepcopy(precise), data, 30), expected)
+    pruned = prune("gradient_global", precise, {"sparsity": 0.6, "images": 30}, data)
+    count = round(0.6 * sum(s.numel() for s in expected.values()))
+    assert same(removed(pruned.changed), globally(expected, count, largest=False))
+
+
+def test_gradient_layer_removes_the_smallest_of_each_tensor(precise: nn.Module, data: Data) -> None:
+    gradients = per_image(precise, data.images, data.labels)
+    masks = removed(prune("gradient_layer", precise, {"sparsity": 0.6}, data).changed)
+    for name, gradient in gradients.items():
+        score, count = (precise.get_parameter(name) * gradient).abs(), int(masks[name].sum())
+        assert abs(count - 0.6 * score.numel()) < 1 + 1e-9
+        assert torch.equal(masks[name], first(score, count, largest=False))
+
+
+@pytest.mark.parametrize("score", [None, "signed", "absolute", "product"])
+@pytest.mark.parametrize("remove", ["largest", "smallest"])
+def test_gap_global_ranks_the_gradients_at_pgd_images(
+    precise: nn.Module, data: Data, score: str | None, remove: str
+) -> None:
+    gradients = per_image(precise, attacked(precise, data, 3), data.labels)
+    expected = {
+        None: gradients,
+        "signed": gradients,
+        "absolute": {n: g.abs() for n, g in gradients.items()},
+        "product": {n: precise.get_parameter(n) * g for n, g in gradients.items()},
+    }[score]
+    pruned = prune("GAP_global", precise, SETTING | {"score": score, "remove": remove}, data)
+    count = sum(int(mask.sum()) for mask in pruned.changed.values())
+    assert same(removed(pruned.changed), globally(expected, count, remove == "largest"))
+
+
+@pytest.mark.parametrize("score", [None, "absolute", "signed"])
+def test_gap_layer_ranks_each_tensor(precise: nn.Module, data: Data, score: str | None) -> None:
+    gradients = per_image(precise, attacked(precise, data, 3, "GAP_layer"), data.labels)
+    masks = removed(prune("GAP_layer", precise, SETTING | {"score": score}, data).changed)
+    for name, gradient in gradients.items():
+        ranked = gradient if score == "signed" else gradient.abs()
+        assert torch.equal(masks[name], first(ranked, int(masks[name].sum()), largest=True))
+
+
+def test_the_adversarial_score_to_the_digit(precise: nn.Module, data: Data) -> None:
+    found = adversarial_gradients(copy.deepcopy(precise), data, GAP(**SETTING), generator())
+    adversarial = attacked(precise, data, 3)
+    assert close(found, per_image(precise, adversarial, data.labels))
+    assert not close(found, per_image(precise, data.images, data.labels), rtol=1e-2)
+    product = adversarial_scores(
+        copy.deepcopy(precise), data, GAP(**SETTING), "product", generator()
+    )
+    assert close(product, {n: precise.get_parameter(n) * g for n, g in found.items()})
+
+
+def test_only_the_first_images_are_used(precise: nn.Module, data: Data) -> None:
+    few = Data(data.images[:20], data.labels[:20], TRAIN)
+    one = prune("GAP_global", precise, SETTING | {"images": 20}, data)
+    assert same(one.changed, prune("GAP_global", precise, SETTING, few).changed)
+    assert not same(one.changed, prune("GAP_global", precise, SETTING, data).changed)
+
+
+def replay(
+    model: nn.Module, data: Data, steps: int, seeded: torch.Generator, inner: bool = True
+) -> tuple[Tensors, list[torch.Tensor]]:
+    """The published loop in its own terms: normalized images, `.grad` that nobody clears.
+
+    Returns the gradients and the adversarial images, normalized. inner: False clears the gradients
+    that crafting left behind.
+    """
+    mean, std, model.normalize = model.normalize.mean, model.normalize.std, nn.Identity()
+    model.train()
+    model.zero_grad()
+    crafted = []
+    for rows in torch.randperm(len(data.images), generator=seeded).split(TRAIN.batch):
+        x = (augment(data.images[rows], TRAIN.flip, TRAIN.crop, seeded) - mean) / std
+        y = data.labels[rows]
+        before = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        eta = (torch.rand(x.shape, generator=seeded).double() * 2 - 1) * TRAIN.eps
+        predicted = model(x).argmax(1)
+        for _ in range(steps):
+            leaf = (x + eta).detach().requires_grad_()
+            F.cross_entropy(model(leaf), predicted).backward()
+            eta = (leaf.detach() + TRAIN.step * leaf.grad.sign() - x).clamp(-TRAIN.eps, TRAIN.eps)
+        if not inner:
+            for name, parameter in model.named_parameters():
+                parameter.grad = before.get(name)
+        F.cross_entropy(model(x + eta), y).backward()
+        crafted.append(x + eta)
+    return {n: p.grad for n, p in model.named_parameters() if is_prunable(n)}, crafted
+
+
+def test_published_is_the_published_loop(precise: nn.Module, data: Data) -> None:
+    model, theirs = copy.deepcopy(precise), copy.deepcopy(precise)
+    found = published_gradients(model, data, GAP(**SETTING), generator())
+    expected, _ = replay(theirs, data, 3, generator())
+    assert close(found, expected)
+    for name, buffer in theirs.named_buffers():  # batch-norm has drifted in the same way
+        assert torch.allclose(buffer.double(), model.get_buffer(name).double(), rtol=1e-9)
+
+
+def test_published_adds_the_gradients_of_the_inner_steps(precise: nn.Module, data: Data) -> None:
+    found = published_gradients(copy.deepcopy(precise), data, GAP(**SETTING), generator())
+    without, _ = replay(copy.deepcopy(precise), data, 3, generator(), inner=False)
+    assert not close(found, without, rtol=1e-2)
+
+
+def test_published_moves_batch_norm_for_good(precise: nn.Module, data: Data) -> None:
+    pruned = prune("GAP_global", precise, SETTING | {"published": True}, data)
+    batches, passes = 3, 1 + 3 + 1  # the labels, the steps, the gradient
+    before, after = precise.bn1, pruned.model.bn1
+    assert not torch.allclose(before.running_mean, after.running_mean, rtol=1e-2)
+    assert after.num_batches_tracked - before.num_batches_tracked == batches * passes
+    assert not pruned.model.training
+    clean = prune("GAP_global", precise, SETTING, data)
+    assert torch.equal(clean.model.bn1.running_mean, before.running_mean)
+    assert not same(clean.changed, pruned.changed)
+
+
+def test_published_budgets_are_of_normalized_images_and_not_cut(
+    precise: nn.Module, data: Data
+) -> None:
+    model, seen = copy.deepcopy(precise), []
+    model.normalize.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach()))
+    published_gradients(model, data, GAP(**SETTING), generator())
+    std = float(precise.normalize.std)
+    batch, adversarial = seen[0], seen[1 + 3]  # of the first batch: as it is, after three steps
+    reach = (adversarial - batch).abs().max()
+    assert torch.isclose(reach, torch.tensor(TRAIN.eps * std, dtype=reach.dtype), rtol=1e-6)
+    assert adversarial.min() < 0 and adversarial.max() > 1
+
+
+@pytest.mark.parametrize("family", ["gradient_global", "gradient_layer", "GAP_global", "GAP_layer"])
+@pytest.mark.parametrize("compression", [2, 32])
+def test_compression_is_exact_in_the_saved_file(
+    network: nn.Module, digits: Pair, tmp_path: Path, family: str, compression: int
+) -> None:
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    setting: dict[str, Any] = {"compression": compression, "images": 32}
+    setting |= {"steps": 2} if family.startswith("GAP") else {}
+    pruned = prune(family, network, setting, Data(*digits, TRAIN))
+    save_model(pruned.model, tmp_path / "model.safetensors")
+    found = load_model(tmp_path / "model.safetensors")
+    total = sum(p.numel() for p in network.parameters())
+    assert nonzero_of(found) == round(total / compression)
+    assert sparsity_of(found) == pruned.ratio
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+    assert not any(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("method", ["standard", "pgd"])
+def test_gap_is_held_through_fine_tuning(network: nn.Module, digits: Pair, method: str) -> None:
+    tuning = {"finetune": {"method": method, "epochs": 1, "steps": 1}}
+    data = Data(*digits, TRAIN)
+    pruned = prune("GAP_global", network, SETTING | tuning, data)
+    assert same(pruned.changed, prune("GAP_global", network, SETTING, data).changed)
+    assert all((p[pruned.changed[n]] == 0).all() for n, p in pruned.model.named_parameters())
+    assert sparsity_of(pruned.model) == pruned.ratio
+
+
+def test_masks_follow_the_seed_through_the_random_start(network: nn.Module, digits: Pair) -> None:
+    data = Data(*digits, TRAIN)
+    for setting in (SETTING, SETTING | {"published": True}):
+        one, again, other = (
+            prune("GAP_global", network, setting, data, seed=s).changed for s in (1, 1, 2)
+        )
+        assert same(one, again) and not same(one, other)
+
+
+def test_frozen_weights_are_no_obstacle(network: nn.Module, digits: Pair) -> None:
+    data, setting = Data(*digits, TRAIN), {"compression": 2, "images": 16}
+    expected = prune("gradient_global", network, setting, data).changed
+    network.requires_grad_(False)
+    assert same(prune("gradient_global", network, setting, data).changed, expected)
+
+
+@pytest.mark.parametrize("family", ["gradient_global", "gradient_layer", "GAP_global", "GAP_layer"])
+def test_images_are_needed(network: nn.Module, family: str) -> None:
+    with pytest.raises(UserError, match=f"family {family} learns from training images"):
+        prune(family, network, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"compression": 2, "score": "squared"}, "score.*squared"),
+        ({"compression": 2, "remove": "middle"}, "remove.*middle"),
+        ({"compression": 2, "steps": -1}, "steps.*-1"),
+        ({"compression": 2, "images": 0}, "images.*0"),
+        ({"score": "signed"}, "either compression or sparsity"),
+    ],
+)
+def test_wrong_settings_are_refused(network: nn.Module, setting: object, words: str) -> None:
+    with pytest.raises(UserError, match=rf"prune\.GAP_global: .*{words}"):
+        prune("GAP_global", network, setting)
+
+
+def test_nothing_is_attacked_where_the_compression_is_out_of_reach(
+    network: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advprune.pruning.gap.pgd", lambda *_, **__: pytest.fail("attacked"))
+    with pytest.raises(UserError, match="can reach"):
+        prune("GAP_global", network, 1000, digits)
+
+
+def test_published_needs_two_images(network: nn.Module, digits: Pair) -> None:
+    with pytest.raises(UserError, match="at least two images"):
+        prune("GAP_global", network, SETTING | {"published": True, "images": 1}, digits)
+    seventeen = Data(digits[0][:17], digits[1][:17], TRAIN)  # a batch, and one image that is left
+    prune("GAP_global", network, SETTING | {"published": True}, seventeen)
+
+
+def test_gradients_that_are_no_numbers_are_refused(network: nn.Module, digits: Pair) -> None:
+    network.linear.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match=r"scores of .* hold NaN or infinite"):
+        prune("gradient_global", network, 2, digits)

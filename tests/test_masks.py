@@ -1,0 +1,262 @@
+"""Masks: exactly the weights that a brute-force ranking removes, as many as asked for, for good."""
+
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.device import salted
+from advprune.errors import UserError
+from advprune.models.card import nonzero_of, sparsity_of
+from advprune.models.checkpoint import load_model, save_model
+from advprune.params import TrainSettings
+from advprune.pruning import Data, prune
+from advprune.pruning.masks import End, Masks, Scope, portions, prunable, select
+from advprune.training.standard import accuracy
+from conftest import make_network
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+TRAIN = TrainSettings(batch=16, eps=16 / 255, step=8 / 255)
+MASKS = ("random", "magnitude_global", "magnitude_layer")
+
+
+def tiny() -> nn.Module:
+    """Two convolutions, batch-norm, a hidden layer and a classifier, full of equal magnitudes."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 2),
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 2, 2, bias=False),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+        nn.Linear(5, 4),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        values = torch.randint(1, 5, parameter.shape, generator=generator)
+        signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+        parameter.data = (values * signs).float()
+    return model
+
+
+def ranked(scores: dict[str, torch.Tensor], count: int, remove: End) -> set[tuple[str, int]]:
+    """The first `count` of all (tensor, index) in order of score and then of place."""
+    sign = 1 if remove == "smallest" else -1
+    entries = [
+        (sign * value, place, index, name)
+        for place, (name, score) in enumerate(scores.items())
+        for index, value in enumerate(score.flatten().tolist())
+    ]
+    return {(name, index) for _, _, index, name in sorted(entries)[:count]}
+
+
+def brute_force(
+    scores: dict[str, torch.Tensor], count: int, scope: Scope, remove: End
+) -> set[tuple[str, int]]:
+    """What goes, by sorting lists; per layer the count is shared out with exact fractions."""
+    if scope == "global":
+        return ranked(scores, count, remove)
+    total = sum(score.numel() for score in scores.values())
+    exact = {name: Fraction(count * score.numel(), total) for name, score in scores.items()}
+    shares = {name: int(share) for name, share in exact.items()}
+    while sum(shares.values()) < count:
+        name = max(exact, key=lambda name: exact[name] - shares[name])  # the first of equal ones
+        shares[name] += 1
+    chosen = [ranked({name: scores[name]}, shares[name], remove) for name in scores]
+    return set().union(*chosen)
+
+
+def entries(masks: Masks) -> set[tuple[str, int]]:
+    """Where masks are True."""
+    return {
+        (name, index)
+        for name, mask in masks.items()
+        for index, gone in enumerate(mask.flatten().tolist())
+        if gone
+    }
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 20, 46, 83, 84])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("remove", ["smallest", "largest"])
+def test_what_is_removed_is_what_sorting_lists_removes(
+    count: int, scope: Scope, remove: End
+) -> None:
+    scores = {name: p.detach() for name, p in prunable(tiny()).items()}
+    assert sum(score.numel() for score in scores.values()) == 84 or count <= 84
+    found = entries(select(scores, count, scope, remove))
+    assert found == brute_force(scores, count, scope, remove) and len(found) == count
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.77])
+def test_magnitude_families_remove_the_smallest_magnitudes(scope: Scope, sparsity: float) -> None:
+    model = tiny()
+    scores = {name: p.detach().abs() for name, p in prunable(model).items()}
+    pruned = prune(f"magnitude_{scope}", model, {"sparsity": sparsity})
+    expected = brute_force(scores, round(sparsity * 84), scope, "smallest")
+    assert entries(pruned.changed) == expected
+    for name, parameter in pruned.model.named_parameters():
+        dense, gone = model.get_parameter(name), pruned.changed[name]
+        assert torch.equal(parameter, torch.where(gone, 0.0, dense))
+
+
+def test_the_classifier_and_batch_norm_are_left_alone() -> None:
+    assert list(prunable(tiny())) == ["0.weight", "0.bias", "2.weight", "4.weight", "4.bias"]
+    pruned = prune("random", tiny(), {"sparsity": 0.9})
+    kept = ("1.weight", "1.bias", "5.weight", "5.bias")
+    assert set(pruned.changed) == {*prunable(tiny()), *kept}
+    assert not any(pruned.changed[name].any() for name in kept)
+
+
+def test_portions_by_hand() -> None:
+    assert portions([10, 10, 10], 10) == [4, 3, 3]  # equal remainders: the first
+    assert portions([1, 2, 7], 5) == [1, 1, 3]  # 0.5, 1, 3.5: one of the two halves, the first
+    assert portions([3, 5], 8) == [3, 5] and portions([3, 5], 0) == [0, 0] and portions([], 0) == []
+
+
+@pytest.mark.parametrize("compression", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("family", MASKS)
+def test_compression_is_exact_to_one_parameter(
+    network: nn.Module, tmp_path: Path, family: str, compression: int
+) -> None:
+    total = sum(p.numel() for p in network.parameters())
+    pruned = prune(family, network, compression)
+    save_model(pruned.model, tmp_path / "model.safetensors")
+    found = load_model(tmp_path / "model.safetensors")
+    assert nonzero_of(found) == round(total / compression)
+    assert sparsity_of(found) == pruned.ratio == (total - round(total / compression)) / total
+    assert pruned.notes["compression"] == total / nonzero_of(found)
+    for name, parameter in found.named_parameters():
+        assert torch.equal(parameter == 0, pruned.changed[name])
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("family", MASKS)
+def test_sparsity_is_a_share_of_the_prunable_parameters(
+    network: nn.Module, family: str, sparsity: float
+) -> None:
+    most = sum(p.numel() for p in prunable(network).values())
+    pruned = prune(family, network, {"sparsity": sparsity})
+    assert sum(int(c.sum()) for c in pruned.changed.values()) == round(sparsity * most)
+    if family == "magnitude_layer":
+        for name, parameter in prunable(network).items():
+            exact = sparsity * parameter.numel()
+            assert abs(int(pruned.changed[name].sum()) - exact) < 1 + 1e-3
+
+
+def test_random_masks_follow_their_seed_and_the_scores_are_the_generators(
+    network: nn.Module,
+) -> None:
+    one, same, other = (entries(prune("random", network, 4, seed=s).changed) for s in (1, 1, 2))
+    assert one == same and one != other
+    generator = torch.Generator().manual_seed(salted(1, "prune", "random"))
+    drawn = {
+        name: torch.rand(p.shape, generator=generator, dtype=torch.float64)
+        for name, p in prunable(network).items()
+    }
+    assert one == ranked(drawn, len(one), "smallest")
+    sizes = torch.tensor([p.numel() for p in prunable(network).values()], dtype=torch.float)
+    gone = torch.tensor([sum(n == name for n, _ in one) for name in drawn], dtype=torch.float)
+    rate = len(one) / float(sizes.sum())
+    assert ((gone - rate * sizes).abs() <= 4 * (sizes * rate * (1 - rate)).sqrt()).all()
+
+
+@pytest.mark.parametrize("method", ["standard", "pgd"])
+def test_masks_are_held_through_fine_tuning(
+    network: nn.Module, digits: Pair, tmp_path: Path, method: str
+) -> None:
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    setting = {"compression": 8, "finetune": {"method": method, "epochs": 2, "steps": 2}}
+    pruned = prune("magnitude_global", network, setting, Data(*digits, TRAIN))
+    bare = prune("magnitude_global", network, 8)
+    assert entries(pruned.changed) == entries(bare.changed)
+    for name, parameter in pruned.model.named_parameters():
+        gone = pruned.changed[name]
+        assert (parameter[gone] == 0).all()
+        assert gone.all() or not torch.equal(parameter[~gone], network.get_parameter(name)[~gone])
+    save_model(pruned.model, tmp_path / "model.safetensors")
+    assert sparsity_of(load_model(tmp_path / "model.safetensors")) == pruned.ratio == bare.ratio
+    assert len(pruned.notes["finetune"]) == 2 and not pruned.model.training
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def test_fine_tuning_repairs_a_network(digits: Pair) -> None:
+    setting = {"compression": 2, "finetune": {"epochs": 40, "lr": 0.05}}
+    pruned = prune("magnitude_layer", make_network(digits[0]), setting, Data(*digits, TRAIN))
+    assert accuracy(pruned.model, *digits) > 0.9
+
+
+def test_fine_tuning_follows_the_seed(network: nn.Module, digits: Pair) -> None:
+    setting, data = {"compression": 2, "finetune": {"epochs": 1}}, Data(*digits, TRAIN)
+    one, same, other = (
+        prune("magnitude_layer", network, setting, data, seed=s).model.conv1.weight
+        for s in (1, 1, 2)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_killed_fine_tuning_is_resumed(network: nn.Module, digits: Pair, tmp_path: Path) -> None:
+    setting = {"compression": 2, "finetune": {"epochs": 1}}
+    data = Data(*digits, TRAIN, tmp_path / "state.pt")
+    pruned = prune("magnitude_layer", network, setting, data)
+    assert (tmp_path / "state.pt").is_file()
+    again = prune("magnitude_layer", network, setting, data)  # finds the training finished
+    assert torch.equal(again.model.conv1.weight, pruned.model.conv1.weight)
+
+
+def test_a_frozen_network_can_be_fine_tuned(network: nn.Module, digits: Pair) -> None:
+    network.requires_grad_(False)
+    setting = {"compression": 2, "finetune": {"epochs": 1}}
+    pruned = prune("magnitude_layer", network, setting, Data(*digits, TRAIN))
+    assert not torch.equal(pruned.model.linear.weight, network.linear.weight)
+    assert not network.linear.weight.requires_grad
+
+
+def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module) -> None:
+    with pytest.raises(
+        UserError, match=r"magnitude_global: compression 1000 .* can reach"
+    ) as error:
+        prune("magnitude_global", network, 1000)
+    highest = float(re.findall(r"reach is ([\d.]+)", str(error.value))[0])
+    total = sum(p.numel() for p in network.parameters())
+    rest = total - sum(p.numel() for p in prunable(network).values())
+    assert 0 <= total / rest - highest < 0.01
+    prune("magnitude_global", network, highest)
+    with pytest.raises(UserError, match="can reach"):
+        prune("random", network, highest + 0.2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_scores_that_are_no_numbers_are_refused(
+    network: nn.Module, scope: str, value: float
+) -> None:
+    network.layer1[0].conv1.weight.data[0, 0, 0, 0] = value
+    with pytest.raises(UserError, match=r"scores of layer1\.0\.conv1\.weight hold NaN or infinite"):
+        prune(f"magnitude_{scope}", network, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({}, "either compression or sparsity"),
+        ({"compression": 2, "sparsity": 0.5}, "either compression or sparsity"),
+        (0.5, "compression.*greater than or equal to 1.*0.5"),
+        ({"sparsity": 1.0}, "sparsity.*less than 1"),
+        ({"sparsity": -0.1}, "sparsity.*greater than or equal to 0"),
+        ({"compression": 2, "finetune": {"epochs": 0}}, r"finetune\.epochs"),
+        ({"compression": 2, "scope": "layer"}, "scope"),
+    ],
+)
+def test_wrong_settings_are_refused(network: nn.Module, setting: object, words: str) -> None:
+    with pytest.raises(UserError, match=rf"prune\.random: .*{words}"):
+        prune("random", network, setting)
+
+
+@pytest.mark.parametrize("family", MASKS)
+def test_fine_tuning_needs_images(network: nn.Module, family: str) -> None:
+    with pytest.raises(UserError, match=f"family {family} learns from training images"):
+        prune(family, network, {"compression": 2, "finetune": {}})
