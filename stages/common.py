@@ -32,6 +32,8 @@ class Workspace:
         if base not in params.recipes:
             known = ", ".join(params.recipes)
             raise UserError(f"there is no recipe {base!r} in params.yaml; known: {known}")
+        if not params.surrogates and not params.substitutes:
+            raise UserError("surrogates: give at least one, or one under substitutes")
         return cls(params, base)
 
     def of(self, base: str) -> "Workspace":

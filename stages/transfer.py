@@ -25,7 +25,8 @@ def transfer(profile: ProfileOption = None) -> None:
     params, settings = workspace.params, workspace.profile
     images, labels = load_split(workspace.place("data"), "test")
     work = Work(params.seed, settings.batch, params.attack.score_draws)
-    exchanged = dict(_of_models(workspace)) | _of_surrogates(workspace, images, labels, device)
+    outside, kept = _of_surrogates(workspace, images, labels, device)
+    exchanged = dict(_of_models(workspace)) | outside
     tables: list[Any] = []
     targets = list(_targets(workspace, exchanged))
     with progress("transfer, models", len(targets)) as advance:
@@ -35,6 +36,8 @@ def transfer(profile: ProfileOption = None) -> None:
             advance(1)
     with atomic(workspace.place("transfers", "transfer.parquet")) as temporary:
         pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+    for parts in kept:
+        parts.discard()
 
 
 def _of_models(workspace: Workspace) -> Iterator[tuple[tuple[str, str], Any]]:
@@ -50,13 +53,16 @@ def _of_models(workspace: Workspace) -> Iterator[tuple[tuple[str, str], Any]]:
                 yield (f"{family}-{base}", attack), adv[attack]
 
 
-def _of_surrogates(workspace: Workspace, images: Any, labels: Any, device: Any) -> Crafted:
-    """The same attacks on the attacker's own networks; finished ones are kept after a kill."""
+def _of_surrogates(
+    workspace: Workspace, images: Any, labels: Any, device: Any
+) -> tuple[Crafted, list[Any]]:
+    """The same attacks on the attacker's own networks; finished ones are kept after a kill, in
+    parts that are returned to be discarded in the end."""
     from advprune.evaluate.suite import Suite
     from advprune.models.checkpoint import load_model
     from advprune.resume import Parts
 
-    params, found = workspace.params, {}
+    params, found, kept = workspace.params, {}, []
     for name in workspace.surrogates():
         path = workspace.surrogate(name)
         parts = Parts(
@@ -68,8 +74,8 @@ def _of_surrogates(workspace: Workspace, images: Any, labels: Any, device: Any) 
         suite = Suite(images, labels, workspace.profile, params.attack, params.seed, parts)
         for attack, pixels in suite.images_of(name, load_model(path).to(device)).items():
             found[name, attack] = pixels
-        parts.discard()
-    return found
+        kept.append(parts)
+    return found, kept
 
 
 def _targets(workspace: Workspace, exchanged: Crafted) -> Iterator[tuple[str, Path, Crafted]]:

@@ -12,6 +12,7 @@ from advprune.data import Split, prepare, to_float
 from advprune.models.checkpoint import save_model
 from advprune.models.spec import spec_of
 from advprune.params import ModelSettings, Profile, SurrogateSettings, TrainSettings
+from advprune.pruning import prune
 from advprune.quantize import quantize
 from advprune.training.standard import Trainer, accuracy
 from advprune.training.surrogate import answers, train_surrogate
@@ -102,7 +103,7 @@ def test_answers_are_the_targets_probabilities_of_the_images_as_they_are(
     splits: dict[str, Split], victim: nn.Module
 ) -> None:
     images = splits["train"].images[:50]
-    found = answers(victim, images, 16)
+    found = answers(victim, images, 16, 0)
     with torch.no_grad():
         one_by_one = torch.cat([victim(x[None] / 255).softmax(1) for x in images])
     assert torch.allclose(found, one_by_one, atol=1e-5) and found.shape == (50, 10)
@@ -132,7 +133,7 @@ def test_the_images_of_a_substitute_are_neither_shifted_nor_mirrored(
     assert (plain.flip, plain.crop, plain.label_smoothing) == (True, 1, 0.1)
     assert (copying.flip, copying.crop, copying.label_smoothing) == (False, 0, 0.0)
     assert seen[0].train[1] is splits["train"].labels
-    assert torch.equal(seen[1].train[1], answers(victim, splits["train"].images, 32))
+    assert torch.equal(seen[1].train[1], answers(victim, splits["train"].images, 32, 0))
 
 
 def test_the_target_stays_as_it_was(
@@ -242,3 +243,14 @@ def epochs_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
     monkeypatch.setattr(Trainer, "_epoch", counted)
     return iter(seen)
+
+
+def test_a_random_target_is_asked_several_times_from_the_seed(
+    victim: nn.Module, splits: dict[str, Split]
+) -> None:
+    random, images = prune("SAP", victim, 0.5).model, splits["train"].images[:16]
+    before = torch.random.get_rng_state()
+    found = answers(random, images, 8, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(found, answers(random, images, 8, 3))
+    assert not torch.equal(found, answers(random, images, 8, 4))

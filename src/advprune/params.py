@@ -467,6 +467,8 @@ class Params(Settings):
                 )
         if unknown := [name for name in self.substitutes if name not in seen]:
             raise ValueError(f"substitutes: there is no model {unknown[0]!r} on the first base")
+        if clash := set(self.surrogates) & {f"{name}_substitute" for name in self.substitutes}:
+            raise ValueError(f"surrogates: the name {sorted(clash)[0]!r} is that of a substitute")
 
     def settings(self, base: str) -> dict[str, Any]:
         """The families of a base and their settings; masks are on the first base alone."""

@@ -23,12 +23,17 @@ def received(
 
     images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
     by (source, attack). Columns: source, attack, index, label, clean_pred, adv_pred, adv_margin.
+    ValueError where logits are not finite.
+
     The clean images are scored once, so the cost is (1 + crafted) * N forward passes, times the
     draws of a randomized target.
     """
 
     def said(x: torch.Tensor) -> torch.Tensor:
-        return all_logits(target, x, work.batch, work.draws, work.seed).mean(0)
+        logits = all_logits(target, x, work.batch, work.draws, work.seed).mean(0)
+        if not logits.isfinite().all():
+            raise ValueError("received: the model gives logits that are NaN or infinite")
+        return logits
 
     same = {
         "index": range(len(labels)),

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from advprune.evaluate.compare import Comparison, compare, right
+from advprune.evaluate.compare import ALPHA, Comparison, at_chance, compare, right
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, mcnemar, rate
 from advprune.params import CARRIED
@@ -108,8 +108,8 @@ def subjects(study: Study, family: str) -> list[Subject]:
 
 
 def _is_plain(subject: Subject) -> bool:
-    """Whether a subject is its scheme as it stands, and not a variant of it."""
-    return set(subject.setting) <= set(AMOUNTS)
+    """Whether a subject is its scheme as it stands, and not a variant of GAP."""
+    return subject.family not in GREEDY or set(subject.setting) <= set(AMOUNTS)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -123,13 +123,20 @@ def mask_table(study: Study) -> pd.DataFrame:
 
 
 def variant_table(study: Study) -> pd.DataFrame:
-    """The variants of GAP beside the schemes as they stand, at the compression of the models."""
+    """The variants of GAP beside the scheme as it stands, as much and as tuned."""
     rows = []
     for family in GREEDY:
         found = subjects(study, family)
         variants = [one for one in found if not _is_plain(one)]
-        rows += [_row(study, one) for one in [*found[:1], *variants] if variants]
+        kinds = [_amount(one) for one in variants]
+        plain = [one for one in found if _is_plain(one) and _amount(one) in kinds]
+        rows += [_row(study, one) for one in [*plain, *variants]]
     return pd.DataFrame(rows)
+
+
+def _amount(subject: Subject) -> tuple[Any, ...]:
+    """How much was removed and how it was trained afterwards."""
+    return tuple(subject.setting.get(key) for key in ("compression", "sparsity", "finetune"))
 
 
 def _row(study: Study, subject: Subject) -> dict[str, str]:
@@ -244,7 +251,7 @@ def _claim(study: Study, subject: Subject, model: Model | None, controls: list[S
         for attack in exchanged(study)
     }
     clean = compare(subject.white, control.white, "clean")
-    against = _against(tests)
+    against = _against(tests, clean, control)
     others = [*_own_network_words(study, model), *_everything_words(study, model)] if model else []
     text = paragraphs(
         [_parents_images(study, subject), _control_words(control, tests, clean)],
@@ -274,11 +281,14 @@ def _distance(control: Subject, subject: Subject) -> float:
     return abs(gap) + (0.0 if control.setting == subject.setting else 1e-9)
 
 
-def _against(tests: dict[str, Comparison]) -> str:
-    """better, worse, same, or void: over all attacks, Bonferroni for there being several."""
+def _against(tests: dict[str, Comparison], clean: Comparison, control: Subject) -> str:
+    """better, worse or same over all attacks, Bonferroni for there being several; void where the
+    model is at chance, unmatched where no control has about its clean accuracy."""
     if any(test.void for test in tests.values()):
         return "void"
-    shown = [test for test in tests.values() if test.p * len(tests) < 0.05]
+    if clean.p < ALPHA or at_chance(control.white):
+        return "unmatched"
+    shown = [test for test in tests.values() if test.p * len(tests) < ALPHA]
     if any(test.difference < 0 for test in shown):
         return "worse"
     return "better" if shown else "same"
@@ -290,6 +300,7 @@ def _title(against: str) -> str:
         "worse": "Less than random pruning does",
         "same": "No more than random pruning does",
         "void": "It is at chance when clean, so nothing is concluded",
+        "unmatched": "Random pruning has no setting of its clean accuracy to compare with",
     }[against]
 
 
@@ -313,7 +324,7 @@ def _control_words(control: Subject, tests: dict[str, Comparison], clean: Compar
     found = [
         f"{spell(test.second)} under {attack} ({p_value(test.p)})" for attack, test in tests.items()
     ]
-    apart = "which differs" if clean.p < 0.05 else "no difference shown"
+    apart = "which differs" if clean.p < ALPHA else "no difference shown"
     return (
         f"The control is random pruning, at the setting nearest in clean accuracy "
         f"({control.words}; clean {spell(clean.second)}, {apart}): it keeps {listed(found)}."
@@ -356,7 +367,7 @@ def _everything_words(study: Study, model: Model) -> Iterator[str]:
         from_dense = from_dense & right(model.transferred(attack))
     left = stands(study, model)
     p = mcnemar(left, from_dense)
-    words = "that is less than its parent's images leave" if p < 0.05 else "no difference is shown"
+    words = "that is less than its parent's images leave" if p < ALPHA else "no difference is shown"
     yield (
         f"All sources together, per image the worst, leave {spell(rate(left))}, where "
         f"{dense.family}'s alone leave {spell(rate(from_dense))} ({p_value(p)}): {words}."

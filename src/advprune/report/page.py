@@ -347,8 +347,9 @@ def _transfer(study: Study) -> Section:
         f"itself. {conditions(study)}",
         captions,
         [picture],
-        after=f"Scoring took {transfers.passes(study):,} forward passes; images are crafted once a "
-        "source. The whole matrix with success rates and intervals is in curves/transfer.csv.",
+        after=f"Scoring the models took {transfers.passes(study):,} forward passes; images are "
+        "crafted once a source. The whole matrix with success rates and intervals is in "
+        "curves/transfer.csv.",
     )
 
 

@@ -241,7 +241,7 @@ def read_study(params: Params, place: Place) -> Study:
     """Read everything that params.yaml declares; UserError where a file is missing or damaged."""
     received = _received(_frame(place("transfers", "transfer.parquet")))
     models = [
-        _read_model(family, base, place, received.pop(f"{family}-{base}"))
+        _read_model(family, base, place, received.pop(f"{family}-{base}", None))
         for base in params.bases
         for family in params.models(base)
     ]
@@ -290,9 +290,11 @@ def _received(table: pd.DataFrame) -> dict[str, dict[tuple[str, str], pd.DataFra
 
 
 def _read_model(
-    family: str, base: str, place: Place, received: dict[tuple[str, str], pd.DataFrame]
+    family: str, base: str, place: Place, received: dict[tuple[str, str], pd.DataFrame] | None
 ) -> Model:
     name = f"{family}-{base}"
+    if received is None:
+        raise UserError(f"the transfer stage knows no {name}; run `dvc repro`")
     card = place("models", name) / "model.json"
     if not card.is_file():
         raise UserError(f"there is no {card}; run `dvc repro`")

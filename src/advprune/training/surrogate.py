@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from advprune.data import Split, to_float
-from advprune.device import device_of
+from advprune.device import device_of, salted
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
+from advprune.models.stochastic import is_randomized, mean_logits
 from advprune.params import Profile, RecipeSettings, SurrogateSettings
 from advprune.training.base import spec_for
 from advprune.training.standard import History, Trainer
+
+DRAWS = 10  # answers of a randomized target that are averaged
 
 
 def train_surrogate(
@@ -40,7 +43,7 @@ def train_surrogate(
     initialize(model, torch.Generator().manual_seed(seed))
     labels, optimizer = train.labels, settings.train
     if target is not None:
-        labels = answers(target, train.images, optimizer.batch)
+        labels = answers(target, train.images, optimizer.batch, seed)
         optimizer = optimizer.model_copy(update={"flip": False, "crop": 0, "label_smoothing": 0.0})
     recipe = RecipeSettings(epochs=choice.epochs)
     pairs = (train.images, labels), (val.images, val.labels)
@@ -49,7 +52,17 @@ def train_surrogate(
 
 
 @torch.no_grad()
-def answers(target: nn.Module, images: torch.Tensor, batch: int) -> torch.Tensor:
-    """A target's probabilities `[N, K]` of uint8 images `[N, C, H, W]`, on the CPU."""
-    device = device_of(target)
-    return torch.cat([target(to_float(x).to(device)).softmax(1).cpu() for x in images.split(batch)])
+def answers(target: nn.Module, images: torch.Tensor, batch: int, seed: int) -> torch.Tensor:
+    """A target's probabilities `[N, K]` of uint8 images `[N, C, H, W]`, on the CPU.
+
+    A randomized target is asked so many times (`DRAWS`) and its logits are averaged; its draws come
+    from `seed`, and the global random state stays as it was.
+    """
+    device, draws = device_of(target), DRAWS if is_randomized(target) else 1
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(salted(seed, "substitute"))
+        parts = [
+            mean_logits(target, to_float(x).to(device), draws).softmax(1).cpu()
+            for x in images.split(batch)
+        ]
+    return torch.cat(parts)
