@@ -1,0 +1,261 @@
+"""The bit-flip attack: which stored bits of the weights to turn over to do most harm.
+
+Rakin, He and Fan, Bit-Flip Attack: Crushing Neural Network with Progressive Bit Search (ICCV 2019),
+section 4. One gradient says for each stored bit how its flip changes the loss to first order. The
+most promising flips of each layer are tried by a forward pass, and those of the best layer stay.
+
+The search works on a private copy, so the given model, its modes, its gradients and the global
+random state stay as they were. What the bits are is in stored_bits.py. docs/bit-flips.md says how
+this differs from the published code.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from math import isfinite
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import nn
+
+from advprune.attacks.flip_objective import Objective
+from advprune.attacks.flip_trace import Evaluate, FlipTrace, Run, Save
+from advprune.attacks.pgd import Progress
+from advprune.attacks.rerun import Values
+from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
+from advprune.models.stochastic import is_randomized
+
+
+def bitflip(
+    model: nn.Module | StoredModel,
+    images: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    *,
+    bits: int = 8,
+    scale: str = "layer",
+    budget: int = 100,
+    stop: float | None = None,
+    loss: str = "ce",
+    target: int | None = None,
+    candidates: int = 1,
+    most_candidates: int = 20,
+    evaluate: Evaluate | None = None,
+    every: int = 1,
+    batch: int = 128,
+    reuse: bool = True,
+    state: pd.DataFrame | None = None,
+    save: Save | None = None,
+    progress: Progress | None = None,
+) -> FlipTrace:
+    """Progressive bit search on one fixed batch of images `[N, C, H, W]` in [0, 1].
+
+    A step takes the gradient of the loss L by every weight, `dL/dq = s dL/dW`. Turning over a bit
+    that is b and has place value v changes q by `v (1 - 2 b)` and L, to first order, by
+    `dL/dq v (1 - 2 b)`; only flips for which that is positive are allowed. The `n_b` allowed flips
+    of each layer for which it is largest are tried together by a forward pass, and those of the
+    layer that raises L most are committed. Where no layer's raise it, n_b grows by 1, up to
+    `most_candidates`; the next step begins with `candidates` again. L rises in every step, so no
+    state comes twice, and a bit that was flipped may be flipped back, as published.
+
+    Cost of a step: one forward and one backward pass of the batch, then one forward pass for each
+    layer and each n_b tried, `2 + layers` passes as a rule; gradients are not taken again for
+    candidates. Passes for candidates begin at the layer that they change where that is possible
+    (rerun.py), which halves them.
+
+    model: a float network, stored with `bits` bits and one `scale` for a layer or channel
+    (`stored_bits.store`), or a StoredModel, attacked as it is.
+    labels: `[N]`; without them the stored model's own predictions before the first flip.
+    budget: most flips. stop: the attack ends when `evaluate` gives no more than this.
+    loss: `ce`, cross-entropy, or `margin`, `max_{i != y} z_i - z_y`, which counts a hundredth
+    (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those.
+    target: a class that all images are to be pushed into: labels are that class, and L is lowered.
+    evaluate: called with the attacked network, which it must leave as it is, before the first flip
+    and after every `every` flips (after the step in which they are reached); often accuracy on
+    other images.
+    batch: images that pass together, for memory's sake; the loss is that of all.
+    reuse: keep what lies before a changed layer instead of computing it again; the result is the
+    same. It needs memory for what convolutions take in, on all images and up to three times over.
+    state: the rows of an earlier trace of the same model, images and options, which is gone on
+    with: the result is that of an unbroken run, counts included. save: called with the rows so
+    far whenever `evaluate` is due.
+    progress: called with the number of flips done (of `budget`), those of `state` included.
+
+    Raises ValueError on shapes, ranges, options or a state that make no sense, on a model that
+    draws at random, and where the loss is not finite to begin with.
+    """
+    if not 1 <= candidates <= most_candidates:
+        raise ValueError(f"bitflip: candidates is {candidates}; 1 to {most_candidates} make sense")
+    stored = _private(model, bits, scale)
+    objective = Objective.of(stored, images, labels, loss, target, batch, reuse)
+    run = Run(stored, objective, budget, stop, evaluate, every, save, progress)
+    run.begin(state)
+    while (reason := run.over() or _step(run, objective, candidates, most_candidates)) is None:
+        pass
+    return run.trace(reason)
+
+
+def random_flips(
+    model: nn.Module | StoredModel,
+    images: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    *,
+    bits: int = 8,
+    scale: str = "layer",
+    budget: int = 100,
+    stop: float | None = None,
+    loss: str = "ce",
+    generator: torch.Generator | None = None,
+    evaluate: Evaluate | None = None,
+    every: int = 1,
+    batch: int = 128,
+    state: pd.DataFrame | None = None,
+    save: Save | None = None,
+    progress: Progress | None = None,
+) -> FlipTrace:
+    """Turn over stored bits at random: each bit of all is as likely as any other, none twice.
+
+    images: a batch on which the loss is measured after every flip; without it losses are NaN.
+    generator: a CPU generator; to go on from a `state`, give it as it was at the first call. The
+    flips of a smaller budget are the first of a larger one.
+    All else is as in `bitflip`. Raises ValueError likewise.
+    """
+    stored, objective = _private(model, bits, scale), None
+    if images is not None:
+        objective = Objective.of(stored, images, labels, loss, None, batch, reuse=False)
+    run = Run(stored, objective, budget, stop, evaluate, every, save, progress)
+    run.begin(state)
+    draws = random_bits(stored, generator or torch.Generator().manual_seed(0))
+    if any(next(draws, None) != flip for flip in run.flips()):
+        raise ValueError("bitflip: the state's random flips are not those of this generator")
+    while (reason := run.over() or _random_step(run, draws)) is None:
+        pass
+    return run.trace(reason)
+
+
+def random_bits(stored: StoredModel, generator: torch.Generator) -> Iterator[Flip]:
+    """All stored bits, each once, in an order that is uniform over all orders.
+
+    Fisher and Yates' shuffle as far as it is asked for, so that memory is for the bits drawn alone.
+    """
+    moved: dict[int, int] = {}
+    for drawn in range(stored.size):
+        place = int(torch.randint(drawn, stored.size, (), generator=generator))
+        found = moved.get(place, place)
+        moved[place] = moved.pop(drawn, drawn)
+        yield _bit(stored, found)
+
+
+def _bit(stored: StoredModel, place: int) -> Flip:
+    """The bit at a place among all stored bits, counted layer by layer and weight by weight."""
+    for name, layer in stored.layers.items():
+        if place < layer.size:
+            return Flip(name, *divmod(place, layer.bits))
+        place -= layer.size
+    raise IndexError("there are not so many bits")
+
+
+def _random_step(run: Run, draws: Iterator[Flip]) -> str | None:
+    """One more random flip; the reason where there is none."""
+    flip = next(draws, None)
+    if flip is None:
+        return "exhausted"
+    made = run.turn([flip])
+    run.commit(made, 1, run.objective.height() if run.objective else float("nan"))
+    return None
+
+
+def _step(run: Run, objective: Objective, fewest: int, most: int) -> str | None:
+    """One step of the search; the reason where it cannot be made."""
+    gradients = objective.gradient()
+    ranked = {n: rank(n, run.stored.layers[n], g, most) for n, g in gradients.items()}
+    ranked = {name: flips for name, flips in ranked.items() if flips}
+    if not ranked:
+        return "flat"
+    for n_b in range(fewest, most + 1):
+        if len(run.rows) + n_b > run.budget:
+            return "budget"
+        tried = [flips[:n_b] for flips in ranked.values() if n_b == fewest or len(flips) >= n_b]
+        best = max((_try(objective, flips) for flips in tried), default=None, key=_highest)
+        if best is not None and isfinite(best.height) and best.height > run.height:
+            objective.values = best.values
+            run.commit(run.turn(best.flips), n_b, best.height)
+            return None
+    return "stalled"
+
+
+def rank(name: str, layer: StoredLayer, gradient: torch.Tensor, most: int) -> list[Flip]:
+    """A layer's flips that raise the height most to first order, at most `most`, the best first.
+
+    gradient: of the height by the weight, in its shape. Flips that do not raise it are left out.
+    The best `most` bits lie in the `most` weights whose single best bit is best, so that only
+    those weights' bits are compared.
+    """
+    pull = (gradient * layer.scale).flatten().nan_to_num(0.0, 0.0, 0.0)  # dJ/dq
+    codes, values = layer.codes.flatten(), place_values(layer.bits)
+    chosen = _most_gain(pull, codes, layer.bits).topk(min(most, len(pull))).indices
+    gains = torch.stack(
+        [  # [bits, chosen]
+            pull[chosen] * value * torch.where((codes[chosen] >> bit) & 1 == 0, 1, -1)
+            for bit, value in enumerate(values)
+        ]
+    ).flatten()
+    order = gains.argsort(descending=True, stable=True)[:most]
+    rising = order[gains[order] > 0]
+    indices = chosen[rising % len(chosen)].tolist()
+    bits = (rising // len(chosen)).tolist()
+    return [Flip(name, index, bit) for index, bit in zip(indices, bits, strict=True)]
+
+
+def _most_gain(pull: torch.Tensor, codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """By weight, `[n]`, the most that a single flip raises the height to first order; 0 for none.
+
+    With the sign bit inverted all place values are positive: then clear bits raise the number, set
+    bits lower it, and the highest of the right ones counts.
+    """
+    raised = codes if bits == 1 else codes ^ 2 ** (bits - 1)
+    useful = torch.where(pull > 0, raised ^ (2**bits - 1), raised)
+    table = torch.tensor(_highest_values(bits), dtype=pull.dtype, device=pull.device)
+    return pull.abs() * table[useful.int()]
+
+
+@cache
+def _highest_values(bits: int) -> tuple[int, ...]:
+    """For every pattern of bits the largest size of a place value among those set."""
+    sizes = [abs(value) for value in place_values(bits)]
+    return tuple(
+        max((size for bit, size in enumerate(sizes) if pattern >> bit & 1), default=0)
+        for pattern in range(2**bits)
+    )
+
+
+class _Tried(NamedTuple):
+    flips: list[Flip]
+    height: float
+    values: list[Values]
+
+
+def _highest(tried: _Tried) -> float:
+    """The height, below all others where it is not finite: such a network could not go on."""
+    return tried.height if isfinite(tried.height) else float("-inf")
+
+
+def _try(objective: Objective, flips: list[Flip]) -> _Tried:
+    """The height with a layer's flips made; they are undone."""
+    for flip in flips:
+        objective.stored.flip(flip)
+    height, values = objective.again(flips[0].layer)
+    for flip in flips:
+        objective.stored.flip(flip)
+    return _Tried(flips, height, values)
+
+
+def _private(model: nn.Module | StoredModel, bits: int, scale: str) -> StoredModel:
+    """The copy that is attacked, in the layout in which convolutions are fastest."""
+    stored = model.copy() if isinstance(model, StoredModel) else store(model, bits, scale)
+    if is_randomized(stored.model):
+        raise ValueError(
+            "bitflip: the model draws at random, so that losses cannot be compared; attack "
+            "models.stochastic.frozen_copy(model), whose draws are fixed"
+        )
+    stored.model.to(memory_format=torch.channels_last)
+    return stored

@@ -1,0 +1,249 @@
+"""Weights as they lie in memory: integers of a few bits, and the network that they stand for.
+
+Rakin, He and Fan, Bit-Flip Attack: Crushing Neural Network with Progressive Bit Search (ICCV 2019),
+section 3.1: the weights of every convolution and linear layer, the first and the classifier
+included, are `W = s q` with whole numbers q in two's complement; activations, biases and batch-norm
+stay as they are. With one bit, `W = s (2 b - 1)`: the stored bit b is the sign (He et al.,
+Defending and Harnessing the Bit-Flip based Adversarial Weight Attack, CVPR 2020).
+
+What is attacked is a *code*, the bits as an unsigned number in [0, 2^bits - 1]. Bit 0 is the least
+significant one, bit `bits - 1` the sign.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+SCALES = ("layer", "channel")
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One stored bit: layer by name, weight by its place in the flat weight, bit by position."""
+
+    layer: str
+    index: int
+    bit: int
+
+
+def encode(integers: torch.Tensor, bits: int) -> torch.Tensor:
+    """The codes, uint8, of whole numbers: two's complement; at one bit `(q + 1) / 2`.
+
+    Numbers lie in [-2^(bits-1), 2^(bits-1) - 1], at one bit they are -1 or 1.
+    """
+    q = integers.to(torch.int16)
+    return ((q + 1) // 2 if bits == 1 else q & (2**bits - 1)).to(torch.uint8)
+
+
+def decode(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """The whole numbers, int16, that codes stand for; the inverse of `encode`."""
+    u = codes.to(torch.int16)
+    if bits == 1:
+        return 2 * u - 1
+    return u - 2**bits * (u >= 2 ** (bits - 1))
+
+
+def place_values(bits: int) -> tuple[int, ...]:
+    """What each bit adds to the number when it is set, from bit 0 on: 1, 2, 4, ..., -2^(bits-1).
+
+    The sign bit's is negative. At one bit it is 2, and positive: setting the bit takes -1 to 1.
+    """
+    if bits == 1:
+        return (2,)
+    return (*(2**i for i in range(bits - 1)), -(2 ** (bits - 1)))
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer's weight in memory.
+
+    codes: uint8, of the weight's shape. scale: of the weight's type, in a shape that broadcasts
+    over it (one number, or one for each output channel). bits: 1 to 8.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    bits: int
+
+    @property
+    def size(self) -> int:
+        """How many bits are stored."""
+        return self.bits * self.codes.numel()
+
+    def integers(self) -> torch.Tensor:
+        """The whole numbers q, int16."""
+        return decode(self.codes, self.bits)
+
+    def weight(self) -> torch.Tensor:
+        """`s q`: what the network computes with."""
+        return self.integers().to(self.scale.dtype) * self.scale
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A network whose weights are exactly what its stored bits say, layer by layer by name.
+
+    Build it with `store`, or by hand where a network is stored in another way (mixed widths, a
+    binary network's own bits): then `model` has a parameter `<layer>.weight` for each entry.
+    """
+
+    model: nn.Module
+    layers: dict[str, StoredLayer]
+
+    @property
+    def size(self) -> int:
+        """How many bits are stored in all."""
+        return sum(layer.size for layer in self.layers.values())
+
+    def weight(self, name: str) -> nn.Parameter:
+        """The parameter that a layer's codes stand behind."""
+        return self.model.get_parameter(f"{name}.weight")
+
+    def copy(self) -> "StoredModel":
+        """An equal one that shares nothing with this one, its weights written from the codes."""
+        layers = {
+            name: StoredLayer(layer.codes.clone(), layer.scale.clone(), layer.bits)
+            for name, layer in self.layers.items()
+        }
+        return _written(StoredModel(_frozen_copy(self.model), layers))
+
+    def integer(self, name: str, index: int) -> int:
+        """The whole number stored at a place of a layer's flat weight."""
+        layer = self.layers[name]
+        return int(decode(layer.codes[_where(index, layer.codes)], layer.bits))
+
+    @torch.no_grad()
+    def flip(self, flip: Flip) -> None:
+        """Turn one stored bit over, in place; a second time undoes it exactly."""
+        layer = self.layers[flip.layer]
+        where = _where(flip.index, layer.codes)
+        layer.codes[where] ^= 1 << flip.bit
+        q = decode(layer.codes[where], layer.bits).to(layer.scale.dtype)
+        self.weight(flip.layer)[where] = q * layer.scale.expand_as(layer.codes)[where]
+
+
+def store(model: nn.Module, bits: int = 8, scale: str = "layer") -> StoredModel:
+    """Round a float network's weights to what `bits` bits hold; the given model stays as it was.
+
+    2 to 8 bits: `s = max |W| / (2^(bits-1) - 1)` and `q = round(W / s)`, symmetric: the lowest
+    number, -2^(bits-1), is reached by flips alone. One bit: `q = sign(W)` with sign(0) = 1, and
+    `s = mean |W|`. scale: one s for a `layer`, as published, or for each output `channel`. Where
+    all weights are 0, so is s, and the bits there change nothing.
+
+    Returns a copy in evaluation mode, frozen. A tensor that several layers share is stored once, at
+    the first of them. Raises ValueError for other bits or scales, a weight that is not finite, or a
+    model without such layers.
+    """
+    if not 1 <= bits <= 8 or scale not in SCALES:
+        raise ValueError(
+            f"store: bits is {bits} and scale {scale!r}; bits lie in 1 to 8, scale is one of "
+            + ", ".join(SCALES)
+        )
+    copied = _frozen_copy(model)
+    layers = {name: _stored(name, w, bits, scale) for name, w in _weights(copied)}
+    if not layers:
+        raise ValueError("store: the model has no convolution or linear layer with float weights")
+    return _written(StoredModel(copied, layers))
+
+
+def replay(stored: StoredModel, table: pd.DataFrame) -> StoredModel:
+    """An equal copy with the flips of a trace's rows applied, one after the other.
+
+    table: columns layer, index, bit, before and after. Raises ValueError where a row does not fit
+    the integers that are there.
+    """
+    copied = stored.copy()
+    redo(copied, table)
+    return copied
+
+
+def redo(stored: StoredModel, table: pd.DataFrame) -> None:
+    """`replay` in place."""
+    columns = table[["layer", "index", "bit", "before", "after"]]
+    for row, (name, index, bit, before, after) in enumerate(columns.itertuples(index=False)):
+        _check_place(stored, row, Flip(name, index, bit))
+        found = [stored.integer(name, index)]
+        stored.flip(Flip(name, index, bit))
+        found.append(stored.integer(name, index))
+        if found != [before, after]:
+            raise ValueError(
+                f"replay: row {row} takes {before} to {after}, but there {found[0]} goes to "
+                f"{found[1]}; the rows belong to another network or width"
+            )
+
+
+def _check_place(stored: StoredModel, row: int, flip: Flip) -> None:
+    layer = stored.layers.get(flip.layer)
+    if layer is None or not (0 <= flip.index < layer.codes.numel() and 0 <= flip.bit < layer.bits):
+        raise ValueError(f"replay: row {row}: there is no such bit as {flip}")
+
+
+def hamming(one: StoredModel, other: StoredModel) -> int:
+    """In how many stored bits two networks of the same layers differ."""
+    differing = (layer.codes ^ other.layers[name].codes for name, layer in one.layers.items())
+    return sum(int(((codes >> bit) & 1).sum()) for codes in differing for bit in range(8))
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    copied.zero_grad(set_to_none=True)
+    return copied
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights to store by the name of their layer, each tensor once."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if isinstance(module, LAYERS) and weight is None:
+            raise ValueError(f"store: {name} has no weight of its own; remove its parametrization")
+        if isinstance(module, LAYERS) and weight is not None and id(weight) not in seen:
+            seen.add(id(weight))
+            yield name, weight
+
+
+def _stored(name: str, weight: torch.Tensor, bits: int, scale: str) -> StoredLayer:
+    if not weight.isfinite().all():
+        raise ValueError(f"store: the weight of {name} holds NaN or infinite numbers")
+    s = _scale(weight, bits, scale)
+    if bits == 1:
+        q = torch.where(weight >= 0, 1, -1)
+    else:
+        q = (weight / torch.where(s > 0, s, torch.ones_like(s))).round()
+        most = 2 ** (bits - 1) - 1
+        q = q.clamp(-most, most)  # a scale too small for its float type may lead beyond
+    return StoredLayer(encode(q, bits).contiguous(), s, bits)
+
+
+def _scale(weight: torch.Tensor, bits: int, scale: str) -> torch.Tensor:
+    """s, in a shape that broadcasts over the weight; means are taken in float64."""
+    rows = (
+        weight.detach().abs().flatten(1)
+        if scale == "channel"
+        else weight.detach().abs().reshape(1, -1)
+    )
+    s = (
+        rows.double().mean(1).to(weight.dtype)
+        if bits == 1
+        else rows.amax(1) / (2 ** (bits - 1) - 1)
+    )
+    return s.view((-1,) + (1,) * (weight.ndim - 1))
+
+
+@torch.no_grad()
+def _written(stored: StoredModel) -> StoredModel:
+    """The same, after the codes' weights were written into the model."""
+    for name, layer in stored.layers.items():
+        stored.weight(name).copy_(layer.weight())
+    return stored
+
+
+def _where(index: int, like: torch.Tensor) -> tuple[int, ...]:
+    """A place in a flat tensor as indices; any memory layout."""
+    return tuple(int(i) for i in np.unravel_index(index, tuple(like.shape)))

@@ -1,0 +1,710 @@
+"""The bit-flip attack against brute force on networks small enough to try everything."""
+
+import copy
+from collections import Counter
+from itertools import pairwise
+from math import isclose
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advprune.attacks import bitflip
+from advprune.attacks.bit_search import random_bits, random_flips, rank
+from advprune.attacks.flip_objective import LEAK
+from advprune.attacks.flip_trace import TYPES
+from advprune.attacks.rerun import rerun
+from advprune.attacks.stored_bits import (
+    Flip,
+    StoredLayer,
+    StoredModel,
+    decode,
+    encode,
+    hamming,
+    place_values,
+    replay,
+    store,
+)
+from advprune.models.stochastic import Stochastic
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+WIDTHS = (8, 4, 1)
+
+
+def tiny(seed: int = 0) -> nn.Module:
+    """A convolution of 18 weights and a classifier of 24, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).double()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator).double()
+    return model
+
+
+def tiny_images(n: int = 12, seed: int = 1) -> torch.Tensor:
+    return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def integers_of(stored: StoredModel) -> dict[str, np.ndarray]:
+    return {name: layer.integers().numpy() for name, layer in stored.layers.items()}
+
+
+def turned(q: int, bit: int, bits: int) -> int:
+    """The whole number that `q` becomes, worked out on a string of digits."""
+    if bits == 1:
+        return -q
+    digits = list(format(q % 2**bits, f"0{bits}b"))
+    digits[-1 - bit] = "1" if digits[-1 - bit] == "0" else "0"
+    u = int("".join(digits), 2)
+    return u - 2**bits if digits[0] == "1" else u
+
+
+def loss_with(
+    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor, changed: dict[Flip, int]
+) -> float:
+    """Cross-entropy of a model made afresh from the integers, with some of them changed."""
+    model = copy.deepcopy(stored.model)
+    for flip, q in changed.items():
+        layer = stored.layers[flip.layer]
+        value = q * layer.scale.expand_as(layer.codes).flatten()[flip.index]
+        model.get_submodule(flip.layer).weight.data.view(-1)[flip.index] = value
+    with torch.no_grad():
+        return float(F.cross_entropy(model(images), labels))
+
+
+def slopes(
+    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor
+) -> dict[tuple[str, int], float]:
+    """dL/dW of every weight by central differences."""
+    found, h = {}, 1e-6
+    for name in stored.layers:
+        weight = stored.model.get_submodule(name).weight.data.view(-1)
+        for index in range(len(weight)):
+            before, ends = float(weight[index]), []
+            for sign in (1, -1):
+                weight[index] = before + sign * h
+                ends.append(loss_with(stored, images, labels, {}))
+            weight[index] = before
+            found[name, index] = (ends[0] - ends[1]) / (2 * h)
+    return found
+
+
+def linear_gains(
+    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor
+) -> dict[Flip, float]:
+    """What every single flip changes the linearized loss by."""
+    gains = {}
+    for (name, index), slope in slopes(stored, images, labels).items():
+        layer = stored.layers[name]
+        q = int(layer.integers().flatten()[index])
+        scale = float(layer.scale.expand_as(layer.codes).flatten()[index])
+        for bit in range(layer.bits):
+            change = (turned(q, bit, layer.bits) - q) * scale
+            gains[Flip(name, index, bit)] = slope * change
+    return gains
+
+
+def autograd_gradients(
+    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    model = copy.deepcopy(stored.model).requires_grad_(True)
+    F.cross_entropy(model(images), labels).backward()
+    return {name: model.get_submodule(name).weight.grad for name in stored.layers}
+
+
+# What is stored
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_twos_complement_round_trip_of_all_integers(bits: int) -> None:
+    q = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
+    codes = encode(q, bits)
+    assert codes.tolist() == [v % 2**bits for v in q.tolist()]
+    assert torch.equal(decode(codes, bits).long(), q)
+    for code, value in zip(codes.tolist(), q.tolist(), strict=True):
+        held = [v for i, v in enumerate(place_values(bits)) if code >> i & 1]
+        assert sum(held) == value
+
+
+def test_one_bit_is_the_sign() -> None:
+    assert encode(torch.tensor([-1, 1]), 1).tolist() == [0, 1]
+    assert decode(torch.tensor([0, 1], dtype=torch.uint8), 1).tolist() == [-1, 1]
+    assert place_values(1) == (2,)
+
+
+def test_known_codes() -> None:
+    assert encode(torch.tensor([-1, -127, -128, 127]), 8).tolist() == [255, 129, 128, 127]
+    assert encode(torch.tensor([-8, -1, 7]), 4).tolist() == [8, 15, 7]
+
+
+def test_rounding_by_hand() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    model[1].weight.data = torch.tensor([[0.7, -0.26, 0.04], [-0.1, 0.0, 0.35]])
+    stored = store(model, 4)  # s = 0.7 / 7
+    assert stored.layers["1"].integers().tolist() == [[7, -3, 0], [-1, 0, 4]]  # 3.5: to even
+    expected = torch.tensor([[7.0, -3, 0], [-1, 0, 4]]) * (torch.tensor(0.7) / 7)
+    assert torch.equal(stored.model[1].weight, expected)
+    assert torch.equal(stored.model[1].bias, model[1].bias)
+    by_row = store(model, 4, "channel").layers["1"]
+    assert by_row.integers()[1].tolist() == [-2, 0, 7]
+    assert torch.allclose(by_row.scale.flatten(), torch.tensor([0.1, 0.05]))
+
+
+def test_one_bit_by_hand() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
+    model[1].weight.data = torch.tensor([[0.6, -0.3, 0.0], [-0.9, 0.6, 1.5]])
+    layer, row = store(model, 1).layers["1"], store(model, 1, "channel")
+    assert layer.integers().tolist() == [[1, -1, 1], [-1, 1, 1]]
+    assert torch.allclose(layer.scale, torch.tensor(0.65))
+    assert torch.allclose(row.model[1].weight, torch.tensor([[0.3, -0.3, 0.3], [-1, 1, 1]]))
+    assert torch.equal(store(row.model, 1, "channel").model[1].weight, row.model[1].weight)
+
+
+@pytest.mark.parametrize("bits", [8, 5, 2, 1])
+@pytest.mark.parametrize("scale", ["layer", "channel"])
+def test_the_weights_are_exactly_the_integers(network: nn.Module, bits: int, scale: str) -> None:
+    stored = store(network, bits, scale)
+    layers = {n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert set(stored.layers) == layers and {"conv1", "linear"} <= layers
+    most = max(2 ** (bits - 1) - 1, 1)
+    for name, layer in stored.layers.items():
+        q = layer.integers()
+        assert torch.equal(stored.weight(name), q.float() * layer.scale)
+        assert q.abs().max() == most
+        if bits > 1:
+            error = (stored.weight(name) - network.get_submodule(name).weight).abs()
+            assert (error <= layer.scale / 2 * 1.001).all()
+    for name, tensor in network.state_dict().items():
+        if not name.endswith(".weight") or "bn" in name:
+            assert torch.equal(stored.model.state_dict()[name], tensor)
+
+
+def test_a_layer_of_zeros_stays_zero_and_is_not_attacked() -> None:
+    model = tiny()
+    model[0].weight.data.zero_()
+    stored = store(model, 8)
+    stored.flip(Flip("0", 3, 7))
+    assert not stored.model[0].weight.any() and stored.model[0].weight.isfinite().all()
+    assert set(bitflip(model, tiny_images(), budget=5).table.layer) == {"3"}
+
+
+def test_a_shared_tensor_is_stored_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    stored = store(model)
+    assert list(stored.layers) == ["0"] and stored.size == 72
+    assert stored.model[2].weight is stored.model[0].weight
+
+
+def test_flips_undo_themselves_and_are_counted() -> None:
+    stored = store(tiny(), 8)
+    clean = stored.copy()
+    flips = [Flip("0", 4, 7), Flip("0", 4, 0), Flip("3", 23, 6)]
+    for flip in flips:
+        stored.flip(flip)
+    assert hamming(stored, clean) == 3
+    for flip in flips:
+        name, index = flip.layer, flip.index
+        weight = float(stored.weight(name).flatten()[index])
+        assert weight == stored.integer(name, index) * float(stored.layers[name].scale)
+    assert stored.integer("3", 23) == turned(clean.integer("3", 23), 6, 8)
+    for flip in flips:
+        stored.flip(flip)
+    assert hamming(stored, clean) == 0
+    for name in stored.layers:
+        assert torch.equal(stored.weight(name), clean.weight(name))
+
+
+def test_flipping_works_in_any_memory_layout(network: nn.Module) -> None:
+    rows, last = store(network), store(network)
+    last.model.to(memory_format=torch.channels_last)
+    for index in (0, 5, 30):
+        rows.flip(Flip("layer1.0.conv1", index, 7))
+        last.flip(Flip("layer1.0.conv1", index, 7))
+    one, other = rows.weight("layer1.0.conv1"), last.weight("layer1.0.conv1")
+    assert torch.equal(one, other)
+    assert one.flatten()[5] != network.layer1[0].conv1.weight.flatten()[5]
+
+
+# The search
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("scale", ["layer", "channel"])
+def test_allowed_flips_are_those_that_raise_the_linearized_loss(bits: int, scale: str) -> None:
+    stored, images = store(tiny(), bits, scale), tiny_images()
+    labels = stored.model(images).argmax(1)
+    gains = linear_gains(stored, images, labels)
+    gradients = autograd_gradients(stored, images, labels)
+    for name, layer in stored.layers.items():
+        ranked = rank(name, layer, gradients[name], layer.size)
+        own = {flip: gain for flip, gain in gains.items() if flip.layer == name}
+        clear = {flip: gain for flip, gain in own.items() if abs(gain) > 1e-8}
+        assert {f for f in ranked if f in clear} == {f for f, gain in clear.items() if gain > 0}
+        assert 0 < len(ranked) < layer.size
+        found = [own[flip] for flip in ranked]
+        assert all(a > b - 1e-8 for a, b in pairwise(found))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("most", [1, 3, 20])
+def test_the_short_ranking_is_the_beginning_of_the_whole(bits: int, most: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(2**bits, (5, 7), generator=generator).to(torch.uint8)
+    layer = StoredLayer(codes, torch.rand(5, 1, generator=generator) + 0.1, bits)
+    gradient = torch.randn(5, 7, generator=generator)
+    pull = (gradient * layer.scale).flatten()
+    gains = {}
+    for index, code in enumerate(codes.flatten().tolist()):
+        for bit, value in enumerate(place_values(bits)):
+            change = -value if code >> bit & 1 else value
+            gains[Flip("a", index, bit)] = float(pull[index]) * change
+    best = sorted((g for g in gains.values() if g > 0), reverse=True)
+    short = rank("a", layer, gradient, most)
+    assert len(set(short)) == len(short)
+    assert torch.allclose(torch.tensor([gains[f] for f in short]), torch.tensor(best[:most]))
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_each_step_takes_the_best_of_all_candidates(bits: int) -> None:
+    """Every layer's first candidate, tried on a network made afresh, for six steps."""
+    images = tiny_images()
+    trace = bitflip(tiny(), images, bits=bits, budget=6)
+    stored = store(tiny(), bits)
+    labels = stored.model(images).argmax(1)
+    singles = trace.table[trace.table.n_b == 1]
+    assert len(singles) >= 3
+    for row in trace.table.itertuples():
+        state = replay(stored, trace.table[trace.table.flip < row.flip])
+        if row.n_b == 1:
+            gains = linear_gains(state, images, labels)
+            losses = {}
+            for name in state.layers:
+                flip = max((f for f in gains if f.layer == name), key=gains.__getitem__)
+                assert gains[flip] > 0
+                q = turned(state.integer(name, flip.index), flip.bit, bits)
+                losses[flip] = loss_with(state, images, labels, {flip: q})
+            best = max(losses, key=losses.__getitem__)
+            assert Flip(row.layer, row.index, row.bit) == best
+            assert isclose(row.loss_after, losses[best], rel_tol=1e-9)
+            assert isclose(row.loss_before, loss_with(state, images, labels, {}), rel_tol=1e-9)
+
+
+def some_labels(seed: int) -> torch.Tensor:
+    return torch.randint(3, (12,), generator=torch.Generator().manual_seed(seed))
+
+
+def growing() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A network for which, at one bit, single flips soon raise nothing, but several do."""
+    return tiny(22), tiny_images(), some_labels(22)
+
+
+def test_n_b_grows_when_no_single_candidate_raises_the_loss() -> None:
+    model, images, labels = growing()
+    table = bitflip(model, images, labels, bits=1, budget=40).table
+    step = table[table.step == table.step[table.n_b > 1].iloc[0]]
+    n_b = int(step.n_b.iloc[0])
+    assert len(step) == n_b > 1
+    state = replay(store(model, 1), table[table.step < step.step.iloc[0]])
+    now = loss_with(state, images, labels, {})
+    gradients = autograd_gradients(state, images, labels)
+    for count in range(1, n_b + 1):
+        tried = {}
+        for name, layer in state.layers.items():
+            flips = rank(name, layer, gradients[name], count)
+            changed = {f: -state.integer(name, f.index) for f in flips}
+            tried[name] = loss_with(state, images, labels, changed)
+        assert (max(tried.values()) > now) == (count == n_b)
+    assert step.layer.iloc[0] == max(tried, key=tried.__getitem__)
+    assert step.loss_after.nunique() == step.loss_before.nunique() == 1
+
+
+def test_it_ends_where_nothing_tried_raises_the_loss() -> None:
+    model, images, labels = growing()
+    trace = bitflip(model, images, labels, bits=1, budget=500, most_candidates=2)
+    assert trace.reason == "stalled" and trace.table.n_b.max() <= 2
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    flat[1].weight.data.zero_()
+    assert bitflip(flat, tiny_images().float()).reason == "flat"
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_trace_replays_to_the_final_network(bits: int) -> None:
+    images, model = tiny_images(), tiny()
+    trace = bitflip(model, images, bits=bits, budget=15)
+    clean = store(model, bits)
+    values, seen = integers_of(clean), set()
+    for row in trace.table.itertuples():
+        flat = values[row.layer].reshape(-1)
+        assert flat[row.index] == row.before
+        assert turned(row.before, row.bit, bits) == row.after
+        flat[row.index] = row.after
+        seen ^= {(row.layer, row.index, row.bit)}
+        assert row.hamming == len(seen)
+    for name, layer in trace.stored.layers.items():
+        assert (layer.integers().numpy() == values[name]).all()
+        expected = torch.from_numpy(values[name]).double() * layer.scale
+        assert torch.equal(trace.stored.model.get_submodule(name).weight, expected)
+    assert hamming(trace.stored, clean) == trace.table.hamming.iloc[-1]
+    assert hamming(trace.stored, replay(clean, trace.table)) == 0
+    assert (trace.table.loss_after > trace.table.loss_before).all()
+
+
+def test_a_bit_may_flip_back() -> None:
+    found = bitflip(tiny(2), tiny_images(), some_labels(2), bits=1, budget=60).table
+    assert found.hamming.iloc[-1] < len(found)
+    assert (found.loss_after > found.loss_before).all()
+
+
+def test_leaves_no_trace(network: nn.Module, digits: Pair) -> None:
+    network.train()
+    network.bn1.eval()
+    modes = {name: m.training for name, m in network.named_modules()}
+    state = copy.deepcopy(network.state_dict())
+    network.linear.weight.grad = torch.ones_like(network.linear.weight)
+    random_state = torch.random.get_rng_state()
+    bitflip(network, digits[0], budget=2)
+    random_flips(network, digits[0], budget=2)
+    assert {name: m.training for name, m in network.named_modules()} == modes
+    assert all(torch.equal(t, state[name]) for name, t in network.state_dict().items())
+    assert torch.equal(network.linear.weight.grad, torch.ones_like(network.linear.weight))
+    assert network.conv1.weight.grad is None and network.conv1.weight.requires_grad
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+
+
+def test_a_stored_model_is_attacked_as_it_is_and_stays() -> None:
+    """Mixed widths: 8 bits in the first layer, the sign alone in the classifier."""
+    eight, one = store(tiny(), 8), store(tiny(), 1)
+    mixed = StoredModel(eight.model, {"0": eight.layers["0"], "3": one.layers["3"]}).copy()
+    assert mixed.size == 18 * 8 + 24
+    before = mixed.copy()
+    trace = bitflip(mixed, tiny_images(), budget=8)
+    assert hamming(mixed, before) == 0 and hamming(trace.stored, before) > 0
+    assert torch.equal(mixed.model[3].weight, one.model[3].weight)
+    classifier = trace.table[trace.table.layer == "3"]
+    assert len(classifier) and (classifier.bit == 0).all()
+    assert (classifier.before == -classifier.after).all()
+
+
+# Going on
+
+
+def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_an_interrupted_run_gives_the_same_trace(
+    network: nn.Module, digits: Pair, loss: str
+) -> None:
+    images, labels = digits
+
+    def accuracy(model: nn.Module) -> float:
+        return float((model(images).argmax(1) == labels).double().mean())
+
+    options = {"bits": 4, "loss": loss, "evaluate": accuracy, "every": 3}
+    whole = bitflip(network, images, budget=8, **options)
+    first = bitflip(network, images, budget=3, **options)
+    rest = bitflip(network, images, budget=8, state=first.table, **options)
+    assert_same(rest.table, whole.table)
+    assert rest.reason == whole.reason and rest.clean_accuracy == whole.clean_accuracy
+    assert hamming(rest.stored, whole.stored) == 0
+    assert whole.table.accuracy.notna().tolist() == [f % 3 == 0 for f in whole.table.flip]
+
+
+def test_going_on_after_every_step_where_n_b_grows() -> None:
+    model, images, labels = growing()
+    whole = bitflip(model, images, labels, bits=1, budget=40)
+    assert whole.table.n_b.max() > 1
+    for step in range(whole.table.step.max() + 1):
+        state = whole.table[whole.table.step <= step]
+        rest = bitflip(model, images, labels, bits=1, budget=40, state=state)
+        assert_same(rest.table, whole.table)
+        assert rest.reason == whole.reason
+    for budget in range(41):  # a step that does not fit the budget is not made
+        table = bitflip(model, images, labels, bits=1, budget=budget).table
+        assert len(table) <= budget
+        assert_same(table, whole.table.head(len(table)))
+
+
+def test_rows_survive_a_file(tmp_path: object) -> None:
+    trace = bitflip(tiny(), tiny_images(), budget=4)
+    path = f"{tmp_path}/state.parquet"
+    trace.table.to_parquet(path, index=False)
+    rest = bitflip(tiny(), tiny_images(), budget=8, state=pd.read_parquet(path))
+    assert_same(rest.table, bitflip(tiny(), tiny_images(), budget=8).table)
+
+
+def test_states_that_do_not_belong_are_refused() -> None:
+    model, images = tiny(), tiny_images()
+    state = bitflip(model, images, budget=4).table
+    with pytest.raises(ValueError, match="no column"):
+        bitflip(model, images, state=state.drop(columns="bit"))
+    with pytest.raises(ValueError, match="another network"):
+        bitflip(tiny(5), images, state=state)
+    with pytest.raises(ValueError, match="no such bit"):
+        bitflip(model, images, state=state.assign(index=1000))
+    with pytest.raises(ValueError, match="belongs to others"):
+        bitflip(model, tiny_images(seed=9), state=state)
+
+
+# What else it promises
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_reuse_changes_nothing(network: nn.Module, digits: Pair, bits: int) -> None:
+    kept = bitflip(network, digits[0], bits=bits, budget=4, batch=40)
+    computed = bitflip(network, digits[0], bits=bits, budget=4, batch=40, reuse=False)
+    assert_same(kept.table, computed.table)
+
+
+def test_a_pass_from_each_layer_on_is_the_whole_pass(network: nn.Module, digits: Pair) -> None:
+    stored = store(network)
+    graph = rerun(stored.model, {name: stored.weight(name) for name in stored.layers})
+    assert graph is not None
+    assert not {str(node.target) for node in graph.kept} & set(stored.layers)  # inputs suffice
+    with torch.no_grad():
+        logits, values = graph.start(digits[0])
+        assert torch.equal(logits, stored.model(digits[0]))
+        for name in stored.layers:
+            stored.flip(Flip(name, 0, 7))
+            logits, values = graph.again(values, name)  # each on top of the ones before
+            assert torch.equal(logits, stored.model(digits[0]))
+
+
+class Foreign(nn.Module):
+    """Of another's making: what its forward pass does is not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) if x.sum() > -1 else x
+
+
+def test_reuse_is_given_up_where_results_could_differ() -> None:
+    spoiling = tiny()
+    spoiling.insert(2, nn.AvgPool2d(1))
+    spoiling.insert(3, nn.ReLU(inplace=True))  # on values that are not known to be new
+    for model in (spoiling, Foreign()):
+        weights = {n: p for n, p in model.named_parameters() if p.ndim > 1}
+        assert rerun(model, weights) is None
+    assert rerun(tiny(), {"unused": torch.ones(2)}) is None
+    foreign = bitflip(Foreign(), tiny_images(), budget=5).table
+    own = bitflip(tiny(), tiny_images(), budget=5).table
+    assert_same(foreign.assign(layer=foreign.layer.str.removeprefix("inner.")), own)
+
+
+def test_passes_are_counted() -> None:
+    calls: list[int] = []
+    model = tiny()
+    model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    table = bitflip(model, tiny_images(), budget=4, reuse=False).table
+    assert (table.n_b == 1).all()
+    assert table.forwards.tolist() == [2 + 3 * step for step in (1, 2, 3, 4)]
+    assert table.gradients.tolist() == [1, 2, 3, 4]
+    assert calls == [12] * table.forwards.iloc[-1]
+
+
+def test_parts_of_the_batch_add_up() -> None:
+    whole = bitflip(tiny(), tiny_images(), budget=5).table
+    parts = bitflip(tiny(), tiny_images(), budget=5, batch=5).table
+    exact = ["layer", "index", "bit", "before", "after", "hamming"]
+    assert_same(whole[exact], parts[exact])
+    assert np.allclose(whole.loss_after, parts.loss_after)
+
+
+def test_accuracy_level_saving_and_progress() -> None:
+    images, model = tiny_images(), tiny()
+    labels = store(model).model(images).argmax(1)
+    done, saved = [], []
+
+    def accuracy(attacked: nn.Module) -> float:
+        return float((attacked(images).argmax(1) == labels).double().mean())
+
+    trace = bitflip(
+        model,
+        images,
+        budget=50,
+        stop=0.4,
+        evaluate=accuracy,
+        save=lambda table: saved.append(len(table)),
+        progress=done.append,
+    )
+    assert trace.clean_accuracy == 1.0 and trace.reason == "level"
+    assert trace.table.accuracy.iloc[-1] <= 0.4 < trace.table.accuracy.iloc[-2]
+    assert accuracy(trace.stored.model) == trace.table.accuracy.iloc[-1]
+    assert trace.flips_to(0.4) == len(trace.table) and trace.flips_to(1.0) == 0
+    assert trace.flips_to(-1.0) is None
+    assert trace.bits_to(0.4) == trace.table.hamming.iloc[-1]
+    assert sum(done) == len(trace.table) == saved[-1]
+    again = bitflip(model, images, stop=0.4, evaluate=accuracy, state=trace.table)
+    assert_same(again.table, trace.table)
+    assert bitflip(model, images, stop=1.0, evaluate=accuracy).table.empty
+    with pytest.raises(ValueError, match="no accuracy"):
+        bitflip(model, images, budget=1).flips_to(0.5)
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_targeted_attacks_push_into_the_class(network: nn.Module, digits: Pair, loss: str) -> None:
+    images = digits[0]
+    share = [int((store(network).model(images).argmax(1) == c).sum()) for c in range(10)]
+    target = share.index(min(share))
+    trace = bitflip(network, images, target=target, loss=loss, budget=8)
+    assert (trace.table.loss_after < trace.table.loss_before).all()
+    now = int((trace.stored.model(images).argmax(1) == target).sum())
+    assert now > min(share) + 32
+
+
+def decided_and_sure() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Two classes, two images of the first: one is wrong already, the other right and sure.
+
+    The first image is the sum of 12 columns, the second that of the other 4.
+    """
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False))
+    model[1].weight.data = torch.zeros(2, 16)
+    model[1].weight.data[0] = torch.tensor([-0.1] * 12 + [1.0] * 4)
+    images = torch.zeros(2, 1, 4, 4)
+    images.view(2, 16)[0, :12] = images.view(2, 16)[1, 12:] = 1.0
+    return model, images, torch.tensor([0, 0])
+
+
+def test_margin_goes_on_where_cross_entropy_stays_with_what_is_wrong() -> None:
+    model, images, labels = decided_and_sure()
+    assert model(images).argmax(1).tolist() == [1, 0]
+    ce = bitflip(model, images, labels, budget=6)
+    assert (ce.table["index"] % 16 < 12).all()  # all in the columns of the image already wrong
+    assert ce.stored.model(images).argmax(1).tolist() == [1, 0]
+    margin = bitflip(model, images, labels, budget=6, loss="margin")
+    assert margin.stored.model(images).argmax(1).tolist() == [1, 1]
+
+
+def test_margin_loss_by_hand() -> None:
+    model, images, labels = decided_and_sure()
+    logits = store(model).model(images)
+    won = logits[:, 1] - logits[:, 0]
+    first = bitflip(model, images, labels, budget=1, loss="margin").table.loss_before.iloc[0]
+    assert won[0] > 0 > won[1]
+    assert isclose(first, float(LEAK * won[0] + won[1]) / 2, rel_tol=1e-6)
+    pushed = bitflip(model, images, target=1, budget=1, loss="margin").table.loss_before.iloc[0]
+    assert isclose(pushed, -first, rel_tol=1e-6)  # of two classes, the other's margin
+
+
+def published_one_bit_mask(q: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Which signs the published code lets flip: bit XOR (sign(dL/db) + 1) / 2, with b_w = -1."""
+    bit, by_bit = (q + 1) / 2, -1 * gradient
+    return bit != (by_bit.sign() + 1) / 2
+
+
+def test_the_published_mask_for_one_bit_lowers_the_loss_and_ours_raises_it() -> None:
+    stored, images = store(tiny(), 1), tiny_images()
+    labels = stored.model(images).argmax(1)
+    gains = linear_gains(stored, images, labels)
+    gradients = autograd_gradients(stored, images, labels)
+    for name, layer in stored.layers.items():
+        allowed = published_one_bit_mask(layer.integers(), gradients[name] * layer.scale)
+        theirs = [gains[Flip(name, i, 0)] for i in allowed.flatten().nonzero()[:, 0].tolist()]
+        ours = [gains[flip] for flip in rank(name, layer, gradients[name], layer.size)]
+        assert theirs and ours and len(theirs) + len(ours) == layer.size
+        assert max(theirs) < 0 < min(ours)
+
+
+# Random flips
+
+
+def test_random_flips_take_every_bit_once() -> None:
+    model = tiny()
+    trace = random_flips(model, bits=3, budget=1000)
+    assert trace.reason == "exhausted" and len(trace.table) == 42 * 3
+    places = set(zip(trace.table.layer, trace.table["index"], trace.table.bit, strict=True))
+    expected = {("0", i, b) for i in range(18) for b in range(3)}
+    assert places == expected | {("3", i, b) for i in range(24) for b in range(3)}
+    assert trace.table.hamming.tolist() == list(range(1, 127))
+    assert hamming(trace.stored, store(model, 3)) == 126
+    assert trace.table.loss_after.isna().all()
+    assert list(trace.table.columns) == list(TYPES)
+
+
+def test_random_flips_are_uniform_over_bits() -> None:
+    """Two draws of 1500 orders: chi-square over all 20 bits, and over layers in proportion."""
+    mixed = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 2))
+    stored = store(mixed, 4)
+    draws = Counter[Flip]()
+    for seed in range(1500):
+        order = random_bits(stored, torch.Generator().manual_seed(seed))
+        draws.update([next(order), next(order)])
+    assert len(draws) == 20
+    assert sum((n - 150) ** 2 / 150 for n in draws.values()) < 43.8  # 99.9 % of chi-square(19)
+    first = sum(n for flip, n in draws.items() if flip.layer == "0")
+    assert abs(first - 1800) < 4 * (3000 * 0.6 * 0.4) ** 0.5
+
+
+def test_random_flips_go_on_and_measure_the_loss() -> None:
+    model, images = tiny(), tiny_images()
+
+    def run(budget: int, state: pd.DataFrame | None = None, seed: int = 4) -> pd.DataFrame:
+        generator = torch.Generator().manual_seed(seed)
+        options = {"generator": generator, "evaluate": lambda m: float(m(images).sum())}
+        return random_flips(model, images, budget=budget, state=state, **options).table
+
+    whole, part = run(20), run(7)
+    assert_same(part, whole.head(7))
+    assert_same(run(20, part), whole)
+    labels = store(model).model(images).argmax(1)
+    end = replay(store(model), whole)
+    assert isclose(whole.loss_after.iloc[-1], loss_with(end, images, labels, {}), rel_tol=1e-9)
+    assert (whole.loss_after.to_numpy()[:-1] == whole.loss_before.to_numpy()[1:]).all()
+    with pytest.raises(ValueError, match="not those of this generator"):
+        run(20, part, seed=5)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"bits": 0}, "bits"),
+        ({"bits": 9}, "bits"),
+        ({"scale": "row"}, "scale"),
+        ({"loss": "hinge"}, "loss"),
+        ({"target": 3}, "classes"),
+        ({"budget": -1}, "budget"),
+        ({"every": 0}, "every"),
+        ({"batch": 0}, "batch"),
+        ({"stop": 0.1}, "evaluate"),
+        ({"candidates": 0}, "candidates"),
+        ({"candidates": 5, "most_candidates": 4}, "candidates"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, "3 labels for 12"),
+        ({"images": tiny_images() + 1}, "outside"),
+        ({"images": tiny_images()[:0]}, "shape"),
+        ({"images": tiny_images()[0]}, "shape"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(change: dict[str, object], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        bitflip(tiny(), **({"images": tiny_images(), "budget": 1} | change))
+
+
+class Noisy(Stochastic):
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        return h + self.normal(h)
+
+
+def test_models_that_cannot_be_attacked_are_refused() -> None:
+    images, broken, endless = tiny_images(), tiny(), tiny()
+    broken[0].weight.data[0, 0, 0, 0] = torch.nan
+    endless[3].bias.data[0] = torch.inf
+    bent = nn.utils.parametrizations.weight_norm(nn.Linear(16, 2).double())
+    for model, word in (
+        (broken, "NaN"),
+        (endless, "not finite"),
+        (nn.Sequential(tiny(), Noisy()), "draws at random"),
+        (nn.Flatten(), "no convolution or linear"),
+        (nn.Sequential(nn.Flatten(), bent), "parametrization"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            bitflip(model, images)
