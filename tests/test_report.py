@@ -737,7 +737,7 @@ def test_two_reports_are_the_same_bytes_and_replace_what_was_there(tmp_path: Pat
     write_report(study(), tmp_path / "a")
     write_report(study(), tmp_path / "b")
     files = [sorted(p.relative_to(root) for p in root.rglob("*.*")) for root in tmp_path.iterdir()]
-    assert files[0] == files[1] and len(files[0]) == 14
+    assert files[0] == files[1] and len(files[0]) == 15
     for name in files[0]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
@@ -823,3 +823,13 @@ def test_neither_report_nor_scripts_import_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_settings_beside_the_report_are_those_of_the_run(tmp_path: Path) -> None:
+    whole = study()
+    write_report(whole, tmp_path / "r")
+    found = load(tmp_path / "r/params.yaml")
+    profile = whole.params.profile
+    assert found.active() == whole.params.active() and list(found.profiles) == [profile]
+    assert found == whole.params.model_copy(update={"profiles": {profile: found.active()}})
+    assert list(found.prune) == list(whole.params.prune)

@@ -1,11 +1,13 @@
 """Writing: the report's folder and the metrics' folder, whole or not at all."""
 
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from ruamel.yaml import YAML
 
 from advprune.files import atomic, write_json
 from advprune.report.figures import figures, png
@@ -16,7 +18,8 @@ from advprune.report.transfers import transfer_table
 
 
 def write_report(study: Study, folder: Path) -> None:
-    """Write report.md, report.html, figures/*.png and curves/*.csv, in place of an older report."""
+    """Write report.md, report.html, figures/*.png, curves/*.csv and the settings that it was made
+    with, in place of an older report."""
     pngs = {name: png(figure) for name, figure in figures(study).items()}
     with _replaced(folder) as temporary:
         for name, data in pngs.items():
@@ -24,8 +27,22 @@ def write_report(study: Study, folder: Path) -> None:
         for name, table in curves(study).items():
             place = _inside(temporary, f"curves/{name}.csv")
             table.to_csv(place, index=False, lineterminator="\n")
+        (temporary / "params.yaml").write_text(settings_of(study), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(study, pngs), encoding="utf-8")
         (temporary / "report.html").write_text(html(study, pngs), encoding="utf-8")
+
+
+def settings_of(study: Study) -> str:
+    """The settings of this run as YAML, of the profiles its own alone: a params.yaml that gives it
+    again."""
+    params, buffer = study.params, io.StringIO()
+    found = params.model_dump(mode="json", exclude_unset=True)
+    found["profile"] = params.profile
+    found["profiles"] = {params.profile: found["profiles"][params.profile]}
+    yaml = YAML()
+    yaml.default_flow_style = None  # small mappings on one line
+    yaml.dump(found, buffer)
+    return buffer.getvalue()
 
 
 def write_metrics(study: Study, folder: Path) -> None:
