@@ -25,6 +25,7 @@ from ruamel.yaml.error import YAMLError
 from advprune.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
+FILE = "params.yaml"
 CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
 # The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
 PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
@@ -484,7 +485,7 @@ class Params(Settings):
         return self.profiles[self.profile]
 
 
-def load(path: Path = Path("params.yaml"), profile: str | None = None) -> Params:
+def load(path: Path = Path(FILE), profile: str | None = None) -> Params:
     """Read and check params.yaml; `profile` overrides the file's own choice.
 
     Raises UserError with one line that names the key, its value and what is allowed.

@@ -10,6 +10,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from advprune.files import atomic, write_json
+from advprune.params import FILE
 from advprune.report.figures import figures, png
 from advprune.report.page import html, report_markdown
 from advprune.report.study import Study
@@ -27,14 +28,13 @@ def write_report(study: Study, folder: Path) -> None:
         for name, table in curves(study).items():
             place = _inside(temporary, f"curves/{name}.csv")
             table.to_csv(place, index=False, lineterminator="\n")
-        (temporary / "params.yaml").write_text(settings_of(study), encoding="utf-8")
+        (temporary / FILE).write_text(settings_of(study), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(study, pngs), encoding="utf-8")
         (temporary / "report.html").write_text(html(study, pngs), encoding="utf-8")
 
 
 def settings_of(study: Study) -> str:
-    """The settings of this run as YAML, of the profiles its own alone: a params.yaml that gives it
-    again."""
+    """The settings of this run as YAML, of the profiles its own alone: they give it again."""
     params, buffer = study.params, io.StringIO()
     found = params.model_dump(mode="json", exclude_unset=True)
     found["profile"] = params.profile
