@@ -140,7 +140,7 @@ def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
     assert single["field"]["draws"] == 1 and single["field"]["backward"] is None
     raw = PARAMS.active().model_dump()
     raw["attacks"] = {"field": attacks["single"]}
-    raw["suite"] = {"table": ["field"]}
+    raw["suite"] = {"table": ["field"], "transfer": ["field"]}
     raw["curves"] = {"eps": [0, "48/255"], "steps": [1, 10]}
     profile = params.Profile.model_validate(raw)
     suite = Suite(*pair, profile, PARAMS.attack, 0, Parts(tmp_path, "b", files=[]))
