@@ -30,9 +30,12 @@ def attack(
     images, labels = load_split(workspace.place("data"), "test")
     parts = Parts(
         Path("checkpoints"),
-        workspace.attacks(),
         seed,
-        files=[workspace.weights(family), workspace.place("data", "test.safetensors")],
+        files=[
+            workspace.weights(family),
+            workspace.place("data", "test.safetensors"),
+            workspace.attacks_file(),
+        ],
     )
     suite = Suite(images, labels, workspace.profile, workspace.params.attack, seed, parts)
     records, adv = suite.attack(f"{family}-{base}", model)

@@ -1,5 +1,6 @@
 """What every stage script shares: the library on the path, places of files, one-line errors."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import typer
+import warm
 
 from advprune import params as settings
 from advprune.errors import UserError
@@ -72,14 +74,30 @@ class Workspace:
         """The checkpoint of one of them."""
         return self.place("surrogates", name) / "model.safetensors"
 
+    @property
     def attacks(self) -> dict[str, Any]:
-        """The attack settings, as plain values, for a fingerprint."""
-        chosen = self.params.attack.model_dump()
-        return chosen | self.profile.model_dump(include={"attacks", "suite", "curves", "batch"})
+        """The attack settings in force, as plain values."""
+        kept = {"attacks", "suite", "curves", "batch"}
+        profile = self.profile.model_dump(mode="json", include=kept)
+        return {"attack": self.params.attack.model_dump(mode="json"), **profile}
+
+    def attacks_file(self) -> Path:
+        """Where they are written down; UserError where that file holds others, or is missing.
+
+        Stages depend on the file, so that dvc.lock does not repeat the settings at each of them.
+        """
+        place = self.place("data", "attacks.json")
+        if not place.is_file() or json.loads(place.read_text(encoding="utf-8")) != self.attacks:
+            raise UserError(f"{place} is not up to date; run `dvc repro` or stages/attacks.py")
+        return place
 
 
 def script(command: Any) -> None:
-    """Run a stage's command; a UserError ends it with one line and exit status 1."""
+    """Run a stage's command; a UserError ends it with one line and exit status 1.
+
+    Where there is a warm process, the command is run there.
+    """
+    warm.hand_over()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:

@@ -40,13 +40,14 @@ def sweep(
         workspace.weights("dense"),
         workspace.place("data", "train.safetensors"),
         workspace.place("data", "test.safetensors"),
+        workspace.attacks_file(),
     ]
     if compression:
         attacks = {params.attack.main: attacks[params.attack.main]}
         adv, _ = read_tensors(workspace.records("dense", "adv.safetensors"))
         carried = {attack: adv[attack] for attack in settings.exchanged()}
         files.append(workspace.records("dense", "adv.safetensors"))
-    known = workspace.attacks(), settings.train.model_dump(), seed, kind, family
+    known = settings.train.model_dump(), seed, kind, family
     parts = Parts(Path("checkpoints"), *known, files=files)
     train = load_split(workspace.place("data"), "train")
     test = load_split(workspace.place("data"), "test")

@@ -67,9 +67,12 @@ def _of_surrogates(
         path = workspace.surrogate(name)
         parts = Parts(
             Path("checkpoints"),
-            workspace.attacks(),
             params.seed,
-            files=[path, workspace.place("data", "test.safetensors")],
+            files=[
+                path,
+                workspace.place("data", "test.safetensors"),
+                workspace.attacks_file(),
+            ],
         )
         suite = Suite(images, labels, workspace.profile, params.attack, params.seed, parts)
         for attack, pixels in suite.images_of(name, load_model(path).to(device)).items():

@@ -112,7 +112,7 @@ def test_no_stage_depends_on_code_that_it_does_not_use(every_stage: dict[str, An
 def test_stages_are_exactly_what_params_declare(
     stages: dict[str, Any], settings: params.Params
 ) -> None:
-    expected = {"prepare", "transfer", "summarize"}
+    expected = {"prepare", "attacks", "transfer", "summarize"}
     expected |= {f"train@{recipe}" for recipe in settings.recipes}
     expected |= {f"protocol@{recipe}" for recipe in settings.protocol}
     expected |= {f"sweep@{family}-{settings.bases[0]}" for family in settings.sweep}

@@ -25,8 +25,8 @@ WEIGHTS = "models/digits/dense-standard/model.safetensors"
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with data and a dense network."""
     folder = copy_pipeline(tmp_path_factory.mktemp("errors") / "work")
-    for command in (("stages/prepare.py",), ("stages/train.py", "standard")):
-        done = run(folder, *command)
+    for command in (("prepare",), ("attacks",), ("train", "standard")):
+        done = run(folder, f"stages/{command[0]}.py", *command[1:])
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -97,7 +97,8 @@ def bench(
             "300/255",
             ["attacks.field", "between 0 and 1"],
         ),
-        ("attack", ("dense",), "attack/extra", [{"name": "PGDD"}], ["no attack 'PGDD'"]),
+        ("attacks", (), "attack/extra", [{"name": "PGDD"}], ["no attack 'PGDD'"]),
+        ("attack", ("dense",), "attack/score_draws", 20, ["attacks.json is not up to date"]),
         ("summarize", (), "prune/E", 1, ["transfer.parquet", "dvc repro"]),
         ("protocol", ("odd",), "prune/E", 1, ["no recipe 'odd'", "standard"]),
         ("protocol", ("robust",), "prune/E", 1, ["no protocol.robust"]),

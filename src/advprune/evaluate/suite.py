@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
-from advprune.attacks.zoo import check_attack
 from advprune.evaluate.craft import (
     Attack,
     Crafted,
@@ -59,8 +58,6 @@ class Suite:
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
         those whose images models exchange.
         """
-        for extra in self.choice.extra:  # refuse a wrong name before anything is computed
-            check_attack(extra.name, extra.arguments())
         adv, tables = {}, []
         for attack, setting in self._attacks(model):
             crafted, table = self._run(attack, f"{name} {attack}", model, attack, setting)
