@@ -162,6 +162,7 @@ def settings(**changes: Any) -> Params:
     raw |= {"attack": {"main": "main"}, "prune": {"A": 1, "B": 2}, "sweep": {"A": [1, 2]}}
     raw |= {"bases": ["standard"], "protocol": {}}
     raw |= {"masks": {}, "compression": {}, "quantized": {}, "surrogates": {}, "substitutes": {}}
+    raw |= {"tickets": {}, "sparsity_study": {}}
     return parse(Params, raw | changes, "test")
 
 
