@@ -48,30 +48,25 @@ def mean(values: np.ndarray) -> Mean:
     """The mean of a table `[S, n]`: rows are seeds, columns images; of differences, where paired.
 
     Two-way random effects without repetition: with the mean squares of seeds (a), images (b) and
-    their interaction (c), `Var(mean) = (a + b - c) / (S n)` without bias. It may come out below
-    what seeds or images alone account for, so the largest of `a + b - c`, a and b is taken. Degrees
-    of freedom by Satterthwaite; of a alone S - 1, of b alone n - 1. A single seed leaves the
-    images, a single image the seeds.
+    their interaction (c), `(a + b - c) / (S n)` estimates Var(mean) without bias. Here c is not
+    taken off, which is on the safe side and never below what seeds or images account for alone.
+    Degrees of freedom by Satterthwaite, `(a + b)^2 / (a^2 / (S - 1) + b^2 / (n - 1))`. A single
+    seed leaves the images, a single image the seeds.
     """
     table = np.asarray(values, dtype=float)
     seeds, images = table.shape
-    by_seed, by_image, whole = table.mean(1), table.mean(0), table.mean()
-    a = images * _square(by_seed - whole, seeds - 1)
-    b = seeds * _square(by_image - whole, images - 1)
-    rest = table - by_seed[:, None] - by_image[None, :] + whole
-    c = _square(rest, (seeds - 1) * (images - 1))
-    parts = [(a, seeds - 1), (b, images - 1), (c, (seeds - 1) * (images - 1))]
-    below = sum(square**2 / freedom for square, freedom in parts if freedom)
-    joint = (a + b - c, (a + b - c) ** 2 / below if below else inf)
-    square, freedom = max(joint, *parts[:2])
-    error = sqrt(max(square, 0.0) / (seeds * images))
-    deviation = float(by_seed.std(ddof=1)) if seeds > 1 else None
-    return Mean(float(whole), deviation, error, max(freedom, 1.0), seeds, images)
+    by_seed, by_image, whole = table.mean(1), table.mean(0), float(table.mean())
+    a = images * _variance(by_seed)
+    b = seeds * _variance(by_image)
+    below = sum(square**2 / (count - 1) for square, count in ((a, seeds), (b, images)) if count > 1)
+    freedom = (a + b) ** 2 / below if below else inf
+    deviation = sqrt(_variance(by_seed)) if seeds > 1 else None
+    return Mean(whole, deviation, sqrt((a + b) / (seeds * images)), freedom, seeds, images)
 
 
-def _square(residuals: np.ndarray, freedom: int) -> float:
-    """A mean square; 0 where nothing varies freely."""
-    return float(np.sum(residuals**2)) / freedom if freedom else 0.0
+def _variance(means: np.ndarray) -> float:
+    """Unbiased; 0 of a single one."""
+    return float(means.var(ddof=1)) if len(means) > 1 else 0.0
 
 
 @cache

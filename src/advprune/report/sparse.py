@@ -115,6 +115,11 @@ def dense_of(study: Study, base: str) -> Entry:
     return next(one for one in entries(study) if (one.name, one.base) == (DENSE, base))
 
 
+def difference(one: Entry, other: Entry, side: str) -> np.ndarray:
+    """By seed and image, 1 where only the first is right, -1 where only the second, else 0."""
+    return getattr(one, side).astype(float) - getattr(other, side)
+
+
 def shown(found: Mean) -> str:
     """`60.3 ± 1.2 (55.9–64.7)`: percent, standard deviation over seeds, 95 % interval."""
     low, high = np.clip(found.interval, 0, 1)
@@ -143,7 +148,7 @@ def point_table(study: Study) -> pd.DataFrame:
 
 def _row(study: Study, entry: Entry) -> dict[str, str]:
     dense = dense_of(study, study.params.sparsity_study.dense)
-    against = mean(entry.robust.astype(float) - dense.robust)
+    against = mean(difference(entry, dense, "robust"))
     return {
         "point": entry.name,
         "family": entry.family,
@@ -185,7 +190,7 @@ def published_table(study: Study) -> pd.DataFrame:
     rows = [
         {"method": method, "whose": "published"}
         | {
-            _column(s): f"{c:.1f} / {r:.1f}"
+            _column(s): f"{c:.2f} / {r:.2f}"
             for s, (c, r) in zip(board.sparsities, row, strict=True)
         }
         for method, row in board.rows.items()
@@ -301,10 +306,7 @@ def _comparable(one: Entry, other: Entry) -> bool:
 
 
 def _pair(study: Study, one: Entry, other: Entry) -> Pair:
-    clean, robust = (
-        mean(getattr(one, side).astype(float) - getattr(other, side))
-        for side in ("clean", "robust")
-    )
+    clean, robust = (mean(difference(one, other, side)) for side in ("clean", "robust"))
     void = at_chance(study, one) and at_chance(study, other)
     return Pair(one, other, clean, robust, robust.p, void)
 
@@ -353,14 +355,22 @@ def _dense_words(study: Study) -> str:
 
 
 def _sub_networks(study: Study, family: str) -> Iterator[str]:
-    """Points whose weights are those of their dense network, which is then the control."""
-    for one in entries(study):
-        if one.family == family and not one.is_tuned:
-            dense = dense_of(study, one.base)
-            gain = mean(one.robust.astype(float) - dense.robust)
+    """Points whose weights are those of their dense network, beside it and beside the same training
+    with nothing pruned."""
+    alike = [one for one in entries(study) if one.family == family and not one.is_tuned]
+    for one in (one for one in alike if one.sparsity):
+        dense = dense_of(study, one.base)
+        gain = mean(difference(one, dense, "robust"))
+        yield (
+            f"{one.name} picks {percent(1 - (one.sparsity or 0.0))} % of the weights of networks "
+            f"trained by {one.base} and changes none of them: it keeps {shown(mean(one.robust))} "
+            f"%, {signed(gain)} points against the whole network ({p_value(gain.p)}), clean "
+            f"{shown(mean(one.clean))} %."
+        )
+        for whole in (w for w in alike if w.sparsity == 0 and w.base == one.base):
+            gain = mean(difference(one, whole, "robust"))
             yield (
-                f"{one.name} picks {percent(1 - (one.sparsity or 0.0))} % of the weights of "
-                f"networks trained by {one.base} and trains none of them: it keeps "
-                f"{shown(mean(one.robust))} %, {signed(gain)} points against the whole network "
-                f"({p_value(gain.p)}), clean {shown(mean(one.clean))} %."
+                f"The same training with nothing pruned ({whole.name}), of batch-norm alone, keeps "
+                f"{shown(mean(whole.robust))} %: the mask makes a difference of {signed(gain)} "
+                f"points ({p_value(gain.p)})."
             )
