@@ -10,7 +10,7 @@ from common import BaseOption, ProfileOption, Workspace, script
 
 
 def prune(
-    family: Annotated[str, typer.Argument(help="A key of `prune:` or `masks:`.")],
+    family: Annotated[str, typer.Argument(help="A key of `prune:`, `masks:` or `tickets:`.")],
     base: BaseOption = "standard",
     profile: ProfileOption = None,
 ) -> None:

@@ -162,6 +162,7 @@ def settings(**changes: Any) -> Params:
     raw |= {"attack": {"main": "main"}, "prune": {"A": 1, "B": 2}, "sweep": {"A": [1, 2]}}
     raw |= {"bases": ["standard"], "protocol": {}}
     raw |= {"masks": {}, "compression": {}, "quantized": {}, "surrogates": {}, "substitutes": {}}
+    raw |= {"tickets": {}, "sparsity_study": {}}
     return parse(Params, raw | changes, "test")
 
 
@@ -188,6 +189,29 @@ def compressed(
     return pd.concat(tables, ignore_index=True).assign(**facts)
 
 
+def sparse(
+    name: str,
+    family: str,
+    right: Sequence[int | np.ndarray],
+    *,
+    clean: Sequence[int] = (N, N, N),
+    base: str = "robust",
+    more: int = N,
+    sparsity: float = 0.5,
+) -> pd.DataFrame:
+    """A point of the study of sparse networks: which of N images each seed's network keeps under
+    main (the first so many, or those given), how many it has right when clean, and how many it
+    keeps under short."""
+    tables = []
+    for seed, (kept, whole) in enumerate(zip(right, clean, strict=False)):
+        hits = planted(kept) if isinstance(kept, int) else kept
+        for attack, own in (("main", hits), ("short", planted(more))):
+            facts = {"point": name, "family": family, "base": base, "seed": seed}
+            facts |= {"sparsity": sparsity, "prune_ratio": sparsity}
+            tables.append(rows(attack, own, clean=whole).assign(**facts))
+    return pd.concat(tables, ignore_index=True)
+
+
 def study(
     *models: Model,
     points: Sequence[pd.DataFrame] | None = None,
@@ -195,6 +219,8 @@ def study(
     protocol: pd.DataFrame | None = None,
     compressions: Mapping[str, Sequence[pd.DataFrame]] | None = None,
     surrogates: Mapping[tuple[str, str], pd.DataFrame] | None = None,
+    sparse_points: Sequence[pd.DataFrame] = (),
+    sparse_history: pd.DataFrame | None = None,
 ) -> Study:
     """A study of one base: a dense network first, then the given models."""
     chosen = list(models) or [model("A"), model("B")]
@@ -213,7 +239,10 @@ def study(
     adv = {one.name: clean + np.uint8(48) for one in chosen}
     protocol = pd.DataFrame() if protocol is None else protocol
     classes = list("abcd")
-    return Study(params, chosen, sweeps, over, own, "planted", classes, clean, adv, protocol)
+    sparsity = pd.concat([pd.DataFrame(), *sparse_points], ignore_index=True)
+    history = pd.DataFrame() if sparse_history is None else sparse_history
+    found = (params, chosen, sweeps, over, own, "planted", classes, clean, adv, protocol)
+    return Study(*found, sparsity, history)
 
 
 def only(found: Any) -> Finding:

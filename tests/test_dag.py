@@ -112,13 +112,18 @@ def test_no_stage_depends_on_code_that_it_does_not_use(every_stage: dict[str, An
 def test_stages_are_exactly_what_params_declare(
     stages: dict[str, Any], settings: params.Params
 ) -> None:
-    expected = {"prepare", "attacks", "transfer", "summarize"}
+    expected = {"prepare", "attacks", "transfer", "sparsity", "summarize"}
     expected |= {f"train@{recipe}" for recipe in settings.recipes}
     expected |= {f"protocol@{recipe}" for recipe in settings.protocol}
     expected |= {f"sweep@{family}-{settings.bases[0]}" for family in settings.sweep}
     first = settings.bases[0]
     expected |= {
         f"{stage}@{name}-{first}" for stage in ("mask", "attack-masked") for name in settings.masks
+    }
+    expected |= {
+        f"{stage}@{name}-{settings.ticket_base}"
+        for stage in ("ticket", "attack-ticket")
+        for name in settings.tickets
     }
     expected |= {f"compression@{name}-{first}" for name in settings.compression}
     expected |= {f"quantized@{name}" for name in settings.quantized}
@@ -131,13 +136,15 @@ def test_stages_are_exactly_what_params_declare(
         for family in settings.prune:
             expected |= {f"{stage}@{family}-{base}" for stage in ("prune", "attack")}
     assert set(stages) == expected
-    assert len(stages) <= 80  # each costs two seconds before it starts its work
+    assert len(stages) <= 85  # each costs two seconds before it starts its work
 
 
 def test_every_family_has_a_setting_and_a_page(settings: params.Params) -> None:
     members = [member for group in settings.protocol.values() for member in group.values()]
     used = {member.family for member in members if member.family}
-    used |= {*settings.prune, *settings.masks, *settings.sweep, *settings.compression}
+    used |= {point.family for point in settings.sparsity_study.points.values()}
+    used |= {*settings.prune, *settings.masks, *settings.tickets}
+    used |= {*settings.sweep, *settings.compression}
     assert used == set(families())
     pages = {p.stem for p in (ROOT / "docs" / "families").glob("*.md")}
     assert pages == set(families())
@@ -151,6 +158,7 @@ def test_each_stage_tracks_only_its_own_item(stages: dict[str, Any]) -> None:
     train = "profiles.digits.train"
     assert tracked["prune@E-standard"] == {"seed", "prune.E", train}
     assert tracked["mask@GAP_layer-standard"] == {"seed", "masks.GAP_layer", train}
+    assert tracked["ticket@HYDRA-robust"] == {"seed", "tickets.HYDRA", train}
     assert tracked["compression@random-standard"] >= {"seed", "compression.random"}
     assert tracked["sweep@R-standard"] >= {"seed", "sweep.R"}
     assert not any(key.startswith("prune") for key in tracked["attack@E-standard"])

@@ -163,21 +163,25 @@ def test_sweeps_and_points_of_families_are_checked_before_anything_runs(tmp_path
         check_settings(read)
 
 
-def test_masks_and_quantized_models_are_on_the_first_base_alone(tmp_path: Path) -> None:
+def test_masks_and_quantized_models_are_on_the_first_base_alone_and_tickets_on_theirs(
+    tmp_path: Path,
+) -> None:
     read = loaded(
         tmp_path,
         ("bases", ["standard", "robust"]),
         ("prune", {"E": 1e-2}),
         ("masks", {"GAP_layer": {"sparsity": 0.9}, "random": 4}),
+        ("ticket_base", "robust"),
+        ("tickets", {"HYDRA": 0.9}),
         ("quantized", {"copy": {"of": "E", "bits": 4}, "small": {"of": "GAP_layer"}}),
         ("substitutes", {"small": {}, "dense": {}}),
     )
     masked = ["GAP_layer", "random"]
     assert read.models("standard") == ["dense", "int8", "E", *masked, "copy", "small"]
-    assert read.models("robust") == ["dense", "int8", "E"]
+    assert read.models("robust") == ["dense", "int8", "E", "HYDRA"]
     assert list(read.settings("standard")) == ["E", *masked]
     assert read.settings("standard")["GAP_layer"] == {"sparsity": 0.9}
-    assert list(read.settings("robust")) == ["E"]
+    assert list(read.settings("robust")) == ["E", "HYDRA"]
 
 
 def test_masks_quantized_models_and_networks_of_the_attacker_may_be_left_out(

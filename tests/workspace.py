@@ -16,6 +16,14 @@ TINY = {
     "bases": ["standard"],
     "prune": {"E": 1e-2, "clamp": {"sigmas": 3}, "SAP": 1.0},
     "masks": {"random": 4, "GAP_layer": {"compression": 4, "finetune": {"epochs": 1}}},
+    "tickets": {},
+    "sparsity_study": {
+        "seeds": 2,
+        "dense": "standard",
+        "points": {
+            "LWM_50": {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": {"epochs": 1}}}
+        },
+    },
     "sweep": {"E": [1e-3, 5e-2], "R": [1e-2]},
     "compression": {"random": [2]},
     "quantized": {"GAP_int8": {"of": "GAP_layer", "bits": 8}},

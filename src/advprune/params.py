@@ -31,6 +31,7 @@ CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the
 PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
 WORST = "worst_case"  # per image, the attack of the suite that does most harm
 CARRIED = "from_dense_"  # before an attack's name: its images were crafted on the dense network
+DENSE = "dense"  # the uncompressed network among the points of the study of sparse ones
 RESERVED = (*CURVES, *PROBES, WORST)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 
@@ -137,13 +138,14 @@ class FineTuneSettings(Settings):
     """Training that follows compression, with the profile's batches, augmentation and budget.
 
     method: natural training (standard), or on attacked images (pgd, fgsm, trades; steps: the inner
-    ones). lr: the peak of the one-cycle schedule.
+    ones). lr: the peak of the one-cycle schedule. beta: weight of the TRADES term.
     """
 
     method: Literal["standard", "pgd", "fgsm", "trades"] = "standard"
     epochs: int = Field(default=5, ge=1, le=10000)
     lr: float = Field(default=0.01, gt=0, le=10)
     steps: int = Field(default=7, ge=1, le=1000)
+    beta: float = Field(default=6.0, ge=0, le=1000)
 
 
 Backward = Literal["constant", "scale", "identity"]
@@ -401,6 +403,39 @@ class SurrogateSettings(Settings):
     seed: int = Field(default=1, ge=0, lt=2**30)
 
 
+class SparsePoint(Settings):
+    """A sparse network of the study: a family at a setting, on the network of a recipe.
+
+    base: the recipe; null takes the study's `dense`.
+    """
+
+    family: Name
+    setting: Any = None
+    base: Name | None = None
+
+
+class SparsityStudySettings(Settings):
+    """Sparse networks that are made and attacked once a seed, on dense ones of the same seed.
+
+    seeds: how many, from the run's seed on; of the first the pipeline's own dense network is taken.
+    dense: the recipe of the dense networks. attacks: of the profile, besides the main one.
+    """
+
+    seeds: int = Field(default=3, ge=1, le=100)
+    dense: Name = "robust"
+    attacks: list[Name] = []
+    points: dict[Name, SparsePoint] = {}
+
+    def base_of(self, point: SparsePoint) -> str:
+        """The recipe of the network that a point is made of."""
+        return point.base or self.dense
+
+    @property
+    def recipes(self) -> list[str]:
+        """The recipes of the dense networks, the study's own first."""
+        return list(dict.fromkeys([self.dense, *map(self.base_of, self.points.values())]))
+
+
 class Params(Settings):
     """All of params.yaml."""
 
@@ -410,6 +445,9 @@ class Params(Settings):
     bases: list[Name] = Field(min_length=1)
     prune: dict[Name, Any] = Field(min_length=1)
     masks: dict[Name, Any] = {}
+    ticket_base: Name | None = None
+    tickets: dict[Name, Any] = {}
+    sparsity_study: SparsityStudySettings = SparsityStudySettings()
     sweep: dict[Name, Annotated[list[Any], Field(min_length=1)]]
     compression: dict[Name, Annotated[list[Any], Field(min_length=1)]] = {}
     quantize: QuantizeSettings
@@ -438,7 +476,7 @@ class Params(Settings):
             raise ValueError(f"recipes: there is no recipe {unknown[0]!r}; known: {known}")
         if len(set(self.bases)) < len(self.bases):
             raise ValueError("bases: a base is named twice")
-        if taken := {"masks", "quantized"} & set(self.recipes):
+        if taken := {"masks", "tickets", "quantized"} & set(self.recipes):
             raise ValueError(f"recipes: the name {sorted(taken)[0]!r} is taken by the report")
         members = [name for group in self.protocol.values() for name in group]
         if twice := [name for name in members if members.count(name) > 1]:
@@ -450,30 +488,56 @@ class Params(Settings):
         if used_up := set(RESERVED) & {name for p in self.profiles.values() for name in p.attacks}:
             raise ValueError(f"attacks: the name {used_up.pop()!r} is taken by the pipeline itself")
         self._check_models()
+        self._check_sparsity_study()
         return self
 
     def _check_models(self) -> None:
         """Models have names of their own, and what refers to one names one."""
-        seen = {"dense", "int8"}
-        for key in ("prune", "masks", "quantized"):
+        seen, first = {"dense", "int8"}, self.bases[0]
+        for key in ("prune", "masks", "tickets", "quantized"):
             if taken := seen & set(getattr(self, key)):
                 raise ValueError(f"{key}: the name {sorted(taken)[0]!r} is taken already")
             seen |= set(getattr(self, key))
-        sources = {"dense", *self.prune, *self.masks}
+        if self.tickets and self.ticket_base not in self.bases:
+            raise ValueError(
+                f"ticket_base: {self.ticket_base!r} is not among bases ({', '.join(self.bases)}); "
+                "name one of them, or take the families out of tickets"
+            )
+        sources = {"dense", *self.settings(first)}
         for name, quantized in self.quantized.items():
             if quantized.of not in sources:
                 known = ", ".join(sorted(sources))
                 raise ValueError(
                     f"quantized.{name}.of: there is no model {quantized.of!r}; known: {known}"
                 )
-        if unknown := [name for name in self.substitutes if name not in seen]:
+        if unknown := [name for name in self.substitutes if name not in self.models(first)]:
             raise ValueError(f"substitutes: there is no model {unknown[0]!r} on the first base")
         if clash := set(self.surrogates) & {f"{name}_substitute" for name in self.substitutes}:
             raise ValueError(f"surrogates: the name {sorted(clash)[0]!r} is that of a substitute")
 
+    def _check_sparsity_study(self) -> None:
+        """Recipes and attacks of the study exist, and its points' names are not taken."""
+        study, attacks = self.sparsity_study, self.active().attacks
+        if not study.points:
+            return
+        if unknown := [name for name in study.recipes if name not in self.recipes]:
+            known = ", ".join(self.recipes)
+            raise ValueError(f"sparsity_study: there is no recipe {unknown[0]!r}; known: {known}")
+        if missing := [name for name in study.attacks if name not in attacks]:
+            known = ", ".join(attacks)
+            raise ValueError(
+                f"sparsity_study.attacks: {missing[0]!r} is not among the attacks ({known})"
+            )
+        if DENSE in study.points:
+            raise ValueError(f"sparsity_study.points: the name {DENSE!r} is taken")
+
     def settings(self, base: str) -> dict[str, Any]:
-        """The families of a base and their settings; masks are on the first base alone."""
-        return {**self.prune, **(self.masks if base == self.bases[0] else {})}
+        """The families of a base and their settings; masks are on the first base alone, tickets on
+        their own."""
+        found = dict(self.prune)
+        if base == self.bases[0]:
+            found |= self.masks
+        return found | (self.tickets if base == self.ticket_base else {})
 
     def models(self, base: str) -> list[str]:
         """The models of a base, the dense network first."""

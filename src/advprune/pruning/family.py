@@ -109,13 +109,15 @@ def setting_of(name: str, value: Any, where: str = "prune", place: str = "") -> 
 
 def check_settings(params: Params) -> None:
     """Check every setting of a family in params.yaml before anything is computed."""
-    for where in ("prune", "masks"):
+    for where in ("prune", "masks", "tickets"):
         for name, value in getattr(params, where).items():
             setting_of(name, value, where=where)
     for where in ("sweep", "compression"):
         for name, values in getattr(params, where).items():
             for value in values:
                 setting_of(name, value, where=where)
+    for name, point in params.sparsity_study.points.items():
+        setting_of(point.family, point.setting, place=f"sparsity_study.points.{name}")
     for recipe, members in params.protocol.items():
         for name, member in members.items():
             if member.family is not None:

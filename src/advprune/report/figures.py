@@ -34,6 +34,7 @@ from advprune.report.drawing import (
 )
 from advprune.report.masks import curves as compression
 from advprune.report.randomized_figures import controls, protocol
+from advprune.report.sparse_figures import over_sparsity, training
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import budget, setting_text
 from advprune.report.transfers import heat_map
@@ -53,6 +54,8 @@ def figures(study: Study) -> dict[str, Figure]:
     of_all: dict[str, Callable[[Study], Figure | None]] = {
         "transfer": heat_map,
         "compression": compression,
+        "sparsity": over_sparsity,
+        "sparsity-training": training,
         "images": images,
         "protocol": protocol,
         "controls": controls,

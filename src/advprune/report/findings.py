@@ -11,6 +11,7 @@ from advprune.report.finding import Finding
 from advprune.report.masks import claims
 from advprune.report.randomized import gain, variant
 from advprune.report.robustness import answer, bases, schedules
+from advprune.report.sparse import claims as sparse_claims
 from advprune.report.study import Study
 from advprune.report.trust import quantized, sanity
 from advprune.report.verdicts import verdicts
@@ -21,7 +22,7 @@ OfAll = Callable[[Study], Iterator[Finding]]
 
 def findings(study: Study) -> list[Finding]:
     """All findings that this study allows: the answers, what is about all rows, then the rest."""
-    of_all: list[OfAll] = [bases, verdicts, claims, gain, variant]
+    of_all: list[OfAll] = [bases, verdicts, claims, sparse_claims, gain, variant]
     rest: list[OfBase] = [schedules, where_it_acts, clamped_spread, quantized, sanity]
     return [
         *_by_base(study, [answer]),

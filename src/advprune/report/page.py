@@ -9,7 +9,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from advprune.report import masks, randomized, tables, transfers
+from advprune.report import masks, randomized, sparse, tables, transfers
 from advprune.report.calibration import calibration_table
 from advprune.report.costs import breakdown_table, cost_table
 from advprune.report.findings import findings
@@ -112,6 +112,7 @@ def sections(study: Study, drawn: frozenset[str]) -> list[Section]:
         _published,
         _curves,
         _masks,
+        _sparse,
         _quantized,
         _transfer,
         _layers,
@@ -316,6 +317,37 @@ def _masks(study: Study) -> Section:
             ("Variants of GAP", masks.variant_table(study)),
         ],
         [Picture("compression", "Accuracy of each scheme over compression", f"Curves: {caption}")],
+    )
+
+
+def _sparse(study: Study) -> Section:
+    if not sparse.entries(study):
+        return Section("Sparse and robust")
+    return Section(
+        "Sparse and robust",
+        f"Networks that are made sparse and trained to be robust. {sparse.conditions(study)}",
+        [
+            ("", sparse.point_table(study)),
+            ("Learned masks against their controls, paired", sparse.pair_table(study)),
+            ("Beside published results, clean / robust %", sparse.published_table(study)),
+        ],
+        [
+            Picture(
+                "sparsity",
+                "Clean and robust accuracy of sparse networks over sparsity",
+                "Accuracy over sparsity with 95 % intervals. Black: the dense networks.",
+            ),
+            Picture(
+                "sparsity-training",
+                "Loss and accuracy on the training batches over epochs",
+                "Means over seeds, phases of training one after another. Accuracy is on the images "
+                "that are trained on: attacked ones, or for TRADES the clean ones.",
+            ),
+        ],
+        after="Sparsity: share of the weights that go; zeros: of all weights and biases, as found. "
+        "Of each training of a family the last epoch is taken; no test image chooses. p: corrected "
+        f"for a family's pairs (Holm). {sparse.protocol_words(study)} The numbers are in "
+        "curves/sparsity.csv.",
     )
 
 

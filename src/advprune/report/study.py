@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ class Study:
 
     sweeps, compressions: records by (family, base). surrogates: records of the attacker's own
     networks on their own images, by (name, attack). protocol: records of the published protocol of
-    SAP, by member and recipe (empty: none).
+    SAP, by member and recipe (empty: none). sparsity, sparsity_history: the records of the study of
+    sparse networks and their training, likewise.
     """
 
     params: Params
@@ -101,6 +102,8 @@ class Study:
     clean_images: np.ndarray  # uint8 [N, C, H, W], the evaluation subset
     adv_images: dict[str, np.ndarray]  # model name -> uint8, the main attack's
     protocol: pd.DataFrame
+    sparsity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sparsity_history: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def main(self) -> str:
@@ -128,13 +131,17 @@ class Study:
     @cached_property
     def groups(self) -> dict[str, list[Model]]:
         """Models that share a figure, the dense network first: a base's own families, and on the
-        first base those with masks and the quantized ones."""
+        first base those with masks and the quantized ones; tickets on theirs."""
         params, first = self.params, self.params.bases[0]
         found = {base: self._named(base, ("int8", *params.prune)) for base in params.bases}
-        more = {"masks": list(params.masks), "quantized": ["int8", *params.quantized]}
+        more = {
+            "masks": (first, list(params.masks)),
+            "tickets": (params.ticket_base or first, list(params.tickets)),
+            "quantized": (first, ["int8", *params.quantized]),
+        }
         return found | {
-            name: self._named(first, families)
-            for name, families in more.items()
+            name: self._named(base, families)
+            for name, (base, families) in more.items()
             if set(families) - {"int8"}
         }
 
@@ -273,7 +280,14 @@ def read_study(params: Params, place: Place) -> Study:
         test["images"],
         adv,
         pd.concat(protocols, ignore_index=True) if protocols else pd.DataFrame(),
+        *_sparsity(params, place),
     )
+
+
+def _sparsity(params: Params, place: Place) -> list[pd.DataFrame]:
+    """The records and histories of the study of sparse networks; none where it has no points."""
+    endings = ("parquet", "history.parquet") if params.sparsity_study.points else ()
+    return [_frame(place("records", f"sparsity.{ending}")) for ending in endings]
 
 
 def _facts(part: pd.DataFrame) -> tuple[float, float, pd.DataFrame]:

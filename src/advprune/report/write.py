@@ -13,6 +13,7 @@ from advprune.files import atomic, write_json
 from advprune.params import FILE
 from advprune.report.figures import figures, png
 from advprune.report.page import html, report_markdown
+from advprune.report.sparse import number_table
 from advprune.report.study import Study
 from advprune.report.tables import curve_table, sweep_table
 from advprune.report.transfers import transfer_table
@@ -59,7 +60,7 @@ def curves(study: Study) -> dict[str, pd.DataFrame]:
         "steps": curve_table(study, "curve_steps", "steps"),
         "sweep": sweep_table(study),
         "transfer": transfer_table(study),
-    }
+    } | ({"sparsity": numbers} if len(numbers := number_table(study)) else {})
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -26,7 +26,7 @@ def finetune(
     decay and budget. after_step: called after every step, to hold what must not change. state: see
     Trainer. Returns the history, a row an epoch.
     """
-    recipe = RecipeSettings(method=setting.method, steps=setting.steps, epochs=setting.epochs)
+    recipe = RecipeSettings(**setting.model_dump(exclude={"lr"}))
     trainer = Trainer(
         model,
         (to_uint8(images), labels),

@@ -1,0 +1,245 @@
+"""HYDRA and LWM: masks that are trained to keep robustness, and masks by least weight magnitude.
+
+Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS 2020). Every weight of
+a convolution or linear layer gets a score; the network computes with the weights of the largest
+|score| of each layer, and the scores are trained, the weights frozen, with a robust loss. Then the
+mask is frozen and the weights that it keeps are fine-tuned. LWM, its baseline, leaves the scores as
+they start: that is pruning by magnitude, layer by layer.
+
+Unlike the masks of the GAP study (masks.py), these reach all convolutions and linear layers, the
+first, the shortcuts and the classifier as well; biases and batch-norm are never pruned.
+"""
+
+import copy
+from math import sqrt
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.utils import parametrize
+
+from advprune.errors import UserError
+from advprune.params import FineTuneSettings, Settings
+from advprune.pruning.family import Data, Pruned, Setting, family, require
+from advprune.pruning.masks import Masks, Scores, clear, everywhere, tune
+from advprune.training.finetune import finetune
+from advprune.training.standard import History
+
+ROUNDING = 1e-9  # 0.29 of 100 weights are 29, though 0.29 * 100 < 29 in floating point
+
+
+class ScoreSettings(Settings):
+    """How scores are trained, with the profile's batches, decay and budget.
+
+    method: on clean images (standard), on attacked ones (pgd), or TRADES with the weight `beta` as
+    published. epochs: 0 leaves the scores as they start. lr: the peak of the one-cycle schedule.
+    steps: inner ones. freeze_bn: hold batch-norm's weights and biases too, which as published are
+    trained along; its running statistics follow either way.
+    """
+
+    method: Literal["standard", "pgd", "trades"] = "trades"
+    epochs: int = Field(default=20, ge=0, le=10000)
+    lr: float = Field(default=0.1, gt=0, le=10)
+    steps: int = Field(default=10, ge=1, le=1000)
+    beta: float = Field(default=6.0, ge=0, le=1000)
+    freeze_bn: bool = False
+
+
+class Magnitude(Setting):
+    """sparsity: share of each layer's weights that goes, rounded down as published; 0 to below 1.
+
+    finetune: training of the weights that stay; null for none.
+    """
+
+    shorthand: ClassVar[str | None] = "sparsity"
+    sparsity: float = Field(ge=0, lt=1)
+    finetune: FineTuneSettings | None = None
+
+
+class Hydra(Magnitude):
+    """scores: how the mask is trained before that."""
+
+    scores: ScoreSettings = ScoreSettings()
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The mask forward; backward, its gradient goes to |s| as if the mask were |s| itself."""
+
+    @staticmethod
+    def forward(ctx: Any, magnitudes: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """`kept` as numbers, of the shape of `magnitudes`."""
+        return kept.to(magnitudes.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The mask's gradient, and none to `kept`."""
+        return gradients[0], None
+
+
+class Scored(nn.Module):
+    """A weight w seen through the mask of its scores s: `w * M`, `dL/ds = sign(s) w dL/d(w M)`.
+
+    The mask changes in `refresh` alone, which is called after each step: the inner steps of an
+    attack need no ranking.
+    """
+
+    kept: torch.Tensor
+
+    def __init__(self, scores: torch.Tensor, sparsity: float) -> None:
+        super().__init__()
+        self.sparsity = sparsity
+        self.scores = nn.Parameter(scores)
+        self.register_buffer("kept", torch.ones_like(scores, dtype=torch.bool))
+        self.refresh()
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        mask: torch.Tensor = _StraightThrough.apply(self.scores.abs(), self.kept)
+        return weight * mask
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Rank the scores anew."""
+        self.kept.copy_(~smallest(self.scores, self.sparsity))
+
+
+def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """All convolutions and linear layers by name, in the order of the modules."""
+    kinds = nn.Conv2d, nn.Linear
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def scaled(weight: torch.Tensor) -> torch.Tensor:
+    """The scores that pruning starts from: `s = sqrt(6 / fan_in) w / max|w|`, of w's shape.
+
+    So large that gradients can change the ranking, and in the order of the magnitudes. A weight
+    without any value but zero has scores of zero. UserError where a weight is NaN or infinite.
+    """
+    found = weight.detach()
+    if not found.isfinite().all():
+        raise UserError("weights that are NaN or infinite cannot be ranked; nothing is pruned")
+    fan_in = found[0].numel()
+    return sqrt(6 / fan_in) * found / found.abs().max().clamp_min(torch.finfo(found.dtype).tiny)
+
+
+def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """True, in the scores' shape, for the `floor(sparsity * numel)` of smallest |s|, exactly.
+
+    Of equal ones the first. The threshold is selected, not sorted for: time linear in numel.
+    """
+    magnitudes = scores.detach().abs().flatten()
+    count = int(sparsity * len(magnitudes) + ROUNDING)
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = magnitudes.kthvalue(count).values
+    below, level = magnitudes < threshold, magnitudes == threshold
+    gone = below | (level & (level.cumsum(0) <= count - below.sum()))
+    return gone.view_as(scores)
+
+
+def initial_scores(model: nn.Module) -> Scores:
+    """The scaled scores of all layers' weights, by parameter name."""
+    return {f"{name}.weight": scaled(layer.weight) for name, layer in layers(model).items()}
+
+
+def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
+    """Put every layer's weight behind a mask, in place; returns the masks by parameter name.
+
+    Weights and biases of these layers are frozen; scores and the rest can be trained.
+    """
+    model.requires_grad_(True)
+    found = {}
+    for name, layer in layers(model).items():
+        layer.requires_grad_(False)
+        seen = Scored(scaled(layer.weight), sparsity)
+        parametrize.register_parametrization(layer, "weight", seen)
+        found[f"{name}.weight"] = seen
+    return found
+
+
+def train_scores(
+    model: nn.Module, setting: Hydra, data: Data, generator: torch.Generator
+) -> tuple[Masks, History]:
+    """Train scores and, unless it is frozen, batch-norm; the last epoch's are taken.
+
+    Returns what goes, by parameter name, and the history. Of `model` only batch-norm is changed, in
+    place; the seed is drawn from `generator`.
+    """
+    learner, how = copy.deepcopy(model), setting.scores
+    seen = attach_scores(learner, setting.sparsity)
+    if how.freeze_bn:
+        for norm in (m for m in learner.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.requires_grad_(False)
+
+    def refresh(_: nn.Module) -> None:
+        for one in seen.values():
+            one.refresh()
+
+    history = finetune(
+        learner,
+        data.images,
+        data.labels,
+        data.train,
+        FineTuneSettings(**how.model_dump(exclude={"freeze_bn"})),
+        seed=int(torch.randint(2**31, (), generator=generator)),
+        state=phase(data.state, "scores"),
+        after_step=refresh,
+    )
+    model.load_state_dict(learner.state_dict(), strict=False)
+    return {weight: ~one.kept for weight, one in seen.items()}, history
+
+
+def phase(state: Path | None, name: str) -> Path | None:
+    """Where a phase of the training keeps its own state, beside that of the last phase."""
+    return state and state.with_name(f"{name}-{state.name}")
+
+
+def smallest_everywhere(model: nn.Module, sparsity: float) -> Masks:
+    """What goes by the scores as they start: least weight magnitude, layer by layer."""
+    scores = initial_scores(model)
+    return {name: smallest(score, sparsity) for name, score in scores.items()}
+
+
+def _finished(
+    name: str,
+    model: nn.Module,
+    setting: Magnitude,
+    data: Data | None,
+    generator: torch.Generator,
+    removed: Masks,
+    **notes: Any,
+) -> Pruned:
+    """Remove, fine-tune what stays, and note each layer's sparsity."""
+    clear(model, removed)
+    history = tune(name, model, setting.finetune, data, generator, removed)
+    sparsity = {weight: float(mask.float().mean()) for weight, mask in removed.items()}
+    notes |= {"layers": sparsity, "finetune": history}
+    return Pruned(model, everywhere(model, removed), notes)
+
+
+@family("HYDRA", Hydra)
+def hydra(
+    model: nn.Module, setting: Hydra, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """Weights whose trained score is small go; the given network is the pretraining.
+
+    The notes hold `layers` (sparsity by weight), `moved` (share of the kept weights that LWM would
+    have removed), `scores` and `finetune` (the histories).
+    """
+    removed = start = smallest_everywhere(model, setting.sparsity)
+    history: History = []
+    if setting.scores.epochs:
+        removed, history = train_scores(model, setting, require(data, "HYDRA"), generator)
+    kept = sum(int((~mask).sum()) for mask in removed.values())
+    moved = sum(int((start[name] & ~mask).sum()) for name, mask in removed.items()) / max(kept, 1)
+    return _finished("HYDRA", model, setting, data, generator, removed, moved=moved, scores=history)
+
+
+@family("LWM", Magnitude)
+def lwm(
+    model: nn.Module, setting: Magnitude, data: Data | None, generator: torch.Generator
+) -> Pruned:
+    """The weights of least magnitude of each layer go. Notes: `layers`, `finetune`, as HYDRA's."""
+    removed = smallest_everywhere(model, setting.sparsity)
+    return _finished("LWM", model, setting, data, generator, removed)

@@ -1,0 +1,308 @@
+"""HYDRA and LWM: masks against sorted lists, gradients by hand, weights that stay as they were."""
+
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from advprune.device import salted
+from advprune.errors import UserError
+from advprune.models.checkpoint import load_model, save_model
+from advprune.params import TrainSettings
+from advprune.pruning import Data, prune
+from advprune.pruning import hydra as module
+from advprune.pruning.hydra import (
+    Hydra,
+    Scored,
+    attach_scores,
+    initial_scores,
+    layers,
+    scaled,
+    smallest,
+    train_scores,
+)
+from advprune.training.standard import Trainer
+from conftest import make_network
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+TRAIN = TrainSettings(batch=32, eps=16 / 255, step=8 / 255)
+BRIEF = {"method": "pgd", "epochs": 1, "lr": 0.5, "steps": 1}
+BOTH: dict[str, Any] = {"sparsity": 0.8, "scores": BRIEF, "finetune": BRIEF}
+
+
+@pytest.fixture
+def small(digits: Pair) -> nn.Module:
+    return make_network(digits[0], width=2)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ranked(scores: torch.Tensor, sparsity: float) -> list[int]:
+    """The indices that go, by sorting a list of (|s|, place)."""
+    values = [(abs(value), place) for place, value in enumerate(scores.flatten().tolist())]
+    count = int(sparsity * len(values) + 1e-9)
+    return sorted(place for _, place in sorted(values)[:count])
+
+
+# --- the ranking ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.29, 0.5, 0.9, 0.99])
+def test_what_goes_is_what_sorting_a_list_removes(sparsity: float) -> None:
+    for shape in ((3, 2, 3, 3), (10, 10), (1, 7), (1, 1)):
+        # few values, so that many are equal in magnitude, across the threshold too
+        scores = torch.randint(-3, 4, shape, generator=generator(1)).float()
+        assert smallest(scores, sparsity).flatten().nonzero()[:, 0].tolist() == ranked(
+            scores, sparsity
+        )
+
+
+def test_a_share_that_is_a_whole_number_is_not_rounded_down() -> None:
+    assert int(0.29 * 100) == 28
+    assert int(smallest(torch.randn(100, generator=generator()), 0.29).sum()) == 29
+
+
+def test_scores_start_as_published() -> None:
+    weight = torch.tensor([[[[1.0, -4.0]]], [[[2.0, 0.0]]]])  # [2, 1, 1, 2]: fan-in 2
+    expected = sqrt(3) * torch.tensor([[[[0.25, -1.0]]], [[[0.5, 0.0]]]])
+    assert torch.allclose(scaled(weight), expected)
+    assert torch.equal(scaled(torch.zeros(3, 3)), torch.zeros(3, 3))
+    with pytest.raises(UserError, match="NaN or infinite cannot be ranked"):
+        scaled(torch.tensor([[1.0, float("nan")]]))
+
+
+def test_all_convolutions_and_linear_layers_are_pruned_and_nothing_else(small: nn.Module) -> None:
+    pruned = prune("LWM", small, 0.7)
+    weights = {name for name, p in small.named_parameters() if p.ndim > 1}
+    assert {"conv1.weight", "linear.weight", "layer2.0.shortcut.0.weight"} <= weights
+    assert set(pruned.notes["layers"]) == weights == set(initial_scores(small))
+    for name, parameter in small.named_parameters():
+        gone, after = pruned.changed[name], pruned.model.get_parameter(name)
+        expected = ranked(parameter.detach(), 0.7) if name in weights else []
+        assert gone.flatten().nonzero()[:, 0].tolist() == expected
+        assert (after[gone] == 0).all() and torch.equal(after[~gone], parameter[~gone])
+        if name in weights:
+            assert pruned.notes["layers"][name] == pytest.approx(len(expected) / parameter.numel())
+
+
+# --- training of the scores ----------------------------------------------------------------------
+
+
+def test_the_gradient_goes_straight_through_by_hand() -> None:
+    """y = (w * M) x with w = (2, -3, 0.5), s in proportion; half of three, so one, goes: 0.5."""
+    layer = nn.Linear(3, 1, bias=False)
+    layer.weight.data = torch.tensor([[2.0, -3.0, 0.5]])
+    (seen,) = attach_scores(nn.Sequential(layer), 0.5).values()
+    x = torch.tensor([[5.0, 7.0, 11.0]])
+    out = layer(x)
+    assert out.item() == 2 * 5 - 3 * 7
+    out.sum().backward()
+    # dL/d(wM) = x; dL/ds = sign(s) w x, for the weight that is masked too
+    assert torch.equal(seen.scores.grad, torch.tensor([[2.0 * 5, 3.0 * 7, 0.5 * 11]]))
+    assert layer.parametrizations.weight.original.grad is None
+    with torch.no_grad():
+        seen.scores[0, 0] = 0.0
+    assert layer(x).item() == 2 * 5 - 3 * 7  # the mask changes when it is refreshed, not before
+    seen.refresh()
+    assert layer(x).item() == -3 * 7 + 0.5 * 11
+
+
+def test_scores_of_the_opposite_sign_count_by_their_magnitude() -> None:
+    seen = Scored(torch.tensor([1.0, -3.0, 2.0, -0.5]), 0.5)
+    assert seen.kept.tolist() == [False, True, True, False]
+    weight = torch.tensor([4.0, 5.0, 6.0, 7.0])
+    seen(weight).sum().backward()
+    assert seen.scores.grad.tolist() == [4.0, -5.0, 6.0, -7.0]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("method", ["standard", "pgd", "trades"])
+def test_weights_are_bitwise_unchanged_while_scores_are_trained(
+    small: nn.Module, digits: Pair, method: str, frozen: bool
+) -> None:
+    scores = {"method": method, "epochs": 1, "lr": 1.0, "steps": 1, "freeze_bn": frozen}
+    pruned = prune("HYDRA", small, {"sparsity": 0.5, "scores": scores}, Data(*digits, TRAIN))
+    assert pruned.notes["moved"] > 0 and len(pruned.notes["scores"]) == 1
+    for name, before in small.named_parameters():
+        after, gone = pruned.model.get_parameter(name), pruned.changed[name]
+        is_norm = before.ndim == 1 and name != "linear.bias"
+        assert torch.equal(after[~gone], before[~gone]) == (frozen or not is_norm), name
+        assert (after[gone] == 0).all()
+        assert int(gone.sum()) == (int(0.5 * gone.numel()) if before.ndim > 1 else 0)
+    moved = [n for n, b in small.named_buffers() if not torch.equal(b, _buffer(pruned.model, n))]
+    assert "bn1.running_mean" in moved
+    assert not parametrize.is_parametrized(pruned.model) and not pruned.model.training
+
+
+def _buffer(model: nn.Module, name: str) -> torch.Tensor:
+    return dict(model.named_buffers())[name]
+
+
+def test_training_finds_the_mask_that_keeps_the_answer() -> None:
+    """The class is pixel 0, whose weights are the smallest: magnitude drops them."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    model[1].weight.data = torch.tensor([[0.5, 1.0, 1.0, 1.0], [-0.5, 1.0, 1.0, 1.0]])
+    model[1].bias.data = torch.tensor([-0.25, 0.25])
+    images = torch.rand(64, 1, 2, 2, generator=generator()).round()
+    labels = 1 - images[:, 0, 0, 0].long()
+    data = Data(images, labels, TRAIN)
+    scores = {"method": "standard", "epochs": 20, "lr": 1.0}
+    assert prune("LWM", model, 0.75).changed["1.weight"][:, 0].all()
+    learned = prune("HYDRA", model, {"sparsity": 0.75, "scores": scores}, data)
+    assert (~learned.changed["1.weight"]).nonzero().tolist() == [[0, 0], [1, 0]]
+    assert torch.equal(learned.model(images).argmax(1), labels)
+    assert learned.notes["moved"] == 1.0
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.9])
+def test_without_epochs_the_mask_is_that_of_least_magnitude(
+    small: nn.Module, sparsity: float
+) -> None:
+    pruned = prune("HYDRA", small, {"sparsity": sparsity, "scores": {"epochs": 0}})
+    least = prune("LWM", small, sparsity)
+    assert pruned.notes["moved"] == 0 and pruned.notes["scores"] == []
+    for name, mask in least.changed.items():
+        assert torch.equal(pruned.changed[name], mask)
+        assert torch.equal(pruned.model.get_parameter(name), least.model.get_parameter(name))
+
+
+# --- the mask afterwards -------------------------------------------------------------------------
+
+
+def test_masks_are_exact_after_every_batch_of_both_phases(
+    small: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, dict[str, torch.Tensor]]] = []
+    original = Trainer._step
+
+    def step(trainer: Trainer, *args: Any) -> tuple[float, int]:
+        found = original(trainer, *args)
+        model = trainer.model
+        zeros = {n: (m.weight == 0).detach() for n, m in layers(model).items()}
+        seen.append((parametrize.is_parametrized(model.conv1), zeros))
+        for name, layer in layers(model).items() if seen[-1][0] else []:
+            (mask,) = layer.parametrizations.weight
+            assert mask.scores.grad is not None
+            assert (~mask.kept).flatten().nonzero()[:, 0].tolist() == ranked(
+                mask.scores.detach(), 0.8
+            ), name
+        return found
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    pruned = prune("HYDRA", small, BOTH, Data(*digits, TRAIN))
+    batches = len(digits[0]) // TRAIN.batch
+    assert [phase for phase, _ in seen] == [True] * batches + [False] * batches
+    for _, zeros in seen:
+        for name, zero in zeros.items():
+            assert int(zero.sum()) == int(0.8 * zero.numel()), name
+    for name, zero in seen[-1][1].items():
+        assert torch.equal(zero, pruned.changed[f"{name}.weight"])
+        assert all(torch.equal(zero, later[name]) for phase, later in seen if not phase)
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights_and_ends_in_the_file(
+    small: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    before = {name: t.clone() for name, t in small.state_dict().items()}
+    whisper = BOTH | {"finetune": BRIEF | {"lr": 1e-9}}
+    pruned = prune("HYDRA", small, whisper, Data(*digits, TRAIN))
+    for name in initial_scores(small):
+        kept = ~pruned.changed[name]
+        assert torch.allclose(pruned.model.get_parameter(name)[kept], before[name][kept], atol=1e-6)
+    assert all(torch.equal(t, before[name]) for name, t in small.state_dict().items())
+    save_model(pruned.model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(digits[0]), pruned.model(digits[0]))
+    assert list(loaded.state_dict()) == list(small.state_dict())
+
+
+def test_a_layer_never_loses_all_its_weights(small: nn.Module) -> None:
+    pruned = prune("LWM", small, 0.999)
+    assert all(share < 1 for share in pruned.notes["layers"].values())
+
+
+# --- seeds, resuming, settings -------------------------------------------------------------------
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([t.flatten().double() for t in model.state_dict().values()])
+
+
+def test_runs_follow_the_seed(small: nn.Module, digits: Pair) -> None:
+    data = Data(*digits, TRAIN)
+    one, same, other = (weights(prune("HYDRA", small, BOTH, data, s).model) for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    changed = prune("HYDRA", small, BOTH, data, 1).changed
+    drawn = generator(salted(1, "prune", "HYDRA"))
+    masks, _ = train_scores(small, Hydra(**BOTH), data, drawn)
+    assert all(torch.equal(mask, changed[name]) for name, mask in masks.items())
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+def test_a_killed_run_is_resumed_in_its_phase(
+    small: nn.Module, digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """Two epochs each: killed after the given one in all, and run again."""
+    long = {key: BRIEF | {"epochs": 2} for key in ("scores", "finetune")}
+    setting, finished = BOTH | long, []
+    whole = weights(prune("HYDRA", small, setting, Data(*digits, TRAIN)).model)
+    store = Trainer._store
+
+    def counted(trainer: Trainer, run: Any) -> None:
+        store(trainer, run)
+        finished.append(trainer.state_path)
+        if len(finished) == epoch:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_store", counted)
+    data = Data(*digits, TRAIN, tmp_path / "a" / "training.pt")
+    with pytest.raises(Killed):
+        prune("HYDRA", small, setting, data)
+    resumed = prune("HYDRA", small, setting, data)
+    assert torch.equal(weights(resumed.model), whole)
+    places = [tmp_path / "a" / "scores-training.pt", tmp_path / "a" / "training.pt"]
+    assert finished == [places[0]] * 2 + [places[1]] * 2  # four epochs in both runs together
+    assert [len(resumed.notes[key]) for key in ("scores", "finetune")] == [2, 2]
+
+
+def test_the_weight_of_trades_reaches_the_training(small: nn.Module, digits: Pair) -> None:
+    data, found = Data(*digits, TRAIN), []
+    for beta in (0.0, 20.0):
+        how = {"method": "trades", "epochs": 1, "lr": 0.1, "steps": 1, "beta": beta}
+        pruned = prune("LWM", small, {"sparsity": 0.5, "finetune": how}, data)
+        found.append(pruned.notes["finetune"][0]["train_loss"])
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("LWM", 1.0, "sparsity.*less than 1"),
+        ("HYDRA", -0.1, "sparsity.*greater than or equal to 0"),
+        ("HYDRA", {"sparsity": 0.5, "scores": {"epochs": -1}}, r"scores\.epochs"),
+        ("HYDRA", {"sparsity": 0.5, "scores": {"method": "fgsm"}}, r"scores\.method.*fgsm"),
+        ("LWM", {"sparsity": 0.5, "scores": {}}, "scores"),
+        ("LWM", {"sparsity": 0.5, "finetune": {"beta": -1}}, r"finetune\.beta"),
+    ],
+)
+def test_wrong_settings_are_refused(small: nn.Module, name: str, setting: Any, words: str) -> None:
+    with pytest.raises(UserError, match=rf"prune\.{name}: .*{words}"):
+        prune(name, small, setting)
+
+
+def test_training_needs_images(small: nn.Module) -> None:
+    with pytest.raises(UserError, match="family HYDRA learns from training images"):
+        prune("HYDRA", small, 0.5)
+    with pytest.raises(UserError, match="family LWM learns from training images"):
+        prune("LWM", small, {"sparsity": 0.5, "finetune": BRIEF})
+    assert module.phase(None, "scores") is None
