@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from advprune.errors import UserError
 from advprune.evaluate import metrics
 from advprune.evaluate.compare import compare
+from advprune.evaluate.faults import Reached, flips_metric, to_chance
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.transfer import transfer_success
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
@@ -88,7 +89,7 @@ class Study:
 
     sweeps, compressions: records by (family, base). surrogates: records of the attacker's own
     networks on their own images, by (name, attack). protocol: records of the published protocol of
-    SAP, by member and recipe (empty: none).
+    SAP, by member and recipe (empty: none). bitflips: records of the bit-flip attack, by entry.
     """
 
     params: Params
@@ -101,6 +102,7 @@ class Study:
     clean_images: np.ndarray  # uint8 [N, C, H, W], the evaluation subset
     adv_images: dict[str, np.ndarray]  # model name -> uint8, the main attack's
     protocol: pd.DataFrame
+    bitflips: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -193,6 +195,19 @@ class Study:
             for order in sorted(int(order) for order in table.order.unique())
         ]
 
+    @property
+    def chance(self) -> float:
+        """The accuracy at which a network under the bit-flip attack counts as guessing."""
+        return self.params.active().bitflip.stop / len(self.classes)
+
+    @cache  # noqa: B019
+    def flips(self, model: Model) -> Reached | None:
+        """Bits to chance of a model: of its entry of most bits, of equals the first; None where
+        there is no entry."""
+        own = [n for n, entry in self.params.bitflip.items() if entry.model == model.name]
+        name = max(own, key=lambda name: self.params.bitflip[name].bits, default=None)
+        return None if name is None else to_chance(self.bitflips[name], self.chance)
+
     def own(self, source: str, attack: str) -> pd.DataFrame:
         """The records of a source on the images that were crafted on it."""
         if (source, attack) in self.surrogates:
@@ -219,6 +234,7 @@ class Study:
         found |= remnant_accuracy(transferred).columns("transfer_accuracy")
         found |= transfer_success(transferred, dense_records).columns("transfer_success_rate")
         found |= {"p_against_dense": round(against.p, 4), "against_dense": against.mark}
+        found |= flips_metric(self.flips(model))
         keys = ("prune_ratio", "sparsity", "bits", "parameters", "twin_agreement")
         return found | {key: card[key] for key in keys}
 
@@ -273,6 +289,7 @@ def read_study(params: Params, place: Place) -> Study:
         test["images"],
         adv,
         pd.concat(protocols, ignore_index=True) if protocols else pd.DataFrame(),
+        {name: _frame(place("records", f"{name}.bitflip.parquet")) for name in params.bitflip},
     )
 
 
