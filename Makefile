@@ -11,9 +11,10 @@ repro: setup  ## run what is out of date of the pipeline and show the results
 test: setup  ## run the tests
 	@$(RUN) -m pytest
 
-bench: setup  ## time the attack engine beside torchattacks, and filters taken out beside zeros
+bench: setup  ## time the attack engine beside torchattacks, filters taken out, and bit flips
 	@$(RUN) bench/attack.py
 	@$(RUN) bench/filters.py
+	@$(RUN) bench/bitflips.py
 
 lint: setup  ## check style and types
 	@$(RUN) -m ruff check .

@@ -1,6 +1,7 @@
 """The closing table: the leaderboard in brief, from the metrics, and where the report lies."""
 
 import json
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ import typer
 from common import ProfileOption, Workspace, script
 
 COLUMNS = ("model", "clean %", "robust %", "PGD %", "transfer %", "vs dense", "verdict")
+BITS = "bits"  # only where weights were attacked
+MEANING = "bits: how many stored bits have to be turned over until the network guesses."
 TEXT = ("model", "verdict")  # columns to be read from the left
 
 
@@ -24,6 +27,10 @@ def show(
     declared, missing = _declared(workspace)
     found = {name: _metrics(workspace, name) for name in declared}
     rows = [_row(name, one) for name, one in found.items()]
+    columns, notes = COLUMNS, _not_run(missing)
+    if any(one.get("flips_to_chance") is not None for one in found.values()):
+        columns, notes = (*COLUMNS, BITS), [MEANING, *notes]
+        rows = [[*row, _flips(one)] for row, one in zip(rows, found.values(), strict=True)]
     main = params.active().attacks[params.attack.main]
     n = next(iter(found.values()))["n"]
     title = (
@@ -33,12 +40,12 @@ def show(
     if markdown:
         from tabulate import tabulate
 
-        table = tabulate(rows, COLUMNS, "github", disable_numparse=True)
-        parts = [f"**{title}**", table, "\n".join(_not_run(missing))]
+        table = tabulate(rows, columns, "github", disable_numparse=True)
+        parts = [f"**{title}**", table, "\n".join(notes)]
         print("\n\n".join(part for part in parts if part))
         return
-    _print_table(title, rows)
-    print(*_not_run(missing), sep="\n", end="\n" if missing else "")
+    _print_table(title, columns, rows)
+    print(*notes, sep="\n", end="\n" if notes else "")
     print(workspace.place("reports", "report.html"))
 
 
@@ -58,14 +65,14 @@ def _not_run(missing: list[str]) -> list[str]:
     return wrap(f"Not run with these settings: {', '.join(missing)}.", 80) if missing else []
 
 
-def _print_table(title: str, rows: list[list[str]]) -> None:
+def _print_table(title: str, columns: Sequence[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     look = box.SIMPLE_HEAD
     table = Table(title=title, title_justify="left", box=look, show_edge=False, padding=0)
-    for column in COLUMNS:
+    for column in columns:
         table.add_column(column, justify="left" if column in TEXT else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
@@ -97,6 +104,14 @@ def _row(name: str, found: dict[str, Any]) -> list[str]:
         NOTHING if is_dense else found["against_dense"],
         found.get("verdict", NOTHING),  # none in metrics of before there were verdicts
     ]
+
+
+def _flips(found: dict[str, Any]) -> str:
+    """Stored bits to chance; a dash where that was not measured or not reached."""
+    from advprune.report.text import NOTHING
+
+    flips = found.get("flips_to_chance")
+    return NOTHING if flips is None else f"{flips:.0f}"
 
 
 if __name__ == "__main__":

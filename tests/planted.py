@@ -163,7 +163,42 @@ def settings(**changes: Any) -> Params:
     raw |= {"bases": ["standard"], "protocol": {}}
     raw |= {"masks": {}, "compression": {}, "quantized": {}, "surrogates": {}, "substitutes": {}}
     raw |= {"tickets": {}, "sparsity_study": {}}
+    dense = {"of": "dense", "base": raw["bases"][0]}
+    raw["bitflip"] = {"dense_8": dense | {"variants": ["margin"]}, "dense_4": dense | {"bits": 4}}
     return parse(Params, raw | changes, "test")
+
+
+def flipping(
+    counts: Sequence[int | None],
+    *,
+    variants: Sequence[str] = (),
+    bits: int = 8,
+    tried: int = 30,
+    level: float = 0.2,
+    clean: float = 0.9,
+    stored_bits: int = 1000,
+) -> pd.DataFrame:
+    """Records of the bit-flip attack in which each seed is at the level after so many flips.
+
+    Accuracy stays clean until then; None: not within `tried` flips. All flips are of the sign bit,
+    of the last of three layers but for the first. Random flips, `tried` of them, do nothing.
+    """
+    tables = []
+    for variant in ("untargeted", *variants, "random"):
+        for seed, reached in enumerate(counts):
+            most = tried if variant == "random" or reached is None else reached
+            flip = np.arange(most + 1)
+            accuracy = np.full(most + 1, clean)
+            if variant != "random" and reached is not None:
+                accuracy[-1] = level
+            depth = np.where(flip == 0, -1, np.where(flip == 1, 0, 2))
+            table = {"flip": flip, "step": flip, "depth": depth, "index": flip - 1}
+            table |= {"layer": np.array(["", "conv1", "linear"])[np.clip(depth, -1, 1) + 1]}
+            table |= {"bit": np.where(flip == 0, -1, bits - 1), "loss": 0.1 * flip}
+            table |= {"hamming": flip, "accuracy": accuracy, "n_b": 1, "forwards": 5 * flip}
+            table |= {"gradients": flip, "reason": "level", "layers": 3, "variant": variant}
+            tables.append(pd.DataFrame(table | {"stored_bits": stored_bits, "seed": seed}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
@@ -221,6 +256,7 @@ def study(
     surrogates: Mapping[tuple[str, str], pd.DataFrame] | None = None,
     sparse_points: Sequence[pd.DataFrame] = (),
     sparse_history: pd.DataFrame | None = None,
+    bitflips: Mapping[str, pd.DataFrame] | None = None,
 ) -> Study:
     """A study of one base: a dense network first, then the given models."""
     chosen = list(models) or [model("A"), model("B")]
@@ -241,8 +277,12 @@ def study(
     classes = list("abcd")
     sparsity = pd.concat([pd.DataFrame(), *sparse_points], ignore_index=True)
     history = pd.DataFrame() if sparse_history is None else sparse_history
+    flips = {
+        name: flipping((10, 12, 14, 16, 18), variants=entry.variants, bits=entry.bits)
+        for name, entry in params.bitflip.items()
+    } | dict(bitflips or {})
     found = (params, chosen, sweeps, over, own, "planted", classes, clean, adv, protocol)
-    return Study(*found, sparsity, history)
+    return Study(*found, sparsity, history, flips)
 
 
 def only(found: Any) -> Finding:

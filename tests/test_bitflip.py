@@ -399,19 +399,19 @@ def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
 def test_an_interrupted_run_gives_the_same_trace(
     network: nn.Module, digits: Pair, loss: str
 ) -> None:
-    images, labels = digits
+    images, labels = (part[:16] for part in digits)
 
     def accuracy(model: nn.Module) -> float:
         return float((model(images).argmax(1) == labels).double().mean())
 
-    options = {"bits": 4, "loss": loss, "evaluate": accuracy, "every": 3}
-    whole = bitflip(network, images, budget=8, **options)
+    options = {"bits": 4, "loss": loss, "evaluate": accuracy, "every": 2}
+    whole = bitflip(network, images, budget=5, **options)
     first = bitflip(network, images, budget=3, **options)
-    rest = bitflip(network, images, budget=8, state=first.table, **options)
+    rest = bitflip(network, images, budget=5, state=first.table, **options)
     assert_same(rest.table, whole.table)
     assert rest.reason == whole.reason and rest.clean_accuracy == whole.clean_accuracy
     assert hamming(rest.stored, whole.stored) == 0
-    assert whole.table.accuracy.notna().tolist() == [f % 3 == 0 for f in whole.table.flip]
+    assert whole.table.accuracy.notna().tolist() == [f % 2 == 0 for f in whole.table.flip]
 
 
 def test_going_on_after_every_step_where_n_b_grows() -> None:
@@ -423,7 +423,8 @@ def test_going_on_after_every_step_where_n_b_grows() -> None:
         rest = bitflip(model, images, labels, bits=1, budget=40, state=state)
         assert_same(rest.table, whole.table)
         assert rest.reason == whole.reason
-    for budget in range(41):  # a step that does not fit the budget is not made
+    together = whole.table.flip[whole.table.n_b > 1].tolist()
+    for budget in [0, 1, *together]:  # a step that does not fit the budget is not made
         table = bitflip(model, images, labels, bits=1, budget=budget).table
         assert len(table) <= budget
         assert_same(table, whole.table.head(len(table)))
@@ -455,8 +456,9 @@ def test_states_that_do_not_belong_are_refused() -> None:
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_reuse_changes_nothing(network: nn.Module, digits: Pair, bits: int) -> None:
-    kept = bitflip(network, digits[0], bits=bits, budget=4, batch=40)
-    computed = bitflip(network, digits[0], bits=bits, budget=4, batch=40, reuse=False)
+    images = digits[0][:20]
+    kept = bitflip(network, images, bits=bits, budget=3, batch=12)
+    computed = bitflip(network, images, bits=bits, budget=3, batch=12, reuse=False)
     assert_same(kept.table, computed.table)
 
 
@@ -550,13 +552,13 @@ def test_accuracy_level_saving_and_progress() -> None:
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_targeted_attacks_push_into_the_class(network: nn.Module, digits: Pair, loss: str) -> None:
-    images = digits[0]
+    images = digits[0][:32]
     share = [int((store(network).model(images).argmax(1) == c).sum()) for c in range(10)]
     target = share.index(min(share))
     trace = bitflip(network, images, target=target, loss=loss, budget=8)
     assert (trace.table.loss_after < trace.table.loss_before).all()
     now = int((trace.stored.model(images).argmax(1) == target).sum())
-    assert now > min(share) + 32
+    assert now > min(share) + 16
 
 
 def decided_and_sure() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

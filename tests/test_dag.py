@@ -15,7 +15,7 @@ SOURCE = ROOT / "src"
 # Models with inserted layers or integers are rebuilt by name (models/checkpoint.py), which no
 # import shows: stages that open a compressed model use these as well.
 REBUILT = {"advprune.pruning", "advprune.quantize"}
-OPENS_COMPRESSED = {"attack", "transfer", "quantize", "surrogate"}
+OPENS_COMPRESSED = {"attack", "transfer", "quantize", "surrogate", "bitflip"}
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,7 @@ def test_stages_are_exactly_what_params_declare(
     expected |= {f"compression@{name}-{first}" for name in settings.compression}
     expected |= {f"quantized@{name}" for name in settings.quantized}
     expected |= {f"attack-quantized@{name}-{first}" for name in settings.quantized}
+    expected |= {f"bitflip@{name}" for name in settings.bitflip}
     expected |= {f"surrogate@{name}" for name in settings.surrogates}
     expected |= {f"substitute@{name}-{first}" for name in settings.substitutes}
     for base in settings.bases:
@@ -136,7 +137,7 @@ def test_stages_are_exactly_what_params_declare(
         for family in settings.prune:
             expected |= {f"{stage}@{family}-{base}" for stage in ("prune", "attack")}
     assert set(stages) == expected
-    assert len(stages) <= 85  # each costs two seconds before it starts its work
+    assert len(stages) <= 90  # each costs two seconds before it starts its work
 
 
 def test_every_family_has_a_setting_and_a_page(settings: params.Params) -> None:
@@ -160,6 +161,7 @@ def test_each_stage_tracks_only_its_own_item(stages: dict[str, Any]) -> None:
     assert tracked["mask@GAP_layer-standard"] == {"seed", "masks.GAP_layer", train}
     assert tracked["ticket@HYDRA-robust"] == {"seed", "tickets.HYDRA", train}
     assert tracked["compression@random-standard"] >= {"seed", "compression.random"}
+    assert tracked["bitflip@dense_4"] >= {"seed", "bitflip.dense_4", "profiles.digits.bitflip"}
     assert tracked["sweep@R-standard"] >= {"seed", "sweep.R"}
     assert not any(key.startswith("prune") for key in tracked["attack@E-standard"])
     assert not any(key == "profiles" for keys in tracked.values() for key in keys)

@@ -26,7 +26,7 @@ ON_MASKS = {
     *("mask@random-standard", "mask@GAP_layer-standard", "compression@random-standard"),
     *("attack-masked@random-standard", "attack-masked@GAP_layer-standard"),
     *("quantized@GAP_int8", "attack-quantized@GAP_int8-standard"),
-    *("surrogate@seed1", "substitute@GAP_layer-standard"),
+    *("surrogate@seed1", "substitute@GAP_layer-standard", "bitflip@dense_4"),
 }
 
 
@@ -108,6 +108,19 @@ def test_metrics_are_the_records_own(pipeline: tuple[Path, str]) -> None:
     assert main.linf.max() <= 48 / 255 + 1e-6 and len(main) == 40
 
 
+def test_bits_are_flipped_and_told(pipeline: tuple[Path, str]) -> None:
+    folder, _ = pipeline
+    records = pd.read_parquet(folder / "records/digits/dense_4.bitflip.parquet")
+    runs = records.groupby(["variant", "seed"], sort=False)
+    assert list(runs.groups) == [(v, s) for v in ("untargeted", "margin", "random") for s in (0, 1)]
+    assert (runs.flip.first() == 0).all() and (
+        runs.accuracy.first() == runs.accuracy.first()[0]
+    ).all()
+    assert "## Bits under attack" in (folder / "reports/digits/report.md").read_text()
+    table = pd.read_csv(folder / "reports/digits/curves/flips.csv")
+    assert table.search.tolist() == ["untargeted", "margin"] and (table.seeds == 2).all()
+
+
 def test_a_second_run_does_nothing(pipeline: tuple[Path, str]) -> None:
     again = run(pipeline[0], "-m", "dvc", "repro")
     assert again.returncode == 0 and stages_run(again.stdout) == []
@@ -161,6 +174,7 @@ def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
         (("prune", "GAP_layer"), ["models/digits/GAP_layer-standard/model.safetensors"]),
         (("quantize", "GAP_int8"), ["models/digits/GAP_int8-standard/model.safetensors"]),
         (("surrogate", "GAP_layer", "--copy"), [f"surrogates/digits/{OWN[1]}/model.safetensors"]),
+        (("bitflip", "dense_4"), ["records/digits/dense_4.bitflip.parquet"]),
         (("transfer",), ["transfers/digits/transfer.parquet"]),
         (("summarize",), ["metrics/digits/E-standard.json", "reports/digits/report.html"]),
     ):

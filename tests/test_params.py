@@ -127,6 +127,28 @@ def test_fractions_are_read_once(tmp_path: Path) -> None:
         ("surrogates/seed1/width", 0, ["surrogates.seed1.width", "0"]),
         ("surrogates/seed1/epochs", 0, ["surrogates.seed1.epochs", "0"]),
         ("surrogates/seed1/lr", 1, ["surrogates.seed1.lr", "not permitted"]),
+        ("bitflip/dense_8", {"of": "dense"}, ["bitflip.dense_8.base"]),
+        ("bitflip/dense_8/base", "odd", ["bitflip.dense_8.base", "no recipe 'odd'", "clustered"]),
+        (
+            "bitflip/dense_8/of",
+            "int8",
+            ["bitflip.dense_8.of", "'int8' holds integers", "GAP_layer"],
+        ),
+        ("bitflip/dense_8/of", "qat4", ["bitflip.dense_8.of", "'qat4' holds integers"]),
+        ("bitflip/dense_8/of", "GAP", ["bitflip.dense_8.of", "'GAP' is not made on standard"]),
+        (
+            "bitflip/magnitude_8/base",
+            "robust",
+            ["'magnitude_global' is not made on robust", "dense, E, "],
+        ),
+        ("bitflip/clustered_8/of", "E", ["'E' is not made on clustered", "there: dense"]),
+        ("bitflip/dense_8/bits", 9, ["bitflip.dense_8.bits", "9"]),
+        ("bitflip/dense_8/scale", "row", ["bitflip.dense_8.scale", "row", "channel"]),
+        ("bitflip/dense_8/variants", ["random"], ["bitflip.dense_8.variants", "random", "margin"]),
+        ("bitflip/dense_8/budget", 0, ["bitflip.dense_8.budget", "0"]),
+        ("profiles/digits/bitflip/seeds", 0, ["digits.bitflip.seeds", "0"]),
+        ("profiles/digits/bitflip/stop", 0, ["digits.bitflip.stop", "0"]),
+        ("recipes/clustered/clustering", -1, ["recipes.clustered.clustering", "-1"]),
         ("compression", {"random": []}, ["compression.random"]),
         ("prune", {"a b": 1}, ["prune", "a b"]),
         ("sweep", {"E": []}, ["sweep.E"]),
@@ -175,6 +197,7 @@ def test_masks_and_quantized_models_are_on_the_first_base_alone_and_tickets_on_t
         ("tickets", {"HYDRA": 0.9}),
         ("quantized", {"copy": {"of": "E", "bits": 4}, "small": {"of": "GAP_layer"}}),
         ("substitutes", {"small": {}, "dense": {}}),
+        ("bitflip", {"E_1": {"of": "E", "base": "robust", "bits": 1}}),
     )
     masked = ["GAP_layer", "random"]
     assert read.models("standard") == ["dense", "int8", "E", *masked, "copy", "small"]
@@ -187,7 +210,7 @@ def test_masks_and_quantized_models_are_on_the_first_base_alone_and_tickets_on_t
 def test_masks_quantized_models_and_networks_of_the_attacker_may_be_left_out(
     tmp_path: Path,
 ) -> None:
-    names = ("masks", "compression", "quantized", "surrogates", "substitutes")
+    names = ("masks", "compression", "quantized", "surrogates", "substitutes", "bitflip")
     read = loaded(tmp_path, *((name, {}) for name in names))
     assert all(getattr(read, name) == {} for name in names)
     raw = {key: value for key, value in RAW.items() if key not in names}

@@ -30,6 +30,8 @@ TINY = {
     "surrogates": {"seed1": {"seed": 1, "epochs": 1}},
     "substitutes": {"GAP_layer": {"epochs": 1}},
     "protocol": {"standard": {"dense": {}, "SAP_100": {"family": "SAP", "setting": 1.0}}},
+    "bitflip": {"dense_4": {"of": "dense", "base": "standard", "bits": 4, "variants": ["margin"]}},
+    "profiles/digits/bitflip": {"images": 16, "seeds": 2, "budget": 3, "random": 2},
     "profiles/digits/attacks/square/queries": 5,
     "profiles/digits/protocol/images": 10,
     "profiles/digits/protocol/draws": 3,

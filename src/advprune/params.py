@@ -121,7 +121,8 @@ class RecipeSettings(Settings):
     trades. beta: weight of the TRADES term. share: part of the batch that mixed attacks.
     budget: the part of the profile's training eps that is used. ema: decay of the averaged weights
     that are kept, 0 for none. probe_steps: PGD steps of the validation attack by which the epoch
-    that is kept is chosen, and overfitting to FGSM is noticed.
+    that is kept is chosen, and overfitting to FGSM is noticed. clustering: weight of the penalty
+    that pulls each layer's weights to two values (`training.clustering`), 0 for none.
     """
 
     method: Literal["standard", "pgd", "fgsm", "trades", "mixed"] = "standard"
@@ -132,6 +133,7 @@ class RecipeSettings(Settings):
     budget: float = Field(default=1.0, gt=0, le=10)
     ema: float = Field(default=0.0, ge=0, lt=1)
     probe_steps: int = Field(default=10, ge=1, le=1000)
+    clustering: float = Field(default=0.0, ge=0, le=10)
 
 
 class FineTuneSettings(Settings):
@@ -320,6 +322,26 @@ def _fraction_or_text(value: Any) -> Any:
     return parse_fraction(value) if is_fraction else value
 
 
+class FlipSettings(Settings):
+    """How the bit-flip attack is run (`advprune.attacks.bitflip`), for every entry of `bitflip`.
+
+    images: of the training images, drawn anew for each of the `seeds`; the attack takes the stored
+    network's own predictions as their labels. budget: most flips a seed. stop: it ends at an
+    accuracy of `stop / classes` on the test images, which is asked for after every `every` flips.
+    random, random_every: how many random flips stand beside it, and how often their accuracy is
+    asked for. target: the class that targeted attacks push all images into.
+    """
+
+    images: int = Field(default=128, ge=1)
+    seeds: int = Field(default=5, ge=1, le=1000)
+    budget: int = Field(default=100, ge=1, le=1000000)
+    stop: float = Field(default=1.1, gt=0, le=100)
+    every: int = Field(default=1, ge=1)
+    random: int = Field(default=100, ge=0, le=1000000)
+    random_every: int = Field(default=10, ge=1)
+    target: int = Field(default=0, ge=0)
+
+
 class Profile(Settings):
     """Everything that depends on the data set and on the time one has."""
 
@@ -330,6 +352,7 @@ class Profile(Settings):
     suite: SuiteSettings
     curves: CurveSettings
     protocol: ProtocolSettings
+    bitflip: FlipSettings = FlipSettings()
     batch: int = Field(default=128, ge=1)
     show_images: bool = True
 
@@ -388,6 +411,27 @@ class QuantizedSettings(Settings):
     of: Name = "dense"
     bits: int = Field(default=8, ge=2, le=8)
     training: FineTuneSettings | None = None
+
+
+class BitFlipSettings(Settings):
+    """An entry of `bitflip`: a model's weights, stored with so many bits, under attack.
+
+    of, base: the model, one that is stored in floating point. scale: one for each layer or each
+    output channel. variants: what is tried besides untargeted and random flips. budget: most flips
+    a seed; null takes the profile's.
+    """
+
+    of: Name
+    base: Name
+    bits: int = Field(default=8, ge=1, le=8)
+    scale: Literal["layer", "channel"] = "layer"
+    variants: list[Literal["margin", "targeted"]] = []
+    budget: int | None = Field(default=None, ge=1, le=1000000)
+
+    @property
+    def model(self) -> str:
+        """The name of the attacked model, `<family>-<base>`."""
+        return f"{self.of}-{self.base}"
 
 
 class SurrogateSettings(Settings):
@@ -456,6 +500,7 @@ class Params(Settings):
     substitutes: dict[Name, SurrogateSettings] = {}
     attack: AttackChoice
     protocol: dict[Name, dict[Name, Member]]
+    bitflip: dict[Name, BitFlipSettings] = {}
     profiles: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Profile]
 
     @model_validator(mode="after")
@@ -514,6 +559,24 @@ class Params(Settings):
             raise ValueError(f"substitutes: there is no model {unknown[0]!r} on the first base")
         if clash := set(self.surrogates) & {f"{name}_substitute" for name in self.substitutes}:
             raise ValueError(f"surrogates: the name {sorted(clash)[0]!r} is that of a substitute")
+        for name, entry in self.bitflip.items():
+            self._check_entry(name, entry)
+
+    def _check_entry(self, name: str, entry: BitFlipSettings) -> None:
+        """What an entry of `bitflip` attacks is there, and has weights in floating point."""
+        if entry.base not in self.recipes:
+            known = ", ".join(self.recipes)
+            raise ValueError(
+                f"bitflip.{name}.base: there is no recipe {entry.base!r}; known: {known}"
+            )
+        models = self.models(entry.base) if entry.base in self.bases else ["dense"]
+        floats = [model for model in models if model not in ("int8", *self.quantized)]
+        if entry.of not in floats:
+            why = "holds integers" if entry.of in models else f"is not made on {entry.base}"
+            raise ValueError(
+                f"bitflip.{name}.of: {entry.of!r} {why}; models with weights in floating point "
+                f"there: {', '.join(floats)}"
+            )
 
     def _check_sparsity_study(self) -> None:
         """Recipes and attacks of the study exist, and its points' names are not taken."""

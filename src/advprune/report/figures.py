@@ -15,6 +15,7 @@ from matplotlib.ticker import NullLocator
 
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate
+from advprune.report.bits import accuracy_figure, places_figure
 from advprune.report.calibration import reliability
 from advprune.report.drawing import (
     GREY,
@@ -59,6 +60,8 @@ def figures(study: Study) -> dict[str, Figure]:
         "images": images,
         "protocol": protocol,
         "controls": controls,
+        "bitflip": accuracy_figure,
+        "bitflip-places": places_figure,
     }
     made = {name: sweep(study, base) for base, name in study.each_base("sweep")}
     made |= {

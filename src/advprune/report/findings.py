@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from advprune.report.anatomy import clamped_spread, where_it_acts
+from advprune.report.bits import flips_finding
 from advprune.report.finding import Finding
 from advprune.report.masks import claims
 from advprune.report.randomized import gain, variant
@@ -22,7 +23,7 @@ OfAll = Callable[[Study], Iterator[Finding]]
 
 def findings(study: Study) -> list[Finding]:
     """All findings that this study allows: the answers, what is about all rows, then the rest."""
-    of_all: list[OfAll] = [bases, verdicts, claims, sparse_claims, gain, variant]
+    of_all: list[OfAll] = [bases, verdicts, claims, sparse_claims, gain, variant, flips_finding]
     rest: list[OfBase] = [schedules, where_it_acts, clamped_spread, quantized, sanity]
     return [
         *_by_base(study, [answer]),

@@ -9,12 +9,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from advprune.report import masks, randomized, sparse, tables, transfers
+from advprune.report import bits, masks, randomized, sparse, tables, transfers
 from advprune.report.calibration import calibration_table
 from advprune.report.costs import breakdown_table, cost_table
 from advprune.report.findings import findings
 from advprune.report.study import Study
-from advprune.report.text import budget, markdown
+from advprune.report.text import budget, markdown, percent
 from advprune.report.verdicts import check_table, verdict_table
 
 
@@ -115,6 +115,7 @@ def sections(study: Study, drawn: frozenset[str]) -> list[Section]:
         _sparse,
         _quantized,
         _transfer,
+        _bits,
         _layers,
         _images,
         _weights,
@@ -382,6 +383,44 @@ def _transfer(study: Study) -> Section:
         after=f"Scoring the models took {transfers.passes(study):,} forward passes; images are "
         "crafted once a source. The whole matrix with success rates and intervals is in "
         "curves/transfer.csv.",
+    )
+
+
+def _bits(study: Study) -> Section:
+    """The bit-flip attack; the levels are told because they are settings."""
+    settings = study.params.active().bitflip
+    return Section(
+        "Bits under attack",
+        "Progressive bit search on the stored weights: how many bits have to be turned over until "
+        f"accuracy on the test images (n = {len(study.clean_images)}) is at most "
+        f"{percent(study.chance)} %, which is {settings.stop:g} times chance. A seed is a batch of "
+        f"{settings.images} training images, labelled by the stored network itself; "
+        f"{settings.seeds} seeds, at most {settings.budget} flips each where the entry does not "
+        "say otherwise. Flips to chance: bits that differ then, mean and 95 % t interval over "
+        "seeds; seeds that did not come down are never averaged, and “more than” tells what was "
+        "tried instead.",
+        [
+            ("", bits.flip_table(study)),
+            ("Other searches", bits.variant_table(study)),
+            ("Where the flips land", bits.place_table(study)),
+        ],
+        [
+            Picture(
+                "bitflip",
+                "Accuracy over flips of stored bits, chosen and random",
+                "Mean over seeds, and their range; a seed that has come down stays where it is. "
+                "Dotted: the level that counts as guessing.",
+            ),
+            Picture(
+                "bitflip-places",
+                "Layers and bits in which the flips fell",
+                "Share of an entry's untargeted flips, all seeds together. Layers are those that "
+                "are stored; the highest bit is the sign.",
+            ),
+        ],
+        after="Margin: a loss that leaves alone what is wrong already. Targeted: all images into "
+        f"class {settings.target}. Random: uniform over all stored bits. The numbers are in "
+        "curves/bitflip.csv and curves/flips.csv.",
     )
 
 

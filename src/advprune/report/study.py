@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from advprune.errors import UserError
 from advprune.evaluate import metrics
 from advprune.evaluate.compare import compare
+from advprune.evaluate.faults import Reached, flips_metric, to_chance
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.transfer import transfer_success
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
@@ -89,7 +90,7 @@ class Study:
     sweeps, compressions: records by (family, base). surrogates: records of the attacker's own
     networks on their own images, by (name, attack). protocol: records of the published protocol of
     SAP, by member and recipe (empty: none). sparsity, sparsity_history: the records of the study of
-    sparse networks and their training, likewise.
+    sparse networks and their training, likewise. bitflips: records of the bit-flip attack by entry.
     """
 
     params: Params
@@ -104,6 +105,7 @@ class Study:
     protocol: pd.DataFrame
     sparsity: pd.DataFrame = field(default_factory=pd.DataFrame)
     sparsity_history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    bitflips: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -200,6 +202,19 @@ class Study:
             for order in sorted(int(order) for order in table.order.unique())
         ]
 
+    @property
+    def chance(self) -> float:
+        """The accuracy at which a network under the bit-flip attack counts as guessing."""
+        return self.params.active().bitflip.stop / len(self.classes)
+
+    @cache  # noqa: B019
+    def flips(self, model: Model) -> Reached | None:
+        """Bits to chance of a model: of its entry of most bits, of equals the first; None where
+        there is no entry."""
+        own = [n for n, entry in self.params.bitflip.items() if entry.model == model.name]
+        name = max(own, key=lambda name: self.params.bitflip[name].bits, default=None)
+        return None if name is None else to_chance(self.bitflips[name], self.chance)
+
     def own(self, source: str, attack: str) -> pd.DataFrame:
         """The records of a source on the images that were crafted on it."""
         if (source, attack) in self.surrogates:
@@ -226,6 +241,7 @@ class Study:
         found |= remnant_accuracy(transferred).columns("transfer_accuracy")
         found |= transfer_success(transferred, dense_records).columns("transfer_success_rate")
         found |= {"p_against_dense": round(against.p, 4), "against_dense": against.mark}
+        found |= flips_metric(self.flips(model))
         keys = ("prune_ratio", "sparsity", "bits", "parameters", "twin_agreement")
         return found | {key: card[key] for key in keys}
 
@@ -280,14 +296,18 @@ def read_study(params: Params, place: Place) -> Study:
         test["images"],
         adv,
         pd.concat(protocols, ignore_index=True) if protocols else pd.DataFrame(),
-        *_sparsity(params, place),
+        sparsity=_sparsity(params, place, "parquet"),
+        sparsity_history=_sparsity(params, place, "history.parquet"),
+        bitflips={
+            name: _frame(place("records", f"{name}.bitflip.parquet")) for name in params.bitflip
+        },
     )
 
 
-def _sparsity(params: Params, place: Place) -> list[pd.DataFrame]:
-    """The records and histories of the study of sparse networks; none where it has no points."""
-    endings = ("parquet", "history.parquet") if params.sparsity_study.points else ()
-    return [_frame(place("records", f"sparsity.{ending}")) for ending in endings]
+def _sparsity(params: Params, place: Place, ending: str) -> pd.DataFrame:
+    """A file of the study of sparse networks; an empty table where it has no points."""
+    found = params.sparsity_study.points
+    return _frame(place("records", f"sparsity.{ending}")) if found else pd.DataFrame()
 
 
 def _facts(part: pd.DataFrame) -> tuple[float, float, pd.DataFrame]:

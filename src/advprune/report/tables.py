@@ -18,6 +18,7 @@ from advprune.evaluate.measures import (
 )
 from advprune.evaluate.statistics import Rate
 from advprune.params import AttackSettings, AutoAttackSettings, ExtraAttack, SquareSettings
+from advprune.report.bits import needed
 from advprune.report.costs import attack_names, passes
 from advprune.report.randomized import most_draws, single_draw
 from advprune.report.study import Model, Point, Study, curve
@@ -52,8 +53,17 @@ def _leader(study: Study, model: Model) -> dict[str, str]:
         "against dense": NOTHING if is_dense else against.mark,
         "p": NOTHING if is_dense else p_value(against.p).removeprefix("p ").removeprefix("= "),
         "verdict": level_text(study.verdict(model)),
+        **_flips(study, model),
         "setting": setting_text(model.card["setting"]),
     }
+
+
+def _flips(study: Study, model: Model) -> dict[str, str]:
+    """Bits to chance, where any were attacked."""
+    if not study.bitflips:
+        return {}
+    reached = study.flips(model)
+    return {"flips to chance": NOTHING if reached is None else needed(reached)}
 
 
 def sizes_table(study: Study) -> pd.DataFrame:

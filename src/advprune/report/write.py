@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from advprune.files import atomic, write_json
 from advprune.params import FILE
+from advprune.report.bits import flip_curves, flip_numbers
 from advprune.report.figures import figures, png
 from advprune.report.page import html, report_markdown
 from advprune.report.sparse import number_table
@@ -60,6 +61,8 @@ def curves(study: Study) -> dict[str, pd.DataFrame]:
         "steps": curve_table(study, "curve_steps", "steps"),
         "sweep": sweep_table(study),
         "transfer": transfer_table(study),
+        "bitflip": flip_curves(study),
+        "flips": flip_numbers(study),
     } | ({"sparsity": numbers} if len(numbers := number_table(study)) else {})
 
 

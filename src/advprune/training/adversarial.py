@@ -18,6 +18,7 @@ from torch import nn
 from advprune.attacks.pgd import ascend, pgd, project, random_point
 from advprune.data import to_float
 from advprune.params import RecipeSettings, TrainSettings
+from advprune.training.clustering import clustering
 
 Objective = Callable[[torch.Tensor], torch.Tensor]  # logits [N, K] -> a number to be raised
 FGSM_STEP = 1.25  # in units of eps, as Wong et al. advise
@@ -69,7 +70,8 @@ class Method:
 
         Cross-entropy on `crafted`; for TRADES (Zhang et al., Theoretically Principled Trade-off
         between Robustness and Accuracy, 2019) `CE(p(x), y) + beta KL(p(x) || p(x'))`, whose
-        accuracy is that on `x`. Label smoothing is of the cross-entropy alone.
+        accuracy is that on `x`. Label smoothing is of the cross-entropy alone. Where the recipe
+        clusters, its weight times the clustering penalty is added.
         """
         trades = self.recipe.method == "trades"
         logits = model(x if trades else crafted)
@@ -77,6 +79,8 @@ class Method:
         if trades:
             divergence = kl(logits.float().log_softmax(1), model(crafted).float())
             loss = loss + self.recipe.beta * divergence / len(y)
+        if self.recipe.clustering:
+            loss = loss + self.recipe.clustering * clustering(model)
         return loss, logits
 
     def probe(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,227 @@
+"""What the bit-flip attack found: pure functions of its records.
+
+Records are a row a flip, variant and seed: `variant` (untargeted, margin, targeted, random), `seed`
+(which batch of training images the attacker had), `flip` (0 is the network before any), `step` (of
+flips that were made together), `layer` and `depth` (its place among those that are stored), `index`
+and `bit` (0 the least significant), `loss` on the batch, `hamming` (in how many stored bits the
+network differs from the first one), `accuracy` on the test images (NaN where it was not asked for),
+passes so far, and for the run as a whole its `reason` to end, `layers` and `stored_bits`.
+
+A seed whose accuracy never came down to chance is *censored*: all that is known is how many flips
+were not enough. Its count is never averaged as if it had come down.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import comb, sqrt
+from statistics import fmean, stdev
+
+import numpy as np
+import pandas as pd
+
+from advprune.evaluate.compare import ALPHA
+from advprune.evaluate.statistics import LEVEL
+
+VARIANTS = ("untargeted", "margin", "targeted", "random")
+START = {
+    **{"flip": 0, "step": 0, "layer": "", "depth": -1, "index": -1, "bit": -1, "loss": 0.0},
+    **{"hamming": 0, "accuracy": 0.0, "n_b": 0, "forwards": 0, "gradients": 0},
+}  # the row of a network before any flip
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds with its deviation and 95 % t interval; None where it is not known."""
+
+    mean: float | None
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """`m +- t_{0.975, n-1} s / sqrt(n)` with the sample deviation s; at least one value."""
+    from scipy.stats import t  # half a second, which stages that only record save
+
+    mean, n = fmean(values), len(values)
+    if n == 1:
+        return Spread(mean, None, None, None)
+    deviation = stdev(values)
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / sqrt(n)
+    return Spread(mean, deviation, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How many stored bits had to differ until a network was at chance, seed by seed.
+
+    bits: None where it never was. tried: the bits that differed when the attack ended.
+    """
+
+    bits: tuple[int | None, ...]
+    tried: tuple[int, ...]
+
+    @cached_property
+    def uncensored(self) -> list[int]:
+        """The counts of the seeds that came down."""
+        return [count for count in self.bits if count is not None]
+
+    @property
+    def censored(self) -> int:
+        """How many seeds did not come down."""
+        return len(self.bits) - len(self.uncensored)
+
+    @cached_property
+    def spread(self) -> Spread | None:
+        """Mean and interval over all seeds; None where any is censored, or where there is none."""
+        return spread(self.uncensored) if self.bits and not self.censored else None
+
+    @property
+    def least(self) -> float:
+        """The mean, with what was tried and not enough in the place of censored counts."""
+        pairs = zip(self.bits, self.tried, strict=True)
+        return fmean(tried if bits is None else bits for bits, tried in pairs)
+
+
+def to_chance(records: pd.DataFrame, level: float, variant: str = "untargeted") -> Reached:
+    """Stored bits that differed at the first accuracy at or below `level`, for each seed.
+
+    As fine as accuracy was asked for. A network that is there before any flip needs 0.
+    """
+    runs = list(_runs(records, variant))
+    return Reached(
+        tuple(_first(run, level) for run in runs), tuple(int(run.hamming.iloc[-1]) for run in runs)
+    )
+
+
+def _first(run: pd.DataFrame, level: float) -> int | None:
+    reached = run.loc[run.accuracy <= level, "hamming"]
+    return None if reached.empty else int(reached.iloc[0])
+
+
+def _runs(records: pd.DataFrame, variant: str) -> list[pd.DataFrame]:
+    """The rows of a variant, seed by seed, in the order of flips."""
+    rows = records[records.variant == variant].sort_values(["seed", "flip"])
+    return [run for _, run in rows.groupby("seed")]
+
+
+def clean_accuracy(records: pd.DataFrame) -> float:
+    """Accuracy of the stored network before any flip."""
+    return float(records.loc[records.flip == 0, "accuracy"].iloc[0])
+
+
+def over_flips(records: pd.DataFrame, variant: str = "untargeted") -> pd.DataFrame:
+    """Accuracy after each number of flips: columns flips, mean, low, high (the range over seeds).
+
+    Where accuracy was not asked for, the value before stands; so does a seed's last value once it
+    has ended, which for one that came down is chance.
+    """
+    runs = _runs(records, variant)
+    columns = {place: run.set_index("flip").accuracy.ffill() for place, run in enumerate(runs)}
+    table = pd.DataFrame(columns).sort_index().ffill()
+    wide = {"mean": table.mean(axis=1), "low": table.min(axis=1), "high": table.max(axis=1)}
+    return pd.DataFrame(wide).rename_axis("flips").reset_index()
+
+
+def accuracy_after(
+    records: pd.DataFrame, flips: float, variant: str = "random"
+) -> tuple[int, Sequence[float]]:
+    """How many flips were made, and the accuracies by seed then: at the first number of at least
+    `flips` after which it was asked for, or else at the last."""
+    asked = records[(records.variant == variant) & records.accuracy.notna()]
+    known = sorted(int(flip) for flip in asked.flip.unique())
+    if not known:
+        return 0, []
+    chosen = next((flip for flip in known if flip >= flips), known[-1])
+    return chosen, asked.loc[asked.flip == chosen].sort_values("seed").accuracy.tolist()
+
+
+def at_the_end(records: pd.DataFrame, variant: str) -> list[float]:
+    """The last accuracy of each seed."""
+    return [float(run.accuracy.dropna().iloc[-1]) for run in _runs(records, variant)]
+
+
+def landing(records: pd.DataFrame, bits: int, variant: str = "untargeted") -> np.ndarray:
+    """How many flips of all seeds fell where: whole numbers `[layers, bits]`, bit 0 first."""
+    rows = records[(records.variant == variant) & (records.flip > 0)]
+    found = np.zeros((int(records.layers.max()), bits), dtype=np.int64)
+    np.add.at(found, (rows.depth.to_numpy(), rows.bit.to_numpy()), 1)
+    return found
+
+
+@dataclass(frozen=True)
+class FlipComparison:
+    """Two entries' bits to chance. ratio: first mean over second; None where either is censored."""
+
+    p: float
+    higher: float
+    ratio: float | None
+
+    @property
+    def differs(self) -> bool:
+        """Whether a difference is shown (p < 0.05)."""
+        return self.p < ALPHA
+
+    @property
+    def harder(self) -> bool:
+        """Whether the first is shown to need more bits."""
+        return self.differs and self.higher > 0
+
+
+def compare_flips(first: Reached, second: Reached) -> FlipComparison:
+    """Do two networks need different numbers of bits? Gehan's rank test, exact by permutation.
+
+    Each seed scores the seeds of both that surely needed fewer bits, minus those that surely needed
+    more; a censored seed needs more than what was tried on it, and of two censored ones nothing is
+    known. p: of all ways to share out the scores, how many part the sums as far (two-sided).
+    `higher`: the first one's mean score minus the second's. Without censoring this is Wilcoxon's
+    test with midranks, and Fisher and Pitman's permutation of ranks. It asks whether these two
+    networks differ over batches; how others trained the same way would do it does not know.
+
+    Gehan, A generalized Wilcoxon test for comparing arbitrarily singly-censored samples
+    (Biometrika, 1965). Raises ValueError where either has no seed.
+    """
+    if not first.bits or not second.bits:
+        raise ValueError("compare_flips: an entry has no seeds")
+    ends = [*_ends(first), *_ends(second)]
+    scores = [
+        sum(_surely_more(one, other) - _surely_more(other, one) for other in ends) for one in ends
+    ]
+    ours, others = scores[: len(first.bits)], scores[len(first.bits) :]
+    means = [None if one.spread is None else one.spread.mean for one in (first, second)]
+    ratio = means[0] / means[1] if means[0] is not None and means[1] else None
+    return FlipComparison(_permuted(scores, len(ours)), fmean(ours) - fmean(others), ratio)
+
+
+def _ends(reached: Reached) -> list[tuple[int, bool]]:
+    """The count of each seed, and whether it is censored."""
+    pairs = zip(reached.bits, reached.tried, strict=True)
+    return [(tried, True) if bits is None else (bits, False) for bits, tried in pairs]
+
+
+def _surely_more(one: tuple[int, bool], other: tuple[int, bool]) -> int:
+    """1 where the first needs more bits than the second, whatever was not seen."""
+    (count, censored), (limit, unknown) = one, other
+    return int(not unknown and (count > limit or (censored and count >= limit)))
+
+
+def _permuted(scores: Sequence[int], chosen: int) -> float:
+    """Share of all choices of so many scores whose sum is as far from 0, the mean, as the first."""
+    ways: list[dict[int, int]] = [{0: 1}, *({} for _ in range(chosen))]
+    for score in scores:
+        for size in range(chosen, 0, -1):
+            for total, count in ways[size - 1].items():
+                ways[size][total + score] = ways[size].get(total + score, 0) + count
+    seen = abs(sum(scores[:chosen]))
+    far = sum(count for total, count in ways[chosen].items() if abs(total) >= seen)
+    return far / comb(len(scores), chosen)
+
+
+def flips_metric(reached: Reached | None) -> dict[str, float | None]:
+    """`flips_to_chance` with its interval for the leaderboard; None where it is not known."""
+    found = None if reached is None else reached.spread
+    values = (None, None, None) if found is None else (found.mean, found.low, found.high)
+    names = ("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high")
+    pairs = zip(names, values, strict=True)
+    return {name: None if value is None else round(value, 2) for name, value in pairs}
