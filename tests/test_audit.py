@@ -11,7 +11,7 @@ from torch.nn.utils import prune as torch_prune
 from advprune.errors import UserError
 from advprune.models.audit import audit, inferred, plain
 from advprune.models.card import sparsity_of
-from advprune.models.checkpoint import build, canonical, fill, load_foreign, stored
+from advprune.models.checkpoint import build, canonical, fill, load_foreign, read_weights, stored
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.quantize import quantize
@@ -265,6 +265,15 @@ def test_prefixes_of_wrappers_go_in_any_order() -> None:
     assert canonical("model.module._orig_mod.fc.weight") == "linear.weight"
     assert canonical("layer1.0.downsample.0.weight") == "layer1.0.shortcut.0.weight"
     assert canonical("modules.conv1.weight") == "modules.conv1.weight"
+
+
+def test_two_networks_in_a_file_are_never_chosen_between(tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pt"
+    torch.save({"state_dict": {"net": tensors}, "epoch": 3}, path)
+    assert read_weights(path)[0].keys() == tensors.keys()
+    torch.save({"state_dict": tensors, "model": tensors}, path)
+    with pytest.raises(UserError, match=r"several networks \(state_dict, model\)"):
+        read_weights(path)
 
 
 def test_two_tensors_of_one_name_are_never_chosen_between(tensors: Tensors, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _LAYERS: dict[str, LayerFactory] = {}
 _PLUGINS = ("advprune.pruning",)
 # Put before every name by data-parallel training, by torch.compile, by modules around a network.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPINGS = ("state_dict", "net", "model")
 
 
 def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
@@ -252,11 +253,17 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
             reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
         raise UserError(f"{path} cannot be read as a plain state dict: {reason}") from error
-    for wrapping in ("state_dict", "net", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
-            content = content[wrapping]
+    while isinstance(content, dict) and (inside := _wrapped(content)):
+        if len(inside) > 1:
+            raise UserError(f"{path} holds several networks ({', '.join(inside)}); store one alone")
+        content = content[inside[0]]
     if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
         raise UserError(f"{path} holds no state dict of tensors")
     if not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
     return content
+
+
+def _wrapped(content: dict[Any, Any]) -> list[str]:
+    """Under which of the common keys a file holds a state dict."""
+    return [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
