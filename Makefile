@@ -29,4 +29,5 @@ setup: .venv/ready
 .venv/ready: requirements.lock
 	"$(PYTHON)" -m venv .venv
 	$(RUN) -m pip install --disable-pip-version-check -q --no-deps -r requirements.lock
+	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch .venv/ready

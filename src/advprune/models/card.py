@@ -98,20 +98,21 @@ def _met(size: int, steps: int, layer: nn.Conv2d, axis: int) -> int:
 def write_card(
     path: Path,
     *,
-    parent: Path | None = None,
+    parent: Path | nn.Module | None = None,
     setting: Any = None,
     prune_ratio: float = 0.0,
     twin_agreement: float | None = None,
     twin_logit_gap: float | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> None:
-    """Write `model.json` beside the checkpoint `path`, from the file as it was saved.
+    """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
 
-    parent: the dense checkpoint, for histograms of the weights before and after. image_shape: of
-    an image `[C, H, W]`, for `macs` and `inert`, which are null without it.
+    parent: the dense network or its checkpoint, for histograms of the weights before and after.
+    image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without it.
     """
     model = load_model(path)
     quantization = spec_of(model).quantization
+    before = load_model(parent) if isinstance(parent, Path) else parent
     card = {
         "parameters": sum(t.numel() for t in stored_weights(model).values()),
         "bits": quantization.bits if quantization else 32,
@@ -125,9 +126,9 @@ def write_card(
         "twin_agreement": twin_agreement,
         "twin_logit_gap": twin_logit_gap,
         "sha256": sha256_of(path),
-        "histogram": histograms(load_model(parent), model) if parent else None,
+        "histogram": histograms(before, model) if before is not None else None,
     }
-    write_json(path.with_name("model.json"), card)
+    write_json(path.with_suffix(".json"), card)
 
 
 @torch.no_grad()

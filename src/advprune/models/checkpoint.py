@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,11 +21,14 @@ from advprune.errors import UserError
 from advprune.files import atomic, sha256_of
 from advprune.models.insert import places, put
 from advprune.models.resnet import build_dense
-from advprune.models.spec import ModelSpec, attach, spec_of
+from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
 
 LayerFactory = Callable[..., nn.Module]
 _LAYERS: dict[str, LayerFactory] = {}
 _PLUGINS = ("advprune.pruning",)
+# Put before every name by data-parallel training, by torch.compile, by modules around a network.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPINGS = ("state_dict", "net", "model")
 
 
 def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
@@ -43,12 +47,20 @@ def build(spec: ModelSpec) -> nn.Module:
     for inserted in spec.layers:
         factory = _layer_factory(inserted.kind)
         for name in places(model, inserted.where):
-            put(model, inserted.where, name, factory(**inserted.settings))
+            put(model, inserted.where, name, _layer(factory, inserted))
     if spec.quantization is not None:
         quantize = importlib.import_module("advprune.quantize")
         model = quantize.skeleton(model, spec.quantization)
     attach(model, spec)
     return model.eval()
+
+
+def _layer(factory: LayerFactory, inserted: LayerSpec) -> nn.Module:
+    """One layer with its settings; UserError where it does not take them."""
+    try:
+        return factory(**inserted.settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the spec's layers of kind {inserted.kind!r}: {error}") from error
 
 
 def _layer_factory(kind: str) -> LayerFactory:
@@ -63,14 +75,19 @@ def _layer_factory(kind: str) -> LayerFactory:
 
 def save_model(model: nn.Module, path: Path) -> None:
     """Write a model's spec, parameters and buffers to `path`, whole or not at all."""
-    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in _stored(model).items()}
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in stored(model).items()}
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"spec": spec_of(model).model_dump_json()})
 
 
-def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
-    return {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+def stored(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model that its checkpoint holds, by name, in the order of its layers."""
+    return {name: t for name, t in model.state_dict().items() if is_stored(name)}
+
+
+def is_stored(name: str) -> bool:
+    """Whether a tensor of that name belongs in a checkpoint: batch-norm's counter does not."""
+    return not name.endswith("num_batches_tracked")
 
 
 def load_model(path: Path | str) -> nn.Module:
@@ -81,17 +98,37 @@ def load_model(path: Path | str) -> nn.Module:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    if "spec" not in metadata:
+    spec = header_spec(metadata, where=str(path))
+    if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
-    try:
-        spec = ModelSpec.model_validate_json(metadata["spec"])
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise UserError(f"{path}: the model spec is wrong at {key}: {fault['msg']}") from error
     model = build(spec)
     fill(model, tensors, where=str(path))
     return model
+
+
+def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
+    """The spec in a checkpoint's header, None where there is none; UserError where it is wrong."""
+    if "spec" not in metadata:
+        return None
+    try:
+        return ModelSpec.model_validate_json(metadata["spec"])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise UserError(f"{where}: the model spec is wrong at {key}: {fault['msg']}") from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file or of a PyTorch state dict, and the header's metadata.
+
+    A state dict is read with `weights_only=True`, so that no code in it is run, and taken out of
+    the common wrappings. Raises UserError where the file cannot be read or holds anything else.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; check the path")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    return _read_state_dict(path), {}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -110,7 +147,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Put `tensors` into `model`, each into its place; nothing may be missing or left over."""
-    wanted = _stored(model)
+    wanted = stored(model)
     missing, left = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or left:
         raise UserError(
@@ -118,14 +155,36 @@ def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None
             f"left over {_listed(left)}"
         )
     for name, place in wanted.items():
-        if tensors[name].shape != place.shape:
-            raise UserError(
-                f"{where}: {name} has shape {list(tensors[name].shape)}, but {describe(model)} "
-                f"needs {list(place.shape)}; is it a checkpoint of another width?"
-            )
-        if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
-            raise UserError(f"{where}: {name} holds NaN or infinite numbers; train or load anew")
+        if fault := misfit(tensors[name], place):
+            raise UserError(f"{where} does not fit {describe(model)}: {name} {fault}")
+    # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
     model.load_state_dict(tensors, strict=False)
+
+
+def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
+    """Why `tensor` cannot take a place of a model, in words; None where it can.
+
+    Floating numbers of any width are converted, where they stay finite; others must be of the same
+    type, because conversion would cut them. The place may be on the meta device.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return "is no plain tensor"
+    if tensor.shape != place.shape:
+        return (
+            f"has shape {list(tensor.shape)} where {list(place.shape)} is needed; is it a "
+            "checkpoint of another width?"
+        )
+    both_float = tensor.is_floating_point() and place.is_floating_point()
+    if not both_float and tensor.dtype != place.dtype:
+        return f"holds {dtype_name(tensor)} where {dtype_name(place)} is needed"
+    if both_float and not tensor.to(place.dtype).isfinite().all():
+        return "holds NaN or infinite numbers; train or load anew"
+    return None
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """`float32`, `int8`, …"""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def describe(model: nn.Module) -> str:
@@ -152,20 +211,20 @@ def load_foreign(spec: ModelSpec, reference: str, sha256: str | None) -> nn.Modu
     path = _resolve(reference)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
-    is_safe = path.suffix == ".safetensors"
-    tensors = read_tensors(path)[0] if is_safe else _read_state_dict(path)
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in read_weights(path)[0].items():
+        if (new := canonical(name)) in renamed:
+            raise UserError(f"{reference} holds two tensors that are both called {new}")
+        renamed[new] = tensor
     model = build(spec)
-    renamed = {_canonical(name): tensor for name, tensor in tensors.items()}
-    fill(model, {n: t for n, t in renamed.items() if _is_stored(n)}, where=reference)
+    fill(model, {n: t for n, t in renamed.items() if is_stored(n)}, where=reference)
     return model
 
 
-def _is_stored(name: str) -> bool:
-    return not name.endswith("num_batches_tracked")
-
-
-def _canonical(name: str) -> str:
-    name = name.removeprefix("module.")
+def canonical(name: str) -> str:
+    """A tensor's name in this library's networks: wrappers' prefixes and torchvision's names go."""
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
     name = "linear." + name.removeprefix("fc.") if name.startswith("fc.") else name
     return name.replace(".downsample.", ".shortcut.")
 
@@ -191,10 +250,20 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
+            reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
         raise UserError(f"{path} cannot be read as a plain state dict: {reason}") from error
-    for wrapping in ("state_dict", "net", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
-            content = content[wrapping]
+    while isinstance(content, dict) and (inside := _wrapped(content)):
+        if len(inside) > 1:
+            raise UserError(f"{path} holds several networks ({', '.join(inside)}); store one alone")
+        content = content[inside[0]]
     if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
         raise UserError(f"{path} holds no state dict of tensors")
+    if not content or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
     return content
+
+
+def _wrapped(content: dict[Any, Any]) -> list[str]:
+    """Under which of the common keys a file holds a state dict."""
+    return [key for key in WRAPPINGS if isinstance(content.get(key), dict)]

@@ -13,6 +13,8 @@ from advprune.files import atomic, write_json
 from advprune.params import FILE
 from advprune.report.bits import flip_curves, flip_numbers
 from advprune.report.figures import figures, png
+from advprune.report.outcomes import FILE as OUTCOMES
+from advprune.report.outcomes import outcome_table
 from advprune.report.page import html, report_markdown
 from advprune.report.sparse import number_table
 from advprune.report.study import Study
@@ -21,8 +23,8 @@ from advprune.report.transfers import transfer_table
 
 
 def write_report(study: Study, folder: Path) -> None:
-    """Write report.md, report.html, figures/*.png, curves/*.csv and the settings that it was made
-    with, in place of an older report."""
+    """Write report.md, report.html, figures/*.png, curves/*.csv, outcomes.csv and the settings that
+    it was made with, in place of an older report."""
     pngs = {name: png(figure) for name, figure in figures(study).items()}
     with _replaced(folder) as temporary:
         for name, data in pngs.items():
@@ -30,6 +32,7 @@ def write_report(study: Study, folder: Path) -> None:
         for name, table in curves(study).items():
             place = _inside(temporary, f"curves/{name}.csv")
             table.to_csv(place, index=False, lineterminator="\n")
+        outcome_table(study).to_csv(temporary / OUTCOMES, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(study), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(study, pngs), encoding="utf-8")
         (temporary / "report.html").write_text(html(study, pngs), encoding="utf-8")

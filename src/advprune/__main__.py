@@ -1,0 +1,5 @@
+"""`python -m advprune`."""
+
+from advprune.cli.app import main
+
+main()

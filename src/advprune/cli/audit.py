@@ -1,0 +1,139 @@
+"""`advprune audit`: what a checkpoint holds, before anybody believes a number about it."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from advprune.cli.options import (
+    ArchitectureOption,
+    ChannelsOption,
+    CheckpointArgument,
+    ClassesOption,
+    KeepOption,
+    WidthOption,
+    given,
+)
+
+if TYPE_CHECKING:
+    from advprune.models.audit import Audit, Layer
+    from advprune.models.spec import ModelSpec
+
+
+def audit(
+    file: CheckpointArgument,
+    architecture: ArchitectureOption = None,
+    width: WidthOption = None,
+    classes: ClassesOption = None,
+    channels: ChannelsOption = None,
+    mask_tolerance: Annotated[
+        float, typer.Option(help="Weights of at most this magnitude count as zeros.")
+    ] = 0.0,
+    keep: KeepOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Is this checkpoint the network that it is said to be, and how sparse is it?
+
+    Compares the tensors with the architecture, name by name: missing, left over, misshapen, of a
+    wrong type, NaN or infinite, under two names, or the same numbers twice. Counts zeros by layer,
+    over all prunable weights (convolutions and linear layers) and over all weights and biases.
+    Masks beside their weights are applied first (those of torch.nn.utils.prune, any
+    `X_mask` beside `X`, HYDRA's `popup_scores`). No code in the file is ever run.
+
+    Exit status: 0 sound, 1 with one line a fault, 2 where the file cannot be read.
+    """
+    from advprune.files import sha256_of
+    from advprune.models.audit import audit as audit_tensors
+    from advprune.models.checkpoint import header_spec, read_weights
+
+    tensors, metadata = read_weights(file)
+    said = given(architecture, width, classes, channels)
+    spec = header_spec(metadata, where=str(file))
+    found = audit_tensors(tensors, spec, given=said, tolerance=mask_tolerance, keep=keep)
+    facts = {"file": str(file), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    if as_json:
+        print(json.dumps(facts | described(found), indent=2))
+    else:
+        _print(found, facts)
+    if not found.sound:
+        raise typer.Exit(1)
+
+
+def described(found: "Audit") -> dict[str, Any]:
+    """An audit as plain values, the same keys for each."""
+    zeros, count = found.prunable
+    return {
+        "sound": found.sound,
+        "architecture": found.spec.model_dump(mode="json") if found.spec else None,
+        "source": found.source,
+        "prunable": {"zeros": zeros, "count": count, "sparsity": found.prunable_sparsity},
+        "all": {"zeros": found.zeros, "count": found.count, "sparsity": found.sparsity},
+        "without_first_and_last": found.remaining,
+        "layers": [_layer(layer) for layer in found.layers],
+        "faults": list(found.faults),
+        "notes": list(found.notes),
+    }
+
+
+def _layer(layer: "Layer") -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "shape": list(layer.shape),
+        "dtype": layer.dtype,
+        "zeros": layer.zeros,
+        "count": layer.count,
+        "sparsity": layer.sparsity,
+    }
+
+
+def _print(found: "Audit", facts: dict[str, Any]) -> None:
+    """The facts, the layers and what was found, for a terminal."""
+    from advprune.cli.tables import one_line, show
+
+    zeros, count = found.prunable
+    print(f"file          {facts['file']} ({facts['bytes']:,} bytes)")
+    print(f"sha256        {facts['sha256']}")
+    print(f"architecture  {_architecture(found.spec)} ({found.source})")
+    print(f"sparsity      {found.prunable_sparsity:.4%} of {count:,} prunable weights ({zeros:,})")
+    print(f"              {found.sparsity:.4%} of {found.count:,} weights and biases")
+    if found.remaining is not None:
+        print(
+            f"              {found.remaining:.4%} of the prunable weights but first and last layer"
+        )
+    rows = [
+        [
+            _name(found, layer),
+            "x".join(map(str, layer.shape)),
+            layer.dtype,
+            f"{layer.zeros:,}",
+            f"{layer.sparsity:.2%}",
+        ]
+        for layer in found.layers
+    ]
+    print()
+    show(("layer", "shape", "type", "zeros", "sparsity"), rows, left=3)
+    for kind, lines in (("note", found.notes), ("fault", found.faults)):
+        for line in lines:
+            print(f"{kind}: {one_line(line)}")
+    faults = len(found.faults)
+    print("sound" if found.sound else f"{faults} fault{'s' if faults > 1 else ''}")
+
+
+def _name(found: "Audit", layer: "Layer") -> str:
+    ends = {found.layers[-1].name: " (last)", found.layers[0].name: " (first)"}
+    end = ends.get(layer.name, "") if found.spec else ""
+    return layer.name.removesuffix(".weight") + end
+
+
+def _architecture(spec: "ModelSpec | None") -> str:
+    """An architecture on one line."""
+    if spec is None:
+        return "unknown"
+    channels = f"{spec.channels} channel{'s' if spec.channels > 1 else ''}"
+    parts = [f"{spec.architecture} of width {spec.width}, {channels}, {spec.classes} classes"]
+    if spec.inner:
+        parts.append(f"{'-'.join(map(str, spec.inner))} filters inside the blocks")
+    parts += [f"layers of kind {layer.kind}" for layer in spec.layers]
+    if spec.quantization:
+        parts.append(f"{spec.quantization.bits} bits")
+    return ", ".join(parts)

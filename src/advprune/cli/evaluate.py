@@ -1,0 +1,224 @@
+"""`advprune evaluate`: one checkpoint through the profile's attacks, with a verdict."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from advprune.cli.options import (
+    ArchitectureOption,
+    ChannelsOption,
+    CheckpointArgument,
+    ClassesOption,
+    KeepOption,
+    ProfileOption,
+    WidthOption,
+    given,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from advprune.cli.repository import Repository
+    from advprune.report.study import Model, Study
+
+BASE = "given"  # the base's name in a study of one or two checkpoints
+AGAINST_DENSE = ("transfer_", "against_dense", "p_against_dense")
+
+
+def evaluate(
+    checkpoint: CheckpointArgument,
+    profile: ProfileOption = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            help="The network that this one was made from: adds transfer and a paired comparison."
+        ),
+    ] = None,
+    architecture: ArchitectureOption = None,
+    width: WidthOption = None,
+    classes: ClassesOption = None,
+    channels: ChannelsOption = None,
+    keep: KeepOption = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            help="Normalize the images of a foreign network; unsaid, as the profile does."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
+    ] = None,
+) -> None:
+    """How robust is this network, and can the number be believed?
+
+    Attacks the checkpoint as the pipeline does its own models (the suite that the profile has for
+    its kind, the curves, the probes) and prints clean and robust accuracy with 95 % intervals, each
+    attack, and the verdict with its checks. The checkpoint must pass `advprune audit`. Test images
+    are those of `data/<profile>`, or made in memory.
+
+    Writes nothing without --out; with it, an evaluation that is killed goes on where it was.
+
+    Exit status: 0 whatever the verdict, 2 where there is none.
+    """
+    from advprune.cli.repository import Repository
+
+    repository, networks = Repository(profile), {}
+    said = given(architecture, width, classes, channels)
+    if dense is not None:
+        networks["dense"] = dense, repository.network(dense, said, keep, normalize)
+    name = "model" if networks else "dense"
+    networks[name] = checkpoint, repository.network(checkpoint, said, keep, normalize)
+    with _workplace(out) as place:
+        study = study_of(repository, networks, place, said, keep, normalize)
+        _print(study, checkpoint)
+        if out is not None:
+            _write(study, out)
+
+
+@contextmanager
+def _workplace(out: Path | None) -> Iterator[Path]:
+    """Where finished attacks are kept until all are: beside the results, or nowhere for long."""
+    if out is None:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        yield out / "unfinished"
+        shutil.rmtree(out / "unfinished", ignore_errors=True)
+
+
+def study_of(
+    repository: "Repository",
+    networks: "Mapping[str, tuple[Path, nn.Module]]",
+    place: Path,
+    *settings: Any,
+) -> "Study":
+    """The networks through the profile's suite, as a study: what the report is computed from.
+
+    networks: file and network by family: dense, and after it a model that is compared with it.
+    place: where finished attacks are kept. settings: what else the networks depend on.
+    """
+    import pandas as pd
+
+    from advprune.data import to_float
+    from advprune.device import setup
+    from advprune.evaluate.exchange import received
+    from advprune.evaluate.suite import Suite
+    from advprune.report.study import Model, Study
+    from advprune.resume import Parts
+
+    params, profile, split = repository.params, repository.profile, repository.split("test")
+    main, images, device = params.attack.main, to_float(split.images), setup()
+    facts = profile.model_dump(include={"data", "attacks", "suite", "curves", "batch"})
+    facts |= {"attack": params.attack.model_dump(), "seed": params.seed}
+    models: list[Model] = []
+    made: dict[str, Any] = {}
+    for family, (path, network) in networks.items():
+        card = card_of(path, network, images)  # before it may move to a GPU
+        network.to(device)
+        parts = Parts(place, family, facts, *settings, files=[path])
+        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts)
+        records, adv = suite.attack(path.name, network)
+        others = {(source, main): pixels for source, pixels in made.items()}
+        tables = {
+            key: received(network, images, split.labels, {key: pixels}, suite.work)
+            for key, pixels in others.items()
+        }
+        models.append(Model(family, BASE, card, records, pd.DataFrame(), tables))
+        made[models[-1].name] = adv[main]
+    about = split.source, list(split.classes), split.images.numpy()
+    adversarial = {name: pixels.numpy() for name, pixels in made.items()}
+    return Study(params, models, {}, {}, {}, *about, adversarial, pd.DataFrame())
+
+
+def card_of(path: Path, network: "nn.Module", images: Any) -> dict[str, Any]:
+    """The facts of a network that its metrics repeat; the prune ratio is in its own card alone."""
+    from advprune.files import sha256_of
+    from advprune.models.card import sparsity_of, stored_weights
+    from advprune.models.spec import spec_of
+    from advprune.quantize import agreement
+
+    quantization = spec_of(network).quantization
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        ratio = card["prune_ratio"] if card["sha256"] == sha256_of(path) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        ratio = None
+    return {
+        "prune_ratio": ratio,
+        "sparsity": round(sparsity_of(network), 4),
+        "bits": quantization.bits if quantization else 32,
+        "parameters": sum(t.numel() for t in stored_weights(network).values()),
+        "twin_agreement": round(agreement(network, images)[0], 4) if quantization else None,
+    }
+
+
+def metrics_of(study: "Study") -> dict[str, Any]:
+    """The metrics of the last network; without a dense one, none that compare it with that."""
+    found = study.metrics(study.models[-1])
+    if len(study.models) > 1:
+        return found
+    return {key: value for key, value in found.items() if not key.startswith(AGAINST_DENSE)}
+
+
+def _print(study: "Study", checkpoint: Path) -> None:
+    """Rates, attacks and verdict of the last network, for a terminal."""
+    from advprune.cli.tables import one_line, show
+    from advprune.report.text import budget, p_value
+    from advprune.report.verdicts import MARKS, level_text
+
+    model, found = study.models[-1], metrics_of(study)
+    verdict, main = study.verdict(model), study.main_attack
+    print(f"{one_line(str(checkpoint))}: {found['n']} images of {study.source}")
+    print(f"robust: the worst case over the suite within {main.norm} eps {budget(main.eps)}\n")
+    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), list(_rates(study, model)))
+    if len(study.models) > 1:
+        against, p = found["against_dense"], p_value(found["p_against_dense"])
+        print(f"against the dense network: {against} ({p})")
+    print(f"verdict: {level_text(verdict)}\n")
+    rows = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
+    show(("check", "figure", ""), rows, left=3)
+
+
+def _rates(study: "Study", model: "Model") -> Iterator[list[str]]:
+    """Clean accuracy, what each attack of the suite leaves, and what all of them together do."""
+    from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+    from advprune.report.costs import attack_names
+    from advprune.report.text import with_interval
+
+    def row(name: str, rate: Any, *passes: str) -> list[str]:
+        return [name, with_interval(rate.value, *rate.interval), str(rate.n), *passes]
+
+    def costs(records: Any) -> list[str]:
+        return [f"{float(records[kind].mean()):,.0f}" for kind in ("gradients", "forwards")]
+
+    yield row("clean", clean_accuracy(model.attack(study.main)), "", "")
+    for name in attack_names(study):
+        if len(records := model.attack(name)):
+            yield row(name, remnant_accuracy(records), *costs(records))
+    if len(study.models) > 1:
+        yield row(
+            f"{study.main}, on the dense", remnant_accuracy(model.transferred(study.main)), "", ""
+        )
+    robust = study.robust(model)
+    yield row("robust", remnant_accuracy(robust), *costs(robust))
+
+
+def _write(study: "Study", folder: Path) -> None:
+    """Metrics, verdict and records of the last network."""
+    from dataclasses import asdict
+
+    from advprune.files import atomic, write_json
+
+    model, verdict = study.models[-1], study.verdict(study.models[-1])
+    write_json(folder / "metrics.json", metrics_of(study))
+    checks = [asdict(check) for check in verdict.checks]
+    write_json(folder / "verdict.json", {"verdict": verdict.level, "checks": checks})
+    with atomic(folder / "records.parquet") as temporary:
+        model.records.to_parquet(temporary, index=False)

@@ -1,0 +1,77 @@
+"""Options that several subcommands share, and what the shell offers to complete them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advprune.errors import UserError
+
+
+def _profiles(incomplete: str) -> list[str]:
+    return _from_params(incomplete, lambda params: params.profiles)
+
+
+def _families(incomplete: str) -> list[str]:
+    """Those that params.yaml mentions: asking the registry would take seconds."""
+    return _from_params(
+        incomplete,
+        lambda params: {**params.prune, **params.masks, **params.sweep, **params.compression},
+    )
+
+
+def _from_params(incomplete: str, choose: Any) -> list[str]:
+    from advprune import params
+
+    try:
+        return [name for name in choose(params.load()) if name.startswith(incomplete)]
+    except UserError:  # completion stays silent where there is no repository
+        return []
+
+
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        help="Profile of params.yaml; by default the one that it names.",
+        autocompletion=_profiles,
+    ),
+]
+FamilyArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The family's key, such as E or magnitude_global.", autocompletion=_families
+    ),
+]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(help="A .safetensors file, or a PyTorch state dict.")
+]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(
+        help="resnet18 or resnet20; by default the header's, or what names and shapes tell.",
+        autocompletion=lambda incomplete: [
+            name for name in ("resnet18", "resnet20") if name.startswith(incomplete)
+        ],
+    ),
+]
+WidthOption = Annotated[int | None, typer.Option(help="Channels of the first convolution.")]
+ClassesOption = Annotated[int | None, typer.Option(help="Outputs of the last layer.")]
+ChannelsOption = Annotated[int | None, typer.Option(help="Channels of an image.")]
+KeepOption = Annotated[
+    float | None,
+    typer.Option(help="Share of each layer's weights that the largest popup_scores keep (HYDRA)."),
+]
+
+
+def given(
+    architecture: str | None, width: int | None, classes: int | None, channels: int | None
+) -> dict[str, Any]:
+    """What was said of a network, for the audit."""
+    said = {
+        "architecture": architecture,
+        "width": width,
+        "classes": classes,
+        "channels": channels,
+    }
+    return {key: value for key, value in said.items() if value is not None}

@@ -1,0 +1,88 @@
+"""`advprune prune`: one family at one setting, applied to one checkpoint."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advprune.cli.options import (
+    ArchitectureOption,
+    ChannelsOption,
+    CheckpointArgument,
+    ClassesOption,
+    FamilyArgument,
+    KeepOption,
+    ProfileOption,
+    WidthOption,
+    given,
+)
+from advprune.errors import UserError
+
+
+def prune(
+    family: FamilyArgument,
+    checkpoint: CheckpointArgument,
+    setting: Annotated[
+        str, typer.Option(help="As in params.yaml: 0.01, or '{compression: 4, finetune: {}}'.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    profile: ProfileOption = None,
+    architecture: ArchitectureOption = None,
+    width: WidthOption = None,
+    classes: ClassesOption = None,
+    channels: ChannelsOption = None,
+    keep: KeepOption = None,
+) -> None:
+    """Compress a checkpoint: apply a family at a setting, write the result and its card.
+
+    The card lies beside the result, with its ending .json: what was changed, the sparsity found in
+    the saved file, multiply-accumulates, histograms. Families that learn (masks by gradient,
+    fine-tuning) use the profile's training images and its way of training; a fine-tuning that is
+    killed goes on where it was. Each family's settings are in docs/families/.
+
+    Exit status: 0, or 2 where nothing was written.
+    """
+    from advprune.cli.repository import Repository
+    from advprune.data import to_float
+    from advprune.files import fingerprint
+    from advprune.models.card import write_card
+    from advprune.models.checkpoint import save_model
+    from advprune.pruning import Data, setting_of
+    from advprune.pruning import prune as prune_model
+
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out ends in .safetensors (got {out})")
+    value = parsed(setting)
+    setting_of(family, value, place="--setting")
+    repository = Repository(profile)
+    said = given(architecture, width, classes, channels)
+    dense, split = repository.network(checkpoint, said, keep), repository.split("train")
+    train, seed = repository.profile.train, repository.params.seed
+    facts = repository.profile.model_dump(include={"data", "train"})
+    key = fingerprint(family, value, said, keep, facts, seed, files=[checkpoint])
+    state = Path("checkpoints") / key / "training.pt"
+    data = Data(to_float(split.images), split.labels, train, state)
+    pruned = prune_model(family, dense, value, data, seed)
+    save_model(pruned.model, out)
+    write_card(
+        out,
+        parent=dense,
+        setting=value,
+        prune_ratio=round(pruned.ratio, 4),
+        image_shape=data.shape,
+    )
+    shutil.rmtree(state.parent, ignore_errors=True)
+    card = out.with_suffix(".json").name
+    print(f"{out} and {card}: {pruned.ratio:.2%} of the weights and biases changed")
+
+
+def parsed(text: str) -> Any:
+    """A setting written as YAML; UserError where it is none."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise UserError(f"--setting is not valid YAML: {' '.join(str(error).split())}") from error

@@ -1,0 +1,98 @@
+"""What a command finds in the repository: settings, places of files, images, networks."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advprune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from advprune.data import Split
+    from advprune.models.spec import ModelSpec
+    from advprune.params import Params, Profile
+
+
+class Repository:
+    """The current folder, seen with the settings of one profile."""
+
+    def __init__(self, profile: str | None) -> None:
+        """Read params.yaml; UserError where it is missing or wrong."""
+        from advprune.params import load
+
+        self.params: Params = load(profile=profile)
+
+    @property
+    def profile(self) -> "Profile":
+        """The active profile's settings."""
+        return self.params.active()
+
+    def place(self, kind: str, name: str = "") -> Path:
+        """`<kind>/<profile>/<name>`."""
+        return Path(kind) / self.params.profile / name
+
+    def split(self, name: str) -> "Split":
+        """The profile's train, val or test images: as prepared, else made in memory."""
+        from advprune.data import read_split
+
+        path = self.place("data", f"{name}.safetensors")
+        return read_split(path) if path.is_file() else self._prepared[name]
+
+    @cached_property
+    def _prepared(self) -> "dict[str, Split]":
+        from advprune.data import prepare
+
+        settings = self.profile.data.model_dump()
+        return prepare(**settings, cache=Path("data/downloads"), seed=self.params.seed)
+
+    def network(
+        self,
+        path: Path,
+        given: Mapping[str, Any] | None = None,
+        keep: float | None = None,
+        normalize: bool | None = None,
+    ) -> "nn.Module":
+        """The network in a checkpoint that passes the audit, ready for the profile's images.
+
+        One of this library's says itself what it is. Of any other the architecture is `given` or
+        inferred, and images are normalized as the profile does it, unless `normalize` says
+        otherwise. keep: see `models.audit`. Raises UserError where the audit finds a fault, or
+        where the network is not for such images.
+        """
+        from advprune.models.audit import audit, plain
+        from advprune.models.checkpoint import build, fill, header_spec, read_weights
+
+        tensors, metadata = read_weights(path)
+        spec = header_spec(metadata, where=str(path))
+        found = audit(tensors, spec, given=given, keep=keep)
+        if found.spec is None or not found.sound:
+            more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
+            raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
+        spec = spec or self._with_normalization(found.spec, normalize)
+        self._check(spec, path)
+        model = build(spec)
+        fill(model, plain(tensors, keep).tensors, where=str(path))
+        return model
+
+    def _with_normalization(self, spec: "ModelSpec", normalize: bool | None) -> "ModelSpec":
+        """The spec of a foreign network with the mean and std of the training images."""
+        from advprune.training.base import spec_for
+
+        chosen = self.profile.model.normalize if normalize is None else normalize
+        settings = self.profile.model.model_copy(update={"normalize": chosen})
+        own = spec_for(settings, self.split("train"))
+        return spec.model_copy(update={"mean": own.mean, "std": own.std})
+
+    def _check(self, spec: "ModelSpec", path: Path) -> None:
+        images = self.split("test")
+        for what, has, needs in (
+            ("channels", spec.channels, images.images.shape[1]),
+            ("classes", spec.classes, len(images.classes)),
+        ):
+            if has != needs:
+                raise UserError(
+                    f"{path} is a network of {has} {what}, but profile {self.params.profile} has "
+                    f"{needs}; choose another with --profile"
+                )

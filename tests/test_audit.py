@@ -1,0 +1,282 @@
+"""The audit of checkpoints: each fault planted by hand, zeros counted by hand, masks applied."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from advprune.errors import UserError
+from advprune.models.audit import audit, inferred, plain
+from advprune.models.card import sparsity_of
+from advprune.models.checkpoint import build, canonical, fill, load_foreign, read_weights, stored
+from advprune.models.resnet import initialize
+from advprune.models.spec import ModelSpec, spec_of
+from advprune.quantize import quantize
+
+Tensors = dict[str, torch.Tensor]
+CONV = "layer1.0.conv1.weight"  # [2, 2, 3, 3]: 36 numbers
+
+
+def network(**changes: object) -> nn.Module:
+    """A ResNet20 of width 2 for grey images, no number of which is zero."""
+    base = {"architecture": "resnet20", "width": 2, "channels": 1, "classes": 3}
+    model = build(ModelSpec(**(base | {"mean": (0.0,), "std": (1.0,)} | changes)))
+    initialize(model, torch.Generator().manual_seed(0))
+    for place, parameter in enumerate(model.parameters()):
+        if parameter.ndim == 1:
+            parameter.data.fill_(1 + place)
+    return model
+
+
+@pytest.fixture
+def tensors() -> Tensors:
+    """What a sound checkpoint of it holds."""
+    return {name: tensor.clone() for name, tensor in stored(network()).items()}
+
+
+def test_a_sound_checkpoint_has_no_fault_and_its_zeros_are_counted(tensors: Tensors) -> None:
+    tensors[CONV].view(-1)[:9] = 0
+    tensors["linear.weight"].view(-1)[:4] = 0
+    tensors["bn1.bias"][0] = 0
+    found = audit(tensors, spec_of(network()))
+    assert found.sound and found.faults == () and found.notes == () and found.source == "header"
+    # Weights: the stem 18, six convolutions of 36 at width 2; 72 + 5 * 144 at 4; 288 + 5 * 576 at
+    # 8; shortcuts 2 * 4 and 4 * 8; the linear layer 8 * 3.
+    count = 18 + 6 * 36 + (72 + 5 * 144) + (288 + 5 * 576) + 8 + 32 + 24
+    assert found.prunable == (13, count)
+    assert found.prunable_sparsity == 13 / count
+    # Batch-norm has a weight and a bias a channel: 7 of 2 channels, 7 of 4, 7 of 8; 3 for linear.
+    assert (found.zeros, found.count) == (14, count + 2 * 7 * (2 + 4 + 8) + 3)
+    by_name = {layer.name: layer for layer in found.layers}
+    assert by_name[CONV].sparsity == 0.25 and by_name[CONV].shape == (2, 2, 3, 3)
+    assert found.layers[0].name == "conv1.weight" and found.layers[-1].name == "linear.weight"
+    assert found.remaining == 9 / (count - 18 - 24)
+
+
+def test_sparsity_is_the_cards_own(tensors: Tensors) -> None:
+    tensors[CONV].view(-1)[::2] = 0
+    model = network()
+    fill(model, tensors, "here")
+    assert audit(tensors).sparsity == sparsity_of(model)
+
+
+def test_a_tolerance_counts_small_numbers_and_minus_128_is_not_small(tensors: Tensors) -> None:
+    tensors[CONV].view(-1)[:3] = torch.tensor([0.0, 1e-3, -1e-3])
+    assert audit(tensors, tolerance=0).prunable[0] == 1
+    assert audit(tensors, tolerance=2e-3).prunable[0] >= 3
+    integers = {"a.weight": torch.tensor([[-128, 1, 0]], dtype=torch.int8)}
+    assert audit(integers, tolerance=0.5).prunable == (1, 3)
+    with pytest.raises(UserError, match=r"at least 0 \(got -1\)"):
+        audit(tensors, tolerance=-1)
+
+
+def pop(name: str) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        del tensors[name]
+
+    return change
+
+
+def put(name: str, tensor: torch.Tensor) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors.update({name: tensor})
+
+
+def spoil(name: str, value: float) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[name].view(-1)[0] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (pop("bn1.bias"), "missing: bn1.bias [2]"),
+        (put("head.extra", torch.ones(4)), "left over: head.extra [4]"),
+        (put("linear.bias", torch.ones(4)), "misfit: linear.bias has shape [4] where [3] is"),
+        (spoil(CONV, float("nan")), f"misfit: {CONV} holds NaN"),
+        (spoil("bn1.running_mean", float("inf")), "misfit: bn1.running_mean holds NaN or inf"),
+        (put("linear.bias", torch.ones(3, dtype=torch.int64)), "misfit: linear.bias holds int64"),
+        (put("linear.bias", torch.ones(3, dtype=torch.complex64)), "misfit: linear.bias holds com"),
+        (
+            put("linear.bias", torch.full((3,), 1e300, dtype=torch.float64)),
+            "misfit: linear.bias holds NaN",
+        ),
+        (put("linear.bias", torch.ones(3).to_sparse()), "type: linear.bias is no plain tensor"),
+        (spoil("bn1.running_var", -1.0), "numbers: bn1.running_var holds negative variances"),
+        (put("module.conv1.weight", torch.ones(2, 1, 3, 3)), "twice: conv1.weight and module.conv"),
+        (put(f"{CONV}_mask", torch.full((2, 2, 3, 3), 0.5)), f"mask: {CONV}_mask is not 0 or 1"),
+        (put(f"{CONV}_mask", torch.ones(36)), f"mask: {CONV}_mask is not 0 or 1"),
+        (put("layer9.weight_mask", torch.ones(2)), "mask: layer9.weight_mask has no weight"),
+        (put("conv1.popup_scores", torch.ones(2, 1, 3, 3)), "mask: 1 tensors of popup_scores"),
+    ],
+)
+def test_each_fault_is_named(
+    tensors: Tensors, change: Callable[[Tensors], None], fault: str
+) -> None:
+    change(tensors)
+    found = audit(tensors, spec_of(network()))
+    assert not found.sound and found.faults[0].startswith(fault), found.faults
+
+
+def test_equal_weights_under_two_names_are_a_fault_and_constant_ones_are_not(
+    tensors: Tensors,
+) -> None:
+    other = "layer1.1.conv1.weight"
+    tensors[other] = tensors[CONV].clone()
+    assert audit(tensors).faults == (f"twice: {CONV} and {other} hold the same numbers",)
+    tensors[CONV].zero_()
+    tensors[other].zero_()
+    found = audit(tensors)
+    assert found.sound
+    assert found.notes == tuple(f"empty: every number of {name} is zero" for name in (CONV, other))
+
+
+@pytest.mark.parametrize("name", [CONV, "linear.bias", "bn1.running_var"])
+@pytest.mark.parametrize("fault", ["none", "half", "missing", "shape", "integers", "nan", "more"])
+def test_what_passes_is_what_fill_accepts(tensors: Tensors, name: str, fault: str) -> None:
+    tensor = tensors.pop(name)
+    changed = {
+        "none": {name: tensor},
+        "half": {name: tensor.half()},
+        "missing": {},
+        "shape": {name: tensor[:-1]},
+        "integers": {name: tensor.int()},
+        "nan": {name: tensor * float("nan")},
+        "more": {name: tensor, "odd": tensor},
+    }[fault]
+    tensors |= changed
+    found = audit(tensors, spec_of(network()))
+    try:
+        fill(network(), tensors, "here")
+    except UserError:
+        assert not found.sound
+    else:
+        assert found.sound and fault in ("none", "half")
+        assert bool(found.notes) == (fault == "half")
+
+
+def test_no_number_of_a_filled_network_is_its_own(tensors: Tensors) -> None:
+    given = {n: torch.full_like(t, 7 + place) for place, (n, t) in enumerate(tensors.items())}
+    model = network()
+    fill(model, given, "here")
+    for place, (name, tensor) in enumerate(stored(model).items()):
+        assert bool((tensor == 7 + place).all()), name
+    assert {*model.state_dict()} - {*given} == {
+        name for name in model.state_dict() if name.endswith("num_batches_tracked")
+    }
+
+
+def test_masks_of_torch_are_applied_as_torch_applies_them() -> None:
+    model = network()
+    for layer in (model.layer1[0].conv1, model.linear):
+        torch_prune.l1_unstructured(layer, "weight", amount=0.5)
+    held = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    found = audit(held)
+    assert found.sound and found.source == "inferred"
+    by_name = {layer.name: layer for layer in found.layers}
+    assert by_name[CONV].zeros == 18 and by_name["linear.weight"].zeros == 12
+    assert found.prunable[0] == 30
+    assert found.notes == ("2 masks were applied; without them 0.00 % would be zeros",)
+    applied = plain(held).tensors
+    assert torch.equal(applied[CONV], model.layer1[0].conv1.weight)
+    assert torch.equal(applied["linear.weight"], model.linear.weight)
+    filled = network()
+    fill(filled, applied, "here")  # the network that torch.nn.utils.prune evaluates
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(filled(images), model.eval()(images))
+
+
+def test_masks_beside_their_weights() -> None:
+    weight = torch.tensor([[1.0, 2.0, float("nan"), 4.0]])
+    mask = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    for held in (
+        {"a.weight": weight, "a.weight_mask": mask},
+        {"a.weight": weight, "a.mask": mask.bool()},
+        {"a.weight_orig": weight, "a.weight_mask": mask.int()},
+    ):
+        found = plain(held)
+        assert found.faults == [] and list(found.tensors) == ["a.weight"]
+        assert found.tensors["a.weight"].tolist() == [[1.0, 0.0, 0.0, 4.0]]
+
+
+def test_scores_keep_the_largest_share_of_each_layer() -> None:
+    held = {
+        "a.weight": torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]),
+        "a.popup_scores": torch.tensor([[-9.0, 0.1, 0.5, -0.2, 0.1]]),
+    }
+    found = plain(held, keep=0.4)  # int(0.6 * 5) = 3 smallest |scores| go: 0.1, 0.1, 0.2
+    assert found.tensors["a.weight"].tolist() == [[1.0, 0.0, 3.0, 0.0, 0.0]]
+    assert plain(held, keep=1.0).tensors["a.weight"].tolist() == held["a.weight"].tolist()
+    for wrong in (0.0, 1.5):
+        with pytest.raises(UserError, match=r"lies in \(0, 1\]"):
+            plain(held, keep=wrong)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
+@pytest.mark.parametrize("width", [2, 3])
+def test_the_architecture_is_told_from_names_and_shapes(architecture: str, width: int) -> None:
+    made = network(architecture=architecture, width=width, classes=7)
+    found = inferred(dict(stored(made)), {})
+    assert found is not None and (found.architecture, found.width) == (architecture, width)
+    assert (found.classes, found.channels) == (7, 1)
+
+
+def test_filters_that_were_taken_out_are_told_from_the_shapes() -> None:
+    inner = (1, 2, 2, 4, 3, 4, 8, 8, 5)
+    found = audit(dict(stored(network(inner=inner))))
+    assert found.sound and found.spec is not None and found.spec.inner == inner
+
+
+def test_what_is_given_overrides_what_the_shapes_say(tensors: Tensors) -> None:
+    found = audit(tensors, given={"width": 4})
+    assert found.source == "given" and not found.sound
+    assert any("another width" in fault for fault in found.faults)
+    with pytest.raises(UserError, match=r"width: .* \(got 0\)"):
+        audit(tensors, given={"width": 0})
+
+
+def test_a_network_of_another_kind_is_said_to_be_unknown(tensors: Tensors) -> None:
+    found = audit({"features.0.weight": torch.rand(8, 3, 3, 3), "classifier.weight": torch.eye(3)})
+    assert found.spec is None and found.source == "none"
+    assert found.faults == (
+        "architecture: no convolution conv1 and linear layer to tell the architecture by",
+    )
+    assert found.prunable == (6, 225)
+    few = {name: tensors[name] for name in ("conv1.weight", "linear.weight")}
+    (fault,) = audit(few).faults
+    assert fault.startswith("architecture: none fits; the nearest, ") and "finds 2 of its" in fault
+
+
+def test_quantized_networks_are_audited_as_integers() -> None:
+    made = quantize(network(), torch.rand(4, 1, 8, 8))
+    held = {name: tensor.clone() for name, tensor in stored(made).items()}
+    found = audit(held, spec_of(made))
+    assert found.sound and found.notes == () and {layer.dtype for layer in found.layers} == {"int8"}
+    held["linear.weight"] = held["linear.weight"].float()  # would be cut to integers in silence
+    (fault,) = audit(held, spec_of(made)).faults
+    assert fault == "misfit: linear.weight holds float32 where int8 is needed"
+
+
+def test_prefixes_of_wrappers_go_in_any_order() -> None:
+    assert canonical("model.module._orig_mod.fc.weight") == "linear.weight"
+    assert canonical("layer1.0.downsample.0.weight") == "layer1.0.shortcut.0.weight"
+    assert canonical("modules.conv1.weight") == "modules.conv1.weight"
+
+
+def test_two_networks_in_a_file_are_never_chosen_between(tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pt"
+    torch.save({"state_dict": {"net": tensors}, "epoch": 3}, path)
+    assert read_weights(path)[0].keys() == tensors.keys()
+    torch.save({"state_dict": tensors, "model": tensors}, path)
+    with pytest.raises(UserError, match=r"several networks \(state_dict, model\)"):
+        read_weights(path)
+
+
+def test_two_tensors_of_one_name_are_never_chosen_between(tensors: Tensors, tmp_path: Path) -> None:
+    torch.save(tensors | {"module.conv1.weight": torch.ones(2, 1, 3, 3)}, tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match=r"two tensors that are both called conv1\.weight"):
+        load_foreign(spec_of(network()), str(tmp_path / "theirs.pt"), None)

@@ -1,0 +1,387 @@
+"""The command line: exit statuses, and that it does what the stages do."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attack as attack_stage
+import pandas as pd
+import pytest
+import torch
+from planted import study
+from torch import nn
+from workspace import ROOT, change, copy_pipeline
+
+from advprune.cli import app as command_line
+from advprune.cli.prune import parsed
+from advprune.data import load_split, prepare, save_split
+from advprune.errors import UserError
+from advprune.evaluate import metrics
+from advprune.evaluate.measures import robust_rates
+from advprune.evaluate.verdict import Evidence, verdict, worst_case
+from advprune.models.checkpoint import build, load_model, save_model
+from advprune.models.resnet import initialize
+from advprune.params import Params, load
+from advprune.pruning import prune as prune_model
+from advprune.report import study as study_module
+from advprune.report import write as write_module
+from advprune.training.base import spec_for
+
+Run = Callable[..., tuple[int, str, str]]
+TINY = {
+    "profiles/digits/model/width": 2,
+    "profiles/digits/data/test_limit": 12,
+    "profiles/digits/attacks/square/queries": 3,
+    "profiles/digits/curves": {"eps": ["48/255"], "steps": [1]},
+    "profiles/digits/suite/table": ["field"],
+    "profiles/digits/suite/transfer": ["field"],
+    "profiles/digits/suite/deterministic": ["square"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with prepared digits and a tiny network, not trained, in its place."""
+    place = copy_pipeline(tmp_path_factory.mktemp("command") / "a clone")
+    change(place, TINY)
+    params = load(place / "params.yaml")
+    data = params.active().data.model_dump()
+    splits = prepare(**data, cache=place / "none", seed=params.seed)
+    for name, split in splits.items():
+        save_split(split, place / "data" / "digits" / f"{name}.safetensors")
+    model = build(spec_for(params.active().model, splits["train"]))
+    initialize(model, torch.Generator().manual_seed(0))
+    model.train()(splits["train"].images / 255)  # settles batch-norm
+    save_model(model.eval(), place / "models" / "digits" / "dense-standard" / "model.safetensors")
+    return place
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """It is the current folder; the checkpoint's path in it."""
+    monkeypatch.chdir(folder)
+    return Path("models/digits/dense-standard/model.safetensors")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `advprune …` in this process: exit status, output, errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["advprune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def files() -> set[Path]:
+    return {path for path in Path().rglob("*") if path.is_file()}
+
+
+# --- audit ---------------------------------------------------------------------------------------
+
+
+def test_audit_of_a_sound_checkpoint(here: Path, run: Run) -> None:
+    status, out, _ = run("audit", here)
+    assert status == 0 and out.splitlines()[-1] == "sound"
+    assert "resnet18 of width 2, 1 channel, 10 classes (header)" in out
+    assert "conv1 (first)" in out and "linear (last)" in out
+    status, out, _ = run("audit", here, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["sound"] and found["faults"] == []
+    assert len(found["layers"]) == 21 and len(found["sha256"]) == 64
+    model = load_model(here)
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    assert found["prunable"]["count"] == sum(w.numel() for w in weights)
+    assert found["all"]["count"] == sum(p.numel() for p in model.parameters())
+
+
+def test_audit_names_each_fault_on_a_line_and_ends_with_1(
+    here: Path, run: Run, tmp_path: Path
+) -> None:
+    held = {f"module.{name}": t for name, t in load_model(here).state_dict().items()}
+    held["module.linear.bias"] = held["module.linear.bias"] * float("nan")
+    held["evil\nname\x1b[2J"] = torch.ones(2)
+    path = tmp_path / "theirs.pt"
+    torch.save({"state_dict": held}, path)
+    status, out, _ = run("audit", path)
+    assert status == 1 and out.splitlines()[-1] == "2 faults"
+    assert [line for line in out.splitlines() if line.startswith("fault: ")] == [
+        "fault: left over: evil?name?[2J [2]",
+        "fault: misfit: linear.bias holds NaN or infinite numbers; train or load anew",
+    ]
+    status, out, _ = run("audit", path, "--json")
+    assert status == 1 and len(json.loads(out)["faults"]) == 2
+    status, out, _ = run("audit", here, "--width", 3, "--classes", 10)
+    assert status == 1 and "fault: header: width is 2, and not 3\n1 fault\n" in out
+
+
+class Malicious:
+    """A pickle of it runs a command when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("was-here",)
+
+
+@pytest.mark.parametrize("command", ["audit", "evaluate", "prune"])
+def test_a_pickle_that_runs_code_is_refused(
+    here: Path, run: Run, tmp_path: Path, command: str
+) -> None:
+    path = tmp_path / "malicious.pt"
+    torch.save({"state_dict": {"conv1.weight": Malicious()}}, path)
+    more = ("--setting", 1, "--out", "x.safetensors") if command == "prune" else ()
+    before = files()
+    status, out, err = run(command, *(["E"] if command == "prune" else []), path, *more)
+    assert status == 2 and "nothing in it is ever run" in err and err.count("\n") == 1
+    assert not Path("was-here").exists() and files() == before and out == ""
+
+
+@pytest.mark.parametrize("contents", [b"", b"not a checkpoint", None])
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_what_cannot_be_read_ends_with_2(
+    run: Run, tmp_path: Path, contents: bytes | None, ending: str
+) -> None:
+    path = tmp_path / f"model.{ending}"
+    if contents is not None:
+        path.write_bytes(contents)
+    status, out, err = run("audit", path)
+    assert status == 2 and out == "" and err.startswith("error: ") and str(path) in err
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def staged(folder: Path) -> dict[str, Any]:
+    """What the attack stage records of the network, and what follows from that."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        attack_stage.attack("dense")
+        records = pd.read_parquet("records/digits/dense-standard.parquet")
+    finally:
+        os.chdir(before)
+    main = records[records.attack == "field"]
+    judged = verdict(Evidence(records, "field", 10))
+    return {
+        "records": records,
+        "metrics": metrics(main) | robust_rates(worst_case(records, "field")),
+        "verdict": judged,
+    }
+
+
+def test_evaluate_says_what_the_stages_say(
+    here: Path, staged: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    status, out, _ = run("evaluate", here, "--out", tmp_path / "found")
+    assert status == 0 and f"verdict: ✗ {staged['verdict'].level}" in out.replace("?", "✗")
+    found = json.loads((tmp_path / "found/metrics.json").read_text())
+    assert found.items() >= staged["metrics"].items() and found["n"] == 12
+    assert found["verdict"] == staged["verdict"].level and found["prune_ratio"] is None
+    assert not any(key.startswith("transfer") for key in found)
+    told = json.loads((tmp_path / "found/verdict.json").read_text())
+    assert [c["name"] for c in told["checks"]] == [c.name for c in staged["verdict"].checks]
+    records = pd.read_parquet(tmp_path / "found/records.parquet")
+    pd.testing.assert_frame_equal(records, staged["records"])
+    assert {p.name for p in (tmp_path / "found").iterdir()} == {
+        "metrics.json",
+        "verdict.json",
+        "records.parquet",
+    }
+
+
+def test_evaluate_of_foreign_weights_without_data_writes_nothing(
+    here: Path, staged: dict[str, Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {f"module.{name}": t for name, t in load_model(here).state_dict().items()}
+    torch.save(held, tmp_path / "theirs.pt")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "params.yaml").write_bytes(Path("params.yaml").read_bytes())
+    monkeypatch.chdir(bare)
+    status, out, _ = run("evaluate", tmp_path / "theirs.pt")
+    assert status == 0 and files() == {Path("params.yaml")}
+    robust = 100 * staged["metrics"]["robust_accuracy"]
+    assert f"robust {robust:.1f} (" in " ".join(out.split())
+
+
+def test_evaluate_beside_the_dense_network(
+    here: Path, staged: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    made = tmp_path / "pruned.safetensors"
+    assert run("prune", "E", here, "--setting", "0.05", "--out", made)[0] == 0
+    status, out, _ = run("evaluate", made, "--dense", here, "--out", tmp_path)
+    assert status == 0 and "against the dense network: " in out and "transfer from dense" in out
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["prune_ratio"] == json.loads(made.with_suffix(".json").read_text())["prune_ratio"]
+    assert found["transfer_accuracy"] is not None and "against_dense" in found
+    from safetensors.torch import load_file
+
+    crafted = load_file("records/digits/dense-standard.adv.safetensors")["field"]
+    _, labels = load_split("data/digits", "test")
+    with torch.no_grad():
+        right = (load_model(made)(crafted / 255).argmax(1) == labels).float().mean()
+    assert found["transfer_accuracy"] == round(float(right), 4)
+
+
+def test_no_network_is_evaluated_that_fails_the_audit(here: Path, run: Run, tmp_path: Path) -> None:
+    held = dict(load_model(here).state_dict())
+    held["linear.weights"] = held.pop("linear.weight")
+    torch.save(held, tmp_path / "misnamed.pt")
+    status, out, err = run("evaluate", tmp_path / "misnamed.pt", "--classes", 10)
+    assert status == 2 and out == ""
+    assert "missing: linear.weight [10, 16] (and 1 more); see `advprune audit`" in err
+    other = build(load_model(here).spec.model_copy(update={"classes": 4}))  # type: ignore[union-attr]
+    initialize(other, torch.Generator().manual_seed(0))
+    save_model(other, tmp_path / "four.safetensors")
+    assert (
+        "a network of 4 classes, but profile digits has 10"
+        in run("evaluate", tmp_path / "four.safetensors")[2]
+    )
+
+
+# --- prune ---------------------------------------------------------------------------------------
+
+
+def test_prune_does_what_the_family_does(here: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "a folder" / "small.safetensors"
+    status, said, _ = run("prune", "E", here, "--setting", "0.1", "--out", out)
+    dense, found = load_model(here), load_model(out)
+    zeros = 0
+    for (name, weight), (_, before) in zip(
+        found.named_parameters(), dense.named_parameters(), strict=True
+    ):
+        assert torch.equal(weight, torch.where(before.abs() < 0.1, 0.0, before)), name
+        zeros += int((weight == 0).sum())
+    card = json.loads(out.with_suffix(".json").read_text())
+    total = sum(p.numel() for p in dense.parameters())
+    assert status == 0 and card["sparsity"] == round(zeros / total, 4) and card["setting"] == 0.1
+    assert {path.name for path in out.parent.iterdir()} == {"small.safetensors", "small.json"}
+    assert "small.safetensors and small.json" in said and not list(Path().glob("checkpoints/*"))
+
+
+def test_prune_takes_a_mapping_and_the_training_images(
+    here: Path, run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "gap.safetensors"
+    setting = "{compression: 4, steps: 1, images: 8}"
+    assert run("prune", "GAP_layer", here, "--setting", setting, "--out", out)[0] == 0
+    params, split = load(), load_split("data/digits", "train")
+    from advprune.pruning import Data
+
+    data = Data(*split, params.active().train)
+    expected = prune_model("GAP_layer", load_model(here), parsed(setting), data, params.seed).model
+    for (name, weight), (_, other) in zip(
+        load_model(out).named_parameters(), expected.named_parameters(), strict=True
+    ):
+        assert torch.equal(weight, other), name
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "out", "words"),
+    [
+        ("E", "-1", "x.safetensors", "--setting: threshold: Input should be greater"),
+        ("E", "{", "x.safetensors", "--setting is not valid YAML"),
+        ("Q", "1", "x.safetensors", "there is no family 'Q'"),
+        ("E", "1", "x.pt", "--out ends in .safetensors (got x.pt)"),
+    ],
+)
+def test_prune_refuses_in_one_line(
+    here: Path, run: Run, family: str, setting: str, out: str, words: str
+) -> None:
+    before = files()
+    status, _, err = run("prune", family, here, "--setting", setting, "--out", out)
+    assert status == 2 and words in err and err.count("\n") == 1 and files() == before
+
+
+# --- report, and the whole -----------------------------------------------------------------------
+
+
+def test_report_is_the_summarize_stage(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, asked = study(), []
+
+    def read(params: Params, place: Any) -> Any:
+        asked.append((params.profile, place("records", "a.parquet")))
+        return whole
+
+    def written(found: Any, folder: Path) -> None:
+        asked.append((found is whole, folder))
+
+    monkeypatch.setattr(study_module, "read_study", read)
+    monkeypatch.setattr(write_module, "write_metrics", written)
+    monkeypatch.setattr(write_module, "write_report", written)
+    status, out, _ = run("report")
+    assert status == 0 and out.strip() == "reports/digits/report.html"
+    assert asked == [
+        ("digits", Path("records/digits/a.parquet")),
+        (True, Path("metrics/digits")),
+        (True, Path("reports/digits")),
+    ]
+
+
+def test_a_wrong_option_ends_with_2_and_no_command_with_help(run: Run) -> None:
+    assert run("audit", "--nothing")[0] == 2
+    assert run("nothing")[0] == 2
+    status, out, _ = run("--help")
+    assert status == 0 and all(
+        name in out for name in ("audit", "evaluate", "prune", "report", "gate", "completion")
+    )
+
+
+def test_the_shell_completes_commands_families_and_profiles(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offered(*words: str) -> set[str]:
+        monkeypatch.setenv("_ADVPRUNE_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", " ".join(("advprune", *words)))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        return set(run()[1].split())
+
+    assert offered("e") == {"evaluate"}
+    assert offered("prune", "GAP") == {"GAP_layer"}
+    assert offered("report", "--profile", "dig") == {"digits"}
+    monkeypatch.chdir("data")
+    assert offered("prune", "GAP") == set()
+
+
+def test_every_command_is_described_with_its_options() -> None:
+    import typer
+
+    text = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
+    commands = typer.main.get_command(command_line.app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        assert f"## advprune {name}\n" in text, name
+        for parameter in command.params:
+            for option in (o for o in parameter.opts if o.startswith("--") and o != "--help"):
+                assert option in text, (name, option)
+
+
+def test_nothing_in_the_library_imports_the_command_line() -> None:
+    library = ROOT / "src" / "advprune"
+    for file in library.rglob("*.py"):
+        if file.parent.name != "cli" and file.name != "__main__.py":
+            assert "advprune.cli" not in file.read_text(encoding="utf-8"), file
+
+
+def test_a_network_needs_its_settings(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run("evaluate", "model.pt")
+    assert status == 2 and "cannot read params.yaml" in err
+
+
+def test_a_setting_is_yaml() -> None:
+    assert parsed("1e-2") == 0.01 and parsed("{compression: 4}") == {"compression": 4}
+    with pytest.raises(UserError, match="not valid YAML"):
+        parsed("a: b: c")
+
+
+def test_a_module_is_no_state_dict(run: Run, tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    assert run("audit", tmp_path / "whole.pt")[0] == 2
