@@ -161,7 +161,8 @@ def settings(**changes: Any) -> Params:
     raw["profiles"] = {"digits": raw["profiles"]["digits"]}
     raw |= {"attack": {"main": "main"}, "prune": {"A": 1, "B": 2}, "sweep": {"A": [1, 2]}}
     raw |= {"bases": ["standard"], "protocol": {}}
-    raw |= {"masks": {}, "compression": {}, "quantized": {}, "surrogates": {}, "substitutes": {}}
+    raw |= {"masks": {}, "compression": {}, "quantized": {}, "binary": {}}
+    raw |= {"surrogates": {}, "substitutes": {}}
     return parse(Params, raw | changes, "test")
 
 

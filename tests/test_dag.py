@@ -112,7 +112,7 @@ def test_no_stage_depends_on_code_that_it_does_not_use(every_stage: dict[str, An
 def test_stages_are_exactly_what_params_declare(
     stages: dict[str, Any], settings: params.Params
 ) -> None:
-    expected = {"prepare", "transfer", "summarize"}
+    expected = {"prepare", "growth", "transfer", "summarize"}
     expected |= {f"train@{recipe}" for recipe in settings.recipes}
     expected |= {f"protocol@{recipe}" for recipe in settings.protocol}
     expected |= {f"sweep@{family}-{settings.bases[0]}" for family in settings.sweep}
@@ -123,6 +123,8 @@ def test_stages_are_exactly_what_params_declare(
     expected |= {f"compression@{name}-{first}" for name in settings.compression}
     expected |= {f"quantized@{name}" for name in settings.quantized}
     expected |= {f"attack-quantized@{name}-{first}" for name in settings.quantized}
+    expected |= {f"binary@{name}" for name in settings.binary}
+    expected |= {f"attack-binary@{name}-{first}" for name in settings.binary}
     expected |= {f"surrogate@{name}" for name in settings.surrogates}
     expected |= {f"substitute@{name}-{first}" for name in settings.substitutes}
     for base in settings.bases:
@@ -131,7 +133,7 @@ def test_stages_are_exactly_what_params_declare(
         for family in settings.prune:
             expected |= {f"{stage}@{family}-{base}" for stage in ("prune", "attack")}
     assert set(stages) == expected
-    assert len(stages) <= 80  # each costs two seconds before it starts its work
+    assert len(stages) <= 90  # each costs two seconds before it starts its work
 
 
 def test_every_family_has_a_setting_and_a_page(settings: params.Params) -> None:
@@ -152,6 +154,8 @@ def test_each_stage_tracks_only_its_own_item(stages: dict[str, Any]) -> None:
     assert tracked["prune@E-standard"] == {"seed", "prune.E", train}
     assert tracked["mask@GAP_layer-standard"] == {"seed", "masks.GAP_layer", train}
     assert tracked["compression@random-standard"] >= {"seed", "compression.random"}
+    assert tracked["binary@BNN"] >= {"seed", "binary.BNN"}
+    assert "growth" in tracked["growth"] and "growth" not in tracked["binary@BNN"]
     assert tracked["sweep@R-standard"] >= {"seed", "sweep.R"}
     assert not any(key.startswith("prune") for key in tracked["attack@E-standard"])
     assert not any(key == "profiles" for keys in tracked.values() for key in keys)

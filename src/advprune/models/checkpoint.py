@@ -18,6 +18,7 @@ from torch import nn
 
 from advprune.errors import UserError
 from advprune.files import atomic, sha256_of
+from advprune.models import binary
 from advprune.models.insert import places, put
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec, attach, spec_of
@@ -40,6 +41,8 @@ def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
 def build(spec: ModelSpec) -> nn.Module:
     """The module that a spec describes, in evaluation mode, weights not set."""
     model: nn.Module = build_dense(spec)
+    if spec.binary:
+        model = binary.skeleton(model)
     for inserted in spec.layers:
         factory = _layer_factory(inserted.kind)
         for name in places(model, inserted.where):
@@ -77,7 +80,8 @@ def load_model(path: Path | str) -> nn.Module:
     """Rebuild the model stored at `path`: evaluation mode, [0, 1] images in, logits out.
 
     Raises UserError where the file is missing, cut short, holds no spec, lacks or exceeds the
-    tensors that the spec asks for, has other shapes, or holds NaN or infinite numbers.
+    tensors that the spec asks for, has other shapes, or holds NaN or infinite numbers, or weights
+    that are not those of a binary network where it is said to be one.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
@@ -91,6 +95,7 @@ def load_model(path: Path | str) -> nn.Module:
         raise UserError(f"{path}: the model spec is wrong at {key}: {fault['msg']}") from error
     model = build(spec)
     fill(model, tensors, where=str(path))
+    binary.check_binary(model, where=str(path))
     return model
 
 

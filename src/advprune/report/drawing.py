@@ -51,7 +51,7 @@ def families(study: Study) -> list[str]:
     """All families of params.yaml, those that are only in the protocol last."""
     params = study.params
     members = [m.family for group in params.protocol.values() for m in group.values() if m.family]
-    more = (*params.masks, *params.quantized, *params.compression)
+    more = (*params.masks, *params.quantized, *params.binary, *params.compression)
     return list(dict.fromkeys(["int8", *params.prune, *params.sweep, *members, *more]))
 
 

@@ -128,10 +128,14 @@ class Study:
     @cached_property
     def groups(self) -> dict[str, list[Model]]:
         """Models that share a figure, the dense network first: a base's own families, and on the
-        first base those with masks and the quantized ones."""
+        first base those with masks, the quantized and the binary ones."""
         params, first = self.params, self.params.bases[0]
         found = {base: self._named(base, ("int8", *params.prune)) for base in params.bases}
-        more = {"masks": list(params.masks), "quantized": ["int8", *params.quantized]}
+        more = {
+            "masks": list(params.masks),
+            "quantized": ["int8", *params.quantized],
+            "binary": list(params.binary),
+        }
         return found | {
             name: self._named(first, families)
             for name, families in more.items()
