@@ -161,10 +161,11 @@ def settings(**changes: Any) -> Params:
     raw["profiles"] = {"digits": raw["profiles"]["digits"]}
     raw |= {"attack": {"main": "main"}, "prune": {"A": 1, "B": 2}, "sweep": {"A": [1, 2]}}
     raw |= {"bases": ["standard"], "protocol": {}}
-    raw |= {"masks": {}, "compression": {}, "quantized": {}, "surrogates": {}, "substitutes": {}}
     raw |= {"tickets": {}, "sparsity_study": {}}
     dense = {"of": "dense", "base": raw["bases"][0]}
     raw["bitflip"] = {"dense_8": dense | {"variants": ["margin"]}, "dense_4": dense | {"bits": 4}}
+    raw |= {"masks": {}, "compression": {}, "quantized": {}, "binary": {}}
+    raw |= {"surrogates": {}, "substitutes": {}}
     return parse(Params, raw | changes, "test")
 
 

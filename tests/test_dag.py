@@ -112,7 +112,7 @@ def test_no_stage_depends_on_code_that_it_does_not_use(every_stage: dict[str, An
 def test_stages_are_exactly_what_params_declare(
     stages: dict[str, Any], settings: params.Params
 ) -> None:
-    expected = {"prepare", "attacks", "transfer", "sparsity", "summarize"}
+    expected = {"prepare", "attacks", "growth", "transfer", "sparsity", "summarize"}
     expected |= {f"train@{recipe}" for recipe in settings.recipes}
     expected |= {f"protocol@{recipe}" for recipe in settings.protocol}
     expected |= {f"sweep@{family}-{settings.bases[0]}" for family in settings.sweep}
@@ -129,6 +129,8 @@ def test_stages_are_exactly_what_params_declare(
     expected |= {f"quantized@{name}" for name in settings.quantized}
     expected |= {f"attack-quantized@{name}-{first}" for name in settings.quantized}
     expected |= {f"bitflip@{name}" for name in settings.bitflip}
+    expected |= {f"binary@{name}" for name in settings.binary}
+    expected |= {f"attack-binary@{name}-{first}" for name in settings.binary}
     expected |= {f"surrogate@{name}" for name in settings.surrogates}
     expected |= {f"substitute@{name}-{first}" for name in settings.substitutes}
     for base in settings.bases:
@@ -137,7 +139,7 @@ def test_stages_are_exactly_what_params_declare(
         for family in settings.prune:
             expected |= {f"{stage}@{family}-{base}" for stage in ("prune", "attack")}
     assert set(stages) == expected
-    assert len(stages) <= 90  # each costs two seconds before it starts its work
+    assert len(stages) <= 110  # each costs a second or two before it starts its work
 
 
 def test_every_family_has_a_setting_and_a_page(settings: params.Params) -> None:
@@ -162,6 +164,8 @@ def test_each_stage_tracks_only_its_own_item(stages: dict[str, Any]) -> None:
     assert tracked["ticket@HYDRA-robust"] == {"seed", "tickets.HYDRA", train}
     assert tracked["compression@random-standard"] >= {"seed", "compression.random"}
     assert tracked["bitflip@dense_4"] >= {"seed", "bitflip.dense_4", "profiles.digits.bitflip"}
+    assert tracked["binary@BNN"] >= {"seed", "binary.BNN"}
+    assert "growth" in tracked["growth"] and "growth" not in tracked["binary@BNN"]
     assert tracked["sweep@R-standard"] >= {"seed", "sweep.R"}
     assert not any(key.startswith("prune") for key in tracked["attack@E-standard"])
     assert not any(key == "profiles" for keys in tracked.values() for key in keys)
@@ -192,4 +196,4 @@ def test_only_params_knows_params_yaml_and_nothing_knows_the_stages() -> None:
         literals = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
         if file.name != "params.py":
             assert "params.yaml" not in literals, file
-        assert not any(str(s).startswith("stages") for s in literals if isinstance(s, str)), file
+        assert not any(s.startswith("stages/") for s in literals if isinstance(s, str)), file

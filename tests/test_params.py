@@ -196,11 +196,12 @@ def test_masks_and_quantized_models_are_on_the_first_base_alone_and_tickets_on_t
         ("ticket_base", "robust"),
         ("tickets", {"HYDRA": 0.9}),
         ("quantized", {"copy": {"of": "E", "bits": 4}, "small": {"of": "GAP_layer"}}),
+        ("binary", {"BNN": {"channels": "base"}}),
         ("substitutes", {"small": {}, "dense": {}}),
         ("bitflip", {"E_1": {"of": "E", "base": "robust", "bits": 1}}),
     )
     masked = ["GAP_layer", "random"]
-    assert read.models("standard") == ["dense", "int8", "E", *masked, "copy", "small"]
+    assert read.models("standard") == ["dense", "int8", "E", *masked, "copy", "small", "BNN"]
     assert read.models("robust") == ["dense", "int8", "E", "HYDRA"]
     assert list(read.settings("standard")) == ["E", *masked]
     assert read.settings("standard")["GAP_layer"] == {"sparsity": 0.9}
@@ -210,7 +211,8 @@ def test_masks_and_quantized_models_are_on_the_first_base_alone_and_tickets_on_t
 def test_masks_quantized_models_and_networks_of_the_attacker_may_be_left_out(
     tmp_path: Path,
 ) -> None:
-    names = ("masks", "compression", "quantized", "surrogates", "substitutes", "bitflip")
+    models = ("masks", "compression", "quantized", "binary")
+    names = (*models, "surrogates", "substitutes", "bitflip")
     read = loaded(tmp_path, *((name, {}) for name in names))
     assert all(getattr(read, name) == {} for name in names)
     raw = {key: value for key, value in RAW.items() if key not in names}

@@ -434,6 +434,40 @@ class BitFlipSettings(Settings):
         return f"{self.of}-{self.base}"
 
 
+class GrowthSettings(Settings):
+    """Early-Growth: how many channels the layers of a binary network need
+    (`advprune.training.growth`).
+
+    factor: how many times as wide the super-network is. epochs: at most. lr: the peak of the
+    one-cycle schedule, gate_lr that of the gates. t: see BinarySettings. rate: by what the
+    steepness of a gate that is on grows in an epoch. tolerance, patience: growth has settled when
+    in each of so many epochs the share of channels that are on changed by less than this.
+    """
+
+    factor: int = Field(default=3, ge=2, le=16)
+    epochs: int = Field(default=30, ge=1, le=10000)
+    lr: float = Field(default=0.05, gt=0, le=10)
+    gate_lr: float = Field(default=0.05, gt=0, le=1000)
+    t: float = Field(default=10.0, ge=0.01, le=1000)
+    rate: float = Field(default=1.06, ge=1, le=100)
+    tolerance: float = Field(default=0.005, ge=0, le=1)
+    patience: int = Field(default=5, ge=1, le=10000)
+
+
+class BinarySettings(FineTuneSettings):
+    """A binary network, trained from scratch (`advprune.training.binary`).
+
+    channels: those of the profile's network (base), those that Early-Growth found (grown), or
+    uniformly so many more that it has as many parameters as the grown one (uniform). rotation:
+    whether filters are turned towards their signs. t: the straight-through slope is a tent of half
+    width sqrt(2) / t; for weights, t grows from 0.01 to this over the epochs, for inputs from 1.
+    """
+
+    channels: Literal["base", "grown", "uniform"] = "base"
+    rotation: bool = False
+    t: float = Field(default=10.0, ge=0.01, le=1000)
+
+
 class SurrogateSettings(Settings):
     """A network that an attacker trains for themselves, to craft images on.
 
@@ -496,6 +530,8 @@ class Params(Settings):
     compression: dict[Name, Annotated[list[Any], Field(min_length=1)]] = {}
     quantize: QuantizeSettings
     quantized: dict[Name, QuantizedSettings] = {}
+    growth: GrowthSettings = GrowthSettings()
+    binary: dict[Name, BinarySettings] = {}
     surrogates: dict[Name, SurrogateSettings] = {}
     substitutes: dict[Name, SurrogateSettings] = {}
     attack: AttackChoice
@@ -521,7 +557,7 @@ class Params(Settings):
             raise ValueError(f"recipes: there is no recipe {unknown[0]!r}; known: {known}")
         if len(set(self.bases)) < len(self.bases):
             raise ValueError("bases: a base is named twice")
-        if taken := {"masks", "tickets", "quantized"} & set(self.recipes):
+        if taken := {"masks", "tickets", "quantized", "binary"} & set(self.recipes):
             raise ValueError(f"recipes: the name {sorted(taken)[0]!r} is taken by the report")
         members = [name for group in self.protocol.values() for name in group]
         if twice := [name for name in members if members.count(name) > 1]:
@@ -539,7 +575,7 @@ class Params(Settings):
     def _check_models(self) -> None:
         """Models have names of their own, and what refers to one names one."""
         seen, first = {"dense", "int8"}, self.bases[0]
-        for key in ("prune", "masks", "tickets", "quantized"):
+        for key in ("prune", "masks", "tickets", "quantized", "binary"):
             if taken := seen & set(getattr(self, key)):
                 raise ValueError(f"{key}: the name {sorted(taken)[0]!r} is taken already")
             seen |= set(getattr(self, key))
@@ -604,7 +640,7 @@ class Params(Settings):
 
     def models(self, base: str) -> list[str]:
         """The models of a base, the dense network first."""
-        more = self.quantized if base == self.bases[0] else {}
+        more = [*self.quantized, *self.binary] if base == self.bases[0] else []
         return ["dense", "int8", *self.settings(base), *more]
 
     def active(self) -> Profile:

@@ -23,6 +23,7 @@ from torch import nn
 
 from advprune.device import device_of
 from advprune.errors import UserError
+from advprune.models.binary import is_binary
 from advprune.models.fold import fold_batchnorm
 from advprune.models.insert import WrappedConv2d, WrappedLinear
 from advprune.models.spec import ModelSpec, QuantizationSpec, attach, spec_of
@@ -131,6 +132,10 @@ def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def float_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """The layers of a float network that quantization replaces, by name."""
+    if is_binary(model):
+        raise UserError(
+            "quantize: the network is binary: its weights are stored in one bit as it is"
+        )
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     for name, layer in found.items():
         if isinstance(layer, WrappedConv2d | WrappedLinear):
@@ -162,7 +167,7 @@ def quantize(
 
     bits: 2 to 8. percentile: the part of each layer's inputs that the range covers; 100 is minimum
     to maximum. The given model stays as it was. Raises ValueError for other bits, and UserError
-    where a family put a layer on a weight or behind a convolution.
+    for a binary network and where a family put a layer on a weight or behind a convolution.
     """
     spec = quantized_spec(model, bits)
     folded, integers = calibrated(model, images, bits, percentile)

@@ -16,6 +16,7 @@ from advprune.attacks.square import square
 from advprune.attacks.zoo import zoo
 from advprune.device import salted
 from advprune.evaluate.records import DRAWS, predictions, score
+from advprune.models.binary import is_binary
 from advprune.models.stochastic import is_randomized
 from advprune.params import (
     CURVES,
@@ -56,15 +57,20 @@ class Work:
 
 
 def surrogate(model: nn.Module) -> nn.Module:
-    """What an attacker differentiates: the model itself, or the twin of a quantized one."""
+    """What an attacker differentiates: the model itself, or the twin of a quantized one.
+
+    A binary network is its own: the gradient passes its signs straight through.
+    """
     return twin(model) if is_quantized(model) else model
 
 
 def kind_of(model: nn.Module) -> str:
-    """Which suite a model gets: quantized, randomized or deterministic."""
+    """Which suite a model gets: quantized, randomized, binary or deterministic."""
     if is_quantized(model):
         return "quantized"
-    return "randomized" if is_randomized(model) else "deterministic"
+    if is_randomized(model):
+        return "randomized"
+    return "binary" if is_binary(model) else "deterministic"
 
 
 def craft(

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from advprune.errors import UserError
 from advprune.models.checkpoint import build, canonical, dtype_name, is_stored, misfit, stored
-from advprune.models.spec import BLOCKS, ModelSpec, block_widths
+from advprune.models.spec import BLOCKS, ModelSpec
 
 Tensors = dict[str, torch.Tensor]
 SCORES = "popup_scores"
@@ -266,7 +266,7 @@ def _inner(tensors: Tensors, spec: ModelSpec) -> tuple[int, ...]:
         for stage, count in enumerate(BLOCKS[spec.architecture])
         for place in range(count)
     ]
-    widths = block_widths(spec.architecture, spec.width)
+    widths = spec.blocks
     found = tuple(
         int(tensors[name].shape[0]) if name in tensors and tensors[name].ndim == 4 else width
         for name, width in zip(places, widths, strict=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from advprune.files import sha256_of, write_json
 from advprune.models.checkpoint import load_model
-from advprune.models.spec import spec_of
+from advprune.models.spec import ModelSpec, spec_of
 
 BINS = 121
 REACH = 4.0  # the histogram spans the dense weights' mean +- so many sigmas
@@ -32,6 +32,20 @@ def sparsity_of(model: nn.Module) -> float:
 def nonzero_of(model: nn.Module) -> int:
     """How many weights and biases are not zero."""
     return sum(int((t != 0).sum()) for t in stored_weights(model).values())
+
+
+def bits_of(spec: ModelSpec) -> int:
+    """In how many bits a weight is stored: 1 in binary networks, 32 in float ones."""
+    if spec.quantization is not None:
+        return spec.quantization.bits
+    return 1 if spec.binary else 32
+
+
+def stored_bits_of(model: nn.Module) -> int:
+    """Bits of the weights of all convolutions and linear layers, without scales and biases."""
+    tensors = stored_weights(model).items()
+    weights = sum(t.numel() for name, t in tensors if name.endswith("weight") and t.ndim > 1)
+    return bits_of(spec_of(model)) * weights
 
 
 @torch.no_grad()
@@ -111,11 +125,11 @@ def write_card(
     image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without it.
     """
     model = load_model(path)
-    quantization = spec_of(model).quantization
     before = load_model(parent) if isinstance(parent, Path) else parent
     card = {
         "parameters": sum(t.numel() for t in stored_weights(model).values()),
-        "bits": quantization.bits if quantization else 32,
+        "bits": bits_of(spec_of(model)),
+        "stored_bits": stored_bits_of(model),
         "setting": setting,
         "prune_ratio": prune_ratio,
         "sparsity": round(sparsity_of(model), 4),

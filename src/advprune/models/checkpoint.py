@@ -19,6 +19,7 @@ from torch import nn
 
 from advprune.errors import UserError
 from advprune.files import atomic, sha256_of
+from advprune.models import binary
 from advprune.models.insert import places, put
 from advprune.models.resnet import build_dense
 from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
@@ -44,6 +45,8 @@ def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
 def build(spec: ModelSpec) -> nn.Module:
     """The module that a spec describes, in evaluation mode, weights not set."""
     model: nn.Module = build_dense(spec)
+    if spec.binary:
+        model = binary.skeleton(model)
     for inserted in spec.layers:
         factory = _layer_factory(inserted.kind)
         for name in places(model, inserted.where):
@@ -94,7 +97,8 @@ def load_model(path: Path | str) -> nn.Module:
     """Rebuild the model stored at `path`: evaluation mode, [0, 1] images in, logits out.
 
     Raises UserError where the file is missing, cut short, holds no spec, lacks or exceeds the
-    tensors that the spec asks for, has other shapes, or holds NaN or infinite numbers.
+    tensors that the spec asks for, has other shapes, or holds NaN or infinite numbers, or weights
+    that are not those of a binary network where it is said to be one.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
@@ -103,6 +107,7 @@ def load_model(path: Path | str) -> nn.Module:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
     model = build(spec)
     fill(model, tensors, where=str(path))
+    binary.check_binary(model, where=str(path))
     return model
 
 

@@ -1,13 +1,16 @@
 """Batch-norm folding: the same function with fewer layers.
 
 Batch-norm in evaluation mode is an affine map per channel, so it merges into the convolution
-before it. Folding only reorders float arithmetic: logits agree to rounding.
+before it. Folding only reorders float arithmetic: logits agree to rounding. Binary convolutions
+are left alone: their sums are exact, and rounding before a sign can turn it over.
 """
 
 import copy
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from advprune.models.binary import BinaryConv2d
 
 
 class _LeafTracer(fx.Tracer):
@@ -60,7 +63,9 @@ def _conv_before(
     if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
         return None
     conv = modules.get(str(before.target))
-    return (before, conv, bn) if isinstance(conv, nn.Conv2d) else None
+    if not isinstance(conv, nn.Conv2d) or isinstance(conv, BinaryConv2d):
+        return None
+    return before, conv, bn
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

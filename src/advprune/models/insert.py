@@ -74,9 +74,9 @@ def _wrapped(module: nn.Module) -> nn.Module:
     """The module itself where it is wrapped already, else its wrapped form with its tensors."""
     if isinstance(module, WrappedConv2d | WrappedLinear):
         return module
-    if isinstance(module, nn.Linear):
+    if type(module) is nn.Linear:
         return _adopt(WrappedLinear(module.in_features, module.out_features), module)
-    if isinstance(module, nn.Conv2d):
+    if type(module) is nn.Conv2d:  # not one that binarizes, which would be lost
         size = (module.in_channels, module.out_channels, module.kernel_size)
         strides = {"stride": module.stride, "padding": module.padding}
         return _adopt(WrappedConv2d(*size, **strides), module)

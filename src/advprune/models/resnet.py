@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from advprune.models.spec import BLOCKS, ModelSpec, Normalize, Site, block_widths
+from advprune.models.spec import BLOCKS, ModelSpec, Normalize, Site
 
 
 def _conv3x3(fan_in: int, fan_out: int, stride: int) -> nn.Conv2d:
@@ -46,11 +46,11 @@ class ResNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.normalize = Normalize(spec.mean, spec.std)
-        self.conv1 = _conv3x3(spec.channels, spec.width, 1)
-        self.bn1 = nn.BatchNorm2d(spec.width)
+        stem, widths = spec.streams[0], spec.blocks
+        self.conv1 = _conv3x3(spec.channels, stem, 1)
+        self.bn1 = nn.BatchNorm2d(stem)
         self.act1 = Site()
-        widths = block_widths(spec.architecture, spec.width)
-        sizes = zip(pairwise((spec.width, *widths)), spec.inner or widths, strict=True)
+        sizes = zip(pairwise((stem, *widths)), spec.inner or widths, strict=True)
         for index, count in enumerate(blocks):
             stage = nn.Sequential()
             for place in range(count):
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(widths[-1], spec.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.act1(self.bn1(self.conv1(self.normalize(x))))  # [N, width, H, W]
+        h = self.act1(self.bn1(self.conv1(self.normalize(x))))  # [N, stem, H, W]
         for index in range(self.stages):
             h = getattr(self, f"layer{index + 1}")(h)
         return self.linear(self.pool(h).flatten(1))

@@ -1,6 +1,6 @@
 """What a model is: a description that rebuilds exactly that module, and its common layers."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -8,6 +8,7 @@ from torch import nn
 
 Where = Literal["relu", "conv", "weight"]
 BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
+MOST_CHANNELS = 16384  # of a layer
 
 
 class LayerSpec(BaseModel):
@@ -30,9 +31,12 @@ class QuantizationSpec(BaseModel):
 class ModelSpec(BaseModel):
     """A network, whole: architecture, sizes, normalization, inserted layers, bits.
 
-    `mean` and `std` are per channel, in the [0, 1] range of the images. `inner` is the number of
-    channels between the two convolutions of each block, in order of the blocks, at least 1 and at
-    most the block's width; empty means as wide as the block, and is left out of the stored text.
+    `mean` and `std` are per channel, in the [0, 1] range of the images. `binary`: every weight of a
+    convolution or linear layer is one bit (models/binary.py). `stages` are the channels of the stem
+    and of each stage's residual stream; empty means width, width, 2 width, 4 width, and so on.
+    `inner` is the number of channels between the two convolutions of each block, in order of the
+    blocks, at least 1 and, where `stages` are not given, at most the block's width; empty means as
+    wide as the block. What is false or empty of these three is left out of the stored text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,26 +48,57 @@ class ModelSpec(BaseModel):
     std: tuple[float, ...]
     layers: tuple[LayerSpec, ...] = ()
     quantization: QuantizationSpec | None = None
+    binary: bool = Field(default=False, exclude_if=lambda binary: not binary)
+    stages: tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...] = Field(
+        default=(), exclude_if=lambda stages: not stages
+    )
     inner: tuple[int, ...] = Field(default=(), exclude_if=lambda inner: not inner)
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """The channels of the stem and of each stage."""
+        return self.stages or streams(self.architecture, self.width)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The output channels of each residual block, in order."""
+        return block_widths(self.architecture, self.streams)
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_fit_the_architecture(cls, stages: tuple[int, ...], info: ValidationInfo) -> Any:
+        architecture = info.data.get("architecture")
+        if stages and architecture and len(stages) != len(BLOCKS[architecture]) + 1:
+            raise ValueError(
+                f"{architecture} has a stem and {len(BLOCKS[architecture])} stages, "
+                f"not {len(stages)} in all"
+            )
+        return stages
 
     @field_validator("inner")
     @classmethod
     def _inner_fits_the_blocks(cls, inner: tuple[int, ...], info: ValidationInfo) -> Any:
-        if not inner or not {"architecture", "width"} <= info.data.keys():
+        if not inner or not {"architecture", "width", "stages"} <= info.data.keys():
             return inner
-        widths = block_widths(info.data["architecture"], info.data["width"])
+        architecture, stages = info.data["architecture"], info.data["stages"]
+        widths = block_widths(architecture, streams(architecture, info.data["width"]))
+        widths = (MOST_CHANNELS,) * len(widths) if stages else widths
         if len(inner) != len(widths):
-            raise ValueError(
-                f"{info.data['architecture']} has {len(widths)} blocks, not {len(inner)}"
-            )
+            raise ValueError(f"{architecture} has {len(widths)} blocks, not {len(inner)}")
         if any(not 1 <= found <= most for found, most in zip(inner, widths, strict=True)):
             raise ValueError(f"a block has from 1 to {list(widths)} inner channels")
         return inner
 
 
-def block_widths(architecture: str, width: int) -> tuple[int, ...]:
-    """The output channels of each residual block, in order."""
-    return tuple(width * 2**i for i, count in enumerate(BLOCKS[architecture]) for _ in range(count))
+def streams(architecture: str, width: int) -> tuple[int, ...]:
+    """The usual channels of the stem and of each stage: the stages double."""
+    return (width, *(width * 2**i for i in range(len(BLOCKS[architecture]))))
+
+
+def block_widths(architecture: str, stages: tuple[int, ...]) -> tuple[int, ...]:
+    """The output channels of each residual block, in order, from those of stem and stages."""
+    each = zip(stages[1:], BLOCKS[architecture], strict=True)
+    return tuple(width for width, count in each for _ in range(count))
 
 
 class Normalize(nn.Module):
@@ -85,7 +120,8 @@ class Normalize(nn.Module):
 
 
 class Site(nn.Sequential):
-    """An activation site: a ReLU, and behind it whatever layers families put there."""
+    """An activation site: a ReLU (in binary networks a Hardtanh), and behind it whatever layers
+    families put there."""
 
     def __init__(self) -> None:
         super().__init__(nn.ReLU(inplace=True))

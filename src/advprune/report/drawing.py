@@ -52,8 +52,8 @@ def families(study: Study) -> list[str]:
     params = study.params
     members = [m.family for group in params.protocol.values() for m in group.values() if m.family]
     points = [point.family for point in params.sparsity_study.points.values()]
-    more = (*params.masks, *params.quantized, *params.compression, *params.tickets, *points)
-    return list(dict.fromkeys(["int8", *params.prune, *params.sweep, *members, *more]))
+    more = (*params.masks, *params.quantized, *params.binary, *params.compression, *params.tickets)
+    return list(dict.fromkeys(["int8", *params.prune, *params.sweep, *members, *more, *points]))
 
 
 def line_of(study: Study, recipe: str) -> str:

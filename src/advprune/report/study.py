@@ -133,13 +133,14 @@ class Study:
     @cached_property
     def groups(self) -> dict[str, list[Model]]:
         """Models that share a figure, the dense network first: a base's own families, and on the
-        first base those with masks and the quantized ones; tickets on theirs."""
+        first base those with masks, the quantized and the binary ones; tickets on theirs."""
         params, first = self.params, self.params.bases[0]
         found = {base: self._named(base, ("int8", *params.prune)) for base in params.bases}
         more = {
             "masks": (first, list(params.masks)),
             "tickets": (params.ticket_base or first, list(params.tickets)),
             "quantized": (first, ["int8", *params.quantized]),
+            "binary": (first, list(params.binary)),
         }
         return found | {
             name: self._named(base, families)

@@ -187,7 +187,7 @@ def _edges(study: Study) -> Iterator[int]:
     params = study.params
 
     def kind(model: Model) -> tuple[str, str]:
-        for name in ("masks", "tickets", "quantized"):
+        for name in ("masks", "tickets", "quantized", "binary"):
             if model.family in getattr(params, name):
                 return model.base, name
         return model.base, ""

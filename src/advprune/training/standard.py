@@ -125,6 +125,10 @@ class Trainer:
 
     state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
     nothing. after_step: called with the model after every step, which it may change in place.
+    before_epoch: called with the epoch, counted from 0; what it does to the model must follow from
+    that and from the model's own state, or a resumed run would differ. measure: more columns of an
+    epoch's row. finished: ends the training before the last epoch. groups: parameters of the model
+    with a weight decay or rate of their own, as SGD takes them.
     """
 
     model: nn.Module
@@ -136,6 +140,10 @@ class Trainer:
     state_path: Path | None
     after_epoch: Callable[[int], None] = lambda epoch: None
     after_step: Callable[[nn.Module], None] = lambda model: None
+    before_epoch: Callable[[int], None] = lambda epoch: None
+    measure: Callable[[nn.Module], Row] = lambda model: {}
+    finished: Callable[[History], bool] = lambda history: False
+    groups: tuple[dict[str, Any], ...] = ()
 
     @property
     def method(self) -> Method:
@@ -160,8 +168,9 @@ class Trainer:
         self._resume(run)
         with progress("train, batches", self.epochs * per_epoch) as advance:
             advance(len(run.history) * per_epoch)
-            while len(run.history) < self.epochs and not collapsed(run.history):
-                run.history.append(self._epoch(run, advance))
+            while len(run.history) < self.epochs and not self._ended(run.history):
+                self.before_epoch(len(run.history))
+                run.history.append(self._epoch(run, advance) | self.measure(self.model))
                 self._judge(run)
                 self._store(run)
                 self.after_epoch(len(run.history) - 1)
@@ -170,18 +179,28 @@ class Trainer:
         self.model.eval()
         return run.history
 
+    def _ended(self, history: History) -> bool:
+        return collapsed(history) or self.finished(history)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """All parameters, those of no group of their own first, and the rates of all groups."""
+        apart = {id(parameter) for group in self.groups for parameter in group["params"]}
+        rest = [p for p in self.model.parameters() if id(p) not in apart]
+        return [{"lr": self.settings.lr} | group for group in ({"params": rest}, *self.groups)]
+
     def _begin(self) -> _Run:
         device, settings = device_of(self.model), self.settings
         images, labels = (t.to(device) for t in self.train)
         optimizer = SGD(
-            self.model.parameters(),
+            self._groups(),
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.momentum > 0,
         )
         steps = max(self.epochs * self._batches(len(images)), 2)
-        schedule = OneCycleLR(optimizer, settings.lr, total_steps=steps, cycle_momentum=False)
+        rates = [group["lr"] for group in self._groups()]
+        schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
         average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
         return _Run(images, labels, optimizer, schedule, average)
 

@@ -1,0 +1,141 @@
+"""Binary networks as they are deployed: one stored bit a weight, binary inputs.
+
+The layers are those of RBNN (Lin et al., Rotated Binary Neural Network, NeurIPS 2020), which RA-BNN
+(Rakin et al., RA-BNN: Constructing Robust & Accurate Binary Neural Network to Simultaneously Defend
+Adversarial Bit-Flip Attack and Improve Accuracy, 2021) builds on. A weight is `alpha_c b` with b in
+{-1, 1} and one alpha_c > 0 an output channel; the input of a convolution is standardized over the
+whole sample and replaced by its sign. Batch-norm and a Hardtanh follow: after a ReLU nothing would
+be negative. The layer that sees the image and the classifier keep real inputs. What is learnt by
+is in latent.py; nothing of it is left here.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advprune.errors import UserError
+
+EPS = 1e-10  # keeps the variance of a constant sample away from zero
+# The window of the straight-through gradient by which a deployed network is attacked: wide, because
+# narrow ones, as at the end of the training, leave most inputs without a gradient.
+ATTACK_T = 1.0
+
+
+class _Sign(torch.autograd.Function):
+    """The sign, with the derivative of `slope`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, t: float, k: float) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.t, ctx.k = t, k
+        return (x >= 0).to(x.dtype) * 2 - 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return grads[0] * slope(x, ctx.t, ctx.k), None, None
+
+
+def binarize(x: torch.Tensor, t: float = ATTACK_T, k: float = 1.0) -> torch.Tensor:
+    """`sign(x)`, with sign(0) = 1, of any shape; its derivative is taken to be `slope(x, t, k)`."""
+    return _Sign.apply(x, t, k)
+
+
+def slope(x: torch.Tensor, t: float, k: float) -> torch.Tensor:
+    """`max(0, k (2 sqrt(t^2 / 2) - |t^2 x|))`: a tent of height sqrt(2) k t, zero from
+    |x| = sqrt(2) / t on (RBNN, section 3.5). Its area is 2 k whatever t is."""
+    return (k * (2**0.5 * t - (t * t * x).abs())).clamp_min(0)
+
+
+def standardized(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Maps `[N, C, H, W]` minus their mean over their deviation, sample by sample.
+
+    mask: `[C]` of 0 and 1; channels at 0 do not count. Values are taken in one order whatever their
+    layout in memory, so that the sign of what comes out does not hang on it.
+    """
+    x = x.contiguous()
+    if mask is None:
+        return F.layer_norm(x, x.shape[1:], eps=EPS)
+    kept = mask.view(1, -1, 1, 1) / (mask.sum() * x[0, 0].numel())
+    centred = x - (x * kept).sum((1, 2, 3), keepdim=True)
+    variance = (centred.square() * kept).sum((1, 2, 3), keepdim=True)
+    return centred * (variance + EPS).rsqrt()
+
+
+class BinaryConv2d(nn.Conv2d):
+    """A convolution whose weight is `alpha_c b`, exactly; its input is standardized.
+
+    binary_input: whether the input is then replaced by its sign. Sums of signs are whole numbers,
+    so they are the same in whatever order they are taken, on any machine.
+    """
+
+    def __init__(self, *size: Any, binary_input: bool, **options: Any) -> None:
+        super().__init__(*size, **{"bias": False, **options})
+        self.binary_input = binary_input
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = standardized(x)
+        if self.binary_input:
+            x = binarize(x)
+        scale = self.weight.detach().abs().amax((1, 2, 3), keepdim=True)  # [out, 1, 1, 1]
+        return self._conv_forward(x, self.weight / scale, None) * scale.view(1, -1, 1, 1)
+
+
+class BinaryLinear(nn.Linear):
+    """A classifier whose weight is `s b`, exactly, with one s > 0; input and bias are real."""
+
+
+def form_of(layer: nn.Conv2d) -> dict[str, Any]:
+    """What a convolution without bias is built from."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+    return {name: getattr(layer, name) for name in names}
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """The binary form of a dense network, in place, its weights not set."""
+    for name, module, sees_image in convertible(model):
+        if isinstance(module, nn.Conv2d):
+            conv = BinaryConv2d(**form_of(module), binary_input=not sees_image)
+            model.set_submodule(name, conv)
+        else:
+            model.set_submodule(name, BinaryLinear(module.in_features, module.out_features))
+    harden(model)
+    return model
+
+
+def convertible(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear, bool]]:
+    """The convolutions and linear layers of a dense network by name, and whether each sees the
+    image, as the first one does."""
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return [(name, module, index == 0) for index, (name, module) in enumerate(found)]
+
+
+def harden(model: nn.Module) -> None:
+    """Put a Hardtanh in the place of every ReLU, in place."""
+    relus = [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)]
+    for name in relus:
+        model.set_submodule(name, nn.Hardtanh(inplace=True))
+
+
+def binary_layers(model: nn.Module) -> dict[str, BinaryConv2d | BinaryLinear]:
+    """The layers of a deployed binary network by name."""
+    kinds = (BinaryConv2d, BinaryLinear)
+    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def is_binary(model: nn.Module) -> bool:
+    """Whether a model is a deployed binary network."""
+    return bool(binary_layers(model))
+
+
+def check_binary(model: nn.Module, where: str) -> None:
+    """UserError where a weight is not one positive scale a channel times -1 or 1."""
+    for name, layer in binary_layers(model).items():
+        sizes = layer.weight.detach().abs().flatten(1)
+        if not (sizes > 0).all() or not (sizes == sizes[:, :1]).all():
+            raise UserError(
+                f"{where}: the weights of {name} are not -a or a with one a > 0 an output "
+                "channel, as those of a binary network are; make it anew"
+            )

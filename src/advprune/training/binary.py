@@ -1,0 +1,106 @@
+"""Binary networks of a given number of channels, trained from scratch.
+
+Stage 2 of RA-BNN (Rakin et al., 2021): the network whose channels Early-Growth has counted
+(growth.py) is trained like any other binary network. Beside it stand the base network, and the
+control that the paper lacks: a uniformly wider one with as many parameters.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from advprune.device import salted
+from advprune.errors import UserError
+from advprune.models.checkpoint import build
+from advprune.models.latent import begin_epoch, freeze, latent
+from advprune.models.resnet import build_dense, initialize
+from advprune.models.spec import ModelSpec
+from advprune.params import BinarySettings, RecipeSettings, TrainSettings
+from advprune.training.growth import Grown, Pair
+from advprune.training.standard import History, Trainer
+
+MOST_WIDTH = 1024
+
+
+def binary_spec(spec: ModelSpec, channels: str, grown: Grown) -> ModelSpec:
+    """The binary network that starts from the network `spec`, as wide as `channels` says.
+
+    base: as it is. grown: with the stages and inner channels of `grown`. uniform: of the width that
+    comes nearest to the number of parameters of the grown one. ValueError for anything else.
+    """
+    known = spec.model_dump() | {"binary": True}
+    if channels == "base":
+        return ModelSpec.model_validate(known)
+    found = {"stages": grown.stages, "inner": grown.inner}
+    wide = ModelSpec.model_validate(known | found)
+    if channels == "grown":
+        return wide
+    if channels == "uniform":
+        base = ModelSpec.model_validate(known)
+        return at_width(base, uniform_width(base, parameters_of(wide)))
+    raise ValueError(f"channels is {channels!r}; allowed: base, grown, uniform")
+
+
+def at_width(spec: ModelSpec, width: int) -> ModelSpec:
+    """The same network at another width, each stage twice as wide as the one before."""
+    return ModelSpec.model_validate(spec.model_dump(exclude={"stages", "inner"}) | {"width": width})
+
+
+def parameters_of(spec: ModelSpec) -> int:
+    """How many weights, biases and batch-norm parameters a network has; none is made."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(spec).parameters())
+
+
+def uniform_width(spec: ModelSpec, parameters: int) -> int:
+    """The width whose network comes nearest to so many parameters, the smaller of two as near.
+
+    It lies in 1 to 1024; a wider network has more parameters, so halving finds it.
+    """
+    low, high = 1, MOST_WIDTH  # the narrowest network with enough parameters, or the widest
+    while low < high:
+        middle = (low + high) // 2
+        if parameters_of(at_width(spec, middle)) < parameters:
+            low = middle + 1
+        else:
+            high = middle
+    near = [width for width in (low - 1, low) if width]
+    return min(near, key=lambda width: abs(parameters_of(at_width(spec, width)) - parameters))
+
+
+def train_binary(
+    spec: ModelSpec,
+    settings: BinarySettings,
+    optimizer: TrainSettings,
+    train: Pair,
+    val: Pair,
+    seed: int,
+    device: torch.device,
+    state: Path | None = None,
+) -> tuple[nn.Module, History]:
+    """Train the binary network `spec` and return its deployed form, on the CPU, with its history.
+
+    optimizer: the profile's batches, augmentation, decay and budget. state: where the training
+    state is kept after each epoch, to be resumed after a kill. UserError where `spec` is not
+    binary or the loss stops being a number.
+    """
+    if not spec.binary:
+        raise UserError("train_binary: the spec is not that of a binary network")
+    model = build_dense(spec)
+    initialize(model, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(salted(seed, "rotation"))
+    latent(model, settings.rotation, generator).to(device)
+    recipe = RecipeSettings(method=settings.method, steps=settings.steps, epochs=settings.epochs)
+    trainer = Trainer(
+        model,
+        train,
+        val,
+        optimizer.model_copy(update={"lr": settings.lr}),
+        recipe,
+        seed,
+        state,
+        before_epoch=lambda epoch: begin_epoch(model, epoch, settings.epochs, settings.t),
+    )
+    history = trainer.run()
+    return freeze(model.cpu()), history

@@ -1,0 +1,233 @@
+"""Early-Growth: how wide the layers of a binary network have to be.
+
+Stage 1 of RA-BNN (Rakin et al., RA-BNN: Constructing Robust & Accurate Binary Neural Network to
+Simultaneously Defend Adversarial Bit-Flip Attack and Improve Accuracy, 2021). A network `factor`
+times as wide is trained with a gate on every channel. At first the gates of the base network's
+channels are on and the others mostly off; cross-entropy alone says which are kept. Nothing
+penalizes width: growth ends because the gates become steep. What is returned are numbers of
+channels; the network of that size is trained from scratch (binary.py).
+
+A gate stands where its channel is read, so a channel that is off is as good as absent: it has no
+part in what later layers compute, their means and deviations included. Any channel may be switched
+off, those of the base network too, but not all of a group.
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from advprune.device import salted
+from advprune.models.latent import Latent, begin_epoch, latent
+from advprune.models.resnet import BasicBlock, ResNet, build_dense, initialize
+from advprune.models.spec import ModelSpec
+from advprune.params import GrowthSettings, RecipeSettings, TrainSettings
+from advprune.training.standard import History, Row, Trainer
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # uint8 images [N, C, H, W] and labels [N]
+LEAST, MOST = -10, -2  # tenths: where the logits of channels beyond the base network start
+
+
+class Grown(BaseModel):
+    """What growth found: `stages` and `inner` of a ModelSpec, and a row an epoch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    stages: tuple[int, ...]
+    inner: tuple[int, ...]
+    history: History = []
+
+
+class Gate(nn.Module):
+    """A group of channels that are on or off, one logit m each.
+
+    In training on with probability `sigmoid(beta m)`, by `y = sigmoid(beta m + g) > 1/2` with
+    logistic noise g (a hard Gumbel-sigmoid at temperature 1); the gradient is that of y. In
+    evaluation mode on where m > 0. A group is never all off: its most likely channel stays.
+
+    beta: the steepness of each, 1 at first. on: the last draw.
+    """
+
+    beta: torch.Tensor
+    on: torch.Tensor
+
+    def __init__(self, channels: int, base: int, generator: torch.Generator) -> None:
+        super().__init__()
+        tenths = torch.randint(LEAST, MOST + 1, (channels,), generator=generator)
+        self.logits = nn.Parameter(tenths / 10)
+        self.logits.data[:base] = 1.0
+        self.register_buffer("beta", torch.ones(channels))
+        self.register_buffer("on", torch.zeros(channels, dtype=torch.bool))
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """Which channels are on without noise, bool `[C]`."""
+        return some(self.logits.detach())
+
+    def forward(self, noise: torch.Generator) -> torch.Tensor:
+        """0 or 1 for each channel; noise is drawn on the CPU."""
+        if not self.training:
+            return self.kept.to(self.logits.dtype)
+        uniform = torch.rand(len(self.logits), generator=noise, dtype=torch.float64)
+        logistic = uniform.logit(eps=1e-12).to(self.logits)
+        steep = self.beta * self.logits + logistic
+        self.on = some(steep.detach())
+        soft = steep.sigmoid()
+        return self.on.to(soft.dtype) + (soft - soft.detach())
+
+    def steepen(self, rate: float) -> None:
+        """Multiply by `rate` the steepness of the channels that were on in the last draw."""
+        self.beta = torch.where(self.on, self.beta * rate, self.beta)
+
+
+def some(logits: torch.Tensor) -> torch.Tensor:
+    """Which logits are above zero; the largest where none is."""
+    on = logits > 0
+    on[logits.argmax()] = True
+    return on
+
+
+class SuperNet(nn.Module):
+    """The wide network in training form, and a gate for every group of channels.
+
+    gates: by name of the group, `stem`, `layer1`, … for the residual streams and `layer1_0`, … for
+    the channels inside a block. base: how many channels of each group are the base network's.
+    """
+
+    def __init__(self, spec: ModelSpec, factor: int, seed: int) -> None:
+        super().__init__()
+        inner = spec.inner or spec.blocks
+        wide = {"stages": [factor * n for n in spec.streams], "inner": [factor * n for n in inner]}
+        network = build_dense(ModelSpec.model_validate(spec.model_dump() | wide))
+        _part_stem(network)
+        initialize(network, torch.Generator().manual_seed(seed))
+        self.network = latent(network)
+        generator = torch.Generator().manual_seed(salted(seed, "gates"))
+        self.readers = readers(network)
+        widths = zip(self.readers, (*spec.streams, *inner), strict=True)
+        self.base = dict(widths)
+        self.gates = nn.ModuleDict(
+            {name: Gate(factor * n, n, generator) for name, n in self.base.items()}
+        )
+        self.seed, self.noise = seed, torch.Generator()
+
+    def gate(self, name: str) -> Gate:
+        """The gate of a group."""
+        found = self.gates[name]
+        assert isinstance(found, Gate)
+        return found
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name, layers in self.readers.items():
+            mask = self.gate(name)(self.noise)
+            for layer in layers:
+                layer.mask = mask
+        try:
+            return self.network(x)
+        finally:
+            for layer in (layer for layers in self.readers.values() for layer in layers):
+                layer.mask = None
+
+    def begin_epoch(self, epoch: int, settings: GrowthSettings) -> None:
+        """Before an epoch, counted from 0: its slopes, steepness after the last one, its noise."""
+        begin_epoch(self.network, epoch, settings.epochs, settings.t)
+        for name in self.gates if epoch else ():
+            self.gate(name).steepen(settings.rate)
+        self.noise.manual_seed(salted(self.seed, "gate noise", str(epoch)))
+
+    def kept(self) -> dict[str, int]:
+        """How many channels of each group are on."""
+        return {name: int(self.gate(name).kept.sum()) for name in self.gates}
+
+    def density(self) -> Row:
+        """The share of channels that are on: of all, of each group, and of the base network's."""
+        kept, size = self.kept(), {name: len(self.gate(name).logits) for name in self.gates}
+        first = sum(int(self.gate(name).kept[:n].sum()) for name, n in self.base.items())
+        row = {
+            "density": sum(kept.values()) / sum(size.values()),
+            "base_density": first / sum(self.base.values()),
+        }
+        row |= {f"density_{name}": kept[name] / size[name] for name in kept}
+        return {name: round(value, 4) for name, value in row.items()}
+
+    def channels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How many channels are on: of the stem and the stages, and inside each block."""
+        kept = self.kept()
+        inside = tuple(n for name, n in kept.items() if "_" in name)
+        return tuple(n for name, n in kept.items() if "_" not in name), inside
+
+
+def _part_stem(network: ResNet) -> None:
+    """Let the stem's channels and those of the first stage be other channels: the first block's
+    shortcut projects, as it does where their numbers differ."""
+    block = getattr(network, "layer1")[0]  # noqa: B009 (added by name)
+    if not len(block.shortcut):
+        sizes = block.conv1.in_channels, block.conv2.out_channels
+        project = nn.Conv2d(*sizes, 1, bias=False)
+        block.shortcut = nn.Sequential(project, nn.BatchNorm2d(sizes[1]))
+
+
+def readers(network: ResNet) -> dict[str, list[Latent]]:
+    """The layers that read each group of channels, streams first."""
+    streams: dict[str, list[Latent]] = {"stem": []}
+    inside: dict[str, list[Latent]] = {}
+    for index in range(1, network.stages + 1):
+        stage, before = f"layer{index}", list(streams)[-1]
+        for place, block in enumerate(getattr(network, stage)):
+            assert isinstance(block, BasicBlock)
+            found = _latent((block.conv1, *block.shortcut))
+            streams.setdefault(stage if place else before, []).extend(found)
+            inside[f"{stage}_{place}"] = _latent([block.conv2])
+        streams.setdefault(stage, [])
+    streams[stage].extend(_latent([network.linear]))
+    return streams | inside
+
+
+def _latent(layers: Iterable[nn.Module]) -> list[Latent]:
+    return [layer for layer in layers if isinstance(layer, Latent)]
+
+
+def settled(history: History, tolerance: float, patience: int) -> bool:
+    """Whether the density changed by less than `tolerance` in each of the last epochs."""
+    last = [row["density"] for row in history[-patience - 1 :]]
+    steps = [abs(b - a) for a, b in pairwise(last)]
+    return len(steps) == patience and max(steps) < tolerance
+
+
+def grow(
+    spec: ModelSpec,
+    settings: GrowthSettings,
+    optimizer: TrainSettings,
+    train: Pair,
+    val: Pair,
+    seed: int,
+    device: torch.device,
+    state: Path | None = None,
+) -> Grown:
+    """Find the channels of a binary network that starts from `spec`, the base network.
+
+    optimizer: the profile's; its label smoothing is left out, and gates have no weight decay.
+    state: where the training state is kept after each epoch, to be resumed after a kill. The rows
+    of the history are those of Trainer, with `density` (overall, of the base network's channels and
+    by group). UserError where the loss stops being a number.
+    """
+    network = SuperNet(spec, settings.factor, seed).to(device)
+    gates = [network.gate(name).logits for name in network.gates]
+    trainer = Trainer(
+        network,
+        train,
+        val,
+        optimizer.model_copy(update={"lr": settings.lr, "label_smoothing": 0.0}),
+        RecipeSettings(epochs=settings.epochs),
+        seed,
+        state,
+        before_epoch=lambda epoch: network.begin_epoch(epoch, settings),
+        measure=lambda model: network.density(),
+        finished=lambda history: settled(history, settings.tolerance, settings.patience),
+        groups=({"params": gates, "lr": settings.gate_lr, "weight_decay": 0.0},),
+    )
+    history = trainer.run()
+    stages, inner = network.channels()
+    return Grown(stages=stages, inner=inner, history=history)

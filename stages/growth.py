@@ -1,0 +1,42 @@
+"""Stage growth: how many channels a binary network's layers need, by Early-Growth."""
+
+import shutil
+from pathlib import Path
+
+from common import ProfileOption, Workspace, script
+
+
+def growth(profile: ProfileOption = None) -> None:
+    """Write models/<profile>/growth.json: channels of stem, stages and blocks, and the history."""
+    from advprune.data import read_split
+    from advprune.device import setup
+    from advprune.files import fingerprint, write_json
+    from advprune.training.base import spec_for
+    from advprune.training.growth import grow
+
+    workspace = Workspace.open(profile)
+    params, settings, data = workspace.params, workspace.profile, workspace.place("data")
+    train, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
+    key = fingerprint(
+        settings.model_dump(include={"model", "train"}),
+        params.growth.model_dump(),
+        params.seed,
+        files=[data / "train.safetensors"],
+    )
+    state = Path("checkpoints") / key / "training.pt"
+    grown = grow(
+        spec_for(settings.model, train),
+        params.growth,
+        settings.train,
+        (train.images, train.labels),
+        (val.images, val.labels),
+        params.seed,
+        setup(),
+        state,
+    )
+    write_json(workspace.place("models", "growth.json"), grown.model_dump())
+    shutil.rmtree(state.parent, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    script(growth)
