@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from advprune.files import atomic, write_json
 from advprune.params import FILE
+from advprune.report.families import Claim
 from advprune.report.figures import figures, png
 from advprune.report.page import html, report_markdown
 from advprune.report.study import Study
@@ -18,9 +19,9 @@ from advprune.report.tables import curve_table, sweep_table
 from advprune.report.transfers import transfer_table
 
 
-def write_report(study: Study, folder: Path) -> None:
+def write_report(study: Study, folder: Path, claims: Mapping[str, Claim] | None = None) -> None:
     """Write report.md, report.html, figures/*.png, curves/*.csv and the settings that it was made
-    with, in place of an older report."""
+    with, in place of an older report. claims: what each family is said to do."""
     pngs = {name: png(figure) for name, figure in figures(study).items()}
     with _replaced(folder) as temporary:
         for name, data in pngs.items():
@@ -30,7 +31,7 @@ def write_report(study: Study, folder: Path) -> None:
             table.to_csv(place, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(study), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(study, pngs), encoding="utf-8")
-        (temporary / "report.html").write_text(html(study, pngs), encoding="utf-8")
+        (temporary / "report.html").write_text(html(study, pngs, claims), encoding="utf-8")
 
 
 def settings_of(study: Study) -> str:
