@@ -743,7 +743,7 @@ def test_two_reports_are_the_same_bytes_and_replace_what_was_there(tmp_path: Pat
     write_report(study(), tmp_path / "a")
     write_report(study(), tmp_path / "b")
     files = [sorted(p.relative_to(root) for p in root.rglob("*.*")) for root in tmp_path.iterdir()]
-    assert files[0] == files[1] and len(files[0]) == 15
+    assert files[0] == files[1] and len(files[0]) == 16
     for name in files[0]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
