@@ -378,7 +378,9 @@ def test_figures_of_two_bases_are_drawn_base_by_base() -> None:
     assert [line.get_label() for line in lines["robust"]] == ["dense", "A", "B"]
     assert len({line.get_linestyle() for b in lines for line in lines[b]}) == 2
     page = html(two_bases(), {name: png(figure) for name, figure in made.items()})
-    assert page.count("<img ") == len(made) and '<th scope="col">base</th>' in page
+    live = {name for name in made if name.split("-")[0] in LIVE}
+    assert page.count("data-plot=") == len(live) and '<th scope="col">base</th>' in page
+    assert page.count("<img ") == len(made) - len(live)
 
 
 # --- verdict -------------------------------------------------------------------------------------
@@ -667,14 +669,16 @@ def test_words() -> None:
 
 # --- page, figures, files ------------------------------------------------------------------------
 
+LIVE = ("tradeoff", "security", "steps", "layers", "transfer")  # drawn in the browser
 HOSTILE = {"x": "<script>alert(1)</script>|[a](b)"}
 
 
 def test_text_of_settings_cannot_inject_markup() -> None:
     whole = replace(study(model("A", setting=HOSTILE)), source="<b>bold</b>")
     page, text = html(whole, {}), report_markdown(whole, {})
+    assert page.count("<script") == 3 and "<script" not in text
     for rendered in (page, text):
-        assert "<script" not in rendered and "<b>" not in rendered
+        assert "<script>alert" not in rendered and "<b>" not in rendered
         assert "&lt;script&gt;" in rendered
     assert r"\|\[a\](b)" in text and "|[a]" not in text
     rows_of = [line for line in text.splitlines() if line.startswith("| A ")]
@@ -688,14 +692,16 @@ def test_page_stands_alone_and_holds_its_figures() -> None:
     pngs = {name: png(figure) for name, figure in figures(whole).items()}
     page = html(whole, pngs)
     inside = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert sorted(base64.b64decode(data) for data in inside) == sorted(pngs.values())
-    assert "http" not in page and "<script" not in page
+    pictures = [data for name, data in pngs.items() if name not in LIVE]
+    assert sorted(base64.b64decode(data) for data in inside) == sorted(pictures)
+    assert not re.search(r"""(src|href)=["']?https?:""", page.split("<script>")[0])
+    assert "default-src 'none'" in page
     found = findings(whole)
-    assert page.count("<details") == len(found)
+    assert page.count('<details class="finding"') == len(found)
     assert page.count('<details class="finding" open>') == sum(not one.folded for one in found)
     assert set(pngs) == {
         *("sweep", "security", "steps", "layers", "reliability", "weights"),
-        *("transfer", "images", "bitflip", "bitflip-places"),
+        *("transfer", "images", "tradeoff", "bitflip", "bitflip-places"),
     }
 
 
@@ -738,7 +744,7 @@ def test_two_reports_are_the_same_bytes_and_replace_what_was_there(tmp_path: Pat
     write_report(study(), tmp_path / "a")
     write_report(study(), tmp_path / "b")
     files = [sorted(p.relative_to(root) for p in root.rglob("*.*")) for root in tmp_path.iterdir()]
-    assert files[0] == files[1] and len(files[0]) == 20
+    assert files[0] == files[1] and len(files[0]) == 21
     for name in files[0]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]

@@ -38,6 +38,7 @@ from advprune.report.randomized_figures import controls, protocol
 from advprune.report.sparse_figures import over_sparsity, training
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import budget, setting_text
+from advprune.report.tradeoff import tradeoff
 from advprune.report.transfers import heat_map
 
 __all__ = ["figures", "png", "style"]
@@ -53,6 +54,7 @@ def figures(study: Study) -> dict[str, Figure]:
         "weights": weights,
     }
     of_all: dict[str, Callable[[Study], Figure | None]] = {
+        "tradeoff": tradeoff,
         "transfer": heat_map,
         "compression": compression,
         "sparsity": over_sparsity,

@@ -1,7 +1,9 @@
 """The page: one list of sections, rendered as markdown and as one HTML file that needs no other."""
 
+import re
 from base64 import b64encode
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -9,22 +11,31 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from advprune.report import bits, masks, randomized, sparse, tables, transfers
+from advprune.report import bits, masks, plots, randomized, sparse, tables, transfers
+from advprune.report.board import board
 from advprune.report.calibration import calibration_table
 from advprune.report.costs import breakdown_table, cost_table
+from advprune.report.families import Claim, parts
 from advprune.report.findings import findings
 from advprune.report.study import Study
-from advprune.report.text import budget, markdown, percent
+from advprune.report.summary import QUESTION, summary
+from advprune.report.text import budget, markdown, percent, unbroken
 from advprune.report.verdicts import check_table, verdict_table
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure by file name without ending, and what it shows."""
+    """A figure by file name without ending, and what it shows.
+
+    photo: whether it is made of images, whose grey must stay as it is on a dark page. live: what
+    stands under its interactive form, where that is not the caption.
+    """
 
     name: str
     alt: str
     caption: str
+    photo: bool = False
+    live: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,10 +49,22 @@ class Section:
     after: str = ""
 
 
-def html(study: Study, pngs: dict[str, bytes]) -> str:
-    """The report as HTML, figures and style inside it; all text is escaped."""
-    data = {name: b64encode(data).decode() for name, data in pngs.items()}
-    return _render("page.html.j2", study, pngs, True, data=data)
+def html(study: Study, pngs: dict[str, bytes], claims: Mapping[str, Claim] | None = None) -> str:
+    """The report as HTML: figures, plots, style and scripts inside it; all text is escaped.
+
+    Figures that have an interactive form are not put in as pictures. claims: by family.
+    """
+    found = plots.plots(study, pngs)
+    data = {name: b64encode(d).decode() for name, d in pngs.items() if name not in found}
+    more = {
+        "data": data,
+        "plots": {name: asdict(plot) for name, plot in found.items()},
+        "dark": plots.DARK,
+        "bokeh": Markup(plots.library() if found else ""),
+        "board": board(study),
+        "parts": parts(study, claims or {}),
+    }
+    return _render("page.html.j2", study, pngs, True, **more)
 
 
 def report_markdown(study: Study, pngs: dict[str, bytes]) -> str:
@@ -59,7 +82,9 @@ def _render(template: str, study: Study, pngs: dict[str, bytes], is_html: bool, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"table": _markdown_table, "looks": _looks}
+    # Bokeh names an object where it first comes: in the order of writing, not of the alphabet.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
+    environment.filters |= {"table": _markdown_table, "looks": _looks, "anchor": anchor}
     content = _content(study, frozenset(pngs))
     return environment.get_template(template).render(content | more)
 
@@ -71,6 +96,8 @@ def _content(study: Study, drawn: frozenset[str]) -> dict[str, Any]:
         "profile": study.params.profile,
         "source": study.source,
         "n": len(study.models[0].attack(study.main)),
+        "question": QUESTION,
+        "summary": [unbroken(sentence) for sentence in summary(study)],
         "findings": [
             (unbroken(finding.title), unbroken(finding.text).split("\n\n"), finding.folded)
             for finding in findings(study)
@@ -79,11 +106,9 @@ def _content(study: Study, drawn: frozenset[str]) -> dict[str, Any]:
     }
 
 
-def unbroken(text: str) -> str:
-    """Text in which no line ends between a number and its sign."""
-    for sign in (" %", "n = ", "p = ", "p < ", "eps "):
-        text = text.replace(sign, sign.replace(" ", "\u00a0"))
-    return text
+def anchor(text: str) -> str:
+    """A name that a link can lead to: letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _escaped(value: Any) -> Any:
@@ -147,13 +172,13 @@ def conditions(study: Study) -> str:
     )
 
 
-def _each_group(study: Study, kind: str, alt: str, caption: str) -> list[Picture]:
+def _each_group(study: Study, kind: str, alt: str, caption: str, live: str = "") -> list[Picture]:
     """A figure that is drawn for each group of models, or for each base."""
     named = study.each_base(kind) if kind == "sweep" else study.each_group(kind)
     return [
-        Picture(name, f"{alt} ({group})", f"{group}: {caption}")
+        Picture(name, f"{alt} ({group})", f"{group}: {caption}", live=f"{group}: {live or caption}")
         if len(named) > 1
-        else Picture(name, alt, caption)
+        else Picture(name, alt, caption, live=live)
         for group, name in named
     ]
 
@@ -173,6 +198,14 @@ def _leaderboard(study: Study) -> Section:
             ("Sizes, calibration and cost", tables.sizes_table(study)),
             ("Randomized models: three ways of scoring the worst case", tables.draws_table(study)),
             ("Remnant accuracy under every attack", tables.every_attack(study)),
+        ],
+        [
+            Picture(
+                "tradeoff",
+                "Robust accuracy of each model over its clean accuracy",
+                "Robust over clean accuracy. Colour: group of models. Size: sparsity. Circle: "
+                "reliable, triangle: suspect, cross: broken.",
+            )
         ],
         after="Sparsity is counted in the saved file; the prune ratio counts changed or zeroed "
         "parameters. MACs: multiply-accumulates an image; a zero costs as much as any number, a "
@@ -289,6 +322,8 @@ def _curves(study: Study) -> Section:
             "Remnant accuracy over eps, and the difference from the dense network",
             f"Security curve, schedule of {study.main} with the step in proportion to eps. "
             "Below: the difference from dense; the grey band is dense's 95 % interval.",
+            f"Security curve, schedule of {study.main} with the step in proportion to eps. Grey: "
+            "dense's 95 % interval.",
         ),
         (
             "steps",
@@ -428,14 +463,14 @@ def _layers(study: Study) -> Section:
     caption = (
         "Relative difference: L2 norm of the change over that of the clean maps. Distance: "
         "1-Wasserstein between the distributions of values, in units of the clean sigma. Last: "
-        "sigma of the maps under attack over sigma on clean images. Models take turns in marking a "
-        "layer, since many coincide."
+        "sigma of the maps under attack over sigma on clean images."
     )
+    marked = " Models take turns in marking a layer, since many coincide."
     alt = "Difference between clean and attacked feature maps over depth"
     return Section(
         "Where the attack acts",
         conditions(study),
-        pictures=_each_group(study, "layers", alt, caption),
+        pictures=_each_group(study, "layers", alt, caption + marked, caption),
     )
 
 
@@ -446,6 +481,7 @@ def _images(study: Study) -> Section:
         "Clean and attacked images and the change, with the predicted class under each",
         f"Under each image is what the model (base {study.models[0].base}) predicts. Change: "
         f"grey is none, white is +{eps}, black is -{eps}.",
+        photo=True,
     )
     return Section("Images", "", [], [picture])
 

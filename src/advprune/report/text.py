@@ -56,6 +56,13 @@ def count(number: int, noun: str, nouns: str | None = None) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
 
 
+def unbroken(text: str) -> str:
+    """Text in which no line ends between a number and its sign."""
+    for sign in (" %", "n = ", "p = ", "p < ", "eps "):
+        text = text.replace(sign, sign.replace(" ", "\u00a0"))
+    return text
+
+
 def markdown(value: Any) -> str:
     """Text that means itself in GitHub's markdown, in and out of tables: no markup, no HTML."""
     return str(value).translate(_MARKDOWN)

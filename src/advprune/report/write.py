@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from advprune.files import atomic, write_json
 from advprune.params import FILE
 from advprune.report.bits import flip_curves, flip_numbers
+from advprune.report.families import Claim
 from advprune.report.figures import figures, png
 from advprune.report.outcomes import FILE as OUTCOMES
 from advprune.report.outcomes import outcome_table
@@ -22,9 +23,9 @@ from advprune.report.tables import curve_table, sweep_table
 from advprune.report.transfers import transfer_table
 
 
-def write_report(study: Study, folder: Path) -> None:
+def write_report(study: Study, folder: Path, claims: Mapping[str, Claim] | None = None) -> None:
     """Write report.md, report.html, figures/*.png, curves/*.csv, outcomes.csv and the settings that
-    it was made with, in place of an older report."""
+    it was made with, in place of an older report. claims: what each family is said to do."""
     pngs = {name: png(figure) for name, figure in figures(study).items()}
     with _replaced(folder) as temporary:
         for name, data in pngs.items():
@@ -35,7 +36,7 @@ def write_report(study: Study, folder: Path) -> None:
         outcome_table(study).to_csv(temporary / OUTCOMES, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(study), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(study, pngs), encoding="utf-8")
-        (temporary / "report.html").write_text(html(study, pngs), encoding="utf-8")
+        (temporary / "report.html").write_text(html(study, pngs, claims), encoding="utf-8")
 
 
 def settings_of(study: Study) -> str:

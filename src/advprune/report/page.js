@@ -1,0 +1,175 @@
+"use strict";
+// What the page does beyond being read: a leaderboard that sorts and filters, plots, open parts.
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+  const made = (name, properties = {}, ...children) => {
+    const element = Object.assign(document.createElement(name), properties);
+    element.append(...children);
+    return element;
+  };
+
+  // --- leaderboard: sorting ----------------------------------------------------------------------
+
+  // Numbers before texts by their value, texts by their letters; what has no value comes last.
+  const compare = (first, second, sign) => {
+    const [a, b] = [first.dataset.value, second.dataset.value];
+    if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
+    const order = isNaN(a) || isNaN(b) ? a.localeCompare(b, "en", {numeric: true}) : a - b;
+    return sign * order;
+  };
+
+  const sortable = (table) => {
+    const [body] = table.tBodies;
+    const original = [...body.rows];
+    const heads = all("thead th", table);
+    const next = {none: "ascending", ascending: "descending", descending: "none"};
+    const sort = (head) => {
+      const order = next[head.getAttribute("aria-sort")];
+      heads.forEach((one) => one.setAttribute("aria-sort", one === head ? order : "none"));
+      const sign = order === "descending" ? -1 : 1;
+      const at = head.cellIndex;
+      const rows = [...original];
+      if (order !== "none") rows.sort((a, b) => compare(a.cells[at], b.cells[at], sign));
+      body.append(...rows);
+    };
+    heads.forEach((head) => {
+      const button = made("button", {type: "button", title: head.title}, head.textContent);
+      button.addEventListener("click", () => sort(head));
+      head.setAttribute("aria-sort", "none");
+      head.removeAttribute("title");
+      head.replaceChildren(button);
+    });
+  };
+
+  // --- leaderboard: filters ----------------------------------------------------------------------
+
+  const chooser = (table, head) => {
+    const texts = [...table.tBodies[0].rows].map((row) => row.cells[head.cellIndex].textContent);
+    const choices = [...new Set(texts)];
+    if (choices.length < 2) return null;
+    const select = made("select");
+    select.append(new Option("all", ""));
+    choices.forEach((text) => select.append(new Option(text, `=${text}`)));
+    return {select, at: head.cellIndex, label: made("label", {}, head.textContent, select)};
+  };
+
+  const filterable = (table) => {
+    const rows = [...table.tBodies[0].rows];
+    const text = made("input", {type: "search", placeholder: "any word of a row"});
+    const heads = all("thead th[data-chosen]", table);
+    const choosers = heads.map((head) => chooser(table, head)).filter(Boolean);
+    const told = made("output", {className: "soft"});
+    const show = () => {
+      const words = text.value.toLowerCase().split(/\s+/);
+      const wanted = (row) =>
+        words.every((word) => row.textContent.toLowerCase().includes(word)) &&
+        choosers.every(({select, at}) =>
+          select.value === "" || select.value === `=${row.cells[at].textContent}`);
+      rows.forEach((row) => { row.hidden = !wanted(row); });
+      told.value = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+    };
+    const reset = made("button", {type: "button"}, "Show all");
+    reset.addEventListener("click", () => {
+      text.value = "";
+      choosers.forEach(({select}) => { select.value = ""; });
+      show();
+    });
+    const labels = [made("label", {}, "filter", text), ...choosers.map(({label}) => label)];
+    const bar = made("div", {className: "filters"}, ...labels, reset, told);
+    bar.setAttribute("role", "search");
+    bar.setAttribute("aria-label", "Filter the leaderboard");
+    bar.addEventListener("input", show);
+    table.parentElement.before(bar);
+    show();
+  };
+
+  all("table.board").forEach((table) => {
+    filterable(table);
+    sortable(table);
+  });
+
+  // --- plots -------------------------------------------------------------------------------------
+
+  const {plots, dark} = JSON.parse(document.getElementById("plots").textContent);
+  const night = matchMedia("(prefers-color-scheme: dark)");
+  const views = new Map();
+
+  const colour = (text) => (night.matches && dark[text]) || text;
+
+  const coloured = (value) => {
+    if (typeof value === "string") return colour(value);
+    if (Array.isArray(value)) return value.map(coloured);
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, coloured(one)]));
+  };
+
+  // Mutes the lines of a name in all panels of a plot, or brings them back.
+  const mute = (root, name, muted) =>
+    (root.children ?? [root]).flatMap((panel) => panel.renderers)
+      .filter((renderer) => renderer.name === name)
+      .forEach((renderer) => { renderer.muted = muted; });
+
+  const legend = (place, names, root) => {
+    const buttons = names.map(([name, light]) => {
+      const button = made("button", {type: "button"}, name);
+      button.style.setProperty("--colour", colour(light));
+      button.setAttribute("aria-pressed", "true");
+      button.addEventListener("click", () => {
+        const on = button.getAttribute("aria-pressed") === "true";
+        button.setAttribute("aria-pressed", String(!on));
+        mute(root, name, on);
+      });
+      return button;
+    });
+    place.replaceChildren(...buttons);
+  };
+
+  const draw = async (place) => {
+    const name = place.dataset.plot;
+    if (views.has(name)) return;
+    views.set(name, null);
+    const drawn = await Bokeh.embed.embed_item(coloured(plots[name].item), place.id);
+    views.set(name, drawn);
+    const [view] = [...drawn];
+    legend(place.closest("figure").querySelector(".legend"), plots[name].legend, view.model);
+  };
+
+  const places = all("[data-plot]");
+  const watch = new IntersectionObserver((entries) => {
+    entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
+      watch.unobserve(entry.target);
+      draw(entry.target);
+    });
+  }, {rootMargin: "600px"});
+  places.forEach((place) => watch.observe(place));
+  addEventListener("beforeprint", () => places.forEach(draw));
+
+  const wipe = (place) => {
+    const drawn = views.get(place.dataset.plot);
+    const [{model}] = [...drawn];
+    Bokeh.documents.splice(Bokeh.documents.indexOf(model.document), 1);
+    drawn.clear();
+    views.delete(place.dataset.plot);
+    place.replaceChildren();
+  };
+
+  night.addEventListener("change", () => {
+    places.filter((place) => views.get(place.dataset.plot)).forEach((place) => {
+      wipe(place);
+      draw(place);
+    });
+  });
+
+  // --- a link into a folded part opens it ----------------------------------------------------------
+
+  const open = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (let one = target; one; one = one.parentElement) {
+      if (one.tagName === "DETAILS") one.open = true;
+    }
+    target?.scrollIntoView();
+  };
+  addEventListener("hashchange", open);
+  if (location.hash) open();
+})();
