@@ -56,7 +56,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
     folder, output = pipeline
-    assert len(stages_run(output)) == 17 + len(ON_MASKS) and set(stages_run(output)) > ON_MASKS
+    assert len(stages_run(output)) == 18 + len(ON_MASKS) and set(stages_run(output)) > ON_MASKS
     metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/digits").iterdir()}
     assert set(metrics) == {f"{family}-standard" for family in ROWS}
     for found in metrics.values():
