@@ -226,6 +226,7 @@ def test_histories_are_found_among_notes() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"dense": "odd", "points": {}}, "sparsity_study: there is no recipe 'odd'"),
         ({"dense": "odd"}, "sparsity_study: there is no recipe 'odd'; known: standard, mixed"),
         ({"points": {"a": {"family": "LWM", "base": "odd"}}}, "there is no recipe 'odd'"),
         ({"attacks": ["odd"]}, "sparsity_study.attacks: 'odd' is not among the attacks"),

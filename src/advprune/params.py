@@ -617,7 +617,7 @@ class Params(Settings):
     def _check_sparsity_study(self) -> None:
         """Recipes and attacks of the study exist, and its points' names are not taken."""
         study, attacks = self.sparsity_study, self.active().attacks
-        if not study.points:
+        if "sparsity_study" not in self.model_fields_set:
             return
         if unknown := [name for name in study.recipes if name not in self.recipes]:
             known = ", ".join(self.recipes)

@@ -270,8 +270,8 @@ def protocol_words(study: Study) -> str:
     return (
         f"Published: {board.source}; {board.protocol}. Ours: {study.source}, {model.architecture} "
         f"of width {model.width}, {listed(attacks)} at eps {budget(study.main_attack.eps)}, "
-        f"n = {n}, the mean of {count(seeds, 'seed')}. Data, width, attack and budget differ: read "
-        "down a column of one, never across the two."
+        f"n = {n}, the mean of {count(seeds, 'seed')}. Data, width, attack and budget differ: rows "
+        "compare among the published ones or among ours, not between the two."
     )
 
 
@@ -287,7 +287,7 @@ def claims(study: Study) -> Iterator[Finding]:
 def pairs(study: Study, family: str) -> list[Pair]:
     """A family's points against controls of the same base and sparsity, both tuned or neither.
 
-    p-values are corrected over the family's pairs (Holm).
+    p-values are corrected over the family's pairs (Holm), those at chance apart.
     """
     found = [
         _pair(study, one, other)
@@ -296,8 +296,8 @@ def pairs(study: Study, family: str) -> list[Pair]:
         for other in entries(study)
         if other.family in CONTROLS[family] and _comparable(one, other)
     ]
-    corrected = holm([pair.p for pair in found])
-    return [replace(pair, p=p) for pair, p in zip(found, corrected, strict=True)]
+    corrected = iter(holm([pair.p for pair in found if not pair.void]))
+    return [pair if pair.void else replace(pair, p=next(corrected)) for pair in found]
 
 
 def _comparable(one: Entry, other: Entry) -> bool:

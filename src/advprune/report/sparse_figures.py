@@ -12,6 +12,7 @@ from advprune.evaluate.crossed import Mean, mean
 from advprune.params import DENSE
 from advprune.report.drawing import (
     LINES,
+    MARKERS,
     SIZES,
     grid,
     legend,
@@ -21,27 +22,33 @@ from advprune.report.drawing import (
     style,
     title,
 )
-from advprune.report.sparse import Entry, dense_of, entries
+from advprune.report.sparse import CONTROLS, Entry, dense_of, entries
 from advprune.report.study import Study
 from advprune.report.text import percent
 
+GAP = 0.12  # between points of the same sparsity, in steps of the axis
+HEIGHT, LEGEND = 2.3, 1.1  # inches, of a row of panels and of the legend above them
+
 
 def over_sparsity(study: Study) -> Figure | None:
-    """Clean and robust accuracy over sparsity, a line a family, the dense network as a band."""
+    """Clean and robust accuracy over sparsity, with intervals; the dense network as a band.
+
+    Points of the same sparsity stand beside each other, in params order.
+    """
     base = study.params.sparsity_study.dense
     found = [one for one in entries(study) if one.sparsity is not None and one.base == base]
-    amounts = sorted({one.sparsity or 0.0 for one in found if one.family != DENSE})
+    found = [one for one in found if one.family != DENSE]
+    amounts = sorted({one.sparsity or 0.0 for one in found})
     if not amounts:
         return None
     figure, axes = panels(2, 2.5, sharex=True)
-    families = list(dict.fromkeys(one.family for one in found if one.family != DENSE))
+    places = _side_by_side(found, amounts)
     for ax, side in zip(axes, ("clean", "robust"), strict=True):
         _dense_band(ax, dense_of(study, base), side)
-        for place, family in enumerate(families):
+        for family in dict.fromkeys(one.family for one in found):
             own = [one for one in found if one.family == family]
-            shift = 0.08 * (place - (len(families) - 1) / 2)
-            x = [amounts.index(one.sparsity or 0.0) + shift for one in own]
-            _bars(ax, x, [mean(getattr(one, side)) for one in own], style(study, family), family)
+            means = [mean(getattr(one, side)) for one in own]
+            _bars(ax, [places[one] for one in own], means, style(study, family), family)
         title(ax, side)
         percent_axis(ax, "accuracy %")
     name_ticks(axes[-1], [f"{percent(amount, 0)} %" for amount in amounts])
@@ -50,11 +57,21 @@ def over_sparsity(study: Study) -> Figure | None:
     return figure
 
 
+def _side_by_side(found: list[Entry], amounts: list[float]) -> dict[Entry, float]:
+    """Where each point stands on x: round the place of its sparsity."""
+    places = {}
+    for place, amount in enumerate(amounts):
+        group = [one for one in found if (one.sparsity or 0.0) == amount]
+        for rank, one in enumerate(group):
+            places[one] = place + GAP * (rank - (len(group) - 1) / 2)
+    return places
+
+
 def _dense_band(ax: Axes, dense: Entry, side: str) -> None:
     found = mean(getattr(dense, side))
     low, high = (100 * end for end in found.interval)
     ax.axhspan(low, high, color="black", alpha=0.1, lw=0)
-    ax.axhline(100 * found.value, color="black", lw=1.0, label=f"dense {dense.base}")
+    ax.axhline(100 * found.value, color="black", lw=1.0, label=f"dense ({dense.base})")
 
 
 def _bars(
@@ -68,33 +85,58 @@ def _bars(
 
 
 def training(study: Study) -> Figure | None:
-    """Loss and accuracy on the training batches over epochs: means over seeds, phase by phase."""
-    if study.sparsity_history.empty:
+    """Loss and accuracy on the training batches over epochs: means over seeds, phase by phase.
+
+    A row for each family that learns its mask, with its controls, and one for what is left.
+    """
+    groups = _groups(study)
+    if not groups:
         return None
-    points = [name for name in study.params.sparsity_study.points if len(_course(study, name))]
-    if not points:
-        return None
-    figure, axes = panels(2, 2.5, sharex=True)
-    for name in points:
-        course, family = _course(study, name), study.params.sparsity_study.points[name].family
-        alike = [n for n in points if study.params.sparsity_study.points[n].family == family]
-        look = {"color": style(study, family)["color"], "lw": 1.1}
-        look["ls"] = LINES[alike.index(name) % len(LINES)]
-        axes[0].plot(course.index + 1, course.train_loss, label=name, **look)
-        axes[1].plot(course.index + 1, 100 * course.train_accuracy, label=name, **look)
-    title(axes[0], "loss")
-    grid(axes[0])
-    title(axes[1], "accuracy on training batches")
-    percent_axis(axes[1], "accuracy %")
-    axes[1].set_xlabel("epoch", fontsize=SIZES["label"])
-    legend(figure, axes[0])
+    figure, axes = panels(len(groups), HEIGHT + LEGEND / len(groups), columns=2)
+    for row, (name, points) in enumerate(groups.items()):
+        loss, accuracy = axes[2 * row : 2 * row + 2]
+        for point in points:
+            course, look = _course(study, point), _look(study, point)
+            loss.plot(course.index + 1, course.train_loss, label=point, **look)
+            accuracy.plot(course.index + 1, 100 * course.train_accuracy, label=point, **look)
+        title(loss, f"{name}: loss")
+        grid(loss)
+        title(accuracy, "accuracy %")
+        accuracy.set_ylim(-3, 103)
+        grid(accuracy)
+    for ax in axes[-2:]:
+        ax.set_xlabel("epoch", fontsize=SIZES["label"])
+    lines = [line for ax in axes[::2] for line in ax.get_lines()]
+    words = {"fontsize": SIZES["note"], "frameon": False}
+    figure.legend(handles=lines, loc="outside upper center", ncols=3, **words)
     return figure
+
+
+def _groups(study: Study) -> dict[str, list[str]]:
+    """Points whose training is known, by the family that learns among them."""
+    points = study.params.sparsity_study.points
+    known = [name for name in points if len(_course(study, name))]
+    groups: dict[str, list[str]] = {}
+    for learned, controls in CONTROLS.items():
+        groups[learned] = [n for n in known if points[n].family in (learned, *controls)]
+    shown = [name for group in groups.values() for name in group]
+    groups["others"] = [name for name in known if name not in shown]
+    return {name: group for name, group in groups.items() if group}
+
+
+def _look(study: Study, name: str) -> dict[str, Any]:
+    """A point's line: its family's colour, and a marker of its own among the family's points."""
+    points = study.params.sparsity_study.points
+    family = points[name].family
+    place = [other for other in points if points[other].family == family].index(name)
+    look = {"color": style(study, family)["color"], "marker": MARKERS[place % len(MARKERS)]}
+    return look | {"ls": LINES[place % len(LINES)], "lw": 1.1, "ms": 4.0, "mfc": "none"}
 
 
 def _course(study: Study, point: str) -> pd.DataFrame:
     """A point's training as one course of epochs, its phases one after another: seeds' means."""
     rows = study.sparsity_history
-    own = rows[rows.point == point]
+    own = rows[rows.point == point] if len(rows) else rows
     if own.empty or not {"train_loss", "train_accuracy"} <= set(own.columns):
         return pd.DataFrame()
     found = own.groupby(["phase", "epoch"], sort=False)[["train_loss", "train_accuracy"]].mean()
