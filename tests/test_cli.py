@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attack as attack_stage
+import attacks as attacks_stage
 import pandas as pd
 import pytest
 import torch
@@ -162,6 +163,7 @@ def staged(folder: Path) -> dict[str, Any]:
     before = Path.cwd()
     os.chdir(folder)
     try:
+        attacks_stage.attacks()
         attack_stage.attack("dense")
         records = pd.read_parquet("records/digits/dense-standard.parquet")
     finally:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,13 +22,17 @@ class Data:
 
     images: float32 `[N, C, H, W]` in [0, 1]. labels: int64 `[N]`. train: how the profile trains;
     fine-tuning and attacks on training images take their budget from it. state: where unfinished
-    fine-tuning is kept, to be resumed after a kill; None keeps nothing.
+    fine-tuning is kept, to be resumed after a kill; None keeps nothing. probe: images that each
+    epoch of training is judged on, for its history alone. seed: the run's, which the dense network
+    was initialized with; `prune` sets it.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     train: TrainSettings = field(default_factory=TrainSettings)
     state: Path | None = None
+    probe: Images | None = None
+    seed: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -138,6 +142,7 @@ def prune(
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
     known = Data(*data) if isinstance(data, tuple) else data
+    known = known and replace(known, seed=seed)
     return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, known, generator)
 
 

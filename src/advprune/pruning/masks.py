@@ -151,6 +151,7 @@ def tune(
         seed=int(torch.randint(2**31, (), generator=generator)),
         state=known.state,
         after_step=lambda trained: clear(trained, removed),
+        probe=known.probe,
     )
 
 

@@ -19,12 +19,14 @@ def finetune(
     seed: int,
     state: Path | None = None,
     after_step: Callable[[nn.Module], None] = lambda model: None,
+    probe: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> History:
     """Train `model` in place on float images `[N, C, H, W]` in [0, 1]; the last epoch is kept.
 
     labels: int64 `[N]`, or probabilities `[N, K]`. train: the profile's batches, augmentation,
-    decay and budget. after_step: called after every step, to hold what must not change. state: see
-    Trainer. Returns the history, a row an epoch.
+    decay and budget. after_step: called after every step, to hold what must not change. probe:
+    float images and labels that each epoch is judged on. state: see Trainer. Returns the history,
+    a row an epoch.
     """
     recipe = RecipeSettings(**setting.model_dump(exclude={"lr"}))
     trainer = Trainer(
@@ -36,6 +38,7 @@ def finetune(
         seed,
         state,
         after_step=after_step,
+        probe=probe and (to_uint8(probe[0]), probe[1]),
     )
     return trainer.run()
 

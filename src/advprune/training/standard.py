@@ -129,6 +129,7 @@ class Trainer:
     that and from the model's own state, or a resumed run would differ. measure: more columns of an
     epoch's row. finished: ends the training before the last epoch. groups: parameters of the model
     with a weight decay or rate of their own, as SGD takes them.
+    probe: images and labels that each epoch is judged on, for the history alone.
     """
 
     model: nn.Module
@@ -144,6 +145,7 @@ class Trainer:
     measure: Callable[[nn.Module], Row] = lambda model: {}
     finished: Callable[[History], bool] = lambda history: False
     groups: tuple[dict[str, Any], ...] = ()
+    probe: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def method(self) -> Method:
@@ -162,7 +164,8 @@ class Trainer:
         accuracy on the clean images); accuracy on validation images; where the recipe attacks its
         images, `val_robust_accuracy` under PGD; and of fgsm `probe_accuracy` (PGD) and
         `fgsm_accuracy` on a training minibatch, and `collapsed`, 1 where catastrophic overfitting
-        ended the training. UserError where the loss stops being a number.
+        ended the training; of a `probe` `probe_clean` and, under PGD, `probe_robust`. UserError
+        where the loss stops being a number.
         """
         run, per_epoch = self._begin(), self._batches(len(self.train[0]))
         self._resume(run)
@@ -253,9 +256,12 @@ class Trainer:
 
     def _judge(self, run: _Run) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""
+        row, model = run.history[-1], self._judged(run)
+        if self.probe is not None:
+            row["probe_clean"] = round(accuracy(model, *self.probe), 4)
+            row["probe_robust"] = self._robust_accuracy(model, *self.probe)
         if self.val is None:
             return
-        row, model = run.history[-1], self._judged(run)
         row["val_accuracy"] = round(accuracy(model, *self.val), 4)
         if not self.method.attacks:
             return

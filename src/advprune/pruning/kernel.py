@@ -1,0 +1,122 @@
+"""Tangent kernels: how a gradient step on some images moves a network's outputs on others.
+
+With J(X) the derivative of the outputs f(X) by the trainable parameters theta, the mixed tangent
+kernel between clean images X and attacked ones X~ is (Shi et al., Finding Dynamics Preserving
+Adversarial Winning Tickets, 2022)
+
+    Theta(X, X~)[i, j, a, b] = <d f_a(x_i) / d theta, d f_b(x~_j) / d theta>
+
+and, at X~ = X, the empirical neural tangent kernel. Under gradient flow on the loss at X~ it is all
+that decides how f(X) moves, `df(X)/dt = -Theta dL/df(X~)`: two networks of equal outputs and equal
+kernel start to learn alike.
+
+- Exactly, from Jacobians per image: `N O n` numbers for N images, O outputs and n parameters.
+- By its products `Theta v = J(X) (J(X~)^T v)` with P vectors v of random signs: one backward pass
+  at X~ and one forward derivative at X, no Jacobian. For any matrix D `E ||D v||^2 = ||D||_F^2`, so
+  distances of kernels are estimated without bias. With `A = D^T D`, the variance of one product is
+  `2 (||A||_F^2 - sum_k A_kk^2)`, small where D has many directions (Hutchinson, 1989).
+
+Random directions u in parameter space would do as well, `E (J u)(J~ u)^T = Theta`, but the variance
+of that estimate is larger by about the square of the kernel's effective rank.
+
+Parameters that a mask removes have no derivative: f is a function of `mask * w`. Both ways can be
+differentiated by the parameters once more. Networks are in evaluation mode, where batch-norm is a
+fixed map and images do not depend on each other.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev, jvp, vjp, vmap
+
+Tensors = dict[str, torch.Tensor]  # by parameter name
+Removed = Mapping[str, torch.Tensor]  # bool by parameter name, True where a weight is removed
+
+
+def trainable(model: nn.Module) -> Tensors:
+    """theta: the parameters that require a gradient, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def jacobian(model: nn.Module, images: torch.Tensor, removed: Removed | None = None) -> Tensors:
+    """The Jacobian of the logits by every trainable parameter, `[N, O, *shape]` by name.
+
+    images: `[N, C, H, W]`. removed: entries whose derivative is zero, because a mask holds them.
+    """
+
+    def logits(values: Tensors, image: torch.Tensor) -> torch.Tensor:
+        return functional_call(model, values, (image[None],))[0]
+
+    found = vmap(jacrev(logits), in_dims=(None, 0))(trainable(model), images)
+    return {name: _without(j, name, removed) for name, j in found.items()}
+
+
+def exact_kernel(
+    model: nn.Module,
+    clean: torch.Tensor,
+    crafted: torch.Tensor,
+    removed: Removed | None = None,
+) -> torch.Tensor:
+    """`Theta(clean, crafted)`, `[N, M, O, O]`, of images `[N, C, H, W]` and `[M, C, H, W]`."""
+    rows = jacobian(model, clean, removed)
+    columns = rows if crafted is clean else jacobian(model, crafted, removed)
+    parts = [
+        torch.einsum("iap,jbp->ijab", rows[name].flatten(2), columns[name].flatten(2))
+        for name in rows
+    ]
+    return torch.stack(parts).sum(0)
+
+
+def _without(values: torch.Tensor, name: str, removed: Removed | None) -> torch.Tensor:
+    """`values`, zero where the parameter `name` is removed."""
+    gone = (removed or {}).get(name)
+    return values if gone is None else values.masked_fill(gone, 0.0)
+
+
+def kernel_products(
+    model: nn.Module,
+    clean: torch.Tensor,
+    crafted: torch.Tensor,
+    vectors: torch.Tensor,
+    removed: Removed | None = None,
+) -> torch.Tensor:
+    """`Theta(clean, crafted) v` for each of the vectors `[P, M, O]`: `[P, N, O]`.
+
+    Where v is the gradient of a loss by the outputs at the crafted images, it is how fast a step
+    against it moves the outputs at the clean ones (up to the sign).
+
+    Memory, in numbers, with n parameters, A activations an image (of all layers, a number each time
+    that one is read), N clean and M crafted images: about `P n + (1 + P) (N + M) A`, some three
+    times that where a gradient is taken. Jacobians would take `(N + M) O n`. For many vectors call
+    it for a few at a time.
+    """
+    parameters = trainable(model)
+
+    def logits(values: Tensors, images: torch.Tensor) -> torch.Tensor:
+        return functional_call(model, values, (images,))
+
+    pull = vjp(lambda values: logits(values, crafted), parameters)[1]
+
+    def product(vector: torch.Tensor) -> torch.Tensor:
+        (gradient,) = pull(vector)
+        kept = {name: _without(g, name, removed) for name, g in gradient.items()}
+        return jvp(lambda values: logits(values, clean), (parameters,), (kept,))[1]
+
+    return vmap(product)(vectors)
+
+
+def probing_vectors(
+    outputs: torch.Tensor, count: int | None, generator: torch.Generator
+) -> torch.Tensor:
+    """Vectors `[count, N, O]`, for outputs `[N, O]`, with `mean_p ||D v_p||^2 = ||D||_F^2`.
+
+    D is any matrix. With independent random signs, drawn on the CPU, it is so in expectation; where
+    `count` is None, with all the unit vectors times `sqrt(N O)`, exactly.
+    """
+    size = outputs.numel()
+    if count is None:
+        found = torch.eye(size) * size**0.5
+    else:
+        found = torch.randint(2, (count, size), generator=generator) * 2 - 1
+    return found.to(outputs).view(-1, *outputs.shape)
