@@ -81,6 +81,7 @@ def test_fractions_are_read_once(tmp_path: Path) -> None:
         ("recipes", {"standard": {"method": "free"}}, ["recipes.standard.method", "free"]),
         ("recipes/masks", {"method": "standard"}, ["the name 'masks' is taken by the report"]),
         ("recipes/quantized", {}, ["the name 'quantized' is taken by the report"]),
+        ("recipes/binary", {}, ["the name 'binary' is taken by the report"]),
         ("protocol/odd", {"a": {}}, ["no recipe 'odd'"]),
         ("protocol/mixed", {"dense": {}}, ["'dense' is named twice"]),
         ("profiles/digits/suite/randomized", ["eit"], ["suite.randomized", "'eit'", "field"]),
@@ -121,6 +122,11 @@ def test_fractions_are_read_once(tmp_path: Path) -> None:
         ("quantized/int4/bits", 16, ["quantized.int4.bits", "16"]),
         ("quantized/qat4/training/lr", 0, ["quantized.qat4.training.lr", "0"]),
         ("quantized/qat4/training/method", "free", ["qat4.training.method", "free"]),
+        ("binary/int4", {}, ["binary: the name 'int4' is taken already"]),
+        ("binary/BNN/channels", "wide", ["binary.BNN.channels", "wide"]),
+        ("binary/BNN/t", 0, ["binary.BNN.t", "0"]),
+        ("growth/factor", 1, ["growth.factor", "1"]),
+        ("growth/rate", 0.5, ["growth.rate", "0.5"]),
         ("substitutes/GAP", {}, ["substitutes: there is no model 'GAP' on the first base"]),
         ("substitutes/seed1", {}, ["substitutes: there is no model 'seed1'"]),
         ("surrogates/seed1/architecture", "vgg", ["surrogates.seed1.architecture", "vgg"]),
@@ -170,10 +176,11 @@ def test_masks_and_quantized_models_are_on_the_first_base_alone(tmp_path: Path) 
         ("prune", {"E": 1e-2}),
         ("masks", {"GAP_layer": {"sparsity": 0.9}, "random": 4}),
         ("quantized", {"copy": {"of": "E", "bits": 4}, "small": {"of": "GAP_layer"}}),
-        ("substitutes", {"small": {}, "dense": {}}),
+        ("binary", {"BNN": {}}),
+        ("substitutes", {"small": {}, "dense": {}, "BNN": {}}),
     )
     masked = ["GAP_layer", "random"]
-    assert read.models("standard") == ["dense", "int8", "E", *masked, "copy", "small"]
+    assert read.models("standard") == ["dense", "int8", "E", *masked, "copy", "small", "BNN"]
     assert read.models("robust") == ["dense", "int8", "E"]
     assert list(read.settings("standard")) == ["E", *masked]
     assert read.settings("standard")["GAP_layer"] == {"sparsity": 0.9}
@@ -183,7 +190,7 @@ def test_masks_and_quantized_models_are_on_the_first_base_alone(tmp_path: Path) 
 def test_masks_quantized_models_and_networks_of_the_attacker_may_be_left_out(
     tmp_path: Path,
 ) -> None:
-    names = ("masks", "compression", "quantized", "surrogates", "substitutes")
+    names = ("masks", "compression", "quantized", "binary", "surrogates", "substitutes")
     read = loaded(tmp_path, *((name, {}) for name in names))
     assert all(getattr(read, name) == {} for name in names)
     raw = {key: value for key, value in RAW.items() if key not in names}
