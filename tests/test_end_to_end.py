@@ -19,7 +19,7 @@ KEYS = {
     "transfer_accuracy",
     "n",
 }
-ROWS = ["dense", "int8", "E", "clamp", "SAP", "random", "GAP_layer", "GAP_int8"]
+ROWS = ["dense", "int8", "E", "clamp", "SAP", "random", "GAP_layer", "GAP_int8", "BNN"]
 WARM = ("stages/warm.py", "python", "-m")  # what `make repro` runs DVC with
 OWN = ["seed1", "GAP_layer_substitute"]  # the attacker's networks
 ON_MASKS = {
@@ -28,6 +28,7 @@ ON_MASKS = {
     *("quantized@GAP_int8", "attack-quantized@GAP_int8-standard"),
     *("surrogate@seed1", "substitute@GAP_layer-standard", "bitflip@dense_4"),
 }
+OF_BITS = {"growth", "binary@BNN", "attack-binary@BNN-standard"}
 
 
 def git(folder: Path, *command: str) -> None:
@@ -57,7 +58,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
     folder, output = pipeline
-    assert len(stages_run(output)) == 18 + len(ON_MASKS) and set(stages_run(output)) > ON_MASKS
+    assert len(stages_run(output)) == 18 + len(ON_MASKS | OF_BITS)
+    assert set(stages_run(output)) > ON_MASKS | OF_BITS
     metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/digits").iterdir()}
     assert set(metrics) == {f"{family}-standard" for family in ROWS}
     for found in metrics.values():
@@ -173,6 +175,8 @@ def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
         (("prune", "clamp"), ["models/digits/clamp-standard/model.safetensors"]),
         (("prune", "GAP_layer"), ["models/digits/GAP_layer-standard/model.safetensors"]),
         (("quantize", "GAP_int8"), ["models/digits/GAP_int8-standard/model.safetensors"]),
+        (("growth",), ["models/digits/growth.json"]),
+        (("binary", "BNN"), ["models/digits/BNN-standard/model.safetensors"]),
         (("surrogate", "GAP_layer", "--copy"), [f"surrogates/digits/{OWN[1]}/model.safetensors"]),
         (("bitflip", "dense_4"), ["records/digits/dense_4.bitflip.parquet"]),
         (("transfer",), ["transfers/digits/transfer.parquet"]),

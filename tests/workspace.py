@@ -27,6 +27,8 @@ TINY = {
     "sweep": {"E": [1e-3, 5e-2], "R": [1e-2]},
     "compression": {"random": [2]},
     "quantized": {"GAP_int8": {"of": "GAP_layer", "bits": 8}},
+    "growth": {"factor": 2, "epochs": 1},
+    "binary": {"BNN": {"channels": "grown", "epochs": 1}},
     "surrogates": {"seed1": {"seed": 1, "epochs": 1}},
     "substitutes": {"GAP_layer": {"epochs": 1}},
     "protocol": {"standard": {"dense": {}, "SAP_100": {"family": "SAP", "setting": 1.0}}},

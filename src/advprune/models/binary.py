@@ -18,9 +18,10 @@ from torch import nn
 from advprune.errors import UserError
 
 EPS = 1e-10  # keeps the variance of a constant sample away from zero
-# The window of the straight-through gradient by which a deployed network is attacked: wide, because
-# narrow ones, as at the end of the training, leave most inputs without a gradient.
-ATTACK_T = 1.0
+# The slope by which a deployed network is attacked: its half width is one standard deviation. The
+# narrow one that training ends with would leave most inputs without a gradient, and the network
+# would look robust.
+ATTACK_T = 2**0.5
 
 
 class _Sign(torch.autograd.Function):

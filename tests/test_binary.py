@@ -1,0 +1,447 @@
+"""Binary networks: hand-computed bits and slopes, a deployed form that says the same, its bits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from advprune.attacks.bit_search import bitflip
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.pgd import pgd
+from advprune.attacks.rerun import rerun
+from advprune.attacks.stored_bits import hamming, store
+from advprune.errors import UserError
+from advprune.evaluate.craft import kind_of, surrogate
+from advprune.evaluate.layers import where
+from advprune.models.binary import (
+    BinaryConv2d,
+    binarize,
+    binary_layers,
+    is_binary,
+    slope,
+    standardized,
+)
+from advprune.models.card import macs_of, sparsity_of, stored_bits_of, write_card
+from advprune.models.checkpoint import build, load_model, save_model
+from advprune.models.insert import put
+from advprune.models.latent import (
+    LatentConv2d,
+    LatentLinear,
+    Rotation,
+    begin_epoch,
+    freeze,
+    latent,
+    latent_layers,
+    schedule,
+)
+from advprune.models.resnet import build_dense, initialize
+from advprune.models.spec import ModelSpec, sites, spec_of
+from advprune.params import BinarySettings, TrainSettings
+from advprune.quantize import quantize
+from advprune.training.binary import (
+    at_width,
+    binary_spec,
+    parameters_of,
+    train_binary,
+    uniform_width,
+)
+from advprune.training.growth import Grown
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+ROOT2 = 2**0.5
+
+
+def spec(**changes: Any) -> ModelSpec:
+    """A narrow binary ResNet20 for digits."""
+    base = {"architecture": "resnet20", "width": 4, "channels": 1, "classes": 10, "binary": True}
+    return ModelSpec(**(base | {"mean": (0.3,), "std": (0.4,)} | changes))
+
+
+def trained(digits: Pair, rotation: bool = False, **changes: Any) -> nn.Module:
+    """A training form after a few steps, some of its scales negative."""
+    generator = torch.Generator().manual_seed(0)
+    model = build_dense(spec(**changes))
+    initialize(model, generator)
+    latent(model, rotation, generator).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for epoch in range(3):
+        begin_epoch(model, epoch, 3, 1.0)
+        optimizer.zero_grad()
+        F.cross_entropy(model(digits[0]), digits[1]).backward()
+        optimizer.step()
+    for layer in latent_layers(model).values():
+        if isinstance(layer, LatentConv2d):
+            layer.alpha.data[::2] *= -1
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def form(digits: Pair) -> nn.Module:
+    return trained(digits)
+
+
+@pytest.fixture(scope="module")
+def frozen(form: nn.Module) -> nn.Module:
+    return freeze(form)
+
+
+# --- signs and slopes ----------------------------------------------------------------------------
+
+
+def test_signs_and_slopes_by_hand() -> None:
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
+    signs = binarize(x, t=1.0, k=1.0)
+    assert signs.tolist() == [-1, -1, 1, 1, 1]
+    (signs * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])).sum().backward()
+    expected = torch.tensor([0, 2 * (ROOT2 - 0.5), 3 * ROOT2, 4 * (ROOT2 - 0.5), 0])
+    assert torch.allclose(x.grad, expected)
+    # k (2 sqrt(t^2 / 2) - |t^2 x|) = 100 (0.0141421 - 0.0001 * 50)
+    assert float(slope(torch.tensor(50.0), 0.01, 100.0)) == pytest.approx(0.914214, abs=1e-5)
+
+
+@pytest.mark.parametrize(("t", "k"), [(0.01, 100.0), (1.0, 1.0), (10.0, 1.0)])
+def test_the_area_of_the_slope_does_not_depend_on_t(t: float, k: float) -> None:
+    x = torch.linspace(-ROOT2 / t, ROOT2 / t, 100_001, dtype=torch.float64)
+    assert float(torch.trapezoid(slope(x, t, k), x)) == pytest.approx(2 * k, rel=1e-6)
+    assert not slope(1.01 * x[[0, -1]], t, k).any()
+
+
+def test_the_schedule_is_the_published_one() -> None:
+    assert schedule(0, 10) == pytest.approx((0.01, 100.0))
+    assert schedule(5, 10) == pytest.approx((10**-0.5, 10**0.5))
+    assert schedule(10, 10) == pytest.approx((10.0, 1.0))
+    assert schedule(2, 4, last=1.0) == pytest.approx((0.1, 10.0))
+
+
+def test_samples_are_standardized_each_by_itself() -> None:
+    x = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]], [[[10.0, 20.0]], [[30.0, 40.0]]]])
+    one = torch.tensor([-1.5, -0.5, 0.5, 1.5]) / 1.25**0.5
+    assert torch.allclose(standardized(x).flatten(1), one.expand(2, 4))
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert torch.equal(standardized(channels_last), standardized(x))
+    assert standardized(torch.full((1, 2, 2, 2), 0.3)).isfinite().all()
+
+
+def test_channels_that_a_mask_leaves_out_do_not_count() -> None:
+    x = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
+    kept = mask > 0
+    assert torch.allclose(standardized(x, mask)[:, kept], standardized(x[:, kept]), atol=1e-6)
+
+
+# --- the layers in training ----------------------------------------------------------------------
+
+
+def hand_made() -> LatentConv2d:
+    """Two filters of four weights, one of them with a negative scale."""
+    conv = nn.Conv2d(1, 2, 2, bias=False)
+    conv.weight.data = torch.tensor([[1.0, 2.0, 3.0, 6.0], [4.0, 0.0, -1.0, -3.0]]).view(2, 1, 2, 2)
+    layer = LatentConv2d(conv, binary_input=True)
+    assert layer.alpha.tolist() == [3.0, 2.0]  # mean |w|
+    layer.alpha.data = torch.tensor([0.5, -0.25])
+    return layer
+
+
+def test_a_convolution_by_hand() -> None:
+    # filters minus their means, 3 and 0: signs - - + + (0 counts as +) and + + - -
+    x = torch.tensor([[[[0.0, 1.0], [2.0, 9.0]]]])  # minus 3: signs - - - +
+    assert hand_made()(x).flatten().tolist() == [0.5 * (1 + 1 - 1 + 1), -0.25 * (-1 - 1 + 1 - 1)]
+
+
+def test_a_negative_scale_moves_into_the_bits() -> None:
+    layer = hand_made().frozen()
+    assert layer.weight.flatten(1).tolist() == [[-0.5, -0.5, 0.5, 0.5], [-0.25, -0.25, 0.25, 0.25]]
+    x = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(layer(x), hand_made()(x))
+
+
+def test_the_classifier_by_hand() -> None:
+    linear = nn.Linear(2, 2)
+    linear.weight.data = torch.tensor([[0.5, 0.1], [0.3, -0.1]])  # mean 0.2; 0.5 and 0.3 count
+    layer = LatentLinear(linear)
+    assert torch.allclose(layer.value(), torch.tensor([[0.4, -0.4], [0.4, -0.4]]))
+    x = torch.tensor([[1.0, 2.0]])
+    layer(x).sum().backward()
+    assert layer.weight.grad.tolist() == [[1, 2], [1, 2]]  # as if the weight itself were used
+    assert torch.equal(layer.frozen()(x), layer(x))
+
+
+def test_the_gradient_of_a_latent_weight_is_that_of_its_bit_through_the_slope() -> None:
+    layer, x = hand_made(), torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    layer.t, layer.k = 1.0, 1.0
+    layer(x).sum().backward()
+    signs = torch.where(standardized(x) >= 0, 1.0, -1.0)
+    by_bit = torch.stack([0.5 * signs.sum(0), -0.25 * signs.sum(0)])
+    flat = layer.weight.detach().clone().requires_grad_(True)
+    normal = F.layer_norm(flat.flatten(1), (4,), eps=1e-10)
+    normal.backward(by_bit.flatten(1) * slope(normal.detach(), 1.0, 1.0))
+    assert torch.allclose(layer.weight.grad, flat.grad, atol=1e-6)
+
+
+def test_rotations_stay_orthogonal_and_never_lose() -> None:
+    generator = torch.Generator().manual_seed(3)
+    filters = torch.randn(6, 24, generator=generator)
+    rotation = Rotation(6, 24, generator)
+    assert (len(rotation.first), len(rotation.second)) == (4, 6)
+
+    def reached() -> float:
+        w = filters.view(6, 4, 6)
+        turned = torch.stack([rotation.first.T @ one @ rotation.second for one in w])
+        assert torch.allclose(rotation.turned(filters), turned.flatten(1), atol=1e-5)
+        return float(turned.abs().sum())
+
+    values = [reached()]
+    for _ in range(4):
+        rotation.refresh(filters)
+        for factor in (rotation.first, rotation.second):
+            assert torch.allclose(factor.T @ factor, torch.eye(len(factor)), atol=1e-5)
+        values.append(reached())
+    assert all(b >= a - 1e-3 for a, b in zip(values, values[1:], strict=False))
+    assert values[1] > 1.02 * values[0]
+
+
+def test_the_angle_says_how_far_a_filter_is_turned() -> None:
+    rotation = Rotation(2, 4, torch.Generator().manual_seed(0))
+    flat = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(rotation(flat), rotation.turned(flat))  # pi / 2: wholly
+    rotation.theta.data = torch.tensor([[0.0], [-torch.pi / 6]])
+    half = (flat[1] + rotation.turned(flat)[1]) / 2
+    assert torch.allclose(rotation(flat), torch.stack([flat[0], half]), atol=1e-6)
+
+
+# --- the deployed form ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_the_deployed_form_says_what_the_training_form_says(digits: Pair, rotation: bool) -> None:
+    form = trained(digits, rotation)
+    deployed = freeze(form)
+    assert torch.equal(deployed(digits[0]), form(digits[0]))
+    assert deployed.state_dict().keys() == build(spec()).state_dict().keys()  # nothing is left
+    assert latent_layers(form) and not latent_layers(deployed)
+    for layer in binary_layers(deployed).values():
+        sizes = layer.weight.abs().flatten(1)
+        assert (sizes == sizes[:, :1]).all() and (sizes > 0).all()
+
+
+def test_a_lost_scale_stays_positive(digits: Pair, form: nn.Module) -> None:
+    layer = hand_made()
+    layer.alpha.data[0] = 0.0
+    assert (layer.frozen().weight.abs() > 0).all()
+
+
+def test_its_bits_are_the_whole_network(digits: Pair, frozen: nn.Module) -> None:
+    stored = store(frozen, bits=1, scale="channel")
+    assert torch.equal(stored.model(digits[0]), frozen(digits[0]))
+    assert stored.size == stored_bits_of(frozen) == sum(p.numel() for p in weights(frozen))
+    assert set(stored.layers) == set(binary_layers(frozen))
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    """The weights of convolutions and linear layers."""
+    return [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def test_the_training_form_has_no_bits_to_store(form: nn.Module) -> None:
+    with pytest.raises(ValueError, match="no convolution or linear layer"):
+        store(form, bits=1, scale="channel")
+
+
+def test_bit_flips_turn_bits_over(digits: Pair, frozen: nn.Module) -> None:
+    images, labels = digits[0][:16], digits[1][:16]
+    stored = store(frozen, bits=1, scale="channel")
+    assert rerun(stored.model, {n: stored.weight(n) for n in stored.layers}) is not None
+    traces = [bitflip(stored, images, labels, budget=3, reuse=reuse) for reuse in (True, False)]
+    assert traces[0].table.equals(traces[1].table) and len(traces[0].table) == 3
+    assert hamming(stored, traces[0].stored) == 3
+    changed = [
+        (a.weight.flatten(), b.weight.flatten())
+        for a, b in zip(
+            binary_layers(stored.model).values(),
+            binary_layers(traces[0].stored.model).values(),
+            strict=True,
+        )
+    ]
+    before, after = (torch.cat(side) for side in zip(*changed, strict=True))
+    assert int((before != after).sum()) == 3 and torch.equal(before.abs(), after.abs())
+
+
+def test_the_gradient_of_a_deployed_weight_is_exact(digits: Pair) -> None:
+    layer, x = hand_made().frozen(), torch.randn(2, 1, 2, 2)
+    layer(x).square().sum().backward()
+    plain = layer.weight.detach().clone().requires_grad_(True)
+    F.conv2d(binarize(standardized(x)), plain).square().sum().backward()
+    assert torch.allclose(layer.weight.grad, plain.grad, atol=1e-5)
+
+
+def test_the_attacks_copy_says_the_same(digits: Pair, frozen: nn.Module) -> None:
+    private = attack_copy(frozen, torch.device("cpu"))
+    assert torch.equal(private(digits[0]), frozen(digits[0]))
+    assert is_binary(private)
+
+
+def test_attacks_by_gradient_find_a_way(digits: Pair, frozen: nn.Module) -> None:
+    x = digits[0].clone().requires_grad_(True)
+    F.cross_entropy(frozen(x), digits[1]).backward()
+    assert float((x.grad.flatten(1).abs().amax(1) > 0).float().mean()) > 0.9
+    adv = pgd(frozen, digits[0], digits[1], 0.2, 0.05, 5)
+    before, after = (F.cross_entropy(frozen(images), digits[1]) for images in (digits[0], adv))
+    assert after > before + 0.1
+    assert kind_of(frozen) == "binary" and surrogate(frozen) is frozen
+    rows = where(frozen, digits[0][:8], adv[:8])
+    assert {"BinaryConv2d", "Site", "BinaryLinear"} <= set(rows.kind)
+
+
+def test_sites_are_hardtanh(frozen: nn.Module) -> None:
+    assert len(sites(frozen)) == 19
+    assert all(isinstance(site[0], nn.Hardtanh) for site in sites(frozen).values())
+    assert not any(isinstance(m, nn.ReLU) for m in frozen.modules())
+    assert not frozen.conv1.binary_input and frozen.layer1[0].conv1.binary_input
+
+
+def test_a_binary_network_comes_back_and_its_card_counts_bits(
+    digits: Pair, frozen: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(frozen, path)
+    loaded = load_model(path)
+    assert torch.equal(loaded(digits[0]), frozen(digits[0]))
+    assert spec_of(loaded) == spec() and isinstance(loaded.conv1, BinaryConv2d)
+    write_card(path, image_shape=(1, 8, 8))
+    card = (tmp_path / "model.json").read_text()
+    assert '"bits": 1,' in card and f'"stored_bits": {stored_bits_of(frozen)},' in card
+    assert macs_of(frozen, (1, 8, 8)) == macs_of(build(spec(binary=False)), (1, 8, 8))
+    assert sparsity_of(frozen) < 0.05  # biases of batch-norm alone
+
+
+def test_weights_that_are_no_bits_are_refused(frozen: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(frozen, path)
+    tensors = load_file(path)
+    for value in (0.0, 0.7):
+        broken = tensors["layer2.0.conv1.weight"].clone()
+        broken[1, 0, 0, 0] = value
+        changed = tensors | {"layer2.0.conv1.weight": broken}
+        save_file(changed, path, {"spec": spec_of(frozen).model_dump_json()})
+        with pytest.raises(UserError, match=r"the weights of layer2.0.conv1 are not"):
+            load_model(path)
+
+
+def test_what_would_lose_the_signs_is_refused(digits: Pair, frozen: nn.Module) -> None:
+    with pytest.raises(UserError, match="binary"):
+        quantize(frozen, digits[0])
+    with pytest.raises(TypeError, match="BinaryConv2d"):
+        put(frozen, "weight", "conv1", nn.Identity())
+
+
+# --- specs and sizes -----------------------------------------------------------------------------
+
+
+def test_the_text_of_other_specs_is_as_it_was() -> None:
+    plain = spec(binary=False)
+    assert plain.model_dump_json() == (
+        '{"architecture":"resnet20","width":4,"channels":1,"classes":10,"mean":[0.3],'
+        '"std":[0.4],"layers":[],"quantization":null}'
+    )
+    assert (
+        spec(binary=False, inner=[4] * 9)
+        .model_dump_json()
+        .endswith('"quantization":null,"inner":[4,4,4,4,4,4,4,4,4]}')
+    )
+    grown = spec(stages=[5, 7, 9, 3], inner=[30] * 9)
+    assert ModelSpec.model_validate_json(grown.model_dump_json()) == grown
+    assert '"binary":true,"stages":[5,7,9,3]' in grown.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stages": [4, 4, 8]}, "a stem and 3 stages, not 3"),
+        ({"stages": [4, 4, 8, 0]}, "greater than or equal to 1"),
+        ({"inner": [5] + [4] * 8}, "from 1 to"),
+        ({"inner": [4] * 8}, "has 9 blocks, not 8"),
+        ({"stages": [4, 4, 8, 16], "inner": [0] + [4] * 8}, "from 1 to"),
+    ],
+)
+def test_channels_that_make_no_network_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        spec(**changes)
+
+
+def test_a_grown_network_has_the_channels_it_says(digits: Pair) -> None:
+    model = build(spec(stages=[5, 7, 9, 3], inner=[2, 3, 4, 5, 6, 7, 8, 9, 30], binary=False))
+    assert model.conv1.out_channels == 5 and model.linear.in_features == 3
+    block = model.layer3[2]
+    assert (block.conv1.in_channels, block.conv1.out_channels, block.conv2.out_channels) == (
+        *(3, 30),
+        3,
+    )
+    assert len(model.layer1[0].shortcut) == 2 and not len(model.layer1[1].shortcut)
+    assert model(digits[0]).shape == (64, 10)
+
+
+def test_the_uniform_width_is_the_nearest_of_all() -> None:
+    base = spec(architecture="resnet18")
+    counts = {w: sum(p.numel() for p in build(at_width(base, w)).parameters()) for w in range(1, 9)}
+    assert all(parameters_of(at_width(base, w)) == n for w, n in counts.items())
+    for wanted in (1, counts[3], counts[3] + 1, (counts[5] + counts[6]) // 2 + 1, counts[7] - 5):
+        found = uniform_width(base, wanted)
+        assert abs(counts[found] - wanted) == min(abs(n - wanted) for n in counts.values())
+
+
+def test_what_the_channels_are_called() -> None:
+    grown = Grown(stages=(5, 7, 9, 3), inner=(6,) * 9)
+    plain = spec(binary=False)
+    assert binary_spec(plain, "base", grown) == spec()
+    assert binary_spec(plain, "grown", grown) == spec(stages=grown.stages, inner=grown.inner)
+    wide = binary_spec(plain, "uniform", grown)
+    assert wide == spec(width=wide.width) and wide.binary
+    with pytest.raises(ValueError, match="allowed: base, grown, uniform"):
+        binary_spec(plain, "wide", grown)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def train(digits: Pair, state: Path | None, epochs: int = 3, **changes: Any) -> tuple[Any, Any]:
+    images = (digits[0] * 255).round().to(torch.uint8)
+    pairs = (images, digits[1]), (images[:16], digits[1][:16])
+    settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, rotation=True)
+    optimizer = TrainSettings(batch=16, crop=0)
+    device = torch.device("cpu")
+    return train_binary(spec(**changes), settings, optimizer, *pairs, 0, device, state)
+
+
+def test_a_killed_training_gives_the_same_bits(
+    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, history = train(digits, None)
+    begun: list[int] = []
+
+    def killed(model: nn.Module, epoch: int, *rest: Any) -> None:
+        begun.append(epoch)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        begin_epoch(model, epoch, *rest)
+
+    monkeypatch.setattr("advprune.training.binary.begin_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(digits, tmp_path / "state.pt")
+    again, told = train(digits, tmp_path / "state.pt")
+    assert begun == [0, 1, 2, 2] and told == history
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_binary_network_learns(digits: Pair) -> None:
+    _, history = train(digits, None, epochs=12)
+    assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
+
+
+def test_a_float_network_is_not_trained_as_a_binary_one(digits: Pair) -> None:
+    with pytest.raises(UserError, match="not that of a binary network"):
+        train(digits, None, binary=False)

@@ -1,0 +1,237 @@
+"""Early-Growth: gates that are drawn as they should be, and the network that they leave."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advprune.models.latent import LatentConv2d, LatentLinear, begin_epoch, latent
+from advprune.models.resnet import build_dense
+from advprune.models.spec import ModelSpec
+from advprune.params import GrowthSettings, TrainSettings
+from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
+from test_binary import spec
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+PLAIN = spec(binary=False)
+SETTINGS = GrowthSettings(factor=2, epochs=4, lr=0.2, gate_lr=40.0, t=1.0, rate=1.5)
+
+
+def gate(logits: list[float]) -> Gate:
+    """A gate with these logits."""
+    made = Gate(len(logits), 1, torch.Generator().manual_seed(0))
+    made.logits.data = torch.tensor(logits)
+    return made
+
+
+# --- gates ---------------------------------------------------------------------------------------
+
+
+def test_gates_start_with_the_base_network_on() -> None:
+    made = Gate(3000, 1000, torch.Generator().manual_seed(0))
+    assert made.logits[:1000].eq(1).all() and made.kept.sum() == 1000
+    rest = (made.logits[1000:] * 10).round()
+    assert torch.allclose(rest / 10, made.logits[1000:])
+    assert rest.unique().tolist() == list(range(-10, -1))  # -1.0 to -0.2, in tenths
+
+
+def test_without_training_a_gate_is_on_where_its_logit_is_positive() -> None:
+    made = gate([0.1, -0.1, 3.0, -3.0]).eval()
+    noise = torch.Generator()
+    assert made(noise).tolist() == made(noise).tolist() == [1, 0, 1, 0]
+    assert gate([-2.0, -1.0, -3.0]).eval()(noise).tolist() == [0, 1, 0]  # never all off
+
+
+def test_draws_have_the_probability_of_the_sigmoid() -> None:
+    made = gate([-1.0] * 40_000 + [0.5] * 40_000)
+    made.beta[40_000:] = 3.0
+    drawn = made(torch.Generator().manual_seed(1)).detach()
+    assert set(drawn.unique().tolist()) == {0.0, 1.0} and torch.equal(made.on, drawn > 0)
+    for part, value in ((drawn[:40_000], -1.0), (drawn[40_000:], 1.5)):
+        expected = float(torch.tensor(value).sigmoid())
+        assert float(part.mean()) == pytest.approx(expected, abs=0.01)  # four sigma
+
+
+def test_the_gradient_of_a_draw_is_that_of_the_soft_gate() -> None:
+    made = gate([-1.0, 0.5, 2.0])
+    made.beta = torch.tensor([1.0, 2.0, 4.0])
+    weights = torch.tensor([1.0, 10.0, 100.0])
+    (made(torch.Generator().manual_seed(5)) * weights).sum().backward()
+    uniform = torch.rand(3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    soft = (made.beta * made.logits + (uniform / (1 - uniform)).log()).sigmoid()
+    expected = weights * made.beta * soft * (1 - soft)
+    assert torch.allclose(made.logits.grad, expected.float(), rtol=1e-4)
+
+
+def test_only_channels_that_were_on_become_steeper() -> None:
+    made = gate([1.0, 1.0, 1.0])
+    made.on = torch.tensor([True, False, True])
+    made.steepen(1.5)
+    made.steepen(2.0)
+    assert made.beta.tolist() == [3.0, 1.0, 3.0]
+
+
+# --- the wide network ----------------------------------------------------------------------------
+
+
+def cut(network: SuperNet) -> nn.Module:
+    """The network of the kept channels, with the weights that the wide one has there."""
+    stages, inner = network.channels()
+    changes = {"stages": stages, "inner": inner}
+    small = latent(build_dense(ModelSpec.model_validate(PLAIN.model_dump() | changes)))
+    kept = {name: network.gate(name).kept for name in network.gates}
+    image = torch.ones(1, dtype=torch.bool)
+    sides = {"conv1": (image, kept["stem"]), "bn1": (kept["stem"], kept["stem"])}
+    before = kept["stem"]
+    for name, block in network.network.named_modules():
+        if not hasattr(block, "conv2"):
+            continue
+        stage, _, place = name.partition(".")
+        inside, after = kept[f"{stage}_{place}"], kept[stage]
+        sides |= {f"{name}.conv1": (before, inside), f"{name}.bn1": (inside, inside)}
+        sides |= {f"{name}.conv2": (inside, after), f"{name}.bn2": (after, after)}
+        sides |= {f"{name}.shortcut.0": (before, after), f"{name}.shortcut.1": (after, after)}
+        before = after
+    sides["linear"] = (before, torch.ones(10, dtype=torch.bool))
+    wide = network.network.state_dict()
+    state = {name: _cut(name, wide[name], *_side(name, sides)) for name in small.state_dict()}
+    small.load_state_dict(state)
+    return small.eval()
+
+
+def _side(name: str, sides: dict[str, Any]) -> Any:
+    return sides.get(name.rpartition(".")[0], (None, None))
+
+
+def _cut(name: str, tensor: torch.Tensor, read: Any, written: Any) -> torch.Tensor:
+    if read is None or not tensor.ndim:
+        return tensor
+    return tensor[written][:, read] if tensor.ndim > 1 else tensor[written]
+
+
+def test_channels_that_are_off_are_as_good_as_absent(digits: Pair) -> None:
+    network = SuperNet(PLAIN, 2, 0).double()
+    generator = torch.Generator().manual_seed(1)
+    for name in network.gates:
+        logits = network.gate(name).logits
+        logits.data = torch.randn(len(logits), generator=generator, dtype=torch.float64)
+    network.gate("stem").logits.data[:] = 1.0  # as many as the first stage would be by chance
+    for parameter in network.network.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data += 0.1 * noise
+    images = digits[0].double()
+    network.train()
+    begin_epoch(network.network, 0, 1)
+    for _ in range(3):
+        network(images)
+    network.eval()
+    small = cut(network).double()
+    assert 0 < float(network.density()["density"]) < 1
+    assert torch.allclose(network(images), small(images), atol=1e-9)
+
+
+def test_every_layer_reads_gated_channels_but_the_first() -> None:
+    network = SuperNet(PLAIN, 2, 0)
+    reading = [layer for layers in network.readers.values() for layer in layers]
+    every = [m for m in network.modules() if isinstance(m, LatentConv2d | LatentLinear)]
+    assert len(reading) == len(set(map(id, reading))) == len(every) - 1
+    for name, layers in network.readers.items():
+        for layer in layers:
+            assert layer.weight.shape[1] == len(network.gate(name).logits)
+    assert list(network.readers)[:4] == ["stem", "layer1", "layer2", "layer3"]
+    assert all(layer.mask is None for layer in every)
+
+
+def test_the_base_network_may_lose_channels_too() -> None:
+    network = SuperNet(PLAIN, 2, 0)
+    assert network.density()["density"] == 0.5 and network.density()["base_density"] == 1.0
+    assert network.channels() == (PLAIN.streams, PLAIN.blocks)
+    network.gate("layer3_1").logits.data[:] = -1.0
+    network.gate("layer3_1").logits.data[20] = 1.0
+    found = network.density()
+    assert found["density_layer3_1"] == round(1 / 32, 4) and found["base_density"] < 1
+    assert network.channels()[1][-2:] == (1, 16)
+
+
+def test_the_gates_noise_comes_from_the_epoch_alone(digits: Pair) -> None:
+    one, two = (SuperNet(PLAIN, 2, 0).train() for _ in range(2))
+    torch.manual_seed(0)
+    one.begin_epoch(0, SETTINGS)
+    first = one(digits[0][:4])
+    torch.manual_seed(1)
+    two.begin_epoch(0, SETTINGS)
+    assert torch.equal(first, two(digits[0][:4]))
+    two.begin_epoch(1, SETTINGS)
+    steep = torch.cat([two.gate(name).beta for name in two.gates])
+    on = torch.cat([two.gate(name).on for name in two.gates])
+    assert torch.equal(steep, torch.where(on, 1.5, 1.0))
+    assert not torch.equal(first, two(digits[0][:4]))
+
+
+# --- growth --------------------------------------------------------------------------------------
+
+
+def run(digits: Pair, state: Path | None = None, **changes: Any) -> Grown:
+    images = (digits[0] * 255).round().to(torch.uint8)
+    pairs = (images, digits[1]), (images[:16], digits[1][:16])
+    settings = SETTINGS.model_copy(update=changes)
+    optimizer = TrainSettings(batch=16, crop=0, label_smoothing=0.1)
+    return grow(PLAIN, settings, optimizer, *pairs, 0, torch.device("cpu"), state)
+
+
+def test_growth_starts_at_the_base_network_and_counts_its_gates(digits: Pair) -> None:
+    calm = run(digits, epochs=1, gate_lr=1e-6)
+    assert calm.history[0]["density"] == 0.5 and calm.stages == PLAIN.streams
+    grown = run(digits)
+    assert len(grown.history) == 4 and grown.history[0]["density"] == pytest.approx(0.5, abs=0.1)
+    last = grown.history[-1]
+    sizes = [2 * n for n in (*PLAIN.streams, *PLAIN.blocks)]
+    assert last["density"] == pytest.approx(sum(grown.stages + grown.inner) / sum(sizes), abs=1e-4)
+    named = [value for name, value in last.items() if name.startswith("density_")]
+    counted = [n / size for n, size in zip(grown.stages + grown.inner, sizes, strict=True)]
+    assert named == pytest.approx(counted, abs=1e-4)
+    assert ModelSpec(**(PLAIN.model_dump() | grown.model_dump(exclude={"history"})))
+    assert Grown.model_validate_json(grown.model_dump_json()) == grown
+
+
+def test_growth_ends_when_it_has_settled(digits: Pair) -> None:
+    assert len(run(digits, epochs=9, tolerance=1.0, patience=2).history) == 3
+    rows = [{"density": value} for value in (0.3, 0.5, 0.504, 0.5)]
+    assert settled(rows, 0.005, 2) and not settled(rows, 0.005, 3)
+    assert not settled(rows, 0.004, 1) and not settled(rows[:2], 0.5, 2)
+
+
+def test_a_killed_growth_ends_with_the_same_channels(
+    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, begin, begun = run(digits), SuperNet.begin_epoch, []
+
+    def killed(network: SuperNet, epoch: int, settings: GrowthSettings) -> None:
+        begun.append(epoch)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        begin(network, epoch, settings)
+
+    monkeypatch.setattr(SuperNet, "begin_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "state.pt")
+    assert run(digits, tmp_path / "state.pt") == whole and begun == [0, 1, 2, 2, 3]
+
+
+def test_cross_entropy_alone_is_minimized_and_gates_do_not_decay(digits: Pair) -> None:
+    network = SuperNet(PLAIN, 2, 0)
+    images = (digits[0] * 255).round().to(torch.uint8)
+    network.begin_epoch(0, SETTINGS)
+    network.train()
+    with torch.no_grad():
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+        logits = network(images[order] / 255)
+        expected = float(F.cross_entropy(logits, digits[1][order]))
+    optimizer = TrainSettings(batch=64, weight_decay=0.5, label_smoothing=0.3)
+    settings = SETTINGS.model_copy(update={"epochs": 1, "gate_lr": 1e-9})
+    pair = images, digits[1]
+    found = grow(PLAIN, settings, optimizer, pair, pair, 0, torch.device("cpu"))
+    assert found.history[0]["train_loss"] == pytest.approx(expected, abs=1e-4)
