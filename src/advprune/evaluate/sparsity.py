@@ -28,6 +28,7 @@ from advprune.training.standard import History
 Trained = tuple[nn.Module, History]
 # A network, what is to be said of it in each row, and the histories of its training by phase.
 Made = tuple[nn.Module, dict[str, Any], dict[str, History]]
+PROBED = 100  # validation images that each epoch is judged on, for the curves alone
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class SparsityStudy:
         self, point: SparsePoint, dense: Callable[[], Trained], seed: int, state: Path
     ) -> Made:
         how, images = self.params.active().train, to_float(self.train.images)
-        data = Data(images, self.train.labels, how, state)
+        judged = to_float(self.val.images[:PROBED]), self.val.labels[:PROBED]
+        data = Data(images, self.train.labels, how, state, probe=judged)
         pruned = prune(point.family, dense()[0], point.setting, data, seed)
         facts = {"family": point.family, "prune_ratio": pruned.ratio}
         return pruned.model, facts, histories_of(pruned.notes)
@@ -149,11 +151,13 @@ class SparsityStudy:
 
 
 def histories_of(notes: Mapping[str, Any]) -> dict[str, History]:
-    """The histories among a family's notes, a row an epoch, by name and in order."""
+    """The histories among a family's notes, by name and in order: a row an epoch of a training, or
+    a measured step of a search."""
+    lists = {name: value for name, value in notes.items() if isinstance(value, list) and value}
     return {
         name: value
-        for name, value in notes.items()
-        if isinstance(value, list) and value and isinstance(value[0], dict) and "epoch" in value[0]
+        for name, value in lists.items()
+        if isinstance(value[0], dict) and {"epoch", "step"} & value[0].keys()
     }
 
 

@@ -38,6 +38,7 @@ from advprune.report.randomized_figures import controls, protocol
 from advprune.report.sparse_figures import over_sparsity, training
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import budget, setting_text
+from advprune.report.tickets import tickets
 from advprune.report.tradeoff import tradeoff
 from advprune.report.transfers import heat_map
 
@@ -59,6 +60,7 @@ def figures(study: Study) -> dict[str, Figure]:
         "compression": compression,
         "sparsity": over_sparsity,
         "sparsity-training": training,
+        "tickets": tickets,
         "images": images,
         "protocol": protocol,
         "controls": controls,

@@ -375,9 +375,16 @@ def _sparse(study: Study) -> Section:
             ),
             Picture(
                 "sparsity-training",
-                "Loss and accuracy on the training batches over epochs",
-                "Means over seeds, phases of training one after another. Accuracy is on the images "
-                "that are trained on: attacked ones, or for TRADES the clean ones.",
+                "Loss, clean and robust accuracy over epochs of training",
+                "Means over seeds, phases of training one after another. Loss: of the images that "
+                "are trained on. Accuracy: of validation images (of dense networks all of them).",
+            ),
+            Picture(
+                "tickets",
+                "Distance of sparse networks from the dense one over the search",
+                "Outputs and tangent kernel of tickets against the dense network's at "
+                "initialization, on one batch: squared distance over squared norm, mean and range "
+                "over seeds. A point is a ticket that is not searched for.",
             ),
         ],
         after="Sparsity: share of the weights that go; zeros: of all weights and biases, as found. "

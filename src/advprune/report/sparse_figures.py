@@ -26,6 +26,9 @@ from advprune.report.sparse import CONTROLS, Entry, dense_of, entries
 from advprune.report.study import Study
 from advprune.report.text import percent
 
+# What is drawn of a training, by column of its history; and how a dense network's calls it.
+COURSE = {"train_loss": "loss", "probe_clean": "clean %", "probe_robust": "robust %"}
+CHOSEN = {"val_accuracy": "probe_clean", "val_robust_accuracy": "probe_robust"}
 GAP = 0.12  # between points of the same sparsity, in steps of the axis
 HEIGHT, LEGEND = 2.3, 1.1  # inches, of a row of panels and of the legend above them
 
@@ -85,28 +88,32 @@ def _bars(
 
 
 def training(study: Study) -> Figure | None:
-    """Loss and accuracy on the training batches over epochs: means over seeds, phase by phase.
+    """Loss on the training batches, clean and robust accuracy on validation images over epochs:
+    means over seeds, phase by phase.
 
-    A row for each family that learns its mask, with its controls, and one for what is left.
+    A row for each family that learns its mask, with its controls and the dense network, and one for
+    what is left.
     """
     groups = _groups(study)
     if not groups:
         return None
-    figure, axes = panels(len(groups), HEIGHT + LEGEND / len(groups), columns=2)
+    count = len(COURSE)
+    figure, axes = panels(len(groups), HEIGHT + LEGEND / len(groups), columns=count)
     for row, (name, points) in enumerate(groups.items()):
-        loss, accuracy = axes[2 * row : 2 * row + 2]
-        for point in points:
-            course, look = _course(study, point), _look(study, point)
-            loss.plot(course.index + 1, course.train_loss, label=point, **look)
-            accuracy.plot(course.index + 1, 100 * course.train_accuracy, label=point, **look)
-        title(loss, f"{name}: loss")
-        grid(loss)
-        title(accuracy, "accuracy %")
-        accuracy.set_ylim(-3, 103)
-        grid(accuracy)
-    for ax in axes[-2:]:
+        for ax, (column, words) in zip(axes[count * row :], COURSE.items(), strict=False):
+            for point in points:
+                course, look = _course(study, point), _look(study, point)
+                if column in course:
+                    scale = 1 if column == "train_loss" else 100
+                    ax.plot(course.index + 1, scale * course[column], label=point, **look)
+            title(ax, f"{name}: {words}" if column == "train_loss" else words)
+            if column != "train_loss":
+                ax.set_ylim(-3, 103)
+            grid(ax)
+    for ax in axes[-count:]:
         ax.set_xlabel("epoch", fontsize=SIZES["label"])
-    lines = [line for ax in axes[::2] for line in ax.get_lines()]
+    lines = [line for ax in axes[::count] for line in ax.get_lines()]
+    lines = list({line.get_label(): line for line in lines}.values())
     words = {"fontsize": SIZES["note"], "frameon": False}
     figure.legend(handles=lines, loc="outside upper center", ncols=3, **words)
     return figure
@@ -121,11 +128,14 @@ def _groups(study: Study) -> dict[str, list[str]]:
         groups[learned] = [n for n in known if points[n].family in (learned, *controls)]
     shown = [name for group in groups.values() for name in group]
     groups["others"] = [name for name in known if name not in shown]
-    return {name: group for name, group in groups.items() if group}
+    dense = [DENSE] if len(_course(study, DENSE)) else []
+    return {name: dense + group for name, group in groups.items() if group}
 
 
 def _look(study: Study, name: str) -> dict[str, Any]:
     """A point's line: its family's colour, and a marker of its own among the family's points."""
+    if name == DENSE:
+        return {"color": "black", "lw": 1.1}
     points = study.params.sparsity_study.points
     family = points[name].family
     place = [other for other in points if points[other].family == family].index(name)
@@ -134,10 +144,19 @@ def _look(study: Study, name: str) -> dict[str, Any]:
 
 
 def _course(study: Study, point: str) -> pd.DataFrame:
-    """A point's training as one course of epochs, its phases one after another: seeds' means."""
+    """A point's training as one course of epochs, its phases one after another: seeds' means.
+
+    Of the dense network, the accuracies by which its epoch was chosen.
+    """
     rows = study.sparsity_history
     own = rows[rows.point == point] if len(rows) else rows
-    if own.empty or not {"train_loss", "train_accuracy"} <= set(own.columns):
+    if point == DENSE and len(own):
+        own = own[own.base == study.params.sparsity_study.dense].drop(
+            columns=list(CHOSEN.values()), errors="ignore"
+        )
+        own = own.rename(columns=CHOSEN)
+    if own.empty or "train_loss" not in own:
         return pd.DataFrame()
-    found = own.groupby(["phase", "epoch"], sort=False)[["train_loss", "train_accuracy"]].mean()
-    return found.dropna().reset_index(drop=True)
+    columns = [name for name in COURSE if name in own]
+    found = own.groupby(["phase", "epoch"], sort=False)[columns].mean()
+    return found.dropna(subset="train_loss").reset_index(drop=True)

@@ -17,10 +17,26 @@ from advprune.report.drawing import (
     panels,
     title,
 )
+from advprune.report.study import Study
 from advprune.report.text import percent
 
 PANELS = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 LEAST = 1e-3  # what is smaller, or by chance negative, is drawn here
+
+
+def tickets(study: Study) -> Figure | None:
+    """The figure of the study's points that were searched for."""
+    rows, points = study.sparsity_history, study.params.sparsity_study.points
+    if "kernel_distance" not in rows:
+        return None
+    found = rows.dropna(subset="kernel_distance")
+    sparsity = found.point.map({name: _sparsity(point.setting) for name, point in points.items()})
+    return search_figure(found.assign(sparsity=sparsity))
+
+
+def _sparsity(setting: Any) -> float:
+    """The share that goes, of a setting as it stands in the settings: alone or in a mapping."""
+    return float(setting["sparsity"] if isinstance(setting, dict) else setting)
 
 
 def search_figure(table: pd.DataFrame) -> Figure | None:
