@@ -16,13 +16,13 @@ def attack(
     """Write records/<profile>/<family>-<base>.{parquet,adv.safetensors,layers.parquet}."""
     from safetensors.torch import save_file
 
+    from advprune.core.device import setup
+    from advprune.core.files import atomic
+    from advprune.core.resume import Parts
     from advprune.data import load_split
-    from advprune.device import setup
     from advprune.evaluate.layers import where
     from advprune.evaluate.suite import Suite
-    from advprune.files import atomic
     from advprune.models.checkpoint import load_model
-    from advprune.resume import Parts
 
     workspace = Workspace.open(profile, base)
     seed, device = workspace.params.seed, setup()

@@ -6,7 +6,7 @@ from common import ProfileOption, Workspace, script
 def attacks(profile: ProfileOption = None) -> None:
     """Write data/<profile>/attacks.json; an extra attack that does not exist is refused."""
     from advprune.attacks.zoo import check_attack
-    from advprune.files import write_json
+    from advprune.core.files import write_json
 
     workspace = Workspace.open(profile)
     for extra in workspace.params.attack.extra:

@@ -16,10 +16,10 @@ def binary(
     """Write models/<profile>/<name>-<first base>/: the checkpoint, its card and the history."""
     import pandas as pd
 
+    from advprune.core.device import setup
+    from advprune.core.errors import UserError
+    from advprune.core.files import atomic, fingerprint
     from advprune.data import read_split
-    from advprune.device import setup
-    from advprune.errors import UserError
-    from advprune.files import atomic, fingerprint
     from advprune.models.card import write_card
     from advprune.models.checkpoint import save_model
     from advprune.training.base import spec_for
@@ -56,7 +56,7 @@ def binary(
 
 def _grown(workspace: Workspace) -> Any:
     """What the growth stage found."""
-    from advprune.errors import UserError
+    from advprune.core.errors import UserError
     from advprune.training.growth import Grown
 
     path = workspace.place("models", "growth.json")

@@ -13,13 +13,13 @@ def bitflip(
     profile: ProfileOption = None,
 ) -> None:
     """Write records/<profile>/<name>.bitflip.parquet: a row a flip, variant and seed."""
+    from advprune.core.device import setup
+    from advprune.core.errors import UserError
+    from advprune.core.files import atomic
+    from advprune.core.resume import Parts
     from advprune.data import load_split, read_split
-    from advprune.device import setup
-    from advprune.errors import UserError
     from advprune.evaluate.flipping import Flipping
-    from advprune.files import atomic
     from advprune.models.checkpoint import load_model
-    from advprune.resume import Parts
 
     workspace = Workspace.open(profile)
     params, settings, data = workspace.params, workspace.profile, workspace.place("data")

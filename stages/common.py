@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import typer
 import warm
 
-from advprune import params as settings
-from advprune.errors import UserError
+from advprune.core import params as settings
+from advprune.core.errors import UserError
 
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="Profile to run; by default that of params.yaml.")

@@ -8,9 +8,9 @@ from common import ProfileOption, Workspace, script
 
 def growth(profile: ProfileOption = None) -> None:
     """Write models/<profile>/growth.json: channels of stem, stages and blocks, and the history."""
+    from advprune.core.device import setup
+    from advprune.core.files import fingerprint, write_json
     from advprune.data import read_split
-    from advprune.device import setup
-    from advprune.files import fingerprint, write_json
     from advprune.training.base import spec_for
     from advprune.training.growth import grow
 

@@ -13,14 +13,14 @@ def protocol(
     profile: ProfileOption = None,
 ) -> None:
     """Write records/<profile>/<recipe>.protocol.parquet, with the member's name in each row."""
+    from advprune.core.device import setup
+    from advprune.core.errors import UserError
+    from advprune.core.files import atomic
+    from advprune.core.resume import Parts
     from advprune.data import load_split
-    from advprune.device import setup
-    from advprune.errors import UserError
     from advprune.evaluate.craft import Work
     from advprune.evaluate.protocol import Protocol
-    from advprune.files import atomic
     from advprune.models.checkpoint import load_model
-    from advprune.resume import Parts
 
     workspace = Workspace.open(profile, recipe)
     params, settings, data = workspace.params, workspace.profile, workspace.place("data")

@@ -15,9 +15,9 @@ def prune(
     profile: ProfileOption = None,
 ) -> None:
     """Write models/<profile>/<family>-<base>/: the compressed model and its card."""
+    from advprune.core.errors import UserError
+    from advprune.core.files import fingerprint
     from advprune.data import load_split
-    from advprune.errors import UserError
-    from advprune.files import fingerprint
     from advprune.models.card import write_card
     from advprune.models.checkpoint import load_model, save_model
     from advprune.pruning import Data

@@ -15,12 +15,12 @@ def quantize(
     profile: ProfileOption = None,
 ) -> None:
     """Write models/<profile>/<name>-<base>/: the integer checkpoint and its card."""
+    from advprune.core.errors import UserError
+    from advprune.core.params import QuantizedSettings
     from advprune.data import load_split
-    from advprune.errors import UserError
     from advprune.models.card import write_card
     from advprune.models.checkpoint import save_model
-    from advprune.params import QuantizedSettings
-    from advprune.quantize import agreement
+    from advprune.quantization.post_training import agreement
 
     workspace = Workspace.open(profile, base)
     params = workspace.params
@@ -43,12 +43,12 @@ def quantize(
 
 def _quantized(workspace: Workspace, chosen: Any) -> Any:
     """The model that an entry of `quantized:` describes, calibrated on training images."""
+    from advprune.core.device import setup
+    from advprune.core.files import fingerprint
     from advprune.data import load_split, stratified_subset
-    from advprune.device import setup
-    from advprune.files import fingerprint
     from advprune.models.checkpoint import load_model
-    from advprune.quantization_training import quantization_aware
-    from advprune.quantize import quantize as round_model
+    from advprune.quantization.post_training import quantize as round_model
+    from advprune.quantization.training import quantization_aware
 
     params, settings = workspace.params, workspace.params.quantize
     source, place = workspace.weights(chosen.of), workspace.place("data")

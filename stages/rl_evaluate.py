@@ -14,9 +14,9 @@ def evaluate(
     """Write records/rl/<game>.parquet, a row an episode."""
     import torch
 
-    from advprune.device import setup
-    from advprune.files import atomic
-    from advprune.resume import Parts
+    from advprune.core.device import setup
+    from advprune.core.files import atomic
+    from advprune.core.resume import Parts
     from advprune.rl.agent import load_agent
     from advprune.rl.environment import make
     from advprune.rl.evaluate import evaluate as play_all

@@ -9,7 +9,7 @@ def report() -> None:
     """Write rl/metrics.json, rl/report/report.md and rl/report/reward.png."""
     import pandas as pd
 
-    from advprune.files import atomic, write_json
+    from advprune.core.files import atomic, write_json
     from advprune.rl.report import figure, markdown, png
     from advprune.rl.rewards import metrics
     from advprune.rl.settings import load

@@ -16,8 +16,8 @@ def train(
     import pandas as pd
     import torch
 
-    from advprune.device import setup
-    from advprune.files import atomic, fingerprint, write_json
+    from advprune.core.device import setup
+    from advprune.core.files import atomic, fingerprint, write_json
     from advprune.rl.agent import save_agent
     from advprune.rl.dqn import Trainer
     from advprune.rl.environment import make

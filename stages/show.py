@@ -81,7 +81,7 @@ def _print_table(title: str, columns: Sequence[str], rows: list[list[str]]) -> N
 
 
 def _metrics(workspace: Workspace, name: str) -> dict[str, Any]:
-    from advprune.errors import UserError
+    from advprune.core.errors import UserError
 
     path = workspace.place("metrics", f"{name}.json")
     try:

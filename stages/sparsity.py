@@ -9,12 +9,12 @@ def sparsity(profile: ProfileOption = None) -> None:
     """Write records/<profile>/sparsity.parquet and sparsity.history.parquet, a row an epoch."""
     import pandas as pd
 
+    from advprune.core.device import setup
+    from advprune.core.files import atomic
+    from advprune.core.resume import Parts
     from advprune.data import read_split
-    from advprune.device import setup
     from advprune.evaluate.sparsity import SparsityStudy
-    from advprune.files import atomic
     from advprune.models.checkpoint import load_model
-    from advprune.resume import Parts
 
     workspace = Workspace.open(profile)
     params, settings = workspace.params, workspace.profile

@@ -17,10 +17,10 @@ def surrogate(
     profile: ProfileOption = None,
 ) -> None:
     """Write surrogates/<profile>/<name>/model.safetensors, or <name>_substitute/."""
+    from advprune.core.device import setup
+    from advprune.core.errors import UserError
+    from advprune.core.files import fingerprint
     from advprune.data import read_split
-    from advprune.device import setup
-    from advprune.errors import UserError
-    from advprune.files import fingerprint
     from advprune.models.checkpoint import load_model, save_model
     from advprune.training.surrogate import train_surrogate
 

@@ -22,13 +22,13 @@ def sweep(
     profile: ProfileOption = None,
 ) -> None:
     """Write records/<profile>/<family>-<base>.{sweep,compression}.parquet, settings in the rows."""
+    from advprune.core.device import setup
+    from advprune.core.errors import UserError
+    from advprune.core.files import atomic
+    from advprune.core.resume import Parts
     from advprune.data import load_split
-    from advprune.device import setup
-    from advprune.errors import UserError
     from advprune.evaluate.suite import Suite
-    from advprune.files import atomic
     from advprune.models.checkpoint import load_model, read_tensors
-    from advprune.resume import Parts
 
     workspace = Workspace.open(profile, base)
     params, settings, seed = workspace.params, workspace.profile, workspace.params.seed

@@ -16,9 +16,9 @@ def train(
     """Write models/<profile>/dense-<recipe>/: the checkpoint, its card and the training history."""
     import pandas as pd
 
+    from advprune.core.device import setup
+    from advprune.core.files import atomic, fingerprint
     from advprune.data import read_split
-    from advprune.device import setup
-    from advprune.files import atomic, fingerprint
     from advprune.models.card import write_card
     from advprune.models.checkpoint import save_model
     from advprune.training.base import load_or_train

@@ -13,13 +13,13 @@ def transfer(profile: ProfileOption = None) -> None:
     """Write transfers/<profile>/transfer.parquet: a row an image, attack, source and target."""
     import pandas as pd
 
+    from advprune.core.device import setup
+    from advprune.core.files import atomic
+    from advprune.core.progress import progress
     from advprune.data import load_split
-    from advprune.device import setup
     from advprune.evaluate.craft import Work
     from advprune.evaluate.exchange import received
-    from advprune.files import atomic
     from advprune.models.checkpoint import load_model
-    from advprune.progress import progress
 
     workspace, device = Workspace.open(profile), setup()
     params, settings = workspace.params, workspace.profile
@@ -58,9 +58,9 @@ def _of_surrogates(
 ) -> tuple[Crafted, list[Any]]:
     """The same attacks on the attacker's own networks; finished ones are kept after a kill, in
     parts that are returned to be discarded in the end."""
+    from advprune.core.resume import Parts
     from advprune.evaluate.suite import Suite
     from advprune.models.checkpoint import load_model
-    from advprune.resume import Parts
 
     params, found, kept = workspace.params, {}, []
     for name in workspace.surrogates():

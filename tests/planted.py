@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from advprune.params import CARRIED, KINDS, Params, load, parse
+from advprune.core.params import CARRIED, KINDS, Params, load, parse
 from advprune.report.finding import Finding
 from advprune.report.study import Model, Study
 

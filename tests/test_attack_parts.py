@@ -10,7 +10,7 @@ from torch import nn
 from advprune.attacks import to_pixels
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.zoo import zoo
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.models.fold import fold_batchnorm
 from conftest import make_network
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.models.audit import audit, inferred, plain
 from advprune.models.card import sparsity_of
 from advprune.models.checkpoint import build, canonical, fill, load_foreign, read_weights, stored
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
-from advprune.quantize import quantize
+from advprune.quantization.post_training import quantize
 
 Tensors = dict[str, torch.Tensor]
 CONV = "layer1.0.conv1.weight"  # [2, 2, 3, 3]: 36 numbers

@@ -1,5 +1,6 @@
 """Binary networks: hand-computed bits and slopes, a deployed form that says the same, its bits."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.pgd import pgd
 from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import hamming, store
-from advprune.errors import UserError
+from advprune.core.errors import UserError
+from advprune.core.params import BinarySettings, TrainSettings
 from advprune.evaluate.craft import kind_of, surrogate
 from advprune.evaluate.layers import where
 from advprune.models.binary import (
@@ -40,8 +42,7 @@ from advprune.models.latent import (
 )
 from advprune.models.resnet import build_dense, initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
-from advprune.params import BinarySettings, TrainSettings
-from advprune.quantize import quantize
+from advprune.quantization.post_training import quantize
 from advprune.training.binary import (
     at_width,
     binary_spec,
@@ -200,7 +201,7 @@ def test_rotations_stay_orthogonal_and_never_lose() -> None:
         for factor in (rotation.first, rotation.second):
             assert torch.allclose(factor.T @ factor, torch.eye(len(factor)), atol=1e-5)
         values.append(reached())
-    assert all(b >= a - 1e-3 for a, b in zip(values, values[1:], strict=False))
+    assert all(b >= a - 1e-3 for a, b in pairwise(values))
     assert values[1] > 1.02 * values[0]
 
 

@@ -18,14 +18,14 @@ from workspace import ROOT, change, copy_pipeline
 
 from advprune.cli import app as command_line
 from advprune.cli.prune import parsed
+from advprune.core.errors import UserError
+from advprune.core.params import Params, load
 from advprune.data import load_split, prepare, save_split
-from advprune.errors import UserError
 from advprune.evaluate import metrics
 from advprune.evaluate.measures import robust_rates
 from advprune.evaluate.verdict import Evidence, verdict, worst_case
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.resnet import initialize
-from advprune.params import Params, load
 from advprune.pruning import prune as prune_model
 from advprune.report import study as study_module
 from advprune.report import write as write_module

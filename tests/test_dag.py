@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from dvc.repo import Repo
 
-from advprune import params
+from advprune.core import params
 from advprune.pruning import families
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 # Models with inserted layers or integers are rebuilt by name (models/checkpoint.py), which no
 # import shows: stages that open a compressed model use these as well.
-REBUILT = {"advprune.pruning", "advprune.quantize"}
+REBUILT = {"advprune.pruning", "advprune.quantization.post_training"}
 OPENS_COMPRESSED = {"attack", "transfer", "quantize", "surrogate", "bitflip"}
 
 

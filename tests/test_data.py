@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from advprune import data
+from advprune.core.errors import UserError
 from advprune.data import Split
-from advprune.errors import UserError
 
 
 def prepare(source: str, root: Path | None, **changes: object) -> dict[str, Split]:

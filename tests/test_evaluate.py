@@ -8,15 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.evaluate import metrics, score
-from advprune.evaluate.craft import Work, craft, curve_settings, rows
-from advprune.evaluate.layers import wasserstein, watched, where
-from advprune.evaluate.measures import calibration_error
-from advprune.evaluate.records import predictions
-from advprune.evaluate.statistics import Rate, mcnemar
-from advprune.evaluate.suite import Suite
-from advprune.evaluate.transfer import transfer_success
-from advprune.params import (
+from advprune.core.params import (
     PROBES,
     AttackChoice,
     AttackSettings,
@@ -26,9 +18,17 @@ from advprune.params import (
     SuiteSettings,
     TrainSettings,
 )
+from advprune.core.resume import Parts
+from advprune.evaluate import metrics, score
+from advprune.evaluate.craft import Work, craft, curve_settings, rows
+from advprune.evaluate.layers import wasserstein, watched, where
+from advprune.evaluate.measures import calibration_error
+from advprune.evaluate.records import predictions
+from advprune.evaluate.statistics import Rate, mcnemar
+from advprune.evaluate.suite import Suite
+from advprune.evaluate.transfer import transfer_success
 from advprune.pruning import prune
-from advprune.quantize import quantize
-from advprune.resume import Parts
+from advprune.quantization.post_training import quantize
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

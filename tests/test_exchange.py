@@ -11,7 +11,7 @@ from advprune.evaluate.craft import Work
 from advprune.evaluate.exchange import received
 from advprune.evaluate.records import all_logits
 from advprune.pruning import prune
-from advprune.quantize import quantize
+from advprune.quantization.post_training import quantize
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Crafted = dict[tuple[str, str], torch.Tensor]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advprune.attacks import pgd
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import sites
 from advprune.pruning import prune

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from advprune.errors import UserError
-from advprune.files import atomic, fingerprint, sha256_of, write_json
-from advprune.resume import Parts
+from advprune.core.errors import UserError
+from advprune.core.files import atomic, fingerprint, sha256_of, write_json
+from advprune.core.resume import Parts
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
+from advprune.core.params import TrainSettings
 from advprune.models.card import macs_of, nonzero_of, sparsity_of, write_card
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.resnet import BasicBlock
 from advprune.models.spec import ModelSpec, spec_of
-from advprune.params import TrainSettings
 from advprune.pruning import Data, prune
 from advprune.pruning.filters import smallest_filters
-from advprune.quantize import quantize
+from advprune.quantization.post_training import quantize
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -10,12 +10,12 @@ from torch import nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.stored_bits import replay, store
-from advprune.errors import UserError
+from advprune.core.errors import UserError
+from advprune.core.params import BitFlipSettings, FlipSettings
+from advprune.core.resume import Parts
 from advprune.evaluate.faults import START, VARIANTS, at_the_end, clean_accuracy
 from advprune.evaluate.flipping import Flipping
 from advprune.models.stochastic import Stochastic
-from advprune.params import BitFlipSettings, FlipSettings
-from advprune.resume import Parts
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.attacks import pgd
-from advprune.device import salted
-from advprune.errors import UserError
+from advprune.core.device import salted
+from advprune.core.errors import UserError
+from advprune.core.params import TrainSettings
 from advprune.models.card import nonzero_of, sparsity_of
 from advprune.models.checkpoint import load_model, save_model
-from advprune.params import TrainSettings
 from advprune.pruning import Data, prune
 from advprune.pruning.gap import (
     GAP,

@@ -17,7 +17,7 @@ from planted import N, model, planted, study
 from ruamel.yaml import YAML
 
 from advprune.cli.app import app, main
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.evaluate.statistics import rate
 from advprune.report.gate import Gate, Side, judge, page
 from advprune.report.outcomes import Outcomes, outcome_table, read_outcomes

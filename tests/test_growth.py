@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from test_binary import spec
 from torch import nn
 
+from advprune.core.params import GrowthSettings, TrainSettings
 from advprune.models.latent import LatentConv2d, LatentLinear, begin_epoch, latent
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec
-from advprune.params import GrowthSettings, TrainSettings
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
 
 Pair = tuple[torch.Tensor, torch.Tensor]

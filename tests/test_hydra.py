@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from advprune.device import salted
-from advprune.errors import UserError
+from advprune.core.device import salted
+from advprune.core.errors import UserError
+from advprune.core.params import TrainSettings
 from advprune.models.checkpoint import load_model, save_model
-from advprune.params import TrainSettings
 from advprune.pruning import Data, prune
 from advprune.pruning import hydra as module
 from advprune.pruning.hydra import (

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.device import salted
-from advprune.errors import UserError
+from advprune.core.device import salted
+from advprune.core.errors import UserError
+from advprune.core.params import TrainSettings
 from advprune.models.card import nonzero_of, sparsity_of
 from advprune.models.checkpoint import load_model, save_model
-from advprune.params import TrainSettings
 from advprune.pruning import Data, prune
 from advprune.pruning.masks import End, Masks, Scope, portions, prunable, select
 from advprune.training.standard import accuracy

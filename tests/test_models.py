@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.models.checkpoint import build, load_foreign, load_model, save_model
 from advprune.models.spec import ModelSpec, sites, spec_of
 from conftest import make_network

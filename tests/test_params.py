@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from advprune import params
-from advprune.errors import UserError
+from advprune.core import params
+from advprune.core.errors import UserError
 from advprune.pruning import check_settings, families
 
 ROOT = Path(__file__).parent.parent

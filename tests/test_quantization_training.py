@@ -8,21 +8,21 @@ import torch
 from torch import nn
 
 from advprune.attacks import pgd
+from advprune.core.params import AttackSettings, FineTuneSettings, RecipeSettings, TrainSettings
 from advprune.data import prepare
 from advprune.evaluate.craft import craft
 from advprune.models.card import sparsity_of
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
-from advprune.params import AttackSettings, FineTuneSettings, RecipeSettings, TrainSettings
 from advprune.pruning import prune
-from advprune.quantization_training import (
+from advprune.quantization.post_training import QuantizedLayer, agreement, quantize, twin
+from advprune.quantization.training import (
     TrainedLayer,
     integer_form,
     quantization_aware,
     trained_layers,
     training_form,
 )
-from advprune.quantize import QuantizedLayer, agreement, quantize, twin
 from advprune.training.finetune import finetune
 from advprune.training.standard import Trainer
 from conftest import make_network

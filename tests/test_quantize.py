@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from advprune.attacks import pgd
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
 from advprune.pruning import prune
-from advprune.quantize import QuantizedLayer, agreement, quantize, twin
+from advprune.quantization.post_training import QuantizedLayer, agreement, quantize, twin
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -132,7 +132,7 @@ def test_agreement_notices_a_twin_that_differs(
     network: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, coarse = quantize(network, digits[0]), quantize(network, digits[0], bits=2)
-    monkeypatch.setattr("advprune.quantize.twin", lambda _: coarse)
+    monkeypatch.setattr("advprune.quantization.post_training.twin", lambda _: coarse)
     same, gap = agreement(model, digits[0])
     predictions = [m(digits[0]).argmax(1) for m in (model, coarse)]
     assert same == float((predictions[0] == predictions[1]).float().mean()) < 0.9

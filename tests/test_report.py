@@ -33,9 +33,9 @@ from planted import (
     study,
 )
 
+from advprune.core.params import AttackSettings, Params, load, parse
 from advprune.evaluate.compare import compare, holm
 from advprune.evaluate.measures import calibration_error
-from advprune.params import AttackSettings, Params, load, parse
 from advprune.report import tables
 from advprune.report.anatomy import clamped_spread, standing, where_it_acts
 from advprune.report.calibration import calibration_table, reliability_bins

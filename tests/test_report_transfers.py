@@ -20,8 +20,8 @@ from planted import (
     study,
 )
 
+from advprune.core.params import Params
 from advprune.evaluate.statistics import Rate
-from advprune.params import Params
 from advprune.report.figures import figures, png
 from advprune.report.page import sections
 from advprune.report.study import Study

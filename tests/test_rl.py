@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.pruning.sap import StochasticPruning
 from advprune.rl.agent import Agent, AgentSpec, build, load_agent, save_agent, with_layers
 from advprune.rl.dqn import Trainer, double_targets, epsilon

@@ -12,7 +12,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.pgd import expected_gradient
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.insert import places
 from advprune.models.spec import spec_of

@@ -12,15 +12,15 @@ from planted import settings
 from scipy.stats import t, ttest_1samp
 from torch import nn
 
+from advprune.core.errors import UserError
+from advprune.core.params import Params, parse
+from advprune.core.resume import Parts
 from advprune.data import Split
-from advprune.errors import UserError
 from advprune.evaluate.craft import Work, craft, rows
 from advprune.evaluate.crossed import mean
 from advprune.evaluate.sparsity import SparsityStudy, histories_of
 from advprune.models.card import sparsity_of
-from advprune.params import Params, parse
 from advprune.pruning import Data, check_settings, prune
-from advprune.resume import Parts
 from advprune.training.base import load_or_train
 from advprune.training.standard import Trainer
 

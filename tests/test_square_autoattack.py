@@ -17,8 +17,8 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.square import _Search, side, square
-from advprune.errors import UserError
-from advprune.resume import Parts
+from advprune.core.errors import UserError
+from advprune.core.resume import Parts
 from conftest import Linear, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]

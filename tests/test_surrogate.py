@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from advprune.core.params import ModelSettings, Profile, SurrogateSettings, TrainSettings
 from advprune.data import Split, prepare, to_float
 from advprune.models.checkpoint import save_model
 from advprune.models.spec import spec_of
-from advprune.params import ModelSettings, Profile, SurrogateSettings, TrainSettings
 from advprune.pruning import prune
-from advprune.quantize import quantize
+from advprune.quantization.post_training import quantize
 from advprune.training.standard import Trainer, accuracy
 from advprune.training.surrogate import answers, train_surrogate
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.device import salted
-from advprune.errors import UserError
+from advprune.core.device import salted
+from advprune.core.errors import UserError
 from advprune.models.card import sparsity_of
 from advprune.pruning import prune
 from advprune.pruning.threshold import add_noise, clamp_sigmas, zero_small

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
+from advprune.core.params import TrainSettings
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.resnet import initialize
 from advprune.models.spec import spec_of
-from advprune.params import TrainSettings
 from advprune.pruning import Data, prune
 from advprune.pruning.family import Pruned
 from advprune.pruning.kernel import exact_kernel, trainable

@@ -10,10 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.attacks.pgd import pgd
+from advprune.core.errors import UserError
+from advprune.core.files import sha256_of
+from advprune.core.params import (
+    ModelSettings,
+    Profile,
+    RecipeSettings,
+    TrainSettings,
+    WeightsSettings,
+)
 from advprune.data import Split, prepare
-from advprune.errors import UserError
-from advprune.files import sha256_of
-from advprune.params import ModelSettings, Profile, RecipeSettings, TrainSettings, WeightsSettings
 from advprune.training.adversarial import Method, collapsed, kl, pgd_images
 from advprune.training.base import load_or_train
 from advprune.training.standard import Average, Trainer, accuracy, augment

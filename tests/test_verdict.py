@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from advprune import params, prune
+from advprune import prune
+from advprune.core import params
+from advprune.core.params import AttackSettings, Member, ProtocolSettings, RecipeSettings
+from advprune.core.resume import Parts
 from advprune.data import prepare
 from advprune.evaluate.craft import kind_of
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
@@ -20,8 +23,6 @@ from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
-from advprune.params import AttackSettings, Member, ProtocolSettings, RecipeSettings
-from advprune.resume import Parts
 from advprune.training.standard import Trainer
 
 Pair = tuple[torch.Tensor, torch.Tensor]

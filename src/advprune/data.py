@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from advprune import files
-from advprune.errors import UserError
+from advprune.core import files
+from advprune.core.errors import UserError
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -18,9 +18,9 @@ from torch import nn
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.square import check_images, check_options
-from advprune.device import device_of
-from advprune.errors import UserError
-from advprune.resume import Parts
+from advprune.core.device import device_of
+from advprune.core.errors import UserError
+from advprune.core.resume import Parts
 
 FEWEST = {"standard": 4, "rand": 3}  # classes that the (targeted) difference of logits ratio needs
 TARGETS = 9  # target classes of apgd-t and fab-t, as published

@@ -8,7 +8,7 @@ import torch
 from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.rerun import Rerun, Values, rerun
 from advprune.attacks.stored_bits import StoredModel
-from advprune.device import device_of
+from advprune.core.device import device_of
 
 LOSSES = ("ce", "margin")
 LEAK = 0.01  # what raising the margin of an image counts once it is where the attack wants it

@@ -15,7 +15,7 @@ from torch import nn
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import LOSSES, Loss
-from advprune.device import device_of
+from advprune.core.device import device_of
 from advprune.models.stochastic import RULES, drawn_logits, is_randomized, mean_logits, set_backward
 
 Progress = Callable[[int], None]

@@ -18,7 +18,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.pgd import Progress
-from advprune.device import device_of
+from advprune.core.device import device_of
 from advprune.models.stochastic import mean_logits
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried

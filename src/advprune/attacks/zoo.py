@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
-from advprune.device import device_of
-from advprune.errors import UserError
+from advprune.core.device import device_of
+from advprune.core.errors import UserError
 
 
 def attack_class(name: str) -> Any:

@@ -9,7 +9,7 @@ from advprune.cli.evaluate import evaluate
 from advprune.cli.gate import gate
 from advprune.cli.prune import prune
 from advprune.cli.report import report
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 UNANSWERED = 2  # also what a wrong option ends with
 

@@ -42,7 +42,7 @@ def audit(
 
     Exit status: 0 sound, 1 with one line a fault, 2 where the file cannot be read.
     """
-    from advprune.files import sha256_of
+    from advprune.core.files import sha256_of
     from advprune.models.audit import audit as audit_tensors
     from advprune.models.checkpoint import header_spec, read_weights
 

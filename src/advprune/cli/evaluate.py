@@ -106,12 +106,12 @@ def study_of(
     """
     import pandas as pd
 
+    from advprune.core.device import setup
+    from advprune.core.resume import Parts
     from advprune.data import to_float
-    from advprune.device import setup
     from advprune.evaluate.exchange import received
     from advprune.evaluate.suite import Suite
     from advprune.report.study import Model, Study
-    from advprune.resume import Parts
 
     params, profile, split = repository.params, repository.profile, repository.split("test")
     main, images, device = params.attack.main, to_float(split.images), setup()
@@ -139,10 +139,10 @@ def study_of(
 
 def card_of(path: Path, network: "nn.Module", images: Any) -> dict[str, Any]:
     """The facts of a network that its metrics repeat; the prune ratio is in its own card alone."""
-    from advprune.files import sha256_of
+    from advprune.core.files import sha256_of
     from advprune.models.card import sparsity_of, stored_weights
     from advprune.models.spec import spec_of
-    from advprune.quantize import agreement
+    from advprune.quantization.post_training import agreement
 
     quantization = spec_of(network).quantization
     try:
@@ -214,7 +214,7 @@ def _write(study: "Study", folder: Path) -> None:
     """Metrics, verdict and records of the last network."""
     from dataclasses import asdict
 
-    from advprune.files import atomic, write_json
+    from advprune.core.files import atomic, write_json
 
     model, verdict = study.models[-1], study.verdict(study.models[-1])
     write_json(folder / "metrics.json", metrics_of(study))

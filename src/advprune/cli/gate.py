@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advprune.cli.options import ProfileOption
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
     from advprune.report.gate import Side
@@ -58,7 +58,7 @@ def gate(
 
 def side(names: list[str], profile: str, read: Read, where: str = "") -> "Side":
     """What one revision says: its metrics files, and of its report outcomes and settings."""
-    from advprune.params import FILE
+    from advprune.core.params import FILE
     from advprune.report.gate import Side
     from advprune.report.outcomes import FILE as OUTCOMES
     from advprune.report.outcomes import read_outcomes

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 
 def _profiles(incomplete: str) -> list[str]:

@@ -17,7 +17,7 @@ from advprune.cli.options import (
     WidthOption,
     given,
 )
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 
 def prune(
@@ -44,8 +44,8 @@ def prune(
     Exit status: 0, or 2 where nothing was written.
     """
     from advprune.cli.repository import Repository
+    from advprune.core.files import fingerprint
     from advprune.data import to_float
-    from advprune.files import fingerprint
     from advprune.models.card import write_card
     from advprune.models.checkpoint import save_model
     from advprune.pruning import Data, setting_of

@@ -5,14 +5,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from advprune.core.params import Params, Profile
     from advprune.data import Split
     from advprune.models.spec import ModelSpec
-    from advprune.params import Params, Profile
 
 
 class Repository:
@@ -20,7 +20,7 @@ class Repository:
 
     def __init__(self, profile: str | None) -> None:
         """Read params.yaml; UserError where it is missing or wrong."""
-        from advprune.params import load
+        from advprune.core.params import load
 
         self.params: Params = load(profile=profile)
 

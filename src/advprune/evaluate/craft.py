@@ -14,11 +14,8 @@ from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.square import square
 from advprune.attacks.zoo import zoo
-from advprune.device import salted
-from advprune.evaluate.records import DRAWS, predictions, score
-from advprune.models.binary import is_binary
-from advprune.models.stochastic import is_randomized
-from advprune.params import (
+from advprune.core.device import salted
+from advprune.core.params import (
     CURVES,
     AttackSettings,
     AutoAttackSettings,
@@ -26,8 +23,11 @@ from advprune.params import (
     ExtraAttack,
     SquareSettings,
 )
-from advprune.quantize import is_quantized, twin
-from advprune.resume import Parts
+from advprune.core.resume import Parts
+from advprune.evaluate.records import DRAWS, predictions, score
+from advprune.models.binary import is_binary
+from advprune.models.stochastic import is_randomized
+from advprune.quantization.post_training import is_quantized, twin
 
 Progress = Callable[[int], None]
 Attack = AttackSettings | SquareSettings | AutoAttackSettings | ExtraAttack

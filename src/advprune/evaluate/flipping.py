@@ -11,13 +11,13 @@ from torch import nn
 from advprune.attacks.bit_search import bitflip, random_flips
 from advprune.attacks.flip_trace import FlipTrace
 from advprune.attacks.stored_bits import StoredModel, store
-from advprune.device import salted
-from advprune.errors import UserError
+from advprune.core.device import salted
+from advprune.core.errors import UserError
+from advprune.core.params import BitFlipSettings, FlipSettings
+from advprune.core.progress import progress
+from advprune.core.resume import Parts
 from advprune.evaluate.faults import START, VARIANTS
 from advprune.models.stochastic import is_randomized
-from advprune.params import BitFlipSettings, FlipSettings
-from advprune.progress import progress
-from advprune.resume import Parts
 from advprune.training.standard import accuracy
 
 Images = tuple[torch.Tensor, torch.Tensor]

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from advprune.device import device_of
+from advprune.core.device import device_of
 from advprune.models.insert import WrappedConv2d, WrappedLinear
 from advprune.models.spec import Site
 from advprune.models.stochastic import frozen_copy

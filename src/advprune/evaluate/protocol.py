@@ -20,12 +20,12 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.pgd import ascend, expected_gradient, project
-from advprune.device import device_of, salted
+from advprune.core.device import device_of, salted
+from advprune.core.params import AttackSettings, Member, ProtocolSettings
+from advprune.core.progress import progress
 from advprune.evaluate.craft import Crafted, Work, craft, rows
 from advprune.evaluate.records import answers
 from advprune.models.stochastic import is_randomized
-from advprune.params import AttackSettings, Member, ProtocolSettings
-from advprune.progress import progress
 from advprune.pruning import prune
 
 Images = tuple[torch.Tensor, torch.Tensor]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.attacks.losses import margin
-from advprune.device import device_of, salted
+from advprune.core.device import device_of, salted
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring

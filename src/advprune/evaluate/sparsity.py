@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advprune.core.params import DENSE, Params, SparsePoint
+from advprune.core.progress import progress
+from advprune.core.resume import Parts
 from advprune.data import Split, to_float
 from advprune.evaluate.craft import Work, budget_of, craft, rows
 from advprune.models.card import sparsity_of
-from advprune.params import DENSE, Params, SparsePoint
-from advprune.progress import progress
 from advprune.pruning import Data, prune
-from advprune.resume import Parts
 from advprune.training.base import load_or_train
 from advprune.training.standard import History
 

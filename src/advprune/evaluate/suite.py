@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
+from advprune.core.params import CARRIED, AttackChoice, AttackSettings, Profile
+from advprune.core.progress import progress
+from advprune.core.resume import Parts
 from advprune.evaluate.craft import (
     Attack,
     Crafted,
@@ -25,10 +28,7 @@ from advprune.evaluate.exchange import received
 from advprune.evaluate.probes import probes
 from advprune.evaluate.records import answers
 from advprune.models.card import sparsity_of
-from advprune.params import CARRIED, AttackChoice, AttackSettings, Profile
-from advprune.progress import progress
 from advprune.pruning import Data, prune
-from advprune.resume import Parts
 
 Images = tuple[torch.Tensor, torch.Tensor]
 

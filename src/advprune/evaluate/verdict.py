@@ -12,9 +12,9 @@ from itertools import pairwise
 
 import pandas as pd
 
+from advprune.core.params import PROBES, RESERVED, WORST
 from advprune.evaluate.compare import Comparison, at_chance, compare, corrected
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-from advprune.params import PROBES, RESERVED, WORST
 
 PASS, DOUBT, FAIL = "pass", "doubt", "fail"
 LEVELS = {PASS: "reliable", DOUBT: "suspect", FAIL: "broken"}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.models.checkpoint import build, canonical, dtype_name, is_stored, misfit, stored
 from advprune.models.spec import BLOCKS, ModelSpec
 

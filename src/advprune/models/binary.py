@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 EPS = 1e-10  # keeps the variance of a constant sample away from zero
 # The slope by which a deployed network is attacked: its half width is one standard deviation. The

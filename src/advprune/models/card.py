@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advprune.files import sha256_of, write_json
+from advprune.core.files import sha256_of, write_json
 from advprune.models.checkpoint import load_model
 from advprune.models.spec import ModelSpec, spec_of
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from advprune.errors import UserError
-from advprune.files import atomic, sha256_of
+from advprune.core.errors import UserError
+from advprune.core.files import atomic, sha256_of
 from advprune.models import binary
 from advprune.models.insert import places, put
 from advprune.models.resnet import build_dense
@@ -52,7 +52,7 @@ def build(spec: ModelSpec) -> nn.Module:
         for name in places(model, inserted.where):
             put(model, inserted.where, name, _layer(factory, inserted))
     if spec.quantization is not None:
-        quantize = importlib.import_module("advprune.quantize")
+        quantize = importlib.import_module("advprune.quantization.post_training")
         model = quantize.skeleton(model, spec.quantization)
     attach(model, spec)
     return model.eval()

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from advprune.device import salted
-from advprune.errors import UserError
-from advprune.params import Params, Settings, TrainSettings, parse
+from advprune.core.device import salted
+from advprune.core.errors import UserError
+from advprune.core.params import Params, Settings, TrainSettings, parse
 
 Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
 

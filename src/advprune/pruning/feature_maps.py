@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from advprune.device import device_of
+from advprune.core.device import device_of
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.insert import insert
 from advprune.models.spec import LayerSpec, sites

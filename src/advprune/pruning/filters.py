@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.device import device_of
-from advprune.errors import UserError
+from advprune.core.device import device_of
+from advprune.core.errors import UserError
+from advprune.core.params import FineTuneSettings
 from advprune.models.resnet import BasicBlock
 from advprune.models.spec import attach, spec_of
-from advprune.params import FineTuneSettings
 from advprune.pruning.family import Data, Pruned, Setting, family, require
 from advprune.pruning.masks import Masks, clear, everywhere, tune
 

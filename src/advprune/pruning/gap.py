@@ -22,11 +22,11 @@ from pydantic import Field
 from torch import nn
 
 from advprune.attacks.pgd import pgd
-from advprune.device import device_of
-from advprune.errors import UserError
+from advprune.core.device import device_of
+from advprune.core.errors import UserError
+from advprune.core.params import TrainSettings
+from advprune.core.progress import progress
 from advprune.models.spec import Normalize
-from advprune.params import TrainSettings
-from advprune.progress import progress
 from advprune.pruning.family import Data, Pruned, family, require
 from advprune.pruning.masks import Amount, End, Scope, Scores, prunable, prune_by
 from advprune.training.standard import augment

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import nn
 from torch.nn.utils import parametrize
 
-from advprune.errors import UserError
-from advprune.params import FineTuneSettings, Settings
+from advprune.core.errors import UserError
+from advprune.core.params import FineTuneSettings, Settings
 from advprune.pruning.family import Data, Pruned, Setting, family, require
 from advprune.pruning.masks import Masks, Scores, clear, everywhere, tune
 from advprune.training.finetune import finetune

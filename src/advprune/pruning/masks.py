@@ -15,8 +15,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from advprune.errors import UserError
-from advprune.params import FineTuneSettings
+from advprune.core.errors import UserError
+from advprune.core.params import FineTuneSettings
 from advprune.pruning.family import Data, Pruned, Setting, require
 from advprune.training.finetune import finetune
 from advprune.training.standard import History

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from advprune.core.params import Backward
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.spec import LayerSpec
 from advprune.models.stochastic import Stochastic
-from advprune.params import Backward
 from advprune.pruning.family import Data, Pruned, Setting, family
 from advprune.pruning.sap import everywhere
 

@@ -16,11 +16,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from advprune.core.params import Backward
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.insert import insert, places
 from advprune.models.spec import LayerSpec, Where
 from advprune.models.stochastic import Stochastic
-from advprune.params import Backward
 from advprune.pruning.family import Data, Pruned, Setting, family, unchanged
 
 Form = Literal["multinomial", "independent", "poisson"]

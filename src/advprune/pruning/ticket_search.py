@@ -22,10 +22,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.device import device_of, salted
-from advprune.errors import UserError
-from advprune.params import Settings
-from advprune.progress import progress
+from advprune.core.device import device_of, salted
+from advprune.core.errors import UserError
+from advprune.core.params import Settings
+from advprune.core.progress import progress
 from advprune.pruning.family import Data, Images
 from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
 from advprune.pruning.masks import Masks, Scope, select

@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advprune.device import salted
+from advprune.core.device import salted
+from advprune.core.params import FineTuneSettings
 from advprune.models.resnet import initialize
-from advprune.params import FineTuneSettings
 from advprune.pruning.family import Data, Pruned, Setting, family, require
 from advprune.pruning.masks import Masks, Scope, clear, everywhere, select, tune
 from advprune.pruning.ticket_search import (

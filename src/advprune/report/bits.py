@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from advprune.core.params import BitFlipSettings
 from advprune.evaluate.compare import ALPHA, holm
 from advprune.evaluate.faults import (
     FlipComparison,
@@ -30,7 +31,6 @@ from advprune.evaluate.faults import (
     over_flips,
     to_chance,
 )
-from advprune.params import BitFlipSettings
 from advprune.report.drawing import COLOURS, SIZES, legend, panels, percent_axis, title
 from advprune.report.finding import Finding, paragraphs
 from advprune.report.study import Study

@@ -4,8 +4,8 @@ import json
 
 import pandas as pd
 
+from advprune.core.params import KINDS
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.params import KINDS
 from advprune.report.study import Model, Study
 from advprune.report.text import NOTHING
 

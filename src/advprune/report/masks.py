@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from advprune.core.params import CARRIED
 from advprune.evaluate.compare import ALPHA, Comparison, at_chance, compare, right
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, mcnemar, rate
-from advprune.params import CARRIED
 from advprune.report.drawing import (
     SIZES,
     band,

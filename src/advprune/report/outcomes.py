@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 from advprune.evaluate.compare import right
 from advprune.report.study import Study
 

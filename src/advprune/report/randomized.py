@@ -13,10 +13,10 @@ from math import isclose
 import numpy as np
 import pandas as pd
 
+from advprune.core.params import AttackSettings, Member
 from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, rate
-from advprune.params import AttackSettings, Member
 from advprune.report.costs import passes
 from advprune.report.finding import Finding, paragraphs, spell
 from advprune.report.study import Model, Study

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from advprune.core.params import Member
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.params import Member
 from advprune.report.drawing import (
     MARKERS,
     SIZES,

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
+from advprune.core.params import AttackSettings
 from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-from advprune.params import AttackSettings
 from advprune.report.finding import Finding, paragraphs, spell
 from advprune.report.study import Model, Point, Study, curve
 from advprune.report.text import (

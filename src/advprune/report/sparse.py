@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from advprune.core.params import DENSE
 from advprune.evaluate.compare import ALPHA, holm, right
 from advprune.evaluate.crossed import Mean, mean
 from advprune.evaluate.verdict import worst_case
-from advprune.params import DENSE
 from advprune.report.finding import Finding, paragraphs
 from advprune.report.published import ADVERSARIAL_PRUNING
 from advprune.report.study import Study

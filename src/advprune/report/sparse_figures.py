@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from advprune.core.params import DENSE
 from advprune.evaluate.crossed import Mean, mean
-from advprune.params import DENSE
 from advprune.report.drawing import (
     LINES,
     MARKERS,
@@ -112,10 +112,10 @@ def training(study: Study) -> Figure | None:
             grid(ax)
     for ax in axes[-count:]:
         ax.set_xlabel("epoch", fontsize=SIZES["label"])
-    lines = [line for ax in axes[::count] for line in ax.get_lines()]
-    lines = list({line.get_label(): line for line in lines}.values())
-    words = {"fontsize": SIZES["note"], "frameon": False}
-    figure.legend(handles=lines, loc="outside upper center", ncols=3, **words)
+    lines = {str(line.get_label()): line for ax in axes[::count] for line in ax.get_lines()}
+    words: dict[str, Any] = {"fontsize": SIZES["note"], "frameon": False}
+    handles = list(lines.values())
+    figure.legend(handles, list(lines), loc="outside upper center", ncols=3, **words)
     return figure
 
 
@@ -151,9 +151,8 @@ def _course(study: Study, point: str) -> pd.DataFrame:
     rows = study.sparsity_history
     own = rows[rows.point == point] if len(rows) else rows
     if point == DENSE and len(own):
-        own = own[own.base == study.params.sparsity_study.dense].drop(
-            columns=list(CHOSEN.values()), errors="ignore"
-        )
+        own = own[own.base == study.params.sparsity_study.dense]
+        own = own.drop(columns=[*CHOSEN.values()], errors="ignore")
         own = own.rename(columns=CHOSEN)
     if own.empty or "train_loss" not in own:
         return pd.DataFrame()

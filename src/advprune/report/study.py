@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
+from advprune.core.params import PROBES, AttackSettings, Params
 from advprune.evaluate import metrics
 from advprune.evaluate.compare import compare
 from advprune.evaluate.faults import Reached, flips_metric, to_chance
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.transfer import transfer_success
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
-from advprune.params import PROBES, AttackSettings, Params
 
 FROZEN = PROBES[-1]  # the probe that only randomized models get
 Place = Callable[[str, str], Path]  # kind of file, name -> where it lies

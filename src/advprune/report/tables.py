@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pandas as pd
 
 import advprune
+from advprune.core.params import AttackSettings, AutoAttackSettings, ExtraAttack, SquareSettings
 from advprune.evaluate.compare import compare
 from advprune.evaluate.measures import (
     attack_success_rate,
@@ -17,7 +18,6 @@ from advprune.evaluate.measures import (
     remnant_accuracy,
 )
 from advprune.evaluate.statistics import Rate
-from advprune.params import AttackSettings, AutoAttackSettings, ExtraAttack, SquareSettings
 from advprune.report.bits import needed
 from advprune.report.costs import attack_names, passes
 from advprune.report.randomized import most_draws, single_draw

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 from ruamel.yaml import YAML
 
-from advprune.files import atomic, write_json
-from advprune.params import FILE
+from advprune.core.files import atomic, write_json
+from advprune.core.params import FILE
 from advprune.report.bits import flip_curves, flip_numbers
 from advprune.report.families import Claim
 from advprune.report.figures import figures, png

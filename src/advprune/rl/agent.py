@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from advprune.errors import UserError
-from advprune.files import atomic
+from advprune.core.errors import UserError
+from advprune.core.files import atomic
 from advprune.models.checkpoint import read_tensors
 
 Layer = Callable[[], nn.Module]

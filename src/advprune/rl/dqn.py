@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch.optim import Adam
 
-from advprune.errors import UserError
-from advprune.files import atomic
-from advprune.progress import progress
+from advprune.core.errors import UserError
+from advprune.core.files import atomic
+from advprune.core.progress import progress
 from advprune.rl.agent import Agent, AgentSpec, build
 from advprune.rl.environment import Make, episode_seed, play, sizes, to_float, to_tensor
 from advprune.rl.memory import Batch, Memory, Spread

@@ -11,7 +11,7 @@ from typing import Any, Protocol, SupportsFloat
 import numpy as np
 import torch
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 PURPOSES = ("train", "probe", "evaluate")  # their episodes begin with different seeds
 

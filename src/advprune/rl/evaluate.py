@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from advprune.core.progress import progress
 from advprune.models.stochastic import set_backward
-from advprune.progress import progress
 from advprune.pruning.sap import StochasticPruning
 from advprune.rl.agent import Agent, with_layers
 from advprune.rl.environment import Act, Episode, Make, episode_seed, play

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from advprune.errors import UserError
-from advprune.params import Name, Settings, parse, parse_fraction
+from advprune.core.errors import UserError
+from advprune.core.params import Name, Settings, parse, parse_fraction
 
 Lambda = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0)]
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.attacks.pgd import ascend, pgd, project, random_point
+from advprune.core.params import RecipeSettings, TrainSettings
 from advprune.data import to_float
-from advprune.params import RecipeSettings, TrainSettings
 from advprune.training.clustering import clustering
 
 Objective = Callable[[torch.Tensor], torch.Tensor]  # logits [N, K] -> a number to be raised

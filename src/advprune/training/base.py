@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from advprune.core.params import ModelSettings, Profile, RecipeSettings
 from advprune.data import Split, to_float
 from advprune.models.checkpoint import build, load_foreign
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
-from advprune.params import ModelSettings, Profile, RecipeSettings
 from advprune.training.standard import History, Trainer, accuracy
 
 

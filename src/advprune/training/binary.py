@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from advprune.device import salted
-from advprune.errors import UserError
+from advprune.core.device import salted
+from advprune.core.errors import UserError
+from advprune.core.params import BinarySettings, RecipeSettings, TrainSettings
 from advprune.models.checkpoint import build
 from advprune.models.latent import begin_epoch, freeze, latent
 from advprune.models.resnet import build_dense, initialize
 from advprune.models.spec import ModelSpec
-from advprune.params import BinarySettings, RecipeSettings, TrainSettings
 from advprune.training.growth import Grown, Pair
 from advprune.training.standard import History, Trainer
 

@@ -20,11 +20,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from advprune.device import salted
+from advprune.core.device import salted
+from advprune.core.params import GrowthSettings, RecipeSettings, TrainSettings
 from advprune.models.latent import Latent, begin_epoch, latent
 from advprune.models.resnet import BasicBlock, ResNet, build_dense, initialize
 from advprune.models.spec import ModelSpec
-from advprune.params import GrowthSettings, RecipeSettings, TrainSettings
 from advprune.training.standard import History, Row, Trainer
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # uint8 images [N, C, H, W] and labels [N]

@@ -17,10 +17,10 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
-from advprune.device import device_of
-from advprune.errors import UserError
-from advprune.params import RecipeSettings, TrainSettings
-from advprune.progress import progress
+from advprune.core.device import device_of
+from advprune.core.errors import UserError
+from advprune.core.params import RecipeSettings, TrainSettings
+from advprune.core.progress import progress
 from advprune.training.adversarial import Method, collapsed, fgsm_images
 
 Row = dict[str, float]

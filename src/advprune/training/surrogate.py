@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from advprune.core.device import device_of, salted
+from advprune.core.params import Profile, RecipeSettings, SurrogateSettings
 from advprune.data import Split, to_float
-from advprune.device import device_of, salted
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.stochastic import is_randomized, mean_logits
-from advprune.params import Profile, RecipeSettings, SurrogateSettings
 from advprune.training.base import spec_for
 from advprune.training.standard import History, Trainer
 

@@ -22,7 +22,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
 FILE = "params.yaml"

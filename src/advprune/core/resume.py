@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from advprune.files import atomic, fingerprint
+from advprune.core.files import atomic, fingerprint
 
 
 class Parts:

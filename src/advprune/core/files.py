@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from advprune.errors import UserError
+from advprune.core.errors import UserError
 
 
 @contextmanager

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advprune.device import device_of
-from advprune.errors import UserError
+from advprune.core.device import device_of
+from advprune.core.errors import UserError
 from advprune.models.binary import is_binary
 from advprune.models.fold import fold_batchnorm
 from advprune.models.insert import WrappedConv2d, WrappedLinear

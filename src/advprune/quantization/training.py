@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from advprune.device import salted
+from advprune.core.device import salted
+from advprune.core.params import FineTuneSettings, TrainSettings
 from advprune.models.spec import attach
-from advprune.params import FineTuneSettings, TrainSettings
-from advprune.quantize import (
+from advprune.quantization.post_training import (
     QuantizedLayer,
     calibrated,
     float_layers,

@@ -1,0 +1,1 @@
+"""Networks of integers: rounding after training, and training through integers."""
