@@ -113,9 +113,9 @@ def training(study: Study) -> Figure | None:
     for ax in axes[-count:]:
         ax.set_xlabel("epoch", fontsize=SIZES["label"])
     lines = {str(line.get_label()): line for ax in axes[::count] for line in ax.get_lines()}
-    words: dict[str, Any] = {"fontsize": SIZES["note"], "frameon": False}
+    looks: dict[str, Any] = {"fontsize": SIZES["note"], "frameon": False}
     handles = list(lines.values())
-    figure.legend(handles, list(lines), loc="outside upper center", ncols=3, **words)
+    figure.legend(handles, list(lines), loc="outside upper center", ncols=3, **looks)
     return figure
 
 
