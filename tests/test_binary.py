@@ -1,5 +1,6 @@
 """Binary networks: hand-computed bits and slopes, a deployed form that says the same, its bits."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_rotations_stay_orthogonal_and_never_lose() -> None:
         for factor in (rotation.first, rotation.second):
             assert torch.allclose(factor.T @ factor, torch.eye(len(factor)), atol=1e-5)
         values.append(reached())
-    assert all(b >= a - 1e-3 for a, b in zip(values, values[1:], strict=False))
+    assert all(b >= a - 1e-3 for a, b in pairwise(values))
     assert values[1] > 1.02 * values[0]
 
 
@@ -407,10 +408,12 @@ def test_what_the_channels_are_called() -> None:
 # --- training ------------------------------------------------------------------------------------
 
 
-def train(digits: Pair, state: Path | None, epochs: int = 3, **changes: Any) -> tuple[Any, Any]:
+def train(
+    digits: Pair, state: Path | None, epochs: int = 3, method: str = "standard", **changes: Any
+) -> tuple[Any, Any]:
     images = (digits[0] * 255).round().to(torch.uint8)
     pairs = (images, digits[1]), (images[:16], digits[1][:16])
-    settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, rotation=True)
+    settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, rotation=True, method=method, steps=2)
     optimizer = TrainSettings(batch=16, crop=0)
     device = torch.device("cpu")
     return train_binary(spec(**changes), settings, optimizer, *pairs, 0, device, state)
@@ -440,6 +443,11 @@ def test_a_killed_training_gives_the_same_bits(
 def test_a_binary_network_learns(digits: Pair) -> None:
     _, history = train(digits, None, epochs=12)
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
+
+
+def test_it_trains_on_attacked_images_too(digits: Pair) -> None:
+    model, history = train(digits, None, epochs=1, method="pgd")
+    assert "val_robust_accuracy" in history[0] and is_binary(model)
 
 
 def test_a_float_network_is_not_trained_as_a_binary_one(digits: Pair) -> None:

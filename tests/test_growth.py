@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from test_binary import spec
 from torch import nn
 
 from advprune.models.latent import LatentConv2d, LatentLinear, begin_epoch, latent
@@ -13,7 +14,6 @@ from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec
 from advprune.params import GrowthSettings, TrainSettings
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
-from test_binary import spec
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 PLAIN = spec(binary=False)
