@@ -67,7 +67,7 @@ def trained(digits: Pair, rotation: bool = False, **changes: Any) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     model = build_dense(spec(**changes))
     initialize(model, generator)
-    latent(model, rotation, generator).train()
+    latent(model, generator if rotation else None).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(3):
         begin_epoch(model, epoch, 3, 1.0)
@@ -229,7 +229,7 @@ def test_the_deployed_form_says_what_the_training_form_says(digits: Pair, rotati
         assert (sizes == sizes[:, :1]).all() and (sizes > 0).all()
 
 
-def test_a_lost_scale_stays_positive(digits: Pair, form: nn.Module) -> None:
+def test_a_lost_scale_stays_positive() -> None:
     layer = hand_made()
     layer.alpha.data[0] = 0.0
     assert (layer.frozen().weight.abs() > 0).all()
@@ -271,8 +271,9 @@ def test_bit_flips_turn_bits_over(digits: Pair, frozen: nn.Module) -> None:
     assert int((before != after).sum()) == 3 and torch.equal(before.abs(), after.abs())
 
 
-def test_the_gradient_of_a_deployed_weight_is_exact(digits: Pair) -> None:
-    layer, x = hand_made().frozen(), torch.randn(2, 1, 2, 2)
+def test_the_gradient_of_a_deployed_weight_is_exact() -> None:
+    x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    layer = hand_made().frozen()
     layer(x).square().sum().backward()
     plain = layer.weight.detach().clone().requires_grad_(True)
     F.conv2d(binarize(standardized(x)), plain).square().sum().backward()
@@ -408,10 +409,12 @@ def test_what_the_channels_are_called() -> None:
 # --- training ------------------------------------------------------------------------------------
 
 
-def train(digits: Pair, state: Path | None, epochs: int = 3, **changes: Any) -> tuple[Any, Any]:
+def train(
+    digits: Pair, state: Path | None, epochs: int = 3, method: str = "standard", **changes: Any
+) -> tuple[Any, Any]:
     images = (digits[0] * 255).round().to(torch.uint8)
     pairs = (images, digits[1]), (images[:16], digits[1][:16])
-    settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, rotation=True)
+    settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, rotation=True, method=method, steps=2)
     optimizer = TrainSettings(batch=16, crop=0)
     device = torch.device("cpu")
     return train_binary(spec(**changes), settings, optimizer, *pairs, 0, device, state)
@@ -441,6 +444,11 @@ def test_a_killed_training_gives_the_same_bits(
 def test_a_binary_network_learns(digits: Pair) -> None:
     _, history = train(digits, None, epochs=12)
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
+
+
+def test_it_trains_on_attacked_images_too(digits: Pair) -> None:
+    model, history = train(digits, None, epochs=1, method="pgd")
+    assert "val_robust_accuracy" in history[0] and is_binary(model)
 
 
 def test_a_float_network_is_not_trained_as_a_binary_one(digits: Pair) -> None:

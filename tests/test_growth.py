@@ -199,6 +199,9 @@ def test_growth_starts_at_the_base_network_and_counts_its_gates(digits: Pair) ->
 
 def test_growth_ends_when_it_has_settled(digits: Pair) -> None:
     assert len(run(digits, epochs=9, tolerance=1.0, patience=2).history) == 3
+    assert (
+        len(run(digits, epochs=9, tolerance=1.0, patience=1).history) == 3
+    )  # not while rates rise
     rows = [{"density": value} for value in (0.3, 0.5, 0.504, 0.5)]
     assert settled(rows, 0.005, 2) and not settled(rows, 0.005, 3)
     assert not settled(rows, 0.004, 1) and not settled(rows[:2], 0.5, 2)

@@ -464,6 +464,8 @@ class BinarySettings(FineTuneSettings):
     """
 
     channels: Literal["base", "grown", "uniform"] = "base"
+    epochs: int = Field(default=30, ge=1, le=10000)
+    lr: float = Field(default=0.1, gt=0, le=10)
     rotation: bool = False
     t: float = Field(default=10.0, ge=0.01, le=1000)
 

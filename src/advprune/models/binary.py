@@ -5,8 +5,8 @@ The layers are those of RBNN (Lin et al., Rotated Binary Neural Network, NeurIPS
 Adversarial Bit-Flip Attack and Improve Accuracy, 2021) builds on. A weight is `alpha_c b` with b in
 {-1, 1} and one alpha_c > 0 an output channel; the input of a convolution is standardized over the
 whole sample and replaced by its sign. Batch-norm and a Hardtanh follow: after a ReLU nothing would
-be negative. The layer that sees the image and the classifier keep real inputs. What is learnt by
-is in latent.py; nothing of it is left here.
+be negative. The layer that sees the image and the classifier keep real inputs. What is learnt
+by is in latent.py; nothing of it is left here.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ def binarize(x: torch.Tensor, t: float = ATTACK_T, k: float = 1.0) -> torch.Tens
 
 def slope(x: torch.Tensor, t: float, k: float) -> torch.Tensor:
     """`max(0, k (2 sqrt(t^2 / 2) - |t^2 x|))`: a tent of height sqrt(2) k t, zero from
-    |x| = sqrt(2) / t on (RBNN, section 3.5). Its area is 2 k whatever t is."""
+    |x| = sqrt(2) / t on. Its area is 2 k whatever t is."""
     return (k * (2**0.5 * t - (t * t * x).abs())).clamp_min(0)
 
 
@@ -68,8 +68,8 @@ def standardized(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Ten
 class BinaryConv2d(nn.Conv2d):
     """A convolution whose weight is `alpha_c b`, exactly; its input is standardized.
 
-    binary_input: whether the input is then replaced by its sign. Sums of signs are whole numbers,
-    so they are the same in whatever order they are taken, on any machine.
+    binary_input: whether the input is then replaced by its sign. Sums of signs times signs are
+    whole numbers, the same in whatever order they are taken.
     """
 
     def __init__(self, *size: Any, binary_input: bool, **options: Any) -> None:

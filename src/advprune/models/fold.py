@@ -36,7 +36,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
         return model
     try:
         traced = fx.GraphModule(model, _LeafTracer().trace(model))
-    except (fx.proxy.TraceError, TypeError, RuntimeError):
+    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError):
         return model
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):

@@ -47,7 +47,7 @@ class Rotation(nn.Module):
     first: torch.Tensor
     second: torch.Tensor
 
-    def __init__(self, filters: int, size: int, generator: torch.Generator | None) -> None:
+    def __init__(self, filters: int, size: int, generator: torch.Generator) -> None:
         super().__init__()
         a = max(d for d in range(1, isqrt(size) + 1) if size % d == 0)
         self.register_buffer("first", orthogonal(a, generator))
@@ -89,7 +89,7 @@ def nearest(matrix: torch.Tensor) -> torch.Tensor:
     return u @ v
 
 
-def orthogonal(size: int, generator: torch.Generator | None) -> torch.Tensor:
+def orthogonal(size: int, generator: torch.Generator) -> torch.Tensor:
     """An orthogonal matrix, uniform over all of them."""
     drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(drawn)
@@ -99,26 +99,22 @@ def orthogonal(size: int, generator: torch.Generator | None) -> torch.Tensor:
 class LatentConv2d(nn.Module):
     """A binary convolution in training, made from a dense one, whose weight becomes the latent one.
 
+    rotation: where the first factors of a rotation are drawn from, or null: filters are not turned.
     alpha: the scale of each output channel, which may turn negative. t, k: the slope's, see
     `schedule`; inputs take max(t, 1) and 1. mask: `[in]` of 0 and 1, or null: input channels at 0
     are as if they were not there.
     """
 
     def __init__(
-        self,
-        layer: nn.Conv2d,
-        binary_input: bool,
-        rotation: bool = False,
-        generator: torch.Generator | None = None,
+        self, layer: nn.Conv2d, binary_input: bool, rotation: torch.Generator | None = None
     ) -> None:
         super().__init__()
         self.form, self.binary_input = form_of(layer), binary_input
         self.weight = layer.weight
         self.alpha = nn.Parameter(layer.weight.detach().abs().mean((1, 2, 3)))
         self.rotation: Rotation | None = None
-        if rotation:
-            size = self.weight[0].numel()
-            self.rotation = Rotation(len(self.weight), size, generator)
+        if rotation is not None:
+            self.rotation = Rotation(len(self.weight), self.weight[0].numel(), rotation)
         self.t, self.k = schedule(0, 1)
         self.mask: torch.Tensor | None = None
 
@@ -152,7 +148,7 @@ class LatentConv2d(nn.Module):
     @torch.no_grad()
     def frozen(self) -> BinaryConv2d:
         """The layer that is deployed; where a channel's scale is negative, its bits turn over."""
-        layer = BinaryConv2d(**self.form, binary_input=self.binary_input)
+        layer = BinaryConv2d(**self.form, binary_input=self.binary_input, device="meta")
         sign = torch.where(self.alpha >= 0, 1.0, -1.0).to(self.alpha)
         scale = sign * self.alpha.abs().clamp_min(LEAST_SCALE)
         layer.weight = nn.Parameter(self.bits() * scale.view(-1, 1, 1, 1))
@@ -187,7 +183,7 @@ class LatentLinear(nn.Module):
 
     def frozen(self) -> BinaryLinear:
         """The layer that is deployed."""
-        layer = BinaryLinear(self.weight.shape[1], self.weight.shape[0])
+        layer = BinaryLinear(self.weight.shape[1], self.weight.shape[0], device="meta")
         layer.weight, layer.bias = nn.Parameter(self.value()), self.bias
         return layer
 
@@ -195,19 +191,16 @@ class LatentLinear(nn.Module):
 Latent = LatentConv2d | LatentLinear
 
 
-def latent(
-    model: nn.Module, rotation: bool = False, generator: torch.Generator | None = None
-) -> nn.Module:
+def latent(model: nn.Module, rotation: torch.Generator | None = None) -> nn.Module:
     """The training form of a dense network with initialized weights, in place.
 
-    rotation: whether filters are turned; the first factors are drawn from `generator`. The last
+    rotation: where first rotations are drawn from, or null: filters are not turned. The last
     batch-norm of each residual branch starts at a scale of zero (Goyal et al., Accurate, Large
     Minibatch SGD, 2017): a deep network of signs learns little before its branches are quiet.
     """
     for name, module, sees_image in convertible(model):
         if isinstance(module, nn.Conv2d):
-            conv = LatentConv2d(module, not sees_image, rotation, generator)
-            model.set_submodule(name, conv)
+            model.set_submodule(name, LatentConv2d(module, not sees_image, rotation))
         else:
             model.set_submodule(name, LatentLinear(module))
     for block in model.modules():

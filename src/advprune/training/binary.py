@@ -89,8 +89,8 @@ def train_binary(
         raise UserError("train_binary: the spec is not that of a binary network")
     model = build_dense(spec)
     initialize(model, torch.Generator().manual_seed(seed))
-    generator = torch.Generator().manual_seed(salted(seed, "rotation"))
-    latent(model, settings.rotation, generator).to(device)
+    rotation = torch.Generator().manual_seed(salted(seed, "rotation"))
+    latent(model, rotation if settings.rotation else None).to(device)
     recipe = RecipeSettings(method=settings.method, steps=settings.steps, epochs=settings.epochs)
     trainer = Trainer(
         model,

@@ -29,6 +29,7 @@ from advprune.training.standard import History, Row, Trainer
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # uint8 images [N, C, H, W] and labels [N]
 LEAST, MOST = -10, -2  # tenths: where the logits of channels beyond the base network start
+RISING = 0.3  # share of the epochs in which rates still rise: gates that stand still may yet move
 
 
 class Grown(BaseModel):
@@ -225,7 +226,10 @@ def grow(
         state,
         before_epoch=lambda epoch: network.begin_epoch(epoch, settings),
         measure=lambda model: network.density(),
-        finished=lambda history: settled(history, settings.tolerance, settings.patience),
+        finished=lambda history: (
+            len(history) > RISING * settings.epochs
+            and settled(history, settings.tolerance, settings.patience)
+        ),
         groups=({"params": gates, "lr": settings.gate_lr, "weight_decay": 0.0},),
     )
     history = trainer.run()
