@@ -313,7 +313,7 @@ def test_accuracy_over_sparsity_is_drawn_with_its_intervals() -> None:
 
 def history(name: str, phases: dict[str, list[float]], seed: int) -> pd.DataFrame:
     rows = [
-        {"epoch": epoch, "train_loss": loss, "train_accuracy": loss / 10, "phase": phase}
+        {"epoch": epoch, "train_loss": loss, "probe_clean": loss / 10, "phase": phase}
         for phase, losses in phases.items()
         for epoch, loss in enumerate(losses, 1)
     ]
@@ -330,9 +330,31 @@ def test_the_course_of_training_joins_phases_and_averages_seeds() -> None:
     found = chosen({"H": point("HYDRA")}, sparse("H", "HYDRA", (1, 2, 3)), sparse_history=told)
     figure = training(found)
     assert figure is not None
-    loss, accuracy = (ax.lines[0].get_xydata() for ax in figure.axes)
-    assert loss.tolist() == [[1, 3], [2, 2], [3, 1]]
-    assert accuracy[:, 1].tolist() == pytest.approx([30, 20, 10])
+    loss, clean, robust = figure.axes
+    assert loss.lines[0].get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
+    assert clean.lines[0].get_xydata()[:, 1].tolist() == pytest.approx([30, 20, 10])
+    assert not robust.lines
+
+
+def test_the_dense_network_stands_beside_by_the_accuracies_that_chose_its_epoch() -> None:
+    dense = [
+        {"epoch": epoch, "train_loss": 1.0, "val_accuracy": 0.9, "val_robust_accuracy": 0.2 * epoch}
+        for epoch in (1, 2)
+    ]
+    told = pd.concat(
+        [
+            history("H", {"finetune": [4.0, 3.0]}, 0),
+            pd.DataFrame(dense).assign(
+                point="dense", family="dense", base="robust", seed=0, phase="train"
+            ),
+        ]
+    )
+    found = chosen({"H": point("HYDRA")}, sparse("H", "HYDRA", (1, 2, 3)), sparse_history=told)
+    figure = training(found)
+    assert figure is not None
+    robust = figure.axes[2].lines
+    assert [line.get_label() for line in robust] == ["dense"]
+    assert robust[0].get_xydata()[:, 1].tolist() == pytest.approx([20, 40])
 
 
 def test_the_page_has_the_section_and_its_figures() -> None:
