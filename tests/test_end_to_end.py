@@ -58,7 +58,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
     folder, output = pipeline
-    assert len(stages_run(output)) == 18 + len(ON_MASKS | OF_BITS)
+    assert len(stages_run(output)) == 19 + len(ON_MASKS | OF_BITS)
     assert set(stages_run(output)) > ON_MASKS | OF_BITS
     metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/digits").iterdir()}
     assert set(metrics) == {f"{family}-standard" for family in ROWS}
@@ -116,7 +116,7 @@ def test_bits_are_flipped_and_told(pipeline: tuple[Path, str]) -> None:
     runs = records.groupby(["variant", "seed"], sort=False)
     assert list(runs.groups) == [(v, s) for v in ("untargeted", "margin", "random") for s in (0, 1)]
     assert (runs.flip.first() == 0).all() and (
-        runs.accuracy.first() == runs.accuracy.first()[0]
+        runs.accuracy.first() == runs.accuracy.first().iloc[0]
     ).all()
     assert "## Bits under attack" in (folder / "reports/digits/report.md").read_text()
     table = pd.read_csv(folder / "reports/digits/curves/flips.csv")

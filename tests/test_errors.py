@@ -84,7 +84,7 @@ def bench(
         ("prune", ("E",), "prune/E", -1, ["prune.E", "-1", "greater than or equal to 0"]),
         ("prune", ("E",), "prune/E", "abc", ["prune.E", "'abc'", "number"]),
         ("prepare", (), "prune/E", -1, ["prune.E", "-1"]),
-        ("prepare", (), "prune/GAPP", 1, ["prune.GAPP", "known: DWP, E, ESR"]),
+        ("prepare", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, DWP, E, ESR"]),
         ("prune", ("Q",), "prune/E", 1, ["prune.Q", "-S +prune.Q"]),
         ("sweep", ("Q",), "prune/E", 1, ["sweep.Q"]),
         ("attack", ("E",), "profile", "cifar100", ["no profile 'cifar100'", "digits"]),

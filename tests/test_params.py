@@ -169,7 +169,7 @@ def test_sweeps_and_points_of_families_are_checked_before_anything_runs(tmp_path
     with pytest.raises(UserError, match=r"sweep.E: threshold.*-2"):
         check_settings(read)
     read = loaded(tmp_path, ("prune/GAPP", 1))
-    with pytest.raises(UserError, match="no family 'GAPP'; known: DWP, E, ESR"):
+    with pytest.raises(UserError, match="no family 'GAPP'; known: AWT, DWP, E, ESR"):
         check_settings(read)
     read = loaded(tmp_path, ("masks/GAP_layer/compression", 0.5))
     with pytest.raises(UserError, match=r"masks\.GAP_layer.*compression.*0\.5"):

@@ -21,7 +21,7 @@ def _families(incomplete: str) -> list[str]:
 
 
 def _from_params(incomplete: str, choose: Any) -> list[str]:
-    from advprune import params
+    from advprune.core import params
 
     try:
         return [name for name in choose(params.load()) if name.startswith(incomplete)]
