@@ -1,6 +1,7 @@
 """dvc.yaml against the code: every stage depends on the modules that it really uses."""
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def imports_of(file: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] == "advprune" and file_of(name)}
 
 
+@cache
 def used_by(script: str) -> set[str]:
     """All library files that a stage script uses, directly or through others."""
     seen: set[str] = {"advprune"} | (REBUILT if script in OPENS_COMPRESSED else set())
