@@ -1,5 +1,7 @@
 """Shared fixtures: small networks with settled batch-norm, and a handful of real digits."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,9 @@ from advprune.data import prepare
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
+
+# Tests count calls and patch functions: all in this process. Those of stage scripts take it back.
+os.environ["ADVPRUNE_WORKERS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,22 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f}/s" if speed else "", style="cyan")
 
 
+_quiet = False
+
+
+def silence() -> None:
+    """Show nothing more in this process."""
+    global _quiet
+    _quiet = True
+
+
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on standard error while the block runs; yields a function `advance(units)`.
 
     Where standard error is no terminal, one line is printed at the end instead.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=_quiet)
     columns = (
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=20),

@@ -11,6 +11,7 @@ A seed whose accuracy never came down to chance is *censored*: all that is known
 were not enough. Its count is never averaged as if it had come down.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +83,16 @@ class Reached:
         """The mean, with what was tried and not enough in the place of censored counts."""
         pairs = zip(self.bits, self.tried, strict=True)
         return fmean(tried if bits is None else bits for bits, tried in pairs)
+
+
+def guessing(stop: float, classes: int, labels: Sequence[int]) -> float:
+    """The accuracy at which a network counts as guessing: `stop / classes`.
+
+    Where stop is 1 or more, also the accuracy of answering the most frequent of `labels`, those of
+    the test images, every time; on few images it may be above that.
+    """
+    always = max(Counter(labels).values(), default=0) / max(len(labels), 1)
+    return max(stop / classes, always if stop >= 1 else 0.0)
 
 
 def to_chance(records: pd.DataFrame, level: float, variant: str = "untargeted") -> Reached:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,12 +12,13 @@ from torch import nn
 from advprune.attacks.bit_search import bitflip, random_flips
 from advprune.attacks.flip_trace import FlipTrace
 from advprune.attacks.stored_bits import StoredModel, store
+from advprune.core.ahead import ahead
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.params import BitFlipSettings, FlipSettings
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
-from advprune.evaluate.faults import START, VARIANTS
+from advprune.evaluate.faults import START, VARIANTS, guessing
 from advprune.models.stochastic import is_randomized
 from advprune.training.standard import accuracy
 
@@ -45,7 +47,7 @@ class Flipping:
     @property
     def level(self) -> float:
         """The accuracy at which a network guesses."""
-        return self.settings.stop / self.classes
+        return guessing(self.settings.stop, self.classes, self.test[1].tolist())
 
     @property
     def budget(self) -> int:
@@ -58,6 +60,9 @@ class Flipping:
         self._check(model)
         stored = store(model, self.entry.bits, self.entry.scale)
         runs = list(self._runs())
+        ahead(
+            f"{self.name}, runs", [partial(self._kept, stored, *run, parts, _alone) for run in runs]
+        )
         with progress(f"{self.name}, flips", sum(most for *_, most in runs)) as advance:
             tables = [self._kept(stored, *run, parts, advance) for run in runs]
         return pd.concat(tables, ignore_index=True)
@@ -142,6 +147,10 @@ class Flipping:
 
     def _accuracy(self, model: nn.Module) -> float:
         return accuracy(model, *self.test, self.batch)
+
+
+def _alone(flips: int) -> None:
+    """Nobody is told."""
 
 
 def _rows(trace: FlipTrace, stored: StoredModel) -> pd.DataFrame:

@@ -5,7 +5,8 @@ et al. (On Evaluating Adversarial Robustness, 2019, section 5). Each yields reco
 `evaluate.verdict` is drawn; their images are not kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pandas as pd
 import torch
@@ -48,15 +49,22 @@ def stronger(main: AttackSettings) -> AttackSettings:
 
 def probes(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The records of each probe by its name (params.PROBES), of float `images` in [0, 1]."""
-    yield "probe_gradient", gradient(model, images, labels, main, work)
-    yield "probe_noise", noise(model, images, labels, main, work)
-    for name, setting in (("probe_single", single_step(main)), ("probe_stronger", stronger(main))):
-        yield name, _attacked(model, images, labels, name, setting, work)
+) -> Mapping[str, Callable[[], pd.DataFrame]]:
+    """What makes the records of each probe, by its name (params.PROBES), on float `images`."""
+    attacked = {
+        "probe_single": (model, single_step(main)),
+        "probe_stronger": (model, stronger(main)),
+    }
     if is_randomized(model):
-        frozen, setting = frozen_copy(model, work.seed), main.model_copy(update={"drop": True})
-        yield "probe_frozen", _attacked(frozen, images, labels, "probe_frozen", setting, work)
+        frozen = frozen_copy(model, work.seed)
+        attacked["probe_frozen"] = frozen, main.model_copy(update={"drop": True})
+    return {
+        "probe_gradient": partial(gradient, model, images, labels, main, work),
+        "probe_noise": partial(noise, model, images, labels, main, work),
+    } | {
+        name: partial(_attacked, network, images, labels, name, setting, work)
+        for name, (network, setting) in attacked.items()
+    }
 
 
 def _attacked(

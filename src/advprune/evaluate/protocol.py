@@ -20,6 +20,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.pgd import ascend, expected_gradient, project
+from advprune.core.ahead import ahead
 from advprune.core.device import device_of, salted
 from advprune.core.params import AttackSettings, Member, ProtocolSettings
 from advprune.core.progress import progress
@@ -47,12 +48,18 @@ class Protocol:
 
         work.parts keeps the members that are finished.
         """
+        computed = {
+            name: partial(self._member, dense, member, train, device)
+            for name, member in members.items()
+        }
+        if self.work.parts:
+            keep = self.work.parts.frame
+            computed = {name: partial(keep, name, made) for name, made in computed.items()}
+            ahead("protocol, members", list(computed.values()))
         tables = []
         with progress("protocol, members", len(members)) as advance:
-            for name, member in members.items():
-                compute = partial(self._member, dense, member, train, device)
-                found = self.work.parts.frame(name, compute) if self.work.parts else compute()
-                tables.append(found.assign(member=name))
+            for name, made in computed.items():
+                tables.append(made().assign(member=name))
                 advance(1)
         return pd.concat(tables, ignore_index=True)
 

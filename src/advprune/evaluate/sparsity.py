@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advprune.core.ahead import ahead
 from advprune.core.params import DENSE, Params, SparsePoint
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
@@ -71,14 +72,23 @@ class SparsityStudy:
         histories with phase (the name of the training among the family's notes; train for dense).
         """
         networks = list(self._networks())
-        records, histories = [pd.DataFrame()], [pd.DataFrame()]
-        for number, network in enumerate(networks, 1):
-            made, count = cache(network.made), f"{number} of {len(networks)}"
-            attacked = partial(self._records, network, made, count)
-            records.append(self.parts.frame(network.name, attacked))
-            trained = partial(_history, network, made)
-            histories.append(self.parts.frame(f"{network.name}-history", trained))
+        dense = [one for one in networks if one.point == DENSE]
+        for what, some in (("dense networks", dense), ("study, networks", networks)):
+            ahead(what, [partial(self._tables, one) for one in some])
+        tables = [
+            self._tables(one, f"{number} of {len(networks)}")
+            for number, one in enumerate(networks, 1)
+        ]
+        records, histories = zip((pd.DataFrame(), pd.DataFrame()), *tables, strict=True)
         return pd.concat(records, ignore_index=True), pd.concat(histories, ignore_index=True)
+
+    def _tables(self, network: Network, count: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
+        """A network's records and histories, kept as parts."""
+        made = cache(network.made)
+        attacked = partial(self._records, network, made, count)
+        trained = partial(_history, network, made)
+        records = self.parts.frame(network.name, attacked)
+        return records, self.parts.frame(f"{network.name}-history", trained)
 
     def _networks(self) -> Iterator[Network]:
         """Seed by seed, the dense networks first."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
+from advprune.core.ahead import ahead
 from advprune.core.params import CARRIED, AttackChoice, AttackSettings, Profile
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
@@ -58,22 +59,25 @@ class Suite:
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
         those whose images models exchange.
         """
+        attacks, curves = dict(self._attacks(model)), list(self._curves())
+        probed = self._probes(model)
+        crafting = [(attack, attack, setting) for attack, setting in attacks.items()] + curves
+        jobs = [partial(self._crafted, name, model, *it) for it in crafting]
+        ahead(f"{name}, attacks", [*jobs, *probed])
         adv, tables = {}, []
-        for attack, setting in self._attacks(model):
-            crafted, table = self._run(attack, f"{name} {attack}", model, attack, setting)
+        for attack, setting in attacks.items():
+            crafted, table = self._run(name, model, attack, attack, setting)
             tables.append(table)
             if attack in self.profile.suite.kept:
                 adv[attack] = crafted.pixels
-        found = [*tables, *self._probes(model), *self._curves(name, model)]
-        return pd.concat(found, ignore_index=True), adv
+        tables += [probe() for probe in probed]
+        tables += [self._run(name, model, *curve)[1] for curve in curves]
+        return pd.concat(tables, ignore_index=True), adv
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
         """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
         return {
-            attack: self._kept(
-                attack,
-                partial(self._craft, f"{name} {attack}", model, self.images, self.labels, setting),
-            ).pixels
+            attack: self._crafted(name, model, attack, attack, setting).pixels
             for attack, setting in self.profile.exchanged().items()
         }
 
@@ -83,16 +87,17 @@ class Suite:
         for extra in self.choice.extra:
             yield extra.key, extra
 
-    def _probes(self, model: nn.Module) -> list[pd.DataFrame]:
+    def _probes(self, model: nn.Module) -> list[Callable[[], pd.DataFrame]]:
+        """What makes the records of each probe, or reads them back."""
         main = self.profile.table()[self.choice.main]
-        return [table for _, table in probes(model, self.images, self.labels, main, self.work)]
+        found = probes(model, self.images, self.labels, main, self.work)
+        return [partial(self.parts.frame, name, probe) for name, probe in found.items()]
 
-    def _curves(self, name: str, model: nn.Module) -> list[pd.DataFrame]:
+    def _curves(self) -> Iterator[tuple[str, str, AttackSettings]]:
+        """The points of both curves: part, curve and setting."""
         main = self.profile.table()[self.choice.main]
-        return [
-            self._run(f"{curve}-{index}", f"{name} {curve}", model, curve, setting)[1]
-            for index, (curve, setting) in enumerate(curve_settings(main, self.profile.curves))
-        ]
+        for index, (curve, setting) in enumerate(curve_settings(main, self.profile.curves)):
+            yield f"{curve}-{index}", curve, setting
 
     def sweep(
         self,
@@ -110,10 +115,16 @@ class Suite:
         (rows with that attack's name behind `params.CARRIED`). Returns records with the columns
         value (as text), order, prune_ratio and sparsity.
         """
-        tables = []
-        for order, value in enumerate(values):
-            point = partial(self._point, family, value, dense, train, device, attacks, carried)
-            tables.append(self.parts.frame(f"{order}-{value}", point).assign(order=order))
+        points = [
+            partial(
+                self.parts.frame,
+                f"{order}-{value}",
+                partial(self._point, family, value, dense, train, device, attacks, carried),
+            )
+            for order, value in enumerate(values)
+        ]
+        ahead(f"{family}, settings", points)
+        tables = [point().assign(order=order) for order, point in enumerate(points)]
         return pd.concat(tables, ignore_index=True)
 
     def _point(
@@ -142,14 +153,25 @@ class Suite:
         return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
 
     def _run(
-        self, part: str, what: str, model: nn.Module, attack: str, setting: Attack
+        self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> tuple[Crafted, pd.DataFrame]:
-        """Craft, kept as a finished part, and score; an attack may be for the first images only."""
-        first = slice(getattr(setting, "images", None))
-        images, labels = self.images[first], self.labels[first]
-        crafted = self._kept(part, partial(self._craft, what, model, images, labels, setting))
-        clean = {name: column[first] for name, column in self._clean(model).items()}
+        """Craft and score; an attack may be for the first images only."""
+        crafted = self._crafted(name, model, part, attack, setting)
+        images, labels = self._images_for(setting)
+        clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
         return crafted, rows(model, images, crafted, labels, attack, setting, self.work, clean)
+
+    def _images_for(self, setting: Attack) -> Images:
+        first = slice(getattr(setting, "images", None))
+        return self.images[first], self.labels[first]
+
+    def _crafted(
+        self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
+    ) -> Crafted:
+        """What was crafted: read back if the part was finished before, else computed and kept."""
+        what = f"{name} {attack}"
+        compute = partial(self._craft, what, model, *self._images_for(setting), setting)
+        return unpacked(self.parts.tensors(part, lambda: packed(compute())))
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
@@ -158,10 +180,6 @@ class Suite:
         return answers(
             "clean", model, self.images, self.labels, work.batch, work.draws, "logits", self.seed
         )
-
-    def _kept(self, part: str, compute: Callable[[], Crafted]) -> Crafted:
-        """What was crafted: read back if it was finished before, else computed and kept."""
-        return unpacked(self.parts.tensors(part, lambda: packed(compute())))
 
     def _craft(
         self, what: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, it: Attack

@@ -9,6 +9,7 @@ from dataclasses import replace
 from advprune.report.anatomy import clamped_spread, where_it_acts
 from advprune.report.bits import flips_finding
 from advprune.report.finding import Finding
+from advprune.report.growth import beyond_width
 from advprune.report.masks import claims
 from advprune.report.randomized import gain, variant
 from advprune.report.robustness import answer, bases, schedules
@@ -23,7 +24,8 @@ OfAll = Callable[[Study], Iterator[Finding]]
 
 def findings(study: Study) -> list[Finding]:
     """All findings that this study allows: the answers, what is about all rows, then the rest."""
-    of_all: list[OfAll] = [bases, verdicts, claims, sparse_claims, gain, variant, flips_finding]
+    of_all: list[OfAll] = [bases, verdicts, claims, sparse_claims, gain, variant]
+    of_all += [flips_finding, beyond_width]
     rest: list[OfBase] = [schedules, where_it_acts, clamped_spread, quantized, sanity]
     return [
         *_by_base(study, [answer]),

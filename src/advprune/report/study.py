@@ -15,7 +15,7 @@ from advprune.core.errors import UserError
 from advprune.core.params import PROBES, AttackSettings, Params
 from advprune.evaluate import metrics
 from advprune.evaluate.compare import compare
-from advprune.evaluate.faults import Reached, flips_metric, to_chance
+from advprune.evaluate.faults import Reached, flips_metric, guessing, to_chance
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.transfer import transfer_success
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
@@ -203,10 +203,11 @@ class Study:
             for order in sorted(int(order) for order in table.order.unique())
         ]
 
-    @property
+    @cached_property
     def chance(self) -> float:
         """The accuracy at which a network under the bit-flip attack counts as guessing."""
-        return self.params.active().bitflip.stop / len(self.classes)
+        labels = self.models[0].attack(self.main).label.tolist()
+        return guessing(self.params.active().bitflip.stop, len(self.classes), labels)
 
     @cache  # noqa: B019
     def flips(self, model: Model) -> Reached | None:
