@@ -5,11 +5,11 @@ RUN := PATH="$$PWD/.venv/bin:$$PATH" python
 .PHONY: repro test bench lint setup
 
 repro: setup  ## run what is out of date of the pipeline and show the results
-	@$(RUN) stages/warm.py python -m dvc repro
+	@$(RUN) stages/warm.py python stages/repro.py
 	@$(RUN) stages/show.py
 
 test: setup  ## run the tests
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n auto --dist loadfile
 
 bench: setup  ## time the attack engine beside torchattacks, filters taken out, and bit flips
 	@$(RUN) bench/attack.py

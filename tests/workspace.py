@@ -77,7 +77,7 @@ def change(folder: Path, changes: dict[str, Any]) -> None:
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run `python <command>` in the folder, with this Python first on the path."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "ADVPRUNE_WORKERS": "2"}
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
