@@ -49,7 +49,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "start")
-    done = run(folder, "stages/warm.py", "python", "stages/repro.py")  # as `make repro` does
+    done = run(folder, *WARM, "dvc", "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "results")
