@@ -62,7 +62,8 @@ class Suite:
         attacks, curves = dict(self._attacks(model)), list(self._curves())
         probed = self._probes(model)
         crafting = [(attack, attack, setting) for attack, setting in attacks.items()] + curves
-        jobs = [partial(self._crafted, name, model, *it) for it in crafting]
+        self._clean(model)  # for all pieces
+        jobs = [partial(self._run, name, model, *it) for it in crafting]
         ahead(f"{name}, attacks", [*jobs, *probed])
         adv, tables = {}, []
         for attack, setting in attacks.items():
@@ -157,9 +158,15 @@ class Suite:
     ) -> tuple[Crafted, pd.DataFrame]:
         """Craft and score; an attack may be for the first images only."""
         crafted = self._crafted(name, model, part, attack, setting)
+        scored = partial(self._scored, model, crafted, attack, setting)
+        return crafted, self.parts.frame(f"{part}-rows", scored)
+
+    def _scored(
+        self, model: nn.Module, crafted: Crafted, attack: str, setting: Attack
+    ) -> pd.DataFrame:
         images, labels = self._images_for(setting)
         clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
-        return crafted, rows(model, images, crafted, labels, attack, setting, self.work, clean)
+        return rows(model, images, crafted, labels, attack, setting, self.work, clean)
 
     def _images_for(self, setting: Attack) -> Images:
         first = slice(getattr(setting, "images", None))
