@@ -26,7 +26,7 @@ def attack(
 
     workspace = Workspace.open(profile, base)
     seed, device = workspace.params.seed, setup()
-    model = load_model(workspace.weights(family)).to(device)
+    model = load_model(workspace.weights(family), workspace.factory).to(device)
     images, labels = load_split(workspace.place("data"), "test")
     parts = Parts(
         Path("checkpoints"),

@@ -47,7 +47,7 @@ def bitflip(
         settings.batch,
         params.seed,
     )
-    table = work.run(load_model(weights).to(setup()), parts)
+    table = work.run(load_model(weights, workspace.factory).to(setup()), parts)
     with atomic(workspace.place("records", f"{name}.bitflip.parquet")) as temporary:
         table.to_parquet(temporary, index=False)
     parts.discard()

@@ -38,6 +38,11 @@ class Workspace:
             raise UserError("surrogates: give at least one, or one under substitutes")
         return cls(params, base)
 
+    @property
+    def factory(self) -> str | None:
+        """The user's function that may be called to make a network, for loading checkpoints."""
+        return self.profile.model.factory
+
     def of(self, base: str) -> "Workspace":
         """The same run, seen from another dense network."""
         return Workspace(self.params, base)

@@ -7,15 +7,23 @@ from common import ProfileOption, Workspace, script
 
 
 def growth(profile: ProfileOption = None) -> None:
-    """Write models/<profile>/growth.json: channels of stem, stages and blocks, and the history."""
+    """Write models/<profile>/growth.json: channels of stem, stages and blocks, and the history.
+
+    Nothing is grown where the profile's network is none of this library's.
+    """
     from advprune.core.device import setup
     from advprune.core.files import fingerprint, write_json
+    from advprune.core.networks import is_library
     from advprune.data import read_split
     from advprune.training.base import spec_for
-    from advprune.training.growth import grow
+    from advprune.training.growth import Grown, grow
 
     workspace = Workspace.open(profile)
     params, settings, data = workspace.params, workspace.profile, workspace.place("data")
+    path = workspace.place("models", "growth.json")
+    if not is_library(settings.model.network):
+        write_json(path, Grown(stages=(), inner=()).model_dump())
+        return
     train, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
     key = fingerprint(
         settings.model_dump(include={"model", "train"}),
@@ -34,7 +42,7 @@ def growth(profile: ProfileOption = None) -> None:
         setup(),
         state,
     )
-    write_json(workspace.place("models", "growth.json"), grown.model_dump())
+    write_json(path, grown.model_dump())
     shutil.rmtree(state.parent, ignore_errors=True)
 
 

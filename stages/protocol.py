@@ -40,7 +40,7 @@ def protocol(
     )
     test = (t[: settings.protocol.images] for t in load_split(data, "test"))
     work = Work(params.seed, settings.batch, params.attack.score_draws, parts)
-    dense = load_model(workspace.weights("dense"))
+    dense = load_model(workspace.weights("dense"), workspace.factory)
     course = Protocol(*test, settings.protocol, work)
     table = course.run(dense, params.protocol[recipe], load_split(data, "train"), setup())
     with atomic(workspace.place("records", f"{recipe}.protocol.parquet")) as temporary:

@@ -28,7 +28,7 @@ def prune(
     if family not in (known := params.settings(base)):
         raise UserError(f"params.yaml has no prune.{family}; add it with -S +prune.{family}=…")
     setting, place = known[family], workspace.place("data")
-    dense = load_model(workspace.weights("dense"))
+    dense = load_model(workspace.weights("dense"), workspace.factory)
     files = [workspace.weights("dense"), place / "train.safetensors"]
     key = fingerprint(family, setting, train.model_dump(), params.seed, files=files)
     state = Path("checkpoints") / key / "training.pt"
@@ -41,6 +41,7 @@ def prune(
         setting=setting,
         prune_ratio=round(pruned.ratio, 4),
         image_shape=data.shape,
+        factory=workspace.factory,
     )
     shutil.rmtree(state.parent, ignore_errors=True)
 

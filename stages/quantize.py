@@ -38,6 +38,7 @@ def quantize(
         twin_agreement=round(same, 4),
         twin_logit_gap=round(gap, 4),
         image_shape=tuple(images.shape[1:]),
+        factory=workspace.factory,
     )
 
 
@@ -55,8 +56,9 @@ def _quantized(workspace: Workspace, chosen: Any) -> Any:
     images, labels = load_split(place, "train")
     count = min(settings.calibration_images, len(labels))
     calibration = images[stratified_subset(labels, count, params.seed)]
+    model = load_model(source, workspace.factory)
     if chosen.training is None:
-        return round_model(load_model(source), calibration, chosen.bits, settings.percentile)
+        return round_model(model, calibration, chosen.bits, settings.percentile)
     train = workspace.profile.train
     key = fingerprint(
         settings.model_dump(),
@@ -67,7 +69,7 @@ def _quantized(workspace: Workspace, chosen: Any) -> Any:
     )
     state = Path("checkpoints") / key / "training.pt"
     found = quantization_aware(
-        load_model(source).to(setup()),
+        model.to(setup()),
         images,
         labels,
         chosen.bits,

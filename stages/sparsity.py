@@ -31,7 +31,8 @@ def sparsity(profile: ProfileOption = None) -> None:
         files=[*splits, own.weights("dense")],
     )
     history = pd.read_csv(own.model("dense") / "history.csv").to_dict("records")
-    given = {(study.dense, params.seed): (load_model(own.weights("dense")), history)}
+    dense = load_model(own.weights("dense"), workspace.factory)
+    given = {(study.dense, params.seed): (dense, history)}
     course = SparsityStudy(params, *map(read_split, splits), parts, setup(), given)
     for ending, table in zip(("parquet", "history.parquet"), course.run(), strict=True):
         with atomic(workspace.place("records", f"sparsity.{ending}")) as temporary:

@@ -22,6 +22,7 @@ def surrogate(
     from advprune.core.files import fingerprint
     from advprune.data import read_split
     from advprune.models.checkpoint import load_model, save_model
+    from advprune.models.outside import code_files
     from advprune.training.surrogate import train_surrogate
 
     workspace, device = Workspace.open(profile), setup()
@@ -30,9 +31,9 @@ def surrogate(
     choices = params.substitutes if copy else params.surrogates
     if name not in choices:
         raise UserError(f"params.yaml has no {'substitutes' if copy else 'surrogates'}.{name}")
-    target, files = None, [data / "train.safetensors"]
+    target, files = None, [data / "train.safetensors", *code_files(workspace.factory)]
     if copy:
-        target = load_model(workspace.weights(name)).to(device)
+        target = load_model(workspace.weights(name), workspace.factory).to(device)
         files.append(workspace.weights(name))
     key = fingerprint(
         settings.model_dump(include={"model", "train"}),

@@ -35,7 +35,8 @@ def sweep(
     kind = "compression" if compression else "sweep"
     if family not in (values := getattr(params, kind)):
         raise UserError(f"params.yaml has no {kind}.{family}")
-    dense, attacks, carried = load_model(workspace.weights("dense")), settings.table(), None
+    dense = load_model(workspace.weights("dense"), workspace.factory)
+    attacks, carried = settings.table(), None
     files = [
         workspace.weights("dense"),
         workspace.place("data", "train.safetensors"),

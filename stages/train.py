@@ -21,6 +21,7 @@ def train(
     from advprune.data import read_split
     from advprune.models.card import write_card
     from advprune.models.checkpoint import save_model
+    from advprune.models.outside import code_files
     from advprune.training.base import load_or_train
 
     workspace = Workspace.open(profile, recipe)
@@ -32,13 +33,17 @@ def train(
         recipe,
         chosen.model_dump(),
         seed,
-        files=[data / "train.safetensors"],
+        files=[data / "train.safetensors", *code_files(workspace.factory)],
     )
     state = Path("checkpoints") / key / "training.pt"
     splits = read_split(data / "train.safetensors"), read_split(data / "val.safetensors")
     model, history = load_or_train(settings, recipe, chosen, *splits, seed, setup(), state)
     save_model(model, workspace.weights("dense"))
-    write_card(workspace.weights("dense"), image_shape=tuple(splits[0].images.shape[1:]))
+    write_card(
+        workspace.weights("dense"),
+        image_shape=tuple(splits[0].images.shape[1:]),
+        factory=workspace.factory,
+    )
     with atomic(workspace.model("dense") / "history.csv") as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
     shutil.rmtree(state.parent, ignore_errors=True)

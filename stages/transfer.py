@@ -31,7 +31,8 @@ def transfer(profile: ProfileOption = None) -> None:
     targets = list(_targets(workspace, exchanged))
     with progress("transfer, models", len(targets)) as advance:
         for name, path, given in targets:
-            found = received(load_model(path).to(device), images, labels, given, work)
+            model = load_model(path, workspace.factory).to(device)
+            found = received(model, images, labels, given, work)
             tables.append(found.assign(target=name))
             advance(1)
     with atomic(workspace.place("transfers", "transfer.parquet")) as temporary:
@@ -75,7 +76,8 @@ def _of_surrogates(
             ],
         )
         suite = Suite(images, labels, workspace.profile, params.attack, params.seed, parts)
-        for attack, pixels in suite.images_of(name, load_model(path).to(device)).items():
+        model = load_model(path, workspace.factory).to(device)
+        for attack, pixels in suite.images_of(name, model).items():
             found[name, attack] = pixels
         kept.append(parts)
     return found, kept

@@ -336,7 +336,7 @@ def test_weights_that_are_no_bits_are_refused(frozen: nn.Module, tmp_path: Path)
 def test_what_would_lose_the_signs_is_refused(digits: Pair, frozen: nn.Module) -> None:
     with pytest.raises(UserError, match="binary"):
         quantize(frozen, digits[0])
-    with pytest.raises(TypeError, match="BinaryConv2d"):
+    with pytest.raises(UserError, match="BinaryConv2d"):
         put(frozen, "weight", "conv1", nn.Identity())
 
 

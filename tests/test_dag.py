@@ -173,6 +173,11 @@ def test_each_stage_tracks_only_its_own_item(stages: dict[str, Any]) -> None:
     assert not any(key == "profiles" for keys in tracked.values() for key in keys)
 
 
+def test_networks_of_ones_own_are_watched_where_they_are_trained(stages: dict[str, Any]) -> None:
+    watching = {script_of(stage) for stage in stages.values() if "networks" in deps_of(stage)}
+    assert watching == {"train", "surrogate", "sparsity"}
+
+
 def test_imports_point_one_way() -> None:
     order = ["models", "attacks", "training", "pruning", "evaluate", "report", "rl", "cli"]
     allowed = {

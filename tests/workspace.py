@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("dvc.yaml", "params.yaml", "stages", "src", "docs", ".dvcignore", ".gitignore")
+PARTS = ("dvc.yaml", "params.yaml", "stages", "src", "docs", "networks", ".dvcignore", ".gitignore")
 TINY = {
     "recipes": {"standard": {"method": "standard"}, "robust": {"method": "pgd", "steps": 2}},
     "bases": ["standard"],

@@ -23,6 +23,7 @@ from advprune.attacks.flip_trace import Evaluate, FlipTrace, Run, Save
 from advprune.attacks.pgd import Progress
 from advprune.attacks.rerun import Values
 from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
+from advprune.models.fold import channels_last
 from advprune.models.stochastic import is_randomized
 
 
@@ -257,5 +258,5 @@ def _private(model: nn.Module | StoredModel, bits: int, scale: str) -> StoredMod
             "bitflip: the model draws at random, so that losses cannot be compared; attack "
             "models.stochastic.frozen_copy(model), whose draws are fixed"
         )
-    stored.model.to(memory_format=torch.channels_last)
+    channels_last(stored.model)
     return stored

@@ -5,11 +5,12 @@ import copy
 import torch
 from torch import nn
 
-from advprune.models.fold import fold_batchnorm
+from advprune.models.fold import channels_last, fold_batchnorm
 
 
 def attack_copy(model: nn.Module, device: torch.device, fold: bool = True) -> nn.Module:
-    """The copy that an attack works on: evaluation mode, frozen, folded, channels-last."""
+    """The copy that an attack works on: evaluation mode, frozen, folded, channels-last
+    where its code bears that."""
     private = fold_batchnorm(model) if fold else copy.deepcopy(model).eval()
     private.requires_grad_(False)
-    return private.to(device).to(memory_format=torch.channels_last)
+    return channels_last(private.to(device))

@@ -10,6 +10,7 @@ from advprune.cli.options import (
     ChannelsOption,
     CheckpointArgument,
     ClassesOption,
+    FactoryOption,
     KeepOption,
     WidthOption,
     given,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def audit(
     file: CheckpointArgument,
     architecture: ArchitectureOption = None,
+    factory: FactoryOption = None,
     width: WidthOption = None,
     classes: ClassesOption = None,
     channels: ChannelsOption = None,
@@ -47,9 +49,11 @@ def audit(
     from advprune.models.checkpoint import header_spec, read_weights
 
     tensors, metadata = read_weights(file)
-    said = given(architecture, width, classes, channels)
+    said = given(architecture, factory, width, classes, channels)
     spec = header_spec(metadata, where=str(file))
-    found = audit_tensors(tensors, spec, given=said, tolerance=mask_tolerance, keep=keep)
+    found = audit_tensors(
+        tensors, spec, given=said, tolerance=mask_tolerance, keep=keep, factory=factory
+    )
     facts = {"file": str(file), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
     if as_json:
         print(json.dumps(facts | described(found), indent=2))
@@ -130,7 +134,7 @@ def _architecture(spec: "ModelSpec | None") -> str:
     if spec is None:
         return "unknown"
     channels = f"{spec.channels} channel{'s' if spec.channels > 1 else ''}"
-    parts = [f"{spec.architecture} of width {spec.width}, {channels}, {spec.classes} classes"]
+    parts = [f"{spec.described}, {channels}, {spec.classes} classes"]
     if spec.inner:
         parts.append(f"{'-'.join(map(str, spec.inner))} filters inside the blocks")
     parts += [f"layers of kind {layer.kind}" for layer in spec.layers]

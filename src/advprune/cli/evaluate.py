@@ -15,6 +15,7 @@ from advprune.cli.options import (
     ChannelsOption,
     CheckpointArgument,
     ClassesOption,
+    FactoryOption,
     KeepOption,
     ProfileOption,
     WidthOption,
@@ -41,6 +42,7 @@ def evaluate(
         ),
     ] = None,
     architecture: ArchitectureOption = None,
+    factory: FactoryOption = None,
     width: WidthOption = None,
     classes: ClassesOption = None,
     channels: ChannelsOption = None,
@@ -70,7 +72,7 @@ def evaluate(
     from advprune.cli.repository import Repository
 
     repository, networks = Repository(profile), {}
-    said = given(architecture, width, classes, channels)
+    said = given(architecture, factory, width, classes, channels)
     if dense is not None:
         networks["dense"] = dense, repository.network(dense, said, keep, normalize)
     name = "model" if networks else "dense"

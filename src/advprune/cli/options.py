@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from advprune.core.errors import UserError
+from advprune.core.networks import LIBRARY, is_factory
 
 
 def _profiles(incomplete: str) -> list[str]:
@@ -49,10 +50,16 @@ CheckpointArgument = Annotated[
 ArchitectureOption = Annotated[
     str | None,
     typer.Option(
-        help="resnet18 or resnet20; by default the header's, or what names and shapes tell.",
-        autocompletion=lambda incomplete: [
-            name for name in ("resnet18", "resnet20") if name.startswith(incomplete)
-        ],
+        help="resnet18, resnet20, torchvision/<name> or timm/<name>; by default the header's, or "
+        "what names and shapes tell.",
+        autocompletion=lambda incomplete: [name for name in LIBRARY if name.startswith(incomplete)],
+    ),
+]
+FactoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="package.module:function, code of your own that makes the network. A function that "
+        "a file names is called only if it is given here or is that of the profile.",
     ),
 ]
 WidthOption = Annotated[int | None, typer.Option(help="Channels of the first convolution.")]
@@ -65,11 +72,20 @@ KeepOption = Annotated[
 
 
 def given(
-    architecture: str | None, width: int | None, classes: int | None, channels: int | None
+    architecture: str | None,
+    factory: str | None,
+    width: int | None,
+    classes: int | None,
+    channels: int | None,
 ) -> dict[str, Any]:
-    """What was said of a network, for the audit."""
+    """What was said of a network, for the audit; a function stands for an architecture."""
+    if architecture and factory:
+        raise UserError("give either --architecture or --factory")
+    for option, name in (("architecture", architecture), ("factory", factory)):
+        if name is not None and is_factory(name) != (option == "factory"):
+            raise UserError(f"--{option}: {name!r} is none; a factory is package.module:function")
     said = {
-        "architecture": architecture,
+        "architecture": architecture or factory,
         "width": width,
         "classes": classes,
         "channels": channels,

@@ -11,6 +11,7 @@ from advprune.cli.options import (
     ChannelsOption,
     CheckpointArgument,
     ClassesOption,
+    FactoryOption,
     FamilyArgument,
     KeepOption,
     ProfileOption,
@@ -29,6 +30,7 @@ def prune(
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     profile: ProfileOption = None,
     architecture: ArchitectureOption = None,
+    factory: FactoryOption = None,
     width: WidthOption = None,
     classes: ClassesOption = None,
     channels: ChannelsOption = None,
@@ -56,7 +58,7 @@ def prune(
     value = parsed(setting)
     setting_of(family, value, place="--setting")
     repository = Repository(profile)
-    said = given(architecture, width, classes, channels)
+    said = given(architecture, factory, width, classes, channels)
     dense, split = repository.network(checkpoint, said, keep), repository.split("train")
     train, seed = repository.profile.train, repository.params.seed
     facts = repository.profile.model_dump(include={"data", "train"})
@@ -71,6 +73,7 @@ def prune(
         setting=value,
         prune_ratio=round(pruned.ratio, 4),
         image_shape=data.shape,
+        factory=repository.factory(said),
     )
     shutil.rmtree(state.parent, ignore_errors=True)
     card = out.with_suffix(".json").name

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advprune.core.errors import UserError
+from advprune.core.networks import is_factory, is_library
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,24 +58,46 @@ class Repository:
         """The network in a checkpoint that passes the audit, ready for the profile's images.
 
         One of this library's says itself what it is. Of any other the architecture is `given` or
-        inferred, and images are normalized as the profile does it, unless `normalize` says
-        otherwise. keep: see `models.audit`. Raises UserError where the audit finds a fault, or
-        where the network is not for such images.
+        inferred, or that of the profile where it is none of this library's; images are normalized
+        as the profile does it, unless `normalize` says otherwise. keep: see `models.audit`. Raises
+        UserError where the audit finds a fault, or where the network is not for such images.
         """
-        from advprune.models.audit import audit, plain
-        from advprune.models.checkpoint import build, fill, header_spec, read_weights
+        from advprune.models.audit import audit, naming, plain
+        from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
+        from advprune.models.outside import check_answers
+        from advprune.training.base import shape_of
 
         tensors, metadata = read_weights(path)
         spec = header_spec(metadata, where=str(path))
-        found = audit(tensors, spec, given=given, keep=keep)
+        said = dict(given or {}) if spec else self._said(given or {})
+        allowed = self.factory(said)
+        found = audit(tensors, spec, given=said, keep=keep, factory=allowed)
         if found.spec is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
         spec = spec or self._with_normalization(found.spec, normalize)
         self._check(spec, path)
-        model = build(spec)
-        fill(model, plain(tensors, keep).tensors, where=str(path))
+        model = build(spec, allowed)
+        names = naming(spec, tensors, stored(model))
+        fill(model, plain(tensors, keep, names).tensors, where=str(path))
+        check_answers(model, shape_of(self.split("test")))
         return model
+
+    def factory(self, given: Mapping[str, Any]) -> str | None:
+        """The function that may be called to make a network: the one given, or the profile's."""
+        name = given.get("architecture", self.profile.model.factory)
+        return name if name and is_factory(name) else None
+
+    def _said(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known of a foreign network: what was given, and what else the profile says where
+        it is none of this library's."""
+        own, images = self.profile.model, self.split("test")
+        known = {"architecture": own.network} | dict(given)
+        if is_library(known["architecture"]):
+            return dict(given)
+        if own.options and known["architecture"] == own.network:
+            known = {"options": own.options} | known
+        return {"classes": len(images.classes), "channels": images.images.shape[1]} | known
 
     def _with_normalization(self, spec: "ModelSpec", normalize: bool | None) -> "ModelSpec":
         """The spec of a foreign network with the mean and std of the training images."""

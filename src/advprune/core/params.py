@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from advprune.core.errors import UserError
+from advprune.core.networks import Architecture, Factory, Options, is_library
 
 T = TypeVar("T", bound=BaseModel)
 FILE = "params.yaml"
@@ -58,7 +59,6 @@ Budget = Annotated[
 ]
 L2Budget = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME)]
-Architecture = Literal["resnet18", "resnet20"]
 
 
 class Settings(BaseModel):
@@ -87,12 +87,37 @@ class WeightsSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The network."""
+    """The network: by the name of an architecture, or a function of the user's that makes it.
+
+    factory: `package.module:function`, in the place of `architecture` (`models.outside` says how it
+    is called). options: what it is called with besides, or a model of torchvision or timm. width:
+    of resnet18 and resnet20, which take no options.
+    """
 
     architecture: Architecture = "resnet18"
+    factory: Factory | None = None
+    options: Options = {}
     width: int = Field(default=64, ge=1, le=1024)
     normalize: bool = True
     weights: dict[Name, WeightsSettings] = {}
+
+    @model_validator(mode="after")
+    def _one_network(self) -> "ModelSettings":
+        if self.factory and "architecture" in self.model_fields_set:
+            raise ValueError("give either architecture or factory")
+        if self.options and is_library(self.network):
+            raise ValueError(f"options: {self.network} has none but width")
+        return self
+
+    @property
+    def network(self) -> str:
+        """The network's name: its factory or architecture."""
+        return self.factory or self.architecture
+
+    @property
+    def described(self) -> str:
+        """The network in a few words."""
+        return f"{self.network} of width {self.width}" if is_library(self.network) else self.network
 
 
 class TrainSettings(Settings):
@@ -474,14 +499,26 @@ class BinarySettings(FineTuneSettings):
 class SurrogateSettings(Settings):
     """A network that an attacker trains for themselves, to craft images on.
 
-    architecture, width, epochs: null takes the profile's. seed: added to the run's seed, so that
-    initialization and order are others than the dense network's.
+    architecture, width, epochs: null takes the profile's. options: of the architecture, where one
+    is given. seed: added to the run's seed, so that initialization and order are others than the
+    dense network's.
     """
 
     architecture: Architecture | None = None
+    options: Options = {}
     width: int | None = Field(default=None, ge=1, le=1024)
     epochs: int | None = Field(default=None, ge=1, le=10000)
     seed: int = Field(default=1, ge=0, lt=2**30)
+
+    def network(self, profile: ModelSettings) -> ModelSettings:
+        """The settings of the attacker's network, of which `profile` says what is not given."""
+        known = profile.model_dump(exclude_unset=True)
+        if self.architecture is not None:
+            known.pop("factory", None)
+            known |= {"architecture": self.architecture, "options": self.options}
+        if self.width is not None:
+            known["width"] = self.width
+        return ModelSettings.model_validate(known)
 
 
 class SparsePoint(Settings):
@@ -598,6 +635,12 @@ class Params(Settings):
             raise ValueError(f"substitutes: there is no model {unknown[0]!r} on the first base")
         if clash := set(self.surrogates) & {f"{name}_substitute" for name in self.substitutes}:
             raise ValueError(f"surrogates: the name {sorted(clash)[0]!r} is that of a substitute")
+        network = self.active().model.network
+        if self.binary and not is_library(network):
+            raise ValueError(
+                f"binary: binary networks are made of resnet18 or resnet20, and {network} is "
+                "neither; leave them out with `binary: {}`"
+            )
         for name, entry in self.bitflip.items():
             self._check_entry(name, entry)
 

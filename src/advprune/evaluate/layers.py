@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -89,6 +90,13 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def _maps(output: Any, batch: int) -> torch.Tensor | None:
+    """A layer's output, the first of several, if it begins with the batch or its images' parts."""
+    found = output[0] if isinstance(output, tuple) and output else output
+    is_maps = isinstance(found, torch.Tensor) and found.is_floating_point() and found.ndim
+    return found if is_maps and found.numel() and len(found) % batch == 0 else None
+
+
 @torch.no_grad()
 def where(
     model: nn.Module, images: torch.Tensor, adv: torch.Tensor, batch: int = 64
@@ -99,28 +107,32 @@ def where(
     layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
     norm of the difference over that of the clean maps; mean and sigma of both; distance, the
     1-Wasserstein distance between the distributions of values in units of the clean sigma.
-    Random layers draw once, the same for both, so that the difference is the attack's.
+    Random layers draw once, the same for both, so that the difference is the attack's. A layer
+    of another's making has a row where what it returns begins with the batch.
     """
     model = frozen_copy(model)
     device, found = device_of(model), watched(model)
     sums: dict[str, _Sums] = {}
+    total = 0
 
-    def hook(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
-        def record(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            clean, attacked = output.chunk(2)
-            sums.setdefault(name, _Sums()).add(clean, attacked)
+    def hook(name: str) -> Callable[[nn.Module, object, Any], None]:
+        def record(module: nn.Module, inputs: object, output: Any) -> None:
+            if (maps := _maps(output, total)) is not None:
+                clean, attacked = maps.chunk(2)
+                sums.setdefault(name, _Sums()).add(clean, attacked)
 
         return record
 
     handles = [module.register_forward_hook(hook(name)) for name, module in found.items()]
     try:
         for clean, attacked in zip(images.split(batch), adv.split(batch), strict=True):
+            total = 2 * len(clean)
             model(torch.cat([clean, attacked]).to(device))
     finally:
         for handle in handles:
             handle.remove()
     rows = [
-        {"depth": depth, "layer": name, "kind": type(found[name]).__name__} | total.row()
-        for depth, (name, total) in enumerate(sums.items())
+        {"depth": depth, "layer": name, "kind": type(found[name]).__name__} | sums[name].row()
+        for depth, name in enumerate(sums)
     ]
     return pd.DataFrame(rows)

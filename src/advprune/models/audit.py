@@ -7,7 +7,7 @@ network is run; the rule for what fits is the one by which `checkpoint.fill` loa
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from pydantic import ValidationError
 
 from advprune.core.errors import UserError
-from advprune.models.checkpoint import build, canonical, dtype_name, is_stored, misfit, stored
+from advprune.core.networks import LIBRARY, is_library
+from advprune.models.checkpoint import build, canonical, is_stored, misfit, stored
+from advprune.models.outside import Rename, dtype_name, renaming
 from advprune.models.spec import BLOCKS, ModelSpec
 
 Tensors = dict[str, torch.Tensor]
@@ -105,6 +107,7 @@ def audit(
     given: Mapping[str, Any] | None = None,
     tolerance: float = 0.0,
     keep: float | None = None,
+    factory: str | None = None,
 ) -> Audit:
     """Audit the `tensors` of a checkpoint, under the names that the file gives them.
 
@@ -112,17 +115,22 @@ def audit(
     classes, must not contradict it. Without a header the architecture is inferred, with what is
     given fixed. tolerance: numbers of at most this magnitude count as zeros, at least 0. keep: the
     share of each layer's weights that the largest |popup_scores| keep, in (0, 1], for files that
-    hold such scores (HYDRA, Sehwag et al., 2020, where it is called k). Raises UserError where
-    `given`, tolerance or keep are out of range.
+    hold such scores (HYDRA, Sehwag et al., 2020, where it is called k). factory: the function of
+    the user's that may be called to make the network (`checkpoint.build`). Raises UserError where
+    `given`, tolerance or keep are out of range, and where the network cannot be made.
     """
     if tolerance < 0:
         raise UserError(f"the tolerance of zeros is at least 0 (got {tolerance})")
-    found, source, said = plain(tensors, keep), "header", given or {}
+    source, said = "header", given or {}
+    if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
+        source, spec = "given", outside_spec(said)
+    wanted = _wanted(spec, factory)
+    found = plain(tensors, keep, naming(spec, tensors, wanted))
     if spec is None:
         source = "given" if given else "inferred"
         spec = inferred(found.tensors, said)
+        wanted = _wanted(spec, factory)
     found.faults += _contradicted(spec, said)
-    wanted = _wanted(spec)
     known = {name: found.tensors[name] for name in wanted if name in found.tensors}
     rest = {name: tensor for name, tensor in found.tensors.items() if name not in known}
     if spec is None or len(known) < KNOWN_SHARE * len(wanted):
@@ -148,8 +156,44 @@ def audit(
     )
 
 
-def plain(tensors: Mapping[str, torch.Tensor], keep: float | None = None) -> Plain:
-    """Names without wrappers' prefixes, and masks applied to their weights.
+def naming(
+    spec: ModelSpec | None, tensors: Mapping[str, torch.Tensor], wanted: Container[str]
+) -> Rename:
+    """From a file's names to those of a network of that spec, which are `wanted`."""
+    return renaming(tensors, wanted) if spec and spec.outside else canonical
+
+
+def outside_spec(given: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a network that is none of this library's, from what is given of it.
+
+    That is its architecture, classes, channels and options, if it has some. UserError where one is
+    missing or wrong.
+    """
+    if missing := [key for key in ("classes", "channels") if key not in given]:
+        raise UserError(
+            f"of {given['architecture']} nobody can tell {missing[0]} by its tensors; give --"
+            f"{missing[0]}"
+        )
+    none = {"mean": (0.0,) * given["channels"], "std": (1.0,) * given["channels"]}
+    try:
+        return ModelSpec(**none, **given)
+    except ValidationError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: ValidationError) -> UserError:
+    """What is wrong with what was given of a network."""
+    fault = error.errors()[0]
+    key, words = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+    return UserError(f"{key}: {words} (got {fault['input']!r})" if key else words)
+
+
+def plain(
+    tensors: Mapping[str, torch.Tensor],
+    keep: float | None = None,
+    rename: Rename = canonical,
+) -> Plain:
+    """Names without wrappers' prefixes, by `rename`, and masks applied to their weights.
 
     Understood are `X_orig` with `X_mask` (torch.nn.utils.prune), `X` with `X_mask`, a layer's
     `weight` with its `mask`, and a `weight` with `popup_scores`, of which each layer keeps the
@@ -160,7 +204,7 @@ def plain(tensors: Mapping[str, torch.Tensor], keep: float | None = None) -> Pla
     origin: dict[str, str] = {}
     found = Plain({})
     for name, tensor in tensors.items():
-        new = canonical(name)
+        new = rename(name)
         if not is_stored(new):
             continue
         if new in origin:
@@ -245,13 +289,11 @@ def _candidate(
         return None
     none = {"mean": (0.0,) * sizes["channels"], "std": (1.0,) * sizes["channels"]}
     try:
-        spec = ModelSpec(architecture=architecture, **sizes, **none)  # type: ignore[arg-type]
+        spec = ModelSpec(architecture=architecture, **sizes, **none)
     except ValidationError as error:
-        fault = error.errors()[0]
         if not strict:
             return None
-        key = ".".join(map(str, fault["loc"]))
-        raise UserError(f"{key}: {fault['msg']} (got {fault['input']!r})") from error
+        raise _refused(error) from error
     inner = _inner(tensors, spec)
     try:
         return ModelSpec(**spec.model_dump() | {"inner": inner}) if inner else spec
@@ -282,10 +324,13 @@ def _fit(spec: ModelSpec, tensors: Tensors) -> tuple[int, int]:
     return right, -(len(wanted) + len(tensors) - 2 * len(shared))
 
 
-def _wanted(spec: ModelSpec | None) -> Tensors:
-    """What a network of that spec holds: names, shapes and types, without memory for numbers."""
+def _wanted(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
+    """What a network of that spec holds: names, shapes and types, of this library's networks
+    without memory for numbers."""
     if spec is None:
         return {}
+    if spec.outside:  # its code may need real numbers
+        return stored(build(spec, factory))
     with torch.device("meta"):
         return stored(build(spec))
 
@@ -294,7 +339,7 @@ def _unknown(spec: ModelSpec | None, known: int, wanted: int) -> str:
     if spec is None:
         return "architecture: no convolution conv1 and linear layer to tell the architecture by"
     return (
-        f"architecture: none fits; the nearest, {spec.architecture} of width {spec.width}, finds "
+        f"architecture: none fits; the nearest, {spec.described}, finds "
         f"{known} of its {wanted} tensors"
     )
 

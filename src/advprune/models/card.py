@@ -8,6 +8,7 @@ from torch import nn
 
 from advprune.core.files import sha256_of, write_json
 from advprune.models.checkpoint import load_model
+from advprune.models.outside import WEIGHTED, code_files
 from advprune.models.spec import ModelSpec, spec_of
 
 BINS = 121
@@ -15,11 +16,13 @@ REACH = 4.0  # the histogram spans the dense weights' mean +- so many sigmas
 
 
 def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and biases by name: parameters, or the integers of quantized layers."""
+    """Weights and biases by name: parameters, and the integers of quantized layers."""
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
     if spec_of(model).quantization is None:
-        return dict(model.named_parameters())
+        return parameters
     buffers = model.named_buffers()
-    return {name: b for name, b in buffers if name.rpartition(".")[2] in ("weight", "bias")}
+    integers = {name: b for name, b in buffers if name.rpartition(".")[2] in ("weight", "bias")}
+    return integers | parameters
 
 
 def sparsity_of(model: nn.Module) -> float:
@@ -42,10 +45,15 @@ def bits_of(spec: ModelSpec) -> int:
 
 
 def stored_bits_of(model: nn.Module) -> int:
-    """Bits of the weights of all convolutions and linear layers, without scales and biases."""
-    tensors = stored_weights(model).items()
-    weights = sum(t.numel() for name, t in tensors if name.endswith("weight") and t.ndim > 1)
-    return bits_of(spec_of(model)) * weights
+    """Bits of the weights of all convolutions and linear layers, without scales and biases.
+
+    In a quantized model, weights that are left in floating point have 32.
+    """
+    spec, tensors = spec_of(model), stored_weights(model).items()
+    weights = [t for name, t in tensors if name.endswith("weight") and t.ndim > 1]
+    if spec.quantization is None:
+        return bits_of(spec) * sum(t.numel() for t in weights)
+    return sum(t.numel() * (32 if t.is_floating_point() else bits_of(spec)) for t in weights)
 
 
 @torch.no_grad()
@@ -53,14 +61,19 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates that one image `[C, H, W]` costs in convolutions and linear layers.
 
     An output value costs as many as a filter has weights. Zeros count: a mask saves nothing here, a
-    smaller layer does. Biases, batch-norm and additions of shortcuts do not count.
+    smaller layer does. Biases, batch-norm and additions of shortcuts do not count. Of attention
+    (nn.MultiheadAttention) what maps its input and output counts; other weights that a network
+    reads without calling a layer do not.
     """
     counts: list[int] = []
 
-    def count(module: Any, inputs: object, out: torch.Tensor) -> None:
-        counts.append(out.numel() * module.weight[0].numel())
+    def count(module: Any, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
+        if isinstance(module, nn.MultiheadAttention):
+            counts.append(4 * inputs[0].numel() * module.embed_dim)
+        else:
+            counts.append(out.numel() * module.weight[0].numel())
 
-    layers = [m for m in model.modules() if getattr(m, "weight", torch.zeros(())).ndim > 1]
+    layers = [m for m in model.modules() if _multiplies(m)]
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.random.fork_rng(devices=[]):  # layers that draw leave the global state alone
@@ -69,6 +82,13 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
         for handle in handles:
             handle.remove()
     return sum(counts)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a layer multiplies its input by a matrix or filters, of floats or of integers."""
+    integers = dict(module.named_buffers(recurse=False)).get("weight")
+    layers = (*WEIGHTED, nn.MultiheadAttention)
+    return isinstance(module, layers) or (integers is not None and integers.ndim > 1)
 
 
 @torch.no_grad()
@@ -88,7 +108,7 @@ def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
         used = met[0] * met[1] * module.weight[:, :, 0, 0].numel()
         idle.append(module.weight.numel() - used)
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.padding_mode == "zeros"]
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.random.fork_rng(devices=[]):
@@ -101,12 +121,21 @@ def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
 
 def _met(size: int, steps: int, layer: nn.Conv2d, axis: int) -> int:
     """How many rows (or columns) of a filter ever meet one of the map's `size`."""
-    stride, padding = layer.stride[axis], int(layer.padding[axis])
-    places = range(layer.kernel_size[axis])
+    stride, dilation = layer.stride[axis], layer.dilation[axis]
+    places = [dilation * place for place in range(layer.kernel_size[axis])]
+    padding = _padding(layer, axis)
     return sum(
         any(0 <= step * stride + place - padding < size for step in range(steps))
         for place in places
     )
+
+
+def _padding(layer: nn.Conv2d, axis: int) -> int:
+    """How many rows (or columns) of zeros stand before a map; `same` puts the fewer ones first."""
+    if not isinstance(layer.padding, str):
+        return int(layer.padding[axis])
+    whole = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+    return whole // 2 if layer.padding == "same" else 0
 
 
 def write_card(
@@ -118,14 +147,17 @@ def write_card(
     twin_agreement: float | None = None,
     twin_logit_gap: float | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    factory: str | None = None,
 ) -> None:
     """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
 
     parent: the dense network or its checkpoint, for histograms of the weights before and after.
     image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without it.
+    factory: as in `load_model`; the card then holds the sha256 of its file, `code`, so that what
+    follows is made anew when the code changes.
     """
-    model = load_model(path)
-    before = load_model(parent) if isinstance(parent, Path) else parent
+    model = load_model(path, factory)
+    before = load_model(parent, factory) if isinstance(parent, Path) else parent
     card = {
         "parameters": sum(t.numel() for t in stored_weights(model).values()),
         "bits": bits_of(spec_of(model)),
@@ -142,6 +174,8 @@ def write_card(
         "sha256": sha256_of(path),
         "histogram": histograms(before, model) if before is not None else None,
     }
+    if files := code_files(spec_of(model).factory):
+        card["code"] = sha256_of(files[0])
     write_json(path.with_suffix(".json"), card)
 
 

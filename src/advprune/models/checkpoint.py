@@ -21,14 +21,13 @@ from advprune.core.errors import UserError
 from advprune.core.files import atomic, sha256_of
 from advprune.models import binary
 from advprune.models.insert import places, put
+from advprune.models.outside import PREFIXES, build_outside, dtype_name, renaming
 from advprune.models.resnet import build_dense
 from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
 
 LayerFactory = Callable[..., nn.Module]
 _LAYERS: dict[str, LayerFactory] = {}
 _PLUGINS = ("advprune.pruning",)
-# Put before every name by data-parallel training, by torch.compile, by modules around a network.
-PREFIXES = ("module.", "_orig_mod.", "model.")
 WRAPPINGS = ("state_dict", "net", "model")
 
 
@@ -42,15 +41,18 @@ def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
     return register
 
 
-def build(spec: ModelSpec) -> nn.Module:
-    """The module that a spec describes, in evaluation mode, weights not set."""
-    model: nn.Module = build_dense(spec)
+def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
+    """The module that a spec describes, in evaluation mode, weights not set.
+
+    factory: the user's function that may be called, where the spec names one (models/outside.py).
+    """
+    model: nn.Module = build_outside(spec, factory) if spec.outside else build_dense(spec)
     if spec.binary:
         model = binary.skeleton(model)
     for inserted in spec.layers:
-        factory = _layer_factory(inserted.kind)
+        layer = _layer_factory(inserted.kind)
         for name in places(model, inserted.where):
-            put(model, inserted.where, name, _layer(factory, inserted))
+            put(model, inserted.where, name, _layer(layer, inserted))
     if spec.quantization is not None:
         quantize = importlib.import_module("advprune.quantization.post_training")
         model = quantize.skeleton(model, spec.quantization)
@@ -93,8 +95,11 @@ def is_stored(name: str) -> bool:
     return not name.endswith("num_batches_tracked")
 
 
-def load_model(path: Path | str) -> nn.Module:
+def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     """Rebuild the model stored at `path`: evaluation mode, [0, 1] images in, logits out.
+
+    factory: `package.module:function`, the one function of the user's own that may be called to
+    make the network; a file that names another is refused, whatever it holds.
 
     Raises UserError where the file is missing, cut short, holds no spec, lacks or exceeds the
     tensors that the spec asks for, has other shapes, or holds NaN or infinite numbers, or weights
@@ -105,7 +110,7 @@ def load_model(path: Path | str) -> nn.Module:
     spec = header_spec(metadata, where=str(path))
     if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
-    model = build(spec)
+    model = build(spec, factory)
     fill(model, tensors, where=str(path))
     binary.check_binary(model, where=str(path))
     return model
@@ -187,15 +192,10 @@ def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
     return None
 
 
-def dtype_name(tensor: torch.Tensor) -> str:
-    """`float32`, `int8`, …"""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def describe(model: nn.Module) -> str:
     """A model in a few words, for messages."""
     spec = spec_of(model)
-    return f"{spec.architecture} of width {spec.width} with {spec.classes} classes"
+    return f"{spec.described} with {spec.classes} classes"
 
 
 def _listed(names: list[str], most: int = 8) -> str:
@@ -205,23 +205,27 @@ def _listed(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def load_foreign(spec: ModelSpec, reference: str, sha256: str | None) -> nn.Module:
+def load_foreign(
+    spec: ModelSpec, reference: str, sha256: str | None, factory: str | None = None
+) -> nn.Module:
     """Build `spec` and fill it with weights from elsewhere, mapped tensor by tensor.
 
     `reference` is a path to a safetensors file or a PyTorch state dict, or `package:<name>/<file>`
     for a file inside an installed package. Common wrappings (`state_dict`, `net`, `model`), a
-    `module.` prefix and torchvision's names (`fc`, `downsample`) are understood. A state dict is
-    read with `weights_only=True`. Raises UserError where the hash differs or tensors do not fit.
+    `module.` prefix and, for this library's networks, torchvision's names (`fc`, `downsample`) are
+    understood. A state dict is read with `weights_only=True`. factory: as in `build`. Raises
+    UserError where the hash differs or tensors do not fit.
     """
     path = _resolve(reference)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
     renamed: dict[str, torch.Tensor] = {}
-    for name, tensor in read_weights(path)[0].items():
-        if (new := canonical(name)) in renamed:
+    model, (tensors, _) = build(spec, factory), read_weights(path)
+    rename = renaming(tensors, stored(model)) if spec.outside else canonical
+    for name, tensor in tensors.items():
+        if (new := rename(name)) in renamed:
             raise UserError(f"{reference} holds two tensors that are both called {new}")
         renamed[new] = tensor
-    model = build(spec)
     fill(model, {n: t for n, t in renamed.items() if is_stored(n)}, where=reference)
     return model
 

@@ -7,6 +7,7 @@ are left alone: their sums are exact, and rounding before a sign can turn it ove
 
 import copy
 
+import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -22,21 +23,29 @@ class _LeafTracer(fx.Tracer):
 
 
 def _own(module: nn.Module) -> bool:
-    """Whether a module's code is this library's or torch's."""
-    return type(module).__module__.partition(".")[0] in ("advprune", "torch")
+    """Whether a module's code is this library's, torch's or torchvision's."""
+    return type(module).__module__.partition(".")[0] in ("advprune", "torch", "torchvision")
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """A model in the layout in which convolutions are fastest, in place, where all of its code is
+    known to bear that: views of another's making may need the usual one."""
+    known = all(_own(module) for module in model.modules())
+    return model.to(memory_format=torch.channels_last) if known else model
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode with every conv-bn pair merged into one convolution.
 
-    A model of another's making, or that torch.fx cannot trace, is copied without folding.
+    Parts of another's making are left as they are; a model that torch.fx cannot trace is copied
+    without folding.
     """
     model = copy.deepcopy(model).eval()
     if not _own(model):
         return model
     try:
         traced = fx.GraphModule(model, _LeafTracer().trace(model))
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError):
+    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError):
         return model
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):

@@ -5,9 +5,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from advprune.models.spec import LayerSpec, Site, Where, attach, spec_of
+from advprune.core.errors import UserError
+from advprune.models.spec import LayerSpec, Site, Where, attach, sites, spec_of
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+NEEDED: dict[Where, str] = {
+    "relu": "no activation that is a module (nn.ReLU and the like, not F.relu) to stand behind",
+    "conv": "no convolution (nn.Conv2d) to stand behind",
+    "weight": "no convolution or linear layer to act on",
+}
 
 
 class WrappedConv2d(nn.Conv2d):
@@ -41,8 +47,9 @@ def _through(layer: nn.Module | None, weight: torch.Tensor) -> torch.Tensor:
 
 def places(model: nn.Module, where: Where) -> list[str]:
     """The modules that layers of that kind of place belong to, by name."""
+    if where == "relu":
+        return list(sites(model))
     kinds: dict[Where, tuple[type[nn.Module], ...]] = {
-        "relu": (Site,),
         "conv": (nn.Conv2d,),
         "weight": (nn.Conv2d, nn.Linear),
     }
@@ -50,7 +57,12 @@ def places(model: nn.Module, where: Where) -> list[str]:
 
 
 def insert(model: nn.Module, layers: dict[str, nn.Module], spec: LayerSpec) -> None:
-    """Put one layer at each named place, in place, and let the model's spec say so."""
+    """Put one layer at each named place, in place, and let the model's spec say so.
+
+    UserError where there is no place, or one that no layer can be put at.
+    """
+    if not layers:
+        raise UserError(f"the network has {NEEDED[spec.where]}; leave it out")
     for name, layer in layers.items():
         put(model, spec.where, name, layer)
     known = spec_of(model)
@@ -63,24 +75,33 @@ def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
     if isinstance(module, Site):
         module.append(layer)
         return
-    wrapped, role = _wrapped(module), "on_output" if where == "conv" else "on_weight"
+    if where == "relu":
+        site = Site(module).train(module.training)
+        site.append(layer)
+        model.set_submodule(name, site)
+        return
+    wrapped, role = _wrapped(name, module), "on_output" if where == "conv" else "on_weight"
     before = getattr(wrapped, role)
     setattr(wrapped, role, layer if before is None else nn.Sequential(before, layer))
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, wrapped)
 
 
-def _wrapped(module: nn.Module) -> nn.Module:
+def _wrapped(name: str, module: nn.Module) -> nn.Module:
     """The module itself where it is wrapped already, else its wrapped form with its tensors."""
     if isinstance(module, WrappedConv2d | WrappedLinear):
         return module
     if type(module) is nn.Linear:
         return _adopt(WrappedLinear(module.in_features, module.out_features), module)
-    if type(module) is nn.Conv2d:  # not one that binarizes, which would be lost
+    if type(module) is nn.Conv2d:  # not what is derived from it, whose forward pass would be lost
         size = (module.in_channels, module.out_channels, module.kernel_size)
-        strides = {"stride": module.stride, "padding": module.padding}
+        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        strides = {name: getattr(module, name) for name in names}
         return _adopt(WrappedConv2d(*size, **strides), module)
-    raise TypeError(f"{type(module).__name__} has no weight to wrap")
+    raise UserError(
+        f"{name} is a {type(module).__name__}; layers can be put on or behind nn.Conv2d and "
+        "nn.Linear, but not what is derived from them"
+    )
 
 
 def _adopt(wrapped: Layer, module: Layer) -> Layer:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from advprune.models.outside import Outside
 from advprune.models.spec import BLOCKS, ModelSpec, Normalize, Site
 
 
@@ -69,7 +70,13 @@ class ResNet(nn.Module):
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """He initialization of all convolutions and linear layers, from a generator, in place."""
+    """He initialization of all convolutions and linear layers, from a generator, in place.
+
+    A network of another's making is initialized as its maker does.
+    """
+    if isinstance(model, Outside):
+        model.initialize(generator)
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

@@ -3,8 +3,10 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from torch import nn
+
+from advprune.core.networks import Network, Options, is_factory, is_library
 
 Where = Literal["relu", "conv", "weight"]
 BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
@@ -22,26 +24,32 @@ class LayerSpec(BaseModel):
 
 
 class QuantizationSpec(BaseModel):
-    """Every convolution and linear layer works on integers of so many bits."""
+    """Every convolution and linear layer works on integers of so many bits, but for those that are
+    `left` in floating point, by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     bits: int = Field(ge=2, le=8)
+    left: tuple[str, ...] = Field(default=(), exclude_if=lambda left: not left)
 
 
 class ModelSpec(BaseModel):
     """A network, whole: architecture, sizes, normalization, inserted layers, bits.
 
-    `mean` and `std` are per channel, in the [0, 1] range of the images. `binary`: every weight of a
-    convolution or linear layer is one bit (models/binary.py). `stages` are the channels of the stem
-    and of each stage's residual stream; empty means width, width, 2 width, 4 width, and so on.
-    `inner` is the number of channels between the two convolutions of each block, in order of the
-    blocks, at least 1 and, where `stages` are not given, at most the block's width; empty means as
-    wide as the block. What is false or empty of these three is left out of the stored text.
+    `architecture` is a name as in `core.networks`. `width` is that of this library's networks, 0 in
+    others, whose makers are called with `options`. `mean` and `std` are per channel, in the [0, 1]
+    range of the images. `binary`: every weight of a convolution or linear layer is one bit
+    (models/binary.py). `stages` are the channels of the stem and of each stage's residual stream;
+    empty means width, width, 2 width, 4 width, and so on. `inner` is the number of channels between
+    the two convolutions of each block, in order of the blocks, at least 1 and, where `stages` are
+    not given, at most the block's width; empty means as wide as the block. What is false or empty
+    of these is left out of the stored text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    architecture: Literal["resnet18", "resnet20"]
-    width: int = Field(ge=1, le=1024)
+    architecture: Network
+    width: int = Field(
+        default=0, ge=0, le=1024, exclude_if=lambda width: not width, validate_default=True
+    )
     channels: int = Field(ge=1, le=4)
     classes: int = Field(ge=2)
     mean: tuple[float, ...]
@@ -53,6 +61,38 @@ class ModelSpec(BaseModel):
         default=(), exclude_if=lambda stages: not stages
     )
     inner: tuple[int, ...] = Field(default=(), exclude_if=lambda inner: not inner)
+    options: Options = Field(default={}, exclude_if=lambda options: not options)
+
+    @property
+    def outside(self) -> bool:
+        """Whether the network is of another's making (models/outside.py)."""
+        return not is_library(self.architecture)
+
+    @property
+    def factory(self) -> str | None:
+        """The function that makes the network, where it is one of the user's."""
+        return self.architecture if is_factory(self.architecture) else None
+
+    @property
+    def described(self) -> str:
+        """The network in a few words."""
+        return self.architecture if self.outside else f"{self.architecture} of width {self.width}"
+
+    @model_validator(mode="after")
+    def _parts_are_of_the_library(self) -> "ModelSpec":
+        parts = ("width", "binary", "stages", "inner")
+        if self.outside and (found := [name for name in parts if getattr(self, name)]):
+            raise ValueError(f"{self.architecture} has no {found[0]}")
+        if self.options and not self.outside:
+            raise ValueError(f"{self.architecture} has no options")
+        return self
+
+    @field_validator("width")
+    @classmethod
+    def _width_of_the_library(cls, width: int, info: ValidationInfo) -> int:
+        if not width and is_library(info.data.get("architecture", "")):
+            raise ValueError("Input should be greater than or equal to 1")
+        return width
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -68,7 +108,7 @@ class ModelSpec(BaseModel):
     @classmethod
     def _stages_fit_the_architecture(cls, stages: tuple[int, ...], info: ValidationInfo) -> Any:
         architecture = info.data.get("architecture")
-        if stages and architecture and len(stages) != len(BLOCKS[architecture]) + 1:
+        if stages and architecture in BLOCKS and len(stages) != len(BLOCKS[architecture]) + 1:
             raise ValueError(
                 f"{architecture} has a stem and {len(BLOCKS[architecture])} stages, "
                 f"not {len(stages)} in all"
@@ -81,6 +121,8 @@ class ModelSpec(BaseModel):
         if not inner or not {"architecture", "width", "stages"} <= info.data.keys():
             return inner
         architecture, stages = info.data["architecture"], info.data["stages"]
+        if architecture not in BLOCKS:
+            return inner
         widths = block_widths(architecture, streams(architecture, info.data["width"]))
         widths = (MOST_CHANNELS,) * len(widths) if stages else widths
         if len(inner) != len(widths):
@@ -119,17 +161,31 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU),
+    *(nn.Mish, nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid),
+)
+
+
 class Site(nn.Sequential):
-    """An activation site: a ReLU (in binary networks a Hardtanh), and behind it whatever layers
-    families put there."""
+    """An activation site: a ReLU (in binary networks a Hardtanh, in others' what they have), and
+    behind it whatever layers families put there."""
 
-    def __init__(self) -> None:
-        super().__init__(nn.ReLU(inplace=True))
+    def __init__(self, activation: nn.Module | None = None) -> None:
+        super().__init__(activation or nn.ReLU(inplace=True))
 
 
-def sites(model: nn.Module) -> dict[str, Site]:
-    """All activation sites of a model by name, in forward order of definition."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Site)}
+def sites(model: nn.Module) -> dict[str, nn.Module]:
+    """All activation sites of a model by name, in forward order of definition.
+
+    In a network of another's making, modules such as nn.ReLU that no site holds yet are sites.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = isinstance(found.get(name.rpartition(".")[0]), Site)
+        if isinstance(module, Site) or (isinstance(module, ACTIVATIONS) and not inside):
+            found[name] = module
+    return found
 
 
 def attach(model: nn.Module, spec: ModelSpec) -> None:

@@ -1,6 +1,7 @@
 """The seam that every family fits: a registry, typed settings, and what pruning returns."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,7 +144,12 @@ def prune(
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
     known = Data(*data) if isinstance(data, tuple) else data
     known = known and replace(known, seed=seed)
-    return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, known, generator)
+    try:
+        return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, known, generator)
+    except UserError as error:
+        if name in re.findall(r"\w+", str(error)):
+            raise
+        raise UserError(f"{name}: {error}") from error
 
 
 def unchanged(model: nn.Module) -> Pruned:

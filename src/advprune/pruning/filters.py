@@ -53,7 +53,10 @@ def chosen_filters(model: nn.Module, fraction: float) -> dict[str, torch.Tensor]
     """By name of the residual block, which filters of its first convolution go, `[out]`."""
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, BasicBlock)}
     if not blocks:
-        raise UserError("filters: the network has no residual blocks to prune")
+        raise UserError(
+            "filters: the network has no residual blocks to prune, as resnet18 and resnet20 have; "
+            "leave the family out"
+        )
     return {name: smallest_filters(b.conv1.weight, fraction) for name, b in blocks.items()}
 
 

@@ -29,6 +29,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from advprune.core.errors import UserError
 
 Tensors = dict[str, torch.Tensor]  # by parameter name
 Removed = Mapping[str, torch.Tensor]  # bool by parameter name, True where a weight is removed
@@ -90,20 +93,28 @@ def kernel_products(
     that one is read), N clean and M crafted images: about `P n + (1 + P) (N + M) A`, some three
     times that where a gradient is taken. Jacobians would take `(N + M) O n`. For many vectors call
     it for a few at a time.
+
+    UserError where an operation of the network has no forward derivative.
     """
     parameters = trainable(model)
 
     def logits(values: Tensors, images: torch.Tensor) -> torch.Tensor:
         return functional_call(model, values, (images,))
 
-    pull = vjp(lambda values: logits(values, crafted), parameters)[1]
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        pull = vjp(lambda values: logits(values, crafted), parameters)[1]
 
     def product(vector: torch.Tensor) -> torch.Tensor:
         (gradient,) = pull(vector)
         kept = {name: _without(g, name, removed) for name, g in gradient.items()}
         return jvp(lambda values: logits(values, clean), (parameters,), (kept,))[1]
 
-    return vmap(product)(vectors)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no forward derivative
+            return vmap(product)(vectors)
+    except NotImplementedError as error:
+        words = str(error).splitlines()[0]
+        raise UserError(f"the network has no tangent kernel in torch: {words}") from error
 
 
 def probing_vectors(

@@ -15,7 +15,7 @@ quantization_training.py.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,9 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         out, device = layer.weight.shape[0], layer.weight.device
         self.levels, self.differentiable = 2**bits - 1, False
-        self.conv = (layer.stride, layer.padding) if isinstance(layer, nn.Conv2d) else None
+        names = ("stride", "padding", "dilation", "groups")
+        convolves = isinstance(layer, nn.Conv2d)
+        self.conv = {name: getattr(layer, name) for name in names} if convolves else None
         self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out, device=device))
         self.register_buffer("bias", torch.zeros(out, dtype=torch.float64, device=device))
@@ -87,8 +89,7 @@ class QuantizedLayer(nn.Module):
     def _apply_weights(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if self.conv is None:
             return F.linear(x, weight)
-        stride, padding = self.conv
-        return F.conv2d(x, weight, stride=stride, padding=padding)
+        return F.conv2d(x, weight, **self.conv)
 
     def _exact_type(self, x: torch.Tensor) -> torch.dtype:
         """float32 where no sum can reach 2^24, up to which it holds whole numbers exactly; else
@@ -130,13 +131,13 @@ def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return value.detach() + (x - x.detach())
 
 
-def float_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers of a float network that quantization replaces, by name."""
+def float_layers(model: nn.Module, left: Container[str] = ()) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers of a float network that quantization replaces, by name; `left` stay."""
     if is_binary(model):
         raise UserError(
             "quantize: the network is binary: its weights are stored in one bit as it is"
         )
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    found = {n: m for n, m in _layers(model).items() if n not in left}
     for name, layer in found.items():
         if isinstance(layer, WrappedConv2d | WrappedLinear):
             raise UserError(
@@ -144,6 +145,17 @@ def float_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
                 "have no place for; quantize the dense network or another family"
             )
     return found
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    kinds = nn.Conv2d, nn.Linear
+    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def has_integers(layer: nn.Module) -> bool:
+    """Whether integers can do what a layer does: it is nothing derived from nn.Conv2d or nn.Linear,
+    and what it pads with are zeros."""
+    return type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.padding_mode == "zeros")
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -155,7 +167,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 def skeleton(model: nn.Module, spec: QuantizationSpec) -> nn.Module:
     """The quantized form of a dense model with empty weights, for loading a checkpoint."""
     folded = fold_batchnorm(model)
-    for name, layer in float_layers(folded).items():
+    for name, layer in float_layers(folded, spec.left).items():
         replace(folded, name, QuantizedLayer(layer, spec.bits))
     return folded.eval()
 
@@ -166,21 +178,24 @@ def quantize(
     """Quantize a dense model; input ranges come from `images` `[N, C, H, W]` in [0, 1].
 
     bits: 2 to 8. percentile: the part of each layer's inputs that the range covers; 100 is minimum
-    to maximum. The given model stays as it was. Raises ValueError for other bits, and UserError
-    for a binary network and where a family put a layer on a weight or behind a convolution.
+    to maximum. The given model stays as it was. In a network of another's making, layers that are
+    more than nn.Conv2d or nn.Linear, or whose weight is read without calling them, are left in
+    floating point; the spec names them. Raises ValueError for other bits, and UserError for a
+    binary network, where a family put a layer on a weight or behind a convolution, and where no
+    layer is left to be quantized.
     """
-    spec = quantized_spec(model, bits)
     folded, integers = calibrated(model, images, bits, percentile)
     for name, layer in float_layers(folded).items():
-        integers[name].set_weights(layer)
-        replace(folded, name, integers[name])
-    attach(folded, spec)
+        if name in integers:
+            integers[name].set_weights(layer)
+            replace(folded, name, integers[name])
     return folded.eval()
 
 
-def quantized_spec(model: nn.Module, bits: int) -> ModelSpec:
+def quantized_spec(model: nn.Module, bits: int, left: Iterable[str] = ()) -> ModelSpec:
     """The spec of a model's quantized form; ValueError for bits outside 2 to 8."""
-    return spec_of(model).model_copy(update={"quantization": QuantizationSpec(bits=bits)})
+    quantization = QuantizationSpec(bits=bits, left=tuple(left))
+    return spec_of(model).model_copy(update={"quantization": quantization})
 
 
 def calibrated(
@@ -189,14 +204,21 @@ def calibrated(
     """The folded float network, and by name the integer layers that are to replace its own.
 
     Their input ranges are set, from what the float layers receive on `images`; their weights are
-    not.
+    not. The network carries the quantized form's spec.
     """
+    quantized_spec(model, bits)  # refuses bits that are out of range
     float_layers(model)  # before folding, which looks through wrapped layers
     folded = fold_batchnorm(model)
-    layers = float_layers(folded)
-    integers = {name: QuantizedLayer(layer, bits) for name, layer in layers.items()}
-    for name, ends in _input_ranges(folded, layers, images, percentile).items():
+    layers = {name: m for name, m in float_layers(folded).items() if has_integers(m)}
+    ranges = _input_ranges(folded, layers, images, percentile)
+    if not ranges:
+        raise UserError("quantize: the network calls no nn.Conv2d or nn.Linear")
+    integers = {name: QuantizedLayer(layers[name], bits) for name in ranges}
+    for name, ends in ranges.items():
         integers[name].set_input_range(*ends)
+    attach(
+        folded, quantized_spec(model, bits, left=[n for n in _layers(folded) if n not in ranges])
+    )
     return folded, integers
 
 
@@ -207,7 +229,7 @@ def _input_ranges(
     percentile: float,
     batch: int = 64,
 ) -> dict[str, tuple[float, float]]:
-    """Per layer, the low and high ends of what it receives on `images`."""
+    """Per layer that is called, the low and high ends of what it receives on `images`."""
     device = device_of(model)
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in layers}
 
@@ -225,7 +247,7 @@ def _input_ranges(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _widest(ends, percentile) for name, ends in seen.items()}
+    return {name: _widest(ends, percentile) for name, ends in seen.items() if ends}
 
 
 def _ends(x: torch.Tensor, percentile: float) -> tuple[float, float]:

@@ -18,12 +18,10 @@ from torch import nn
 
 from advprune.core.device import salted
 from advprune.core.params import FineTuneSettings, TrainSettings
-from advprune.models.spec import attach
 from advprune.quantization.post_training import (
     QuantizedLayer,
     calibrated,
     float_layers,
-    quantized_spec,
     replace,
     straight_through,
 )
@@ -98,11 +96,10 @@ def training_form(
 
     images: `[N, C, H, W]` in [0, 1], which input ranges are taken from.
     """
-    spec = quantized_spec(model, bits)
     folded, integers = calibrated(model, images, bits, percentile)
     for name, layer in float_layers(folded).items():
-        replace(folded, name, TrainedLayer(layer, integers[name]))
-    attach(folded, spec)
+        if name in integers:
+            replace(folded, name, TrainedLayer(layer, integers[name]))
     return folded.requires_grad_().eval()
 
 

@@ -268,8 +268,8 @@ def protocol_words(study: Study) -> str:
     seeds, n = first.clean.shape
     attacks = list(dict.fromkeys([study.main, *study.params.sparsity_study.attacks]))
     return (
-        f"Published: {board.source}; {board.protocol}. Ours: {study.source}, {model.architecture} "
-        f"of width {model.width}, {listed(attacks)} at eps {budget(study.main_attack.eps)}, "
+        f"Published: {board.source}; {board.protocol}. Ours: {study.source}, {model.described}, "
+        f"{listed(attacks)} at eps {budget(study.main_attack.eps)}, "
         f"n = {n}, the mean of {count(seeds, 'seed')}. Data, width, attack and budget differ: rows "
         "compare among the published ones or among ours, not between the two."
     )

@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from advprune.core.networks import is_library
 from advprune.core.params import ModelSettings, Profile, RecipeSettings
 from advprune.data import Split, to_float
 from advprune.models.checkpoint import build, load_foreign
+from advprune.models.outside import check_answers
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.standard import History, Trainer, accuracy
@@ -22,13 +24,31 @@ def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
         mean = tuple(round(float(v), 4) for v in pixels.mean((0, 2, 3)))
         std = tuple(round(max(float(v), 0.01), 4) for v in pixels.std((0, 2, 3)))
     return ModelSpec(
-        architecture=settings.architecture,
-        width=settings.width,
+        architecture=settings.network,
+        width=settings.width if is_library(settings.network) else 0,
         channels=channels,
         classes=len(train.classes),
         mean=mean,
         std=std,
+        options=settings.options,
     )
+
+
+def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
+    """The network of the settings for the training images, initialized from `seed`.
+
+    UserError where a network of another's making cannot answer such images.
+    """
+    model = build(spec_for(settings, train), settings.factory)
+    initialize(model, torch.Generator().manual_seed(seed))
+    check_answers(model, shape_of(train))
+    return model
+
+
+def shape_of(split: Split) -> tuple[int, int, int]:
+    """Of an image, `(C, H, W)`."""
+    channels, height, width = split.images.shape[1:]
+    return channels, height, width
 
 
 def load_or_train(
@@ -46,14 +66,14 @@ def load_or_train(
     Weights that the profile gives for the recipe of this name are loaded instead of trained.
     state: where the training state is kept after each epoch, to be resumed after a kill.
     """
-    spec = spec_for(settings.model, train)
     weights = settings.model.weights.get(recipe_name)
     if weights is not None:
-        model = load_foreign(spec, weights.path, weights.sha256)
+        known = weights.path, weights.sha256, settings.model.factory
+        model = load_foreign(spec_for(settings.model, train), *known)
+        check_answers(model, shape_of(train))
         reached = accuracy(model.to(device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
-    model = build(spec)
-    initialize(model, torch.Generator().manual_seed(seed))
+    model = begin(settings.model, train, seed)
     pairs = (train.images, train.labels), (val.images, val.labels)
     trainer = Trainer(model.to(device), *pairs, settings.train, recipe, seed, state)
     return model, trainer.run()

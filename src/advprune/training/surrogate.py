@@ -13,10 +13,8 @@ from torch import nn
 from advprune.core.device import device_of, salted
 from advprune.core.params import Profile, RecipeSettings, SurrogateSettings
 from advprune.data import Split, to_float
-from advprune.models.checkpoint import build
-from advprune.models.resnet import initialize
 from advprune.models.stochastic import is_randomized, mean_logits
-from advprune.training.base import spec_for
+from advprune.training.base import begin
 from advprune.training.standard import History, Trainer
 
 DRAWS = 10  # answers of a randomized target that are averaged
@@ -37,10 +35,8 @@ def train_surrogate(
     target: learn its answers to the images as they are, instead of the labels; the images are then
     neither shifted nor mirrored. state: where the training state is kept, to resume after a kill.
     """
-    change = choice.model_dump(include={"architecture", "width"}, exclude_none=True)
-    model = build(spec_for(settings.model.model_copy(update=change), train))
     seed = seed + choice.seed
-    initialize(model, torch.Generator().manual_seed(seed))
+    model = begin(choice.network(settings.model), train, seed)
     labels, optimizer = train.labels, settings.train
     if target is not None:
         labels = answers(target, train.images, optimizer.batch, seed)

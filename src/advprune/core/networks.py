@@ -1,0 +1,60 @@
+"""How a network is named, in settings and in the headers of checkpoints; nothing is imported here.
+
+Three kinds of names: one of this library's networks; `torchvision/<name>` or `timm/<name>`, a model
+of those packages; and `package.module:function`, a function of the user's that makes the network.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+LIBRARY = ("resnet18", "resnet20")
+COLLECTIONS = ("torchvision", "timm")
+_OF_COLLECTION = re.compile(r"(torchvision|timm)/[A-Za-z0-9_]+")
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+# Options of torchvision's and timm's functions that would load weights, or read a file.
+_LOADING = ("weights", "pretrained", "checkpoint", "cache", "progress")
+_GIVEN = ("classes", "channels", "num_classes", "in_chans")  # passed by the library itself
+
+
+def is_library(name: str) -> bool:
+    """Whether a name is that of one of this library's networks."""
+    return name in LIBRARY
+
+
+def is_factory(name: str) -> bool:
+    """Whether a name is that of a function, which would have to be imported and called."""
+    return ":" in name
+
+
+def _architecture(name: str) -> str:
+    if name in LIBRARY or _OF_COLLECTION.fullmatch(name):
+        return name
+    kinds = ", ".join(f"{collection}/<name>" for collection in COLLECTIONS)
+    raise ValueError(f"there is no such architecture; known: {', '.join(LIBRARY)}, {kinds}")
+
+
+def _factory(name: str) -> str:
+    if not _FACTORY.fullmatch(name):
+        raise ValueError("write package.module:function, such as my_model:network")
+    return name
+
+
+def _network(name: str) -> str:
+    return _factory(name) if is_factory(name) else _architecture(name)
+
+
+def _harmless(options: dict[str, "Option"]) -> dict[str, "Option"]:
+    for name in options:
+        if not name.isidentifier() or name in _GIVEN or name.startswith(_LOADING):
+            raise ValueError(f"{name!r} cannot be given as an option of a network")
+    return options
+
+
+Plain = bool | int | float | str | None
+Option = Plain | list[Plain]
+Architecture = Annotated[str, AfterValidator(_architecture)]
+Factory = Annotated[str, AfterValidator(_factory)]
+Network = Annotated[str, AfterValidator(_network)]
+Options = Annotated[dict[str, Option], AfterValidator(_harmless), Field(max_length=64)]

@@ -1,0 +1,262 @@
+"""Networks of another's making: a function of the user's, a model of torchvision or of timm.
+
+A function of the user's is called as `function(classes=…, channels=…, **options)`: numbers of
+classes and of an image's channels, and what the settings of the network hold under `options`. It
+returns an nn.Module that takes float32 images `[N, channels, H, W]` and returns float32 logits
+`[N, classes]`, in training mode too. Images come in [0, 1], or normalized where the settings say
+so: that is a layer in front of the network and no affair of its own. In evaluation mode equal
+images give equal logits, whatever else is in the batch.
+
+Whether a function may be called at all is decided by who asks: a checkpoint's header is data from
+outside, and says what its network is called. It is called only where the caller names the same
+function (`allowed`). The names of torchvision and timm are looked up in their own lists of models,
+and weights are never downloaded.
+"""
+
+import copy
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Container, Iterable, Iterator
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advprune.core.errors import UserError
+from advprune.models.spec import ModelSpec, Normalize
+
+Make = Callable[[], nn.Module]
+Rename = Callable[[str], str]
+# Put before every name by data-parallel training, by torch.compile, by modules around a network.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+COLOUR = 3  # channels of an image that torchvision's models take
+ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
+INSIDE = "network"  # the name of the given network in what is built here
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class Outside(nn.Module):
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a network of another's making.
+
+    make: gives the network anew, each time initialized from torch's random state. Grey images are
+    shown to torchvision's models as colour ones.
+    """
+
+    def __init__(self, spec: ModelSpec, make: Make) -> None:
+        super().__init__()
+        self.spec, self.make = spec, make
+        self.normalize = Normalize(spec.mean, spec.std)
+        grey = spec.architecture.startswith("torchvision/") and spec.channels == 1
+        self.copies = COLOUR if grey else 1
+        self.add_module(INSIDE, make())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.normalize(x)
+        if self.copies > 1:
+            x = x.repeat(1, self.copies, 1, 1)
+        # Views of a network's own (x.view(len(x), -1)) need the usual layout in memory.
+        logits: torch.Tensor = self.get_submodule(INSIDE)(x.contiguous())
+        return logits
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """The network as its maker initializes it, from a seed that `generator` draws, in place."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            fresh = self.make()
+        self.get_submodule(INSIDE).load_state_dict(fresh.state_dict())
+
+
+def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
+    """The network of a spec that is not one of this library's.
+
+    allowed: the function that may be called, as `package.module:function`. UserError where the spec
+    names another function or an unknown model, where the package is missing, or where what is made
+    is no network that can be compressed and stored.
+    """
+    if spec.factory is not None and spec.factory != allowed:
+        raise UserError(
+            f"the network is made by the function {spec.factory}, which is not called because a "
+            "file says so; if you trust that code, name it: by model.factory of the profile, or by "
+            f"--factory {spec.factory}"
+        )
+    # The shortcut of attention modules in evaluation mode would pass over layers that are put into
+    # them, or in the place of their own.
+    torch.backends.mha.set_fastpath_enabled(False)
+    make = _maker(spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # tensors that no file holds are the same each time
+        model = Outside(spec, make)
+    for fault in _faults(model):
+        raise UserError(f"{spec.architecture}: {fault}")
+    return model
+
+
+def _maker(spec: ModelSpec) -> Make:
+    collection, _, name = spec.architecture.partition("/")
+    if spec.factory is not None:
+        return _of_function(spec, spec.factory)
+    return {"torchvision": _of_torchvision, "timm": _of_timm}[collection](spec, name)
+
+
+def _of_function(spec: ModelSpec, factory: str) -> Make:
+    module, _, name = factory.partition(":")
+    function = getattr(imported(module), name, None)
+    if not callable(function):
+        raise UserError(f"{factory}: {module} has no function {name!r}")
+    sizes = {"classes": spec.classes, "channels": spec.channels}
+    return partial(_called, factory, function, **sizes, **spec.options)
+
+
+def _of_torchvision(spec: ModelSpec, name: str) -> Make:
+    from torchvision import models
+
+    known = models.list_models(module=models)  # those that classify images
+    if name not in known:
+        near = ", ".join(get_close_matches(name, known)) or "torchvision.models.list_models()"
+        raise UserError(f"torchvision has no classifier {name!r}; see {near}")
+    if spec.channels not in (1, COLOUR):
+        raise UserError(
+            f"torchvision/{name} takes grey or colour images, not {spec.channels} channels"
+        )
+    sizes = {"weights": None, "num_classes": spec.classes}
+    return partial(_called, spec.architecture, models.get_model, name, **sizes, **spec.options)
+
+
+def _of_timm(spec: ModelSpec, name: str) -> Make:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(
+            f"{spec.architecture} needs the package timm; pip install 'advprune[timm]', or timm"
+        ) from error
+    if name not in timm.list_models():
+        raise UserError(f"timm has no model {name!r}; timm.list_models() gives their names")
+    sizes = {"num_classes": spec.classes, "in_chans": spec.channels, "pretrained": False}
+    return partial(_called, spec.architecture, timm.create_model, name, **sizes, **spec.options)
+
+
+def imported(module: str) -> Any:
+    """A module by name, found from the current folder too; UserError where that fails."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever the user's code does
+        raise UserError(f"{module} cannot be imported: {_said(error)}") from error
+
+
+def _called(
+    name: str, function: Callable[..., Any], /, *arguments: Any, **options: Any
+) -> nn.Module:
+    """What a function returns; UserError where it fails or that is no module."""
+    try:
+        made = function(*arguments, **options)
+    except Exception as error:  # whatever that code does
+        words = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise UserError(f"{name}, called with {words}: {_said(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module")
+    return made
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """`float32`, `int8`, …"""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _said(error: Exception) -> str:
+    """What an error says and where it arose, on one line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    words = (str(error).strip().splitlines() or ["no reason given"])[0]
+    return f"{type(error).__name__}: {words} ({Path(last.filename).name}, line {last.lineno})"
+
+
+def _faults(model: Outside) -> Iterator[str]:
+    """Why a network cannot be compressed and stored by the names of its tensors."""
+    seen: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if isinstance(parameter, nn.UninitializedParameter):
+            yield f"{name} has no shape before the first image; give its layer all sizes"
+        elif parameter.dtype != torch.float32:
+            yield f"{name} is {dtype_name(parameter)}; all parameters must be float32"
+        elif id(parameter) in seen:
+            yield f"{seen[id(parameter)]} and {name} are one tensor; give each layer its own"
+        seen[id(parameter)] = name
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
+    for name, layer in layers.items():
+        if "weight" not in layer._parameters:
+            yield f"{name} has no weight of its own; remove its parametrization"
+    if not any(isinstance(layer, nn.Conv2d | nn.Linear) for layer in layers.values()):
+        yield "it has no nn.Conv2d or nn.Linear whose weights could be compressed"
+
+
+def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """UserError where a network of another's making does not keep the contract on images `(C, H,
+    W)`; the model stays as it was. The library's own networks keep it, and what families make of a
+    network that does may draw at random."""
+    if not isinstance(model, Outside) or model.spec.layers or model.spec.quantization:
+        return
+    name = f"{model.spec.architecture}, images {list(shape)}"
+    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            fault = _broken(copy.deepcopy(model).cpu(), images.requires_grad_())
+    except Exception as error:  # whatever the network's code does
+        raise UserError(f"{name}: {_said(error)}") from error
+    if fault:
+        raise UserError(f"{name}: {fault}")
+
+
+def _broken(model: Outside, images: torch.Tensor) -> str | None:
+    """What is wrong with a network's logits of images `[N, C, H, W]`; the model is changed."""
+    wanted, logits = [len(images), model.spec.classes], torch.empty(0)
+    for training in (True, False):
+        logits = model.train(training)(images)
+        if not isinstance(logits, torch.Tensor):
+            how = "in training" if training else "in evaluation"
+            return f"it returns {type(logits).__name__} {how}, not logits {wanted}"
+        if list(logits.shape) != wanted or logits.dtype != torch.float32:
+            return f"it returns {dtype_name(logits)} {list(logits.shape)}, not float32 {wanted}"
+    if not logits.requires_grad:
+        return "its logits have no gradient by the image, without which nothing can be attacked"
+    with torch.no_grad():
+        if _apart(model(images), logits):
+            return "its logits are random in evaluation mode; derive such layers from Stochastic"
+        if _apart(model(images[:1]), logits[:1]):
+            return "its logits of an image depend on the other images of the batch"
+    return None
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether logits differ by more than rounding."""
+    return bool((one - other).abs().max() > ROUNDING * (1 + other.abs().max()))
+
+
+def code_files(factory: str | None) -> list[Path]:
+    """The file that holds a function of the user's; nothing where there is none."""
+    found = getattr(imported(factory.partition(":")[0]), "__file__", None) if factory else None
+    return [Path(found)] if found else []
+
+
+def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
+    """From a file's names of tensors to those of an outside network's, `wanted`.
+
+    Wrappers' prefixes go, as many for all names as lets most of them fit.
+    """
+
+    def peeled(count: int, inside: str) -> Rename:
+        return lambda name: inside + _peeled(name, count)
+
+    ways = [peeled(count, inside) for count in range(4) for inside in ("", f"{INSIDE}.")]
+    known = list(names)
+    return max(ways, key=lambda way: sum(way(name) in wanted for name in known))
+
+
+def _peeled(name: str, count: int) -> str:
+    for _ in range(count):
+        name = name.partition(".")[2] if name.startswith(PREFIXES) else name
+    return name

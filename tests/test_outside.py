@@ -1,0 +1,466 @@
+"""Networks of another's making: built, stored and compressed like the library's own, or refused."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision import models
+
+from advprune.attacks.engine import attack_copy
+from advprune.cli.app import main
+from advprune.core.errors import UserError
+from advprune.core.params import ModelSettings, SurrogateSettings, TrainSettings, parse
+from advprune.evaluate.layers import where
+from advprune.models.audit import audit
+from advprune.models.card import inert_of, macs_of, stored_bits_of
+from advprune.models.checkpoint import build, load_foreign, load_model, save_model
+from advprune.models.outside import check_answers
+from advprune.models.resnet import initialize
+from advprune.models.spec import ModelSpec, sites, spec_of
+from advprune.pruning import Data, prune
+from advprune.quantization.post_training import agreement, quantize
+from advprune.training.base import begin
+
+CODE = '''
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+calls = []
+
+
+class Functional(nn.Module):
+    """ReLUs that cannot be seen, a view that bears one layout alone, a padding in words."""
+
+    def __init__(self, classes, channels, width=4):
+        super().__init__()
+        calls.append(width)
+        self.conv = nn.Conv2d(channels, width, 3, padding="same", dilation=2)
+        self.norm = nn.BatchNorm2d(width)
+        self.last = nn.Linear(width * 16, classes)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x)))
+        return self.last(F.adaptive_avg_pool2d(x, 4).view(len(x), -1))
+
+
+class Attention(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.patches = nn.Conv2d(channels, 4, 4, stride=4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.act = nn.GELU()
+        self.last = nn.Linear(4, classes)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.last(self.act(x + self.attention(x, x, x)[0]).mean(1))
+
+
+def modules(classes, channels):
+    act, last = nn.PReLU(), nn.Linear(36, classes)
+    conv = nn.Conv2d(channels, 4, 3, stride=2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(4), act, nn.Flatten(), last)
+
+
+def broken(classes, channels, how):
+    body = modules(classes, channels)
+
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = body
+            if how == "shared":
+                self.again = body[0]
+            if how == "lazy":
+                self.more = nn.LazyLinear(3)
+            if how == "double":
+                self.more = nn.Linear(2, 2).double()
+
+        def forward(self, x):
+            if how == "batch":
+                x = x - x.mean()
+            out = self.body(x)
+            answers = {
+                "aux": (out, out), "classes": out[:, 1:], "random": out + torch.rand(()),
+                "cut": out.detach(), "raise": None,
+            }
+            if how == "raise":
+                raise IndexError("not such a picture")
+            return answers.get(how, out)
+
+    return Broken()
+
+
+def nothing(classes, channels):
+    return None
+'''
+
+
+@pytest.fixture(autouse=True)
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A folder, the current one, in which theirs.py lies; unloaded afterwards."""
+    (tmp_path / "theirs.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.modules.pop("theirs", None)
+    yield tmp_path
+    sys.modules.pop("theirs", None)
+
+
+def spec(name: str, channels: int = 1, **more: Any) -> ModelSpec:
+    sizes = {"mean": (0.3,) * channels, "std": (0.4,) * channels, "classes": 3}
+    return ModelSpec(architecture=name, channels=channels, **sizes | more)
+
+
+def network(name: str, channels: int = 1, **more: Any) -> nn.Module:
+    found = spec(name, channels, **more)
+    model = build(found, found.factory)
+    initialize(model, torch.Generator().manual_seed(0))
+    return model
+
+
+def pictures(channels: int = 1, side: int = 8) -> torch.Tensor:
+    return torch.rand(6, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+LABELS = torch.arange(6) % 3
+OWN = ["theirs:Functional", "theirs:Attention", "theirs:modules"]
+
+
+# --- whose code is called ------------------------------------------------------------------------
+
+
+def test_a_header_calls_no_function_that_was_not_named(code: Path) -> None:
+    save_model(network("theirs:Functional"), code / "a.safetensors")
+    (code / "evil.py").write_text("raise SystemExit('imported')")
+    tensors = load_file(code / "a.safetensors")
+    text = spec("theirs:Functional").model_dump_json().replace("theirs:Functional", "evil:make")
+    save_file(tensors, code / "evil.safetensors", {"spec": text})
+    for allowed in (None, "theirs:Functional", "evil:other"):
+        with pytest.raises(
+            UserError, match=r"evil:make, which is not called .*--factory evil:make"
+        ):
+            load_model(code / "evil.safetensors", allowed)
+    with pytest.raises(UserError, match="which is not called"):
+        audit(tensors, ModelSpec.model_validate_json(text))
+    assert "evil" not in sys.modules
+    with pytest.raises(UserError, match="theirs:Functional, which is not called"):
+        load_model(code / "a.safetensors")
+
+
+def test_the_command_line_names_it(
+    code: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(network("theirs:modules"), code / "a.safetensors")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["advprune", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        shown = capsys.readouterr()
+        return int(end.value.code or 0), shown.out + shown.err
+
+    status, said = run("audit", "a.safetensors")
+    assert status == 2 and "--factory theirs:modules" in said
+    status, said = run("audit", "a.safetensors", "--factory", "theirs:modules")
+    assert status == 0 and "theirs:modules, 1 channel, 3 classes (header)" in said
+    status, said = run("audit", "a.safetensors", "--factory", "theirs:Functional")
+    assert status == 2 and "which is not called" in said
+    torch.save(network("theirs:modules").get_submodule("network").state_dict(), code / "a.pt")
+    said = run("audit", "a.pt", "--factory", "theirs:modules")[1]
+    assert "give --classes" in said
+    sizes = ("--classes", "3", "--channels", "1")
+    status, said = run("audit", "a.pt", "--factory", "theirs:modules", *sizes)
+    assert status == 0 and said.endswith("sound\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "os:system;x"}, "package.module:function"),
+        ({"architecture": "torchvision/../x"}, "no such architecture"),
+        ({"architecture": "timm/hf-hub:x"}, "package.module:function"),
+        ({"architecture": "resnet50"}, "no such architecture"),
+        ({"architecture": "torchvision/alexnet", "options": {"weights": "DEFAULT"}}, "weights"),
+        ({"architecture": "timm/x", "options": {"checkpoint_path": "/etc/x"}}, "checkpoint_path"),
+        ({"architecture": "timm/x", "options": {"pretrained_cfg": "x"}}, "pretrained_cfg"),
+        ({"architecture": "theirs:modules", "options": {"a": {"b": 1}}}, "options"),
+        ({"architecture": "theirs:modules", "width": 4}, "has no width"),
+        ({"architecture": "theirs:modules", "binary": True}, "has no binary"),
+        ({"architecture": "resnet18", "width": 2, "options": {"a": 1}}, "has no options"),
+        ({"architecture": "resnet18"}, "greater than or equal to 1"),
+    ],
+)
+def test_names_and_options_are_checked(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ModelSpec(**{"channels": 1, "classes": 3, "mean": (0.0,), "std": (1.0,)} | changes)
+
+
+def test_only_classifiers_of_torchvision_are_made_without_weights() -> None:
+    with pytest.raises(UserError, match="no classifier 'fcn_resnet50'"):
+        build(spec("torchvision/fcn_resnet50", 3))
+    with pytest.raises(UserError, match="grey or colour images, not 2"):
+        build(spec("torchvision/alexnet", 2))
+    with pytest.raises(UserError, match=r"torchvision/alexnet, called .*unexpected .*'nonsense'"):
+        build(spec("torchvision/alexnet", 3, options={"nonsense": 1}))
+    with pytest.raises(UserError, match=r"multiple values for argument 'name'"):
+        build(spec("torchvision/alexnet", 3, options={"name": "vgg11", "function": 1}))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_timm_is_asked_for_where_it_is_missing() -> None:
+    with pytest.raises(UserError, match=r"timm/resnet10t needs .*pip install 'advprune\[timm\]'"):
+        build(spec("timm/resnet10t"))
+
+
+def test_timm() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    model = network("timm/resnet10t", 1)
+    check_answers(model, (1, 32, 32))
+    with pytest.raises(UserError, match="timm has no model"):
+        build(spec("timm/nonsense"))
+
+
+# --- the contract --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("aux", r"returns tuple in training, not logits \[4, 3\]"),
+        ("classes", r"float32 \[4, 2\], not float32 \[4, 3\]"),
+        ("random", "random in evaluation mode"),
+        ("batch", "depend on the other images"),
+        ("cut", "no gradient by the image"),
+        ("raise", r"IndexError: not such a picture \(theirs.py, line \d+\)"),
+        ("shared", "network.body.0.weight and network.again.weight are one tensor"),
+        ("lazy", "more.weight has no shape"),
+        ("double", "more.weight is float64"),
+    ],
+)
+def test_what_breaks_the_contract_is_refused(how: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_answers(network("theirs:broken", options={"how": how}), (1, 8, 8))
+    fine = network("theirs:broken", options={"how": "not at all"})
+    check_answers(fine, (1, 8, 8))
+    check_answers(prune("SAP", fine, 1.0).model, (1, 8, 8))  # random, and meant to be
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("theirs:nothing", "returned NoneType, not an nn.Module"),
+        ("theirs:absent", "theirs has no function 'absent'"),
+        ("theirs:calls", "theirs has no function 'calls'"),
+        ("absent.module:make", "absent.module cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_a_function_that_is_none(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        network(name)
+
+
+def test_settings_reach_the_function(code: Path) -> None:
+    from advprune.data import Split
+
+    split = Split((pictures() * 255).byte(), LABELS, ("a", "b", "c"), "test")
+    settings = parse(
+        ModelSettings, {"factory": "theirs:Functional", "options": {"width": 6}}, where="model"
+    )
+    one, other, third = (begin(settings, split, seed) for seed in (0, 0, 1))
+    assert spec_of(one).options == {"width": 6} and "theirs" in sys.modules
+    assert set(sys.modules["theirs"].calls) == {6}
+    assert torch.equal(one(pictures()), other(pictures()))
+    assert not torch.equal(one(pictures()), third(pictures()))
+    attacker = SurrogateSettings(architecture="resnet20", width=2).network(settings)
+    assert (attacker.network, attacker.width, attacker.options) == ("resnet20", 2, {})
+    assert SurrogateSettings(seed=3).network(settings) == settings
+    for wrong in ({"architecture": "resnet18", "factory": "a:b"}, {"options": {"a": 1}}):
+        with pytest.raises(UserError, match="model: "):
+            parse(ModelSettings, wrong, where="model")
+
+
+def test_initialization_is_the_makers_own_and_follows_the_seed() -> None:
+    model = network("theirs:modules")
+    with torch.random.fork_rng():
+        seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(0)))
+        torch.manual_seed(seed)
+        expected = sys.modules["theirs"].modules(classes=3, channels=1)
+    for found, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_images_arrive_normalized_and_grey_ones_in_colour() -> None:
+    x, model = pictures(), network("theirs:modules")
+    inner = model.get_submodule("network").eval()
+    assert torch.allclose(model.eval()(x), inner((x - 0.3) / 0.4), atol=1e-6)
+    grey = network("torchvision/squeezenet1_1").eval()
+    inner, x = grey.get_submodule("network"), pictures(side=32)
+    assert torch.allclose(grey(x), inner(((x - 0.3) / 0.4).repeat(1, 3, 1, 1)), atol=1e-6)
+
+
+# --- stored and loaded ---------------------------------------------------------------------------
+
+
+def test_weights_from_elsewhere_are_loaded(code: Path) -> None:
+    torch.manual_seed(1)
+    theirs = models.squeezenet1_1(weights=None, num_classes=3).eval()
+    wrapped = {f"module.model.{name}": t for name, t in theirs.state_dict().items()}
+    torch.save({"state_dict": wrapped}, code / "theirs.pt")
+    x = pictures(3, 32)
+    loaded = load_foreign(spec("torchvision/squeezenet1_1", 3), str(code / "theirs.pt"), None)
+    assert torch.allclose(loaded(x), theirs((x - 0.3) / 0.4), atol=1e-5)
+    save_model(loaded, code / "ours.safetensors")
+    again = load_foreign(spec_of(loaded), str(code / "ours.safetensors"), None)
+    assert torch.equal(again(x), loaded(x))
+    del wrapped["module.model.features.0.bias"]
+    torch.save(wrapped, code / "theirs.pt")
+    with pytest.raises(UserError, match=r"torchvision/squeezenet1_1 .*missing network.features.0"):
+        load_foreign(spec_of(loaded), str(code / "theirs.pt"), None)
+
+
+def test_headers_of_the_librarys_networks_read_as_before() -> None:
+    found = spec("resnet18", width=2)
+    assert found.model_dump_json() == (
+        '{"architecture":"resnet18","width":2,"channels":1,"classes":3,"mean":[0.3],"std":[0.4],'
+        '"layers":[],"quantization":null}'
+    )
+    text = spec("theirs:modules", options={"a": [1, "b"]}).model_dump_json()
+    assert '"width"' not in text and text.endswith('"options":{"a":[1,"b"]}}')
+
+
+# --- compressed ----------------------------------------------------------------------------------
+
+BRIEF = {"method": "standard", "epochs": 1}
+SEARCH = {"steps": 1, "batch": 4, "refresh": 1, "attack_steps": 1}
+SETTINGS: dict[str, Any] = {
+    **{
+        "E": 0.1,
+        "S": {"sigmas": 1, "gate": "none"},
+        "R": 0.1,
+        "ESR": {"E": 0.1, "S": 5, "R": 0.01},
+        "DWP": 0.5,
+    },
+    **{"clamp": 1, "round": 1, "SAP": 1.0, "dropout": 0.5, "RNA": 0.1, "RSA": 0.1},
+    **{"RNW": 0.1, "RSW": 0.1, "SWP": 1.0, "filters": 0.5},
+    **{"random": {"sparsity": 0.5}, "magnitude_global": {"sparsity": 0.5, "finetune": BRIEF}},
+    **{"magnitude_layer": {"sparsity": 0.5}, "gradient_global": {"sparsity": 0.5}},
+    "gradient_layer": {"sparsity": 0.5},
+    "GAP_global": {"sparsity": 0.5, "steps": 1},
+    "GAP_layer": {"sparsity": 0.5, "steps": 1, "published": True},
+    "HYDRA": {"sparsity": 0.5, "scores": {"method": "pgd", "epochs": 1, "steps": 1}},
+    "LWM": 0.5,
+    "AWT": {"sparsity": 0.5, "search": SEARCH, "train": None},
+    "NTT": {"sparsity": 0.5, "search": SEARCH, "train": None},
+    **{
+        family: {"sparsity": 0.5, "train": None} for family in ("random_ticket", "magnitude_ticket")
+    },
+    "inherited_ticket": {"sparsity": 0.5, "train": BRIEF},
+}
+BEHIND = {"clamp", "round", "SAP", "dropout", "RNA", "RSA"}
+ON = {"RNW", "RSW", "SWP"}
+REFUSED = {
+    "theirs:Functional": {"filters", *BEHIND},
+    "theirs:Attention": {"filters", *ON},
+    "theirs:modules": {"filters"},
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_family_works_or_says_in_one_line_what_it_needs(code: Path, name: str) -> None:
+    from advprune.pruning import families
+
+    assert set(SETTINGS) == set(families())
+    model, refused = network(name), set()
+    data = Data(pictures(), LABELS, TrainSettings(batch=3, epochs=1))
+    for family, setting in SETTINGS.items():
+        try:
+            pruned = prune(family, model, setting, data).model
+        except UserError as error:
+            assert str(error).startswith(f"{family}: ") and "\n" not in str(error)
+            refused.add(family)
+            continue
+        save_model(pruned, code / "model.safetensors")
+        loaded = load_model(code / "model.safetensors", name)
+        logits = []
+        for one in (pruned, loaded):
+            torch.manual_seed(0)
+            logits.append(one(pictures()))
+        assert torch.equal(*logits), family
+        torch.manual_seed(0)
+        changed = not torch.equal(logits[0], model(pictures()))
+        assert changed, family
+    assert refused == REFUSED[name]
+
+
+def test_layers_stand_behind_activations(code: Path) -> None:
+    model = network("theirs:modules")
+    assert list(sites(model)) == ["network.2"]
+    clamped = prune("clamp", model, 0.1, (pictures(), LABELS)).model
+    assert list(sites(clamped)) == ["network.2"]
+    seen: list[torch.Tensor] = []
+    clamped.get_submodule("network.2").register_forward_hook(lambda m, i, out: seen.append(out))
+    clamped(pictures())
+    limits = clamped.get_submodule("network.2.1")
+    assert seen[0].min() == limits.low and seen[0].max() == limits.high
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("theirs:Functional", ()),
+        ("theirs:Attention", ("network.attention.out_proj",)),
+        ("theirs:modules", ()),
+        ("torchvision/mobilenet_v3_small", ()),
+    ],
+)
+def test_integers(code: Path, name: str, left: tuple[str, ...]) -> None:
+    side = 8 if name in OWN else 32
+    model, x = network(name), pictures(side=side)
+    with torch.no_grad():  # settled batch-norm, logits of a usual size
+        for _ in range(20):
+            model.train()(x)
+    model.eval()
+    found = quantize(model, x)
+    assert spec_of(found).quantization.left == left
+    with torch.no_grad():
+        gap = float((found(x) - model(x)).abs().max() / model(x).abs().max())
+    assert 0 < gap < 0.1 and agreement(found, x)[0] == 1
+    save_model(found, code / "q.safetensors")
+    assert torch.equal(load_model(code / "q.safetensors", spec_of(model).factory)(x), found(x))
+    private = attack_copy(model, torch.device("cpu"))
+    assert torch.allclose(private(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_what_stays_in_floating_point_counts_as_such() -> None:
+    found = quantize(network("theirs:Attention"), pictures())
+    integers = 4 * 16 + 3 * 4  # patches, last
+    floats = 3 * 4 * 4 + 4 * 4  # what maps the input of attention, and its output
+    assert stored_bits_of(found) == 8 * integers + 32 * floats
+
+
+def test_counts_of_multiplications_and_of_idle_weights() -> None:
+    model = network("theirs:Functional")
+    # 4 filters of 9 weights at 64 places, then 64 x 3.
+    assert macs_of(model, (1, 8, 8)) == 64 * 36 + 64 * 3
+    assert inert_of(model, (1, 8, 8)) == 0
+    # At dilation 2, a filter on a map of 2x2 reaches two rows on: the middle alone meets a value.
+    assert inert_of(model, (1, 2, 2)) == 8 * 4 / sum(p.numel() for p in model.parameters())
+    attention = network("theirs:Attention")
+    # 4 patches of 16 pixels by 4 filters; 4 tokens by four 4x4 matrices; 4 x 3.
+    assert macs_of(attention, (1, 8, 8)) == 4 * 16 * 4 + 4 * 4 * 16 + 12
+
+
+def test_the_layer_figure_shows_what_begins_with_the_batch() -> None:
+    x = pictures()
+    found = where(network("theirs:Attention"), x, x.flip(3))
+    assert found.layer.tolist() == [
+        *("normalize", "network.patches", "network.act", "network.last"),
+    ]
+    assert (found.mean_difference > 0).all()

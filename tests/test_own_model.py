@@ -1,0 +1,101 @@
+"""docs/own-model.md, to the letter: pictures and a network of one's own, from start to report."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+from workspace import ROOT, change, copy_pipeline, run
+
+GUIDE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+STUDY: dict[str, Any] = YAML(typ="safe").load(
+    re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)[0]
+)
+MINE = {f"profiles/mine/{key}": value for key, value in STUDY.pop("profiles")["mine"].items()}
+CUT = {  # what takes long, and no more
+    "masks": {"magnitude_global": 2},
+    "prune": {"clamp": {"sigmas": 3}},
+    "sweep": {},
+    "quantized": {},
+    "protocol": {},
+    "surrogates": {"resnet20": STUDY["surrogates"]["resnet20"] | {"width": 2, "epochs": 1}},
+    "profiles/mine/train/epochs": 3,
+    "profiles/mine/train/batch": 32,
+    "profiles/mine/train/crop": 1,
+    "profiles/mine/attacks/square/queries": 5,
+    "profiles/mine/attacks/margin/steps": 5,
+    "profiles/mine/attacks/published_40/steps": 12,
+    "profiles/mine/curves": {"eps": [0, "8/255"], "steps": [1, 3]},
+    "profiles/mine/protocol": {
+        **{"images": 6, "draws": 2, "eps": ["8/255"]},
+        "iterative": {"eps": "8/255", "step": "2/255", "steps": 2},
+    },
+    "profiles/mine/bitflip": {"images": 8, "seeds": 2, "budget": 2, "random": 2},
+}
+# The library may not be installed where tests run.
+ADVPRUNE = 'advprune() { PYTHONPATH=src python -m advprune "$@"; }'
+ROWS = {"dense", "int8", "clamp", "magnitude_global"}
+
+
+def draw(folder: Path) -> None:
+    """Pictures of two classes, brighter above or brighter below, in colour."""
+    generator = np.random.default_rng(0)
+    for name, sign in (("above", 1), ("below", -1)):
+        (folder / "train" / name).mkdir(parents=True)
+        for number in range(60):
+            pixels = generator.integers(60, 196, (32, 32, 3))
+            pixels[:16] += 8 * sign
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / "train" / name / f"{number}.png")
+
+
+def bash(folder: Path, command: str) -> str:
+    """Commands of the guide, where stages need not import torch each time anew."""
+    done = run(folder, "stages/warm.py", "bash", "-euc", f"{ADVPRUNE}\n{command}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy of the pipeline in which the guide was followed, and what its last commands said."""
+    folder = copy_pipeline(tmp_path_factory.mktemp("own") / "a clone")
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # as make setup
+    draw(folder / "pictures")
+    *first, last = COMMANDS
+    for command in first:
+        subprocess.run(["bash", "-euc", command], cwd=folder, check=True)
+    change(folder, STUDY | MINE | CUT)
+    return folder, bash(folder, last)
+
+
+def test_the_guide_ends_in_a_report_of_the_own_network(followed: tuple[Path, str]) -> None:
+    folder, said = followed
+    metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/mine").iterdir()}
+    assert set(metrics) == {f"{name}-standard" for name in ROWS}
+    dense = metrics["dense-standard"]
+    assert dense["clean_accuracy"] > 0.8 and dense["n"] == 24  # a fifth of 120
+    assert dense["robust_accuracy"] < dense["clean_accuracy"]
+    assert metrics["int8-standard"]["bits"] == 8
+    assert abs(metrics["int8-standard"]["clean_accuracy"] - dense["clean_accuracy"]) <= 0.1
+    page = (folder / "reports/mine/report.md").read_text()
+    assert "## Leaderboard" in page and all(f"| {name} " in page for name in ROWS)
+    layers = pd.read_parquet(folder / "records/mine/dense-standard.layers.parquet")
+    assert [f"network.{n}" for n in (0, 1, 2, 3)] == layers.layer.tolist()[1:5]
+    assert "against the dense network:" in said
+
+
+def test_the_card_says_which_code_made_the_network(followed: tuple[Path, str]) -> None:
+    from advprune.core.files import sha256_of
+
+    folder, _ = followed
+    for name in ("dense", "clamp", "int8"):
+        card = json.loads((folder / f"models/mine/{name}-standard/model.json").read_text())
+        assert card["code"] == sha256_of(folder / "networks/my_model.py")
