@@ -13,9 +13,9 @@ from advprune.report.page import _markdown_table
 from advprune.report.reproduced import (
     END,
     NOT_RUN,
-    UNREAD,
     START,
     SYSTEMS,
+    UNREAD,
     Cell,
     Comparison,
     Result,
