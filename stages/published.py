@@ -30,7 +30,7 @@ def published(
             results[name] = Result(load(folder / FILE), text)
     try:
         write_text(page, filled(page.read_text(encoding="utf-8"), results))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{page} cannot be filled: {error}") from error
     print(page)
 
