@@ -25,8 +25,11 @@ from advprune.evaluate import metrics
 from advprune.evaluate.measures import robust_rates
 from advprune.evaluate.verdict import Evidence, verdict, worst_case
 from advprune.models.checkpoint import build, load_model, save_model
+from advprune.models.latent import freeze, latent
 from advprune.models.resnet import initialize
+from advprune.models.spec import attach, spec_of
 from advprune.pruning import prune as prune_model
+from advprune.quantization.post_training import quantize
 from advprune.report import study as study_module
 from advprune.report import write as write_module
 from advprune.training.base import spec_for
@@ -247,6 +250,65 @@ def test_no_network_is_evaluated_that_fails_the_audit(here: Path, run: Run, tmp_
     )
 
 
+# --- export --------------------------------------------------------------------------------------
+
+
+def test_an_exported_network_is_half_as_large_and_read_back_exactly(
+    here: Path, staged: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    out, recorded = tmp_path / "weights" / "small.safetensors", tmp_path / "metrics.json"
+    status, said, _ = run("export", here, "--out", out)
+    assert status == 0 and f"{out.stat().st_size:,} bytes instead of" in said
+    assert out.stat().st_size < 0.6 * here.stat().st_size  # the header stays as it was
+    for (name, found), full in zip(
+        load_model(out).state_dict().items(), load_model(here).state_dict().values(), strict=True
+    ):
+        rounded = full.half().to(full.dtype) if full.is_floating_point() else full
+        assert torch.equal(found, rounded), name
+    assert run("audit", out)[1].endswith("sound\n")
+    metrics_there = staged["metrics"] | {"clean_accuracy": staged["metrics"]["clean_accuracy"] + 1}
+    recorded.write_text(json.dumps(metrics_there))
+    status, said, _ = run("evaluate", out, "--beside", recorded)
+    shown = " ".join(said.split())
+    assert status == 0 and "beside the file, n = 12" in shown and "-12" in shown
+
+
+def integers(model: nn.Module) -> nn.Module:
+    return quantize(model, torch.rand(8, 1, 8, 8))
+
+
+def bits(model: nn.Module) -> nn.Module:
+    attach(model, spec_of(model).model_copy(update={"binary": True}))
+    return freeze(latent(model))
+
+
+@pytest.mark.parametrize("made", [integers, bits])
+def test_networks_that_rounding_would_change_are_exported_in_full(
+    here: Path, run: Run, tmp_path: Path, made: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = made(load_model(here))
+    save_model(model, tmp_path / "given.safetensors")
+    out = tmp_path / "out.safetensors"
+    status, said, _ = run("export", tmp_path / "given.safetensors", "--out", out)
+    assert status == 0 and "bytes in full" in said and "moved by at most 0;" in said
+    assert out.read_bytes() == (tmp_path / "given.safetensors").read_bytes()
+
+
+def test_export_and_beside_refuse_in_one_line(here: Path, run: Run, tmp_path: Path) -> None:
+    before, out = files(), tmp_path / "out.safetensors"
+    model = load_model(here)
+    with torch.no_grad():
+        model.linear.weight[0, 0] = 1e5  # type: ignore[union-attr, index, operator]
+    save_model(model, tmp_path / "large.safetensors")
+    status, _, err = run("export", tmp_path / "large.safetensors", "--out", out)
+    assert status == 2 and "error: linear.weight is too large for float16" in err
+    assert run("export", here, "--out", tmp_path / "x.pt")[0] == 2
+    (tmp_path / "metrics.json").write_text('{"n": 3}')
+    status, said, err = run("evaluate", here, "--beside", tmp_path / "metrics.json")
+    assert status == 2 and said == "" and "is no file of metrics" in err
+    assert files() == before and not out.exists()
+
+
 # --- prune ---------------------------------------------------------------------------------------
 
 
@@ -346,7 +408,7 @@ def test_the_shell_completes_commands_families_and_profiles(
         monkeypatch.setenv("COMP_CWORD", str(len(words)))
         return set(run()[1].split())
 
-    assert offered("e") == {"evaluate"}
+    assert offered("e") == {"evaluate", "export"}
     assert offered("prune", "GAP") == {"GAP_layer"}
     assert offered("report", "--profile", "dig") == {"digits"}
     monkeypatch.chdir("data")

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from workspace import ROOT, copy_pipeline, run
+
+from advprune.models.checkpoint import load_model
 
 KEYS = {
     "verdict",
@@ -28,13 +31,15 @@ ON_MASKS = {
     *("quantized@GAP_int8", "attack-quantized@GAP_int8-standard"),
     *("surrogate@seed1", "substitute@GAP_layer-standard", "bitflip@dense_4"),
 }
+OF_E = ["attack@E-standard", "prune@E-standard", "summarize", "transfer"]
 OF_BITS = {"growth", "binary@BNN", "attack-binary@BNN-standard"}
 
 
-def git(folder: Path, *command: str) -> None:
-    """Run git, as somebody who has not configured it."""
+def git(folder: Path, *command: str) -> str:
+    """Run git, as somebody who has not configured it; its output."""
     identity = ("-c", "user.name=a", "-c", "user.email=a@example.invalid")
-    subprocess.run(["git", *identity, *command], cwd=folder, check=True, capture_output=True)
+    words = ["git", *identity, *command]
+    return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def stages_run(output: str) -> list[str]:
@@ -129,12 +134,28 @@ def test_a_second_run_does_nothing(pipeline: tuple[Path, str]) -> None:
     assert "up to date" in again.stdout
 
 
-def test_a_change_to_one_family_runs_its_stages_alone(pipeline: tuple[Path, str]) -> None:
+def test_a_queue_of_changes_to_one_family_runs_its_stages_alone(
+    pipeline: tuple[Path, str],
+) -> None:
     folder, _ = pipeline
-    done = run(folder, "-m", "dvc", "exp", "run", "-S", "prune.E=5e-3")
+    values = {"sweep-1": 5e-3, "sweep-2": 2e-3}
+    setting = f"prune.E={','.join(map(str, values.values()))}"
+    queued = run(folder, "-m", "dvc", "exp", "run", "--queue", "-n", "sweep", "-S", setting)
+    assert queued.returncode == 0, queued.stderr
+    done = run(folder, *WARM, "dvc", "exp", "run", "--run-all")
     assert done.returncode == 0, done.stdout + done.stderr
-    expected = ["prune@E-standard", "attack@E-standard", "transfer", "summarize"]
-    assert sorted(stages_run(done.stdout)) == sorted(expected)
+    assert git(folder, "status", "--porcelain", "params.yaml", "dvc.lock", "metrics") == ""
+    dense = load_model(folder / "models/digits/dense-standard/model.safetensors")
+    weights = torch.cat([weight.detach().flatten() for weight in dense.parameters()])
+    logs = re.split(r"Reproducing experiment '([^']+)'", done.stdout)[1:]
+    ran = dict(zip(logs[::2], map(stages_run, logs[1::2]), strict=True))
+    assert {name: sorted(stages) for name, stages in ran.items()} == dict.fromkeys(values, OF_E)
+    for name, threshold in values.items():
+        found = git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").strip()
+        metrics = json.loads(git(folder, "show", f"{found}:metrics/digits/E-standard.json"))
+        small = (weights.abs() < threshold).double().mean()
+        assert metrics["sparsity"] == round(float(small), 4), name
+    assert run(folder, "-m", "dvc", "exp", "apply", "sweep-1").returncode == 0
     shown = run(folder, "-m", "dvc", "metrics", "show", "--md")
     assert shown.returncode == 0
     assert all(f"{family}-standard.json" in shown.stdout for family in ROWS)

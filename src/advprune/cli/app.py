@@ -6,6 +6,7 @@ import typer
 
 from advprune.cli.audit import audit
 from advprune.cli.evaluate import evaluate
+from advprune.cli.export import export
 from advprune.cli.gate import gate
 from advprune.cli.prune import prune
 from advprune.cli.report import report
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (audit, evaluate, prune, report, gate):
+for command in (audit, evaluate, prune, export, report, gate):
     app.command()(command)
 
 

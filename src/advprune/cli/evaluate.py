@@ -21,6 +21,7 @@ from advprune.cli.options import (
     WidthOption,
     given,
 )
+from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 BASE = "given"  # the base's name in a study of one or two checkpoints
 AGAINST_DENSE = ("transfer_", "against_dense", "p_against_dense")
+BESIDE = {
+    "clean_accuracy": "clean",
+    "remnant_accuracy": "main attack",
+    "robust_accuracy": "robust",
+}
 
 
 def evaluate(
@@ -57,6 +63,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
     ] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(help="A file of metrics, as metrics/<profile>/ has them, to be shown beside."),
+    ] = None,
 ) -> None:
     """How robust is this network, and can the number be believed?
 
@@ -72,6 +82,7 @@ def evaluate(
     from advprune.cli.repository import Repository
 
     repository, networks = Repository(profile), {}
+    recorded = None if beside is None else read_metrics(beside)
     said = given(architecture, factory, width, classes, channels)
     if dense is not None:
         networks["dense"] = dense, repository.network(dense, said, keep, normalize)
@@ -80,6 +91,8 @@ def evaluate(
     with _workplace(out) as place:
         study = study_of(repository, networks, place, said, keep, normalize)
         _print(study, checkpoint)
+        if recorded is not None:
+            _print_beside(metrics_of(study), recorded)
         if out is not None:
             _write(study, out)
 
@@ -167,6 +180,35 @@ def metrics_of(study: "Study") -> dict[str, Any]:
     if len(study.models) > 1:
         return found
     return {key: value for key, value in found.items() if not key.startswith(AGAINST_DENSE)}
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """The rates of a file of metrics that are compared; UserError where it does not have them."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: float(found[key]) for key in ("n", *BESIDE)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no file of metrics, as metrics/<profile>/ has them") from error
+
+
+def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
+    """Rates of this evaluation and of the file, and by how many images they differ."""
+    from advprune.cli.tables import show
+    from advprune.report.text import percent
+
+    n = found["n"]
+    same = recorded["n"] == n
+    rows = [
+        [
+            words,
+            percent(found[key]),
+            percent(recorded[key]),
+            f"{round(n * (found[key] - recorded[key])):+d}" if same else "other images",
+        ]
+        for key, words in BESIDE.items()
+    ]
+    print()
+    show((f"beside the file, n = {n}", "here %", "there %", "images"), rows)
 
 
 def _print(study: "Study", checkpoint: Path) -> None:

@@ -78,11 +78,28 @@ def _layer_factory(kind: str) -> LayerFactory:
     return _LAYERS[kind]
 
 
-def save_model(model: nn.Module, path: Path) -> None:
-    """Write a model's spec, parameters and buffers to `path`, whole or not at all."""
-    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in stored(model).items()}
+def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model's spec, parameters and buffers to `path`, whole or not at all.
+
+    dtype: that floating tensors are rounded to in the file, if not their own; `load_model` gives
+    the rounded values back as float32, exactly. Raises UserError where one becomes infinite.
+    """
+    tensors = {
+        name: _rounded(name, t.detach().cpu(), dtype).clone().contiguous()
+        for name, t in stored(model).items()
+    }
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"spec": spec_of(model).model_dump_json()})
+
+
+def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A tensor as it is stored; integers are never rounded."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.to(dtype)
+    if not rounded.isfinite().all():
+        raise UserError(f"{name} is too large for {dtype_name(rounded)}; keep it as it is")
+    return rounded
 
 
 def stored(model: nn.Module) -> dict[str, torch.Tensor]:
