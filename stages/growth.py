@@ -9,6 +9,7 @@ from common import ProfileOption, Workspace, script
 def growth(profile: ProfileOption = None) -> None:
     """Write models/<profile>/growth.json: channels of stem, stages and blocks, and the history."""
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.files import fingerprint, write_json
     from advprune.data import read_split
     from advprune.training.base import spec_for
@@ -34,9 +35,11 @@ def growth(profile: ProfileOption = None) -> None:
         setup(),
         state,
     )
+    if not is_main():
+        return
     write_json(workspace.place("models", "growth.json"), grown.model_dump())
     shutil.rmtree(state.parent, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    script(growth)
+    script(growth, shared=True)
