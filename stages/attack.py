@@ -17,6 +17,7 @@ def attack(
     from safetensors.torch import save_file
 
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
     from advprune.data import load_split
@@ -39,14 +40,15 @@ def attack(
     )
     suite = Suite(images, labels, workspace.profile, workspace.params.attack, seed, parts)
     records, adv = suite.attack(f"{family}-{base}", model)
-    main = adv[workspace.params.attack.main] / 255
-    for ending, table in (("parquet", records), ("layers.parquet", where(model, images, main))):
-        with atomic(workspace.records(family, ending)) as temporary:
-            table.to_parquet(temporary, index=False)
-    with atomic(workspace.records(family, "adv.safetensors")) as temporary:
-        save_file(adv, temporary)
+    if is_main():
+        main = adv[workspace.params.attack.main] / 255
+        for ending, table in (("parquet", records), ("layers.parquet", where(model, images, main))):
+            with atomic(workspace.records(family, ending)) as temporary:
+                table.to_parquet(temporary, index=False)
+        with atomic(workspace.records(family, "adv.safetensors")) as temporary:
+            save_file(adv, temporary)
     parts.discard()
 
 
 if __name__ == "__main__":
-    script(attack)
+    script(attack, shared=True)

@@ -17,6 +17,7 @@ def binary(
     import pandas as pd
 
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.errors import UserError
     from advprune.core.files import atomic, fingerprint
     from advprune.data import read_split
@@ -43,6 +44,8 @@ def binary(
     state = Path("checkpoints") / key / "training.pt"
     pairs = (train.images, train.labels), (val.images, val.labels)
     model, history = train_binary(spec, chosen, settings.train, *pairs, params.seed, setup(), state)
+    if not is_main():
+        return
     save_model(model, workspace.weights(name))
     write_card(
         workspace.weights(name),
@@ -66,4 +69,4 @@ def _grown(workspace: Workspace) -> Any:
 
 
 if __name__ == "__main__":
-    script(binary)
+    script(binary, shared=True)

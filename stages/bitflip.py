@@ -14,6 +14,7 @@ def bitflip(
 ) -> None:
     """Write records/<profile>/<name>.bitflip.parquet: a row a flip, variant and seed."""
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.errors import UserError
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
@@ -48,10 +49,11 @@ def bitflip(
         params.seed,
     )
     table = work.run(load_model(weights, workspace.factory).to(setup()), parts)
-    with atomic(workspace.place("records", f"{name}.bitflip.parquet")) as temporary:
-        table.to_parquet(temporary, index=False)
+    if is_main():
+        with atomic(workspace.place("records", f"{name}.bitflip.parquet")) as temporary:
+            table.to_parquet(temporary, index=False)
     parts.discard()
 
 
 if __name__ == "__main__":
-    script(bitflip)
+    script(bitflip, shared=True)

@@ -1,8 +1,11 @@
 """What every stage script shares: the library on the path, places of files, one-line errors."""
 
 import json
+import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,16 +100,40 @@ class Workspace:
         return place
 
 
-def script(command: Any) -> None:
+def script(command: Any, shared: bool = False) -> None:
     """Run a stage's command; a UserError ends it with one line and exit status 1.
 
-    Where there is a warm process, the command is run there.
+    Where there is a warm process, the command is run there. shared: several processes of torchrun
+    may run it together.
     """
     warm.hand_over()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:
-        app()
+        app() if int(os.environ.get("WORLD_SIZE", "1")) < 2 else _together(app, shared)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _together(app: typer.Typer, shared: bool) -> None:
+    """Run a command in each of several processes; where one fails, it says why and all end.
+
+    What all would print alike (the usage, warnings) is printed by the first alone.
+    """
+    from advprune.core import distributed
+
+    distributed.start()
+    dropped = StringIO() if distributed.rank() else None
+    try:
+        if not shared:
+            raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
+        with redirect_stdout(dropped or sys.stdout), redirect_stderr(dropped or sys.stderr):
+            app()
+    except SystemExit:  # the command is done, or its arguments are wrong: in all processes
+        distributed.end()
+        raise
+    except Exception:
+        if not distributed.first_to_fail():
+            sys.exit(1)
+        raise

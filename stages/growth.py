@@ -12,6 +12,7 @@ def growth(profile: ProfileOption = None) -> None:
     Nothing is grown where the profile's network is none of this library's.
     """
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.files import fingerprint, write_json
     from advprune.core.networks import is_library
     from advprune.data import read_split
@@ -42,9 +43,11 @@ def growth(profile: ProfileOption = None) -> None:
         setup(),
         state,
     )
+    if not is_main():
+        return
     write_json(path, grown.model_dump())
     shutil.rmtree(state.parent, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    script(growth)
+    script(growth, shared=True)

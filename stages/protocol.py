@@ -14,6 +14,7 @@ def protocol(
 ) -> None:
     """Write records/<profile>/<recipe>.protocol.parquet, with the member's name in each row."""
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.errors import UserError
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
@@ -43,10 +44,11 @@ def protocol(
     dense = load_model(workspace.weights("dense"), workspace.factory)
     course = Protocol(*test, settings.protocol, work)
     table = course.run(dense, params.protocol[recipe], load_split(data, "train"), setup())
-    with atomic(workspace.place("records", f"{recipe}.protocol.parquet")) as temporary:
-        table.assign(recipe=recipe).to_parquet(temporary, index=False)
+    if is_main():
+        with atomic(workspace.place("records", f"{recipe}.protocol.parquet")) as temporary:
+            table.assign(recipe=recipe).to_parquet(temporary, index=False)
     parts.discard()
 
 
 if __name__ == "__main__":
-    script(protocol)
+    script(protocol, shared=True)

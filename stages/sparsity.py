@@ -10,6 +10,7 @@ def sparsity(profile: ProfileOption = None) -> None:
     import pandas as pd
 
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
     from advprune.data import read_split
@@ -35,10 +36,11 @@ def sparsity(profile: ProfileOption = None) -> None:
     given = {(study.dense, params.seed): (dense, history)}
     course = SparsityStudy(params, *map(read_split, splits), parts, setup(), given)
     for ending, table in zip(("parquet", "history.parquet"), course.run(), strict=True):
-        with atomic(workspace.place("records", f"sparsity.{ending}")) as temporary:
-            table.to_parquet(temporary, index=False)
+        if is_main():
+            with atomic(workspace.place("records", f"sparsity.{ending}")) as temporary:
+                table.to_parquet(temporary, index=False)
     parts.discard()
 
 
 if __name__ == "__main__":
-    script(sparsity)
+    script(sparsity, shared=True)

@@ -18,6 +18,7 @@ def surrogate(
 ) -> None:
     """Write surrogates/<profile>/<name>/model.safetensors, or <name>_substitute/."""
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.errors import UserError
     from advprune.core.files import fingerprint
     from advprune.data import read_split
@@ -44,9 +45,11 @@ def surrogate(
     state = Path("checkpoints") / key / "training.pt"
     splits = read_split(data / "train.safetensors"), read_split(data / "val.safetensors")
     found = train_surrogate(settings, choices[name], *splits, params.seed, device, state, target)
+    if not is_main():
+        return
     save_model(found[0], workspace.surrogate(f"{name}_substitute" if copy else name))
     shutil.rmtree(state.parent, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    script(surrogate)
+    script(surrogate, shared=True)

@@ -23,6 +23,7 @@ def sweep(
 ) -> None:
     """Write records/<profile>/<family>-<base>.{sweep,compression}.parquet, settings in the rows."""
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.errors import UserError
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
@@ -54,10 +55,11 @@ def sweep(
     test = load_split(workspace.place("data"), "test")
     suite = Suite(*test, settings, params.attack, seed, parts)
     table = suite.sweep(family, values[family], dense, train, setup(), attacks, carried)
-    with atomic(workspace.records(family, f"{kind}.parquet")) as temporary:
-        table.to_parquet(temporary, index=False)
+    if is_main():
+        with atomic(workspace.records(family, f"{kind}.parquet")) as temporary:
+            table.to_parquet(temporary, index=False)
     parts.discard()
 
 
 if __name__ == "__main__":
-    script(sweep)
+    script(sweep, shared=True)

@@ -17,6 +17,7 @@ def train(
     import pandas as pd
 
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.files import atomic, fingerprint
     from advprune.data import read_split
     from advprune.models.card import write_card
@@ -38,6 +39,8 @@ def train(
     state = Path("checkpoints") / key / "training.pt"
     splits = read_split(data / "train.safetensors"), read_split(data / "val.safetensors")
     model, history = load_or_train(settings, recipe, chosen, *splits, seed, setup(), state)
+    if not is_main():
+        return
     save_model(model, workspace.weights("dense"))
     write_card(
         workspace.weights("dense"),
@@ -50,4 +53,4 @@ def train(
 
 
 if __name__ == "__main__":
-    script(train)
+    script(train, shared=True)

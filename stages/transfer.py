@@ -14,6 +14,7 @@ def transfer(profile: ProfileOption = None) -> None:
     import pandas as pd
 
     from advprune.core.device import setup
+    from advprune.core.distributed import is_main
     from advprune.core.files import atomic
     from advprune.core.progress import progress
     from advprune.data import load_split
@@ -35,8 +36,9 @@ def transfer(profile: ProfileOption = None) -> None:
             found = received(model, images, labels, given, work)
             tables.append(found.assign(target=name))
             advance(1)
-    with atomic(workspace.place("transfers", "transfer.parquet")) as temporary:
-        pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+    if is_main():
+        with atomic(workspace.place("transfers", "transfer.parquet")) as temporary:
+            pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
     for parts in kept:
         parts.discard()
 
@@ -106,4 +108,4 @@ def _targets(workspace: Workspace, exchanged: Crafted) -> Iterator[tuple[str, Pa
 
 
 if __name__ == "__main__":
-    script(transfer)
+    script(transfer, shared=True)

@@ -19,11 +19,13 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.square import check_images, check_options
 from advprune.core.device import device_of
+from advprune.core.distributed import same, spread
 from advprune.core.errors import UserError
 from advprune.core.resume import Parts
 
 FEWEST = {"standard": 4, "rand": 3}  # classes that the (targeted) difference of logits ratio needs
 TARGETS = 9  # target classes of apgd-t and fab-t, as published
+_Answer = tuple[torch.Tensor, torch.Tensor]  # images after an attack, and which of them are wrong
 # The package's warnings (zero gradients) go where logging is set up to put them, else nowhere.
 _LOG = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())
@@ -55,7 +57,8 @@ def autoattack(
     fooled by a single draw, as published. With fewer than 10 classes all wrong ones are targets.
     seed: every batch of every attack starts from it, so a resumed run gives the same images.
     cost: counts the work, that of resumed parts included.
-    parts: keeps each finished batch of an attack, under `name`.
+    parts: keeps each finished batch of an attack, under `name`. Processes that are together share
+    the batches out.
 
     Raises UserError where pyautoattack is missing or the model has too few classes, ValueError on
     shapes, ranges or options that make no sense.
@@ -98,9 +101,15 @@ class _Run:
         found, counts = images.clone(), {"clean": int(right.sum())}
         for attack in self.official.attacks_to_run:
             chunks = right.nonzero()[:, 0].split(self.batch) if right.any() else ()
-            for index, rows in enumerate(chunks):
-                part = f"{name}-{attack}-{index}"
-                adv, wrong = self._chunk(attack, images[rows], labels[rows], parts, part)
+
+            def run(item: tuple[int, torch.Tensor], attack: str = attack) -> _Answer:
+                part = f"{name}-{attack}-{item[0]}"
+                return self._chunk(attack, images[item[1]], labels[item[1]], parts, part)
+
+            with self.spent.of_all():
+                answers = spread(list(enumerate(chunks)), run)
+            for rows, answer in zip(chunks, answers, strict=True):
+                adv, wrong = (tensor.to(images.device) for tensor in answer)
                 found[rows[wrong]], right[rows[wrong]] = adv[wrong], False
             counts[attack] = int(right.sum())
         return found, counts
@@ -114,7 +123,7 @@ class _Run:
             logits = self.model(images[rows])
             right[rows] = logits.argmax(1) == labels[rows]
             _fit_targets(self.official, logits.shape[1], version)
-        return right
+        return same(right.cpu()).to(images.device)
 
     def _chunk(
         self,
@@ -123,7 +132,7 @@ class _Run:
         labels: torch.Tensor,
         parts: Parts | None,
         part: str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> _Answer:
         """Images after one attack, and which of them are wrong; kept as one tensor.
 
         Its rows are an image's pixels, 1 where it is wrong, and the chunk's forwards and gradients.
@@ -141,12 +150,9 @@ class _Run:
         kept = compute() if parts is None else parts.tensor(part, compute)
         self.spent.forwards = before.forwards + int(kept[0, -2])
         self.spent.gradients = before.gradients + int(kept[0, -1])
-        adv = kept[:, :-3].reshape(images.shape).to(images)
-        return adv, kept[:, -3].bool().to(images.device)
+        return kept[:, :-3].reshape(images.shape).to(images.dtype), kept[:, -3].bool()
 
-    def _attack(
-        self, attack: str, images: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _attack(self, attack: str, images: torch.Tensor, labels: torch.Tensor) -> _Answer:
         torch.manual_seed(self.seed)
         adv = _tool(self.official, attack).perturb(images, labels).detach()
         with torch.no_grad():

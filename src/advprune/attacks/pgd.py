@@ -16,6 +16,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import LOSSES, Loss
 from advprune.core.device import device_of
+from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import RULES, drawn_logits, is_randomized, mean_logits, set_backward
 
 Progress = Callable[[int], None]
@@ -67,6 +68,10 @@ def pgd(
     cost: counts images passed forward and gradients taken.
     progress: called with the number of image-steps done (of `N * steps * restarts`).
 
+    Processes that are together (core/distributed.py) share the batches out and all get the result,
+    which is that of one process to the last bit; not of a model that draws at random, whose draws
+    run on from batch to batch.
+
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     _check(images, labels, eps, step, steps, norm, loss, keep, precision, backward, restarts, start)
@@ -77,6 +82,7 @@ def pgd(
     generator = generator or torch.Generator().manual_seed(0)
     device, private = device_of(model), attack_copy(model, device_of(model), fold)
     randomized = is_randomized(private)
+    cost = Cost() if cost is None else cost
     prepare(private, backward, cost)
     search = _Search(
         model=private,
@@ -96,21 +102,25 @@ def pgd(
     )
     best_images = images.clone()
     best_loss = images.new_full((len(images),), -torch.inf)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+
+    def attack(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        at = images[rows].to(device), labels[rows].to(device), points[rows].to(device)
+        found, losses = search(*at)
+        return found.cpu(), losses.cpu()
+
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), alone(randomized), cost.of_all():
         if randomized:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for _ in range(restarts):
             points = start if start is not None else images
             if start is None and random_start:
                 points = random_point(images, eps, norm, generator)
-            undecided = (best_loss < torch.inf).nonzero()[:, 0]
-            for rows in undecided.split(batch):
-                found, losses = search(
-                    images[rows].to(device), labels[rows].to(device), points[rows].to(device)
-                )
-                better = losses.cpu() > best_loss[rows]
-                best_images[rows[better]] = found.cpu()[better]
-                best_loss[rows[better]] = losses.cpu()[better]
+            batches = (best_loss < torch.inf).nonzero()[:, 0].split(batch)
+            for rows, (found, losses) in zip(batches, spread(batches, attack), strict=True):
+                better = losses > best_loss[rows]
+                best_images[rows[better]] = found[better]
+                best_loss[rows[better]] = losses[better]
     return best_images
 
 

@@ -19,7 +19,8 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.pgd import Progress
 from advprune.core.device import device_of
-from advprune.models.stochastic import mean_logits
+from advprune.core.distributed import alone, spread
+from advprune.models.stochastic import is_randomized, mean_logits
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
 
@@ -56,6 +57,8 @@ def square(
     cost: counts what is passed through the model. progress: called with image-queries done (at most
     `N * queries`: those that decided images save are not reported).
 
+    Processes that are together share the batches of every query out, as in `pgd`.
+
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     check_images("square", images, labels, eps)
@@ -65,15 +68,16 @@ def square(
     generator = generator or torch.Generator().manual_seed(0)
     device = device_of(model)
     private = attack_copy(model, device)
-    if cost is not None:
-        cost.watch(private)
+    cost = Cost() if cost is None else cost
+    cost.watch(private)
     shown = images.to(device).contiguous(memory_format=torch.channels_last)
     search = _Search(
         private, shown, labels.to(device), draws, batch, progress or (lambda _: None), generator
     )
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        change = search(eps, queries, p).to(images.device)
+        with alone(is_randomized(private)), cost.of_all():
+            change = search(eps, queries, p).to(images.device)
     return (images + change).clamp(0, 1)
 
 
@@ -113,12 +117,14 @@ class _Search:
 
     def _losses(self, rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """The margins of `images[rows] + change`, `[len(rows)]`, on the mean logits."""
-        found = self.images.new_empty(len(rows))
-        for part in torch.arange(len(rows), device=rows.device).split(self.batch):
+
+        def of(part: torch.Tensor) -> torch.Tensor:
             points = (self.images[rows[part]] + change[part]).clamp(0, 1)
             logits = mean_logits(self.model, points, self.draws, self.batch)
-            found[part] = margin(logits, self.labels[rows[part]]).to(found.dtype)
-        return found
+            return margin(logits, self.labels[rows[part]]).cpu()
+
+        parts = torch.arange(len(rows), device=rows.device).split(self.batch)
+        return torch.cat(spread(parts, of)).to(self.images)
 
     def _stripes(self, eps: float) -> torch.Tensor:
         """Columns of `+-eps`, a sign for each image, channel and column."""

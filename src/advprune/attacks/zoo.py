@@ -14,6 +14,7 @@ from torch import nn
 
 from advprune.attacks.cost import Cost
 from advprune.core.device import device_of
+from advprune.core.distributed import spread
 from advprune.core.errors import UserError
 
 
@@ -49,16 +50,20 @@ def zoo(
     check_attack(name, arguments or {})
     kind, device = attack_class(name), device_of(model)
     private = copy.deepcopy(model).eval()
-    if cost is not None:
-        cost.watch(private)
-    results = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for index, rows in enumerate(torch.arange(len(images)).split(batch)):
-            torch.manual_seed(seed + index)
-            attack = _construct(kind, private, arguments or {}, seed + index)
-            with torch.enable_grad():
-                found = attack(images[rows].to(device), labels[rows].to(device))
-            results.append(found.detach().clamp(0, 1).to(images.device))
+    cost = Cost() if cost is None else cost
+    cost.watch(private)
+
+    def run(item: tuple[int, torch.Tensor]) -> torch.Tensor:
+        index, rows = item
+        torch.manual_seed(seed + index)
+        attack = _construct(kind, private, arguments or {}, seed + index)
+        with torch.enable_grad():
+            found = attack(images[rows].to(device), labels[rows].to(device))
+        return found.detach().clamp(0, 1).to(images.device)
+
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), cost.of_all():
+        results = spread(list(enumerate(torch.arange(len(images)).split(batch))), run)
     return torch.cat(results) if results else images.clone()
 
 

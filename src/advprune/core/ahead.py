@@ -1,7 +1,8 @@
 """Independent pieces of a stage, done ahead in processes of their own, one a core.
 
 Small networks on a CPU leave all but one core idle. Pieces that keep their results (`resume.Parts`)
-may be done in any process and order: whoever asks for them afterwards reads them back.
+may be done in any process and order: whoever asks for them afterwards reads them back. Under
+torchrun its processes take them by turns, on whatever machines they are.
 """
 
 import ctypes
@@ -14,8 +15,9 @@ from multiprocessing import get_context
 
 import torch
 
+from advprune.core.distributed import alone, barrier, processes, turns
 from advprune.core.errors import UserError
-from advprune.core.progress import progress, silence
+from advprune.core.progress import progress, silence, silent
 
 WORKERS = "ADVPRUNE_WORKERS"  # environment variable: how many processes; 1 does all in this one
 Job = Callable[[], object]
@@ -30,6 +32,10 @@ def ahead(what: str, jobs: Sequence[Job]) -> None:
     are left to whoever asks for their results. An error in a job is raised here, and the jobs that
     had not begun are left undone.
     """
+    if processes() > 1:
+        if jobs:
+            _by_turns(what, jobs)
+        return
     workers = min(count(), len(jobs))
     if workers < 2 or _jobs is not None or torch.cuda.is_available():
         return
@@ -57,6 +63,18 @@ def count() -> int:
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
     return int(given)
+
+
+def _by_turns(what: str, jobs: Sequence[Job]) -> None:
+    """Together with the other processes of torchrun; ends when all jobs are done."""
+    with progress(what, len(jobs)) as advance:
+        shown = 0
+        for number in turns(len(jobs)):
+            advance(number - shown)
+            shown = number
+            with alone(), silent():
+                jobs[number]()
+        barrier()
 
 
 def _begin(jobs: Sequence[Job], parent: int) -> None:

@@ -36,6 +36,17 @@ def silence() -> None:
 
 
 @contextmanager
+def silent() -> Iterator[None]:
+    """Show nothing that begins inside."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+@contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on standard error while the block runs; yields a function `advance(units)`.
 

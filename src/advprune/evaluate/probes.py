@@ -18,6 +18,7 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.pgd import expected_gradient, random_point
 from advprune.core.device import device_of, salted
+from advprune.core.distributed import alone, spread
 from advprune.core.params import AttackSettings
 from advprune.evaluate.craft import Crafted, Work, craft, rows, surrogate
 from advprune.evaluate.records import logits_of
@@ -91,15 +92,18 @@ def gradient(
     private = attack_copy(surrogate(model), device_of(model))
     setting = main.model_copy(update={"eps": 0.0, "steps": 0})
     draws = main.draws if is_randomized(model) else 1
-    size, cost = [], Cost()
+    cost, device = Cost(), device_of(model)
     cost.watch(private)
-    with torch.random.fork_rng():
+
+    def largest(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        at = pair[0].to(device), pair[1].to(device)
+        found, _ = expected_gradient(private, *at, cross_entropy, draws, most=work.batch)
+        return found.flatten(1).abs().amax(1).cpu()
+
+    pairs = list(zip(images.split(work.batch), labels.split(work.batch), strict=True))
+    with torch.random.fork_rng(), alone(is_randomized(model)), cost.of_all():
         torch.manual_seed(salted(work.seed, "probe_gradient"))
-        for part, answers in zip(images.split(work.batch), labels.split(work.batch), strict=True):
-            device = device_of(model)
-            at = part.to(device), answers.to(device)
-            found, _ = expected_gradient(private, *at, cross_entropy, draws, most=work.batch)
-            size.append(found.flatten(1).abs().amax(1).cpu())
+        size = spread(pairs, largest)
     crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), cost)
     table = rows(model, images, crafted, labels, "probe_gradient", setting, work)
     return table.assign(gradient=torch.cat(size).numpy())

@@ -9,6 +9,7 @@ from torch import nn
 
 from advprune.attacks.losses import margin
 from advprune.core.device import device_of, salted
+from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
@@ -21,16 +22,19 @@ def all_logits(
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
     images: float `[N, C, H, W]` in [0, 1]. The draws come from `seed`; the global random state
-    stays as it was.
+    stays as it was. Processes that are together share the batches out, as in `attacks.pgd`.
     """
     device, count = device_of(model), draws if is_randomized(model) else 1
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+
+    def of(part: torch.Tensor) -> torch.Tensor:
+        drawn = drawn_logits(model, part.to(device), count, batch)
+        return torch.cat([logits.float().cpu() for logits in drawn])
+
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), alone(is_randomized(model)):
         if count > 1:
             torch.manual_seed(salted(seed, "score"))
-        parts = [
-            torch.cat([p.float().cpu() for p in drawn_logits(model, part.to(device), count, batch)])
-            for part in images.split(batch)
-        ]
+        parts = spread(images.split(batch), of)
     return torch.cat(parts, dim=1)
 
 

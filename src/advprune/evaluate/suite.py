@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
-from advprune.core.ahead import ahead
+from advprune.core.ahead import Job, ahead
+from advprune.core.distributed import enough, processes
 from advprune.core.params import CARRIED, AttackChoice, AttackSettings, Profile
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
@@ -29,6 +30,7 @@ from advprune.evaluate.exchange import received
 from advprune.evaluate.probes import probes
 from advprune.evaluate.records import answers
 from advprune.models.card import sparsity_of
+from advprune.models.stochastic import is_randomized
 from advprune.pruning import Data, prune
 
 Images = tuple[torch.Tensor, torch.Tensor]
@@ -57,14 +59,20 @@ class Suite:
         """The suite of the model's kind, the extra attacks, the probes and both curves.
 
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
-        those whose images models exchange.
+        those whose images models exchange. Processes of torchrun share the images of an attack out
+        where these make a batch at least for each; else whole attacks.
         """
         attacks, curves = dict(self._attacks(model)), list(self._curves())
         probed = self._probes(model)
         crafting = [(attack, attack, setting) for attack, setting in attacks.items()] + curves
         self._clean(model)  # for all pieces
-        jobs = [partial(self._run, name, model, *it) for it in crafting]
-        ahead(f"{name}, attacks", [*jobs, *probed])
+        jobs: list[Job] = [
+            partial(self._run, name, model, *it)
+            for it in crafting
+            if not self._by_image(model, self._images_for(it[-1])[0])
+        ]
+        jobs += [] if self._by_image(model, self.images) else probed
+        ahead(f"{name}, attacks", jobs)
         adv, tables = {}, []
         for attack, setting in attacks.items():
             crafted, table = self._run(name, model, attack, attack, setting)
@@ -77,10 +85,20 @@ class Suite:
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
         """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
+        exchanged = self.profile.exchanged()
+        if processes() > 1 and not self._by_image(model, self.images):
+            each = [
+                partial(self._crafted, name, model, key, key, it) for key, it in exchanged.items()
+            ]
+            ahead(f"{name}, attacks", each)
         return {
             attack: self._crafted(name, model, attack, attack, setting).pixels
-            for attack, setting in self.profile.exchanged().items()
+            for attack, setting in exchanged.items()
         }
+
+    def _by_image(self, model: nn.Module, images: torch.Tensor) -> bool:
+        """Whether processes share these images out; draws of random models run on over them."""
+        return not is_randomized(model) and enough(len(images.split(self.profile.batch)))
 
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
         for attack in self.profile.suite.of(kind_of(model)):
@@ -194,8 +212,10 @@ class Suite:
         """Craft under a progress bar that counts image-steps."""
         budget = budget_of(it)
         title = f"{what} eps {budget.eps:.3f} steps {budget.steps}"
+        shared = processes()  # the others are as far
         with progress(title, len(images) * budget.steps * budget.restarts) as advance:
-            return craft(model, images, labels, it, replace(self.work, progress=advance))
+            work = replace(self.work, progress=lambda units: advance(units * shared))
+            return craft(model, images, labels, it, work)
 
 
 def packed(crafted: Crafted) -> dict[str, torch.Tensor]:

@@ -3,9 +3,15 @@
 What a batch is attacked with, and what is minimized, is the recipe's (adversarial.py). Every epoch
 draws its order, its augmentation and its random starts from generators seeded by (seed, epoch), so
 a run that is killed and resumed at an epoch's end gives the same weights as an unbroken one.
+
+Processes that are together (core/distributed.py) share each batch out. Order, augmentation and
+random starts are drawn for the whole batch by each of them, batch-norm takes the whole batch's
+statistics, and gradients are averaged: a step is that of one process up to the order of sums, and
+a run may be resumed with another number of processes.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +20,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
+from advprune.core import distributed
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.params import RecipeSettings, TrainSettings
 from advprune.core.progress import progress
 from advprune.training.adversarial import Method, collapsed, fgsm_images
+from advprune.training.batchnorm import shared_batchnorm
 
 Row = dict[str, float]
 History = list[Row]  # a row an epoch
@@ -63,11 +72,14 @@ def accuracy(
     model.eval()
     device = next(model.parameters()).device
     scale = 255 if images.dtype == torch.uint8 else 1
-    right = 0
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        right += int((model(x.to(device) / scale).argmax(1).cpu() == y).sum())
+
+    def right(pair: tuple[torch.Tensor, torch.Tensor]) -> int:
+        return int((model(pair[0].to(device) / scale).argmax(1).cpu() == pair[1]).sum())
+
+    pairs = list(zip(images.split(batch), labels.split(batch), strict=True))
+    found = sum(distributed.spread(pairs, right))
     model.train(mode)
-    return right / max(len(labels), 1)
+    return found / max(len(labels), 1)
 
 
 class Average:
@@ -99,9 +111,11 @@ class Average:
 class _Run:
     """What changes while training, besides the model; with it, all that a killed run needs.
 
+    network: the model as gradients are taken of it, which averages them over processes.
     best: the weights that would be returned now, where epochs are chosen between.
     """
 
+    network: nn.Module
     images: torch.Tensor
     labels: torch.Tensor
     optimizer: SGD
@@ -205,7 +219,14 @@ class Trainer:
         rates = [group["lr"] for group in self._groups()]
         schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
         average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
-        return _Run(images, labels, optimizer, schedule, average)
+        return _Run(self._network(), images, labels, optimizer, schedule, average)
+
+    def _network(self) -> nn.Module:
+        """The model, whose gradients are averaged where processes train together."""
+        if distributed.processes() == 1:
+            return self.model
+        warnings.filterwarnings("ignore", "Grad strides do not match")  # of speed, at 1x1 kernels
+        return DistributedDataParallel(self.model)
 
     def _batches(self, n: int) -> int:
         """Batches an epoch; a last one of a single image is left out (batch-norm needs two)."""
@@ -219,13 +240,14 @@ class Trainer:
         starts = torch.Generator().manual_seed(STARTS + seed)
         order = torch.randperm(n, generator=generator)
         self.model.train()
-        loss_sum, right, seen = 0.0, 0, 0
+        loss_sum, right, seen = 0.0, 0.0, 0
         for rows in order.split(self.settings.batch)[: self._batches(n)]:
             rows = rows.to(run.images.device)
             x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
             loss, correct = self._step(run, x / 255, run.labels[rows], starts)
             loss_sum, right, seen = loss_sum + loss * len(rows), right + correct, seen + len(rows)
             advance(1)
+        loss_sum, right = distributed.total(loss_sum, right)
         return {
             "epoch": epoch + 1,
             "train_loss": round(loss_sum / seen, 5),
@@ -234,21 +256,30 @@ class Trainer:
 
     def _step(
         self, run: _Run, x: torch.Tensor, y: torch.Tensor, starts: torch.Generator
-    ) -> tuple[float, int]:
+    ) -> tuple[float, float]:
+        """One step; returns this process's share of the mean loss and of the images that are right.
+
+        Gradients are averaged over processes, so each scales its own by how much it stands for.
+        """
+        own, share = distributed.share(len(x))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            crafted = self.method.craft(self.model, x, y, starts)
-            loss, logits = self.method.loss(self.model, x, crafted, y)
+            crafted = self.method.craft(self.model, x, y, starts, own)
+            y = y[own]
+            with shared_batchnorm(len(y) < len(x)):
+                loss, logits = self.method.loss(run.network, x[own], crafted, y)
         if not torch.isfinite(loss):
             raise UserError("training: the loss is not a number; lower train.lr and run again")
         run.optimizer.zero_grad()
-        loss.backward()
+        (loss * (share * distributed.processes())).backward()
         run.optimizer.step()
         run.schedule.step()
         self.after_step(self.model)
         if run.average:
             run.average.update(self.model)
         classes = y if y.ndim == 1 else y.argmax(1)
-        return float(loss.detach()), int((logits.detach().argmax(1) == classes).sum())
+        right = int((logits.detach().argmax(1) == classes).sum())
+        whole = share * len(x) / len(y)  # below 1 where processes work on the same images
+        return float(loss.detach()) * share, right * whole
 
     def _judged(self, run: _Run) -> nn.Module:
         """The model that is validated and returned: the average, where there is one."""
@@ -294,7 +325,7 @@ class Trainer:
         }
 
     def _store(self, run: _Run) -> None:
-        if self.state_path is None:
+        if self.state_path is None or not distributed.is_main():
             return
         state = {
             "model": self.model.state_dict(),
@@ -311,10 +342,10 @@ class Trainer:
         temporary.replace(self.state_path)
 
     def _resume(self, run: _Run) -> None:
-        """Load a stored state, if there is one."""
-        if self.state_path is None or not self.state_path.is_file():
+        """Load a stored state, if there is one; that of the first process, for all."""
+        state = distributed.same(self._read() if distributed.is_main() else None)
+        if state is None:
             return
-        state = self._read(self.state_path)
         self.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.schedule.load_state_dict(state["schedule"])
@@ -324,8 +355,10 @@ class Trainer:
             run.average.model.load_state_dict(state["average"])
             run.average.steps = state["average_steps"]
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any] | None:
+        path = self.state_path
+        if path is None or not path.is_file():
+            return None
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
