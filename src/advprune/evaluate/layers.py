@@ -13,7 +13,7 @@ from advprune.models.insert import WrappedConv2d, WrappedLinear
 from advprune.models.spec import Site
 from advprune.models.stochastic import frozen_copy
 
-SAMPLE = 1 << 16  # values a batch and layer, for the distance between the distributions
+SAMPLE = 1 << 14  # values a batch and layer, for the distance between the distributions
 
 
 @dataclass

@@ -450,8 +450,8 @@ def _row_words(rows: list[Row], short: str, long: str) -> Iterator[str]:
         )
     if void := [row.name for row in rows if row.short.void]:
         yield (
-            f"{listed(void)} {'is' if len(void) == 1 else 'are'} at chance when clean and count "
-            "for nothing: a network that gives one answer cannot be fooled."
+            f"{listed(void)} {'is' if len(void) == 1 else 'are'} at chance when clean and so left "
+            "out: a network that gives one answer cannot be fooled."
         )
 
 
