@@ -2,6 +2,12 @@
 
 import os
 
+# Tests run on all cores (pytest-xdist), each with a single thread, which torch asks for when it is
+# imported. They count calls and patch functions, so all work is done in their own process; tests
+# of whole stages take that back.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["ADVPRUNE_WORKERS"] = "1"
+
 import pytest
 import torch
 from torch import nn
@@ -10,9 +16,6 @@ from advprune.data import prepare
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
-
-# Tests count calls and patch functions: all in this process. Those of stage scripts take it back.
-os.environ["ADVPRUNE_WORKERS"] = "1"
 
 
 @pytest.fixture(scope="session")
