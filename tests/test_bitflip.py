@@ -497,7 +497,9 @@ def test_reuse_is_given_up_where_results_could_differ() -> None:
     assert rerun(tiny(), {"unused": torch.ones(2)}) is None
     foreign = bitflip(Foreign(), tiny_images(), budget=5).table
     own = bitflip(tiny(), tiny_images(), budget=5).table
-    assert_same(foreign.assign(layer=foreign.layer.str.removeprefix("inner.")), own)
+    named = foreign.assign(layer=foreign.layer.str.removeprefix("inner."))
+    # A network of another's making keeps its memory layout, so that sums are rounded otherwise.
+    pd.testing.assert_frame_equal(named, own, rtol=1e-5)
 
 
 def test_passes_are_counted() -> None:

@@ -377,11 +377,11 @@ def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: P
     images, labels = splits["val"].images / 255, splits["val"].labels
     robust = {}
     for method in ("standard", "pgd", "trades", "fgsm"):
-        recipe = {"method": method, "steps": 3, "budget": 0.5, "epochs": 12}
+        recipe = {"method": method, "steps": 2, "budget": 0.5, "epochs": 8}
         model, history = trained(splits, tmp_path / f"{method}.pt", **recipe)
         attacked = pgd(model, images, labels, EPS / 2, 6 / 255, 10, drop=True)
         robust[method] = accuracy(model, attacked, labels)
-        assert len(history) == 12 and not any(row.get("collapsed") for row in history)
+        assert len(history) == 8 and not any(row.get("collapsed") for row in history)
     assert min(robust["pgd"], robust["trades"], robust["fgsm"]) > robust["standard"] + 0.15, robust
 
 
