@@ -1,6 +1,9 @@
-"""DVC's quicker reader: what it reads is written as DVC itself would write it."""
+"""DVC's quicker way with YAML: what it reads and writes is what DVC itself would."""
 
+import io
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import quick
@@ -43,28 +46,70 @@ LOCK = {
 }
 
 
+def written(data: Any) -> str:
+    stream = io.StringIO()
+    quick.write(data, stream)
+    return stream.getvalue()
+
+
 def test_what_is_read_and_written_again_is_the_same() -> None:
     text = dumps_yaml(LOCK)
-    found = quick.plain(text, "some/dvc.lock")
+    found = quick.read_to_write(text, "some/dvc.lock")
     assert found == LOCK == quick.keeping(text, "some/dvc.lock")
-    assert dumps_yaml(found) == text == dumps_yaml(quick.keeping(text, "dvc.lock"))
+    assert written(found) == text == dumps_yaml(quick.keeping(text, "dvc.lock"))
+    assert quick.read(text, "dvc.lock") == LOCK  # after it was written, from memory
+
+
+def test_stages_that_change_come_and_go_are_written_as_by_dvc() -> None:
+    lock = quick.read_to_write((ROOT / "dvc.lock").read_text(encoding="utf-8"), "dvc.lock")
+    for change in range(4):
+        first, second, *_ = lock["stages"]
+        lock["stages"][second] = OrderedDict(lock["stages"][second], cmd=f"python {change}")
+        lock["stages"][f"new@{change}"] = {"outs": [OrderedDict(path="a: b", size=change)]}
+        del lock["stages"][first]
+        text = written(lock)
+        assert text == dumps_yaml(lock)
+        lock = quick.read_to_write(text, "dvc.lock")
+        assert lock == quick.parse(text, "dvc.lock")
+
+
+def test_what_was_read_may_be_changed() -> None:
+    text = dumps_yaml(LOCK)
+    quick.read(text, "dvc.lock")["stages"].clear()
+    assert quick.read(text, "dvc.lock") == LOCK
+    assert len(quick.parsed) <= quick.LATEST
+
+
+@pytest.mark.parametrize("data", [{}, {"schema": "2.0"}, {"schema": "2.0", "stages": {}}, [1, "a"]])
+def test_data_of_another_form_are_left_to_dvc(data: Any) -> None:
+    assert written(data) == dumps_yaml(data)
 
 
 def test_the_lock_file_of_the_repository_is_read_alike() -> None:
     text = (ROOT / "dvc.lock").read_text(encoding="utf-8")
-    found = quick.plain(text, "dvc.lock")
-    assert found == quick.keeping(text, "dvc.lock") and dumps_yaml(found) == text
+    found = quick.read_to_write(text, "dvc.lock")
+    assert found == quick.keeping(text, "dvc.lock") and written(found) == text
 
 
 def test_other_files_keep_their_comments() -> None:
     text = "# the manual\nprune:\n  E: 1.0e-2  # small weights\n"
-    assert dumps_yaml(quick.plain(text, "params.yaml")) == text
+    assert written(quick.read_to_write(text, "params.yaml")) == text
+    assert written(quick.read(text, "params.yaml", "rt")) == text
 
 
 def test_what_it_replaces_is_what_dvc_uses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(_yaml, "parse_yaml_for_update", lambda text, path: asked.append(path) or {})
-    (tmp_path / "dvc.lock").write_text(dumps_yaml(LOCK))
-    with _yaml.modify_yaml(str(tmp_path / "dvc.lock")) as content:
+    path = str(tmp_path / "dvc.lock")
+    Path(path).write_text(dumps_yaml(LOCK))
+
+    def parse(text: str, path: str, typ: str = "safe") -> Any:
+        asked.append(path)
+        return quick.read(text, path)
+
+    monkeypatch.setattr(_yaml, "parse_yaml_for_update", parse)
+    monkeypatch.setattr(_yaml, "parse_yaml", parse)
+    monkeypatch.setattr(_yaml, "_dump", lambda data, stream: asked.append("written"))
+    _yaml.load_yaml(path)
+    with _yaml.modify_yaml(path) as content:
         content["stages"] = {}
-    assert asked == [str(tmp_path / "dvc.lock")]
+    assert asked == [path, path, "written"]
