@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ADDRESS = "ADVPRUNE_WARM"  # environment variable: the socket on which the warm process listens
-PRELOADED = ("torch", "pandas", "pyarrow.parquet", "safetensors.torch", "pydantic", "ruamel.yaml")
+PRELOADED = (
+    "torch",
+    "pandas",
+    "pyarrow.parquet",
+    "safetensors.torch",
+    "pydantic.main",
+    "ruamel.yaml",
+    "rich.progress",
+    "typer",
+    "torch._dynamo",  # every optimizer imports it
+)
 STREAMS = (0, 1, 2)
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from advprune.attacks import to_pixels
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.zoo import zoo
 from advprune.core.errors import UserError
-from advprune.models.fold import fold_batchnorm
+from advprune.models.binary import skeleton
+from advprune.models.fold import Following, fold_batchnorm
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -44,6 +46,68 @@ def test_folding_keeps_the_function_and_the_model(digits: Pair, architecture: st
     expected, found = model(digits[0]), folded(digits[0])
     assert (expected - found).abs().max() < 1e-4 * expected.abs().max()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
+def test_a_folded_form_follows_its_model(digits: Pair, architecture: str) -> None:
+    model, (images, labels) = make_network(digits[0], architecture), digits
+    following = Following.of(model)
+    assert following is not None
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in following.network.modules())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(2):
+        model.train()
+        before = following.network(images)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        expected, found = model.eval()(images), following.refresh()(images)
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (found - before).abs().max() > 1e-2 * expected.abs().max()
+    assert not any(p.requires_grad for p in following.network.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_convolution_with_a_bias_and_a_batchnorm_alone_are_followed_too() -> None:
+    model = nn.Sequential(
+        nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 3)
+    )
+    following, x = Following.of(model), torch.rand(4, 1, 5, 5)
+    assert following is not None
+    model(x + 1)  # moves the statistics
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    assert torch.allclose(following.refresh()(x), model.eval()(x), atol=1e-5)
+
+
+def _sharing() -> nn.Module:
+    """One convolution, used twice, before a batch-norm each time."""
+    conv = nn.Conv2d(1, 1, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(1), conv, nn.BatchNorm2d(1))
+
+
+def test_a_convolution_that_is_used_twice_is_not_merged() -> None:
+    model, x = _sharing(), torch.rand(4, 1, 5, 5)
+    model(x + 1)
+    model.eval()
+    assert torch.allclose(fold_batchnorm(model)(x), model(x), atol=1e-6)
+    following = Following.of(model)
+    assert following is not None and torch.allclose(following.refresh()(x), model(x), atol=1e-6)
+
+
+def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits: Pair) -> None:
+    class Own(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    scaled = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
+    parametrize.register_parametrization(scaled[0], "weight", nn.Identity())
+    hooked = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
+    hooked[0].register_forward_hook(lambda module, args, out: out * 2)
+    plain = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1, affine=False))
+    binary = skeleton(make_network(digits[0]))
+    for model in (nn.Sequential(nn.Conv2d(1, 1, 3), Own()), scaled, hooked, plain, binary):
+        assert Following.of(model) is None
 
 
 def test_a_batchnorm_that_is_not_behind_a_convolution_alone_is_kept() -> None:

@@ -6,12 +6,16 @@ are left alone: their sums are exact, and rounding before a sign can turn it ove
 """
 
 import copy
+from collections import Counter
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from advprune.models.binary import BinaryConv2d
+from advprune.models.spec import Normalize, Site
 
 
 class _LeafTracer(fx.Tracer):
@@ -29,9 +33,10 @@ def _own(module: nn.Module) -> bool:
 
 def channels_last(model: nn.Module) -> nn.Module:
     """A model in the layout in which convolutions are fastest, in place, where all of its code is
-    known to bear that: views of another's making may need the usual one."""
-    known = all(_own(module) for module in model.modules())
-    return model.to(memory_format=torch.channels_last) if known else model
+    known to bear that: views of another's making may need the usual one. Binary convolutions put
+    their input into the usual one, so that another would only cost the way there and back."""
+    stay = any(not _own(m) or isinstance(m, BinaryConv2d) for m in model.modules())
+    return model if stay else model.to(memory_format=torch.channels_last)
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
@@ -41,24 +46,92 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     without folding.
     """
     model = copy.deepcopy(model).eval()
+    traced = _traced(model)
+    if traced is None:
+        return model
+    _merge(traced)
+    return traced.eval()
+
+
+class Following:
+    """The folded form of a model that is being trained: made once, then kept up with its weights.
+
+    `network` computes what the model does in evaluation mode, to rounding, with weights that take
+    no gradient, channels-last.
+    """
+
+    def __init__(self, model: nn.Module, traced: fx.GraphModule) -> None:
+        live = model.get_submodule
+        pairs = _merge(traced)
+        self.pairs: list[tuple[Any, Any, Any]] = [
+            (live(c), live(bn), traced.get_submodule(c)) for c, bn in pairs
+        ]
+        copied = dict(traced.named_modules())
+        for name in ("", *(conv for conv, _ in pairs)):
+            del copied[name]
+        alone = {n: m for n, m in copied.items() if not any(m.children()) and m.state_dict()}
+        self.others = [(live(name), module) for name, module in alone.items()]
+        self.network = channels_last(traced.eval().requires_grad_(False))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Following | None":
+        """None for a model that holds more than torch's own layers and ways to join them, or whose
+        weights are computed from others."""
+        if not all(_plain(module) for module in model.modules()):
+            return None
+        traced = _traced(copy.deepcopy(model).eval())
+        if traced is None or any(node.op == "get_attr" for node in traced.graph.nodes):
+            return None
+        return cls(model, traced)
+
+    @torch.no_grad()
+    def refresh(self) -> nn.Module:
+        """The network, with the model's weights and statistics as they are now."""
+        for conv, bn, fused in self.pairs:
+            scale = bn.weight * (bn.running_var + bn.eps).rsqrt()
+            mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
+            fused.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
+            fused.bias.copy_(bn.bias - mean * scale)
+        for source, target in self.others:
+            target.load_state_dict(source.state_dict())
+        return self.network
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a module is a usual layer or holds others, and nothing was added to it."""
+    torchs = type(module).__module__.startswith("torch.nn.modules.")
+    layer = torchs or isinstance(module, Normalize | Site)
+    added = module._forward_hooks or module._forward_pre_hooks or is_parametrized(module)
+    affine = getattr(module, "affine", True)  # else batch-norm has no weight
+    return (layer or any(module.children())) and affine and not added
+
+
+def _traced(model: nn.Module) -> fx.GraphModule | None:
+    """The model's graph, of the same layers; None where torch.fx may not or cannot follow it."""
     if not _own(model):
-        return model
+        return None
     try:
-        traced = fx.GraphModule(model, _LeafTracer().trace(model))
+        return fx.GraphModule(model, _LeafTracer().trace(model))
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError):
-        return model
-    modules = dict(traced.named_modules())
+        return None
+
+
+def _merge(traced: fx.GraphModule) -> list[tuple[str, str]]:
+    """Put one convolution in the place of every conv-bn pair; the names of each pair."""
+    modules, names = dict(traced.named_modules()), []
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in list(traced.graph.nodes):
         pair = _conv_before(node, modules)
-        if pair is None:
+        if pair is None or calls[pair[0].target] > 1:  # one that is used again stays as it is
             continue
         conv_node, conv, bn = pair
+        names.append((str(conv_node.target), str(node.target)))
         _replace(traced, str(conv_node.target), fuse_conv_bn_eval(conv, bn))
         node.replace_all_uses_with(conv_node)
         traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced.eval()
+    return names
 
 
 def _conv_before(

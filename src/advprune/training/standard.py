@@ -29,6 +29,7 @@ from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.params import RecipeSettings, TrainSettings
 from advprune.core.progress import progress
+from advprune.models.fold import Following
 from advprune.training.adversarial import Method, collapsed, fgsm_images
 from advprune.training.batchnorm import shared_batchnorm
 
@@ -112,10 +113,12 @@ class _Run:
     """What changes while training, besides the model; with it, all that a killed run needs.
 
     network: the model as gradients are taken of it, which averages them over processes.
+    folded: a quicker form of it to attack, where there is one.
     best: the weights that would be returned now, where epochs are chosen between.
     """
 
     network: nn.Module
+    folded: Following | None
     images: torch.Tensor
     labels: torch.Tensor
     optimizer: SGD
@@ -219,7 +222,8 @@ class Trainer:
         rates = [group["lr"] for group in self._groups()]
         schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
         average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
-        return _Run(self._network(), images, labels, optimizer, schedule, average)
+        folded = Following.of(self.model) if self.method.attacks else None
+        return _Run(self._network(), folded, images, labels, optimizer, schedule, average)
 
     def _network(self) -> nn.Module:
         """The model, whose gradients are averaged where processes train together."""
@@ -263,7 +267,8 @@ class Trainer:
         """
         own, share = distributed.share(len(x))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            crafted = self.method.craft(self.model, x, y, starts, own)
+            attacked = run.folded.refresh() if run.folded else self.model
+            crafted = self.method.craft(attacked, x, y, starts, own)
             y = y[own]
             with shared_batchnorm(len(y) < len(x)):
                 loss, logits = self.method.loss(run.network, x[own], crafted, y)
