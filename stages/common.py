@@ -7,15 +7,17 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import typer
 import warm
 
-from advprune.core import params as settings
 from advprune.core.errors import UserError
+
+if TYPE_CHECKING:  # it takes a while, which a script that is handed over need not spend
+    from advprune.core.params import Params, Profile
 
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="Profile to run; by default that of params.yaml.")
@@ -27,13 +29,15 @@ BaseOption = Annotated[str, typer.Option("--base", help="Which dense network: on
 class Workspace:
     """The settings of a run and where its files lie, relative to the repository root."""
 
-    params: settings.Params
+    params: "Params"
     base: str = "standard"
 
     @classmethod
     def open(cls, profile: str | None, base: str = "standard") -> "Workspace":
         """Read params.yaml; UserError for an unknown base (any recipe's network can be one)."""
-        params = settings.load(profile=profile)
+        from advprune.core.params import load
+
+        params = load(profile=profile)
         if base not in params.recipes:
             known = ", ".join(params.recipes)
             raise UserError(f"there is no recipe {base!r} in params.yaml; known: {known}")
@@ -51,7 +55,7 @@ class Workspace:
         return Workspace(self.params, base)
 
     @property
-    def profile(self) -> settings.Profile:
+    def profile(self) -> "Profile":
         """The active profile's settings."""
         return self.params.active()
 

@@ -9,6 +9,7 @@ standard streams here, and exits as the fork does. Only other people's packages 
 beforehand, and nothing is computed, so that a fork gives the same bytes as a process of its own.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -139,6 +140,7 @@ def main(command: list[str]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # is the command's affair
         for package in PRELOADED:
             importlib.import_module(package)
+        gc.freeze()  # forks need not look through all that
         return Warm(listener, running).serve()
 
 

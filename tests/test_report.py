@@ -687,6 +687,14 @@ def test_text_of_settings_cannot_inject_markup() -> None:
     assert cells == {head.count("|")}
 
 
+def test_the_note_of_a_profile_stands_beside_the_data_and_cannot_inject_markup() -> None:
+    noted = settings().active().model_copy(update={"note": "Two cores, <b>1 hour</b> [x](y)"})
+    params = settings().model_copy(update={"profiles": {"digits": noted}})
+    page, text = html(study(params=params), {}), report_markdown(study(params=params), {})
+    assert "of the run. Two cores, &lt;b&gt;1 hour&lt;/b&gt; [x](y)</p>" in page
+    assert r"of the run. Two cores, &lt;b&gt;1 hour&lt;/b&gt; \[x\](y)" in text
+
+
 def test_page_stands_alone_and_holds_its_figures() -> None:
     whole = study()
     pngs = {name: png(figure) for name, figure in figures(whole).items()}

@@ -369,7 +369,10 @@ class FlipSettings(Settings):
 
 
 class Profile(Settings):
-    """Everything that depends on the data set and on the time one has."""
+    """Everything that depends on the data set and on the time one has.
+
+    note: said on the page beside the data: on what machine it was run, for how long, and why so.
+    """
 
     data: DataSettings
     model: ModelSettings
@@ -381,6 +384,7 @@ class Profile(Settings):
     bitflip: FlipSettings = FlipSettings()
     batch: int = Field(default=128, ge=1)
     show_images: bool = True
+    note: str = Field(default="", max_length=1000)
 
     @model_validator(mode="after")
     def _suites_name_attacks(self) -> "Profile":

@@ -94,8 +94,7 @@ def _content(study: Study, drawn: frozenset[str]) -> dict[str, Any]:
     """What both forms of the report show."""
     return {
         "profile": study.params.profile,
-        "source": study.source,
-        "n": len(study.models[0].attack(study.main)),
+        "origin": _origin(study),
         "question": QUESTION,
         "summary": [unbroken(sentence) for sentence in summary(study)],
         "findings": [
@@ -104,6 +103,13 @@ def _content(study: Study, drawn: frozenset[str]) -> dict[str, Any]:
         ],
         "sections": sections(study, drawn),
     }
+
+
+def _origin(study: Study) -> str:
+    """Which images, how many, and what whoever ran it says of the run."""
+    n = len(study.models[0].attack(study.main))
+    computed = "Every number on this page is computed from the records of the run."
+    return f"Data: {study.source}, n = {n} test images. {computed} {study.params.active().note}".strip()
 
 
 def anchor(text: str) -> str:
