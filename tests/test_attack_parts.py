@@ -97,8 +97,12 @@ def test_a_convolution_that_is_used_twice_is_not_merged() -> None:
 
 def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits: Pair) -> None:
     class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(1, 1, 3), nn.Parameter(torch.ones(()))
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
+            return self.conv(x) * self.scale
 
     scaled = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
     parametrize.register_parametrization(scaled[0], "weight", nn.Identity())
@@ -106,7 +110,7 @@ def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits
     hooked[0].register_forward_hook(lambda module, args, out: out * 2)
     plain = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1, affine=False))
     binary = skeleton(make_network(digits[0]))
-    for model in (nn.Sequential(nn.Conv2d(1, 1, 3), Own()), scaled, hooked, plain, binary):
+    for model in (nn.Sequential(nn.Conv2d(1, 1, 3), Own()), Own(), scaled, hooked, plain, binary):
         assert Following.of(model) is None
 
 

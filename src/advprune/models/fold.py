@@ -61,16 +61,13 @@ class Following:
     """
 
     def __init__(self, model: nn.Module, traced: fx.GraphModule) -> None:
-        live = model.get_submodule
-        pairs = _merge(traced)
+        live, pairs = model.get_submodule, _merge(traced)
         self.pairs: list[tuple[Any, Any, Any]] = [
             (live(c), live(bn), traced.get_submodule(c)) for c, bn in pairs
         ]
-        copied = dict(traced.named_modules())
-        for name in ("", *(conv for conv, _ in pairs)):
-            del copied[name]
-        alone = {n: m for n, m in copied.items() if not any(m.children()) and m.state_dict()}
-        self.others = [(live(name), module) for name, module in alone.items()]
+        computed = {id(t) for *_, fused in self.pairs for t in fused.parameters()}
+        self.model = model
+        self.copied = {name: t for name, t in _tensors(traced).items() if id(t) not in computed}
         self.network = channels_last(traced.eval().requires_grad_(False))
 
     @classmethod
@@ -92,18 +89,25 @@ class Following:
             mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
             fused.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
             fused.bias.copy_(bn.bias - mean * scale)
-        for source, target in self.others:
-            target.load_state_dict(source.state_dict())
+        now = _tensors(self.model)
+        for name, tensor in self.copied.items():
+            tensor.copy_(now[name])
         return self.network
 
 
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
 def _plain(module: nn.Module) -> bool:
-    """Whether a module is a usual layer or holds others, and nothing was added to it."""
+    """Whether a module is a usual layer, or joins others in a known way, and nothing was added."""
     torchs = type(module).__module__.startswith("torch.nn.modules.")
     layer = torchs or isinstance(module, Normalize | Site)
     added = module._forward_hooks or module._forward_pre_hooks or is_parametrized(module)
     affine = getattr(module, "affine", True)  # else batch-norm has no weight
-    return (layer or any(module.children())) and affine and not added
+    joins = any(module.children()) and _own(module)
+    return (layer or joins) and affine and not added
 
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:

@@ -107,9 +107,9 @@ def _content(study: Study, drawn: frozenset[str]) -> dict[str, Any]:
 
 def _origin(study: Study) -> str:
     """Which images, how many, and what whoever ran it says of the run."""
-    n = len(study.models[0].attack(study.main))
+    n, note = len(study.models[0].attack(study.main)), study.params.active().note
     computed = "Every number on this page is computed from the records of the run."
-    return f"Data: {study.source}, n = {n} test images. {computed} {study.params.active().note}".strip()
+    return f"Data: {study.source}, n = {n} test images. {computed} {note}".strip()
 
 
 def anchor(text: str) -> str:
