@@ -219,9 +219,15 @@ def _sparse(point: str) -> tuple[Cell, ...]:
     return Cell(f"{point} clean", *place, "clean %"), Cell("robust", *place, "robust %")
 
 
+def _studied(*points: str) -> dict[str, tuple[Cell, ...]]:
+    """Points of the study of sparse networks, which two profiles hold."""
+    cells = tuple(cell for point in points for cell in _sparse(point))
+    return {DIGITS: cells, SMALL: cells}
+
+
 # --- the systems ---------------------------------------------------------------------------------
 
-DIGITS, CIFAR = "digits", "cifar10"
+DIGITS, CIFAR, SMALL = "digits", "cifar10", "cifar10-small"
 
 
 def _both(*cells: Cell) -> dict[str, tuple[Cell, ...]]:
@@ -353,10 +359,9 @@ def _binary() -> Iterator[Comparison]:
 
 
 def _awt() -> Iterator[Comparison]:
-    points = ("AWT_90", "random_90", "inherited_90", "dense")
-    ours = tuple(cell for point in points for cell in _sparse(point))
+    ours = _studied("AWT_90", "random_90", "inherited_90", "dense")
     why = "densities, networks and schedules of theirs are not known; controls stand beside it"
-    yield Comparison(published.AWT["ticket"], {DIGITS: ours}, "sparsity", why)
+    yield Comparison(published.AWT["ticket"], ours, "sparsity", why)
 
 
 def _hydra() -> Iterator[Comparison]:
@@ -364,11 +369,11 @@ def _hydra() -> Iterator[Comparison]:
         method, _, sparsity = key.partition(" ")
         if key == "attack":
             why = "their error: PGD alone leaves 5 points more than AutoAttack does"
-            yield Comparison(figure, {DIGITS: _sparse("HYDRA_90")}, "sparsity", why)
+            yield Comparison(figure, _studied("HYDRA_90"), "sparsity", why)
         else:
             point = f"{method}_{sparsity.removesuffix(' %')}" if sparsity else method
             named = Figure(f"{key}: {figure.setting}", figure.figure)
-            yield Comparison(named, {DIGITS: _sparse(point)}, "sparsity", _ticket_reason(sparsity))
+            yield Comparison(named, _studied(point), "sparsity", _ticket_reason(sparsity))
 
 
 def _ticket_reason(sparsity: str) -> str:
@@ -383,7 +388,7 @@ def _benchmark() -> Iterator[Comparison]:
         share = percent(sparsity, 0)
         yield Comparison(
             Figure(f"HYDRA, {share} %", f"clean {clean:.2f}, AutoAttack {robust:.2f}"),
-            {DIGITS: _sparse(f"HYDRA_{share}")},
+            _studied(f"HYDRA_{share}"),
             "sparsity",
             _ticket_reason(f"{share} %"),
         )
