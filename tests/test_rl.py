@@ -240,8 +240,9 @@ def test_sap_sits_behind_every_relu_and_keeps_the_weights(shape: tuple[int, ...]
     assert len(relus) == {1: 2, 3: 5 if shape[-1] == 84 else 4}[len(shape)]
     assert all(kinds[i + 1] is StochasticPruning for i in relus)
     assert kinds.count(StochasticPruning) == len(relus)
-    seen = torch.rand(2, *shape)
-    assert pruned(seen).shape == (2, 4)
+    torch.manual_seed(0)
+    seen = torch.rand(16, *shape)  # of a few, small networks may draw the same twice
+    assert pruned(seen).shape == (16, 4)
     assert not torch.equal(pruned(seen), pruned(seen))  # random in evaluation mode
     assert pruned.state_dict().keys() == agent.state_dict().keys()
 
