@@ -44,7 +44,7 @@ def test_an_exported_network_is_small_and_sound(path: Path) -> None:
     spec = header_spec(metadata, where=path.name)
     found = audit(tensors, spec)
     assert found.sound and found.source == "header", found.faults
-    assert path.stat().st_size < 1_000_000
+    assert path.stat().st_size < 5_000_000
     floating = {t.dtype for t in tensors.values() if t.is_floating_point()}
     assert floating == {torch.float16 if ".fp16." in path.name else torch.float32}
     assert all(p.dtype == torch.float32 for p in load_model(path).parameters())
