@@ -15,6 +15,7 @@ from advprune.report.page import html, report_markdown, sections
 from advprune.report.published import ADVERSARIAL_PRUNING
 from advprune.report.sparse import (
     claims,
+    conditions,
     entries,
     number_table,
     pair_table,
@@ -97,6 +98,15 @@ def test_a_single_seed_has_no_deviation() -> None:
         )
     ).to_dict("records")[1]
     assert row["robust %"] == shown(mean(table_of(10))) and "±" not in row["robust %"]
+
+
+def test_what_intervals_are_for_hangs_on_the_number_of_seeds() -> None:
+    whole = versus((30, 31, 32), (10, 11, 12))
+    assert "for other seeds and other images" in conditions(whole)
+    single = [sparse("dense", "dense", (20,)), sparse("L", "LWM", (10,))]
+    params = chosen({"L": point("LWM")}, single[1]).params
+    alone = conditions(study(params=params, sparse_points=single))
+    assert "1 seed, so that brackets hold 95 % intervals for other images alone" in alone
 
 
 def test_numbers_are_those_of_the_table() -> None:

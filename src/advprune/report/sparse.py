@@ -252,12 +252,18 @@ def conditions(study: Study) -> str:
     first, eps = entries(study)[0], budget(study.main_attack.eps)
     seeds, n = first.clean.shape
     attacks = dict.fromkeys([study.main, *study.params.sparsity_study.attacks])
-    return (
-        f"Robust: what is left per image after the worst of {listed(list(attacks))} "
-        f"({study.main_attack.norm}, eps {eps}); n = {n} test images and {count(seeds, 'seed')}, "
+    over = (
         "each with a dense network of its own. ± is the standard deviation over seeds; brackets "
         "hold 95 % intervals for other seeds and other images (two-way random effects, "
         "Satterthwaite's t)."
+        if seeds > 1
+        else "so that brackets hold 95 % intervals for other images alone: another training may "
+        "differ by more."
+    )
+    return (
+        f"Robust: what is left per image after the worst of {listed(list(attacks))} "
+        f"({study.main_attack.norm}, eps {eps}); n = {n} test images and {count(seeds, 'seed')}, "
+        f"{over}"
     )
 
 
