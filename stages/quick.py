@@ -28,9 +28,11 @@ def read(text: str, path: str, typ: str = "safe") -> Any:
     """The content of a YAML file; with its comments where they are asked for."""
     if typ != "safe":
         return parse(text, path, typ)
-    if text not in parsed:
-        _remember(text, parse(text, path))
-    return pickle.loads(parsed[text])
+    content = parsed.get(text)
+    if content is None:
+        content = pickle.dumps(parse(text, path))
+    _remember(text, content)
+    return pickle.loads(content)
 
 
 def read_to_write(text: str, path: str) -> Any:
@@ -46,7 +48,7 @@ def write(data: Any, stream: TextIO) -> None:
     data = _plain(data)
     entries = [_worded(name, entry) for name, entry in data["stages"].items()]
     text = _text({"schema": data["schema"]}) + "stages:\n" + "".join(entries)
-    _remember(text, data)
+    _remember(text, pickle.dumps(data))
     stream.write(text)
 
 
@@ -63,8 +65,10 @@ def _text(data: Any) -> str:
     return stream.getvalue()
 
 
-def _remember(text: str, data: Any) -> None:
-    parsed[text] = pickle.dumps(data)
+def _remember(text: str, content: bytes) -> None:
+    """Keep what was read or written last."""
+    parsed.pop(text, None)
+    parsed[text] = content
     for old in list(parsed)[:-LATEST]:
         del parsed[old]
 

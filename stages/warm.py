@@ -33,6 +33,7 @@ PRELOADED = (
     "pydantic.main",
     "ruamel.yaml",
     "rich.progress",
+    "scipy.stats",
     "typer",
     "torch._dynamo",  # every optimizer imports it
 )

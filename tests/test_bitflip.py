@@ -476,6 +476,37 @@ def test_a_pass_from_each_layer_on_is_the_whole_pass(network: nn.Module, digits:
             assert torch.equal(logits, stored.model(digits[0]))
 
 
+class Joined(nn.Module):
+    """Lists, keywords, methods and a parameter of its own in the forward pass."""
+
+    __module__ = "torch.joined"  # as if its code were known
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 3, 3)
+        self.last, self.shift = nn.Linear(5, 4), nn.Parameter(torch.rand(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([self.first(x), self.second(x)], dim=1)
+        return self.last(both.relu().mean((2, 3)) + self.shift)
+
+
+def test_a_pass_from_a_layer_on_follows_every_kind_of_operation(digits: Pair) -> None:
+    stored, images = store(Joined()), digits[0][:5]
+    graph = rerun(stored.model, {name: stored.weight(name) for name in stored.layers})
+    assert graph is not None
+    with torch.no_grad():
+        logits, values = graph.start(images)
+        assert torch.equal(logits, stored.model(images))
+        for name in stored.layers:
+            stored.flip(Flip(name, 0, 7))
+            before = logits
+            logits, values = graph.again(values, name)
+            assert torch.equal(logits, stored.model(images))
+            assert not torch.equal(logits, before)
+            assert set(values) == graph.kept
+
+
 class Foreign(nn.Module):
     """Of another's making: what its forward pass does is not known."""
 

@@ -113,3 +113,19 @@ def test_what_it_replaces_is_what_dvc_uses(monkeypatch: pytest.MonkeyPatch, tmp_
     with _yaml.modify_yaml(path) as content:
         content["stages"] = {}
     assert asked == [path, path, "written"]
+
+
+def test_what_is_read_again_and_again_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def parse(text: str, path: str) -> Any:
+        parsed.append(text)
+        return _yaml.parse_yaml(text, path)
+
+    monkeypatch.setattr(quick, "parse", parse)
+    text = dumps_yaml({"read": "often"})
+    for other in range(2 * quick.LATEST):
+        quick.read(text, "dvc.lock")
+        quick.read(f"other: {other}", "other.yaml")
+    assert parsed.count(text) == 1
+    assert len(parsed) == 1 + 2 * quick.LATEST

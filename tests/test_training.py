@@ -101,6 +101,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
 def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> None:
     run = trainer(digits, tmp_path / "a.pt", epochs=2)
     model, (images, labels) = make_network(digits[0]), run.train
+    model.to(memory_format=torch.channels_last)  # as sums are taken in another order
     optimizer = torch.optim.SGD(
         model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -129,6 +130,7 @@ def test_training_learns(digits: Pair, tmp_path: Path) -> None:
     assert before < 0.4 and accuracy(run.model, images, digits[1]) > 0.9
     assert history[-1]["val_accuracy"] == round(accuracy(run.model, images, digits[1]), 4)
     assert not run.model.training
+    assert all(parameter.is_contiguous() for parameter in run.model.parameters())
 
 
 @pytest.mark.parametrize("method", ["standard", *ATTACKING])

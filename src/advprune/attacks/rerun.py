@@ -6,8 +6,8 @@ operations run on the same numbers, so results are the same to the last bit.
 """
 
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -32,35 +32,80 @@ def _known(module: nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] in ("advprune", "torch")
 
 
+class _Step(NamedTuple):
+    """A node, how its value comes from others', and whose values nobody needs afterwards."""
+
+    node: fx.Node
+    compute: Callable[[Values], Any]
+    done: list[fx.Node]
+
+
 class Rerun:
     """A network's graph, and which nodes each of some weights reaches."""
 
     def __init__(self, traced: fx.GraphModule, weights: Mapping[str, torch.Tensor]) -> None:
-        self.interpreter = fx.Interpreter(traced)
-        self.nodes = list(traced.graph.nodes)
+        first, *nodes = traced.graph.nodes
+        self.input = first
         self.reached = {name: _reached(traced, weight) for name, weight in weights.items()}
-        self.kept = {n for n in self.nodes if any(_border(n, r) for r in self.reached.values())}
+        reaches = self.reached.values()
+        self.kept = {n for n in (first, *nodes) if any(_border(n, reach) for reach in reaches)}
+        ends = _last_uses(nodes)
+        self.steps = [
+            _Step(n, _computation(traced, n), [d for d in ends.get(n, []) if d not in self.kept])
+            for n in nodes
+        ]
+        self.after = {
+            name: [step for step in self.steps if step.node in reached]
+            for name, reached in self.reached.items()
+        }
 
     def start(self, images: torch.Tensor) -> tuple[torch.Tensor, Values]:
         """Logits of a whole pass, and the values that later passes may need."""
-        return self._run({self.nodes[0]: images}, self.nodes[1:])
+        return self._run({self.input: images}, self.steps)
 
     def again(self, values: Values, name: str) -> tuple[torch.Tensor, Values]:
         """Logits and values after the weight `name` has changed since `values` were computed."""
-        reached = self.reached[name]
-        return self._run(values, [node for node in self.nodes if node in reached])
+        return self._run(dict(values), self.after[name])
 
-    def _run(self, values: Values, nodes: list[fx.Node]) -> tuple[torch.Tensor, Values]:
-        self.interpreter.env = dict(values)
-        found, logits = dict(values), torch.empty(0)
-        for node in nodes:
-            logits = self.interpreter.env[node] = self.interpreter.run_node(node)
-            if node in self.kept:
-                found[node] = logits
-            for done in self.interpreter.user_to_last_uses.get(node, []):
-                self.interpreter.env.pop(done, None)
-        self.interpreter.env = {}
-        return logits, {node: value for node, value in found.items() if node in self.kept}
+    def _run(self, values: Values, steps: list[_Step]) -> tuple[torch.Tensor, Values]:
+        found = torch.empty(0)
+        for step in steps:
+            found = values[step.node] = step.compute(values)
+            for done in step.done:
+                del values[done]
+        return found, {node: value for node, value in values.items() if node in self.kept}
+
+
+def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """By node: those whose values it is the last to need."""
+    last = {given: node for node in nodes for given in node.all_input_nodes}
+    ends: dict[fx.Node, list[fx.Node]] = {}
+    for given, node in last.items():
+        ends.setdefault(node, []).append(given)
+    return ends
+
+
+def _computation(traced: fx.GraphModule, node: fx.Node) -> Callable[[Values], Any]:
+    """The value of a node from those of others."""
+    args, kwargs = node.args, node.kwargs
+    if node.op == "get_attr":
+        return lambda _: operator.attrgetter(str(node.target))(traced)
+    call = _callable(traced, node)
+    if not kwargs and all(isinstance(arg, fx.Node) for arg in args):  # nothing to search through
+        return lambda values: call(*[values[arg] for arg in args])  # type: ignore[index]
+    return lambda values: call(
+        *fx.map_arg(args, values.__getitem__), **fx.map_arg(kwargs, values.__getitem__)
+    )
+
+
+def _callable(traced: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
+    """What is called with a node's arguments."""
+    place = str(node.target)
+    if node.op == "call_module":
+        return traced.get_submodule(place)
+    if node.op == "call_method":
+        return lambda value, *more, **named: getattr(value, place)(*more, **named)
+    return node.target if callable(node.target) else lambda value: value  # the output
 
 
 def rerun(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Rerun | None:
@@ -80,7 +125,8 @@ def rerun(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Rerun | None
     if len(inputs) != 1 or any(_unsafe(traced, node) for node in traced.graph.nodes):
         return None
     found = Rerun(traced, weights)
-    return found if all(found.nodes[-1] in reached for reached in found.reached.values()) else None
+    logits = found.steps[-1].node
+    return found if all(logits in reached for reached in found.reached.values()) else None
 
 
 def _unsafe(traced: fx.GraphModule, node: fx.Node) -> bool:

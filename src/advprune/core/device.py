@@ -1,9 +1,13 @@
 """Where to compute, and how to compute the same thing again."""
 
+import ctypes
 import hashlib
+import sys
 
 import torch
 from torch import nn
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def setup() -> torch.device:
@@ -11,12 +15,24 @@ def setup() -> torch.device:
 
     The CPU's are deterministic as they are, and asking for it costs a second of imports.
     """
+    keep_memory()
     if torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next tensor, where the C library can be asked to.
+
+    A feature map of some megabytes is else given back to the system and fetched anew, page by page,
+    in every layer.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that is allowed
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def salted(seed: int, *words: str) -> int:

@@ -29,7 +29,7 @@ from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.params import RecipeSettings, TrainSettings
 from advprune.core.progress import progress
-from advprune.models.fold import Following
+from advprune.models.fold import Following, channels_last
 from advprune.training.adversarial import Method, collapsed, fgsm_images
 from advprune.training.batchnorm import shared_batchnorm
 
@@ -184,6 +184,7 @@ class Trainer:
         ended the training; of a `probe` `probe_clean` and, under PGD, `probe_robust`. UserError
         where the loss stops being a number.
         """
+        channels_last(self.model)
         run, per_epoch = self._begin(), self._batches(len(self.train[0]))
         self._resume(run)
         with progress("train, batches", self.epochs * per_epoch) as advance:
@@ -196,7 +197,7 @@ class Trainer:
                 self.after_epoch(len(run.history) - 1)
         if run.best or run.average:
             self.model.load_state_dict(run.best or self._judged(run).state_dict())
-        self.model.eval()
+        self.model.to(memory_format=torch.contiguous_format).eval()
         return run.history
 
     def _ended(self, history: History) -> bool:
