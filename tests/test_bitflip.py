@@ -488,7 +488,7 @@ class Joined(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         both = torch.cat([self.first(x), self.second(x)], dim=1)
-        return self.last(both.relu().mean((2, 3)) + self.shift)
+        return self.last(both.tanh().mean((2, 3)) + self.shift)
 
 
 def test_a_pass_from_a_layer_on_follows_every_kind_of_operation(digits: Pair) -> None:

@@ -362,7 +362,7 @@ def test_every_finding_says_n_and_several_bases_are_named() -> None:
 def test_a_base_is_compared_with_the_first_one_on_the_same_images() -> None:
     found = only(bases(two_bases()))
     assert found.title == "Is the base robust more robust than standard? Yes: 75.0 against 10.0 %"
-    assert "base robust (pgd, 7 steps) keeps 75.0 % (59.8–85.8)" in found.text
+    assert "base robust (pgd, 5 steps) keeps 75.0 % (59.8–85.8)" in found.text
     assert "standard 10.0 % (4.0–23.1)" in found.text and "p < 0.001" in found.text
     assert found.figures["better"] == ["A", "B"] and "2 of 2 families" in found.text
     same = only(bases(two_bases(better=False)))

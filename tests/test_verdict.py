@@ -44,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Pair]:
     )
     initialize(model, torch.Generator().manual_seed(0))
     pairs = [(split.images, split.labels) for split in (train, splits["val"])]
-    settings = PARAMS.active().train.model_copy(update={"epochs": 8})
+    settings = PARAMS.active().train.model_copy(update={"epochs": 12})
     Trainer(model, *pairs, settings, RecipeSettings(), 0, folder / "state.pt").run()
     return model.eval(), (test.images / 255, test.labels)
 
@@ -135,7 +135,7 @@ def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
     weak = judged(
         model, pair, tmp_path / "a", dense, table=["field"], randomized=["single", "square"]
     )
-    assert weak.level == "reliable"  # `field` averages and goes straight through
+    assert weak.level == "reliable", weak.against  # `field` averages and goes straight through
     attacks = PARAMS.active().model_dump()["attacks"]
     single = {"field": attacks["single"]}
     assert single["field"]["draws"] == 1 and single["field"]["backward"] is None
