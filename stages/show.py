@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,9 +20,37 @@ def show(
     markdown: Annotated[bool, typer.Option(help="Print a Markdown table instead.")] = False,
 ) -> None:
     """Print a row a model in params order; the last line is the path of the report."""
+    workspace = Workspace.open(profile)
+    if markdown:
+        print(as_markdown(workspace))
+        return
+    table = _closing(workspace)
+    _print_table(table.title, table.columns, table.rows)
+    print(*table.notes, sep="\n", end="\n" if table.notes else "")
+    print(workspace.place("reports", "report.html"))
+
+
+class Closing(NamedTuple):
+    """The table's parts; cells are text."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def as_markdown(workspace: Workspace) -> str:
+    """The table with its title and its notes."""
+    from tabulate import tabulate
+
+    title, columns, rows, notes = _closing(workspace)
+    table = tabulate(rows, columns, "github", disable_numparse=True)
+    return "\n\n".join(part for part in (f"**{title}**", table, "\n".join(notes)) if part)
+
+
+def _closing(workspace: Workspace) -> Closing:
     from advprune.report.text import budget
 
-    workspace = Workspace.open(profile)
     params = workspace.params
     declared, missing = _declared(workspace)
     found = {name: _metrics(workspace, name) for name in declared}
@@ -37,16 +65,7 @@ def show(
         f"{params.profile}: robust accuracy, worst case over the suite "
         f"({main.norm}, eps {budget(main.eps)}), n = {n}"
     )
-    if markdown:
-        from tabulate import tabulate
-
-        table = tabulate(rows, columns, "github", disable_numparse=True)
-        parts = [f"**{title}**", table, "\n".join(notes)]
-        print("\n\n".join(part for part in parts if part))
-        return
-    _print_table(title, columns, rows)
-    print(*notes, sep="\n", end="\n" if notes else "")
-    print(workspace.place("reports", "report.html"))
+    return Closing(title, columns, rows, notes)
 
 
 def _declared(workspace: Workspace) -> tuple[list[str], list[str]]:

@@ -19,9 +19,11 @@ from advprune.report.reproduced import (
     Cell,
     Comparison,
     Result,
+    answered,
     filled,
-    page,
+    tables,
 )
+from advprune.report.summary import QUESTION
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = params.load(ROOT / "params.yaml")
@@ -83,26 +85,47 @@ def test_what_was_not_run_is_said_and_what_was_is_shown() -> None:
             "after as many random flips %": ["98.0"],
         }
     )
-    text = page({"digits": result(f"## Bits under attack\n\n{_markdown_table(table)}\n")})
+    text = tables({"digits": result(f"## Bits under attack\n\n{_markdown_table(table)}\n")})
     line = next(line for line in text.splitlines() if "28.0 ± 4.47" in line)
     assert "digits: dense_8 flips 12.0 (1.0–23.0), clean 98.7" in line
     assert "`dvc repro bitflip@dense_8`" in line
     line = next(line for line in text.splitlines() if "541.2" in line)
-    assert f"digits: {NOT_RUN}" in line
+    assert f"| {NOT_RUN} |" in line and "digits" not in line
     assert f"0.1 % left {UNREAD}" in text  # not read at its source
 
 
-def test_the_page_is_filled_between_its_marks_alone() -> None:
-    once = filled(f"before\n{START}\nan older table\n{END}\nafter\n", {})
+def test_a_page_is_filled_between_its_marks_alone() -> None:
+    once = filled(f"before\n{START}\nan older table\n{END}\nafter\n", tables({}))
     assert once.startswith(f"before\n{START}\n") and once.endswith(f"{END}\nafter\n")
     assert "an older table" not in once and NOT_RUN in once
-    assert filled(once, {}) == once
+    assert filled(once, tables({})) == once
     with pytest.raises(ValueError, match="needs the lines"):
-        filled(f"{END} {START}", {})
+        filled(f"{END} {START}", "")
+
+
+def test_one_of_several_results_is_filled_and_the_others_stand() -> None:
+    page = "<a>\n1\n<end>\nbetween\n<b>\n2\n<end>\nafter\n"
+    assert filled(page, "new", "<b>", "<end>") == (
+        "<a>\n1\n<end>\nbetween\n<b>\n\nnew\n\n<end>\nafter\n"
+    )
+
+
+def test_an_answer_is_the_summary_of_the_report_over_its_folded_table() -> None:
+    head = "# Title\n\nData: some digits, n = 9 test images. Every number.\n\n"
+    answer = "- It falls (p &lt; 0.001).\n- The price.\n"
+    asked = "### Is it so? Yes: 9 %\n\n- not of the summary? No\n\n### a: Why? Because\n"
+    found = result(head, f"## {QUESTION}\n\n{answer}\n## Findings\n\n{asked}")
+    text = answered(found, "| a table |")
+    assert "\n\n- Is it so? **Yes: 9 %**\n- a: Why? **Because**\n\n</details>" in text
+    assert text.startswith("**digits**: some digits, n = 9 test images; resnet18 of width 8, ")
+    assert f"\n\n{answer}\n<details>" in text and "not of the summary" not in text
+    assert text.endswith("</summary>\n\n| a table |\n\n</details>")
+    with pytest.raises(KeyError, match="no answer under"):
+        answered(result(head), "")
 
 
 def test_the_tables_of_the_page_are_whole() -> None:
-    lines = [line for line in page({}).splitlines() if line.startswith("|")]
+    lines = [line for line in tables({}).splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
     assert all(row.why and row.stage for system in SYSTEMS for row in system.rows)
 
@@ -112,6 +135,19 @@ def test_every_table_that_is_looked_for_is_one_of_the_report() -> None:
     titles = {cell.section for cell in CELLS} | {cell.caption for cell in CELLS}
     assert all(f'"{title}"' in source for title in titles - {"", "Base standard"})
     assert 'f"Base {base}"' in source
+
+
+def test_every_figure_is_in_the_report_of_digits() -> None:
+    found = Result(SETTINGS, (ROOT / "reports/digits/report.md").read_text(encoding="utf-8"))
+    of_digits = [
+        cell
+        for system in SYSTEMS
+        for row in system.rows
+        for profile, cells in row.ours.items()
+        for cell in cells
+        if profile == "digits"
+    ]
+    assert len(of_digits) > 100 and all(cell.read(found) for cell in of_digits)
 
 
 def test_every_command_is_a_stage() -> None:

@@ -87,6 +87,7 @@ def percent_axis(ax: Axes, label: str) -> None:
 def grid(ax: Axes) -> None:
     """Light lines across."""
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)  # also where rings and bars are drawn
 
 
 def name_ticks(ax: Axes, names: Sequence[str]) -> None:

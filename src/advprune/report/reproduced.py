@@ -1,7 +1,8 @@
-"""Published tables and ours beside them: docs/published.md, from the reports of finished runs.
+"""What documents say of finished runs: docs/published.md and the README's results, from reports.
 
 Nothing of ours is typed: a figure is a cell of a table of `reports/<profile>/report.md`, found by
-its section, its row and its column. What no report holds is “not run here”.
+its section, its row and its column, and a sentence is one of the report's summary. What no report
+holds is “not run here”.
 """
 
 import re
@@ -12,6 +13,7 @@ from html import unescape
 from advprune.core.params import Params
 from advprune.report import published
 from advprune.report.published import Figure
+from advprune.report.summary import QUESTION
 from advprune.report.text import budget, percent
 
 NOT_RUN = "not run here"
@@ -35,6 +37,26 @@ class Result:
         opening = rf"^\*\*{re.escape(caption)}\*\*\n" if caption else r"\A"
         table = re.search(rf"{opening}.*?((?:^\|[^\n]*\n)+)", part[1], _LINES)
         return _rows(table[1]) if table else []
+
+    @property
+    def about(self) -> str:
+        """What the run was made on: the data, and how many images were attacked."""
+        found = re.search(r"^Data: (.*?)\. Every", self.report, re.MULTILINE)
+        return found[1] if found else self.params.active().data.source
+
+    @property
+    def summary(self) -> str:
+        """The answer's sentences, a Markdown list; KeyError where the report has none."""
+        found = re.search(rf"^## {re.escape(QUESTION)}\n\n((?:- [^\n]*\n)+)", self.report, _LINES)
+        if found is None:
+            raise KeyError(f"no answer under {QUESTION!r} in the report of {self.params.profile}")
+        return found[1].strip()
+
+    @property
+    def answers(self) -> str:
+        """Each question that the findings ask, and its answer in short: a Markdown list."""
+        asked = re.findall(r"^### ([^\n]*?\?) ([^\n]*)$", self.report, re.MULTILINE)
+        return "\n".join(f"- {question} **{answer}**" for question, answer in asked)
 
 
 _LINES = re.MULTILINE | re.DOTALL
@@ -98,7 +120,7 @@ class System:
     rows: tuple[Comparison, ...]
 
 
-def page(results: Mapping[str, Result]) -> str:
+def tables(results: Mapping[str, Result]) -> str:
     """The tables of all systems as Markdown. results: the finished runs, by profile."""
     parts = [_runs(results)]
     for system in SYSTEMS:
@@ -107,16 +129,31 @@ def page(results: Mapping[str, Result]) -> str:
     return "\n\n".join(parts)
 
 
-def filled(text: str, results: Mapping[str, Result]) -> str:
-    """A page with the tables between its two markers, in place of older ones.
+def answered(result: Result, table: str) -> str:
+    """A run's summary for the README; folded beneath, the findings in short and its table.
+
+    All of it is Markdown, as `table` is.
+    """
+    name = result.params.profile
+    parts = [f"**{name}**: {_run(result)}", result.summary]
+    parts += _folded(f"What else was asked of {name}, and the answers", result.answers)
+    return "\n\n".join(parts + _folded(f"The rows of {name}", table))
+
+
+def _folded(title: str, content: str) -> list[str]:
+    return [f"<details><summary>{title}</summary>", content, "</details>"]
+
+
+def filled(text: str, content: str, start: str = START, end: str = END) -> str:
+    """A page with `content` between its two markers, in place of what was there.
 
     Raises ValueError where it does not have both, in this order.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"the page needs the lines {START} and {END}")
-    return f"{before}{START}\n\n{page(results)}\n\n{END}{after}"
+    before, opening, rest = text.partition(start)
+    _, closing, after = rest.partition(end)
+    if not opening or not closing:
+        raise ValueError(f"the page needs the lines {start} and {end}")
+    return f"{before}{start}\n\n{content}\n\n{end}{after}"
 
 
 def _runs(results: Mapping[str, Result]) -> str:
@@ -129,9 +166,8 @@ def _run(result: Result) -> str:
     profile = result.params.active()
     model, attack = profile.model, profile.table()[result.params.attack.main]
     given = "given weights" if model.weights else f"{profile.train.epochs} epochs"
-    about = re.search(r"^Data: (.*?)\. Every", result.report, re.MULTILINE)
     return (
-        f"{about[1] if about else profile.data.source}; {model.architecture} of width "
+        f"{result.about}; {model.architecture} of width "
         f"{model.width}, {given}; {attack.norm} eps {budget(attack.eps)} if nothing else is said."
     )
 
@@ -146,14 +182,15 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 
 
 def _row(row: Comparison, results: Mapping[str, Result]) -> list[str]:
-    ours = [f"{name}: {_ours(cells, results.get(name))}" for name, cells in row.ours.items()]
+    found = {name: _found(cells, results.get(name)) for name, cells in row.ours.items()}
+    ours = [f"{name}: {text}" for name, text in found.items() if text] or [NOT_RUN]
     figure = row.figure.figure + (f" {UNREAD}" if row.figure.unread else "")
     return [row.figure.setting, figure, "<br>".join(ours), f"`{_command(row.stage)}`", row.why]
 
 
-def _ours(cells: tuple[Cell, ...], result: Result | None) -> str:
+def _found(cells: tuple[Cell, ...], result: Result | None) -> str:
     found = [cell.read(result) for cell in cells] if result else []
-    return ", ".join(text for text in found if text) or NOT_RUN
+    return ", ".join(text for text in found if text)
 
 
 def _command(stage: str) -> str:
@@ -219,20 +256,19 @@ def _sparse(point: str) -> tuple[Cell, ...]:
     return Cell(f"{point} clean", *place, "clean %"), Cell("robust", *place, "robust %")
 
 
-def _studied(*points: str) -> dict[str, tuple[Cell, ...]]:
-    """Points of the study of sparse networks, which two profiles hold."""
-    cells = tuple(cell for point in points for cell in _sparse(point))
-    return {DIGITS: cells, SMALL: cells}
-
-
 # --- the systems ---------------------------------------------------------------------------------
 
 DIGITS, CIFAR, SMALL = "digits", "cifar10", "cifar10-small"
 
 
-def _both(*cells: Cell) -> dict[str, tuple[Cell, ...]]:
-    """The same figures of either profile."""
-    return {DIGITS: cells, CIFAR: cells}
+def _everywhere(*cells: Cell) -> dict[str, tuple[Cell, ...]]:
+    """The same figures of every profile that has them."""
+    return dict.fromkeys((DIGITS, CIFAR, SMALL), cells)
+
+
+def _studied(*points: str) -> dict[str, tuple[Cell, ...]]:
+    """Points of the study of sparse networks."""
+    return _everywhere(*(cell for point in points for cell in _sparse(point)))
 
 
 def _nn_prune() -> Iterator[Comparison]:
@@ -242,7 +278,7 @@ def _nn_prune() -> Iterator[Comparison]:
         stage = "sweep" if family in "ESR" else "attack-unpruned"
         yield Comparison(
             Figure(name, shown),
-            _both(*_swept(family, setting)),
+            _everywhere(*_swept(family, setting)),
             f"{stage}@{family}-standard",
             _threshold_reason(family, setting, row),
         )
@@ -261,8 +297,8 @@ def _threshold_reason(family: str, setting: str, row: published.Setting) -> str:
 
 
 def _gap() -> Iterator[Comparison]:
-    for family, controls in (("GAP_layer", ("8", "4")), ("GAP_global", ("2", "2"))):
-        own = ("4", "2")
+    own = {DIGITS: "4", CIFAR: "2", SMALL: "4"}
+    for family, controls in (("GAP_layer", "844"), ("GAP_global", "224")):
         yield Comparison(
             published.GAP["transfer"],
             {
@@ -270,14 +306,14 @@ def _gap() -> Iterator[Comparison]:
                     *_masked(family, f"compression {amount}"),
                     *_masked("random", f"compression {control}"),
                 )
-                for profile, amount, control in zip((DIGITS, CIFAR), own, controls, strict=True)
+                for (profile, amount), control in zip(own.items(), controls, strict=True)
             },
             f"compression@{family}-standard",
             "no control there; here random pruning stands beside it, and the network's own attack",
         )
     yield Comparison(
         published.GAP["int8"],
-        {DIGITS: _quantized("GAP_int8")},
+        _everywhere(*_quantized("GAP_int8")),
         "attack-quantized@GAP_int8-standard",
         "theirs is attacked by its float copy alone; a differentiable twin comes closer",
     )
@@ -288,7 +324,7 @@ def _sap() -> Iterator[Comparison]:
         published.SAP["gain"],
         {
             profile: (_budget("dense", eps), _budget("SAP_100", eps))
-            for profile, eps in ((DIGITS, "6/255"), (CIFAR, "1/255"))
+            for profile, eps in ((DIGITS, "6/255"), (CIFAR, "1/255"), (SMALL, "1/255"))
         },
         "protocol@standard",
         "their attack: one step, by a gradient whose variance grows with every layer",
@@ -300,7 +336,7 @@ def _sap() -> Iterator[Comparison]:
     ):
         yield Comparison(
             published.SAP[key],
-            _both(_adaptive(*one), _adaptive(*other)),
+            _everywhere(_adaptive(*one), _adaptive(*other)),
             "protocol@standard",
             _SAP_REASONS[why],
         )
@@ -339,20 +375,20 @@ def _flipped(
     figures: Mapping[str, Figure], rows: tuple[tuple[str, str, str], ...]
 ) -> Iterator[Comparison]:
     for key, entry, why in rows:
-        yield Comparison(figures[key], {DIGITS: _flips(entry)}, f"bitflip@{entry}", why)
+        yield Comparison(figures[key], _everywhere(*_flips(entry)), f"bitflip@{entry}", why)
 
 
 def _binary() -> Iterator[Comparison]:
     yield from _flipped(published.RA_BNN, _BINARY)
     yield Comparison(
         published.RA_BNN["accuracy"],
-        {DIGITS: (_clean("BNN"), _clean("RA_BNN"), _clean("BNN_wide"))},
+        _everywhere(_clean("BNN"), _clean("RA_BNN"), _clean("BNN_wide")),
         "attack-binary@RA_BNN-standard",
         "width: their grown network has over eight times the parameters of its base",
     )
     yield Comparison(
         published.RA_BNN["bits"],
-        {DIGITS: (_flips("dense_8")[0], _flips("RA_BNN_1")[0])},
+        _everywhere(_flips("dense_8")[0], _flips("RA_BNN_1")[0]),
         "bitflip@RA_BNN_1",
         "their count is none of memory bits",
     )
