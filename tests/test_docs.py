@@ -13,11 +13,23 @@ README = PAGES[0].read_text(encoding="utf-8")
 RESULTS = re.findall(r"<!-- results: (\S+) -->\n.+?\n<!-- end of results -->", README, re.DOTALL)
 
 
+def headings(page: Path) -> set[str]:
+    """What a link may lead to inside a page, named as GitHub names it."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    targets = [t for t in re.findall(r"\]\(([^)#]+)", text) if not t.startswith("http")]
-    missing = [target for target in targets if not (page.parent / target).exists()]
+    targets = [t for t in re.findall(r"\]\(([^)]+)\)", text) if not t.startswith("http")]
+    missing = []
+    for target in targets:
+        name, _, part = target.partition("#")
+        place = page.parent / name if name else page
+        if not place.exists() or (part and part not in headings(place)):
+            missing.append(target)
     assert not missing
 
 

@@ -12,14 +12,16 @@ from typing import Any
 
 import pandas as pd
 
+from advprune.core.params import DENSE
 from advprune.evaluate.compare import Comparison, compare
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-from advprune.report import tables
+from advprune.report import masks, randomized, sparse, tables
 from advprune.report.board import board
 from advprune.report.finding import spell
 from advprune.report.study import Model, Study
-from advprune.report.text import count, p_value, percent, setting_text, unbroken
+from advprune.report.text import NOTHING, count, p_value, percent, setting_text, unbroken
 
+ROW = ""  # the caption of a family's rows of the leaderboard
 CLAIM = re.compile(r"^\*\*Claim\*\* \(([^)]*)\)\. (.+?)(?=\n\n|\Z)", re.DOTALL | re.MULTILINE)
 SOURCE = re.compile(r"^\*\*Source\.\*\* (.+?)(?=\s+Code:|\n\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -75,13 +77,21 @@ def _plain(text: str) -> str:
 
 
 def parts(study: Study, claims: Mapping[str, Claim]) -> list[Part]:
-    """A part for each family with a row, a sweep, or a place in the protocol, in params order."""
-    rows = [model.family for model in study.models if model.family != "dense"]
-    swept = [family for family, _ in study.sweeps]
-    members = [m.family for group in study.params.protocol.values() for m in group.values()]
-    names = dict.fromkeys([*rows, *swept, *(name for name in members if name)])
-    whole = {"": board(study).frame(), "In the published table": _published(study)}
-    return [_part(study, family, claims.get(family), whole) for family in names]
+    """A part for each family that has a row in one of the tables here, in their order."""
+    whole = {
+        ROW: board(study).frame(),
+        "In the published table": _published(study),
+        "Over compression": masks.mask_table(study),
+        "Among the sparse networks": sparse.point_table(study),
+        "In SAP's published protocol, under one step of FGSM": _members(study),
+    }
+    whole = {caption: table for caption, table in whole.items() if len(table)}
+    families = dict.fromkeys(family for table in whole.values() for family in table.family)
+    return [
+        _part(study, family, claims.get(family), whole)
+        for family in families
+        if family not in (DENSE, NOTHING)
+    ]
 
 
 def _part(
@@ -124,6 +134,14 @@ def _settings(study: Study, family: str, models: list[Model]) -> Iterator[tuple[
 
 def _plain_setting(setting: Any) -> Any:
     return setting.model_dump() if hasattr(setting, "model_dump") else setting
+
+
+def _members(study: Study) -> pd.DataFrame:
+    """Accuracy over the budget of each member of SAP's protocol, with its family and setting."""
+    if not randomized.members(study):
+        return pd.DataFrame()
+    known = randomized.member_table(study)
+    return known.merge(randomized.budget_table(study, randomized.FGSM), on="member")
 
 
 def _published(study: Study) -> pd.DataFrame:

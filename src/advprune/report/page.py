@@ -15,7 +15,7 @@ from advprune.report import bits, masks, plots, randomized, sparse, tables, tran
 from advprune.report.board import board
 from advprune.report.calibration import calibration_table
 from advprune.report.costs import breakdown_table, cost_table
-from advprune.report.families import Claim, parts
+from advprune.report.families import ROW, Claim, parts
 from advprune.report.findings import findings
 from advprune.report.study import Study
 from advprune.report.summary import QUESTION, summary
@@ -62,17 +62,28 @@ def html(study: Study, pngs: dict[str, bytes], claims: Mapping[str, Claim] | Non
         "dark": plots.DARK,
         "bokeh": Markup(plots.library() if found else ""),
         "board": board(study),
-        "parts": parts(study, claims or {}),
     }
-    return _render("page.html.j2", study, pngs, True, **more)
+    return _render("page.html.j2", study, pngs, claims, True, **more)
 
 
-def report_markdown(study: Study, pngs: dict[str, bytes]) -> str:
-    """The report as GitHub markdown, figures by relative path; all text is escaped."""
-    return _render("report.md.j2", study, pngs, False)
+def report_markdown(
+    study: Study, pngs: dict[str, bytes], claims: Mapping[str, Claim] | None = None
+) -> str:
+    """The report as GitHub markdown, figures by relative path; all text is escaped.
+
+    Of a family it has what the leaderboard does not: what was found, and its rows elsewhere.
+    """
+    return _render("report.md.j2", study, pngs, claims, False, row=ROW)
 
 
-def _render(template: str, study: Study, pngs: dict[str, bytes], is_html: bool, **more: Any) -> str:
+def _render(
+    template: str,
+    study: Study,
+    pngs: dict[str, bytes],
+    claims: Mapping[str, Claim] | None,
+    is_html: bool,
+    **more: Any,
+) -> str:
     environment = Environment(
         loader=PackageLoader("advprune.report", "."),
         autoescape=is_html,
@@ -85,7 +96,7 @@ def _render(template: str, study: Study, pngs: dict[str, bytes], is_html: bool, 
     # Bokeh names an object where it first comes: in the order of writing, not of the alphabet.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     environment.filters |= {"table": _markdown_table, "looks": _looks, "anchor": anchor}
-    content = _content(study, frozenset(pngs))
+    content = _content(study, frozenset(pngs)) | {"parts": parts(study, claims or {})}
     return environment.get_template(template).render(content | more)
 
 

@@ -35,8 +35,8 @@ def write_report(study: Study, folder: Path, claims: Mapping[str, Claim] | None 
             table.to_csv(place, index=False, lineterminator="\n")
         outcome_table(study).to_csv(temporary / OUTCOMES, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(study), encoding="utf-8")
-        (temporary / "report.md").write_text(report_markdown(study, pngs), encoding="utf-8")
-        (temporary / "report.html").write_text(html(study, pngs, claims), encoding="utf-8")
+        for name, render in (("report.md", report_markdown), ("report.html", html)):
+            (temporary / name).write_text(render(study, pngs, claims), encoding="utf-8")
 
 
 def settings_of(study: Study) -> str:
