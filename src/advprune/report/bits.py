@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from advprune.core.params import BitFlipSettings
 from advprune.evaluate.compare import ALPHA, holm
@@ -221,6 +222,8 @@ def accuracy_figure(study: Study) -> Figure | None:
         ends = [int(curve.flips.max()) for curve in curves]
         if max(ends) > WIDE * max(min(ends), 1):
             ax.set_xscale("symlog", linthresh=max(min(ends), 1))
+            ax.set_xlim(0, 1.05 * max(ends))
+            ax.xaxis.set_major_formatter(ScalarFormatter())
         title(ax, "chosen flips" if variant == "untargeted" else "random flips")
         percent_axis(ax, "accuracy %")
     axes[-1].set_xlabel("flips", fontsize=SIZES["label"])
