@@ -38,6 +38,7 @@ def sweep(
         raise UserError(f"params.yaml has no {kind}.{family}")
     dense = load_model(workspace.weights("dense"), workspace.factory)
     attacks, carried = settings.table(), None
+    first = slice(settings.sweep_images)
     files = [
         workspace.weights("dense"),
         workspace.place("data", "train.safetensors"),
@@ -47,13 +48,13 @@ def sweep(
     if compression:
         attacks = {params.attack.main: attacks[params.attack.main]}
         adv, _ = read_tensors(workspace.records("dense", "adv.safetensors"))
-        carried = {attack: adv[attack] for attack in settings.exchanged()}
+        carried = {attack: adv[attack][first] for attack in settings.exchanged()}
         files.append(workspace.records("dense", "adv.safetensors"))
-    known = settings.train.model_dump(), seed, kind, family
+    known = settings.train.model_dump(), settings.sweep_images, seed, kind, family
     parts = Parts(Path("checkpoints"), *known, files=files)
     train = load_split(workspace.place("data"), "train")
-    test = load_split(workspace.place("data"), "test")
-    suite = Suite(*test, settings, params.attack, seed, parts)
+    images, labels = load_split(workspace.place("data"), "test")
+    suite = Suite(images[first], labels[first], settings, params.attack, seed, parts)
     table = suite.sweep(family, values[family], dense, train, setup(), attacks, carried)
     if is_main():
         with atomic(workspace.records(family, f"{kind}.parquet")) as temporary:

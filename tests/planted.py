@@ -169,6 +169,13 @@ def settings(**changes: Any) -> Params:
     return parse(Params, raw | changes, "test")
 
 
+def swept_on(n: int, params: Params) -> Params:
+    """The same, with settings of sweeps and curves attacked on the first `n` images."""
+    raw = params.model_dump()
+    raw["profiles"]["digits"]["sweep_images"] = n
+    return parse(Params, raw, "test")
+
+
 def flipping(
     counts: Sequence[int | None],
     *,

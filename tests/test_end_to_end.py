@@ -71,7 +71,11 @@ def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
         assert set(found) == set(metrics["dense-standard"]) and set(found) >= KEYS
         assert found["n"] == 40
     report = folder / "reports/digits"
-    text = (report / "report.md").read_text()
+    for settings in ("E-standard.sweep", "random-standard.compression"):
+        records = pd.read_parquet(folder / f"records/digits/{settings}.parquet")
+        assert sorted(records["index"].unique()) == list(range(30))
+    text = (report / "report.md").read_text().replace("\u00a0", " ")
+    assert text.count("n = 30 test images") == 1 and "n = 30, seed 0" in text
     assert "## Leaderboard" in text and all(f"| {family} " in text for family in ROWS)
     page = (report / "report.html").read_text()
     assert "<html" in page and "data:image/png;base64," in page and "data-plot=" in page

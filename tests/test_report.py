@@ -31,6 +31,7 @@ from planted import (
     searched,
     settings,
     study,
+    swept_on,
 )
 
 from advprune.core.params import AttackSettings, Params, load, parse
@@ -136,6 +137,24 @@ def test_published_table_has_dense_every_setting_and_int8_under_transfer() -> No
     assert table["short: remnant %"].str.split().str[0].tolist() == ["50.0", "50.0", "5.0", "75.0"]
     assert table["short: against dense"].tolist() == ["–", "=", "▼ worse", "▲ better"]
     assert table["prune ratio %"].tolist() == ["25.0", "50.0", "50.0", "25.0"]
+
+
+def test_settings_of_a_sweep_stand_beside_models_on_the_images_of_the_sweep() -> None:
+    """Of the first 16 images dense keeps all 16 under short and 4 under long, and of 40 it keeps
+    20 and 4."""
+    few = [one[one["index"] < 16] for one in (point(0, (4, 16, 4)), point(1, (4, 2, 4)))]
+    params = swept_on(16, settings())
+    whole = study(model("int8", (4, 20, 4), carried=30, bits=8), points=few, params=params)
+    table = tables.published_table(whole)["standard"]
+    kept = table["short: remnant %"].str.split().str[0].tolist()
+    assert kept == ["100.0", "100.0", "12.5", "100.0"]
+    assert table["short: against dense"].tolist() == ["–", "=", "▼ worse", "="]
+    found = only(schedules(whole, "standard"))
+    assert found.figures["dense"] == (1.0, 0.25) and "On n = 16 images" in found.text
+    page = report_markdown(whole, {}).replace("\u00a0", " ")
+    assert "n = 16, seed 0" in page and "n = 40 test images" in page
+    assert tables.leaderboard(whole).equals(tables.leaderboard(replace(whole, params=settings())))
+    assert figures(whole)["sweep"].axes[0].lines[-2].get_ydata()[0] == 25.0  # dense under long
 
 
 def test_settings_table_writes_budgets_both_ways_and_names_extra_attacks() -> None:
@@ -605,11 +624,28 @@ def test_other_recipes_and_the_rows_of_the_leaderboard_are_told_beside_it() -> N
 def test_the_variant_on_convolutions_under_many_small_steps(kept: int, verdict: str) -> None:
     other = course("conv", (40, 20, 4), (30, 20, kept))
     found = only(variant(protocol_study((40, 36, 24), (24, 4, 20), other)))
-    assert found.figures == {"verdict": verdict, "kept": kept / N, "attack": "small"}
+    figures = {"verdict": verdict, "kept": kept / N, "attack": "small", "worst": kept / N}
+    assert found.figures == figures and "worst case" not in found.title
     assert "500 steps of one draw each" in found.text
     assert "factors held constant: held 60.0 %" in found.text
     assert "straight through (BPDA): straight 10.0 %" in found.text
     assert "straight does more harm than held (p < 0.001)" in found.text
+
+
+def test_a_variant_that_stands_under_small_steps_is_told_with_what_breaks_it() -> None:
+    """Two images are left by one of the others, which has the same budget or a smaller one."""
+    for eps in BUDGETS[1:]:
+        other = course("conv", (40, 20, 4), (30, 2, 20))
+        other.loc[other.attack == "straight", "eps"] = eps
+        found = only(variant(protocol_study((40, 36, 24), (24, 4, 20), other)))
+        assert found.figures["kept"] == 0.5 and found.figures["worst"] == 2 / N
+        assert found.title.endswith(
+            "No: 50.0 % (35.2–64.8) left, 5.0 % (1.4–16.5) in the worst case"
+        )
+        assert "over held, straight and small, 5.0 % (1.4–16.5) are left" in found.text
+    other.loc[other.attack == "straight", "eps"] = 1.0  # says nothing about a smaller budget
+    found = only(variant(protocol_study((40, 36, 24), (24, 4, 20), other)))
+    assert found.figures["worst"] == 0.5 and "worst case" not in found.title
 
 
 def test_without_the_protocol_there_is_nothing_of_it() -> None:

@@ -1,5 +1,6 @@
 """Compression by masks in the report: tables, curves and GAP's claim from planted records."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from planted import (
     planted,
     settings,
     study,
+    swept_on,
 )
 
 from advprune.evaluate.statistics import Rate, mcnemar
@@ -292,6 +294,23 @@ def full() -> Study:
         gap((24, 19), 35, survivors=(6, 20, 4)),
     ]
     return study(*models, params=params, compressions=tables)
+
+
+def test_models_stand_beside_their_curves_on_the_images_of_the_curves() -> None:
+    """Of the dense network's images random keeps 10, GAP_layer 24, the first 16 among them."""
+    whole = full()
+    over, swept = (
+        {key: table[table["index"] < 16] for key, table in tables.items()}
+        for tables in (whole.compressions, whole.sweeps)
+    )
+    few = replace(whole, compressions=over, sweeps=swept, params=swept_on(16, whole.params))
+    table = mask_table(few)
+    carried = table["dense → model, main %"].str.split().str[0].tolist()
+    assert carried == ["62.5", "100.0", "100.0", "100.0", "100.0", "100.0", "12.5"]
+    assert "of n = 16 images" in only(claims(few)).text
+    (section,) = [one for one in sections(few, frozenset()) if one.title == "Compression by masks"]
+    assert "n = 16 test images" in section.text.replace("\u00a0", " ")
+    assert quantized_table(few).equals(quantized_table(whole))
 
 
 def test_the_table_of_schemes_has_every_plain_setting_with_its_numbers() -> None:

@@ -38,6 +38,7 @@ TINY = {
     "profiles/digits/protocol/images": 10,
     "profiles/digits/protocol/draws": 3,
     "profiles/digits/protocol/eps": [0, "48/255"],
+    "profiles/digits/sweep_images": 30,
     "profiles/digits/data/train_limit": 200,
     "profiles/digits/data/test_limit": 40,
     "profiles/digits/model/width": 4,

@@ -371,7 +371,9 @@ class FlipSettings(Settings):
 class Profile(Settings):
     """Everything that depends on the data set and on the time one has.
 
-    note: said on the page beside the data: on what machine it was run, for how long, and why so.
+    sweep_images: how many test images, the first ones, the settings of sweeps and of curves over
+    compression are attacked on; null takes all. note: said on the page beside the data: on what
+    machine it was run, for how long, and why so.
     """
 
     data: DataSettings
@@ -382,6 +384,7 @@ class Profile(Settings):
     curves: CurveSettings
     protocol: ProtocolSettings
     bitflip: FlipSettings = FlipSettings()
+    sweep_images: int | None = Field(default=None, ge=1)
     batch: int = Field(default=128, ge=1)
     show_images: bool = True
     note: str = Field(default="", max_length=1000)

@@ -122,7 +122,7 @@ def _sweep_panel(ax: Axes, study: Study, family: str, base: str) -> None:
         band(ax, x, rates, look["color"])
         values = percents(rates)
         ax.plot(x, values, line, color=look["color"], marker="osD^"[index % 4], ms=4.5, lw=1.4)
-        parent = remnant_accuracy(study.dense(base).attack(attack))
+        parent = remnant_accuracy(study.swept.dense(base).attack(attack))
         ax.axhline(100 * (parent.value or 0.0), color="black", lw=0.8, ls=line)
         labels.append((_edge(x, values), attack, look["color"]))
     clean = percents(_clean(study, points))

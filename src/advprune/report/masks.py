@@ -101,8 +101,8 @@ def masked(study: Study) -> list[Model]:
 
 
 def subjects(study: Study, family: str) -> list[Subject]:
-    """All that is known of a family: its model, then the points of its curve."""
-    base = study.params.bases[0]
+    """All that is known of a family, on the same images: its model, then its curve's points."""
+    study, base = study.swept, study.params.bases[0]
     kept = [of_model(study, model) for model in masked(study) if model.family == family]
     return kept + [of_point(study, point) for point in study.compressed(family, base)]
 
@@ -237,6 +237,7 @@ def claims(study: Study) -> Iterator[Finding]:
 
     Of its model, or where none is kept of the first point of its curve.
     """
+    study = study.swept
     controls, kept = subjects(study, CONTROL), {model.family: model for model in masked(study)}
     for family in GREEDY:
         found = subjects(study, family)

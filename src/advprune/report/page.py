@@ -316,10 +316,14 @@ def _published(study: Study) -> Section:
         "The published table",
         "Every setting of every sweep under every attack, in the columns of the nn-prune table. "
         f"The int8 row is scored on images crafted on the dense network. {eps}. "
-        f"n = {len(study.models[0].attack(study.main))}, seed {study.params.seed}; brackets hold "
+        f"n = {_images_of_sweeps(study)}, seed {study.params.seed}; brackets hold "
         "95 % intervals, “=” means that no difference from dense is shown on the same images.",
         captions,
     )
+
+
+def _images_of_sweeps(study: Study) -> int:
+    return len(study.swept.models[0].attack(study.main))
 
 
 def _attacks(study: Study) -> list[tuple[str, Any]]:
@@ -332,7 +336,8 @@ def _curves(study: Study) -> Section:
             "sweep",
             "Accuracy over each family's setting",
             "Remnant accuracy over the setting, a line an attack, with 95 % intervals. Thin "
-            "black lines: the dense network under the same attack. Grey: clean accuracy.",
+            "black lines: the dense network under the same attack. Grey: clean accuracy. "
+            f"n = {_images_of_sweeps(study)}.",
         ),
         (
             "security",
@@ -364,7 +369,8 @@ def _masks(study: Study) -> Section:
     return Section(
         "Compression by masks",
         "Compression: all parameters over those that are not zero. White-box: the model attacked "
-        f"itself. Dense → model: images crafted on the uncompressed network. {conditions(study)}",
+        f"itself. Dense → model: images crafted on the uncompressed network. "
+        f"{conditions(study.swept)}",
         [
             ("Schemes and settings", masks.mask_table(study)),
             ("Variants of GAP", masks.variant_table(study)),

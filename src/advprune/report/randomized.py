@@ -500,9 +500,22 @@ def _variant(study: Study, name: str, recipe: str, small: str) -> Finding:
         f"{spell(most_draws(tables[small]))} where 9 of 10 draws must be wrong."
     )
     beside = [] if test is None else [_beside_dense(test)]
+    worst, others = _within(tables, small)
+    ending = ""
+    if (worst.value or 0.0) < (kept.value or 0.0):
+        ending = f", {spell(worst)} in the worst case"
+        beside.append(f"In the worst case per image over {others}, {spell(worst)} are left.")
     text = paragraphs([opening, *beside], list(_official_words(study, pair.sap)) if pair else [])
-    title = f"Is the variant on convolutions broken as published? {verdict}: {spell(kept)} left"
-    return Finding(title, text, {"verdict": verdict, "kept": kept.value, "attack": small})
+    question = "Is the variant on convolutions broken as published?"
+    figures = {"verdict": verdict, "kept": kept.value, "attack": small, "worst": worst.value}
+    return Finding(f"{question} {verdict}: {spell(kept)} left{ending}", text, figures)
+
+
+def _within(tables: Mapping[str, pd.DataFrame], name: str) -> tuple[Rate, str]:
+    """What an attack and those of no larger budget leave together, and which they are."""
+    most = float(tables[name].eps.iloc[0]) + 1e-6
+    chosen = {other: table for other, table in tables.items() if table.eps.iloc[0] <= most}
+    return remnant_accuracy(worst_of(chosen)), listed(list(chosen))
 
 
 def _beside_dense(test: Comparison) -> str:

@@ -166,8 +166,10 @@ def _run(result: Result) -> str:
     profile = result.params.active()
     model, attack = profile.model, profile.table()[result.params.attack.main]
     given = "given weights" if model.weights else f"{profile.train.epochs} epochs"
+    first = profile.sweep_images
+    fewer = f", of sweeps and curves over compression the first {first}" if first else ""
     return (
-        f"{result.about}; {model.architecture} of width "
+        f"{result.about}{fewer}; {model.architecture} of width "
         f"{model.width}, {given}; {attack.norm} eps {budget(attack.eps)} if nothing else is said."
     )
 

@@ -326,6 +326,7 @@ def _pair_words(
 
 def schedules(study: Study, base: str) -> Iterator[Finding]:
     """For each two attacks that differ only in steps: does the shorter one flatter the families?"""
+    study = study.swept if study.params.sweep else study
     attacks = study.attacks
     for short, long in permutations(attacks, 2):
         rows = _rows(study, base, short, long)

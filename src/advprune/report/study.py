@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class Model:
     def attack(self, name: str) -> pd.DataFrame:
         """The records of one attack, in the order of the images."""
         return self.records[self.records.attack == name].sort_values("index", ignore_index=True)
+
+    def first(self, n: int) -> "Model":
+        """The same with what was recorded on the first `n` images alone."""
+        received = {source: _first(table, n) for source, table in self.received.items()}
+        return replace(self, records=_first(self.records, n), received=received)
 
     def transferred(self, attack: str, source: str = "") -> pd.DataFrame:
         """Records of images crafted on `source`, by default the dense network of the same base.
@@ -121,6 +126,21 @@ class Study:
     def main_attack(self) -> AttackSettings:
         """The main attack's settings."""
         return self.attacks[self.main]
+
+    @cached_property
+    def swept(self) -> "Study":
+        """The same on the images that the settings of sweeps and of curves were attacked on.
+
+        Whatever sets a setting beside a model reads it here, so that both are of the same images.
+        """
+        n = self.params.active().sweep_images
+        if n is None:
+            return self
+        return replace(
+            self,
+            models=[model.first(n) for model in self.models],
+            surrogates={source: _first(table, n) for source, table in self.surrogates.items()},
+        )
 
     def each_base(self, kind: str) -> list[tuple[str, str]]:
         """A figure that is drawn for each base: (base, file name without ending)."""
@@ -246,6 +266,10 @@ class Study:
         found |= flips_metric(self.flips(model))
         keys = ("prune_ratio", "sparsity", "bits", "parameters", "twin_agreement")
         return found | {key: card[key] for key in keys}
+
+
+def _first(records: pd.DataFrame, n: int) -> pd.DataFrame:
+    return records[records["index"] < n]
 
 
 def _named(kind: str, groups: list[str]) -> list[tuple[str, str]]:

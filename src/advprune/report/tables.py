@@ -109,9 +109,10 @@ def draws_table(study: Study) -> pd.DataFrame:
 def published_table(study: Study) -> dict[str, pd.DataFrame]:
     """The sweep as nn-prune's table, by base: dense, each setting of each family, int8.
 
-    The int8 row is scored under transfer, on images crafted on the dense float network.
+    All rows are of the images of the sweeps. The int8 row is scored under transfer, on images
+    crafted on the dense float network.
     """
-    return {base: _published(study, base) for base in study.params.bases}
+    return {base: _published(study.swept, base) for base in study.params.bases}
 
 
 def _published(study: Study, base: str) -> pd.DataFrame:
