@@ -1,11 +1,13 @@
 """dvc.yaml against the code: every stage depends on the modules that it really uses."""
 
 import ast
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
 from advprune.core import params
@@ -171,6 +173,22 @@ def test_each_stage_tracks_only_its_own_item(stages: dict[str, Any]) -> None:
     assert tracked["sweep@R-standard"] >= {"seed", "sweep.R"}
     assert not any(key.startswith("prune") for key in tracked["attack@E-standard"])
     assert not any(key == "profiles" for keys in tracked.values() for key in keys)
+
+
+@pytest.mark.parametrize(
+    "settings_of", sorted(ROOT.glob("reports/*/params.yaml")), ids=lambda it: it.parent.name
+)
+def test_the_settings_beside_a_report_hold_every_key_that_stages_ask_for(
+    settings_of: Path, tmp_path: Path
+) -> None:
+    """With them in the place of params.yaml, `dvc repro` makes the report again."""
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copy(settings_of, tmp_path / "params.yaml")
+    stages = Repo.init(str(tmp_path), no_scm=True).index.stages
+    asked = [dep for stage in stages for dep in stage.deps if isinstance(dep, ParamsDependency)]
+    assert asked
+    for dep in asked:
+        assert set(dep.params) <= set(dep.read_params())
 
 
 def test_networks_of_ones_own_are_watched_where_they_are_trained(stages: dict[str, Any]) -> None:
