@@ -165,6 +165,34 @@ def test_split_indices_are_a_partition() -> None:
 # --- Stored splits -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("counts", [[8] * 5, [53, 47, 50, 52, 46, 44, 58, 51, 56, 55], [9, 3, 6]])
+def test_every_beginning_of_the_interleaved_order_is_stratified(counts: list[int]) -> None:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    order = data.interleaved(labels, 0)
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    for n in range(1, len(labels) + 1):
+        has = torch.bincount(labels[order[:n]], minlength=len(counts))
+        assert (has - n * torch.tensor(counts) / len(labels)).abs().max() <= 1
+    assert torch.equal(order, data.interleaved(labels, 0))
+    assert not torch.equal(order, data.interleaved(labels, 1))
+    firsts = {int(data.interleaved(labels, seed)[0]) for seed in range(40)}
+    assert len(firsts) > len(counts)  # neither a class nor a picture of it always comes first
+
+
+def test_pictures_that_come_class_by_class_are_mixed_and_no_others(tmp_path: Path) -> None:
+    """The first of a part stand for all of it, whatever is cut from where."""
+    from sklearn.datasets import load_digits
+
+    splits = prepare("imagefolder", write(tmp_path / "pets", animals(16)), train_limit=8)
+    for split in splits.values():
+        assert sorted(split.labels[:2].tolist()) == [0, 1]
+    values = load_digits().data
+    known = {row.tobytes(): at for at, row in enumerate((values * 255 / 16).round().astype("u1"))}
+    images = prepare("digits", None)["test"].images
+    places = [known[image.numpy().tobytes()] for image in images]
+    assert len(places) > 100 and places == sorted(places)
+
+
 def test_save_and_read_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "test.safetensors"
     data.save_split(tiny_split(), path)
@@ -309,11 +337,15 @@ def test_folder_gives_known_pixels_classes_and_order(tmp_path: Path) -> None:
         "README.md": b"x", "preview.png": b"no image",
     }  # fmt: skip
     splits = prepare("imagefolder", write(tmp_path / "pets", files))
-    assert splits["train"].images[:, 0, 0, 0].tolist() == [10] * 4 + [20] * 4
-    assert splits["train"].images[:, 1, 3, 3].tolist() == [0, 1, 2, 3] * 2
-    assert splits["train"].labels.tolist() == [0] * 4 + [1] * 4
-    assert splits["test"].images[:, 0, 0, 0].tolist() == [7, 8, 9]
-    assert splits["test"].labels.tolist() == [0, 1, 1]
+    train, test = splits["train"], splits["test"]
+    found = zip(train.labels, train.images[:, 0, 0, 0], train.images[:, 1, 3, 3], strict=True)
+    assert sorted(tuple(map(int, row)) for row in found) == [
+        (label, 10 * (label + 1), picture) for label in (0, 1) for picture in range(4)
+    ]
+    assert all(sorted(pair) == [0, 1] for pair in train.labels.view(4, 2).tolist())
+    assert sorted(zip(test.labels.tolist(), test.images[:, 0, 0, 0].tolist(), strict=True)) == [
+        *((0, 7), (1, 8), (1, 9))
+    ]
     assert splits["val"].images[0, :, 0, 0].tolist() == [6, 5, 4]
     assert splits["val"].classes == splits["test"].classes == ("cat", "dog")
     assert splits["test"].source == "image folder pets"
@@ -363,7 +395,8 @@ def test_gray_stays_one_channel_only_if_all_are_gray(tmp_path: Path) -> None:
     parts = {"test/a/t.png": png(77, mode="L"), "val/b/v.png": png(78, mode="L")}
     alone = prepare("imagefolder", write(tmp_path / "gray", gray | parts))
     assert alone["train"].images.shape == (9, 1, 4, 4)
-    assert alone["train"].images[:, 0, 0, 0].tolist() == [0, 9, 18, 27, 255, 0, 9, 18, 27]
+    found = sorted(alone["train"].images[:, 0, 0, 0].tolist())
+    assert found == [0, 0, 9, 9, 18, 18, 27, 27, 255]
     parts["test/a/rgba.png"] = png((5, 6, 7, 100), mode="RGBA")
     mixed = prepare("imagefolder", write(tmp_path / "mixed", gray | parts))
     assert torch.equal(mixed["train"].images, alone["train"].images.expand(-1, 3, -1, -1))

@@ -98,8 +98,10 @@ def prepare(
 
     Parts that the source does not have are taken from train, stratified, test before val;
     fractions are of what train holds then, in (0, 1). `size` (pixels) resizes the pictures of an
-    image folder. The limits cut train (without val) and test down to stratified subsets. `cache`
-    is where an official CIFAR-10 is downloaded or unpacked. Raises UserError on unusable input.
+    image folder. The limits cut train (without val) and test down to stratified subsets. What lies
+    class by class, as image folders are read, is put into the order of `interleaved`: some studies
+    take the first n images. `cache` is where an official CIFAR-10 is downloaded or unpacked. Raises
+    UserError on unusable input.
     """
     native = {"digits": 8, "cifar10": 32, "imagefolder": size}
     if source not in native:
@@ -120,7 +122,22 @@ def prepare(
     for name, limit in (("train", train_limit), ("test", test_limit)):
         if limit is not None:
             found[name] = _limited(found[name], name, limit, seed)
-    return {name: found[name] for name in SPLITS}
+    return {name: _mixed(found[name], seed) for name in SPLITS}
+
+
+def interleaved(labels: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return an order (int64 [N]) of `labels` (int64 [N]) whose every beginning is stratified.
+
+    Among the first n, each class has its share of n to within one image where classes are about
+    equally large. Within a class the order is drawn. The same arguments give the same order.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    drawn = labels[order]
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in drawn.unique():
+        own = drawn == label
+        place[own] = (torch.arange(int(own.sum()), dtype=torch.float64) + 0.5) / own.sum()
+    return order[torch.argsort(place, stable=True)]
 
 
 def stratified_subset(labels: torch.Tensor, n: int, seed: int) -> torch.Tensor:
@@ -261,6 +278,12 @@ def _limited(split: Split, name: str, limit: int, seed: int) -> Split:
         count = len(split.labels)
         raise UserError(f"{name}_limit is {limit}, but {split.source} has {count} {name} images")
     return split.pick(stratified_subset(split.labels, limit, seed))
+
+
+def _mixed(split: Split, seed: int) -> Split:
+    """A split that lies class by class, interleaved; any other as it is."""
+    in_turn = bool((split.labels.diff() >= 0).all())
+    return split.pick(interleaved(split.labels, seed)) if in_turn else split
 
 
 def _digits() -> Split:

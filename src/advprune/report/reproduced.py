@@ -261,11 +261,12 @@ def _sparse(point: str) -> tuple[Cell, ...]:
 # --- the systems ---------------------------------------------------------------------------------
 
 DIGITS, CIFAR, SMALL = "digits", "cifar10", "cifar10-small"
+MORE = "cifar10-512"  # the network of CIFAR, its main rows on more images
 
 
 def _everywhere(*cells: Cell) -> dict[str, tuple[Cell, ...]]:
     """The same figures of every profile that has them."""
-    return dict.fromkeys((DIGITS, CIFAR, SMALL), cells)
+    return dict.fromkeys((DIGITS, MORE, CIFAR, SMALL), cells)
 
 
 def _studied(*points: str) -> dict[str, tuple[Cell, ...]]:
