@@ -45,9 +45,7 @@ def settings_of(study: Study) -> str:
     found = params.model_dump(mode="json", exclude_unset=True)
     found["profile"] = params.profile
     found["profiles"] = {params.profile: found["profiles"][params.profile]}
-    yaml = YAML()
-    yaml.default_flow_style = None  # small mappings on one line
-    yaml.dump(found, buffer)
+    YAML().dump(found, buffer)  # a line a value: what DVC reads with takes no colon inside braces
     return buffer.getvalue()
 
 
