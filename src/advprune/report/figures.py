@@ -33,6 +33,7 @@ from advprune.report.drawing import (
     style,
     title,
 )
+from advprune.report.growth import course as growth
 from advprune.report.masks import curves as compression
 from advprune.report.randomized_figures import controls, protocol
 from advprune.report.sparse_figures import over_sparsity, training
@@ -61,6 +62,7 @@ def figures(study: Study) -> dict[str, Figure]:
         "sparsity": over_sparsity,
         "sparsity-training": training,
         "tickets": tickets,
+        "growth": growth,
         "images": images,
         "protocol": protocol,
         "controls": controls,

@@ -1,21 +1,37 @@
-"""Whether growth helps beyond width: a grown binary network beside a uniform one of its size.
+"""Early-Growth in the report: how channels come and go, and whether it helps beyond width.
 
+A grown binary network stands beside a uniform one of its size.
 Rakin et al. (RA-BNN, 2021) compare grown networks with the narrow one that they grew from, which
 leaves open whether the right channels were found or any would have done.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
 
 from advprune.evaluate.compare import Comparison, compare, holm
 from advprune.evaluate.faults import FlipComparison, compare_flips
 from advprune.report.bits import needed
+from advprune.report.drawing import (
+    COLOURS,
+    GREY,
+    LINES,
+    SIZES,
+    legend,
+    panels,
+    percent_axis,
+    title,
+)
 from advprune.report.finding import Finding, paragraphs, spell
 from advprune.report.study import Model, Study
-from advprune.report.text import count, p_value
+from advprune.report.text import count, p_value, percent
 
 ACCURACIES = {"clean": "clean accuracy", "adv": "robust accuracy"}
 FLIPS = "flips to chance"
+SHARE = "density_"  # a group's column of the history: which share of its channels is on
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,3 +117,71 @@ def _flip_words(study: Study, pair: Beside) -> Iterator[str]:
     ours, theirs = study.flips(pair.grown), study.flips(pair.uniform)
     if pair.flips and ours and theirs:
         yield f"Flips to chance: {needed(ours)} against {needed(theirs)} ({p_value(pair.flips.p)})."
+
+
+# --- the course of growth ------------------------------------------------------------------------
+
+
+def history(study: Study) -> pd.DataFrame:
+    """A row an epoch of Early-Growth: shares of channels that are on, loss and accuracies."""
+    return pd.DataFrame(study.growth.get("history", []))
+
+
+def channel_table(study: Study) -> pd.DataFrame:
+    """Each group of channels: how many the base network has, and how many were on in the end."""
+    rows, found = history(study), study.growth
+    if rows.empty:
+        return pd.DataFrame()
+    last, factor = rows.iloc[-1], study.params.growth.factor
+    grown = (*found["stages"], *found["inner"])
+    return pd.DataFrame(
+        [
+            {
+                "channels": _named(group),
+                "base network": f"{round(n / last[SHARE + group]) // factor}",
+                "grown": f"{n}",
+                "of the wide network's %": percent(last[SHARE + group]),
+            }
+            for group, n in zip(_groups(rows), grown, strict=True)
+        ]
+    )
+
+
+def course(study: Study) -> Figure | None:
+    """Which share of the wide network's channels is on over epochs, and its accuracy."""
+    rows = history(study)
+    if rows.empty:
+        return None
+    figure, axes = panels(3, 2.4, sharex=True)
+    streams, inside, accuracy = axes
+    stages = [group for group in _groups(rows) if "_" not in group]
+    for ax in (streams, inside):
+        ax.axhline(100 / study.params.growth.factor, color="black", lw=0.8, ls=":")
+        percent_axis(ax, "channels %")
+    streams.plot(rows.epoch, 100 * rows.density, color="black", lw=2.0, label="all")
+    own: dict[str, Any] = {"color": GREY, "lw": 1.4, "ls": "--"}
+    streams.plot(rows.epoch, 100 * rows.base_density, label="of the base", **own)
+    for group in _groups(rows):
+        stage, _, block = group.partition("_")
+        look: dict[str, Any] = {"color": COLOURS[stages.index(stage)], "lw": 1.4}
+        ax, line = (inside, LINES[int(block) % len(LINES)]) if block else (streams, "-")
+        ax.plot(rows.epoch, 100 * rows[SHARE + group], ls=line, label=group, **look)
+    for column, line in (("val_accuracy", "-"), ("train_accuracy", "--")):
+        accuracy.plot(rows.epoch, 100 * rows[column], color="black", lw=1.4, ls=line, label=column)
+    percent_axis(accuracy, "accuracy %")
+    names = ("channels between blocks", "channels inside blocks", "the wide network")
+    for ax, name in zip(axes, names, strict=True):
+        title(ax, name)
+    accuracy.set_xlabel("epoch", fontsize=SIZES["label"])
+    legend(figure, streams)
+    return figure
+
+
+def _groups(rows: pd.DataFrame) -> list[str]:
+    """Names of the groups of channels: the stem and the stages, then those inside blocks."""
+    return [name.removeprefix(SHARE) for name in map(str, rows) if name.startswith(SHARE)]
+
+
+def _named(group: str) -> str:
+    stage, _, block = group.partition("_")
+    return f"{stage}, inside block {int(block) + 1}" if block else stage

@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from advprune.report import bits, masks, plots, randomized, sparse, tables, transfers
+from advprune.report import bits, growth, masks, plots, randomized, sparse, tables, transfers
 from advprune.report.board import board
 from advprune.report.calibration import calibration_table
 from advprune.report.costs import breakdown_table, cost_table
@@ -156,6 +156,7 @@ def sections(study: Study, drawn: frozenset[str]) -> list[Section]:
         _masks,
         _sparse,
         _quantized,
+        _grown,
         _transfer,
         _bits,
         _layers,
@@ -424,6 +425,29 @@ def _quantized(study: Study) -> Section:
         "float copy (as published with GAP), both scored on the integers; and the float copy's own "
         f"white-box accuracy beside them. {conditions(study)}",
         [("", masks.quantized_table(study))],
+    )
+
+
+def _grown(study: Study) -> Section:
+    settings = study.params.growth
+    return Section(
+        "Early-Growth",
+        f"How wide binary networks have to be: a network {settings.factor} times as wide as the "
+        "base network is trained with a gate on every channel, and what is on in the end says how "
+        "many channels each layer of the grown networks gets. Those are trained from scratch.",
+        [("", growth.channel_table(study))],
+        [
+            Picture(
+                "growth",
+                "Share of channels that are on over the epochs of growth, and accuracy",
+                "Share of the wide network's channels that are on; dotted: as many as the base "
+                "network has; grey: of the channels that are the base network's own. Inside "
+                "blocks: the stage's colour, the second block dashed. Below: validation images, "
+                "dashed those that are trained on.",
+            )
+        ],
+        after="No attack takes part, and nothing asks for few channels. The numbers are in "
+        "curves/growth.csv.",
     )
 
 

@@ -96,6 +96,7 @@ class Study:
     networks on their own images, by (name, attack). protocol: records of the published protocol of
     SAP, by member and recipe (empty: none). sparsity, sparsity_history: the records of the study of
     sparse networks and their training, likewise. bitflips: records of the bit-flip attack by entry.
+    growth: what Early-Growth found, as `training.growth.Grown` (empty: nothing is grown).
     """
 
     params: Params
@@ -111,6 +112,7 @@ class Study:
     sparsity: pd.DataFrame = field(default_factory=pd.DataFrame)
     sparsity_history: pd.DataFrame = field(default_factory=pd.DataFrame)
     bitflips: dict[str, pd.DataFrame] = field(default_factory=dict)
+    growth: dict[str, Any] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -327,6 +329,7 @@ def read_study(params: Params, place: Place) -> Study:
         bitflips={
             name: _frame(place("records", f"{name}.bitflip.parquet")) for name in params.bitflip
         },
+        growth=_growth(params, place("models", "growth.json")),
     )
 
 
@@ -334,6 +337,17 @@ def _sparsity(params: Params, place: Place, ending: str) -> pd.DataFrame:
     """A file of the study of sparse networks; an empty table where it has no points."""
     found = params.sparsity_study.points
     return _frame(place("records", f"sparsity.{ending}")) if found else pd.DataFrame()
+
+
+def _growth(params: Params, path: Path) -> dict[str, Any]:
+    """What Early-Growth found; nothing where no binary network has the channels that it chose."""
+    if all(setting.channels != "grown" for setting in params.binary.values()):
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
+    return found
 
 
 def _facts(part: pd.DataFrame) -> tuple[float, float, pd.DataFrame]:

@@ -14,6 +14,7 @@ from advprune.core.params import FILE
 from advprune.report.bits import flip_curves, flip_numbers
 from advprune.report.families import Claim
 from advprune.report.figures import figures, png
+from advprune.report.growth import history
 from advprune.report.outcomes import FILE as OUTCOMES
 from advprune.report.outcomes import outcome_table
 from advprune.report.page import html, report_markdown
@@ -58,14 +59,16 @@ def write_metrics(study: Study, folder: Path) -> None:
 
 def curves(study: Study) -> dict[str, pd.DataFrame]:
     """The curves behind the figures as tables of numbers, for `dvc plots`."""
-    return {
+    found = {
         "security": curve_table(study, "curve_eps", "eps"),
         "steps": curve_table(study, "curve_steps", "steps"),
         "sweep": sweep_table(study),
         "transfer": transfer_table(study),
         "bitflip": flip_curves(study),
         "flips": flip_numbers(study),
-    } | ({"sparsity": numbers} if len(numbers := number_table(study)) else {})
+    }
+    more = {"sparsity": number_table(study), "growth": history(study)}
+    return found | {name: table for name, table in more.items() if len(table)}
 
 
 def _inside(folder: Path, name: str) -> Path:
