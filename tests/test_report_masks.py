@@ -255,6 +255,27 @@ def test_a_claim_can_rest_on_the_curves_alone() -> None:
     assert "GAP_layer (compression 4, 5 epochs" in found.text
 
 
+@pytest.mark.parametrize(
+    ("clean", "against", "said"),
+    [
+        # at chance (10 of 40), or far from every control: the next point is told
+        ((10, N, N), "same", "compression 8"),
+        ((20, N, N), "same", "compression 8"),
+        # a variant is no point of the same curve, and without another the first stays
+        ((20, 20, N), "unmatched", "compression 4"),
+    ],
+)
+def test_a_claim_is_about_a_point_that_has_a_control(
+    clean: tuple[int, ...], against: str, said: str
+) -> None:
+    over = {"random": [amount(4)], "GAP_layer": [amount(4), amount(8), amount(4, published=True)]}
+    points = [compressed(order, 4, (4, 4), at) for order, at in enumerate(clean)]
+    tables = {"random": [compressed(0, 4, (4, 4))], "GAP_layer": points}
+    found = only(claims(study(params=settings(compression=over), compressions=tables)))
+    assert found.figures["against_random"] == against
+    assert f"GAP_layer ({said}, " in found.text
+
+
 @pytest.mark.parametrize(("inert", "said"), [(0.5, True), (0.02, False), (None, False)])
 def test_parameters_that_meet_nothing_but_padding_are_told(inert: float | None, said: bool) -> None:
     whole = claim((4, 4), (N, 4, 4))
