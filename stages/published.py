@@ -16,9 +16,8 @@ def published(
 ) -> None:
     """Fill both pages between their markers from `reports/` and `metrics/`; nothing is computed.
 
-    Settings are those that lie beside a report, also of a profile that params.yaml does not have.
-    In the page of published figures a profile without a report says “not run here”; in the README
-    one of which it has no markers is left out.
+    Settings are those that lie beside a report. In the page of published figures a profile without
+    a report says “not run here”; in the README one of which it has no markers is left out.
     """
     from show import as_markdown
 
@@ -28,11 +27,11 @@ def published(
     from advprune.report.reproduced import Result, answered, filled, tables
 
     results = {}
-    found = {path.parent.name: path for path in sorted(Path("reports").glob("*/report.md"))}
-    for name in dict.fromkeys([*load().profiles, *found]):
-        if name in found:
-            text = found[name].read_text(encoding="utf-8")
-            results[name] = Result(load(found[name].with_name(FILE)), text)
+    for name in load().profiles:
+        folder = Path("reports") / name
+        if (folder / "report.md").is_file():
+            text = (folder / "report.md").read_text(encoding="utf-8")
+            results[name] = Result(load(folder / FILE), text)
 
     def with_results(text: str) -> str:
         for name, result in results.items():

@@ -110,16 +110,17 @@ def test_one_of_several_results_is_filled_and_the_others_stand() -> None:
     )
 
 
-def test_an_answer_is_the_summary_of_the_report_over_its_folded_table() -> None:
+def test_an_answer_is_the_summary_of_the_report_over_its_table() -> None:
     head = "# Title\n\nData: some digits, n = 9 test images. Every number.\n\n"
     answer = "- It falls (p &lt; 0.001).\n- The price.\n"
     asked = "### Is it so? Yes: 9 %\n\n- not of the summary? No\n\n### a: Why? Because\n"
     found = result(head, f"## {QUESTION}\n\n{answer}\n## Findings\n\n{asked}")
     text = answered(found, "| a table |")
-    assert "\n\n- Is it so? **Yes: 9 %**\n- a: Why? **Because**\n\n</details>" in text
+    assert text.endswith("\n\n- Is it so? **Yes: 9 %**\n- a: Why? **Because**\n\n</details>")
     assert text.startswith("**digits**: some digits, n = 9 test images; resnet18 of width 8, ")
-    assert f"\n\n{answer}\n<details>" in text and "not of the summary" not in text
-    assert text.endswith("</summary>\n\n| a table |\n\n</details>")
+    assert f"\n\n{answer}\n| a table |\n\n<details>" in text and "not of the summary" not in text
+    long = "\n".join(30 * ["| a row |"])
+    assert f"The rows of digits</summary>\n\n{long}\n\n</details>" in answered(found, long)
     with pytest.raises(KeyError, match="no answer under"):
         answered(result(head), "")
 
