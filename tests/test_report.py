@@ -37,7 +37,7 @@ from planted import (
 from advprune.core.params import AttackSettings, Params, load, parse
 from advprune.evaluate.compare import compare, holm
 from advprune.evaluate.measures import calibration_error
-from advprune.report import tables
+from advprune.report import plots, tables
 from advprune.report.anatomy import clamped_spread, standing, where_it_acts
 from advprune.report.calibration import calibration_table, reliability_bins
 from advprune.report.costs import breakdown_table, cost_table
@@ -48,6 +48,7 @@ from advprune.report.randomized import adaptive_table, budget_table, gain, varia
 from advprune.report.robustness import answer, bases, schedules
 from advprune.report.study import Study
 from advprune.report.text import budget, markdown, setting_text
+from advprune.report.tradeoff import robust_axis
 from advprune.report.trust import quantized, sanity
 from advprune.report.verdicts import check_table, verdict_table, verdicts
 from advprune.report.write import curves, write_metrics, write_report
@@ -729,6 +730,26 @@ def test_the_note_of_a_profile_stands_beside_the_data_and_cannot_inject_markup()
     page, text = html(study(params=params), {}), report_markdown(study(params=params), {})
     assert "of the run. Two cores, &lt;b&gt;1 hour&lt;/b&gt; [x](y)</p>" in page
     assert r"of the run. Two cores, &lt;b&gt;1 hour&lt;/b&gt; \[x\](y)" in text
+
+
+@pytest.mark.parametrize(
+    ("kept", "ends"),
+    [
+        ((0, 0), (-0.5, 9.5)),  # nothing below zero but the markers' lower half
+        ((20, 22), (47.5, 57.5)),  # 50 and 55 % of 40 images, in the middle
+        ((20, 24), None),  # ten points apart: as the values lie
+    ],
+)
+def test_models_that_are_alike_are_not_drawn_apart(
+    kept: tuple[int, int], ends: tuple[float, float] | None
+) -> None:
+    first, second = ((n, n, n) for n in kept)
+    whole = study(model("dense", first), model("A", second), model("B", first))
+    assert robust_axis(whole) == ends
+    low, high = figures(whole)["tradeoff"].axes[0].get_ylim()
+    assert ends is None or (low, high) == ends
+    live = plots._tradeoff(whole).y_range
+    assert ends is None or (live.start, live.end) == ends
 
 
 def test_page_stands_alone_and_holds_its_figures() -> None:

@@ -26,7 +26,7 @@ from advprune.report.figures import PANELS
 from advprune.report.study import Model, Study, curve
 from advprune.report.summary import group_of, label
 from advprune.report.text import budget, percent, with_interval
-from advprune.report.tradeoff import SIGNS, axes_of, colour_of, size_of
+from advprune.report.tradeoff import SIGNS, axes_of, colour_of, robust_axis, size_of
 from advprune.report.transfers import sources
 
 INK, SOFT, LINE = "#1d2126", "#59626d", "#d9dde2"
@@ -158,7 +158,9 @@ def _spelled(rate: Rate) -> str:
 
 def _tradeoff(study: Study) -> Any:
     """Robust over clean accuracy, a model a marker."""
-    made = _panel(x_axis_label="clean accuracy %", y_axis_label="robust accuracy %")
+    ends = robust_axis(study)
+    more: dict[str, Any] = {"y_range": ends} if ends else {}
+    made = _panel(x_axis_label="clean accuracy %", y_axis_label="robust accuracy %", **more)
     for group in study.groups:
         for level, sign in SIGNS.items():
             models = [m for m in study.models if group_of(study, m) == group]

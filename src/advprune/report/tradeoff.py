@@ -12,11 +12,24 @@ from advprune.report.summary import group_of
 
 SIGNS = dict(zip(LEVELS.values(), "o^X", strict=True))  # by verdict, as matplotlib's markers
 SMALLEST, LARGEST = 7.0, 18.0  # points across, at no zeros and at nothing but zeros
+SPAN = 10.0  # percent that the axis of robust accuracy shows at least
 
 
 def axes_of(study: Study, model: Model) -> tuple[Rate, Rate]:
     """Clean and robust accuracy."""
     return clean_accuracy(model.attack(study.main)), remnant_accuracy(study.robust(model))
+
+
+def robust_axis(study: Study) -> tuple[float, float] | None:
+    """Ends of the axis of robust accuracy where all models are alike; None: as the values lie.
+
+    Without it equal values make an axis of thousandths, half of it below zero.
+    """
+    values = [100 * (axes_of(study, model)[1].value or 0.0) for model in study.models]
+    if max(values) - min(values) >= SPAN:
+        return None
+    bottom = max((min(values) + max(values) - SPAN) / 2, -SPAN / 20)
+    return bottom, bottom + SPAN
 
 
 def size_of(model: Model) -> float:
@@ -49,6 +62,8 @@ def tradeoff(study: Study) -> Figure | None:
             )
     ax.set_xlabel("clean accuracy %", fontsize=SIZES["label"])
     ax.set_ylabel("robust accuracy %", fontsize=SIZES["label"])
+    if ends := robust_axis(study):
+        ax.set_ylim(*ends)
     grid(ax)
     figure.legend(loc="outside upper center", ncols=2, fontsize=SIZES["tick"], frameon=False)
     return figure
