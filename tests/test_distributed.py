@@ -194,7 +194,8 @@ def test_a_stage_writes_the_same_files(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("how", ["error", "killed"])
 def test_one_failing_process_ends_all_with_one_message(tmp_path: Path, how: str) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
-    done = torchrun(tmp_path, "failing.py", how)
+    # torchrun ends the others when it sees that one is gone: looking seldom, it leaves them time
+    done = torchrun(tmp_path, "--monitor-interval", "5", "failing.py", how)
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0 and len(told) == 1, done.stderr
     assert told[0] == "error: only here" if how == "error" else "a process was lost" in told[0]
