@@ -23,7 +23,7 @@ def growth(profile: ProfileOption = None) -> None:
     params, settings, data = workspace.params, workspace.profile, workspace.place("data")
     path = workspace.place("models", "growth.json")
     if not is_library(settings.model.network):
-        write_json(path, Grown(stages=(), inner=()).model_dump())
+        write_json(path, Grown(stages=(), inner=(), base=()).model_dump())
         return
     train, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
     key = fingerprint(

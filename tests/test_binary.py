@@ -396,7 +396,7 @@ def test_the_uniform_width_is_the_nearest_of_all() -> None:
 
 
 def test_what_the_channels_are_called() -> None:
-    grown = Grown(stages=(5, 7, 9, 3), inner=(6,) * 9)
+    grown = Grown(stages=(5, 7, 9, 3), inner=(6,) * 9, base=(2,) * 13)
     plain = spec(binary=False)
     assert binary_spec(plain, "base", grown) == spec()
     assert binary_spec(plain, "grown", grown) == spec(stages=grown.stages, inner=grown.inner)

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from advprune.core.errors import UserError
 from advprune.pruning.kernel import exact_kernel, kernel_products, probing_vectors, trainable
 from conftest import make_network
 
@@ -91,6 +92,47 @@ def test_frozen_parameters_have_no_part_in_it(digits: Pair, images: Pair) -> Non
     torch.testing.assert_close(
         exact_kernel(model, *images), torch.eye(3).double().expand(3, 2, 3, 3)
     )
+
+
+class Step(torch.autograd.Function):
+    """A function with a gradient of its own, as autograd alone knows it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0]
+
+
+class Odd(nn.Module):
+    """A network whose logits go through a function."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.linear, self.function = nn.Linear(64, 3), function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self.linear(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: torch.cdist(x, x), "forward AD with _cdist_forward"),
+        (Step.apply, "setup_context"),
+        (nn.functional.dropout, "random operation"),
+    ],
+)
+def test_what_torch_cannot_differentiate_so_is_said_in_a_line(
+    images: Pair, function: Callable[[torch.Tensor], torch.Tensor], words: str
+) -> None:
+    pair = (images[0].float(), images[1].float())
+    outputs = len(Odd(function)(pair[1])[0])
+    with pytest.raises(UserError, match=f"kernel, which tickets need: .*{words}") as caught:
+        kernel_products(Odd(function), *pair, torch.ones(1, 2, outputs))
+    assert "\n" not in str(caught.value)
 
 
 def difference(small: nn.Module, images: Pair, removed: Masks) -> torch.Tensor:

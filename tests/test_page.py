@@ -338,15 +338,19 @@ set(fields[found.filters.indexOf("bits")], "=8"); found.bits = read("bits");
 found.told = document.querySelector(".filters output").value;
 document.querySelector(".filters button").click(); found.reset = shown().length;
 
-// plots
+// plots: one is drawn where the reader comes to it, all of them for paper
+const places = [...document.querySelectorAll("[data-plot]")];
+const painted = (place) => deep(place).filter((one) => one.tagName === "CANVAS").some((canvas) =>
+  canvas.width > 0 && new Uint32Array(canvas.getContext("2d").getImageData(
+    0, 0, canvas.width, canvas.height).data.buffer).some(Boolean));
+found.unseen = places.map(painted);
+places.at(-1).scrollIntoView();
+for (let i = 0; i < 100 && !painted(places.at(-1)); i++) await sleep(50);
+found.come = places.map(painted);
 dispatchEvent(new Event("beforeprint"));
 for (let i = 0; i < 100 && document.querySelectorAll(".legend button").length < 11; i++)
   await sleep(50);
 await sleep(300);
-const painted = (place) => deep(place).filter((one) => one.tagName === "CANVAS").some((canvas) =>
-  canvas.width > 0 && new Uint32Array(canvas.getContext("2d").getImageData(
-    0, 0, canvas.width, canvas.height).data.buffer).some(Boolean));
-const places = [...document.querySelectorAll("[data-plot]")];
 found.plots = Object.fromEntries(places.map((place) => [place.dataset.plot, painted(place)]));
 
 // legend
@@ -417,6 +421,11 @@ def test_in_a_browser_plots_are_drawn_and_answer(seen: dict[str, Any]) -> None:
     assert seen["unmuted"] == []
     tip = seen["tip"].replace("\u200b", "")
     assert f"source: {HOSTILE[1]}-standard target: {HOSTILE[0]}-standard accuracy" in tip
+
+
+def test_in_a_browser_a_plot_is_drawn_where_the_reader_comes_to_it(seen: dict[str, Any]) -> None:
+    assert seen["unseen"] == [False] * len(LIVE)
+    assert seen["come"][-1] and not all(seen["come"])
 
 
 def test_in_a_browser_plots_follow_the_readers_scheme(seen: dict[str, Any]) -> None:

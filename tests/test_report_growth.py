@@ -19,6 +19,7 @@ SHARES = {"stem": (0.5, 0.25), "layer1": (0.25, 1.0), "layer1_0": (0.3333, 0.583
 GROWN = {
     "stages": [2, 8],
     "inner": [7],
+    "base": [2, 2, 3],
     "history": [
         {"epoch": epoch + 1.0, "train_accuracy": 0.2, "density": 0.4, "base_density": 1.0 - epoch}
         | {f"density_{group}": both[epoch] for group, both in SHARES.items()}

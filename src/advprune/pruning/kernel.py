@@ -24,6 +24,7 @@ differentiated by the parameters once more. Networks are in evaluation mode, whe
 fixed map and images do not depend on each other.
 """
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -94,27 +95,30 @@ def kernel_products(
     times that where a gradient is taken. Jacobians would take `(N + M) O n`. For many vectors call
     it for a few at a time.
 
-    UserError where an operation of the network has no forward derivative.
+    UserError, with torch's words, where an operation of the network has no forward derivative or
+    cannot be mapped over vectors.
     """
     parameters = trainable(model)
 
     def logits(values: Tensors, images: torch.Tensor) -> torch.Tensor:
         return functional_call(model, values, (images,))
 
-    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
-        pull = vjp(lambda values: logits(values, crafted), parameters)[1]
-
     def product(vector: torch.Tensor) -> torch.Tensor:
         (gradient,) = pull(vector)
         kept = {name: _without(g, name, removed) for name, g in gradient.items()}
         return jvp(lambda values: logits(values, clean), (parameters,), (kept,))[1]
 
-    try:
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no forward derivative
+    # Other kernels of attention have no second and no forward derivatives.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch's own use
+        try:
+            pull = vjp(lambda values: logits(values, crafted), parameters)[1]
             return vmap(product)(vectors)
-    except NotImplementedError as error:
-        words = str(error).splitlines()[0]
-        raise UserError(f"the network has no tangent kernel in torch: {words}") from error
+        except RuntimeError as error:
+            words = str(error).splitlines()[0]
+            raise UserError(
+                f"torch cannot compute the network's tangent kernel, which tickets need: {words}"
+            ) from error
 
 
 def probing_vectors(

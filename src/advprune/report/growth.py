@@ -132,17 +132,16 @@ def channel_table(study: Study) -> pd.DataFrame:
     rows, found = history(study), study.growth
     if rows.empty:
         return pd.DataFrame()
-    last, factor = rows.iloc[-1], study.params.growth.factor
-    grown = (*found["stages"], *found["inner"])
+    last, grown = rows.iloc[-1], (*found["stages"], *found["inner"])
     return pd.DataFrame(
         [
             {
                 "channels": _named(group),
-                "base network": f"{round(n / last[SHARE + group]) // factor}",
-                "grown": f"{n}",
+                "base network": f"{before}",
+                "grown": f"{after}",
                 "of the wide network's %": percent(last[SHARE + group]),
             }
-            for group, n in zip(_groups(rows), grown, strict=True)
+            for group, before, after in zip(_groups(rows), found["base"], grown, strict=True)
         ]
     )
 

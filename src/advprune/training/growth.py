@@ -33,11 +33,15 @@ RISING = 0.3  # share of the epochs in which rates still rise: gates that stand 
 
 
 class Grown(BaseModel):
-    """What growth found: `stages` and `inner` of a ModelSpec, and a row an epoch."""
+    """What growth found: `stages` and `inner` of a ModelSpec, and a row an epoch.
+
+    base: the channels of the base network, those of its stages first.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     stages: tuple[int, ...]
     inner: tuple[int, ...]
+    base: tuple[int, ...]
     history: History = []
 
 
@@ -234,4 +238,4 @@ def grow(
     )
     history = trainer.run()
     stages, inner = network.channels()
-    return Grown(stages=stages, inner=inner, history=history)
+    return Grown(stages=stages, inner=inner, base=tuple(network.base.values()), history=history)
