@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+
+from advprune.core.params import load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -67,6 +70,31 @@ def test_commands_in_the_readme_exist() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     scripts = set(re.findall(r"python (stages/\w+\.py)", README))
     assert scripts and all((ROOT / script).is_file() for script in scripts)
+
+
+def settings_shown() -> list[list[str]]:
+    """What lines of the pages give to `dvc exp run -S`."""
+    lines = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).splitlines()
+    found = [re.findall(r"-S ('[^']+'|[^\s`;]+)", line) for line in lines]
+    return [[one.strip("'") for one in group] for group in found if group and "…" not in group[0]]
+
+
+@pytest.mark.parametrize("group", settings_shown(), ids=" ".join)
+def test_settings_that_are_shown_can_be_set(group: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "params.yaml"
+    for sweep in get_hydra_sweeps({"params.yaml": group}):
+        copy.write_bytes((ROOT / "params.yaml").read_bytes())
+        before = load(copy)
+        apply_overrides(copy, sweep["params.yaml"])
+        assert load(copy) != before
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_of_code_that_are_named_are_there(page: Path) -> None:
+    named = re.findall(
+        r"\b(?:bench|src|stages|tests)/[\w/]+\.\w+", page.read_text(encoding="utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_every_stage_is_described() -> None:

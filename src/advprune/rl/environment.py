@@ -41,7 +41,7 @@ def make(env: str, options: dict[str, Any]) -> Environment:
 
     Raises UserError where gymnasium is missing or does not make it.
     """
-    gymnasium = _module("gymnasium", "pip install '.[rl]'")
+    gymnasium = _module("gymnasium", "pip install gymnasium")
     try:
         if env.startswith("ALE/"):
             return _atari(gymnasium, env, options)
