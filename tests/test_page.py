@@ -344,13 +344,14 @@ const painted = (place) => deep(place).filter((one) => one.tagName === "CANVAS")
   canvas.width > 0 && new Uint32Array(canvas.getContext("2d").getImageData(
     0, 0, canvas.width, canvas.height).data.buffer).some(Boolean));
 found.unseen = places.map(painted);
+found.tall = document.documentElement.scrollHeight;
 places.at(-1).scrollIntoView();
 for (let i = 0; i < 100 && !painted(places.at(-1)); i++) await sleep(50);
 found.come = places.map(painted);
 dispatchEvent(new Event("beforeprint"));
-for (let i = 0; i < 100 && document.querySelectorAll(".legend button").length < 11; i++)
-  await sleep(50);
+for (let i = 0; i < 100 && !places.every(painted); i++) await sleep(50);
 await sleep(300);
+found.grown = document.documentElement.scrollHeight - found.tall;
 found.plots = Object.fromEntries(places.map((place) => [place.dataset.plot, painted(place)]));
 
 // legend
@@ -426,6 +427,7 @@ def test_in_a_browser_plots_are_drawn_and_answer(seen: dict[str, Any]) -> None:
 def test_in_a_browser_a_plot_is_drawn_where_the_reader_comes_to_it(seen: dict[str, Any]) -> None:
     assert seen["unseen"] == [False] * len(LIVE)
     assert seen["come"][-1] and not all(seen["come"])
+    assert seen["grown"] == 0  # nothing moves when plots come
 
 
 def test_in_a_browser_plots_follow_the_readers_scheme(seen: dict[str, Any]) -> None:

@@ -105,34 +105,35 @@
   };
 
   // Mutes the lines of a name in all panels of a plot, or brings them back.
-  const mute = (root, name, muted) =>
-    (root.children ?? [root]).flatMap((panel) => panel.renderers)
+  const mute = (drawn, name, muted) => {
+    const [{model}] = [...drawn];
+    (model.children ?? [model]).flatMap((panel) => panel.renderers)
       .filter((renderer) => renderer.name === name)
       .forEach((renderer) => { renderer.muted = muted; });
+  };
 
-  const legend = (place, names, root) => {
-    const buttons = names.map(([name, light]) => {
+  const legend = (place) => {
+    const buttons = plots[place.dataset.plot].legend.map(([name, light]) => {
       const button = made("button", {type: "button"}, name);
       button.style.setProperty("--colour", colour(light));
       button.setAttribute("aria-pressed", "true");
       button.addEventListener("click", () => {
+        const drawn = views.get(place.dataset.plot);
+        if (!drawn) return;
         const on = button.getAttribute("aria-pressed") === "true";
         button.setAttribute("aria-pressed", String(!on));
-        mute(root, name, on);
+        mute(drawn, name, on);
       });
       return button;
     });
-    place.replaceChildren(...buttons);
+    place.closest("figure").querySelector(".legend").replaceChildren(...buttons);
   };
 
   const draw = async (place) => {
     const name = place.dataset.plot;
     if (views.has(name)) return;
     views.set(name, null);
-    const drawn = await Bokeh.embed.embed_item(coloured(plots[name].item), place.id);
-    views.set(name, drawn);
-    const [view] = [...drawn];
-    legend(place.closest("figure").querySelector(".legend"), plots[name].legend, view.model);
+    views.set(name, await Bokeh.embed.embed_item(coloured(plots[name].item), place.id));
   };
 
   const places = all("[data-plot]");
@@ -142,7 +143,10 @@
       draw(entry.target);
     });
   }, {rootMargin: "600px"});
-  places.forEach((place) => watch.observe(place));
+  places.forEach((place) => {
+    legend(place);
+    watch.observe(place);
+  });
   addEventListener("beforeprint", () => places.forEach(draw));
 
   const wipe = (place) => {
@@ -155,6 +159,7 @@
   };
 
   night.addEventListener("change", () => {
+    places.forEach(legend);
     places.filter((place) => views.get(place.dataset.plot)).forEach((place) => {
       wipe(place);
       draw(place);

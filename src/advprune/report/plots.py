@@ -47,10 +47,14 @@ AT_ONCE = 4  # markers that a tooltip tells of, where they cover each other
 
 @dataclass(frozen=True)
 class Plot:
-    """A Bokeh document, and its legend: (name of the lines, colour). wide: takes a whole row."""
+    """A Bokeh document, and its legend: (name of the lines, colour).
+
+    height: in pixels, of all its panels. wide: takes a whole row.
+    """
 
     item: dict[str, Any]
     legend: list[tuple[str, str]]
+    height: int
     wide: bool = False
 
 
@@ -72,11 +76,16 @@ def plots(study: Study, drawn: Container[str]) -> dict[str, Plot]:
         for group, name in study.each_group(kind):
             if name in drawn:
                 made, models = make(study, group)
-                found[name] = Plot(_item(made, name), _legend(study, models))
+                found[name] = Plot(_item(made, name), _legend(study, models), _height(made))
     for name, whole in (("tradeoff", _tradeoff), ("transfer", _transfer)):
         if name in drawn:
-            found[name] = Plot(_item(whole(study), name), _groups(study, name), wide=True)
+            made, legend = whole(study), _groups(study, name)
+            found[name] = Plot(_item(made, name), legend, _height(made), wide=True)
     return found
+
+
+def _height(root: Any) -> int:
+    return sum(panel.height for panel in getattr(root, "children", [root]))
 
 
 def shown(text: str) -> str:
