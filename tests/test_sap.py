@@ -13,6 +13,8 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.pgd import expected_gradient
 from advprune.core.errors import UserError
+from advprune.core.params import AttackSettings
+from advprune.evaluate.craft import Work, craft
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.insert import places
 from advprune.models.spec import spec_of
@@ -327,6 +329,16 @@ def test_backward_rules_are_checked(network: nn.Module, digits: Pair) -> None:
         set_backward(network, "none")
     with pytest.raises(ValueError, match="draws"):
         attacks.pgd(network, *digits, 0.1, 0.05, 1, draws=0)
+
+
+def test_no_sample_of_a_random_model_is_dropped(network: nn.Module, digits: Pair) -> None:
+    """The engine refuses to; a profile's attack, which all kinds of models share, leaves it out."""
+    model = prune("SAP", network, 1.0).model
+    with pytest.raises(ValueError, match="drop decides a sample by one misclassification"):
+        attacks.pgd(model, *digits, 0.1, 0.05, 4, drop=True)
+    setting = AttackSettings(eps=0.1, step=0.05, steps=4, draws=2, keep="best", drop=True)
+    cost = craft(model, *digits, setting, Work(draws=2)).cost
+    assert (cost.gradients, cost.forwards) == (64 * 4 * 2, 64 * 4 * 2)
 
 
 def test_a_model_that_cuts_its_graph_has_no_gradient_and_is_still_attacked(digits: Pair) -> None:

@@ -19,6 +19,7 @@ from advprune.attacks.losses import margin
 from advprune.attacks.square import _Search, side, square
 from advprune.core.errors import UserError
 from advprune.core.resume import Parts
+from advprune.pruning import prune
 from conftest import Linear, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -287,6 +288,18 @@ def test_square_counts_its_cost() -> None:
     assert cost == Cost(forwards=(5 + 3 * 7) * 4, gradients=0)
     assert sum(Counting.seen) == cost.forwards and max(Counting.seen) == 2
     assert sum(done) == 3 * 7
+
+
+def test_square_gives_up_no_image_of_a_model_that_draws_at_random(
+    network: nn.Module, digits: Pair
+) -> None:
+    """Each image gets all its queries, also one that some draws have fooled, if only at first."""
+    images, labels = own_labels(network, digits[0][:8])
+    cost = {name: Cost() for name in ("dense", "random")}
+    square(network, images, labels, 0.3, queries=7, draws=2, cost=cost["dense"])
+    random = prune("SAP", network, 1.0).model
+    square(random, images, labels, 0.3, queries=7, draws=2, cost=cost["random"])
+    assert cost["dense"].forwards < cost["random"].forwards == 8 * (1 + 7) * 2
 
 
 def test_square_without_images(network: nn.Module, digits: Pair) -> None:

@@ -56,6 +56,7 @@ def pgd(
     start: images to start from instead of a random point (then one restart only).
     drop: stop working on a sample once an iterate of it is misclassified and return that iterate.
     Much faster on weak models, right where only accuracy counts; images are less adversarial.
+    Not of a model that draws at random: one that is fooled in these draws is right in the next.
     generator: a CPU generator for the starts; a sample's start does not depend on the batch size.
     precision: `bfloat16` computes gradients in mixed precision, about twice as fast where the
     processor has it; the images differ a little, so score them in float32 as always.
@@ -82,6 +83,11 @@ def pgd(
     generator = generator or torch.Generator().manual_seed(0)
     device, private = device_of(model), attack_copy(model, device_of(model), fold)
     randomized = is_randomized(private)
+    if drop and randomized:
+        raise ValueError(
+            "pgd: drop decides a sample by one misclassification, and this model draws at random: "
+            "most of those are undone by the next draws; leave drop out"
+        )
     cost = Cost() if cost is None else cost
     prepare(private, backward, cost)
     search = _Search(

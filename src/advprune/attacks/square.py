@@ -47,12 +47,13 @@ def square(
     these are not rescaled to other budgets, as in AutoAttack.
 
     queries: per image, the stripes included (the look at the clean image is not).
-    draws: logits are the mean of so many forward passes, for randomized models. All decisions rest
-    on that mean: whether the loss rose, and whether an image is misclassified. Its noise stays in
-    them, and the loss that is kept is that of a lucky draw, so score the images afresh.
-    An image that is misclassified, from the start or later, gets no more queries. Every image comes
-    back at its highest loss so far, fooled or not; never below the loss of the clean image, which
-    it then is.
+    draws: logits are the mean of so many forward passes, for randomized models. Whether the loss
+    rose rests on that mean. Its noise stays in it, and the loss that is kept is that of a lucky
+    draw, so score the images afresh.
+    An image that is misclassified, from the start or later, gets no more queries, unless the model
+    draws at random: there the next draws may be right again, and every image gets all of them.
+    Every image comes back at its highest loss so far, fooled or not; never below the loss of the
+    clean image, which it then is.
     generator: a CPU generator; the squares of an image do not depend on the batch size.
     cost: counts what is passed through the model. progress: called with image-queries done (at most
     `N * queries`: those that decided images save are not reported).
@@ -99,12 +100,12 @@ class _Search:
         change = torch.zeros_like(self.images)
         clean = self._losses(rows, change)
         losses = clean.clone()
-        rows = rows[losses <= 0]  # images still worked on
+        rows = self._left(rows, losses)
         change[rows] = self._stripes(eps)[rows]
         losses[rows] = self._losses(rows, change[rows])
         self.progress(len(rows))
         for tried in range(queries - 1):
-            rows = rows[losses[rows] <= 0]
+            rows = self._left(rows, losses)
             if not len(rows):
                 break
             candidate = self._with_square(change, rows, eps, side(p, tried, self.images.shape))
@@ -114,6 +115,10 @@ class _Search:
             self.progress(len(rows))
         change[losses < clean] = 0
         return change
+
+    def _left(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        """Those of `rows` that are worked on: the images still right, or all of a random model."""
+        return rows if is_randomized(self.model) else rows[losses[rows] <= 0]
 
     def _losses(self, rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """The margins of `images[rows] + change`, `[len(rows)]`, on the mean logits."""

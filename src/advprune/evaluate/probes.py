@@ -27,6 +27,7 @@ from advprune.models.stochastic import frozen_copy, is_randomized
 NOISE_TRIES = 20
 NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
 STRONGER_DRAWS = 5
+STRONGER_STARTS = 5
 
 
 def single_step(main: AttackSettings) -> AttackSettings:
@@ -34,14 +35,16 @@ def single_step(main: AttackSettings) -> AttackSettings:
     return main.model_copy(update={"step": main.eps, "steps": 1, "random_start": False})
 
 
-def stronger(main: AttackSettings) -> AttackSettings:
-    """Twice the steps, half as long, the margin loss, averaged straight-through gradients."""
+def stronger(main: AttackSettings, randomized: bool) -> AttackSettings:
+    """Twice the steps, half as long, the margin loss; and several starts, or where the model draws
+    at random, straight-through gradients that are averaged over several draws."""
     change = {
         "step": main.step / 2,
         "steps": 2 * main.steps,
         "loss": "margin",
         "keep": "best",
         "drop": True,
+        "restarts": main.restarts if randomized else max(main.restarts, STRONGER_STARTS),
         "draws": max(main.draws, STRONGER_DRAWS),
         "backward": "identity",
     }
@@ -54,7 +57,7 @@ def probes(
     """What makes the records of each probe, by its name (params.PROBES), on float `images`."""
     attacked = {
         "probe_single": (model, single_step(main)),
-        "probe_stronger": (model, stronger(main)),
+        "probe_stronger": (model, stronger(main, is_randomized(model))),
     }
     if is_randomized(model):
         frozen = frozen_copy(model, work.seed)

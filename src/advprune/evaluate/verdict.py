@@ -233,7 +233,7 @@ def _transfer(evidence: Evidence) -> Iterator[Check]:
 
 
 def _stronger(evidence: Evidence) -> Iterator[Check]:
-    name = "more steps, margin loss, straight through"
+    name = "more steps and starts, margin loss, straight through"
     yield from _contradicts(name, evidence.of("probe_stronger"), evidence)
 
 
