@@ -1,19 +1,24 @@
-"""The networks in weights/: whole, sound, and as accurate as the committed metrics say."""
+"""weights/: networks that are whole, sound and as accurate as stated, and evaluations of them."""
 
 import json
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from test_docs import rerun_here
 
 from advprune.core.params import load
 from advprune.data import prepare, to_float
+from advprune.evaluate.measures import remnant_accuracy
+from advprune.evaluate.verdict import worst_case
 from advprune.models.audit import audit
 from advprune.models.checkpoint import header_spec, load_model, read_tensors
 
 ROOT = Path(__file__).parent.parent
 EXPORTED = sorted((ROOT / "weights").glob("*/*.safetensors"))
+EVALUATED = sorted((ROOT / "weights").glob("*/evaluated/*/records.parquet"))
 # Rounded to 16 bits, logits move by some thousandths: an image whose two best classes are closer
 # than that may fall on the other side. More than one of 300 would be another network.
 TOLERANCE = 1
@@ -62,3 +67,18 @@ def test_it_is_as_accurate_as_the_committed_metrics_say(
         right = int((load_model(path)(images[0]).argmax(1) == images[1]).sum())
     assert recorded["n"] == len(images[1])
     assert abs(right - round(recorded["n"] * recorded["clean_accuracy"])) <= TOLERANCE
+
+
+@pytest.mark.skipif(rerun_here(), reason="metrics/ was made anew on this machine")
+@pytest.mark.parametrize("path", EVALUATED, ids=lambda path: path.parent.name)
+def test_an_evaluation_that_a_page_quotes_follows_from_its_records(path: Path) -> None:
+    name, profile = path.parent.name, path.parts[-4]
+    found = remnant_accuracy(worst_case(pd.read_parquet(path), "field"))
+    robust = found.value or 0.0
+    files = path.parent / "metrics.json", ROOT / "metrics" / profile / f"{name}.json"
+    here, there = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    assert (here["n"], here["robust_accuracy"]) == (found.n, round(robust, 4))
+    page = " ".join((ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8").split())
+    rates = f"{100 * robust:.1f} % (there {100 * there['robust_accuracy']:.1f})"
+    assert re.search(rf"{name.split('-')[0]}( keeps)? {re.escape(rates)}", page)
+    assert f"the same {found.n} images" in page
