@@ -81,4 +81,5 @@ def test_an_evaluation_that_a_page_quotes_follows_from_its_records(path: Path) -
     page = " ".join((ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8").split())
     rates = f"{100 * robust:.1f} % (there {100 * there['robust_accuracy']:.1f})"
     assert re.search(rf"{name.split('-')[0]}( keeps)? {re.escape(rates)}", page)
-    assert f"the same {found.n} images" in page
+    assert f"the same {found.n} images" in page and "both are *reliable*" in page
+    assert (here["verdict"], here["against_dense"]) == ("reliable", "=")
