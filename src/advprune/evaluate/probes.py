@@ -19,7 +19,7 @@ from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.pgd import expected_gradient, random_point
 from advprune.core.device import device_of, salted
 from advprune.core.distributed import alone, spread
-from advprune.core.params import AttackSettings
+from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.craft import Crafted, Work, craft, rows, surrogate
 from advprune.evaluate.records import logits_of
 from advprune.models.stochastic import frozen_copy, is_randomized
