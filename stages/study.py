@@ -12,7 +12,7 @@ def study(
     name: Annotated[str, typer.Argument(help="An entry of `studies:`.")],
     profile: ProfileOption = None,
 ) -> None:
-    """Write studies/<profile>/<name>/records.parquet, and what else the study records."""
+    """Write records/<profile>/<name>/records.parquet, and what else the study records."""
     from advprune.core.device import setup
     from advprune.core.distributed import is_main
     from advprune.core.files import atomic
@@ -47,7 +47,7 @@ def study(
     )
     for file, table in run_study(name, given).items():
         if is_main():
-            with atomic(workspace.place("studies", name) / f"{file}.parquet") as temporary:
+            with atomic(workspace.place("records", name) / f"{file}.parquet") as temporary:
                 table.to_parquet(temporary, index=False)
     parts.discard()
 

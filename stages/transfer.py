@@ -7,7 +7,7 @@ from common import ProfileOption, Workspace, script
 
 
 def transfer(profile: ProfileOption = None) -> None:
-    """Write transfers/<profile>/transfer.parquet: a row an image, attack, source and target."""
+    """Write records/<profile>/transfer.parquet: a row an image, attack, source and target."""
     import pandas as pd
 
     from advprune.core.ahead import ahead
@@ -30,7 +30,9 @@ def transfer(profile: ProfileOption = None) -> None:
     crafted = {
         (name, attack): pixels
         for name in names
-        for attack, pixels in read_tensors(workspace.run(name, "adversarial.safetensors"))[0].items()
+        for attack, pixels in read_tensors(workspace.run(name, "adversarial.safetensors"))[
+            0
+        ].items()
     }
     parts = Parts(
         Path("checkpoints"),
@@ -55,7 +57,7 @@ def transfer(profile: ProfileOption = None) -> None:
             tables.append(piece())
             advance(1)
     if is_main():
-        with atomic(workspace.place("transfers", "transfer.parquet")) as temporary:
+        with atomic(workspace.place("records", "transfer.parquet")) as temporary:
             pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
     parts.discard()
 

@@ -6,7 +6,7 @@ beside each, in `advprune.pruning` and `advprune.studies`; here they are kept as
 this module needs torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +26,15 @@ from advprune.core.attack_settings import (
 )
 from advprune.core.errors import UserError
 from advprune.core.networks import is_library
-from advprune.core.settings import Budget, ModelName, Name, Settings, parse, parse_fraction, relative
+from advprune.core.settings import (
+    Budget,
+    ModelName,
+    Name,
+    Settings,
+    parse,
+    parse_fraction,
+    relative,
+)
 from advprune.core.train_settings import (
     BinarySettings,
     DataSettings,

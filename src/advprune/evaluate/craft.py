@@ -14,9 +14,15 @@ from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.square import square
 from advprune.attacks.zoo import zoo
+from advprune.core.attack_settings import (
+    AttackSettings,
+    AutoAttackSettings,
+    CurveSettings,
+    ExtraAttack,
+    SquareSettings,
+)
 from advprune.core.device import salted
 from advprune.core.distributed import processes
-from advprune.core.attack_settings import AttackSettings, AutoAttackSettings, CurveSettings, ExtraAttack, SquareSettings
 from advprune.core.params import CURVES
 from advprune.core.progress import progress
 from advprune.core.resume import Parts

@@ -62,7 +62,11 @@ def exchanged(
     The main attack's images of every other model; all that were kept of its own dense network; the
     exchanged ones of attackers' own networks. Such a network is tried on its own images alone.
     """
-    main, attackers, transferred = params.attack.main, params.attackers(), params.active().exchanged()
+    main, attackers, transferred = (
+        params.attack.main,
+        params.attackers(),
+        params.active().exchanged(),
+    )
 
     def wanted(source: str, attack: str) -> bool:
         if target in attackers or source in attackers:

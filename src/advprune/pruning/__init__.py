@@ -7,7 +7,15 @@ params.yaml with `@family(key, Setting)`. It never changes the model it was give
 import pkgutil
 from importlib import import_module
 
-from advprune.pruning.family import Data, Pruned, check_settings, chosen, families, prune, setting_of
+from advprune.pruning.family import (
+    Data,
+    Pruned,
+    check_settings,
+    chosen,
+    families,
+    prune,
+    setting_of,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -14,9 +14,9 @@ from advprune.attacks.bit_search import bitflip, random_flips
 from advprune.attacks.flip_trace import FlipTrace
 from advprune.attacks.stored_bits import StoredModel, store
 from advprune.core.ahead import ahead
+from advprune.core.attack_settings import FlipSettings
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.core.attack_settings import FlipSettings
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings

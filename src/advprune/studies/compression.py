@@ -10,7 +10,7 @@ from advprune.studies.sweep import Points, SweepSettings
 
 @study("compression", SweepSettings)
 def compression(settings: SweepSettings, given: Given) -> Tables:
-    """Every point under the main attack and under the exchanged images of the model it is made of."""
+    """Every point under the main attack and under the exchanged images of its parent."""
     main, profile = given.params.attack.main, given.profile
     carried = {attack: given.adversarial[attack] for attack in profile.exchanged()}
     points = Points(given, {main: profile.table()[main]}, carried)

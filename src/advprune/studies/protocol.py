@@ -21,8 +21,8 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.pgd import ascend, expected_gradient, project
 from advprune.core.ahead import ahead
-from advprune.core.device import device_of, salted
 from advprune.core.attack_settings import AttackSettings, ProtocolSettings
+from advprune.core.device import device_of, salted
 from advprune.core.progress import progress
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.craft import Crafted, Work, craft, rows

@@ -65,11 +65,13 @@ class Points:
         images, labels = (t[first] for t in given.test)
         tables = []
         for attack, setting in self.attacks.items():
-            crafted = craft_shown(f"{family}={value} {attack}", model, (images, labels), setting, work)
+            what = f"{family}={value} {attack}"
+            crafted = craft_shown(what, model, (images, labels), setting, work)
             tables.append(rows(model, images, crafted, labels, attack, setting, work))
         if self.carried:
             elsewhere = {
-                ("dense", CARRIED + attack): pixels[first] for attack, pixels in self.carried.items()
+                ("dense", CARRIED + attack): pixels[first]
+                for attack, pixels in self.carried.items()
             }
             tables.append(received(model, images, labels, elsewhere, work))
         return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
