@@ -27,13 +27,10 @@ def transfer(profile: ProfileOption = None) -> None:
     images, labels = to_float(test.images), test.labels
     work = Work(params.seed, settings.batch, params.attack.score_draws)
     names = [*params.leaderboard(), *params.attackers()]
-    crafted = {
-        (name, attack): pixels
-        for name in names
-        for attack, pixels in read_tensors(workspace.run(name, "adversarial.safetensors"))[
-            0
-        ].items()
-    }
+    crafted = {}
+    for name in names:
+        kept, _ = read_tensors(workspace.run(name, "adversarial.safetensors"))
+        crafted |= {(name, attack): pixels for attack, pixels in kept.items()}
     parts = Parts(
         Path("checkpoints"),
         workspace.attacks,
