@@ -259,25 +259,27 @@ class Params(Settings):
             eps = float(parse_fraction(own.get("eps")))
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}.eps: write the budget, such as 8/255") from error
-        attacks = _merged(self.attacks, own.get("attacks") or {})
-        protocol = _merged(self.protocol, own.get("protocol") or {})
+
+        def merged(key: str) -> dict[str, Any]:
+            return _merged(getattr(self, key), _mapping(own.get(key), f"{where}.{key}"))
+
+        attacks, protocol, curves = merged("attacks"), merged("protocol"), merged("curves")
         protocol["eps"] = _budgets(protocol.get("eps"), eps)
         protocol["iterative"] = _attack(protocol.get("iterative"), eps)
-        adaptive = protocol.get("adaptive") or {}
+        adaptive = _mapping(protocol.get("adaptive"), f"{where}.protocol.adaptive")
         protocol["adaptive"] = {name: _attack(one, eps) for name, one in adaptive.items()}
-        curves = _merged(self.curves, own.get("curves") or {})
         curves["eps"] = _budgets(curves.get("eps"), eps)
-        train = own.get("train") or {}
+        train = _mapping(own.get("train"), f"{where}.train")
         budget = relative(train.get("eps", eps), eps)
         step = relative(train.get("step", "eps/4"), eps)
         resolved = own | {
             "eps": eps,
             "train": {**train, "eps": budget, "step": step},
             "attacks": {name: _attack(one, eps) for name, one in attacks.items()},
-            "suite": _merged(self.suite, own.get("suite") or {}),
+            "suite": merged("suite"),
             "curves": curves,
             "protocol": protocol,
-            "flips": _merged(self.flips, own.get("flips") or {}),
+            "flips": merged("flips"),
         }
         profile = parse(Profile, resolved, where=where)
         self._check_active(profile)
@@ -302,6 +304,13 @@ class Params(Settings):
                 f"{FILE}: binary networks are made of resnet18 or resnet20, and {network} is "
                 f"neither; take {', '.join(binary)} out of models"
             )
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """A mapping of settings, empty where there is none; UserError for anything else."""
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{where}: write a mapping of settings (got {value!r})")
+    return value or {}
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
