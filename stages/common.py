@@ -118,9 +118,7 @@ class Workspace:
         """
         place = self.place("data", "attacks.json")
         if not place.is_file() or json.loads(place.read_text(encoding="utf-8")) != self.attacks:
-            raise UserError(
-                f"{place} is not up to date; run `dvc repro` or stages/settings.py"
-            )
+            raise UserError(f"{place} is not up to date; run `dvc repro` or stages/settings.py")
         return place
 
 

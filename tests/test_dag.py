@@ -21,9 +21,9 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 FOUND_BY_LOOKING = {"advprune.pruning", "advprune.studies"}  # packages that import all their files
 # Models with inserted layers or integers are rebuilt by name (models/checkpoint.py), which no
-# import shows: all stages that open a model but those that make the dense networks use these.
+# import shows: stages that open a model that may be compressed use these as well.
 REBUILT = {"advprune.pruning", "advprune.quantization.post_training"}
-OPENS_NONE = {"prepare", "settings", "train", "summarize"}  # by block of dvc.yaml
+OPENS = {"model", "attack_dense", "attack", "transfer", "study"}  # by block of dvc.yaml
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def script_of(stage: Any) -> Path:
 def used_by(stage: Any) -> set[str]:
     """All files that a stage's script uses, directly or through others, the script's own too."""
     scripts = [script_of(stage), ROOT / "stages" / "common.py"]
-    opens = stage.addressing.split("@")[0] not in OPENS_NONE
+    opens = stage.addressing.split("@")[0] in OPENS
     todo = set().union(*map(imports_of, scripts)) | (REBUILT if opens else set())
     seen = {"advprune"}
     while todo - seen:

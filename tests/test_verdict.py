@@ -12,21 +12,20 @@ from torch import nn
 from advprune import prune
 from advprune.core import params
 from advprune.core.attack_settings import AttackSettings, ProtocolSettings
-from advprune.core.params import Member
-from advprune.core.train_settings import RecipeSettings
 from advprune.core.resume import Parts
+from advprune.core.train_settings import RecipeSettings
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, kind_of
 from advprune.evaluate.craft import rows as rows_of
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.probes import probes
-from advprune.evaluate.protocol import Protocol, at_budget
 from advprune.evaluate.records import answers, score
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
+from advprune.studies.protocol import Member, Protocol, at_budget
 from advprune.training.standard import Trainer
 
 Pair = tuple[torch.Tensor, torch.Tensor]

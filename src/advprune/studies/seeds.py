@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from advprune.core.ahead import ahead
@@ -46,6 +46,13 @@ class SeedsSettings(Settings):
     seeds: int = Field(default=3, ge=1, le=100)
     attacks: list[Name] = []
     points: dict[Name, Point] = {}
+
+    @field_validator("points")
+    @classmethod
+    def _the_uncompressed_has_its_name(cls, points: dict[str, Point]) -> dict[str, Point]:
+        if DENSE in points:
+            raise ValueError(f"the name {DENSE!r} is taken by the uncompressed network")
+        return points
 
     def families(self) -> Iterator[tuple[str, str, Any]]:
         """Place, family and setting of each point."""
