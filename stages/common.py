@@ -3,9 +3,7 @@
 import json
 import os
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,23 +119,14 @@ def script(command: Any, shared: bool = False) -> None:
 
 
 def _together(app: typer.Typer, shared: bool) -> None:
-    """Run a command in each of several processes; where one fails, it says why and all end.
-
-    What all would print alike (the usage, warnings) is printed by the first alone.
-    """
+    """Run a command in each of several processes of torchrun, which ends all where one fails."""
     from advprune.core import distributed
 
+    if not shared:
+        raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
     distributed.start()
-    dropped = StringIO() if distributed.rank() else None
     try:
-        if not shared:
-            raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
-        with redirect_stdout(dropped or sys.stdout), redirect_stderr(dropped or sys.stderr):
-            app()
+        app()
     except SystemExit:  # the command is done, or its arguments are wrong: in all processes
         distributed.end()
-        raise
-    except Exception:
-        if not distributed.first_to_fail():
-            sys.exit(1)
         raise
