@@ -43,9 +43,7 @@ def evaluate(
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
-        typer.Option(
-            help="The parent of this network: adds transfer and a paired comparison."
-        ),
+        typer.Option(help="The parent of this network: adds transfer and a paired comparison."),
     ] = None,
     architecture: ArchitectureOption = None,
     factory: FactoryOption = None,
