@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import typer
 
 from advprune.core.errors import UserError
-from advprune.core.params import Params, Profile, load
+from advprune.core.params import Params, load
+from advprune.core.profile import Profile
 
 if TYPE_CHECKING:  # torch takes a while, and not every script needs it
     from torch import nn
@@ -137,18 +138,14 @@ def script(command: Any, shared: bool = False) -> None:
 
 
 def _together(app: typer.Typer, shared: bool) -> None:
-    """Run a command in each of several processes; where one fails, it says why and all end."""
+    """Run a command in each of several processes of torchrun, which ends all where one fails."""
     from advprune.core import distributed
 
+    if not shared:
+        raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
     distributed.start()
     try:
-        if not shared:
-            raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
         app()
     except SystemExit:  # the command is done, or its arguments are wrong: in all processes
         distributed.end()
-        raise
-    except Exception:
-        if not distributed.first_to_fail():
-            sys.exit(1)
         raise

@@ -6,7 +6,7 @@ from common import ProfileOption, Workspace, script
 
 
 def summarize(profile: ProfileOption = None) -> None:
-    """Write metrics/<profile>/<family>-<base>.json and reports/<profile>/."""
+    """Write metrics/<profile>/<model>.json and reports/<profile>/."""
     from advprune.report.families import read_claims
     from advprune.report.study import read_study
     from advprune.report.write import write_metrics, write_report

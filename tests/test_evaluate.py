@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.core.attack_settings import AttackChoice, AttackSettings, CurveSettings, ExtraAttack, SuiteSettings
-from advprune.core.params import PROBES, Profile
-from advprune.core.train_settings import TrainSettings
+from advprune.core.attack_settings import (
+    AttackChoice,
+    AttackSettings,
+    CurveSettings,
+    ExtraAttack,
+    SuiteSettings,
+)
+from advprune.core.profile import PROBES, Profile
 from advprune.core.resume import Parts
+from advprune.core.train_settings import TrainSettings
 from advprune.evaluate import metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows
 from advprune.evaluate.layers import wasserstein, watched, where

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from advprune.core.errors import UserError
 from advprune.core.attack_settings import AttackSettings
-from advprune.core.params import PROBES, Params
+from advprune.core.errors import UserError
+from advprune.core.params import Params
+from advprune.core.profile import PROBES
 from advprune.evaluate import metrics
 from advprune.evaluate.compare import compare
 from advprune.evaluate.faults import Reached, flips_metric, guessing, to_chance
