@@ -1,11 +1,15 @@
 """The results of a run: one row per model, raw numbers. Everything that is shown starts here."""
 
+import hashlib
+import io
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from advprune.core.errors import UserError
 from advprune.evaluate import metrics
-from advprune.evaluate.compare import AT_CHANCE, Comparison, compare
+from advprune.evaluate.compare import AT_CHANCE, Comparison, compare, right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.transfer import transfer_success
@@ -13,10 +17,21 @@ from advprune.evaluate.transfer import transfer_success
 if TYPE_CHECKING:
     from advprune.report.run import Model, Run
 
-METRICS = (
-    *("n", "clean_accuracy", "robust_accuracy", "robust_low", "robust_high"),
-    *("transfer_accuracy", "sparsity", "bits", "flips_to_chance", "verdict"),
-)  # the keys of metrics/<profile>/<model>.json
+RESULTS = "results.csv"
+METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
+    "n": "n",
+    "clean_accuracy": "clean_accuracy",
+    "robust_accuracy": "robust_accuracy",
+    "robust_low": "robust_accuracy_low",
+    "robust_high": "robust_accuracy_high",
+    "transfer_accuracy": "transfer_accuracy",
+    "sparsity": "sparsity",
+    "bits": "bits",
+    "flips_to_chance": "flips_to_chance",
+    "verdict": "verdict",
+}
+FINGERPRINT = 16  # hex digits
+REQUIRED = ("model", "images", "robust_images")
 
 
 def results(run: "Run") -> pd.DataFrame:
@@ -48,11 +63,60 @@ def _row(run: "Run", model: "Model") -> dict[str, Any]:
         "verdict": verdict.level,
         "verdict_against": "; ".join(dict.fromkeys(check.name for check in verdict.against)),
     }
-    names = [name for name in model.records.attack.unique() if not name.startswith(("curve_", "probe_"))]
-    for name in names:
+    for name in run.attack_names(model):
         row |= qualified(remnant_accuracy(model.attack(name)).columns("accuracy"), name)
     keys = ("prune_ratio", "sparsity", "bits", "parameters", "nonzero", "macs", "file_bytes")
-    return row | {key: card[key] for key in (*keys, "stored_bits", "twin_agreement")}
+    row |= {key: card[key] for key in (*keys, "stored_bits", "twin_agreement")}
+    # Image by image, so that two revisions can be compared on the same images (`report.gate`).
+    hits = "".join("01"[hit] for hit in right(robust).astype(int))
+    return row | {"images": _fingerprint(run), "robust_images": hits}
+
+
+def _fingerprint(run: "Run") -> str:
+    """Short sha256 of the test images and labels, in order."""
+    labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
+    digest = hashlib.sha256(np.ascontiguousarray(run.clean_images).tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest()[:FINGERPRINT]
+
+
+def metrics_of(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The DVC metrics of each model, by its name: the columns of `METRICS`."""
+    chosen = table[["model", *METRICS.values()]].astype(object)
+    chosen = chosen.where(chosen.notna(), None)
+    return {
+        name: dict(zip(METRICS, values, strict=True))
+        for name, *values in chosen.itertuples(index=False, name=None)
+    }
+
+
+def read_results(text: str, where: str) -> pd.DataFrame:
+    """The results from the text of a results.csv; UserError where it is damaged."""
+    try:
+        table = pd.read_csv(
+            io.StringIO(text),
+            dtype=dict.fromkeys(REQUIRED, str),
+            keep_default_na=False,
+            na_values=[""],
+        )
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{where} is damaged: {error}") from error
+    if missing := [c for c in (*REQUIRED, *METRICS.values()) if c not in table]:
+        raise UserError(f"{where} is damaged: it has no column {missing[0]}")
+    if table.model.isna().any() or table.model.duplicated().any() or not len(table):
+        raise UserError(f"{where} is damaged: models are missing or named twice")
+    for row in table.itertuples():
+        _check(row, where)
+    return table
+
+
+def _check(row: Any, where: str) -> None:
+    """The outcomes of the images are 0 or 1 and give the rate beside them, or nothing is read."""
+    hits = str(row.robust_images)
+    if not set(hits) <= {"0", "1"} or len(hits) != row.n or pd.isna(row.images):
+        raise UserError(f"{where} is damaged: outcomes of {row.model} are not 0 or 1 per image")
+    if abs(hits.count("1") / row.n - row.robust_accuracy) > 1e-4:
+        raise UserError(f"{where} is damaged: {row.model} has another rate than its outcomes")
 
 
 def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:

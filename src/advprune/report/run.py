@@ -11,7 +11,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from advprune.core.errors import UserError
-from advprune.core.params import PROBES, AttackSettings, Params, Profile
+from advprune.core.params import PROBES, RESERVED, AttackSettings, Params, Profile
 from advprune.evaluate.faults import Reached, guessing, to_chance
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
 
@@ -211,6 +211,11 @@ class Run:
         """The settings of the studies of one kind that have records, by name."""
         chosen = self.params.studies.items()
         return {n: study for n, study in chosen if study.study == kind and n in self.studies}
+
+    def attack_names(self, model: Model) -> list[str]:
+        """The attacks of a model's suite and the extra ones, without curves and probes."""
+        names = model.records.attack.unique()
+        return [str(name) for name in names if name not in RESERVED]
 
     @cached_property
     def chance(self) -> float:
