@@ -45,6 +45,11 @@ def budget(value: float | None) -> str:
     return f"{round(pixels, 1):g}/255" if short and value else f"{value:.4g}"
 
 
+def score(value: float | None) -> str:
+    """A calibration score: `0.103`."""
+    return NOTHING if _missing(value) else f"{value:.3f}"
+
+
 def count(value: float | None) -> str:
     """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
     if value is None or isnan(value):
@@ -87,7 +92,10 @@ RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0)
 P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
-    **dict.fromkeys(("difference", "deviation", "margin_of_equality"), POINTS),
+    "confidence": RATE,
+    **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
+    "deviation": Kind(percent, "points", 100.0),
+    **dict.fromkeys(("ece", "nll", "brier"), Kind(score)),
     **dict.fromkeys(("p", "p_against_dense"), P),
     **dict.fromkeys(("eps", "step"), BUDGET),
     **dict.fromkeys(("flips_to_chance", "flips", "forwards", "gradients", "passes"), COUNT),
@@ -180,7 +188,8 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 def _with_bounds(kind: Kind, value: Any, low: Any, high: Any) -> str:
     if _missing(value) or _missing(low) or _missing(high):
         return kind.text(value)
-    return f"{kind.text(value)} ({kind.text(low)}–{kind.text(high)})"
+    between = " to " if kind is POINTS else "–"  # signs and dashes do not read together
+    return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
 
 
 def shown_columns(table: pd.DataFrame) -> list[str]:

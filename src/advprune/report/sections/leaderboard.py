@@ -22,7 +22,10 @@ SIZES = (
 @section("Leaderboard", order=10)
 def leaderboard(run: Run) -> list[Part]:
     """The table of all models, robust over clean accuracy, and what else is known of each."""
-    main, table = run.main_attack, run.results.assign(passes=run.results.forwards + run.results.gradients)
+    main, table = (
+        run.main_attack,
+        run.results.assign(passes=run.results.forwards + run.results.gradients),
+    )
     text = (
         f"Robust accuracy: images that no attack of the suite breaks ({main.norm}, eps "
         f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals."
