@@ -53,6 +53,16 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if whole else f"{value:,.1f}"
 
 
+def score(value: float | None) -> str:
+    """A calibration error or a loss: `0.103`."""
+    return NOTHING if _missing(value) else f"{value:.3f}"
+
+
+def mean_count(value: float | None) -> str:
+    """A mean of counts: `20.2`."""
+    return NOTHING if _missing(value) else f"{value:,.1f}"
+
+
 def number(value: Any) -> str:
     """Anything else: floats to four digits, integers whole, texts as they are."""
     if isinstance(value, str):
@@ -85,12 +95,16 @@ class Kind:
 
 RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0)
 P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
+SCORE, MEAN = Kind(score), Kind(mean_count)
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
     **dict.fromkeys(("difference", "deviation", "margin_of_equality"), POINTS),
     **dict.fromkeys(("p", "p_against_dense"), P),
     **dict.fromkeys(("eps", "step"), BUDGET),
-    **dict.fromkeys(("flips_to_chance", "flips", "forwards", "gradients", "passes"), COUNT),
+    **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
+    **dict.fromkeys(("brier", "brier_attacked"), SCORE),
+    **dict.fromkeys(("flips_to_chance", "flips"), MEAN),
+    **dict.fromkeys(("forwards", "gradients", "passes"), COUNT),
     **dict.fromkeys(("n", "parameters", "nonzero", "macs", "file_bytes", "stored_bits"), COUNT),
 }
 
@@ -107,6 +121,7 @@ class Column:
 COLUMNS: dict[str, Column] = {
     "model": Column("model"),
     "family": Column("family", "how the network was compressed"),
+    "recipe": Column("dense network", "how the network that it descends from was trained"),
     "parent": Column("parent", "the model that it was made from"),
     "accuracy": Column("accuracy"),
     "clean_accuracy": Column("clean", "accuracy without an attack"),

@@ -60,7 +60,9 @@ class Model:
 
     @property
     def group(self) -> str:
-        """The group of models that share a figure: `standard-pruned`, `standard-binary`, …"""
+        """The models that share a figure: `dense`, `standard-pruned`, `standard-binary`, …"""
+        if self.is_dense:
+            return "dense"
         if self.kind in ("quantized", "binary"):
             return f"{self.recipe}-{self.kind}"
         sparse = float(self.card["sparsity"]) >= MOSTLY_ZERO
