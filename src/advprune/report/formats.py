@@ -98,7 +98,9 @@ P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number
 SCORE, MEAN = Kind(score), Kind(mean_count)
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
-    **dict.fromkeys(("difference", "deviation", "margin_of_equality"), POINTS),
+    "confidence": RATE,
+    **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
+    "deviation": Kind(percent, "points", 100.0),
     **dict.fromkeys(("p", "p_against_dense"), P),
     **dict.fromkeys(("eps", "step"), BUDGET),
     **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
@@ -195,7 +197,8 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 def _with_bounds(kind: Kind, value: Any, low: Any, high: Any) -> str:
     if _missing(value) or _missing(low) or _missing(high):
         return kind.text(value)
-    return f"{kind.text(value)} ({kind.text(low)}–{kind.text(high)})"
+    between = " to " if kind is POINTS else "–"  # signs and dashes do not read together
+    return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
 
 
 def shown_columns(table: pd.DataFrame) -> list[str]:

@@ -12,8 +12,9 @@ from advprune.evaluate import metrics
 from advprune.evaluate.compare import AT_CHANCE, Comparison, compare, right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
+from advprune.evaluate.statistics import Rate
 from advprune.evaluate.transfer import transfer_success
-from advprune.report.formats import number
+from advprune.report.formats import bounds, number
 
 if TYPE_CHECKING:
     from advprune.report.run import Model, Run
@@ -125,6 +126,11 @@ def _check(row: Any, where: str) -> None:
 def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
     """The same columns under the name `quantity:qualifier`."""
     return {f"{name}:{qualifier}": value for name, value in columns.items()}
+
+
+def rated(column: str, rate: Rate) -> dict[str, float | None]:
+    """A rate as a column with its interval, not rounded: `a:q`, `a_low:q` and `a_high:q`."""
+    return dict(zip((column, *bounds(column)), (rate.value, *rate.interval), strict=True))
 
 
 def outcome(test: Comparison) -> str:

@@ -28,7 +28,9 @@ def sweep(run: Run) -> list[Part]:
 def _parts(run: Run, name: str) -> Iterator[Part]:
     study = run.params.studies[name]
     table = pd.DataFrame(_rows(run, name))
-    attacks = [f"{key}: eps {budget(one.eps)}, {one.steps} steps" for key, one in run.attacks.items()]
+    attacks = [
+        f"{key}: eps {budget(one.eps)}, {one.steps} steps" for key, one in run.attacks.items()
+    ]
     yield Part(
         f"Settings on {study.of}",
         f"Remnant accuracy, as nn-prune calls it, of n = {run.n} images under {listed(attacks)}; "
@@ -59,7 +61,9 @@ def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
     for (family, order), part in records.groupby(["family", "order"], sort=False):
         by_attack = {a: part[part.attack == a].sort_values("index") for a in run.attacks}
         setting = study.points[family][int(order)]
-        yield _row(run, dense.name, str(family), setting, by_attack, float(part.prune_ratio.iloc[0]))
+        yield _row(
+            run, dense.name, str(family), setting, by_attack, float(part.prune_ratio.iloc[0])
+        )
     for model in run.models:
         if model.family == "int8" and model.parent == dense.name:
             by_attack = {a: model.transferred(a) for a in run.attacks}
@@ -74,7 +78,10 @@ def _row(
     records: dict[str, pd.DataFrame],
     prune_ratio: float = 0.0,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"family": family, "setting": None if setting is None else number(setting)}
+    row: dict[str, Any] = {
+        "family": family,
+        "setting": None if setting is None else number(setting),
+    }
     row |= {"prune_ratio": prune_ratio}
     row["clean_accuracy"] = clean_accuracy(records[run.main]).value
     for attack, table in records.items():
