@@ -1,52 +1,52 @@
-"""Stage attack: PGD on one model; records, adversarial images, and where the attack acts."""
+"""Stage attack: the suite on one model; records, adversarial images, and where the attack acts."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common import BaseOption, ProfileOption, Workspace, script
+from common import ProfileOption, Workspace, script
 
 
 def attack(
-    family: Annotated[str, typer.Argument(help="A key of `prune:`, or dense, or int8.")],
-    base: BaseOption = "standard",
+    name: Annotated[str, typer.Argument(help="dense-<recipe>, or an entry of `models:`.")],
     profile: ProfileOption = None,
 ) -> None:
-    """Write records/<profile>/<family>-<base>.{parquet,adv.safetensors,layers.parquet}."""
+    """Write runs/<profile>/<name>/{records.parquet,layers.parquet,adversarial.safetensors}.
+
+    Of an attacker's own network only the images are made, and both tables are empty.
+    """
+    import pandas as pd
     from safetensors.torch import save_file
 
     from advprune.core.device import setup
     from advprune.core.distributed import is_main
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
-    from advprune.data import load_split
+    from advprune.data import to_float
     from advprune.evaluate.layers import where
     from advprune.evaluate.suite import Suite
-    from advprune.models.checkpoint import load_model
 
-    workspace = Workspace.open(profile, base)
-    seed, device = workspace.params.seed, setup()
-    model = load_model(workspace.weights(family), workspace.factory).to(device)
-    images, labels = load_split(workspace.place("data"), "test")
-    parts = Parts(
-        Path("checkpoints"),
-        seed,
-        files=[
-            workspace.weights(family),
-            workspace.place("data", "test.safetensors"),
-            workspace.attacks_file(),
-        ],
-    )
-    suite = Suite(images, labels, workspace.profile, workspace.params.attack, seed, parts)
-    records, adv = suite.attack(f"{family}-{base}", model)
+    workspace = Workspace.open(profile)
+    params, settings = workspace.params, workspace.profile
+    model, test = workspace.load(name).to(setup()), workspace.splits("test")["test"]
+    images = to_float(test.images)
+    files = [workspace.run(name), workspace.data("test"), workspace.attacks_file()]
+    parts = Parts(Path("checkpoints"), params.seed, files=files)
+    suite = Suite(images, test.labels, settings, params.attack, params.seed, parts)
+    records, layers = pd.DataFrame(), pd.DataFrame()
+    if name in params.attackers():
+        adversarial = suite.images_of(name, model)
+    else:
+        records, adversarial = suite.attack(name, model)
+        if is_main():
+            layers = where(model, images, adversarial[params.attack.main] / 255)
     if is_main():
-        main = adv[workspace.params.attack.main] / 255
-        for ending, table in (("parquet", records), ("layers.parquet", where(model, images, main))):
-            with atomic(workspace.records(family, ending)) as temporary:
+        for file, table in (("records", records), ("layers", layers)):
+            with atomic(workspace.run(name, f"{file}.parquet")) as temporary:
                 table.to_parquet(temporary, index=False)
-        with atomic(workspace.records(family, "adv.safetensors")) as temporary:
-            save_file(adv, temporary)
+        with atomic(workspace.run(name, "adversarial.safetensors")) as temporary:
+            save_file(adversarial, temporary)
     parts.discard()
 
 

@@ -2,89 +2,107 @@
 
 import json
 import os
+import shutil
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import typer
-import warm
 
 from advprune.core.errors import UserError
+from advprune.core.params import Params, Profile, load
 
-if TYPE_CHECKING:  # it takes a while, which a script that is handed over need not spend
-    from advprune.core.params import Params, Profile
+if TYPE_CHECKING:  # torch takes a while, and not every script needs it
+    from torch import nn
+
+    from advprune.data import Split
 
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="Profile to run; by default that of params.yaml.")
 ]
-BaseOption = Annotated[str, typer.Option("--base", help="Which dense network: one of `bases:`.")]
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Workspace:
     """The settings of a run and where its files lie, relative to the repository root."""
 
-    params: "Params"
-    base: str = "standard"
+    params: Params
 
     @classmethod
-    def open(cls, profile: str | None, base: str = "standard") -> "Workspace":
-        """Read params.yaml; UserError for an unknown base (any recipe's network can be one)."""
-        from advprune.core.params import load
+    def open(cls, profile: str | None) -> "Workspace":
+        """Read params.yaml; UserError where it is wrong."""
+        return cls(load(profile=profile))
 
-        params = load(profile=profile)
-        if base not in params.recipes:
-            known = ", ".join(params.recipes)
-            raise UserError(f"there is no recipe {base!r} in params.yaml; known: {known}")
-        if not params.surrogates and not params.substitutes:
-            raise UserError("surrogates: give at least one, or one under substitutes")
-        return cls(params, base)
+    @property
+    def profile(self) -> Profile:
+        """The active profile's settings."""
+        return self.params.active()
 
     @property
     def factory(self) -> str | None:
         """The user's function that may be called to make a network, for loading checkpoints."""
         return self.profile.model.factory
 
-    def of(self, base: str) -> "Workspace":
-        """The same run, seen from another dense network."""
-        return Workspace(self.params, base)
-
-    @property
-    def profile(self) -> "Profile":
-        """The active profile's settings."""
-        return self.params.active()
-
     def place(self, kind: str, name: str = "") -> Path:
         """`<kind>/<profile>/<name>`."""
         return Path(kind) / self.params.profile / name
 
-    def model(self, family: str) -> Path:
-        """The folder of a model."""
-        return self.place("models", f"{family}-{self.base}")
+    def data(self, split: str) -> Path:
+        """The file of a split."""
+        return self.place("data", f"{split}.safetensors")
 
-    def weights(self, family: str) -> Path:
-        """The checkpoint of a model."""
-        return self.model(family) / "model.safetensors"
+    def run(self, model: str, file: str = "model.safetensors") -> Path:
+        """A file of a model: its checkpoint, or what was recorded about it."""
+        return self.place("runs", model) / file
 
-    def records(self, family: str, ending: str) -> Path:
-        """A file of records of a model."""
-        return self.place("records", f"{family}-{self.base}.{ending}")
+    def splits(self, *names: str) -> dict[str, "Split"]:
+        """Splits by name."""
+        from advprune.data import read_split
 
-    def surrogates(self) -> list[str]:
-        """The names of the attacker's own networks."""
-        return [
-            *self.params.surrogates,
-            *(f"{name}_substitute" for name in self.params.substitutes),
-        ]
+        return {name: read_split(self.data(name)) for name in names}
 
-    def surrogate(self, name: str) -> Path:
-        """The checkpoint of one of them."""
-        return self.place("surrogates", name) / "model.safetensors"
+    def load(self, model: str) -> "nn.Module":
+        """A model that was made before."""
+        from advprune.models.checkpoint import load_model
+
+        return load_model(self.run(model), self.factory)
+
+    def card(self, model: str) -> dict[str, Any]:
+        """The facts of a model's checkpoint."""
+        return dict(json.loads(self.run(model, "model.json").read_text(encoding="utf-8")))
+
+    def save(self, name: str, model: "nn.Module", facts: dict[str, Any], **known: Any) -> None:
+        """Write a model's checkpoint and its card (`models.card`)."""
+        from advprune.models.card import write_card
+        from advprune.models.checkpoint import save_model
+
+        save_model(model, self.run(name))
+        write_card(self.run(name), facts, factory=self.factory, **known)
+
+    def entry(self, name: str, do: str) -> Any:
+        """An entry of `models` that is made by a script; UserError for any other name."""
+        entry = self.params.models.get(name)
+        if entry is None or entry.do != do:
+            known = [key for key, entry in self.params.models.items() if entry.do == do]
+            raise UserError(f"{name} is none of the models with do: {do} ({', '.join(known)})")
+        return entry
+
+    @contextmanager
+    def unfinished(self, *settings: Any, files: list[Path]) -> Iterator[Path]:
+        """Where unfinished training is kept, under all that it depends on; removed in the end."""
+        from advprune.core.files import fingerprint
+        from advprune.models.outside import code_files
+
+        seed, code = self.params.seed, code_files(self.factory)
+        folder = Path("checkpoints") / fingerprint(*settings, seed, files=[*files, *code])
+        yield folder / "training.pt"
+        shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def attacks(self) -> dict[str, Any]:
@@ -100,17 +118,17 @@ class Workspace:
         """
         place = self.place("data", "attacks.json")
         if not place.is_file() or json.loads(place.read_text(encoding="utf-8")) != self.attacks:
-            raise UserError(f"{place} is not up to date; run `dvc repro` or stages/attacks.py")
+            raise UserError(
+                f"{place} is not up to date; run `dvc repro` or stages/prepare.py --settings"
+            )
         return place
 
 
 def script(command: Any, shared: bool = False) -> None:
     """Run a stage's command; a UserError ends it with one line and exit status 1.
 
-    Where there is a warm process, the command is run there. shared: several processes of torchrun
-    may run it together.
+    shared: several processes of torchrun may run it together.
     """
-    warm.hand_over()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:
@@ -121,19 +139,14 @@ def script(command: Any, shared: bool = False) -> None:
 
 
 def _together(app: typer.Typer, shared: bool) -> None:
-    """Run a command in each of several processes; where one fails, it says why and all end.
-
-    What all would print alike (the usage, warnings) is printed by the first alone.
-    """
+    """Run a command in each of several processes; where one fails, it says why and all end."""
     from advprune.core import distributed
 
     distributed.start()
-    dropped = StringIO() if distributed.rank() else None
     try:
         if not shared:
             raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
-        with redirect_stdout(dropped or sys.stdout), redirect_stderr(dropped or sys.stderr):
-            app()
+        app()
     except SystemExit:  # the command is done, or its arguments are wrong: in all processes
         distributed.end()
         raise

@@ -1,49 +1,33 @@
-"""Stage prune: one family at its operating point."""
+"""Stage prune: one family at one setting, applied to the model's parent."""
 
-import shutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common import BaseOption, ProfileOption, Workspace, script
+from common import ProfileOption, Workspace, script
 
 
 def prune(
-    family: Annotated[str, typer.Argument(help="A key of `prune:`, `masks:` or `tickets:`.")],
-    base: BaseOption = "standard",
+    name: Annotated[str, typer.Argument(help="An entry of `models:` with do: prune.")],
     profile: ProfileOption = None,
 ) -> None:
-    """Write models/<profile>/<family>-<base>/: the compressed model and its card."""
-    from advprune.core.errors import UserError
-    from advprune.core.files import fingerprint
-    from advprune.data import load_split
-    from advprune.models.card import write_card
-    from advprune.models.checkpoint import load_model, save_model
-    from advprune.pruning import Data
+    """Write runs/<profile>/<name>/model.{safetensors,json}."""
+    from advprune.data import to_float
+    from advprune.pruning import Data, chosen
     from advprune.pruning import prune as prune_model
 
-    workspace = Workspace.open(profile, base)
+    workspace = Workspace.open(profile)
     params, train = workspace.params, workspace.profile.train
-    if family not in (known := params.settings(base)):
-        raise UserError(f"params.yaml has no prune.{family}; add it with -S +prune.{family}=…")
-    setting, place = known[family], workspace.place("data")
-    dense = load_model(workspace.weights("dense"), workspace.factory)
-    files = [workspace.weights("dense"), place / "train.safetensors"]
-    key = fingerprint(family, setting, train.model_dump(), params.seed, files=files)
-    state = Path("checkpoints") / key / "training.pt"
-    data = Data(*load_split(place, "train"), train, state)
-    pruned = prune_model(family, dense, setting, data, params.seed)
-    save_model(pruned.model, workspace.weights(family))
-    write_card(
-        workspace.weights(family),
-        parent=workspace.weights("dense"),
-        setting=setting,
-        prune_ratio=round(pruned.ratio, 4),
-        image_shape=data.shape,
-        factory=workspace.factory,
-    )
-    shutil.rmtree(state.parent, ignore_errors=True)
+    entry = workspace.entry(name, "prune")
+    family, setting = chosen(entry.key, params.prune[entry.key])
+    split = workspace.splits("train")["train"]
+    files = [workspace.run(entry.of), workspace.data("train")]
+    with workspace.unfinished(family, setting, train.model_dump(), files=files) as state:
+        data = Data(to_float(split.images), split.labels, train, state)
+        pruned = prune_model(family, workspace.load(entry.of), setting, data, params.seed)
+        facts = {"setting": setting, "prune_ratio": round(pruned.ratio, 4)}
+        known = {"parent": workspace.run(entry.of), "image_shape": split.shape}
+        workspace.save(name, pruned.model, facts, **known)
 
 
 if __name__ == "__main__":

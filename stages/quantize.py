@@ -1,87 +1,45 @@
-"""Stage quantize: a quantized model, rounded or trained."""
+"""Stage quantize: the model's parent with integer weights, rounded or trained."""
 
-import shutil
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from common import BaseOption, ProfileOption, Workspace, script
+from common import ProfileOption, Workspace, script
 
 
 def quantize(
-    name: Annotated[str, typer.Argument(help="int8, or a key of `quantized:`.")],
-    base: BaseOption = "standard",
+    name: Annotated[str, typer.Argument(help="An entry of `models:` with do: quantize.")],
     profile: ProfileOption = None,
 ) -> None:
-    """Write models/<profile>/<name>-<base>/: the integer checkpoint and its card."""
-    from advprune.core.errors import UserError
-    from advprune.core.params import QuantizedSettings
-    from advprune.data import load_split
-    from advprune.models.card import write_card
-    from advprune.models.checkpoint import save_model
-    from advprune.quantization.post_training import agreement
-
-    workspace = Workspace.open(profile, base)
-    params = workspace.params
-    known = params.quantized | {"int8": QuantizedSettings(bits=params.quantize.bits)}
-    if name not in known:
-        raise UserError(f"params.yaml has no quantized.{name}")
-    chosen = known[name]
-    model = _quantized(workspace, chosen)
-    images, _ = load_split(workspace.place("data"), "test")
-    same, gap = agreement(model, images)
-    save_model(model, workspace.weights(name))
-    write_card(
-        workspace.weights(name),
-        setting=None if name == "int8" else chosen.model_dump(exclude_none=True),
-        twin_agreement=round(same, 4),
-        twin_logit_gap=round(gap, 4),
-        image_shape=tuple(images.shape[1:]),
-        factory=workspace.factory,
-    )
-
-
-def _quantized(workspace: Workspace, chosen: Any) -> Any:
-    """The model that an entry of `quantized:` describes, calibrated on training images."""
+    """Write runs/<profile>/<name>/model.{safetensors,json}."""
     from advprune.core.device import setup
-    from advprune.core.files import fingerprint
-    from advprune.data import load_split, stratified_subset
-    from advprune.models.checkpoint import load_model
+    from advprune.data import stratified_subset, to_float
+    from advprune.quantization.post_training import agreement
     from advprune.quantization.post_training import quantize as round_model
     from advprune.quantization.training import quantization_aware
 
-    params, settings = workspace.params, workspace.params.quantize
-    source, place = workspace.weights(chosen.of), workspace.place("data")
-    images, labels = load_split(place, "train")
-    count = min(settings.calibration_images, len(labels))
+    workspace = Workspace.open(profile)
+    params, entry = workspace.params, workspace.entry(name, "quantize")
+    setting, train = params.quantize[entry.key], workspace.profile.train
+    splits = workspace.splits("train", "test")
+    images, labels = to_float(splits["train"].images), splits["train"].labels
+    count = min(setting.calibration_images, len(labels))
     calibration = images[stratified_subset(labels, count, params.seed)]
-    model = load_model(source, workspace.factory)
-    if chosen.training is None:
-        return round_model(model, calibration, chosen.bits, settings.percentile)
-    train = workspace.profile.train
-    key = fingerprint(
-        settings.model_dump(),
-        chosen.model_dump(),
-        train.model_dump(),
-        params.seed,
-        files=[source, place / "train.safetensors"],
-    )
-    state = Path("checkpoints") / key / "training.pt"
-    found = quantization_aware(
-        model.to(setup()),
-        images,
-        labels,
-        chosen.bits,
-        settings.percentile,
-        train,
-        chosen.training,
-        params.seed,
-        state,
-        calibration,
-    )
-    shutil.rmtree(state.parent, ignore_errors=True)
-    return found.cpu()
+    parent, how = workspace.load(entry.of), (setting.bits, setting.percentile)
+    files = [workspace.run(entry.of), workspace.data("train")]
+    with workspace.unfinished(setting.model_dump(), train.model_dump(), files=files) as state:
+        if setting.training is None:
+            model = round_model(parent, calibration, *how)
+        else:
+            known = train, setting.training, params.seed, state, calibration
+            model = quantization_aware(parent.to(setup()), images, labels, *how, *known).cpu()
+        same, gap = agreement(model, to_float(splits["test"].images))
+        facts = {
+            "setting": setting.model_dump(exclude_none=True),
+            "twin_agreement": round(same, 4),
+            "twin_logit_gap": round(gap, 4),
+        }
+        workspace.save(name, model, facts, image_shape=splits["test"].shape)
 
 
 if __name__ == "__main__":

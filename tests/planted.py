@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from advprune.core.params import CARRIED, KINDS, Params, load, parse
+from advprune.core.attack_settings import KINDS
+from advprune.core.params import CARRIED, Params, load
+from advprune.core.settings import parse
 from advprune.report.finding import Finding
 from advprune.report.study import Model, Study
 

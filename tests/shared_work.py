@@ -18,7 +18,8 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.square import square
 from advprune.core import distributed
 from advprune.core.ahead import ahead
-from advprune.core.params import AttackSettings, RecipeSettings, TrainSettings
+from advprune.core.attack_settings import AttackSettings
+from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.core.resume import Parts
 from advprune.evaluate.craft import Work, craft
 from advprune.evaluate.probes import gradient

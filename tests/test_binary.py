@@ -16,7 +16,7 @@ from advprune.attacks.pgd import pgd
 from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import hamming, store
 from advprune.core.errors import UserError
-from advprune.core.params import BinarySettings, TrainSettings
+from advprune.core.train_settings import BinarySettings, TrainSettings
 from advprune.evaluate.craft import kind_of, surrogate
 from advprune.evaluate.layers import where
 from advprune.models.binary import (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.core.params import RecipeSettings, TrainSettings
+from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.training.adversarial import Method
 from advprune.training.clustering import clustering
 

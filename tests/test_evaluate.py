@@ -8,16 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.core.params import (
-    PROBES,
-    AttackChoice,
-    AttackSettings,
-    CurveSettings,
-    ExtraAttack,
-    Profile,
-    SuiteSettings,
-    TrainSettings,
-)
+from advprune.core.attack_settings import AttackChoice, AttackSettings, CurveSettings, ExtraAttack, SuiteSettings
+from advprune.core.params import PROBES, Profile
+from advprune.core.train_settings import TrainSettings
 from advprune.core.resume import Parts
 from advprune.evaluate import metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows

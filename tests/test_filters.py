@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.params import TrainSettings
+from advprune.core.train_settings import TrainSettings
 from advprune.models.card import macs_of, nonzero_of, sparsity_of, write_card
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.resnet import BasicBlock

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_binary import spec
 from torch import nn
 
-from advprune.core.params import GrowthSettings, TrainSettings
+from advprune.core.train_settings import GrowthSettings, TrainSettings
 from advprune.models.latent import LatentConv2d, LatentLinear, begin_epoch, latent
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec

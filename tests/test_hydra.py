@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.core.params import TrainSettings
+from advprune.core.train_settings import TrainSettings
 from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
 from advprune.pruning import hydra as module

@@ -10,7 +10,7 @@ from torch import nn
 
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.core.params import TrainSettings
+from advprune.core.train_settings import TrainSettings
 from advprune.models.card import nonzero_of, sparsity_of
 from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune

@@ -14,7 +14,8 @@ from torchvision import models
 from advprune.attacks.engine import attack_copy
 from advprune.cli.app import main
 from advprune.core.errors import UserError
-from advprune.core.params import ModelSettings, SurrogateSettings, TrainSettings, parse
+from advprune.core.settings import parse
+from advprune.core.train_settings import ModelSettings, SurrogateSettings, TrainSettings
 from advprune.evaluate.layers import where
 from advprune.models.audit import audit
 from advprune.models.card import inert_of, macs_of, stored_bits_of

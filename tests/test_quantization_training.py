@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from advprune.attacks import pgd
-from advprune.core.params import AttackSettings, FineTuneSettings, RecipeSettings, TrainSettings
+from advprune.core.attack_settings import AttackSettings
+from advprune.core.train_settings import FineTuneSettings, RecipeSettings, TrainSettings
 from advprune.data import prepare
 from advprune.evaluate.craft import craft
 from advprune.models.card import sparsity_of

@@ -34,7 +34,9 @@ from planted import (
     swept_on,
 )
 
-from advprune.core.params import AttackSettings, Params, load, parse
+from advprune.core.attack_settings import AttackSettings
+from advprune.core.params import Params, load
+from advprune.core.settings import parse
 from advprune.evaluate.compare import compare, holm
 from advprune.evaluate.measures import calibration_error
 from advprune.report import plots, tables

@@ -13,7 +13,8 @@ from scipy.stats import t, ttest_1samp
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.params import Params, parse
+from advprune.core.params import Params
+from advprune.core.settings import parse
 from advprune.core.resume import Parts
 from advprune.data import Split
 from advprune.evaluate.craft import Work, craft, rows

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.params import TrainSettings
+from advprune.core.train_settings import TrainSettings
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.resnet import initialize
 from advprune.models.spec import spec_of

@@ -11,7 +11,9 @@ from torch import nn
 
 from advprune import prune
 from advprune.core import params
-from advprune.core.params import AttackSettings, Member, ProtocolSettings, RecipeSettings
+from advprune.core.attack_settings import AttackSettings, ProtocolSettings
+from advprune.core.params import Member
+from advprune.core.train_settings import RecipeSettings
 from advprune.core.resume import Parts
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, kind_of

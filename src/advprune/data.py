@@ -77,6 +77,12 @@ class Split:
                 f"label {label} at index {outside[0]} is outside the {count} classes (from 0)"
             )
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, `(C, H, W)`."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def pick(self, indices: torch.Tensor) -> "Split":
         """Return the split of these images only, in the order of `indices` (int64 [M])."""
         return Split(self.images[indices], self.labels[indices], self.classes, self.source)

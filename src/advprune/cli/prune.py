@@ -69,9 +69,8 @@ def prune(
     save_model(pruned.model, out)
     write_card(
         out,
+        {"setting": value, "prune_ratio": round(pruned.ratio, 4)},
         parent=dense,
-        setting=value,
-        prune_ratio=round(pruned.ratio, 4),
         image_shape=data.shape,
         factory=repository.factory(said),
     )

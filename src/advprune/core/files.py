@@ -65,7 +65,7 @@ def fingerprint(*settings: Any, files: list[Path] | None = None) -> str:
     Names a folder in which unfinished work may be resumed: any change in what the work depends
     on gives another name, so work is never resumed under other settings.
     """
-    library = Path(__file__).parent
+    library = Path(__file__).parent.parent
     parts = [json.dumps(settings, sort_keys=True, default=str), sha256_of(library)]
     parts += [sha256_of(file) for file in files or []]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

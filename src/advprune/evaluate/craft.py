@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -14,15 +14,17 @@ from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.square import square
 from advprune.attacks.zoo import zoo
-from advprune.core.device import salted
-from advprune.core.params import (
-    CURVES,
+from advprune.core.attack_settings import (
     AttackSettings,
     AutoAttackSettings,
     CurveSettings,
     ExtraAttack,
     SquareSettings,
 )
+from advprune.core.device import salted
+from advprune.core.distributed import processes
+from advprune.core.params import CURVES
+from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.evaluate.records import DRAWS, predictions, score
 from advprune.models.binary import is_binary
@@ -105,6 +107,22 @@ def craft(
         )
     budget = budget_of(setting)
     return Crafted(to_pixels(adv, images, budget.eps, budget.norm), cost, breakdown)
+
+
+def craft_shown(
+    what: str,
+    model: nn.Module,
+    attacked: tuple[torch.Tensor, torch.Tensor],
+    setting: Attack,
+    work: Work,
+) -> Crafted:
+    """`craft` on images and labels, under a progress bar that counts image-steps."""
+    images, labels = attacked
+    budget, shared = budget_of(setting), processes()  # the others are as far
+    title = f"{what} eps {budget.eps:.3f} steps {budget.steps}"
+    with progress(title, len(images) * budget.steps * budget.restarts) as advance:
+        shown = replace(work, progress=lambda units: advance(units * shared))
+        return craft(model, images, labels, setting, shown)
 
 
 def _square(

@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advprune.core.params import Params
 from advprune.evaluate.craft import Work
 from advprune.evaluate.records import all_logits, label_margin
 
@@ -51,3 +52,25 @@ def received(
         if work.progress:
             work.progress(1)
     return pd.concat(tables, ignore_index=True)
+
+
+def exchanged(
+    params: Params, target: str, crafted: Mapping[tuple[str, str], torch.Tensor]
+) -> dict[tuple[str, str], torch.Tensor]:
+    """Those of all crafted images, by (source, attack), that a target is tried on.
+
+    The main attack's images of every other model; all that were kept of its own dense network; the
+    exchanged ones of attackers' own networks. Such a network is tried on its own images alone.
+    """
+    main, attackers, transferred = (
+        params.attack.main,
+        params.attackers(),
+        params.active().exchanged(),
+    )
+
+    def wanted(source: str, attack: str) -> bool:
+        if target in attackers or source in attackers:
+            return attack in transferred and (source == target or target not in attackers)
+        return source != target and (attack == main or source == params.root(target))
+
+    return {key: pixels for key, pixels in crafted.items() if wanted(*key)}

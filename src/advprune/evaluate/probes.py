@@ -17,9 +17,9 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.pgd import expected_gradient, random_point
+from advprune.core.attack_settings import AttackSettings
 from advprune.core.device import device_of, salted
 from advprune.core.distributed import alone, spread
-from advprune.core.params import AttackSettings
 from advprune.evaluate.craft import Crafted, Work, craft, rows, surrogate
 from advprune.evaluate.records import logits_of
 from advprune.models.stochastic import frozen_copy, is_randomized

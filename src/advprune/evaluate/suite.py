@@ -1,8 +1,8 @@
-"""The attacks of a profile on one model, and on one family at many settings."""
+"""The attacks of a profile on one model."""
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -12,26 +12,22 @@ from torch import nn
 
 from advprune.attacks.cost import Cost
 from advprune.core.ahead import Job, ahead
+from advprune.core.attack_settings import AttackChoice, AttackSettings
 from advprune.core.distributed import enough, processes
-from advprune.core.params import CARRIED, AttackChoice, AttackSettings, Profile
-from advprune.core.progress import progress
+from advprune.core.params import Profile
 from advprune.core.resume import Parts
 from advprune.evaluate.craft import (
     Attack,
     Crafted,
     Work,
-    budget_of,
-    craft,
+    craft_shown,
     curve_settings,
     kind_of,
     rows,
 )
-from advprune.evaluate.exchange import received
 from advprune.evaluate.probes import probes
 from advprune.evaluate.records import answers
-from advprune.models.card import sparsity_of
 from advprune.models.stochastic import is_randomized
-from advprune.pruning import Data, prune
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -118,59 +114,6 @@ class Suite:
         for index, (curve, setting) in enumerate(curve_settings(main, self.profile.curves)):
             yield f"{curve}-{index}", curve, setting
 
-    def sweep(
-        self,
-        family: str,
-        values: list[Any],
-        dense: nn.Module,
-        train: Images,
-        device: torch.device,
-        attacks: dict[str, AttackSettings],
-        carried: dict[str, torch.Tensor] | None = None,
-    ) -> pd.DataFrame:
-        """Apply `family` to `dense` at each of `values`; run `attacks` on each.
-
-        carried: uint8 images by attack, crafted on the dense network, that each is tried on as well
-        (rows with that attack's name behind `params.CARRIED`). Returns records with the columns
-        value (as text), order, prune_ratio and sparsity.
-        """
-        points = [
-            partial(
-                self.parts.frame,
-                f"{order}-{value}",
-                partial(self._point, family, value, dense, train, device, attacks, carried),
-            )
-            for order, value in enumerate(values)
-        ]
-        ahead(f"{family}, settings", points)
-        tables = [point().assign(order=order) for order, point in enumerate(points)]
-        return pd.concat(tables, ignore_index=True)
-
-    def _point(
-        self,
-        family: str,
-        value: Any,
-        dense: nn.Module,
-        train: Images,
-        device: torch.device,
-        attacks: dict[str, AttackSettings],
-        carried: dict[str, torch.Tensor] | None,
-    ) -> pd.DataFrame:
-        pruned = prune(family, dense, value, Data(*train, self.profile.train), self.seed)
-        facts = {"prune_ratio": pruned.ratio, "sparsity": sparsity_of(pruned.model)}
-        model = pruned.model.to(device)
-        tables = []
-        for attack, setting in attacks.items():
-            what = f"{family}={value} {attack}"
-            crafted = self._craft(what, model, self.images, self.labels, setting)
-            tables.append(
-                rows(model, self.images, crafted, self.labels, attack, setting, self.work)
-            )
-        if carried:
-            elsewhere = {("dense", CARRIED + attack): pixels for attack, pixels in carried.items()}
-            tables.append(received(model, self.images, self.labels, elsewhere, self.work))
-        return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
-
     def _run(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> tuple[Crafted, pd.DataFrame]:
@@ -195,7 +138,7 @@ class Suite:
     ) -> Crafted:
         """What was crafted: read back if the part was finished before, else computed and kept."""
         what = f"{name} {attack}"
-        compute = partial(self._craft, what, model, *self._images_for(setting), setting)
+        compute = partial(craft_shown, what, model, self._images_for(setting), setting, self.work)
         return unpacked(self.parts.tensors(part, lambda: packed(compute())))
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
@@ -205,17 +148,6 @@ class Suite:
         return answers(
             "clean", model, self.images, self.labels, work.batch, work.draws, "logits", self.seed
         )
-
-    def _craft(
-        self, what: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, it: Attack
-    ) -> Crafted:
-        """Craft under a progress bar that counts image-steps."""
-        budget = budget_of(it)
-        title = f"{what} eps {budget.eps:.3f} steps {budget.steps}"
-        shared = processes()  # the others are as far
-        with progress(title, len(images) * budget.steps * budget.restarts) as advance:
-            work = replace(self.work, progress=lambda units: advance(units * shared))
-            return craft(model, images, labels, it, work)
 
 
 def packed(crafted: Crafted) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """A model's card: the facts of the file that was saved, in JSON beside it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,23 +139,31 @@ def _padding(layer: nn.Conv2d, axis: int) -> int:
     return whole // 2 if layer.padding == "same" else 0
 
 
+NO_FACTS = {
+    "setting": None,
+    "prune_ratio": 0.0,
+    "twin_agreement": None,
+    "twin_logit_gap": None,
+    "history": [],
+    "growth": None,
+}
+
+
 def write_card(
     path: Path,
+    facts: Mapping[str, Any] = NO_FACTS,
     *,
     parent: Path | nn.Module | None = None,
-    setting: Any = None,
-    prune_ratio: float = 0.0,
-    twin_agreement: float | None = None,
-    twin_logit_gap: float | None = None,
     image_shape: tuple[int, int, int] | None = None,
     factory: str | None = None,
 ) -> None:
     """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
 
-    parent: the dense network or its checkpoint, for histograms of the weights before and after.
-    image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without it.
-    factory: as in `load_model`; the card then holds the sha256 of its file, `code`, so that what
-    follows is made anew when the code changes.
+    facts: what the file does not say, by the keys of NO_FACTS: setting, prune ratio, agreement of a
+    quantized model's twin, history of its training, growth. parent: the dense network or its
+    checkpoint, for histograms of the weights before and after. image_shape: of an image
+    `[C, H, W]`, for `macs` and `inert`, which are null without it. factory: as in `load_model`; the
+    card then holds the sha256 of its file, `code`, so that a change of the code is noticed.
     """
     model = load_model(path, factory)
     before = load_model(parent, factory) if isinstance(parent, Path) else parent
@@ -162,16 +171,14 @@ def write_card(
         "parameters": sum(t.numel() for t in stored_weights(model).values()),
         "bits": bits_of(spec_of(model)),
         "stored_bits": stored_bits_of(model),
-        "setting": setting,
-        "prune_ratio": prune_ratio,
         "sparsity": round(sparsity_of(model), 4),
         "nonzero": nonzero_of(model),
         "macs": macs_of(model, image_shape) if image_shape else None,
         "inert": round(inert_of(model, image_shape), 4) if image_shape else None,
         "file_bytes": path.stat().st_size,
-        "twin_agreement": twin_agreement,
-        "twin_logit_gap": twin_logit_gap,
         "sha256": sha256_of(path),
+        **NO_FACTS,
+        **facts,
         "histogram": histograms(before, model) if before is not None else None,
     }
     if files := code_files(spec_of(model).factory):

@@ -7,9 +7,17 @@ params.yaml with `@family(key, Setting)`. It never changes the model it was give
 import pkgutil
 from importlib import import_module
 
-from advprune.pruning.family import Data, Pruned, check_settings, families, prune, setting_of
+from advprune.pruning.family import (
+    Data,
+    Pruned,
+    check_settings,
+    chosen,
+    families,
+    prune,
+    setting_of,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Data", "Pruned", "check_settings", "families", "prune", "setting_of"]
+__all__ = ["Data", "Pruned", "check_settings", "chosen", "families", "prune", "setting_of"]

@@ -12,7 +12,9 @@ from torch import nn
 
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.core.params import Params, Settings, TrainSettings, parse
+from advprune.core.params import Params
+from advprune.core.settings import Settings, parse
+from advprune.core.train_settings import TrainSettings
 
 Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
 
@@ -93,12 +95,9 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
-def setting_of(name: str, value: Any, where: str = "prune", place: str = "") -> Any:
-    """Check a setting from params.yaml; UserError names the key, the value and the range.
-
-    The key is `<where>.<name>` unless another `place` is given.
-    """
-    place = place or f"{where}.{name}"
+def setting_of(name: str, value: Any, place: str = "") -> Any:
+    """Check a family's setting; UserError names the key (`place`), the value and the range."""
+    place = place or f"prune.{name}"
     if name not in _REGISTRY:
         known = ", ".join(families())
         raise UserError(f"{place}: there is no family {name!r}; known: {known}")
@@ -112,22 +111,17 @@ def setting_of(name: str, value: Any, where: str = "prune", place: str = "") -> 
     return parse(kind, value, where=place)
 
 
+def chosen(key: str, value: Any) -> tuple[str, Any]:
+    """Family and setting of an entry of `prune`: the key is the family unless `family:` says."""
+    if isinstance(value, dict) and "family" in value:
+        return value["family"], {name: one for name, one in value.items() if name != "family"}
+    return key, value
+
+
 def check_settings(params: Params) -> None:
     """Check every setting of a family in params.yaml before anything is computed."""
-    for where in ("prune", "masks", "tickets"):
-        for name, value in getattr(params, where).items():
-            setting_of(name, value, where=where)
-    for where in ("sweep", "compression"):
-        for name, values in getattr(params, where).items():
-            for value in values:
-                setting_of(name, value, where=where)
-    for name, point in params.sparsity_study.points.items():
-        setting_of(point.family, point.setting, place=f"sparsity_study.points.{name}")
-    for recipe, members in params.protocol.items():
-        for name, member in members.items():
-            if member.family is not None:
-                place = f"protocol.{recipe}.{name}"
-                setting_of(member.family, member.setting, place=place)
+    for key, value in params.prune.items():
+        setting_of(*chosen(key, value), place=f"prune.{key}")
 
 
 def prune(

@@ -14,7 +14,7 @@ from torch import nn
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
-from advprune.core.params import FineTuneSettings
+from advprune.core.train_settings import FineTune
 from advprune.models.resnet import BasicBlock
 from advprune.models.spec import attach, spec_of
 from advprune.pruning.family import Data, Pruned, Setting, family, require
@@ -33,7 +33,7 @@ class Filters(Setting):
 
     shorthand: ClassVar[str | None] = "fraction"
     fraction: float = Field(ge=0, lt=1)
-    finetune: FineTuneSettings | None = None
+    finetune: FineTune = None
     small: bool = False
 
 

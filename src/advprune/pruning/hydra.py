@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from advprune.core.errors import UserError
-from advprune.core.params import FineTuneSettings, Settings
+from advprune.core.settings import Settings
+from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.pruning.family import Data, Pruned, Setting, family, require
 from advprune.pruning.masks import Masks, Scores, clear, everywhere, tune
 from advprune.training.finetune import finetune
@@ -55,7 +56,7 @@ class Magnitude(Setting):
 
     shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
-    finetune: FineTuneSettings | None = None
+    finetune: FineTune = None
 
 
 class Hydra(Magnitude):

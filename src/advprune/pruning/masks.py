@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.params import FineTuneSettings
+from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.pruning.family import Data, Pruned, Setting, require
 from advprune.training.finetune import finetune
 from advprune.training.standard import History
@@ -38,7 +38,7 @@ class Amount(Setting):
     shorthand: ClassVar[str | None] = "compression"
     compression: float | None = Field(default=None, ge=1, le=1e9)
     sparsity: float | None = Field(default=None, ge=0, lt=1)
-    finetune: FineTuneSettings | None = None
+    finetune: FineTune = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "Amount":

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.core.params import Backward
+from advprune.core.attack_settings import Backward
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.spec import LayerSpec
 from advprune.models.stochastic import Stochastic

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.core.params import Backward
+from advprune.core.attack_settings import Backward
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.insert import insert, places
 from advprune.models.spec import LayerSpec, Where

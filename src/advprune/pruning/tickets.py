@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advprune.core.device import salted
-from advprune.core.params import FineTuneSettings
+from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
 from advprune.pruning.family import Data, Pruned, Setting, family, require
 from advprune.pruning.masks import Masks, Scope, clear, everywhere, select, tune

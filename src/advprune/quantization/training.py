@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from advprune.core.device import salted
-from advprune.core.params import FineTuneSettings, TrainSettings
+from advprune.core.train_settings import FineTuneSettings, TrainSettings
 from advprune.quantization.post_training import (
     QuantizedLayer,
     calibrated,

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 
-from advprune.core.params import KINDS
+from advprune.core.attack_settings import KINDS
 from advprune.evaluate.measures import remnant_accuracy
 from advprune.report.study import Model, Study
 from advprune.report.text import NOTHING

@@ -45,17 +45,22 @@ def budget(value: float | None) -> str:
     return f"{round(pixels, 1):g}/255" if short and value else f"{value:.4g}"
 
 
-def score(value: float | None) -> str:
-    """A calibration score: `0.103`."""
-    return NOTHING if _missing(value) else f"{value:.3f}"
-
-
 def count(value: float | None) -> str:
     """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
     if value is None or isnan(value):
         return NOTHING
     whole = float(value).is_integer() or abs(value) >= 100
     return f"{value:,.0f}" if whole else f"{value:,.1f}"
+
+
+def score(value: float | None) -> str:
+    """A calibration error or a loss: `0.103`."""
+    return NOTHING if _missing(value) else f"{value:.3f}"
+
+
+def mean_count(value: float | None) -> str:
+    """A mean of counts: `20.2`."""
+    return NOTHING if _missing(value) else f"{value:,.1f}"
 
 
 def number(value: Any) -> str:
@@ -90,15 +95,18 @@ class Kind:
 
 RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0)
 P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
+SCORE, MEAN = Kind(score), Kind(mean_count)
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
     "confidence": RATE,
     **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
     "deviation": Kind(percent, "points", 100.0),
-    **dict.fromkeys(("ece", "nll", "brier"), Kind(score)),
     **dict.fromkeys(("p", "p_against_dense"), P),
     **dict.fromkeys(("eps", "step"), BUDGET),
-    **dict.fromkeys(("flips_to_chance", "flips", "forwards", "gradients", "passes"), COUNT),
+    **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
+    **dict.fromkeys(("brier", "brier_attacked"), SCORE),
+    **dict.fromkeys(("flips_to_chance", "flips"), MEAN),
+    **dict.fromkeys(("forwards", "gradients", "passes"), COUNT),
     **dict.fromkeys(("n", "parameters", "nonzero", "macs", "file_bytes", "stored_bits"), COUNT),
 }
 
@@ -115,6 +123,7 @@ class Column:
 COLUMNS: dict[str, Column] = {
     "model": Column("model"),
     "family": Column("family", "how the network was compressed"),
+    "recipe": Column("dense network", "how the network that it descends from was trained"),
     "parent": Column("parent", "the model that it was made from"),
     "accuracy": Column("accuracy"),
     "clean_accuracy": Column("clean", "accuracy without an attack"),

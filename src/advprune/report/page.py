@@ -19,7 +19,7 @@ from advprune.report.run import Run
 from advprune.report.section import Part, sections
 from advprune.report.summary import QUESTION, summary
 
-CHOSEN = ("root", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
+CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
 LONG = 12  # rows from which a table is folded
 PICTURE = 48  # pixels a side to which small images are enlarged
 
@@ -146,6 +146,8 @@ def grid(table: pd.DataFrame) -> Grid:
 def _look(cells: pd.Series) -> str:
     """The class of a column: sentences are notes, longer figures may wrap."""
     longest = int(cells.str.len().max()) if len(cells) else 0
+    if not cells.str.contains(" ").any():
+        return ""  # a name is not broken
     return "note" if longest > 44 else "wrap" if longest > 24 else ""
 
 

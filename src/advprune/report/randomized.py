@@ -13,7 +13,8 @@ from math import isclose
 import numpy as np
 import pandas as pd
 
-from advprune.core.params import AttackSettings, Member
+from advprune.core.attack_settings import AttackSettings
+from advprune.core.params import Member
 from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, rate

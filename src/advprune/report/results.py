@@ -14,7 +14,7 @@ from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.statistics import Rate
 from advprune.evaluate.transfer import transfer_success
-from advprune.report.formats import bounds
+from advprune.report.formats import bounds, number
 
 if TYPE_CHECKING:
     from advprune.report.run import Model, Run
@@ -53,7 +53,9 @@ def _row(run: "Run", model: "Model") -> dict[str, Any]:
     verdict = run.verdict(model)
     row = {
         **{"model": model.name, "family": model.family, "parent": model.parent},
-        **{"root": model.root, "do": model.do, "kind": model.kind, "group": model.group},
+        **{"root": model.root, "recipe": model.recipe, "do": model.do, "kind": model.kind},
+        **{"group": model.group, "setting": number(card["setting"])},
+        **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
         **found,
         **robust_rates(robust),
         "robust_difference": None if model.is_dense else round(against.difference, 4),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-from advprune.core.params import AttackSettings
+from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.report.finding import Finding, paragraphs, spell

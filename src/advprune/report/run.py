@@ -60,7 +60,9 @@ class Model:
 
     @property
     def group(self) -> str:
-        """The group of models that share a figure: `standard-pruned`, `standard-binary`, …"""
+        """The models that share a figure: `dense`, `standard-pruned`, `standard-binary`, …"""
+        if self.is_dense:
+            return "dense"
         if self.kind in ("quantized", "binary"):
             return f"{self.recipe}-{self.kind}"
         sparse = float(self.card["sparsity"]) >= MOSTLY_ZERO
@@ -260,7 +262,7 @@ class Run:
 def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
     profile = params.profile
-    received = _received(_frame(folder / "transfers" / profile / "transfer.parquet"))
+    received = _received(_frame(folder / "records" / profile / "transfer.parquet"))
     runs = folder / "runs" / profile
     models = [_read_model(params, runs, name, received) for name in params.leaderboard()]
     tensors, header = _tensors(folder / "data" / profile / "test.safetensors")
@@ -271,7 +273,7 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         attackers={
             key: table for name in params.attackers() for key, table in received[name].items()
         },
-        studies=_read_studies(params, folder / "studies" / profile),
+        studies=_read_studies(params, folder / "records" / profile),
         source=described["source"],
         classes=described["classes"],
         clean_images=tensors["images"],
@@ -289,7 +291,7 @@ def _read_model(params: Params, runs: Path, name: str, received: dict[str, Recei
         parent=entry.of if entry else name,
         root=params.root(name),
         do=entry.do if entry else "train",
-        card=_json(folder / "card.json"),
+        card=_json(folder / "model.json"),
         records=_frame(folder / "records.parquet"),
         layers=_frame(folder / "layers.parquet"),
         received=received[name],
@@ -297,11 +299,11 @@ def _read_model(params: Params, runs: Path, name: str, received: dict[str, Recei
 
 
 def _read_studies(params: Params, folder: Path) -> dict[str, pd.DataFrame]:
-    """The records of each study, and of seeds their training's history as `<name>.history`."""
-    found = {name: _frame(folder / f"{name}.parquet") for name in params.studies}
-    seeds = [name for name, study in params.studies.items() if study.study == "seeds"]
-    histories = {f"{name}.history": folder / f"{name}.history.parquet" for name in seeds}
-    return found | {name: _frame(path) for name, path in histories.items()}
+    """The records of each study by its name, and what else it recorded as `<name>.history`."""
+    found = {name: _frame(folder / name / "records.parquet") for name in params.studies}
+    others = [path for name in found for path in (folder / name).glob("*.parquet")]
+    more = {f"{path.parent.name}.{path.stem}": path for path in others if path.stem != "records"}
+    return found | {name: _frame(path) for name, path in more.items()}
 
 
 def _received(table: pd.DataFrame) -> dict[str, Received]:

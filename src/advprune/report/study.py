@@ -12,7 +12,8 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from advprune.core.errors import UserError
-from advprune.core.params import PROBES, AttackSettings, Params
+from advprune.core.attack_settings import AttackSettings
+from advprune.core.params import PROBES, Params
 from advprune.evaluate import metrics
 from advprune.evaluate.compare import compare
 from advprune.evaluate.faults import Reached, flips_metric, guessing, to_chance

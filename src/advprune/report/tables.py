@@ -9,7 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 import pandas as pd
 
 import advprune
-from advprune.core.params import AttackSettings, AutoAttackSettings, ExtraAttack, SquareSettings
+from advprune.core.attack_settings import (
+    AttackSettings,
+    AutoAttackSettings,
+    ExtraAttack,
+    SquareSettings,
+)
 from advprune.evaluate.compare import compare
 from advprune.evaluate.measures import (
     attack_success_rate,

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from advprune.core.errors import UserError
-from advprune.core.params import Name, Settings, parse, parse_fraction
+from advprune.core.settings import Name, Settings, parse, parse_fraction
 
 Lambda = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0)]
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from advprune.core.networks import is_library
-from advprune.core.params import ModelSettings, Profile, RecipeSettings
+from advprune.core.params import Profile
+from advprune.core.train_settings import ModelSettings, RecipeSettings
 from advprune.data import Split, to_float
 from advprune.models.checkpoint import build, load_foreign
 from advprune.models.outside import check_answers
@@ -41,14 +42,8 @@ def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
     """
     model = build(spec_for(settings, train), settings.factory)
     initialize(model, torch.Generator().manual_seed(seed))
-    check_answers(model, shape_of(train))
+    check_answers(model, train.shape)
     return model
-
-
-def shape_of(split: Split) -> tuple[int, int, int]:
-    """Of an image, `(C, H, W)`."""
-    channels, height, width = split.images.shape[1:]
-    return channels, height, width
 
 
 def load_or_train(
@@ -70,7 +65,7 @@ def load_or_train(
     if weights is not None:
         known = weights.path, weights.sha256, settings.model.factory
         model = load_foreign(spec_for(settings.model, train), *known)
-        check_answers(model, shape_of(train))
+        check_answers(model, train.shape)
         reached = accuracy(model.to(device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
     model = begin(settings.model, train, seed)

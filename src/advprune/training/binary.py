@@ -12,7 +12,7 @@ from torch import nn
 
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.core.params import BinarySettings, RecipeSettings, TrainSettings
+from advprune.core.train_settings import BinarySettings, RecipeSettings, TrainSettings
 from advprune.models.checkpoint import build
 from advprune.models.latent import begin_epoch, freeze, latent
 from advprune.models.resnet import build_dense, initialize
@@ -23,23 +23,19 @@ from advprune.training.standard import History, Trainer
 MOST_WIDTH = 1024
 
 
-def binary_spec(spec: ModelSpec, channels: str, grown: Grown) -> ModelSpec:
-    """The binary network that starts from the network `spec`, as wide as `channels` says.
+def binary_spec(
+    spec: ModelSpec, grown: Grown | None = None, widest: ModelSpec | None = None
+) -> ModelSpec:
+    """The binary network that starts from the network `spec`.
 
-    base: as it is. grown: with the stages and inner channels of `grown`. uniform: of the width that
-    comes nearest to the number of parameters of the grown one. ValueError for anything else.
+    grown: with the stages and inner channels that Early-Growth found. widest: uniformly so wide
+    that its number of parameters comes nearest to that of this network. Else of the same width.
     """
     known = spec.model_dump() | {"binary": True}
-    if channels == "base":
-        return ModelSpec.model_validate(known)
-    found = {"stages": grown.stages, "inner": grown.inner}
-    wide = ModelSpec.model_validate(known | found)
-    if channels == "grown":
-        return wide
-    if channels == "uniform":
-        base = ModelSpec.model_validate(known)
-        return at_width(base, uniform_width(base, parameters_of(wide)))
-    raise ValueError(f"channels is {channels!r}; allowed: base, grown, uniform")
+    if grown is not None:
+        known |= {"stages": grown.stages, "inner": grown.inner}
+    base = ModelSpec.model_validate(known)
+    return base if widest is None else at_width(base, uniform_width(base, parameters_of(widest)))
 
 
 def at_width(spec: ModelSpec, width: int) -> ModelSpec:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from advprune.core.params import FineTuneSettings, RecipeSettings, TrainSettings
+from advprune.core.train_settings import FineTuneSettings, RecipeSettings, TrainSettings
 from advprune.training.standard import History, Trainer
 
 

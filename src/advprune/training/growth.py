@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from advprune.core.device import salted
-from advprune.core.params import GrowthSettings, RecipeSettings, TrainSettings
+from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSettings
 from advprune.models.latent import Latent, begin_epoch, latent
 from advprune.models.resnet import BasicBlock, ResNet, build_dense, initialize
 from advprune.models.spec import ModelSpec

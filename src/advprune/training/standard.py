@@ -27,8 +27,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from advprune.core import distributed
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
-from advprune.core.params import RecipeSettings, TrainSettings
 from advprune.core.progress import progress
+from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
 from advprune.training.adversarial import Method, collapsed, fgsm_images
 from advprune.training.batchnorm import shared_batchnorm

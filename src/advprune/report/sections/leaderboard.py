@@ -1,5 +1,6 @@
 """Every model with its robust accuracy, its cost, and whether the number can be believed."""
 
+import numpy as np
 import pandas as pd
 
 from advprune.report.chart import Chart
@@ -8,7 +9,7 @@ from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 BOARD = (
-    *("model", "root", "sparsity", "bits", "clean_accuracy", "robust_accuracy"),
+    *("model", "recipe", "sparsity", "bits", "clean_accuracy", "robust_accuracy"),
     *("against_dense", "p_against_dense", "transfer_accuracy", "flips_to_chance", "ece", "macs"),
     *("passes", "verdict"),
 )
@@ -22,10 +23,11 @@ SIZES = (
 @section("Leaderboard", order=10)
 def leaderboard(run: Run) -> list[Part]:
     """The table of all models, robust over clean accuracy, and what else is known of each."""
-    main, table = (
-        run.main_attack,
-        run.results.assign(passes=run.results.forwards + run.results.gradients),
-    )
+    main, table = run.main_attack, run.results
+    table = table.assign(passes=table.forwards + table.gradients)
+    # A dense network's own images are no transfer.
+    sent = [column for column in table if column.startswith("transfer_")]
+    table.loc[[model.is_dense for model in run.models], sent] = np.nan
     text = (
         f"Robust accuracy: images that no attack of the suite breaks ({main.norm}, eps "
         f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals."

@@ -3,33 +3,69 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import nn
 
 from advprune.attacks.bit_search import bitflip, random_flips
 from advprune.attacks.flip_trace import FlipTrace
 from advprune.attacks.stored_bits import StoredModel, store
 from advprune.core.ahead import ahead
+from advprune.core.attack_settings import FlipSettings
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.core.params import BitFlipSettings, FlipSettings
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
+from advprune.core.settings import Settings
 from advprune.evaluate.faults import START, VARIANTS, guessing
 from advprune.models.stochastic import is_randomized
+from advprune.studies.base import Given, Images, Tables, study
 from advprune.training.standard import accuracy
 
-Images = tuple[torch.Tensor, torch.Tensor]
 Advance = Callable[[int], None]
 KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
 
 
+class BitFlipSettings(Settings):
+    """How the weights are stored, and how they are attacked.
+
+    scale: one for each layer or each output channel. variants: what is tried besides untargeted and
+    random flips. budget: most flips a batch; null takes the profile's.
+    """
+
+    bits: int = Field(default=8, ge=1, le=8)
+    scale: Literal["layer", "channel"] = "layer"
+    variants: list[Literal["margin", "targeted"]] = []
+    budget: int | None = Field(default=None, ge=1, le=1000000)
+
+
+@study("bitflip", BitFlipSettings)
+def bitflips(settings: BitFlipSettings, given: Given) -> Tables:
+    """Every variant on every batch; the model's weights must be in floating point."""
+    if given.card["bits"] not in (1, 32):
+        raise UserError(
+            f"studies.{given.name}.of: {given.of} holds integers; name a model whose weights are "
+            "in floating point"
+        )
+    flipping = Flipping(
+        given.name,
+        settings,
+        given.profile.flips,
+        given.train,
+        given.test,
+        len(given.splits["test"].classes),
+        given.profile.batch,
+        given.params.seed,
+    )
+    return {"records": flipping.run(given.model.to(given.device), given.parts)}
+
+
 @dataclass(frozen=True)
 class Flipping:
-    """One entry of `bitflip`: a model, how it is stored, and how it is attacked.
+    """A bit-flip study: a model, how it is stored, and how it is attacked.
 
     train, test: float images `[N, C, H, W]` in [0, 1] and labels `[N]`. Batches to attack on are
     drawn from the training images; accuracy is that on the test images. classes: of the labels.
@@ -70,12 +106,12 @@ class Flipping:
     def _check(self, model: nn.Module) -> None:
         if is_randomized(model):
             raise UserError(
-                f"bitflip.{self.name}.of: {self.entry.of} draws at random, so that losses cannot "
-                "be compared; name a model that does not"
+                f"studies.{self.name}.of: this model draws at random, so that losses cannot be "
+                "compared; name one that does not"
             )
         if "targeted" in self.entry.variants and self.settings.target >= self.classes:
             raise UserError(
-                f"bitflip.target is {self.settings.target}; classes are 0 to {self.classes - 1}"
+                f"flips.target is {self.settings.target}; classes are 0 to {self.classes - 1}"
             )
 
     def _runs(self) -> Iterator[tuple[str, int, int]]:
@@ -140,7 +176,7 @@ class Flipping:
         return random_flips(stored, budget=most, generator=generator, **options)
 
     def images_of(self, seed: int) -> torch.Tensor:
-        """The training images of a seed, the same for all entries and variants."""
+        """The training images of a seed, the same for all studies and variants."""
         generator = torch.Generator().manual_seed(salted(self.seed, "flips", "batch", str(seed)))
         images = self.train[0]
         return images[torch.randperm(len(images), generator=generator)[: self.settings.images]]

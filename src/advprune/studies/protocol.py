@@ -21,15 +21,47 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.pgd import ascend, expected_gradient, project
 from advprune.core.ahead import ahead
+from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.device import device_of, salted
-from advprune.core.params import AttackSettings, Member, ProtocolSettings
 from advprune.core.progress import progress
+from advprune.core.settings import Name, Settings
 from advprune.evaluate.craft import Crafted, Work, craft, rows
 from advprune.evaluate.records import answers
 from advprune.models.stochastic import is_randomized
 from advprune.pruning import prune
+from advprune.studies.base import Given, Images, Tables, study
 
-Images = tuple[torch.Tensor, torch.Tensor]
+
+class Member(Settings):
+    """A model of the protocol: the given network, with a family applied to it or not.
+
+    adaptive: whether it goes through the profile's `protocol.adaptive` attacks as well.
+    """
+
+    family: Name | None = None
+    setting: Any = None
+    adaptive: bool = False
+
+
+class MemberSettings(Settings):
+    """members: what is put through the protocol, by names of your own."""
+
+    members: dict[Name, Member]
+
+    def families(self) -> Iterator[tuple[str, str, Any]]:
+        """Place, family and setting of each member that has one."""
+        for name, member in self.members.items():
+            if member.family is not None:
+                yield f"members.{name}", member.family, member.setting
+
+
+@study("protocol", MemberSettings)
+def protocol(settings: MemberSettings, given: Given) -> Tables:
+    """All members under the single-step, the iterative and the adaptive attacks."""
+    chosen = given.profile.protocol
+    course = Protocol(*(t[: chosen.images] for t in given.test), chosen, given.work)
+    table = course.run(given.model, settings.members, given.train, given.device)
+    return {"records": table.assign(of=given.of)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""Typed settings of attacks and of how they are combined. Nothing here needs torch."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from advprune.core.settings import METHODS, Budget, L2Budget, Name, Settings, parse_fraction
+
+Backward = Literal["constant", "scale", "identity"]
+
+
+class AttackSettings(Settings):
+    """One attack of the PGD engine (`advprune.attacks.pgd`).
+
+    momentum: share of the former direction that each step keeps; 0 is plain PGD.
+
+    draws, backward: for randomized models alone. Gradients are averaged over so many draws, and
+    taken with the random factors held constant, through their scale, or with the random layer
+    replaced by the identity (BPDA); null leaves the model its own rule.
+    """
+
+    method: Literal["pgd"] = "pgd"
+    norm: Literal["Linf", "L2"] = "Linf"
+    eps: L2Budget
+    step: L2Budget
+    steps: int = Field(default=10, ge=0, le=100000)
+    restarts: int = Field(default=1, ge=1, le=1000)
+    random_start: bool = True
+    loss: Literal["ce", "margin", "dlr"] = "ce"
+    keep: Literal["last", "best"] = "last"
+    drop: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    draws: int = Field(default=1, ge=1, le=10000)
+    backward: Backward | None = None
+    momentum: float = Field(default=0.0, ge=0, le=1)
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _linf_budget_fits_the_pixel_range(self) -> "AttackSettings":
+        if self.norm == "Linf" and self.eps > 1:
+            raise ValueError("eps: an Linf budget lies between 0 and 1 (pixels are in [0, 1])")
+        return self
+
+
+class SquareSettings(Settings):
+    """Square: random search without gradients (`advprune.attacks.square`), Linf.
+
+    draws: for randomized models, the loss of a query is that of the mean logits of so many draws.
+    """
+
+    method: Literal["square"]
+    eps: Budget
+    queries: int = Field(default=1000, ge=1, le=1000000)
+    draws: int = Field(default=1, ge=1, le=10000)
+    note: str = ""
+    norm: Literal["Linf"] = "Linf"
+
+
+class AutoAttackSettings(Settings):
+    """AutoAttack as published, by the package pyautoattack (`advprune.attacks.autoattack`).
+
+    version: standard for deterministic models, rand for randomized ones; auto takes what fits.
+    images: how many test images, the first ones; null takes all.
+    """
+
+    method: Literal["autoattack"]
+    norm: Literal["Linf", "L2"] = "Linf"
+    eps: L2Budget
+    version: Literal["auto", "standard", "rand"] = "auto"
+    images: int | None = Field(default=None, ge=1)
+    note: str = ""
+
+
+def _method(value: Any) -> Any:
+    """Which attack a mapping describes; the PGD engine where it does not say."""
+    if isinstance(value, Mapping):
+        return value.get("method", "pgd")
+    return getattr(value, "method", "pgd")
+
+
+AnyAttack = Annotated[
+    Annotated[AttackSettings, Tag("pgd")]
+    | Annotated[SquareSettings, Tag("square")]
+    | Annotated[AutoAttackSettings, Tag("autoattack")],
+    Discriminator(
+        _method,
+        custom_error_type="method",
+        custom_error_message=f"there is no such attack; known: {', '.join(METHODS)}",
+    ),
+]
+KINDS = ("deterministic", "randomized", "quantized", "binary")
+
+
+class SuiteSettings(Settings):
+    """Which of the profile's attacks each kind of model goes through.
+
+    table: those of the published table; every model and every setting of a sweep gets them, and the
+    dense network's images are tried on its compressed models. transfer: every model gets them;
+    the main one's images are tried on all other models, the others' where they were crafted on a
+    dense network or an attacker's own.
+    """
+
+    table: list[Name] = Field(min_length=1)
+    transfer: list[Name] = Field(min_length=1)
+    deterministic: list[Name] = []
+    randomized: list[Name] = []
+    quantized: list[Name] = []
+    binary: list[Name] = []
+
+    def of(self, kind: str) -> list[str]:
+        """The names of all attacks of a kind of model, those whose images are kept first."""
+        return list(dict.fromkeys([*self.kept, *getattr(self, kind)]))
+
+    @property
+    def kept(self) -> list[str]:
+        """The names of the attacks that every model gets, and whose images are kept."""
+        return list(dict.fromkeys([*self.table, *self.transfer]))
+
+
+class ProtocolSettings(Settings):
+    """The published protocol of SAP and the attacks that broke it, at this data set's budgets.
+
+    images: how many test images, the first ones. eps: budgets of the single-step attack, whose
+    gradients and predictions are averaged over `draws`. iterative: attack run at the same budgets,
+    its step in proportion. adaptive: attacks on the members that ask for them.
+    """
+
+    images: int | None = Field(default=None, ge=1)
+    draws: int = Field(default=100, ge=1, le=10000)
+    eps: list[Budget] = Field(min_length=1)
+    iterative: AttackSettings
+    adaptive: dict[Name, AttackSettings] = {}
+
+
+class CurveSettings(Settings):
+    """Accuracy over the budget and over the number of steps, around the main attack."""
+
+    eps: list[Budget] = Field(min_length=1)
+    steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+
+
+class ExtraAttack(BaseModel):
+    """An attack of torchattacks by class name; the other keys are its own arguments.
+
+    label: what it is called in records and tables, needed where a class is used twice.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: Name
+    label: Name | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in records."""
+        return self.label or self.name
+
+    def arguments(self) -> dict[str, Any]:
+        """The attack's own arguments, fractions such as 8/255 read as numbers."""
+        return {k: _fraction_or_text(v) for k, v in (self.model_extra or {}).items()}
+
+
+def _fraction_or_text(value: Any) -> Any:
+    is_fraction = isinstance(value, str) and "/" in value
+    return parse_fraction(value) if is_fraction else value
+
+
+class FlipSettings(Settings):
+    """How the bit-flip attack is run (`advprune.attacks.bitflip`), in every bit-flip study.
+
+    images: of the training images, drawn anew for each of the `seeds`; the attack takes the stored
+    network's own predictions as their labels. budget: most flips a seed. stop: it ends at an
+    accuracy of `stop / classes` on the test images, which is asked for after every `every` flips;
+    a stop of 1 or more also where it is no better than the most frequent class every time.
+    random, random_every: how many random flips stand beside it, and how often their accuracy is
+    asked for. target: the class that targeted attacks push all images into.
+    """
+
+    images: int = Field(default=128, ge=1)
+    seeds: int = Field(default=5, ge=1, le=1000)
+    budget: int = Field(default=100, ge=1, le=1000000)
+    stop: float = Field(default=1.1, gt=0, le=100)
+    every: int = Field(default=1, ge=1)
+    random: int = Field(default=100, ge=0, le=1000000)
+    random_every: int = Field(default=10, ge=1)
+    target: int = Field(default=0, ge=0)
+
+
+class AttackChoice(Settings):
+    """Which attack of the suites' table is the main one, and extra attacks by name.
+
+    score_draws: randomized models are scored by the mean logits of so many draws.
+    """
+
+    main: Name
+    score_draws: int = Field(default=20, ge=10, le=10000)
+    extra: list[ExtraAttack] = []

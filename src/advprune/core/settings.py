@@ -1,0 +1,72 @@
+"""What all typed settings share: the base class, names, budgets, and one-line refusals."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from advprune.core.errors import UserError
+
+T = TypeVar("T", bound=BaseModel)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+RELATIVE = re.compile(r"(?:([0-9.]+)\s*\*\s*)?eps(?:\s*/\s*([0-9.]+))?")
+METHODS = ("pgd", "square", "autoattack")
+
+
+def parse_fraction(value: Any) -> Any:
+    """Read `8/255` (text) as the number it stands for; leave everything else as it is."""
+    if isinstance(value, str):
+        try:
+            over, _, under = value.partition("/")
+            return float(over) / float(under or 1)
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError("write a number or a fraction such as 8/255") from error
+    return value
+
+
+def relative(value: Any, eps: float) -> Any:
+    """`eps/4`, `2*eps` or `eps` (text) as a number; anything else as it is."""
+    match = RELATIVE.fullmatch(value.strip()) if isinstance(value, str) else None
+    return value if match is None else float(match[1] or 1) * eps / float(match[2] or 1)
+
+
+def _within_pixels(value: float) -> float:
+    if value > 1:
+        raise ValueError("a budget is a fraction of the pixel range and lies between 0 and 1")
+    return value
+
+
+Budget = Annotated[
+    float, BeforeValidator(parse_fraction), Field(ge=0), AfterValidator(_within_pixels)
+]
+L2Budget = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0)]
+Name = Annotated[str, Field(pattern=NAME)]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys and infinite or NaN numbers are refused; frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def parse(kind: type[T], value: Any, where: str) -> T:
+    """Check `value` against the settings type `kind`; UserError names key, value and range."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in _path(first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        unclear = first["type"] == "missing" or isinstance(first["input"], Mapping)
+        given = "" if unclear else f" (got {first['input']!r})"
+        raise UserError(f"{where}: {key + ': ' if key else ''}{message}{given}") from error
+
+
+def _path(place: tuple[int | str, ...]) -> Iterator[int | str]:
+    """Where a fault is, without the kind of attack that pydantic puts behind an attack's name."""
+    for index, part in enumerate(place):
+        if index < 2 or place[index - 2] != "attacks" or part not in METHODS:
+            yield part

@@ -1,0 +1,207 @@
+"""Typed settings of data, networks and training. Nothing here needs torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from advprune.core.networks import Architecture, Factory, Options, is_library
+from advprune.core.settings import Budget, Name, Settings
+
+
+class DataSettings(Settings):
+    """Where the images come from and how many are used."""
+
+    source: Literal["digits", "cifar10", "imagefolder"]
+    root: str | None = None
+    val_fraction: float = Field(default=0.1, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    size: int | None = Field(default=None, ge=4, le=512)
+    train_limit: int | None = Field(default=None, ge=1)
+    test_limit: int | None = Field(default=None, ge=1)
+
+
+class WeightsSettings(Settings):
+    """Trained weights to load instead of training: a path, or `package:<package>/<file>`."""
+
+    path: str
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class ModelSettings(Settings):
+    """The network: by the name of an architecture, or a function of the user's that makes it.
+
+    factory: `package.module:function`, in the place of `architecture` (`models.outside` says how it
+    is called). options: what it is called with besides, or a model of torchvision or timm. width:
+    of resnet18 and resnet20, which take no options.
+    """
+
+    architecture: Architecture = "resnet18"
+    factory: Factory | None = None
+    options: Options = {}
+    width: int = Field(default=64, ge=1, le=1024)
+    normalize: bool = True
+    weights: dict[Name, WeightsSettings] = {}
+
+    @model_validator(mode="after")
+    def _one_network(self) -> "ModelSettings":
+        if self.factory and "architecture" in self.model_fields_set:
+            raise ValueError("give either architecture or factory")
+        if self.options and is_library(self.network):
+            raise ValueError(f"options: {self.network} has none but width")
+        return self
+
+    @property
+    def network(self) -> str:
+        """The network's name: its factory or architecture."""
+        return self.factory or self.architecture
+
+    @property
+    def described(self) -> str:
+        """The network in a few words."""
+        return f"{self.network} of width {self.width}" if is_library(self.network) else self.network
+
+
+class TrainSettings(Settings):
+    """The optimizer: SGD with Nesterov momentum under a one-cycle schedule.
+
+    eps, step: the budget of recipes that train on attacked images, and their inner step.
+    """
+
+    epochs: int = Field(default=30, ge=1, le=10000)
+    batch: int = Field(default=128, ge=2)
+    lr: float = Field(default=0.1, gt=0, le=10)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    flip: bool = False
+    crop: int = Field(default=0, ge=0, le=64)
+    eps: Budget = 8 / 255
+    step: Budget = 2 / 255
+
+
+class RecipeSettings(Settings):
+    """A way of training the dense network (`advprune.training`).
+
+    method: standard; pgd (Madry), fgsm (with a random start), trades, or mixed (a share of FGSM
+    images among clean ones). epochs: null takes the profile's. steps: inner steps of pgd and
+    trades. beta: weight of the TRADES term. share: part of the batch that mixed attacks.
+    budget: the part of the profile's training eps that is used. ema: decay of the averaged weights
+    that are kept, 0 for none. probe_steps: PGD steps of the validation attack by which the epoch
+    that is kept is chosen, and overfitting to FGSM is noticed. clustering: weight of the penalty
+    that pulls each layer's weights to two values (`training.clustering`), 0 for none.
+    """
+
+    method: Literal["standard", "pgd", "fgsm", "trades", "mixed"] = "standard"
+    epochs: int | None = Field(default=None, ge=1, le=10000)
+    steps: int = Field(default=7, ge=1, le=1000)
+    beta: float = Field(default=6.0, ge=0, le=1000)
+    share: float = Field(default=0.2, ge=0, le=1)
+    budget: float = Field(default=1.0, gt=0, le=10)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    probe_steps: int = Field(default=10, ge=1, le=1000)
+    clustering: float = Field(default=0.0, ge=0, le=10)
+
+
+class FineTuneSettings(Settings):
+    """Training that follows compression, with the profile's batches, augmentation and budget.
+
+    method: natural training (standard), or on attacked images (pgd, fgsm, trades; steps: the inner
+    ones). lr: the peak of the one-cycle schedule. beta: weight of the TRADES term.
+    """
+
+    method: Literal["standard", "pgd", "fgsm", "trades"] = "standard"
+    epochs: int = Field(default=6, ge=1, le=10000)
+    lr: float = Field(default=0.1, gt=0, le=10)
+    steps: int = Field(default=7, ge=1, le=1000)
+    beta: float = Field(default=6.0, ge=0, le=1000)
+
+
+def _defaults(value: Any) -> Any:
+    """`true` takes every default."""
+    return {} if value is True else value
+
+
+FineTune = Annotated[FineTuneSettings | None, BeforeValidator(_defaults)]
+
+
+class QuantizeSettings(Settings):
+    """A quantized model: weights per channel, activations per tensor, batch-norm folded.
+
+    calibration_images: how many training images the activation ranges are taken from. percentile:
+    the part of each layer's inputs that the range covers; 100 is minimum to maximum. training:
+    quantization-aware training, by which the integers are found; null rounds the weights as they
+    are.
+    """
+
+    bits: int = Field(default=8, ge=2, le=8)
+    calibration_images: int = Field(default=512, ge=1)
+    percentile: float = Field(default=100.0, gt=50, le=100)
+    training: FineTune = None
+
+
+class GrowthSettings(Settings):
+    """Early-Growth: how many channels the layers of a binary network need
+    (`advprune.training.growth`).
+
+    factor: how many times as wide the super-network is. epochs: at most. lr: the peak of the
+    one-cycle schedule, gate_lr that of the gates. t: see BinarySettings. rate: by what the
+    steepness of a gate that is on grows in an epoch. tolerance, patience: growth has settled when
+    in each of so many epochs the share of channels that are on changed by less than this.
+    """
+
+    factor: int = Field(default=3, ge=2, le=16)
+    epochs: int = Field(default=30, ge=1, le=10000)
+    lr: float = Field(default=0.05, gt=0, le=10)
+    gate_lr: float = Field(default=0.05, gt=0, le=1000)
+    t: float = Field(default=10.0, ge=0.01, le=1000)
+    rate: float = Field(default=1.06, ge=1, le=100)
+    tolerance: float = Field(default=0.005, ge=0, le=1)
+    patience: int = Field(default=5, ge=1, le=10000)
+
+
+class BinarySettings(FineTuneSettings):
+    """A binary network, trained from scratch (`advprune.training.binary`).
+
+    channels: those of the profile's network (base), those that Early-Growth finds under `growth`
+    (grown), or uniformly more, until it has as many parameters as its parent (uniform). rotation:
+    whether filters are turned towards their signs. t: the straight-through slope is a tent of half
+    width sqrt(2) / t; for weights, t grows from 0.01 to this over the epochs, for inputs from 1.
+    """
+
+    channels: Literal["base", "grown", "uniform"] = "base"
+    growth: GrowthSettings | None = None
+    epochs: int = Field(default=30, ge=1, le=10000)
+    lr: float = Field(default=0.1, gt=0, le=10)
+    rotation: bool = False
+    t: float = Field(default=10.0, ge=0.01, le=1000)
+
+    @model_validator(mode="after")
+    def _growth_where_grown(self) -> "BinarySettings":
+        if (self.channels == "grown") != (self.growth is not None):
+            raise ValueError("channels: grown needs a mapping `growth:`, and no other takes one")
+        return self
+
+
+class SurrogateSettings(Settings):
+    """A network that an attacker trains for themselves, to craft images on.
+
+    architecture, width, epochs: null takes the profile's. options: of the architecture, where one
+    is given. seed: added to the run's seed, so that initialization and order are others than the
+    dense network's.
+    """
+
+    architecture: Architecture | None = None
+    options: Options = {}
+    width: int | None = Field(default=None, ge=1, le=1024)
+    epochs: int | None = Field(default=None, ge=1, le=10000)
+    seed: int = Field(default=1, ge=0, lt=2**30)
+
+    def network(self, profile: ModelSettings) -> ModelSettings:
+        """The settings of the attacker's network, of which `profile` says what is not given."""
+        known = profile.model_dump(exclude_unset=True)
+        if self.architecture is not None:
+            known.pop("factory", None)
+            known |= {"architecture": self.architecture, "options": self.options}
+        if self.width is not None:
+            known["width"] = self.width
+        return ModelSettings.model_validate(known)

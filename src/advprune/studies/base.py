@@ -1,0 +1,101 @@
+"""The seam that every study fits: a registry, typed settings, and what a study starts from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from advprune.core.errors import UserError
+from advprune.core.params import Params, Profile
+from advprune.core.resume import Parts
+from advprune.core.settings import Settings, parse
+from advprune.data import Split, to_float
+from advprune.evaluate.craft import Work
+from advprune.pruning import setting_of
+
+Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
+Tables = dict[str, pd.DataFrame]  # by file name without ending; `records` is always among them
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a study starts from.
+
+    name: its key in params.yaml. of: the name of the model. card: the model's. adversarial: uint8
+    images that were crafted on it, by attack. parts: where finished pieces are kept.
+    """
+
+    name: str
+    of: str
+    params: Params
+    model: nn.Module
+    card: Mapping[str, Any]
+    adversarial: Mapping[str, torch.Tensor]
+    splits: Mapping[str, Split]
+    parts: Parts
+    device: torch.device
+
+    @property
+    def profile(self) -> Profile:
+        """The active profile's settings."""
+        return self.params.active()
+
+    @property
+    def work(self) -> Work:
+        """How attacks are run and scored."""
+        params = self.params
+        return Work(params.seed, self.profile.batch, params.attack.score_draws, self.parts)
+
+    @cached_property
+    def train(self) -> Images:
+        """The training images."""
+        return to_float(self.splits["train"].images), self.splits["train"].labels
+
+    @cached_property
+    def test(self) -> Images:
+        """The test images; only these are ever attacked."""
+        return to_float(self.splits["test"].images), self.splits["test"].labels
+
+
+Study = Callable[[Any, Given], Tables]
+_REGISTRY: dict[str, tuple[type[Settings], Study]] = {}
+
+
+def study(kind: str, settings: type[Settings]) -> Callable[[Study], Study]:
+    """Register a kind of study."""
+
+    def register(function: Study) -> Study:
+        _REGISTRY[kind] = (settings, function)
+        return function
+
+    return register
+
+
+def settings_of(params: Params, name: str) -> Any:
+    """The typed settings of an entry of `studies`; UserError names the key, value and range."""
+    if name not in params.studies:
+        known = ", ".join(params.studies) or "none"
+        raise UserError(f"params.yaml has no studies.{name}; known: {known}")
+    entry = params.studies[name]
+    if entry.study not in _REGISTRY:
+        known = ", ".join(sorted(_REGISTRY))
+        raise UserError(f"studies.{name}.study: there is no kind {entry.study!r}; known: {known}")
+    return parse(_REGISTRY[entry.study][0], entry.settings, where=f"studies.{name}")
+
+
+def check_studies(params: Params) -> None:
+    """Check the settings of all studies, and of the families in them, before anything is run."""
+    for name in params.studies:
+        settings = settings_of(params, name)
+        for place, family, value in getattr(settings, "families", list)():
+            setting_of(family, value, place=f"studies.{name}.{place}")
+
+
+def run_study(name: str, given: Given) -> Tables:
+    """Run an entry of `studies` on what it starts from."""
+    settings = settings_of(given.params, name)
+    return _REGISTRY[given.params.studies[name].study][1](settings, given)

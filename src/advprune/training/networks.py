@@ -1,0 +1,70 @@
+"""Every network that is trained from nothing: by a recipe, binary, or an attacker's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advprune.core.params import DENSE, Params
+from advprune.core.train_settings import BinarySettings
+from advprune.data import Split
+from advprune.models.spec import spec_of
+from advprune.training.base import load_or_train, spec_for
+from advprune.training.binary import binary_spec, train_binary
+from advprune.training.growth import Grown, grow
+from advprune.training.surrogate import train_surrogate
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a network is trained on and with.
+
+    splits: uint8 images by name, `train` and `val`. parent: of a model that has one, the network
+    that it is made from. state: where unfinished training is kept, to be resumed after a kill.
+    """
+
+    params: Params
+    splits: Mapping[str, Split]
+    device: torch.device
+    state: Path
+    parent: nn.Module | None = None
+
+    def run(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
+        """The network of a recipe (`dense-<recipe>`) or of an entry of `models` with `do: train`,
+        and its facts for the card: setting, history and, where channels were grown, growth."""
+        params, setting = self.params, self.params.setting(name)
+        profile, train, val = params.active(), self.splits["train"], self.splits["val"]
+        growth: Grown | None = None
+        if name not in params.models:
+            recipe = name.removeprefix(f"{DENSE}-")
+            known = train, val, params.seed, self.device, self.state
+            model, history = load_or_train(profile, recipe, setting, *known)
+        elif isinstance(setting, BinarySettings):
+            model, history, growth = self._binary(setting)
+        else:
+            target = None
+            if params.models[name].section == "substitutes" and self.parent is not None:
+                target = self.parent.to(self.device)
+            known = train, val, params.seed, self.device, self.state
+            model, history = train_surrogate(profile, setting, *known, target)
+        facts = {"setting": setting.model_dump(exclude_none=True), "history": history}
+        return model, facts | ({"growth": growth.model_dump()} if growth else {})
+
+    def _binary(
+        self, setting: BinarySettings
+    ) -> tuple[nn.Module, list[dict[str, float]], Grown | None]:
+        """A binary network, after Early-Growth where the setting asks for it."""
+        profile, seed = self.params.active(), self.params.seed
+        train, val = (self.splits[name] for name in ("train", "val"))
+        pairs = (train.images, train.labels), (val.images, val.labels)
+        base, grown = spec_for(profile.model, train), None
+        if setting.growth is not None:
+            kept = self.state.with_name("growth.pt")
+            grown = grow(base, setting.growth, profile.train, *pairs, seed, self.device, kept)
+        widest = spec_of(self.parent) if setting.channels == "uniform" and self.parent else None
+        spec = binary_spec(base, grown, widest)
+        known = profile.train, *pairs, seed, self.device, self.state
+        return *train_binary(spec, setting, *known), grown

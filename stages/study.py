@@ -1,0 +1,56 @@
+"""Stage study: one experiment beside the leaderboard."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common import SPLITS, ProfileOption, Workspace, script
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="An entry of `studies:`.")],
+    profile: ProfileOption = None,
+) -> None:
+    """Write records/<profile>/<name>/records.parquet, and what else the study records."""
+    from advprune.core.device import setup
+    from advprune.core.distributed import is_main
+    from advprune.core.files import atomic
+    from advprune.core.resume import Parts
+    from advprune.models.checkpoint import read_tensors
+    from advprune.studies import Given, run_study, settings_of
+
+    workspace = Workspace.open(profile)
+    params, settings = workspace.params, workspace.profile
+    known = settings_of(params, name).model_dump()
+    of = params.studies[name].of
+    adversarial = workspace.run(of, "adversarial.safetensors")
+    parts = Parts(
+        Path("checkpoints"),
+        name,
+        known,
+        settings.model_dump(),
+        params.attack.model_dump(),
+        params.seed,
+        files=[*map(workspace.data, SPLITS), workspace.run(of), adversarial],
+    )
+    given = Given(
+        name,
+        of,
+        params,
+        workspace.load(of),
+        workspace.card(of),
+        read_tensors(adversarial)[0],
+        workspace.splits(*SPLITS),
+        parts,
+        setup(),
+    )
+    for file, table in run_study(name, given).items():
+        if is_main():
+            with atomic(workspace.place("records", name) / f"{file}.parquet") as temporary:
+                table.to_parquet(temporary, index=False)
+    parts.discard()
+
+
+if __name__ == "__main__":
+    script(study, shared=True)
