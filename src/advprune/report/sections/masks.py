@@ -36,13 +36,13 @@ def masks(run: Run) -> list[Part]:
     inert = run.roots[0].card.get("inert") or 0.0
     about = (
         f"Compression: all parameters over those that are not zero. Attack: {run.main} (eps "
-        f"{budget(run.main_attack.eps)}, n = {run.n}); transfer: images crafted on the uncompressed "
-        "network."
+        f"{budget(run.main_attack.eps)}, n = {run.n}); transfer: images crafted on the "
+        "uncompressed network."
     )
     if inert > INERT:
         about += (
-            f" {percent(inert)} % of its parameters meet only padding and have no gradient; schemes "
-            "that rank by gradients remove them first or last."
+            f" {percent(inert)} % of its parameters meet only padding and have no gradient; "
+            "schemes that rank by gradients remove them first or last."
         )
     curve = Chart(
         "compression",
@@ -61,8 +61,8 @@ def masks(run: Run) -> list[Part]:
     if len(table := against_control(run, found)):
         text = (
             "Accuracy on images of the uncompressed network, beside random pruning at the setting "
-            "nearest in clean accuracy. p: McNemar on the same images, corrected for the attacks on "
-            "a setting (Holm); unmatched: clean accuracies differ (p < 0.05) or are at chance."
+            "nearest in clean accuracy. p: McNemar on the same images, corrected for the attacks "
+            "on a setting (Holm); unmatched: clean accuracies differ (p < 0.05) or are at chance."
         )
         parts.append(Part("GAP against random pruning", text, table))
     if len(table := other_sources(run)):
@@ -121,7 +121,7 @@ def _row(run: Run, point: Point) -> dict[str, Any]:
 
 
 def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
-    """Clean, white-box and transfer accuracy over compression, fine-tuned as each scheme's first."""
+    """Clean, white-box and transfer accuracy over compression, tuned as the scheme's first."""
     lines = []
     for family, own in found.items():
         known = [p for p in own if is_plain(p) and as_mapping(p.setting).get("compression")]
@@ -144,7 +144,7 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
 
 
 def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
-    """One row per setting of GAP and attack, beside random pruning of the nearest clean accuracy."""
+    """One row per setting of GAP and attack, beside random pruning of nearest clean accuracy."""
     rows: list[dict[str, Any]] = []
     controls = found.get(CONTROL, [])
     own = [point for family in GREEDY for point in found.get(family, []) if is_plain(point)]

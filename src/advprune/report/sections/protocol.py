@@ -223,7 +223,7 @@ def wide(chosen: list[Member]) -> pd.DataFrame:
 
 
 def adaptive_table(run: Run, found: list[Member]) -> pd.DataFrame:
-    """Members under each adaptive attack with its schedule, and in the worst case of each budget."""
+    """Members under each adaptive attack with its schedule, and in the worst case per budget."""
     rows = []
     for member in found:
         tables = member.adaptive(run)

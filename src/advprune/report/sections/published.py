@@ -1,4 +1,4 @@
-"""Published figures beside ours: hardly ever the same experiment, so each table says the regimes."""
+"""Published figures beside ours: hardly ever the same experiment, so each says its regime."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +15,8 @@ from advprune.report.sections import bitflips, masks, protocol, seeds
 from advprune.report.sections.sweep import sweep
 
 NOT_RUN = "not run here"
+Figures = tuple[theirs.Figure, ...]
+RANDOM = "accuracy:random flips"
 
 
 @section("Published results beside ours", order=120)
@@ -22,63 +24,19 @@ def published(run: Run) -> list[Part]:
     """One table for each published system that this run has something to set beside."""
     if not run.models:
         return []
-    profile = run.profile
     here = (
-        f"Here: {run.source}, {profile.model.described}, eps {budget(run.main_attack.eps)}, n = "
-        f"{run.n}, if nothing else is said. †: known from others, not read at its source."
+        f"Here: {run.source}, {run.profile.model.described}, eps {budget(run.main_attack.eps)}, n "
+        f"= {run.n}, if nothing else is said. †: known from others, not read at its source."
     )
-    seeded = (
-        "Theirs are trained for far longer (HYDRA: 220 epochs and 500,000 further images) and choose "
-        "the epoch by test images; ours are means over seeds of the last epoch, under the attacks of "
-        "the section on seeds."
-    )
-    systems = (
-        (
-            "E, S and R (nn-prune)",
-            nn_prune(run),
-            theirs.NN_PRUNE_SOURCE,
-            "Theirs: torchvision's ResNet18 on 1,000 ImageNet images, eps 0.03, step 0.001. Their "
-            "script swaps success rate and share of changed predictions, so neither is repeated; "
-            "the threshold of E is absolute, so what it removes depends on width and training.",
-        ),
-        (
-            "GAP",
-            gap(run),
-            theirs.GAP_SOURCE,
-            "Theirs attacks normalized images (8/255 is about 2/255 in pixels), scores on augmented "
-            "training images and fine-tunes at a rate of 1e-6; no control. Ours has the budget in "
-            "pixels, test images, a fine-tuning that trains, and random pruning as control.",
-        ),
-        (
-            "SAP and the attacks on it",
-            sap(run),
-            theirs.SAP_SOURCE,
-            "Theirs: CIFAR-10, all test images. Ours: few images, gradients of one step.",
-        ),
-        (
-            "Bit flips",
-            flips(run),
-            f"{theirs.BFA_SOURCE}. {theirs.RA_BNN_SOURCE}",
-            "Theirs are trained through the quantizer and wider. RA-BNN's code flips the sign of the "
-            "float weight behind a bit, so its counts are not counts of stored bits; BFA's code for "
-            "one bit allows only flips that lower the loss to first order.",
-        ),
-        ("HYDRA", hydra(run), theirs.HYDRA_SOURCE, seeded),
-        (
-            "The Adversarial Pruning Benchmark",
-            benchmark(run),
-            theirs.BENCHMARK_SOURCE,
-            f"Theirs: CIFAR-10, ResNet18, AutoAttack at eps 0.031, 10,000 test images. {seeded}",
-        ),
-    )
+    builders = (nn_prune, gap, sap, bfa, ra_bnn, hydra, benchmark)
     return [
-        Part(title, f"Source: {source}. {regime} {here}", table, folded=True)
-        for title, table, source, regime in systems
-        if len(table)
+        Part(one.title, f"Source: {one.source}. {one.differs} {here}", table, folded=True)
+        for one, build in zip(theirs.SYSTEMS, builders, strict=True)
+        if len(table := build(run, one.figures))
     ]
 
 
-def nn_prune(run: Run) -> pd.DataFrame:
+def nn_prune(run: Run, _: Figures) -> pd.DataFrame:
     """Their rows of E, S, R and int8 beside ours at the same setting, under the table's attacks."""
     if not run.studies_of("sweep"):
         return pd.DataFrame()
@@ -101,16 +59,16 @@ def _ends(column: str, name: str) -> Iterator[tuple[str, str]]:
     return zip((column, *bounds(column)), (name, *bounds(name)), strict=True)
 
 
-def gap(run: Run) -> pd.DataFrame:
-    """GAP's models, their quantized copies and the control, on images of the network they resist."""
+def gap(run: Run, figures: Figures) -> pd.DataFrame:
+    """GAP, its quantized copies and the control, on images of the network that they resist."""
     rows = []
     for model in run.compressed:
         of = model.parent if model.kind == "quantized" else model.root
         copied = run.has(of) and run.model(of).family in masks.GREEDY
         if model.family in masks.GREEDY or copied or model.family == masks.CONTROL:
-            key = "int8" if copied else "transfer"
-            on, found = theirs.GAP[key] if model.family != masks.CONTROL else ("control", "none")
-            row = {"published_setting": on, "published": found, "model": model.name}
+            known = [one for one in figures if one.key == ("int8" if copied else "transfer")]
+            row = _theirs(*known) if model.family != masks.CONTROL else {"published": "no control"}
+            row["model"] = model.name
             carried, white = model.transferred(run.main, of), model.attack(run.main)
             row |= rated("clean_accuracy", clean_accuracy(white))
             row |= {"images_of": of} | rated("transfer_accuracy", remnant_accuracy(carried))
@@ -118,7 +76,7 @@ def gap(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sap(run: Run) -> pd.DataFrame:
+def sap(run: Run, figures: Figures) -> pd.DataFrame:
     """The published gain and the attacks on both variants, SAP beside its dense network."""
     members = protocol.members(run)
     rows: list[dict[str, Any]] = []
@@ -137,7 +95,7 @@ def sap(run: Run) -> pd.DataFrame:
                     chosen.append(("not broken" if member is own else "broken", member, name, eps))
         for key, member, attack, eps in chosen:
             pair = [one.over_budgets(attack).get(eps) for one in (member, dense)]
-            row = dict(zip(("published_setting", "published"), theirs.SAP[key], strict=True))
+            row = _theirs(*(one for one in figures if one.key == key))
             row |= {"member": member.name, "attack": attack, "eps": eps}
             for name, records in zip(("SAP", "dense"), pair, strict=True):
                 if records is not None:
@@ -146,24 +104,38 @@ def sap(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def flips(run: Run) -> pd.DataFrame:
-    """BFA and RA-BNN: published counts beside the entry that is stored alike."""
+def bfa(run: Run, figures: Figures) -> pd.DataFrame:
+    """BFA: published counts beside the entry that is stored alike."""
+    return _flips(run, figures)
+
+
+def ra_bnn(run: Run, figures: Figures) -> pd.DataFrame:
+    """RA-BNN: published counts beside binary networks of the same channels."""
+    return _flips(run, figures)
+
+
+def _flips(run: Run, figures: Figures) -> pd.DataFrame:
     entries = bitflips.entries(run)
     if not entries:
         return pd.DataFrame()
     table = bitflips.table_of(entries)
-    ours = {row.entry: row for row in table[table.search == bitflips.UNTARGETED].itertuples()}
+    ours = {
+        row["entry"]: row for row in table[table.search == bitflips.UNTARGETED].to_dict("records")
+    }
     by_kind = {_stored(run, entry): entry.name for entry in reversed(entries)}
+    columns = ("entry", "clean_accuracy", *bitflips.counts(entries[0].under()), RANDOM)
     rows = []
-    for system, published in (("BFA", theirs.BFA), ("RA-BNN", theirs.RA_BNN)):
-        for key, (setting, figure) in published.items():
-            row: dict[str, Any] = {"system": system, "published_setting": setting}
-            row |= {"published": figure, "entry": NOT_RUN}
-            if found := ours.get(by_kind.get(BESIDE[key], "")):
-                row |= {"entry": found.entry, "clean_accuracy": found.clean_accuracy}
-                row |= {k: getattr(found, k) for k in bitflips.counts(entries[0].under())}
-            rows.append(row)
+    for one in figures:
+        row: dict[str, Any] = _theirs(one) | {"entry": NOT_RUN}
+        if found := ours.get(by_kind.get(BESIDE[one.key], "")):
+            row |= {name: found[name] for name in columns}
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _theirs(one: theirs.Figure) -> dict[str, Any]:
+    mark = " †" if one.unread else ""
+    return {"published_setting": one.setting, "published": one.figure + mark}
 
 
 # What is set beside a published count: bits of the first dense network, of one that was trained to
@@ -185,7 +157,7 @@ def _stored(run: Run, entry: bitflips.Entry) -> str:
     return f"{entry.bits} bits" if entry.model == run.roots[0].name else entry.name
 
 
-def hydra(run: Run) -> pd.DataFrame:
+def hydra(run: Run, _: Figures) -> pd.DataFrame:
     """HYDRA's table: PGD accuracy of dense, LWM and HYDRA networks beside ours."""
     ours = _trained(run)
     rows: list[dict[str, Any]] = []
@@ -199,7 +171,7 @@ def hydra(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def benchmark(run: Run) -> pd.DataFrame:
+def benchmark(run: Run, _: Figures) -> pd.DataFrame:
     """One row per method, theirs and ours: clean and robust accuracy at three sparsities."""
     ours = _trained(run)
     rows: list[dict[str, Any]] = []

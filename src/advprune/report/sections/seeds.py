@@ -16,7 +16,7 @@ from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm, right
 from advprune.evaluate.crossed import Mean, mean
 from advprune.evaluate.verdict import worst_case
 from advprune.report.chart import Chart
-from advprune.report.formats import bounds, budget, counted, listed, number, percent
+from advprune.report.formats import bounds, budget, counted, listed, number
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
@@ -50,7 +50,7 @@ class Point:
 
     @property
     def sparsity(self) -> float | None:
-        """The share of weights removed, as set; 0 of the dense network, None where it is not set."""
+        """The share of weights removed, as set; 0 of the dense network, None where not set."""
         return 0.0 if self.family == DENSE else self.setting.get("sparsity")
 
     @property
@@ -265,7 +265,7 @@ def course(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def search(history: pd.DataFrame) -> pd.DataFrame:
-    """Distances of tickets from the dense network over the steps of the search, means over seeds."""
+    """Distances of tickets from the dense network over search steps, means over seeds."""
     known = history.dropna(subset="kernel_distance")
     return pd.DataFrame(
         {"ticket": point, "steps": int(step), "of": words}
