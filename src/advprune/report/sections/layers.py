@@ -49,7 +49,7 @@ def layers(run: Run) -> list[Part]:
                 "line",
                 rows,
                 x="depth",
-                y="value",
+                y="number",
                 series="family",
                 panel="measure",
                 hover=("layer",),
@@ -118,7 +118,7 @@ def over_depth(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
         known = [places.get(name, places.get(name.rpartition(".")[0])) for name in table.layer]
         table = table.assign(depth=known, sigma=_sigma(table)).dropna(subset="depth")
         for measure, words in MEASURES.items():
-            columns = {"depth": table.depth, "layer": table.layer, "value": table[measure]}
+            columns = {"depth": table.depth, "layer": table.layer, "number": table[measure]}
             rows.append(pd.DataFrame(columns).assign(family=family, measure=words))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 

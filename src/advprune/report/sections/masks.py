@@ -54,7 +54,7 @@ def masks(run: Run) -> list[Part]:
         low="accuracy_low",
         high="accuracy_high",
         panel="images",
-        log_x=True,
+        ordered=True,
         hover=("setting",),
     )
     parts = [Part("Accuracy over compression", about, chart=curve)]
@@ -127,9 +127,7 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
         known = [p for p in own if is_plain(p) and as_mapping(p.setting).get("compression")]
         tuned = [as_mapping(point.setting).get("finetune") for point in known]
         alike = [p for p, how in zip(known, tuned, strict=True) if how == tuned[0]]
-        for point in sorted(alike, key=lambda one: as_mapping(one.setting)["compression"]):
-            if len(alike) < 2:
-                continue
+        for point in alike if len(alike) > 1 else ():
             white, carried = point.white[run.main], point.transferred[run.main]
             rates = {
                 "clean": clean_accuracy(white),
@@ -140,7 +138,8 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
             x |= {"setting": words(point)}
             lines += [x | {"images": key} | rated("accuracy", one) for key, one in rates.items()]
     columns = ["family", "compression", "setting", "images", "accuracy"]
-    return pd.DataFrame(lines, columns=[*columns, "accuracy_low", "accuracy_high"])
+    found = pd.DataFrame(lines, columns=[*columns, "accuracy_low", "accuracy_high"])
+    return found.sort_values("compression", kind="stable", ignore_index=True)
 
 
 def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:

@@ -199,9 +199,9 @@ def over_budgets(chosen: list[Member]) -> pd.DataFrame:
     """Accuracy of each member over the budget under both attacks: one row per mark of the chart."""
     rows = [
         {"member": one.name, "family": one.family or "dense", "setting": number(one.setting)}
-        | {"attack": attack, "eps": eps}
+        | {"attack": words, "eps": eps}
         | rated("accuracy", remnant_accuracy(records))
-        for attack in (FGSM, ITERATIVE)
+        for attack, words in ((FGSM, "one step (FGSM)"), (ITERATIVE, "iterative"))
         for one in chosen
         for eps, records in one.over_budgets(attack).items()
     ]

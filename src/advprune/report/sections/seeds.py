@@ -30,7 +30,6 @@ CONTROLS = {
 COURSE = {"probe_clean": "clean", "probe_robust": "robust"}
 CHOSEN = {"val_accuracy": "probe_clean", "val_robust_accuracy": "probe_robust"}
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
-LEAST = 1e-3  # smaller distances, and those that are negative by chance, are drawn here
 Side = Literal["clean", "robust"]
 
 
@@ -89,14 +88,13 @@ def _parts(run: Run, name: str) -> list[Part]:
         f"sparsity-{name}",
         "points",
         over_sparsity(points),
-        x="sparsity",
+        x="point",
         y="accuracy",
         series="family",
         low="accuracy_low",
         high="accuracy_high",
         panel="images",
-        ordered=True,
-        hover=("point", "seed_deviation"),
+        hover=("sparsity", "seed_deviation"),
     )
     parts = [Part(f"Accuracy over sparsity, {about}", text, table_of(points), chart)]
     if len(table := pair_table(run, points)):
@@ -116,7 +114,6 @@ def _parts(run: Run, name: str) -> list[Part]:
             y="distance",
             series="ticket",
             panel="of",
-            log_y=True,
             reference=1.0,
             x_label="search steps",
             y_label="squared distance",
@@ -268,8 +265,7 @@ def search(history: pd.DataFrame) -> pd.DataFrame:
     """Distances of tickets from the dense network over search steps, means over seeds."""
     known = history.dropna(subset="kernel_distance")
     return pd.DataFrame(
-        {"ticket": point, "steps": int(step), "of": words}
-        | {"distance": max(own[column].mean(), LEAST)}
+        {"ticket": point, "steps": int(step), "of": words} | {"distance": own[column].mean()}
         for column, words in DISTANCES.items()
         for (point, step), own in known.groupby(["point", "step"], sort=False)
     )
