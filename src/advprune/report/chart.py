@@ -18,8 +18,7 @@ from advprune.report.formats import bounds, heading, kind_of, texts
 class Chart:
     """A figure in long form: one row of `data` is one mark.
 
-    name: unique in the report and a file name, `security-standard`. kind: `line`, `points`, `bars`,
-    `heatmap` (x and y are names, `value` is the coloured number) or `images` (x and y name the
+    name: unique in the report and a file name, `security-standard`. kind: `line`, `points`, `heatmap` (x and y are names, `value` is the coloured number) or `images` (x and y name the
     column and the row of a grid; `value` holds uint8 arrays `[C, H, W]`).
     x: numbers, or names, which are placed side by side in the order of appearance. ordered: numbers
     on x are placed side by side as well, with their values as labels (budgets, layers).
@@ -33,7 +32,7 @@ class Chart:
     """
 
     name: str
-    kind: Literal["line", "points", "bars", "heatmap", "images"]
+    kind: Literal["line", "points", "heatmap", "images"]
     data: pd.DataFrame
     x: str
     y: str
@@ -95,7 +94,7 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
 
 
 def _named(chart: Chart) -> bool:
-    return chart.ordered or chart.kind == "bars" or not is_numeric_dtype(chart.data[chart.x])
+    return chart.ordered or not is_numeric_dtype(chart.data[chart.x])
 
 
 def _panel(

@@ -73,7 +73,7 @@ def live(chart: Chart, places: Places) -> Plot:
         made = _heatmap(chart)
         return Plot(_item(made, chart.name), [], made.height, wide=True)
     found = panels(chart, places)
-    draw = {"line": _lines, "points": _points, "bars": _bars}[chart.kind]
+    draw = {"line": _lines, "points": _points}[chart.kind]
     height = HEIGHT if len(found) == 1 else SMALL
     made_all: list[Any] = []
     for panel in found:
@@ -187,20 +187,6 @@ def _points(made: Any, chart: Chart, panel: Panel) -> None:
     _hover(made, marks)
 
 
-def _bars(made: Any, chart: Chart, panel: Panel) -> None:
-    marks, width = [], 0.8 / max(len(panel.series), 1)
-    for place, series in enumerate(panel.series):
-        source, shift = _source(series), (place - (len(panel.series) - 1) / 2) * width
-        source.data["x"] = [x + shift for x in source.data["x"]]
-        look: dict[str, Any] = {"color": colour(series.place, INK), "fill_alpha": 0.7}
-        bar = made.vbar("x", 0.95 * width, "y", source=source, name=plain(series.name), **look)
-        marks.append(bar)
-        _slim(bar)
-        if chart.low:
-            made.add_layout(
-                Whisker(base="x", upper="high", lower="low", source=source, line_color=INK)
-            )
-    _hover(made, marks)
 
 
 def _heatmap(chart: Chart) -> Any:

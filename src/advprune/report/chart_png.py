@@ -57,7 +57,7 @@ def _drawn(chart: Chart, places: Places) -> Figure:
     found = panels(chart, places)
     figure, axes = _figure(len(found), 3.4 if len(found) == 1 else 2.3)
     for ax, panel in zip(axes, found, strict=True):
-        {"line": _lines, "points": _points, "bars": _bars}[chart.kind](ax, chart, panel)
+        {"line": _lines, "points": _points}[chart.kind](ax, chart, panel)
         _axes(ax, chart, panel, last=panel is found[-1])
     handles = {
         label: handle
@@ -125,15 +125,6 @@ def _points(ax: Axes, chart: Chart, panel: Panel) -> None:
         ax.scatter([], [], marker=sign, facecolors="none", edgecolors="#666666", label=name)
 
 
-def _bars(ax: Axes, chart: Chart, panel: Panel) -> None:
-    width = 0.8 / max(len(panel.series), 1)
-    for place, series in enumerate(panel.series):
-        data, shift = series.data, (place - (len(panel.series) - 1) / 2) * width
-        look: dict[str, Any] = {"color": colour(series.place, "black"), "alpha": 0.7}
-        ax.bar(data.x + shift, data.y, width, label=series.name or None, **look)
-        if chart.low:
-            ends = [data.y - data.low, data.high - data.y]
-            ax.errorbar(data.x + shift, data.y, ends, fmt="none", ecolor="black", elinewidth=0.8)
 
 
 def _heatmap(chart: Chart) -> Figure:

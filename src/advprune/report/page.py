@@ -20,8 +20,7 @@ from advprune.report.section import Part, sections
 from advprune.report.summary import QUESTION, summary
 
 CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
-LONG = 12  # rows from which a table is folded
-PICTURE = 48  # pixels a side to which small images are enlarged
+LONG = 16  # rows from which a table is folded
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,12 @@ def _row(run: "Run", model: "Model") -> dict[str, Any]:
     return row | {"images": _fingerprint(run), "robust_images": hits}
 
 
+def without_own(table: pd.DataFrame) -> pd.DataFrame:
+    """The results with no transfer for dense networks: there it is their own images."""
+    own, columns = table.model == table.root, table.columns.str.startswith("transfer_")
+    return table.assign(**{name: table[name].mask(own) for name in table.columns[columns]})
+
+
 def _fingerprint(run: "Run") -> str:
     """Short sha256 of the test images and labels, in order."""
     labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")

@@ -6,7 +6,7 @@ import pandas as pd
 
 from advprune.core.errors import UserError
 from advprune.report.formats import bounds, budget, heading, texts
-from advprune.report.results import RESULTS, read_results
+from advprune.report.results import RESULTS, read_results, without_own
 
 BRIEF = (
     *("model", "sparsity", "bits", "clean_accuracy", "robust_accuracy"),
@@ -57,7 +57,7 @@ def _brief(table: pd.DataFrame) -> pd.DataFrame:
     """The columns that have any value, as text, with their headings."""
     known = [column for column in BRIEF if table[column].notna().any()]
     robust = [*known, *bounds("robust_accuracy")]
-    return texts(table[robust]).rename(columns=heading)
+    return texts(without_own(table)[robust]).rename(columns=heading)
 
 
 def _aligned(table: pd.DataFrame) -> str:

@@ -1,17 +1,17 @@
 """Every model with its robust accuracy, its cost, and whether the number can be believed."""
 
-import numpy as np
 import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import budget, bounds
+from advprune.report.results import without_own
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 BOARD = (
-    *("model", "recipe", "sparsity", "bits", "clean_accuracy", "robust_accuracy"),
-    *("against_dense", "p_against_dense", "transfer_accuracy", "flips_to_chance", "ece", "macs"),
-    *("passes", "verdict"),
+    *("model", "clean_accuracy", "robust_accuracy", "verdict", "against_dense", "p_against_dense"),
+    *("transfer_accuracy", "sparsity", "bits", "flips_to_chance", "ece", "macs", "passes"),
+    "recipe",
 )
 SIZES = (
     *("model", "parameters", "nonzero", "prune_ratio", "sparsity", "file_bytes", "macs"),
@@ -23,11 +23,8 @@ SIZES = (
 @section("Leaderboard", order=10)
 def leaderboard(run: Run) -> list[Part]:
     """The table of all models, robust over clean accuracy, and what else is known of each."""
-    main, table = run.main_attack, run.results
+    main, table = run.main_attack, without_own(run.results)
     table = table.assign(passes=table.forwards + table.gradients)
-    # A dense network's own images are no transfer.
-    sent = [column for column in table if column.startswith("transfer_")]
-    table.loc[[model.is_dense for model in run.models], sent] = np.nan
     text = (
         f"Robust accuracy: images that no attack of the suite breaks ({main.norm}, eps "
         f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals."
