@@ -232,8 +232,8 @@ def _print(study: "Study", checkpoint: Path) -> None:
 
 def _rates(study: "Study", model: "Model") -> Iterator[list[str]]:
     """Clean accuracy, what each attack of the suite leaves, and what all of them together do."""
+    from advprune.core.params import RESERVED
     from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-    from advprune.report.costs import attack_names
     from advprune.report.text import with_interval
 
     def row(name: str, rate: Any, *passes: str) -> list[str]:
@@ -243,8 +243,9 @@ def _rates(study: "Study", model: "Model") -> Iterator[list[str]]:
         return [f"{float(records[kind].mean()):,.0f}" for kind in ("gradients", "forwards")]
 
     yield row("clean", clean_accuracy(model.attack(study.main)), "", "")
-    for name in attack_names(study):
-        if len(records := model.attack(name)):
+    for name in model.records.attack.unique():
+        if name not in RESERVED:
+            records = model.attack(name)
             yield row(name, remnant_accuracy(records), *costs(records))
     if len(study.models) > 1:
         yield row(
