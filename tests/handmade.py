@@ -82,7 +82,13 @@ def model(
     tables.append(records("curve_steps", hits(kept.get("field", N)), clean))
     entry = params.models.get(name)
     facts = {"bits": BITS.get(name, 32), "sparsity": 0.0, "prune_ratio": 0.0, "parameters": 1000}
-    facts |= {"setting": None, "twin_agreement": 1.0, "nonzero": 1000, "macs": 10, "file_bytes": 4000}
+    facts |= {
+        "setting": None,
+        "twin_agreement": 1.0,
+        "nonzero": 1000,
+        "macs": 10,
+        "file_bytes": 4000,
+    }
     return Model(
         name=name,
         family=params.family(name),
@@ -102,8 +108,10 @@ def model(
 def settings(studies: Mapping[str, Any] | None = None, **changes: Any) -> Params:
     """The repository's settings with few models and these studies."""
     raw = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    del raw["profiles"]["digits"]["protocol"]  # its own budgets: tests have theirs
     recipes = {"standard": {"method": "standard"}, "robust": {"method": "pgd"}}
-    own = {"recipes": recipes, "models": MODELS, "studies": dict(studies or {})}
+    protocol = {"eps": [0, "eps/2", "eps"], "iterative": {"step": "eps/4", "steps": 3}}
+    own = {"recipes": recipes, "protocol": protocol, "models": MODELS, "studies": dict(studies or {})}
     return Params.model_validate(raw | own | {"profile": "digits"} | changes)
 
 

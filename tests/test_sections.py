@@ -1,4 +1,4 @@
-"""Sections on models: transfer, curves, layers, calibration, costs, growth; and all of them alike."""
+"""Sections on models: transfer, curves, layers, calibration, costs, growth; and all alike."""
 
 import json
 from dataclasses import replace
@@ -99,7 +99,9 @@ def test_differences_at_other_budgets_are_corrected_together() -> None:
     dense = replace(dense, records=with_curve("d", [40, 30, 20, 10, 5, 0]))
     pruned = replace(pruned, records=with_curve("e", [40, 20, 14, 10, 5, 0]))
     found = curves.beyond_budget(run_of([dense, pruned], params))
-    assert found.eps.tolist() == [eps[1]]  # eps 0 is no budget; p = 0.03125 of 6 images is corrected
+    assert found.eps.tolist() == [
+        eps[1]
+    ]  # eps 0 is no budget; p = 0.03125 of 6 images is corrected
     assert found.p.iloc[0] == pytest.approx(5 * mcnemar(0, 10))
     assert found.difference.iloc[0] == -0.25 and found["accuracy:of dense"].iloc[0] == 0.75
 
@@ -147,7 +149,9 @@ def test_bins_of_the_reliability_diagram() -> None:
 
 def test_passes_are_the_median_over_the_models_of_a_kind() -> None:
     params = settings()
-    chosen = [model(name, params, {}) for name in ("dense-standard", "E-standard", "clamp-standard")]
+    chosen = [
+        model(name, params, {}) for name in ("dense-standard", "E-standard", "clamp-standard")
+    ]
     spent = [
         replace(one, records=one.records.assign(gradients=float(k)))
         for k, one in zip((1, 7, 2), chosen, strict=True)
