@@ -76,5 +76,11 @@ def _defaults(setting: Any) -> Iterator[str]:
     """`name: default` of each field; what has to be given is `…`."""
     for name, field in setting.model_fields.items():
         value = field.get_default(call_default_factory=True)
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-        yield f"{name}: {'…' if value is PydanticUndefined else shown}"
+        yield f"{name}: {'…' if value is PydanticUndefined else _yaml(value)}"
+
+
+def _yaml(value: Any) -> str:
+    """A default as params.yaml would have it."""
+    if hasattr(value, "model_dump"):
+        return f"{{{', '.join(f'{key}: {_yaml(one)}' for key, one in value.model_dump().items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
