@@ -1,21 +1,20 @@
 """Bit flips: how many stored bits an attacker must flip until a network guesses.
 
 Rakin, He and Fan, Bit-Flip Attack (ICCV 2019). Counts are Hamming distances of stored weights, mean
-and t interval over batches that the attacker may have; seeds that did not reach chance are told and
-never averaged.
+and t interval over batches that the attacker may have. Where a batch did not reach chance no mean
+is given, but a lower bound of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import comb
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.compare import ALPHA, holm
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm
 from advprune.evaluate.faults import (
-    FlipComparison,
     Reached,
     accuracy_after,
     at_the_end,
@@ -30,6 +29,8 @@ from advprune.report.formats import percent
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
+UNTARGETED, RANDOM = "untargeted", "random"
+
 
 @dataclass(frozen=True, eq=False)
 class Entry:
@@ -43,14 +44,9 @@ class Entry:
     records: pd.DataFrame
     level: float
 
-    def under(self, variant: str = "untargeted") -> Reached:
-        """Bits to chance under a variant."""
+    def under(self, variant: str = UNTARGETED) -> Reached:
+        """Bits to chance under a variant of the search."""
         return to_chance(self.records, self.level, variant)
-
-    @property
-    def clean(self) -> float:
-        """Accuracy as stored, before any flip."""
-        return clean_accuracy(self.records)
 
 
 @section("Bit flips", order=80)
@@ -61,13 +57,14 @@ def bitflips(run: Run) -> list[Part]:
         return []
     flips = run.profile.flips
     text = (
-        f"Stored bits an attacker must flip until accuracy on the test images (n = "
-        f"{len(run.clean_images)}) is at most {percent(run.chance)} %, found by progressive bit "
-        f"search on {flips.images} training images without labels; mean and 95 % interval over "
-        f"{flips.seeds} batches. Where a batch did not reach chance, the count is a lower bound "
-        "(at least). Random: after as many random flips."
+        f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
+        f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
+        f"training images without labels; mean and 95 % interval over {flips.seeds} batches. At "
+        "least: the lower bound where a batch did not reach chance. Margin: a loss that ignores "
+        f"images that are wrong already; targeted: all images into class {flips.target}; random: "
+        "accuracy after as many random flips."
     )
-    chart = Chart(
+    curve = Chart(
         "bitflip",
         "line",
         curves(found),
@@ -79,23 +76,20 @@ def bitflips(run: Run) -> list[Part]:
         panel="search",
         reference=run.chance,
     )
-    parts = [Part("Flips to chance", text, table_of(found), chart)]
-    if len(table := pair_table(found, run.roots[0].name)):
+    parts = [Part("Flips to chance", text, table_of(found), curve)]
+    pairs = pairs_of(found, run.roots[0].name)
+    if pairs:
         words = (
             "p: Gehan's exact rank test over batches, corrected for all comparisons (Holm). Each "
             "network was trained once, and greedy search gives an upper bound: more bits may mean "
-            f"a search that fails.{_power(pairs(found, run.roots[0].name))}"
+            "a search that fails."
         )
-        parts.append(Part("Flips to chance, compared", words, table))
-    if len(table := searches(found)):
-        words = (
-            "Margin: a loss that ignores images that are wrong already. Targeted: all images into "
-            f"class {flips.target}. On the same batches."
-        )
-        parts.append(Part("Other searches", words, table, folded=True))
-    chart = Chart("bitflip-places", "heatmap", places(found), x="layer", y="entry", value="share")
-    words = "Share of an entry's untargeted flips, all batches together."
-    return [*parts, Part("Where the flips land", words, hits(found), chart, folded=True)]
+        if not can_differ(pairs):
+            words += " With so few batches no difference can be shown."
+        parts.append(Part("Flips to chance, compared", words, pair_table(pairs)))
+    places = Chart("bitflip-places", "heatmap", landed(found), x="layer", y="entry", value="share")
+    words = "Share of an entry's untargeted flips in each layer, all batches together."
+    return [*parts, Part("Where the flips land", words, None, places, folded=True)]
 
 
 def entries(run: Run) -> list[Entry]:
@@ -103,109 +97,80 @@ def entries(run: Run) -> list[Entry]:
     found = []
     for name, study in run.studies_of("bitflip").items():
         setting = study.settings
+        stored = int(setting.get("bits", 8)), setting.get("scale", "layer")
         variants = tuple(setting.get("variants", ()))
-        scale, bits = setting.get("scale", "layer"), int(setting.get("bits", 8))
-        records = run.studies[name]
-        found.append(Entry(name, study.of, bits, scale, variants, records, run.chance))
+        found.append(Entry(name, study.of, *stored, variants, run.studies[name], run.chance))
     return found
 
 
 def counts(reached: Reached) -> dict[str, Any]:
-    """Flips to chance with interval; `at_least` in their place where a batch did not reach it."""
+    """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
     spread = reached.spread
-    known = spread.mean if spread else None
+    # A t interval may reach below what can be counted.
     low = None if spread is None or spread.low is None else max(spread.low, 0.0)
     return {
-        "flips_to_chance": known,
+        "flips_to_chance": spread.mean if spread else None,
         "flips_to_chance_low": low,
         "flips_to_chance_high": spread.high if spread else None,
         "at_least_flips": reached.least if reached.bits and spread is None else None,
-        "seeds_at_chance": f"{len(reached.uncensored)} of {len(reached.bits)}",
     }
 
 
 def table_of(found: Sequence[Entry]) -> pd.DataFrame:
-    """One row per entry: what is stored, flips to chance, accuracy after as many random flips."""
+    """One row per entry and search: flips to chance, accuracy in the end and after random flips."""
     rows = []
     for entry in found:
-        flips, values = accuracy_after(entry.records, entry.under().least)
-        row: dict[str, Any] = {"entry": entry.name, "model": entry.model, "bits": entry.bits}
-        row |= {"scale": entry.scale, "stored_bits": int(entry.records.stored_bits.iloc[0])}
-        row |= {"clean_accuracy": entry.clean} | counts(entry.under())
-        row |= {"random_flips": flips, "accuracy:random": fmean(values) if values else None}
-        rows.append(row | {"accuracy:random, least": min(values) if values else None})
+        top = entry.records[(entry.records.variant == UNTARGETED) & (entry.records.flip > 0)]
+        stored = {"entry": entry.name, "model": entry.model, "bits": entry.bits}
+        stored |= {"scale": entry.scale, "stored_bits": int(entry.records.stored_bits.iloc[0])}
+        for variant in (UNTARGETED, *entry.variants):
+            reached = entry.under(variant)
+            row: dict[str, Any] = stored | {"search": variant}
+            row |= {"clean_accuracy": clean_accuracy(entry.records)} | counts(reached)
+            row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
+            row["end_accuracy"] = fmean(at_the_end(entry.records, variant))
+            if variant == UNTARGETED:
+                _, values = accuracy_after(entry.records, reached.least)
+                row["accuracy:random flips"] = fmean(values) if values else None
+                row["accuracy:random flips, least"] = min(values, default=None)
+                row["highest_bit_share"] = float((top.bit == entry.bits - 1).mean())
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """An entry beside the one that it is measured by."""
-
-    entry: Entry
-    reference: Entry
-    test: FlipComparison
-
-    @property
-    def outcome(self) -> str:
-        """more, fewer, not significant, or at chance before any flip."""
-        if any(one.clean <= one.level for one in (self.entry, self.reference)):
-            return "at chance"
-        if not self.test.differs:
-            return "not significant"
-        return "more" if self.test.harder else "fewer"
+Pair = tuple[Entry, Entry]
 
 
-def pairs(found: Sequence[Entry], root: str) -> list[Pair]:
-    """Each entry with the first one, and with the network `root` where it is stored alike; p-values
-    hold for all of them together (Holm)."""
-    chosen = []
+def pairs_of(found: Sequence[Entry], root: str) -> list[Pair]:
+    """Each entry with the first one, and with the network `root` where it is stored alike."""
+    pairs = []
     for entry in found[1:]:
         stored = root, entry.bits, entry.scale
         alike = [one for one in found if (one.model, one.bits, one.scale) == stored][:1]
         references = dict.fromkeys([found[0], *alike])
-        chosen += [(entry, one) for one in references if one is not entry]
-    tests = [compare_flips(entry.under(), other.under()) for entry, other in chosen]
-    corrected = holm([test.p for test in tests])
-    return [
-        Pair(*both, replace(test, p=p))
-        for both, test, p in zip(chosen, tests, corrected, strict=True)
-    ]
+        pairs += [(entry, one) for one in references if one is not entry]
+    return pairs
 
 
-def pair_table(found: Sequence[Entry], root: str) -> pd.DataFrame:
-    """One row per comparison. times: flips of the entry over those of the reference."""
-    return pd.DataFrame(
-        {
-            "entry": pair.entry.name,
-            "model": pair.entry.model,
-            "reference": pair.reference.name,
-            **{k: v for k, v in counts(pair.entry.under()).items() if k != "seeds_at_chance"},
-            "flips_to_chance:reference": counts(pair.reference.under())["flips_to_chance"],
-            "times": pair.test.ratio,
-            "p": pair.test.p,
-            "outcome": pair.outcome,
-        }
-        for pair in pairs(found, root)
-    )
+def can_differ(pairs: Sequence[Pair]) -> bool:
+    """Whether so many batches could show a difference in any of the pairs after correction."""
+    sizes = [[len(one.under().bits) for one in pair] for pair in pairs]
+    return min(2 / comb(sum(both), both[0]) for both in sizes) * len(pairs) < ALPHA
 
 
-def _power(tests: Sequence[Pair]) -> str:
-    """A sentence where so few batches could not have shown anything."""
-    sizes = [[len(one.under().bits) for one in (p.entry, p.reference)] for p in tests]
-    least = min((2 / comb(sum(pair), pair[0]) for pair in sizes), default=0.0)
-    return "" if least * len(tests) < ALPHA else " With so few batches no difference can be shown."
-
-
-def searches(found: Sequence[Entry]) -> pd.DataFrame:
-    """One row per entry and other search (margin, targeted)."""
-    return pd.DataFrame(
-        {"entry": entry.name, "search": variant}
-        | counts(entry.under(variant))
-        | {"end_accuracy": fmean(at_the_end(entry.records, variant))}
-        | {"flips_to_chance:untargeted": counts(entry.under())["flips_to_chance"]}
-        for entry in found
-        for variant in entry.variants
-    )
+def pair_table(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One row per pair; p holds for all of them together (Holm). times: the ratio of the means."""
+    tests = [compare_flips(entry.under(), other.under()) for entry, other in pairs]
+    rows = []
+    for (entry, other), test, p in zip(pairs, tests, holm([t.p for t in tests]), strict=True):
+        outcome = "not significant" if p >= ALPHA else "more" if test.higher > 0 else "fewer"
+        if any(clean_accuracy(one.records) <= one.level for one in (entry, other)):
+            outcome = AT_CHANCE
+        row: dict[str, Any] = {"entry": entry.name, "model": entry.model, "reference": other.name}
+        row |= counts(entry.under())
+        row["flips_to_chance:reference"] = counts(other.under())["flips_to_chance"]
+        rows.append(row | {"times": test.ratio, "p": p, "outcome": outcome})
+    return pd.DataFrame(rows)
 
 
 def curves(found: Sequence[Entry]) -> pd.DataFrame:
@@ -214,46 +179,25 @@ def curves(found: Sequence[Entry]) -> pd.DataFrame:
     tables = [
         over_flips(entry.records, variant)
         .rename(columns=names)
-        .assign(entry=entry.name, search=words)
-        for variant, words in (("untargeted", "chosen flips"), ("random", "random flips"))
+        .assign(entry=entry.name, search=name)
+        for variant, name in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))
         for entry in found
     ]
     return pd.concat(tables, ignore_index=True)
 
 
-def untargeted(entry: Entry) -> pd.DataFrame:
-    """The untargeted flips of all batches."""
-    table = entry.records
-    return table[(table.variant == "untargeted") & (table.flip > 0)]
-
-
-def hits(found: Sequence[Entry]) -> pd.DataFrame:
-    """One row per entry: the three layers hit most often, and the share of the highest bit."""
-    rows = []
-    for entry in found:
-        flips = untargeted(entry)
-        shares = flips.layer.value_counts(normalize=True)
-        top = [f"{layer} {percent(share)} %" for layer, share in shares.head(3).items()]
-        highest = float((flips.bit == entry.bits - 1).mean()) if len(flips) else None
-        row: dict[str, Any] = {"entry": entry.name, "flips": len(flips), "layers_hit": len(shares)}
-        row |= {"layers": int(entry.records.layers.iloc[0]), "most_often": ", ".join(top)}
-        rows.append(row | {"highest_bit_share": highest})
-    return pd.DataFrame(rows)
-
-
-def places(found: Sequence[Entry]) -> pd.DataFrame:
-    """The share of each entry's flips in each layer that was hit by any, in order of depth."""
+def landed(found: Sequence[Entry]) -> pd.DataFrame:
+    """The share of each entry's untargeted flips by layer, of layers that were hit, by depth."""
     depths: dict[str, int] = {}
+    shares: dict[tuple[str, str], float] = {}
     for entry in found:
-        flips = untargeted(entry)
-        depths |= dict(zip(flips.layer, flips.depth, strict=True))
-    rows = []
-    for entry in found:
-        by_layer = landing(entry.records, entry.bits).sum(axis=1)  # [layers]
-        known = dict(untargeted(entry)[["layer", "depth"]].drop_duplicates().to_numpy())
-        rows += [
-            {"entry": entry.name, "layer": layer}
-            | {"share": float(by_layer[known[layer]] / by_layer.sum()) if layer in known else 0.0}
-            for layer in sorted(depths, key=lambda name: (depths[name], name))
-        ]
-    return pd.DataFrame(rows)
+        flips = entry.records[(entry.records.variant == UNTARGETED) & (entry.records.flip > 0)]
+        by_depth = landing(entry.records, entry.bits).sum(axis=1)  # [layers]
+        for layer, depth in flips[["layer", "depth"]].drop_duplicates().itertuples(index=False):
+            depths.setdefault(layer, depth)
+            shares[entry.name, layer] = float(by_depth[depth] / by_depth.sum())
+    return pd.DataFrame(
+        {"entry": entry.name, "layer": layer, "share": shares.get((entry.name, layer), 0.0)}
+        for entry in found
+        for layer in sorted(depths, key=lambda name: depths[name])
+    )

@@ -8,6 +8,7 @@ from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
 BINS = 15
+FEW = 5  # a bin of fewer images is not drawn
 SIDES = {"clean": "clean", "adv": "attacked"}
 SCORES = ("ece", "nll", "brier")
 
@@ -25,16 +26,15 @@ def calibration(run: Run) -> list[Part]:
     for group, models in run.groups.items():
         chart = Chart(
             f"reliability-{group}",
-            "points",
+            "line",
             reliability(run, models),
             x="confidence",
             y="accuracy",
             series="model",
-            size="images_share",
             panel="side",
             hover=("n",),
         )
-        words = "Accuracy over mean confidence in each bin; larger markers hold more images."
+        words = f"Accuracy over mean confidence in each bin of at least {FEW} images."
         parts.append(Part(f"Reliability, {group}", words, None, chart, folded=True))
     return parts
 
@@ -52,25 +52,24 @@ def table_of(run: Run) -> pd.DataFrame:
 
 
 def reliability(run: Run, models: list[Model]) -> pd.DataFrame:
-    """The bins of some models on both sides."""
+    """The bins of some models on both sides, of those with enough images."""
     tables = [
         reliability_bins(model.attack(run.main), side).assign(model=model.name, side=word)
         for model in models
         for side, word in SIDES.items()
     ]
-    return pd.concat(tables, ignore_index=True)
+    found = pd.concat(tables, ignore_index=True)
+    return found[found.n >= FEW].reset_index(drop=True)
 
 
 def reliability_bins(records: pd.DataFrame, side: str, bins: int = BINS) -> pd.DataFrame:
     """Equal-width bins of the confidence, as ECE has them: (k/bins, (k+1)/bins].
 
-    side: clean or adv. One row per bin that is not empty: n, images_share (of all images),
-    confidence (mean) and accuracy.
+    side: clean or adv. One row per bin that is not empty: n, confidence (mean) and accuracy.
     """
     sure = records[f"{side}_confidence"].to_numpy()
     index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     hits = (records[f"{side}_pred"] == records.label).to_numpy().astype(float)
     table = pd.DataFrame({"bin": index, "n": 1, "confidence": sure, "accuracy": hits})
     how = {"n": "sum", "confidence": "mean", "accuracy": "mean"}
-    found = table.groupby("bin").agg(how).reset_index(drop=True)
-    return found.assign(images_share=found.n / len(records))
+    return table.groupby("bin").agg(how).reset_index(drop=True)

@@ -31,8 +31,8 @@ def curves(run: Run) -> list[Part]:
     for name, (curve, column, words) in KINDS.items():
         text = {
             "security": f"Schedule of {run.main} with its step in proportion to eps.",
-            "steps": f"Steps of {run.main} at its budget; a curve that still falls at its end shows "
-            "that the attack has not converged.",
+            "steps": f"Steps of {run.main} at its budget; a curve that still falls at its end "
+            "shows that the attack has not converged.",
         }[name]
         for group, models in run.groups.items():
             rows = pd.DataFrame(

@@ -107,20 +107,27 @@ def channels(found: dict[str, Any]) -> pd.DataFrame:
 
 
 def course(found: dict[str, Any]) -> pd.DataFrame:
-    """Shares of channels that are on over epochs, and the wide network's accuracies."""
+    """Shares of channels that are on over epochs, inside blocks the mean of a stage's blocks."""
     history = pd.DataFrame(found["history"])
-    lines = {"density": ("all", "channels between blocks")}
-    lines |= {"base_density": ("of the base network", "channels between blocks")}
-    for group in groups(history):
-        where = "channels inside blocks" if "_" in group else "channels between blocks"
-        lines[SHARE + group] = (name_of(group), where)
-    lines |= {"val_accuracy": ("validation", "accuracy of the wide network")}
-    lines |= {"train_accuracy": ("training", "accuracy of the wide network")}
-    tables = [
-        pd.DataFrame({"epoch": history.epoch, "share": history[column]}).assign(
-            channels=name, of=of
-        )
-        for column, (name, of) in lines.items()
-        if column in history
+    between, inside, wide = "channels between blocks", "channels inside blocks", "accuracy"
+    lines = [
+        ("all", between, history.density),
+        ("of the base network", between, history.base_density),
     ]
-    return pd.concat(tables, ignore_index=True)
+    for group in groups(history):
+        if "_" not in group:
+            lines.append((group, between, history[SHARE + group]))
+            blocks = [SHARE + name for name in groups(history) if name.startswith(f"{group}_")]
+            if blocks:
+                lines.append((group, inside, history[blocks].mean(axis=1)))
+    lines += [
+        ("validation", wide, history.val_accuracy),
+        ("training", wide, history.train_accuracy),
+    ]
+    tables = [
+        pd.DataFrame({"epoch": history.epoch, "share": values, "channels": name, "of": of})
+        for name, of, values in lines
+    ]
+    order = {of: place for place, of in enumerate((between, inside, wide))}
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.sort_values("of", key=lambda of: of.map(order), kind="stable")

@@ -25,16 +25,16 @@ def layers(run: Run) -> list[Part]:
     if not known:
         return []
     text = (
-        "Claim (nn-prune): PGD acts on the input layer and on the layer before the classifier. Rank "
-        "1: the attack moves this layer most. A layer stands out if it is in the top tenth, by each "
-        f"of two measures ({run.main}, eps {budget(run.main_attack.eps)}, n = {run.n})."
+        "Claim (nn-prune): PGD acts on the input layer and on the layer before the classifier. "
+        "Rank 1: the attack moves this layer most. A layer stands out if it is in the top tenth, "
+        f"by each of two measures ({run.main}, eps {budget(run.main_attack.eps)}, n = {run.n})."
     )
     ranks = pd.DataFrame({"model": model.name} | standing(model.layers) for model in known)
     parts = [Part("First and last layer", text, ranks)]
     if len(table := clamped(run)):
         words = (
-            "Standard deviation of feature maps under attack over that on clean images, in the last "
-            "residual stage: models with clamped maps beside their dense network."
+            "Standard deviation of feature maps under attack over that on clean images, in the "
+            "last residual stage: models with clamped maps beside their dense network."
         )
         parts.append(Part("Spread of feature maps under clamp", words, table))
     words = (
@@ -49,7 +49,7 @@ def layers(run: Run) -> list[Part]:
                 "line",
                 rows,
                 x="depth",
-                y="value",
+                y="number",
                 series="family",
                 panel="measure",
                 hover=("layer",),
@@ -118,7 +118,7 @@ def over_depth(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
         known = [places.get(name, places.get(name.rpartition(".")[0])) for name in table.layer]
         table = table.assign(depth=known, sigma=_sigma(table)).dropna(subset="depth")
         for measure, words in MEASURES.items():
-            columns = {"depth": table.depth, "layer": table.layer, "value": table[measure]}
+            columns = {"depth": table.depth, "layer": table.layer, "number": table[measure]}
             rows.append(pd.DataFrame(columns).assign(family=family, measure=words))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 

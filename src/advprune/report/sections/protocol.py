@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from advprune.core.params import AttackSettings
@@ -19,7 +18,7 @@ from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
-from advprune.report.formats import budget, counted, number, p_text, points
+from advprune.report.formats import budget, counted, number
 from advprune.report.results import outcome, rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
@@ -31,7 +30,7 @@ RULES = {
     "constant": "factors held constant",
     "scale": "through the scale",
     "identity": "straight through (BPDA)",
-    None: "the model's own rule",
+    None: "the model's own",
 }
 
 
@@ -51,30 +50,20 @@ class Member:
         return isinstance(self.setting, Mapping) and self.setting.get("where") == "conv"
 
     @property
-    def is_published(self) -> bool:
-        """Whether it is a line of the published figure, and not a control or variant."""
-        return self.family in (None, SAP, "dropout") and not self.on_convolutions
-
-    @property
     def fraction(self) -> float:
         """SAP's draws as a fraction of a map."""
         of = self.setting["fraction"] if isinstance(self.setting, Mapping) else self.setting
         return float(of)
 
-    def under(self, attack: str) -> pd.DataFrame:
-        """Its records under an attack of one budget, by image; empty where it was not run."""
-        return self.rows[self.rows.attack == attack].sort_values("index", ignore_index=True)
-
     def over_budgets(self, attack: str) -> dict[float, pd.DataFrame]:
         """Its records under an attack by budget, rising."""
         parts = self.rows[self.rows.attack == attack].groupby("eps", sort=True)
-        found = {float(eps): rows.sort_values("index", ignore_index=True) for eps, rows in parts}
-        return found
+        return {float(e): rows.sort_values("index", ignore_index=True) for e, rows in parts}
 
     def adaptive(self, run: Run) -> dict[str, pd.DataFrame]:
         """Its records under each adaptive attack that it went through."""
-        found = {name: self.under(name) for name in run.profile.protocol.adaptive}
-        return {name: rows for name, rows in found.items() if len(rows)}
+        tables = {name: self.over_budgets(name) for name in run.profile.protocol.adaptive}
+        return {name: next(iter(found.values())) for name, found in tables.items() if found}
 
 
 @section("SAP's published protocol", order=60)
@@ -87,34 +76,35 @@ def protocol(run: Run) -> list[Part]:
     text = (
         f"FGSM with gradients and predictions averaged over {settings.draws} draws; the iterative "
         f"attack ({counted(settings.iterative.steps, 'step')}, "
-        f"{counted(settings.iterative.draws, 'draw')} a step) and the adaptive ones are scored by "
+        f"{counted(settings.iterative.draws, 'draw')} each) and the adaptive ones are scored by "
         f"mean logits over {run.params.attack.score_draws} draws; n = {n} test images."
     )
     parts = []
     if len(table := gains(run, found)):
         about = (
             f"SAP at the fraction nearest to 1 against its dense network. {text} p: McNemar on the "
-            "same images, corrected for the budgets of an attack (Holm). Worst case: per image over "
-            f"the adaptive attacks of one budget. {_answer(table)}"
+            "same images, corrected for the budgets of an attack (Holm). Worst case: per image, of "
+            "the adaptive attacks of one budget."
         )
-        parts.append(Part("Does SAP's published gain survive?", about, table))
-    adaptive = adaptive_table(run, found)
-    if len(adaptive):
+        parts.append(Part("Does SAP's published gain survive adaptive attacks?", about, table))
+    if len(table := adaptive_table(run, found)):
         about = (
             "Scored by mean logits, by a single draw, and with an image counted as broken only if "
             "at least 9 of 10 draws are wrong. Passes are per image."
         )
-        parts.append(Part("Adaptive attacks", about, adaptive))
+        parts.append(Part("Adaptive attacks", about, table))
     if len(table := rules(run, found)):
         about = (
-            "Pairs of adaptive attacks that differ only in the backward rule; negative: straight "
-            "through leaves less. p: McNemar on the same images, corrected for the pairs of a member "
-            "(Holm)."
+            "Adaptive attacks that differ only in the backward rule, straight through against the "
+            "other; negative: it leaves less. p: McNemar, corrected per member (Holm)."
         )
         parts.append(Part("Backward rules", about, table))
+    published = [m for m in found if m.family in (None, SAP, "dropout") and not m.on_convolutions]
+    others = [member for member in found if member not in published]
+    dense = [member for member in found if member.family is None][:1] if others else []
     for title, name, chosen in (
-        ("SAP and dropout over the budget", "protocol", [m for m in found if m.is_published]),
-        ("Controls and variants over the budget", "controls", _controls(found)),
+        ("SAP and dropout over the budget", "protocol", published),
+        ("Controls and variants over the budget", "controls", [*dense, *others]),
     ):
         if chosen:
             chart = Chart(
@@ -131,8 +121,6 @@ def protocol(run: Run) -> list[Part]:
                 hover=("family", "setting"),
             )
             parts.append(Part(title, text, wide(chosen), chart, folded=name == "controls"))
-    if settings.adaptive:
-        parts.append(Part("Settings of these attacks", "", schedules(run), folded=True))
     return parts
 
 
@@ -144,13 +132,6 @@ def members(run: Run) -> list[Member]:
         for name, own in study.members.items()
         if len(rows := run.studies[key][run.studies[key].member == name])
     ]
-
-
-def _controls(found: list[Member]) -> list[Member]:
-    """What is not in the published figure, after the first dense network; empty where none is."""
-    others = [member for member in found if not member.is_published]
-    dense = [member for member in found if member.family is None]
-    return dense[:1] + others if others else []
 
 
 def pairs(found: list[Member]) -> list[tuple[Member, Member]]:
@@ -174,94 +155,57 @@ def worst_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def by_budget(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
     """Attacks in groups of one budget each: a worst case over several would mean nothing."""
-    groups: list[dict[str, pd.DataFrame]] = []
+    groups: list[tuple[float, dict[str, pd.DataFrame]]] = []
     for name, table in tables.items():
-        for group in groups:
-            if _same_budget(table, next(iter(group.values()))):
-                group[name] = table
-                break
+        eps = float(table.eps.iloc[0])
+        same = next((group for at, group in groups if isclose(at, eps, rel_tol=1e-6)), None)
+        if same is None:
+            groups.append((eps, {name: table}))
         else:
-            groups.append({name: table})
-    return groups
-
-
-def _same_budget(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    return isclose(one.eps.iloc[0], other.eps.iloc[0], rel_tol=1e-6)
+            same[name] = table
+    return [group for _, group in groups]
 
 
 def gains(run: Run, found: list[Member]) -> pd.DataFrame:
     """SAP against its dense network: clean, under both attacks by budget, and the worst case."""
     rows: list[dict[str, Any]] = []
+
+    def add(attack: str, tests: Mapping[float, Comparison]) -> None:
+        for eps, test in tests.items():
+            row: dict[str, Any] = {"member": sap.name, "parent": sap.parent, "attack": attack}
+            row |= {"eps": eps} | rated("accuracy:SAP", test.first)
+            row |= rated("accuracy:dense", test.second)
+            row |= {"difference": test.difference, "p": test.p, "outcome": outcome(test)}
+            rows.append(row)
+
     for sap, dense in pairs(found):
-        one, other = sap.over_budgets(FGSM), dense.over_budgets(FGSM)
-        if not one or not other:
-            continue
-        least = min(one)
-        rows.append(_gain(sap, dense, "none", 0.0, compare(one[least], other[least], "clean")))
         for attack in (FGSM, ITERATIVE):
             own, others = sap.over_budgets(attack), dense.over_budgets(attack)
             budgets = [eps for eps in own if eps > 0 and eps in others]
+            if attack == FGSM and budgets:
+                first = budgets[0]
+                add("none", {0.0: compare(own[first], others[first], "clean")})
             tests = corrected([compare(own[eps], others[eps]) for eps in budgets])
-            rows += [
-                _gain(sap, dense, attack, eps, test)
-                for eps, test in zip(budgets, tests, strict=True)
-            ]
-        own, others = sap.adaptive(run), dense.adaptive(run)
-        for group in by_budget({name: table for name, table in own.items() if name in others}):
-            test = compare(worst_of(group), worst_of({name: others[name] for name in group}))
+            add(attack, dict(zip(budgets, tests, strict=True)))
+        tables, others_of = sap.adaptive(run), dense.adaptive(run)
+        for group in by_budget({name: t for name, t in tables.items() if name in others_of}):
+            test = compare(worst_of(group), worst_of({name: others_of[name] for name in group}))
             eps = float(next(iter(group.values())).eps.iloc[0])
-            rows.append(_gain(sap, dense, f"adaptive, {WORST}", eps, test))
+            add(f"adaptive, {WORST}" if len(group) > 1 else next(iter(group)), {eps: test})
     return pd.DataFrame(rows)
-
-
-def _gain(sap: Member, dense: Member, attack: str, eps: float, test: Comparison) -> dict[str, Any]:
-    row: dict[str, Any] = {"member": sap.name, "parent": sap.parent, "attack": attack, "eps": eps}
-    row |= rated("accuracy:SAP", test.first)
-    row |= rated("accuracy:dense", test.second)
-    return row | {"difference": test.difference, "p": test.p, "outcome": outcome(test)}
-
-
-def _answer(table: pd.DataFrame) -> str:
-    """The gain under FGSM of the first pair in a sentence, beside the worst case at its budget."""
-    own = table[table.member == table.member.iloc[0]]
-    fgsm = own[own.attack == FGSM]
-    shown = fgsm[fgsm.outcome == "higher"]
-    if shown.empty:
-        return "Under FGSM no gain is significant."
-    top = shown.loc[shown.difference.idxmax()]
-    said = (
-        f"Under FGSM at eps {budget(top.eps)} the gain is {points(top.difference)} points "
-        f"({p_text(top.p)})"
-    )
-    worst = own[own.attack == f"adaptive, {WORST}"]
-    at = worst[np.isclose(worst.eps, top.eps, rtol=1e-6)]
-    if at.empty:
-        return f"{said}; no adaptive attack was run at this budget."
-    left = at.iloc[0]
-    result = {"higher": "it is", "lower": "there is a loss of"}.get(
-        left.outcome, "not significant,"
-    )
-    return f"{said}; under the adaptive attacks {result} {points(left.difference)} points " + (
-        f"({p_text(left.p)})."
-    )
 
 
 def over_budgets(chosen: list[Member]) -> pd.DataFrame:
     """Accuracy of each member over the budget under both attacks: one row per mark of the chart."""
     rows = [
-        {
-            "member": member.name,
-            "family": member.family or "dense",
-            "setting": number(member.setting),
-        }
-        | {"attack": attack, "eps": eps}
+        {"member": one.name, "family": one.family or "dense", "setting": number(one.setting)}
+        | {"attack": words, "eps": eps}
         | rated("accuracy", remnant_accuracy(records))
-        for attack in (FGSM, ITERATIVE)
-        for member in chosen
-        for eps, records in member.over_budgets(attack).items()
+        for attack, words in ((FGSM, "one step (FGSM)"), (ITERATIVE, "iterative"))
+        for one in chosen
+        for eps, records in one.over_budgets(attack).items()
     ]
-    columns = ["member", "family", "setting", "attack", "eps", "accuracy"]
-    return pd.DataFrame(rows, columns=[*columns, "accuracy_low", "accuracy_high"])
+    return pd.DataFrame(rows)
 
 
 def wide(chosen: list[Member]) -> pd.DataFrame:
@@ -279,25 +223,28 @@ def wide(chosen: list[Member]) -> pd.DataFrame:
 
 
 def adaptive_table(run: Run, found: list[Member]) -> pd.DataFrame:
-    """Members under each adaptive attack and in the worst case of each budget."""
+    """Members under each adaptive attack with its schedule, and in the worst case per budget."""
     rows = []
     for member in found:
         tables = member.adaptive(run)
-        rows += [_adaptive(member, name, {name: table}) for name, table in tables.items()]
+        for name, table in tables.items():
+            one = run.profile.protocol.adaptive[name]
+            how = {"backward": RULES[one.backward], "loss": one.loss, "steps": one.steps}
+            how |= {"draws": one.draws, "momentum": one.momentum}
+            rows.append(_scores(member, name, {name: table}) | how)
         groups = [group for group in by_budget(tables) if len(group) > 1]
-        rows += [_adaptive(member, WORST, group) for group in groups]
+        rows += [_scores(member, WORST, group) for group in groups]
     return pd.DataFrame(rows)
 
 
-def _adaptive(member: Member, attack: str, parts: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _scores(member: Member, attack: str, parts: dict[str, pd.DataFrame]) -> dict[str, Any]:
     table = worst_of(parts)
     single = rate((table.adv_single_pred == table.label).to_numpy())
     most = rate((table.adv_wrong < MOST_DRAWS).to_numpy())
     row: dict[str, Any] = {"member": member.name, "attack": attack, "eps": float(table.eps.iloc[0])}
     row["clean_accuracy"] = clean_accuracy(table).value
     row |= rated("accuracy:mean logits", remnant_accuracy(table))
-    row |= rated("accuracy:single draw", single)
-    row |= rated("accuracy:9 of 10 draws", most)
+    row |= rated("accuracy:single draw", single) | rated("accuracy:9 of 10 draws", most)
     costs = ("gradients", "forwards")
     return row | {key: sum(float(one[key].mean()) for one in parts.values()) for key in costs}
 
@@ -306,17 +253,16 @@ def rules(run: Run, found: list[Member]) -> pd.DataFrame:
     """Each pair of attacks that differ only in the rule, straight through against another."""
     settings, rows = run.profile.protocol.adaptive, []
     for member in found:
-        tables = member.adaptive(run)
+        tables = member.adaptive(run) if member.family == SAP else {}
         straight = [name for name in tables if settings[name].backward == "identity"]
         duels = [(a, b) for a in straight for b in tables if _only_rule(settings[a], settings[b])]
         tests = corrected([compare(tables[a], tables[b]) for a, b in duels])
-        if member.family == SAP:
-            rows += [
-                {"member": member.name, "straight_through": a, "other": b}
-                | {"rule": RULES[settings[b].backward]}
-                | {"difference": test.difference, "p": test.p, "outcome": outcome(test)}
-                for (a, b), test in zip(duels, tests, strict=True)
-            ]
+        rows += [
+            {"member": member.name, "straight_through": a, "other": b}
+            | {"rule": RULES[settings[b].backward], "difference": test.difference}
+            | {"p": test.p, "outcome": outcome(test)}
+            for (a, b), test in zip(duels, tests, strict=True)
+        ]
     return pd.DataFrame(rows)
 
 
@@ -324,16 +270,3 @@ def _only_rule(one: AttackSettings, other: AttackSettings) -> bool:
     ignored = {"backward", "note"}
     alike = one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
     return alike and one.backward != other.backward
-
-
-def schedules(run: Run) -> pd.DataFrame:
-    """The settings of the iterative and the adaptive attacks; the iterative one at every budget."""
-    settings = run.profile.protocol
-    named = {ITERATIVE: settings.iterative} | settings.adaptive
-    return pd.DataFrame(
-        {"attack": name, "eps": "every budget" if name == ITERATIVE else budget(one.eps)}
-        | {"step_share": one.step / one.eps if one.eps else None, "steps": one.steps}
-        | {"draws": one.draws, "backward": RULES[one.backward], "momentum": one.momentum}
-        | {"loss": one.loss, "start": "random" if one.random_start else "clean image"}
-        for name, one in named.items()
-    )

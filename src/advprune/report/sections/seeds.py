@@ -5,7 +5,7 @@ covers other seeds and other images. Two points are compared on the same images 
 networks of the same seeds: the differences are paired in both.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -16,21 +16,21 @@ from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm, right
 from advprune.evaluate.crossed import Mean, mean
 from advprune.evaluate.verdict import worst_case
 from advprune.report.chart import Chart
-from advprune.report.formats import budget, counted, listed, number, percent
+from advprune.report.formats import bounds, budget, counted, listed, number
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-DENSE = "dense"
+DENSE = "dense"  # the point that nothing was done to
 # Families that learn which weights stay, and those that show what the learning is good for.
 CONTROLS = {
     "HYDRA": ("LWM",),
     "AWT": ("NTT", "inherited_ticket", "magnitude_ticket", "random_ticket"),
 }
-Side = Literal["clean", "robust"]
+# Accuracies on validation images by epoch; of a dense network those by which its epoch was chosen.
 COURSE = {"probe_clean": "clean", "probe_robust": "robust"}
 CHOSEN = {"val_accuracy": "probe_clean", "val_robust_accuracy": "probe_robust"}
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
-LEAST = 1e-3  # smaller distances, and those that are negative by chance, are drawn here
+Side = Literal["clean", "robust"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Point:
 
     @property
     def sparsity(self) -> float | None:
-        """The share of weights removed, as set; 0 of the dense network, None where it is not set."""
+        """The share of weights removed, as set; 0 of the dense network, None where not set."""
         return 0.0 if self.family == DENSE else self.setting.get("sparsity")
 
     @property
@@ -76,53 +76,76 @@ def _parts(run: Run, name: str) -> list[Part]:
     points = points_of(run, name)
     if not points:
         return []
-    dense, *others = points
-    sparse = [one for one in others if one.sparsity]
-    study, many = run.params.studies[name], name if len(run.studies_of("seeds")) > 1 else ""
+    study = run.params.studies[name]
+    (count, n), about = points[0].clean.shape, f"on {study.of}"
     attacks = list(dict.fromkeys([run.main, *study.settings.get("attacks", [])]))
-    counts = dense.clean.shape
     text = (
-        f"Robust: worst case over {listed(attacks)} (eps {budget(run.main_attack.eps)}); n = "
-        f"{counts[1]} test images, {counted(counts[0], 'seed')}, each with its own dense network. "
-        "Intervals cover other seeds and other images (two-way random effects)."
+        f"Robust: worst case over {listed(attacks)} (eps {budget(run.main_attack.eps)}); n = {n} "
+        f"test images, {counted(count, 'seed')}, each with its own dense network. Intervals cover "
+        "other seeds and other images (two-way random effects)."
     )
     chart = Chart(
-        f"sparsity{many and '-'}{many}",
+        f"sparsity-{name}",
         "points",
-        over_sparsity(sparse, dense),
-        x="sparsity",
+        over_sparsity(points),
+        x="point",
         y="accuracy",
         series="family",
         low="accuracy_low",
         high="accuracy_high",
         panel="images",
-        ordered=True,
-        hover=("point", "seed_deviation"),
+        hover=("sparsity", "seed_deviation"),
     )
-    parts = [Part(f"Accuracy over sparsity {many}".strip(), text, table_of(points, dense), chart)]
+    parts = [Part(f"Accuracy over sparsity, {about}", text, table_of(points), chart)]
     if len(table := pair_table(run, points)):
         words = (
-            "Same sparsity, same dense network; differences are paired by seed and image. p: "
-            "corrected for the pairs of a family (Holm)."
+            "Same sparsity, same dense networks; differences are paired by seed and image. p: "
+            "corrected for the pairs of a family (Holm). A mask of which no weight is trained is "
+            "set beside the whole network, and beside the same training with nothing pruned."
         )
-        parts.append(Part("Learned masks against their controls", words, table))
-    if len(table := sub_networks(points)):
+        parts.append(Part(f"Learned masks against their controls, {about}", words, table))
+    history = run.studies.get(f"{name}.history", pd.DataFrame())
+    if "kernel_distance" in history:
+        chart = Chart(
+            f"tickets-{name}",
+            "line",
+            search(history),
+            x="steps",
+            y="distance",
+            series="ticket",
+            panel="of",
+            reference=1.0,
+            x_label="search steps",
+            y_label="squared distance",
+        )
         words = (
-            "No weight is trained, only the mask and batch-norm: against the whole network and "
-            "against the same training with nothing pruned. p is not corrected."
+            "Outputs and tangent kernel of tickets against the dense network at initialization: "
+            "squared distance over squared norm, mean over seeds."
         )
-        parts.append(Part("Sub-networks of given weights", words, table))
-    return parts + _courses(run, name)
+        parts.append(Part(f"Search for tickets, {about}", words, None, chart, folded=True))
+    if len(rows := course(history)):
+        chart = Chart(
+            f"training-{name}",
+            "line",
+            rows,
+            x="epoch",
+            y="accuracy",
+            series="point",
+            panel="images",
+        )
+        words = (
+            "Means over seeds on validation images, phases of a training one after another. The "
+            "last epoch is taken; no test image chooses."
+        )
+        parts.append(Part(f"Training, {about}", words, None, chart, folded=True))
+    return parts
 
 
 @cache
 def points_of(run: Run, name: str) -> list[Point]:
     """The dense networks, then the points of a study in params order."""
-    records = run.studies[name]
-    settings = {DENSE: {}} | {
-        key: as_mapping(point.get("setting"))
-        for key, point in run.params.studies[name].points.items()
-    }
+    records, given = run.studies[name], run.params.studies[name].points
+    settings = {DENSE: {}} | {key: as_mapping(one.get("setting")) for key, one in given.items()}
     return [
         _point(run, own, setting)
         for key, setting in settings.items()
@@ -135,8 +158,7 @@ def _point(run: Run, records: pd.DataFrame, setting: dict[str, Any]) -> Point:
     clean = [right(own[own.attack == run.main].sort_values("index"), "clean") for own in by_seed]
     robust = [right(worst_case(own, run.main)) for own in by_seed]
     zeros, first = float(records.groupby("seed").sparsity.first().mean()), records.iloc[0]
-    hits = np.stack(clean), np.stack(robust)
-    return Point(first.point, first.family, setting, zeros, *hits)
+    return Point(first.point, first.family, setting, zeros, np.stack(clean), np.stack(robust))
 
 
 def as_mapping(setting: Any) -> dict[str, Any]:
@@ -146,194 +168,104 @@ def as_mapping(setting: Any) -> dict[str, Any]:
     )
 
 
-def of_mean(found: Mean, name: str) -> dict[str, float]:
-    """`name`, `name_low`, `name_high`: an accuracy, its interval cut to [0, 1]."""
-    low, high = np.clip(found.interval, 0, 1)
-    return {name: found.value, f"{name}_low": float(low), f"{name}_high": float(high)}
-
-
-def of_difference(found: Mean, name: str) -> dict[str, float]:
-    """`name`, `name_low`, `name_high` of a difference."""
+def ranged(column: str, found: Mean) -> dict[str, float]:
+    """A mean as a column with its interval; that of an accuracy is cut to [0, 1]."""
     low, high = found.interval
-    return {name: found.value, f"{name}_low": low, f"{name}_high": high}
+    if column.endswith("accuracy"):
+        low, high = (float(end) for end in np.clip((low, high), 0, 1))
+    return dict(zip((column, *bounds(column)), (found.value, low, high), strict=True))
 
 
-def table_of(points: list[Point], dense: Point) -> pd.DataFrame:
+def table_of(points: list[Point]) -> pd.DataFrame:
     """One row per point: clean and robust accuracy, robust accuracy against the dense network."""
     rows = []
     for one in points:
         row: dict[str, Any] = {"point": one.name, "family": one.family}
         row |= {"sparsity:set": one.sparsity, "sparsity:found": one.zeros}
-        row |= of_mean(one.mean("clean"), "clean_accuracy")
-        row |= of_mean(one.mean("robust"), "robust_accuracy")
+        row |= ranged("clean_accuracy", one.mean("clean"))
+        row |= ranged("robust_accuracy", one.mean("robust"))
         row["seed_deviation"] = one.mean("robust").deviation
-        if one is not dense:
-            row |= of_difference(one.less(dense, "robust"), "robust_difference")
+        if one is not points[0]:
+            row |= ranged("robust_difference", one.less(points[0], "robust"))
         rows.append(row | {"setting": number(one.setting)})
     return pd.DataFrame(rows)
 
 
-def over_sparsity(points: list[Point], dense: Point) -> pd.DataFrame:
-    """One row per point and side, the dense network at sparsity 0."""
-    rows: list[dict[str, Any]] = [
+def over_sparsity(points: list[Point]) -> pd.DataFrame:
+    """One row per point and side, from dense to sparse; points without a sparsity are left out."""
+    known = [one for one in points if one.sparsity is not None]
+    return pd.DataFrame(
         {"point": one.name, "family": one.family, "sparsity": one.sparsity, "images": side}
         | {"seed_deviation": one.mean(side).deviation}
-        | of_mean(one.mean(side), "accuracy")
+        | ranged("accuracy", one.mean(side))
         for side in ("clean", "robust")
-        for one in [dense, *sorted(points, key=lambda point: point.sparsity or 0.0)]
-    ]
-    return pd.DataFrame(rows)
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """A point against a control. p: of the robust difference. void: both are at chance."""
-
-    point: Point
-    control: Point
-    p: float
-    void: bool
-
-    @property
-    def outcome(self) -> str:
-        """higher, lower, not significant, or at chance."""
-        if self.void or self.p >= ALPHA:
-            return AT_CHANCE if self.void else "not significant"
-        return "higher" if self.point.less(self.control, "robust").value > 0 else "lower"
-
-
-def pairs(run: Run, points: list[Point], family: str) -> list[Pair]:
-    """A family's points against controls of the same sparsity, both tuned or neither.
-
-    p-values are corrected over the family's pairs (Holm), those at chance apart.
-    """
-    found = [
-        Pair(one, other, one.less(other, "robust").p, all(_at_chance(run, p) for p in (one, other)))
-        for one in points
-        if one.family == family
-        for other in points
-        if other.family in CONTROLS[family] and _comparable(one, other)
-    ]
-    rest = iter(holm([pair.p for pair in found if not pair.void]))
-    return [pair if pair.void else replace(pair, p=next(rest)) for pair in found]
-
-
-def _at_chance(run: Run, point: Point) -> bool:
-    return point.mean("clean").interval[0] <= 1 / len(run.classes)
-
-
-def _comparable(one: Point, other: Point) -> bool:
-    return all(getattr(one, k) == getattr(other, k) for k in ("sparsity", "is_tuned"))
-
-
-def pair_table(run: Run, points: list[Point]) -> pd.DataFrame:
-    """One row per point and control."""
-    return pd.DataFrame(
-        _beside(pair.point, pair.control) | {"p": pair.p, "outcome": pair.outcome}
-        for family in CONTROLS
-        for pair in pairs(run, points, family)
+        for one in sorted(known, key=lambda point: point.sparsity or 0.0)
     )
 
 
-def _beside(one: Point, other: Point) -> dict[str, Any]:
-    row: dict[str, Any] = {"point": one.name, "control": other.name, "sparsity": one.sparsity}
-    row |= {"robust_accuracy": one.mean("robust").value}
-    row |= {"robust_accuracy:control": other.mean("robust").value}
-    row |= of_difference(one.less(other, "clean"), "clean_difference")
-    return row | of_difference(one.less(other, "robust"), "robust_difference")
+def controls_of(points: list[Point], one: Point) -> list[Point]:
+    """Controls of a learned mask: of the same sparsity, trained afterwards like it; where no weight
+    is trained the whole network, and the same training with nothing pruned."""
+    if one.family not in CONTROLS or not one.sparsity:
+        return []
+    if not one.is_tuned:
+        alike = [p for p in points if p.family == one.family and not p.is_tuned]
+        return [points[0], *(whole for whole in alike if whole.sparsity == 0)]
+    others = [p for p in points if p.family in CONTROLS[one.family] and p.is_tuned]
+    return [p for p in others if p.sparsity == one.sparsity]
 
 
-def sub_networks(points: list[Point]) -> pd.DataFrame:
-    """Points whose weights are those of their dense network, beside it and with nothing pruned."""
-    rows = []
-    for one in points:
-        if one.is_tuned or not one.sparsity:
-            continue
-        alike = [w for w in points if w.family == one.family and not w.is_tuned]
-        for other in [points[0], *(whole for whole in alike if whole.sparsity == 0)]:
-            rows.append(_beside(one, other) | {"p": one.less(other, "robust").p})
+def pair_table(run: Run, points: list[Point]) -> pd.DataFrame:
+    """One row per point and control; p of the robust difference, Holm within a family.
+
+    Pairs of which both are at chance when clean do not count.
+    """
+    rows: list[dict[str, Any]] = []
+    for family in CONTROLS:
+        learned = [one for one in points if one.family == family]
+        pairs = [(one, other) for one in learned for other in controls_of(points, one)]
+        tests = [one.less(other, "robust") for one, other in pairs]
+        void = [all(at_chance(run, one) for one in pair) for pair in pairs]
+        valid = iter(holm([test.p for test, out in zip(tests, void, strict=True) if not out]))
+        for (one, other), test, out in zip(pairs, tests, void, strict=True):
+            p = test.p if out else next(valid)
+            sign = "higher" if test.value > 0 else "lower"
+            row: dict[str, Any] = {"point": one.name, "control": other.name}
+            row |= {"sparsity": one.sparsity, "robust_accuracy": one.mean("robust").value}
+            row |= {"robust_accuracy:control": other.mean("robust").value}
+            row |= ranged("clean_difference", one.less(other, "clean"))
+            row |= ranged("robust_difference", test) | {"p": p}
+            row["outcome"] = AT_CHANCE if out else sign if p < ALPHA else "not significant"
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _courses(run: Run, name: str) -> list[Part]:
-    """Training over epochs, one chart per family that learns its mask, and the search for tickets."""
-    history, parts = run.studies.get(f"{name}.history", pd.DataFrame()), []
-    if history.empty:
-        return []
-    for family, controls in CONTROLS.items():
-        rows = course(history[history.family.isin([family, *controls, DENSE])])
-        if set(rows.point) - {DENSE}:
-            chart = Chart(
-                f"training-{family}",
-                "line",
-                rows,
-                x="epoch",
-                y="accuracy",
-                series="point",
-                panel="images",
-            )
-            text = (
-                "Means over seeds on validation images, phases of training one after another. The "
-                "last epoch is taken; no test image chooses."
-            )
-            parts.append(Part(f"Training of {family} and its controls", text, None, chart, True))
-    if len(rows := search(run, name)):
-        chart = Chart(
-            "tickets",
-            "line",
-            rows,
-            x="steps",
-            y="distance",
-            series="ticket",
-            low="distance_low",
-            high="distance_high",
-            panel="of",
-            log_y=True,
-            reference=1.0,
-            x_label="search steps",
-            y_label="squared distance",
-        )
-        text = (
-            "Outputs and tangent kernel of tickets against the dense network at initialization: "
-            "squared distance over squared norm, mean and range over seeds."
-        )
-        parts.append(Part("Search for tickets", text, None, chart, True))
-    return parts
+def at_chance(run: Run, point: Point) -> bool:
+    """Whether the clean accuracy's interval reaches down to guessing."""
+    return point.mean("clean").interval[0] <= 1 / len(run.classes)
 
 
 def course(history: pd.DataFrame) -> pd.DataFrame:
     """Accuracy on validation images over epochs, the phases of a training one after another."""
-    found = []
-    for point, own in history.groupby("point", sort=False):
-        if point == DENSE:  # its accuracies are those by which its epoch was chosen
+    rows = []
+    for point, own in history.groupby("point", sort=False) if len(history) else ():
+        if point == DENSE:
             own = own.drop(columns=list(COURSE), errors="ignore").rename(columns=CHOSEN)
         columns = [column for column in COURSE if column in own]
-        if own.empty or not columns or "epoch" not in own:
-            continue
-        means = own.groupby(["phase", "epoch"], sort=False)[columns].mean()
-        means = means.dropna(how="all").reset_index(drop=True)
+        means = own.groupby(["phase", "epoch"], sort=False)[columns].mean().dropna(how="all")
         for column in columns:
-            found += [
-                {"point": point, "epoch": epoch + 1, "images": COURSE[column], "accuracy": value}
-                for epoch, value in means[column].items()
+            rows += [
+                {"point": point, "epoch": epoch, "images": COURSE[column], "accuracy": value}
+                for epoch, value in enumerate(means[column], 1)
             ]
-    return pd.DataFrame(found, columns=["point", "epoch", "images", "accuracy"])
-
-
-def search(run: Run, name: str) -> pd.DataFrame:
-    """Distances from the dense network over the steps of the search; empty without tickets."""
-    history = run.studies[f"{name}.history"]
-    if "kernel_distance" not in history:
-        return pd.DataFrame()
-    known, rows = history.dropna(subset="kernel_distance"), []
-    settings = run.params.studies[name].points
-    for (point, family, step), own in known.groupby(["point", "family", "step"], sort=False):
-        sparsity = as_mapping(settings[point].get("setting")).get("sparsity")
-        for column, words in DISTANCES.items():
-            values = own[column].clip(lower=LEAST)
-            rows.append(
-                {"ticket": f"{family} {percent(sparsity)} %", "steps": int(step), "of": words}
-                | {"distance": values.mean(), "distance_low": values.min()}
-                | {"distance_high": values.max()}
-            )
     return pd.DataFrame(rows)
+
+
+def search(history: pd.DataFrame) -> pd.DataFrame:
+    """Distances of tickets from the dense network over search steps, means over seeds."""
+    known = history.dropna(subset="kernel_distance")
+    return pd.DataFrame(
+        {"ticket": point, "steps": int(step), "of": words} | {"distance": own[column].mean()}
+        for column, words in DISTANCES.items()
+        for (point, step), own in known.groupby(["point", "step"], sort=False)
+    )

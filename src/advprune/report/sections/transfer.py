@@ -30,9 +30,9 @@ def transfer(run: Run) -> list[Part]:
     )
     scenario_text = (
         f"Accuracy on images of other networks, n = {run.n}. Dense networks and attackers send the "
-        f"images of {listed(exchanged(run))}, models those of {run.main}; of an attacker the attack "
-        "that does more harm counts. All sources: an image counts as right if no other source "
-        "fools the model with it."
+        f"images of {listed(exchanged(run))}, models those of {run.main}; of an attacker the "
+        "attack that does more harm counts. All sources: an image counts as right if no other "
+        "source fools the model with it."
     )
     chart = Chart(
         "transfer",
@@ -49,8 +49,9 @@ def transfer(run: Run) -> list[Part]:
     ]
     if len(table := attackers(run)):
         text = (
-            "Surrogates are trained on labels, substitutes on the answers of their target. Accuracy "
-            "of the target on their images beside that on images of its dense network and its own."
+            "Surrogates are trained on labels, substitutes on the answers of their target. "
+            "Accuracy of the target on their images beside that on images of its dense network and "
+            "its own."
         )
         parts.append(Part("Networks of an attacker's own", text, table))
     if len(table := quantized(run)):
