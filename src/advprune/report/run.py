@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from advprune.core.attack_settings import AttackSettings
 from advprune.core.errors import UserError
-from advprune.core.params import PROBES, RESERVED, AttackSettings, Params, Profile
+from advprune.core.params import Params
+from advprune.core.profile import PROBES, RESERVED, Profile
 from advprune.evaluate.faults import Reached, guessing, to_chance
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
 
