@@ -1,7 +1,7 @@
 """The pages of the families and their rows in the README, from the docstrings of their modules.
 
-A module's docstring begins with the keys of its families and what they do; its paragraphs begin with
-a heading and a full stop (Claim, Formula, Source). Settings are those of the families' classes.
+A module's docstring begins with the keys of its families and what they do; its paragraphs begin
+with a heading and a full stop (Claim, Formula, Source). Settings are those of the families' classes.
 """
 
 import inspect
@@ -83,4 +83,6 @@ def _yaml(value: Any) -> str:
     """A default as params.yaml would have it."""
     if hasattr(value, "model_dump"):
         return f"{{{', '.join(f'{key}: {_yaml(one)}' for key, one in value.model_dump().items())}}}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
