@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import typer
 
 from advprune.core.errors import UserError
-from advprune.core.params import Params, Profile, load
+from advprune.core.params import Params, load
+from advprune.core.profile import Profile
 
 if TYPE_CHECKING:  # torch takes a while, and not every script needs it
     from torch import nn

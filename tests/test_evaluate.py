@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.core.attack_settings import AttackChoice, AttackSettings, CurveSettings, ExtraAttack, SuiteSettings
-from advprune.core.params import PROBES, Profile
+from advprune.core.attack_settings import (
+    AttackChoice,
+    AttackSettings,
+    CurveSettings,
+    ExtraAttack,
+    SuiteSettings,
+)
+from advprune.core.profile import PROBES, Profile
 from advprune.core.train_settings import TrainSettings
 from advprune.core.resume import Parts
 from advprune.evaluate import metrics, score

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.core.params import Profile
+from advprune.core.profile import Profile
 from advprune.core.train_settings import ModelSettings, SurrogateSettings, TrainSettings
 from advprune.data import Split, prepare, to_float
 from advprune.models.checkpoint import save_model

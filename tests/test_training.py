@@ -12,8 +12,13 @@ from torch import nn
 from advprune.attacks.pgd import pgd
 from advprune.core.errors import UserError
 from advprune.core.files import sha256_of
-from advprune.core.params import Profile
-from advprune.core.train_settings import ModelSettings, RecipeSettings, TrainSettings, WeightsSettings
+from advprune.core.profile import Profile
+from advprune.core.train_settings import (
+    ModelSettings,
+    RecipeSettings,
+    TrainSettings,
+    WeightsSettings,
+)
 from advprune.data import Split, prepare
 from advprune.training.adversarial import Method, collapsed, kl, pgd_images
 from advprune.training.base import load_or_train

@@ -73,7 +73,9 @@ def _metrics(profile: str, commit: str, where: str) -> "Side":
 
     listing = git("ls-tree", "-z", "--name-only", commit, f"metrics/{profile}/").split("\0")
     names = [name for name in listing if name.endswith(".json")]
-    found = {PurePosixPath(name).stem: _result(_shown(commit, name), where + name) for name in names}
+    found = {
+        PurePosixPath(name).stem: _result(_shown(commit, name), where + name) for name in names
+    }
     return Side({name: result for name, result in found.items() if result})
 
 

@@ -12,7 +12,7 @@ def report(profile: ProfileOption = None) -> None:
     `metrics/<profile>/` and `reports/<profile>/`, and prints where the page lies.
     """
     from advprune.core.params import load
-    from advprune.report.run import read_run
+    from advprune.report.read import read_run
     from advprune.report.write import write_metrics, write_report
 
     run = read_run(load(profile=profile))

@@ -23,7 +23,7 @@ from advprune.core.attack_settings import (
 )
 from advprune.core.device import salted
 from advprune.core.distributed import processes
-from advprune.core.params import CURVES
+from advprune.core.profile import CURVES
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.evaluate.records import DRAWS, predictions, score

@@ -14,7 +14,7 @@ from advprune.attacks.cost import Cost
 from advprune.core.ahead import Job, ahead
 from advprune.core.attack_settings import AttackChoice, AttackSettings
 from advprune.core.distributed import enough, processes
-from advprune.core.params import Profile
+from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.evaluate.craft import (
     Attack,

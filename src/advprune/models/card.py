@@ -139,7 +139,7 @@ def _padding(layer: nn.Conv2d, axis: int) -> int:
     return whole // 2 if layer.padding == "same" else 0
 
 
-NO_FACTS = {
+NO_FACTS: dict[str, Any] = {
     "setting": None,
     "prune_ratio": 0.0,
     "twin_agreement": None,

@@ -18,7 +18,8 @@ from advprune.report.formats import bounds, heading, kind_of, texts
 class Chart:
     """A figure in long form: one row of `data` is one mark.
 
-    name: unique in the report and a file name, `security-standard`. kind: `line`, `points`, `heatmap` (x and y are names, `value` is the coloured number) or `images` (x and y name the
+    name: unique in the report and a file name, `security-standard`. kind: `line`, `points`,
+    `heatmap` (x and y are names, `value` is the coloured number) or `images` (x and y name the
     column and the row of a grid; `value` holds uint8 arrays `[C, H, W]`).
     x: numbers, or names, which are placed side by side in the order of appearance. ordered: numbers
     on x are placed side by side as well, with their values as labels (budgets, layers).
@@ -113,7 +114,9 @@ def _panel(
     found["words"] = _words(chart, data, quantity)
     owner = data[chart.series].map(str) if chart.series else pd.Series("", index=data.index)
     found = found.dropna(subset=["x", "y"])
-    parts = [Series(name, found[owner[found.index] == name], place) for name, place in order.items()]
+    parts = [
+        Series(name, found[owner[found.index] == name], place) for name, place in order.items()
+    ]
     shown = "" if quantity == title else title
     text = kind_of(chart.x).text
     return Panel(
@@ -139,7 +142,7 @@ def _words(chart: Chart, data: pd.DataFrame, quantity: str) -> list[str]:
     rows = read.itertuples(index=False, name=None)
     return [
         ", ".join(
-            cell if column in bare else f"{heading(column)} {cell}"
+            cell if column in bare else f"{heading(str(column))} {cell}"
             for column, cell in zip(read, row, strict=True)
         )
         for row in rows

@@ -9,7 +9,8 @@ from typing import Any
 
 from bokeh.embed import json_item
 from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, LinearColorMapper, Span, Whisker
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, LinearColorMapper
+from bokeh.models.annotations import Span, Whisker
 from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from bokeh.util.paths import static_path
@@ -132,7 +133,9 @@ def _axes(height: int, **options: Any) -> Any:
 def _figure(chart: Chart, panel: Panel, height: int) -> Any:
     log = {"x_axis_type": "log" if chart.log_x and panel.ticks is None else "linear"}
     log["y_axis_type"] = "log" if chart.log_y else "linear"
-    made = _axes(height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label), **log)
+    made = _axes(
+        height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label), **log
+    )
     if panel.title:
         made.title.text = plain(panel.title)
         made.title.text_color = INK
@@ -185,8 +188,6 @@ def _points(made: Any, chart: Chart, panel: Panel) -> None:
         marks.append(made.scatter("x", "y", size="size", marker="sign", **look, **alike))
         _slim(marks[-1])
     _hover(made, marks)
-
-
 
 
 def _heatmap(chart: Chart) -> Any:

@@ -125,8 +125,6 @@ def _points(ax: Axes, chart: Chart, panel: Panel) -> None:
         ax.scatter([], [], marker=sign, facecolors="none", edgecolors="#666666", label=name)
 
 
-
-
 def _heatmap(chart: Chart) -> Figure:
     table = grid_of(chart)
     height = 1.6 + 0.24 * len(table)

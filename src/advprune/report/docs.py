@@ -1,7 +1,7 @@
-"""What documents say of finished runs: the blocks of README.md and docs/published.md.
+"""What the README says of finished runs and of families: the text between pairs of comments.
 
-A block is the text between two comments; nothing in it is typed, all of it comes from
-`reports/<profile>/results.csv` and `report.published`.
+Nothing in it is typed: results come from `reports/<profile>/results.csv`, families from the
+docstrings of their modules.
 """
 
 import re
@@ -13,107 +13,48 @@ from tabulate import tabulate
 
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
-from advprune.report.formats import heading, percent, texts
-from advprune.report.published import SYSTEMS, System
-from advprune.report.results import RESULTS
+from advprune.report.formats import percent
+from advprune.report.results import RESULTS, without_own
 from advprune.report.terminal import read, title_of
 
-README, PUBLISHED = Path("README.md"), Path("docs/published.md")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"
-OURS = (
-    *("model", "sparsity", "bits", "clean_accuracy", "main_accuracy", "robust_accuracy"),
-    *("transfer_accuracy", "flips_to_chance"),
-)
-UNREAD = "†"
-Results = Mapping[str, pd.DataFrame]  # by profile
 
 
-def fill(root: Path = Path()) -> list[Path]:
-    """Write both pages anew, and say which; UserError where a page has no block to be filled."""
-    results = committed(root)
-    blocks = {f"results of {name}": summary_of(name, table) for name, table in results.items()}
-    write_text(root / README, filled(root / README, blocks))
-    tables = "\n\n".join(system_table(system, results) for system in SYSTEMS)
-    write_text(root / PUBLISHED, filled(root / PUBLISHED, {"published figures": tables}))
-    return [README, PUBLISHED]
+def fill(page: Path, root: Path = Path()) -> None:
+    """Write a page with every block anew; UserError where it lacks one."""
+    from advprune.report.pages import index
 
-
-def committed(root: Path = Path()) -> dict[str, pd.DataFrame]:
-    """The results of each run that has a report, by profile."""
     names = sorted(path.parent.name for path in (root / "reports").glob(f"*/{RESULTS}"))
-    return {name: read(name, root / "reports") for name in names}
+    blocks = {f"results: {name}": results_of(name, read(name, root / "reports")) for name in names}
+    write_text(page, filled(page.read_text(encoding="utf-8"), blocks | {"families": index()}))
 
 
-def filled(page: Path, blocks: Mapping[str, str]) -> str:
-    """The text of a page with each block's content in place of what was there."""
-    text = page.read_text(encoding="utf-8")
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """A text with each block's content in place of what was between its two comments."""
     for name, content in blocks.items():
         pattern = BLOCK.format(re.escape(name), "(?:.*?)", re.escape(name))
-        # A function, because a replacement's backslashes would be read as groups.
-        new = BLOCK.format(name, f"\n{content}\n", name)
-        text, times = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
-        if times != 1:
-            raise UserError(f"{page} needs the lines {BLOCK.format(name, '…', name)!r} once")
+        parts = re.split(pattern, text, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise UserError(f"a page needs once: {BLOCK.format(name, '…', name)!r}")
+        text = BLOCK.format(name, f"\n{content}\n", name).join(parts)
     return text
 
 
-def summary_of(profile: str, table: pd.DataFrame) -> str:
-    """One row per group of models: their accuracies, and how many differ from the dense network."""
+def results_of(profile: str, table: pd.DataFrame) -> str:
+    """One row per group of models: accuracies, and how many differ from the dense network."""
     rows = []
-    for group, part in table.groupby("group", sort=False):
-        rows.append(
-            {
-                "models": group,
-                "number": len(part),
-                **{
-                    name: _span(part[f"{name}_accuracy"])
-                    for name in ("clean", "robust", "transfer")
-                },
-                **{
-                    f"robust {word}": int((part.against_dense == word).sum())
-                    for word in ("higher", "lower")
-                },
-                "reliable": int((part.verdict == "reliable").sum()),
-            }
-        )
-    path = f"reports/{profile}/report.md"
-    note = "Higher and lower: significantly, against the dense network on the same images."
+    for group, part in without_own(table).groupby("group", sort=False):
+        rates = {name: _span(part[f"{name}_accuracy"]) for name in ("clean", "robust", "transfer")}
+        counts = {f"robust {w}": int((part.against_dense == w).sum()) for w in ("higher", "lower")}
+        reliable = {"reliable": int((part.verdict == "reliable").sum())}
+        rows.append({"models": group, "number": len(part)} | rates | counts | reliable)
     body = tabulate(rows, "keys", "github", disable_numparse=True)
-    return f"**{title_of(profile, table)}** ([report]({path}))\n\n{body}\n\n{note}"
+    note = "Higher and lower: significantly, against the dense network on the same images."
+    report = f"[report](reports/{profile}/report.md)"
+    return f"**{title_of(profile, table)}** ({report})\n\n{body}\n\n{note}"
 
 
 def _span(values: pd.Series) -> str:
+    """`0.0 to 53.0`, or one number where all are the same."""
     low, high = percent(values.min()), percent(values.max())
     return low if low == high else f"{low} to {high}"
-
-
-def system_table(system: System, results: Results) -> str:
-    """A published system: its figures as in the source, and our models of its families."""
-    theirs = [
-        [one.setting, f"{one.figure} {UNREAD}" if one.unread else one.figure]
-        for one in system.figures
-    ]
-    ours = [_ours(name, table, system) for name, table in results.items()]
-    found = pd.concat(ours, ignore_index=True) if ours else pd.DataFrame()
-    parts = [
-        f"### {system.title}",
-        f"Source: {system.source}.",
-        tabulate(theirs, ("setting", "published"), "github", disable_numparse=True),
-    ]
-    if len(found):
-        shown = texts(found).rename(columns=heading)
-        parts.append("Ours:")
-        parts.append(tabulate(shown, "keys", "github", disable_numparse=True, showindex=False))
-    else:
-        parts.append("Ours: not run here.")
-    return "\n\n".join([*parts, f"How they differ: {system.differs}"])
-
-
-def _ours(profile: str, table: pd.DataFrame, system: System) -> pd.DataFrame:
-    chosen = table[table.family.isin([*system.families, "dense"])]
-    if not table.family.isin(system.families).any():
-        chosen = chosen.iloc[:0]
-    columns = [name for c in OURS for name in (c, f"{c}_low", f"{c}_high") if name in table]
-    shown = chosen[columns].dropna(axis="columns", how="all")
-    shown.insert(0, "profile", profile)
-    return shown

@@ -203,8 +203,9 @@ def _with_bounds(kind: Kind, value: Any, low: Any, high: Any) -> str:
 
 def shown_columns(table: pd.DataFrame) -> list[str]:
     """The columns of a table without those that are merged into another."""
-    merged = {end for column in table for end in bounds(column) if end in table}
-    return [column for column in table if column not in merged]
+    names = list(map(str, table.columns))
+    merged = {end for column in names for end in bounds(column) if end in names}
+    return [column for column in names if column not in merged]
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:

@@ -136,9 +136,9 @@ def _row(name: str, before: Side, after: Side) -> Row:
     old, new = before.results.get(name), after.results.get(name)
     if old is None or new is None:
         return Row(name, old, new)
-    if old.robust is not None and new.robust is not None:
-        if old.images == new.images and old.n == new.n:
-            return Row(name, old, new, mcnemar(old.robust, new.robust), paired=True)
+    same = old.images == new.images and old.n == new.n
+    if same and old.robust is not None and new.robust is not None:
+        return Row(name, old, new, mcnemar(old.robust, new.robust), paired=True)
     return Row(name, old, new, _fisher(old.hits, old.n, new.hits, new.n))
 
 
@@ -196,11 +196,17 @@ def page(gate: Gate, title: str) -> str:
 
 
 def _cells(row: Row, alpha: float) -> list[str]:
+    def robust(one: Result | None) -> str:
+        return NOTHING if one is None else interval(one.rate.value, *one.rate.interval)
+
     sides = (row.before, row.after)
     return [
         markdown(row.name),
         *(NOTHING if one is None else percent(one.clean) for one in sides),
-        *(NOTHING if one is None else interval(one.rate.value, *one.rate.interval) for one in sides),
+        *(
+            NOTHING if one is None else interval(one.rate.value, *one.rate.interval)
+            for one in sides
+        ),
         _p(row).removeprefix("p = ").removeprefix("p "),
         *(NOTHING if one is None else one.verdict or NOTHING for one in sides),
         _mark(row, alpha),

@@ -2,7 +2,6 @@
 
 import base64
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any
@@ -164,7 +163,10 @@ def pictures(chart: Chart) -> list[list[str]]:
     """A chart of images as rows of cells: names and data addresses of small PNGs."""
     table = grid_of(chart)
     rows = [["", *map(str, table.columns)]]
-    return rows + [[str(name), *map(_address, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return rows + [
+        [str(name), *map(_address, row)]
+        for name, row in zip(table.index, table.to_numpy(), strict=True)
+    ]
 
 
 def _address(pixels: Any) -> str:
@@ -175,7 +177,9 @@ def _address(pixels: Any) -> str:
 
 def unbroken(text: str) -> str:
     """Text in which no line ends between a number and its sign."""
-    return re.sub(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<==) |(?<=\bp) (?=[=<])|(?<=\beps) ", "\u00a0", text)
+    return re.sub(
+        r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<==) |(?<=\bp) (?=[=<])|(?<=\beps) ", "\u00a0", text
+    )
 
 
 def _escaped(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """A run: everything that the pipeline wrote under one profile, read back from its files."""
 
-import json
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -10,8 +9,10 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from advprune.core.attack_settings import AttackSettings
 from advprune.core.errors import UserError
-from advprune.core.params import PROBES, RESERVED, AttackSettings, Params, Profile
+from advprune.core.params import Params
+from advprune.core.profile import PROBES, RESERVED, Profile
 from advprune.evaluate.faults import Reached, guessing, to_chance
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
 
@@ -71,12 +72,13 @@ class Model:
     @cache  # noqa: B019 (a model lives as long as its run)
     def attack(self, name: str) -> pd.DataFrame:
         """The records of one attack, in the order of the images; empty where it was not run."""
-        return _in_order(self.records[self.records.attack == name])
+        return in_order(self.records[self.records.attack == name])
 
     def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
         """The points of a curve in rising order: (eps or steps, records by image)."""
         rows = self.records[self.records.attack == name]
-        return [(float(value), _in_order(part)) for value, part in rows.groupby(column, sort=True)]
+        values = sorted(rows[column].unique())
+        return [(float(value), in_order(rows[rows[column] == value])) for value in values]
 
     def transferred(self, attack: str, source: str = "") -> pd.DataFrame:
         """Records of images crafted on `source`, by default its dense network.
@@ -256,65 +258,11 @@ class Run:
     def adversarial(self, model: Model) -> np.ndarray:
         """The main attack's images, uint8 [N, C, H, W]."""
         path = self.folder / "runs" / self.params.profile / model.name / "adversarial.safetensors"
-        return _tensors(path)[0][self.main]
+        return tensors_of(path)[0][self.main]
 
 
-def read_run(params: Params, folder: Path = Path()) -> Run:
-    """Read everything that the settings declare; UserError where a file is missing or damaged."""
-    profile = params.profile
-    received = _received(_frame(folder / "records" / profile / "transfer.parquet"))
-    runs = folder / "runs" / profile
-    models = [_read_model(params, runs, name, received) for name in params.leaderboard()]
-    tensors, header = _tensors(folder / "data" / profile / "test.safetensors")
-    described = json.loads(header["split"])
-    return Run(
-        params=params,
-        models=models,
-        attackers={
-            key: table for name in params.attackers() for key, table in received[name].items()
-        },
-        studies=_read_studies(params, folder / "records" / profile),
-        source=described["source"],
-        classes=described["classes"],
-        clean_images=tensors["images"],
-        folder=folder,
-    )
-
-
-def _read_model(params: Params, runs: Path, name: str, received: dict[str, Received]) -> Model:
-    if name not in received:
-        raise UserError(f"the transfer stage knows no {name}; run `dvc repro`")
-    entry, folder = params.models.get(name), runs / name
-    return Model(
-        name=name,
-        family=params.family(name),
-        parent=entry.of if entry else name,
-        root=params.root(name),
-        do=entry.do if entry else "train",
-        card=_json(folder / "model.json"),
-        records=_frame(folder / "records.parquet"),
-        layers=_frame(folder / "layers.parquet"),
-        received=received[name],
-    )
-
-
-def _read_studies(params: Params, folder: Path) -> dict[str, pd.DataFrame]:
-    """The records of each study by its name, and what else it recorded as `<name>.history`."""
-    found = {name: _frame(folder / name / "records.parquet") for name in params.studies}
-    others = [path for name in found for path in (folder / name).glob("*.parquet")]
-    more = {f"{path.parent.name}.{path.stem}": path for path in others if path.stem != "records"}
-    return found | {name: _frame(path) for name, path in more.items()}
-
-
-def _received(table: pd.DataFrame) -> dict[str, Received]:
-    """The records of the transfer stage by target, and then by (source, attack)."""
-    found: dict[str, Received] = {}
-    for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
-        found.setdefault(str(target), {})[str(source), str(attack)] = _in_order(part)
-    return found
-
-
-def _in_order(records: pd.DataFrame) -> pd.DataFrame:
+def in_order(records: pd.DataFrame) -> pd.DataFrame:
+    """Records in the order of the images."""
     return records.sort_values("index", ignore_index=True)
 
 
@@ -322,24 +270,8 @@ def _first(records: pd.DataFrame, n: int) -> pd.DataFrame:
     return records[records["index"] < n]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
-    return found
-
-
-def _frame(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"there is no {path}; run `dvc repro`")
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
-
-
-def _tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def tensors_of(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a file, and its header; UserError where it is missing or damaged."""
     try:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -25,8 +25,10 @@ def effect(run: Run) -> str:
     worse = [model for model, test in tests.items() if test.differs and not test.better]
     void = sum(test.void for test in tests.values())
     same = len(tests) - len(better) - len(worse) - void
-    parts = [f"{_named(run, better) or 'No compressed model'} {_is(better)} significantly more "
-             "robust than the dense network"]
+    parts = [
+        f"{_named(run, better) or 'No compressed model'} {_is(better)} significantly more "
+        "robust than the dense network"
+    ]
     parts += [f"{_named(run, worse)} {_is(worse)} significantly less robust"] if worse else []
     parts += [f"{void} cannot be compared, being at chance without an attack"] if void else []
     parts += [f"for {same} of {len(tests)} the difference is not significant"] if same else []

@@ -50,7 +50,8 @@ def markdown_of(table: pd.DataFrame) -> str:
     from tabulate import tabulate
 
     shown = _brief(table)
-    return tabulate(shown.values.tolist(), list(shown), "github", disable_numparse=True)
+    names = list(map(str, shown.columns))
+    return tabulate(shown.values.tolist(), names, "github", disable_numparse=True)
 
 
 def _brief(table: pd.DataFrame) -> pd.DataFrame:
@@ -64,6 +65,7 @@ def _aligned(table: pd.DataFrame) -> str:
     from tabulate import tabulate
 
     shown = _brief(table)
-    sides = ["left" if column in map(heading, LEFT) else "right" for column in shown]
+    names, texts_of = list(map(str, shown.columns)), [heading(column) for column in LEFT]
+    sides = ["left" if name in texts_of else "right" for name in names]
     cells = shown.values.tolist()
-    return tabulate(cells, list(shown), "simple", disable_numparse=True, colalign=sides)
+    return tabulate(cells, names, "simple", disable_numparse=True, colalign=sides)

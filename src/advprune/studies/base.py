@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.params import Params, Profile
+from advprune.core.params import Params
+from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings, parse
 from advprune.data import Split, to_float

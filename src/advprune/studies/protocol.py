@@ -59,7 +59,8 @@ class MemberSettings(Settings):
 def protocol(settings: MemberSettings, given: Given) -> Tables:
     """All members under the single-step, the iterative and the adaptive attacks."""
     chosen = given.profile.protocol
-    course = Protocol(*(t[: chosen.images] for t in given.test), chosen, given.work)
+    images, labels = (tensor[: chosen.images] for tensor in given.test)
+    course = Protocol(images, labels, chosen, given.work)
     table = course.run(given.model, settings.members, given.train, given.device)
     return {"records": table.assign(of=given.of)}
 

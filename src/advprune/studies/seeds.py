@@ -137,7 +137,7 @@ def _tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A network's records under every attack and the histories of its training, kept as parts."""
     made = cache(network.made)
-    whose = {"point": network.point, "base": recipe, "seed": network.seed}
+    whose: dict[str, Any] = {"point": network.point, "base": recipe, "seed": network.seed}
 
     def attacked() -> pd.DataFrame:
         model, facts, _ = made()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from advprune.core.device import device_of, salted
-from advprune.core.params import Profile
+from advprune.core.profile import Profile
 from advprune.core.train_settings import RecipeSettings, SurrogateSettings
 from advprune.data import Split, to_float
 from advprune.models.stochastic import is_randomized, mean_logits

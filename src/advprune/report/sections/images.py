@@ -28,8 +28,12 @@ def images(run: Run) -> list[Part]:
             f"Under {run.main} on {dense.name}",
             text,
             chart=Chart(
-                *(f"images-{dense.recipe}", "images", pd.DataFrame(_cells(run, dense))),
-                **{"x": "image", "y": "row", "value": "pixels"},
+                f"images-{dense.recipe}",
+                "images",
+                pd.DataFrame(_cells(run, dense)),
+                x="image",
+                y="row",
+                value="pixels",
             ),
         )
         for dense in run.roots

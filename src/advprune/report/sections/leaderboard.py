@@ -3,7 +3,7 @@
 import pandas as pd
 
 from advprune.report.chart import Chart
-from advprune.report.formats import budget, bounds
+from advprune.report.formats import bounds, budget
 from advprune.report.results import without_own
 from advprune.report.run import Run
 from advprune.report.section import Part, section
@@ -30,11 +30,17 @@ def leaderboard(run: Run) -> list[Part]:
         f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals."
     )
     chart = Chart(
-        *("tradeoff", "points", table, "clean_accuracy", "robust_accuracy"),
-        **{"series": "group", "size": "sparsity", "marker": "verdict"},
+        "tradeoff",
+        "points",
+        table,
+        x="clean_accuracy",
+        y="robust_accuracy",
+        series="group",
+        size="sparsity",
+        marker="verdict",
         hover=("model", "sparsity", "bits"),
     )
-    every = [column for column in table if column.startswith("accuracy:")]
+    every = [name for name in map(str, table.columns) if name.startswith("accuracy:")]
     parts = [
         Part("Leaderboard", text, with_bounds(table, BOARD)),
         Part("Robust over clean accuracy", "One marker per model, larger is sparser.", chart=chart),

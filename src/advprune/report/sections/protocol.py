@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.core.params import AttackSettings
+from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import rate

@@ -9,7 +9,16 @@ import advprune
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-PACKAGES = ("torch", "torchattacks", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib", "dvc")
+PACKAGES = (
+    "torch",
+    "torchattacks",
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "matplotlib",
+    "dvc",
+)
 COLUMNS = (
     *("attack", "method", "norm", "eps", "step", "steps", "queries", "restarts", "random_start"),
     *("loss", "keep", "momentum", "draws", "backward", "version", "images", "note"),
@@ -21,7 +30,9 @@ def settings(run: Run) -> list[Part]:
     """One row per attack that was run, and one per package."""
     used = dict.fromkeys(name for model in run.models for name in run.attack_names(model))
     known = {name: one.model_dump() for name, one in run.profile.attacks.items()}
-    extra = {one.key: {"method": "torchattacks", **one.arguments()} for one in run.params.attack.extra}
+    extra = {
+        one.key: {"method": "torchattacks", **one.arguments()} for one in run.params.attack.extra
+    }
     rows = [{"attack": name, **(known | extra).get(name, {})} for name in used]
     table = pd.DataFrame(rows)
     versions = {"advprune": advprune.__version__, "python": platform.python_version()}

@@ -58,9 +58,10 @@ def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
     records, study = run.studies[name], run.params.studies[name]
     dense = run.model(study.of)
     yield _row(run, dense.name, "dense", None, {a: dense.attack(a) for a in run.attacks})
+    points = study.settings["points"]
     for (family, order), part in records.groupby(["family", "order"], sort=False):
         by_attack = {a: part[part.attack == a].sort_values("index") for a in run.attacks}
-        setting = study.points[family][int(order)]
+        setting = points[family][int(str(order))]
         yield _row(
             run, dense.name, str(family), setting, by_attack, float(part.prune_ratio.iloc[0])
         )
