@@ -8,6 +8,7 @@ from advprune.cli.audit import audit
 from advprune.cli.evaluate import evaluate
 from advprune.cli.export import export
 from advprune.cli.gate import gate
+from advprune.cli.leaderboard import leaderboard
 from advprune.cli.prune import prune
 from advprune.cli.report import report
 from advprune.core.errors import UserError
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (audit, evaluate, prune, export, report, gate):
+for command in (audit, evaluate, prune, export, report, leaderboard, gate):
     app.command()(command)
 
 

@@ -65,7 +65,6 @@ class Repository:
         from advprune.models.audit import audit, naming, plain
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
         from advprune.models.outside import check_answers
-        from advprune.training.base import shape_of
 
         tensors, metadata = read_weights(path)
         spec = header_spec(metadata, where=str(path))
@@ -80,7 +79,7 @@ class Repository:
         model = build(spec, allowed)
         names = naming(spec, tensors, stored(model))
         fill(model, plain(tensors, keep, names).tensors, where=str(path))
-        check_answers(model, shape_of(self.split("test")))
+        check_answers(model, tuple(self.split("test").images.shape[1:]))
         return model
 
     def factory(self, given: Mapping[str, Any]) -> str | None:

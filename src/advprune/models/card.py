@@ -149,25 +149,24 @@ NO_FACTS: dict[str, Any] = {
 }
 
 
-def write_card(
+def card_of(
     path: Path,
+    model: nn.Module,
     facts: Mapping[str, Any] = NO_FACTS,
     *,
-    parent: Path | nn.Module | None = None,
+    parent: nn.Module | None = None,
     image_shape: tuple[int, int, int] | None = None,
-    factory: str | None = None,
-) -> None:
-    """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
+) -> dict[str, Any]:
+    """The card of a model that was read from the file `path`.
 
     facts: what the file does not say, by the keys of NO_FACTS: setting, prune ratio, agreement of a
-    quantized model's twin, history of its training, growth. parent: the dense network or its
-    checkpoint, for histograms of the weights before and after. image_shape: of an image
-    `[C, H, W]`, for `macs` and `inert`, which are null without it. factory: as in `load_model`; the
-    card then holds the sha256 of its file, `code`, so that a change of the code is noticed.
+    quantized model's twin, history of its training, growth. parent: for histograms of the weights
+    before and after. image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null
+    without it. `code` is the sha256 of the file of a network of the user's own, so that a change of
+    the code is noticed.
     """
-    model = load_model(path, factory)
-    before = load_model(parent, factory) if isinstance(parent, Path) else parent
-    card = {
+    files = code_files(spec_of(model).factory)
+    return {
         "parameters": sum(t.numel() for t in stored_weights(model).values()),
         "bits": bits_of(spec_of(model)),
         "stored_bits": stored_bits_of(model),
@@ -179,10 +178,27 @@ def write_card(
         "sha256": sha256_of(path),
         **NO_FACTS,
         **facts,
-        "histogram": histograms(before, model) if before is not None else None,
+        "histogram": histograms(parent, model) if parent is not None else None,
+        **({"code": sha256_of(files[0])} if files else {}),
     }
-    if files := code_files(spec_of(model).factory):
-        card["code"] = sha256_of(files[0])
+
+
+def write_card(
+    path: Path,
+    facts: Mapping[str, Any] = NO_FACTS,
+    *,
+    parent: Path | nn.Module | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    factory: str | None = None,
+) -> None:
+    """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
+
+    facts, image_shape: see `card_of`. parent: the parent or its checkpoint. factory: as in
+    `load_model`.
+    """
+    before = load_model(parent, factory) if isinstance(parent, Path) else parent
+    model = load_model(path, factory)
+    card = card_of(path, model, facts, parent=before, image_shape=image_shape)
     write_json(path.with_suffix(".json"), card)
 
 
