@@ -111,7 +111,12 @@ def settings(studies: Mapping[str, Any] | None = None, **changes: Any) -> Params
     del raw["profiles"]["digits"]["protocol"]  # its own budgets: tests have theirs
     recipes = {"standard": {"method": "standard"}, "robust": {"method": "pgd"}}
     protocol = {"eps": [0, "eps/2", "eps"], "iterative": {"step": "eps/4", "steps": 3}}
-    own = {"recipes": recipes, "protocol": protocol, "models": MODELS, "studies": dict(studies or {})}
+    own = {
+        "recipes": recipes,
+        "protocol": protocol,
+        "models": MODELS,
+        "studies": dict(studies or {}),
+    }
     return Params.model_validate(raw | own | {"profile": "digits"} | changes)
 
 

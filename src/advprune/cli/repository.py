@@ -79,7 +79,7 @@ class Repository:
         model = build(spec, allowed)
         names = naming(spec, tensors, stored(model))
         fill(model, plain(tensors, keep, names).tensors, where=str(path))
-        check_answers(model, tuple(self.split("test").images.shape[1:]))
+        check_answers(model, self.split("test").shape)
         return model
 
     def factory(self, given: Mapping[str, Any]) -> str | None:
