@@ -69,9 +69,11 @@ class Workspace:
         return {name: read_split(self.data(name)) for name in names}
 
     def load(self, model: str) -> "nn.Module":
-        """A model that was made before."""
+        """A model that was made before; UserError where params.yaml declares none of that name."""
         from advprune.models.checkpoint import load_model
 
+        if model not in (known := [*self.params.dense(), *self.params.models]):
+            raise UserError(f"there is no model {model!r}; known: {', '.join(known)}")
         return load_model(self.run(model), self.factory)
 
     def card(self, model: str) -> dict[str, Any]:
@@ -90,7 +92,8 @@ class Workspace:
         """An entry of `models` that is made by a script; UserError for any other name."""
         entry = self.params.models.get(name)
         if entry is None or entry.do != do:
-            known = [key for key, entry in self.params.models.items() if entry.do == do]
+            known = self.params.dense() if do == "train" else []
+            known += [key for key, entry in self.params.models.items() if entry.do == do]
             raise UserError(f"{name} is none of the models with do: {do} ({', '.join(known)})")
         return entry
 
