@@ -52,13 +52,16 @@ class Member:
     @property
     def fraction(self) -> float:
         """SAP's draws as a fraction of a map."""
-        of = self.setting["fraction"] if isinstance(self.setting, Mapping) else self.setting
-        return float(of)
+        of = self.setting
+        return float(of["fraction"] if isinstance(of, Mapping) else of)
 
     def over_budgets(self, attack: str) -> dict[float, pd.DataFrame]:
         """Its records under an attack by budget, rising."""
         parts = self.rows[self.rows.attack == attack].groupby("eps", sort=True)
-        return {float(e): rows.sort_values("index", ignore_index=True) for e, rows in parts}
+        return {
+            float(rows.eps.iloc[0]): rows.sort_values("index", ignore_index=True)
+            for _, rows in parts
+        }
 
     def adaptive(self, run: Run) -> dict[str, pd.DataFrame]:
         """Its records under each adaptive attack that it went through."""

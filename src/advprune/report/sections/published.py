@@ -38,9 +38,10 @@ def published(run: Run) -> list[Part]:
 
 def nn_prune(run: Run, _: Figures) -> pd.DataFrame:
     """Their rows of E, S, R and int8 beside ours at the same setting, under the table's attacks."""
-    if not run.studies_of("sweep"):
+    parts = sweep(run)
+    ours = parts[0].table if parts else None
+    if ours is None:
         return pd.DataFrame()
-    ours = sweep(run)[0].table
     rows = []
     for (family, setting), values in theirs.NN_PRUNE.items():
         names = ("prune_ratio", "clean_accuracy", "remnant_accuracy")

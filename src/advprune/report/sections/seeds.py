@@ -144,8 +144,9 @@ def _parts(run: Run, name: str) -> list[Part]:
 @cache
 def points_of(run: Run, name: str) -> list[Point]:
     """The dense networks, then the points of a study in params order."""
-    records, given = run.studies[name], run.params.studies[name].points
-    settings = {DENSE: {}} | {key: as_mapping(one.get("setting")) for key, one in given.items()}
+    records, given = run.studies[name], run.params.studies[name].settings["points"]
+    settings: dict[str, dict[str, Any]] = {DENSE: {}}
+    settings |= {key: as_mapping(one.get("setting")) for key, one in given.items()}
     return [
         _point(run, own, setting)
         for key, setting in settings.items()
@@ -168,7 +169,7 @@ def as_mapping(setting: Any) -> dict[str, Any]:
     )
 
 
-def ranged(column: str, found: Mean) -> dict[str, float]:
+def ranged(column: str, found: Mean) -> dict[str, Any]:
     """A mean as a column with its interval; that of an accuracy is cut to [0, 1]."""
     low, high = found.interval
     if column.endswith("accuracy"):
@@ -265,7 +266,7 @@ def search(history: pd.DataFrame) -> pd.DataFrame:
     """Distances of tickets from the dense network over search steps, means over seeds."""
     known = history.dropna(subset="kernel_distance")
     return pd.DataFrame(
-        {"ticket": point, "steps": int(step), "of": words} | {"distance": own[column].mean()}
+        {"ticket": point, "steps": step, "of": words} | {"distance": own[column].mean()}
         for column, words in DISTANCES.items()
         for (point, step), own in known.groupby(["point", "step"], sort=False)
     )
