@@ -79,7 +79,8 @@ class Repository:
         model = build(spec, allowed)
         names = naming(spec, tensors, stored(model))
         fill(model, plain(tensors, keep, names).tensors, where=str(path))
-        check_answers(model, tuple(self.split("test").images.shape[1:]))
+        channels, height, width = self.split("test").images.shape[1:]
+        check_answers(model, (channels, height, width))
         return model
 
     def factory(self, given: Mapping[str, Any]) -> str | None:
