@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from planted import ROOT, N, rows
+from planted import planted as first
 from ruamel.yaml import YAML
 
 from advprune.core.params import Params
 from advprune.report.run import Model, Received, Run
 
-ROOT = Path(__file__).resolve().parent.parent
-N = 40
 EPS = 48 / 255
 MODELS = {
     "E-standard": {"do": "prune", "of": "dense-standard", "by": "prune.E"},
@@ -27,26 +27,11 @@ MODELS = {
 BITS = {"int8-standard": 8, "RA_BNN-standard": 1, "BNN_wide-standard": 1}
 
 
-def first(count: int, of: int = N) -> np.ndarray:
-    """True for the first so many images."""
-    return np.arange(of) < count
-
-
 def records(
     attack: str, right: np.ndarray, clean: int = N, eps: float = EPS, **columns: Any
 ) -> pd.DataFrame:
     """Records in which `right` survive and the first `clean` images are right without an attack."""
-    n = len(right)
-    label = np.arange(n) % 4
-    table = {"index": np.arange(n), "label": label, "attack": attack, "method": "pgd"}
-    table |= {"norm": "Linf", "eps": eps, "steps": 10, "forwards": 12.0, "gradients": 10.0}
-    table |= {"breakdown": ""}
-    for side, hit in (("clean", first(clean, n)), ("adv", right)):
-        pred = np.where(hit, label, (label + 1) % 4)
-        table |= {f"{side}_pred": pred, f"{side}_single_pred": pred, f"{side}_wrong": 1.0 - hit}
-        table |= {f"{side}_margin": np.where(hit, 1.0, -1.0), f"{side}_confidence": 0.75}
-        table |= {f"{side}_nll": 0.5, f"{side}_brier": 0.25}
-    return pd.DataFrame(table | columns)
+    return rows(attack, right, 10, eps, clean, **columns)
 
 
 def layer_table(spread: float = 0.9) -> pd.DataFrame:
@@ -111,12 +96,7 @@ def settings(studies: Mapping[str, Any] | None = None, **changes: Any) -> Params
     del raw["profiles"]["digits"]["protocol"]  # its own budgets: tests have theirs
     recipes = {"standard": {"method": "standard"}, "robust": {"method": "pgd"}}
     protocol = {"eps": [0, "eps/2", "eps"], "iterative": {"step": "eps/4", "steps": 3}}
-    own = {
-        "recipes": recipes,
-        "protocol": protocol,
-        "models": MODELS,
-        "studies": dict(studies or {}),
-    }
+    own = {"recipes": recipes, "protocol": protocol, "models": MODELS, "studies": studies or {}}
     return Params.model_validate(raw | own | {"profile": "digits"} | changes)
 
 

@@ -7,12 +7,12 @@ from importlib import import_module
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import EPS, N, first, layer_table, model, records, run_of, settings
+from handmade import N, first, layer_table, model, records, run_of, settings
 from scipy.stats import binomtest
 
 from advprune.report.chart import panels
 from advprune.report.run import Run
-from advprune.report.section import sections
+from advprune.report.section import Build, sections
 from advprune.report.sections import calibration, costs, curves, growth, layers, transfer
 
 SECTIONS = (
@@ -223,7 +223,7 @@ def test_charts_refer_to_columns_that_are_there(name: str, exchange: Run) -> Non
     check_charts(replace(exchange, models=[*exchange.models, grown]), build)
 
 
-def check_charts(run: Run, build) -> None:  # type: ignore[no-untyped-def]
+def check_charts(run: Run, build: Build) -> None:
     """Charts have names of their own and columns that exist, and can be drawn."""
     charts = [part.chart for part in build(run) if part.chart is not None]
     names = [chart.name for chart in charts]
@@ -235,8 +235,3 @@ def check_charts(run: Run, build) -> None:  # type: ignore[no-untyped-def]
         assert chart.data.index.is_unique
         if chart.kind != "heatmap":
             assert all(panel.series for panel in panels(chart, run.places))
-
-
-def test_the_budget_in_words_is_that_of_the_run(exchange: Run) -> None:
-    assert exchange.main_attack.eps == EPS
-    assert "eps 48/255" in transfer.transfer(exchange)[0].text

@@ -33,7 +33,7 @@ def p_value(value: float | None) -> str:
     """`0.031`, or `< 0.001`."""
     if value is None or isnan(value):
         return NOTHING
-    return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.01 else f"{value:.2f}"
+    return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
 def budget(value: float | None) -> str:

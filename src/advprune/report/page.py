@@ -177,9 +177,7 @@ def _address(pixels: Any) -> str:
 
 def unbroken(text: str) -> str:
     """Text in which no line ends between a number and its sign."""
-    return re.sub(
-        r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<==) |(?<=\bp) (?=[=<])|(?<=\beps) ", "\u00a0", text
-    )
+    return re.sub(r"(?<=\d) (?=%)|(?<=\b[np]) (?=[=<])|(?<=[=<]) |(?<=\beps) ", "\u00a0", text)
 
 
 def _escaped(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """The pages of the families and their rows in the README, from the docstrings of their modules.
 
 A module's docstring begins with the keys of its families and what they do; its paragraphs begin
-with a heading and a full stop (Claim, Formula, Source). Settings are those of the families' classes.
+with a heading and a full stop (Claim, Formula, Source). Settings are those of their classes.
 """
 
 import inspect

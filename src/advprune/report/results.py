@@ -134,7 +134,7 @@ def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
     return {f"{name}:{qualifier}": value for name, value in columns.items()}
 
 
-def rated(column: str, rate: Rate) -> dict[str, float | None]:
+def rated(column: str, rate: Rate) -> dict[str, Any]:
     """A rate as a column with its interval, not rounded: `a:q`, `a_low:q` and `a_high:q`."""
     return dict(zip((column, *bounds(column)), (rate.value, *rate.interval), strict=True))
 

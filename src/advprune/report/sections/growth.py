@@ -73,7 +73,7 @@ def _pair(run: Run, one: Model, other: Model) -> list[dict[str, Any]]:
     ours, theirs = run.flips(one), run.flips(other)
     if ours and theirs:
         flips = compare_flips(ours, theirs)
-        found = {"measure": "flips to chance", "p": flips.p}
+        found: dict[str, Any] = {"measure": "flips to chance", "p": flips.p}
         for name, reached in (("grown", ours), ("uniform", theirs)):
             found |= {f"at_least_flips:{name}": reached.least}
         rows.append(who | found | {"outcome": "higher" if flips.higher > 0 else "lower"})

@@ -75,7 +75,7 @@ def standing(table: pd.DataFrame) -> dict[str, Any]:
         for layer, side in ((first, "input"), (last, "last")):
             ranks.append(int(rank[table.layer == layer].iloc[0]))
             found[f"rank:{side}, {word}"] = ranks[-1]
-        found[f"most:{word}"] = table.layer[rank.idxmin()]
+        found[f"most:{word}"] = table.layer.iloc[int(rank.argmin())]
     out = [rank <= ceil(len(table) / 10) for rank in ranks]
     return found | {"stands_out": "yes" if all(out) else "partly" if any(out) else "no"}
 
@@ -116,7 +116,7 @@ def over_depth(tables: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
         places = places or {name: place for place, name in enumerate(table.layer)}
         # A wrapped layer (`conv1.0` of a quantized model) takes the place of its parent.
         known = [places.get(name, places.get(name.rpartition(".")[0])) for name in table.layer]
-        table = table.assign(depth=known, sigma=_sigma(table)).dropna(subset="depth")
+        table = table.assign(depth=pd.Series(known), sigma=_sigma(table)).dropna(subset="depth")
         for measure, words in MEASURES.items():
             columns = {"depth": table.depth, "layer": table.layer, "number": table[measure]}
             rows.append(pd.DataFrame(columns).assign(family=family, measure=words))

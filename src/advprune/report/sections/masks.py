@@ -138,8 +138,8 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
             x |= {"setting": words(point)}
             lines += [x | {"images": key} | rated("accuracy", one) for key, one in rates.items()]
     columns = ["family", "compression", "setting", "images", "accuracy"]
-    found = pd.DataFrame(lines, columns=[*columns, "accuracy_low", "accuracy_high"])
-    return found.sort_values("compression", kind="stable", ignore_index=True)
+    table = pd.DataFrame(lines, columns=[*columns, "accuracy_low", "accuracy_high"])
+    return table.sort_values("compression", kind="stable", ignore_index=True)
 
 
 def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:

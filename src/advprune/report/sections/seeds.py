@@ -26,9 +26,6 @@ CONTROLS = {
     "HYDRA": ("LWM",),
     "AWT": ("NTT", "inherited_ticket", "magnitude_ticket", "random_ticket"),
 }
-# Accuracies on validation images by epoch; of a dense network those by which its epoch was chosen.
-COURSE = {"probe_clean": "clean", "probe_robust": "robust"}
-CHOSEN = {"val_accuracy": "probe_clean", "val_robust_accuracy": "probe_robust"}
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 Side = Literal["clean", "robust"]
 
@@ -68,7 +65,7 @@ class Point:
 
 @section("Sparse networks over seeds", order=70)
 def seeds(run: Run) -> list[Part]:
-    """The points, learned masks against their controls, training and the search for tickets."""
+    """The points, learned masks against their controls, the search for tickets."""
     return [part for name in run.studies_of("seeds") for part in _parts(run, name)]
 
 
@@ -123,29 +120,15 @@ def _parts(run: Run, name: str) -> list[Part]:
             "squared distance over squared norm, mean over seeds."
         )
         parts.append(Part(f"Search for tickets, {about}", words, None, chart, folded=True))
-    if len(rows := course(history)):
-        chart = Chart(
-            f"training-{name}",
-            "line",
-            rows,
-            x="epoch",
-            y="accuracy",
-            series="point",
-            panel="images",
-        )
-        words = (
-            "Means over seeds on validation images, phases of a training one after another. The "
-            "last epoch is taken; no test image chooses."
-        )
-        parts.append(Part(f"Training, {about}", words, None, chart, folded=True))
     return parts
 
 
 @cache
 def points_of(run: Run, name: str) -> list[Point]:
     """The dense networks, then the points of a study in params order."""
-    records, given = run.studies[name], run.params.studies[name].points
-    settings = {DENSE: {}} | {key: as_mapping(one.get("setting")) for key, one in given.items()}
+    records, given = run.studies[name], run.params.studies[name].settings["points"]
+    settings: dict[str, dict[str, Any]] = {DENSE: {}}
+    settings |= {key: as_mapping(one.get("setting")) for key, one in given.items()}
     return [
         _point(run, own, setting)
         for key, setting in settings.items()
@@ -168,7 +151,7 @@ def as_mapping(setting: Any) -> dict[str, Any]:
     )
 
 
-def ranged(column: str, found: Mean) -> dict[str, float]:
+def ranged(column: str, found: Mean) -> dict[str, Any]:
     """A mean as a column with its interval; that of an accuracy is cut to [0, 1]."""
     low, high = found.interval
     if column.endswith("accuracy"):
@@ -245,27 +228,11 @@ def at_chance(run: Run, point: Point) -> bool:
     return point.mean("clean").interval[0] <= 1 / len(run.classes)
 
 
-def course(history: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy on validation images over epochs, the phases of a training one after another."""
-    rows = []
-    for point, own in history.groupby("point", sort=False) if len(history) else ():
-        if point == DENSE:
-            own = own.drop(columns=list(COURSE), errors="ignore").rename(columns=CHOSEN)
-        columns = [column for column in COURSE if column in own]
-        means = own.groupby(["phase", "epoch"], sort=False)[columns].mean().dropna(how="all")
-        for column in columns:
-            rows += [
-                {"point": point, "epoch": epoch, "images": COURSE[column], "accuracy": value}
-                for epoch, value in enumerate(means[column], 1)
-            ]
-    return pd.DataFrame(rows)
-
-
 def search(history: pd.DataFrame) -> pd.DataFrame:
     """Distances of tickets from the dense network over search steps, means over seeds."""
     known = history.dropna(subset="kernel_distance")
     return pd.DataFrame(
-        {"ticket": point, "steps": int(step), "of": words} | {"distance": own[column].mean()}
+        {"ticket": point, "steps": step, "of": words} | {"distance": own[column].mean()}
         for column, words in DISTANCES.items()
         for (point, step), own in known.groupby(["point", "step"], sort=False)
     )

@@ -87,7 +87,7 @@ def _row(
     row["clean_accuracy"] = clean_accuracy(records[run.main]).value
     for attack, table in records.items():
         against = compare(table.reset_index(drop=True), run.model(dense).attack(attack))
-        columns = remnant_accuracy(table).columns("accuracy")
+        columns: dict[str, Any] = remnant_accuracy(table).columns("accuracy")
         if family != "dense":
             columns |= {"against_dense": outcome(against), "p": against.p}
         columns |= {"prediction_change_rate": prediction_change_rate(table).value}

@@ -148,7 +148,8 @@ def quantized(run: Run) -> pd.DataFrame:
         copy, own = run.model(model.parent), model.attack(run.main)
         carried = model.transferred(run.main, copy.name)
         against = compare(own, run.dense_of(model).attack(run.main))
-        training = getattr(run.params.setting(model.name), "training", None)
+        known = model.name in run.params.models
+        training = known and getattr(run.params.setting(model.name), "training", None)
         row: dict[str, Any] = {"model": model.name, "bits": int(model.card["bits"])}
         row |= {"parent": copy.name, "made_by": "training" if training else "rounding"}
         row |= {"twin_agreement": model.card["twin_agreement"]}
