@@ -2,7 +2,7 @@
 
 import base64
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -63,8 +63,13 @@ class Shown:
 
 
 def shown_sections(run: Run) -> list[Shown]:
-    """All sections that have parts, in order."""
-    found = [Shown(one.id, one.title, one.build(run)) for one in sections()]
+    """All sections that have parts, in order; a chart without a mark is left out."""
+
+    def drawable(part: Part) -> Part:
+        empty = part.chart is not None and part.chart.data.empty
+        return replace(part, chart=None) if empty else part
+
+    found = [Shown(one.id, one.title, list(map(drawable, one.build(run)))) for one in sections()]
     return [one for one in found if one.parts]
 
 
