@@ -88,6 +88,7 @@ def copy_pipeline(folder: Path) -> Path:
 def change(folder: Path, changes: dict[str, Any]) -> None:
     """Set keys (with slashes) of the folder's params.yaml."""
     yaml = YAML()
+    yaml.preserve_quotes = True  # inside braces DVC needs those around a colon
     path = folder / "params.yaml"
     content = yaml.load(path.read_text(encoding="utf-8"))
     for key, value in changes.items():
