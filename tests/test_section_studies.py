@@ -149,13 +149,6 @@ def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
     assert ("S50", "one") not in found.index
 
 
-def test_rules_are_compared_where_nothing_else_differs(sap: Run) -> None:
-    found = protocol.rules(sap, protocol.members(sap))
-    row = found.to_dict("records")[0]
-    assert len(found) == 1 and (row["straight_through"], row["other"]) == ("straight", "one")
-    assert row["p"] == mcnemar(0, 12) and row["outcome"] == "lower"
-
-
 def test_members_over_the_budget(sap: Run) -> None:
     chosen = [one for one in protocol.members(sap) if one.name == "S100"]
     rows = protocol.wide(chosen).set_index("attack")
@@ -240,11 +233,12 @@ def test_a_mask_of_which_no_weight_is_trained_is_set_beside_the_whole_network() 
     assert found.p.tolist() == pytest.approx([max(single[0], 2 * min(single)), 2 * min(single)])
 
 
-def test_phases_of_a_training_follow_each_other() -> None:
-    history = pd.DataFrame({"point": "H", "phase": ["a", "a", "b"], "epoch": [0, 1, 0], "seed": 0})
-    found = seeds.course(history.assign(probe_clean=[0.1, 0.2, 0.3], probe_robust=0.0))
-    own = found[found.images == "clean"]
-    assert own.epoch.tolist() == [1, 2, 3] and own.accuracy.tolist() == [0.1, 0.2, 0.3]
+def test_distances_of_tickets_are_means_over_seeds() -> None:
+    history = pd.DataFrame({"point": "AWT", "step": [0, 10, 0, 10], "seed": [0, 0, 1, 1]})
+    history = history.assign(kernel_distance=[1, 0.5, 1, 0.7], output_distance=[1.0, 2, 1, 4])
+    found = seeds.search(history).set_index(["of", "steps"])
+    assert found.distance["tangent kernel", 10] == pytest.approx(0.6)
+    assert found.distance["outputs", 10] == 3
     check_charts(versus((30, 31, 32), (10, 11, 12)), seeds.seeds)
 
 
@@ -308,38 +302,45 @@ def test_entries_are_compared_by_ranks_and_corrected(flipped: Run) -> None:
     assert bitflips.can_differ(pairs) and not bitflips.can_differ(pairs * 3)
 
 
-def test_flips_by_layer_add_up(flipped: Run) -> None:
-    found = bitflips.landed(bitflips.entries(flipped))
-    assert found.groupby("entry").share.sum().tolist() == [1, 1, 1, 1]
+def test_the_first_entry_is_not_compared_with_itself(flipped: Run) -> None:
     check_charts(flipped, bitflips.bitflips)
+    parts = {part.title: part.table for part in bitflips.bitflips(flipped)}
+    compared = parts["Flips to chance, compared"]
+    assert compared is not None and "dense_8" not in set(compared.entry)
 
 
 # --- published results ---------------------------------------------------------------------------
 
 
+def rows_of(run: Run, title: str) -> pd.DataFrame:
+    """A published system's table, by what it was found on."""
+    found = {part.title: part.table for part in published.published(run)}[title]
+    assert found is not None
+    return found.set_index("published_setting")
+
+
 def test_published_counts_stand_beside_the_entry_that_is_stored_alike(flipped: Run) -> None:
-    bfa, ra_bnn = theirs.SYSTEMS[3].figures, theirs.SYSTEMS[4].figures
-    found = published.bfa(flipped, bfa).set_index("published_setting")
-    assert found.entry["CIFAR-10, ResNet-20, 8 bits"] == "dense_8"
+    found = rows_of(flipped, "Bit flips (BFA)")
+    assert found.ours["CIFAR-10, ResNet-20, 8 bits"] == "dense_8"
     assert found.flips_to_chance["CIFAR-10, ResNet-20, 8 bits"] == 10
-    assert found.entry["CIFAR-10, ResNet-20, 4 bits"] == published.NOT_RUN
-    grown = published.ra_bnn(flipped, ra_bnn).iloc[0]
-    assert grown.entry == "grown" and grown.at_least_flips == 30
+    assert found.ours["CIFAR-10, ResNet-20, 4 bits"] == published.NOT_RUN
+    grown = rows_of(flipped, "RA-BNN").iloc[0]
+    assert grown.ours == "grown" and grown.at_least_flips == 30
 
 
 def test_published_tables_hold_every_row_of_theirs() -> None:
     run = versus((30, 31, 32), (10, 11, 12))
-    rows = published.hydra(run, ()).set_index(["family", "sparsity"])
-    assert len(rows) == len(theirs.HYDRA)
-    assert rows.loc[("HYDRA", 0.9), "robust_accuracy:WRN-28-4"] == pytest.approx(0.552)
-    assert rows.loc[("HYDRA", 0.9), "robust_accuracy:ours"] == pytest.approx(31 / N)
-    assert rows.loc[("LWM", 0.99), "point"] == published.NOT_RUN
-    board = published.benchmark(run, ())
-    assert board.whose.tolist() == ["published"] * len(theirs.BENCHMARK) + ["ours"] * 2
+    found = rows_of(run, "HYDRA")
+    assert len(found) == len(theirs.HYDRA)
+    assert found.published["HYDRA 0.9"] == "robust 49.5 % (VGG-16), 55.2 % (WRN-28-4)"
+    assert found.robust_accuracy["HYDRA 0.9"] == pytest.approx(31 / N)
+    assert found.ours["LWM 0.99"] == published.NOT_RUN
+    assert len(rows_of(run, "The Adversarial Pruning Benchmark")) == 3 * len(theirs.BENCHMARK)
 
 
 def test_the_published_gain_of_sap(sap: Run) -> None:
-    rows = published.sap(sap, theirs.SYSTEMS[2].figures).set_index("attack")
-    assert rows.loc["fgsm", "eps"] == EPS / 2 and rows.loc["fgsm", "accuracy:SAP"] == 31 / N
-    assert "BPDA" in rows.loc["straight", "published_setting"]
-    assert rows.loc["long", "published"].endswith("†")
+    found = rows_of(sap, "SAP and the attacks on it").set_index("ours")
+    assert found.loc["S100, fgsm", "eps"] == EPS / 2
+    assert found.loc["S100, fgsm", "accuracy:SAP"] == 31 / N
+    assert found.loc["S100, long", "published"].endswith("†")
+    assert found.loc["S100, straight", "accuracy:dense"] == 6 / N

@@ -1,6 +1,6 @@
 """Results that others have published, in their sources' own digits; none of them is ours.
 
-The section `published` sets them beside ours, `report.docs` writes them into docs/published.md.
+The section `published` sets them beside ours.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Figure:
     """One published figure, in the source's own digits, and what it was found on.
 
-    key: by what ours is chosen (section `published`). unread: known from others, not read at its
-    source.
+    key: which of ours is set beside it: a setting, a model's family, an attack on SAP, how weights
+    are stored, or a family at a sparsity. unread: known from others, not read at its source.
     """
 
     key: str
@@ -22,45 +22,44 @@ class Figure:
 
 @dataclass(frozen=True)
 class System:
-    """A published system. differs: their regime, and how it differs from ours. families: ours."""
+    """A published system. differs: their regime, and how it differs from ours."""
 
     title: str
     source: str
     differs: str
-    families: tuple[str, ...]
     figures: tuple[Figure, ...]
 
 
 # By family and setting, in percent: parameters changed, clean and remnant accuracy.
 NN_PRUNE = {
-    ("dense", "–"): (0, 91.8, 0.2),
-    ("E", "1e-05"): (0.0978, 91.8, 0.2),
-    ("E", "0.0001"): (0.5217, 91.8, 0.2),
-    ("E", "0.001"): (4.7786, 92, 0.2),
-    ("E", "0.005"): (23.2845, 92, 0.2),
-    ("E", "0.007"): (31.9905, 92.5, 0.2),
-    ("E", "0.01"): (43.991, 90.7, 0.2),
-    ("E", "0.02"): (72.8967, 37.1, 0.1),
-    ("E", "0.05"): (95.9159, 0.1, 0.1),
-    ("S", "9"): (0.005, 91.8, 0.2),
-    ("S", "7"): (0.0182, 91.7, 0.2),
-    ("S", "5"): (0.0922, 85.9, 32.6),
-    ("S", "3"): (0.9286, 23.5, 7.2),
-    ("R", "0.001"): (100, 91.9, 34.2),
-    ("R", "0.01"): (100, 87.1, 30.6),
-    ("R", "0.1"): (100, 0.2, 0.1),
-    ("int8", "transfer"): (0, 91.2, 0.2),
+    "dense –": (0, 91.8, 0.2),
+    "E 1e-05": (0.0978, 91.8, 0.2),
+    "E 0.0001": (0.5217, 91.8, 0.2),
+    "E 0.001": (4.7786, 92, 0.2),
+    "E 0.005": (23.2845, 92, 0.2),
+    "E 0.007": (31.9905, 92.5, 0.2),
+    "E 0.01": (43.991, 90.7, 0.2),
+    "E 0.02": (72.8967, 37.1, 0.1),
+    "E 0.05": (95.9159, 0.1, 0.1),
+    "S 9": (0.005, 91.8, 0.2),
+    "S 7": (0.0182, 91.7, 0.2),
+    "S 5": (0.0922, 85.9, 32.6),
+    "S 3": (0.9286, 23.5, 7.2),
+    "R 0.001": (100, 91.9, 34.2),
+    "R 0.01": (100, 87.1, 30.6),
+    "R 0.1": (100, 0.2, 0.1),
+    "int8 transfer": (0, 91.2, 0.2),
 }
 
 # By method and sparsity: percent that PGD at eps 0.031 leaves of VGG-16 and WRN-28-4 on CIFAR-10.
 HYDRA = {
-    ("dense", 0.0): (51.9, 57.2),
-    ("LWM", 0.90): (48.8, 53.8),
-    ("LWM", 0.95): (45.2, 49.2),
-    ("LWM", 0.99): (34.3, 37.3),
-    ("HYDRA", 0.90): (49.5, 55.2),
-    ("HYDRA", 0.95): (48.7, 54.2),
-    ("HYDRA", 0.99): (41.7, 47.3),
+    "dense 0.0": (51.9, 57.2),
+    "LWM 0.9": (48.8, 53.8),
+    "LWM 0.95": (45.2, 49.2),
+    "LWM 0.99": (34.3, 37.3),
+    "HYDRA 0.9": (49.5, 55.2),
+    "HYDRA 0.95": (48.7, 54.2),
+    "HYDRA 0.99": (41.7, 47.3),
 }
 
 # By method, clean and AutoAttack accuracy in percent at each of these sparsities.
@@ -89,10 +88,9 @@ SYSTEMS = (
         "Theirs: torchvision's ResNet18 on 1,000 ImageNet images, eps 0.03, step 0.001. Their "
         "script swaps success rate and share of changed predictions, so neither is repeated. The "
         "threshold of E is absolute: what it removes depends on width and training.",
-        ("E", "S", "R", "int8"),
         tuple(
-            Figure("", f"{family} {at}", f"changed {c:g} %, clean {clean} %, remnant {remnant} %")
-            for (family, at), (c, clean, remnant) in NN_PRUNE.items()
+            Figure(one, one, f"changed {changed:g} %, clean {clean} %, remnant {remnant} %")
+            for one, (changed, clean, remnant) in NN_PRUNE.items()
         ),
     ),
     System(
@@ -103,12 +101,14 @@ SYSTEMS = (
         "Theirs attacks normalized images (8/255 is about 2/255 in pixels), scores on augmented "
         "training images and fine-tunes at a rate of 1e-6; no control. Ours: budget in pixels, "
         "test images, a fine-tuning that trains, and random pruning as control.",
-        ("GAP_global", "GAP_layer", "GAP_int8", "random"),
         (
-            Figure(
-                "transfer",
-                "CIFAR-10, ResNet20 and others; PGD, 10 steps, on the uncompressed network",
-                "compressed networks resist these images (plots alone, no number)",
+            *(
+                Figure(
+                    family,
+                    "CIFAR-10, ResNet20 and others; PGD, 10 steps, on the uncompressed network",
+                    "compressed networks resist these images (plots alone, no number)",
+                )
+                for family in ("GAP_layer", "GAP_global")
             ),
             Figure(
                 "int8",
@@ -125,7 +125,6 @@ SYSTEMS = (
         "the Obfuscated Gradients Attack on Stochastic Activation Pruning (arXiv 2010.00071), "
         "abstract",
         "Theirs: CIFAR-10. Ours: a ResNet18 and few images, on digits at six times their budgets.",
-        ("SAP",),
         (
             Figure(
                 "gain",
@@ -156,10 +155,9 @@ SYSTEMS = (
         "Theirs are trained through the quantizer and wider. Their code for one bit allows only "
         "flips that lower the loss to first order; random flips there draw a layer first. Theirs "
         "has a standard deviation over runs, ours an interval over batches.",
-        ("dense",),
         (
             Figure(
-                "imagenet",
+                "8 bits",
                 "ImageNet, ResNet-18, 8 bits",
                 "13 flips of 93 million bits: 69.8 to 0.1 %",
             ),
@@ -170,9 +168,9 @@ SYSTEMS = (
                 "CIFAR-10, ResNet-20, 8 bits, piecewise clustering of weight 1e-3",
                 "58.79 ± 4.14 flips; clean 90.02 %",
             ),
-            Figure("binary", "CIFAR-10, ResNet-20, 1 bit", "541.2 ± 49.8 flips; clean 88.36 %"),
+            Figure("base", "CIFAR-10, ResNet-20, 1 bit", "541.2 ± 49.8 flips; clean 88.36 %"),
             Figure(
-                "random", "ImageNet, ResNet-18, 8 bits, 100 random flips", "less than 1 point lost"
+                "8 bits", "ImageNet, ResNet-18, 8 bits, 100 random flips", "less than 1 point lost"
             ),
         ),
     ),
@@ -183,7 +181,6 @@ SYSTEMS = (
         "Their attack flips the sign of the float weight behind a bit, with true labels of test "
         "images, so their counts are not counts of stored bits; trained for 1,000 epochs. Ours "
         "flips stored bits, with predicted labels of training images.",
-        ("BNN", "RA_BNN", "BNN_wide"),
         (
             Figure(
                 "grown",
@@ -199,12 +196,12 @@ SYSTEMS = (
                 "uniform", "uniformly wider, as many parameters", "none: the control is missing"
             ),
             Figure(
-                "accuracy",
+                "grown",
                 "CIFAR-10, against a binary network of the base's size",
                 "2 to 8 points more",
             ),
             Figure(
-                "bits", "CIFAR-10, against networks of more bits", "over 125 times as many flips"
+                "grown", "CIFAR-10, against networks of more bits", "over 125 times as many flips"
             ),
         ),
     ),
@@ -213,10 +210,9 @@ SYSTEMS = (
         "Sehwag, Wang, Mittal and Jana, HYDRA (NeurIPS 2020, arXiv 2002.10509), table of "
         "results in its repository (inspire-group/hydra); RobustBench for the stronger attack",
         f"Theirs: CIFAR-10, PGD at eps 0.031. {_SEEDS}",
-        ("HYDRA", "LWM"),
         tuple(
-            Figure("", f"{family} {sparsity:.0%}", f"VGG-16 {vgg} %, WRN-28-4 {wide} %")
-            for (family, sparsity), (vgg, wide) in HYDRA.items()
+            Figure(one, one, f"robust {vgg} % (VGG-16), {wide} % (WRN-28-4)")
+            for one, (vgg, wide) in HYDRA.items()
         ),
     ),
     System(
@@ -225,11 +221,10 @@ SYSTEMS = (
         "Adversarial Robustness, Pattern Recognition, arXiv 2409.01249; leaderboard in its "
         "repository pralab/AdversarialPruningBenchmark",
         f"Theirs: CIFAR-10, ResNet18, AutoAttack at eps 0.031, 10,000 test images. {_SEEDS}",
-        ("HYDRA", "LWM", "AWT"),
         tuple(
-            Figure("", f"{method} {sparsity:.0%}", f"clean {clean} %, robust {robust} %")
+            Figure(f"{method} {at}", f"{method} {at}", f"clean {clean} %, robust {robust} %")
             for method, values in BENCHMARK.items()
-            for sparsity, (clean, robust) in zip(BENCHMARK_SPARSITIES, values, strict=True)
+            for at, (clean, robust) in zip(BENCHMARK_SPARSITIES, values, strict=True)
         ),
     ),
 )

@@ -20,7 +20,6 @@ from advprune.evaluate.faults import (
     at_the_end,
     clean_accuracy,
     compare_flips,
-    landing,
     over_flips,
     to_chance,
 )
@@ -87,9 +86,7 @@ def bitflips(run: Run) -> list[Part]:
         if not can_differ(pairs):
             words += " With so few batches no difference can be shown."
         parts.append(Part("Flips to chance, compared", words, pair_table(pairs)))
-    places = Chart("bitflip-places", "heatmap", landed(found), x="layer", y="entry", value="share")
-    words = "Share of an entry's untargeted flips in each layer, all batches together."
-    return [*parts, Part("Where the flips land", words, None, places, folded=True)]
+    return parts
 
 
 def entries(run: Run) -> list[Entry]:
@@ -134,6 +131,7 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
                 row["accuracy:random flips"] = fmean(values) if values else None
                 row["accuracy:random flips, least"] = min(values, default=None)
                 row["highest_bit_share"] = float((top.bit == entry.bits - 1).mean())
+                row["most_hit_layer"] = top.layer.mode().iloc[0] if len(top) else None
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -184,20 +182,3 @@ def curves(found: Sequence[Entry]) -> pd.DataFrame:
         for entry in found
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def landed(found: Sequence[Entry]) -> pd.DataFrame:
-    """The share of each entry's untargeted flips by layer, of layers that were hit, by depth."""
-    depths: dict[str, int] = {}
-    shares: dict[tuple[str, str], float] = {}
-    for entry in found:
-        flips = entry.records[(entry.records.variant == UNTARGETED) & (entry.records.flip > 0)]
-        by_depth = landing(entry.records, entry.bits).sum(axis=1)  # [layers]
-        for layer, depth in flips[["layer", "depth"]].drop_duplicates().itertuples(index=False):
-            depths.setdefault(layer, depth)
-            shares[entry.name, layer] = float(by_depth[depth] / by_depth.sum())
-    return pd.DataFrame(
-        {"entry": entry.name, "layer": layer, "share": shares.get((entry.name, layer), 0.0)}
-        for entry in found
-        for layer in sorted(depths, key=lambda name: depths[name])
-    )

@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.compare import Comparison, compare, corrected
 from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import rate
@@ -96,12 +95,6 @@ def protocol(run: Run) -> list[Part]:
             "at least 9 of 10 draws are wrong. Passes are per image."
         )
         parts.append(Part("Adaptive attacks", about, table))
-    if len(table := rules(run, found)):
-        about = (
-            "Adaptive attacks that differ only in the backward rule, straight through against the "
-            "other; negative: it leaves less. p: McNemar, corrected per member (Holm)."
-        )
-        parts.append(Part("Backward rules", about, table))
     published = [m for m in found if m.family in (None, SAP, "dropout") and not m.on_convolutions]
     others = [member for member in found if member not in published]
     dense = [member for member in found if member.family is None][:1] if others else []
@@ -250,26 +243,3 @@ def _scores(member: Member, attack: str, parts: dict[str, pd.DataFrame]) -> dict
     row |= rated("accuracy:single draw", single) | rated("accuracy:9 of 10 draws", most)
     costs = ("gradients", "forwards")
     return row | {key: sum(float(one[key].mean()) for one in parts.values()) for key in costs}
-
-
-def rules(run: Run, found: list[Member]) -> pd.DataFrame:
-    """Each pair of attacks that differ only in the rule, straight through against another."""
-    settings, rows = run.profile.protocol.adaptive, []
-    for member in found:
-        tables = member.adaptive(run) if member.family == SAP else {}
-        straight = [name for name in tables if settings[name].backward == "identity"]
-        duels = [(a, b) for a in straight for b in tables if _only_rule(settings[a], settings[b])]
-        tests = corrected([compare(tables[a], tables[b]) for a, b in duels])
-        rows += [
-            {"member": member.name, "straight_through": a, "other": b}
-            | {"rule": RULES[settings[b].backward], "difference": test.difference}
-            | {"p": test.p, "outcome": outcome(test)}
-            for (a, b), test in zip(duels, tests, strict=True)
-        ]
-    return pd.DataFrame(rows)
-
-
-def _only_rule(one: AttackSettings, other: AttackSettings) -> bool:
-    ignored = {"backward", "note"}
-    alike = one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
-    return alike and one.backward != other.backward

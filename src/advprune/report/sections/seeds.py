@@ -26,9 +26,6 @@ CONTROLS = {
     "HYDRA": ("LWM",),
     "AWT": ("NTT", "inherited_ticket", "magnitude_ticket", "random_ticket"),
 }
-# Accuracies on validation images by epoch; of a dense network those by which its epoch was chosen.
-COURSE = {"probe_clean": "clean", "probe_robust": "robust"}
-CHOSEN = {"val_accuracy": "probe_clean", "val_robust_accuracy": "probe_robust"}
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 Side = Literal["clean", "robust"]
 
@@ -68,7 +65,7 @@ class Point:
 
 @section("Sparse networks over seeds", order=70)
 def seeds(run: Run) -> list[Part]:
-    """The points, learned masks against their controls, training and the search for tickets."""
+    """The points, learned masks against their controls, the search for tickets."""
     return [part for name in run.studies_of("seeds") for part in _parts(run, name)]
 
 
@@ -123,21 +120,6 @@ def _parts(run: Run, name: str) -> list[Part]:
             "squared distance over squared norm, mean over seeds."
         )
         parts.append(Part(f"Search for tickets, {about}", words, None, chart, folded=True))
-    if len(rows := course(history)):
-        chart = Chart(
-            f"training-{name}",
-            "line",
-            rows,
-            x="epoch",
-            y="accuracy",
-            series="point",
-            panel="images",
-        )
-        words = (
-            "Means over seeds on validation images, phases of a training one after another. The "
-            "last epoch is taken; no test image chooses."
-        )
-        parts.append(Part(f"Training, {about}", words, None, chart, folded=True))
     return parts
 
 
@@ -244,22 +226,6 @@ def pair_table(run: Run, points: list[Point]) -> pd.DataFrame:
 def at_chance(run: Run, point: Point) -> bool:
     """Whether the clean accuracy's interval reaches down to guessing."""
     return point.mean("clean").interval[0] <= 1 / len(run.classes)
-
-
-def course(history: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy on validation images over epochs, the phases of a training one after another."""
-    rows = []
-    for point, own in history.groupby("point", sort=False) if len(history) else ():
-        if point == DENSE:
-            own = own.drop(columns=list(COURSE), errors="ignore").rename(columns=CHOSEN)
-        columns = [column for column in COURSE if column in own]
-        means = own.groupby(["phase", "epoch"], sort=False)[columns].mean().dropna(how="all")
-        for column in columns:
-            rows += [
-                {"point": point, "epoch": epoch, "images": COURSE[column], "accuracy": value}
-                for epoch, value in enumerate(means[column], 1)
-            ]
-    return pd.DataFrame(rows)
 
 
 def search(history: pd.DataFrame) -> pd.DataFrame:
