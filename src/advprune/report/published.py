@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Figure:
     """One published figure, in the source's own digits, and what it was found on.
 
-    key: which of ours stands beside it: a setting, a model's family, an attack on SAP, how weights
+    key: which of ours is set beside it: a setting, a model's family, an attack on SAP, how weights
     are stored, or a family at a sparsity. unread: known from others, not read at its source.
     """
 
