@@ -1,7 +1,7 @@
-"""What the README says of finished runs and of families: the text between pairs of comments.
+"""What pages say of finished runs, families and publications: text between pairs of comments.
 
 Nothing in it is typed: results come from `reports/<profile>/results.csv`, families from the
-docstrings of their modules.
+docstrings of their modules, published figures from `report.published`.
 """
 
 import re
@@ -13,20 +13,34 @@ from tabulate import tabulate
 
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
-from advprune.report.formats import percent
+from advprune.report.formats import bounds, percent
+from advprune.report.page import markdown_table
+from advprune.report.published import SYSTEMS, System
 from advprune.report.results import RESULTS, without_own
 from advprune.report.terminal import read, title_of
 
+README, PUBLISHED = Path("README.md"), Path("docs/published.md")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"
+OURS = ("model", "clean_accuracy", "main_accuracy", "robust_accuracy", "transfer_accuracy")
+UNREAD = "†"
 
 
-def fill(page: Path, root: Path = Path()) -> None:
-    """Write a page with every block anew; UserError where it lacks one."""
+def fill(root: Path = Path()) -> None:
+    """Write both pages with every block anew; UserError where one is missing."""
+    for page, blocks in blocks_of(root).items():
+        text = filled((root / page).read_text(encoding="utf-8"), blocks)
+        write_text(root / page, text)
+
+
+def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
+    """The contents of the blocks of each page, by the name of the block."""
     from advprune.report.pages import index
 
     names = sorted(path.parent.name for path in (root / "reports").glob(f"*/{RESULTS}"))
-    blocks = {f"results: {name}": results_of(name, read(name, root / "reports")) for name in names}
-    write_text(page, filled(page.read_text(encoding="utf-8"), blocks | {"families": index()}))
+    tables = {name: read(name, root / "reports") for name in names}
+    results = {f"results: {name}": results_of(name, table) for name, table in tables.items()}
+    figures = "\n\n".join(published_of(system, tables) for system in SYSTEMS)
+    return {README: results | {"families": index()}, PUBLISHED: {"published": figures}}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:
@@ -42,8 +56,9 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
 def results_of(profile: str, table: pd.DataFrame) -> str:
     """One row per group of models: accuracies, and how many differ from the dense network."""
-    rows = []
-    for group, part in without_own(table).groupby("group", sort=False):
+    rows, table = [], without_own(table)
+    groups = table.group.where(table.model != table.root, table.model)
+    for group, part in table.groupby(groups, sort=False):
         rates = {name: _span(part[f"{name}_accuracy"]) for name in ("clean", "robust", "transfer")}
         counts = {f"robust {w}": int((part.against_dense == w).sum()) for w in ("higher", "lower")}
         reliable = {"reliable": int((part.verdict == "reliable").sum())}
@@ -52,6 +67,26 @@ def results_of(profile: str, table: pd.DataFrame) -> str:
     note = "Higher and lower: significantly, against the dense network on the same images."
     report = f"[report](reports/{profile}/report.md)"
     return f"**{title_of(profile, table)}** ({report})\n\n{body}\n\n{note}"
+
+
+def published_of(system: System, results: Mapping[str, pd.DataFrame]) -> str:
+    """A published system's figures, and our models of its families in each run that has any."""
+    theirs = [
+        (one.setting, f"{one.figure} {UNREAD}" if one.unread else one.figure)
+        for one in system.figures
+    ]
+    columns = [name for column in OURS for name in (column, *bounds(column))]
+    ours = [
+        without_own(table[table.family.isin(["dense", *system.families])])
+        .assign(run=profile)
+        .filter(["run", *columns, "flips_to_chance"])
+        for profile, table in results.items()
+        if table.family.isin(system.families).any()
+    ]
+    parts = [f"### {system.title}", f"Source: {system.source}. {system.differs}"]
+    parts.append(tabulate(theirs, ("setting", "published"), "github", disable_numparse=True))
+    parts.append(str(markdown_table(pd.concat(ours))) if ours else "Ours: not run here.")
+    return "\n\n".join(parts)
 
 
 def _span(values: pd.Series) -> str:
