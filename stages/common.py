@@ -140,18 +140,14 @@ def script(command: Any, shared: bool = False) -> None:
 
 
 def _together(app: typer.Typer, shared: bool) -> None:
-    """Run a command in each of several processes; where one fails, it says why and all end."""
+    """Run a command in each of several processes of torchrun, which ends all where one fails."""
     from advprune.core import distributed
 
+    if not shared:
+        raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
     distributed.start()
     try:
-        if not shared:
-            raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
         app()
     except SystemExit:  # the command is done, or its arguments are wrong: in all processes
         distributed.end()
-        raise
-    except Exception:
-        if not distributed.first_to_fail():
-            sys.exit(1)
         raise

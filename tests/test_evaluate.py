@@ -16,8 +16,8 @@ from advprune.core.attack_settings import (
     SuiteSettings,
 )
 from advprune.core.profile import PROBES, Profile
-from advprune.core.train_settings import TrainSettings
 from advprune.core.resume import Parts
+from advprune.core.train_settings import TrainSettings
 from advprune.evaluate import metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows
 from advprune.evaluate.layers import wasserstein, watched, where

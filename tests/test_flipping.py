@@ -10,8 +10,8 @@ from torch import nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.stored_bits import replay, store
-from advprune.core.errors import UserError
 from advprune.core.attack_settings import FlipSettings
+from advprune.core.errors import UserError
 from advprune.core.params import BitFlipSettings
 from advprune.core.resume import Parts
 from advprune.evaluate.faults import START, VARIANTS, at_the_end, clean_accuracy

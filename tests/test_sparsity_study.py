@@ -14,8 +14,8 @@ from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.params import Params
-from advprune.core.settings import parse
 from advprune.core.resume import Parts
+from advprune.core.settings import parse
 from advprune.data import Split
 from advprune.evaluate.craft import Work, craft, rows
 from advprune.evaluate.crossed import mean

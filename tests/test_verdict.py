@@ -13,8 +13,8 @@ from advprune import prune
 from advprune.core import params
 from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.params import Member
-from advprune.core.train_settings import RecipeSettings
 from advprune.core.resume import Parts
+from advprune.core.train_settings import RecipeSettings
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, kind_of
 from advprune.evaluate.craft import rows as rows_of

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import attack_copy
+from advprune.attacks.engine import attack_copy, by_batch
 from advprune.attacks.losses import LOSSES, Loss
 from advprune.core.device import device_of
-from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import RULES, drawn_logits, is_randomized, mean_logits, set_backward
 
 Progress = Callable[[int], None]
@@ -69,10 +68,6 @@ def pgd(
     cost: counts images passed forward and gradients taken.
     progress: called with the number of image-steps done (of `N * steps * restarts`).
 
-    Processes that are together (core/distributed.py) share the batches out and all get the result,
-    which is that of one process to the last bit; not of a model that draws at random, whose draws
-    run on from batch to batch.
-
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     _check(images, labels, eps, step, steps, norm, loss, keep, precision, backward, restarts, start)
@@ -115,7 +110,7 @@ def pgd(
         return found.cpu(), losses.cpu()
 
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), alone(randomized), cost.of_all():
+    with torch.random.fork_rng(devices=devices):
         if randomized:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for _ in range(restarts):
@@ -123,7 +118,8 @@ def pgd(
             if start is None and random_start:
                 points = random_point(images, eps, norm, generator)
             batches = (best_loss < torch.inf).nonzero()[:, 0].split(batch)
-            for rows, (found, losses) in zip(batches, spread(batches, attack), strict=True):
+            results = by_batch(private, batches, attack, cost)
+            for rows, (found, losses) in zip(batches, results, strict=True):
                 better = losses > best_loss[rows]
                 best_images[rows[better]] = found[better]
                 best_loss[rows[better]] = losses[better]

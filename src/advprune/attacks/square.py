@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import attack_copy
+from advprune.attacks.engine import attack_copy, by_batch
 from advprune.attacks.losses import margin
 from advprune.attacks.pgd import Progress
 from advprune.core.device import device_of
-from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import is_randomized, mean_logits
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
@@ -58,8 +57,6 @@ def square(
     cost: counts what is passed through the model. progress: called with image-queries done (at most
     `N * queries`: those that decided images save are not reported).
 
-    Processes that are together share the batches of every query out, as in `pgd`.
-
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     check_images("square", images, labels, eps)
@@ -73,12 +70,18 @@ def square(
     cost.watch(private)
     shown = images.to(device).contiguous(memory_format=torch.channels_last)
     search = _Search(
-        private, shown, labels.to(device), draws, batch, progress or (lambda _: None), generator
+        private,
+        shown,
+        labels.to(device),
+        draws,
+        batch,
+        cost,
+        progress or (lambda _: None),
+        generator,
     )
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        with alone(is_randomized(private)), cost.of_all():
-            change = search(eps, queries, p).to(images.device)
+        change = search(eps, queries, p).to(images.device)
     return (images + change).clamp(0, 1)
 
 
@@ -91,6 +94,7 @@ class _Search:
     labels: torch.Tensor
     draws: int
     batch: int
+    cost: Cost
     progress: Progress
     generator: torch.Generator
 
@@ -129,7 +133,7 @@ class _Search:
             return margin(logits, self.labels[rows[part]]).cpu()
 
         parts = torch.arange(len(rows), device=rows.device).split(self.batch)
-        return torch.cat(spread(parts, of)).to(self.images)
+        return torch.cat(by_batch(self.model, parts, of, self.cost)).to(self.images)
 
     def _stripes(self, eps: float) -> torch.Tensor:
         """Columns of `+-eps`, a sign for each image, channel and column."""

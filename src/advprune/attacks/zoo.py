@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
+from advprune.attacks.engine import by_batch
 from advprune.core.device import device_of
-from advprune.core.distributed import spread
 from advprune.core.errors import UserError
 
 
@@ -62,8 +62,9 @@ def zoo(
         return found.detach().clamp(0, 1).to(images.device)
 
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), cost.of_all():
-        results = spread(list(enumerate(torch.arange(len(images)).split(batch))), run)
+    with torch.random.fork_rng(devices=devices):
+        batches = list(enumerate(torch.arange(len(images)).split(batch)))
+        results = by_batch(private, batches, run, cost)
     return torch.cat(results) if results else images.clone()
 
 

@@ -21,7 +21,7 @@ app = typer.Typer(
         "What does compressing a neural network do to its adversarial robustness?\n\n"
         "Audit a checkpoint, attack it, compress it, and compare a branch with another. Commands "
         "read params.yaml of the current folder, the repository's root, except for audit.\n\n"
-        "Exit status: 0, all is well; 1, the answer is no (audit found a fault, gate a fall); "
+        "Exit status: 0, success; 1, the answer is no (audit found a fault, gate a fall); "
         "2, no answer could be given (a file that cannot be read, a wrong setting or option)."
     ),
     no_args_is_help=True,

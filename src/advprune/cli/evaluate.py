@@ -41,9 +41,7 @@ def evaluate(
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
-        typer.Option(
-            help="The network that this one was made from: adds transfer and a paired comparison."
-        ),
+        typer.Option(help="The parent of this network: adds transfer and a paired comparison."),
     ] = None,
     architecture: ArchitectureOption = None,
     factory: FactoryOption = None,
@@ -54,7 +52,7 @@ def evaluate(
     normalize: Annotated[
         bool | None,
         typer.Option(
-            help="Normalize the images of a foreign network; unsaid, as the profile does."
+            help="Normalize the images of a foreign network; by default as the profile does."
         ),
     ] = None,
     out: Annotated[
@@ -63,7 +61,7 @@ def evaluate(
     ] = None,
     beside: Annotated[
         Path | None,
-        typer.Option(help="A file of metrics, as metrics/<profile>/ has them, to be shown beside."),
+        typer.Option(help="A file of metrics, as in metrics/<profile>/, to show next to these."),
     ] = None,
 ) -> None:
     """How robust is this network, and can the number be believed?
@@ -73,7 +71,7 @@ def evaluate(
     attack, and the verdict with its checks. The checkpoint must pass `advprune audit`. Test images
     are those of `data/<profile>`, or made in memory.
 
-    Writes nothing without --out; with it, an evaluation that is killed goes on where it was.
+    Writes nothing without --out; with it, a killed evaluation resumes where it stopped.
 
     Exit status: 0 whatever the verdict, 2 where there is none.
     """

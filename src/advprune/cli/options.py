@@ -51,7 +51,7 @@ ArchitectureOption = Annotated[
     str | None,
     typer.Option(
         help="resnet18, resnet20, torchvision/<name> or timm/<name>; by default the header's, or "
-        "what names and shapes tell.",
+        "inferred from names and shapes.",
         autocompletion=lambda incomplete: [name for name in LIBRARY if name.startswith(incomplete)],
     ),
 ]

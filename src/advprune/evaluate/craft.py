@@ -22,7 +22,6 @@ from advprune.core.attack_settings import (
     SquareSettings,
 )
 from advprune.core.device import salted
-from advprune.core.distributed import processes
 from advprune.core.profile import CURVES
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
@@ -118,11 +117,10 @@ def craft_shown(
 ) -> Crafted:
     """`craft` on images and labels, under a progress bar that counts image-steps."""
     images, labels = attacked
-    budget, shared = budget_of(setting), processes()  # the others are as far
+    budget = budget_of(setting)
     title = f"{what} eps {budget.eps:.3f} steps {budget.steps}"
     with progress(title, len(images) * budget.steps * budget.restarts) as advance:
-        shown = replace(work, progress=lambda units: advance(units * shared))
-        return craft(model, images, labels, setting, shown)
+        return craft(model, images, labels, setting, replace(work, progress=advance))
 
 
 def _square(

@@ -14,12 +14,11 @@ from torch import nn
 
 from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import attack_copy
+from advprune.attacks.engine import attack_copy, by_batch
 from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.pgd import expected_gradient, random_point
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.device import device_of, salted
-from advprune.core.distributed import alone, spread
 from advprune.evaluate.craft import Crafted, Work, craft, rows, surrogate
 from advprune.evaluate.records import logits_of
 from advprune.models.stochastic import frozen_copy, is_randomized
@@ -104,9 +103,9 @@ def gradient(
         return found.flatten(1).abs().amax(1).cpu()
 
     pairs = list(zip(images.split(work.batch), labels.split(work.batch), strict=True))
-    with torch.random.fork_rng(), alone(is_randomized(model)), cost.of_all():
+    with torch.random.fork_rng():
         torch.manual_seed(salted(work.seed, "probe_gradient"))
-        size = spread(pairs, largest)
+        size = by_batch(private, pairs, largest, cost)
     crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), cost)
     table = rows(model, images, crafted, labels, "probe_gradient", setting, work)
     return table.assign(gradient=torch.cat(size).numpy())

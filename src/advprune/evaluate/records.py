@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
 from advprune.core.device import device_of, salted
-from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
@@ -22,7 +23,7 @@ def all_logits(
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
     images: float `[N, C, H, W]` in [0, 1]. The draws come from `seed`; the global random state
-    stays as it was. Processes that are together share the batches out, as in `attacks.pgd`.
+    stays as it was.
     """
     device, count = device_of(model), draws if is_randomized(model) else 1
 
@@ -31,10 +32,10 @@ def all_logits(
         return torch.cat([logits.float().cpu() for logits in drawn])
 
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), alone(is_randomized(model)):
+    with torch.random.fork_rng(devices=devices):
         if count > 1:
             torch.manual_seed(salted(seed, "score"))
-        parts = spread(images.split(batch), of)
+        parts = by_batch(model, images.split(batch), of, Cost())
     return torch.cat(parts, dim=1)
 
 

@@ -1,4 +1,4 @@
-"""clamp and round: feature maps are changed, weights are left alone.
+"""clamp and round: feature maps clamped to their range on clean images, or rounded.
 
 Claim (nn-prune). The project inspects feature maps under attack: small changes to many neurons
 near the input, abnormally large values before the classifier, and a mean and sigma that rise. It

@@ -1,4 +1,4 @@
-"""filters: whole filters of the smallest L1 norm are removed.
+"""filters: whole filters of the smallest L1 norm removed.
 
 Claim (Li et al., 2017). Filters with a small sum of absolute weights give weak feature maps;
 removing whole filters makes a network faster without special kernels.

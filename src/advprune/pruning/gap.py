@@ -1,4 +1,4 @@
-"""GAP_global, GAP_layer, gradient_global and gradient_layer: pruning by gradients.
+"""GAP and clean gradients: weights masked by their gradient on adversarial or clean images.
 
 Claim (Weiss et al., 2022). Removing the weights that matter most to the loss on adversarial images
 makes a compressed network resist attacks that are transferred from the uncompressed one. The

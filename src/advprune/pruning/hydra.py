@@ -1,4 +1,4 @@
-"""HYDRA and LWM: a mask trained for robustness, and a mask by least weight magnitude.
+"""HYDRA and LWM: masks learned with a robust loss; least weight magnitude, its control.
 
 Claim (Sehwag et al., 2020). Which weights a robust network can do without is not decided by their
 magnitude: a mask trained with the robust loss retains more robustness than LWM, the more so the

@@ -1,4 +1,4 @@
-"""random, magnitude_global and magnitude_layer: plain masks, and the control of all masks.
+"""random and magnitude masks: weights masked at random, or by small magnitude.
 
 Claim (Han et al., 2015). Weights near zero can be removed, and a short training repairs the loss.
 In the GAP study (Weiss et al., 2022) these are the schemes that GAP has to beat; random pruning

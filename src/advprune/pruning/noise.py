@@ -1,4 +1,4 @@
-"""dropout, RNA, RSA, RNW, RSW and DWP: controls of stochastic activation pruning.
+"""Controls of SAP: dropout at test time, noise on activations or weights, largest weights kept.
 
 Claim (Dhillon et al., 2018, as baselines). Is it SAP's rule that helps, or any randomness?
 

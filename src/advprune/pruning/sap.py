@@ -1,4 +1,4 @@
-"""SAP and SWP: stochastic pruning of activations, and the same rule on weights.
+"""SAP and SWP: activations, or weights, pruned at random by magnitude and rescaled.
 
 Claim (Dhillon et al., 2018). Pruning activations at random, larger ones less often, makes a
 trained network more robust without retraining: 12 points more than the dense network under FGSM at

@@ -1,4 +1,4 @@
-"""E, S, R and ESR: nn-prune's rules for single weights.
+"""E, S, R and ESR: small weights set to zero, weights clamped, noise added, all three in turn.
 
 Claim (nn-prune). The project asks whether pruning removes adversarial weaknesses and concludes
 "probably not": E is useless, and S costs accuracy. Its table lists 32.6 % remnant accuracy at S =

@@ -1,4 +1,4 @@
-"""Tickets (AWT, NTT and their controls): sparse from the initialization on.
+"""Tickets: sparse initializations found by the tangent kernel (AWT, NTT), and controls.
 
 Claim (Shi et al., 2022). A sparse network can be found at initialization, before any training,
 whose adversarial training proceeds as the dense network's would: it ends equally robust. NTT (Liu

@@ -20,7 +20,7 @@ from advprune.report.results import RESULTS, without_own
 from advprune.report.terminal import read, title_of
 
 README, PUBLISHED = Path("README.md"), Path("docs/published.md")
-BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"
+BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
 OURS = ("model", "clean_accuracy", "main_accuracy", "robust_accuracy", "transfer_accuracy")
 UNREAD = "†"
 
@@ -38,7 +38,12 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
 
     names = sorted(path.parent.name for path in (root / "reports").glob(f"*/{RESULTS}"))
     tables = {name: read(name, root / "reports") for name in names}
-    results = {f"results: {name}": results_of(name, table) for name, table in tables.items()}
+    readme = (root / README).read_text(encoding="utf-8")
+    results = {
+        f"results: {name}": results_of(name, table)
+        for name, table in tables.items()
+        if f"<!-- results: {name} -->" in readme
+    }
     figures = "\n\n".join(published_of(system, tables) for system in SYSTEMS)
     return {README: results | {"families": index()}, PUBLISHED: {"published": figures}}
 
@@ -46,11 +51,12 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
 def filled(text: str, blocks: Mapping[str, str]) -> str:
     """A text with each block's content in place of what was between its two comments."""
     for name, content in blocks.items():
-        pattern = BLOCK.format(re.escape(name), "(?:.*?)", re.escape(name))
+        kind = name.partition(":")[0]
+        pattern = BLOCK.format(re.escape(name), "(?:.*?)", kind)
         parts = re.split(pattern, text, flags=re.DOTALL)
         if len(parts) != 2:
-            raise UserError(f"a page needs once: {BLOCK.format(name, '…', name)!r}")
-        text = BLOCK.format(name, f"\n{content}\n", name).join(parts)
+            raise UserError(f"a page needs once: {BLOCK.format(name, '…', kind)!r}")
+        text = BLOCK.format(name, f"\n{content}\n", kind).join(parts)
     return text
 
 

@@ -20,7 +20,6 @@ from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.data import to_float
 from advprune.training.clustering import clustering
 
-ALL = slice(None)
 Objective = Callable[[torch.Tensor], torch.Tensor]  # logits [N, K] -> a number to be raised
 FGSM_STEP = 1.25  # in units of eps, as Wong et al. advise
 TRADES_START = 0.001  # deviation of the Gaussian start, as published
@@ -55,22 +54,19 @@ class Method:
         x: torch.Tensor,
         y: torch.Tensor,
         generator: torch.Generator,
-        own: slice = ALL,
     ) -> torch.Tensor:
         """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn on
         the CPU from `generator`. The model is left as it was.
-
-        own: the images of the batch that are wanted; they do not depend on which others are.
         """
         if self.recipe.method == "pgd":
-            return pgd_images(model, x, y, self.eps, self.step, self.recipe.steps, generator, own)
+            return pgd_images(model, x, y, self.eps, self.step, self.recipe.steps, generator)
         if self.recipe.method == "fgsm":
-            return fgsm_images(model, x, y, self.eps, generator, own)
+            return fgsm_images(model, x, y, self.eps, generator)
         if self.recipe.method == "trades":
-            return trades_images(model, x, self.eps, self.step, self.recipe.steps, generator, own)
+            return trades_images(model, x, self.eps, self.step, self.recipe.steps, generator)
         if self.recipe.method == "mixed":
-            return mixed_images(model, x, y, self.eps, self.recipe.share, own)
-        return x[own]
+            return mixed_images(model, x, y, self.eps, self.recipe.share)
+        return x
 
     def loss(
         self, model: nn.Module, x: torch.Tensor, crafted: torch.Tensor, y: torch.Tensor
@@ -147,12 +143,11 @@ def pgd_images(
     step: float,
     steps: int,
     generator: torch.Generator,
-    own: slice = ALL,
 ) -> torch.Tensor:
     """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
     Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
     start = random_point(x.cpu(), eps, "Linf", generator).to(x.device)
-    return climb(model, x[own], start[own], _error(y[own]), eps, step, steps)
+    return climb(model, x, start, _error(y), eps, step, steps)
 
 
 def fgsm_images(
@@ -161,11 +156,10 @@ def fgsm_images(
     y: torch.Tensor,
     eps: float,
     generator: torch.Generator,
-    own: slice = ALL,
 ) -> torch.Tensor:
     """One step of `1.25 eps` from a uniform start, projected (Wong et al., Fast is better than
     free: Revisiting adversarial training, 2020)."""
-    return pgd_images(model, x, y, eps, FGSM_STEP * eps, 1, generator, own)
+    return pgd_images(model, x, y, eps, FGSM_STEP * eps, 1, generator)
 
 
 def trades_images(
@@ -175,14 +169,12 @@ def trades_images(
     step: float,
     steps: int,
     generator: torch.Generator,
-    own: slice = ALL,
 ) -> torch.Tensor:
     """`max_{|d| <= eps} KL(p(x) || p(x + d))` by PGD from `x + 0.001 N(0, 1)` (Zhang et al., 2019).
 
     The start is off `x` because the divergence has no gradient at `x` itself.
     """
     noise = torch.randn(x.shape, generator=generator).to(x.device)
-    x, noise = x[own], noise[own]
     with attacked(model), torch.no_grad():
         target = model(x).float().log_softmax(1)
     start = project(x + TRADES_START * noise, x, eps, "Linf")
@@ -195,7 +187,6 @@ def mixed_images(
     y: torch.Tensor,
     eps: float,
     share: float,
-    own: slice = ALL,
 ) -> torch.Tensor:
     """The batch with its first `share` replaced by FGSM images: one step of eps, no random start
     (Goodfellow et al., 2015).
@@ -204,8 +195,7 @@ def mixed_images(
     with: 80 % clean images and 20 % FGSM images at lambda = 2. They attack the previous epoch's
     model; here it is the current weights. Batches are shuffled, so the first images are any.
     """
-    count = len(x[: round(share * len(x))][own])  # those of the first that are wanted
-    x, y = x[own], y[own]
+    count = round(share * len(x))
     if count == 0:
         return x
     chosen = x[:count]
