@@ -22,7 +22,6 @@ def sweep(
     profile: ProfileOption = None,
 ) -> None:
     """Write records/<profile>/<family>-<base>.{sweep,compression}.parquet, settings in the rows."""
-    from advprune.core.device import setup
     from advprune.core.distributed import is_main
     from advprune.core.errors import UserError
     from advprune.core.files import atomic
@@ -55,7 +54,7 @@ def sweep(
     train = load_split(workspace.place("data"), "train")
     images, labels = load_split(workspace.place("data"), "test")
     suite = Suite(images[first], labels[first], settings, params.attack, seed, parts)
-    table = suite.sweep(family, values[family], dense, train, setup(), attacks, carried)
+    table = suite.sweep(family, values[family], dense, train, attacks, carried)
     if is_main():
         with atomic(workspace.records(family, f"{kind}.parquet")) as temporary:
             table.to_parquet(temporary, index=False)

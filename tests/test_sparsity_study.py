@@ -151,7 +151,7 @@ def test_records_are_what_the_pieces_give_by_themselves(ran: tuple[Any, Any, Any
     attack, images = study.params.active().attacks["main"], study.test.images / 255
     work = Work(6, study.params.active().batch, study.params.attack.score_draws)
     crafted = craft(pruned.model, images, study.test.labels, attack, work)
-    expected = rows(pruned.model, images, crafted, study.test.labels, "main", attack, work)
+    expected = rows(pruned.model, images, crafted, study.test.labels, "main", work)
     chosen_rows = (records.point == "half") & (records.seed == 6) & (records.attack == "main")
     found = records[chosen_rows].reset_index(drop=True)
     pd.testing.assert_frame_equal(found[list(expected)], expected)
@@ -206,7 +206,7 @@ def test_a_given_network_is_taken_as_it_is(ran: tuple[Any, Any, Any], tmp_path: 
     work = Work(5, study.params.active().batch)
     attack, images = study.params.active().attacks["main"], study.test.images / 255
     expected = craft(other, images, study.test.labels, attack, work)
-    told = rows(other, images, expected, study.test.labels, "main", attack, work)
+    told = rows(other, images, expected, study.test.labels, "main", work)
     assert first[first.attack == "main"].adv_margin.tolist() == told.adv_margin.tolist()
     told_of = histories[(histories.point == "dense") & (histories.seed == 5)]
     assert 0.5 in told_of.val_accuracy.tolist()

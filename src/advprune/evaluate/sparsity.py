@@ -155,9 +155,9 @@ class SparsityStudy:
         images, labels = self._images[first], self.test.labels[first]
         budget = budget_of(setting)
         with progress(title, len(images) * budget.steps * budget.restarts) as advance:
-            work = Work(seed, profile.batch, self.params.attack.score_draws, None, advance)
+            work = Work(seed, profile.batch, self.params.attack.score_draws, progress=advance)
             crafted = craft(model.to(self.device), images, labels, setting, work)
-        return rows(model, images, crafted, labels, attack, setting, work)
+        return rows(model, images, crafted, labels, attack, work)
 
 
 def histories_of(notes: Mapping[str, Any]) -> dict[str, History]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from advprune.attacks.cost import Cost
 from advprune.core.ahead import ahead
+from advprune.core.device import setup
 from advprune.core.params import CARRIED, AttackChoice, AttackSettings, Profile
 from advprune.core.progress import progress
 from advprune.core.resume import Noted, Parts
@@ -105,7 +106,6 @@ class Suite:
         values: list[Any],
         dense: nn.Module,
         train: Images,
-        device: torch.device,
         attacks: dict[str, AttackSettings],
         carried: dict[str, torch.Tensor] | None = None,
     ) -> pd.DataFrame:
@@ -115,57 +115,40 @@ class Suite:
         (rows with that attack's name behind `params.CARRIED`). Returns records with the columns
         value (as text), order, prune_ratio and sparsity.
         """
+
+        def point(value: Any) -> pd.DataFrame:
+            pruned = prune(family, dense, value, Data(*train, self.profile.train), self.seed)
+            facts = {"prune_ratio": pruned.ratio, "sparsity": sparsity_of(pruned.model)}
+            model, tables = pruned.model.to(setup()), []
+            for attack, setting in attacks.items():
+                crafted = self._craft(f"{family}={value} {attack}", model, setting)
+                tables.append(rows(model, self.images, crafted, self.labels, attack, self.work))
+            if carried:
+                sent = {("dense", CARRIED + attack): pixels for attack, pixels in carried.items()}
+                tables.append(received(model, self.images, self.labels, sent, self.work))
+            return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
+
         points = [
-            partial(
-                self.parts.frame,
-                f"{order}-{value}",
-                partial(self._point, family, value, dense, train, device, attacks, carried),
-            )
+            partial(self.parts.frame, f"{order}-{value}", partial(point, value))
             for order, value in enumerate(values)
         ]
         ahead(f"{family}, settings", points)
-        tables = [point().assign(order=order) for order, point in enumerate(points)]
+        tables = [made().assign(order=order) for order, made in enumerate(points)]
         return pd.concat(tables, ignore_index=True)
-
-    def _point(
-        self,
-        family: str,
-        value: Any,
-        dense: nn.Module,
-        train: Images,
-        device: torch.device,
-        attacks: dict[str, AttackSettings],
-        carried: dict[str, torch.Tensor] | None,
-    ) -> pd.DataFrame:
-        pruned = prune(family, dense, value, Data(*train, self.profile.train), self.seed)
-        facts = {"prune_ratio": pruned.ratio, "sparsity": sparsity_of(pruned.model)}
-        model = pruned.model.to(device)
-        tables = []
-        for attack, setting in attacks.items():
-            what = f"{family}={value} {attack}"
-            crafted = self._craft(what, model, self.images, self.labels, setting)
-            tables.append(
-                rows(model, self.images, crafted, self.labels, attack, setting, self.work)
-            )
-        if carried:
-            elsewhere = {("dense", CARRIED + attack): pixels for attack, pixels in carried.items()}
-            tables.append(received(model, self.images, self.labels, elsewhere, self.work))
-        return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
 
     def _run(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> tuple[Crafted, pd.DataFrame]:
         """Craft and score; an attack may be for the first images only."""
         crafted = self._crafted(name, model, part, attack, setting)
-        scored = partial(self._scored, model, crafted, attack, setting)
-        return crafted, self.parts.frame(f"{part}-rows", scored)
 
-    def _scored(
-        self, model: nn.Module, crafted: Crafted, attack: str, setting: Attack
-    ) -> pd.DataFrame:
-        images, labels = self._images_for(setting)
-        clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
-        return rows(model, images, crafted, labels, attack, setting, self.work, clean)
+        def scored() -> pd.DataFrame:
+            images, labels = self._images_for(setting)
+            clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
+            work = replace(self.work, clean=clean)
+            return rows(model, images, crafted, labels, attack, work)
+
+        return crafted, self.parts.frame(f"{part}-rows", scored)
 
     def _images_for(self, setting: Attack) -> Images:
         first = slice(getattr(setting, "images", None))
@@ -175,33 +158,22 @@ class Suite:
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> Crafted:
         """What was crafted: read back if the part was finished before, else computed and kept."""
-        what = f"{name} {attack}"
-        compute = partial(self._craft, what, model, *self._images_for(setting), setting)
-        return unpacked(*self.parts.tensor(part, lambda: packed(compute())))
+
+        def compute() -> Noted:
+            made = self._craft(f"{name} {attack}", model, setting)
+            return made.pixels, {"cost": vars(made.cost), "breakdown": made.breakdown}
+
+        pixels, facts = self.parts.tensor(part, compute)
+        return Crafted(pixels, setting, Cost(**facts["cost"]), facts["breakdown"])
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
         """What the model says of the clean images, once for all attacks."""
-        work = self.work
-        return answers(
-            "clean", model, self.images, self.labels, work.batch, work.draws, "logits", self.seed
-        )
+        return answers("clean", model, self.images, self.labels, self.work.scoring)
 
-    def _craft(
-        self, what: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, it: Attack
-    ) -> Crafted:
+    def _craft(self, what: str, model: nn.Module, setting: Attack) -> Crafted:
         """Craft under a progress bar that counts image-steps."""
-        budget = budget_of(it)
+        (images, labels), budget = self._images_for(setting), budget_of(setting)
         title = f"{what} eps {budget.eps:.3f} steps {budget.steps}"
         with progress(title, len(images) * budget.steps * budget.restarts) as advance:
-            return craft(model, images, labels, it, replace(self.work, progress=advance))
-
-
-def packed(crafted: Crafted) -> Noted:
-    """A result as a tensor and facts, for keeping."""
-    return crafted.pixels, {"cost": vars(crafted.cost), "breakdown": crafted.breakdown}
-
-
-def unpacked(pixels: torch.Tensor, facts: dict[str, Any]) -> Crafted:
-    """What `packed` has packed."""
-    return Crafted(pixels, Cost(**facts["cost"]), facts["breakdown"])
+            return craft(model, images, labels, setting, replace(self.work, progress=advance))
