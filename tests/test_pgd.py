@@ -155,7 +155,7 @@ def test_no_images_no_steps_and_no_budget(network: nn.Module, digits: Pair) -> N
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"eps": -0.1}, "negative"),
+        ({"eps": -0.1}, "eps"),
         ({"norm": "L1"}, "norm"),
         ({"loss": "hinge"}, "loss"),
         ({"keep": "first"}, "keep"),
