@@ -491,15 +491,14 @@ class BinarySettings(FineTuneSettings):
     """A binary network, trained from scratch (`advprune.training.binary`).
 
     channels: those of the profile's network (base), those that Early-Growth found (grown), or
-    uniformly so many more that it has as many parameters as the grown one (uniform). rotation:
-    whether filters are turned towards their signs. t: the straight-through slope is a tent of half
-    width sqrt(2) / t; for weights, t grows from 0.01 to this over the epochs, for inputs from 1.
+    uniformly so many more that it has as many parameters as the grown one (uniform). t: the
+    straight-through slope is a tent of half width sqrt(2) / t; for weights, t grows from 0.01 to
+    this over the epochs, for inputs from 1.
     """
 
     channels: Literal["base", "grown", "uniform"] = "base"
     epochs: int = Field(default=30, ge=1, le=10000)
     lr: float = Field(default=0.1, gt=0, le=10)
-    rotation: bool = False
     t: float = Field(default=10.0, ge=0.01, le=1000)
 
 

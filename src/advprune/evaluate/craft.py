@@ -28,8 +28,8 @@ from advprune.core.params import (
 from advprune.core.resume import Parts
 from advprune.evaluate.records import DRAWS, Scoring, answers, predictions, table_of
 from advprune.models.binary import is_binary
+from advprune.models.quantized import is_quantized, twin
 from advprune.models.stochastic import is_randomized
-from advprune.quantization.post_training import is_quantized, twin
 
 Attack = AttackSettings | SquareSettings | AutoAttackSettings | ExtraAttack
 
