@@ -133,7 +133,7 @@ def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> N
     crafted = craft(network, images, labels, setting, Work(seed=1))
     pixels = crafted.pixels
     assert pixels.dtype == torch.uint8
-    table = rows(network, images, crafted, labels, "a", setting, Work(seed=1))
+    table = rows(network, images, crafted, labels, "a", Work(seed=1))
     assert (table.gradients == 3).all() and (table.forwards == 3).all()
     assert (table.adv_pred.to_numpy() == network(pixels / 255).argmax(1).numpy()).all()
     assert table.linf.max() <= 0.2 + 1e-6
@@ -257,7 +257,7 @@ def test_a_sweep_has_a_block_of_rows_for_every_setting(
         train=TrainSettings(),
     )
     suite = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
-    given = [0.0, 1e6], network, digits, torch.device("cpu"), attacks
+    given = [0.0, 1e6], network, digits, attacks
     table = suite.sweep("E", *given)
     assert table.groupby("value").prune_ratio.first().to_dict()["1000000.0"] > 0.99
     nothing = table[table.value == "0.0"]
@@ -275,7 +275,7 @@ def test_a_sweep_tries_each_setting_on_images_of_the_dense_network(
     moved = ((digits[0] + noise).clamp(0, 1) * 255).round().to(torch.uint8)
     carried = {"field": moved, "momentum": 255 - moved}
     suite = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
-    given = [0.0, 0.1], network, digits, torch.device("cpu"), attacks, carried
+    given = [0.0, 0.1], network, digits, attacks, carried
     table = suite.sweep("E", *given)
     kinds = ["field", "from_dense_field", "from_dense_momentum"]
     assert table.groupby(["order", "attack"]).size().to_dict() == {

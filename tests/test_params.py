@@ -93,7 +93,7 @@ def test_a_profile_overrides_key_by_key() -> None:
     ).active()
     margin = read.attacks["margin"]
     assert (margin.steps, margin.loss, margin.step) == (3, "margin", EPS / 8)
-    assert read.attacks["own"].step == EPS and list(read.attacks)[0] == "field"
+    assert read.attacks["own"].step == EPS and next(iter(read.attacks)) == "field"
     assert (read.flips.seeds, read.flips.budget) == (2, 100)
     assert read.suite.deterministic == ["margin", "square"]
     # attacks whose images are kept come first, and each is named once
