@@ -1,6 +1,5 @@
 """Stages prepare and settings: the data set as uint8 tensors; all settings checked."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,8 +22,7 @@ def _data(workspace: Workspace) -> None:
     from advprune.data import prepare as prepare_data
     from advprune.data import save_split
 
-    chosen, seed = workspace.profile.data.model_dump(), workspace.params.seed
-    splits = prepare_data(**chosen, cache=Path("data/downloads"), seed=seed)
+    splits = prepare_data(workspace.profile.data, workspace.params.seed)
     for name, split in splits.items():
         save_split(split, workspace.data(name))
         print(f"{name}: {len(split.labels)} images of {split.source}")

@@ -17,6 +17,7 @@ import torch
 from workspace import change, copy_pipeline
 
 from advprune.core import distributed
+from advprune.core.train_settings import DataSettings
 from advprune.data import SPLITS, prepare, save_split
 from advprune.models.checkpoint import save_model
 from advprune.training.batchnorm import normalize
@@ -160,17 +161,8 @@ def test_a_stage_writes_the_same_files(tmp_path: Path, monkeypatch: pytest.Monke
     curves = {"eps": [0], "steps": [1]}
     # three batches: more than processes
     change(folder, {"profiles/digits/batch": 10, "profiles/digits/curves": curves})
-    splits = prepare(
-        "digits",
-        root=None,
-        cache=tmp_path / "cache",
-        val_fraction=0.15,
-        test_fraction=0.25,
-        size=None,
-        train_limit=40,
-        test_limit=22,
-        seed=0,
-    )
+    limits = {"train_limit": 40, "test_limit": 22}
+    splits = prepare(DataSettings(source="digits", val_fraction=0.15, test_fraction=0.25, **limits))
     for name in SPLITS:
         save_split(splits[name], folder / f"data/digits/{name}.safetensors")
     images = splits["train"].images / 255

@@ -24,8 +24,8 @@ from torch import nn
 from advprune.attacks.pgd import pgd
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
-from advprune.core.train_settings import TrainSettings
 from advprune.core.progress import progress
+from advprune.core.train_settings import TrainSettings
 from advprune.models.spec import Normalize
 from advprune.pruning.family import Data, Pruned, family, require
 from advprune.pruning.masks import Amount, End, Scope, Scores, prunable, prune_by

@@ -32,7 +32,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from advprune.core.errors import UserError
+from advprune.core.errors import UserError, first_line
 
 Tensors = dict[str, torch.Tensor]  # by parameter name
 Removed = Mapping[str, torch.Tensor]  # bool by parameter name, True where a weight is removed
@@ -115,9 +115,9 @@ def kernel_products(
             pull = vjp(lambda values: logits(values, crafted), parameters)[1]
             return vmap(product)(vectors)
         except RuntimeError as error:
-            words = str(error).splitlines()[0]
             raise UserError(
-                f"torch cannot compute the network's tangent kernel, which tickets need: {words}"
+                "torch cannot compute the network's tangent kernel, which tickets need: "
+                f"{first_line(error)}"
             ) from error
 
 

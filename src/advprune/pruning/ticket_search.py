@@ -24,8 +24,8 @@ from torch import nn
 
 from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError
-from advprune.core.settings import Settings
 from advprune.core.progress import progress
+from advprune.core.settings import Settings
 from advprune.pruning.family import Data, Images
 from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
 from advprune.pruning.masks import Masks, Scope, select
