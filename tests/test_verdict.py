@@ -38,8 +38,8 @@ STRONGER = "more steps and starts, margin loss, straight through"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Pair]:
     """A network that has learnt the digits, and 96 test images."""
     folder = tmp_path_factory.mktemp("trained")
-    options = PARAMS.active().data.model_dump() | {"train_limit": 700, "test_limit": 96}
-    splits = prepare(**options, cache=folder, seed=0)
+    limits = {"train_limit": 700, "test_limit": 96}
+    splits = prepare(PARAMS.active().data.model_copy(update=limits))
     train, test = splits["train"], splits["test"]
     model = build(
         ModelSpec(

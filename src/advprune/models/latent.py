@@ -51,13 +51,13 @@ class LatentConv2d(nn.Module):
         self.mask: torch.Tensor | None = None
 
     def bits(self) -> torch.Tensor:
-        """-1 or 1 for each weight: signs of standardized filters, differentiable by the slope."""
+        """-1 or 1 for each weight, the sign of its standardized filter; differentiable by the
+        slope."""
         flat = self.weight.flatten(1)[:, :, None, None]  # each filter as a sample of n channels
         mask = self.mask
         if mask is not None:  # whole filters: each input channel has as many weights
             mask = mask.detach().repeat_interleave(self.weight[0, 0].numel())
-        filters = standardized(flat, mask).flatten(1)  # [out, n]
-        return binarize(filters, self.t, self.k).view_as(self.weight)
+        return binarize(standardized(flat, mask), self.t, self.k).view_as(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Mixed precision has too few digits for sums of many signs.
@@ -73,7 +73,7 @@ class LatentConv2d(nn.Module):
 
     @torch.no_grad()
     def frozen(self) -> BinaryConv2d:
-        """The layer that is deployed; where a channel's scale is negative, its bits turn over."""
+        """The layer that is deployed; where a channel's scale is negative, its bits are flipped."""
         layer = BinaryConv2d(**self.form, binary_input=self.binary_input, device="meta")
         sign = torch.where(self.alpha >= 0, 1.0, -1.0).to(self.alpha)
         scale = sign * self.alpha.abs().clamp_min(LEAST_SCALE)
@@ -141,10 +141,8 @@ def latent_layers(model: nn.Module) -> dict[str, Latent]:
 
 
 def begin_epoch(model: nn.Module, epoch: int, epochs: int, last: float = MOST_T) -> None:
-    """Set the slopes of an epoch, counted from 0, in place.
-
-    last: what t has grown to after all epochs.
-    """
+    """Set the slopes of an epoch, counted from 0, in place; last: what t has grown to after all
+    epochs."""
     for layer in latent_layers(model).values():
         if isinstance(layer, LatentConv2d):
             layer.t, layer.k = schedule(epoch, epochs, last)
