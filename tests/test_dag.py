@@ -43,6 +43,12 @@ def script_of(stage: Any) -> str:
     return Path(stage.cmd.split()[1]).stem
 
 
+def needs(stage: Any) -> set[str]:
+    """The files that a stage runs: its script and what that uses."""
+    _, script, *words = stage.cmd.split()
+    return used_by(script_of(stage), *words[:1]) | {script, "stages/common.py"}
+
+
 def file_of(module: str) -> Path | None:
     """The file of a module of the library, if it is one."""
     path = SOURCE.joinpath(*module.split("."))
@@ -52,9 +58,16 @@ def file_of(module: str) -> Path | None:
     return None
 
 
-def imports_of(file: Path) -> set[str]:
-    """Library modules that a file imports anywhere in it, functions included."""
+def imports_of(file: Path, step: str = "") -> set[str]:
+    """Library modules that a file imports anywhere in it, functions included.
+
+    step: where a script has a function of that name for each step, the others are left out.
+    """
     tree, found = ast.parse(file.read_text(encoding="utf-8")), set()
+    steps = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for name, function in steps.items():
+        if step in steps and name != step:
+            function.body = [ast.Pass()]
     for node in list(ast.walk(tree)):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = [ast.Pass()]  # for the type checker alone
@@ -67,12 +80,12 @@ def imports_of(file: Path) -> set[str]:
 
 
 @cache
-def used_by(script: str) -> set[str]:
-    """All library files that a stage script uses, directly or through others."""
+def used_by(script: str, step: str = "") -> set[str]:
+    """All library files that a stage script uses in a step, directly or through others."""
     seen: set[str] = {"advprune"} | (REBUILT if script in OPENS_COMPRESSED else set())
     todo = list(seen)
     for start in (ROOT / "stages" / f"{script}.py", ROOT / "stages" / "common.py"):
-        todo += imports_of(start)
+        todo += imports_of(start, step)
     while todo:
         module = todo.pop()
         seen.add(module)
@@ -97,16 +110,14 @@ def covered(file: str, deps: set[str]) -> bool:
 
 def test_every_module_that_a_stage_uses_is_among_its_deps(every_stage: dict[str, Any]) -> None:
     for name, stage in every_stage.items():
-        script, deps = script_of(stage), deps_of(stage)
-        needed = used_by(script) | {f"stages/{script}.py", "stages/common.py"}
+        needed, deps = needs(stage), deps_of(stage)
         missing = sorted(file for file in needed if not covered(file, deps))
         assert not missing, f"{name} uses {missing}, which are not among its deps"
 
 
 def test_no_stage_depends_on_code_that_it_does_not_use(every_stage: dict[str, Any]) -> None:
     for name, stage in every_stage.items():
-        script, deps = script_of(stage), deps_of(stage)
-        needed = used_by(script) | {f"stages/{script}.py", "stages/common.py"}
+        needed, deps = needs(stage), deps_of(stage)
         code = {dep for dep in deps if dep.startswith(("src/", "stages/"))}
         assert all((ROOT / dep).exists() for dep in code)
         idle = sorted(d for d in code if not any(covered(file, {d}) for file in needed))
@@ -205,7 +216,7 @@ def test_imports_point_one_way() -> None:
         "attacks": {"models", "attacks"},
         "evaluate": {"models", "attacks", "pruning", "training", "evaluate"},
         "report": {"evaluate", "report"},
-        "rl": {"models", "pruning", "rl"},
+        "rl": {"models", "pruning", "evaluate", "rl"},
         "cli": {*order},
     }
     for room in order:
