@@ -39,7 +39,10 @@ def _systems() -> tuple[System, ...]:
             one["source"],
             one["differs"],
             tuple(one["families"]),
-            tuple(Figure(*known[:3], "unread" in known[3:]) for known in one["figures"]),
+            tuple(
+                Figure(known[0], known[1], known[2], "unread" in known[3:])
+                for known in one["figures"]
+            ),
         )
         for one in YAML(typ="safe", pure=True).load(text)
     )
