@@ -99,11 +99,12 @@ def test_every_study_is_recorded(pipeline: tuple[Path, str]) -> None:
 
 
 def test_the_matrix_of_transfer_is_whole(pipeline: tuple[Path, str]) -> None:
-    """The main attack's images between all models, others where a dense network or an attacker's
-    own made them; of attackers, the answers to their own."""
+    """The main attack's images between all models, those of the other attacks whose images are
+    kept from the dense network or an attacker's own; of attackers, the answers to their own."""
     folder, _ = pipeline
     expected = {(one, "field", other) for one in JUDGED for other in JUDGED if one != other}
-    expected |= {("dense-standard", "momentum", other) for other in JUDGED[1:]}
+    others = ("momentum", "published_10", "published_40")
+    expected |= {("dense-standard", attack, other) for attack in others for other in JUDGED[1:]}
     expected |= {
         (own, attack, other)
         for own in ATTACKERS

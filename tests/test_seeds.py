@@ -115,6 +115,11 @@ def chosen(**changes: Any) -> Params:
     return parse(Params, RAW | known | {"profiles": {"digits": profile}}, "test")
 
 
+def split(images: torch.Tensor, labels: torch.Tensor) -> Split:
+    """Digits as a split."""
+    return Split((images * 255).to(torch.uint8), labels, tuple("0123456789"), "digits")
+
+
 def network(given: Given, seed: int) -> nn.Module:
     """The dense network of a seed, trained by itself."""
     state = given.parts.folder / f"elsewhere-{seed}.pt"
@@ -125,12 +130,8 @@ def network(given: Given, seed: int) -> nn.Module:
 
 def course(digits: tuple[torch.Tensor, torch.Tensor], folder: Path, params: Params) -> Given:
     """The study on 40 digits to train on, 10 to choose by and 14 to attack."""
-    pixels, labels = (digits[0] * 255).to(torch.uint8), digits[1]
     parts = {"train": slice(40), "val": slice(40, 50), "test": slice(50, 64)}
-    splits = {
-        name: Split(pixels[part], labels[part], tuple("0123456789"), "digits")
-        for name, part in parts.items()
-    }
+    splits = {name: split(digits[0][part], digits[1][part]) for name, part in parts.items()}
     card = {"history": DENSE, "setting": params.recipes["robust"].model_dump()}
     known = "it", "dense-robust", params, nn.Identity(), card, {}, splits, Parts(folder, files=[])
     given = Given(*known, CPU)
