@@ -204,7 +204,7 @@ def test_imports_point_one_way() -> None:
         "pruning": {"models", "attacks", "training", "pruning"},
         "attacks": {"models", "attacks"},
         "evaluate": {"models", "attacks", "pruning", "training", "evaluate"},
-        "report": {"evaluate", "report"},
+        "report": {"evaluate", "report", "pruning"},
         "rl": {"models", "pruning", "rl"},
         "cli": {*order},
     }

@@ -149,25 +149,20 @@ def run_of(
 
 
 def card_of(path: Path, network: "nn.Module", images: Any) -> dict[str, Any]:
-    """The facts of a network that its metrics repeat; the prune ratio is in its own card alone."""
-    from advprune.core.files import sha256_of
-    from advprune.models.card import sparsity_of, stored_weights
+    """The facts of a network; the prune ratio is in its own card alone."""
+    from advprune.models.card import NO_FACTS, file_facts
     from advprune.models.spec import spec_of
     from advprune.quantization.post_training import agreement
 
-    quantization = spec_of(network).quantization
+    facts = NO_FACTS | file_facts(path, network, tuple(images.shape[1:]))
     try:
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        ratio = card["prune_ratio"] if card["sha256"] == sha256_of(path) else None
+        own = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        facts["prune_ratio"] = own["prune_ratio"] if own["sha256"] == facts["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        ratio = None
-    return {
-        "prune_ratio": ratio,
-        "sparsity": round(sparsity_of(network), 4),
-        "bits": quantization.bits if quantization else 32,
-        "parameters": sum(t.numel() for t in stored_weights(network).values()),
-        "twin_agreement": round(agreement(network, images)[0], 4) if quantization else None,
-    }
+        facts["prune_ratio"] = None
+    if spec_of(network).quantization:
+        facts["twin_agreement"] = round(agreement(network, images)[0], 4)
+    return facts
 
 
 def metrics_of(run: "Run") -> dict[str, Any]:

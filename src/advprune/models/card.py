@@ -149,6 +149,23 @@ NO_FACTS: dict[str, Any] = {
 }
 
 
+def file_facts(
+    path: Path, model: nn.Module, image_shape: tuple[int, int, int] | None = None
+) -> dict[str, Any]:
+    """What a checkpoint says of itself. model: the network in it. image_shape: see `write_card`."""
+    return {
+        "parameters": sum(t.numel() for t in stored_weights(model).values()),
+        "bits": bits_of(spec_of(model)),
+        "stored_bits": stored_bits_of(model),
+        "sparsity": round(sparsity_of(model), 4),
+        "nonzero": nonzero_of(model),
+        "macs": macs_of(model, image_shape) if image_shape else None,
+        "inert": round(inert_of(model, image_shape), 4) if image_shape else None,
+        "file_bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+    }
+
+
 def write_card(
     path: Path,
     facts: Mapping[str, Any] = NO_FACTS,
@@ -168,15 +185,7 @@ def write_card(
     model = load_model(path, factory)
     before = load_model(parent, factory) if isinstance(parent, Path) else parent
     card = {
-        "parameters": sum(t.numel() for t in stored_weights(model).values()),
-        "bits": bits_of(spec_of(model)),
-        "stored_bits": stored_bits_of(model),
-        "sparsity": round(sparsity_of(model), 4),
-        "nonzero": nonzero_of(model),
-        "macs": macs_of(model, image_shape) if image_shape else None,
-        "inert": round(inert_of(model, image_shape), 4) if image_shape else None,
-        "file_bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
+        **file_facts(path, model, image_shape),
         **NO_FACTS,
         **facts,
         "histogram": histograms(before, model) if before is not None else None,
