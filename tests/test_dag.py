@@ -15,7 +15,6 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from advprune.core import params
-from advprune.pruning import families
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
@@ -191,10 +190,6 @@ def test_committed_settings_hold_every_key_that_stages_ask_for(path: Path, tmp_p
     assert asked
     for dep in asked:
         assert set(dep.params) <= set(dep.read_params())
-
-
-def test_every_family_has_a_page() -> None:
-    assert {path.stem for path in (ROOT / "docs" / "families").glob("*.md")} == set(families())
 
 
 ABOVE = (  # who may import whom: a room only its own and those of the rows before

@@ -327,9 +327,9 @@ def test_published_tables_hold_every_row_of_theirs() -> None:
     run = versus((30, 31, 32), (10, 11, 12))
     found = rows_of(run, "HYDRA")
     assert len(found) == 7
-    assert found.published["HYDRA 0.9"] == "robust 49.5 % (VGG-16), 55.2 % (WRN-28-4)"
-    assert found.robust_accuracy["HYDRA 0.9"] == pytest.approx(31 / N)
-    assert found.ours["LWM 0.99"] == published.NOT_RUN
+    assert found.published["HYDRA, 90 %"] == "robust 49.5 % (VGG-16), 55.2 % (WRN-28-4)"
+    assert found.robust_accuracy["HYDRA, 90 %"] == pytest.approx(31 / N)
+    assert found.ours["LWM, 99 %"] == published.NOT_RUN
     assert len(rows_of(run, "The Adversarial Pruning Benchmark")) == 30  # ten at three sparsities
 
 

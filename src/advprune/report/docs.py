@@ -13,15 +13,13 @@ from tabulate import tabulate
 
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
-from advprune.report.formats import bounds, percent
-from advprune.report.page import markdown_table
+from advprune.report.formats import percent
 from advprune.report.published import SYSTEMS, System
 from advprune.report.results import RESULTS, without_own
 from advprune.report.terminal import read, title_of
 
 README, PUBLISHED = Path("README.md"), Path("docs/published.md")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
-OURS = ("model", "clean_accuracy", "main_accuracy", "robust_accuracy", "transfer_accuracy")
 UNREAD = "†"
 
 
@@ -44,7 +42,7 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
         for name, table in tables.items()
         if f"<!-- results: {name} -->" in readme
     }
-    figures = "\n\n".join(published_of(system, tables) for system in SYSTEMS)
+    figures = "\n\n".join(published_of(system) for system in SYSTEMS)
     return {README: results | {"families": index()}, PUBLISHED: {"published": figures}}
 
 
@@ -75,24 +73,14 @@ def results_of(profile: str, table: pd.DataFrame) -> str:
     return f"**{title_of(profile, table)}** ({report})\n\n{body}\n\n{note}"
 
 
-def published_of(system: System, results: Mapping[str, pd.DataFrame]) -> str:
-    """A published system's figures, and our models of its families in each run that has any."""
-    theirs = [
+def published_of(system: System) -> str:
+    """A published system: its source, its regime and its figures."""
+    rows = [
         (one.setting, f"{one.figure} {UNREAD}" if one.unread else one.figure)
         for one in system.figures
     ]
-    columns = [name for column in OURS for name in (column, *bounds(column))]
-    ours = [
-        without_own(table[table.family.isin(["dense", *system.families])])
-        .assign(run=profile)
-        .filter(["run", *columns, "flips_to_chance"])
-        for profile, table in results.items()
-        if table.family.isin(system.families).any()
-    ]
-    parts = [f"### {system.title}", f"Source: {system.source}. {system.differs}"]
-    parts.append(tabulate(theirs, ("setting", "published"), "github", disable_numparse=True))
-    parts.append(str(markdown_table(pd.concat(ours))) if ours else "Ours: not run here.")
-    return "\n\n".join(parts)
+    table = tabulate(rows, ("setting", "published"), "github", disable_numparse=True)
+    return f"### {system.title}\n\nSource: {system.source}. {system.differs}\n\n{table}"
 
 
 def _span(values: pd.Series) -> str:

@@ -39,10 +39,7 @@ def _systems() -> tuple[System, ...]:
             one["source"],
             one["differs"],
             tuple(one["families"]),
-            tuple(
-                Figure(known[0], known[1], known[2], "unread" in known[3:])
-                for known in one["figures"]
-            ),
+            tuple(Figure(key, on, found, bool(more)) for key, on, found, *more in one["figures"]),
         )
         for one in YAML(typ="safe", pure=True).load(text)
     )
