@@ -196,13 +196,13 @@ def records(gains: dict[float, tuple[float, float]], sign: float = 1, blind: flo
 
 def test_the_sentence_follows_from_the_episodes() -> None:
     raw = records({0.0: (-50, -50), 0.1: (50, 0), 0.2: (50, 50), 0.3: (0, -50)})
-    assert "dense agent: -50% (-5" in (text := report.sentence(results(raw)))
-    assert "more at lambda 0.1, 0.2 under FGSM, 0.2 under BPDA; less at 0.3 under BPDA." in text
-    assert text.endswith("than random play, at 0.2.")
+    assert "Unattacked, SAP earns -50% (-5" in (text := report.sentence(results(raw)))
+    assert "significantly more: 0.1, 0.2 (FGSM), 0.2 (BPDA); less: 0.3 (BPDA)." in text
+    assert text.endswith("than random play: 0.2.")
     lucky = report.sentence(results(records({0.0: (0, 0), 0.1: (50, 50)}, blind=60)))
-    assert "0.1 under FGSM, 0.1 under BPDA" in lucky and lucky.endswith("at none.")
+    assert "0.1 (FGSM), 0.1 (BPDA)" in lucky and lucky.endswith("play: none.")
     nothing = results(records({0.0: (0, 0), 0.1: (0, 0)}))
-    assert "none under FGSM, none under BPDA; less at none" in report.sentence(nothing)
+    assert "none (FGSM), none (BPDA); less: none" in report.sentence(nothing)
 
 
 def test_metrics_and_report_of_negative_rewards() -> None:

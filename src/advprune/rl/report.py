@@ -125,9 +125,9 @@ def sentence(table: pd.DataFrame) -> str:
     found = (more, won.index, bpda.index[bpda.gain < 0], both)
     at = [", ".join(f"{budget:g}" for budget in some) or "none" for some in found]
     return (
-        f"Unattacked, SAP relative to the dense agent: {cost}. Significantly more at lambda "
-        f"{at[0]} under FGSM, {at[1]} under BPDA; less at {at[2]} under BPDA. More under both, "
-        f"and significantly more than random play, at {at[3]}."
+        f"Unattacked, SAP earns {cost}, relative to the dense agent. Budgets at which it earns "
+        f"significantly more: {at[0]} (FGSM), {at[1]} (BPDA); less: {at[2]} (BPDA). More under "
+        f"both, and significantly more than random play: {at[3]}."
     )
 
 
@@ -140,5 +140,5 @@ def figure(games: Games) -> Figure:
             half, look = rows.reward_high - rows.reward, LINES[str(agent)]
             axes.errorbar(rows.budget, rows.reward, half, ls=look, label=f"{agent}, {attack}")
         axes.set(title=game, xlabel="lambda", ylabel="mean reward")
-    panels[0].legend(frameon=False)
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
     return drawn
