@@ -1,7 +1,5 @@
 """Stage prepare: the data set as uint8 tensors, split into train, val and test."""
 
-from pathlib import Path
-
 from common import ProfileOption, Workspace, script
 
 
@@ -11,8 +9,7 @@ def prepare(profile: ProfileOption = None) -> None:
     from advprune.data import save_split
 
     workspace = Workspace.open(profile)
-    chosen, seed = workspace.profile.data.model_dump(), workspace.params.seed
-    splits = prepare_data(**chosen, cache=Path("data/downloads"), seed=seed)
+    splits = prepare_data(workspace.profile.data, workspace.params.seed)
     for name, split in splits.items():
         save_split(split, workspace.data(name))
         print(f"{name}: {len(split.labels)} images of {split.source}")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from advprune.core.train_settings import DataSettings
 from advprune.data import prepare
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
@@ -19,20 +20,11 @@ from advprune.models.spec import ModelSpec
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, torch.Tensor]:
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """64 real digits: float images [64, 1, 8, 8] in [0, 1] and labels."""
-    splits = prepare(
-        "digits",
-        root=None,
-        cache=tmp_path_factory.mktemp("cache"),
-        val_fraction=0.15,
-        test_fraction=0.25,
-        size=None,
-        train_limit=None,
-        test_limit=64,
-        seed=0,
-    )
-    return splits["test"].images / 255, splits["test"].labels
+    settings = DataSettings(source="digits", val_fraction=0.15, test_fraction=0.25, test_limit=64)
+    test = prepare(settings)["test"]
+    return test.images / 255, test.labels
 
 
 def make_network(

@@ -22,7 +22,7 @@ from advprune.core.resume import Parts
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.evaluate.craft import Work, craft
 from advprune.evaluate.probes import gradient
-from advprune.evaluate.records import logits_of
+from advprune.evaluate.records import Scoring, all_logits
 from advprune.pruning import prune
 from advprune.training.standard import Trainer, accuracy
 from conftest import Linear, make_network
@@ -51,7 +51,7 @@ def attacks() -> dict[str, Any]:
         found[f"{name} pgd"] = several(restarts=2, drop=name == "fixed", loss="margin")
         queries = {"queries": 4, "batch": BATCH, "cost": cost}
         found[f"{name} square"] = square(network, images, labels, 0.05, **queries)
-        found[f"{name} logits"] = logits_of(network, images, BATCH, 3)
+        found[f"{name} logits"] = all_logits(network, images, Scoring(BATCH, 3))
         main = AttackSettings(eps=0.1, step=0.1, steps=1, drop=True)
         work = Work(batch=BATCH, draws=3)
         crafted = craft(network, images, labels, main, work)

@@ -1,6 +1,5 @@
 """Binary networks: hand-computed bits and slopes, a deployed form that says the same, its bits."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import hamming, store
 from advprune.core.errors import UserError
 from advprune.core.train_settings import BinarySettings, TrainSettings
-from advprune.evaluate.craft import kind_of, surrogate
+from advprune.evaluate.craft import differentiable, kind_of
 from advprune.evaluate.layers import where
 from advprune.models.binary import (
     BinaryConv2d,
@@ -33,7 +32,6 @@ from advprune.models.insert import put
 from advprune.models.latent import (
     LatentConv2d,
     LatentLinear,
-    Rotation,
     begin_epoch,
     freeze,
     latent,
@@ -62,12 +60,11 @@ def spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**(base | {"mean": (0.3,), "std": (0.4,)} | changes))
 
 
-def trained(digits: Pair, rotation: bool = False, **changes: Any) -> nn.Module:
+def trained(digits: Pair, **changes: Any) -> nn.Module:
     """A training form after a few steps, some of its scales negative."""
-    generator = torch.Generator().manual_seed(0)
     model = build_dense(spec(**changes))
-    initialize(model, generator)
-    latent(model, generator if rotation else None).train()
+    initialize(model, torch.Generator().manual_seed(0))
+    latent(model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(3):
         begin_epoch(model, epoch, 3, 1.0)
@@ -183,43 +180,11 @@ def test_the_gradient_of_a_latent_weight_is_that_of_its_bit_through_the_slope() 
     assert torch.allclose(layer.weight.grad, flat.grad, atol=1e-6)
 
 
-def test_rotations_stay_orthogonal_and_never_lose() -> None:
-    generator = torch.Generator().manual_seed(3)
-    filters = torch.randn(6, 24, generator=generator)
-    rotation = Rotation(6, 24, generator)
-    assert (len(rotation.first), len(rotation.second)) == (4, 6)
-
-    def reached() -> float:
-        w = filters.view(6, 4, 6)
-        turned = torch.stack([rotation.first.T @ one @ rotation.second for one in w])
-        assert torch.allclose(rotation.turned(filters), turned.flatten(1), atol=1e-5)
-        return float(turned.abs().sum())
-
-    values = [reached()]
-    for _ in range(4):
-        rotation.refresh(filters)
-        for factor in (rotation.first, rotation.second):
-            assert torch.allclose(factor.T @ factor, torch.eye(len(factor)), atol=1e-5)
-        values.append(reached())
-    assert all(b >= a - 1e-3 for a, b in pairwise(values))
-    assert values[1] > 1.02 * values[0]
-
-
-def test_the_angle_says_how_far_a_filter_is_turned() -> None:
-    rotation = Rotation(2, 4, torch.Generator().manual_seed(0))
-    flat = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(rotation(flat), rotation.turned(flat))  # pi / 2: wholly
-    rotation.theta.data = torch.tensor([[0.0], [-torch.pi / 6]])
-    half = (flat[1] + rotation.turned(flat)[1]) / 2
-    assert torch.allclose(rotation(flat), torch.stack([flat[0], half]), atol=1e-6)
-
-
 # --- the deployed form ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rotation", [False, True])
-def test_the_deployed_form_says_what_the_training_form_says(digits: Pair, rotation: bool) -> None:
-    form = trained(digits, rotation)
+def test_the_deployed_form_says_what_the_training_form_says(digits: Pair) -> None:
+    form = trained(digits)
     deployed = freeze(form)
     assert torch.equal(deployed(digits[0]), form(digits[0]))
     assert deployed.state_dict().keys() == build(spec()).state_dict().keys()  # nothing is left
@@ -293,7 +258,7 @@ def test_attacks_by_gradient_find_a_way(digits: Pair, frozen: nn.Module) -> None
     adv = pgd(frozen, digits[0], digits[1], 0.2, 0.05, 5)
     before, after = (F.cross_entropy(frozen(images), digits[1]) for images in (digits[0], adv))
     assert after > before + 0.1
-    assert kind_of(frozen) == "binary" and surrogate(frozen) is frozen
+    assert kind_of(frozen) == "binary" and differentiable(frozen) is frozen
     rows = where(frozen, digits[0][:8], adv[:8])
     assert {"BinaryConv2d", "Site", "BinaryLinear"} <= set(rows.kind)
 
@@ -414,7 +379,7 @@ def train(
 ) -> tuple[Any, Any]:
     images = (digits[0] * 255).round().to(torch.uint8)
     pairs = (images, digits[1]), (images[:16], digits[1][:16])
-    settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, rotation=True, method=method, steps=2)
+    settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, method=method, steps=2)
     optimizer = TrainSettings(batch=16, crop=0)
     device = torch.device("cpu")
     return train_binary(spec(**changes), settings, optimizer, *pairs, 0, device, state)

@@ -57,8 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = copy_pipeline(tmp_path_factory.mktemp("command") / "a clone")
     change(place, TINY)
     params = load(place / "params.yaml")
-    data = params.active().data.model_dump()
-    splits = prepare(**data, cache=place / "none", seed=params.seed)
+    splits = prepare(params.active().data, params.seed)
     for name, split in splits.items():
         save_split(split, place / "data" / "digits" / f"{name}.safetensors")
     model = build(spec_for(params.active().model, splits["train"]))

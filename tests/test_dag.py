@@ -15,7 +15,6 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from advprune.core import params
-from advprune.pruning import families
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
@@ -55,9 +54,16 @@ def file_of(module: str) -> Path | None:
 
 
 @cache
-def imports_of(file: Path) -> set[str]:
-    """Library modules that a file imports anywhere in it, functions included."""
+def imports_of(file: Path, step: str = "") -> set[str]:
+    """Library modules that a file imports anywhere in it, functions included.
+
+    step: where a script has a function of that name for each step, the others are left out.
+    """
     tree, found = ast.parse(file.read_text(encoding="utf-8")), set()
+    steps = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for name, function in steps.items():
+        if step in steps and name != step:
+            function.body = [ast.Pass()]
     for node in list(ast.walk(tree)):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = [ast.Pass()]  # for the type checker alone
@@ -76,9 +82,10 @@ def script_of(stage: Any) -> Path:
 
 def used_by(stage: Any) -> set[str]:
     """All files that a stage's script uses, directly or through others, the script's own too."""
-    scripts = [script_of(stage), ROOT / "stages" / "common.py"]
+    scripts, step = [script_of(stage), ROOT / "stages" / "common.py"], stage.cmd.split()[2:3]
     opens = stage.addressing.split("@")[0] in OPENS
-    todo = set().union(*map(imports_of, scripts)) | (REBUILT if opens else set())
+    todo = set().union(*(imports_of(script, *step) for script in scripts))
+    todo |= REBUILT if opens else set()
     seen = {"advprune"}
     while todo - seen:
         module = (todo - seen).pop()
@@ -183,10 +190,6 @@ def test_committed_settings_hold_every_key_that_stages_ask_for(path: Path, tmp_p
     assert asked
     for dep in asked:
         assert set(dep.params) <= set(dep.read_params())
-
-
-def test_every_family_has_a_page() -> None:
-    assert {path.stem for path in (ROOT / "docs" / "families").glob("*.md")} == set(families())
 
 
 ABOVE = (  # who may import whom: a room only its own and those of the rows before

@@ -132,7 +132,7 @@ def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> N
     crafted = craft(network, images, labels, setting, Work(seed=1))
     pixels = crafted.pixels
     assert pixels.dtype == torch.uint8
-    table = rows(network, images, crafted, labels, "a", setting, Work(seed=1))
+    table = rows(network, images, crafted, labels, "a", Work(seed=1))
     assert (table.gradients == 3).all() and (table.forwards == 3).all()
     assert (table.adv_pred.to_numpy() == network(pixels / 255).argmax(1).numpy()).all()
     assert table.linf.max() <= 0.2 + 1e-6

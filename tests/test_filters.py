@@ -83,7 +83,7 @@ def test_the_small_network_is_the_masked_one(
     save_model(small.model, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path / "model.safetensors")
     assert torch.equal(loaded(digits[0]), small.model(digits[0]))
-    assert spec_of(loaded).inner == small.notes["inner"]
+    assert spec_of(loaded).inner == spec_of(small.model).inner
     assert spec_of(network).inner == ()
 
 
@@ -226,7 +226,7 @@ def test_wrong_settings_are_refused(network: nn.Module, setting: object, words: 
 
 
 def test_fine_tuning_needs_images_and_pruning_needs_blocks(network: nn.Module) -> None:
-    with pytest.raises(UserError, match="family filters learns from training images"):
+    with pytest.raises(UserError, match="filters: this family learns from training images"):
         prune("filters", network, {"fraction": 0.5, "finetune": {}})
     with pytest.raises(UserError, match="no residual blocks"):
         prune("filters", nn.Sequential(nn.Conv2d(1, 2, 3)), 0.5)

@@ -32,9 +32,7 @@ def side(images: str | None = "same", verdict: str = "reliable", **robust: np.nd
     None where nothing is known image by image."""
     return Side(
         {
-            name: Result(
-                int(hits.sum()), len(hits), 0.9, verdict, images, hits if images else None
-            )
+            name: Result(int(hits.sum()), len(hits), 0.9, verdict, images, hits if images else None)
             for name, hits in robust.items()
         }
     )

@@ -9,7 +9,12 @@ from torch import nn
 
 from advprune.attacks import pgd
 from advprune.core.attack_settings import AttackSettings
-from advprune.core.train_settings import FineTuneSettings, RecipeSettings, TrainSettings
+from advprune.core.train_settings import (
+    DataSettings,
+    FineTuneSettings,
+    RecipeSettings,
+    TrainSettings,
+)
 from advprune.data import prepare
 from advprune.evaluate.craft import craft
 from advprune.models.card import sparsity_of
@@ -34,19 +39,9 @@ CALIBRATION = 256
 
 
 @pytest.fixture(scope="module")
-def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+def splits() -> dict[str, Pair]:
     """1146 real digits to train on and 449 to test with: float images in [0, 1], labels."""
-    found = prepare(
-        "digits",
-        root=None,
-        cache=tmp_path_factory.mktemp("cache"),
-        val_fraction=0.15,
-        test_fraction=0.25,
-        size=None,
-        train_limit=None,
-        test_limit=None,
-        seed=0,
-    )
+    found = prepare(DataSettings(source="digits", val_fraction=0.15, test_fraction=0.25))
     return {name: (split.images / 255, split.labels) for name, split in found.items()}
 
 

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from advprune.core.profile import Profile
-from advprune.core.train_settings import ModelSettings, SurrogateSettings, TrainSettings
+from advprune.core.train_settings import (
+    DataSettings,
+    ModelSettings,
+    SurrogateSettings,
+    TrainSettings,
+)
 from advprune.data import Split, prepare, to_float
 from advprune.models.checkpoint import save_model
 from advprune.models.spec import spec_of
@@ -30,11 +35,10 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Split]:
+def splits() -> dict[str, Split]:
     """600 digits to train on, and others."""
-    options = {"val_fraction": 0.15, "test_fraction": 0.25, "size": None, "test_limit": None}
-    cache = tmp_path_factory.mktemp("cache")
-    return prepare("digits", root=None, cache=cache, train_limit=600, seed=0, **options)
+    settings = {"val_fraction": 0.15, "test_fraction": 0.25, "train_limit": 600}
+    return prepare(DataSettings(source="digits", **settings))
 
 
 @pytest.fixture(scope="module")

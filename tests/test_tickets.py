@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernels import exact_kernel
 from torch import nn
 
 from advprune.core.errors import UserError
@@ -16,16 +17,16 @@ from advprune.models.resnet import initialize
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
 from advprune.pruning.family import Pruned
-from advprune.pruning.kernel import exact_kernel, trainable
-from advprune.pruning.masks import clear
+from advprune.pruning.kernel import trainable
+from advprune.pruning.masks import Masks, clear, magnitudes, select
 from advprune.pruning.ticket_search import (
     Gauge,
     GaugeSettings,
     Search,
     SearchSettings,
-    magnitude_mask,
+    prunable_weights,
 )
-from advprune.pruning.tickets import at_initialization, dynamics, prunable_weights
+from advprune.pruning.tickets import at_initialization
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -95,8 +96,8 @@ def test_masks_are_exact_and_held_through_training(
     pruned = prune(family, trained, setting(family, ONE_EPOCH), data)
     total = sum(weight.numel() for weight in prunable_weights(pruned.model).values())
     count = 0 if family == "inherited_ticket" else round(0.9 * total)
-    assert pruned.notes["removed"] == sum(int(g.sum()) for g in pruned.changed.values()) == count
-    assert len(pruned.notes["finetune"]) == 1 and pruned.notes["prunable"] == total
+    assert sum(int(gone.sum()) for gone in pruned.changed.values()) == count
+    assert len(pruned.notes["finetune"]) == 1
     save_model(pruned.model, tmp_path / "model.safetensors")
     found, shares = load_model(tmp_path / "model.safetensors"), []
     for name, weight in prunable_weights(found).items():
@@ -127,63 +128,65 @@ def test_random_tickets_follow_the_seed_and_all_layers_alike(data: Data) -> None
     assert abs(initial[gone].abs().mean() / initial[~gone].abs().mean() - 1) < 0.4
 
 
-def searching(data: Data, model: nn.Module | None = None, **more: Any) -> Search:
+def smallest(weights: dict[str, torch.Tensor]) -> Masks:
+    """80 % of each layer."""
+    count = round(0.8 * sum(w.numel() for w in weights.values()))
+    return select(magnitudes(weights), count, "layer")
+
+
+def searching(
+    data: Data, model: nn.Module | None = None, attacked: bool = True, **more: Any
+) -> Search:
     """A search of the smallest kind; keys of its settings may be changed."""
     dense = at_initialization(model or tiny(), data)
-    names = tuple(prunable_weights(dense))
-    count = round(0.8 * sum(w.numel() for w in prunable_weights(dense).values()))
-    settings = SearchSettings(**(SEARCH | more))
-    return Search(dense, names, count, "layer", settings, data, True, None)
+    return Search(dense, smallest, SearchSettings(**(SEARCH | more)), data, attacked)
 
 
 def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
     few = Data(data.images.double(), data.labels % 3, TRAIN)
-    options = {"batch": 2, "gamma": 3.0, "projections": None, "together": 2}
-    search = searching(few, tiny(3).double(), **options)
-    gauge = Gauge.of(search.dense, few, search.setting, attacked=True)
-    student = copy.deepcopy(search.dense)
-    removed = magnitude_mask(prunable_weights(student), search.count, "layer")
-    clear(student, removed)
+    search = searching(few, tiny(3).double(), batch=2, gamma=3.0, projections=None)
+    search._refresh()
+    student, gauge = search.student, search.gauge
     x, adv = few.images[3:5], few.images[5:7]
-    search._descend(student, removed, (x, adv), gauge, torch.Generator())
-    outputs = search.dense(gauge.clean).square().sum() / 2
-    kernel = exact_kernel(search.dense, gauge.clean, gauge.crafted).square().sum() / 4
+    search._backward((x, adv), torch.Generator())
+    outputs = search.dense(gauge.images[0]).square().sum() / 2
+    kernel = exact_kernel(search.dense, gauge.images, {}).square().sum() / 4
     loss = (search.dense(x) - student(x)).square().sum() / 2 / outputs
-    change = exact_kernel(search.dense, x, adv) - exact_kernel(student, x, adv, removed)
+    change = exact_kernel(search.dense, (x, adv), {})
+    change = change - exact_kernel(student, (x, adv), search.removed)
     loss = loss + 9 * change.square().sum() / 4 / kernel
     parameters = trainable(student)
     expected = torch.autograd.grad(loss, list(parameters.values()))
     for (name, parameter), gradient in zip(parameters.items(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, msg=name)
+        kept = ~search.removed.get(name, torch.zeros_like(gradient).bool())  # others stay at zero
+        torch.testing.assert_close(parameter.grad[kept], gradient[kept], msg=name)
 
 
 def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data: Data) -> None:
     few = replace(data, labels=data.labels % 3)
     dense = at_initialization(tiny(3), few)
-    options = GaugeSettings(**GAUGE, projections=None, together=5)
-    gauge = Gauge.of(dense, few, options, attacked=True)
-    assert (gauge.crafted - gauge.clean).abs().max() <= TRAIN.eps + 1e-6
+    gauge = Gauge(dense, few, GaugeSettings(**GAUGE, projections=None), attacked=True)
+    clean, crafted = gauge.images
+    assert (crafted - clean).abs().max() <= TRAIN.eps + 1e-6
     assert gauge(dense, {})["kernel_distance"] == gauge(dense, {})["output_distance"] == 0
-    removed = magnitude_mask(prunable_weights(dense), 300, "layer")
-    sparse = copy.deepcopy(dense)
+    removed, sparse = smallest(prunable_weights(dense)), copy.deepcopy(dense)
     clear(sparse, removed)
-    pair = gauge.clean, gauge.crafted
-    whole = exact_kernel(dense, *pair).detach()
-    change = whole - exact_kernel(sparse, *pair, removed).detach()
-    row = gauge(sparse, removed)
-    share = change.norm() / whole.norm()
-    assert row["kernel_distance"] == pytest.approx(float(share**2), 1e-3)
-    outputs = dense(gauge.clean).detach()
-    change = (outputs - sparse(gauge.clean).detach()).norm() / outputs.norm()
-    assert row["output_distance"] == pytest.approx(float(change**2), 1e-3)
-    assert row["output_norm"] == pytest.approx(float(outputs.square().sum()) / 4, 1e-3)
-    assert row["kernel_norm"] == pytest.approx(float(whole.square().sum()) / 16, 1e-3)
+    whole = exact_kernel(dense, gauge.images, {}).detach()
+    change = whole - exact_kernel(sparse, gauge.images, removed).detach()
+    row, outputs = gauge(sparse, removed), dense(clean).detach()
+    moved = (outputs - sparse(clean).detach()).norm()
+    for name, value in (
+        ("kernel_distance", (change.norm() / whole.norm()) ** 2),
+        ("output_distance", (moved / outputs.norm()) ** 2),
+        ("output_norm", outputs.square().sum() / 4),
+        ("kernel_norm", whole.square().sum() / 16),
+    ):
+        assert row[name] == pytest.approx(float(value), 1e-3), name
 
 
 def test_the_search_comes_closer(data: Data) -> None:
     few = replace(data, images=data.images[:4], labels=data.labels[:4])
-    search = replace(searching(few, steps=40, refresh=20, lr=0.05), attacked=False)
-    _, _, rows = search.run()
+    _, _, rows = searching(few, attacked=False, steps=40, refresh=20, lr=0.05).run()
     assert [row["step"] for row in rows] == [0, 20, 40]
     assert rows[-1]["output_distance"] < 0.3 * rows[0]["output_distance"]
     assert rows[-1]["kernel_distance"] < 0.85 * rows[0]["kernel_distance"]
@@ -191,29 +194,32 @@ def test_the_search_comes_closer(data: Data) -> None:
 
 def test_what_a_step_may_change(data: Data) -> None:
     """Removed weights stay zero and remember their value; a larger one comes back in its place."""
-    search = searching(data)
-    student = copy.deepcopy(search.dense)
-    state, name = search._begin(student), "3.weight"
-    gauge = Gauge.of(search.dense, data, search.setting, attacked=True)
-    search._step(student, state, gauge)
-    weight, gone = student.get_parameter(name), state.removed[name]
+    search, name = searching(data), "3.weight"
+    search._refresh()
+    search._descend()
+    weight, gone = search.student.get_parameter(name), search.removed[name]
     initial = search.dense.get_parameter(name)
     assert (weight[gone] == 0).all() and not torch.equal(weight[~gone], initial[~gone])
-    assert torch.equal(state.parked[name][gone], initial[gone])
-    place = tuple(gone.nonzero()[0])
-    state.parked[name][place] = 100.0
-    search._choose(student, state)
-    assert weight[place] == 100.0 and not state.removed[name][place]
-    assert sum(int(mask.sum()) for mask in state.removed.values()) == search.count
+    assert torch.equal(search.parked[name][gone], initial[gone])
+    place, count = tuple(gone.nonzero()[0]), sum(int(m.sum()) for m in search.removed.values())
+    search.parked[name][place] = 100.0
+    search._refresh()
+    assert weight[place] == 100.0 and not search.removed[name][place]
+    assert sum(int(mask.sum()) for mask in search.removed.values()) == count
 
 
 def test_the_mask_is_not_chosen_in_the_last_period(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[int] = []
-    monkeypatch.setattr(Search, "_choose", lambda self, student, state: chosen.append(state.step))
-    search = searching(data, steps=9, refresh=2)
-    search.run()
+    refresh = Search._refresh
+
+    def noted(search: Search) -> None:
+        chosen.append(search.step)
+        refresh(search)
+
+    monkeypatch.setattr(Search, "_refresh", noted)
+    searching(data, steps=9, refresh=2).run()
     assert chosen == [0, 2, 4, 6]  # 8 would leave one step
 
 
@@ -239,24 +245,24 @@ def test_a_killed_search_goes_on_where_it_was(
 ) -> None:
     whole = prune("AWT", tiny(), setting("AWT", ONE_EPOCH), data)
     kept = replace(data, state=tmp_path / "training.pt")
-    steps, step = [], Search._step
+    steps, descend = [], Search._descend
 
-    def killed(self: Search, student: nn.Module, state: Any, gauge: Gauge) -> None:
-        if state.step == 3 and state.step not in steps:
+    def killed(self: Search) -> None:
+        if self.step == 3 and self.step not in steps:
             steps.append(3)
             raise KeyboardInterrupt
-        steps.append(state.step)
-        step(self, student, state, gauge)
+        steps.append(self.step)
+        descend(self)
 
-    monkeypatch.setattr(Search, "_step", killed)
+    monkeypatch.setattr(Search, "_descend", killed)
     with pytest.raises(KeyboardInterrupt):
         prune("AWT", tiny(), setting("AWT", ONE_EPOCH), kept)
     assert same(prune("AWT", tiny(), setting("AWT", ONE_EPOCH), kept), whole)
     assert steps == [0, 1, 2, 3, 2, 3]  # kept at the choice of the mask
-    monkeypatch.setattr(Search, "_step", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(Search, "_descend", lambda _: pytest.fail("searched again"))
     (tmp_path / "training.pt").unlink()  # as if killed in the first epoch of training
     assert same(prune("AWT", tiny(), setting("AWT", ONE_EPOCH), kept), whole)
-    (tmp_path / "training-search.pt").write_bytes(b"damaged")
+    (tmp_path / "search-training.pt").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"search's state .* is damaged"):
         prune("AWT", tiny(), setting("AWT", ONE_EPOCH), kept)
 
@@ -265,9 +271,9 @@ def test_the_dense_heir_starts_as_the_small_network(data: Data, tmp_path: Path) 
     still = {"method": "standard", "epochs": 1, "lr": 1e-12}
     kept = replace(data, state=tmp_path / "training.pt")
     first = prune("inherited_ticket", tiny(), setting("inherited_ticket", still), kept)
-    assert {path.name for path in tmp_path.iterdir()} == {"training.pt", "training-small.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"training.pt", "small-training.pt"}
     total = sum(w.numel() for w in prunable_weights(first.model).values())
-    assert first.notes["small"]["removed"] == round(0.9 * total) and first.ratio == 0
+    assert len(first.notes["small"]["finetune"]) == 1 and first.ratio == 0
     zeros = sum(int((w.abs() < 1e-9).sum()) for w in prunable_weights(first.model).values())
     assert zeros == round(0.9 * total)  # next to no learning: still the small network
     learning = setting("inherited_ticket", ONE_EPOCH | {"lr": 0.1})
@@ -294,15 +300,15 @@ def test_the_probe_is_for_the_history_alone(digits: Pair, data: Data) -> None:
     watched = replace(data, probe=(digits[0][32:], digits[1][32:]))
     probed = prune("random_ticket", tiny(), setting("", training), watched)
     assert same(plain, probed)
-    assert [set(row) for row in dynamics(plain)] == [{"epoch", "loss"}] * 2
-    rows = dynamics(probed)
+    assert not any("probe_clean" in row for row in plain.notes["finetune"])
+    rows = probed.notes["finetune"]
     assert [row["epoch"] for row in rows] == [1, 2]
     with torch.no_grad():
         right = probed.model(digits[0][32:]).argmax(1) == digits[1][32:]
-    assert rows[-1]["clean_accuracy"] == pytest.approx(float(right.float().mean()), abs=1e-4)
+    assert rows[-1]["probe_clean"] == pytest.approx(float(right.float().mean()), abs=1e-4)
     harmless = replace(watched, train=TRAIN.model_copy(update={"eps": 0.0}))
-    rows = dynamics(prune("random_ticket", tiny(), setting("", training), harmless))
-    assert all(row["robust_accuracy"] == row["clean_accuracy"] for row in rows)
+    rows = prune("random_ticket", tiny(), setting("", training), harmless).notes["finetune"]
+    assert all(row["probe_robust"] == row["probe_clean"] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +328,7 @@ def test_wrong_settings_are_refused(value: Any, words: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_images_are_needed(family: str) -> None:
-    with pytest.raises(UserError, match=f"family {family} learns from training images"):
+    with pytest.raises(UserError, match=f"{family}: this family learns from training images"):
         prune(family, tiny(), 0.5)
 
 

@@ -14,6 +14,7 @@ from advprune.core.errors import UserError
 from advprune.core.files import sha256_of
 from advprune.core.profile import Profile
 from advprune.core.train_settings import (
+    DataSettings,
     ModelSettings,
     RecipeSettings,
     TrainSettings,
@@ -76,11 +77,10 @@ def script(monkeypatch: pytest.MonkeyPatch, name: str, values: list[Any]) -> Non
 
 
 @pytest.fixture(scope="module")
-def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Split]:
+def splits() -> dict[str, Split]:
     """1146 real digits to train on and 202 to validate with."""
-    options = {"val_fraction": 0.15, "test_fraction": 0.25, "size": None, "test_limit": 16}
-    cache = tmp_path_factory.mktemp("cache")
-    return prepare("digits", root=None, cache=cache, train_limit=None, seed=0, **options)
+    settings = {"val_fraction": 0.15, "test_fraction": 0.25, "test_limit": 16}
+    return prepare(DataSettings(source="digits", **settings))
 
 
 @pytest.mark.parametrize(

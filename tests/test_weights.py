@@ -30,11 +30,10 @@ def metrics_of(path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, torch.Tensor]:
+def images() -> tuple[torch.Tensor, torch.Tensor]:
     """The digits profile's test images and labels, made from the embedded data set."""
     params = load(ROOT / "params.yaml", profile="digits")
-    data = params.active().data.model_dump()
-    split = prepare(**data, cache=tmp_path_factory.mktemp("none"), seed=params.seed)["test"]
+    split = prepare(params.active().data, params.seed)["test"]
     return to_float(split.images), split.labels
 
 

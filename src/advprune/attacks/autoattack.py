@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from advprune.attacks.checks import check_choice, check_images, check_numbers
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy, by_batch
-from advprune.attacks.square import check_images, check_options
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.resume import Noted, Parts
@@ -71,11 +71,11 @@ def autoattack(
     options that make no sense.
     """
     how = replace(options or AutoAttackOptions(), **changes)
-    check_images("autoattack", images, labels, eps)
-    check_options("autoattack", batch=how.batch)
-    for key, allowed in (("norm", ("Linf", "L2")), ("version", tuple(FEWEST))):
-        if (value := getattr(how, key)) not in allowed:
-            raise ValueError(f"autoattack: {key} is {value!r}; allowed: {', '.join(allowed)}")
+    check_images("autoattack", images, labels)
+    check_numbers("autoattack", 0, eps=eps)
+    check_numbers("autoattack", 1, batch=how.batch)
+    check_choice("autoattack", "norm", how.norm, ("Linf", "L2"))
+    check_choice("autoattack", "version", how.version, tuple(FEWEST))
     device, private, spent = device_of(model), attack_copy(model, device_of(model)), Cost()
     spent.watch(private)
     run = _Run(private, _official(private, eps, how, device), how, spent)

@@ -13,8 +13,13 @@ from advprune.core.distributed import spread
 from advprune.models.fold import channels_last, fold_batchnorm
 from advprune.models.stochastic import is_randomized
 
+Progress = Callable[[int], None]
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
+
+
+def no_progress(done: int) -> None:
+    """Tell nobody."""
 
 
 def attack_copy(model: nn.Module, device: torch.device, fold: bool = True) -> nn.Module:

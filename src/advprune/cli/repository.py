@@ -45,8 +45,7 @@ class Repository:
     def _prepared(self) -> "dict[str, Split]":
         from advprune.data import prepare
 
-        settings = self.profile.data.model_dump()
-        return prepare(**settings, cache=Path("data/downloads"), seed=self.params.seed)
+        return prepare(self.profile.data, self.params.seed)
 
     def network(
         self,

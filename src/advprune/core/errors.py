@@ -6,3 +6,9 @@ class UserError(Exception):
 
     The message is one line. Stage scripts print it and exit with status 1, without a traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(":")

@@ -163,16 +163,15 @@ class BinarySettings(FineTuneSettings):
     """A binary network, trained from scratch (`advprune.training.binary`).
 
     channels: those of the profile's network (base), those that Early-Growth finds under `growth`
-    (grown), or uniformly more, until it has as many parameters as its parent (uniform). rotation:
-    whether filters are turned towards their signs. t: the straight-through slope is a tent of half
-    width sqrt(2) / t; for weights, t grows from 0.01 to this over the epochs, for inputs from 1.
+    (grown), or uniformly more, until it has as many parameters as its parent (uniform). t: the
+    straight-through slope is a tent of half width sqrt(2) / t; for weights, t grows from 0.01 to
+    this over the epochs, for inputs from 1.
     """
 
     channels: Literal["base", "grown", "uniform"] = "base"
     growth: GrowthSettings | None = None
     epochs: int = Field(default=30, ge=1, le=10000)
     lr: float = Field(default=0.1, gt=0, le=10)
-    rotation: bool = False
     t: float = Field(default=10.0, ge=0.01, le=1000)
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ def received(
     """
 
     def said(x: torch.Tensor) -> torch.Tensor:
-        logits = all_logits(target, x, work.batch, work.draws, work.seed).mean(0)
+        logits = all_logits(target, x, work.scoring).mean(0)
         if not logits.isfinite().all():
             raise ValueError("received: the model gives logits that are NaN or infinite")
         return logits
@@ -49,8 +49,7 @@ def received(
             "adv_margin": label_margin(logits, labels).numpy(),
         }
         tables.append(pd.DataFrame(dict(zip(SOURCE, key, strict=True)) | same | answers))
-        if work.progress:
-            work.progress(1)
+        work.progress(1)
     return pd.concat(tables, ignore_index=True)
 
 

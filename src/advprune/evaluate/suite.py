@@ -1,7 +1,7 @@
 """The attacks of a profile on one model."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -100,15 +100,14 @@ class Suite:
     ) -> tuple[Crafted, pd.DataFrame]:
         """Craft and score; an attack may be for the first images only."""
         crafted = self._crafted(name, model, part, attack, setting)
-        scored = partial(self._scored, model, crafted, attack, setting)
-        return crafted, self.parts.frame(f"{part}-rows", scored)
 
-    def _scored(
-        self, model: nn.Module, crafted: Crafted, attack: str, setting: Attack
-    ) -> pd.DataFrame:
-        images, labels = self._images_for(setting)
-        clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
-        return rows(model, images, crafted, labels, attack, setting, self.work, clean)
+        def scored() -> pd.DataFrame:
+            images, labels = self._images_for(setting)
+            clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
+            work = replace(self.work, clean=clean)
+            return rows(model, images, crafted, labels, attack, work)
+
+        return crafted, self.parts.frame(f"{part}-rows", scored)
 
     def _images_for(self, setting: Attack) -> Images:
         first = slice(getattr(setting, "images", None))
@@ -118,24 +117,16 @@ class Suite:
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> Crafted:
         """What was crafted: read back if the part was finished before, else computed and kept."""
-        what = f"{name} {attack}"
-        compute = partial(craft_shown, what, model, self._images_for(setting), setting, self.work)
-        return unpacked(*self.parts.tensor(part, lambda: packed(compute())))
+
+        def compute() -> Noted:
+            attacked = self._images_for(setting)
+            made = craft_shown(f"{name} {attack}", model, attacked, setting, self.work)
+            return made.pixels, {"cost": vars(made.cost), "breakdown": made.breakdown}
+
+        pixels, facts = self.parts.tensor(part, compute)
+        return Crafted(pixels, setting, Cost(**facts["cost"]), facts["breakdown"])
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
         """What the model says of the clean images, once for all attacks."""
-        work = self.work
-        return answers(
-            "clean", model, self.images, self.labels, work.batch, work.draws, "logits", self.seed
-        )
-
-
-def packed(crafted: Crafted) -> Noted:
-    """A result as a tensor and facts, for keeping."""
-    return crafted.pixels, {"cost": vars(crafted.cost), "breakdown": crafted.breakdown}
-
-
-def unpacked(pixels: torch.Tensor, facts: dict[str, Any]) -> Crafted:
-    """What `packed` has packed."""
-    return Crafted(pixels, Cost(**facts["cost"]), facts["breakdown"])
+        return answers("clean", model, self.images, self.labels, self.work.scoring)

@@ -1,5 +1,6 @@
 """Layers that families put into a network: behind a ReLU, behind a convolution, on its weights."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -56,17 +57,20 @@ def places(model: nn.Module, where: Where) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, kinds[where])]
 
 
-def insert(model: nn.Module, layers: dict[str, nn.Module], spec: LayerSpec) -> None:
-    """Put one layer at each named place, in place, and let the model's spec say so.
+def insert(model: nn.Module, kind: Callable[..., nn.Module], spec: LayerSpec) -> dict[str, Any]:
+    """Put a layer of that kind at all places of the spec, in place, and let the model's spec say
+    so; returns the layers by place.
 
     UserError where there is no place, or one that no layer can be put at.
     """
+    layers = {name: kind(**spec.settings) for name in places(model, spec.where)}
     if not layers:
         raise UserError(f"the network has {NEEDED[spec.where]}; leave it out")
     for name, layer in layers.items():
         put(model, spec.where, name, layer)
     known = spec_of(model)
     attach(model, known.model_copy(update={"layers": (*known.layers, spec)}))
+    return layers
 
 
 def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:

@@ -1,13 +1,12 @@
 """Binary networks as they are trained: float weights behind the bits, and how the bits follow.
 
-After RBNN (Lin et al., 2020), as RA-BNN uses it. A filter is standardized, `w = (v - mean) / std`;
-with rotation it is turned towards the corners, `w + |sin theta| (R1' W R2 - w)`; the bit is its
-sign. The gradient passes both signs, of weights and of inputs, by `slope`, which narrows over the
-epochs. `freeze` keeps the bits and drops everything else.
+After RBNN (Lin et al., 2020) without its rotation, as RA-BNN uses it. A filter is standardized,
+`w = (v - mean) / std`, and the bit is its sign. The gradient passes both signs, of weights and of
+inputs, by `slope`, which narrows over the epochs. `freeze` keeps the bits alone.
 """
 
 import copy
-from math import isqrt, log10, pi
+from math import log10
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,6 @@ from advprune.models.resnet import BasicBlock
 
 LEAST_T, MOST_T = 1e-2, 10.0  # of the slope's t, at first and after the last epoch, as published
 LEAST_SCALE = 1e-12  # of a channel that has lost its scale
-ALTERNATIONS = 3  # of signs and rotations, whenever these are refreshed
 
 
 def schedule(epoch: int, epochs: int, last: float = MOST_T) -> tuple[float, float]:
@@ -36,102 +34,30 @@ def schedule(epoch: int, epochs: int, last: float = MOST_T) -> tuple[float, floa
     return t, max(1 / t, 1.0)
 
 
-class Rotation(nn.Module):
-    """Two orthogonal factors, shared by a layer's filters, and an angle for each filter.
-
-    A filter of n weights is a matrix `[a, b]`, a the largest divisor of n up to sqrt(n), and is
-    turned into `R1' W R2`. theta says how much of that is taken, |sin theta|; it starts at pi / 2.
-    The factors follow the weights by `refresh`, not by gradient.
-    """
-
-    first: torch.Tensor
-    second: torch.Tensor
-
-    def __init__(self, filters: int, size: int, generator: torch.Generator) -> None:
-        super().__init__()
-        a = max(d for d in range(1, isqrt(size) + 1) if size % d == 0)
-        self.register_buffer("first", orthogonal(a, generator))
-        self.register_buffer("second", orthogonal(size // a, generator))
-        self.theta = nn.Parameter(torch.full((filters, 1), pi / 2))
-
-    def turned(self, flat: torch.Tensor) -> torch.Tensor:
-        """`R1' W R2` of filters `[out, n]`."""
-        sides = len(self.first), len(self.second)
-        return (self.first.T @ flat.unflatten(1, sides) @ self.second).flatten(1)
-
-    def forward(self, flat: torch.Tensor) -> torch.Tensor:
-        """Filters `[out, n]` turned by so much as theta says."""
-        share = self.theta.sin().abs()
-        return flat + share * (self.turned(flat) - flat)
-
-    @torch.no_grad()
-    def refresh(self, flat: torch.Tensor) -> None:
-        """Bring the turned filters nearer to their signs: `sum |R1' W R2|` never falls.
-
-        In turn `B = sign(R1' W R2)`, and for each factor the orthogonal matrix that raises
-        `sum B * (R1' W R2)` most, which a singular value decomposition gives. In float64 on the
-        CPU: the bits hang on it.
-        """
-        sides = len(self.first), len(self.second)
-        w = flat.detach().cpu().double().unflatten(1, sides)  # [out, a, b]
-        first, second = self.first.cpu().double(), self.second.cpu().double()
-        for _ in range(ALTERNATIONS):
-            signs = torch.where(first.T @ w @ second >= 0, 1.0, -1.0).double()
-            first = nearest((w @ second @ signs.mT).sum(0))
-            second = nearest((w.mT @ first @ signs).sum(0))
-        self.first.copy_(first)
-        self.second.copy_(second)
-
-
-def nearest(matrix: torch.Tensor) -> torch.Tensor:
-    """The orthogonal Q of the largest `sum Q * matrix`."""
-    u, _, v = torch.linalg.svd(matrix)
-    return u @ v
-
-
-def orthogonal(size: int, generator: torch.Generator) -> torch.Tensor:
-    """An orthogonal matrix, uniform over all of them."""
-    drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    q, r = torch.linalg.qr(drawn)
-    return (q * r.diagonal().sign()).float()
-
-
 class LatentConv2d(nn.Module):
     """A binary convolution in training, made from a dense one, whose weight becomes the latent one.
 
-    rotation: where the first factors of a rotation are drawn from, or null: filters are not turned.
     alpha: the scale of each output channel, which may turn negative. t, k: the slope's, see
     `schedule`; inputs take max(t, 1) and 1. mask: `[in]` of 0 and 1, or null: input channels at 0
     are as if they were not there.
     """
 
-    def __init__(
-        self, layer: nn.Conv2d, binary_input: bool, rotation: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, layer: nn.Conv2d, binary_input: bool) -> None:
         super().__init__()
         self.form, self.binary_input = form_of(layer), binary_input
         self.weight = layer.weight
         self.alpha = nn.Parameter(layer.weight.detach().abs().mean((1, 2, 3)))
-        self.rotation: Rotation | None = None
-        if rotation is not None:
-            self.rotation = Rotation(len(self.weight), self.weight[0].numel(), rotation)
         self.t, self.k = schedule(0, 1)
         self.mask: torch.Tensor | None = None
 
-    def filters(self) -> torch.Tensor:
-        """The standardized filters, `[out, n]`, before they are turned."""
+    def bits(self) -> torch.Tensor:
+        """-1 or 1 for each weight, the sign of its standardized filter; differentiable by the
+        slope."""
         flat = self.weight.flatten(1)[:, :, None, None]  # each filter as a sample of n channels
         mask = self.mask
         if mask is not None:  # whole filters: each input channel has as many weights
             mask = mask.detach().repeat_interleave(self.weight[0, 0].numel())
-        return standardized(flat, mask).flatten(1)
-
-    def bits(self) -> torch.Tensor:
-        """-1 or 1 for each weight, differentiable by the slope."""
-        flat = self.filters()
-        if self.rotation is not None:
-            flat = self.rotation(flat)
-        return binarize(flat, self.t, self.k).view_as(self.weight)
+        return binarize(standardized(flat, mask), self.t, self.k).view_as(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Mixed precision has too few digits for sums of many signs.
@@ -147,7 +73,7 @@ class LatentConv2d(nn.Module):
 
     @torch.no_grad()
     def frozen(self) -> BinaryConv2d:
-        """The layer that is deployed; where a channel's scale is negative, its bits turn over."""
+        """The layer that is deployed; where a channel's scale is negative, its bits are flipped."""
         layer = BinaryConv2d(**self.form, binary_input=self.binary_input, device="meta")
         sign = torch.where(self.alpha >= 0, 1.0, -1.0).to(self.alpha)
         scale = sign * self.alpha.abs().clamp_min(LEAST_SCALE)
@@ -191,16 +117,15 @@ class LatentLinear(nn.Module):
 Latent = LatentConv2d | LatentLinear
 
 
-def latent(model: nn.Module, rotation: torch.Generator | None = None) -> nn.Module:
+def latent(model: nn.Module) -> nn.Module:
     """The training form of a dense network with initialized weights, in place.
 
-    rotation: where first rotations are drawn from, or null: filters are not turned. The last
-    batch-norm of each residual branch starts at a scale of zero (Goyal et al., Accurate, Large
-    Minibatch SGD, 2017): a deep network of signs learns little before its branches are quiet.
+    The last batch-norm of each residual branch starts at a scale of zero (Goyal et al., Accurate,
+    Large Minibatch SGD, 2017): a deep network of signs learns little before its branches are quiet.
     """
     for name, module, sees_image in convertible(model):
         if isinstance(module, nn.Conv2d):
-            model.set_submodule(name, LatentConv2d(module, not sees_image, rotation))
+            model.set_submodule(name, LatentConv2d(module, not sees_image))
         else:
             model.set_submodule(name, LatentLinear(module))
     for block in model.modules():
@@ -216,15 +141,11 @@ def latent_layers(model: nn.Module) -> dict[str, Latent]:
 
 
 def begin_epoch(model: nn.Module, epoch: int, epochs: int, last: float = MOST_T) -> None:
-    """Set the slopes of an epoch, counted from 0, and refresh the rotations, in place.
-
-    last: what t has grown to after all epochs.
-    """
+    """Set the slopes of an epoch, counted from 0, in place; last: what t has grown to after all
+    epochs."""
     for layer in latent_layers(model).values():
         if isinstance(layer, LatentConv2d):
             layer.t, layer.k = schedule(epoch, epochs, last)
-            if layer.rotation is not None:
-                layer.rotation.refresh(layer.filters())
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advprune.core.errors import UserError
+from advprune.core.errors import UserError, first_line
 from advprune.models.spec import ModelSpec, Normalize
 
 Make = Callable[[], nn.Module]
@@ -171,8 +171,8 @@ def dtype_name(tensor: torch.Tensor) -> str:
 def _said(error: Exception) -> str:
     """What an error says and where it arose, on one line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    words = (str(error).strip().splitlines() or ["no reason given"])[0]
-    return f"{type(error).__name__}: {words} ({Path(last.filename).name}, line {last.lineno})"
+    where = f"{Path(last.filename).name}, line {last.lineno}"
+    return f"{type(error).__name__}: {first_line(error)} ({where})"
 
 
 def _faults(model: Outside) -> Iterator[str]:

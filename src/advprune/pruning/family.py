@@ -1,9 +1,9 @@
 """The seam that every family fits: a registry, typed settings, and what pruning returns."""
 
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +43,10 @@ class Data:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    def phase(self, name: str) -> Path | None:
+        """Where an earlier phase of the training keeps its state: beside that of the last."""
+        return self.state and self.state.with_name(f"{name}-{self.state.name}")
+
 
 class Setting(Settings):
     """Base of a family's settings. A bare number in params.yaml is read as field `shorthand`."""
@@ -64,27 +68,21 @@ class Pruned:
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def masks(self) -> dict[str, torch.Tensor]:
-        """Per parameter tensor, True where the value was kept: the dense model's own, unless
-        fine-tuning followed."""
-        return {name: ~changed for name, changed in self.changed.items()}
-
-    @property
     def ratio(self) -> float:
         """Prune ratio: changed parameters over all parameters of the dense model, in [0, 1]."""
         total = sum(changed.numel() for changed in self.changed.values())
         return sum(int(c.sum()) for c in self.changed.values()) / max(total, 1)
 
 
-Family = Callable[[nn.Module, Any, Data | None, torch.Generator], Pruned]
+Family = Callable[..., Pruned]  # (model, setting, data, generator, **fixed)
 _REGISTRY: dict[str, tuple[type[Setting], Family]] = {}
 
 
-def family(name: str, setting: type[Setting]) -> Callable[[Family], Family]:
-    """Register a family under its key in params.yaml."""
+def family(name: str, setting: type[Setting], **fixed: Any) -> Callable[[Family], Family]:
+    """Register a family under its key in params.yaml; `fixed`: what else it is called with."""
 
     def register(function: Family) -> Family:
-        _REGISTRY[name] = (setting, function)
+        _REGISTRY[name] = (setting, wraps(function)(partial(function, **fixed)))
         return function
 
     return register
@@ -146,8 +144,6 @@ def prune(
     try:
         return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, known, generator)
     except UserError as error:
-        if name in re.findall(r"\w+", str(error)):
-            raise
         raise UserError(f"{name}: {error}") from error
 
 
@@ -157,8 +153,8 @@ def unchanged(model: nn.Module) -> Pruned:
     return Pruned(model, {name: torch.zeros_like(p, dtype=torch.bool) for name, p in names})
 
 
-def require(data: Data | None, name: str) -> Data:
-    """The data, or a UserError that says which family needs it."""
+def require(data: Data | None) -> Data:
+    """The data, or a UserError where a family needs it."""
     if data is None or not len(data.images):
-        raise UserError(f"family {name} learns from training images; pass data=(images, labels)")
+        raise UserError("this family learns from training images; pass data=(images, labels)")
     return data

@@ -1,4 +1,4 @@
-"""clamp and round: feature maps are changed, weights are left alone.
+"""clamp and round: feature maps clamped to their range on clean images, or rounded.
 
 Claim (nn-prune). The project inspects feature maps under attack: small changes to many neurons
 near the input, abnormally large values before the classifier, and a mean and sigma that rise. It
@@ -86,7 +86,27 @@ class Round(nn.Module):
         return h + (h.round(decimals=self.decimals) - h).detach()
 
 
-class _Recorder:
+def calibrate(
+    model: nn.Module, images: torch.Tensor, setting: ClampMaps, batch: int = 64
+) -> dict[str, tuple[float, float]]:
+    """The clamp range of each activation site, from images `[N, C, H, W]` in [0, 1].
+
+    Percentiles are those of an even sample of the values.
+    """
+    batches = images.split(batch)
+    ranges = {name: _Range(QUANTILE_SAMPLE // len(batches)) for name in sites(model)}
+    handles = [site.register_forward_hook(ranges[name]) for name, site in sites(model).items()]
+    try:
+        with torch.no_grad():
+            for part in batches:
+                model(part.to(device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found.limits(setting) for name, found in ranges.items()}
+
+
+class _Range:
     """A forward hook that keeps a layer's sums and an even sample of its values."""
 
     def __init__(self, share: int) -> None:
@@ -101,34 +121,15 @@ class _Recorder:
         self.squares += float(flat.double().square().sum())
         self.values.append(flat[:: max(1, flat.numel() // self.share)].clone())
 
-    def range(self, setting: ClampMaps) -> tuple[float, float]:
+    def limits(self, setting: ClampMaps) -> tuple[float, float]:
         """The clamp range that a setting asks for."""
         if setting.percentile is not None:
             tail = setting.percentile / 100
             low, high = torch.quantile(torch.cat(self.values), torch.tensor([1 - tail, tail]))
             return float(low), float(high)
         mean = self.total / self.count
-        sigma = max(self.squares / self.count - mean**2, 0.0) ** 0.5
-        reach = (setting.sigmas or 0.0) * sigma
+        reach = (setting.sigmas or 0.0) * max(self.squares / self.count - mean**2, 0.0) ** 0.5
         return mean - reach, mean + reach
-
-
-def calibrate(
-    model: nn.Module, images: torch.Tensor, setting: ClampMaps, batch: int = 64
-) -> dict[str, tuple[float, float]]:
-    """The clamp range of each activation site, from images `[N, C, H, W]` in [0, 1]."""
-    found = sites(model)
-    batches = images.split(batch)
-    recorders = {name: _Recorder(QUANTILE_SAMPLE // len(batches)) for name in found}
-    handles = [site.register_forward_hook(recorders[name]) for name, site in found.items()]
-    try:
-        with torch.no_grad():
-            for part in batches:
-                model(part.to(device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: recorder.range(setting) for name, recorder in recorders.items()}
 
 
 @family("clamp", ClampMaps)
@@ -136,14 +137,12 @@ def clamp_maps(
     model: nn.Module, setting: ClampMaps, data: Data | None, generator: torch.Generator
 ) -> Pruned:
     """Clamp every feature map to the range that clean training images use."""
-    images = require(data, "clamp").images
+    images = require(data).images
     chosen = torch.randperm(len(images), generator=generator)[: setting.images]
     ranges = calibrate(model, images[chosen.sort().values], setting)
-    layers: dict[str, nn.Module] = {}
-    for name, (low, high) in ranges.items():
-        layers[name] = Clamp()
-        layers[name].load_state_dict({"low": torch.tensor(low), "high": torch.tensor(high)})
-    insert(model, layers, LayerSpec(kind="clamp"))
+    for name, layer in insert(model, Clamp, LayerSpec(kind="clamp")).items():
+        layer.low.fill_(ranges[name][0])
+        layer.high.fill_(ranges[name][1])
     return unchanged(model)
 
 
@@ -152,7 +151,5 @@ def round_maps(
     model: nn.Module, setting: RoundMaps, data: Data | None, generator: torch.Generator
 ) -> Pruned:
     """Round every feature map to a number of decimals."""
-    settings = {"decimals": setting.decimals}
-    layers: dict[str, nn.Module] = {name: Round(**settings) for name in sites(model)}
-    insert(model, layers, LayerSpec(kind="round", settings=settings))
+    insert(model, Round, LayerSpec(kind="round", settings=setting.model_dump()))
     return unchanged(model)

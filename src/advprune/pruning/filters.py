@@ -1,4 +1,4 @@
-"""filters: whole filters of the smallest L1 norm are removed.
+"""filters: whole filters of the smallest L1 norm removed.
 
 Claim (Li et al., 2017). Filters with a small sum of absolute weights give weak feature maps;
 removing whole filters makes a network faster without special kernels.
@@ -27,11 +27,10 @@ from advprune.core.errors import UserError
 from advprune.core.train_settings import FineTune
 from advprune.models.resnet import BasicBlock
 from advprune.models.spec import attach, spec_of
-from advprune.pruning.family import Data, Pruned, Setting, family, require
-from advprune.pruning.masks import Masks, clear, everywhere, tune
+from advprune.pruning.family import Data, Pruned, Setting, family
+from advprune.pruning.masks import Masks, everywhere, first, masked, part, tune
 
 SIDE = 8  # of the image by which the dependencies of layers are traced; any would do
-ROUNDING = 1e-9  # 0.29 of 100 filters are 29, though 0.29 * 100 < 29 in floating point
 
 
 class Filters(Setting):
@@ -53,40 +52,23 @@ def smallest_filters(weight: torch.Tensor, fraction: float) -> torch.Tensor:
     So many as `fraction * out`, rounded down; of equal ones the first.
     """
     norms = weight.detach().abs().flatten(1).sum(1)
-    count = min(int(fraction * len(norms) + ROUNDING), len(norms) - 1)
-    return torch.zeros_like(norms, dtype=torch.bool).index_fill_(
-        0, norms.argsort(stable=True)[:count], True
-    )
+    return first(norms, min(part(fraction, len(norms)), len(norms) - 1))
 
 
-def chosen_filters(model: nn.Module, fraction: float) -> dict[str, torch.Tensor]:
-    """By name of the residual block, which filters of its first convolution go, `[out]`."""
-    blocks = {name: m for name, m in model.named_modules() if isinstance(m, BasicBlock)}
-    if not blocks:
-        raise UserError(
-            "filters: the network has no residual blocks to prune, as resnet18 and resnet20 have; "
-            "leave the family out"
-        )
-    return {name: smallest_filters(b.conv1.weight, fraction) for name, b in blocks.items()}
-
-
-def filter_masks(model: nn.Module, chosen: dict[str, torch.Tensor]) -> Masks:
-    """What goes with the chosen filters: their batch-norm, and the channels that read them."""
+def filter_masks(model: nn.Module, chosen: Masks) -> Masks:
+    """What goes with the chosen filters `[out]`, by name of the residual block: their batch-norm,
+    and the channels that read them."""
     masks = {}
     for block, gone in chosen.items():
         along_first, along_second = gone.view(-1, 1, 1, 1), gone.view(1, -1, 1, 1)
-        for part, mask in (
-            ("conv1.weight", along_first),
-            ("bn1.weight", gone),
-            ("bn1.bias", gone),
-            ("conv2.weight", along_second),
-        ):
-            name = f"{block}.{part}"
-            masks[name] = mask.expand_as(model.get_parameter(name)).clone()
+        parts = {"conv1.weight": along_first, "bn1.weight": gone, "bn1.bias": gone}
+        for name, mask in (parts | {"conv2.weight": along_second}).items():
+            weight = model.get_parameter(f"{block}.{name}")
+            masks[f"{block}.{name}"] = mask.expand_as(weight).clone()
     return masks
 
 
-def shrink(model: nn.Module, chosen: dict[str, torch.Tensor]) -> None:
+def shrink(model: nn.Module, chosen: Masks) -> None:
     """Take the chosen filters out of the network, in place, and let its spec say so."""
     import torch_pruning
 
@@ -111,22 +93,19 @@ def filters(
 ) -> Pruned:
     """The filters of the smallest L1 norm in the first convolution of each block.
 
-    The ratio counts what is gone from the dense network, in a smaller network too. The notes hold
-    `filters` (how many went), `inner` (how many stay, a block) and `finetune` (the history).
+    The ratio counts what is gone from the dense network, in a smaller network too.
     """
-    if setting.finetune is not None:
-        require(data, "filters")
-    chosen = chosen_filters(model, setting.fraction)
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, BasicBlock)}
+    if not blocks:
+        raise UserError(
+            "the network has no residual blocks to prune, as resnet18 and resnet20 have; leave the "
+            "family out"
+        )
+    chosen = {n: smallest_filters(b.conv1.weight, setting.fraction) for n, b in blocks.items()}
     removed = filter_masks(model, chosen)
+    if not setting.small:
+        return masked(model, removed, setting.finetune, data, generator)
     changed = everywhere(model, removed)
-    clear(model, removed)
-    if setting.small:
-        shrink(model, chosen)
-    held = {} if setting.small else removed
-    history = tune("filters", model, setting.finetune, data, generator, held)
-    notes = {
-        "filters": sum(int(gone.sum()) for gone in chosen.values()),
-        "inner": tuple(int((~gone).sum()) for gone in chosen.values()),
-        "finetune": history,
-    }
-    return Pruned(model, changed, notes)
+    shrink(model, chosen)
+    history = tune(model, {}, setting.finetune, data, generator)
+    return Pruned(model, changed, {"finetune": history})

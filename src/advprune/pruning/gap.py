@@ -1,4 +1,4 @@
-"""GAP_global, GAP_layer, gradient_global and gradient_layer: pruning by gradients.
+"""GAP and clean gradients: weights masked by their gradient on adversarial or clean images.
 
 Claim (Weiss et al., 2022). Removing the weights that matter most to the loss on adversarial images
 makes a compressed network resist attacks that are transferred from the uncompressed one. The
@@ -28,8 +28,6 @@ using Greedy Adversarial Pruning (AICAS 2022, arXiv 2206.07406) and its code
 Estimation for Neural Network Pruning (CVPR 2019), for the score by clean gradients.
 """
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Literal
 
 import torch
@@ -41,13 +39,21 @@ from advprune.attacks.pgd import pgd
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.progress import progress
-from advprune.core.train_settings import TrainSettings
 from advprune.models.spec import Normalize
 from advprune.pruning.family import Data, Pruned, family, require
-from advprune.pruning.masks import Amount, End, Scope, Scores, prunable, prune_by
+from advprune.pruning.masks import (
+    Amount,
+    End,
+    Scope,
+    Scores,
+    masked,
+    prunable,
+    removals,
+    select,
+)
 from advprune.training.standard import augment
 
-Score = Literal["signed", "absolute", "product"]
+Gradients = dict[str, torch.Tensor]  # by name of the prunable weights
 
 
 class Gradient(Amount):
@@ -68,7 +74,7 @@ class GAP(Amount):
     takes all. published: what the published code does, to the letter.
     """
 
-    score: Score | None = None
+    score: Literal["signed", "absolute", "product"] | None = None
     remove: End = "largest"
     steps: int = Field(default=10, ge=0, le=1000)
     images: int | None = Field(default=None, ge=1)
@@ -77,25 +83,24 @@ class GAP(Amount):
 
 def summed_gradients(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int
-) -> Scores:
-    """`sum_i d CE(f(x_i), y_i) / d w` by name of the prunable weights, in evaluation mode.
+) -> Gradients:
+    """`sum_i d CE(f(x_i), y_i) / d w` of the prunable weights, in evaluation mode.
 
     images: float `[N, C, H, W]` in [0, 1]. batch: images a pass, which does not matter to the sum.
     """
     model.eval().requires_grad_(True)
     device, weights = device_of(model), prunable(model)
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    total = [torch.zeros_like(weight) for weight in weights.values()]
     with progress("gradients, images", len(images)) as advance:
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             loss = F.cross_entropy(model(x.to(device)), y.to(device), reduction="sum")
-            _add(total, torch.autograd.grad(loss, list(weights.values())))
+            total = _plus(total, torch.autograd.grad(loss, list(weights.values())))
             advance(len(x))
-    return total
+    return dict(zip(weights, total, strict=True))
 
 
-def _add(total: Scores, gradients: tuple[torch.Tensor, ...]) -> None:
-    for place, gradient in zip(total.values(), gradients, strict=True):
-        place += gradient
+def _plus(total: list[torch.Tensor], found: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    return [one + other for one, other in zip(total, found, strict=True)]
 
 
 def clean_scores(model: nn.Module, data: Data, images: int | None) -> Scores:
@@ -108,159 +113,92 @@ def clean_scores(model: nn.Module, data: Data, images: int | None) -> Scores:
 
 def adversarial_gradients(
     model: nn.Module, data: Data, setting: GAP, generator: torch.Generator
-) -> Scores:
+) -> Gradients:
     """The summed gradients at PGD images of the first training images, by their true labels.
 
     PGD is Linf in pixel space, from a random start, by the cross-entropy of the model in
     evaluation mode.
     """
     x, y, train = data.images[: setting.images], data.labels[: setting.images], data.train
+    budget = train.eps, train.step, setting.steps
     with progress("GAP, attack steps", len(x) * setting.steps) as advance:
         adversarial = pgd(
-            model,
-            x,
-            y,
-            train.eps,
-            train.step,
-            setting.steps,
-            generator=generator,
-            batch=train.batch,
-            progress=advance,
+            model, x, y, *budget, generator=generator, batch=train.batch, progress=advance
         )
     return summed_gradients(model, adversarial, y, train.batch)
 
 
 def published_gradients(
     model: nn.Module, data: Data, setting: GAP, generator: torch.Generator
-) -> Scores:
+) -> Gradients:
     """What the published code ranks by: the sum, over batches of training images, of the gradient
     of the mean loss at the PGD images *and* at all points that PGD passed through.
 
     Batches are shuffled and augmented; batch-norm takes the statistics of the batch, and its
     running statistics drift for good. A last batch of one image, which batch-norm cannot take, is
-    left out; UserError where there is no other.
+    left out; UserError where there is no other. Budget and step are those of normalized images, so
+    in pixels they are `std` times as large; pixels may leave [0, 1].
     """
-    x, y, train = data.images[: setting.images], data.labels[: setting.images], data.train
-    if len(x) < 2:
-        raise UserError("GAP, published: batch-norm needs at least two images in a batch")
-    weights, device = prunable(model), device_of(model)
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    images, labels, train = data.images[: setting.images], data.labels, data.train
+    if len(images) < 2:
+        raise UserError("published: batch-norm needs at least two images in a batch")
     model.train().requires_grad_(True)
-    with progress("GAP as published, images", len(x)) as advance:
-        for rows in torch.randperm(len(x), generator=generator).split(train.batch):
-            if len(rows) > 1:
-                batch = augment(x[rows], train.flip, train.crop, generator).to(device)
-                labels = y[rows].to(device)
-                for found in _published(model, batch, labels, train, setting.steps, generator):
-                    _add(total, found)
+    device, named = device_of(model), prunable(model)
+    weights = list(named.values())
+    total = [torch.zeros_like(weight) for weight in weights]
+    std = next((m.std for m in model.modules() if isinstance(m, Normalize)), torch.ones(1))
+    with progress("GAP as published, images", len(images)) as advance:
+        for rows in torch.randperm(len(images), generator=generator).split(train.batch):
             advance(len(rows))
+            if len(rows) == 1:
+                continue
+            x = augment(images[rows], train.flip, train.crop, generator).to(device)
+            reach, step = train.eps * std.to(x), train.step * std.to(x)  # [1, C, 1, 1]
+            point = x + reach * (torch.rand(x.shape, generator=generator).to(x) * 2 - 1)
+            with torch.no_grad():
+                guessed = model(x).argmax(1)  # PGD moves away from the model's own predictions
+            for _ in range(setting.steps):
+                point = point.detach().requires_grad_()
+                loss = F.cross_entropy(model(point), guessed)
+                *found, direction = torch.autograd.grad(loss, [*weights, point])
+                total = _plus(total, tuple(found))
+                moved = point.detach() + step * direction.sign()
+                point = x + (moved - x).clamp(-reach, reach)
+            loss = F.cross_entropy(model(point.detach()), labels[rows].to(device))
+            total = _plus(total, torch.autograd.grad(loss, weights))
     model.eval()
-    return total
+    return dict(zip(named, total, strict=True))
 
 
-def _published(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    train: TrainSettings,
-    steps: int,
-    generator: torch.Generator,
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The gradients of the weights in all backward passes that one batch goes through.
-
-    The labels that PGD moves away from are the model's own predictions. Budget and step are those
-    of normalized images, so in pixels they are `std` times as large; pixels may leave [0, 1].
-    """
-    weights, scale = list(prunable(model).values()), _std(model, x)
-    reach, step = train.eps * scale, train.step * scale  # [1, C, 1, 1]
-    noise = torch.rand(x.shape, generator=generator).to(x) * 2 - 1
-    point = x + reach * noise
-    with torch.no_grad():
-        guessed = model(x).argmax(1)
-    for _ in range(steps):
-        point = point.detach().requires_grad_()
-        loss = F.cross_entropy(model(point), guessed)
-        *gradients, direction = torch.autograd.grad(loss, [*weights, point])
-        yield tuple(gradients)
-        moved = point.detach() + step * direction.sign()
-        point = x + (moved - x).clamp(-reach, reach)
-    yield torch.autograd.grad(F.cross_entropy(model(point.detach()), y), weights)
-
-
-def _std(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The scale of the model's normalization, `[1, C, 1, 1]`; one where it has none."""
-    for module in model.modules():
-        if isinstance(module, Normalize):
-            return module.std.to(x)
-    return x.new_ones(1, x.shape[1], 1, 1)
-
-
-def adversarial_scores(
-    model: nn.Module, data: Data, setting: GAP, score: Score, generator: torch.Generator
-) -> Scores:
-    """The scores of GAP: the adversarial gradient, its size, or the weight times it."""
-    rule = published_gradients if setting.published else adversarial_gradients
-    gradients = rule(model, data, setting, generator)
-    if score == "signed":
-        return gradients
-    if score == "absolute":
-        return {name: g.abs() for name, g in gradients.items()}
-    weights = prunable(model)
-    return {name: weights[name].detach() * g for name, g in gradients.items()}
-
-
-def _by_gradient(
-    scope: Scope,
+@family("gradient_global", Gradient, scope="global")
+@family("gradient_layer", Gradient, scope="layer")
+def by_gradient(
     model: nn.Module,
     setting: Gradient,
     data: Data | None,
     generator: torch.Generator,
-) -> Pruned:
-    name = f"gradient_{scope}"
-    scores = partial(clean_scores, model, require(data, name), setting.images)
-    return prune_by(name, model, setting, data, generator, scores, scope)
-
-
-def _gap(
     scope: Scope,
-    model: nn.Module,
-    setting: GAP,
-    data: Data | None,
-    generator: torch.Generator,
 ) -> Pruned:
-    name = f"GAP_{scope}"
-    score: Score = setting.score or ("signed" if scope == "global" else "absolute")
-    scores = partial(adversarial_scores, model, require(data, name), setting, score, generator)
-    return prune_by(name, model, setting, data, generator, scores, scope, setting.remove)
+    """The weights of the smallest |w g| on clean images."""
+    known, count = require(data), removals(model, setting)
+    removed = select(clean_scores(model, known, setting.images), count, scope)
+    return masked(model, removed, setting.finetune, known, generator)
 
 
-@family("gradient_global", Gradient)
-def gradient_global(
-    model: nn.Module, setting: Gradient, data: Data | None, generator: torch.Generator
+@family("GAP_global", GAP, scope="global")
+@family("GAP_layer", GAP, scope="layer")
+def gap(
+    model: nn.Module, setting: GAP, data: Data | None, generator: torch.Generator, scope: Scope
 ) -> Pruned:
-    """The smallest |w g| of all."""
-    return _by_gradient("global", model, setting, data, generator)
-
-
-@family("gradient_layer", Gradient)
-def gradient_layer(
-    model: nn.Module, setting: Gradient, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """The same share of each tensor, its smallest |w g|."""
-    return _by_gradient("layer", model, setting, data, generator)
-
-
-@family("GAP_global", GAP)
-def gap_global(
-    model: nn.Module, setting: GAP, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """The largest adversarial gradients of all, with their sign."""
-    return _gap("global", model, setting, data, generator)
-
-
-@family("GAP_layer", GAP)
-def gap_layer(
-    model: nn.Module, setting: GAP, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """The same share of each tensor, its largest adversarial gradients without their sign."""
-    return _gap("layer", model, setting, data, generator)
+    """The weights of the largest adversarial gradients; `GAP` says by what score."""
+    known, count = require(data), removals(model, setting)
+    gradients = published_gradients if setting.published else adversarial_gradients
+    scores = gradients(model, known, setting, generator)
+    score = setting.score or ("signed" if scope == "global" else "absolute")
+    if score == "absolute":
+        scores = {name: g.abs() for name, g in scores.items()}
+    elif score == "product":
+        weights = prunable(model)
+        scores = {name: weights[name].detach() * g for name, g in scores.items()}
+    removed = select(scores, count, scope, setting.remove)
+    return masked(model, removed, setting.finetune, known, generator)

@@ -1,4 +1,4 @@
-"""HYDRA and LWM: a mask trained for robustness, and a mask by least weight magnitude.
+"""HYDRA and LWM: masks learned with a robust loss; least weight magnitude, its control.
 
 Claim (Sehwag et al., 2020). Which weights a robust network can do without is not decided by their
 magnitude: a mask trained with the robust loss retains more robustness than LWM, the more so the
@@ -25,7 +25,6 @@ Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neura
 
 import copy
 from math import sqrt
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,11 +36,9 @@ from advprune.core.errors import UserError
 from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.pruning.family import Data, Pruned, Setting, family, require
-from advprune.pruning.masks import Masks, Scores, clear, everywhere, tune
+from advprune.pruning.masks import Masks, masked, part
 from advprune.training.finetune import finetune
 from advprune.training.standard import History
-
-ROUNDING = 1e-9  # 0.29 of 100 weights are 29, though 0.29 * 100 < 29 in floating point
 
 
 class ScoreSettings(Settings):
@@ -143,18 +140,13 @@ def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     Of equal ones the first. The threshold is selected, not sorted for: time linear in numel.
     """
     magnitudes = scores.detach().abs().flatten()
-    count = int(sparsity * len(magnitudes) + ROUNDING)
+    count = part(sparsity, len(magnitudes))
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = magnitudes.kthvalue(count).values
     below, level = magnitudes < threshold, magnitudes == threshold
     gone = below | (level & (level.cumsum(0) <= count - below.sum()))
     return gone.view_as(scores)
-
-
-def initial_scores(model: nn.Module) -> Scores:
-    """The scaled scores of all layers' weights, by parameter name."""
-    return {f"{name}.weight": scaled(layer.weight) for name, layer in layers(model).items()}
 
 
 def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
@@ -197,39 +189,19 @@ def train_scores(
         data.train,
         FineTuneSettings(**how.model_dump(exclude={"freeze_bn"})),
         seed=int(torch.randint(2**31, (), generator=generator)),
-        state=phase(data.state, "scores"),
+        state=data.phase("scores"),
         after_step=refresh,
     )
     model.load_state_dict(learner.state_dict(), strict=False)
     return {weight: ~one.kept for weight, one in seen.items()}, history
 
 
-def phase(state: Path | None, name: str) -> Path | None:
-    """Where a phase of the training keeps its own state, beside that of the last phase."""
-    return state and state.with_name(f"{name}-{state.name}")
-
-
-def smallest_everywhere(model: nn.Module, sparsity: float) -> Masks:
+def least(model: nn.Module, sparsity: float) -> Masks:
     """What goes by the scores as they start: least weight magnitude, layer by layer."""
-    scores = initial_scores(model)
-    return {name: smallest(score, sparsity) for name, score in scores.items()}
-
-
-def _finished(
-    name: str,
-    model: nn.Module,
-    setting: Magnitude,
-    data: Data | None,
-    generator: torch.Generator,
-    removed: Masks,
-    **notes: Any,
-) -> Pruned:
-    """Remove, fine-tune what stays, and note each layer's sparsity."""
-    clear(model, removed)
-    history = tune(name, model, setting.finetune, data, generator, removed)
-    sparsity = {weight: float(mask.float().mean()) for weight, mask in removed.items()}
-    notes |= {"layers": sparsity, "finetune": history}
-    return Pruned(model, everywhere(model, removed), notes)
+    return {
+        f"{name}.weight": smallest(scaled(layer.weight), sparsity)
+        for name, layer in layers(model).items()
+    }
 
 
 @family("HYDRA", Hydra)
@@ -238,22 +210,22 @@ def hydra(
 ) -> Pruned:
     """Weights whose trained score is small go; the given network is the pretraining.
 
-    The notes hold `layers` (sparsity by weight), `moved` (share of the kept weights that LWM would
-    have removed), `scores` and `finetune` (the histories).
+    The notes hold `moved` (share of the kept weights that LWM would have removed), `scores` and
+    `finetune` (the histories).
     """
-    removed = start = smallest_everywhere(model, setting.sparsity)
+    removed = start = least(model, setting.sparsity)
     history: History = []
     if setting.scores.epochs:
-        removed, history = train_scores(model, setting, require(data, "HYDRA"), generator)
+        removed, history = train_scores(model, setting, require(data), generator)
     kept = sum(int((~mask).sum()) for mask in removed.values())
     moved = sum(int((start[name] & ~mask).sum()) for name, mask in removed.items()) / max(kept, 1)
-    return _finished("HYDRA", model, setting, data, generator, removed, moved=moved, scores=history)
+    tuning = setting.finetune, data, generator
+    return masked(model, removed, *tuning, moved=moved, scores=history)
 
 
 @family("LWM", Magnitude)
 def lwm(
     model: nn.Module, setting: Magnitude, data: Data | None, generator: torch.Generator
 ) -> Pruned:
-    """The weights of least magnitude of each layer go. Notes: `layers`, `finetune`, as HYDRA's."""
-    removed = smallest_everywhere(model, setting.sparsity)
-    return _finished("LWM", model, setting, data, generator, removed)
+    """The weights of least magnitude of each layer go."""
+    return masked(model, least(model, setting.sparsity), setting.finetune, data, generator)

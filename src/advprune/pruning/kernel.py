@@ -29,10 +29,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from advprune.core.errors import UserError
+from advprune.core.errors import UserError, first_line
 
 Tensors = dict[str, torch.Tensor]  # by parameter name
 Removed = Mapping[str, torch.Tensor]  # bool by parameter name, True where a weight is removed
@@ -43,47 +43,12 @@ def trainable(model: nn.Module) -> Tensors:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def jacobian(model: nn.Module, images: torch.Tensor, removed: Removed | None = None) -> Tensors:
-    """The Jacobian of the logits by every trainable parameter, `[N, O, *shape]` by name.
-
-    images: `[N, C, H, W]`. removed: entries whose derivative is zero, because a mask holds them.
-    """
-
-    def logits(values: Tensors, image: torch.Tensor) -> torch.Tensor:
-        return functional_call(model, values, (image[None],))[0]
-
-    found = vmap(jacrev(logits), in_dims=(None, 0))(trainable(model), images)
-    return {name: _without(j, name, removed) for name, j in found.items()}
-
-
-def exact_kernel(
-    model: nn.Module,
-    clean: torch.Tensor,
-    crafted: torch.Tensor,
-    removed: Removed | None = None,
-) -> torch.Tensor:
-    """`Theta(clean, crafted)`, `[N, M, O, O]`, of images `[N, C, H, W]` and `[M, C, H, W]`."""
-    rows = jacobian(model, clean, removed)
-    columns = rows if crafted is clean else jacobian(model, crafted, removed)
-    parts = [
-        torch.einsum("iap,jbp->ijab", rows[name].flatten(2), columns[name].flatten(2))
-        for name in rows
-    ]
-    return torch.stack(parts).sum(0)
-
-
-def _without(values: torch.Tensor, name: str, removed: Removed | None) -> torch.Tensor:
-    """`values`, zero where the parameter `name` is removed."""
-    gone = (removed or {}).get(name)
-    return values if gone is None else values.masked_fill(gone, 0.0)
-
-
 def kernel_products(
     model: nn.Module,
     clean: torch.Tensor,
     crafted: torch.Tensor,
     vectors: torch.Tensor,
-    removed: Removed | None = None,
+    removed: Removed,
 ) -> torch.Tensor:
     """`Theta(clean, crafted) v` for each of the vectors `[P, M, O]`: `[P, N, O]`.
 
@@ -105,7 +70,10 @@ def kernel_products(
 
     def product(vector: torch.Tensor) -> torch.Tensor:
         (gradient,) = pull(vector)
-        kept = {name: _without(g, name, removed) for name, g in gradient.items()}
+        kept = {
+            name: g.masked_fill(removed[name], 0.0) if name in removed else g
+            for name, g in gradient.items()
+        }
         return jvp(lambda values: logits(values, clean), (parameters,), (kept,))[1]
 
     # Other kernels of attention have no second and no forward derivatives.
@@ -115,9 +83,9 @@ def kernel_products(
             pull = vjp(lambda values: logits(values, crafted), parameters)[1]
             return vmap(product)(vectors)
         except RuntimeError as error:
-            words = str(error).splitlines()[0]
             raise UserError(
-                f"torch cannot compute the network's tangent kernel, which tickets need: {words}"
+                "torch cannot compute the network's tangent kernel, which tickets need: "
+                f"{first_line(error)}"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""random, magnitude_global and magnitude_layer: plain masks, and the control of all masks.
+"""random and magnitude masks: weights masked at random, or by small magnitude.
 
 Claim (Han et al., 2015). Weights near zero can be removed, and a short training repairs the loss.
 In the GAP study (Weiss et al., 2022) these are the schemes that GAP has to beat; random pruning
@@ -21,26 +21,20 @@ Source. Han et al., Learning both Weights and Connections for Efficient Neural N
 Greedy Adversarial Pruning (AICAS 2022).
 """
 
-from functools import partial
-
 import torch
 from torch import nn
 
 from advprune.pruning.family import Data, Pruned, family
-from advprune.pruning.masks import Amount, Scores, prunable, prune_by
-
-
-def random_scores(model: nn.Module, generator: torch.Generator) -> Scores:
-    """Independent uniform numbers in [0, 1), drawn on the CPU, 53 bits each: hardly ever a tie."""
-    return {
-        name: torch.rand(p.shape, generator=generator, dtype=torch.float64)
-        for name, p in prunable(model).items()
-    }
-
-
-def magnitudes(model: nn.Module) -> Scores:
-    """`|w|`."""
-    return {name: p.detach().abs() for name, p in prunable(model).items()}
+from advprune.pruning.masks import (
+    Amount,
+    Scope,
+    magnitudes,
+    masked,
+    prunable,
+    random_scores,
+    removals,
+    select,
+)
 
 
 @family("random", Amount)
@@ -48,23 +42,15 @@ def random(
     model: nn.Module, setting: Amount, data: Data | None, generator: torch.Generator
 ) -> Pruned:
     """Any weights."""
-    scores = partial(random_scores, model, generator)
-    return prune_by("random", model, setting, data, generator, scores, "global")
+    removed = select(random_scores(prunable(model), generator), removals(model, setting))
+    return masked(model, removed, setting.finetune, data, generator)
 
 
-@family("magnitude_global", Amount)
-def magnitude_global(
-    model: nn.Module, setting: Amount, data: Data | None, generator: torch.Generator
+@family("magnitude_global", Amount, scope="global")
+@family("magnitude_layer", Amount, scope="layer")
+def magnitude(
+    model: nn.Module, setting: Amount, data: Data | None, generator: torch.Generator, scope: Scope
 ) -> Pruned:
-    """The smallest weights of all."""
-    scores = partial(magnitudes, model)
-    return prune_by("magnitude_global", model, setting, data, generator, scores, "global")
-
-
-@family("magnitude_layer", Amount)
-def magnitude_layer(
-    model: nn.Module, setting: Amount, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """The same share of each tensor, its smallest weights."""
-    scores = partial(magnitudes, model)
-    return prune_by("magnitude_layer", model, setting, data, generator, scores, "layer")
+    """The smallest weights, of all or of each tensor."""
+    removed = select(magnitudes(prunable(model)), removals(model, setting), scope)
+    return masked(model, removed, setting.finetune, data, generator)

@@ -7,9 +7,9 @@ alone. The published code cuts at a quantile of the scores; here the ranking is 
 count, so that ties and zeros cannot change how much is removed.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from math import floor
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -63,11 +63,10 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def removals(name: str, model: nn.Module, amount: Amount) -> int:
+def removals(model: nn.Module, amount: Amount) -> int:
     """How many parameters go: `T - round(T / compression)`, or `round(sparsity * P)`.
 
-    T: all parameters, P: the prunable ones. UserError, which starts with the family's name, where
-    more than P would have to go.
+    T: all parameters, P: the prunable ones. UserError where more than P would have to go.
     """
     total = sum(p.numel() for p in model.parameters())
     most = sum(p.numel() for p in prunable(model).values())
@@ -77,7 +76,7 @@ def removals(name: str, model: nn.Module, amount: Amount) -> int:
     if count > most:
         highest = floor(100 * total / (total - most)) / 100
         raise UserError(
-            f"{name}: compression {amount.compression:g} would remove {count} parameters, but only "
+            f"compression {amount.compression:g} would remove {count} parameters, but only "
             f"{most} of {total} can be pruned; the highest that this network can reach is {highest}"
         )
     return count
@@ -95,18 +94,37 @@ def select(scores: Scores, count: int, scope: Scope = "global", remove: End = "s
     sizes = [score.numel() for score in scores.values()]
     flat = [score.detach().flatten().cpu() for score in scores.values()]
     if scope == "global":
-        chosen = list(_first(torch.cat(flat), count, remove).split(sizes)) if flat else []
+        chosen = list(first(torch.cat(flat), count, remove).split(sizes)) if flat else []
     else:
         shares = portions(sizes, count)
-        chosen = [_first(score, n, remove) for score, n in zip(flat, shares, strict=True)]
+        chosen = [first(score, n, remove) for score, n in zip(flat, shares, strict=True)]
     pairs = zip(scores.items(), chosen, strict=True)
     return {name: mask.view(score.shape).to(score.device) for (name, score), mask in pairs}
 
 
-def _first(scores: torch.Tensor, count: int, remove: End) -> torch.Tensor:
-    """True at the `count` scores `[n]` that come first."""
-    order = scores.argsort(descending=remove == "largest", stable=True)
-    return torch.zeros(len(scores), dtype=torch.bool).index_fill_(0, order[:count], True)
+def random_scores(weights: Mapping[str, torch.Tensor], generator: torch.Generator) -> Scores:
+    """Independent uniform numbers in [0, 1), drawn on the CPU, 53 bits each: hardly ever a tie."""
+    return {
+        name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
+        for name, weight in weights.items()
+    }
+
+
+def magnitudes(weights: Mapping[str, torch.Tensor]) -> Scores:
+    """`|w|`."""
+    return {name: weight.detach().abs() for name, weight in weights.items()}
+
+
+def first(scores: torch.Tensor, count: int, end: End = "smallest") -> torch.Tensor:
+    """True at the `count` smallest or largest scores `[n]`; of equal ones the first."""
+    order = scores.argsort(descending=end == "largest", stable=True)
+    return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, order[:count], True)
+
+
+def part(share: float, count: int) -> int:
+    """`share * count` rounded down: 0.29 of 100 are 29, though 0.29 * 100 < 29 in floating
+    point."""
+    return int(share * count + 1e-9)
 
 
 def portions(sizes: list[int], count: int) -> list[int]:
@@ -127,13 +145,20 @@ def clear(model: nn.Module, removed: Masks) -> None:
         model.get_parameter(name).masked_fill_(mask, 0.0)
 
 
+def everywhere(model: nn.Module, removed: Masks) -> Masks:
+    """The masks of all parameters, False where nothing is removed."""
+    return {
+        name: removed.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+        for name, parameter in model.named_parameters()
+    }
+
+
 def tune(
-    name: str,
     model: nn.Module,
+    removed: Masks,
     setting: FineTuneSettings | None,
     data: Data | None,
     generator: torch.Generator,
-    removed: Masks,
 ) -> History:
     """Fine-tune in place, if asked to, with what is removed held at zero after every step.
 
@@ -141,7 +166,7 @@ def tune(
     """
     if setting is None:
         return []
-    known = require(data, name)
+    known = require(data)
     return finetune(
         model.requires_grad_(True),
         known.images,
@@ -155,42 +180,15 @@ def tune(
     )
 
 
-def everywhere(model: nn.Module, removed: Masks) -> Masks:
-    """The masks of all parameters, False where nothing is removed."""
-    return {
-        name: removed.get(name, torch.zeros_like(parameter, dtype=torch.bool))
-        for name, parameter in model.named_parameters()
-    }
-
-
-def prune_by(
-    name: str,
+def masked(
     model: nn.Module,
-    amount: Amount,
+    removed: Masks,
+    setting: FineTuneSettings | None,
     data: Data | None,
     generator: torch.Generator,
-    scores: Callable[[], Scores],
-    scope: Scope,
-    remove: End = "smallest",
+    **notes: Any,
 ) -> Pruned:
-    """Remove the amount of `model`'s prunable weights that score first, then fine-tune.
-
-    name: the family's key, for messages. scores: computed once the amount is known to be possible
-    and the data to be there. The notes hold `removed` and `prunable` (numbers of parameters),
-    `compression` (all parameters over those kept) and `finetune` (the history of the training).
-    """
-    count = removals(name, model, amount)
-    if amount.finetune is not None:
-        require(data, name)
-    removed = select(scores(), count, scope, remove)
+    """Remove, fine-tune what is left if asked to, and note the history as `finetune`."""
     clear(model, removed)
-    history = tune(name, model, amount.finetune, data, generator, removed)
-    changed = everywhere(model, removed)
-    total = sum(mask.numel() for mask in changed.values())
-    notes = {
-        "removed": count,
-        "prunable": sum(mask.numel() for mask in removed.values()),
-        "compression": total / max(total - count, 1),
-        "finetune": history,
-    }
-    return Pruned(model, changed, notes)
+    history = tune(model, removed, setting, data, generator)
+    return Pruned(model, everywhere(model, removed), notes | {"finetune": history})

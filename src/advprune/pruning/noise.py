@@ -1,4 +1,4 @@
-"""dropout, RNA, RSA, RNW, RSW and DWP: controls of stochastic activation pruning.
+"""Controls of SAP: dropout at test time, noise on activations or weights, largest weights kept.
 
 Claim (Dhillon et al., 2018, as baselines). Is it SAP's rule that helps, or any randomness?
 
@@ -21,10 +21,11 @@ from torch import nn
 
 from advprune.core.attack_settings import Backward
 from advprune.models.checkpoint import inserted_layer
-from advprune.models.spec import LayerSpec
+from advprune.models.insert import insert
+from advprune.models.spec import LayerSpec, Where
 from advprune.models.stochastic import Stochastic
-from advprune.pruning.family import Data, Pruned, Setting, family
-from advprune.pruning.sap import everywhere
+from advprune.pruning.family import Data, Pruned, Setting, family, unchanged
+from advprune.pruning.masks import clear, everywhere, first
 
 
 class DropoutSetting(Setting):
@@ -88,56 +89,36 @@ def dropout(
     model: nn.Module, setting: DropoutSetting, data: Data | None, generator: torch.Generator
 ) -> Pruned:
     """Dropout behind every ReLU that stays on."""
-    return everywhere(model, LayerSpec(kind="dropout", settings=setting.model_dump()), Dropout)
+    insert(model, Dropout, LayerSpec(kind="dropout", settings=setting.model_dump()))
+    return unchanged(model)
 
 
-@family("RNA", NoiseSetting)
-def rna(
-    model: nn.Module, setting: NoiseSetting, data: Data | None, generator: torch.Generator
+@family("RNA", NoiseSetting, kind="added_noise", where="relu")
+@family("RSA", NoiseSetting, kind="scaled_noise", where="relu")
+@family("RNW", NoiseSetting, kind="added_noise", where="weight")
+@family("RSW", NoiseSetting, kind="scaled_noise", where="weight")
+def noise(
+    model: nn.Module,
+    setting: NoiseSetting,
+    data: Data | None,
+    generator: torch.Generator,
+    kind: str,
+    where: Where,
 ) -> Pruned:
-    """Noise added to activations."""
-    spec = LayerSpec(kind="added_noise", settings=setting.model_dump())
-    return everywhere(model, spec, AddedNoise)
-
-
-@family("RSA", NoiseSetting)
-def rsa(
-    model: nn.Module, setting: NoiseSetting, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """Noise multiplied with activations."""
-    spec = LayerSpec(kind="scaled_noise", settings=setting.model_dump())
-    return everywhere(model, spec, ScaledNoise)
-
-
-@family("RNW", NoiseSetting)
-def rnw(
-    model: nn.Module, setting: NoiseSetting, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """Noise added to weights."""
-    spec = LayerSpec(kind="added_noise", settings=setting.model_dump(), where="weight")
-    return everywhere(model, spec, AddedNoise)
-
-
-@family("RSW", NoiseSetting)
-def rsw(
-    model: nn.Module, setting: NoiseSetting, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """Noise multiplied with weights."""
-    spec = LayerSpec(kind="scaled_noise", settings=setting.model_dump(), where="weight")
-    return everywhere(model, spec, ScaledNoise)
+    """Gaussian noise, added to activations (RNA) or weights (RNW), or multiplied (RSA, RSW)."""
+    layer = {"added_noise": AddedNoise, "scaled_noise": ScaledNoise}[kind]
+    insert(model, layer, LayerSpec(kind=kind, settings=setting.model_dump(), where=where))
+    return unchanged(model)
 
 
 @family("DWP", DWP)
 def dwp(model: nn.Module, setting: DWP, data: Data | None, generator: torch.Generator) -> Pruned:
     """The largest weights of each layer are kept, the others become zero; ties: the first stay."""
-    changed = {}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            changed[name] = torch.zeros_like(parameter, dtype=torch.bool)
-            if parameter.ndim > 1:
-                drop = parameter.numel() - round(setting.keep * parameter.numel())
-                order = parameter.abs().flatten().argsort(descending=True, stable=True)
-                smallest = order[parameter.numel() - drop :]
-                changed[name].view(-1)[smallest] = True
-                parameter.masked_fill_(changed[name], 0.0)
-    return Pruned(model, changed)
+    removed = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            size = weight.detach().abs().flatten()
+            kept = first(size, round(setting.keep * len(size)), "largest")
+            removed[name] = ~kept.view_as(weight)
+    clear(model, removed)
+    return Pruned(model, everywhere(model, removed))

@@ -1,4 +1,4 @@
-"""SAP and SWP: stochastic pruning of activations, and the same rule on weights.
+"""SAP and SWP: activations, or weights, pruned at random by magnitude and rescaled.
 
 Claim (Dhillon et al., 2018). Pruning activations at random, larger ones less often, makes a
 trained network more robust without retraining: 12 points more than the dense network under FGSM at
@@ -30,8 +30,8 @@ from torch import nn
 
 from advprune.core.attack_settings import Backward
 from advprune.models.checkpoint import inserted_layer
-from advprune.models.insert import insert, places
-from advprune.models.spec import LayerSpec, Where
+from advprune.models.insert import insert
+from advprune.models.spec import LayerSpec
 from advprune.models.stochastic import Stochastic
 from advprune.pruning.family import Data, Pruned, Setting, family, unchanged
 
@@ -87,36 +87,28 @@ class StochasticPruning(Stochastic):
         size, tiny = seen.abs(), torch.finfo(h.dtype).tiny
         p = size / size.sum(1, keepdim=True).clamp_min(tiny)
         q = keep_probability(p, r, self.form)
-        kept = self._draw(p.detach(), q.detach(), r)
-        return (flat * (kept / q.clamp_min(tiny))).view_as(h)  # where q is 0, nothing is kept
-
-    def _draw(self, p: torch.Tensor, q: torch.Tensor, r: int) -> torch.Tensor:
-        """Which values are kept, `[N, a]`; of a map that is zero everywhere, none."""
         if self.form != "multinomial" or self.frozen is not None:
-            return self.uniform(p) < q
-        empty = p.sum(1, keepdim=True) == 0
-        drawn = torch.multinomial(torch.where(empty, 1.0, p), r, replacement=True)  # [N, r]
-        return torch.zeros_like(p, dtype=torch.bool).scatter_(1, drawn, True) & (p > 0)
-
-
-def everywhere(model: nn.Module, spec: LayerSpec, layer: type[nn.Module]) -> Pruned:
-    """Put a layer of the spec's settings at all of its places."""
-    where: Where = spec.where
-    insert(model, {name: layer(**spec.settings) for name in places(model, where)}, spec)
-    return unchanged(model)
+            kept = self.uniform(p.detach()) < q.detach()  # [N, a]
+        else:
+            share = p.detach()
+            empty = share.sum(1, keepdim=True) == 0  # torch cannot draw from a map of zeros
+            drawn = torch.multinomial(torch.where(empty, 1.0, share), r, replacement=True)  # [N, r]
+            kept = torch.zeros_like(share, dtype=torch.bool).scatter_(1, drawn, True) & (share > 0)
+        return (flat * (kept / q.clamp_min(tiny))).view_as(h)  # where q is 0, nothing is kept
 
 
 @family("SAP", SAP)
 def sap(model: nn.Module, setting: SAP, data: Data | None, generator: torch.Generator) -> Pruned:
     """Stochastic activation pruning, behind every ReLU or every convolution."""
     settings = setting.model_dump(exclude={"where"})
-    return everywhere(
-        model, LayerSpec(kind="sap", settings=settings, where=setting.where), StochasticPruning
-    )
+    spec = LayerSpec(kind="sap", settings=settings, where=setting.where)
+    insert(model, StochasticPruning, spec)
+    return unchanged(model)
 
 
 @family("SWP", SWP)
 def swp(model: nn.Module, setting: SWP, data: Data | None, generator: torch.Generator) -> Pruned:
     """SAP's rule on weights."""
     spec = LayerSpec(kind="sap", settings=setting.model_dump(), where="weight")
-    return everywhere(model, spec, StochasticPruning)
+    insert(model, StochasticPruning, spec)
+    return unchanged(model)

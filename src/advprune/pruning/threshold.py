@@ -1,4 +1,4 @@
-"""E, S, R and ESR: nn-prune's rules for single weights.
+"""E, S, R and ESR: small weights set to zero, weights clamped, noise added, all three in turn.
 
 Claim (nn-prune). The project asks whether pruning removes adversarial weaknesses and concludes
 "probably not": E is useless, and S costs accuracy. Its table lists 32.6 % remnant accuracy at S =
@@ -79,24 +79,20 @@ def zero_small(w: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def clamp_sigmas(w: torch.Tensor, sigmas: float, gate: Gate = "non_normal") -> torch.Tensor:
-    """`w` clamped to its mean ± `sigmas` population standard deviations, if the gate lets it."""
-    if not _passes(w, gate):
-        return w.clone()
+    """`w` clamped to its mean ± `sigmas` population standard deviations, if the gate lets it.
+
+    Too few or constant values count as normal: their normality is not rejected.
+    """
+    if gate != "none":
+        from scipy.stats import normaltest
+
+        values = w.detach().double().cpu().flatten().numpy()
+        tested = len(values) >= NORMALTEST_MINIMUM and values.std() > 0
+        rejected = tested and bool(normaltest(values).pvalue < NORMALITY_P)
+        if rejected != (gate == "non_normal"):
+            return w.clone()
     mean, reach = w.mean(), sigmas * w.std(correction=0)
     return w.clamp(mean - reach, mean + reach)
-
-
-def _passes(w: torch.Tensor, gate: Gate) -> bool:
-    """Whether a tensor is clamped. Too few or constant values count as normal: not rejected."""
-    if gate == "none":
-        return True
-    from scipy.stats import normaltest
-
-    values = w.detach().double().cpu().flatten().numpy()
-    if len(values) < NORMALTEST_MINIMUM or values.std() == 0:
-        return gate == "normal"
-    rejected = bool(normaltest(values).pvalue < NORMALITY_P)
-    return rejected if gate == "non_normal" else not rejected
 
 
 def add_noise(w: torch.Tensor, radius: float, generator: torch.Generator) -> torch.Tensor:

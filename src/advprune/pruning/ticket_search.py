@@ -14,8 +14,7 @@ factor. The published gamma, which is not known to us, is `gamma * ||f_0|| sqrt(
 """
 
 import copy
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,14 +23,17 @@ from torch import nn
 
 from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError
+from advprune.core.files import atomic
 from advprune.core.progress import progress
 from advprune.core.settings import Settings
 from advprune.pruning.family import Data, Images
 from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
-from advprune.pruning.masks import Masks, Scope, select
+from advprune.pruning.masks import Masks
 from advprune.training.adversarial import pgd_images
 
 Row = dict[str, float]
+Pair = tuple[torch.Tensor, torch.Tensor]  # X and X~
+Choose = Callable[[dict[str, torch.Tensor]], Masks]  # from weights to what goes
 MEASURED = 8  # distances that are reported are of so many times the vectors of a step
 
 
@@ -40,14 +42,12 @@ class GaugeSettings(Settings):
 
     batch: training images. attack_steps: of PGD, at the profile's training eps and step, which
     makes X~. projections: random vectors that the kernel is multiplied with in a step; null takes
-    all unit vectors, batch * classes of them, which is exact. together: vectors a pass, for speed
-    at the cost of memory.
+    all unit vectors, batch * classes of them, which is exact.
     """
 
     batch: int = Field(default=64, ge=1, le=4096)
     attack_steps: int = Field(default=5, ge=0, le=1000)
     projections: int | None = Field(default=1, ge=1, le=100_000)
-    together: int = Field(default=1, ge=1, le=100_000)
 
 
 class SearchSettings(GaugeSettings):
@@ -63,60 +63,13 @@ class SearchSettings(GaugeSettings):
     refresh: int = Field(default=25, ge=1)
 
 
-def magnitude_mask(weights: dict[str, torch.Tensor], count: int, scope: Scope) -> Masks:
-    """The `count` weights of smallest magnitude."""
-    return select({name: w.detach().abs() for name, w in weights.items()}, count, scope)
-
-
-@dataclass(frozen=True)
-class Gauge:
-    """Measures how far sparse networks are from a dense one, always on the same images.
-
-    clean, crafted: X, the first batch of training images, and X~, the same attacked on the dense
-    network (X itself for NTT). vectors: what the kernels are multiplied with. outputs, products: of
-    the dense network.
-    """
-
-    clean: torch.Tensor
-    crafted: torch.Tensor
-    vectors: torch.Tensor
-    together: int
-    outputs: torch.Tensor
-    products: torch.Tensor
-
-    @classmethod
-    def of(cls, dense: nn.Module, data: Data, setting: GaugeSettings, attacked: bool) -> "Gauge":
-        """For networks that start from `dense`; everything random follows `data.seed`."""
-        generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "gauge"))
-        batch = data.images[: setting.batch], data.labels[: setting.batch]
-        clean, crafted = pair(dense, batch, data, setting, attacked, generator)
-        count = setting.projections and MEASURED * setting.projections
-        with torch.no_grad():
-            outputs = dense(clean)
-            vectors = probing_vectors(outputs, count, generator)
-            products = in_parts(dense, clean, crafted, vectors, setting.together, {})
-        return cls(clean, crafted, vectors, setting.together, outputs, products)
-
-    @torch.no_grad()
-    def __call__(self, sparse: nn.Module, removed: Masks) -> Row:
-        """`output_distance` and `kernel_distance`: the two terms, as shares of `output_norm` and
-        `kernel_norm`, which are those of the dense network (1: as far off as a zero network)."""
-        found = in_parts(sparse, self.clean, self.crafted, self.vectors, self.together, removed)
-        output = mean_square(self.outputs - sparse(self.clean)) / self.output_norm
-        kernel = mean_square(self.products - found) / self.kernel_norm
-        row = {"output_distance": output, "kernel_distance": kernel}
-        row |= {"output_norm": self.output_norm, "kernel_norm": self.kernel_norm}
-        return {name: float(f"{float(value):.5g}") for name, value in row.items()}
-
-    @property
-    def output_norm(self) -> torch.Tensor:
-        """`||f_0||^2 / N`; at least a tiny number, to divide by."""
-        return mean_square(self.outputs).clamp_min(1e-12)
-
-    @property
-    def kernel_norm(self) -> torch.Tensor:
-        """`||Theta_0||_F^2 / N^2`, likewise."""
-        return mean_square(self.products).clamp_min(1e-12)
+def prunable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of all convolutions and linear layers by name, in the order of the modules."""
+    return {
+        f"{name}.weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
 
 
 def mean_square(values: torch.Tensor) -> torch.Tensor:
@@ -126,199 +79,176 @@ def mean_square(values: torch.Tensor) -> torch.Tensor:
     return values.square().sum() / (images if values.ndim == 2 else len(values) * images**2)
 
 
-def in_parts(
-    model: nn.Module,
-    clean: torch.Tensor,
-    crafted: torch.Tensor,
-    vectors: torch.Tensor,
-    together: int,
-    removed: Masks,
-) -> torch.Tensor:
-    """`kernel_products`, of so many vectors at a time."""
-    parts = vectors.split(together)
-    return torch.cat([kernel_products(model, clean, crafted, part, removed) for part in parts])
-
-
 def pair(
-    model: nn.Module,
-    batch: Images,
-    data: Data,
-    setting: GaugeSettings,
-    attacked: bool,
-    generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """X and X~ of a batch: PGD on `model` by the true labels, or the very same images."""
+    model: nn.Module, batch: Images, data: Data, steps: int | None, generator: torch.Generator
+) -> Pair:
+    """X and X~ of a batch: PGD of so many steps on `model` by the true labels; None: X itself."""
     x, y = (t.to(device_of(model)) for t in batch)
-    if not attacked:
+    if steps is None:
         return x, x
-    train = data.train
-    return x, pgd_images(model, x, y, train.eps, train.step, setting.attack_steps, generator)
+    return x, pgd_images(model, x, y, data.train.eps, data.train.step, steps, generator)
 
 
-@dataclass
-class _State:
-    """What changes in a search, besides the student's weights: all that a killed run needs.
+class Gauge:
+    """Measures how far sparse networks are from a dense one, always on the same images.
 
-    parked: the values that removed weights had; they may come back.
+    The images are the first batch of training images and the same attacked on the dense network
+    (for NTT, attacked: False, the clean ones again). `output_norm` and `kernel_norm` are
+    `||f_0||^2 / N` and `||Theta_0||_F^2 / N^2`, at least a tiny number, to divide by.
     """
 
-    removed: Masks
-    parked: dict[str, torch.Tensor]
-    optimizer: torch.optim.Adam
-    rows: list[Row] = field(default_factory=list)
-    step: int = 0
+    def __init__(
+        self, dense: nn.Module, data: Data, setting: GaugeSettings, attacked: bool
+    ) -> None:
+        """For networks that start from `dense`; everything random follows `data.seed`."""
+        generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "gauge"))
+        batch = data.images[: setting.batch], data.labels[: setting.batch]
+        steps = setting.attack_steps if attacked else None
+        self.images = pair(dense, batch, data, steps, generator)
+        count = setting.projections and MEASURED * setting.projections
+        with torch.no_grad():
+            self.outputs = dense(self.images[0])  # [N, O]
+            self.vectors = probing_vectors(self.outputs, count, generator)  # [P, N, O]
+            self.products = self._products(dense, {})  # [P, N, O]
+        self.output_norm = mean_square(self.outputs).clamp_min(1e-12)
+        self.kernel_norm = mean_square(self.products).clamp_min(1e-12)
+
+    def _products(self, model: nn.Module, removed: Masks) -> torch.Tensor:
+        parts = self.vectors.split(1)  # one at a time, for the sake of memory
+        return torch.cat([kernel_products(model, *self.images, part, removed) for part in parts])
+
+    @torch.no_grad()
+    def __call__(self, sparse: nn.Module, removed: Masks) -> Row:
+        """`output_distance` and `kernel_distance`: the two terms, as shares of `output_norm` and
+        `kernel_norm`, which are those of the dense network (1: as far off as a zero network)."""
+        output = mean_square(self.outputs - sparse(self.images[0])) / self.output_norm
+        kernel = mean_square(self.products - self._products(sparse, removed)) / self.kernel_norm
+        row = {"output_distance": output, "kernel_distance": kernel}
+        row |= {"output_norm": self.output_norm, "kernel_norm": self.kernel_norm}
+        return {name: float(f"{float(value):.5g}") for name, value in row.items()}
 
 
-@dataclass(frozen=True)
 class Search:
     """Finds mask and weights of a sparse network that is close to `dense` to first order.
 
-    dense: at initialization, in evaluation mode; left as it is. weights: names of the weights that
-    may be removed, `count` of them are, in all (`global`) or evenly (`layer`). attacked: AWT; else
-    NTT. path: where an unfinished search is kept, to be resumed after a kill.
+    dense: at initialization, in evaluation mode; left as it is. choose: the weights that go, by
+    the values that all would have. attacked: AWT; else NTT. An unfinished search is kept beside
+    the state of the training, to be resumed after a kill. `parked`: the values that removed weights
+    had; they may come back. `rows`: how close it was, each `refresh` steps (`Gauge`).
     """
 
-    dense: nn.Module
-    weights: tuple[str, ...]
-    count: int
-    scope: Scope
-    setting: SearchSettings
-    data: Data
-    attacked: bool
-    path: Path | None
+    def __init__(
+        self, dense: nn.Module, choose: Choose, setting: SearchSettings, data: Data, attacked: bool
+    ) -> None:
+        self.dense, self.choose, self.setting, self.data = dense, choose, setting, data
+        self.attack_steps = setting.attack_steps if attacked else None
+        self.gauge = Gauge(dense, data, setting, attacked)
+        self.student = copy.deepcopy(dense)
+        self.optimizer = torch.optim.Adam(trainable(self.student).values(), lr=setting.lr)
+        weights = prunable_weights(self.student)
+        self.parked = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        self.removed: Masks = {}
+        self.rows: list[Row] = []
+        self.step, self.path = 0, data.phase("search")
 
     def run(self) -> tuple[nn.Module, Masks, list[Row]]:
-        """The sparse network, its mask, and how close it was: a row each `refresh` steps
-        (`Gauge`), the first before any step."""
-        student, gauge = copy.deepcopy(self.dense), self._gauge()
-        state = self._begin(student)
-        if not self._resume(student, state):
-            self._note(student, state, gauge)
-        with progress("ticket search, steps", self.setting.steps) as advance:
-            advance(state.step)
-            while state.step < self.setting.steps:
-                self._step(student, state, gauge)
-                state.step += 1
-                if state.step % self.setting.refresh == 0 or state.step == self.setting.steps:
-                    self._refresh(student, state)
-                    self._note(student, state, gauge)
+        """The sparse network, its mask, and the rows, the first before any step."""
+        setting = self.setting
+        if not self._resumed():
+            self._refresh()
+            self._note()
+        with progress("ticket search, steps", setting.steps) as advance:
+            advance(self.step)
+            while self.step < setting.steps:
+                self._descend()
+                self.step += 1
+                if self.step % setting.refresh == 0 or self.step == setting.steps:
+                    if self.step + setting.refresh <= setting.steps:  # else no time to settle
+                        self._refresh()
+                    self._note()
                 advance(1)
-        return student, state.removed, state.rows
-
-    def _gauge(self) -> Gauge:
-        return Gauge.of(self.dense, self.data, self.setting, self.attacked)
-
-    def _begin(self, student: nn.Module) -> _State:
-        """The weights of the dense network, the smallest of them removed."""
-        empty = {n: torch.zeros_like(student.get_parameter(n)) for n in self.weights}
-        nothing = {name: values.bool() for name, values in empty.items()}
-        optimizer = torch.optim.Adam(trainable(student).values(), lr=self.setting.lr)
-        state = _State(nothing, empty, optimizer)
-        self._choose(student, state)
-        return state
+        return self.student, self.removed, self.rows
 
     @torch.no_grad()
-    def _choose(self, student: nn.Module, state: _State) -> None:
-        """Remove the weights that are smallest now, counting the parked ones at their old values.
+    def _refresh(self) -> None:
+        """Choose the mask anew, counting the parked weights at their old values.
 
-        Adam's moments of removed weights are forgotten: without a gradient they stay where they
-        are.
+        Adam's moments of removed weights are forgotten: without a gradient they would stay where
+        they are.
         """
-        found = {n: student.get_parameter(n) for n in self.weights}
-        whole = {n: w + state.parked[n] for n, w in found.items()}
-        state.removed = magnitude_mask(whole, self.count, self.scope)
-        for name, weight in found.items():
-            gone = state.removed[name]
-            state.parked[name] = whole[name].masked_fill(~gone, 0.0)
+        weights = prunable_weights(self.student)
+        whole = {name: weight + self.parked[name] for name, weight in weights.items()}
+        self.removed = self.choose(whole)
+        for name, weight in weights.items():
+            gone = self.removed[name]
+            self.parked[name] = whole[name].masked_fill(~gone, 0.0)
             weight.copy_(whole[name].masked_fill(gone, 0.0))
             for key in ("exp_avg", "exp_avg_sq"):
-                if key in state.optimizer.state.get(weight, {}):
-                    state.optimizer.state[weight][key].masked_fill_(gone, 0.0)
+                if key in self.optimizer.state.get(weight, {}):
+                    self.optimizer.state[weight][key].masked_fill_(gone, 0.0)
 
-    def _step(self, student: nn.Module, state: _State, gauge: Gauge) -> None:
+    def _descend(self) -> None:
         """One step of Adam on the distance from the dense network on a batch."""
-        setting, generator = self.setting, self._generator(state.step)
-        rows = torch.randperm(len(self.data.images), generator=generator)[: setting.batch]
+        # A generator for each step, so that a resumed search goes on the same way.
+        seed = salted(self.data.seed, "tickets", "search", str(self.step))
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(len(self.data.images), generator=generator)[: self.setting.batch]
         batch = self.data.images[rows], self.data.labels[rows]
-        clean, crafted = pair(student, batch, self.data, setting, self.attacked, generator)
-        state.optimizer.zero_grad()
-        self._descend(student, state.removed, (clean, crafted), gauge, generator)
-        for name, gone in state.removed.items():
-            gradient = student.get_parameter(name).grad
+        images = pair(self.student, batch, self.data, self.attack_steps, generator)
+        self.optimizer.zero_grad()
+        self._backward(images, generator)
+        weights = prunable_weights(self.student)
+        for name, gone in self.removed.items():
+            gradient = weights[name].grad
             assert gradient is not None
             gradient.masked_fill_(gone, 0.0)
-        state.optimizer.step()
+        self.optimizer.step()
 
-    def _descend(
-        self,
-        student: nn.Module,
-        removed: Masks,
-        images: tuple[torch.Tensor, torch.Tensor],
-        gauge: Gauge,
-        generator: torch.Generator,
-    ) -> None:
-        """Add the gradient of the distance to those of the student, pass by pass."""
-        setting, clean = self.setting, images[0]
+    def _backward(self, images: Pair, generator: torch.Generator) -> None:
+        """Add the gradient of the distance to those of the student, a vector at a time."""
         with torch.no_grad():
-            target = self.dense(clean)
-        loss = mean_square(target - student(clean)) / gauge.output_norm
+            target = self.dense(images[0])
+        loss = mean_square(target - self.student(images[0])) / self.gauge.output_norm
         loss.backward()
-        vectors = probing_vectors(target, setting.projections, generator)
-        for part in vectors.split(setting.together):
+        vectors = probing_vectors(target, self.setting.projections, generator)
+        for part in vectors.split(1):
             with torch.no_grad():
-                moved = kernel_products(self.dense, *images, part)
-            change = mean_square(moved - kernel_products(student, *images, part, removed))
-            share = len(part) / len(vectors)
-            term = setting.gamma**2 * share * change / gauge.kernel_norm
+                moved = kernel_products(self.dense, *images, part, {})
+            change = moved - kernel_products(self.student, *images, part, self.removed)
+            weight = self.setting.gamma**2 / len(vectors)
+            term = weight * mean_square(change) / self.gauge.kernel_norm
             term.backward()
             loss = loss.detach() + term.detach()
         if not torch.isfinite(loss):
             raise UserError("ticket search: the distance is not a number; lower search.lr")
 
-    def _generator(self, step: int) -> torch.Generator:
-        """A generator of its own for each step, so that a resumed search goes on the same way."""
-        words = "tickets", "search", str(step)
-        return torch.Generator().manual_seed(salted(self.data.seed, *words))
-
-    def _refresh(self, student: nn.Module, state: _State) -> None:
-        """Choose the mask anew, unless fewer than a period of steps is left to settle in."""
-        if state.step + self.setting.refresh <= self.setting.steps:
-            self._choose(student, state)
-
-    def _note(self, student: nn.Module, state: _State, gauge: Gauge) -> None:
+    def _note(self) -> None:
         """Add a row, and keep the state."""
-        state.rows.append({"step": state.step, **gauge(student, state.removed)})
+        self.rows.append({"step": self.step, **self.gauge(self.student, self.removed)})
         if self.path is None:
             return
-        kept = {
-            "student": student.state_dict(),
-            "removed": state.removed,
-            "parked": state.parked,
-            "optimizer": state.optimizer.state_dict(),
-            "rows": state.rows,
-            "step": state.step,
+        state = {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in ("removed", "parked", "rows", "step")},
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".part")
-        torch.save(kept, temporary)
-        temporary.replace(self.path)
+        with atomic(self.path) as temporary:
+            torch.save(state, temporary)
 
-    def _resume(self, student: nn.Module, state: _State) -> bool:
+    def _resumed(self) -> bool:
         """Load a kept state; False where there is none."""
         if self.path is None or not self.path.is_file():
             return False
-        kept = _read(self.path)
-        student.load_state_dict(kept["student"])
-        state.optimizer.load_state_dict(kept["optimizer"])
-        device = device_of(student)
-        state.removed = {name: mask.to(device) for name, mask in kept["removed"].items()}
-        state.parked = {name: values.to(device) for name, values in kept["parked"].items()}
-        state.rows, state.step = kept["rows"], kept["step"]
+        try:
+            state: dict[str, Any] = torch.load(
+                self.path, map_location=device_of(self.student), weights_only=True
+            )
+        except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
+            raise UserError(
+                f"the search's state {self.path} is damaged; delete it to start anew"
+            ) from error
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.removed, self.parked = state["removed"], state["parked"]
+        self.rows, self.step = state["rows"], state["step"]
         return True
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
-        raise UserError(f"the search's state {path} is damaged; delete it to start anew") from error

@@ -1,4 +1,4 @@
-"""Tickets (AWT, NTT and their controls): sparse from the initialization on.
+"""Tickets: sparse initializations found by the tangent kernel (AWT, NTT), and controls.
 
 Claim (Shi et al., 2022). A sparse network can be found at initialization, before any training,
 whose adversarial training proceeds as the dense network's would: it ends equally robust. NTT (Liu
@@ -35,7 +35,6 @@ others' summaries.
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -47,14 +46,23 @@ from advprune.core.device import salted
 from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
 from advprune.pruning.family import Data, Pruned, Setting, family, require
-from advprune.pruning.masks import Masks, Scope, clear, everywhere, select, tune
+from advprune.pruning.masks import (
+    Masks,
+    Scope,
+    Scores,
+    clear,
+    magnitudes,
+    masked,
+    random_scores,
+    select,
+)
 from advprune.pruning.ticket_search import (
     Gauge,
     GaugeSettings,
     Row,
     Search,
     SearchSettings,
-    magnitude_mask,
+    prunable_weights,
 )
 
 
@@ -89,15 +97,6 @@ class SearchedTicket(Ticket):
     search: SearchSettings = SearchSettings()
 
 
-def prunable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of all convolutions and linear layers by name, in the order of the modules."""
-    return {
-        f"{name}.weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
-
-
 def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     """The dense network as the recipe of seed `data.seed` initializes it, in evaluation mode.
 
@@ -111,144 +110,87 @@ def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     return dense.eval()
 
 
-def _count(model: nn.Module, setting: Ticket) -> int:
-    return round(setting.sparsity * sum(w.numel() for w in prunable_weights(model).values()))
+def smallest(scores: Scores, setting: Ticket) -> Masks:
+    """The weights of the smallest scores, as many as the sparsity says."""
+    count = round(setting.sparsity * sum(score.numel() for score in scores.values()))
+    return select(scores, count, setting.scope)
 
 
-def _trained(
-    name: str, model: nn.Module, removed: Masks, setting: Ticket, data: Data, rows: list[Row]
+def trained(
+    model: nn.Module, removed: Masks, setting: Ticket, data: Data, rows: list[Row] | None = None
 ) -> Pruned:
     """The ticket, trained with its mask held. Tickets of one seed see the same batches.
 
-    The notes: `removed` and `prunable` (numbers of weights), `search` (distances from the dense
-    network at initialization, `ticket_search.Gauge`), `finetune` (the history of the training).
+    The notes: `search` (distances from the dense network at initialization,
+    `ticket_search.Gauge`), `finetune` (the history of the training, a row an epoch).
     """
-    clear(model, removed)
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
-    history = tune(name, model, setting.train, data, generator, removed)
-    notes = {
-        "removed": sum(int(mask.sum()) for mask in removed.values()),
-        "prunable": sum(mask.numel() for mask in removed.values()),
-        "search": rows,
-        "finetune": history,
-    }
-    return Pruned(model.eval(), everywhere(model, removed), notes)
+    pruned = masked(model, removed, setting.train, data, generator, search=rows or [])
+    model.eval()
+    return pruned
 
 
-def _beside(state: Path | None, phase: str) -> Path | None:
-    """Where an earlier phase keeps its state: beside that of the training."""
-    return state and state.with_name(f"{state.stem}-{phase}{state.suffix}")
-
-
-def _searched(
-    name: str, model: nn.Module, setting: SearchedTicket, data: Data | None, attacked: bool
+@family("AWT", SearchedTicket, attacked=True)
+@family("NTT", SearchedTicket, attacked=False)
+def searched(
+    model: nn.Module,
+    setting: SearchedTicket,
+    data: Data | None,
+    generator: torch.Generator,
+    attacked: bool,
 ) -> Pruned:
-    known = require(data, name)
+    """Mask and weights of the same outputs and tangent kernel as the dense network's: the mixed
+    kernel of clean and attacked images (AWT) or that of clean ones (NTT, which needs no labels)."""
+    known = require(data)
     dense = at_initialization(model, known)
     search = Search(
         dense,
-        tuple(prunable_weights(dense)),
-        _count(dense, setting),
-        setting.scope,
+        lambda weights: smallest(magnitudes(weights), setting),
         setting.search,
         known,
         attacked,
-        _beside(known.state, "search"),
     )
     student, removed, rows = search.run()
-    return _trained(name, student, removed, setting, known, rows)
+    return trained(student, removed, setting, known, rows)
 
 
-def _control(
-    name: str,
-    dense: nn.Module,
-    removed: Masks,
+@family("random_ticket", ControlTicket, by="random")
+@family("magnitude_ticket", ControlTicket, by="magnitude")
+def control(
+    model: nn.Module,
     setting: ControlTicket,
-    data: Data,
+    data: Data | None,
+    generator: torch.Generator,
+    by: str,
 ) -> Pruned:
-    """A ticket of the dense network's own weights, its distance measured as AWT's search does."""
-    gauge = Gauge.of(dense, data, setting.gauge, attacked=True)
+    """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself.
+
+    The distance from the dense network is measured as AWT's search does.
+    """
+    known = require(data)
+    dense = at_initialization(model, known)
+    weights = prunable_weights(dense)
+    scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, generator)
+    removed = smallest(scores, setting)
+    gauge = Gauge(dense, known, setting.gauge, attacked=True)
     clear(dense, removed)
-    rows = [{"step": 0, **gauge(dense, removed)}]
-    return _trained(name, dense, removed, setting, data, rows)
-
-
-def _random_mask(dense: nn.Module, setting: Ticket, generator: torch.Generator) -> Masks:
-    scores = {
-        name: torch.rand(w.shape, generator=generator, dtype=torch.float64).to(w.device)
-        for name, w in prunable_weights(dense).items()
-    }
-    return select(scores, _count(dense, setting), setting.scope)
-
-
-@family("AWT", SearchedTicket)
-def awt(
-    model: nn.Module, setting: SearchedTicket, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """Mask and weights of the same outputs and mixed tangent kernel as the dense network's."""
-    return _searched("AWT", model, setting, data, attacked=True)
-
-
-@family("NTT", SearchedTicket)
-def ntt(
-    model: nn.Module, setting: SearchedTicket, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """The same by the tangent kernel of clean images; labels play no part in the search."""
-    return _searched("NTT", model, setting, data, attacked=False)
-
-
-@family("random_ticket", ControlTicket)
-def random_ticket(
-    model: nn.Module, setting: ControlTicket, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """Any weights of the initialization."""
-    known = require(data, "random_ticket")
-    dense = at_initialization(model, known)
-    removed = _random_mask(dense, setting, generator)
-    return _control("random_ticket", dense, removed, setting, known)
-
-
-@family("magnitude_ticket", ControlTicket)
-def magnitude_ticket(
-    model: nn.Module, setting: ControlTicket, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """The largest weights of the initialization. At sparsity 0 it is the dense network itself."""
-    known = require(data, "magnitude_ticket")
-    dense = at_initialization(model, known)
-    removed = magnitude_mask(prunable_weights(dense), _count(dense, setting), setting.scope)
-    return _control("magnitude_ticket", dense, removed, setting, known)
+    return trained(dense, removed, setting, known, [{"step": 0, **gauge(dense, removed)}])
 
 
 @family("inherited_ticket", Ticket)
-def inherited_ticket(
+def inherited(
     model: nn.Module, setting: Ticket, data: Data | None, generator: torch.Generator
 ) -> Pruned:
     """A random ticket is trained, and the dense network that inherits its weights is trained on.
 
     Wang et al., Achieving Adversarial Robustness via Sparsity (2020): the large network starts as
     the small one, its other weights at zero, and all of them learn. Nothing is removed in the end.
+    The notes of the small network's training are under `small`.
     """
-    known = require(data, "inherited_ticket")
+    known = require(data)
     dense = at_initialization(model, known)
-    removed = _random_mask(dense, setting, generator)
-    small = replace(known, state=_beside(known.state, "small"))
-    first = _trained("inherited_ticket", dense, removed, setting, small, [])
-    nothing = {name: torch.zeros_like(mask) for name, mask in removed.items()}
-    second = _trained("inherited_ticket", first.model, nothing, setting, known, [])
+    removed = smallest(random_scores(prunable_weights(dense), generator), setting)
+    first = trained(dense, removed, setting, replace(known, state=known.phase("small")))
+    second = trained(first.model, {}, setting, known)
     second.notes["small"] = first.notes
     return second
-
-
-def dynamics(pruned: Pruned) -> list[Row]:
-    """How a ticket learnt, a row an epoch: `epoch`, `loss` (of the batches it was trained on) and,
-    where `Data.probe` has images, `clean_accuracy` and `robust_accuracy` on them."""
-    columns = {
-        "epoch": "epoch",
-        "train_loss": "loss",
-        "probe_clean": "clean_accuracy",
-        "probe_robust": "robust_accuracy",
-    }
-    return [
-        {words: row[key] for key, words in columns.items() if key in row}
-        for row in pruned.notes["finetune"]
-    ]

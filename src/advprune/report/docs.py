@@ -1,7 +1,7 @@
-"""What the README says of finished runs and of families: the text between pairs of comments.
+"""What pages say of finished runs, families and publications: text between pairs of comments.
 
 Nothing in it is typed: results come from `reports/<profile>/results.csv`, families from the
-docstrings of their modules.
+docstrings of their modules, published figures from `report.published`.
 """
 
 import re
@@ -14,36 +14,55 @@ from tabulate import tabulate
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
 from advprune.report.formats import percent
+from advprune.report.published import SYSTEMS, System
 from advprune.report.results import RESULTS, without_own
 from advprune.report.terminal import read, title_of
 
-BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"
+README, PUBLISHED = Path("README.md"), Path("docs/published.md")
+BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
+UNREAD = "†"
 
 
-def fill(page: Path, root: Path = Path()) -> None:
-    """Write a page with every block anew; UserError where it lacks one."""
+def fill(root: Path = Path()) -> None:
+    """Write both pages with every block anew; UserError where one is missing."""
+    for page, blocks in blocks_of(root).items():
+        text = filled((root / page).read_text(encoding="utf-8"), blocks)
+        write_text(root / page, text)
+
+
+def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
+    """The contents of the blocks of each page, by the name of the block."""
     from advprune.report.pages import index
 
     names = sorted(path.parent.name for path in (root / "reports").glob(f"*/{RESULTS}"))
-    blocks = {f"results: {name}": results_of(name, read(name, root / "reports")) for name in names}
-    write_text(page, filled(page.read_text(encoding="utf-8"), blocks | {"families": index()}))
+    tables = {name: read(name, root / "reports") for name in names}
+    readme = (root / README).read_text(encoding="utf-8")
+    results = {
+        f"results: {name}": results_of(name, table)
+        for name, table in tables.items()
+        if f"<!-- results: {name} -->" in readme
+    }
+    figures = "\n\n".join(published_of(system) for system in SYSTEMS)
+    return {README: results | {"families": index()}, PUBLISHED: {"published": figures}}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:
     """A text with each block's content in place of what was between its two comments."""
     for name, content in blocks.items():
-        pattern = BLOCK.format(re.escape(name), "(?:.*?)", re.escape(name))
+        kind = name.partition(":")[0]
+        pattern = BLOCK.format(re.escape(name), "(?:.*?)", kind)
         parts = re.split(pattern, text, flags=re.DOTALL)
         if len(parts) != 2:
-            raise UserError(f"a page needs once: {BLOCK.format(name, '…', name)!r}")
-        text = BLOCK.format(name, f"\n{content}\n", name).join(parts)
+            raise UserError(f"a page needs once: {BLOCK.format(name, '…', kind)!r}")
+        text = BLOCK.format(name, f"\n{content}\n", kind).join(parts)
     return text
 
 
 def results_of(profile: str, table: pd.DataFrame) -> str:
     """One row per group of models: accuracies, and how many differ from the dense network."""
-    rows = []
-    for group, part in without_own(table).groupby("group", sort=False):
+    rows, table = [], without_own(table)
+    groups = table.group.where(table.model != table.root, table.model)
+    for group, part in table.groupby(groups, sort=False):
         rates = {name: _span(part[f"{name}_accuracy"]) for name in ("clean", "robust", "transfer")}
         counts = {f"robust {w}": int((part.against_dense == w).sum()) for w in ("higher", "lower")}
         reliable = {"reliable": int((part.verdict == "reliable").sum())}
@@ -52,6 +71,16 @@ def results_of(profile: str, table: pd.DataFrame) -> str:
     note = "Higher and lower: significantly, against the dense network on the same images."
     report = f"[report](reports/{profile}/report.md)"
     return f"**{title_of(profile, table)}** ({report})\n\n{body}\n\n{note}"
+
+
+def published_of(system: System) -> str:
+    """A published system: its source, its regime and its figures."""
+    rows = [
+        (one.setting, f"{one.figure} {UNREAD}" if one.unread else one.figure)
+        for one in system.figures
+    ]
+    table = tabulate(rows, ("setting", "published"), "github", disable_numparse=True)
+    return f"### {system.title}\n\nSource: {system.source}. {system.differs}\n\n{table}"
 
 
 def _span(values: pd.Series) -> str:

@@ -42,12 +42,14 @@ def _point(family: str, setting: Any, rows: pd.DataFrame) -> Point:
         str(name): part.sort_values("index", ignore_index=True)
         for name, part in rows.groupby("attack", sort=False)
     }
-    carried = {
+    transferred = {
         name.removeprefix(CARRIED): t for name, t in tables.items() if name.startswith(CARRIED)
     }
     white = {name: table for name, table in tables.items() if not name.startswith(CARRIED)}
     first = rows.iloc[0]
-    return Point(family, setting, float(first.prune_ratio), float(first.sparsity), white, carried)
+    return Point(
+        family, setting, float(first.prune_ratio), float(first.sparsity), white, transferred
+    )
 
 
 def point_of(run: Run, model: Model) -> Point:

@@ -54,7 +54,10 @@ def _row(run: "Run", model: "Model") -> dict[str, Any]:
     row = {
         **{"model": model.name, "family": model.family, "parent": model.parent},
         **{"root": model.root, "recipe": model.recipe, "do": model.do, "kind": model.kind},
-        **{"group": model.group, "setting": number(card["setting"])},
+        **{
+            "group": model.group,
+            "setting": number(card["setting"]) if card["setting"] is not None else None,
+        },
         **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
         **found,
         **robust_rates(robust),

@@ -156,7 +156,7 @@ def _tables(
             images, labels = (t[: getattr(setting, "images", None)] for t in given.test)
             what = f"{network.name} {attack}"
             crafted = craft_shown(what, model, (images, labels), setting, work)
-            tables.append(rows(model, images, crafted, labels, attack, setting, work))
+            tables.append(rows(model, images, crafted, labels, attack, work))
         known = facts | {"sparsity": sparsity_of(model), **whose}
         return pd.concat(tables, ignore_index=True).assign(**known)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.train_settings import BinarySettings, RecipeSettings, TrainSettings
 from advprune.models.checkpoint import build
@@ -85,8 +84,7 @@ def train_binary(
         raise UserError("train_binary: the spec is not that of a binary network")
     model = build_dense(spec)
     initialize(model, torch.Generator().manual_seed(seed))
-    rotation = torch.Generator().manual_seed(salted(seed, "rotation"))
-    latent(model, rotation if settings.rotation else None).to(device)
+    latent(model).to(device)
     recipe = RecipeSettings(method=settings.method, steps=settings.steps, epochs=settings.epochs)
     trainer = Trainer(
         model,

@@ -11,10 +11,15 @@ from advprune.report.results import rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-KINDS = {
-    "security": ("curve_eps", "eps", "over the budget"),
-    "steps": ("curve_steps", "steps", "over attack steps"),
-}
+BUDGET = "Schedule of {} with its step in proportion to eps."
+STEPS = (
+    "Steps of {} at its budget; a curve that still falls at its end shows that the attack has not "
+    "converged."
+)
+CURVES = (  # name of the charts, name and column of the records, title and text
+    ("security", "curve_eps", "eps", "over the budget", BUDGET),
+    ("steps", "curve_steps", "steps", "over attack steps", STEPS),
+)
 
 
 @section("Curves", order=45)
@@ -28,12 +33,7 @@ def curves(run: Run) -> list[Part]:
             "dense network (Holm). Models without a row: not significant at any budget."
         )
         parts.append(Part("Differences at other budgets", text, table))
-    for name, (curve, column, words) in KINDS.items():
-        text = {
-            "security": f"Schedule of {run.main} with its step in proportion to eps.",
-            "steps": f"Steps of {run.main} at its budget; a curve that still falls at its end "
-            "shows that the attack has not converged.",
-        }[name]
+    for name, curve, column, words, text in CURVES:
         for group, models in run.groups.items():
             rows = pd.DataFrame(
                 {"model": model.name, "family": model.family, column: value}
@@ -54,7 +54,8 @@ def curves(run: Run) -> list[Part]:
                     ordered=True,
                 )
                 folded = name == "steps"
-                parts.append(Part(f"Accuracy {words}, {group}", text, None, chart, folded))
+                title = f"Accuracy {words}, {group}"
+                parts.append(Part(title, text.format(run.main), None, chart, folded))
     return parts
 
 

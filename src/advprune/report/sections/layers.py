@@ -91,10 +91,9 @@ def clamped(run: Run) -> pd.DataFrame:
                 continue
             row = {"model": one.name, "stage": stage, "layers": len(ratios)}
             row |= {"layers_that_grow": sum(ratio > 1 for ratio in ratios)}
-            row |= {"sigma_ratio": median(ratios), "sigma_ratio_low": min(ratios)}
-            rows.append(row | {"sigma_ratio_high": max(ratios)})
-    names = {end: end.replace("ratio", "growth") for end in ("sigma_ratio", "sigma_ratio_low")}
-    return pd.DataFrame(rows).rename(columns=names | {"sigma_ratio_high": "sigma_growth_high"})
+            row |= {"sigma_growth": median(ratios), "sigma_growth_low": min(ratios)}
+            rows.append(row | {"sigma_growth_high": max(ratios)})
+    return pd.DataFrame(rows)
 
 
 def spread(table: pd.DataFrame) -> tuple[str, list[float]]:

@@ -128,11 +128,11 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
         tuned = [as_mapping(point.setting).get("finetune") for point in known]
         alike = [p for p, how in zip(known, tuned, strict=True) if how == tuned[0]]
         for point in alike if len(alike) > 1 else ():
-            white, carried = point.white[run.main], point.transferred[run.main]
+            white, transferred = point.white[run.main], point.transferred[run.main]
             rates = {
                 "clean": clean_accuracy(white),
                 "white-box": remnant_accuracy(white),
-                "transfer": remnant_accuracy(carried),
+                "transfer": remnant_accuracy(transferred),
             }
             x = {"family": family, "compression": float(as_mapping(point.setting)["compression"])}
             x |= {"setting": words(point)}
@@ -185,19 +185,19 @@ def other_sources(run: Run) -> pd.DataFrame:
     for model in run.compressed:
         if model.family not in GREEDY or model.transferred(run.main).empty:
             continue
-        dense, carried = run.dense_of(model), model.transferred(run.main)
-        left, from_dense = all_sources(run, model), right(carried)
+        dense, transferred = run.dense_of(model), model.transferred(run.main)
+        left, from_dense = all_sources(run, model), right(transferred)
         for attack in exchanged(run)[1:]:
             from_dense = from_dense & right(model.transferred(attack))
         row: dict[str, Any] = {"model": model.name}
-        row |= rated("accuracy:parent's images", remnant_accuracy(carried))
+        row |= rated("accuracy:parent's images", remnant_accuracy(transferred))
         row |= rated("accuracy:parent's, all attacks", rate(from_dense))
         row |= rated("accuracy:all sources", rate(left))
         row["p:all sources"] = mcnemar(left, from_dense)
         for name in run.params.attackers():
             stranger = dense.transferred(run.main, name)
             if run.params.models[name].section == "surrogates" and len(stranger):
-                test = compare(carried, stranger)
+                test = compare(transferred, stranger)
                 row |= {f"accuracy:parent on {name}": test.second.value}
                 row |= {f"p:parent on {name}": test.p}
         rows.append(row)

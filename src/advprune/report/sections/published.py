@@ -53,9 +53,9 @@ def _sweep(run: Run) -> Ours:
     table = parts[0].table if parts else None
     for row in [] if table is None else table.to_dict("records"):
         name = f"{row['family']} {number(row['setting'])}"
-        attacks = [k for k in row if k.partition(":")[0].startswith("accuracy")]
+        attacks = [k for k in map(str, row) if k.partition(":")[0].startswith("accuracy")]
         columns = ("prune_ratio", "clean_accuracy", *attacks)
-        yield name, {"ours": name} | {str(key): row[key] for key in columns}
+        yield name, {"ours": name} | {key: row[key] for key in columns}
 
 
 def _gap(run: Run) -> Ours:

@@ -14,7 +14,7 @@ from advprune.evaluate.measures import (
 )
 from advprune.report.chart import Chart
 from advprune.report.formats import budget, listed, number
-from advprune.report.results import outcome, qualified
+from advprune.report.results import outcome, qualified, rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
@@ -37,20 +37,33 @@ def _parts(run: Run, name: str) -> Iterator[Part]:
         "int8 is scored on images crafted on the dense network.",
         table,
     )
-    curves = table[table.family.isin(run.studies[name].family.unique())]
-    yield Part(
-        "Remnant accuracy over each family's setting",
-        f"Under {run.main}; the dotted line is the dense network.",
-        chart=Chart(
-            *(f"sweep-{name}", "line", curves.assign(at=curves.setting), "at"),
-            y=f"accuracy:{run.main}",
-            series="family",
-            panel="family",
-            ordered=True,
-            hover=("prune_ratio", "clean_accuracy"),
-            reference=float(table[f"accuracy:{run.main}"].iloc[0]),
-        ),
-    )
+    for family, own in table[table.family.isin(study.settings["points"])].groupby(
+        "family", sort=False
+    ):
+        if len(own) > 1:
+            yield Part(
+                f"Remnant accuracy over settings of {family}",
+                f"The dotted line is the dense network under {run.main}.",
+                chart=Chart(
+                    *(f"{name}-{family}", "line", _by_attack(run, own), "setting"),
+                    y="remnant_accuracy",
+                    series="attack",
+                    ordered=True,
+                    hover=("prune_ratio", "clean_accuracy"),
+                    reference=float(table[f"accuracy:{run.main}"].iloc[0]),
+                ),
+                folded=True,
+            )
+
+
+def _by_attack(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """Settings under each attack: one row per mark of the chart."""
+    columns = ["setting", "prune_ratio", "clean_accuracy"]
+    tables = [
+        rows[columns].assign(attack=attack, remnant_accuracy=rows[f"accuracy:{attack}"])
+        for attack in run.attacks
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
@@ -87,7 +100,7 @@ def _row(
     row["clean_accuracy"] = clean_accuracy(records[run.main]).value
     for attack, table in records.items():
         against = compare(table.reset_index(drop=True), run.model(dense).attack(attack))
-        columns: dict[str, Any] = remnant_accuracy(table).columns("accuracy")
+        columns = rated("accuracy", remnant_accuracy(table))
         if family != "dense":
             columns |= {"against_dense": outcome(against), "p": against.p}
         columns |= {"prediction_change_rate": prediction_change_rate(table).value}

@@ -123,7 +123,7 @@ def _scenario(run: Run, model: Model) -> dict[str, Any]:
 
 
 def attackers(run: Run) -> pd.DataFrame:
-    """One row per surrogate and substitute, against the model that it stands in for."""
+    """One row per surrogate and substitute, against the model that it imitates."""
     rows = []
     for name in run.params.attackers():
         entry = run.params.models[name]
@@ -146,7 +146,7 @@ def quantized(run: Run) -> pd.DataFrame:
         if model.kind != "quantized" or not run.has(model.parent):
             continue
         copy, own = run.model(model.parent), model.attack(run.main)
-        carried = model.transferred(run.main, copy.name)
+        transferred = model.transferred(run.main, copy.name)
         against = compare(own, run.dense_of(model).attack(run.main))
         known = model.name in run.params.models
         training = known and getattr(run.params.setting(model.name), "training", None)
@@ -154,8 +154,8 @@ def quantized(run: Run) -> pd.DataFrame:
         row |= {"parent": copy.name, "made_by": "training" if training else "rounding"}
         row |= {"twin_agreement": model.card["twin_agreement"]}
         row |= rated("clean_accuracy", clean_accuracy(own))
-        row |= _accuracy(own, "through its twin") | _accuracy(carried, "by its float copy")
-        row["p:twin or copy"] = compare(own, carried).p if len(carried) else None
+        row |= _accuracy(own, "through its twin") | _accuracy(transferred, "by its float copy")
+        row["p:twin or copy"] = compare(own, transferred).p if len(transferred) else None
         row |= _accuracy(copy.attack(run.main), "float copy, white-box")
         rows.append(row | {"p:against dense": against.p, "against_dense": outcome(against)})
     return pd.DataFrame(rows)

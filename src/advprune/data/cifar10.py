@@ -1,0 +1,101 @@
+"""CIFAR-10: the official files through torchvision, or the same pictures as an image folder.
+
+The official files are pickles; torchvision opens them only after it has checked their md5.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from advprune.core.errors import UserError, first_line
+from advprune.data.imagefolder import existing, read_image_folder
+from advprune.data.split import Split
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+WAYS = (
+    "to provide it, (1) run once with internet access, (2) put it on disk, as "
+    f"{FOLDER}/, as {ARCHIVE} or as an image folder or tar of one, and set "
+    "profiles.<profile>.data.root, or (3) set the environment variable ADVPRUNE_DATA to that "
+    "place; `profile: digits` needs no such data"
+)
+
+
+def read_cifar10(root: str | None, cache: Path) -> dict[str, Split]:
+    """Train and test (and val, where a folder has it) from `root`, else from ADVPRUNE_DATA, else
+    downloaded to `cache`. UserError where the files are not those of CIFAR-10."""
+    place = root or os.environ.get("ADVPRUNE_DATA")
+    if not place:
+        return _official(_downloaded(cache))
+    path = existing(place)
+    if path.name == FOLDER and path.is_dir():
+        return _official(path.parent)
+    if (path / FOLDER).is_dir():
+        return _official(path)
+    archive = path / ARCHIVE if path.is_dir() else path
+    if archive.name == ARCHIVE and archive.is_file():
+        return _official(_unpacked(archive, cache))
+    found = read_image_folder(place, None)
+    classes, shape = found["train"].classes, found["train"].shape
+    if classes != CLASSES:
+        odd = ", ".join(sorted(set(classes) ^ set(CLASSES)))
+        raise UserError(f"{place}: not the ten classes of CIFAR-10; missing or unknown: {odd}")
+    if shape != (3, 32, 32):
+        raise UserError(f"{place}: CIFAR-10 is 32x32 RGB, but its images are {list(shape)}")
+    if "test" not in found:
+        raise UserError(f"{place}: no folder test/; CIFAR-10 comes with its own test images")
+    return found
+
+
+def _downloaded(cache: Path) -> Path:
+    from torchvision.datasets import CIFAR10
+
+    if not (cache / FOLDER).is_dir():
+        print(f"downloading CIFAR-10 (170 MB) from {CIFAR10.url} to {cache}", file=sys.stderr)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # torchvision sets none: a dead proxy would hold us forever
+    try:
+        CIFAR10(str(cache), download=True)
+    except Exception as error:
+        text = f"CIFAR-10 cannot be downloaded ({first_line(error)}); {WAYS}"
+        raise UserError(text) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+    return cache
+
+
+def _unpacked(archive: Path, cache: Path) -> Path:
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    try:
+        if not check_integrity(archive, CIFAR10.tgz_md5):
+            raise UserError(f"{archive} is not the official archive (its md5 differs); get it anew")
+        extract_archive(str(archive), str(cache))
+    except OSError as error:
+        raise UserError(f"cannot unpack {archive} into {cache}: {first_line(error)}") from error
+    return cache
+
+
+def _official(root: Path) -> dict[str, Split]:
+    """Read `root`/cifar-10-batches-py."""
+    from torchvision.datasets import CIFAR10
+
+    found = {}
+    try:
+        for name in ("train", "test"):
+            stored = CIFAR10(str(root), train=name == "train")
+            images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
+            labels = torch.tensor(stored.targets, dtype=torch.int64)
+            found[name] = Split(images, labels, CLASSES, "CIFAR-10 (official, by torchvision)")
+    except RuntimeError as error:
+        raise UserError(
+            f"{root / FOLDER}: files are missing or not the official ones (by their md5); get "
+            "CIFAR-10 anew"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {root / FOLDER}: {first_line(error)}") from error
+    return found

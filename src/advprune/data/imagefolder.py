@@ -1,0 +1,170 @@
+"""An image folder `<split>/<class>/<file>`, or a tar of one that is read in memory.
+
+Nothing is unpacked, and every picture that cannot be used is named.
+"""
+
+import contextlib
+import io
+import lzma
+import tarfile
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from advprune.core.errors import UserError, first_line
+from advprune.core.files import sha256_of
+from advprune.core.progress import progress
+from advprune.data.split import SPLITS, Split
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+LARGEST_FILE = 1 << 28  # bytes of one picture: more than PIL accepts once decoded
+
+Pictures = dict[tuple[str, str, str], NDArray[np.uint8]]  # (split, class, file): [1 or 3, H, W]
+Folders = set[tuple[str, ...]]  # (split,) and (split, class)
+# Path parts below the image folder, and how to read the file; None for a folder.
+Item = tuple[tuple[str, ...], Callable[[], bytes] | None]
+
+
+def existing(root: str) -> Path:
+    """The absolute path of a place that settings or environment name; UserError if none."""
+    path = Path(root).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"{root} does not exist; check data.root or ADVPRUNE_DATA")
+    return path
+
+
+def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
+    """Read train/, val/ and test/, those there are; pictures are resized to `size` x `size`.
+
+    Images are grey where all pictures are. UserError on a layout or a picture that cannot be used.
+    """
+    place = existing(root)
+    pictures = _pictures(place, size)
+    shapes = Counter(image.shape[1:] for image in pictures.values())
+    (height, width), _ = shapes.most_common(1)[0]
+    for key, image in pictures.items():
+        if image.shape[1:] != (height, width):
+            raise UserError(
+                f"{place}: {'/'.join(key)!r} is {image.shape[2]}x{image.shape[1]} pixels but most "
+                f"are {width}x{height}; the imagefolder source resizes them if `size` is set"
+            )
+    source = f"image folder {place.name}"
+    if place.is_file():
+        source += f" (sha256 {sha256_of(place)[:12]})"
+    classes = sorted({kind for split, kind, _ in pictures if split == "train"})
+    channels = max(len(image) for image in pictures.values())
+    found = {}
+    for name in SPLITS:
+        keys = [key for key in pictures if key[0] == name]
+        if keys:
+            images = np.empty((len(keys), channels, height, width), np.uint8)
+            for row, key in enumerate(keys):
+                images[row] = pictures[key]  # a grey picture among RGB ones fills all three
+            labels = torch.tensor([classes.index(kind) for _, kind, _ in keys])
+            found[name] = Split(torch.from_numpy(images), labels, tuple(classes), source)
+    return found
+
+
+def _pictures(place: Path, size: int | None) -> Pictures:
+    """Decode every picture, sorted by split, class and file name, and check the layout."""
+    pictures: Pictures = {}
+    folders: Folders = set()
+    try:
+        walk = _from_folder if place.is_dir() else _from_tar
+        with contextlib.closing(walk(place)) as items:
+            for parts, read in items:
+                if any(part.startswith(".") for part in parts):
+                    continue
+                name = "/".join(parts)
+                picture = read is not None and name.lower().endswith(SUFFIXES)
+                if len(parts) + (read is None) > 3 or (picture and len(parts) < 3):
+                    raise UserError(f"{place}: {name!r} is out of place in <split>/<class>/<file>")
+                if read is None or len(parts) == 3:
+                    folders.update((parts[:1], parts[:2]))
+                if read and picture:
+                    pictures[parts[0], parts[1], parts[2]] = _decode(place, name, read(), size)
+    except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        what = "cannot be read" if place.is_dir() else "is no tar archive, cut short or corrupt"
+        raise UserError(f"{place} {what}: {first_line(error)}") from error
+    filled = {key[:depth] for key in pictures for depth in (1, 2)}
+    if ("train",) not in folders:
+        raise UserError(f"{place}: has no folder train/ with one folder of PNG or JPEG per class")
+    for folder in sorted(folders - filled, key=lambda folder: (-len(folder), folder)):
+        raise UserError(f"{place}: folder {'/'.join(folder)!r} holds no PNG or JPEG pictures")
+    for split, kind, _ in sorted(pictures):
+        if ("train", kind) not in filled:
+            raise UserError(f"{place}: class {kind!r} of {split}/ is not among those of train/")
+    return dict(sorted(pictures.items()))
+
+
+def _from_folder(place: Path) -> Generator[Item, None, None]:
+    """All that lies down to <split>/<class>/<file>, following links."""
+    patterns = [split + below for split in SPLITS for below in ("", "/*", "/*/*")]
+    paths = [path for pattern in patterns for path in place.glob(pattern)]
+    with progress(f"reading {place.name}, files", len(paths)) as advance:
+        for path in paths:
+            yield path.relative_to(place).parts, None if path.is_dir() else path.read_bytes
+            advance(1)
+
+
+def _from_tar(place: Path) -> Generator[Item, None, None]:
+    """The members below at most one leading folder, refusing all but plain files and folders."""
+    leading = set()
+    size = place.stat().st_size
+    with (
+        progress(f"reading {place.name}, bytes", size) as advance,
+        place.open("rb") as raw,
+        tarfile.open(fileobj=raw, mode="r:*") as archive,
+    ):
+        seen = 0
+        for member in archive:
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts:
+                raise UserError(f"{place}: refused, its member {member.name!r} points outside it")
+            start = 0 if path.parts[:1] and path.parts[0] in SPLITS else 1
+            parts = path.parts[start:]
+            if not parts or parts[0] not in SPLITS:
+                continue
+            leading.add(path.parts[:start])
+            if len(leading) > 1:
+                raise UserError(f"{place}: holds more than one image folder, see {member.name!r}")
+            if member.isdir():
+                yield parts, None
+            elif member.isfile() and member.size <= LARGEST_FILE:
+                yield parts, cast(BinaryIO, archive.extractfile(member)).read
+            else:
+                raise UserError(f"{place}: {member.name!r} is a link or larger than 256 MB")
+            advance(raw.tell() - seen)
+            seen = raw.tell()
+        # tarfile takes any damaged header for the end, which is all zeros in a sound archive.
+        end = cast(BinaryIO, archive.fileobj)
+        end.seek(archive.offset)
+        blocks = [block.count(0) == len(block) for block in iter(lambda: end.read(1 << 20), b"")]
+        if not blocks or not all(blocks):
+            raise tarfile.ReadError("a member's header is damaged or the end is missing")
+
+
+def _decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArray[np.uint8]:
+    """Return uint8 [1 or 3, H, W], resized to `size` x `size` pixels if that is given."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(contents), formats=("PNG", "JPEG"))
+        if picture.mode[0] in "IF":
+            raise ValueError("more than 8 bits a pixel")  # PIL would clip, not scale them
+        converted = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    except Exception as error:  # PIL raises many kinds
+        why = first_line(error) if contents else "the file is empty"
+        raise UserError(f"{place}: {name!r} is no image that can be used: {why}") from error
+    if size is not None:
+        converted = converted.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(converted)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -1,0 +1,81 @@
+"""From a source ("digits", "cifar10" or "imagefolder") to train, val and test."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from advprune.core.errors import UserError
+from advprune.core.train_settings import DataSettings
+from advprune.data.cifar10 import read_cifar10
+from advprune.data.imagefolder import read_image_folder
+from advprune.data.sampling import interleaved, stratified_split, stratified_subset
+from advprune.data.split import SPLITS, Split
+
+
+def prepare(
+    settings: DataSettings, seed: int = 0, cache: Path = Path("data/downloads")
+) -> dict[str, Split]:
+    """Read the source of `settings` into {"train", "val", "test"}.
+
+    Parts that the source does not have are taken from train, stratified, test before val;
+    fractions are of what train holds then. `size` (pixels) resizes the pictures of an image folder.
+    The limits cut train (without val) and test down to stratified subsets. A source that lies
+    sorted by class, as image folders are read, is put into the order of `interleaved`, because some
+    studies take the first n images. `cache` is where an official CIFAR-10 is downloaded or
+    unpacked. Raises UserError on unusable input.
+    """
+    source, root, size = settings.source, settings.root, settings.size
+    if size is not None and size != {"digits": 8, "cifar10": 32, "imagefolder": size}[source]:
+        raise UserError(f"size {size} cannot be had from {source}; leave `size` out")
+    if source == "digits":
+        found = {"train": _digits()}
+    elif source == "cifar10":
+        found = read_cifar10(root, cache)
+    elif root:
+        found = read_image_folder(root, size)
+    else:
+        raise UserError("the imagefolder source needs `root`: an image folder or a tar of one")
+    for name, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
+        if name not in found:
+            found["train"], found[name] = _cut(found["train"], name, fraction, seed)
+    for name, limit in (("train", settings.train_limit), ("test", settings.test_limit)):
+        split, count = found[name], len(found[name].labels)
+        if limit is not None and limit > count:
+            raise UserError(
+                f"{name}_limit is {limit}, but {split.source} has {count} {name} images"
+            )
+        if limit is not None:
+            found[name] = split.pick(stratified_subset(split.labels, limit, seed))
+    for name, split in found.items():
+        if (split.labels.diff() >= 0).all():  # sorted by class
+            found[name] = split.pick(interleaved(split.labels, seed))
+    return {name: found[name] for name in SPLITS}
+
+
+def _cut(split: Split, name: str, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Take `name` from `split`; every class must keep an image and have one to spare."""
+    try:
+        kept, taken = stratified_split(split.labels, fraction, seed)
+    except UserError as error:
+        raise UserError(f"{split.source}: {name}_fraction cannot be used: {error}") from error
+    before, after = (
+        torch.bincount(labels, minlength=len(split.classes))
+        for labels in (split.labels, split.labels[kept])
+    )
+    for label in ((before < 2) | (after < 1)).nonzero().flatten().tolist():
+        raise UserError(
+            f"{split.source}: class {split.classes[label]!r} has {before[label]} image(s), too "
+            f"few to take {name}_fraction {fraction} away; a class needs at least 2"
+        )
+    return split.pick(kept), split.pick(taken)
+
+
+def _digits() -> Split:
+    from sklearn.datasets import load_digits
+
+    values, labels = load_digits(return_X_y=True)
+    images = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
+    names = tuple(str(digit) for digit in range(10))
+    labels = torch.from_numpy(labels.astype(np.int64))
+    return Split(torch.from_numpy(images), labels, names, "scikit-learn digits")
