@@ -29,7 +29,7 @@ from advprune.core.progress import progress
 from advprune.pruning.family import Data, Images
 from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
 from advprune.pruning.masks import Masks, Scope, select
-from advprune.training.adversarial import pgd_images
+from advprune.training.adversarial import Inner, pgd_images
 
 Row = dict[str, float]
 MEASURED = 8  # distances that are reported are of so many times the vectors of a step
@@ -152,7 +152,7 @@ def pair(
     if not attacked:
         return x, x
     train = data.train
-    return x, pgd_images(model, x, y, train.eps, train.step, setting.attack_steps, generator)
+    return x, pgd_images(model, x, y, Inner(train.eps, train.step, setting.attack_steps), generator)
 
 
 @dataclass
