@@ -1,8 +1,8 @@
 """Binary networks as they are trained: float weights behind the bits, and how the bits follow.
 
 After RBNN (Lin et al., 2020), as RA-BNN uses it, but without its rotations. A filter is
-standardized, `w = (v - mean) / std`; the bit is its sign. The gradient passes both signs, of weights
-and of inputs, by `slope`, which narrows over the epochs. `freeze` keeps the bits and drops
+standardized, `w = (v - mean) / std`; the bit is its sign. The gradient passes both signs, of
+weights and of inputs, by `slope`, which narrows over the epochs. `freeze` stores the bits and drops
 everything else.
 """
 
