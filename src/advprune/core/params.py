@@ -183,7 +183,7 @@ class AttackSettings(Settings):
 
     momentum: share of the former direction that each step keeps; 0 is plain PGD.
 
-    draws, backward: for randomized models alone. Gradients are averaged over so many draws, and
+    draws, backward: for randomized models alone. Gradients are averaged over `draws`, and
     taken with the random factors held constant, through their scale, or with the random layer
     replaced by the identity (BPDA); null leaves the model its own rule.
     """
@@ -214,7 +214,7 @@ class AttackSettings(Settings):
 class SquareSettings(Settings):
     """Square: random search without gradients (`advprune.attacks.square`), Linf.
 
-    draws: for randomized models, the loss of a query is that of the mean logits of so many draws.
+    draws: for randomized models, the loss of a query is that of the mean logits of that many draws.
     """
 
     method: Literal["square"]
@@ -351,7 +351,7 @@ class FlipSettings(Settings):
     """How the bit-flip attack is run (`advprune.attacks.bitflip`), for every entry of `bitflip`.
 
     images: of the training images, drawn anew for each of the `seeds`; the attack takes the stored
-    network's own predictions as their labels. budget: most flips a seed. stop: it ends at an
+    network's own predictions as their labels. budget: most flips per seed. stop: it ends at an
     accuracy of `stop / classes` on the test images, which is asked for after every `every` flips;
     a stop of 1 or more also where it is no better than the most frequent class every time.
     random, random_every: how many random flips stand beside it, and how often their accuracy is
@@ -418,7 +418,7 @@ class Profile(Settings):
 class AttackChoice(Settings):
     """Which attack of the suites' table is the main one, and extra attacks by name.
 
-    score_draws: randomized models are scored by the mean logits of so many draws.
+    score_draws: randomized models are scored by the mean logits of that many draws.
     """
 
     main: Name
@@ -447,7 +447,7 @@ class QuantizedSettings(Settings):
 
 
 class BitFlipSettings(Settings):
-    """An entry of `bitflip`: a model's weights, stored with so many bits, under attack.
+    """An entry of `bitflip`: a model's weights, stored with `bits` bits, under attack.
 
     of, base: the model, one that is stored in floating point. scale: one for each layer or each
     output channel. variants: what is tried besides untargeted and random flips. budget: most flips
@@ -474,7 +474,7 @@ class GrowthSettings(Settings):
     factor: how many times as wide the super-network is. epochs: at most. lr: the peak of the
     one-cycle schedule, gate_lr that of the gates. t: see BinarySettings. rate: by what the
     steepness of a gate that is on grows in an epoch. tolerance, patience: growth has settled when
-    in each of so many epochs the share of channels that are on changed by less than this.
+    in each of `patience` epochs the share of channels that are on changed by less than this.
     """
 
     factor: int = Field(default=3, ge=2, le=16)
@@ -491,7 +491,7 @@ class BinarySettings(FineTuneSettings):
     """A binary network, trained from scratch (`advprune.training.binary`).
 
     channels: those of the profile's network (base), those that Early-Growth found (grown), or
-    uniformly so many more that it has as many parameters as the grown one (uniform). t: the
+    uniformly wider, to as many parameters as the grown one (uniform). t: the
     straight-through slope is a tent of half width sqrt(2) / t; for weights, t grows from 0.01 to
     this over the epochs, for inputs from 1.
     """
@@ -539,7 +539,7 @@ class SparsePoint(Settings):
 
 
 class SparsityStudySettings(Settings):
-    """Sparse networks that are made and attacked once a seed, on dense ones of the same seed.
+    """Sparse networks that are made and attacked once per seed, on dense ones of the same seed.
 
     seeds: how many, from the run's seed on; of the first the pipeline's own dense network is taken.
     dense: the recipe of the dense networks. attacks: of the profile, besides the main one.

@@ -1,4 +1,4 @@
-"""The study of sparse networks: families at settings, once a seed, on dense networks of that seed.
+"""The study of sparse networks: families at settings, per seed, on dense networks of that seed.
 
 One trained network says what one run gave; how a way of pruning does is a matter of several. The
 seed sets initialization, order and random starts of the dense network, the family's own training,
@@ -161,8 +161,8 @@ class SparsityStudy:
 
 
 def histories_of(notes: Mapping[str, Any]) -> dict[str, History]:
-    """The histories among a family's notes, by name and in order: a row an epoch of a training, or
-    a measured step of a search."""
+    """The histories among a family's notes, by name and in order: one row per epoch of a
+    training, or per measured step of a search."""
     lists = {name: value for name, value in notes.items() if isinstance(value, list) and value}
     return {
         name: value

@@ -73,7 +73,7 @@ class LatentConv2d(nn.Module):
 
     @torch.no_grad()
     def frozen(self) -> BinaryConv2d:
-        """The layer that is deployed; where a channel's scale is negative, its bits turn over."""
+        """The layer that is deployed; where a channel's scale is negative, its bits are flipped."""
         layer = BinaryConv2d(**self.form, binary_input=self.binary_input, device="meta")
         sign = torch.where(self.alpha >= 0, 1.0, -1.0).to(self.alpha)
         scale = sign * self.alpha.abs().clamp_min(LEAST_SCALE)
