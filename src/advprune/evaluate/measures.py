@@ -67,7 +67,7 @@ def metrics(records: pd.DataFrame) -> dict[str, Any]:
     """The four rates with intervals, n, and calibration clean and under attack.
 
     `records` are the rows of one attack on one model (`evaluate.score`). Rates are fractions
-    rounded to 4 places; a rate over no images is None.
+    rounded to 6 places; a rate over no images is None.
     """
     found: dict[str, Any] = {"n": len(records)}
     for measure in (

@@ -26,7 +26,7 @@ class Rate:
         return _wilson(self.hits, self.n) if self.n else (None, None)
 
     def columns(self, name: str) -> dict[str, float | None]:
-        """`name`, `name_low` and `name_high`, rounded to 4 places."""
+        """`name`, `name_low` and `name_high`, rounded to 6 places."""
         low, high = self.interval
         return {
             name: _rounded(self.value),
@@ -66,4 +66,4 @@ def _sign_test(one: int, other: int) -> float:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return None if value is None else round(value, 6)

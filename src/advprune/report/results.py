@@ -61,8 +61,8 @@ def _row(run: "Run", model: "Model") -> dict[str, Any]:
         **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
         **found,
         **robust_rates(robust),
-        "robust_difference": None if model.is_dense else round(against.difference, 4),
-        "p_against_dense": None if model.is_dense else round(against.p, 4),
+        "robust_difference": None if model.is_dense else round(against.difference, 6),
+        "p_against_dense": None if model.is_dense else round(against.p, 6),
         "against_dense": None if model.is_dense else outcome(against),
         **remnant_accuracy(transferred).columns("transfer_accuracy"),
         **transfer_success(transferred, dense.attack(run.main)).columns("transfer_success_rate"),
@@ -94,8 +94,8 @@ def _fingerprint(run: "Run") -> str:
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The DVC metrics of each model, by its name: the columns of `METRICS`."""
-    chosen = table[["model", *METRICS.values()]].astype(object)
+    """The DVC metrics of each model, by its name: the columns of `METRICS`, to 4 places."""
+    chosen = table[["model", *METRICS.values()]].round(4).astype(object)
     chosen = chosen.where(chosen.notna(), None)
     return {
         name: dict(zip(METRICS, values, strict=True))
@@ -128,7 +128,7 @@ def _check(row: Any, where: str) -> None:
     hits = str(row.robust_images)
     if not set(hits) <= {"0", "1"} or len(hits) != row.n or pd.isna(row.images):
         raise UserError(f"{where} is damaged: outcomes of {row.model} are not 0 or 1 per image")
-    if abs(hits.count("1") / row.n - row.robust_accuracy) > 1e-4:
+    if abs(hits.count("1") / row.n - row.robust_accuracy) > 1e-6:
         raise UserError(f"{where} is damaged: {row.model} has another rate than its outcomes")
 
 
