@@ -9,11 +9,13 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from advprune.core.errors import UserError
-from advprune.models.audit import audit, inferred, plain
+from advprune.models.audit import audit
 from advprune.models.card import sparsity_of
 from advprune.models.checkpoint import build, canonical, fill, load_foreign, read_weights, stored
+from advprune.models.infer import inferred
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
+from advprune.models.unmask import plain
 from advprune.quantization.post_training import quantize
 
 Tensors = dict[str, torch.Tensor]

@@ -82,6 +82,15 @@ def test_a_page_without_its_block_is_refused() -> None:
         filled("<!-- a -->", {"a": "text"})
 
 
+@pytest.mark.skipif(rerun_here("rl/report"), reason="rl/report was made anew on this machine")
+def test_the_page_on_agents_quotes_their_report() -> None:
+    page = (ROOT / "docs" / "reinforcement-learning.md").read_text(encoding="utf-8")
+    report = (ROOT / "rl" / "report" / "report.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^> \*\*(\w+)\.\*\* (.+)$", page, re.MULTILINE)
+    assert len(quoted) == report.count("\n## ")
+    assert all(f"## {game} (" in report and sentence in report for game, sentence in quoted)
+
+
 def test_commands_in_the_readme_exist() -> None:
     targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -1,14 +1,9 @@
 """clamp and round: what they do to feature maps, to files and to gradients."""
 
-from pathlib import Path
-
-import pytest
 import torch
 from torch import nn
 
 from advprune.attacks import pgd
-from advprune.core.errors import UserError
-from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import sites
 from advprune.pruning import prune
 from advprune.pruning.feature_maps import Round
@@ -72,25 +67,3 @@ def test_rounding_does_not_hide_the_gradient(network: nn.Module, digits: Pair) -
     fooled = (rounded(adv).argmax(1) != labels).float().mean()
     assert fooled >= (network(dense).argmax(1) != labels).float().mean() - 0.05
     assert fooled > 0.9
-
-
-@pytest.mark.parametrize(("family", "setting"), [("clamp", 2), ("round", 2)])
-def test_both_survive_save_and_load_and_can_be_stacked(
-    network: nn.Module, digits: Pair, tmp_path: Path, family: str, setting: float
-) -> None:
-    once = prune(family, network, setting, digits).model
-    twice = prune("round", once, 1, digits).model
-    for model in (once, twice):
-        save_model(model, tmp_path / "model.safetensors")
-        loaded = load_model(tmp_path / "model.safetensors")
-        assert torch.equal(loaded(digits[0]), model(digits[0]))
-        assert not torch.equal(loaded(digits[0]), network(digits[0]))
-
-
-def test_settings_and_data_are_checked(network: nn.Module, digits: Pair) -> None:
-    with pytest.raises(UserError, match="either sigmas or percentile"):
-        prune("clamp", network, {"sigmas": 1, "percentile": 99}, digits)
-    with pytest.raises(UserError, match="learns from training images"):
-        prune("clamp", network, 3)
-    with pytest.raises(UserError, match=r"prune.round: decimals.*-1"):
-        prune("round", network, -1)

@@ -116,22 +116,6 @@ def test_layers_that_other_families_put_in_stay(
         assert torch.allclose(prune("filters", base, 0.5).model(digits[0]), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["standard", "pgd"])
-def test_masks_are_held_through_fine_tuning(
-    network: nn.Module, digits: Pair, tmp_path: Path, method: str
-) -> None:
-    before = {name: t.clone() for name, t in network.state_dict().items()}
-    setting = {"fraction": 0.5, "finetune": {"method": method, "epochs": 1, "steps": 1}}
-    masked = prune("filters", network, setting, Data(*digits, TRAIN))
-    save_model(masked.model, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    for name, parameter in loaded.named_parameters():
-        assert torch.equal(parameter == 0, masked.changed[name])
-    assert sparsity_of(loaded) == masked.ratio
-    assert not torch.equal(loaded.linear.weight, network.linear.weight)
-    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
-
-
 def test_fine_tuning_the_small_network_is_fine_tuning_the_masked_one(
     network: nn.Module, digits: Pair
 ) -> None:
@@ -211,22 +195,6 @@ def test_wrong_channel_counts_in_a_file_are_refused(
         load_model(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        (1.0, "fraction.*less than 1"),
-        (-0.1, "fraction.*greater than or equal to 0"),
-        ({"small": True}, "fraction"),
-        ({"fraction": 0.5, "small": "maybe"}, "small"),
-    ],
-)
-def test_wrong_settings_are_refused(network: nn.Module, setting: object, words: str) -> None:
-    with pytest.raises(UserError, match=rf"prune\.filters: .*{words}"):
-        prune("filters", network, setting)
-
-
-def test_fine_tuning_needs_images_and_pruning_needs_blocks(network: nn.Module) -> None:
-    with pytest.raises(UserError, match="filters: this family learns from training images"):
-        prune("filters", network, {"fraction": 0.5, "finetune": {}})
+def test_pruning_needs_blocks() -> None:
     with pytest.raises(UserError, match="no residual blocks"):
         prune("filters", nn.Sequential(nn.Conv2d(1, 2, 3)), 0.5)

@@ -1,8 +1,6 @@
 """GAP and pruning by clean gradients, against gradients that are summed image by image."""
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,8 +11,6 @@ from advprune.attacks import pgd
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
-from advprune.models.card import nonzero_of, sparsity_of
-from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
 from advprune.pruning.gap import (
     GAP,
@@ -238,34 +234,6 @@ def test_published_budgets_are_of_normalized_images_and_not_cut(
     assert adversarial.min() < 0 and adversarial.max() > 1
 
 
-@pytest.mark.parametrize("family", ["gradient_global", "gradient_layer", "GAP_global", "GAP_layer"])
-@pytest.mark.parametrize("compression", [2, 32])
-def test_compression_is_exact_in_the_saved_file(
-    network: nn.Module, digits: Pair, tmp_path: Path, family: str, compression: int
-) -> None:
-    before = {name: t.clone() for name, t in network.state_dict().items()}
-    setting: dict[str, Any] = {"compression": compression, "images": 32}
-    setting |= {"steps": 2} if family.startswith("GAP") else {}
-    pruned = prune(family, network, setting, Data(*digits, TRAIN))
-    save_model(pruned.model, tmp_path / "model.safetensors")
-    found = load_model(tmp_path / "model.safetensors")
-    total = sum(p.numel() for p in network.parameters())
-    assert nonzero_of(found) == round(total / compression)
-    assert sparsity_of(found) == pruned.ratio
-    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
-    assert not any(p.grad is not None for p in network.parameters())
-
-
-@pytest.mark.parametrize("method", ["standard", "pgd"])
-def test_gap_is_held_through_fine_tuning(network: nn.Module, digits: Pair, method: str) -> None:
-    tuning = {"finetune": {"method": method, "epochs": 1, "steps": 1}}
-    data = Data(*digits, TRAIN)
-    pruned = prune("GAP_global", network, SETTING | tuning, data)
-    assert same(pruned.changed, prune("GAP_global", network, SETTING, data).changed)
-    assert all((p[pruned.changed[n]] == 0).all() for n, p in pruned.model.named_parameters())
-    assert sparsity_of(pruned.model) == pruned.ratio
-
-
 def test_masks_follow_the_seed_through_the_random_start(network: nn.Module, digits: Pair) -> None:
     data = Data(*digits, TRAIN)
     for setting in (SETTING, SETTING | {"published": True}):
@@ -273,34 +241,6 @@ def test_masks_follow_the_seed_through_the_random_start(network: nn.Module, digi
             prune("GAP_global", network, setting, data, seed=s).changed for s in (1, 1, 2)
         )
         assert same(one, again) and not same(one, other)
-
-
-def test_frozen_weights_are_no_obstacle(network: nn.Module, digits: Pair) -> None:
-    data, setting = Data(*digits, TRAIN), {"compression": 2, "images": 16}
-    expected = prune("gradient_global", network, setting, data).changed
-    network.requires_grad_(False)
-    assert same(prune("gradient_global", network, setting, data).changed, expected)
-
-
-@pytest.mark.parametrize("family", ["gradient_global", "gradient_layer", "GAP_global", "GAP_layer"])
-def test_images_are_needed(network: nn.Module, family: str) -> None:
-    with pytest.raises(UserError, match=f"{family}: this family learns from training images"):
-        prune(family, network, 2)
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({"compression": 2, "score": "squared"}, "score.*squared"),
-        ({"compression": 2, "remove": "middle"}, "remove.*middle"),
-        ({"compression": 2, "steps": -1}, "steps.*-1"),
-        ({"compression": 2, "images": 0}, "images.*0"),
-        ({"score": "signed"}, "either compression or sparsity"),
-    ],
-)
-def test_wrong_settings_are_refused(network: nn.Module, setting: object, words: str) -> None:
-    with pytest.raises(UserError, match=rf"prune\.GAP_global: .*{words}"):
-        prune("GAP_global", network, setting)
 
 
 def test_nothing_is_attacked_where_the_compression_is_out_of_reach(

@@ -279,26 +279,3 @@ def test_the_weight_of_trades_reaches_the_training(small: nn.Module, digits: Pai
         pruned = prune("LWM", small, {"sparsity": 0.5, "finetune": how}, data)
         found.append(pruned.notes["finetune"][0]["train_loss"])
     assert found[0] != found[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "setting", "words"),
-    [
-        ("LWM", 1.0, "sparsity.*less than 1"),
-        ("HYDRA", -0.1, "sparsity.*greater than or equal to 0"),
-        ("HYDRA", {"sparsity": 0.5, "scores": {"epochs": -1}}, r"scores\.epochs"),
-        ("HYDRA", {"sparsity": 0.5, "scores": {"method": "fgsm"}}, r"scores\.method.*fgsm"),
-        ("LWM", {"sparsity": 0.5, "scores": {}}, "scores"),
-        ("LWM", {"sparsity": 0.5, "finetune": {"beta": -1}}, r"finetune\.beta"),
-    ],
-)
-def test_wrong_settings_are_refused(small: nn.Module, name: str, setting: Any, words: str) -> None:
-    with pytest.raises(UserError, match=rf"prune\.{name}: .*{words}"):
-        prune(name, small, setting)
-
-
-def test_training_needs_images(small: nn.Module) -> None:
-    with pytest.raises(UserError, match="HYDRA: this family learns from training images"):
-        prune("HYDRA", small, 0.5)
-    with pytest.raises(UserError, match="LWM: this family learns from training images"):
-        prune("LWM", small, {"sparsity": 0.5, "finetune": BRIEF})

@@ -11,8 +11,6 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
-from advprune.models.card import nonzero_of, sparsity_of
-from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
 from advprune.pruning.masks import End, Masks, Scope, portions, prunable, select
 from advprune.training.standard import accuracy
@@ -117,21 +115,6 @@ def test_portions_by_hand() -> None:
     assert portions([3, 5], 8) == [3, 5] and portions([3, 5], 0) == [0, 0] and portions([], 0) == []
 
 
-@pytest.mark.parametrize("compression", [1, 2, 4, 8, 16, 32])
-@pytest.mark.parametrize("family", MASKS)
-def test_compression_is_exact_to_one_parameter(
-    network: nn.Module, tmp_path: Path, family: str, compression: int
-) -> None:
-    total = sum(p.numel() for p in network.parameters())
-    pruned = prune(family, network, compression)
-    save_model(pruned.model, tmp_path / "model.safetensors")
-    found = load_model(tmp_path / "model.safetensors")
-    assert nonzero_of(found) == round(total / compression)
-    assert sparsity_of(found) == pruned.ratio == (total - round(total / compression)) / total
-    for name, parameter in found.named_parameters():
-        assert torch.equal(parameter == 0, pruned.changed[name])
-
-
 @pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.99])
 @pytest.mark.parametrize("family", MASKS)
 def test_sparsity_is_a_share_of_the_prunable_parameters(
@@ -163,38 +146,10 @@ def test_random_masks_follow_their_seed_and_the_scores_are_the_generators(
     assert ((gone - rate * sizes).abs() <= 4 * (sizes * rate * (1 - rate)).sqrt()).all()
 
 
-@pytest.mark.parametrize("method", ["standard", "pgd"])
-def test_masks_are_held_through_fine_tuning(
-    network: nn.Module, digits: Pair, tmp_path: Path, method: str
-) -> None:
-    before = {name: t.clone() for name, t in network.state_dict().items()}
-    setting = {"compression": 8, "finetune": {"method": method, "epochs": 2, "steps": 2}}
-    pruned = prune("magnitude_global", network, setting, Data(*digits, TRAIN))
-    bare = prune("magnitude_global", network, 8)
-    assert entries(pruned.changed) == entries(bare.changed)
-    for name, parameter in pruned.model.named_parameters():
-        gone = pruned.changed[name]
-        assert (parameter[gone] == 0).all()
-        assert gone.all() or not torch.equal(parameter[~gone], network.get_parameter(name)[~gone])
-    save_model(pruned.model, tmp_path / "model.safetensors")
-    assert sparsity_of(load_model(tmp_path / "model.safetensors")) == pruned.ratio == bare.ratio
-    assert len(pruned.notes["finetune"]) == 2 and not pruned.model.training
-    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
-
-
 def test_fine_tuning_repairs_a_network(digits: Pair) -> None:
     setting = {"compression": 2, "finetune": {"epochs": 40, "lr": 0.05}}
     pruned = prune("magnitude_layer", make_network(digits[0]), setting, Data(*digits, TRAIN))
     assert accuracy(pruned.model, *digits) > 0.9
-
-
-def test_fine_tuning_follows_the_seed(network: nn.Module, digits: Pair) -> None:
-    setting, data = {"compression": 2, "finetune": {"epochs": 1}}, Data(*digits, TRAIN)
-    one, same, other = (
-        prune("magnitude_layer", network, setting, data, seed=s).model.conv1.weight
-        for s in (1, 1, 2)
-    )
-    assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 def test_killed_fine_tuning_is_resumed(network: nn.Module, digits: Pair, tmp_path: Path) -> None:
@@ -204,14 +159,6 @@ def test_killed_fine_tuning_is_resumed(network: nn.Module, digits: Pair, tmp_pat
     assert (tmp_path / "state.pt").is_file()
     again = prune("magnitude_layer", network, setting, data)  # finds the training finished
     assert torch.equal(again.model.conv1.weight, pruned.model.conv1.weight)
-
-
-def test_a_frozen_network_can_be_fine_tuned(network: nn.Module, digits: Pair) -> None:
-    network.requires_grad_(False)
-    setting = {"compression": 2, "finetune": {"epochs": 1}}
-    pruned = prune("magnitude_layer", network, setting, Data(*digits, TRAIN))
-    assert not torch.equal(pruned.model.linear.weight, network.linear.weight)
-    assert not network.linear.weight.requires_grad
 
 
 def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module) -> None:
@@ -236,26 +183,3 @@ def test_scores_that_are_no_numbers_are_refused(
     network.layer1[0].conv1.weight.data[0, 0, 0, 0] = value
     with pytest.raises(UserError, match=r"scores of layer1\.0\.conv1\.weight hold NaN or infinite"):
         prune(f"magnitude_{scope}", network, 2)
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({}, "either compression or sparsity"),
-        ({"compression": 2, "sparsity": 0.5}, "either compression or sparsity"),
-        (0.5, "compression.*greater than or equal to 1.*0.5"),
-        ({"sparsity": 1.0}, "sparsity.*less than 1"),
-        ({"sparsity": -0.1}, "sparsity.*greater than or equal to 0"),
-        ({"compression": 2, "finetune": {"epochs": 0}}, r"finetune\.epochs"),
-        ({"compression": 2, "scope": "layer"}, "scope"),
-    ],
-)
-def test_wrong_settings_are_refused(network: nn.Module, setting: object, words: str) -> None:
-    with pytest.raises(UserError, match=rf"prune\.random: .*{words}"):
-        prune("random", network, setting)
-
-
-@pytest.mark.parametrize("family", MASKS)
-def test_fine_tuning_needs_images(network: nn.Module, family: str) -> None:
-    with pytest.raises(UserError, match=f"{family}: this family learns from training images"):
-        prune(family, network, {"compression": 2, "finetune": {}})

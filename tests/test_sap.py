@@ -1,7 +1,6 @@
 """SAP and its neighbours: what is kept, what the mean is, and what the gradient is."""
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +14,10 @@ from advprune.attacks.pgd import expected_gradient
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.errors import UserError
 from advprune.evaluate.craft import Work, craft
-from advprune.models.checkpoint import load_model, save_model
 from advprune.models.insert import places
-from advprune.models.spec import spec_of
 from advprune.models.stochastic import (
     Stochastic,
     frozen_copy,
-    is_randomized,
     mean_logits,
     set_backward,
     stochastic_layers,
@@ -182,23 +178,6 @@ def test_dwp_keeps_the_first_of_equal_weights() -> None:
 # --- in a network --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", RANDOM)
-def test_randomized_families_survive_saving_and_stay_random(
-    family: str, network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
-    pruned = prune(family, network, RANDOM[family])
-    assert pruned.ratio == 0 and not is_randomized(network)
-    save_model(pruned.model, tmp_path / "m.safetensors")
-    loaded = load_model(tmp_path / "m.safetensors")
-    assert spec_of(loaded) == spec_of(pruned.model) and not loaded.training
-    images = digits[0][:16]
-    torch.manual_seed(5)
-    expected = pruned.model(images)
-    torch.manual_seed(5)
-    assert torch.equal(loaded(images), expected)
-    assert not torch.equal(loaded(images), expected)
-
-
 @pytest.mark.parametrize("setting", [1.0, CONV], ids=["relu", "conv"])
 def test_the_attack_copy_draws_at_the_same_places(
     setting: object, network: nn.Module, digits: Pair
@@ -245,24 +224,6 @@ def test_noise_of_a_family_is_not_that_of_the_initialization(network: nn.Module)
             assert (
                 abs(float(torch.corrcoef(torch.stack([noise.detach(), raw.flatten()]))[0, 1])) < 0.2
             )
-
-
-@pytest.mark.parametrize(
-    ("family", "setting", "words"),
-    [
-        ("SAP", 0, "fraction"),
-        ("SAP", {"fraction": 1, "form": "exact"}, "form"),
-        ("SAP", {"fraction": 1, "where": "weight"}, "where"),
-        ("dropout", 1.0, "rate"),
-        ("RNA", -1, "sigma"),
-        ("DWP", 1.5, "keep"),
-    ],
-)
-def test_settings_out_of_range_are_refused(
-    family: str, setting: object, words: str, network: nn.Module
-) -> None:
-    with pytest.raises(UserError, match=words):
-        prune(family, network, setting)
 
 
 # --- under attack --------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from advprune.core.device import salted
-from advprune.core.errors import UserError
 from advprune.models.card import sparsity_of
 from advprune.pruning import prune
 from advprune.pruning.threshold import add_noise, clamp_sigmas, zero_small
@@ -79,37 +78,3 @@ def test_esr_is_the_three_in_order(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(salted(7, "prune", "ESR"))
     for name, parameter in found.named_parameters():
         assert torch.equal(parameter, add_noise(two.get_parameter(name), 0.01, generator))
-
-
-def test_the_model_given_stays_as_it_was(network: nn.Module) -> None:
-    before = {name: t.clone() for name, t in network.state_dict().items()}
-    for family, setting in (("E", 0.1), ("S", 1), ("R", 0.1)):
-        prune(family, network, setting)
-    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
-
-
-def test_noise_follows_its_seed(network: nn.Module) -> None:
-    one, same, other = (prune("R", network, 0.1, seed=s).model.conv1.weight for s in (1, 1, 2))
-    assert torch.equal(one, same) and not torch.equal(one, other)
-
-
-@pytest.mark.parametrize(
-    ("family", "setting", "words"),
-    [
-        ("E", -1, ["prune.E", "threshold", "-1", "greater than or equal to 0"]),
-        ("E", "abc", ["prune.E", "abc", "number"]),
-        ("S", 0, ["prune.S", "sigmas", "greater than 0"]),
-        ("R", float("nan"), ["prune.R", "radius"]),
-        ("S", {"sigmas": 3, "gate": "maybe"}, ["prune.S", "gate", "maybe"]),
-        ("ESR", 3, ["prune.ESR", "mapping"]),
-        ("E", {"threshold": 1, "extra": 2}, ["prune.E", "extra"]),
-        ("Q", 3, ["prune.Q", "no family 'Q'", "DWP, E, ESR"]),
-    ],
-)
-def test_wrong_settings_are_refused_by_name(
-    network: nn.Module, family: str, setting: object, words: list[str]
-) -> None:
-    with pytest.raises(UserError) as error:
-        prune(family, network, setting)
-    assert all(word in str(error.value) for word in words), str(error.value)
-    assert "\n" not in str(error.value)

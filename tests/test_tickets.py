@@ -12,7 +12,7 @@ from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
-from advprune.models.checkpoint import build, load_model, save_model
+from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
@@ -85,29 +85,6 @@ def test_tickets_start_from_the_initialization_of_the_dense_network(
     for name, parameter in found.model.named_parameters():
         first = expected.get_parameter(name)
         assert torch.equal(parameter, torch.where(found.changed[name], 0.0, first))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_masks_are_exact_and_held_through_training(
-    digits: Pair, data: Data, tmp_path: Path, family: str
-) -> None:
-    trained = make_network(digits[0], width=2)
-    before = {name: t.clone() for name, t in trained.state_dict().items()}
-    pruned = prune(family, trained, setting(family, ONE_EPOCH), data)
-    total = sum(weight.numel() for weight in prunable_weights(pruned.model).values())
-    count = 0 if family == "inherited_ticket" else round(0.9 * total)
-    assert sum(int(gone.sum()) for gone in pruned.changed.values()) == count
-    assert len(pruned.notes["finetune"]) == 1
-    save_model(pruned.model, tmp_path / "model.safetensors")
-    found, shares = load_model(tmp_path / "model.safetensors"), []
-    for name, weight in prunable_weights(found).items():
-        gone = pruned.changed[name]
-        assert (weight[gone] == 0).all()
-        shares.append(int(gone.sum()) - 0.9 * weight.numel())
-    if count:  # the same share of each layer, the classifier too, and no other zeros
-        assert all(abs(share) < 1 for share in shares)
-        assert sum(int((w == 0).sum()) for w in prunable_weights(found).values()) == count
-    assert all(torch.equal(t, before[name]) for name, t in trained.state_dict().items())
 
 
 def test_magnitude_tickets_keep_the_largest_weights(data: Data) -> None:
@@ -309,27 +286,6 @@ def test_the_probe_is_for_the_history_alone(digits: Pair, data: Data) -> None:
     harmless = replace(watched, train=TRAIN.model_copy(update={"eps": 0.0}))
     rows = prune("random_ticket", tiny(), setting("", training), harmless).notes["finetune"]
     assert all(row["probe_robust"] == row["probe_clean"] for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (1.0, "sparsity.*less than 1"),
-        ({"sparsity": 0.5, "scope": "block"}, "scope"),
-        ({"sparsity": 0.5, "search": {"projections": 0}}, r"search\.projections"),
-        ({"sparsity": 0.5, "search": {"gamma": -1}}, r"search\.gamma.*-1"),
-        ({"sparsity": 0.5, "train": {"epochs": 0}}, r"train\.epochs"),
-    ],
-)
-def test_wrong_settings_are_refused(value: Any, words: str) -> None:
-    with pytest.raises(UserError, match=rf"prune\.AWT: .*{words}"):
-        prune("AWT", tiny(), value)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_images_are_needed(family: str) -> None:
-    with pytest.raises(UserError, match=f"{family}: this family learns from training images"):
-        prune(family, tiny(), 0.5)
 
 
 def test_a_search_that_diverges_is_refused(data: Data) -> None:

@@ -111,7 +111,7 @@ def _bit(stored: StoredModel, place: int) -> Flip:
         if place < layer.size:
             return Flip(name, *divmod(place, layer.bits))
         place -= layer.size
-    raise IndexError("there are not so many bits")
+    raise IndexError("there are fewer bits")
 
 
 def _step(run: Run, objective: Objective) -> str | None:

@@ -23,7 +23,7 @@ Evaluate = Callable[[nn.Module], float]
 class FlipOptions:
     """How stored bits are attacked; all but `candidates` to `reuse` hold for random flips, too.
 
-    bits, scale: how a float network is stored: so many bits, and one scale for a `layer` or
+    bits, scale: how a float network is stored: bits per weight, and one scale for a `layer` or
     `channel` (`stored_bits.store`). budget: most flips. stop: the attack ends when `evaluate` gives
     no more than this. evaluate: called with the attacked network, which it must leave as it is,
     before the first flip and after every `every` flips (after the step in which they are reached);

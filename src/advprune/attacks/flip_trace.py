@@ -31,7 +31,7 @@ TYPES = {
 class FlipTrace:
     """What an attack on the bits did.
 
-    table: a row a flip, in order. `flip` counts from 1, `step` counts what was committed together;
+    table: one row per flip, in order. `flip` counts from 1, `step` what was committed together;
     layer, index and bit (0 the least significant) say where, before and after are the whole numbers
     stored there. loss_before and loss_after are those of the step, on the batch. hamming: in how
     many stored bits the network now differs from the first one (a bit may flip back). n_b: bits to

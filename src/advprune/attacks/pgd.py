@@ -34,7 +34,7 @@ class PGDOptions:
     precision: `bfloat16` computes gradients in mixed precision, about twice as fast where the
     processor has it; the images differ a little, so score them in float32 as always.
     draws, backward: for models with random layers (models/stochastic.py). Gradients are averaged
-    over so many draws (EOT, Athalye et al. 2018), loss and decisions are those of the mean logits,
+    over `draws` draws (EOT, Athalye et al. 2018), loss and decisions are those of the mean logits,
     and gradients of the random factors follow the rule `constant`, `scale` or `identity` (BPDA);
     None leaves the model's own.
     momentum: the step follows `v = momentum * v + g / mean|g|` instead of the gradient g alone

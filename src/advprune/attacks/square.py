@@ -30,7 +30,7 @@ class SquareOptions:
 
     queries: per image, the stripes included (the look at the clean image is not).
     p: share of the image that the first squares take.
-    draws: logits are the mean of so many forward passes, for randomized models. Whether the loss
+    draws: logits are the mean of that many forward passes, for randomized models. Whether the loss
     rose rests on that mean. Its noise stays in it, and the loss that is kept is that of a lucky
     draw, so score the images afresh.
     generator: a CPU generator; the squares of an image do not depend on the batch size.

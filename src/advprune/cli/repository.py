@@ -61,9 +61,11 @@ class Repository:
         as the profile does it, unless `normalize` says otherwise. keep: see `models.audit`. Raises
         UserError where the audit finds a fault, or where the network is not for such images.
         """
-        from advprune.models.audit import audit, naming, plain
+        from advprune.models.audit import audit
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
+        from advprune.models.infer import naming
         from advprune.models.outside import check_answers
+        from advprune.models.unmask import plain
 
         tensors, metadata = read_weights(path)
         spec = header_spec(metadata, where=str(path))

@@ -20,7 +20,7 @@ def received(
     crafted: Mapping[tuple[str, str], torch.Tensor],
     work: Work,
 ) -> pd.DataFrame:
-    """A target's answers to images crafted elsewhere: a row an image and (source, attack).
+    """A target's answers to images crafted elsewhere: one row per image and (source, attack).
 
     images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
     by (source, attack). Columns: source, attack, index, label, clean_pred, adv_pred, adv_margin.

@@ -72,7 +72,7 @@ def score(
 ) -> pd.DataFrame:
     """Score clean `images` and their attacked versions `adv`, float `[N, C, H, W]` in [0, 1].
 
-    Returns a row a sample: index, label, the given constant `columns` (attack, eps, seed, …), and
+    Returns one row per sample: index, label, the constant `columns` (attack, eps, seed, …), and
     for clean and adv: pred, confidence (largest softmax), margin (label's logit minus the largest
     other), nll, brier; also linf and l2, the size of the change.
     A randomized model is scored by its mean logits over `passes` draws from the column `seed`;

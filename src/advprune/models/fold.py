@@ -130,7 +130,7 @@ def _merge(traced: fx.GraphModule) -> list[tuple[str, str]]:
             continue
         conv_node, conv, bn = pair
         names.append((str(conv_node.target), str(node.target)))
-        _replace(traced, str(conv_node.target), fuse_conv_bn_eval(conv, bn))
+        traced.set_submodule(str(conv_node.target), fuse_conv_bn_eval(conv, bn))
         node.replace_all_uses_with(conv_node)
         traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
@@ -152,8 +152,3 @@ def _conv_before(
     if not isinstance(conv, nn.Conv2d) or isinstance(conv, BinaryConv2d):
         return None
     return before, conv, bn
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

@@ -1,7 +1,7 @@
 """Layers that families put into a network: behind a ReLU, behind a convolution, on its weights."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +9,6 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.models.spec import LayerSpec, Site, Where, attach, sites, spec_of
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 NEEDED: dict[Where, str] = {
     "relu": "no activation that is a module (nn.ReLU and the like, not F.relu) to stand behind",
     "conv": "no convolution (nn.Conv2d) to stand behind",
@@ -87,27 +86,24 @@ def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
     wrapped, role = _wrapped(name, module), "on_output" if where == "conv" else "on_weight"
     before = getattr(wrapped, role)
     setattr(wrapped, role, layer if before is None else nn.Sequential(before, layer))
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, wrapped)
+    model.set_submodule(name, wrapped)
 
 
 def _wrapped(name: str, module: nn.Module) -> nn.Module:
     """The module itself where it is wrapped already, else its wrapped form with its tensors."""
     if isinstance(module, WrappedConv2d | WrappedLinear):
         return module
+    wrapped: Any
     if type(module) is nn.Linear:
-        return _adopt(WrappedLinear(module.in_features, module.out_features), module)
-    if type(module) is nn.Conv2d:  # not what is derived from it, whose forward pass would be lost
+        wrapped = WrappedLinear(module.in_features, module.out_features)
+    elif type(module) is nn.Conv2d:  # a derived class's own forward pass would be lost
         size = (module.in_channels, module.out_channels, module.kernel_size)
         names = ("stride", "padding", "dilation", "groups", "padding_mode")
-        strides = {name: getattr(module, name) for name in names}
-        return _adopt(WrappedConv2d(*size, **strides), module)
-    raise UserError(
-        f"{name} is a {type(module).__name__}; layers can be put on or behind nn.Conv2d and "
-        "nn.Linear, but not what is derived from them"
-    )
-
-
-def _adopt(wrapped: Layer, module: Layer) -> Layer:
+        wrapped = WrappedConv2d(*size, **{name: getattr(module, name) for name in names})
+    else:
+        raise UserError(
+            f"{name} is a {type(module).__name__}; layers can be put on or behind nn.Conv2d and "
+            "nn.Linear, but not what is derived from them"
+        )
     wrapped.weight, wrapped.bias = module.weight, module.bias
     return wrapped.train(module.training)

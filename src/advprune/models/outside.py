@@ -96,47 +96,40 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
 
 
 def _maker(spec: ModelSpec) -> Make:
+    """What makes the network anew: the user's function, or that of torchvision or timm."""
     collection, _, name = spec.architecture.partition("/")
+    sizes: dict[str, Any]
     if spec.factory is not None:
-        return _of_function(spec, spec.factory)
-    return {"torchvision": _of_torchvision, "timm": _of_timm}[collection](spec, name)
+        module, _, name = spec.factory.partition(":")
+        function = getattr(imported(module), name, None)
+        if not callable(function):
+            raise UserError(f"{spec.factory}: {module} has no function {name!r}")
+        sizes = {"classes": spec.classes, "channels": spec.channels}
+        return partial(_called, spec.factory, function, **sizes, **spec.options)
+    if collection == "torchvision":
+        from torchvision import models
 
-
-def _of_function(spec: ModelSpec, factory: str) -> Make:
-    module, _, name = factory.partition(":")
-    function = getattr(imported(module), name, None)
-    if not callable(function):
-        raise UserError(f"{factory}: {module} has no function {name!r}")
-    sizes = {"classes": spec.classes, "channels": spec.channels}
-    return partial(_called, factory, function, **sizes, **spec.options)
-
-
-def _of_torchvision(spec: ModelSpec, name: str) -> Make:
-    from torchvision import models
-
-    known = models.list_models(module=models)  # those that classify images
-    if name not in known:
-        near = ", ".join(get_close_matches(name, known)) or "torchvision.models.list_models()"
-        raise UserError(f"torchvision has no classifier {name!r}; see {near}")
-    if spec.channels not in (1, COLOUR):
-        raise UserError(
-            f"torchvision/{name} takes grey or colour images, not {spec.channels} channels"
-        )
-    sizes = {"weights": None, "num_classes": spec.classes}
-    return partial(_called, spec.architecture, models.get_model, name, **sizes, **spec.options)
-
-
-def _of_timm(spec: ModelSpec, name: str) -> Make:
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise UserError(
-            f"{spec.architecture} needs the package timm; pip install 'advprune[timm]', or timm"
-        ) from error
-    if name not in timm.list_models():
-        raise UserError(f"timm has no model {name!r}; timm.list_models() gives their names")
-    sizes = {"num_classes": spec.classes, "in_chans": spec.channels, "pretrained": False}
-    return partial(_called, spec.architecture, timm.create_model, name, **sizes, **spec.options)
+        known = models.list_models(module=models)  # those that classify images
+        if name not in known:
+            near = ", ".join(get_close_matches(name, known)) or "torchvision.models.list_models()"
+            raise UserError(f"torchvision has no classifier {name!r}; see {near}")
+        if spec.channels not in (1, COLOUR):
+            raise UserError(
+                f"torchvision/{name} takes grey or colour images, not {spec.channels} channels"
+            )
+        function, sizes = models.get_model, {"weights": None, "num_classes": spec.classes}
+    else:
+        try:
+            timm = importlib.import_module("timm")
+        except ImportError as error:
+            raise UserError(
+                f"{spec.architecture} needs the package timm; pip install 'advprune[timm]', or timm"
+            ) from error
+        if name not in timm.list_models():
+            raise UserError(f"timm has no model {name!r}; timm.list_models() gives their names")
+        function = timm.create_model
+        sizes = {"num_classes": spec.classes, "in_chans": spec.channels, "pretrained": False}
+    return partial(_called, spec.architecture, function, name, **sizes, **spec.options)
 
 
 def imported(module: str) -> Any:
@@ -248,15 +241,11 @@ def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
     Wrappers' prefixes go, as many for all names as lets most of them fit.
     """
 
-    def peeled(count: int, inside: str) -> Rename:
-        return lambda name: inside + _peeled(name, count)
+    def renamed(count: int, inside: str, name: str) -> str:
+        for _ in range(count):
+            name = name.partition(".")[2] if name.startswith(PREFIXES) else name
+        return inside + name
 
-    ways = [peeled(count, inside) for count in range(4) for inside in ("", f"{INSIDE}.")]
+    ways = [partial(renamed, n, inside) for n in range(4) for inside in ("", f"{INSIDE}.")]
     known = list(names)
     return max(ways, key=lambda way: sum(way(name) in wanted for name in known))
-
-
-def _peeled(name: str, count: int) -> str:
-    for _ in range(count):
-        name = name.partition(".")[2] if name.startswith(PREFIXES) else name
-    return name

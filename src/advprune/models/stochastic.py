@@ -86,9 +86,12 @@ def drawn_logits(
     """Logits `[k, N, K]` of `draws` draws in all, k of them a forward pass.
 
     A pass takes up to `most` images (always at least all N once), so that a small network's time
-    does not go into starting its layers. Noise on weights is shared by a pass: then k is 1.
+    does not go into starting its layers. Noise on weights and frozen draws are the same for a whole
+    pass: then k is 1.
     """
-    together = max(1, most // max(len(images), 1)) if _by_sample(model) else 1
+    shared = any(name.endswith(".on_weight") for name, _ in model.named_modules())
+    shared |= any(layer.frozen is not None for layer in stochastic_layers(model))
+    together = 1 if shared else max(1, most // max(len(images), 1))
     for count in split(draws, together):
         repeated = images.repeat(count, 1, 1, 1) if count > 1 else images
         yield model(repeated).unflatten(0, (count, len(images)))
@@ -98,12 +101,6 @@ def split(total: int, size: int) -> list[int]:
     """`total` in parts of at most `size`."""
     whole, rest = divmod(total, size)
     return [size] * whole + [rest] * (rest > 0)
-
-
-def _by_sample(model: nn.Module) -> bool:
-    """Whether every sample of a batch has draws of its own."""
-    on_weights = (name.endswith(".on_weight") for name, _ in model.named_modules())
-    return not any(on_weights) and all(m.frozen is None for m in stochastic_layers(model))
 
 
 def mean_logits(model: nn.Module, images: torch.Tensor, draws: int, most: int = 0) -> torch.Tensor:

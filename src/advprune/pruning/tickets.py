@@ -65,9 +65,7 @@ from advprune.pruning.ticket_search import (
     prunable_weights,
 )
 
-
-def _adversarial() -> FineTuneSettings:
-    return FineTuneSettings(method="pgd", epochs=15, lr=0.1)
+TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
 class Ticket(Setting):
@@ -81,7 +79,7 @@ class Ticket(Setting):
     shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
     scope: Scope = "layer"
-    train: FineTuneSettings | None = Field(default_factory=_adversarial)
+    train: FineTuneSettings | None = TRAINING
 
 
 class ControlTicket(Ticket):

@@ -5,8 +5,8 @@ folded; weights are symmetric per output channel, `W ~ s_w q_w`; the input of ev
 linear layer is affine per tensor, `x ~ s_x (q_x - z)`. Biases are 32-bit integers on the scale
 `s_x s_w`. The integer model multiplies and adds whole numbers only (carried in float64, in which
 sums below 2^53 are exact, or in float32 where they stay below 2^24, so every machine gets the same
-ones); between layers (residual sums,
-ReLU, pooling) values are real, as in a dequantize-quantize graph.
+ones); between layers (residual sums, ReLU, pooling) values are real, as in a dequantize-quantize
+graph.
 
 The twin computes the same map in float32 with straight-through gradients: rounding and clipping
 have derivative one (BPDA, Athalye et al. 2018). Attacks run on the twin and are scored on the

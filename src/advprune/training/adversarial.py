@@ -10,6 +10,7 @@ that is used in the end.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,14 @@ Objective = Callable[[torch.Tensor], torch.Tensor]  # logits [N, K] -> a number 
 FGSM_STEP = 1.25  # in units of eps, as Wong et al. advise
 TRADES_START = 0.001  # deviation of the Gaussian start, as published
 CLIFF = 0.1  # less than this of a minibatch is noise, not a collapse
+
+
+class Inner(NamedTuple):
+    """An attack inside a training step: Linf budget, step and number of steps."""
+
+    eps: float
+    step: float
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,11 @@ class Method:
         """The length of an inner step, and of one of the validation attack."""
         return self.settings.step * self.recipe.budget
 
+    @property
+    def inner(self) -> Inner:
+        """The attack inside a training step."""
+        return Inner(self.eps, self.step, self.recipe.steps)
+
     def craft(
         self,
         model: nn.Module,
@@ -59,11 +73,11 @@ class Method:
         the CPU from `generator`. The model is left as it was.
         """
         if self.recipe.method == "pgd":
-            return pgd_images(model, x, y, self.eps, self.step, self.recipe.steps, generator)
+            return pgd_images(model, x, y, self.inner, generator)
         if self.recipe.method == "fgsm":
             return fgsm_images(model, x, y, self.eps, generator)
         if self.recipe.method == "trades":
-            return trades_images(model, x, self.eps, self.step, self.recipe.steps, generator)
+            return trades_images(model, x, self.inner, generator)
         if self.recipe.method == "mixed":
             return mixed_images(model, x, y, self.eps, self.recipe.share)
         return x
@@ -118,20 +132,19 @@ def climb(
     clean: torch.Tensor,
     start: torch.Tensor,
     objective: Objective,
-    eps: float,
-    step: float,
-    steps: int,
+    inner: Inner,
 ) -> torch.Tensor:
-    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, so many times.
+    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, `steps` times.
 
     P projects on the eps-ball round `clean` and on [0, 1].
     """
     point = start
     with attacked(model):
-        for _ in range(steps):
+        for _ in range(inner.steps):
             point = point.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(objective(model(point).float()), point)
-            point = project(ascend(point.detach(), gradient, step, "Linf"), clean, eps, "Linf")
+            point = ascend(point.detach(), gradient, inner.step, "Linf")
+            point = project(point, clean, inner.eps, "Linf")
     return point
 
 
@@ -139,15 +152,13 @@ def pgd_images(
     model: nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
-    eps: float,
-    step: float,
-    steps: int,
+    inner: Inner,
     generator: torch.Generator,
 ) -> torch.Tensor:
     """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
     Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
-    start = random_point(x.cpu(), eps, "Linf", generator).to(x.device)
-    return climb(model, x, start, _error(y), eps, step, steps)
+    start = random_point(x.cpu(), inner.eps, "Linf", generator).to(x.device)
+    return climb(model, x, start, _error(y), inner)
 
 
 def fgsm_images(
@@ -159,15 +170,13 @@ def fgsm_images(
 ) -> torch.Tensor:
     """One step of `1.25 eps` from a uniform start, projected (Wong et al., Fast is better than
     free: Revisiting adversarial training, 2020)."""
-    return pgd_images(model, x, y, eps, FGSM_STEP * eps, 1, generator)
+    return pgd_images(model, x, y, Inner(eps, FGSM_STEP * eps, 1), generator)
 
 
 def trades_images(
     model: nn.Module,
     x: torch.Tensor,
-    eps: float,
-    step: float,
-    steps: int,
+    inner: Inner,
     generator: torch.Generator,
 ) -> torch.Tensor:
     """`max_{|d| <= eps} KL(p(x) || p(x + d))` by PGD from `x + 0.001 N(0, 1)` (Zhang et al., 2019).
@@ -177,8 +186,8 @@ def trades_images(
     noise = torch.randn(x.shape, generator=generator).to(x.device)
     with attacked(model), torch.no_grad():
         target = model(x).float().log_softmax(1)
-    start = project(x + TRADES_START * noise, x, eps, "Linf")
-    return climb(model, x, start, lambda logits: kl(target, logits), eps, step, steps)
+    start = project(x + TRADES_START * noise, x, inner.eps, "Linf")
+    return climb(model, x, start, lambda logits: kl(target, logits), inner)
 
 
 def mixed_images(
@@ -199,7 +208,9 @@ def mixed_images(
     if count == 0:
         return x
     chosen = x[:count]
-    return torch.cat([climb(model, chosen, chosen, _error(y[:count]), eps, eps, 1), x[count:]])
+    return torch.cat(
+        [climb(model, chosen, chosen, _error(y[:count]), Inner(eps, eps, 1)), x[count:]]
+    )
 
 
 def kl(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

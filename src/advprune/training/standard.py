@@ -29,7 +29,7 @@ from advprune.models.fold import Following, channels_last
 from advprune.training.adversarial import Method, collapsed, fgsm_images
 
 Row = dict[str, float]
-History = list[Row]  # a row an epoch
+History = list[Row]  # one row per epoch
 STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
 
 
@@ -170,7 +170,7 @@ class Trainer:
         return self.recipe.epochs or self.settings.epochs
 
     def run(self) -> History:
-        """Train for all epochs; returns a row an epoch.
+        """Train for all epochs; returns one row per epoch.
 
         Columns: epoch; loss and accuracy on the training batches as they were trained on (TRADES:
         accuracy on the clean images); accuracy on validation images; where the recipe attacks its

@@ -1,0 +1,197 @@
+"""What every family promises: the given network untouched, seeds, exact files, refusals."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.core.errors import UserError
+from advprune.core.train_settings import TrainSettings
+from advprune.models.card import nonzero_of, sparsity_of
+from advprune.models.checkpoint import load_model, save_model
+from advprune.models.spec import spec_of
+from advprune.models.stochastic import is_randomized
+from advprune.pruning import Data, families, prune
+from conftest import make_network
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+TRAIN = TrainSettings(batch=16, eps=16 / 255, step=8 / 255)
+BRIEF = {"method": "pgd", "epochs": 1, "steps": 1, "lr": 0.3}
+HALF = {"compression": 2, "finetune": BRIEF}
+TICKET = {"sparsity": 0.9, "train": BRIEF}
+GAUGE = {"batch": 2, "attack_steps": 1}
+SEARCH = {**GAUGE, "steps": 2, "refresh": 1}
+PLAIN: dict[str, Any] = {  # neither random nor trained
+    **{"E": 0.05, "S": {"sigmas": 1, "gate": "none"}, "clamp": 1, "round": 1, "DWP": 0.5},
+    "filters": {"fraction": 0.5, "small": True},
+}
+RANDOM: dict[str, Any] = {  # in every forward pass
+    **{"SAP": 1.0, "SWP": 4.0, "dropout": 0.1, "RNA": 0.05, "RSA": 0.2, "RNW": 0.01, "RSW": 0.1},
+}
+DRAWN: dict[str, Any] = {"R": 0.1, "ESR": {"E": 0.05, "S": 2, "R": 0.01}, "random": HALF}
+MASKS: dict[str, Any] = {
+    **dict.fromkeys(("random", "magnitude_global", "magnitude_layer"), HALF),
+    **{name: HALF | {"images": 32} for name in ("gradient_global", "gradient_layer")},
+    **{name: HALF | {"images": 32, "steps": 1} for name in ("GAP_global", "GAP_layer")},
+}
+TRAINED: dict[str, Any] = {
+    **MASKS,
+    "filters": {"fraction": 0.5, "finetune": BRIEF},
+    "LWM": {"sparsity": 0.8, "finetune": BRIEF},
+    "HYDRA": {"sparsity": 0.8, "scores": BRIEF, "finetune": BRIEF},
+    "AWT": {**TICKET, "search": SEARCH},
+    "NTT": {**TICKET, "search": SEARCH},
+    "random_ticket": {**TICKET, "gauge": GAUGE},
+    "magnitude_ticket": {**TICKET, "gauge": GAUGE},
+    "inherited_ticket": TICKET,
+}
+
+
+@pytest.fixture(scope="module")
+def small(digits: Pair) -> nn.Module:
+    return make_network(digits[0], width=2)
+
+
+@pytest.fixture(scope="module")
+def data(digits: Pair) -> Data:
+    return Data(digits[0][:32], digits[1][:32], TRAIN)
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
+
+
+def test_every_family_is_tested_here() -> None:
+    assert {*PLAIN, *RANDOM, *DRAWN, *TRAINED} == {*families()}
+
+
+@pytest.mark.parametrize(("name", "setting"), [*PLAIN.items(), *RANDOM.items(), *DRAWN.items()])
+def test_a_family_survives_saving_and_leaves_the_given_network_alone(
+    small: nn.Module, data: Data, tmp_path: Path, name: str, setting: Any
+) -> None:
+    before = state(small)
+    model = prune(name, small, setting, data).model
+    twice = prune("round", model, 1).model  # families can be stacked
+    assert same(before, state(small)) and not model.training
+    for one in (model, twice):
+        save_model(one, tmp_path / "model.safetensors")
+        loaded = load_model(tmp_path / "model.safetensors")
+        assert spec_of(loaded) == spec_of(one) and not loaded.training
+        outputs = []
+        for network in (one, loaded):
+            torch.manual_seed(5)
+            outputs.append(network(data.images))
+        assert torch.equal(*outputs) and not torch.equal(outputs[0], small(data.images))
+        assert (
+            is_randomized(loaded)
+            == (name in RANDOM)
+            == bool((loaded(data.images) != outputs[0]).any())
+        )
+
+
+@pytest.mark.parametrize(("name", "setting"), TRAINED.items())
+def test_what_is_removed_stays_zero_through_training_and_in_the_file(
+    small: nn.Module, data: Data, tmp_path: Path, name: str, setting: Any
+) -> None:
+    before = state(small)
+    frozen = copy.deepcopy(small).requires_grad_(False)  # no obstacle, and left as it was
+    pruned = prune(name, frozen, setting, data)
+    assert same(before, state(frozen)) and not any(p.requires_grad for p in frozen.parameters())
+    assert len(pruned.notes["finetune"]) == 1 and not pruned.model.training
+    save_model(pruned.model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    for key, weight in loaded.named_parameters():
+        gone = pruned.changed[key]
+        assert (weight[gone] == 0).all()
+        assert gone.all() or not torch.equal(weight[~gone], small.get_parameter(key)[~gone])
+        if weight.ndim > 1 and name != "inherited_ticket":  # in which nothing is removed
+            assert torch.equal(weight == 0, gone)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*TRAINED, *DRAWN} - {"AWT", "NTT"})
+)  # those: test_tickets.py
+def test_a_family_follows_its_seed(small: nn.Module, data: Data, name: str) -> None:
+    setting = (TRAINED | DRAWN)[name]
+    one, again, other = (state(prune(name, small, setting, data, s).model) for s in (1, 1, 2))
+    assert same(one, again) and not same(one, other)
+
+
+@pytest.mark.parametrize("compression", [1, 4, 16])
+@pytest.mark.parametrize("name", MASKS)
+def test_compression_is_exact_to_one_parameter(
+    small: nn.Module, data: Data, name: str, compression: int
+) -> None:
+    setting = MASKS[name] | {"compression": compression, "finetune": None}
+    pruned, total = prune(name, small, setting, data), sum(p.numel() for p in small.parameters())
+    assert nonzero_of(pruned.model) == round(total / compression)
+    assert sparsity_of(pruned.model) == pruned.ratio == 1 - round(total / compression) / total
+    for key, weight in pruned.model.named_parameters():
+        assert torch.equal(weight == 0, pruned.changed[key])
+
+
+@pytest.mark.parametrize(("name", "setting"), (TRAINED | {"clamp": 1}).items())
+def test_images_are_needed(small: nn.Module, name: str, setting: Any) -> None:
+    with pytest.raises(UserError, match=f"{name}: this family learns from training images"):
+        prune(name, small, setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("E", -1, "threshold.*greater than or equal to 0.*-1"),
+        ("E", "abc", "number.*abc"),
+        ("E", {"threshold": 1, "extra": 2}, "extra"),
+        ("S", 0, "sigmas.*greater than 0"),
+        ("S", {"sigmas": 3, "gate": "maybe"}, "gate.*maybe"),
+        ("R", float("nan"), "radius"),
+        ("ESR", 3, "mapping"),
+        ("Q", 3, "no family 'Q'; known: AWT, DWP, E, ESR"),
+        ("clamp", {"sigmas": 1, "percentile": 99}, "either sigmas or percentile"),
+        ("round", -1, "decimals.*-1"),
+        ("SAP", 0, "fraction"),
+        ("SAP", {"fraction": 1, "form": "exact"}, "form"),
+        ("SAP", {"fraction": 1, "where": "weight"}, "where"),
+        ("dropout", 1.0, "rate"),
+        ("RNA", -1, "sigma"),
+        ("DWP", 1.5, "keep"),
+        ("random", {}, "either compression or sparsity"),
+        ("random", {"compression": 2, "sparsity": 0.5}, "either compression or sparsity"),
+        ("random", 0.5, "compression.*greater than or equal to 1.*0.5"),
+        ("random", {"sparsity": 1.0}, "sparsity.*less than 1"),
+        ("random", {"sparsity": -0.1}, "sparsity.*greater than or equal to 0"),
+        ("random", {"compression": 2, "finetune": {"epochs": 0}}, r"finetune\.epochs"),
+        ("random", {"compression": 2, "scope": "layer"}, "scope"),
+        ("GAP_global", {"compression": 2, "score": "squared"}, "score.*squared"),
+        ("GAP_global", {"compression": 2, "remove": "middle"}, "remove.*middle"),
+        ("GAP_global", {"compression": 2, "steps": -1}, "steps.*-1"),
+        ("GAP_global", {"compression": 2, "images": 0}, "images.*0"),
+        ("GAP_global", {"score": "signed"}, "either compression or sparsity"),
+        ("filters", 1.0, "fraction.*less than 1"),
+        ("filters", -0.1, "fraction.*greater than or equal to 0"),
+        ("filters", {"small": True}, "fraction"),
+        ("filters", {"fraction": 0.5, "small": "maybe"}, "small"),
+        ("LWM", 1.0, "sparsity.*less than 1"),
+        ("LWM", {"sparsity": 0.5, "scores": {}}, "scores"),
+        ("LWM", {"sparsity": 0.5, "finetune": {"beta": -1}}, r"finetune\.beta"),
+        ("HYDRA", -0.1, "sparsity.*greater than or equal to 0"),
+        ("HYDRA", {"sparsity": 0.5, "scores": {"epochs": -1}}, r"scores\.epochs"),
+        ("HYDRA", {"sparsity": 0.5, "scores": {"method": "fgsm"}}, r"scores\.method.*fgsm"),
+        ("AWT", 1.0, "sparsity.*less than 1"),
+        ("AWT", {"sparsity": 0.5, "scope": "block"}, "scope"),
+        ("AWT", {"sparsity": 0.5, "search": {"projections": 0}}, r"search\.projections"),
+        ("AWT", {"sparsity": 0.5, "search": {"gamma": -1}}, r"search\.gamma.*-1"),
+        ("AWT", {"sparsity": 0.5, "train": {"epochs": 0}}, r"train\.epochs"),
+    ],
+)
+def test_wrong_settings_are_refused(small: nn.Module, name: str, setting: Any, words: str) -> None:
+    with pytest.raises(UserError, match=rf"prune\.{name}: .*{words}") as error:
+        prune(name, small, setting)
+    assert "\n" not in str(error.value)
