@@ -8,6 +8,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["ADVPRUNE_WORKERS"] = "1"
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +22,7 @@ from advprune.data import prepare
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
+from advprune.training.standard import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +80,30 @@ class Linear(nn.Module):
 def linear() -> Linear:
     """Two classes on 3x4x4 images."""
     return Linear(torch.randn(2, 48, generator=torch.Generator().manual_seed(0)))
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+@contextmanager
+def stored(kill_after: int | None = None) -> Iterator[list[Path | None]]:
+    """Where training stores its state meanwhile, once an epoch; it is killed after so many."""
+    store, found = Trainer._store, []
+
+    def counted(trainer: Trainer, run: Any) -> None:
+        store(trainer, run)
+        found.append(trainer.state_path)
+        if len(found) == kill_after:
+            raise Killed
+
+    ending = pytest.raises(Killed) if kill_after else nullcontext()
+    with pytest.MonkeyPatch.context() as patch, ending:
+        patch.setattr(Trainer, "_store", counted)
+        yield found
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have the same tensors."""
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

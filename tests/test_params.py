@@ -33,6 +33,13 @@ def loaded(*changes: tuple[str, Any]) -> params.Params:
     return read
 
 
+def checked(read: params.Params) -> params.Params:
+    """The same, with the settings of families and studies checked as the stage settings does."""
+    check_settings(read)
+    check_studies(read)
+    return read
+
+
 def made(**change: str) -> tuple[str, dict[str, str]]:
     """E-standard as an entry of `models`, changed."""
     return "models/E-standard", {"do": "prune", "of": "dense-standard", "by": "prune.E"} | change
@@ -41,9 +48,7 @@ def made(**change: str) -> tuple[str, dict[str, str]]:
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_settings_are_valid_in_every_profile(path: Path) -> None:
     for profile in params.load(path).profiles:
-        read = params.load(path, profile=profile)
-        check_settings(read)
-        check_studies(read)
+        read = checked(params.load(path, profile=profile))
         assert set(read.leaderboard()) | set(read.attackers()) == {*read.dense(), *read.models}
 
 
@@ -142,6 +147,23 @@ def test_a_profile_overrides_key_by_key() -> None:
         # studies
         ("studies/sweep/of", "X", ["studies.sweep.of", "no model 'X'", DENSE]),
         ("studies/sweep", {"of": "E-standard"}, ["studies.sweep.study", "required"]),
+        # families and studies, which are checked where they are typed
+        ("prune/GAPP", 1, ["prune.GAPP: there is no family 'GAPP'; known: AWT, DWP, E, ESR"]),
+        ("prune/mine", {"family": "odd"}, ["prune.mine: there is no family 'odd'"]),
+        ("prune/mine", {"family": "E", "threshold": -2}, ["prune.mine: threshold", "-2"]),
+        ("prune/GAP_layer/compression", 0.5, ["prune.GAP_layer: compression", "0.5"]),
+        ("studies/x", {"study": "fit", "of": "seed1"}, ["studies.x.study: there is no kind 'fit'"]),
+        ("studies/sweep/points/E", [1e-3, -2], ["studies.sweep.points.E.1: threshold", "-2"]),
+        ("studies/sweep/points/E", [], ["studies.sweep: points.E"]),
+        ("studies/sweep/points", {"GAPP": [1]}, ["studies.sweep.points.GAPP.0: there is no fam"]),
+        ("studies/compression/points/random", [0.5], ["points.random.0: compression", "0.5"]),
+        ("studies/protocol/members/RNA/setting", -1, ["protocol.members.RNA: sigma", "-1"]),
+        ("studies/seeds/seeds", 0, ["studies.seeds: seeds", "0"]),
+        ("studies/seeds/points/LWM_95/setting", 1.5, ["seeds.points.LWM_95: sparsity", "1.5"]),
+        ("studies/flips-dense/bits", 9, ["studies.flips-dense: bits", "9"]),
+        ("studies/flips-dense/scale", "row", ["studies.flips-dense: scale", "row"]),
+        ("studies/flips-dense/variants", ["random"], ["flips-dense: variants", "random"]),
+        ("studies/flips-dense/budget", 0, ["studies.flips-dense: budget", "0"]),
         # attacks
         ("attacks/field/eps", "300/255", ["attacks.field", "between 0 and 1"]),
         ("attacks/field/eps", "8/0", ["attacks.field.eps", "8/0", "fraction"]),
@@ -203,44 +225,10 @@ def test_a_profile_overrides_key_by_key() -> None:
 )
 def test_wrong_values_are_refused_by_name(key: str, value: Any, words: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        loaded((key, value))
+        checked(loaded((key, value)))
     message = str(error.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("prune/GAPP", 1, "prune.GAPP: there is no family 'GAPP'; known: AWT, DWP, E, ESR"),
-        ("prune/mine", {"family": "odd"}, "prune.mine: there is no family 'odd'"),
-        ("prune/mine", {"family": "E", "threshold": -2}, "prune.mine: threshold.*-2"),
-        ("prune/GAP_layer/compression", 0.5, "prune.GAP_layer.*compression.*0.5"),
-        ("studies/x", {"study": "fit", "of": "seed1"}, "studies.x.study: there is no kind 'fit'"),
-        ("studies/sweep/points/E", [1e-3, -2], "studies.sweep.points.E.1: threshold.*-2"),
-        ("studies/sweep/points/E", [], "studies.sweep: points.E"),
-        ("studies/sweep/points", {"GAPP": [1]}, "no family 'GAPP'"),
-        ("studies/compression/points/random/0", {"sparsity": 1.5}, "random.0: sparsity.*1.5"),
-        ("studies/protocol/members/RNA/setting", -1, "studies.protocol.members.RNA: sigma.*-1"),
-        ("studies/seeds/seeds", 0, "studies.seeds: seeds.*0"),
-        ("studies/seeds/points/LWM_95/setting", 1.5, "seeds.points.LWM_95: sparsity.*1.5"),
-        ("studies/flips-dense/bits", 9, "studies.flips-dense: bits.*9"),
-        ("studies/flips-dense/scale", "row", "studies.flips-dense: scale.*row"),
-        ("studies/flips-dense/variants", ["random"], "studies.flips-dense: variants.*random"),
-        ("studies/flips-dense/budget", 0, "studies.flips-dense: budget.*0"),
-    ],
-)
-def test_families_and_studies_are_checked_before_anything_runs(
-    key: str, value: Any, words: str
-) -> None:
-    change = copy.deepcopy(RAW)
-    if key.endswith("random/0"):  # an item of a list
-        points = change["studies"]["compression"]["points"]["random"]
-        key, value = key.removesuffix("/0"), [value, *points[1:]]
-    read = loaded((key, value))
-    with pytest.raises(UserError, match=words):
-        check_settings(read)
-        check_studies(read)
 
 
 def test_models_by_name() -> None:
@@ -273,10 +261,7 @@ def test_mappings_may_be_empty_or_left_out() -> None:
     raw = {key: value for key, value in RAW.items() if key not in names}
     assert params.parse(params.Params, raw, "here") == read
     kept = {name: one for name, one in RAW["models"].items() if name != "seed1"}
-    read = loaded(("surrogates", {}), ("models", kept), ("studies", {}))
-    check_settings(read)
-    check_studies(read)
-    assert read.attackers() == []
+    assert checked(loaded(("surrogates", {}), ("models", kept))).attackers() == []
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from advprune.quantization.training import (
 )
 from advprune.training.finetune import finetune
 from advprune.training.standard import Trainer
-from conftest import make_network
+from conftest import make_network, same_weights, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=64, lr=0.1, label_smoothing=0.1, eps=24 / 255, step=12 / 255)
@@ -72,12 +72,6 @@ def errors(model: nn.Module, pair: Pair) -> float:
 
 def integers_of(model: nn.Module) -> list[QuantizedLayer]:
     return [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-
-
-def same(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two models have the same tensors."""
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_layer_in_training_by_hand() -> None:
@@ -135,7 +129,7 @@ def test_untrained_integers_are_those_of_quantize(
     trained: nn.Module, splits: dict[str, Pair]
 ) -> None:
     images = splits["train"][0][:CALIBRATION]
-    assert same(
+    assert same_weights(
         integer_form(training_form(trained, images, 5, 99.0)), quantize(trained, images, 5, 99.0)
     )
 
@@ -199,26 +193,14 @@ def test_training_on_attacked_images_withstands_more(
     assert found["pgd"] < found["standard"] - 0.1
 
 
-class Killed(Exception):
-    """Stands for a kill between two epochs."""
-
-
 def test_a_killed_run_ends_with_the_integers_of_an_unbroken_one(
-    trained: nn.Module, splits: dict[str, Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: nn.Module, splits: dict[str, Pair], tmp_path: Path
 ) -> None:
     pair = tuple(t[:192] for t in splits["train"])
-    unbroken = learned(trained, pair, 4, epochs=3)
-    store, state = Trainer._store, tmp_path / "state.pt"
-
-    def killed(self: Trainer, run: object) -> None:
-        store(self, run)
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_store", killed)
-        learned(trained, pair, 4, state, epochs=3)
-    assert state.is_file()
-    assert same(learned(trained, pair, 4, state, epochs=3), unbroken)
+    with stored(kill_after=1):
+        learned(trained, pair, 4, tmp_path / "state.pt", epochs=3)
+    resumed = learned(trained, pair, 4, tmp_path / "state.pt", epochs=3)
+    assert same_weights(resumed, learned(trained, pair, 4, epochs=3))
 
 
 def converted(

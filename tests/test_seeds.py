@@ -25,7 +25,7 @@ from advprune.pruning import Data, prune
 from advprune.studies import Given, run_study
 from advprune.studies.seeds import histories_of
 from advprune.training.base import load_or_train
-from advprune.training.standard import Trainer
+from conftest import stored
 
 CPU = torch.device("cpu")
 
@@ -176,44 +176,27 @@ def test_records_are_what_the_pieces_give_by_themselves(
         assert told.val_accuracy.tolist() == [0.5]
     attack, (images, labels) = given.profile.attacks["field"], given.test
     work = Work(seed, given.profile.batch, given.params.attack.score_draws)
-    expected = rows(
-        model, images, craft(model, images, labels, attack, work), labels, "field", attack, work
-    )
+    crafted = craft(model, images, labels, attack, work)
+    expected = rows(model, images, crafted, labels, "field", work)
     own = (records.point == point) & (records.seed == seed) & (records.attack == "field")
     found = records[own].reset_index(drop=True)
     pd.testing.assert_frame_equal(found[list(expected)], expected)
     assert (found.sparsity == sparsity_of(model)).all() and (found.prune_ratio == ratio).all()
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
 @pytest.mark.parametrize("epoch", [2, 4])
 def test_a_killed_study_goes_on_where_it_was(
-    ran: tuple[Any, Any, Any],
-    digits: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    epoch: int,
+    ran: tuple[Any, Any, Any], digits: Any, tmp_path: Path, epoch: int
 ) -> None:
-    """Trainings of an epoch: of two points on the given network, and of another and its two."""
-    given, trained = course(digits, tmp_path, chosen()), []
-    store = Trainer._store
-
-    def counted(trainer: Trainer, run: Any) -> None:
-        store(trainer, run)
-        trained.append(trainer.state_path)
-        if len(trained) == epoch:
-            raise Killed
-
-    monkeypatch.setattr(Trainer, "_store", counted)
-    with pytest.raises(Killed):
+    """Five trainings of an epoch: two points on the given network, another, and its two."""
+    given = course(digits, tmp_path, chosen())
+    with stored(kill_after=epoch) as first:
         run_study("it", given)
-    found = run_study("it", given)
+    with stored() as rest:
+        found = run_study("it", given)
+    assert len([*first, *rest]) == len({*first, *rest}) == 5
     pd.testing.assert_frame_equal(found["records"], ran[1])
     pd.testing.assert_frame_equal(found["history"], ran[2])
-    assert len(trained) == len(set(trained)) == 5
 
 
 def test_without_points_nothing_is_done(ran: tuple[Any, Any, Any], tmp_path: Path) -> None:
