@@ -5,7 +5,7 @@ RUN := PATH="$$PWD/.venv/bin:$$PATH" python
 .PHONY: repro test bench lint setup
 
 repro: setup  ## run what is out of date of the pipeline and show the results
-	@$(RUN) stages/warm.py python stages/quick.py repro
+	@$(RUN) -m dvc repro
 	@$(RUN) stages/show.py
 
 test: setup  ## run the tests

@@ -1,4 +1,4 @@
-"""Stage attack: the suite on one model; records, adversarial images, and where the attack acts."""
+"""Stage attack: the suite on one model; records, adversarial images, effect on each layer."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ def attack(
 ) -> None:
     """Write runs/<profile>/<name>/{records.parquet,layers.parquet,adversarial.safetensors}.
 
-    Of an attacker's own network only the images are made, and both tables are empty.
+    For an attacker's own network only the images are made; both tables are empty.
     """
     import pandas as pd
     from safetensors.torch import save_file

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import typer
 
 from advprune.core.errors import UserError
-from advprune.core.params import Params, Profile, load
+from advprune.core.params import Params, load
+from advprune.core.profile import Profile
 
 if TYPE_CHECKING:  # torch takes a while, and not every script needs it
     from torch import nn
@@ -68,9 +69,11 @@ class Workspace:
         return {name: read_split(self.data(name)) for name in names}
 
     def load(self, model: str) -> "nn.Module":
-        """A model that was made before."""
+        """A model that was made before; UserError where params.yaml declares none of that name."""
         from advprune.models.checkpoint import load_model
 
+        if model not in (known := [*self.params.dense(), *self.params.models]):
+            raise UserError(f"there is no model {model!r}; known: {', '.join(known)}")
         return load_model(self.run(model), self.factory)
 
     def card(self, model: str) -> dict[str, Any]:
@@ -89,7 +92,8 @@ class Workspace:
         """An entry of `models` that is made by a script; UserError for any other name."""
         entry = self.params.models.get(name)
         if entry is None or entry.do != do:
-            known = [key for key, entry in self.params.models.items() if entry.do == do]
+            known = self.params.dense() if do == "train" else []
+            known += [key for key, entry in self.params.models.items() if entry.do == do]
             raise UserError(f"{name} is none of the models with do: {do} ({', '.join(known)})")
         return entry
 
@@ -118,9 +122,7 @@ class Workspace:
         """
         place = self.place("data", "attacks.json")
         if not place.is_file() or json.loads(place.read_text(encoding="utf-8")) != self.attacks:
-            raise UserError(
-                f"{place} is not up to date; run `dvc repro` or stages/prepare.py --settings"
-            )
+            raise UserError(f"{place} is not up to date; run `dvc repro` or stages/settings.py")
         return place
 
 
@@ -139,18 +141,14 @@ def script(command: Any, shared: bool = False) -> None:
 
 
 def _together(app: typer.Typer, shared: bool) -> None:
-    """Run a command in each of several processes; where one fails, it says why and all end."""
+    """Run a command in each of several processes of torchrun, which ends all where one fails."""
     from advprune.core import distributed
 
+    if not shared:
+        raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
     distributed.start()
     try:
-        if not shared:
-            raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
         app()
     except SystemExit:  # the command is done, or its arguments are wrong: in all processes
         distributed.end()
-        raise
-    except Exception:
-        if not distributed.first_to_fail():
-            sys.exit(1)
         raise

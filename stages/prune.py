@@ -13,18 +13,19 @@ def prune(
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}."""
     from advprune.data import to_float
-    from advprune.pruning import Data, chosen
+    from advprune.pruning import Data, chosen, setting_of
     from advprune.pruning import prune as prune_model
 
     workspace = Workspace.open(profile)
     params, train = workspace.params, workspace.profile.train
     entry = workspace.entry(name, "prune")
     family, setting = chosen(entry.key, params.prune[entry.key])
+    checked = setting_of(family, setting, place=entry.by)
     split = workspace.splits("train")["train"]
     files = [workspace.run(entry.of), workspace.data("train")]
     with workspace.unfinished(family, setting, train.model_dump(), files=files) as state:
         data = Data(to_float(split.images), split.labels, train, state)
-        pruned = prune_model(family, workspace.load(entry.of), setting, data, params.seed)
+        pruned = prune_model(family, workspace.load(entry.of), checked, data, params.seed)
         facts = {"setting": setting, "prune_ratio": round(pruned.ratio, 4)}
         known = {"parent": workspace.run(entry.of), "image_shape": split.shape}
         workspace.save(name, pruned.model, facts, **known)

@@ -1,20 +1,17 @@
 """Stage summarize: metrics, tables, figures and the report, from the records alone."""
 
-from pathlib import Path
-
 from common import ProfileOption, Workspace, script
 
 
 def summarize(profile: ProfileOption = None) -> None:
-    """Write metrics/<profile>/<family>-<base>.json and reports/<profile>/."""
-    from advprune.report.families import read_claims
-    from advprune.report.study import read_study
+    """Write metrics/<profile>/<model>.json and reports/<profile>/."""
+    from advprune.report.read import read_run
     from advprune.report.write import write_metrics, write_report
 
     workspace = Workspace.open(profile)
-    study = read_study(workspace.params, workspace.place)
-    write_metrics(study, workspace.place("metrics"))
-    write_report(study, workspace.place("reports"), read_claims(Path("docs/families")))
+    run = read_run(workspace.params)
+    write_metrics(run, workspace.place("metrics"))
+    write_report(run, workspace.place("reports"))
 
 
 if __name__ == "__main__":

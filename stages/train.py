@@ -1,4 +1,4 @@
-"""Stage train: a network trained from nothing, or loaded where the profile gives weights."""
+"""Stage train: a network trained from scratch, or loaded where the profile gives weights."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Stage transfer: every model tried on the images that were crafted on every other."""
+"""Stage transfer: every model on the images crafted on the others."""
 
 from functools import partial
 from pathlib import Path
@@ -7,7 +7,7 @@ from common import ProfileOption, Workspace, script
 
 
 def transfer(profile: ProfileOption = None) -> None:
-    """Write records/<profile>/transfer.parquet: a row an image, attack, source and target."""
+    """Write records/<profile>/transfer.parquet: one row per image, attack, source and target."""
     import pandas as pd
 
     from advprune.core.ahead import ahead

@@ -10,7 +10,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900")
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu")
 
 # Before anything of the page: what is told to the console as an error, and what asks for a network.
 LISTEN = """
@@ -45,13 +45,14 @@ FINISH = """
 """
 
 
-def run_in(page: str, script: str, folder: Path) -> dict[str, Any]:
+def run_in(page: str, script: str, folder: Path, width: int = 1200) -> dict[str, Any]:
     """Open a copy of the page and run a script in it, which writes into `found`."""
     assert BROWSER is not None
     file = folder / "page.html"
     tested = page.replace("<head>", f"<head>{LISTEN}", 1) + FINISH % script
     file.write_text(tested, encoding="utf-8")
-    command = [BROWSER, *OPTIONS, f"--user-data-dir={folder / 'profile'}"]
+    command = [BROWSER, *OPTIONS, f"--window-size={width},900"]
+    command += [f"--user-data-dir={folder / 'profile'}"]
     command += ["--virtual-time-budget=20000", "--dump-dom", file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     result = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)

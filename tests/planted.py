@@ -1,4 +1,4 @@
-"""Planted studies for the tests of the report: records in which every number has a known cause."""
+"""Planted runs for the tests of the report: records in which every number has a known cause."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +11,7 @@ import pandas as pd
 from advprune.core.attack_settings import KINDS
 from advprune.core.params import CARRIED, Params, load
 from advprune.core.settings import parse
-from advprune.report.finding import Finding
-from advprune.report.study import Model, Study
+from advprune.report.run import Model, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 40
@@ -112,13 +111,15 @@ def model(
         received = {
             (f"dense-{base}", name): elsewhere(name, planted(k), clean) for name, k in kept.items()
         }
+    name, root = f"{family}-{base}", f"dense-{base}"
     histogram = {"low": -1.0, "high": 1.0, "before": [1, 9, 1], "after": [0, 11, 0]}
     card = {"setting": setting, "prune_ratio": 0.25, "sparsity": 0.2, "bits": 32, "parameters": 9}
     card |= {"sha256": family, "twin_agreement": None, "histogram": histogram}
-    card |= {"nonzero": 1234, "macs": 56789, "inert": 0.0, "file_bytes": 4321}
+    card |= {"nonzero": 1234, "macs": 56789, "inert": 0.0, "file_bytes": 4321, "stored_bits": 999}
     layers = more.pop("layers", layer_table())
     records = pd.concat(tables, ignore_index=True)
-    return Model(family, base, card | more, records, layers, received)
+    do = "train" if family == "dense" else "prune"
+    return Model(name, family, root, root, do, card | more, records, layers, received)
 
 
 def exchange(models: Sequence[Model], own: Sequence[str] = ()) -> list[Model]:
@@ -149,31 +150,26 @@ def hears(one: Model, planted_here: Mapping[tuple[str, str], pd.DataFrame]) -> M
 
 
 def settings(**changes: Any) -> Params:
-    """The settings of a planted study."""
-    raw = load(ROOT / "params.yaml", "digits").model_dump()
+    """The settings of a planted run: attacks, suite and curves of its own, and no studies."""
+    raw = load(ROOT / "params.yaml", "digits").model_dump(exclude_unset=True)
     attacks = {
         name: {"eps": "48/255", "step": step, "steps": steps}
         for name, (step, steps) in ATTACKS.items()
     }
-    curves_of = {"eps": [0, 16 / 255, 48 / 255, 96 / 255], "steps": [1, 5, 50]}
     attacks["square"] = {"method": "square", "eps": "48/255", "queries": 300}
     suite = {"table": list(ATTACKS), "transfer": list(EXCHANGED)}
     suite |= {kind: ["square"] for kind in KINDS}
-    raw["profiles"]["digits"] |= {"attacks": attacks, "curves": curves_of, "suite": suite}
-    raw["profiles"] = {"digits": raw["profiles"]["digits"]}
-    raw |= {"attack": {"main": "main"}, "prune": {"A": 1, "B": 2}, "sweep": {"A": [1, 2]}}
-    raw |= {"bases": ["standard"], "protocol": {}}
-    raw |= {"tickets": {}, "sparsity_study": {}}
-    dense = {"of": "dense", "base": raw["bases"][0]}
-    raw["bitflip"] = {"dense_8": dense | {"variants": ["margin"]}, "dense_4": dense | {"bits": 4}}
-    raw |= {"masks": {}, "compression": {}, "quantized": {}, "binary": {}}
-    raw |= {"surrogates": {}, "substitutes": {}}
+    own, planted_here = raw["profiles"]["digits"], ("attacks", "suite", "curves")
+    raw["profiles"] = {"digits": {k: v for k, v in own.items() if k not in planted_here}}
+    raw |= {"attacks": attacks, "suite": suite, "attack": {"main": "main"}}
+    raw["curves"] = {"eps": [0, 16 / 255, 48 / 255, 96 / 255], "steps": [1, 5, 50]}
+    raw |= {"prune": {"A": 1, "B": 2}, "models": {}, "studies": {}}
     return parse(Params, raw | changes, "test")
 
 
 def swept_on(n: int, params: Params) -> Params:
     """The same, with settings of sweeps and curves attacked on the first `n` images."""
-    raw = params.model_dump()
+    raw = params.model_dump(exclude_unset=True)
     raw["profiles"]["digits"]["sweep_images"] = n
     return parse(Params, raw, "test")
 
@@ -257,45 +253,28 @@ def sparse(
     return pd.concat(tables, ignore_index=True)
 
 
-def study(
+def run_of(
     *models: Model,
-    points: Sequence[pd.DataFrame] | None = None,
     params: Params | None = None,
-    protocol: pd.DataFrame | None = None,
-    compressions: Mapping[str, Sequence[pd.DataFrame]] | None = None,
-    surrogates: Mapping[tuple[str, str], pd.DataFrame] | None = None,
-    sparse_points: Sequence[pd.DataFrame] = (),
-    sparse_history: pd.DataFrame | None = None,
-    bitflips: Mapping[str, pd.DataFrame] | None = None,
-) -> Study:
-    """A study of one base: a dense network first, then the given models."""
+    studies: Mapping[str, pd.DataFrame] | None = None,
+    attackers: Mapping[tuple[str, str], pd.DataFrame] | None = None,
+) -> Run:
+    """A run: a dense network first, then the given models, tried on each other's images.
+
+    studies: records by the name of a study of `params`. attackers: records of attackers' networks
+    on their own images, by (name, attack).
+    """
     chosen = list(models) or [model("A"), model("B")]
     if chosen[0].family != "dense":
         chosen = [model("dense"), *chosen]
-    own = dict(surrogates or {})
-    chosen = exchange(chosen, list(dict.fromkeys(name for name, _ in own)))
-    params = params or settings()
-    points = [point(0), point(1)] if points is None else points
-    sweeps = {(name, "standard"): pd.concat(points) for name in params.sweep}
-    over = {
-        (name, "standard"): pd.concat(tables, ignore_index=True)
-        for name, tables in (compressions or {}).items()
-    }
-    clean = np.full((N, 1, 8, 8), 100, np.uint8)
-    adv = {one.name: clean + np.uint8(48) for one in chosen}
-    protocol = pd.DataFrame() if protocol is None else protocol
-    classes = list("abcd")
-    sparsity = pd.concat([pd.DataFrame(), *sparse_points], ignore_index=True)
-    history = pd.DataFrame() if sparse_history is None else sparse_history
-    flips = {
-        name: flipping((10, 12, 14, 16, 18), variants=entry.variants, bits=entry.bits)
-        for name, entry in params.bitflip.items()
-    } | dict(bitflips or {})
-    found = (params, chosen, sweeps, over, own, "planted", classes, clean, adv, protocol)
-    return Study(*found, sparsity, history, flips)
-
-
-def only(found: Any) -> Finding:
-    """The one finding."""
-    (finding,) = found
-    return finding
+    own = dict(attackers or {})
+    return Run(
+        params=params or settings(),
+        models=exchange(chosen, list(dict.fromkeys(name for name, _ in own))),
+        attackers=own,
+        studies=dict(studies or {}),
+        source="planted",
+        classes=list("abcd"),
+        clean_images=np.full((N, 1, 8, 8), 100, np.uint8),
+        folder=Path("nowhere"),
+    )

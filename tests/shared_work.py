@@ -17,16 +17,15 @@ from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.square import square
 from advprune.core import distributed
-from advprune.core.ahead import ahead
 from advprune.core.attack_settings import AttackSettings
-from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.core.resume import Parts
+from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.evaluate.craft import Work, craft
 from advprune.evaluate.probes import gradient
-from advprune.evaluate.records import logits_of
+from advprune.evaluate.records import Scoring, all_logits
 from advprune.pruning import prune
 from advprune.training.standard import Trainer, accuracy
-from conftest import make_network
+from conftest import Linear, make_network
 
 BATCH = 7  # of 24 images: the last is smaller, and one process has more than the other
 METHODS = ("standard", "pgd", "fgsm", "trades", "mixed")
@@ -52,13 +51,13 @@ def attacks() -> dict[str, Any]:
         found[f"{name} pgd"] = several(restarts=2, drop=name == "fixed", loss="margin")
         queries = {"queries": 4, "batch": BATCH, "cost": cost}
         found[f"{name} square"] = square(network, images, labels, 0.05, **queries)
-        found[f"{name} logits"] = logits_of(network, images, BATCH, 3)
+        found[f"{name} logits"] = all_logits(network, images, Scoring(BATCH, 3))
         main = AttackSettings(eps=0.1, step=0.1, steps=1, drop=True)
-        crafted = craft(network, images, labels, main, Work(batch=BATCH, draws=3))
+        work = Work(batch=BATCH, draws=3)
+        crafted = craft(network, images, labels, main, work)
         found[f"{name} pixels"] = crafted.pixels
-        found[f"{name} gradient"] = gradient(
-            network, images, labels, main, Work(batch=BATCH, draws=3)
-        ).gradient.tolist()
+        probed = gradient(network, images, labels, main, work)
+        found[f"{name} gradient"] = probed.gradient.tolist()
         spent = cost.forwards, cost.gradients, crafted.cost.forwards, crafted.cost.gradients
         found[f"{name} cost"] = spent
     said, cost = model(images).argmax(1), Cost()  # all are right, and fall to the first attack
@@ -69,24 +68,31 @@ def attacks() -> dict[str, Any]:
 
 
 def training(
-    method: str, state: Path | None = None, epochs: int = 1, killed: bool = False
+    method: str,
+    linear: bool = False,
+    state: Path | None = None,
+    epochs: int = 1,
+    killed: bool = False,
 ) -> dict[str, Any]:
     """Weights and history, in float64, where rounding does not hide a wrong formula.
 
-    Of 35 images in batches of 16: the last holds 3. killed: after the first epoch.
+    Of 35 images in batches of 16: the last holds 3. linear: a model without batch-norm, on 32
+    images. killed: after the first epoch.
     """
     torch.set_default_dtype(torch.float64)
     try:
-        images, labels = pictures(35)
-        model = make_network(images[:32] / 255, width=2).double()
+        images, labels = pictures(32 if linear else 35)
+        weight = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
+        model = Linear(weight) if linear else make_network(images[:32] / 255, width=2)
         recipe = RecipeSettings(method=method, epochs=epochs, steps=2, clustering=1e-2, ema=0.5)
-        pair = images, labels
 
         def stop(epoch: int) -> None:
             if killed:
                 raise InterruptedError
 
-        trainer = Trainer(model, pair, None, SETTINGS, recipe, 0, state, after_epoch=stop)
+        trainer = Trainer(
+            model.double(), (images, labels), None, SETTINGS, recipe, 0, state, after_epoch=stop
+        )
         history: list[dict[str, float]] = []
         with suppress(InterruptedError):
             history = trainer.run()
@@ -95,47 +101,18 @@ def training(
         torch.set_default_dtype(torch.float32)
 
 
-def pieces(parts: Parts) -> pd.DataFrame:
-    """Tables that are made ahead, each with the number of processes that its maker saw."""
-    tables = [partial(parts.frame, f"{n}", partial(_table, n)) for n in range(5)]
-    ahead("tables", tables)
-    return pd.concat([table() for table in tables])
-
-
-def _table(number: int) -> pd.DataFrame:
-    return pd.DataFrame({"number": [number], "seen": [distributed.processes()]})
-
-
-def exchange() -> dict[str, Any]:
-    """What the building blocks give in this process."""
-    rank = distributed.rank()
-    tensor = torch.tensor([float(rank + 1)], requires_grad=True)
-    (distributed.add_up(tensor) * (rank + 1)).sum().backward()
-    return {
-        "spread": distributed.spread(range(5), lambda n: (n, distributed.processes())),
-        "turns": list(distributed.turns(3)),
-        "same": distributed.same(rank),
-        "total": distributed.total(1, rank),
-        "shares": [distributed.share(n) for n in (1, 2, 5)],
-        "found": distributed.first_found(rank == 1, lambda: f"by {rank}"),
-        "nothing": distributed.first_found(False, lambda: "never"),
-        "sum": distributed.add_up(torch.tensor([float(rank + 1)])).item(),
-        "gradient": tensor.grad.item(),  # type: ignore[union-attr]
-    }
-
-
 def main(folder: Path) -> None:
     """Everything, in each of several processes; with folders of parts that the others lack."""
     distributed.start()
     rank = distributed.rank()
-    found: dict[str, Any] = {"attacks": attacks(), "exchange": exchange()}
-    parts = Parts(folder / f"parts{rank}", files=[])
-    found["pieces"] = pieces(parts).to_dict("list")
-    found["kept"] = sorted(int(path.stem) for path in parts.folder.glob("*"))
-    found["training"] = {method: training(method) for method in METHODS}
+    found: dict[str, Any] = {"attacks": attacks(), "training": {m: training(m) for m in METHODS}}
+    found["training"]["linear"] = training("standard", linear=True)
     state = folder / "state.pt" if rank == 0 else folder / "none.pt"
-    found["resumed"] = training("pgd", state, epochs=2)
-    parts.discard()
+    found["training"]["resumed"] = training("pgd", state=state, epochs=2)
+    parts = Parts(folder / f"parts{rank}", files=[])
+    table = partial(parts.frame, "table", lambda: pd.DataFrame({"by": [rank]}))
+    found["parts"] = [int(table().by[0]), int(table().by[0]), len(list(folder.glob("parts*/*/*")))]
+    found["inside"] = distributed.spread(range(3), lambda n: (n, distributed.processes()))
     torch.save(found, folder / f"{rank}.pt")
     distributed.end()
 

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from advprune.core import ahead as module
-from advprune.core.ahead import ahead, count
+from advprune.core.ahead import ahead
 from advprune.core.errors import UserError
 from advprune.core.resume import Parts
 
@@ -39,7 +38,8 @@ def square(value: float) -> pd.DataFrame:
     x = torch.full((64, 64), value, requires_grad=True)
     (x @ x).sum().backward()
     assert x.grad is not None
-    return pd.DataFrame({"value": [float(x.grad[0, 0])], "process": [os.getpid()]})
+    facts = {"process": [os.getpid()], "threads": [torch.get_num_threads()]}
+    return pd.DataFrame({"value": [float(x.grad[0, 0])]} | facts)
 
 
 def jobs(parts: Parts) -> list[partial[pd.DataFrame]]:
@@ -53,6 +53,7 @@ def test_jobs_are_done_elsewhere_and_found_here(tmp_path: Path) -> None:
     found = pd.concat([job() for job in work])
     assert os.getpid() not in set(found.process) and found.process.nunique() <= 2
     assert found.value.tolist() == [128.0 * n for n in range(4)]
+    assert set(found.threads) == {1}
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -91,16 +92,11 @@ def test_a_killed_process_is_told() -> None:
         ahead("jobs", [die, die])
 
 
-@pytest.mark.parametrize("text", ["0", "two", "-1", ""])
+@pytest.mark.parametrize("text", ["0", "two", "-1"])
 def test_a_wrong_number_of_workers_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("ADVPRUNE_WORKERS", text)
-    with pytest.raises(UserError, match="ADVPRUNE_WORKERS is"):
-        count()
-
-
-def test_by_default_every_usable_core_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ADVPRUNE_WORKERS")
-    assert count() == len(os.sched_getaffinity(0))
+    with pytest.raises(UserError, match=f"ADVPRUNE_WORKERS is '{text}'"):
+        ahead("jobs", [])
 
 
 def test_nothing_outlives_a_killed_parent(tmp_path: Path) -> None:
@@ -123,8 +119,3 @@ def running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:
         return False
-
-
-def test_the_caller_is_not_marked_as_a_worker() -> None:
-    ahead("jobs", [int, int])
-    assert module._jobs is None

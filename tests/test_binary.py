@@ -16,7 +16,7 @@ from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import hamming, store
 from advprune.core.errors import UserError
 from advprune.core.train_settings import BinarySettings, TrainSettings
-from advprune.evaluate.craft import kind_of, surrogate
+from advprune.evaluate.craft import differentiable, kind_of
 from advprune.evaluate.layers import where
 from advprune.models.binary import (
     BinaryConv2d,
@@ -62,9 +62,8 @@ def spec(**changes: Any) -> ModelSpec:
 
 def trained(digits: Pair, **changes: Any) -> nn.Module:
     """A training form after a few steps, some of its scales negative."""
-    generator = torch.Generator().manual_seed(0)
     model = build_dense(spec(**changes))
-    initialize(model, generator)
+    initialize(model, torch.Generator().manual_seed(0))
     latent(model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(3):
@@ -259,7 +258,7 @@ def test_attacks_by_gradient_find_a_way(digits: Pair, frozen: nn.Module) -> None
     adv = pgd(frozen, digits[0], digits[1], 0.2, 0.05, 5)
     before, after = (F.cross_entropy(frozen(images), digits[1]) for images in (digits[0], adv))
     assert after > before + 0.1
-    assert kind_of(frozen) == "binary" and surrogate(frozen) is frozen
+    assert kind_of(frozen) == "binary" and differentiable(frozen) is frozen
     rows = where(frozen, digits[0][:8], adv[:8])
     assert {"BinaryConv2d", "Site", "BinaryLinear"} <= set(rows.kind)
 

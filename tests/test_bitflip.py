@@ -715,7 +715,7 @@ def test_random_flips_go_on_and_measure_the_loss() -> None:
         ({"candidates": 5, "most_candidates": 4}, "candidates"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, "3 labels for 12"),
         ({"images": tiny_images() + 1}, "outside"),
-        ({"images": tiny_images()[:0]}, "shape"),
+        ({"images": tiny_images()[:0]}, "no images"),
         ({"images": tiny_images()[0]}, "shape"),
     ],
 )

@@ -2,18 +2,24 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import typer
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
+from advprune.cli.app import app
+from advprune.core.errors import UserError
 from advprune.core.params import load
+from advprune.pruning import families
+from advprune.report.docs import PUBLISHED, blocks_of, filled
+from advprune.report.docs import README as README_FILE
+from advprune.report.pages import FOLDER, modules, pages_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
-RESULTS = re.findall(r"<!-- results: (\S+) -->\n.+?\n<!-- end of results -->", README, re.DOTALL)
+RESULTS = re.findall(r"<!-- results: (\S+) -->", README)
 
 
 def headings(page: Path) -> set[str]:
@@ -36,9 +42,9 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
-def test_every_profile_with_results_is_shown() -> None:
-    committed = sorted(p.name for p in (ROOT / "metrics").iterdir() if p.is_dir())
-    assert sorted(RESULTS) == committed
+def test_the_default_profile_is_shown() -> None:
+    committed = {p.name for p in (ROOT / "metrics").iterdir() if p.is_dir()}
+    assert RESULTS == ["digits"] and committed >= set(RESULTS)
 
 
 def rerun_here(folder: str = "metrics") -> bool:
@@ -49,18 +55,40 @@ def rerun_here(folder: str = "metrics") -> bool:
     return bool(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
 
 
-@pytest.mark.skipif(rerun_here(), reason="metrics/ was made anew on this machine")
 @pytest.mark.skipif(rerun_here("reports"), reason="reports/ was made anew on this machine")
-def test_figures_of_ours_are_those_of_the_committed_results(tmp_path: Path) -> None:
-    pages = {"--readme": ROOT / "README.md", "--page": ROOT / "docs" / "published.md"}
-    copies = {option: tmp_path / page.name for option, page in pages.items()}
-    for option, page in pages.items():
-        copies[option].write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
-    options = [str(word) for pair in copies.items() for word in pair]
-    command = [sys.executable, "stages/published.py", *options]
-    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    for option, page in pages.items():
-        assert copies[option].read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", [README_FILE, PUBLISHED], ids=str)
+def test_figures_of_ours_are_those_of_the_committed_results(page: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert filled(text, blocks_of(ROOT)[page]) == text
+
+
+def test_pages_of_families_are_those_of_their_docstrings() -> None:
+    made = pages_of()
+    assert {path.stem for path in (ROOT / FOLDER).glob("*.md")} == set(made)
+    for name, text in made.items():
+        assert (ROOT / FOLDER / f"{name}.md").read_text(encoding="utf-8") == text
+
+
+def test_every_family_has_a_page_with_claim_formula_and_source() -> None:
+    known = {key for keys in modules().values() for key in keys}
+    assert known == set(families())
+    for name, text in pages_of().items():
+        for heading in ("**Claim (", "**Formula.**", "**Source.**", "## Settings"):
+            assert heading in text, (name, heading)
+
+
+def test_a_page_without_its_block_is_refused() -> None:
+    with pytest.raises(UserError, match="needs once"):
+        filled("<!-- a -->", {"a": "text"})
+
+
+@pytest.mark.skipif(rerun_here("rl/report"), reason="rl/report was made anew on this machine")
+def test_the_page_on_agents_quotes_their_report() -> None:
+    page = (ROOT / "docs" / "reinforcement-learning.md").read_text(encoding="utf-8")
+    report = (ROOT / "rl" / "report" / "report.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^> \*\*(\w+)\.\*\* (.+)$", page, re.MULTILINE)
+    assert len(quoted) == report.count("\n## ")
+    assert all(f"## {game} (" in report and sentence in report for game, sentence in quoted)
 
 
 def test_commands_in_the_readme_exist() -> None:
@@ -68,8 +96,9 @@ def test_commands_in_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert targets >= {"repro", "test"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    scripts = set(re.findall(r"python (stages/\w+\.py)", README))
-    assert scripts and all((ROOT / script).is_file() for script in scripts)
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = set(re.findall(r"^advprune (\w+)", README, re.MULTILINE))
+    assert commands and commands <= set(known)
 
 
 def settings_shown() -> list[list[str]]:

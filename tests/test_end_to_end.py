@@ -9,30 +9,20 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from workspace import ROOT, copy_pipeline, run
+from workspace import ROOT, TINY, copy_pipeline, run
 
 from advprune.models.checkpoint import load_model
 
 KEYS = {
-    "verdict",
-    "robust_accuracy_low",
-    "clean_accuracy",
-    "remnant_accuracy_low",
-    "attack_success_rate",
-    "transfer_accuracy",
-    "n",
+    *("n", "clean_accuracy", "robust_accuracy", "robust_low", "robust_high", "transfer_accuracy"),
+    *("sparsity", "bits", "flips_to_chance", "verdict"),
 }
-ROWS = ["dense", "int8", "E", "clamp", "SAP", "random", "GAP_layer", "GAP_int8", "BNN"]
-WARM = ("stages/warm.py", "python", "-m")  # runs DVC beside a process that has torch
-OWN = ["seed1", "GAP_layer_substitute"]  # the attacker's networks
-ON_MASKS = {
-    *("mask@random-standard", "mask@GAP_layer-standard", "compression@random-standard"),
-    *("attack-masked@random-standard", "attack-masked@GAP_layer-standard"),
-    *("quantized@GAP_int8", "attack-quantized@GAP_int8-standard"),
-    *("surrogate@seed1", "substitute@GAP_layer-standard", "bitflip@dense_4"),
-}
-OF_E = ["attack@E-standard", "prune@E-standard", "summarize", "transfer"]
-OF_BITS = {"growth", "binary@BNN", "attack-binary@BNN-standard"}
+ATTACKERS = ["seed1", "GAP_copy"]
+JUDGED = ["dense-standard", *(name for name in TINY["models"] if name not in ATTACKERS)]
+EVERY = {"prepare", "settings", "train@standard", "attack_dense@standard", "transfer", "summarize"}
+EVERY |= {f"{stage}@{name}" for stage in ("model", "attack") for name in TINY["models"]}
+EVERY |= {f"study@{name}" for name in TINY["studies"]}
+OF_E = ["attack@E-standard", "model@E-standard", "summarize", "transfer"]
 
 
 def git(folder: Path, *command: str) -> str:
@@ -47,6 +37,13 @@ def stages_run(output: str) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", output)
 
 
+def dvc(folder: Path, *command: str) -> str:
+    """Run DVC, which must succeed; what it printed."""
+    done = run(folder, "-m", "dvc", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A repository in which the pipeline has been run, and what that printed."""
@@ -54,88 +51,89 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "start")
-    done = run(folder, "stages/warm.py", "python", "stages/quick.py", "repro")
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = dvc(folder, "repro")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "results")
-    return folder, done.stdout
+    return folder, said
 
 
 def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
     folder, output = pipeline
-    assert len(stages_run(output)) == 19 + len(ON_MASKS | OF_BITS)
-    assert set(stages_run(output)) > ON_MASKS | OF_BITS
+    assert sorted(stages_run(output)) == sorted(EVERY)
     metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/digits").iterdir()}
-    assert set(metrics) == {f"{family}-standard" for family in ROWS}
-    for found in metrics.values():
-        assert set(found) == set(metrics["dense-standard"]) and set(found) >= KEYS
-        assert found["n"] == 40
+    assert set(metrics) == set(JUDGED)
+    assert all(set(found) == KEYS and found["n"] == 40 for found in metrics.values())
+    bits = {name: found["bits"] for name, found in metrics.items() if found["bits"] != 32}
+    assert bits == {"GAP_int8": 8, "BNN-standard": 1, "wide-standard": 1}
     report = folder / "reports/digits"
-    for settings in ("E-standard.sweep", "random-standard.compression"):
-        records = pd.read_parquet(folder / f"records/digits/{settings}.parquet")
-        assert sorted(records["index"].unique()) == list(range(30))
-    text = (report / "report.md").read_text().replace("\u00a0", " ")
-    assert text.count("n = 30 test images") == 1 and "n = 30, seed 0" in text
-    assert "## Leaderboard" in text and all(f"| {family} " in text for family in ROWS)
-    page = (report / "report.html").read_text()
-    assert "<html" in page and "data:image/png;base64," in page and "data-plot=" in page
+    results = pd.read_csv(report / "results.csv")
+    assert results.model.tolist() == JUDGED  # the dense network, then the order of `models`
+    text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
+    assert all(name in text and name in page for name in JUDGED)
     assert not re.search(r"""(src|href)=["']https?://""", page.split("<script>")[0])
-    for figure in (report / "figures").glob("*.png"):
+    figures = list((report / "figures").glob("*.png"))
+    assert figures
+    for figure in figures:
         Image.open(figure).verify()
+    for name in ATTACKERS:
+        assert pd.read_parquet(folder / f"runs/digits/{name}/records.parquet").empty
+
+
+def test_every_study_is_recorded(pipeline: tuple[Path, str]) -> None:
+    tables = {
+        name: pd.read_parquet(pipeline[0] / f"records/digits/{name}/records.parquet")
+        for name in TINY["studies"]
+    }
+    sweep, curve, flips = tables["sweep"], tables["curve"], tables["flips"]
+    assert set(zip(sweep.family, sweep.order, strict=True)) == {("E", 0), ("E", 1), ("R", 0)}
+    assert {"field", "from_dense_field", "from_dense_momentum"} == set(curve.attack)
+    for table in (sweep, curve):  # the profile's `sweep_images`
+        assert sorted(table["index"].unique()) == list(range(30))
+    assert set(tables["protocol"].member) == {"dense", "SAP_100"}
+    assert set(tables["seeds"].groupby(["point", "seed"]).groups) == {
+        (point, seed) for point in ("dense", "LWM_50") for seed in (0, 1)
+    }
+    runs = flips.groupby(["variant", "seed"], sort=False)
+    assert list(runs.groups) == [(v, s) for v in ("untargeted", "margin", "random") for s in (0, 1)]
+    assert (runs.flip.first() == 0).all() and runs.accuracy.first().nunique() == 1
 
 
 def test_the_matrix_of_transfer_is_whole(pipeline: tuple[Path, str]) -> None:
+    """The main attack's images between all models, those of the other attacks whose images are
+    kept from the dense network or an attacker's own; of attackers, the answers to their own."""
     folder, _ = pipeline
-    names = [f"{family}-standard" for family in ROWS]
-    expected = {(one, "field", other) for one in names for other in names if one != other}
-    expected |= {("dense-standard", "momentum", other) for other in names[1:]}
+    expected = {(one, "field", other) for one in JUDGED for other in JUDGED if one != other}
+    others = ("momentum", "published_10", "published_40")
+    expected |= {("dense-standard", attack, other) for attack in others for other in JUDGED[1:]}
     expected |= {
-        (own, attack, other) for own in OWN for attack in ("field", "momentum") for other in names
+        (own, attack, other)
+        for own in ATTACKERS
+        for attack in ("field", "momentum")
+        for other in (*JUDGED, own)
     }
-    table = pd.read_csv(folder / "reports/digits/curves/transfer.csv")
-    assert set(zip(table.source, table.attack, table.target, strict=True)) == expected
-    assert len(table) == len(expected) and (table.n == 40).all()
-    assert table.accuracy.between(0, 1).all()
-    records = pd.read_parquet(folder / "transfers/digits/transfer.parquet")
-    for row in table.itertuples():
-        pair = (records.source == row.source) & (records.target == row.target)
-        told = records[pair & (records.attack == row.attack)]
-        assert row.accuracy == round(float((told.adv_pred == told.label).mean()), 4)
-    text = (folder / "reports/digits/report.md").read_text()
-    for words in ("## Compression by masks", "## Quantized models", "Does GAP_layer harden"):
-        assert words in text
-    head = next(line for line in text.splitlines() if "all sources %" in line)
-    assert all(f"| {own} → model %" in head for own in OWN)
+    records = pd.read_parquet(folder / "records/digits/transfer.parquet")
+    sizes = records.groupby(["source", "attack", "target"]).size()
+    assert set(sizes.index) == expected and (sizes == 40).all()
 
 
 def test_metrics_are_the_records_own(pipeline: tuple[Path, str]) -> None:
     folder, _ = pipeline
-    table = pd.read_parquet(folder / "records/digits/E-standard.parquet")
-    main = table[table.attack == "field"]
+    table = pd.read_parquet(folder / "runs/digits/E-standard/records.parquet")
     found = json.loads((folder / "metrics/digits/E-standard.json").read_text())
-    assert found["remnant_accuracy"] == round(float((main.adv_pred == main.label).mean()), 4)
+    main = table[table.attack == "field"]
     assert found["clean_accuracy"] == round(float((main.clean_pred == main.label).mean()), 4)
-    assert found["robust_accuracy"] <= found["remnant_accuracy"]
     assert main.linf.max() <= 48 / 255 + 1e-6 and len(main) == 40
-
-
-def test_bits_are_flipped_and_told(pipeline: tuple[Path, str]) -> None:
-    folder, _ = pipeline
-    records = pd.read_parquet(folder / "records/digits/dense_4.bitflip.parquet")
-    runs = records.groupby(["variant", "seed"], sort=False)
-    assert list(runs.groups) == [(v, s) for v in ("untargeted", "margin", "random") for s in (0, 1)]
-    assert (runs.flip.first() == 0).all() and (
-        runs.accuracy.first() == runs.accuracy.first().iloc[0]
-    ).all()
-    assert "## Bits under attack" in (folder / "reports/digits/report.md").read_text()
-    table = pd.read_csv(folder / "reports/digits/curves/flips.csv")
-    assert table.search.tolist() == ["untargeted", "margin"] and (table.seeds == 2).all()
+    inside = table[~table.attack.str.startswith(("curve_", "probe_")) & (table.eps <= 48 / 255)]
+    kept = (inside.adv_pred == inside.label).groupby(inside["index"]).all()
+    assert found["robust_accuracy"] == round(float(kept.mean()), 4)
+    sent = pd.read_parquet(folder / "records/digits/transfer.parquet").set_index("target")
+    sent = sent.loc["E-standard"].query("source == 'dense-standard' and attack == 'field'")
+    assert found["transfer_accuracy"] == round(float((sent.adv_pred == sent.label).mean()), 4)
 
 
 def test_a_second_run_does_nothing(pipeline: tuple[Path, str]) -> None:
-    again = run(pipeline[0], "-m", "dvc", "repro")
-    assert again.returncode == 0 and stages_run(again.stdout) == []
-    assert "up to date" in again.stdout
+    again = dvc(pipeline[0], "repro")
+    assert stages_run(again) == [] and "up to date" in again
 
 
 def test_a_queue_of_changes_to_one_family_runs_its_stages_alone(
@@ -144,14 +142,12 @@ def test_a_queue_of_changes_to_one_family_runs_its_stages_alone(
     folder, _ = pipeline
     values = {"sweep-1": 5e-3, "sweep-2": 2e-3}
     setting = f"prune.E={','.join(map(str, values.values()))}"
-    queued = run(folder, "-m", "dvc", "exp", "run", "--queue", "-n", "sweep", "-S", setting)
-    assert queued.returncode == 0, queued.stderr
-    done = run(folder, *WARM, "dvc", "exp", "run", "--run-all")
-    assert done.returncode == 0, done.stdout + done.stderr
+    dvc(folder, "exp", "run", "--queue", "-n", "sweep", "-S", setting)
+    said = dvc(folder, "exp", "run", "--run-all")
     assert git(folder, "status", "--porcelain", "params.yaml", "dvc.lock", "metrics") == ""
-    dense = load_model(folder / "models/digits/dense-standard/model.safetensors")
+    dense = load_model(folder / "runs/digits/dense-standard/model.safetensors")
     weights = torch.cat([weight.detach().flatten() for weight in dense.parameters()])
-    logs = re.split(r"Reproducing experiment '([^']+)'", done.stdout)[1:]
+    logs = re.split(r"Reproducing experiment '([^']+)'", said)[1:]
     ran = dict(zip(logs[::2], map(stages_run, logs[1::2]), strict=True))
     assert {name: sorted(stages) for name, stages in ran.items()} == dict.fromkeys(values, OF_E)
     for name, threshold in values.items():
@@ -159,22 +155,24 @@ def test_a_queue_of_changes_to_one_family_runs_its_stages_alone(
         metrics = json.loads(git(folder, "show", f"{found}:metrics/digits/E-standard.json"))
         small = (weights.abs() < threshold).double().mean()
         assert metrics["sparsity"] == round(float(small), 4), name
-    assert run(folder, "-m", "dvc", "exp", "apply", "sweep-1").returncode == 0
-    shown = run(folder, "-m", "dvc", "metrics", "show", "--md")
-    assert shown.returncode == 0
-    assert all(f"{family}-standard.json" in shown.stdout for family in ROWS)
-    changed = run(folder, "-m", "dvc", "metrics", "diff", "main", "--md").stdout
+    dvc(folder, "exp", "apply", "sweep-1")
+    shown = dvc(folder, "metrics", "show", "--md")
+    assert all(f"{name}.json" in shown for name in JUDGED)
+    changed = dvc(folder, "metrics", "diff", "main", "--md")
     assert re.search(r"E-standard.json *\| sparsity", changed)
     assert "clamp-standard" not in changed
 
 
-def test_a_family_is_added_from_the_command_line(pipeline: tuple[Path, str]) -> None:
+def test_models_are_left_out_and_added_from_the_command_line(pipeline: tuple[Path, str]) -> None:
     folder, _ = pipeline
-    done = run(folder, *WARM, "dvc", "exp", "run", "-S", "+prune.round=2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    expected = ["attack@round-standard", "prune@round-standard", "summarize"]
-    assert sorted(stages_run(done.stdout)) == [*expected, "transfer"]
-    assert (folder / "metrics/digits/round-standard.json").is_file()
+    mine = "{do: prune, of: dense-mine, by: prune.clamp}"
+    changes = ("~models.E-standard", f"+models.mine={mine}", "+recipes.mine={method: standard}")
+    words = [word for change in changes for word in ("-S", change)]
+    said = dvc(folder, "exp", "run", *words)
+    made = ["attack@mine", "attack_dense@mine", "model@mine", "train@mine"]
+    assert sorted(stages_run(said)) == sorted([*made, "transfer", "summarize"])
+    left = {*JUDGED, "dense-mine", "mine"} - {"E-standard"}
+    assert {path.stem for path in (folder / "metrics/digits").iterdir()} == left
 
 
 def test_the_library_example_of_the_readme_runs(pipeline: tuple[Path, str]) -> None:
@@ -195,21 +193,18 @@ def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
     pipeline: tuple[Path, str],
 ) -> None:
     folder, _ = pipeline
-    for stage, outs in (
-        (("attack", "clamp"), ["records/digits/clamp-standard.parquet"]),
-        (("prune", "clamp"), ["models/digits/clamp-standard/model.safetensors"]),
-        (("prune", "GAP_layer"), ["models/digits/GAP_layer-standard/model.safetensors"]),
-        (("quantize", "GAP_int8"), ["models/digits/GAP_int8-standard/model.safetensors"]),
-        (("growth",), ["models/digits/growth.json"]),
-        (("binary", "BNN"), ["models/digits/BNN-standard/model.safetensors"]),
-        (("surrogate", "GAP_layer", "--copy"), [f"surrogates/digits/{OWN[1]}/model.safetensors"]),
-        (("bitflip", "dense_4"), ["records/digits/dense_4.bitflip.parquet"]),
-        (("transfer",), ["transfers/digits/transfer.parquet"]),
-        (("summarize",), ["metrics/digits/E-standard.json", "reports/digits/report.html"]),
+    for words, out in (
+        (("attack", "clamp-standard"), "runs/digits/clamp-standard/records.parquet"),
+        (("prune", "GAP_layer-standard"), "runs/digits/GAP_layer-standard/model.safetensors"),
+        (("quantize", "GAP_int8"), "runs/digits/GAP_int8/model.safetensors"),
+        (("train", "BNN-standard"), "runs/digits/BNN-standard/model.safetensors"),
+        (("train", "GAP_copy"), "runs/digits/GAP_copy/model.safetensors"),
+        (("study", "flips"), "records/digits/flips/records.parquet"),
+        (("transfer",), "records/digits/transfer.parquet"),
+        (("summarize",), "reports/digits/report.html"),
     ):
-        before = [(folder / out).read_bytes() for out in outs]
-        for out in outs:
-            (folder / out).unlink()
-        done = run(folder, f"stages/{stage[0]}.py", *stage[1:])
+        before = (folder / out).read_bytes()
+        (folder / out).unlink()
+        done = run(folder, f"stages/{words[0]}.py", *words[1:])
         assert done.returncode == 0, done.stderr
-        assert [(folder / out).read_bytes() for out in outs] == before
+        assert (folder / out).read_bytes() == before, words

@@ -18,15 +18,15 @@ from workspace import change, copy_pipeline, run
 
 import common
 
-WEIGHTS = "models/digits/dense-standard/model.safetensors"
+WEIGHTS = "runs/digits/dense-standard/model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with data and a dense network."""
     folder = copy_pipeline(tmp_path_factory.mktemp("errors") / "work")
-    for command in (("prepare",), ("attacks",), ("train", "standard")):
-        done = run(folder, f"stages/{command[0]}.py", *command[1:])
+    for stage, *name in (("prepare",), ("settings",), ("train", "dense-standard")):
+        done = run(folder, f"stages/{stage}.py", *name)
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -81,33 +81,32 @@ def bench(
 @pytest.mark.parametrize(
     ("stage", "arguments", "key", "value", "words"),
     [
-        ("prune", ("E",), "prune/E", -1, ["prune.E", "-1", "greater than or equal to 0"]),
-        ("prune", ("E",), "prune/E", "abc", ["prune.E", "'abc'", "number"]),
-        ("prepare", (), "prune/E", -1, ["prune.E", "-1"]),
-        ("prepare", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, DWP, E, ESR"]),
-        ("prune", ("Q",), "prune/E", 1, ["prune.Q", "-S +prune.Q"]),
-        ("sweep", ("Q",), "prune/E", 1, ["sweep.Q"]),
-        ("attack", ("E",), "profile", "cifar100", ["no profile 'cifar100'", "digits"]),
-        ("attack", ("E", "--base", "odd"), "prune/E", 1, ["no recipe 'odd'", "standard"]),
-        ("attack", ("E",), "prune/E", 1, ["no checkpoint", "E-standard", "dvc repro"]),
-        (
-            "attack",
-            ("dense",),
-            "profiles/digits/attacks/field/eps",
-            "300/255",
-            ["attacks.field", "between 0 and 1"],
-        ),
-        ("attacks", (), "attack/extra", [{"name": "PGDD"}], ["no attack 'PGDD'"]),
-        ("attack", ("dense",), "attack/score_draws", 20, ["attacks.json is not up to date"]),
+        ("prune", ("E-standard",), "prune/E", -1, ["prune.E", "-1", "greater than or equal to 0"]),
+        ("prune", ("E-standard",), "prune/E", "abc", ["prune.E", "'abc'", "number"]),
+        ("prune", ("my-E",), "prune/mine", {"family": "E", "threshold": -1}, ["prune.mine: thr"]),
+        ("prune", ("odd",), "prune/E", 1, ["odd is none of", "do: prune (E-standard, clamp"]),
+        ("quantize", ("E-standard",), "prune/E", 1, ["do: quantize (GAP_int8)"]),
+        ("train", ("odd",), "prune/E", 1, ["do: train (dense-standard, BNN-standard, wide"]),
+        ("settings", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, DWP, E, ESR"]),
+        ("settings", (), "studies/sweep/points/E", [-2], ["studies.sweep.points.E.0", "-2"]),
+        ("settings", (), "attack/extra", [{"name": "PGDD"}], ["no attack 'PGDD'"]),
+        ("study", ("odd",), "prune/E", 1, ["no studies.odd", "sweep, curve, protocol"]),
+        ("study", ("sweep",), "studies/sweep/points/GAPP", [1], ["no family 'GAPP'"]),
+        ("attack", ("dense-standard",), "profile", "cifar100", ["no profile 'cifar100'", "digits"]),
+        ("attack", ("odd",), "prune/E", 1, ["no model 'odd'", "dense-standard, E-standard"]),
+        ("attack", ("E-standard",), "prune/E", 1, ["no checkpoint", "E-standard", "dvc repro"]),
+        ("attack", ("dense-standard",), "attacks/field/eps", "300/255", ["field", "0 and 1"]),
+        ("attack", ("dense-standard",), "attack/score_draws", 20, ["attacks.json is not up to da"]),
+        ("transfer", (), "prune/E", 1, ["dense-standard/adversarial.safetensors"]),
         ("summarize", (), "prune/E", 1, ["transfer.parquet", "dvc repro"]),
-        ("protocol", ("odd",), "prune/E", 1, ["no recipe 'odd'", "standard"]),
-        ("protocol", ("robust",), "prune/E", 1, ["no protocol.robust"]),
-        ("show", (), "prune/E", 1, ["dvc repro"]),
+        ("show", (), "prune/E", 1, ["results.csv", "dvc repro"]),
     ],
 )
 def test_wrong_settings(
     bench: Bench, stage: str, arguments: tuple[str, ...], key: str, value: Any, words: list[str]
 ) -> None:
+    bench.put("models/my-E", {"do": "prune", "of": "dense-standard", "by": "prune.mine"})
+    bench.put("prune/mine", {"family": "E", "threshold": 0.5})
     bench.put(key, value)
     message = bench.refused(stage, *arguments)
     assert all(word in message for word in words), message
@@ -125,25 +124,26 @@ def spoil(path: Path, name: str, value: float) -> None:
 def test_a_checkpoint_cut_in_half(bench: Bench) -> None:
     path = Path(WEIGHTS)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert WEIGHTS in bench.refused("prune", "E") and "damaged" in bench.refused("sweep", "E")
+    said = bench.refused("prune", "E-standard"), bench.refused("attack", "dense-standard")
+    assert all(WEIGHTS in message and "damaged" in message for message in said)
 
 
 def test_a_checkpoint_with_nan(bench: Bench) -> None:
     spoil(Path(WEIGHTS), "linear.weight", float("nan"))
-    assert "linear.weight holds NaN" in bench.refused("attack", "dense")
+    assert "linear.weight holds NaN" in bench.refused("attack", "dense-standard")
 
 
 def test_weights_of_another_width(bench: Bench) -> None:
     shutil.copy(WEIGHTS, "other.safetensors")
     bench.put("profiles/digits/model/width", 8)
     bench.put("profiles/digits/model/weights", {"standard": {"path": "other.safetensors"}})
-    message = bench.refused("train", "standard")
+    message = bench.refused("train", "dense-standard")
     assert "other.safetensors" in message and "another width" in message
 
 
 def test_a_label_outside_the_classes(bench: Bench) -> None:
     spoil(Path("data/digits/test.safetensors"), "labels", 10)
-    message = bench.refused("attack", "dense")
+    message = bench.refused("attack", "dense-standard")
     assert "test.safetensors" in message
 
 
@@ -166,9 +166,9 @@ def test_an_image_that_is_none_and_an_archive_cut_short(bench: Bench) -> None:
 
 
 def test_a_place_that_cannot_be_written(bench: Bench) -> None:
-    shutil.rmtree("models/digits")
-    Path("models/digits").write_text("a file where a folder should be")
-    assert "cannot write models/digits" in bench.refused("train", "standard")
+    shutil.rmtree("runs/digits")
+    Path("runs/digits").write_text("a file where a folder should be")
+    assert "cannot write runs/digits" in bench.refused("train", "dense-standard")
 
 
 def test_cifar10_out_of_reach_says_how_to_provide_it(
@@ -184,10 +184,10 @@ def test_cifar10_out_of_reach_says_how_to_provide_it(
 
 def test_a_killed_training_goes_on_where_it_was(bench: Bench) -> None:
     bench.put("profiles/digits/train/epochs", 12)
-    assert run(bench.folder, "stages/train.py", "standard").returncode == 0
+    assert run(bench.folder, "stages/train.py", "dense-standard").returncode == 0
     unbroken = load_file(WEIGHTS)
-    shutil.rmtree("models/digits")
-    command = [sys.executable, "stages/train.py", "standard"]
+    shutil.rmtree("runs/digits")
+    command = [sys.executable, "stages/train.py", "dense-standard"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(Path("checkpoints").rglob("training.pt")) and time.monotonic() < deadline:
@@ -196,6 +196,6 @@ def test_a_killed_training_goes_on_where_it_was(bench: Bench) -> None:
     process.wait()
     state = torch.load(next(Path("checkpoints").rglob("training.pt")), weights_only=True)
     assert 0 < len(state["history"]) < 12 and not Path(WEIGHTS).exists()
-    assert run(bench.folder, "stages/train.py", "standard").returncode == 0
+    assert run(bench.folder, "stages/train.py", "dense-standard").returncode == 0
     resumed = load_file(WEIGHTS)
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)

@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.core.attack_settings import AttackChoice, AttackSettings, CurveSettings, ExtraAttack, SuiteSettings
-from advprune.core.params import PROBES, Profile
-from advprune.core.train_settings import TrainSettings
+from advprune.core.attack_settings import (
+    AttackChoice,
+    AttackSettings,
+    CurveSettings,
+    ExtraAttack,
+    SuiteSettings,
+)
+from advprune.core.profile import PROBES, Profile
 from advprune.core.resume import Parts
 from advprune.evaluate import metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows
@@ -127,7 +132,7 @@ def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> N
     crafted = craft(network, images, labels, setting, Work(seed=1))
     pixels = crafted.pixels
     assert pixels.dtype == torch.uint8
-    table = rows(network, images, crafted, labels, "a", setting, Work(seed=1))
+    table = rows(network, images, crafted, labels, "a", Work(seed=1))
     assert (table.gradients == 3).all() and (table.forwards == 3).all()
     assert (table.adv_pred.to_numpy() == network(pixels / 255).argmax(1).numpy()).all()
     assert table.linf.max() <= 0.2 + 1e-6
@@ -238,49 +243,3 @@ def test_a_suite_holds_every_attack_and_curve_and_resumes(
     sent = fresh.images_of("mine", network)  # of a model that is a source alone
     assert list(sent) == ["far", "field"]
     assert all(torch.equal(sent[name], adv[name]) for name in sent)
-
-
-def test_a_sweep_has_a_block_of_rows_for_every_setting(
-    network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
-    attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=1)}
-    profile = Profile.model_construct(
-        attacks=attacks,
-        suite=SuiteSettings(table=["field"], transfer=["field"]),
-        batch=64,
-        train=TrainSettings(),
-    )
-    suite = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
-    given = [0.0, 1e6], network, digits, torch.device("cpu"), attacks
-    table = suite.sweep("E", *given)
-    assert table.groupby("value").prune_ratio.first().to_dict()["1000000.0"] > 0.99
-    nothing = table[table.value == "0.0"]
-    assert len(nothing) == 64 and (nothing.prune_ratio == 0).all() and (nothing.order == 0).all()
-    assert (nothing.clean_pred.to_numpy() == network(digits[0]).argmax(1).numpy()).all()
-    assert table[table.value == "1000000.0"].clean_pred.nunique() == 1
-
-
-def test_a_sweep_tries_each_setting_on_images_of_the_dense_network(
-    network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
-    attacks = {"field": AttackSettings(eps=0.1, step=0.05, steps=1)}
-    profile = Profile.model_construct(attacks=attacks, batch=64, train=TrainSettings())
-    noise = 0.3 * torch.randn(digits[0].shape, generator=torch.Generator().manual_seed(0))
-    moved = ((digits[0] + noise).clamp(0, 1) * 255).round().to(torch.uint8)
-    carried = {"field": moved, "momentum": 255 - moved}
-    suite = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
-    given = [0.0, 0.1], network, digits, torch.device("cpu"), attacks, carried
-    table = suite.sweep("E", *given)
-    kinds = ["field", "from_dense_field", "from_dense_momentum"]
-    assert table.groupby(["order", "attack"]).size().to_dict() == {
-        (order, kind): 64 for order in (0, 1) for kind in kinds
-    }
-    for order, value in enumerate((0.0, 0.1)):
-        model = prune("E", network, value).model
-        for name, pixels in carried.items():
-            part = table[(table.order == order) & (table.attack == f"from_dense_{name}")]
-            assert part.adv_pred.tolist() == model(pixels / 255).argmax(1).tolist()
-            assert part.clean_pred.tolist() == model(digits[0]).argmax(1).tolist()
-            assert (part.source == "dense").all() and (part.value == str(value)).all()
-    again = Suite(*digits, profile, AttackChoice(main="field"), 0, Parts(tmp_path, files=[]))
-    assert again.sweep("E", *given).equals(table)  # what was finished is read back

@@ -9,7 +9,7 @@ from torch import nn
 
 from advprune.evaluate.craft import Work
 from advprune.evaluate.exchange import received
-from advprune.evaluate.records import all_logits
+from advprune.evaluate.records import Scoring, all_logits
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
 
@@ -95,9 +95,9 @@ def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(
     torch.manual_seed(1)  # the global state makes no difference
     assert received(target, *few, crafted, WORK).equals(table)
     for key, part in table.groupby(["source", "attack"], sort=False):
-        logits = all_logits(target, crafted[key] / 255, 10, 4, seed=3).mean(0)
+        logits = all_logits(target, crafted[key] / 255, Scoring(10, 4, seed=3)).mean(0)
         assert part.adv_pred.tolist() == logits.argmax(1).tolist()
-        clean = all_logits(target, few[0], 10, 4, seed=3).mean(0)
+        clean = all_logits(target, few[0], Scoring(10, 4, seed=3)).mean(0)
         assert part.clean_pred.tolist() == clean.argmax(1).tolist()
     for change in ({"seed": 4}, {"draws": 5}):
         other = received(target, *few, crafted, replace(WORK, **change))

@@ -5,7 +5,6 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from planted import flipping
 from scipy import stats
 
 from advprune.evaluate.faults import (
@@ -108,10 +107,12 @@ def test_random_flips_are_read_where_accuracy_was_asked_for() -> None:
 
 
 def test_where_flips_land() -> None:
-    records = flipping((3, 1), bits=2, tried=5)
-    # the first flip of each seed in the first layer, the others in the last, all of the sign bit
-    assert landing(records, 2).tolist() == [[0, 2], [0, 0], [0, 2]]
-    assert landing(records, 2, "random").sum() == 10
+    """All flips but the first of each variant are of the sign bit; depth 0 is the first layer."""
+    steps = {"depth": [-1, 0, 1, 1], "bit": [-1, 0, 1, 1], "flip": range(4), "layers": 3}
+    table = pd.DataFrame(steps)
+    records = pd.concat([table.assign(variant=v) for v in ("untargeted", "untargeted", "random")])
+    assert landing(records, 2).tolist() == [[2, 0], [0, 4], [0, 0]]
+    assert landing(records, 2, "random").sum() == 3
 
 
 def brute_force(one: list[int], other: list[int]) -> float:

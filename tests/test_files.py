@@ -8,7 +8,7 @@ import torch
 
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, fingerprint, sha256_of, write_json
-from advprune.core.resume import Parts
+from advprune.core.resume import Noted, Parts
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:
@@ -45,6 +45,10 @@ def test_hashes_follow_content_and_names(tmp_path: Path) -> None:
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2})
 
 
+def noted() -> Noted:
+    return torch.arange(6, dtype=torch.uint8).view(2, 3), {"cost": [1, 2], "by": "a"}
+
+
 def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
     calls = []
 
@@ -52,14 +56,15 @@ def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
         calls.append("table")
         return pd.DataFrame({"x": [1, 2]})
 
-    def tensor() -> torch.Tensor:
+    def tensor() -> Noted:
         calls.append("tensor")
-        return torch.arange(6, dtype=torch.uint8).view(2, 3)
+        return noted()
 
     for _ in range(2):
         parts = Parts(tmp_path, {"eps": 0.1}, files=[])
         assert parts.frame("t", table).x.tolist() == [1, 2]
-        assert torch.equal(parts.tensor("i", tensor), tensor_value())
+        value, facts = parts.tensor("i", tensor)
+        assert torch.equal(value, noted()[0]) and facts == noted()[1]
     assert calls == ["table", "tensor"]
     other = Parts(tmp_path, {"eps": 0.2}, files=[])
     other.frame("t", table)
@@ -68,12 +73,8 @@ def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
     assert not parts.folder.exists() and other.folder.exists()
 
 
-def tensor_value() -> torch.Tensor:
-    return torch.arange(6, dtype=torch.uint8).view(2, 3)
-
-
 def test_a_damaged_part_is_computed_again(tmp_path: Path) -> None:
     parts = Parts(tmp_path, files=[])
-    parts.tensor("i", tensor_value)
+    parts.tensor("i", noted)
     (parts.folder / "i.safetensors").write_bytes(b"half")
-    assert torch.equal(parts.tensor("i", tensor_value), tensor_value())
+    assert torch.equal(parts.tensor("i", noted)[0], noted()[0])

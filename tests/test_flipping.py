@@ -10,13 +10,12 @@ from torch import nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.stored_bits import replay, store
-from advprune.core.errors import UserError
 from advprune.core.attack_settings import FlipSettings
-from advprune.core.params import BitFlipSettings
+from advprune.core.errors import UserError
 from advprune.core.resume import Parts
 from advprune.evaluate.faults import START, VARIANTS, at_the_end, clean_accuracy
-from advprune.evaluate.flipping import Flipping
 from advprune.models.stochastic import Stochastic
+from advprune.studies.bitflip import BitFlipSettings, Flipping
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -27,7 +26,7 @@ SETTINGS |= {"stop": 1e-9}  # below any accuracy but 0
 def flipping(digits: Pair, entry: dict[str, Any] | None = None, **changes: Any) -> Flipping:
     """An attack with 4 bits on the first 24 digits as training images, the rest to test on."""
     images, labels = digits
-    chosen = {"of": "dense", "base": "standard", "bits": 4} | (entry or {})
+    chosen = {"bits": 4} | (entry or {})
     return Flipping(
         "entry",
         BitFlipSettings(**chosen),
@@ -151,8 +150,8 @@ class Noisy(Stochastic):
 def test_what_cannot_be_attacked_is_refused_by_name(
     small: nn.Module, digits: Pair, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"bitflip\.entry\.of: dense draws at random"):
+    with pytest.raises(UserError, match=r"studies\.entry\.of: this model draws at random"):
         flipping(digits).run(nn.Sequential(small, Noisy()), parts(tmp_path))
     targeted = flipping(digits, {"variants": ["targeted"]}, target=10)
-    with pytest.raises(UserError, match=r"bitflip\.target is 10; classes are 0 to 9"):
+    with pytest.raises(UserError, match=r"flips\.target is 10; classes are 0 to 9"):
         targeted.run(small, parts(tmp_path))

@@ -13,32 +13,29 @@ import numpy as np
 import pytest
 import typer
 from dvc.cli.parser import get_main_parser
-from planted import N, model, planted, study
+from planted import N, model, planted, run_of
 from ruamel.yaml import YAML
 
 from advprune.cli.app import app, main
 from advprune.core.errors import UserError
-from advprune.evaluate.statistics import rate
-from advprune.report.gate import Gate, Side, judge, page
-from advprune.report.outcomes import Outcomes, outcome_table, read_outcomes
-from advprune.report.study import Model
+from advprune.report.gate import Gate, Result, Side, judge, page, side_of
+from advprune.report.results import read_results
+from advprune.report.run import Model
 from advprune.report.write import settings_of
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / ".github" / "workflows" / "robustness.yml"
 
 
-def row(robust: np.ndarray, verdict: str = "reliable", clean: float = 0.9) -> dict[str, Any]:
-    """The metrics that the gate reads, of a model that stands on these images."""
-    found = {"n": len(robust), "clean_accuracy": clean, "verdict": verdict}
-    return found | rate(robust).columns("robust_accuracy")
-
-
-def side(images: str | None = "same", **rows: np.ndarray) -> Side:
-    """A revision of reliable models; without `images` nothing is known image by image."""
-    metrics = {name: row(robust) for name, robust in rows.items()}
-    known = {name: Outcomes(images, robust) for name, robust in rows.items()} if images else {}
-    return Side(metrics, known)
+def side(images: str | None = "same", verdict: str = "reliable", **robust: np.ndarray) -> Side:
+    """A revision of models that withstand the suite on these images; images: their fingerprint,
+    None where nothing is known image by image."""
+    return Side(
+        {
+            name: Result(int(hits.sum()), len(hits), 0.9, verdict, images, hits if images else None)
+            for name, hits in robust.items()
+        }
+    )
 
 
 def p_of(gate: Gate) -> dict[str, float | None]:
@@ -69,19 +66,22 @@ def test_without_outcomes_of_each_image_the_rates_are_compared() -> None:
     (only,) = found.rows
     # Fisher: of all ways to choose 4 of 8, the two extreme ones.
     assert only.p == pytest.approx(2 / 70) and not only.paired and not found.passed
-    assert "tested as two rates" in found.warnings[0] and "every row" in found.warnings[0]
+    assert "tested as two counts" in found.warnings[0] and "every model" in found.warnings[0]
 
 
-@pytest.mark.parametrize("why", ["other images", "stale outcomes", "other number"])
-def test_outcomes_that_do_not_belong_together_are_not_paired(why: str) -> None:
-    before, after = side(A=planted(26)), side(A=planted(20))
-    if why == "other images":
-        after = side("other", A=planted(20))
-    elif why == "stale outcomes":
-        after = replace(after, outcomes={"A": Outcomes("same", planted(21))})
-    else:
-        after = side(A=planted(20, 80))
-    (only,) = judge(before, after).rows
+def test_a_fall_is_found_on_more_images_than_a_rate_of_four_digits_tells_apart() -> None:
+    """40 images of 26,032 fall and none rises: p = 2 / 2^40, whatever the rates round to."""
+    before = np.random.default_rng(0).random(26032) < 0.5
+    after = before.copy()
+    after[np.flatnonzero(before)[:40]] = False
+    found = judge(side(A=before), side(A=after))
+    assert not found.passed and found.rows[0].paired
+    assert found.rows[0].p == pytest.approx(2 * 0.5**40)
+
+
+@pytest.mark.parametrize("after", [side("other", A=planted(20)), side(A=planted(20, 80))])
+def test_outcomes_of_other_images_are_not_paired(after: Side) -> None:
+    (only,) = judge(side(A=planted(26)), after).rows
     assert not only.paired and only.p is not None
 
 
@@ -89,17 +89,9 @@ def test_a_verdict_may_not_get_worse() -> None:
     order = ["reliable", "suspect", "broken"]
     for old, before in enumerate(order):
         for new, after in enumerate(order):
-            sides = [Side({"A": row(planted(9), level)}) for level in (before, after)]
-            found = judge(*sides)
+            found = judge(*(side(verdict=level, A=planted(9)) for level in (before, after)))
             assert found.passed == (new <= old)
             assert found.failures == ([] if new <= old else [f"A was {before} and is {after}."])
-
-
-def test_metrics_of_long_ago_are_shown_and_not_judged() -> None:
-    old = Side({"A": {"n": N, "clean_accuracy": 0.9, "remnant_accuracy": 0.5}})
-    for found in (judge(old, side(A=planted(0))), judge(side(A=planted(9)), old)):
-        assert found.passed and p_of(found) == {"A": None}
-        assert "| A " in page(found, "G")
 
 
 def test_rows_that_are_gone_or_new_are_named_in_a_stable_order() -> None:
@@ -121,30 +113,32 @@ def test_other_settings_of_the_measurement_are_pointed_out() -> None:
 
 
 def test_outcomes_are_those_of_the_worst_case_and_come_back() -> None:
-    whole = study(model("A", (4, 20, 4)))
-    table = outcome_table(whole)
-    assert list(table.model) == ["dense-standard", "A-standard"]
-    assert table.robust[1] == "1111" + "0" * (N - 4)
-    assert table.images.nunique() == 1
-    found = read_outcomes(table.to_csv(index=False), "here")
-    assert found["A-standard"].robust.tolist() == planted(4).tolist()
-    assert found["A-standard"].images == table.images[0]
+    whole = run_of(model("A", (4, 20, 4)))
+    found = side_of(read_results(whole.results.to_csv(index=False), "here")).results["A-standard"]
+    assert found.robust is not None and found.robust.tolist() == planted(4).tolist()
+    assert (found.hits, found.n, found.verdict) == (4, N, "reliable")
     changed = replace(whole, clean_images=whole.clean_images + np.uint8(1))
-    assert outcome_table(changed).images[0] != table.images[0]
+    assert changed.results.images[0] != found.images
+
+
+RESULTS_TEXT = run_of(model("A")).results.to_csv(index=False)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no table of outcomes"),
-        ("a,b\n1,2\n", "its columns are"),
-        ("model,images,robust\nA,0a,0120\n", "outcomes of A are not all 0 or 1"),
-        ("model,images,robust\nA,0a,\n", "outcomes of A"),
+        ("", "is damaged"),
+        ("a,b\n1,2\n", "has no column model"),
+        (RESULTS_TEXT.replace(",1111000", ",1112000"), "not 0 or 1 per image"),
+        (RESULTS_TEXT.replace(",1111000", ",111000"), "not 0 or 1 per image"),
+        (RESULTS_TEXT.replace(",1111000", ",1111100"), "another rate than its outcomes"),
+        (RESULTS_TEXT.replace("A-standard", "dense-standard", 1), "named twice"),
+        (RESULTS_TEXT[:900], "is damaged"),
     ],
 )
-def test_a_damaged_table_of_outcomes_is_refused(text: str, words: str) -> None:
+def test_damaged_results_are_refused(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        read_outcomes(text, "here")
+        read_results(text, "here")
 
 
 # --- a repository of its own ---------------------------------------------------------------------
@@ -163,16 +157,11 @@ def standing(family: str, kept: int = 14, **more: Any) -> Model:
 
 def write(*models: Model) -> None:
     """The files of a run that a repository holds, as summarize writes them."""
-    whole = study(*models)
-    for one in whole.models:
-        place = Path("metrics/digits", f"{one.name}.json")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(json.dumps(whole.metrics(one)))
-    folder = Path("reports/digits")
+    whole, folder = run_of(*models), Path("reports/digits")
     folder.mkdir(parents=True, exist_ok=True)
-    outcome_table(whole).to_csv(folder / "outcomes.csv", index=False)
-    (folder / "params.yaml").write_text(settings_of(whole))
-    Path("params.yaml").write_text(settings_of(whole))
+    whole.results.to_csv(folder / "results.csv", index=False)
+    for place in (folder, Path()):
+        (place / "params.yaml").write_text(settings_of(whole.params))
 
 
 @pytest.fixture
@@ -207,8 +196,8 @@ def test_a_harmless_branch_passes(repository: Path, capsys: pytest.CaptureFixtur
     cells = [cell.strip() for cell in lines[1].strip("|").split("|")]
     assert cells[1:3] == ["100.0", "100.0"]
     assert cells[3].startswith("35.0 (") and cells[4].startswith("32.5 (")
-    assert cells[5:] == ["1", "reliable", "reliable", "="]
-    assert "two rates" not in out and "measurement" not in out
+    assert cells[5:] == ["1.00", "reliable", "reliable", "="]
+    assert "two counts" not in out and "measurement" not in out
 
 
 def test_a_harmful_branch_fails(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,10 +222,10 @@ def test_a_branch_that_is_no_longer_believed_fails(
     assert status == 1 and "- ✗ A-standard was reliable and is broken." in out
 
 
-def test_a_row_that_vanished_is_a_warning(
+def test_a_model_that_vanished_is_a_warning(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("metrics/digits/B-standard.json").unlink()
+    write(model("dense"), standing("A"))
     status, out, _ = run(capsys)
     assert status == 0 and "- No longer there: B-standard." in out
 
@@ -245,10 +234,29 @@ def test_a_base_without_results_compares_nothing_and_fails_nothing(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     git("checkout", "-q", "--orphan", "empty")
-    git("rm", "-rqf", "--cached", "metrics", "reports")
+    git("rm", "-rqf", "--cached", "reports")
     git("commit", "-q", "-m", "no results")
     status, out, _ = run(capsys, "--base", "empty")
     assert status == 0 and "- New: dense-standard, A-standard and B-standard." in out
+
+
+def test_a_base_of_before_there_were_results_is_compared_by_its_metrics(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git("checkout", "-q", "--orphan", "old")
+    git("rm", "-rqf", "--cached", "reports")
+    found = {"n": N, "clean_accuracy": 1.0, "robust_accuracy": 0.9, "verdict": "reliable"}
+    place = Path("metrics/digits/A-standard.json")
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(found))
+    git("add", "metrics")
+    git("commit", "-q", "-m", "metrics alone")
+    status, out, _ = run(capsys, "--base", "old")
+    assert status == 1 and "A-standard fell from 90.0 to 35.0 % robust" in out
+    assert "tested as two counts" in out
+    place.write_text("{")
+    git("commit", "-q", "-am", "damaged")
+    assert "old:metrics/digits/A-standard.json is damaged" in run(capsys, "--base", "old")[2]
 
 
 @pytest.mark.parametrize(
@@ -268,17 +276,18 @@ def test_what_cannot_be_compared_is_refused(
     assert not Path("x").exists()
 
 
-def test_damaged_metrics_are_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = Path("metrics/digits/A-standard.json")
-    place.write_text(place.read_text()[:40])
-    status, _, err = run(capsys)
-    assert status == 2 and "metrics/digits/A-standard.json is damaged" in err
+def test_damaged_results_of_either_side_are_refused(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path("reports/digits/results.csv")
+    place.write_text(place.read_text()[:400])
+    status, out, err = run(capsys)
+    assert status == 2 and out == "" and "reports/digits/results.csv is damaged" in err
     git("commit", "-q", "-am", "damaged")
     write(model("dense"), model("A"), model("B"))
-    assert "branch:metrics/digits/A-standard.json is damaged" in run(capsys, "--base", "branch")[2]
-    for path in Path("metrics/digits").iterdir():
-        path.unlink()
-    assert "there are no metrics in metrics/digits" in run(capsys)[2]
+    assert "branch:reports/digits/results.csv is damaged" in run(capsys, "--base", "branch")[2]
+    place.unlink()
+    assert "there are no results in reports/digits" in run(capsys)[2]
 
 
 # --- the workflow --------------------------------------------------------------------------------

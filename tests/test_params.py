@@ -9,245 +9,288 @@ from ruamel.yaml import YAML
 
 from advprune.core import params
 from advprune.core.errors import UserError
-from advprune.pruning import check_settings, families
+from advprune.pruning import check_settings
+from advprune.studies import check_studies
 
 ROOT = Path(__file__).parent.parent
+COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
 RAW = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+EPS = 48 / 255  # of the profile digits
+DENSE = "dense-standard, dense-robust"
 
 
-def loaded(tmp_path: Path, *changes: tuple[str, Any]) -> params.Params:
-    """params.yaml with some dotted keys changed, written out and read back."""
+def loaded(*changes: tuple[str, Any]) -> params.Params:
+    """params.yaml with some keys (with slashes) changed, checked as a file is."""
     raw = copy.deepcopy(RAW)
     for key, value in changes:
         *parents, last = key.split("/")
         place = raw
         for parent in parents:
-            place = place[parent]
+            place = place.setdefault(parent, {})
         place[last] = value
-    with (tmp_path / "params.yaml").open("w") as file:
-        YAML(typ="safe", pure=True).dump(raw, file)
-    return params.load(tmp_path / "params.yaml")
+    read = params.parse(params.Params, raw, params.FILE)
+    read.active()
+    return read
 
 
-@pytest.mark.parametrize("profile", sorted(RAW["profiles"]))
-def test_the_committed_settings_are_valid_in_every_profile(profile: str) -> None:
-    read = params.load(ROOT / "params.yaml", profile=profile)
-    assert read.active() == read.profiles[profile]
-    check_settings(read)
-    assert set(read.prune) <= set(families())
+def made(**change: str) -> tuple[str, dict[str, str]]:
+    """E-standard as an entry of `models`, changed."""
+    return "models/E-standard", {"do": "prune", "of": "dense-standard", "by": "prune.E"} | change
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_settings_are_valid_in_every_profile(path: Path) -> None:
+    for profile in params.load(path).profiles:
+        read = params.load(path, profile=profile)
+        check_settings(read)
+        check_studies(read)
+        assert set(read.leaderboard()) | set(read.attackers()) == {*read.dense(), *read.models}
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1e-05", "0.00001", "1.0e-5"])
 def test_numbers_as_dvc_writes_them_are_numbers(tmp_path: Path, text: str) -> None:
     content = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(
-        content.replace("  E: 1.0e-2\n  # W", f"  E: {text}\n  # W")
-    )
+    (tmp_path / "params.yaml").write_text(content.replace("  E: 1.0e-2\n  S", f"  E: {text}\n  S"))
     assert params.load(tmp_path / "params.yaml").prune["E"] == 1e-5
 
 
-def test_fractions_are_read_once(tmp_path: Path) -> None:
-    field = "profiles/digits/attacks/field/"
-    read = loaded(tmp_path, (field + "eps", "8/255"), (field + "step", " 2 / 255 "))
-    assert read.active().attacks["field"].eps == 8 / 255
-    assert read.active().attacks["field"].step == 2 / 255
+@pytest.mark.parametrize(
+    ("setting", "eps", "step"),
+    [
+        ({"step": "eps/4"}, EPS, EPS / 4),
+        ({"eps": "eps/2", "step": "eps/4"}, EPS / 2, EPS / 8),  # the step follows its own budget
+        ({"eps": "2*eps", "step": " eps / 3 "}, 2 * EPS, 2 * EPS / 3),
+        ({"eps": "8/255", "step": "eps"}, 8 / 255, 8 / 255),
+        ({"eps": 0.03, "step": " 2 / 255 "}, 0.03, 2 / 255),
+        ({"norm": "L2", "eps": 1.5, "step": "0.5*eps/2"}, 1.5, 0.375),
+    ],
+)
+def test_budgets_are_relative_to_the_profiles(
+    tmp_path: Path, setting: dict[str, Any], eps: float, step: float
+) -> None:
+    attack = loaded(("attacks/mine", setting)).active().attacks["mine"]
+    assert (attack.eps, attack.step) == pytest.approx((eps, step), rel=1e-12)
+
+
+def test_all_budgets_of_a_profile_follow_its_eps() -> None:
+    read = loaded(("profiles/digits/eps", "12/255")).active()
+    eps = 12 / 255
+    assert (read.train.eps, read.train.step) == (eps, eps / 4)
+    assert read.curves.eps[1:5] == pytest.approx([eps / 3, 2 * eps / 3, eps, 2 * eps])
+    assert read.protocol.eps[-1] == 2 * eps and read.protocol.iterative.step == eps / 4
+    half = read.protocol.adaptive["constant_1"]
+    assert (half.eps, half.step) == (eps / 2, eps / 16)
+    own = loaded(("profiles/digits/train/eps", "eps/2")).active().train
+    assert (own.eps, own.step) == (EPS / 2, EPS / 4)
+
+
+def test_a_profile_overrides_key_by_key() -> None:
+    read = loaded(
+        ("profiles/digits/attacks/margin", {"steps": 3}),
+        ("profiles/digits/attacks/own", {"step": "eps"}),
+        ("profiles/digits/suite", {"table": ["published_10", "field"], "quantized": ["momentum"]}),
+        ("profiles/digits/flips", {"seeds": 2}),
+    ).active()
+    margin = read.attacks["margin"]
+    assert (margin.steps, margin.loss, margin.step) == (3, "margin", EPS / 8)
+    assert read.attacks["own"].step == EPS and next(iter(read.attacks)) == "field"
+    assert (read.flips.seeds, read.flips.budget) == (2, 100)
+    assert read.suite.deterministic == ["margin", "square"]
+    # attacks whose images are kept come first, and each is named once
+    assert read.suite.kept == ["published_10", "field", "momentum"]
+    assert read.suite.of("quantized") == read.suite.kept
+    assert list(read.table()) == ["published_10", "field"]
+    assert list(read.exchanged()) == ["field", "momentum"]
+    assert read.exchanged()["momentum"] is read.attacks["momentum"]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("profiles/digits/attacks/field/eps", "300/255", ["attacks.field", "between 0 and 1"]),
-        ("profiles/digits/attacks/field/eps", "8/0", ["attacks.field.eps", "8/0", "fraction"]),
-        ("profiles/digits/attacks/field/eps", "eight", ["attacks.field.eps", "eight"]),
-        ("profiles/digits/attacks/field/eps", -0.1, ["attacks.field.eps", "-0.1"]),
-        ("profiles/digits/attacks/field/norm", "L1", ["attacks.field.norm", "L1", "Linf"]),
+        # models
+        (*made(of="dense-odd"), ["models.E-standard.of", "no model 'dense-odd'", DENSE]),
+        (*made(by="prune.X"), ["models.E-standard.by", "no 'prune.X'", "under prune: E, S, R"]),
+        (*made(by="quantize.int8"), ["models.E-standard.by", "prune takes prune.<name>"]),
+        (*made(do="train"), ["train takes binary.<name> or surrogates.<name> or subst"]),
+        (*made(do="attack"), ["models.E-standard.do", "attack", "quantize"]),
+        (*made(by="E"), ["models.E-standard.by", "'E'"]),
+        (*made(of="seed1"), ["models.E-standard.of", "'seed1' is an attacker's own network"]),
+        (*made(of="E-standard"), ["E-standard of E-standard has no beginning"]),
+        ("models/GAP_layer-standard/of", "x-standard", ["no model 'x-standard'", DENSE]),
+        ("models/dense-robust", made()[1], ["the name of a recipe's network"]),
+        ("models/a b", made()[1], ["models", "a b"]),
+        ("models/x", {"do": "prune", "of": "dense-standard"}, ["models.x.by", "required"]),
+        ("recipes/standard", {"method": "free"}, ["recipes.standard.method", "free"]),
+        ("recipes", {}, ["recipes"]),
+        ("recipes", {"other": {}}, ["E-standard.of", "no model 'dense-standard'"]),
+        ("surrogates", {}, ["models.seed1.by", "known under surrogates: none"]),
+        # settings
+        ("quantize/int4/bits", 1, ["quantize.int4.bits", "1"]),
+        ("quantize/int4/bits", 16, ["quantize.int4.bits", "16"]),
+        ("quantize/qat4/training/lr", 0, ["quantize.qat4.training.lr", "0"]),
+        ("quantize/qat4/training/method", "free", ["qat4.training.method", "free"]),
+        ("binary/BNN/channels", "grown", ["binary.BNN", "needs a mapping `growth:`"]),
+        ("binary/BNN/growth", {}, ["binary.BNN", "no other takes one"]),
+        ("binary/RA_BNN/growth/factor", 1, ["binary.RA_BNN.growth.factor", "1"]),
+        ("surrogates/seed1/architecture", "vgg", ["surrogates.seed1.architecture", "vgg"]),
+        ("surrogates/seed1/lr", 1, ["surrogates.seed1.lr", "not permitted"]),
+        ("substitutes/short/epochs", 0, ["substitutes.short.epochs", "0"]),
+        ("recipes/robust/clustering", -1, ["recipes.robust.clustering", "-1"]),
+        ("prune", {"a b": 1}, ["prune", "a b"]),
+        ("bases", ["standard"], ["bases", "not permitted"]),
+        ("seed", -1, ["seed", "-1"]),
+        # studies
+        ("studies/sweep/of", "X", ["studies.sweep.of", "no model 'X'", DENSE]),
+        ("studies/sweep", {"of": "E-standard"}, ["studies.sweep.study", "required"]),
+        # attacks
+        ("attacks/field/eps", "300/255", ["attacks.field", "between 0 and 1"]),
+        ("attacks/field/eps", "8/0", ["attacks.field.eps", "8/0", "fraction"]),
+        ("attacks/field/eps", "eight", ["attacks.field.eps", "eight"]),
+        ("attacks/field/step", "esp/4", ["attacks.field.step", "esp/4"]),
+        ("attacks/field/step", "eps/0", ["attacks.field.step", "eps/0"]),
+        ("attacks/field/step", "1.2.3*eps", ["attacks.field.step", "1.2.3*eps"]),
+        ("attacks/field/eps", -0.1, ["attacks.field.eps", "-0.1"]),
+        ("attacks/field/norm", "L1", ["attacks.field.norm", "L1", "Linf"]),
+        ("attacks/x", {"method": "fab"}, ["attacks.x", "known: pgd, square"]),
+        ("attacks/x", 3, ["attacks.x", "3"]),
+        ("attacks/square/queries", 0, ["square.queries", "0"]),
+        ("attacks/eot/draws", 0, ["eot.draws", "0"]),
+        ("attacks/eot/backward", "none", ["eot.backward", "none"]),
+        ("attacks/worst_case", {"step": 0}, ["'worst_case' is taken"]),
+        ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),
+        ("attack/extra", [{"name": "PGD"}] * 2, ["attack.extra", "'PGD' is taken", "label"]),
+        ("attack/extra", [{"name": "X", "label": "field"}], ["'field' is taken"]),
+        ("attack/score_draws", 1, ["attack.score_draws", "1"]),
+        ("suite/quantized", 5, ["suite.quantized", "5"]),
+        ("suite/binary", ["eit"], ["suite.binary", "'eit'", "field"]),
+        ("suite/table", ["field", "square"], ["suite.table", "'square'", "PGD"]),
+        ("suite/transfer", ["field", "square"], ["suite.transfer", "'square'"]),
+        ("suite/transfer", [], ["suite.transfer"]),
+        ("suite/transfer", ["momentum"], ["attack.main: 'field' is not in suite.transfer (mom"]),
+        ("suite/table", ["published_10"], ["attack.main: 'field' is not in suite.table (publ"]),
+        ("flips/stop", 0, ["flips.stop", "0"]),
+        ("protocol/iterative", "no", ["protocol.iterative", "no"]),
+        # profiles
+        ("profile", "cifar", ["no profile 'cifar'", "cifar10-small"]),
+        ("profiles/digits/eps", None, ["profiles.digits.eps", "such as 8/255"]),
+        ("profiles/digits/eps", "eps", ["profiles.digits.eps", "such as 8/255"]),
+        ("profiles/digits/eps", 2, ["profiles.digits", "between 0 and 1", "2"]),
+        ("profiles/digits/attacks/margin/steps", -1, ["attacks.margin.steps", "-1"]),
+        ("profiles/digits/attacks", [1], ["profiles.digits.attacks: write a mapping", "[1]"]),
+        ("profiles/digits/train", 3, ["profiles.digits.train: write a mapping", "3"]),
+        ("profiles/digits/protocol/adaptive", [1], ["protocol.adaptive: write a mapping", "[1]"]),
         ("profiles/digits/curves/eps", [], ["curves.eps"]),
         ("profiles/digits/curves/eps", [2], ["curves.eps", "between 0 and 1", "2"]),
+        ("profiles/digits/suite/randomized", ["eit"], ["suite.randomized", "'eit'", "field"]),
+        ("profiles/digits/flips/seeds", 0, ["digits: flips.seeds", "0"]),
         ("profiles/digits/train/lr", float("inf"), ["train.lr", "inf"]),
         ("profiles/digits/train/epochs", 0, ["train.epochs", "0"]),
         ("profiles/digits/train/epoch", 3, ["train.epoch", "not permitted"]),
         ("profiles/digits/model/width", "wide", ["model.width", "wide"]),
+        (
+            "profiles/digits/model",
+            {"architecture": "torchvision/x"},
+            ["take BNN-standard, ", "out of models"],
+        ),
+        (
+            "profiles/digits/model",
+            {"weights": {"a": {"path": "x", "sha256": "q"}}},
+            ["a.sha256", "q"],
+        ),
         ("profiles/digits/data/val_fraction", 1.2, ["data.val_fraction", "1.2"]),
-        ("profiles/cifar10/model/weights", {"a": {"path": "x", "sha256": "q"}}, ["a.sha256", "q"]),
-        ("profile", "cifar", ["no profile 'cifar'", "cifar10-small"]),
-        ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),
-        ("attack/extra", [{"name": "PGD"}] * 2, ["attack.extra", "'PGD' is taken", "label"]),
-        ("attack/extra", [{"name": "X", "label": "field"}], ["'field' is taken"]),
-        ("seed", -1, ["seed", "-1"]),
-        ("quantize/bits", 16, ["quantize.bits", "16"]),
-        ("bases", [], ["bases"]),
-        ("bases", ["standard", "odd"], ["no recipe 'odd'", "mixed"]),
-        ("bases", ["standard", "standard"], ["bases", "twice"]),
-        ("recipes", {"standard": {"method": "free"}}, ["recipes.standard.method", "free"]),
-        ("recipes/masks", {"method": "standard"}, ["the name 'masks' is taken by the report"]),
-        ("recipes/quantized", {}, ["the name 'quantized' is taken by the report"]),
-        ("protocol/odd", {"a": {}}, ["no recipe 'odd'"]),
-        ("protocol/mixed", {"dense": {}}, ["'dense' is named twice"]),
-        ("profiles/digits/suite/randomized", ["eit"], ["suite.randomized", "'eit'", "field"]),
-        ("profiles/digits/suite/table", ["field", "square"], ["suite.table", "'square'"]),
-        ("profiles/digits/suite/transfer", ["field", "square"], ["suite.transfer", "'square'"]),
-        ("profiles/digits/suite/transfer", ["eit", "field"], ["suite.transfer", "'eit'"]),
-        ("profiles/digits/suite/transfer", [], ["suite.transfer"]),
-        (
-            "profiles/digits/suite/transfer",
-            ["momentum"],
-            ["attack.main: 'field' is not in profiles.digits.suite.transfer (momentum)"],
-        ),
-        (
-            "profiles/digits/suite/table",
-            ["published_10"],
-            ["attack.main: 'field' is not in profiles.digits.suite.table (published_10)"],
-        ),
-        ("profiles/digits/attacks/x", {"method": "fab"}, ["attacks.x", "known: pgd, square"]),
-        ("profiles/digits/attacks/square/queries", 0, ["square.queries", "0"]),
-        ("profiles/digits/attacks/eot/draws", 0, ["eot.draws", "0"]),
-        ("profiles/digits/attacks/eot/backward", "none", ["eot.backward", "none"]),
-        ("profiles/digits/attacks/worst_case", {"eps": 0, "step": 0}, ["'worst_case' is taken"]),
-        ("attack/score_draws", 1, ["attack.score_draws", "1"]),
-        ("prune", {"dense": 1}, ["prune: the name 'dense' is taken already"]),
-        ("masks", {"int8": 4}, ["masks: the name 'int8' is taken already"]),
-        ("masks", {"E": 4}, ["masks: the name 'E' is taken already"]),
-        ("prune/GAP_layer", 4, ["masks: the name 'GAP_layer' is taken already"]),
-        ("masks", {"dense": 4}, ["masks: the name 'dense' is taken already"]),
-        ("masks", {"a b": 4}, ["masks", "a b"]),
-        ("quantized/dense", {"bits": 4}, ["quantized: the name 'dense' is taken already"]),
-        ("quantized/int8", {"bits": 4}, ["quantized: the name 'int8' is taken already"]),
-        ("quantized/E", {"bits": 4}, ["quantized: the name 'E' is taken already"]),
-        ("quantized/random", {"of": "dense"}, ["quantized: the name 'random' is taken already"]),
-        ("quantized/int4/of", "GAP", ["quantized.int4.of", "no model 'GAP'", "GAP_layer, R, S"]),
-        ("quantized/int4/of", "int8", ["quantized.int4.of", "no model 'int8'"]),
-        ("quantized/int4/of", "qat4", ["quantized.int4.of", "no model 'qat4'"]),
-        ("quantized/int4/bits", 1, ["quantized.int4.bits", "1"]),
-        ("quantized/int4/bits", 16, ["quantized.int4.bits", "16"]),
-        ("quantized/qat4/training/lr", 0, ["quantized.qat4.training.lr", "0"]),
-        ("quantized/qat4/training/method", "free", ["qat4.training.method", "free"]),
-        ("substitutes/GAP", {}, ["substitutes: there is no model 'GAP' on the first base"]),
-        ("substitutes/seed1", {}, ["substitutes: there is no model 'seed1'"]),
-        ("surrogates/seed1/architecture", "vgg", ["surrogates.seed1.architecture", "vgg"]),
-        ("surrogates/seed1/width", 0, ["surrogates.seed1.width", "0"]),
-        ("surrogates/seed1/epochs", 0, ["surrogates.seed1.epochs", "0"]),
-        ("surrogates/seed1/lr", 1, ["surrogates.seed1.lr", "not permitted"]),
-        ("bitflip/dense_8", {"of": "dense"}, ["bitflip.dense_8.base"]),
-        ("bitflip/dense_8/base", "odd", ["bitflip.dense_8.base", "no recipe 'odd'", "clustered"]),
-        (
-            "bitflip/dense_8/of",
-            "int8",
-            ["bitflip.dense_8.of", "'int8' holds integers", "GAP_layer"],
-        ),
-        ("bitflip/dense_8/of", "qat4", ["bitflip.dense_8.of", "'qat4' holds integers"]),
-        ("bitflip/dense_8/of", "GAP", ["bitflip.dense_8.of", "'GAP' is not made on standard"]),
-        (
-            "bitflip/magnitude_8/base",
-            "robust",
-            ["'magnitude_global' is not made on robust", "dense, E, "],
-        ),
-        ("bitflip/clustered_8/of", "E", ["'E' is not made on clustered", "there: dense"]),
-        ("bitflip/dense_8/bits", 9, ["bitflip.dense_8.bits", "9"]),
-        ("bitflip/dense_8/scale", "row", ["bitflip.dense_8.scale", "row", "channel"]),
-        ("bitflip/dense_8/variants", ["random"], ["bitflip.dense_8.variants", "random", "margin"]),
-        ("bitflip/dense_8/budget", 0, ["bitflip.dense_8.budget", "0"]),
-        ("profiles/digits/bitflip/seeds", 0, ["digits.bitflip.seeds", "0"]),
-        ("profiles/digits/bitflip/stop", 0, ["digits.bitflip.stop", "0"]),
-        ("recipes/clustered/clustering", -1, ["recipes.clustered.clustering", "-1"]),
-        ("compression", {"random": []}, ["compression.random"]),
-        ("prune", {"a b": 1}, ["prune", "a b"]),
-        ("sweep", {"E": []}, ["sweep.E"]),
+        ("profiles/digits/bitflip", {}, ["bitflip", "not permitted"]),
     ],
 )
-def test_wrong_values_are_refused_by_name(
-    tmp_path: Path, key: str, value: Any, words: list[str]
-) -> None:
+def test_wrong_values_are_refused_by_name(key: str, value: Any, words: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        loaded(tmp_path, (key, value))
+        loaded((key, value))
     message = str(error.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
 
 
-def test_sweeps_and_points_of_families_are_checked_before_anything_runs(tmp_path: Path) -> None:
-    read = loaded(tmp_path, ("sweep/E", [1e-3, -2]))
-    with pytest.raises(UserError, match=r"sweep.E: threshold.*-2"):
-        check_settings(read)
-    read = loaded(tmp_path, ("prune/GAPP", 1))
-    with pytest.raises(UserError, match="no family 'GAPP'; known: AWT, DWP, E, ESR"):
-        check_settings(read)
-    read = loaded(tmp_path, ("masks/GAP_layer/compression", 0.5))
-    with pytest.raises(UserError, match=r"masks\.GAP_layer.*compression.*0\.5"):
-        check_settings(read)
-    read = loaded(tmp_path, ("compression/random", [4, {"sparsity": 1.5}]))
-    with pytest.raises(UserError, match=r"compression\.random.*sparsity.*1\.5"):
-        check_settings(read)
-    read = loaded(tmp_path, ("masks/GAPP", 4))
-    with pytest.raises(UserError, match=r"masks\.GAPP: there is no family 'GAPP'"):
-        check_settings(read)
-    read = loaded(tmp_path, ("protocol/standard/RNA/setting", -1))
-    with pytest.raises(UserError, match=r"protocol.standard.RNA: sigma.*-1"):
-        check_settings(read)
-
-
-def test_masks_and_quantized_models_are_on_the_first_base_alone_and_tickets_on_theirs(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("prune/GAPP", 1, "prune.GAPP: there is no family 'GAPP'; known: AWT, DWP, E, ESR"),
+        ("prune/mine", {"family": "odd"}, "prune.mine: there is no family 'odd'"),
+        ("prune/mine", {"family": "E", "threshold": -2}, "prune.mine: threshold.*-2"),
+        ("prune/GAP_layer/compression", 0.5, "prune.GAP_layer.*compression.*0.5"),
+        ("studies/x", {"study": "fit", "of": "seed1"}, "studies.x.study: there is no kind 'fit'"),
+        ("studies/sweep/points/E", [1e-3, -2], "studies.sweep.points.E.1: threshold.*-2"),
+        ("studies/sweep/points/E", [], "studies.sweep: points.E"),
+        ("studies/sweep/points", {"GAPP": [1]}, "no family 'GAPP'"),
+        ("studies/compression/points/random/0", {"sparsity": 1.5}, "random.0: sparsity.*1.5"),
+        ("studies/protocol/members/RNA/setting", -1, "studies.protocol.members.RNA: sigma.*-1"),
+        ("studies/seeds/seeds", 0, "studies.seeds: seeds.*0"),
+        ("studies/seeds/points/LWM_95/setting", 1.5, "seeds.points.LWM_95: sparsity.*1.5"),
+        ("studies/flips-dense/bits", 9, "studies.flips-dense: bits.*9"),
+        ("studies/flips-dense/scale", "row", "studies.flips-dense: scale.*row"),
+        ("studies/flips-dense/variants", ["random"], "studies.flips-dense: variants.*random"),
+        ("studies/flips-dense/budget", 0, "studies.flips-dense: budget.*0"),
+    ],
+)
+def test_families_and_studies_are_checked_before_anything_runs(
+    key: str, value: Any, words: str
 ) -> None:
+    change = copy.deepcopy(RAW)
+    if key.endswith("random/0"):  # an item of a list
+        points = change["studies"]["compression"]["points"]["random"]
+        key, value = key.removesuffix("/0"), [value, *points[1:]]
+    read = loaded((key, value))
+    with pytest.raises(UserError, match=words):
+        check_settings(read)
+        check_studies(read)
+
+
+def test_models_by_name() -> None:
     read = loaded(
-        tmp_path,
-        ("bases", ["standard", "robust"]),
-        ("prune", {"E": 1e-2}),
-        ("masks", {"GAP_layer": {"sparsity": 0.9}, "random": 4}),
-        ("ticket_base", "robust"),
-        ("tickets", {"HYDRA": 0.9}),
-        ("quantized", {"copy": {"of": "E", "bits": 4}, "small": {"of": "GAP_layer"}}),
-        ("binary", {"BNN": {"channels": "base"}}),
-        ("substitutes", {"small": {}, "dense": {}}),
-        ("bitflip", {"E_1": {"of": "E", "base": "robust", "bits": 1}}),
+        ("prune/HYDRA_95", {"family": "HYDRA", "sparsity": 0.95}),
+        ("models/zero", {"do": "prune", "of": "dense-robust", "by": "prune.HYDRA_95"}),
+        ("models/small", {"do": "quantize", "of": "zero", "by": "quantize.int4"}),
+        ("models/copy", {"do": "train", "of": "zero", "by": "substitutes.short"}),
     )
-    masked = ["GAP_layer", "random"]
-    assert read.models("standard") == ["dense", "int8", "E", *masked, "copy", "small", "BNN"]
-    assert read.models("robust") == ["dense", "int8", "E", "HYDRA"]
-    assert list(read.settings("standard")) == ["E", *masked]
-    assert read.settings("standard")["GAP_layer"] == {"sparsity": 0.9}
-    assert list(read.settings("robust")) == ["E", "HYDRA"]
+    board = read.leaderboard()
+    assert board[0] == "dense-standard" and board[-2:] == ["zero", "small"]
+    assert board.index("dense-robust") == 1 + sum(
+        read.root(n) == "dense-standard" for n in board[1:]
+    )
+    assert read.attackers() == ["seed1", "copy"] and not {"seed1", "copy"} & set(board)
+    assert [read.root(n) for n in ("small", "copy", "dense-robust")] == ["dense-robust"] * 3
+    assert [read.family(n) for n in ("dense-robust", "zero", "small")] == [
+        "dense",
+        "HYDRA_95",
+        "int4",
+    ]
+    assert read.setting("zero") == {"family": "HYDRA", "sparsity": 0.95}
+    assert read.setting("small").bits == 4 and read.setting("dense-robust").method == "pgd"
 
 
-def test_masks_quantized_models_and_networks_of_the_attacker_may_be_left_out(
-    tmp_path: Path,
-) -> None:
-    models = ("masks", "compression", "quantized", "binary")
-    names = (*models, "surrogates", "substitutes", "bitflip")
-    read = loaded(tmp_path, *((name, {}) for name in names))
-    assert all(getattr(read, name) == {} for name in names)
+def test_mappings_may_be_empty_or_left_out() -> None:
+    names = ("prune", "quantize", "binary", "surrogates", "substitutes", "models", "studies")
+    read = loaded(*((name, {}) for name in names))
+    assert read.leaderboard() == read.dense() and read.attackers() == []
     raw = {key: value for key, value in RAW.items() if key not in names}
     assert params.parse(params.Params, raw, "here") == read
-    assert read.models(read.bases[0]) == ["dense", "int8", *read.prune]
+    kept = {name: one for name, one in RAW["models"].items() if name != "seed1"}
+    read = loaded(("surrogates", {}), ("models", kept), ("studies", {}))
+    check_settings(read)
+    check_studies(read)
+    assert read.attackers() == []
 
 
-def test_attacks_whose_images_are_kept_are_named_once(tmp_path: Path) -> None:
-    place = "profiles/digits/suite/"
-    read = loaded(
-        tmp_path,
-        (place + "table", ["published_10", "field"]),
-        (place + "transfer", ["momentum", "field"]),
-        (place + "quantized", ["margin", "momentum"]),
-    ).active()
-    assert read.suite.kept == ["published_10", "field", "momentum"]
-    assert read.suite.of("quantized") == ["published_10", "field", "momentum", "margin"]
-    assert list(read.exchanged()) == ["momentum", "field"]
-    assert list(read.table()) == ["published_10", "field"]
-    assert read.exchanged()["momentum"] is read.attacks["momentum"]
-
-
-@pytest.mark.parametrize(("content", "words"), [("a: [1", "not valid YAML"), ("", "no settings")])
-def test_a_broken_file_is_named(tmp_path: Path, content: str, words: str) -> None:
-    (tmp_path / "params.yaml").write_text(content)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("a: [1", "not valid YAML"), ("", "no settings"), (None, r"cannot read .*params\.yaml")],
+)
+def test_a_broken_or_absent_file_is_named(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "params.yaml").write_text(content)
     with pytest.raises(UserError, match=words):
         params.load(tmp_path / "params.yaml")
 
 
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read .*params\.yaml"):
-        params.load(tmp_path / "params.yaml")
-
-
-def test_an_extra_attack_keeps_its_own_arguments(tmp_path: Path) -> None:
+def test_an_extra_attack_keeps_its_own_arguments() -> None:
     extra = [{"name": "MIFGSM", "eps": "8/255", "steps": 5, "loss": "ce"}]
-    read = loaded(tmp_path, ("attack/extra", extra))
+    read = loaded(("attack/extra", extra))
     assert read.attack.extra[0].arguments() == {"eps": 8 / 255, "steps": 5, "loss": "ce"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from advprune.core.params import Profile
+from advprune.core.profile import Profile
 from advprune.core.train_settings import (
     DataSettings,
     ModelSettings,

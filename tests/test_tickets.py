@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from kernels import exact_kernel
@@ -28,7 +27,6 @@ from advprune.pruning.ticket_search import (
     prunable_weights,
 )
 from advprune.pruning.tickets import at_initialization
-from advprune.report.tickets import search_figure
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -294,30 +292,3 @@ def test_a_search_that_diverges_is_refused(data: Data) -> None:
     search.dense[-1].bias.data[0] = float("inf")
     with pytest.raises(UserError, match=r"the distance is not a number; lower search\.lr"):
         search.run()
-
-
-def search_table() -> pd.DataFrame:
-    """Two searched families with two seeds, and a control that was not searched for."""
-    rows = [
-        (family, 0.9, seed, step, 1.0 / (step + 1 + seed), 0.5 / (step + 1))
-        for family in ("AWT", "NTT")
-        for seed in (0, 1)
-        for step in (0, 10, 20)
-    ]
-    names = ["family", "sparsity", "seed", "step", "output_distance", "kernel_distance"]
-    control = ("random_ticket", 0.9, 0, 0, 1.2, -0.1)
-    return pd.DataFrame([*rows, control], columns=names)
-
-
-def test_search_figure_has_a_line_a_family_through_the_mean_of_its_seeds() -> None:
-    figure = search_figure(search_table())
-    assert figure is not None
-    outputs, kernel = figure.axes
-    lines = {str(k.get_label()): k for k in outputs.get_lines() if len(k.get_xdata()) != 2}
-    assert set(lines) == {"AWT 90 %", "NTT 90 %", "random_ticket 90 %"}
-    assert lines["AWT 90 %"].get_xdata().tolist() == [0, 10, 20]
-    assert lines["AWT 90 %"].get_ydata()[0] == pytest.approx(0.75)  # 1/1 and 1/2
-    assert lines["AWT 90 %"].get_color() != lines["NTT 90 %"].get_color()
-    drawn = [y for line in kernel.get_lines() for y in line.get_ydata()]
-    assert min(drawn) > 0 and kernel.get_yscale() == "log"  # the estimate below zero, too
-    assert search_figure(search_table().iloc[:0]) is None

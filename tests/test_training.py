@@ -12,7 +12,7 @@ from torch import nn
 from advprune.attacks.pgd import pgd
 from advprune.core.errors import UserError
 from advprune.core.files import sha256_of
-from advprune.core.params import Profile
+from advprune.core.profile import Profile
 from advprune.core.train_settings import (
     DataSettings,
     ModelSettings,
@@ -21,7 +21,7 @@ from advprune.core.train_settings import (
     WeightsSettings,
 )
 from advprune.data import Split, prepare
-from advprune.training.adversarial import Method, collapsed, kl, pgd_images
+from advprune.training.adversarial import Inner, Method, collapsed, kl, pgd_images
 from advprune.training.base import load_or_train
 from advprune.training.standard import Average, Trainer, accuracy, augment
 from conftest import Linear, make_network
@@ -203,7 +203,7 @@ def worst(linear: Linear, y: torch.Tensor) -> torch.Tensor:
 
 def test_pgd_and_fgsm_find_the_known_worst_case_of_a_linear_model(linear: Linear) -> None:
     (x, y), generator = grey(8), torch.Generator().manual_seed(0)
-    found = pgd_images(linear, x, y, 0.1, 0.03, 7, generator)
+    found = pgd_images(linear, x, y, Inner(0.1, 0.03, 7), generator)
     assert torch.allclose(found, x + 0.1 * worst(linear, y), atol=1e-6)
     settings = SETTINGS.model_copy(update={"eps": 0.1})
     fast = Method(RecipeSettings(method="fgsm"), settings).craft(linear, x, y, generator)

@@ -12,21 +12,20 @@ from torch import nn
 from advprune import prune
 from advprune.core import params
 from advprune.core.attack_settings import AttackSettings, ProtocolSettings
-from advprune.core.params import Member
-from advprune.core.train_settings import RecipeSettings
 from advprune.core.resume import Parts
+from advprune.core.train_settings import RecipeSettings
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, kind_of
 from advprune.evaluate.craft import rows as rows_of
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.probes import probes
-from advprune.evaluate.protocol import Protocol, at_budget
-from advprune.evaluate.records import answers, score
+from advprune.evaluate.records import Scoring, answers, score
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
+from advprune.studies.protocol import Member, Protocol, at_budget
 from advprune.training.standard import Trainer
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -169,7 +168,7 @@ def test_what_only_another_start_finds_is_found() -> None:
     """Half of the starts lie in the trap; of 5 a sample, 3 %."""
     images, labels = torch.full((64, 1, 8, 8), 128 / 255), torch.zeros(64, dtype=torch.int64)
     model, main = Forked(), FIELD.model_copy(update={"draws": 1})
-    own = rows_of(model, images, craft(model, images, labels, main), labels, "field", main)
+    own = rows_of(model, images, craft(model, images, labels, main), labels, "field")
     more = probes(model, images, labels, main, Work())["probe_stronger"]()
     left = [remnant_accuracy(found).value or 0.0 for found in (own, more)]
     assert 0.3 < left[0] < 0.7 and left[1] < 0.1
@@ -307,7 +306,9 @@ def test_randomized_models_are_scored_by_their_mean_logits(
             drawn = [[0.0, 1.0], [0.0, 1.0], [5.0, 0.0]][(self.at - 1) % 3]
             return torch.tensor([drawn]).expand(len(x), 2)
 
-    found = answers("adv", Planted(), digits[0][:2], torch.tensor([0, 1]), batch=2, draws=3)
+    found = answers(
+        "adv", Planted(), digits[0][:2], torch.tensor([0, 1]), Scoring(batch=2, draws=3)
+    )
     assert found["adv_pred"].tolist() == [0, 0]
     assert found["adv_single_pred"].tolist() == [1, 1]
     assert found["adv_wrong"] == pytest.approx([2 / 3, 1 / 3])

@@ -11,39 +11,64 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("dvc.yaml", "params.yaml", "stages", "src", "docs", "networks", ".dvcignore", ".gitignore")
+FINETUNE = {"epochs": 1}
 TINY = {
-    "recipes": {"standard": {"method": "standard"}, "robust": {"method": "pgd", "steps": 2}},
-    "bases": ["standard"],
-    "prune": {"E": 1e-2, "clamp": {"sigmas": 3}, "SAP": 1.0},
-    "masks": {"random": 4, "GAP_layer": {"compression": 4, "finetune": {"epochs": 1}}},
-    "tickets": {},
-    "sparsity_study": {
-        "seeds": 2,
-        "dense": "standard",
-        "points": {
-            "LWM_50": {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": {"epochs": 1}}}
-        },
+    "recipes": {"standard": {"method": "standard"}},
+    "prune": {
+        "E": 1e-2,
+        "clamp": {"sigmas": 3},
+        "SAP": 1.0,
+        "GAP_layer": {"compression": 4, "finetune": FINETUNE},
     },
-    "sweep": {"E": [1e-3, 5e-2], "R": [1e-2]},
-    "compression": {"random": [2]},
-    "quantized": {"GAP_int8": {"of": "GAP_layer", "bits": 8}},
-    "growth": {"factor": 2, "epochs": 1},
-    "binary": {"BNN": {"channels": "grown", "epochs": 1}},
+    "quantize": {"int8": {"bits": 8}},
+    "binary": {
+        "BNN": {"channels": "grown", "epochs": 1, "growth": {"factor": 2, "epochs": 1}},
+        "wide": {"channels": "uniform", "epochs": 1},
+    },
     "surrogates": {"seed1": {"seed": 1, "epochs": 1}},
-    "substitutes": {"GAP_layer": {"epochs": 1}},
-    "protocol": {"standard": {"dense": {}, "SAP_100": {"family": "SAP", "setting": 1.0}}},
-    "bitflip": {"dense_4": {"of": "dense", "base": "standard", "bits": 4, "variants": ["margin"]}},
-    "profiles/digits/bitflip": {"images": 16, "seeds": 2, "budget": 3, "random": 2},
+    "substitutes": {"short": {"epochs": 1}},
+    "models": {
+        "E-standard": {"do": "prune", "of": "dense-standard", "by": "prune.E"},
+        "clamp-standard": {"do": "prune", "of": "dense-standard", "by": "prune.clamp"},
+        "SAP-standard": {"do": "prune", "of": "dense-standard", "by": "prune.SAP"},
+        "GAP_layer-standard": {"do": "prune", "of": "dense-standard", "by": "prune.GAP_layer"},
+        "GAP_int8": {"do": "quantize", "of": "GAP_layer-standard", "by": "quantize.int8"},
+        "BNN-standard": {"do": "train", "of": "dense-standard", "by": "binary.BNN"},
+        "wide-standard": {"do": "train", "of": "BNN-standard", "by": "binary.wide"},
+        "seed1": {"do": "train", "of": "dense-standard", "by": "surrogates.seed1"},
+        "GAP_copy": {"do": "train", "of": "GAP_layer-standard", "by": "substitutes.short"},
+    },
+    "studies": {
+        "sweep": {
+            "study": "sweep",
+            "of": "dense-standard",
+            "points": {"E": [1e-3, 5e-2], "R": [1e-2]},
+        },
+        "curve": {"study": "compression", "of": "dense-standard", "points": {"random": [2]}},
+        "protocol": {
+            "study": "protocol",
+            "of": "dense-standard",
+            "members": {"dense": {}, "SAP_100": {"family": "SAP", "setting": 1.0}},
+        },
+        "seeds": {
+            "study": "seeds",
+            "of": "dense-standard",
+            "seeds": 2,
+            "points": {
+                "LWM_50": {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": FINETUNE}}
+            },
+        },
+        "flips": {"study": "bitflip", "of": "dense-standard", "bits": 4, "variants": ["margin"]},
+    },
+    "profiles/digits/flips": {"images": 16, "seeds": 2, "budget": 3, "random": 2},
     "profiles/digits/attacks/square/queries": 5,
-    "profiles/digits/protocol/images": 10,
-    "profiles/digits/protocol/draws": 3,
-    "profiles/digits/protocol/eps": [0, "48/255"],
+    "profiles/digits/protocol": {"images": 10, "draws": 3, "eps": [0, "eps"]},
     "profiles/digits/sweep_images": 30,
     "profiles/digits/data/train_limit": 200,
     "profiles/digits/data/test_limit": 40,
     "profiles/digits/model/width": 4,
     "profiles/digits/train/epochs": 3,
-    "profiles/digits/curves": {"eps": [0, "48/255"], "steps": [1, 3]},
+    "profiles/digits/curves": {"eps": [0, "eps"], "steps": [1, 3]},
 }
 
 
@@ -63,6 +88,7 @@ def copy_pipeline(folder: Path) -> Path:
 def change(folder: Path, changes: dict[str, Any]) -> None:
     """Set keys (with slashes) of the folder's params.yaml."""
     yaml = YAML()
+    yaml.preserve_quotes = True  # inside braces DVC needs those around a colon
     path = folder / "params.yaml"
     content = yaml.load(path.read_text(encoding="utf-8"))
     for key, value in changes.items():

@@ -1,4 +1,4 @@
-"""The bit-flip attack: which stored bits of the weights to turn over to do most harm.
+"""The bit-flip attack: which stored bits of the weights to flip to do most harm.
 
 Rakin, He and Fan, Bit-Flip Attack: Crushing Neural Network with Progressive Bit Search (ICCV 2019),
 section 4. One gradient says for each stored bit how its flip changes the loss to first order. The
@@ -10,17 +10,16 @@ this differs from the published code.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from math import isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import nn
 
-from advprune.attacks.flip_objective import Objective
-from advprune.attacks.flip_trace import Evaluate, FlipTrace, Run, Save
-from advprune.attacks.pgd import Progress
+from advprune.attacks.flip_objective import FlipOptions, Objective
+from advprune.attacks.flip_trace import FlipTrace, Run
 from advprune.attacks.rerun import Values
 from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
 from advprune.models.fold import channels_last
@@ -31,27 +30,13 @@ def bitflip(
     model: nn.Module | StoredModel,
     images: torch.Tensor,
     labels: torch.Tensor | None = None,
-    *,
-    bits: int = 8,
-    scale: str = "layer",
-    budget: int = 100,
-    stop: float | None = None,
-    loss: str = "ce",
-    target: int | None = None,
-    candidates: int = 1,
-    most_candidates: int = 20,
-    evaluate: Evaluate | None = None,
-    every: int = 1,
-    batch: int = 128,
-    reuse: bool = True,
-    state: pd.DataFrame | None = None,
-    save: Save | None = None,
-    progress: Progress | None = None,
+    options: FlipOptions | None = None,
+    **changes: Any,
 ) -> FlipTrace:
     """Progressive bit search on one fixed batch of images `[N, C, H, W]` in [0, 1].
 
-    A step takes the gradient of the loss L by every weight, `dL/dq = s dL/dW`. Turning over a bit
-    that is b and has place value v changes q by `v (1 - 2 b)` and L, to first order, by
+    A step takes the gradient of the loss L by every weight, `dL/dq = s dL/dW`. Flipping a bit that
+    is b and has place value v changes q by `v (1 - 2 b)` and L, to first order, by
     `dL/dq v (1 - 2 b)`; only flips for which that is positive are allowed. The `n_b` allowed flips
     of each layer for which it is largest are tried together by a forward pass, and those of the
     layer that raises L most are committed. Where no layer's raise it, n_b grows by 1, up to
@@ -63,34 +48,18 @@ def bitflip(
     candidates. Passes for candidates begin at the layer that they change where that is possible
     (rerun.py), which halves them.
 
-    model: a float network, stored with `bits` bits and one `scale` for a layer or channel
-    (`stored_bits.store`), or a StoredModel, attacked as it is.
-    labels: `[N]`; without them the stored model's own predictions before the first flip.
-    budget: most flips. stop: the attack ends when `evaluate` gives no more than this.
-    loss: `ce`, cross-entropy, or `margin`, `max_{i != y} z_i - z_y`, which counts a hundredth
-    (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those.
-    target: a class that all images are to be pushed into: labels are that class, and L is lowered.
-    evaluate: called with the attacked network, which it must leave as it is, before the first flip
-    and after every `every` flips (after the step in which they are reached); often accuracy on
-    other images.
-    batch: images that pass together, for memory's sake; the loss is that of all.
-    reuse: keep what lies before a changed layer instead of computing it again; the result is the
-    same. It needs memory for what convolutions take in, on all images and up to three times over.
-    state: the rows of an earlier trace of the same model, images and options, which is gone on
-    with: the result is that of an unbroken run, counts included. save: called with the rows so
-    far whenever `evaluate` is due.
-    progress: called with the number of flips done (of `budget`), those of `state` included.
+    model: a float network, or a StoredModel, attacked as it is. labels: `[N]`; without them the
+    stored model's own predictions before the first flip. options, changes: FlipOptions, and fields
+    of it by name.
 
     Raises ValueError on shapes, ranges, options or a state that make no sense, on a model that
     draws at random, and where the loss is not finite to begin with.
     """
-    if not 1 <= candidates <= most_candidates:
-        raise ValueError(f"bitflip: candidates is {candidates}; 1 to {most_candidates} make sense")
-    stored = _private(model, bits, scale)
-    objective = Objective.of(stored, images, labels, loss, target, batch, reuse)
-    run = Run(stored, objective, budget, stop, evaluate, every, save, progress)
-    run.begin(state)
-    while (reason := run.over() or _step(run, objective, candidates, most_candidates)) is None:
+    how = replace(options or FlipOptions(), **changes)
+    stored = _private(model, how)
+    objective = Objective.of(stored, images, labels, how)
+    run = Run(stored, objective, how)
+    while (reason := run.over() or _step(run, objective)) is None:
         pass
     return run.trace(reason)
 
@@ -99,37 +68,27 @@ def random_flips(
     model: nn.Module | StoredModel,
     images: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
-    *,
-    bits: int = 8,
-    scale: str = "layer",
-    budget: int = 100,
-    stop: float | None = None,
-    loss: str = "ce",
-    generator: torch.Generator | None = None,
-    evaluate: Evaluate | None = None,
-    every: int = 1,
-    batch: int = 128,
-    state: pd.DataFrame | None = None,
-    save: Save | None = None,
-    progress: Progress | None = None,
+    options: FlipOptions | None = None,
+    **changes: Any,
 ) -> FlipTrace:
-    """Turn over stored bits at random: each bit of all is as likely as any other, none twice.
+    """Flip stored bits at random: each bit of all is as likely as any other, none twice.
 
-    images: a batch on which the loss is measured after every flip; without it losses are NaN.
-    generator: a CPU generator; to go on from a `state`, give it as it was at the first call. The
-    flips of a smaller budget are the first of a larger one.
-    All else is as in `bitflip`. Raises ValueError likewise.
+    images: a batch on which the loss is measured after every flip; without it losses are NaN. The
+    flips of a smaller budget are the first of a larger one. All else is as in `bitflip`.
     """
-    stored, objective = _private(model, bits, scale), None
+    how = replace(options or FlipOptions(), **changes, reuse=False, target=None)
+    stored, objective = _private(model, how), None
     if images is not None:
-        objective = Objective.of(stored, images, labels, loss, None, batch, reuse=False)
-    run = Run(stored, objective, budget, stop, evaluate, every, save, progress)
-    run.begin(state)
-    draws = random_bits(stored, generator or torch.Generator().manual_seed(0))
+        objective = Objective.of(stored, images, labels, how)
+    run = Run(stored, objective, how)
+    draws = random_bits(stored, how.generator or torch.Generator().manual_seed(0))
     if any(next(draws, None) != flip for flip in run.flips()):
         raise ValueError("bitflip: the state's random flips are not those of this generator")
-    while (reason := run.over() or _random_step(run, draws)) is None:
-        pass
+    while (reason := run.over()) is None:
+        if (flip := next(draws, None)) is None:
+            return run.trace("exhausted")
+        made = run.turn([flip])
+        run.commit(made, 1, objective.height() if objective else float("nan"))
     return run.trace(reason)
 
 
@@ -152,28 +111,19 @@ def _bit(stored: StoredModel, place: int) -> Flip:
         if place < layer.size:
             return Flip(name, *divmod(place, layer.bits))
         place -= layer.size
-    raise IndexError("there are not so many bits")
+    raise IndexError("there are fewer bits")
 
 
-def _random_step(run: Run, draws: Iterator[Flip]) -> str | None:
-    """One more random flip; the reason where there is none."""
-    flip = next(draws, None)
-    if flip is None:
-        return "exhausted"
-    made = run.turn([flip])
-    run.commit(made, 1, run.objective.height() if run.objective else float("nan"))
-    return None
-
-
-def _step(run: Run, objective: Objective, fewest: int, most: int) -> str | None:
+def _step(run: Run, objective: Objective) -> str | None:
     """One step of the search; the reason where it cannot be made."""
+    fewest, most = run.how.candidates, run.how.most_candidates
     gradients = objective.gradient()
     ranked = {n: rank(n, run.stored.layers[n], g, most) for n, g in gradients.items()}
     ranked = {name: flips for name, flips in ranked.items() if flips}
     if not ranked:
         return "flat"
     for n_b in range(fewest, most + 1):
-        if len(run.rows) + n_b > run.budget:
+        if len(run.rows) + n_b > run.how.budget:
             return "budget"
         tried = [flips[:n_b] for flips in ranked.values() if n_b == fewest or len(flips) >= n_b]
         best = max((_try(objective, flips) for flips in tried), default=None, key=_highest)
@@ -250,9 +200,9 @@ def _try(objective: Objective, flips: list[Flip]) -> _Tried:
     return _Tried(flips, height, values)
 
 
-def _private(model: nn.Module | StoredModel, bits: int, scale: str) -> StoredModel:
+def _private(model: nn.Module | StoredModel, how: FlipOptions) -> StoredModel:
     """The copy that is attacked, in the layout in which convolutions are fastest."""
-    stored = model.copy() if isinstance(model, StoredModel) else store(model, bits, scale)
+    stored = model.copy() if isinstance(model, StoredModel) else store(model, how.bits, how.scale)
     if is_randomized(stored.model):
         raise ValueError(
             "bitflip: the model draws at random, so that losses cannot be compared; attack "

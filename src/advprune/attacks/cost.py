@@ -1,13 +1,9 @@
 """What an attack costs: images passed forward and gradients taken, counted as they happen."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from advprune.core.distributed import total
 
 
 @dataclass
@@ -28,11 +24,3 @@ class Cost:
             self.gradients += len(inputs[0]) * inputs[0].requires_grad
 
         model.register_forward_pre_hook(count)
-
-    @contextmanager
-    def of_all(self) -> Iterator[None]:
-        """What processes that are together count in the block, each of its share, is added up."""
-        before = self.forwards, self.gradients
-        yield
-        spent = total(self.forwards - before[0], self.gradients - before[1])
-        self.forwards, self.gradients = (int(a + b) for a, b in zip(before, spent, strict=True))

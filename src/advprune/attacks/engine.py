@@ -1,11 +1,25 @@
-"""A private, faster copy of a model for attacks: same function, nothing of the original touched."""
+"""What all attacks share: a private, faster copy of the model, and batches over processes."""
 
 import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+from advprune.attacks.cost import Cost
+from advprune.core.distributed import spread
 from advprune.models.fold import channels_last, fold_batchnorm
+from advprune.models.stochastic import is_randomized
+
+Progress = Callable[[int], None]
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def no_progress(done: int) -> None:
+    """Tell nobody."""
 
 
 def attack_copy(model: nn.Module, device: torch.device, fold: bool = True) -> nn.Module:
@@ -14,3 +28,26 @@ def attack_copy(model: nn.Module, device: torch.device, fold: bool = True) -> nn
     private = fold_batchnorm(model) if fold else copy.deepcopy(model).eval()
     private.requires_grad_(False)
     return channels_last(private.to(device))
+
+
+def by_batch(
+    model: nn.Module, pieces: Sequence[Piece], do: Callable[[Piece], Result], cost: Cost
+) -> list[Result]:
+    """`do` of every piece, in order; processes of torchrun share them out, to the same results.
+
+    cost: counts what all of them spend. Not of a model that draws at random, whose draws run on
+    from piece to piece: every process does all of them.
+    """
+    if is_randomized(model):
+        return [do(piece) for piece in pieces]
+    before = replace(cost)
+
+    def counted(piece: Piece) -> tuple[Result, int, int]:
+        forwards, gradients = cost.forwards, cost.gradients
+        found = do(piece)
+        return found, cost.forwards - forwards, cost.gradients - gradients
+
+    done = spread(pieces, counted)
+    cost.forwards = before.forwards + sum(forwards for _, forwards, _ in done)
+    cost.gradients = before.gradients + sum(gradients for *_, gradients in done)
+    return [found for found, *_ in done]

@@ -1,10 +1,14 @@
 """What the bit-flip attack raises: a loss on one fixed batch, as a function of the stored bits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pandas as pd
 import torch
+from torch import nn
 
+from advprune.attacks.checks import check_choice, check_images, check_numbers, refuse
+from advprune.attacks.engine import Progress, no_progress
 from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.rerun import Rerun, Values, rerun
 from advprune.attacks.stored_bits import StoredModel
@@ -12,6 +16,62 @@ from advprune.core.device import device_of
 
 LOSSES = ("ce", "margin")
 LEAK = 0.01  # what raising the margin of an image counts once it is where the attack wants it
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class FlipOptions:
+    """How stored bits are attacked; all but `candidates` to `reuse` hold for random flips, too.
+
+    bits, scale: how a float network is stored: bits per weight, and one scale for a `layer` or
+    `channel` (`stored_bits.store`). budget: most flips. stop: the attack ends when `evaluate` gives
+    no more than this. evaluate: called with the attacked network, which it must leave as it is,
+    before the first flip and after every `every` flips (after the step in which they are reached);
+    often accuracy on other images.
+    loss: `ce`, cross-entropy, or `margin`, `max_{i != y} z_i - z_y`, which counts a hundredth
+    (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those.
+    batch: images that pass together, for memory's sake; the loss is that of all.
+    state: the rows of an earlier trace of the same model, images and options, which is gone on
+    with: the result is that of an unbroken run, counts included. save: called with the rows so
+    far whenever `evaluate` is due. progress: called with the number of flips done (of `budget`),
+    those of `state` included.
+    candidates, most_candidates: the first and the largest number of flips that are tried together.
+    target: a class that all images are to be pushed into: labels are that class, and L is lowered.
+    reuse: keep what lies before a changed layer instead of computing it again; the result is the
+    same. It needs memory for what convolutions take in, on all images and up to three times over.
+    generator: a CPU generator of random flips; to go on from a `state`, give it as it was at the
+    first call.
+    """
+
+    bits: int = 8
+    scale: str = "layer"
+    budget: int = 100
+    stop: float | None = None
+    evaluate: Evaluate | None = None
+    every: int = 1
+    loss: str = "ce"
+    batch: int = 128
+    state: pd.DataFrame | None = None
+    save: Callable[[pd.DataFrame], None] | None = None
+    progress: Progress = no_progress
+    candidates: int = 1
+    most_candidates: int = 20
+    target: int | None = None
+    reuse: bool = True
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers("bitflip", 0, budget=self.budget)
+        check_numbers("bitflip", 1, every=self.every, batch=self.batch, candidates=self.candidates)
+        check_choice("bitflip", "loss", self.loss, LOSSES)
+        most = f"candidates is {self.candidates}; 1 to {self.most_candidates} make sense"
+        faults = {
+            most: self.candidates > self.most_candidates,
+            "stop is a level of what evaluate gives; give evaluate, too": (
+                self.stop is not None and self.evaluate is None
+            ),
+        }
+        refuse("bitflip", faults)
 
 
 @dataclass
@@ -39,24 +99,22 @@ class Objective:
         stored: StoredModel,
         images: torch.Tensor,
         labels: torch.Tensor | None,
-        loss: str,
-        target: int | None,
-        batch: int,
-        reuse: bool,
+        how: FlipOptions,
     ) -> "Objective":
         """Checked and on the model's device; labels are the target, those given or predicted."""
-        check(images, labels, loss, batch)
-        shown = images.to(device_of(stored.model))
+        check_images("bitflip", images, labels)
+        refuse("bitflip", {"there are no images": not len(images)})
+        shown, target = images.to(device_of(stored.model)), how.target
         with torch.no_grad():
-            logits = torch.cat([stored.model(part) for part in shown.split(batch)])
+            logits = torch.cat([stored.model(part) for part in shown.split(how.batch)])
         if target is not None and not 0 <= target < logits.shape[1]:
             raise ValueError(f"bitflip: target is {target}; there are {logits.shape[1]} classes")
         wanted = logits.argmax(1) if labels is None else labels.to(shown.device)
         sign = 1 if target is None else -1
         wanted = wanted if target is None else torch.full_like(wanted, target)
         weights = {name: stored.weight(name) for name in stored.layers}
-        graph = rerun(stored.model, weights) if reuse else None
-        return cls(stored, shown, wanted, loss, sign, batch, graph, forwards=1)
+        graph = rerun(stored.model, weights) if how.reuse else None
+        return cls(stored, shown, wanted, how.loss, sign, how.batch, graph, forwards=1)
 
     @torch.no_grad()
     def height(self) -> float:
@@ -82,7 +140,8 @@ class Objective:
         self.forwards, self.gradients = self.forwards + 1, self.gradients + 1
         weights = [self.stored.weight(name).requires_grad_(True) for name in self.stored.layers]
         total = [torch.zeros_like(weight) for weight in weights]
-        for images, labels in zip(*self._parts(), strict=True):
+        parts = self.images.split(self.batch), self.labels.split(self.batch)
+        for images, labels in zip(*parts, strict=True):
             with torch.enable_grad():
                 height = self._heights(self.stored.model(images), labels).sum() / len(self.images)
             if height.requires_grad:  # else the model has cut its graph: there is no gradient
@@ -91,9 +150,6 @@ class Objective:
         for weight in weights:
             weight.requires_grad_(False)
         return dict(zip(self.stored.layers, total, strict=True))
-
-    def _parts(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        return self.images.split(self.batch), self.labels.split(self.batch)
 
     def _sum(self, logits: list[torch.Tensor]) -> float:
         return float(self._heights(torch.cat(logits), self.labels).double().mean())
@@ -104,25 +160,3 @@ class Objective:
             return self.sign * cross_entropy(logits, labels)
         won = self.sign * margin(logits, labels)  # positive: the image is where it is wanted
         return torch.where(won < 0, won, LEAK * won)
-
-
-def check(images: torch.Tensor, labels: torch.Tensor | None, loss: str, batch: int) -> None:
-    """ValueError where images, labels or options make no sense."""
-    for fault, found in _faults(images, labels, loss, batch):
-        if found:
-            raise ValueError(f"bitflip: {fault}")
-
-
-def _faults(
-    images: torch.Tensor, labels: torch.Tensor | None, loss: str, batch: int
-) -> Iterator[tuple[str, bool]]:
-    shape = list(images.shape)
-    yield f"images have shape {shape}, not [N, C, H, W] with N > 0", len(shape) != 4 or not shape[0]
-    yield (
-        "images hold NaN or lie outside [0, 1]",
-        not bool(((images >= 0) & (images <= 1)).all()),
-    )
-    if labels is not None:
-        yield f"{len(labels)} labels for {shape[0]} images", labels.shape != images.shape[:1]
-    yield f"loss is {loss!r}; allowed: {', '.join(LOSSES)}", loss not in LOSSES
-    yield f"batch is {batch}; it must be at least 1", batch < 1

@@ -1,19 +1,13 @@
 """The trace of an attack on stored bits: what was flipped, what it did, and how to go on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isclose, isfinite
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
-from advprune.attacks.flip_objective import Objective
-from advprune.attacks.pgd import Progress
+from advprune.attacks.flip_objective import FlipOptions, Objective
 from advprune.attacks.stored_bits import Flip, StoredModel, redo
-
-Evaluate = Callable[[nn.Module], float]
-Save = Callable[[pd.DataFrame], None]
 
 TYPES = {
     "flip": "int64",
@@ -37,7 +31,7 @@ TYPES = {
 class FlipTrace:
     """What an attack on the bits did.
 
-    table: a row a flip, in order. `flip` counts from 1, `step` counts what was committed together;
+    table: one row per flip, in order. `flip` counts from 1, `step` what was committed together;
     layer, index and bit (0 the least significant) say where, before and after are the whole numbers
     stored there. loss_before and loss_after are those of the step, on the batch. hamming: in how
     many stored bits the network now differs from the first one (a bit may flip back). n_b: bits to
@@ -81,32 +75,18 @@ class Run:
 
     stored: StoredModel
     objective: Objective | None
-    budget: int
-    stop: float | None
-    evaluate: Evaluate | None
-    every: int
-    save: Save | None
-    progress: Progress | None
+    how: FlipOptions
     rows: list[dict[str, Any]] = field(default_factory=list)
     flipped: set[Flip] = field(default_factory=set)
     clean_accuracy: float | None = None
     height: float = float("nan")
 
     def __post_init__(self) -> None:
-        if self.budget < 0 or self.every < 1:
-            raise ValueError(
-                f"bitflip: budget is {self.budget} and every {self.every}; a budget is 0 or more, "
-                "every is 1 or more"
-            )
-        if self.stop is not None and self.evaluate is None:
-            raise ValueError("bitflip: stop is a level of what evaluate gives; give evaluate, too")
-
-    def begin(self, state: pd.DataFrame | None) -> None:
         """Measure the clean network; then make the flips of an earlier trace, if there is one."""
-        if self.evaluate is not None:
-            self.clean_accuracy = float(self.evaluate(self.stored.model))
-        if state is not None and len(state):
-            self._go_on(state)
+        if self.how.evaluate is not None:
+            self.clean_accuracy = float(self.how.evaluate(self.stored.model))
+        if self.how.state is not None and len(self.how.state):
+            self._go_on(self.how.state)
         if self.objective is not None:
             self.height = self.objective.height()
             if not isfinite(self.height):
@@ -123,7 +103,7 @@ class Run:
             self.rows.append(dict(zip(TYPES, row, strict=True)))
         for flip in self.flips():
             self.flipped ^= {flip}
-        self._report(len(self.rows))
+        self.how.progress(len(self.rows))
 
     def _recall(self, objective: Objective) -> None:
         """Take loss and counts from the state, if its loss is the one that is found."""
@@ -143,9 +123,9 @@ class Run:
     def over(self) -> str | None:
         """Why the attack is over, if it is."""
         accuracy = self.rows[-1]["accuracy"] if self.rows else self.clean_accuracy
-        if self.stop is not None and accuracy is not None and accuracy <= self.stop:
+        if self.how.stop is not None and accuracy is not None and accuracy <= self.how.stop:
             return "level"
-        return "budget" if len(self.rows) >= self.budget else None
+        return "budget" if len(self.rows) >= self.how.budget else None
 
     def turn(self, flips: list[Flip]) -> list[dict[str, Any]]:
         """Make flips; what they did to the integers, a row each."""
@@ -168,14 +148,17 @@ class Run:
             "gradients": self.objective.gradients if self.objective else 0,
             "accuracy": float("nan"),
         }
-        self.height, done = height, len(self.rows) // self.every
+        self.height, done = height, len(self.rows) // self.how.every
         for row in made:
             self.flipped ^= {_flip(row)}
             counts = {"flip": len(self.rows) + 1, "hamming": len(self.flipped)}
             self.rows.append({**row, **counts, **shared})
-        if len(self.rows) // self.every > done:
-            self._measure()
-        self._report(len(made))
+        if len(self.rows) // self.how.every > done:
+            if self.how.evaluate is not None:
+                self.rows[-1]["accuracy"] = float(self.how.evaluate(self.stored.model))
+            if self.how.save is not None:
+                self.how.save(self.table())
+        self.how.progress(len(made))
 
     def trace(self, reason: str) -> FlipTrace:
         """The attack as it ended."""
@@ -184,16 +167,6 @@ class Run:
     def table(self) -> pd.DataFrame:
         """The rows so far."""
         return pd.DataFrame(self.rows, columns=list(TYPES)).astype(TYPES)
-
-    def _measure(self) -> None:
-        if self.evaluate is not None:
-            self.rows[-1]["accuracy"] = float(self.evaluate(self.stored.model))
-        if self.save is not None:
-            self.save(self.table())
-
-    def _report(self, flips: int) -> None:
-        if self.progress is not None:
-            self.progress(flips)
 
     def _loss(self, height: float) -> float:
         return self.objective.sign * height if self.objective else height

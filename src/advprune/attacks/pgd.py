@@ -6,20 +6,58 @@ loss gradient and project back. The attack works on a private copy of the model 
 model, its modes, its gradients and the global random state stay as they were.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from advprune.attacks.checks import check_choice, check_images, check_numbers, refuse
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import attack_copy
+from advprune.attacks.engine import Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import LOSSES, Loss
 from advprune.core.device import device_of
-from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import RULES, drawn_logits, is_randomized, mean_logits, set_backward
 
-Progress = Callable[[int], None]
+
+@dataclass(frozen=True)
+class PGDOptions:
+    """How `pgd` searches.
+
+    loss: `ce`, `margin` or `dlr`. keep: `last` iterate (as published), or the `best`, the one of
+    highest loss. restarts: several starts; per sample, the result of highest loss is returned.
+    start: images to start from instead of a random point (then one restart only).
+    drop: stop working on a sample once an iterate of it is misclassified and return that iterate.
+    Much faster on weak models, right where only accuracy counts; images are less adversarial.
+    Not of a model that draws at random: one that is fooled in these draws is right in the next.
+    generator: a CPU generator for the starts; a sample's start does not depend on the batch size.
+    precision: `bfloat16` computes gradients in mixed precision, about twice as fast where the
+    processor has it; the images differ a little, so score them in float32 as always.
+    draws, backward: for models with random layers (models/stochastic.py). Gradients are averaged
+    over `draws` draws (EOT, Athalye et al. 2018), loss and decisions are those of the mean logits,
+    and gradients of the random factors follow the rule `constant`, `scale` or `identity` (BPDA);
+    None leaves the model's own.
+    momentum: the step follows `v = momentum * v + g / mean|g|` instead of the gradient g alone
+    (Dong et al., Boosting Adversarial Attacks with Momentum, 2018); it averages over draws, too.
+    cost: counts images passed forward and gradients taken.
+    progress: called with the number of image-steps done (of `N * steps * restarts`).
+    """
+
+    norm: str = "Linf"
+    loss: str = "ce"
+    restarts: int = 1
+    random_start: bool = True
+    start: torch.Tensor | None = None
+    keep: str = "last"
+    drop: bool = False
+    generator: torch.Generator | None = None
+    batch: int = 128
+    precision: str = "float32"
+    draws: int = 1
+    backward: str | None = None
+    momentum: float = 0.0
+    cost: Cost | None = None
+    progress: Progress = no_progress
 
 
 def pgd(
@@ -29,83 +67,33 @@ def pgd(
     eps: float,
     step: float,
     steps: int,
-    *,
-    norm: str = "Linf",
-    loss: str = "ce",
-    restarts: int = 1,
-    random_start: bool = True,
-    start: torch.Tensor | None = None,
-    keep: str = "last",
-    drop: bool = False,
-    generator: torch.Generator | None = None,
-    batch: int = 128,
-    fold: bool = True,
-    precision: str = "float32",
-    draws: int = 1,
-    backward: str | None = None,
-    momentum: float = 0.0,
-    cost: Cost | None = None,
-    progress: Progress | None = None,
+    options: PGDOptions | None = None,
+    **changes: Any,
 ) -> torch.Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
     eps, step: budget and step size in units of the pixel range, in the given norm (`Linf`, `L2`).
-    steps: gradient steps; 0 gives the starting points. loss: `ce`, `margin` or `dlr`.
-    keep: `last` iterate (as published), or the `best`, the one of highest loss.
-    restarts: several starts; per sample, the result of highest loss is returned.
-    start: images to start from instead of a random point (then one restart only).
-    drop: stop working on a sample once an iterate of it is misclassified and return that iterate.
-    Much faster on weak models, right where only accuracy counts; images are less adversarial.
-    Not of a model that draws at random: one that is fooled in these draws is right in the next.
-    generator: a CPU generator for the starts; a sample's start does not depend on the batch size.
-    precision: `bfloat16` computes gradients in mixed precision, about twice as fast where the
-    processor has it; the images differ a little, so score them in float32 as always.
-    draws, backward: for models with random layers (models/stochastic.py). Gradients are averaged
-    over so many draws (EOT, Athalye et al. 2018), loss and decisions are those of the mean logits,
-    and gradients of the random factors follow the rule `constant`, `scale` or `identity` (BPDA);
-    None leaves the model's own.
-    momentum: the step follows `v = momentum * v + g / mean|g|` instead of the gradient g alone
-    (Dong et al., Boosting Adversarial Attacks with Momentum, 2018); it averages over draws, too.
-    cost: counts images passed forward and gradients taken.
-    progress: called with the number of image-steps done (of `N * steps * restarts`).
-
-    Processes that are together (core/distributed.py) share the batches out and all get the result,
-    which is that of one process to the last bit; not of a model that draws at random, whose draws
-    run on from batch to batch.
-
-    Raises ValueError on shapes, ranges or options that make no sense.
+    steps: gradient steps; 0 gives the starting points. options, changes: PGDOptions, and fields of
+    it by name. Raises ValueError on shapes, ranges or options that make no sense.
     """
-    _check(images, labels, eps, step, steps, norm, loss, keep, precision, backward, restarts, start)
-    if draws < 1 or not 0 <= momentum <= 1:
-        raise ValueError(
-            f"pgd: draws ({draws}) must be at least 1, and momentum ({momentum}) in [0, 1]"
-        )
-    generator = generator or torch.Generator().manual_seed(0)
-    device, private = device_of(model), attack_copy(model, device_of(model), fold)
-    randomized = is_randomized(private)
-    if drop and randomized:
+    how = replace(options or PGDOptions(), **changes)
+    check_images("pgd", images, labels)
+    check_numbers("pgd", 0, eps=eps, step=step, steps=steps)
+    _check(how, images)
+    generator = how.generator or torch.Generator().manual_seed(0)
+    device, private = device_of(model), attack_copy(model, device_of(model))
+    if how.backward is not None:
+        set_backward(private, how.backward)
+    if not (randomized := is_randomized(private)):
+        how = replace(how, draws=1)
+    elif how.drop:
         raise ValueError(
             "pgd: drop decides a sample by one misclassification, and this model draws at random: "
             "most of those are undone by the next draws; leave drop out"
         )
-    cost = Cost() if cost is None else cost
-    prepare(private, backward, cost)
-    search = _Search(
-        model=private,
-        draws=draws if randomized else 1,
-        most=batch,
-        momentum=momentum,
-        loss=LOSSES[loss],
-        eps=eps,
-        step=step,
-        steps=steps,
-        norm=norm,
-        best=keep == "best",
-        drop=drop,
-        compare=restarts > 1,
-        bf16=precision == "bfloat16",
-        progress=progress or (lambda _: None),
-    )
+    cost = how.cost or Cost()
+    cost.watch(private)
+    search = _Search(private, eps, step, steps, how)
     best_images = images.clone()
     best_loss = images.new_full((len(images),), -torch.inf)
 
@@ -114,48 +102,60 @@ def pgd(
         found, losses = search(*at)
         return found.cpu(), losses.cpu()
 
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), alone(randomized), cost.of_all():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if randomized:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        for _ in range(restarts):
-            points = start if start is not None else images
-            if start is None and random_start:
-                points = random_point(images, eps, norm, generator)
-            batches = (best_loss < torch.inf).nonzero()[:, 0].split(batch)
-            for rows, (found, losses) in zip(batches, spread(batches, attack), strict=True):
+        for _ in range(how.restarts):
+            points = how.start if how.start is not None else images
+            if how.start is None and how.random_start:
+                points = random_point(images, eps, how.norm, generator)
+            batches = (best_loss < torch.inf).nonzero()[:, 0].split(how.batch)
+            results = by_batch(private, batches, attack, cost)
+            for rows, (found, losses) in zip(batches, results, strict=True):
                 better = losses > best_loss[rows]
                 best_images[rows[better]] = found[better]
                 best_loss[rows[better]] = losses[better]
     return best_images
 
 
-def prepare(private: nn.Module, backward: str | None, cost: Cost | None) -> None:
-    """Set an attack's private copy to its backward rule, and count what passes through it."""
-    if backward is not None:
-        set_backward(private, backward)
-    if cost is not None:
-        cost.watch(private)
+def _check(how: PGDOptions, images: torch.Tensor) -> None:
+    check_numbers("pgd", 1, restarts=how.restarts, draws=how.draws, batch=how.batch)
+    check_choice("pgd", "norm", how.norm, ("Linf", "L2"))
+    check_choice("pgd", "loss", how.loss, tuple(LOSSES))
+    check_choice("pgd", "keep", how.keep, ("last", "best"))
+    check_choice("pgd", "precision", how.precision, ("float32", "bfloat16"))
+    check_choice("pgd", "backward", how.backward, (None, *RULES))
+    start = how.start
+    faults = {
+        f"momentum is {how.momentum}; it lies in [0, 1]": not 0 <= how.momentum <= 1,
+        "start must have the images' shape": start is not None and start.shape != images.shape,
+        "with a given start there is one restart": start is not None and how.restarts > 1,
+    }
+    refuse("pgd", faults)
+
+
+class _Mixed(nn.Module):
+    """A model computed in bfloat16 where that is quicker; its logits are of the images' type."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = self.model(x)
+        return logits.to(x.dtype)
 
 
 @dataclass(frozen=True)
 class _Search:
-    """One run from one start for one batch. `compare`: the caller needs the final losses."""
+    """One run from one start for one batch."""
 
     model: nn.Module
-    draws: int
-    most: int
-    momentum: float
-    loss: Loss
     eps: float
     step: float
     steps: int
-    norm: str
-    best: bool
-    drop: bool
-    compare: bool
-    bf16: bool
-    progress: Progress
+    how: PGDOptions
 
     def __call__(
         self, clean: torch.Tensor, labels: torch.Tensor, start: torch.Tensor
@@ -165,47 +165,37 @@ class _Search:
         current = start.contiguous(memory_format=torch.channels_last)
         found, losses = current.clone(), clean.new_full((len(clean),), -torch.inf)
         rows = torch.arange(len(clean), device=clean.device)  # samples still worked on
-        direction = torch.zeros_like(clean)
+        how, loss, direction = self.how, LOSSES[self.how.loss], torch.zeros_like(clean)
+        model = _Mixed(self.model) if how.precision == "bfloat16" else self.model
         for _ in range(self.steps):
-            gradient, now, wrong = self._gradient(current, labels)
-            self.progress(len(clean))
-            direction = self._direction(direction, gradient)
-            if self.best:
+            gradient, logits = expected_gradient(model, current, labels, loss, how.draws, how.batch)
+            now, wrong = loss(logits, labels), logits.argmax(1) != labels
+            how.progress(len(clean))
+            if how.momentum:
+                size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
+                gradient = how.momentum * direction + gradient / size
+            direction = gradient
+            if how.keep == "best":
                 _record(found, losses, rows, current, now)
-            if self.drop and wrong.any():
+            if how.drop and wrong.any():
                 found[rows[wrong]], losses[rows[wrong]] = current[wrong], torch.inf
                 rows, labels, clean = rows[~wrong], labels[~wrong], clean[~wrong]
                 current, direction = current[~wrong], direction[~wrong]
                 if not len(rows):
                     return found, losses
-            moved = ascend(current, direction, self.step, self.norm)
-            current = project(moved, clean, self.eps, self.norm)
-        if self.best:
+            moved = ascend(current, direction, self.step, how.norm)
+            current = project(moved, clean, self.eps, how.norm)
+        if how.keep == "best":
             _record(found, losses, rows, current, self._loss(current, labels))
         else:
             found[rows] = current
-            losses[rows] = self._loss(current, labels) if self.compare else 0.0
+            losses[rows] = self._loss(current, labels) if how.restarts > 1 else 0.0
         return found, losses
 
-    def _direction(self, before: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Where to step: the gradient, or with momentum its running sum in units of its mean."""
-        if not self.momentum:
-            return gradient
-        size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
-        return self.momentum * before + gradient / size
-
-    def _gradient(
-        self, current: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradient, loss and whether wrong; the latter two are those of the mean logits."""
-        gradient, logits = expected_gradient(
-            self.model, current, labels, self.loss, self.draws, self.bf16, self.most
-        )
-        return gradient, self.loss(logits, labels), logits.argmax(1) != labels
-
-    @torch.no_grad()
     def _loss(self, current: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(mean_logits(self.model, current, self.draws, self.most), labels)
+        with torch.no_grad():
+            logits = mean_logits(self.model, current, self.how.draws, self.how.batch)
+        return LOSSES[self.how.loss](logits, labels)
 
 
 def expected_gradient(
@@ -214,7 +204,6 @@ def expected_gradient(
     labels: torch.Tensor,
     loss: Loss,
     draws: int = 1,
-    bf16: bool = False,
     most: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
@@ -225,23 +214,13 @@ def expected_gradient(
     point = images.detach().requires_grad_()
     gradient, total = torch.zeros_like(images), torch.zeros(())
     with torch.enable_grad():
-        for logits in _cast(drawn_logits(model, point, draws, most), point, bf16):
+        for logits in drawn_logits(model, point, draws, most):
             if logits.requires_grad:  # else the model has cut its graph: there is no gradient
                 losses = loss(logits.flatten(0, 1), labels.repeat(len(logits)))
                 (one,) = torch.autograd.grad(losses.sum(), point)
                 gradient += one.nan_to_num(0.0, 0.0, 0.0)
             total = total.to(logits) + logits.detach().sum(0)
     return gradient / draws, total / draws
-
-
-def _cast(passes: Iterator[torch.Tensor], like: torch.Tensor, bf16: bool) -> Iterator[torch.Tensor]:
-    """The passes, each in mixed precision where asked for, its logits in the images' type."""
-    while True:
-        with torch.autocast(like.device.type, torch.bfloat16, enabled=bf16):
-            logits = next(passes, None)
-        if logits is None:
-            return
-        yield logits.to(like.dtype)
 
 
 def _record(
@@ -294,51 +273,3 @@ def random_point(
     length = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
     radius = eps * torch.rand(len(images), generator=generator) ** (1 / size)
     return (images + noise * (radius / length).view(-1, 1, 1, 1)).clamp(0, 1)
-
-
-def _check(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    eps: float,
-    step: float,
-    steps: int,
-    norm: str,
-    loss: str,
-    keep: str,
-    precision: str,
-    backward: str | None,
-    restarts: int,
-    start: torch.Tensor | None,
-) -> None:
-    for fault, found in _faults(images, labels, eps, step, steps, start):
-        if found:
-            raise ValueError(f"pgd: {fault}")
-    for key, value, allowed in (
-        ("norm", norm, ("Linf", "L2")),
-        ("loss", loss, tuple(LOSSES)),
-        ("keep", keep, ("last", "best")),
-        ("precision", precision, ("float32", "bfloat16")),
-        ("backward", backward, (None, *RULES)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"pgd: {key} is {value!r}; allowed: {', '.join(map(str, allowed))}")
-    if restarts < 1 or (start is not None and restarts > 1):
-        raise ValueError("pgd: restarts must be at least 1, and exactly 1 with a given start")
-
-
-def _faults(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    eps: float,
-    step: float,
-    steps: int,
-    start: torch.Tensor | None,
-) -> Iterator[tuple[str, bool]]:
-    yield f"images have shape {list(images.shape)}, not [N, C, H, W]", images.ndim != 4
-    yield f"{len(labels)} labels for {len(images)} images", labels.shape != images.shape[:1]
-    yield (
-        "images hold NaN or lie outside [0, 1]",
-        bool(len(images) and not ((images >= 0) & (images <= 1)).all()),
-    )
-    yield f"eps {eps}, step {step} and steps {steps} may not be negative", min(eps, step, steps) < 0
-    yield "start must have the images' shape", start is not None and start.shape != images.shape

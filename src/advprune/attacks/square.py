@@ -8,21 +8,43 @@ Two differences from the authors' code, both as the paper has it: each image has
 of its own, and squares reach the last row and column, which that code leaves out.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from advprune.attacks.checks import check_images, check_numbers, refuse
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import attack_copy
+from advprune.attacks.engine import Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import margin
-from advprune.attacks.pgd import Progress
 from advprune.core.device import device_of
-from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import is_randomized, mean_logits
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
+
+
+@dataclass(frozen=True)
+class SquareOptions:
+    """How `square` searches.
+
+    queries: per image, the stripes included (the look at the clean image is not).
+    p: share of the image that the first squares take.
+    draws: logits are the mean of that many forward passes, for randomized models. Whether the loss
+    rose rests on that mean. Its noise stays in it, and the loss that is kept is that of a lucky
+    draw, so score the images afresh.
+    generator: a CPU generator; the squares of an image do not depend on the batch size.
+    cost: counts what is passed through the model. progress: called with image-queries done (at most
+    `N * queries`: those that decided images save are not reported).
+    """
+
+    queries: int = 1000
+    p: float = 0.8
+    draws: int = 1
+    generator: torch.Generator | None = None
+    batch: int = 128
+    cost: Cost | None = None
+    progress: Progress = no_progress
 
 
 def square(
@@ -30,14 +52,8 @@ def square(
     images: torch.Tensor,
     labels: torch.Tensor,
     eps: float,
-    *,
-    queries: int = 1000,
-    p: float = 0.8,
-    draws: int = 1,
-    generator: torch.Generator | None = None,
-    batch: int = 128,
-    cost: Cost | None = None,
-    progress: Progress | None = None,
+    options: SquareOptions | None = None,
+    **changes: Any,
 ) -> torch.Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
@@ -46,39 +62,29 @@ def square(
     nearest to `sqrt(p_i * H * W)`, where `p_i` starts at `p` and halves after `HALVINGS` squares;
     these are not rescaled to other budgets, as in AutoAttack.
 
-    queries: per image, the stripes included (the look at the clean image is not).
-    draws: logits are the mean of so many forward passes, for randomized models. Whether the loss
-    rose rests on that mean. Its noise stays in it, and the loss that is kept is that of a lucky
-    draw, so score the images afresh.
     An image that is misclassified, from the start or later, gets no more queries, unless the model
     draws at random: there the next draws may be right again, and every image gets all of them.
     Every image comes back at its highest loss so far, fooled or not; never below the loss of the
     clean image, which it then is.
-    generator: a CPU generator; the squares of an image do not depend on the batch size.
-    cost: counts what is passed through the model. progress: called with image-queries done (at most
-    `N * queries`: those that decided images save are not reported).
 
-    Processes that are together share the batches of every query out, as in `pgd`.
-
-    Raises ValueError on shapes, ranges or options that make no sense.
+    options, changes: SquareOptions, and fields of it by name. Raises ValueError on shapes, ranges
+    or options that make no sense.
     """
-    check_images("square", images, labels, eps)
-    check_options("square", queries=queries, draws=draws, batch=batch)
-    if not 0 < p <= 1:
-        raise ValueError(f"square: p is {p}; it is a part of the image, above 0 and at most 1")
-    generator = generator or torch.Generator().manual_seed(0)
-    device = device_of(model)
-    private = attack_copy(model, device)
-    cost = Cost() if cost is None else cost
+    how = replace(options or SquareOptions(), **changes)
+    check_images("square", images, labels)
+    check_numbers("square", 0, eps=eps)
+    check_numbers("square", 1, queries=how.queries, draws=how.draws, batch=how.batch)
+    part = f"p is {how.p}; it is a part of the image, above 0 and at most 1"
+    refuse("square", {part: not 0 < how.p <= 1})
+    generator = how.generator or torch.Generator().manual_seed(0)
+    device, private = device_of(model), attack_copy(model, device_of(model))
+    cost = how.cost or Cost()
     cost.watch(private)
     shown = images.to(device).contiguous(memory_format=torch.channels_last)
-    search = _Search(
-        private, shown, labels.to(device), draws, batch, progress or (lambda _: None), generator
-    )
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        with alone(is_randomized(private)), cost.of_all():
-            change = search(eps, queries, p).to(images.device)
+        search = _Search(private, shown, labels.to(device), eps, how, generator, cost)
+        change = search().to(images.device)
     return (images + change).clamp(0, 1)
 
 
@@ -89,30 +95,32 @@ class _Search:
     model: nn.Module
     images: torch.Tensor
     labels: torch.Tensor
-    draws: int
-    batch: int
-    progress: Progress
+    eps: float
+    how: SquareOptions
     generator: torch.Generator
+    cost: Cost
 
-    def __call__(self, eps: float, queries: int, p: float) -> torch.Tensor:
+    def __call__(self) -> torch.Tensor:
         """The change of every image, `[N, C, H, W]`."""
-        rows = torch.arange(len(self.images), device=self.images.device)
+        n, channels, height, width = self.images.shape
+        rows = torch.arange(n, device=self.images.device)
         change = torch.zeros_like(self.images)
         clean = self._losses(rows, change)
         losses = clean.clone()
         rows = self._left(rows, losses)
-        change[rows] = self._stripes(eps)[rows]
+        stripes = self.eps * self._signs(n, channels, 1, width).expand(-1, -1, height, -1)
+        change[rows] = stripes[rows]
         losses[rows] = self._losses(rows, change[rows])
-        self.progress(len(rows))
-        for tried in range(queries - 1):
+        self.how.progress(len(rows))
+        for tried in range(self.how.queries - 1):
             rows = self._left(rows, losses)
             if not len(rows):
                 break
-            candidate = self._with_square(change, rows, eps, side(p, tried, self.images.shape))
+            candidate = self._with_square(change, rows, side(self.how.p, tried, change.shape))
             now = self._losses(rows, candidate)
             better = now > losses[rows]
             change[rows[better]], losses[rows[better]] = candidate[better], now[better]
-            self.progress(len(rows))
+            self.how.progress(len(rows))
         change[losses < clean] = 0
         return change
 
@@ -125,20 +133,13 @@ class _Search:
 
         def of(part: torch.Tensor) -> torch.Tensor:
             points = (self.images[rows[part]] + change[part]).clamp(0, 1)
-            logits = mean_logits(self.model, points, self.draws, self.batch)
+            logits = mean_logits(self.model, points, self.how.draws, self.how.batch)
             return margin(logits, self.labels[rows[part]]).cpu()
 
-        parts = torch.arange(len(rows), device=rows.device).split(self.batch)
-        return torch.cat(spread(parts, of)).to(self.images)
+        parts = torch.arange(len(rows), device=rows.device).split(self.how.batch)
+        return torch.cat(by_batch(self.model, parts, of, self.cost)).to(self.images)
 
-    def _stripes(self, eps: float) -> torch.Tensor:
-        """Columns of `+-eps`, a sign for each image, channel and column."""
-        n, channels, height, width = self.images.shape
-        return eps * self._signs(n, channels, 1, width).expand(-1, -1, height, -1)
-
-    def _with_square(
-        self, change: torch.Tensor, rows: torch.Tensor, eps: float, size: int
-    ) -> torch.Tensor:
+    def _with_square(self, change: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
         """`change[rows]` with a random square set to `+-eps`, a sign for each channel.
 
         Drawn for all images, so that an image's squares do not depend on which others are left.
@@ -146,7 +147,8 @@ class _Search:
         n, channels, height, width = change.shape
         down = self._offsets(n, height, size)[rows, None, :, None]  # [rows, 1, H, 1]
         across = self._offsets(n, width, size)[rows, None, None, :]  # [rows, 1, 1, W]
-        return torch.where(down & across, eps * self._signs(n, channels, 1, 1)[rows], change[rows])
+        signs = self.eps * self._signs(n, channels, 1, 1)[rows]
+        return torch.where(down & across, signs, change[rows])
 
     def _offsets(self, n: int, length: int, size: int) -> torch.Tensor:
         """`[n, length]`: true on `size` neighbours from a place that is uniform over all."""
@@ -163,27 +165,3 @@ def side(p: float, tried: int, shape: torch.Size) -> int:
     height, width = shape[2:]
     share = p / 2 ** sum(tried > at for at in HALVINGS)
     return min(max(round((share * height * width) ** 0.5), 1), height, width)
-
-
-def check_images(attack: str, images: torch.Tensor, labels: torch.Tensor, eps: float) -> None:
-    """ValueError where images, labels or budget make no sense; `attack` begins the message."""
-    for fault, found in _faults(images, labels, eps):
-        if found:
-            raise ValueError(f"{attack}: {fault}")
-
-
-def _faults(images: torch.Tensor, labels: torch.Tensor, eps: float) -> Iterator[tuple[str, bool]]:
-    yield f"images have shape {list(images.shape)}, not [N, C, H, W]", images.ndim != 4
-    yield f"{len(labels)} labels for {len(images)} images", labels.shape != images.shape[:1]
-    yield (
-        "images hold NaN or lie outside [0, 1]",
-        bool(len(images) and not ((images >= 0) & (images <= 1)).all()),
-    )
-    yield f"eps {eps} may not be negative", not eps >= 0
-
-
-def check_options(attack: str, **counts: int) -> None:
-    """ValueError where a count is below 1."""
-    for key, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{attack}: {key} is {value}; it must be at least 1")

@@ -120,7 +120,7 @@ class StoredModel:
 
     @torch.no_grad()
     def flip(self, flip: Flip) -> None:
-        """Turn one stored bit over, in place; a second time undoes it exactly."""
+        """Flip one stored bit, in place; a second time undoes it exactly."""
         layer = self.layers[flip.layer]
         where = _where(flip.index, layer.codes)
         layer.codes[where] ^= 1 << flip.bit

@@ -7,14 +7,15 @@ state that is seeded for the call, so a caller notices nothing.
 
 import copy
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
+from advprune.attacks.engine import by_batch
 from advprune.core.device import device_of
-from advprune.core.distributed import spread
 from advprune.core.errors import UserError
 
 
@@ -30,40 +31,49 @@ def attack_class(name: str) -> Any:
     return found
 
 
+@dataclass(frozen=True)
+class ZooOptions:
+    """How an attack is run: `seed + i` seeds the i-th batch; cost counts the work."""
+
+    seed: int = 0
+    batch: int = 128
+    cost: Cost | None = None
+
+
 def zoo(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
     name: str,
     arguments: dict[str, Any] | None = None,
-    *,
-    seed: int = 0,
-    batch: int = 128,
-    cost: Cost | None = None,
+    options: ZooOptions | None = None,
 ) -> torch.Tensor:
     """Run the torchattacks attack `name` on `images` `[N, C, H, W]` in [0, 1].
 
-    `arguments` are the attack's own (`eps`, `alpha`, `steps`, …). A different part of the random
-    stream is used for each batch. Returns float32 images in [0, 1] on the images' device.
+    `arguments` are the attack's own (`eps`, `alpha`, `steps`, …). Returns float32 images in [0, 1]
+    on the images' device.
     Raises UserError for an unknown attack or arguments that it does not take.
     """
     check_attack(name, arguments or {})
     kind, device = attack_class(name), device_of(model)
     private = copy.deepcopy(model).eval()
-    cost = Cost() if cost is None else cost
+    how = options or ZooOptions()
+    cost = how.cost or Cost()
     cost.watch(private)
 
     def run(item: tuple[int, torch.Tensor]) -> torch.Tensor:
         index, rows = item
-        torch.manual_seed(seed + index)
-        attack = _construct(kind, private, arguments or {}, seed + index)
+        torch.manual_seed(how.seed + index)
+        seeded = {"seed": how.seed + index} if "seed" in inspect.signature(kind).parameters else {}
+        attack = kind(private, **seeded | (arguments or {}))
         with torch.enable_grad():
             found = attack(images[rows].to(device), labels[rows].to(device))
         return found.detach().clamp(0, 1).to(images.device)
 
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), cost.of_all():
-        results = spread(list(enumerate(torch.arange(len(images)).split(batch))), run)
+    with torch.random.fork_rng(devices=devices):
+        batches = list(enumerate(torch.arange(len(images)).split(how.batch)))
+        results = by_batch(private, batches, run, cost)
     return torch.cat(results) if results else images.clone()
 
 
@@ -73,8 +83,3 @@ def check_attack(name: str, arguments: dict[str, Any]) -> None:
     if unknown := sorted(set(arguments) - set(known)):
         takes = ", ".join(key for key in known if key != "model")
         raise UserError(f"attack.extra: {name} takes no {unknown[0]!r}; it takes {takes}")
-
-
-def _construct(kind: Any, model: nn.Module, arguments: dict[str, Any], seed: int) -> Any:
-    takes_seed = "seed" in inspect.signature(kind).parameters
-    return kind(model, **({"seed": seed} if takes_seed else {}) | arguments)

@@ -42,7 +42,7 @@ def audit(
     Masks beside their weights are applied first (those of torch.nn.utils.prune, any
     `X_mask` beside `X`, HYDRA's `popup_scores`). No code in the file is ever run.
 
-    Exit status: 0 sound, 1 with one line a fault, 2 where the file cannot be read.
+    Exit status: 0 sound, 1 with one line per fault, 2 where the file cannot be read.
     """
     from advprune.core.files import sha256_of
     from advprune.models.audit import audit as audit_tensors

@@ -27,15 +27,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from advprune.cli.repository import Repository
-    from advprune.report.study import Model, Study
+    from advprune.report.run import Model, Run
 
-BASE = "given"  # the base's name in a study of one or two checkpoints
-AGAINST_DENSE = ("transfer_", "against_dense", "p_against_dense")
-BESIDE = {
-    "clean_accuracy": "clean",
-    "remnant_accuracy": "main attack",
-    "robust_accuracy": "robust",
-}
+DENSE, MODEL = "dense", "model"  # the names in a run of one or two checkpoints
+AGAINST_DENSE = ("transfer_", "against_dense", "p_against_dense", "robust_difference")
+BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
+OWN = ("model", "family", "parent", "root", "recipe", "do", "group", "images", "robust_images")
+MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
 
 
 def evaluate(
@@ -43,9 +41,7 @@ def evaluate(
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
-        typer.Option(
-            help="The network that this one was made from: adds transfer and a paired comparison."
-        ),
+        typer.Option(help="The parent of this network: adds transfer and a paired comparison."),
     ] = None,
     architecture: ArchitectureOption = None,
     factory: FactoryOption = None,
@@ -56,7 +52,7 @@ def evaluate(
     normalize: Annotated[
         bool | None,
         typer.Option(
-            help="Normalize the images of a foreign network; unsaid, as the profile does."
+            help="Normalize the images of a foreign network; by default as the profile does."
         ),
     ] = None,
     out: Annotated[
@@ -65,7 +61,7 @@ def evaluate(
     ] = None,
     beside: Annotated[
         Path | None,
-        typer.Option(help="A file of metrics, as metrics/<profile>/ has them, to be shown beside."),
+        typer.Option(help="A file of metrics, as in metrics/<profile>/, to show next to these."),
     ] = None,
 ) -> None:
     """How robust is this network, and can the number be believed?
@@ -75,7 +71,7 @@ def evaluate(
     attack, and the verdict with its checks. The checkpoint must pass `advprune audit`. Test images
     are those of `data/<profile>`, or made in memory.
 
-    Writes nothing without --out; with it, an evaluation that is killed goes on where it was.
+    Writes nothing without --out; with it, a killed evaluation resumes where it stopped.
 
     Exit status: 0 whatever the verdict, 2 where there is none.
     """
@@ -85,16 +81,16 @@ def evaluate(
     recorded = None if beside is None else read_metrics(beside)
     said = given(architecture, factory, width, classes, channels)
     if dense is not None:
-        networks["dense"] = dense, repository.network(dense, said, keep, normalize)
-    name = "model" if networks else "dense"
+        networks[DENSE] = dense, repository.network(dense, said, keep, normalize)
+    name = MODEL if networks else DENSE
     networks[name] = checkpoint, repository.network(checkpoint, said, keep, normalize)
     with _workplace(out) as place:
-        study = study_of(repository, networks, place, said, keep, normalize)
-        _print(study, checkpoint)
+        run = run_of(repository, networks, place, said, keep, normalize)
+        _print(run, checkpoint)
         if recorded is not None:
-            _print_beside(metrics_of(study), recorded)
+            _print_beside(metrics_of(run), recorded)
         if out is not None:
-            _write(study, out)
+            _write(run, out)
 
 
 @contextmanager
@@ -108,15 +104,15 @@ def _workplace(out: Path | None) -> Iterator[Path]:
         shutil.rmtree(out / "unfinished", ignore_errors=True)
 
 
-def study_of(
+def run_of(
     repository: "Repository",
     networks: "Mapping[str, tuple[Path, nn.Module]]",
     place: Path,
     *settings: Any,
-) -> "Study":
-    """The networks through the profile's suite, as a study: what the report is computed from.
+) -> "Run":
+    """The networks through the profile's suite, as a run: what the report is computed from.
 
-    networks: file and network by family: dense, and after it a model that is compared with it.
+    networks: file and network by name: dense, and after it a model that is compared with it.
     place: where finished attacks are kept. settings: what else the networks depend on.
     """
     import pandas as pd
@@ -126,7 +122,10 @@ def study_of(
     from advprune.data import to_float
     from advprune.evaluate.exchange import received
     from advprune.evaluate.suite import Suite
-    from advprune.report.study import Model, Study
+    from advprune.models.card import card_of
+    from advprune.models.spec import spec_of
+    from advprune.quantization.post_training import agreement
+    from advprune.report.run import Model, Run
 
     params, profile, split = repository.params, repository.profile, repository.split("test")
     main, images, device = params.attack.main, to_float(split.images), setup()
@@ -134,10 +133,13 @@ def study_of(
     facts |= {"attack": params.attack.model_dump(), "seed": params.seed}
     models: list[Model] = []
     made: dict[str, Any] = {}
-    for family, (path, network) in networks.items():
-        card = card_of(path, network, images)  # before it may move to a GPU
+    for name, (path, network) in networks.items():
+        known = card_beside(path)
+        if spec_of(network).quantization:
+            known["twin_agreement"] = round(agreement(network, images)[0], 4)
+        card = card_of(path, network, known, image_shape=split.shape)  # before a GPU has it
         network.to(device)
-        parts = Parts(place, family, facts, *settings, files=[path])
+        parts = Parts(place, name, facts, *settings, files=[path])
         suite = Suite(images, split.labels, profile, params.attack, params.seed, parts)
         records, adv = suite.attack(path.name, network)
         others = {(source, main): pixels for source, pixels in made.items()}
@@ -145,41 +147,33 @@ def study_of(
             key: received(network, images, split.labels, {key: pixels}, suite.work)
             for key, pixels in others.items()
         }
-        models.append(Model(family, BASE, card, records, pd.DataFrame(), tables))
-        made[models[-1].name] = adv[main]
+        facts_of = card, records, pd.DataFrame(), tables
+        models.append(Model(name, name, DENSE, DENSE, "given", *facts_of))
+        made[name] = adv[main]
     about = split.source, list(split.classes), split.images.numpy()
-    adversarial = {name: pixels.numpy() for name, pixels in made.items()}
-    return Study(params, models, {}, {}, {}, *about, adversarial, pd.DataFrame())
+    return Run(params, models, {}, {}, *about, folder=place)
 
 
-def card_of(path: Path, network: "nn.Module", images: Any) -> dict[str, Any]:
-    """The facts of a network that its metrics repeat; the prune ratio is in its own card alone."""
+def card_beside(path: Path) -> dict[str, Any]:
+    """What only the card beside a checkpoint knows, where it is that file's own."""
     from advprune.core.files import sha256_of
-    from advprune.models.card import sparsity_of, stored_weights
-    from advprune.models.spec import spec_of
-    from advprune.quantization.post_training import agreement
+    from advprune.models.card import NO_FACTS
 
-    quantization = spec_of(network).quantization
     try:
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        ratio = card["prune_ratio"] if card["sha256"] == sha256_of(path) else None
+        if card["sha256"] == sha256_of(path):
+            return {key: card[key] for key in NO_FACTS}
     except (OSError, ValueError, KeyError, TypeError):
-        ratio = None
-    return {
-        "prune_ratio": ratio,
-        "sparsity": round(sparsity_of(network), 4),
-        "bits": quantization.bits if quantization else 32,
-        "parameters": sum(t.numel() for t in stored_weights(network).values()),
-        "twin_agreement": round(agreement(network, images)[0], 4) if quantization else None,
-    }
+        pass  # a checkpoint of another's making has none
+    return NO_FACTS | {"prune_ratio": None}
 
 
-def metrics_of(study: "Study") -> dict[str, Any]:
+def metrics_of(run: "Run") -> dict[str, Any]:
     """The metrics of the last network; without a dense one, none that compare it with that."""
-    found = study.metrics(study.models[-1])
-    if len(study.models) > 1:
-        return found
-    return {key: value for key, value in found.items() if not key.startswith(AGAINST_DENSE)}
+    row = run.results.astype(object).iloc[-1]
+    row = row.where(row.notna(), None)
+    left_out = OWN if len(run.models) > 1 else (*OWN, *AGAINST_DENSE)
+    return {str(key): row[key] for key in row.index if not str(key).startswith(left_out)}
 
 
 def read_metrics(path: Path) -> dict[str, float]:
@@ -194,7 +188,7 @@ def read_metrics(path: Path) -> dict[str, float]:
 def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
     """Rates of this evaluation and of the file, and by how many images they differ."""
     from advprune.cli.tables import show
-    from advprune.report.text import percent
+    from advprune.report.formats import percent
 
     n = found["n"]
     same = recorded["n"] == n
@@ -211,57 +205,55 @@ def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
     show((f"beside the file, n = {n}", "here %", "there %", "images"), rows)
 
 
-def _print(study: "Study", checkpoint: Path) -> None:
+def _print(run: "Run", checkpoint: Path) -> None:
     """Rates, attacks and verdict of the last network, for a terminal."""
     from advprune.cli.tables import one_line, show
-    from advprune.report.text import budget, p_value
-    from advprune.report.verdicts import MARKS, level_text
+    from advprune.report.formats import budget, p_text
 
-    model, found = study.models[-1], metrics_of(study)
-    verdict, main = study.verdict(model), study.main_attack
-    print(f"{one_line(str(checkpoint))}: {found['n']} images of {study.source}")
+    model, found = run.models[-1], metrics_of(run)
+    verdict, main = run.verdict(model), run.main_attack
+    print(f"{one_line(str(checkpoint))}: {found['n']} images of {run.source}")
     print(f"robust: the worst case over the suite within {main.norm} eps {budget(main.eps)}\n")
-    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), list(_rates(study, model)))
-    if len(study.models) > 1:
-        against, p = found["against_dense"], p_value(found["p_against_dense"])
+    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), list(_rates(run, model)))
+    if len(run.models) > 1:
+        against, p = found["against_dense"], p_text(found["p_against_dense"])
         print(f"against the dense network: {against} ({p})")
-    print(f"verdict: {level_text(verdict)}\n")
+    print(f"verdict: {verdict.level}\n")
     rows = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
     show(("check", "figure", ""), rows, left=3)
 
 
-def _rates(study: "Study", model: "Model") -> Iterator[list[str]]:
+def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
     """Clean accuracy, what each attack of the suite leaves, and what all of them together do."""
     from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-    from advprune.report.costs import attack_names
-    from advprune.report.text import with_interval
+    from advprune.report.formats import interval
 
     def row(name: str, rate: Any, *passes: str) -> list[str]:
-        return [name, with_interval(rate.value, *rate.interval), str(rate.n), *passes]
+        return [name, interval(rate.value, *rate.interval), str(rate.n), *passes]
 
     def costs(records: Any) -> list[str]:
         return [f"{float(records[kind].mean()):,.0f}" for kind in ("gradients", "forwards")]
 
-    yield row("clean", clean_accuracy(model.attack(study.main)), "", "")
-    for name in attack_names(study):
+    yield row("clean", clean_accuracy(model.attack(run.main)), "", "")
+    for name in run.attack_names(model):
         if len(records := model.attack(name)):
             yield row(name, remnant_accuracy(records), *costs(records))
-    if len(study.models) > 1:
+    if len(run.models) > 1:
         yield row(
-            f"{study.main}, on the dense", remnant_accuracy(model.transferred(study.main)), "", ""
+            f"{run.main}, on the dense", remnant_accuracy(model.transferred(run.main)), "", ""
         )
-    robust = study.robust(model)
+    robust = run.robust(model)
     yield row("robust", remnant_accuracy(robust), *costs(robust))
 
 
-def _write(study: "Study", folder: Path) -> None:
+def _write(run: "Run", folder: Path) -> None:
     """Metrics, verdict and records of the last network."""
     from dataclasses import asdict
 
     from advprune.core.files import atomic, write_json
 
-    model, verdict = study.models[-1], study.verdict(study.models[-1])
-    write_json(folder / "metrics.json", metrics_of(study))
+    model, verdict = run.models[-1], run.verdict(run.models[-1])
+    write_json(folder / "metrics.json", metrics_of(run))
     checks = [asdict(check) for check in verdict.checks]
     write_json(folder / "verdict.json", {"verdict": verdict.level, "checks": checks})
     with atomic(folder / "records.parquet") as temporary:

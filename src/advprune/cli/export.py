@@ -16,7 +16,7 @@ def export(
 
     What is stored is read back exactly: commands and `load_model` compute in float32 with the
     numbers of the file. Says how far they were moved and how many weights became zero. Binary and
-    quantized networks are kept in full: the rounding would turn over signs and integers.
+    quantized networks are kept in full: rounding could invert signs and change integers.
 
     Exit status: 0, or 2 where nothing was written.
     """

@@ -12,7 +12,7 @@ from advprune.cli.options import ProfileOption
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
-    from advprune.report.gate import Side
+    from advprune.report.gate import Result, Side
 
 Read = Callable[[str], str | None]  # a path below the current folder -> its text, None: not there
 
@@ -21,18 +21,19 @@ def gate(
     base: Annotated[str, typer.Option(help="The git revision to compare with.")] = "main",
     profile: ProfileOption = None,
     alpha: Annotated[
-        float, typer.Option(help="Level of the tests, over all rows together.")
+        float, typer.Option(help="Level of the tests, over all models together.")
     ] = 0.05,
 ) -> None:
     """Did robustness fall? Compares the committed results with those of another revision.
 
-    Reads `metrics/<profile>/` and `reports/<profile>/` of working tree and revision, and
-    prints a Markdown table for a pull request: clean and robust accuracy before and after, the p of
-    a test on the same images (McNemar's, corrected for the number of rows), and both verdicts.
-    Where a revision does not say what became of each image, the rates are compared instead.
+    Reads `reports/<profile>/results.csv` of working tree and revision, and prints a Markdown table
+    for a pull request: clean and robust accuracy before and after, the p of a test on the same
+    images (McNemar's, corrected for the number of models), and both verdicts. Where a revision does
+    not say what became of each image, the counts are compared instead.
 
-    Exit status: 0 passed; 1 where a row's robust accuracy fell or its verdict got worse; 2 where
-    there is nothing to compare. A row that is gone or new is named, and fails nothing.
+    Exit status: 0 passed; 1 where a model's robust accuracy fell or its verdict got worse; 2 where
+    there is nothing to compare, or results are damaged. A model that is gone or new is named, and
+    fails nothing.
     """
     from advprune.cli.repository import Repository
     from advprune.report.gate import judge, page
@@ -41,47 +42,58 @@ def gate(
         raise UserError(f"--alpha lies between 0 and 1 (got {alpha})")
     params = Repository(profile).params
     commit = git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}").strip()
-    place = Path("metrics") / params.profile
-    names = [path.as_posix() for path in sorted(place.glob("*.json"))]
-    if not names:
-        raise UserError(f"there are no metrics in {place}; run `dvc repro`")
-    listing = git("ls-tree", "-z", "--name-only", commit, f"{place.as_posix()}/")
-    old = [name for name in listing.split("\0") if name.endswith(".json")]
-    before = side(old, params.profile, lambda path: _shown(commit, path), f"{base}:")
-    after = side(names, params.profile, _text)
-    order = [f"{family}-{b}" for b in params.bases for family in params.models(b)]
-    found = judge(before, after, alpha, order)
+    after = side(params.profile, _text)
+    if after is None:
+        raise UserError(f"there are no results in reports/{params.profile}; run `dvc repro`")
+    before = side(params.profile, lambda path: _shown(commit, path), f"{base}:")
+    before = before or _metrics(params.profile, commit, f"{base}:")
+    found = judge(before, after, alpha, params.leaderboard())
     print(page(found, f"Robustness of `{params.profile}` against `{base}` ({commit[:7]})"))
     if not found.passed:
         raise typer.Exit(1)
 
 
-def side(names: list[str], profile: str, read: Read, where: str = "") -> "Side":
-    """What one revision says: its metrics files, and of its report outcomes and settings."""
+def side(profile: str, read: Read, where: str = "") -> "Side | None":
+    """What the report of one revision says; None where it has no results.csv."""
     from advprune.core.params import FILE
-    from advprune.report.gate import Side
-    from advprune.report.outcomes import FILE as OUTCOMES
-    from advprune.report.outcomes import read_outcomes
+    from advprune.report.gate import side_of
+    from advprune.report.results import RESULTS, read_results
 
-    metrics = {PurePosixPath(name).stem: _metrics(read(name), where + name) for name in names}
     place = f"reports/{profile}"
-    outcomes, settings = read(f"{place}/{OUTCOMES}"), read(f"{place}/{FILE}")
-    known = read_outcomes(outcomes, f"{where}{place}/{OUTCOMES}") if outcomes is not None else {}
-    return Side(metrics, known, measured(settings, profile) if settings is not None else None)
+    results, settings = read(f"{place}/{RESULTS}"), read(f"{place}/{FILE}")
+    if results is None:
+        return None
+    known = measured(settings, profile) if settings is not None else None
+    return side_of(read_results(results, f"{where}{place}/{RESULTS}"), known)
 
 
-def _metrics(text: str | None, where: str) -> dict[str, Any]:
+def _metrics(profile: str, commit: str, where: str) -> "Side":
+    """A revision of before there was a results.csv: the rates of its metrics, as counts."""
+    from advprune.report.gate import Side
+
+    listing = git("ls-tree", "-z", "--name-only", commit, f"metrics/{profile}/").split("\0")
+    names = [name for name in listing if name.endswith(".json")]
+    found = {
+        PurePosixPath(name).stem: _result(_shown(commit, name), where + name) for name in names
+    }
+    return Side({name: result for name, result in found.items() if result})
+
+
+def _result(text: str | None, where: str) -> "Result | None":
+    """None in metrics of before robust accuracy was recorded."""
+    from advprune.report.gate import Result
+
     try:
         found = json.loads(text or "")
-    except ValueError as error:
+        robust, n = found.get("robust_accuracy"), found["n"]
+        clean, verdict = found["clean_accuracy"], found.get("verdict")
+        return None if robust is None else Result(round(robust * n), int(n), clean, verdict)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{where} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{where} holds no metrics")
-    return found
 
 
 def measured(text: str, profile: str) -> Any:
-    """The settings of the data and of the attacks, out of those that lie beside a report."""
+    """The settings of data and attacks, out of those that lie beside a report."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -92,9 +104,8 @@ def measured(text: str, profile: str) -> Any:
         return None
     if not isinstance(chosen, Mapping):
         return None
-    keys = ("data", "attacks", "suite", "curves")
-    own = {key: chosen.get(key) for key in keys}
-    return own | {"seed": settings.get("seed"), "attack": settings.get("attack")}
+    shared = {key: settings.get(key) for key in ("seed", "attack", "attacks", "suite", "curves")}
+    return shared | {f"own {key}": chosen.get(key) for key in ("data", "eps", *shared)}
 
 
 def _text(path: str) -> str | None:

@@ -14,10 +14,13 @@ def _profiles(incomplete: str) -> list[str]:
 
 
 def _families(incomplete: str) -> list[str]:
-    """Those that params.yaml mentions: asking the registry would take seconds."""
+    """Those of `prune:` in params.yaml: asking the registry would take seconds."""
     return _from_params(
         incomplete,
-        lambda params: {**params.prune, **params.masks, **params.sweep, **params.compression},
+        lambda params: dict.fromkeys(
+            value.get("family", key) if isinstance(value, dict) else key
+            for key, value in params.prune.items()
+        ),
     )
 
 
@@ -51,7 +54,7 @@ ArchitectureOption = Annotated[
     str | None,
     typer.Option(
         help="resnet18, resnet20, torchvision/<name> or timm/<name>; by default the header's, or "
-        "what names and shapes tell.",
+        "inferred from names and shapes.",
         autocompletion=lambda incomplete: [name for name in LIBRARY if name.startswith(incomplete)],
     ),
 ]

@@ -40,8 +40,8 @@ def prune(
 
     The card lies beside the result, with its ending .json: what was changed, the sparsity found in
     the saved file, multiply-accumulates, histograms. Families that learn (masks by gradient,
-    fine-tuning) use the profile's training images and its way of training; a fine-tuning that is
-    killed goes on where it was. Each family's settings are in docs/families/.
+    fine-tuning) use the profile's training images and training settings; a killed fine-tuning
+    resumes where it stopped. Each family's settings are in docs/families/.
 
     Exit status: 0, or 2 where nothing was written.
     """

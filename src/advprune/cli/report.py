@@ -1,20 +1,40 @@
 """`advprune report`: the report and the metrics, from the records of a run."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from advprune.cli.options import ProfileOption
 
 
-def report(profile: ProfileOption = None) -> None:
-    """Write the metrics and the report anew from the records of a run: the summarize stage.
+def report(
+    profile: ProfileOption = None,
+    docs: Annotated[
+        bool,
+        typer.Option(
+            "--docs",
+            help="Instead, write what README.md, docs/published.md and docs/families/ repeat.",
+        ),
+    ] = False,
+) -> None:
+    """Write metrics and report anew from the records of a run: the summarize stage.
 
-    Needs data, models, records and transfers of the profile, as `dvc repro` leaves them. Writes
+    Reads data, runs and records of the profile, as `dvc repro` leaves them. Writes
     `metrics/<profile>/` and `reports/<profile>/`, and prints where the page lies.
     """
-    from advprune.cli.repository import Repository
-    from advprune.report.study import read_study
+    if docs:
+        from advprune.report.docs import PUBLISHED, README, fill
+        from advprune.report.pages import write_pages
+
+        fill()
+        print(README, PUBLISHED, *write_pages(), sep="\n")
+        return
+    from advprune.core.params import load
+    from advprune.report.read import read_run
     from advprune.report.write import write_metrics, write_report
 
-    repository = Repository(profile)
-    study = read_study(repository.params, repository.place)
-    write_metrics(study, repository.place("metrics"))
-    write_report(study, repository.place("reports"))
-    print(repository.place("reports", "report.html"))
+    run = read_run(load(profile=profile))
+    write_metrics(run, Path("metrics") / run.params.profile)
+    write_report(run, place := Path("reports") / run.params.profile)
+    print(place / "report.html")

@@ -66,7 +66,6 @@ class Repository:
         from advprune.models.infer import naming
         from advprune.models.outside import check_answers
         from advprune.models.unmask import plain
-        from advprune.training.base import shape_of
 
         tensors, metadata = read_weights(path)
         spec = header_spec(metadata, where=str(path))
@@ -81,7 +80,7 @@ class Repository:
         model = build(spec, allowed)
         names = naming(spec, tensors, stored(model))
         fill(model, plain(tensors, keep, names).tensors, where=str(path))
-        check_answers(model, shape_of(self.split("test")))
+        check_answers(model, self.split("test").shape)
         return model
 
     def factory(self, given: Mapping[str, Any]) -> str | None:

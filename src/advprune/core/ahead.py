@@ -1,84 +1,48 @@
-"""Independent pieces of a stage, done ahead in processes of their own, one a core.
-
-Small networks on a CPU leave all but one core idle. Pieces that keep their results (`resume.Parts`)
-may be done in any process and order: whoever asks for them afterwards reads them back. Under
-torchrun its processes take them by turns, on whatever machines they are.
-"""
+"""Independent jobs in parallel processes, ahead of the moment when their results are needed."""
 
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import torch
 
-from advprune.core.distributed import alone, barrier, processes, turns
+from advprune.core.distributed import processes
 from advprune.core.errors import UserError
-from advprune.core.progress import progress, silence, silent
+from advprune.core.progress import progress, silence
 
-WORKERS = "ADVPRUNE_WORKERS"  # environment variable: how many processes; 1 does all in this one
-Job = Callable[[], object]
-_jobs: Sequence[Job] | None = None  # what this process was forked for
+WORKERS = "ADVPRUNE_WORKERS"  # environment variable: how many processes; by default one per core
+_jobs: Sequence[Callable[[], object]] = ()  # in a worker: what it was forked for
 
 
-def ahead(what: str, jobs: Sequence[Job]) -> None:
-    """Do jobs whose results are kept elsewhere; what they return is dropped.
+def ahead(what: str, jobs: Sequence[Callable[[], object]]) -> None:
+    """Run jobs that keep their results themselves (`resume.Parts`); raises what a job raises.
 
-    They must be independent of each other. Each process computes with one thread. Nothing is done
-    where there is a single core, job or worker, or a GPU, which is filled by one job: then the jobs
-    are left to whoever asks for their results. An error in a job is raised here, and the jobs that
-    had not begun are left undone.
+    Workers are forked, so jobs may be closures, compute with one thread and die with this process.
+    With one worker, inside a job, under torchrun or on a GPU nothing is done ahead.
     """
-    if processes() > 1:
-        if jobs:
-            _by_turns(what, jobs)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    given = os.environ.get(WORKERS) or str(cores)
+    if not given.isdecimal() or given == "0":
+        raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
+    workers = min(int(given), len(jobs))
+    if workers < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
         return
-    workers = min(count(), len(jobs))
-    if workers < 2 or _jobs is not None or torch.cuda.is_available():
-        return
-    start = (jobs, os.getpid())
-    pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, start)
+    pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (jobs, os.getpid()))
     try:
-        futures = [pool.submit(_do, number) for number in range(len(jobs))]
-        with progress(what, len(jobs)) as advance:
-            for future in as_completed(futures):
-                future.result()
+        with pool, progress(what, len(jobs)) as advance:
+            for _ in pool.map(_run, range(len(jobs))):
                 advance(1)
     except BrokenProcessPool as error:
-        raise UserError(
-            f"{what}: a process was killed, perhaps for lack of memory; {WORKERS}=1 works in one"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+        reason = f"a process was killed, perhaps for lack of memory; {WORKERS}=1 works in one"
+        raise UserError(f"{what}: {reason}") from error
 
 
-def count() -> int:
-    """How many processes may work: as the environment says, else one for each usable core."""
-    given = os.environ.get(WORKERS)
-    if given is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
-    return int(given)
-
-
-def _by_turns(what: str, jobs: Sequence[Job]) -> None:
-    """Together with the other processes of torchrun; ends when all jobs are done."""
-    with progress(what, len(jobs)) as advance:
-        shown = 0
-        for number in turns(len(jobs)):
-            advance(number - shown)
-            shown = number
-            with alone(), silent():
-                jobs[number]()
-        barrier()
-
-
-def _begin(jobs: Sequence[Job], parent: int) -> None:
-    """In the new process: nothing outlives the parent, and nothing is shown but by it."""
+def _begin(jobs: Sequence[Callable[[], object]], parent: int) -> None:
     global _jobs
     _jobs = jobs
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the parent
@@ -88,6 +52,5 @@ def _begin(jobs: Sequence[Job], parent: int) -> None:
     silence()
 
 
-def _do(number: int) -> None:
-    assert _jobs is not None
+def _run(number: int) -> None:
     _jobs[number]()

@@ -15,44 +15,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from advprune.core.attack_settings import (
-    AnyAttack,
-    AttackChoice,
-    AttackSettings,
-    CurveSettings,
-    FlipSettings,
-    ProtocolSettings,
-    SuiteSettings,
-)
+from advprune.core.attack_settings import AttackChoice
 from advprune.core.errors import UserError
 from advprune.core.networks import is_library
-from advprune.core.settings import (
-    Budget,
-    ModelName,
-    Name,
-    Settings,
-    parse,
-    parse_fraction,
-    relative,
-)
+from advprune.core.profile import RESERVED, SHARED, Profile, resolve
+from advprune.core.settings import ModelName, Name, Settings, parse
 from advprune.core.train_settings import (
     BinarySettings,
-    DataSettings,
-    ModelSettings,
     QuantizeSettings,
     RecipeSettings,
     SurrogateSettings,
-    TrainSettings,
 )
 
 FILE = "params.yaml"
-CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
-# The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
-PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
-WORST = "worst_case"  # per image, the attack of the suite that does most harm
 CARRIED = "from_dense_"  # before an attack's name: its images were crafted on the dense network
 DENSE = "dense"  # before a recipe: the network that it trains
-RESERVED = (*CURVES, *PROBES, WORST)
 SECTIONS = {  # what may be done to make a model, and where its settings stand
     "prune": ("prune",),
     "quantize": ("quantize",),
@@ -90,56 +67,6 @@ class StudyEntry(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The kind's own settings, as read."""
         return dict(self.model_extra or {})
-
-
-class Profile(Settings):
-    """Everything that depends on the data set and on the time one has, resolved to numbers.
-
-    eps: the budget that attacks, curves and training are written relative to (Linf). sweep_images:
-    how many test images, the first ones, the settings of sweeps and of compression curves are
-    attacked on; null takes all. note: printed on the page beside the data: machine and time.
-    """
-
-    data: DataSettings
-    model: ModelSettings
-    eps: Budget
-    train: TrainSettings
-    attacks: dict[Name, AnyAttack] = Field(min_length=1)
-    suite: SuiteSettings
-    curves: CurveSettings
-    protocol: ProtocolSettings
-    flips: FlipSettings = FlipSettings()
-    sweep_images: int | None = Field(default=None, ge=1)
-    batch: int = Field(default=128, ge=1)
-    show_images: bool = True
-    note: str = Field(default="", max_length=1000)
-
-    @model_validator(mode="after")
-    def _suites_name_attacks(self) -> "Profile":
-        for kind, names in self.suite:
-            for name in names:
-                if name not in self.attacks:
-                    known = ", ".join(self.attacks)
-                    raise ValueError(f"suite.{kind}: {name!r} is not among the attacks ({known})")
-        for kind in ("table", "transfer"):
-            for name in getattr(self.suite, kind):
-                if self.attacks[name].method != "pgd":
-                    raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
-        if taken := set(RESERVED) & set(self.attacks):
-            raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
-        return self
-
-    def table(self) -> dict[str, AttackSettings]:
-        """The attacks of the published table, by name."""
-        return self._engine(self.suite.table)
-
-    def exchanged(self) -> dict[str, AttackSettings]:
-        """The attacks whose images all models exchange, by name."""
-        return self._engine(self.suite.transfer)
-
-    def _engine(self, names: list[str]) -> dict[str, AttackSettings]:
-        found = {name: self.attacks[name] for name in names}
-        return {name: a for name, a in found.items() if isinstance(a, AttackSettings)}
 
 
 ProfileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -253,33 +180,9 @@ class Params(Settings):
     @cached_property
     def _active(self) -> Profile:
         """Shared settings and the profile's own put together, budgets as numbers."""
-        own = dict(self.profiles[self.profile])
+        shared = {name: getattr(self, name) for name in SHARED}
         where = f"{FILE}: profiles.{self.profile}"
-        try:
-            eps = float(parse_fraction(own.get("eps")))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}.eps: write the budget, such as 8/255") from error
-        attacks = _merged(self.attacks, own.get("attacks") or {})
-        protocol = _merged(self.protocol, own.get("protocol") or {})
-        protocol["eps"] = _budgets(protocol.get("eps"), eps)
-        protocol["iterative"] = _attack(protocol.get("iterative"), eps)
-        adaptive = protocol.get("adaptive") or {}
-        protocol["adaptive"] = {name: _attack(one, eps) for name, one in adaptive.items()}
-        curves = _merged(self.curves, own.get("curves") or {})
-        curves["eps"] = _budgets(curves.get("eps"), eps)
-        train = own.get("train") or {}
-        budget = relative(train.get("eps", eps), eps)
-        step = relative(train.get("step", "eps/4"), eps)
-        resolved = own | {
-            "eps": eps,
-            "train": {**train, "eps": budget, "step": step},
-            "attacks": {name: _attack(one, eps) for name, one in attacks.items()},
-            "suite": _merged(self.suite, own.get("suite") or {}),
-            "curves": curves,
-            "protocol": protocol,
-            "flips": _merged(self.flips, own.get("flips") or {}),
-        }
-        profile = parse(Profile, resolved, where=where)
+        profile = resolve(shared, self.profiles[self.profile], where)
         self._check_active(profile)
         return profile
 
@@ -302,34 +205,6 @@ class Params(Settings):
                 f"{FILE}: binary networks are made of resnet18 or resnet20, and {network} is "
                 f"neither; take {', '.join(binary)} out of models"
             )
-
-
-def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` over `shared`, mappings key by key."""
-    found = dict(shared)
-    for key, value in own.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = _merged(found[key], value) if both else value
-    return found
-
-
-def _attack(setting: Any, eps: float) -> Any:
-    """An attack with numbers: its eps relative to the profile's, its step to its own."""
-    if not isinstance(setting, Mapping):
-        return setting
-    try:
-        own = parse_fraction(relative(setting.get("eps", eps), eps))
-    except ValueError:
-        return setting  # refused with its name where it is typed
-    known = {**setting, "eps": own}
-    if "step" in known and isinstance(own, int | float):
-        known["step"] = relative(known["step"], own)
-    return known
-
-
-def _budgets(values: Any, eps: float) -> Any:
-    """A list of budgets as numbers."""
-    return [relative(one, eps) for one in values] if isinstance(values, list) else values
 
 
 def load(path: Path = Path(FILE), profile: str | None = None) -> Params:

@@ -1,9 +1,6 @@
-"""Long work that survives a kill: finished parts are kept until the whole is done.
+"""Long work that survives a kill: finished parts are kept until the whole is done."""
 
-Processes that work together compute a part together, and the first of them keeps it; what one has
-kept of its own turn is read by that one, for all.
-"""
-
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +8,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from advprune.core.distributed import barrier, first_found, is_main
+from advprune.core.distributed import from_main, is_main
 from advprune.core.files import atomic, fingerprint
+
+Noted = tuple[torch.Tensor, dict[str, Any]]  # a tensor and facts about it, which JSON can hold
 
 
 class Parts:
-    """Finished parts of one piece of work, in a folder named by everything it depends on."""
+    """Finished parts of one piece of work, in a folder named by everything it depends on.
+
+    Under torchrun the first process keeps them and reads them back, for all.
+    """
 
     def __init__(self, root: Path, *settings: Any, files: list[Path]) -> None:
         self.folder = root / fingerprint(*settings, files=files)
@@ -30,44 +32,40 @@ class Parts:
         Read back in both cases, so that a column of text is of the same kind whoever computed it.
         """
         path = self.folder / f"{name}.parquet"
-        kept = first_found(path.is_file(), lambda: pd.read_parquet(path))
+        kept = from_main(lambda: pd.read_parquet(path) if path.is_file() else None)
         if kept is not None:
             return kept
         table = compute()
-        if not is_main():
-            return table
-        with atomic(path) as temporary:
-            table.to_parquet(temporary, index=False)
-        return pd.read_parquet(path)
-
-    def tensor(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The tensor `name`, likewise."""
-        return self.tensors(name, lambda: {"value": compute()})["value"]
-
-    def tensors(
-        self, name: str, compute: Callable[[], dict[str, torch.Tensor]]
-    ) -> dict[str, torch.Tensor]:
-        """Several tensors under one `name`, likewise."""
-        path = self.folder / f"{name}.safetensors"
-        kept = first_found(path.is_file(), lambda: _read(path))
-        if kept is not None:
-            return kept
-        values = compute()
         if is_main():
             with atomic(path) as temporary:
-                save_file({key: value.contiguous() for key, value in values.items()}, temporary)
-        return values
+                table.to_parquet(temporary, index=False)
+        return from_main(lambda: pd.read_parquet(path))
+
+    def tensor(self, name: str, compute: Callable[[], Noted]) -> Noted:
+        """The tensor `name` and the facts that are noted beside it, likewise."""
+        path = self.folder / f"{name}.safetensors"
+        kept = from_main(lambda: _read(path))
+        if kept is not None:
+            return kept
+        value, facts = compute()
+        if is_main():
+            with atomic(path) as temporary:
+                noted = {"facts": json.dumps(facts)}
+                save_file({"value": value.contiguous()}, temporary, metadata=noted)
+        return value, facts
 
     def discard(self) -> None:
-        """The whole is done, by all processes: drop the parts."""
-        barrier()
+        """The whole is done: drop the parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _read(path: Path) -> dict[str, torch.Tensor] | None:
-    """The tensors of a file; a damaged one is removed."""
+def _read(path: Path) -> Noted | None:
+    """A kept tensor and its facts; None where there is none. A damaged file is removed."""
+    if not path.is_file():
+        return None
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("value"), json.loads(file.metadata()["facts"])
     except SafetensorError:
         path.unlink()
         return None

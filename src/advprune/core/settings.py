@@ -11,7 +11,8 @@ from advprune.core.errors import UserError
 T = TypeVar("T", bound=BaseModel)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-RELATIVE = re.compile(r"(?:([0-9.]+)\s*\*\s*)?eps(?:\s*/\s*([0-9.]+))?")
+NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
+RELATIVE = re.compile(rf"(?:{NUMBER}\s*\*\s*)?eps(?:\s*/\s*{NUMBER})?")
 METHODS = ("pgd", "square", "autoattack")
 
 
@@ -27,9 +28,10 @@ def parse_fraction(value: Any) -> Any:
 
 
 def relative(value: Any, eps: float) -> Any:
-    """`eps/4`, `2*eps` or `eps` (text) as a number; anything else as it is."""
+    """`eps/4`, `2*eps` or `eps` (text) as a number; anything else, `eps/0` too, as it is."""
     match = RELATIVE.fullmatch(value.strip()) if isinstance(value, str) else None
-    return value if match is None else float(match[1] or 1) * eps / float(match[2] or 1)
+    under = float(match[2] or 1) if match else 0.0
+    return float(match[1] or 1) * eps / under if match and under else value
 
 
 def _within_pixels(value: float) -> float:

@@ -1,7 +1,7 @@
 """Crafting: an attack's settings and a model in, 8-bit adversarial images and records out."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from advprune.attacks import pgd, to_pixels
-from advprune.attacks.autoattack import autoattack
+from advprune.attacks.autoattack import AutoAttackOptions, autoattack
 from advprune.attacks.cost import Cost
-from advprune.attacks.square import square
-from advprune.attacks.zoo import zoo
+from advprune.attacks.engine import Progress, no_progress
+from advprune.attacks.pgd import PGDOptions
+from advprune.attacks.square import SquareOptions, square
+from advprune.attacks.zoo import ZooOptions, zoo
 from advprune.core.attack_settings import (
     AttackSettings,
     AutoAttackSettings,
@@ -22,24 +24,23 @@ from advprune.core.attack_settings import (
     SquareSettings,
 )
 from advprune.core.device import salted
-from advprune.core.distributed import processes
-from advprune.core.params import CURVES
+from advprune.core.profile import CURVES
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
-from advprune.evaluate.records import DRAWS, predictions, score
+from advprune.evaluate.records import DRAWS, Scoring, answers, predictions, table_of
 from advprune.models.binary import is_binary
+from advprune.models.quantized import is_quantized, twin
 from advprune.models.stochastic import is_randomized
-from advprune.quantization.post_training import is_quantized, twin
 
-Progress = Callable[[int], None]
 Attack = AttackSettings | SquareSettings | AutoAttackSettings | ExtraAttack
 
 
 @dataclass(frozen=True)
 class Crafted:
-    """uint8 images inside the budget, what they cost, and AutoAttack's remaining counts."""
+    """uint8 images inside the attack's budget, what they cost, and AutoAttack's counts."""
 
     pixels: torch.Tensor
+    setting: Attack
     cost: Cost = field(default_factory=Cost)
     breakdown: dict[str, int] = field(default_factory=dict)
 
@@ -48,17 +49,24 @@ class Crafted:
 class Work:
     """How attacks are run and scored: seed, batch size, draws of a randomized model.
 
-    parts: where a long attack keeps what it has finished.
+    parts: where a long attack keeps what it has finished. clean: the model's answers to the clean
+    images (records.answers), where they are known.
     """
 
     seed: int = 0
     batch: int = 128
     draws: int = DRAWS
     parts: Parts | None = None
-    progress: Progress | None = None
+    progress: Progress = no_progress
+    clean: dict[str, Any] | None = None
+
+    @property
+    def scoring(self) -> Scoring:
+        """How models are asked."""
+        return Scoring(self.batch, self.draws, seed=self.seed)
 
 
-def surrogate(model: nn.Module) -> nn.Module:
+def differentiable(model: nn.Module) -> nn.Module:
     """What an attacker differentiates: the model itself, or the twin of a quantized one.
 
     A binary network is its own: the gradient passes its signs straight through.
@@ -84,29 +92,31 @@ def craft(
 ) -> Crafted:
     """Attack float `images` `[N, C, H, W]` in [0, 1]; the result is uint8, inside the budget.
 
-    The model that is differentiated is its surrogate; torchattacks and AutoAttack see it as well.
+    All attacks but Square, which needs no gradient, see the model's differentiable form.
     """
+    cost, attacked, breakdown = Cost(), differentiable(model), dict[str, int]()
+    known: dict[str, Any] = {"batch": work.batch, "cost": cost}
     if isinstance(setting, AttackSettings):
-        return _pgd(model, images, labels, setting, work)
-    cost, differentiable = Cost(), surrogate(model)
-    breakdown: dict[str, int] = {}
+        return Crafted(_pgd(model, images, labels, setting, work, cost), setting, cost)
     if isinstance(setting, SquareSettings):
-        adv = _square(model, images, labels, setting, work, cost)
-    elif isinstance(setting, AutoAttackSettings):
-        adv, breakdown = _autoattack(differentiable, images, labels, setting, work, cost)
-    else:
-        adv = zoo(
-            differentiable,
-            images,
-            labels,
-            setting.name,
-            setting.arguments(),
-            seed=work.seed,
-            batch=work.batch,
-            cost=cost,
+        searched = SquareOptions(
+            queries=setting.queries,
+            draws=setting.draws if is_randomized(model) else 1,
+            generator=_seeded(salted(work.seed, "square")),
+            progress=work.progress,
+            **known,
         )
+        adv = square(model, images, labels, setting.eps, searched)
+    elif isinstance(setting, AutoAttackSettings):
+        fitting = "rand" if is_randomized(model) else "standard"
+        version = fitting if setting.version == "auto" else setting.version
+        official = AutoAttackOptions(setting.norm, version, work.seed, parts=work.parts, **known)
+        adv, breakdown = autoattack(attacked, images, labels, setting.eps, official)
+    else:
+        options = ZooOptions(work.seed, **known)
+        adv = zoo(attacked, images, labels, setting.name, setting.arguments(), options)
     budget = budget_of(setting)
-    return Crafted(to_pixels(adv, images, budget.eps, budget.norm), cost, breakdown)
+    return Crafted(to_pixels(adv, images, budget.eps, budget.norm), setting, cost, breakdown)
 
 
 def craft_shown(
@@ -117,58 +127,10 @@ def craft_shown(
     work: Work,
 ) -> Crafted:
     """`craft` on images and labels, under a progress bar that counts image-steps."""
-    images, labels = attacked
-    budget, shared = budget_of(setting), processes()  # the others are as far
+    (images, labels), budget = attacked, budget_of(setting)
     title = f"{what} eps {budget.eps:.3f} steps {budget.steps}"
     with progress(title, len(images) * budget.steps * budget.restarts) as advance:
-        shown = replace(work, progress=lambda units: advance(units * shared))
-        return craft(model, images, labels, setting, shown)
-
-
-def _square(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    setting: SquareSettings,
-    work: Work,
-    cost: Cost,
-) -> torch.Tensor:
-    """Square needs no gradient, so it attacks the model itself and not its surrogate."""
-    return square(
-        model,
-        images,
-        labels,
-        setting.eps,
-        queries=setting.queries,
-        draws=setting.draws if is_randomized(model) else 1,
-        generator=torch.Generator().manual_seed(salted(work.seed, "square")),
-        batch=work.batch,
-        cost=cost,
-        progress=work.progress,
-    )
-
-
-def _autoattack(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    setting: AutoAttackSettings,
-    work: Work,
-    cost: Cost,
-) -> tuple[torch.Tensor, dict[str, int]]:
-    fitting = "rand" if is_randomized(model) else "standard"
-    return autoattack(
-        model,
-        images,
-        labels,
-        setting.eps,
-        norm=setting.norm,
-        version=fitting if setting.version == "auto" else setting.version,
-        seed=work.seed,
-        batch=work.batch,
-        cost=cost,
-        parts=work.parts,
-    )
+        return craft(model, images, labels, setting, replace(work, progress=advance))
 
 
 def _pgd(
@@ -177,8 +139,9 @@ def _pgd(
     labels: torch.Tensor,
     setting: AttackSettings,
     work: Work,
-) -> Crafted:
-    """The engine.
+    cost: Cost,
+) -> torch.Tensor:
+    """The engine; uint8 images.
 
     A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
     its first misclassified draw, or choosing its best iterate, would reward a lucky draw.
@@ -189,52 +152,23 @@ def _pgd(
     """
     if is_randomized(model):
         setting = setting.model_copy(update={"drop": False, "keep": "last"})
-    differentiable, cost = surrogate(model), Cost()
-    adv = _engine(differentiable, images, labels, setting, work, cost)
+    attacked, search = differentiable(model), (setting.eps, setting.step, setting.steps)
+    own = setting.model_dump(exclude={"method", "note", "eps", "step", "steps"})
+    how = PGDOptions(**own, batch=work.batch, cost=cost, progress=work.progress)
+    adv = pgd(attacked, images, labels, *search, how, generator=_seeded(work.seed))
     pixels = to_pixels(adv, images, setting.eps, setting.norm)
     if setting.drop:
-        scored = (work.batch, work.draws, work.seed)
-        was_fooled = predictions(differentiable, adv, *scored) != labels
-        is_right = predictions(model, pixels / 255, *scored) == labels
+        was_fooled = predictions(attacked, adv, work.scoring) != labels
+        is_right = predictions(model, pixels / 255, work.scoring) == labels
         if (undone := was_fooled & is_right).any():
-            whole = setting.model_copy(update={"drop": False})
-            silent = Work(work.seed, work.batch, work.draws)
-            again = _engine(differentiable, images[undone], labels[undone], whole, silent, cost)
+            whole = replace(how, drop=False, progress=no_progress, generator=_seeded(work.seed))
+            again = pgd(attacked, images[undone], labels[undone], *search, whole)
             pixels[undone] = to_pixels(again, images[undone], setting.eps, setting.norm)
-    return Crafted(pixels, cost)
+    return pixels
 
 
-def _engine(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    setting: AttackSettings,
-    work: Work,
-    cost: Cost,
-) -> torch.Tensor:
-    """The engine with a profile's settings; float images."""
-    return pgd(
-        model,
-        images,
-        labels,
-        setting.eps,
-        setting.step,
-        setting.steps,
-        norm=setting.norm,
-        loss=setting.loss,
-        restarts=setting.restarts,
-        random_start=setting.random_start,
-        keep=setting.keep,
-        drop=setting.drop,
-        precision=setting.precision,
-        draws=setting.draws,
-        backward=setting.backward,
-        momentum=setting.momentum,
-        generator=torch.Generator().manual_seed(work.seed),
-        batch=work.batch,
-        cost=cost,
-        progress=work.progress,
-    )
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def budget_of(setting: Attack) -> AttackSettings:
@@ -260,19 +194,18 @@ def rows(
     crafted: Crafted,
     labels: torch.Tensor,
     name: str,
-    setting: Attack,
     work: Work = Work(),
-    clean: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Score 8-bit attacked images on `model`, with the attack's name and settings in each row.
 
     draws: how many a gradient was averaged over (1 for a deterministic model). forwards and
-    gradients: what the attack cost, per image. clean: what the model says of the clean images,
-    where that is known (records.answers).
+    gradients: what the attack cost, per image.
     """
-    budget, n = budget_of(setting), max(len(labels), 1)
+    setting, budget, n = crafted.setting, budget_of(crafted.setting), max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
-    columns: dict[str, Any] = {
+    facts = {
+        "index": range(len(labels)),
+        "label": labels.numpy(),
         "attack": name,
         "method": getattr(setting, "method", "torchattacks"),
         "seed": work.seed,
@@ -286,8 +219,15 @@ def rows(
         "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
     }
     adv = crafted.pixels / 255
-    known: dict[str, Any] = {"batch": work.batch, "passes": work.draws, "clean": clean}
-    return score(model, images, adv, labels, **known, **columns)
+    clean = work.clean or answers("clean", model, images, labels, work.scoring)
+    attacked = answers("adv", model, adv, labels, work.scoring)
+    return table_of(facts, clean, attacked, adv - images)
+
+
+def at_budget(setting: AttackSettings, eps: float) -> AttackSettings:
+    """The same schedule at another budget, the step in proportion."""
+    share = setting.step / setting.eps if setting.eps else 0.0
+    return setting.model_copy(update={"eps": eps, "step": eps * share})
 
 
 def curve_settings(
@@ -295,12 +235,8 @@ def curve_settings(
 ) -> Iterator[tuple[str, AttackSettings]]:
     """The attacks behind the security curve (over eps) and the step curve (over steps).
 
-    The step stays the same share of eps. Samples that are decided are dropped: only accuracy is
-    read off these curves.
+    Samples that are decided are dropped: only accuracy is read off these curves.
     """
-    share = main.step / main.eps if main.eps else 0.0
-    for eps in curves.eps:
-        change = {"eps": eps, "step": eps * share, "drop": True}
-        yield CURVES[0], main.model_copy(update=change)
-    for steps in curves.steps:
-        yield CURVES[1], main.model_copy(update={"steps": steps, "drop": True})
+    decided = main.model_copy(update={"drop": True})
+    yield from ((CURVES[0], at_budget(decided, eps)) for eps in curves.eps)
+    yield from ((CURVES[1], decided.model_copy(update={"steps": n})) for n in curves.steps)

@@ -20,7 +20,7 @@ def received(
     crafted: Mapping[tuple[str, str], torch.Tensor],
     work: Work,
 ) -> pd.DataFrame:
-    """A target's answers to images crafted elsewhere: a row an image and (source, attack).
+    """A target's answers to images crafted elsewhere: one row per image and (source, attack).
 
     images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
     by (source, attack). Columns: source, attack, index, label, clean_pred, adv_pred, adv_margin.
@@ -31,7 +31,7 @@ def received(
     """
 
     def said(x: torch.Tensor) -> torch.Tensor:
-        logits = all_logits(target, x, work.batch, work.draws, work.seed).mean(0)
+        logits = all_logits(target, x, work.scoring).mean(0)
         if not logits.isfinite().all():
             raise ValueError("received: the model gives logits that are NaN or infinite")
         return logits
@@ -49,8 +49,7 @@ def received(
             "adv_margin": label_margin(logits, labels).numpy(),
         }
         tables.append(pd.DataFrame(dict(zip(SOURCE, key, strict=True)) | same | answers))
-        if work.progress:
-            work.progress(1)
+        work.progress(1)
     return pd.concat(tables, ignore_index=True)
 
 

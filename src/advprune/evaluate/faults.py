@@ -1,11 +1,12 @@
 """What the bit-flip attack found: pure functions of its records.
 
-Records are a row a flip, variant and seed: `variant` (untargeted, margin, targeted, random), `seed`
-(which batch of training images the attacker had), `flip` (0 is the network before any), `step` (of
-flips that were made together), `layer` and `depth` (its place among those that are stored), `index`
-and `bit` (0 the least significant), `loss` on the batch, `hamming` (in how many stored bits the
-network differs from the first one), `accuracy` on the test images (NaN where it was not asked for),
-passes so far, and for the run as a whole its `reason` to end, `layers` and `stored_bits`.
+Records are one row per flip, variant and seed: `variant` (untargeted, margin, targeted, random),
+`seed` (which batch of training images the attacker had), `flip` (0 is the network before any),
+`step` (of flips that were made together), `layer` and `depth` (its place among those that are
+stored), `index` and `bit` (0 the least significant), `loss` on the batch, `hamming` (in how many
+stored bits the network differs from the first one), `accuracy` on the test images (NaN where it was
+not asked for), passes so far, and for the run as a whole its `reason` to end, `layers` and
+`stored_bits`.
 
 A seed whose accuracy never came down to chance is *censored*: all that is known is how many flips
 were not enough. Its count is never averaged as if it had come down.
@@ -218,7 +219,7 @@ def _surely_more(one: tuple[int, bool], other: tuple[int, bool]) -> int:
 
 
 def _permuted(scores: Sequence[int], chosen: int) -> float:
-    """Share of all choices of so many scores whose sum is as far from 0, the mean, as the first."""
+    """Share of all choices of `chosen` scores whose sum is as far from 0 as that of the first."""
     ways: list[dict[int, int]] = [{0: 1}, *({} for _ in range(chosen))]
     for score in scores:
         for size in range(chosen, 0, -1):

@@ -103,7 +103,7 @@ def where(
 ) -> pd.DataFrame:
     """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`.
 
-    Returns a row a layer in the order of the forward pass: depth (0 is the normalized input),
+    Returns one row per layer in the order of the forward pass: depth (0 is the normalized input),
     layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
     norm of the difference over that of the clean maps; mean and sigma of both; distance, the
     1-Wasserstein distance between the distributions of values in units of the clean sigma.

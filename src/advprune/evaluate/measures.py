@@ -14,7 +14,7 @@ def clean_accuracy(records: pd.DataFrame) -> Rate:
 
 
 def remnant_accuracy(records: pd.DataFrame) -> Rate:
-    """`mean[q = y]`: what is left of the accuracy under attack (robust accuracy)."""
+    """`mean[q = y]`: robust accuracy."""
     return rate((records.adv_pred == records.label).to_numpy())
 
 
@@ -42,7 +42,7 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return float(np.abs(hits - sure).sum() / max(count.sum(), 1))
 
 
-MOST_DRAWS = 0.9  # an image counts as broken where at least so many draws are wrong: 9 of 10
+MOST_DRAWS = 0.9  # an image counts as broken where at least this share of draws is wrong: 9 of 10
 
 
 def robust_rates(records: pd.DataFrame) -> dict[str, Any]:

@@ -6,6 +6,7 @@ et al. (On Evaluating Adversarial Robustness, 2019, section 5). Each yields reco
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -14,14 +15,13 @@ from torch import nn
 
 from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import attack_copy
+from advprune.attacks.engine import attack_copy, by_batch
 from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.pgd import expected_gradient, random_point
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.device import device_of, salted
-from advprune.core.distributed import alone, spread
-from advprune.evaluate.craft import Crafted, Work, craft, rows, surrogate
-from advprune.evaluate.records import logits_of
+from advprune.evaluate.craft import Crafted, Work, craft, differentiable, rows
+from advprune.evaluate.records import all_logits
 from advprune.models.stochastic import frozen_copy, is_randomized
 
 NOISE_TRIES = 20
@@ -79,9 +79,7 @@ def _attacked(
     setting: AttackSettings,
     work: Work,
 ) -> pd.DataFrame:
-    return rows(
-        model, images, craft(model, images, labels, setting, work), labels, name, setting, work
-    )
+    return rows(model, images, craft(model, images, labels, setting, work), labels, name, work)
 
 
 def gradient(
@@ -92,7 +90,7 @@ def gradient(
     The gradient is the one that the main attack takes: its draws and the model's own backward
     rule, through the twin of a quantized model. Nothing is attacked: adv is the clean image.
     """
-    private = attack_copy(surrogate(model), device_of(model))
+    private = attack_copy(differentiable(model), device_of(model))
     setting = main.model_copy(update={"eps": 0.0, "steps": 0})
     draws = main.draws if is_randomized(model) else 1
     cost, device = Cost(), device_of(model)
@@ -104,11 +102,11 @@ def gradient(
         return found.flatten(1).abs().amax(1).cpu()
 
     pairs = list(zip(images.split(work.batch), labels.split(work.batch), strict=True))
-    with torch.random.fork_rng(), alone(is_randomized(model)), cost.of_all():
+    with torch.random.fork_rng():
         torch.manual_seed(salted(work.seed, "probe_gradient"))
-        size = spread(pairs, largest)
-    crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), cost)
-    table = rows(model, images, crafted, labels, "probe_gradient", setting, work)
+        size = by_batch(private, pairs, largest, cost)
+    crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), setting, cost)
+    table = rows(model, images, crafted, labels, "probe_gradient", work)
     return table.assign(gradient=torch.cat(size).numpy())
 
 
@@ -117,15 +115,17 @@ def noise(
 ) -> pd.DataFrame:
     """The worst of `NOISE_TRIES` uniform points of the ball, by the margin."""
     generator = torch.Generator().manual_seed(salted(work.seed, "probe_noise"))
-    worst = torch.full((len(images),), -torch.inf)
+    worst, scoring = (
+        torch.full((len(images),), -torch.inf),
+        replace(work.scoring, draws=NOISE_DRAWS),
+    )
     pixels = to_pixels(images, images, main.eps, main.norm)
     for _ in range(NOISE_TRIES):
         points = random_point(images, main.eps, main.norm, generator)
         tried = to_pixels(points, images, main.eps, main.norm)
-        logits = logits_of(model, tried / 255, work.batch, NOISE_DRAWS, work.seed)
-        reached = margin(logits, labels)
+        reached = margin(all_logits(model, tried / 255, scoring).mean(0), labels)
         better = reached > worst
         pixels[better], worst[better] = tried[better], reached[better]
     passes = NOISE_TRIES * len(images) * (NOISE_DRAWS if is_randomized(model) else 1)
-    setting = main.model_copy(update={"steps": 0})
-    return rows(model, images, Crafted(pixels, Cost(passes)), labels, "probe_noise", setting, work)
+    crafted = Crafted(pixels, main.model_copy(update={"steps": 0}), Cost(passes))
+    return rows(model, images, crafted, labels, "probe_noise", work)

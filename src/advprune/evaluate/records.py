@@ -1,5 +1,6 @@
 """Records: one row a sample, clean and attacked, from which every metric is computed."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -7,49 +8,56 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
 from advprune.core.device import device_of, salted
-from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How a model is asked.
+
+    draws: of a randomized model, from `seed`; its mean logits count, or where `average` is
+    "probabilities" its mean softmax. A deterministic model is asked once.
+    """
+
+    batch: int = 128
+    draws: int = DRAWS
+    average: str = "logits"
+    seed: int = 0
+
+
 @torch.no_grad()
 def all_logits(
-    model: nn.Module, images: torch.Tensor, batch: int = 128, draws: int = DRAWS, seed: int = 0
+    model: nn.Module, images: torch.Tensor, scoring: Scoring = Scoring()
 ) -> torch.Tensor:
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
-    images: float `[N, C, H, W]` in [0, 1]. The draws come from `seed`; the global random state
-    stays as it was. Processes that are together share the batches out, as in `attacks.pgd`.
+    images: float `[N, C, H, W]` in [0, 1]. The global random state stays as it was.
     """
-    device, count = device_of(model), draws if is_randomized(model) else 1
+    device, count = device_of(model), scoring.draws if is_randomized(model) else 1
 
     def of(part: torch.Tensor) -> torch.Tensor:
-        drawn = drawn_logits(model, part.to(device), count, batch)
+        drawn = drawn_logits(model, part.to(device), count, scoring.batch)
         return torch.cat([logits.float().cpu() for logits in drawn])
 
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), alone(is_randomized(model)):
+    with torch.random.fork_rng(devices=devices):
         if count > 1:
-            torch.manual_seed(salted(seed, "score"))
-        parts = spread(images.split(batch), of)
+            torch.manual_seed(salted(scoring.seed, "score"))
+        parts = by_batch(model, images.split(scoring.batch), of, Cost())
     return torch.cat(parts, dim=1)
 
 
-def logits_of(
-    model: nn.Module, images: torch.Tensor, batch: int = 128, draws: int = DRAWS, seed: int = 0
-) -> torch.Tensor:
-    """Logits `[N, K]`, of a randomized model the mean over `draws`."""
-    return all_logits(model, images, batch, draws, seed).mean(0)
-
-
 def predictions(
-    model: nn.Module, images: torch.Tensor, batch: int = 128, draws: int = DRAWS, seed: int = 0
+    model: nn.Module, images: torch.Tensor, scoring: Scoring = Scoring()
 ) -> torch.Tensor:
-    """Predicted classes int64 `[N]`, on the CPU."""
-    return logits_of(model, images, batch, draws, seed).argmax(1)
+    """Predicted classes int64 `[N]`, of a randomized model by its mean logits; on the CPU."""
+    return all_logits(model, images, scoring).mean(0).argmax(1)
 
 
 def score(
@@ -60,33 +68,38 @@ def score(
     *,
     batch: int = 128,
     passes: int = DRAWS,
-    average: str = "logits",
-    clean: dict[str, Any] | None = None,
     **columns: Any,
 ) -> pd.DataFrame:
     """Score clean `images` and their attacked versions `adv`, float `[N, C, H, W]` in [0, 1].
 
-    Returns a row a sample: index, label, the given constant `columns` (attack, eps, seed, …), and
+    Returns one row per sample: index, label, the constant `columns` (attack, eps, seed, …), and
     for clean and adv: pred, confidence (largest softmax), margin (label's logit minus the largest
     other), nll, brier; also linf and l2, the size of the change.
-    A randomized model is scored by its mean logits over `passes` draws (with `average` =
-    "probabilities", by its mean softmax), drawn from the column `seed`; single_pred is the first
-    draw's prediction and wrong the share of draws that are wrong. For a deterministic model these
-    say the same as pred. clean: `answers("clean", …)` of the same images, where they are known.
+    A randomized model is scored by its mean logits over `passes` draws from the column `seed`;
+    single_pred is the first draw's prediction and wrong the share of draws that are wrong. For a
+    deterministic model these say the same as pred.
     Raises ValueError where shapes differ or logits are not finite.
     """
     if images.shape != adv.shape or len(labels) != len(images):
         raise ValueError(
             f"score: {list(images.shape)} images, {list(adv.shape)} attacked, {len(labels)} labels"
         )
-    change = (adv - images).flatten(1)
-    rows: dict[str, Any] = {"index": range(len(labels)), "label": labels.numpy(), **columns}
-    asked = (labels, batch, passes, average, columns.get("seed", 0))
-    rows |= answers("clean", model, images, *asked) if clean is None else clean
-    rows |= answers("adv", model, adv, *asked)
-    rows["linf"] = change.abs().amax(1).numpy()
-    rows["l2"] = change.norm(dim=1).numpy()
-    return pd.DataFrame(rows)
+    scoring = Scoring(batch, passes, seed=columns.get("seed", 0))
+    return table_of(
+        {"index": range(len(labels)), "label": labels.numpy(), **columns},
+        answers("clean", model, images, labels, scoring),
+        answers("adv", model, adv, labels, scoring),
+        adv - images,
+    )
+
+
+def table_of(
+    facts: dict[str, Any], clean: dict[str, Any], adv: dict[str, Any], change: torch.Tensor
+) -> pd.DataFrame:
+    """A row a sample: facts, the answers to both sides, and the size of the change."""
+    flat = change.flatten(1)
+    sizes = {"linf": flat.abs().amax(1).numpy(), "l2": flat.norm(dim=1).numpy()}
+    return pd.DataFrame(facts | clean | adv | sizes)
 
 
 def answers(
@@ -94,26 +107,14 @@ def answers(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
-    batch: int = 128,
-    draws: int = DRAWS,
-    average: str = "logits",
-    seed: int = 0,
+    scoring: Scoring = Scoring(),
 ) -> dict[str, Any]:
     """The columns of one side (`clean` or `adv`) of records: see `score`."""
-    return _columns(side, all_logits(model, images, batch, draws, seed), labels, average)
-
-
-def label_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The label's logit minus the largest other, `[N]`: negative where the image fools."""
-    return -margin(logits, labels)
-
-
-def _columns(side: str, draws: torch.Tensor, labels: torch.Tensor, average: str) -> dict[str, Any]:
-    """The columns of one side, from logits `[D, N, K]`."""
+    draws = all_logits(model, images, scoring)  # [D, N, K]
     if not torch.isfinite(draws).all():
         raise ValueError("score: the model gives logits that are NaN or infinite")
     logits = draws.mean(0)
-    if average == "probabilities" and len(draws) > 1:
+    if scoring.average == "probabilities" and len(draws) > 1:
         logits = draws.softmax(2).mean(0).clamp_min(1e-38).log()
     probabilities = logits.softmax(1)
     truth = F.one_hot(labels, logits.shape[1])
@@ -127,3 +128,8 @@ def _columns(side: str, draws: torch.Tensor, labels: torch.Tensor, average: str)
         f"{side}_single_pred": each[0].numpy(),
         f"{side}_wrong": (each != labels).float().mean(0).numpy(),
     }
+
+
+def label_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The label's logit minus the largest other, `[N]`: negative where the image fools."""
+    return -margin(logits, labels)

@@ -1,8 +1,7 @@
 """The attacks of a profile on one model."""
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
-from advprune.core.ahead import Job, ahead
+from advprune.core.ahead import ahead
 from advprune.core.attack_settings import AttackChoice, AttackSettings
-from advprune.core.distributed import enough, processes
-from advprune.core.params import Profile
-from advprune.core.resume import Parts
+from advprune.core.profile import Profile
+from advprune.core.resume import Noted, Parts
 from advprune.evaluate.craft import (
     Attack,
     Crafted,
@@ -27,7 +25,6 @@ from advprune.evaluate.craft import (
 )
 from advprune.evaluate.probes import probes
 from advprune.evaluate.records import answers
-from advprune.models.stochastic import is_randomized
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -55,20 +52,14 @@ class Suite:
         """The suite of the model's kind, the extra attacks, the probes and both curves.
 
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
-        those whose images models exchange. Processes of torchrun share the images of an attack out
-        where these make a batch at least for each; else whole attacks.
+        those whose images models exchange.
         """
         attacks, curves = dict(self._attacks(model)), list(self._curves())
         probed = self._probes(model)
         crafting = [(attack, attack, setting) for attack, setting in attacks.items()] + curves
         self._clean(model)  # for all pieces
-        jobs: list[Job] = [
-            partial(self._run, name, model, *it)
-            for it in crafting
-            if not self._by_image(model, self._images_for(it[-1])[0])
-        ]
-        jobs += [] if self._by_image(model, self.images) else probed
-        ahead(f"{name}, attacks", jobs)
+        crafted_ahead = [partial(self._run, name, model, *it) for it in crafting]
+        ahead(f"{name}, attacks", [*crafted_ahead, *probed])
         adv, tables = {}, []
         for attack, setting in attacks.items():
             crafted, table = self._run(name, model, attack, attack, setting)
@@ -81,20 +72,10 @@ class Suite:
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
         """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
-        exchanged = self.profile.exchanged()
-        if processes() > 1 and not self._by_image(model, self.images):
-            each = [
-                partial(self._crafted, name, model, key, key, it) for key, it in exchanged.items()
-            ]
-            ahead(f"{name}, attacks", each)
         return {
             attack: self._crafted(name, model, attack, attack, setting).pixels
-            for attack, setting in exchanged.items()
+            for attack, setting in self.profile.exchanged().items()
         }
-
-    def _by_image(self, model: nn.Module, images: torch.Tensor) -> bool:
-        """Whether processes share these images out; draws of random models run on over them."""
-        return not is_randomized(model) and enough(len(images.split(self.profile.batch)))
 
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
         for attack in self.profile.suite.of(kind_of(model)):
@@ -119,15 +100,14 @@ class Suite:
     ) -> tuple[Crafted, pd.DataFrame]:
         """Craft and score; an attack may be for the first images only."""
         crafted = self._crafted(name, model, part, attack, setting)
-        scored = partial(self._scored, model, crafted, attack, setting)
-        return crafted, self.parts.frame(f"{part}-rows", scored)
 
-    def _scored(
-        self, model: nn.Module, crafted: Crafted, attack: str, setting: Attack
-    ) -> pd.DataFrame:
-        images, labels = self._images_for(setting)
-        clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
-        return rows(model, images, crafted, labels, attack, setting, self.work, clean)
+        def scored() -> pd.DataFrame:
+            images, labels = self._images_for(setting)
+            clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
+            work = replace(self.work, clean=clean)
+            return rows(model, images, crafted, labels, attack, work)
+
+        return crafted, self.parts.frame(f"{part}-rows", scored)
 
     def _images_for(self, setting: Attack) -> Images:
         first = slice(getattr(setting, "images", None))
@@ -137,30 +117,16 @@ class Suite:
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> Crafted:
         """What was crafted: read back if the part was finished before, else computed and kept."""
-        what = f"{name} {attack}"
-        compute = partial(craft_shown, what, model, self._images_for(setting), setting, self.work)
-        return unpacked(self.parts.tensors(part, lambda: packed(compute())))
+
+        def compute() -> Noted:
+            attacked = self._images_for(setting)
+            made = craft_shown(f"{name} {attack}", model, attacked, setting, self.work)
+            return made.pixels, {"cost": vars(made.cost), "breakdown": made.breakdown}
+
+        pixels, facts = self.parts.tensor(part, compute)
+        return Crafted(pixels, setting, Cost(**facts["cost"]), facts["breakdown"])
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
         """What the model says of the clean images, once for all attacks."""
-        work = self.work
-        return answers(
-            "clean", model, self.images, self.labels, work.batch, work.draws, "logits", self.seed
-        )
-
-
-def packed(crafted: Crafted) -> dict[str, torch.Tensor]:
-    """A result as tensors, for keeping."""
-    text = json.dumps(crafted.breakdown).encode()
-    return {
-        "pixels": crafted.pixels,
-        "cost": torch.tensor([crafted.cost.forwards, crafted.cost.gradients]),
-        "breakdown": torch.tensor(list(text), dtype=torch.uint8),
-    }
-
-
-def unpacked(found: dict[str, torch.Tensor]) -> Crafted:
-    """What `packed` has packed."""
-    text = bytes(found["breakdown"].tolist()).decode()
-    return Crafted(found["pixels"], Cost(*found["cost"].tolist()), json.loads(text))
+        return answers("clean", model, self.images, self.labels, self.work.scoring)

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from advprune.core.params import PROBES, RESERVED, WORST
+from advprune.core.profile import PROBES, RESERVED, WORST
 from advprune.evaluate.compare import Comparison, at_chance, compare, corrected
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 

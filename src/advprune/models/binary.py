@@ -6,7 +6,7 @@ Adversarial Bit-Flip Attack and Improve Accuracy, 2021) builds on. A weight is `
 {-1, 1} and one alpha_c > 0 an output channel; the input of a convolution is standardized over the
 whole sample and replaced by its sign. Batch-norm and a Hardtanh follow: after a ReLU nothing would
 be negative. The layer that sees the image and the classifier keep real inputs. What is learnt
-by is in latent.py; nothing of it is left here.
+by is in latent.py.
 """
 
 from typing import Any

@@ -139,7 +139,7 @@ def _padding(layer: nn.Conv2d, axis: int) -> int:
     return whole // 2 if layer.padding == "same" else 0
 
 
-NO_FACTS = {
+NO_FACTS: dict[str, Any] = {
     "setting": None,
     "prune_ratio": 0.0,
     "twin_agreement": None,
@@ -147,6 +147,40 @@ NO_FACTS = {
     "history": [],
     "growth": None,
 }
+
+
+def card_of(
+    path: Path,
+    model: nn.Module,
+    facts: Mapping[str, Any] = NO_FACTS,
+    *,
+    parent: nn.Module | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> dict[str, Any]:
+    """The card of a model that was read from the file `path`.
+
+    facts: what the file does not say, by the keys of NO_FACTS: setting, prune ratio, agreement of a
+    quantized model's twin, history of its training, growth. parent: for histograms of the weights
+    before and after. image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null
+    without it. `code` is the sha256 of the file of a network of the user's own, so that a change of
+    the code is noticed.
+    """
+    files = code_files(spec_of(model).factory)
+    return {
+        "parameters": sum(t.numel() for t in stored_weights(model).values()),
+        "bits": bits_of(spec_of(model)),
+        "stored_bits": stored_bits_of(model),
+        "sparsity": round(sparsity_of(model), 4),
+        "nonzero": nonzero_of(model),
+        "macs": macs_of(model, image_shape) if image_shape else None,
+        "inert": round(inert_of(model, image_shape), 4) if image_shape else None,
+        "file_bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+        **NO_FACTS,
+        **facts,
+        "histogram": histograms(parent, model) if parent is not None else None,
+        **({"code": sha256_of(files[0])} if files else {}),
+    }
 
 
 def write_card(
@@ -159,30 +193,12 @@ def write_card(
 ) -> None:
     """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
 
-    facts: what the file does not say, by the keys of NO_FACTS: setting, prune ratio, agreement of a
-    quantized model's twin, history of its training, growth. parent: the dense network or its
-    checkpoint, for histograms of the weights before and after. image_shape: of an image
-    `[C, H, W]`, for `macs` and `inert`, which are null without it. factory: as in `load_model`; the
-    card then holds the sha256 of its file, `code`, so that a change of the code is noticed.
+    facts, image_shape: see `card_of`. parent: the parent or its checkpoint. factory: as in
+    `load_model`.
     """
-    model = load_model(path, factory)
     before = load_model(parent, factory) if isinstance(parent, Path) else parent
-    card = {
-        "parameters": sum(t.numel() for t in stored_weights(model).values()),
-        "bits": bits_of(spec_of(model)),
-        "stored_bits": stored_bits_of(model),
-        "sparsity": round(sparsity_of(model), 4),
-        "nonzero": nonzero_of(model),
-        "macs": macs_of(model, image_shape) if image_shape else None,
-        "inert": round(inert_of(model, image_shape), 4) if image_shape else None,
-        "file_bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-        **NO_FACTS,
-        **facts,
-        "histogram": histograms(before, model) if before is not None else None,
-    }
-    if files := code_files(spec_of(model).factory):
-        card["code"] = sha256_of(files[0])
+    model = load_model(path, factory)
+    card = card_of(path, model, facts, parent=before, image_shape=image_shape)
     write_json(path.with_suffix(".json"), card)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, sha256_of
-from advprune.models import binary
+from advprune.models import binary, quantized
 from advprune.models.insert import places, put
 from advprune.models.outside import PREFIXES, build_outside, dtype_name, renaming
 from advprune.models.resnet import build_dense
@@ -54,8 +54,7 @@ def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
         for name in places(model, inserted.where):
             put(model, inserted.where, name, _layer(layer, inserted))
     if spec.quantization is not None:
-        quantize = importlib.import_module("advprune.quantization.post_training")
-        model = quantize.skeleton(model, spec.quantization)
+        model = quantized.skeleton(model, spec.quantization)
     attach(model, spec)
     return model.eval()
 

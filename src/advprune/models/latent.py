@@ -1,9 +1,8 @@
 """Binary networks as they are trained: float weights behind the bits, and how the bits follow.
 
-After RBNN (Lin et al., 2020), as RA-BNN uses it, but without its rotations. A filter is
-standardized, `w = (v - mean) / std`; the bit is its sign. The gradient passes both signs, of
-weights and of inputs, by `slope`, which narrows over the epochs. `freeze` stores the bits and drops
-everything else.
+After RBNN (Lin et al., 2020) without its rotation, as RA-BNN uses it. A filter is standardized,
+`w = (v - mean) / std`, and the bit is its sign. The gradient passes both signs, of weights and of
+inputs, by `slope`, which narrows over the epochs. `freeze` keeps the bits alone.
 """
 
 import copy
@@ -122,7 +121,7 @@ def latent(model: nn.Module) -> nn.Module:
     """The training form of a dense network with initialized weights, in place.
 
     The last batch-norm of each residual branch starts at a scale of zero (Goyal et al., Accurate,
-    Large Minibatch SGD, 2017): otherwise a deep network of signs learns little in a short training.
+    Large Minibatch SGD, 2017): a deep network of signs learns little before its branches are quiet.
     """
     for name, module, sees_image in convertible(model):
         if isinstance(module, nn.Conv2d):

@@ -93,6 +93,11 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
+def registered() -> dict[str, tuple[type[Setting], Family]]:
+    """By key, each family's class of settings and its function, in the order of registration."""
+    return dict(_REGISTRY)
+
+
 def setting_of(name: str, value: Any, place: str = "") -> Any:
     """Check a family's setting; UserError names the key (`place`), the value and the range."""
     place = place or f"prune.{name}"

@@ -1,8 +1,20 @@
-"""clamp and round: families that change feature maps and leave the weights alone.
+"""clamp and round: feature maps clamped to their range on clean images, or rounded.
 
-A layer is put behind every ReLU. Both survive save and load, because the layers are in the
-model's spec. Rounding has no useful gradient, so its backward pass is the identity (straight
-through): a model must not look robust because its gradient was lost.
+Claim (nn-prune). The project inspects feature maps under attack: small changes to many neurons
+near the input, abnormally large values before the classifier, and a mean and sigma that rise. It
+tries to clamp and to round the maps and concludes that inner quantization does not resist.
+
+Formula. A layer behind every ReLU. clamp: `h = min(max(h, low), high)`, one range per layer, taken
+from clean training images: mean ± k sigma over all values of the layer, or a percentile at both
+tails. round: `h = round(h, decimals)`.
+
+Gradient. Rounding is flat almost everywhere, so an attack that uses its true gradient finds
+nothing whatever the network is worth. Its backward pass is the identity for every attacker
+(straight through: Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of
+Security, 2018, section 4.1, BPDA). A clamped value has no gradient either; the checks of the
+verdict look for that.
+
+Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), clamped and rounded maps.
 """
 
 from typing import ClassVar

@@ -1,9 +1,19 @@
-"""filters: whole filters go, those of the smallest L1 norm, by masks or out of the network.
+"""filters: whole filters of the smallest L1 norm removed.
 
-Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), section 3: the filters of a layer
-with the smallest sum of absolute weights are removed, and with them the channels of the next
-layer that read them. As they do with residual networks, only the first convolution of each block
-is pruned: the shortcut ties the outputs of the second to those of other blocks.
+Claim (Li et al., 2017). Filters with a small sum of absolute weights give weak feature maps;
+removing whole filters makes a network faster without special kernels.
+
+Formula. In the first convolution of each residual block filters are ranked by `sum |w|`, and the
+smallest are removed, of equal ones the first. With a filter go its batch-norm's weight and bias
+and the channels of the block's second convolution that read it. Other layers stay whole: the
+shortcut ties their outputs to those of other blocks.
+
+Small networks. `small: true` builds the network smaller, by torch-pruning's dependency graph;
+masked and small network give the same logits to rounding. The prune ratio of a small network is
+what is missing from the dense one; its sparsity is that of the file, which has hardly any zeros.
+
+Source. Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), section 3; Fang et al.,
+DepGraph: Towards Any Structural Pruning (CVPR 2023), for the library.
 """
 
 from typing import Any, ClassVar

@@ -1,15 +1,31 @@
-"""GAP, greedy adversarial pruning, and the pruning by clean gradients that it is compared with.
+"""GAP and clean gradients: weights masked by their gradient on adversarial or clean images.
 
-Weiss et al., Hardening DNNs against Transfer Attacks during Network Compression using Greedy
-Adversarial Pruning (AICAS 2022): the weights that matter most to the loss on adversarial images
-are removed, the largest gradients first, so that attacks from the uncompressed network carry over
-less. With g the gradient of the cross-entropy, summed over adversarial training images:
+Claim (Weiss et al., 2022). Removing the weights that matter most to the loss on adversarial images
+makes a compressed network resist attacks that are transferred from the uncompressed one. The
+families by clean gradients are the paper's baselines: the weights that matter least are removed.
 
-- GAP_global: the signed g, one ranking of all weights. GAP_layer: |g|, the same share a tensor.
-- gradient_global, gradient_layer: |w g| of clean images, the smallest first.
+Formula. `g = sum_i dL(f(x_i + d_i), y_i) / dw` over training images, L the cross-entropy, d_i a
+Linf PGD perturbation at the profile's training `eps` and `step`, y_i the true label, the model in
+evaluation mode. GAP_global removes the largest signed g of the whole network, GAP_layer the same
+share of the largest `|g|` of each tensor. gradient_global and gradient_layer remove the smallest
+`|w g|` of clean images (the published code takes one batch in training mode). Ties are broken by
+place.
 
-The published code adds to g what its attack leaves behind, and more; `published: true` does the
-same (`published_gradients`).
+As published. `published: true` repeats what the code does: every inner step of PGD leaves its
+weight gradient, by predicted labels, in the sum; batch-norm is in training mode, so running
+statistics drift and stay in the pruned model; the budget is of normalized images, and pixels may
+leave [0, 1]; PGD moves away from the model's own predictions; images are shuffled and augmented.
+Quirks of its fine-tuning rate and of its evaluation are not part of the score and are not
+repeated.
+
+Inert weights. On 8x8 images the maps of a ResNet18's last stage are 1x1, so that most weights of
+its 3x3 convolutions meet only padding and have a gradient of exactly zero. The clean families
+remove them first, at no cost; GAP_layer keeps them. Judge these families on larger images.
+
+Source. Weiss, Alves and Kundu, Hardening DNNs against Transfer Attacks during Network Compression
+using Greedy Adversarial Pruning (AICAS 2022, arXiv 2206.07406) and its code
+(jonahobw/greedy_adversarial_pruning, jonahobw/shrinkbench); Molchanov et al., Importance
+Estimation for Neural Network Pruning (CVPR 2019), for the score by clean gradients.
 """
 
 from typing import Literal

@@ -1,13 +1,26 @@
-"""HYDRA and LWM: masks that are trained to keep robustness, and masks by least weight magnitude.
+"""HYDRA and LWM: masks learned with a robust loss; least weight magnitude, its control.
 
-Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS 2020). Every weight of
-a convolution or linear layer gets a score; the network computes with the weights of the largest
-|score| of each layer, and the scores are trained, the weights frozen, with a robust loss. Then the
-mask is frozen and the weights that it keeps are fine-tuned. LWM, its baseline, leaves the scores as
-they start: that is pruning by magnitude, layer by layer.
+Claim (Sehwag et al., 2020). Which weights a robust network can do without is not decided by their
+magnitude: a mask trained with the robust loss retains more robustness than LWM, the more so the
+sparser the network. Networks that were not trained to be robust contain robust sub-networks.
 
-Unlike the masks of the GAP study (masks.py), these reach all convolutions and linear layers, the
-first, the shortcuts and the classifier as well; biases and batch-norm are never pruned.
+Formula. Each weight has a score, which starts as `s = sqrt(6 / fan_in) w / max|w|`. A layer
+computes with `w M`, where M is 0 for the `floor(sparsity * numel)` weights of smallest `|s|` of
+that layer, of equal ones the first, and 1 for the others. The gradient goes straight through to
+the score, `dL/ds = sign(s) w dL/d(wM)`. Scores are trained with the weights frozen; then the mask
+is frozen and the remaining weights are fine-tuned from their old values. LWM is the mask that
+HYDRA starts from, with the same fine-tuning. All convolutions and linear layers are pruned by the
+same share, the first, the shortcuts and the classifier included; biases and batch-norm are not
+(masks.py, which follows the GAP study, differs in this).
+
+Training. Budget, batches, decay and label smoothing are the profile's. Each training ends with its
+last epoch; the published code takes the epoch of the best accuracy under attack on test images.
+With `finetune: null` on a standard network the mask alone is trained: a sub-network of a network
+that is not robust. HYDRA's scores take epochs that LWM does not have; compare at equal epochs in
+all.
+
+Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS
+2020, arXiv 2002.10509); Han et al. (NeurIPS 2015) for magnitude.
 """
 
 import copy

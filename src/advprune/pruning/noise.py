@@ -1,9 +1,16 @@
-"""dropout at test time and SAP's stochastic controls: noise on activations and on weights.
+"""Controls of SAP: dropout at test time, noise on activations or weights, largest weights kept.
 
-Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018), compares
-SAP with dropout (Srivastava et al., 2014) that stays on, and with Gaussian noise that is added or
-multiplied, to activations (RNA, RSA) or to weights (RNW, RSW). DWP, which is not random, keeps the
-largest weights. Noise on weights is drawn once a forward pass, for the whole batch.
+Claim (Dhillon et al., 2018, as baselines). Is it SAP's rule that helps, or any randomness?
+
+Formula. Behind every ReLU, in every pass: dropout sets an activation to zero with probability
+`rate` and divides the others by `1 - rate`, in evaluation mode too; RNA takes `h + N(0, sigma²)`,
+RSA `h N(1, sigma²)`. On the weight of every convolution and linear layer, drawn once per forward
+pass for the whole batch: RNW takes `W + N(0, sigma²)`, RSW `W N(1, sigma²)`. DWP is not random: it
+keeps the share `keep` of largest magnitude of each such weight, of equal ones the first.
+Randomized models are scored over `attack.score_draws` passes.
+
+Source. Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018),
+baselines; Srivastava et al., Dropout (JMLR, 2014).
 """
 
 from typing import ClassVar

@@ -29,7 +29,7 @@ from advprune.core.settings import Settings
 from advprune.pruning.family import Data, Images
 from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
 from advprune.pruning.masks import Masks
-from advprune.training.adversarial import pgd_images
+from advprune.training.adversarial import Inner, pgd_images
 
 Row = dict[str, float]
 Pair = tuple[torch.Tensor, torch.Tensor]  # X and X~
@@ -86,7 +86,8 @@ def pair(
     x, y = (t.to(device_of(model)) for t in batch)
     if steps is None:
         return x, x
-    return x, pgd_images(model, x, y, data.train.eps, data.train.step, steps, generator)
+    train = data.train
+    return x, pgd_images(model, x, y, Inner(train.eps, train.step, steps), generator)
 
 
 class Gauge:

@@ -18,13 +18,8 @@ from torch import nn
 
 from advprune.core.device import salted
 from advprune.core.train_settings import FineTuneSettings, TrainSettings
-from advprune.quantization.post_training import (
-    QuantizedLayer,
-    calibrated,
-    float_layers,
-    replace,
-    straight_through,
-)
+from advprune.models.quantized import QuantizedLayer, float_layers, replace, straight_through
+from advprune.quantization.post_training import calibrated
 from advprune.training.finetune import finetune
 
 

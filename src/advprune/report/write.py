@@ -2,79 +2,49 @@
 
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 from ruamel.yaml import YAML
 
 from advprune.core.files import atomic, write_json
-from advprune.core.params import FILE
-from advprune.report.bits import flip_curves, flip_numbers
-from advprune.report.families import Claim
-from advprune.report.figures import figures, png
-from advprune.report.growth import history
-from advprune.report.outcomes import FILE as OUTCOMES
-from advprune.report.outcomes import outcome_table
-from advprune.report.page import html, report_markdown
-from advprune.report.sparse import number_table
-from advprune.report.study import Study
-from advprune.report.tables import curve_table, sweep_table
-from advprune.report.transfers import transfer_table
+from advprune.core.params import FILE, Params
+from advprune.report.chart_png import png
+from advprune.report.page import charts, html, report_markdown, shown_sections
+from advprune.report.results import RESULTS, metrics_of
+from advprune.report.run import Run
 
 
-def write_report(study: Study, folder: Path, claims: Mapping[str, Claim] | None = None) -> None:
-    """Write report.md, report.html, figures/*.png, curves/*.csv, outcomes.csv and the settings that
-    it was made with, in place of an older report. claims: what each family is said to do."""
-    pngs = {name: png(figure) for name, figure in figures(study).items()}
+def write_report(run: Run, folder: Path) -> None:
+    """Write report.html, report.md, figures/*.png, results.csv and the settings that it was made
+    with, in place of an older report."""
+    found = shown_sections(run)
     with _replaced(folder) as temporary:
-        for name, data in pngs.items():
-            _inside(temporary, f"figures/{name}.png").write_bytes(data)
-        for name, table in curves(study).items():
-            place = _inside(temporary, f"curves/{name}.csv")
-            table.to_csv(place, index=False, lineterminator="\n")
-        outcome_table(study).to_csv(temporary / OUTCOMES, index=False, lineterminator="\n")
-        (temporary / FILE).write_text(settings_of(study), encoding="utf-8")
-        for name, render in (("report.md", report_markdown), ("report.html", html)):
-            (temporary / name).write_text(render(study, pngs, claims), encoding="utf-8")
+        (temporary / "figures").mkdir()
+        for name, chart in charts(found).items():
+            (temporary / "figures" / f"{name}.png").write_bytes(png(chart, run.places))
+        run.results.to_csv(temporary / RESULTS, index=False, lineterminator="\n")
+        (temporary / FILE).write_text(settings_of(run.params), encoding="utf-8")
+        (temporary / "report.md").write_text(report_markdown(run, found), encoding="utf-8")
+        (temporary / "report.html").write_text(html(run, found), encoding="utf-8")
 
 
-def settings_of(study: Study) -> str:
-    """The settings of this run as YAML, of the profiles its own alone: they give it again."""
-    params, buffer = study.params, io.StringIO()
+def write_metrics(run: Run, folder: Path) -> None:
+    """Write `<model>.json` for each model, in place of an older folder."""
+    with _replaced(folder) as temporary:
+        for name, found in metrics_of(run.results).items():
+            write_json(temporary / f"{name}.json", found)
+
+
+def settings_of(params: Params) -> str:
+    """The settings of a run as YAML, of the profiles its own alone: they give it again."""
     found = params.model_dump(mode="json", exclude_unset=True)
     found["profile"] = params.profile
     found["profiles"] = {params.profile: found["profiles"][params.profile]}
-    YAML().dump(found, buffer)  # a line a value: what DVC reads with takes no colon inside braces
+    buffer = io.StringIO()
+    YAML().dump(found, buffer)  # one value per line: what DVC reads with takes no colon in braces
     return buffer.getvalue()
-
-
-def write_metrics(study: Study, folder: Path) -> None:
-    """Write `<family>-<base>.json` for each model, in place of an older folder."""
-    with _replaced(folder) as temporary:
-        for model in study.models:
-            write_json(temporary / f"{model.name}.json", study.metrics(model))
-
-
-def curves(study: Study) -> dict[str, pd.DataFrame]:
-    """The curves behind the figures as tables of numbers, for `dvc plots`."""
-    found = {
-        "security": curve_table(study, "curve_eps", "eps"),
-        "steps": curve_table(study, "curve_steps", "steps"),
-        "sweep": sweep_table(study),
-        "transfer": transfer_table(study),
-        "bitflip": flip_curves(study),
-        "flips": flip_numbers(study),
-    }
-    more = {"sparsity": number_table(study), "growth": history(study)}
-    return found | {name: table for name, table in more.items() if len(table)}
-
-
-def _inside(folder: Path, name: str) -> Path:
-    place = folder / name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
 
 
 @contextmanager

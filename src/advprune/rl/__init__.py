@@ -1,5 +1,1 @@
-"""SAP on agents that act: DQN under FGSM on what they see (an extra: pip install gymnasium).
-
-Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018), the
-section on reinforcement learning. Nothing else in the library imports this package.
-"""
+"""SAP on agents that act (an extra, `advprune[rl]`): nothing else in the library imports it."""

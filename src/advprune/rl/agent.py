@@ -1,107 +1,128 @@
-"""The agent: a network Q(s, a) for observations of numbers or images, and its file.
+"""The agent: a network Q(s, a) trained by stable-baselines3's DQN, its file, and its episodes."""
 
-Every ReLU may be followed by a layer of one's choice, which is how SAP gets into it.
-"""
-
+import json
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
+from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.files import atomic
+from advprune.core.progress import progress
 from advprune.models.checkpoint import read_tensors
+from advprune.rl.settings import GameSettings
 
-Layer = Callable[[], nn.Module]
-NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride: Mnih et al. 2015
-SMALL = ((16, 3, 1), (32, 3, 1))
-SMALLEST_FOR_NATURE = 36  # the side that its three convolutions need
+try:
+    import gymnasium
+    from stable_baselines3 import DQN
+except ImportError as error:
+    raise UserError(f"{error.name} is not installed; pip install 'advprune[rl]'") from error
 
-
-class AgentSpec(BaseModel):
-    """What an agent is built from: shape of an observation, actions, widths of the ReLU layers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    shape: tuple[int, ...]
-    actions: int
-    hidden: tuple[int, ...]
-
-    @property
-    def sees_images(self) -> bool:
-        """Whether observations are images `[C, H, W]`."""
-        return len(self.shape) == 3
+Act = Callable[[torch.Tensor], torch.Tensor]  # observations [N, D] -> actions [N]
 
 
 class Agent(nn.Module):
-    """Q values `[N, A]` of observations `[N, *shape]`; images are float in [0, 1].
+    """Q values `[N, A]` of observations `[N, D]`, by ReLU layers; sizes: `[D, hidden ..., A]`.
 
-    spread: the standard deviation of each observed number during training, in whose units
-    attacks are measured; 1 for images.
+    spread: the standard deviation of each observed number during training, `[D]`.
     """
 
     spread: torch.Tensor
 
-    def __init__(self, spec: AgentSpec, after_relu: Layer | None = None) -> None:
+    def __init__(self, sizes: list[int]) -> None:
         super().__init__()
-        self.spec = spec
-        self.register_buffer("spread", torch.ones(spec.shape))
-        layers, width = _convolutions(spec.shape) if spec.sees_images else ([], spec.shape[0])
-        for size in spec.hidden:
-            layers.append([nn.Flatten(), nn.Linear(width, size)])
-            width = size
-        inserted = (lambda: [after_relu()]) if after_relu else list
-        self.body = nn.Sequential(*(nn.Sequential(*b, nn.ReLU(), *inserted()) for b in layers))
-        self.head = nn.Linear(width, spec.actions)
+        self.sizes = sizes
+        self.register_buffer("spread", torch.ones(sizes[0]))
+        layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+        self.body = nn.Sequential(*layers[:-1])
+        self.requires_grad_(False).eval()
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        values: torch.Tensor = self.head(self.body(observations))
-        return values
-
-
-def _convolutions(shape: tuple[int, ...]) -> tuple[list[list[nn.Module]], int]:
-    """Blocks of convolutions for images of this shape, and how many numbers leave them."""
-    channels, height, width = shape
-    plan = NATURE if min(height, width) >= SMALLEST_FOR_NATURE else SMALL
-    blocks: list[list[nn.Module]] = []
-    for out, kernel, stride in plan:
-        blocks.append([nn.Conv2d(channels, out, kernel, stride)])
-        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-        channels = out
-    if min(height, width) < 1:
-        raise UserError(f"images {list(shape)} are too small for the agent; 5x5 is the least")
-    return blocks, channels * height * width
-
-
-def build(spec: AgentSpec, seed: int, after_relu: Layer | None = None) -> Agent:
-    """A fresh agent, its weights drawn from `seed`; torch's own random state stays as it is."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Agent(spec, after_relu)
-
-
-def with_layers(agent: Agent, after_relu: Layer) -> Agent:
-    """A copy of the agent with a layer behind every ReLU; the weights stay the same."""
-    changed = build(agent.spec, 0, after_relu).to(agent.spread.device)
-    changed.load_state_dict(agent.state_dict())
-    return changed.requires_grad_(False).eval()
+        return self.body(observations)
 
 
 def save_agent(agent: Agent, path: Path) -> None:
-    """Write spec and tensors to `path` (safetensors), whole or not at all."""
-    tensors = {name: t.detach().cpu().clone() for name, t in agent.state_dict().items()}
+    """Write sizes and tensors to `path` (safetensors), whole or not at all."""
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"spec": agent.spec.model_dump_json()})
+        save_file(agent.state_dict(), temporary, metadata={"sizes": json.dumps(agent.sizes)})
 
 
 def load_agent(path: Path) -> Agent:
     """The agent stored at `path`; UserError where the file is missing, damaged or another's."""
     tensors, metadata = read_tensors(path)
     try:
-        agent = build(AgentSpec.model_validate_json(metadata.get("spec", "")), seed=0)
+        agent = Agent(json.loads(metadata["sizes"]))
         agent.load_state_dict(tensors)
-    except (ValidationError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} holds no agent; delete it and train it anew") from error
-    return agent.requires_grad_(False).eval()
+    return agent
+
+
+def make(game: GameSettings) -> gymnasium.Env[Any, Any]:
+    """A game's environment; UserError where it cannot be made or an agent cannot play it."""
+    try:
+        made = gymnasium.make(game.env)
+    except (gymnasium.error.Error, ImportError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"gymnasium cannot make the environment {game.env!r}: {why}") from error
+    if len(made.observation_space.shape or ()) != 1 or not hasattr(made.action_space, "n"):
+        raise UserError(f"{game.env}: observations have to be vectors and actions discrete")
+    return made
+
+
+def episode_seeds(seed: int, purpose: str, count: int) -> list[int]:
+    """The seeds from which episodes start: different for each run, purpose and episode."""
+    words = np.random.SeedSequence(salted(seed, "rl", purpose)).generate_state(count)
+    return [int(word) // 2 for word in words]
+
+
+def play(game: GameSettings, seeds: list[int], act: Act) -> np.ndarray:
+    """The reward of one episode from each seed, `[N]`, all played at the same time."""
+    envs = gymnasium.vector.SyncVectorEnv([partial(make, game)] * len(seeds))
+    seen, _ = envs.reset(seed=list(seeds))
+    total, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
+    actions = np.zeros(len(seeds), dtype=np.int64)
+    while running.any():
+        actions[running] = act(torch.as_tensor(seen[running], dtype=torch.float32)).numpy()
+        seen, earned, ended, cut_off, _ = envs.step(actions)
+        total += np.where(running, earned, 0)
+        running &= ~(ended | cut_off)  # an environment that starts over is not counted again
+    envs.close()
+    return total
+
+
+def train(game: GameSettings, seed: int) -> tuple[Agent, list[dict[str, float]]]:
+    """Train by DQN; the agent that did best when probed (the last of equals), and the probes."""
+    torch.set_num_threads(1)  # networks of this size are slower on several, and on a GPU
+    options = game.dqn.model_dump() | {"policy_kwargs": {"net_arch": game.hidden}}
+    options["learning_rate"] = lambda left: max(left, 0.0) * game.dqn.learning_rate
+    dqn: Any = DQN("MlpPolicy", make(game), seed=seed, device="cpu", **options)
+    sizes = [*dqn.observation_space.shape, *game.hidden, int(dqn.action_space.n)]
+    best, probes = Agent(sizes), list[dict[str, float]]()
+    seeds = episode_seeds(seed, "probe", game.probe_episodes)
+
+    def probe(*_: Any) -> bool:
+        """Called by the library after every step of the environment."""
+        advance(1)
+        step = dqn.num_timesteps
+        if step % game.probe_every == 0 or step == game.steps:
+            learned = dqn.q_net.q_net  # layers of the same names as `Agent.body`
+            reward = float(play(game, seeds, lambda seen: learned(seen).argmax(1)).mean())
+            if reward >= max((row["reward"] for row in probes), default=-np.inf):
+                best.body.load_state_dict(learned.state_dict())
+            probes.append({"step": step, "reward": reward})
+        return True
+
+    with progress(f"DQN, {game.steps:,} steps", game.steps) as advance:
+        dqn.learn(game.steps, callback=probe)
+    memory = dqn.replay_buffer.observations[: dqn.replay_buffer.size(), 0]  # [steps, D]
+    spread = memory.std(0, dtype=np.float64)
+    best.spread.copy_(torch.as_tensor(np.where(spread > 0, spread, 1)))  # 1: it never changed
+    return best, probes

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.params import Params, Profile
+from advprune.core.params import Params
+from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings, parse
 from advprune.data import Split, to_float
@@ -76,7 +77,10 @@ def study(kind: str, settings: type[Settings]) -> Callable[[Study], Study]:
 
 
 def settings_of(params: Params, name: str) -> Any:
-    """The typed settings of an entry of `studies`; UserError names the key, value and range."""
+    """The typed settings of an entry of `studies`, with those of the families in it checked.
+
+    UserError names the key, the value and the range.
+    """
     if name not in params.studies:
         known = ", ".join(params.studies) or "none"
         raise UserError(f"params.yaml has no studies.{name}; known: {known}")
@@ -84,15 +88,16 @@ def settings_of(params: Params, name: str) -> Any:
     if entry.study not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY))
         raise UserError(f"studies.{name}.study: there is no kind {entry.study!r}; known: {known}")
-    return parse(_REGISTRY[entry.study][0], entry.settings, where=f"studies.{name}")
+    settings = parse(_REGISTRY[entry.study][0], entry.settings, where=f"studies.{name}")
+    for place, family, value in getattr(settings, "families", list)():
+        setting_of(family, value, place=f"studies.{name}.{place}")
+    return settings
 
 
 def check_studies(params: Params) -> None:
-    """Check the settings of all studies, and of the families in them, before anything is run."""
+    """Check the settings of all studies before anything is run."""
     for name in params.studies:
-        settings = settings_of(params, name)
-        for place, family, value in getattr(settings, "families", list)():
-            setting_of(family, value, place=f"studies.{name}.{place}")
+        settings_of(params, name)
 
 
 def run_study(name: str, given: Given) -> Tables:

@@ -87,7 +87,7 @@ class Flipping:
 
     @property
     def budget(self) -> int:
-        """Most flips a seed."""
+        """Most flips per seed."""
         return self.entry.budget or self.settings.budget
 
     def run(self, model: nn.Module, parts: Parts) -> pd.DataFrame:
@@ -190,7 +190,7 @@ def _alone(flips: int) -> None:
 
 
 def _rows(trace: FlipTrace, stored: StoredModel) -> pd.DataFrame:
-    """A trace as records: the row before any flip, then a row a flip."""
+    """A trace as records: the row before any flip, then one row per flip."""
     depths = {name: depth for depth, name in enumerate(stored.layers)}
     table = trace.table
     before = table.loss_before.iloc[0] if len(table) else float("nan")

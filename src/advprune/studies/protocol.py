@@ -21,12 +21,12 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.pgd import ascend, expected_gradient, project
 from advprune.core.ahead import ahead
-from advprune.core.attack_settings import AttackSettings, ProtocolSettings
+from advprune.core.attack_settings import ProtocolSettings
 from advprune.core.device import device_of, salted
 from advprune.core.progress import progress
 from advprune.core.settings import Name, Settings
-from advprune.evaluate.craft import Crafted, Work, craft, rows
-from advprune.evaluate.records import answers
+from advprune.evaluate.craft import Work, at_budget, craft, rows
+from advprune.evaluate.records import Scoring, answers
 from advprune.models.stochastic import is_randomized
 from advprune.pruning import prune
 from advprune.studies.base import Given, Images, Tables, study
@@ -59,7 +59,8 @@ class MemberSettings(Settings):
 def protocol(settings: MemberSettings, given: Given) -> Tables:
     """All members under the single-step, the iterative and the adaptive attacks."""
     chosen = given.profile.protocol
-    course = Protocol(*(t[: chosen.images] for t in given.test), chosen, given.work)
+    images, labels = (tensor[: chosen.images] for tensor in given.test)
+    course = Protocol(images, labels, chosen, given.work)
     table = course.run(given.model, settings.members, given.train, given.device)
     return {"records": table.assign(of=given.of)}
 
@@ -110,9 +111,7 @@ class Protocol:
         if adaptive:
             for name, setting in self.settings.adaptive.items():
                 crafted = craft(model, self.images, self.labels, setting, self.work)
-                tables.append(
-                    rows(model, self.images, crafted, self.labels, name, setting, self.work)
-                )
+                tables.append(rows(model, self.images, crafted, self.labels, name, self.work))
         return pd.concat(tables, ignore_index=True)
 
     def _single_step(self, model: nn.Module) -> Iterator[pd.DataFrame]:
@@ -124,11 +123,17 @@ class Protocol:
         for eps in self.settings.eps:
             adv = project(ascend(self.images, gradient, eps, "Linf"), self.images, eps, "Linf")
             pixels = to_pixels(adv, self.images, eps, "Linf")
-            yield pd.DataFrame(
-                self._facts("fgsm", eps, draws, Crafted(pixels, cost))
-                | clean
-                | self._answers("adv", model, pixels / 255)
-            )
+            facts = {
+                "index": range(len(self.labels)),
+                "label": self.labels.numpy(),
+                "attack": "fgsm",
+                "eps": eps,
+                "steps": 1,
+                "draws": draws,
+                "forwards": cost.forwards / len(self.labels),
+                "gradients": cost.gradients / len(self.labels),
+            }
+            yield pd.DataFrame(facts | clean | self._answers("adv", model, pixels / 255))
 
     def _gradient(self, model: nn.Module, draws: int, cost: Cost) -> torch.Tensor:
         """The mean gradient of the cross-entropy over draws, by the model's own backward rule."""
@@ -146,34 +151,12 @@ class Protocol:
         return torch.cat(found)
 
     def _answers(self, side: str, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
-        work, draws = self.work, self.settings.draws
-        return answers(
-            side, model, images, self.labels, work.batch, draws, "probabilities", work.seed
-        )
-
-    def _facts(self, name: str, eps: float, draws: int, crafted: Crafted) -> dict[str, Any]:
-        n = len(self.labels)
-        cost = crafted.cost
-        return {
-            "index": range(n),
-            "label": self.labels.numpy(),
-            "attack": name,
-            "eps": eps,
-            "steps": 1,
-            "draws": draws,
-            "forwards": cost.forwards / n,
-            "gradients": cost.gradients / n,
-        }
+        asked = Scoring(self.work.batch, self.settings.draws, "probabilities", self.work.seed)
+        return answers(side, model, images, self.labels, asked)
 
     def _iterative(self, model: nn.Module) -> Iterator[pd.DataFrame]:
         for eps in self.settings.eps:
             setting = at_budget(self.settings.iterative, eps)
             crafted = craft(model, self.images, self.labels, setting, self.work)
-            table = rows(model, self.images, crafted, self.labels, "iterative", setting, self.work)
+            table = rows(model, self.images, crafted, self.labels, "iterative", self.work)
             yield table.assign(eps=eps)
-
-
-def at_budget(setting: AttackSettings, eps: float) -> AttackSettings:
-    """The same schedule at another budget, the step in proportion."""
-    share = setting.step / setting.eps if setting.eps else 0.0
-    return setting.model_copy(update={"eps": eps, "step": eps * share})

@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from advprune.core.ahead import ahead
@@ -46,6 +46,13 @@ class SeedsSettings(Settings):
     seeds: int = Field(default=3, ge=1, le=100)
     attacks: list[Name] = []
     points: dict[Name, Point] = {}
+
+    @field_validator("points")
+    @classmethod
+    def _the_uncompressed_has_its_name(cls, points: dict[str, Point]) -> dict[str, Point]:
+        if DENSE in points:
+            raise ValueError(f"the name {DENSE!r} is taken by the uncompressed network")
+        return points
 
     def families(self) -> Iterator[tuple[str, str, Any]]:
         """Place, family and setting of each point."""
@@ -137,7 +144,7 @@ def _tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A network's records under every attack and the histories of its training, kept as parts."""
     made = cache(network.made)
-    whose = {"point": network.point, "base": recipe, "seed": network.seed}
+    whose: dict[str, Any] = {"point": network.point, "base": recipe, "seed": network.seed}
 
     def attacked() -> pd.DataFrame:
         model, facts, _ = made()
@@ -149,7 +156,7 @@ def _tables(
             images, labels = (t[: getattr(setting, "images", None)] for t in given.test)
             what = f"{network.name} {attack}"
             crafted = craft_shown(what, model, (images, labels), setting, work)
-            tables.append(rows(model, images, crafted, labels, attack, setting, work))
+            tables.append(rows(model, images, crafted, labels, attack, work))
         known = facts | {"sparsity": sparsity_of(model), **whose}
         return pd.concat(tables, ignore_index=True).assign(**known)
 

@@ -67,7 +67,7 @@ class Points:
         for attack, setting in self.attacks.items():
             what = f"{family}={value} {attack}"
             crafted = craft_shown(what, model, (images, labels), setting, work)
-            tables.append(rows(model, images, crafted, labels, attack, setting, work))
+            tables.append(rows(model, images, crafted, labels, attack, work))
         if self.carried:
             elsewhere = {
                 ("dense", CARRIED + attack): pixels[first]

@@ -10,6 +10,7 @@ that is used in the end.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,18 @@ from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.data import to_float
 from advprune.training.clustering import clustering
 
-ALL = slice(None)
 Objective = Callable[[torch.Tensor], torch.Tensor]  # logits [N, K] -> a number to be raised
 FGSM_STEP = 1.25  # in units of eps, as Wong et al. advise
 TRADES_START = 0.001  # deviation of the Gaussian start, as published
 CLIFF = 0.1  # less than this of a minibatch is noise, not a collapse
+
+
+class Inner(NamedTuple):
+    """An attack inside a training step: Linf budget, step and number of steps."""
+
+    eps: float
+    step: float
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -49,28 +57,30 @@ class Method:
         """The length of an inner step, and of one of the validation attack."""
         return self.settings.step * self.recipe.budget
 
+    @property
+    def inner(self) -> Inner:
+        """The attack inside a training step."""
+        return Inner(self.eps, self.step, self.recipe.steps)
+
     def craft(
         self,
         model: nn.Module,
         x: torch.Tensor,
         y: torch.Tensor,
         generator: torch.Generator,
-        own: slice = ALL,
     ) -> torch.Tensor:
         """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn on
         the CPU from `generator`. The model is left as it was.
-
-        own: the images of the batch that are wanted; they do not depend on which others are.
         """
         if self.recipe.method == "pgd":
-            return pgd_images(model, x, y, self.eps, self.step, self.recipe.steps, generator, own)
+            return pgd_images(model, x, y, self.inner, generator)
         if self.recipe.method == "fgsm":
-            return fgsm_images(model, x, y, self.eps, generator, own)
+            return fgsm_images(model, x, y, self.eps, generator)
         if self.recipe.method == "trades":
-            return trades_images(model, x, self.eps, self.step, self.recipe.steps, generator, own)
+            return trades_images(model, x, self.inner, generator)
         if self.recipe.method == "mixed":
-            return mixed_images(model, x, y, self.eps, self.recipe.share, own)
-        return x[own]
+            return mixed_images(model, x, y, self.eps, self.recipe.share)
+        return x
 
     def loss(
         self, model: nn.Module, x: torch.Tensor, crafted: torch.Tensor, y: torch.Tensor
@@ -122,20 +132,19 @@ def climb(
     clean: torch.Tensor,
     start: torch.Tensor,
     objective: Objective,
-    eps: float,
-    step: float,
-    steps: int,
+    inner: Inner,
 ) -> torch.Tensor:
-    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, so many times.
+    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, `steps` times.
 
     P projects on the eps-ball round `clean` and on [0, 1].
     """
     point = start
     with attacked(model):
-        for _ in range(steps):
+        for _ in range(inner.steps):
             point = point.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(objective(model(point).float()), point)
-            point = project(ascend(point.detach(), gradient, step, "Linf"), clean, eps, "Linf")
+            point = ascend(point.detach(), gradient, inner.step, "Linf")
+            point = project(point, clean, inner.eps, "Linf")
     return point
 
 
@@ -143,16 +152,13 @@ def pgd_images(
     model: nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
-    eps: float,
-    step: float,
-    steps: int,
+    inner: Inner,
     generator: torch.Generator,
-    own: slice = ALL,
 ) -> torch.Tensor:
     """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
     Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
-    start = random_point(x.cpu(), eps, "Linf", generator).to(x.device)
-    return climb(model, x[own], start[own], _error(y[own]), eps, step, steps)
+    start = random_point(x.cpu(), inner.eps, "Linf", generator).to(x.device)
+    return climb(model, x, start, _error(y), inner)
 
 
 def fgsm_images(
@@ -161,32 +167,27 @@ def fgsm_images(
     y: torch.Tensor,
     eps: float,
     generator: torch.Generator,
-    own: slice = ALL,
 ) -> torch.Tensor:
     """One step of `1.25 eps` from a uniform start, projected (Wong et al., Fast is better than
     free: Revisiting adversarial training, 2020)."""
-    return pgd_images(model, x, y, eps, FGSM_STEP * eps, 1, generator, own)
+    return pgd_images(model, x, y, Inner(eps, FGSM_STEP * eps, 1), generator)
 
 
 def trades_images(
     model: nn.Module,
     x: torch.Tensor,
-    eps: float,
-    step: float,
-    steps: int,
+    inner: Inner,
     generator: torch.Generator,
-    own: slice = ALL,
 ) -> torch.Tensor:
     """`max_{|d| <= eps} KL(p(x) || p(x + d))` by PGD from `x + 0.001 N(0, 1)` (Zhang et al., 2019).
 
     The start is off `x` because the divergence has no gradient at `x` itself.
     """
     noise = torch.randn(x.shape, generator=generator).to(x.device)
-    x, noise = x[own], noise[own]
     with attacked(model), torch.no_grad():
         target = model(x).float().log_softmax(1)
-    start = project(x + TRADES_START * noise, x, eps, "Linf")
-    return climb(model, x, start, lambda logits: kl(target, logits), eps, step, steps)
+    start = project(x + TRADES_START * noise, x, inner.eps, "Linf")
+    return climb(model, x, start, lambda logits: kl(target, logits), inner)
 
 
 def mixed_images(
@@ -195,7 +196,6 @@ def mixed_images(
     y: torch.Tensor,
     eps: float,
     share: float,
-    own: slice = ALL,
 ) -> torch.Tensor:
     """The batch with its first `share` replaced by FGSM images: one step of eps, no random start
     (Goodfellow et al., 2015).
@@ -204,12 +204,13 @@ def mixed_images(
     with: 80 % clean images and 20 % FGSM images at lambda = 2. They attack the previous epoch's
     model; here it is the current weights. Batches are shuffled, so the first images are any.
     """
-    count = len(x[: round(share * len(x))][own])  # those of the first that are wanted
-    x, y = x[own], y[own]
+    count = round(share * len(x))
     if count == 0:
         return x
     chosen = x[:count]
-    return torch.cat([climb(model, chosen, chosen, _error(y[:count]), eps, eps, 1), x[count:]])
+    return torch.cat(
+        [climb(model, chosen, chosen, _error(y[:count]), Inner(eps, eps, 1)), x[count:]]
+    )
 
 
 def kl(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

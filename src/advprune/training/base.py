@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from advprune.core.networks import is_library
-from advprune.core.params import Profile
+from advprune.core.profile import Profile
 from advprune.core.train_settings import ModelSettings, RecipeSettings
 from advprune.data import Split, to_float
 from advprune.models.checkpoint import build, load_foreign

@@ -49,7 +49,7 @@ def parameters_of(spec: ModelSpec) -> int:
 
 
 def uniform_width(spec: ModelSpec, parameters: int) -> int:
-    """The width whose network comes nearest to so many parameters, the smaller of two as near.
+    """The width whose network comes nearest to `parameters`, the smaller of two as near.
 
     It lies in 1 to 1024; a wider network has more parameters, so halving finds it.
     """

@@ -26,7 +26,7 @@ def finetune(
     labels: int64 `[N]`, or probabilities `[N, K]`. train: the profile's batches, augmentation,
     decay and budget. after_step: called after every step, to hold what must not change. probe:
     float images and labels that each epoch is judged on. state: see Trainer. Returns the history,
-    a row an epoch.
+    one row per epoch.
     """
     recipe = RecipeSettings(**setting.model_dump(exclude={"lr"}))
     trainer = Trainer(

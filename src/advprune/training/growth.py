@@ -33,7 +33,7 @@ RISING = 0.3  # share of the epochs in which rates still rise: gates that stand 
 
 
 class Grown(BaseModel):
-    """What growth found: `stages` and `inner` of a ModelSpec, and a row an epoch.
+    """What growth found: `stages` and `inner` of a ModelSpec, and one row per epoch.
 
     base: the channels of the base network, those of its stages first.
     """

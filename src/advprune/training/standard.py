@@ -4,14 +4,11 @@ What a batch is attacked with, and what is minimized, is the recipe's (adversari
 draws its order, its augmentation and its random starts from generators seeded by (seed, epoch), so
 a run that is killed and resumed at an epoch's end gives the same weights as an unbroken one.
 
-Processes that are together (core/distributed.py) share each batch out. Order, augmentation and
-random starts are drawn for the whole batch by each of them, batch-norm takes the whole batch's
-statistics, and gradients are averaged: a step is that of one process up to the order of sums, and
-a run may be resumed with another number of processes.
+Under torchrun each process trains on its share of every batch, with random starts of its own;
+torch averages the gradients, and batch-norm takes the statistics of a share.
 """
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -31,10 +27,9 @@ from advprune.core.progress import progress
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
 from advprune.training.adversarial import Method, collapsed, fgsm_images
-from advprune.training.batchnorm import shared_batchnorm
 
 Row = dict[str, float]
-History = list[Row]  # a row an epoch
+History = list[Row]  # one row per epoch
 STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
 
 
@@ -175,7 +170,7 @@ class Trainer:
         return self.recipe.epochs or self.settings.epochs
 
     def run(self) -> History:
-        """Train for all epochs; returns a row an epoch.
+        """Train for all epochs; returns one row per epoch.
 
         Columns: epoch; loss and accuracy on the training batches as they were trained on (TRADES:
         accuracy on the clean images); accuracy on validation images; where the recipe attacks its
@@ -224,14 +219,9 @@ class Trainer:
         schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
         average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
         folded = Following.of(self.model) if self.method.attacks else None
-        return _Run(self._network(), folded, images, labels, optimizer, schedule, average)
-
-    def _network(self) -> nn.Module:
-        """The model, whose gradients are averaged where processes train together."""
-        if distributed.processes() == 1:
-            return self.model
-        warnings.filterwarnings("ignore", "Grad strides do not match")  # of speed, at 1x1 kernels
-        return DistributedDataParallel(self.model)
+        return _Run(
+            distributed.parallel(self.model), folded, images, labels, optimizer, schedule, average
+        )
 
     def _batches(self, n: int) -> int:
         """Batches an epoch; a last one of a single image is left out (batch-norm needs two)."""
@@ -242,17 +232,19 @@ class Trainer:
         epoch, n = len(run.history), len(run.images)
         seed = self.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
-        starts = torch.Generator().manual_seed(STARTS + seed)
+        starts = torch.Generator().manual_seed(STARTS + (distributed.rank() << 52) + seed)
         order = torch.randperm(n, generator=generator)
         self.model.train()
-        loss_sum, right, seen = 0.0, 0.0, 0
+        loss_sum, right, seen = 0.0, 0.0, 0.0
         for rows in order.split(self.settings.batch)[: self._batches(n)]:
             rows = rows.to(run.images.device)
             x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
-            loss, correct = self._step(run, x / 255, run.labels[rows], starts)
-            loss_sum, right, seen = loss_sum + loss * len(rows), right + correct, seen + len(rows)
+            own = distributed.share(len(rows))
+            x, y = (x / 255)[own], run.labels[rows][own]
+            loss, correct = self._step(run, x, y, starts)
+            loss_sum, right, seen = loss_sum + loss * len(y), right + correct, seen + len(y)
             advance(1)
-        loss_sum, right = distributed.total(loss_sum, right)
+        loss_sum, right, seen = distributed.total(loss_sum, right, seen)
         return {
             "epoch": epoch + 1,
             "train_loss": round(loss_sum / seen, 5),
@@ -261,31 +253,24 @@ class Trainer:
 
     def _step(
         self, run: _Run, x: torch.Tensor, y: torch.Tensor, starts: torch.Generator
-    ) -> tuple[float, float]:
-        """One step; returns this process's share of the mean loss and of the images that are right.
-
-        Gradients are averaged over processes, so each scales its own by how much it stands for.
-        """
-        own, share = distributed.share(len(x))
+    ) -> tuple[float, int]:
+        """One step; returns the mean loss and how many images are right."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
             attacked = run.folded.refresh() if run.folded else self.model
-            crafted = self.method.craft(attacked, x, y, starts, own)
-            y = y[own]
-            with shared_batchnorm(len(y) < len(x)):
-                loss, logits = self.method.loss(run.network, x[own], crafted, y)
+            crafted = self.method.craft(attacked, x, y, starts)
+            loss, logits = self.method.loss(run.network, x, crafted, y)
         if not torch.isfinite(loss):
             raise UserError("training: the loss is not a number; lower train.lr and run again")
         run.optimizer.zero_grad()
-        (loss * (share * distributed.processes())).backward()
+        loss.backward()
         run.optimizer.step()
         run.schedule.step()
+        distributed.agree(self.model)
         self.after_step(self.model)
         if run.average:
             run.average.update(self.model)
         classes = y if y.ndim == 1 else y.argmax(1)
-        right = int((logits.detach().argmax(1) == classes).sum())
-        whole = share * len(x) / len(y)  # below 1 where processes work on the same images
-        return float(loss.detach()) * share, right * whole
+        return float(loss.detach()), int((logits.detach().argmax(1) == classes).sum())
 
     def _judged(self, run: _Run) -> nn.Module:
         """The model that is validated and returned: the average, where there is one."""
@@ -349,7 +334,7 @@ class Trainer:
 
     def _resume(self, run: _Run) -> None:
         """Load a stored state, if there is one; that of the first process, for all."""
-        state = distributed.same(self._read() if distributed.is_main() else None)
+        state = distributed.from_main(self._read)
         if state is None:
             return
         self.model.load_state_dict(state["model"])

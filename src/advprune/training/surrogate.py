@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from advprune.core.device import device_of, salted
-from advprune.core.params import Profile
+from advprune.core.profile import Profile
 from advprune.core.train_settings import RecipeSettings, SurrogateSettings
 from advprune.data import Split, to_float
 from advprune.models.stochastic import is_randomized, mean_logits
@@ -52,7 +52,7 @@ def train_surrogate(
 def answers(target: nn.Module, images: torch.Tensor, batch: int, seed: int) -> torch.Tensor:
     """A target's probabilities `[N, K]` of uint8 images `[N, C, H, W]`, on the CPU.
 
-    A randomized target is asked so many times (`DRAWS`) and its logits are averaged; its draws come
+    A randomized target is asked `DRAWS` times and its logits are averaged; its draws come
     from `seed`, and the global random state stays as it was.
     """
     device, draws = device_of(target), DRAWS if is_randomized(target) else 1

@@ -1,0 +1,145 @@
+"""A profile: everything that depends on the data set, resolved to numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from advprune.core.attack_settings import (
+    AnyAttack,
+    AttackSettings,
+    CurveSettings,
+    FlipSettings,
+    ProtocolSettings,
+    SuiteSettings,
+)
+from advprune.core.errors import UserError
+from advprune.core.settings import Budget, Name, Settings, parse, parse_fraction, relative
+from advprune.core.train_settings import DataSettings, ModelSettings, TrainSettings
+
+SHARED = ("attacks", "suite", "curves", "protocol", "flips")  # said once for all profiles
+CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
+# The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
+PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
+WORST = "worst_case"  # per image, the attack of the suite that does most harm
+RESERVED = (*CURVES, *PROBES, WORST)
+
+
+class Profile(Settings):
+    """Everything that depends on the data set and on the time one has, resolved to numbers.
+
+    eps: the budget that attacks, curves and training are written relative to (Linf). sweep_images:
+    how many test images, the first ones, the settings of sweeps and of compression curves are
+    attacked on; null takes all. note: printed on the page beside the data: machine and time.
+    """
+
+    data: DataSettings
+    model: ModelSettings
+    eps: Budget
+    train: TrainSettings
+    attacks: dict[Name, AnyAttack] = Field(min_length=1)
+    suite: SuiteSettings
+    curves: CurveSettings
+    protocol: ProtocolSettings
+    flips: FlipSettings = FlipSettings()
+    sweep_images: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=128, ge=1)
+    show_images: bool = True
+    note: str = Field(default="", max_length=1000)
+
+    @model_validator(mode="after")
+    def _suites_name_attacks(self) -> "Profile":
+        for kind, names in self.suite:
+            for name in names:
+                if name not in self.attacks:
+                    known = ", ".join(self.attacks)
+                    raise ValueError(f"suite.{kind}: {name!r} is not among the attacks ({known})")
+        for kind in ("table", "transfer"):
+            for name in getattr(self.suite, kind):
+                if self.attacks[name].method != "pgd":
+                    raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
+        if taken := set(RESERVED) & set(self.attacks):
+            raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
+        return self
+
+    def table(self) -> dict[str, AttackSettings]:
+        """The attacks of the published table, by name."""
+        return self._engine(self.suite.table)
+
+    def exchanged(self) -> dict[str, AttackSettings]:
+        """The attacks whose images all models exchange, by name."""
+        return self._engine(self.suite.transfer)
+
+    def _engine(self, names: list[str]) -> dict[str, AttackSettings]:
+        found = {name: self.attacks[name] for name in names}
+        return {name: a for name, a in found.items() if isinstance(a, AttackSettings)}
+
+
+def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -> Profile:
+    """A profile's own settings over the shared ones, budgets as numbers.
+
+    An attack's `eps` is relative to the profile's, and its `step` to its own `eps`. UserError names
+    the key below `where`, its value and what is allowed.
+    """
+    try:
+        eps = float(parse_fraction(profile.get("eps")))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}.eps: write the budget, such as 8/255") from error
+    own = {name: _mapping(profile.get(name), f"{where}.{name}") for name in (*SHARED, "train")}
+    found = {name: _merged(shared[name], own[name]) for name in SHARED}
+    protocol, curves, train = found["protocol"], found["curves"], own["train"]
+    adaptive = _mapping(protocol.get("adaptive"), f"{where}.protocol.adaptive")
+    resolved = {
+        **profile,
+        **found,
+        "eps": eps,
+        "train": {
+            **train,
+            "eps": relative(train.get("eps", eps), eps),
+            "step": relative(train.get("step", "eps/4"), eps),
+        },
+        "attacks": {name: _attack(one, eps) for name, one in found["attacks"].items()},
+        "curves": {**curves, "eps": _budgets(curves.get("eps"), eps)},
+        "protocol": {
+            **protocol,
+            "eps": _budgets(protocol.get("eps"), eps),
+            "iterative": _attack(protocol.get("iterative"), eps),
+            "adaptive": {name: _attack(one, eps) for name, one in adaptive.items()},
+        },
+    }
+    return parse(Profile, resolved, where)
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """A mapping of settings, empty where there is none; UserError for anything else."""
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{where}: write a mapping of settings (got {value!r})")
+    return value or {}
+
+
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` over `shared`, mappings key by key."""
+    found = dict(shared)
+    for key, value in own.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = _merged(found[key], value) if both else value
+    return found
+
+
+def _attack(setting: Any, eps: float) -> Any:
+    """An attack with numbers: its eps relative to the profile's, its step to its own."""
+    if not isinstance(setting, Mapping):
+        return setting
+    try:
+        own = parse_fraction(relative(setting.get("eps", eps), eps))
+    except ValueError:
+        return setting  # refused with its name where it is typed
+    known = {**setting, "eps": own}
+    if "step" in known and isinstance(own, int | float):
+        known["step"] = relative(known["step"], own)
+    return known
+
+
+def _budgets(values: Any, eps: float) -> Any:
+    """A list of budgets as numbers."""
+    return [relative(one, eps) for one in values] if isinstance(values, list) else values

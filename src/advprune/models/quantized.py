@@ -1,0 +1,169 @@
+"""Quantized networks as they are deployed: integer layers, and their differentiable twin.
+
+How the integers are found is in `advprune.quantization`.
+"""
+
+import copy
+from collections.abc import Container
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advprune.core.errors import UserError
+from advprune.models.binary import is_binary
+from advprune.models.fold import fold_batchnorm
+from advprune.models.insert import WrappedConv2d, WrappedLinear
+from advprune.models.spec import QuantizationSpec
+
+MOST_BIAS = 2**30  # far enough below 2^31 for the rounding of float32
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer on integers.
+
+    Buffers: weight int8 `[out, ...]`, weight_scale `[out]`, bias int32 `[out]` (in float64),
+    input_scale and input_zero (scalars). Integer inputs lie in [0, 2^bits - 1].
+    """
+
+    weight: torch.Tensor
+    weight_scale: torch.Tensor
+    bias: torch.Tensor
+    input_scale: torch.Tensor
+    input_zero: torch.Tensor
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int) -> None:
+        super().__init__()
+        out, device = layer.weight.shape[0], layer.weight.device
+        self.levels, self.differentiable = 2**bits - 1, False
+        names = ("stride", "padding", "dilation", "groups")
+        convolves = isinstance(layer, nn.Conv2d)
+        self.conv = {name: getattr(layer, name) for name in names} if convolves else None
+        self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.ones(out, device=device))
+        self.register_buffer("bias", torch.zeros(out, dtype=torch.float64, device=device))
+        self.register_buffer("input_scale", torch.tensor(1.0, device=device))
+        self.register_buffer("input_zero", torch.tensor(0.0, device=device))
+
+    def set_weights(self, layer: nn.Conv2d | nn.Linear) -> None:
+        """Quantize a layer's weight and bias; the input range must be set before.
+
+        `s_w = max |w| / (2^(bits-1) - 1)` for each output channel, or more where the bias would
+        not fit 32 bits: a channel whose weights are all zero may have a bias.
+        """
+        most = self.levels // 2  # 127 for 8 bits: symmetric, so -128 is not used
+        w = layer.weight.detach()
+        self.weight_scale = (w.flatten(1).abs().amax(1) / most).clamp_min(1e-12)
+        if layer.bias is not None:
+            least = layer.bias.detach().abs() / self.input_scale / MOST_BIAS
+            self.weight_scale = torch.maximum(self.weight_scale, least)
+            scale = self.weight_scale.double() * self.input_scale.double()
+            self.bias = (layer.bias.detach().double() / scale).round()
+        q = (w / _by_row(self.weight_scale, w)).round()
+        self.weight = q.clamp(-most, most).to(torch.int8)
+
+    def set_input_range(self, low: float, high: float) -> None:
+        """Choose scale and zero point so that [low, high], widened to hold 0, is covered."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max((high - low) / self.levels, 1e-12)
+        self.input_scale = torch.full_like(self.input_scale, scale)
+        self.input_zero = torch.full_like(self.input_zero, round(-low / scale))
+
+    def integers(self, x: torch.Tensor) -> torch.Tensor:
+        """`q_x - z`: whole numbers, as float of the input's type."""
+        q = (x / self.input_scale).round() + self.input_zero
+        return q.clamp(0, self.levels) - self.input_zero
+
+    def _apply_weights(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if self.conv is None:
+            return F.linear(x, weight)
+        return F.conv2d(x, weight, **self.conv)
+
+    def _exact_type(self, x: torch.Tensor) -> torch.dtype:
+        """float32 where no sum can reach 2^24, up to which it holds whole numbers exactly; else
+        float64. Off the CPU convolutions may go through transforms that are not whole."""
+        sums = self.weight.flatten(1).abs().sum(1, dtype=torch.int64)
+        most = int(sums.max()) * int((self.levels - self.input_zero).abs().max(self.input_zero))
+        return torch.float32 if x.device.type == "cpu" and most < 2**24 else torch.float64
+
+    def _channels(self, values: torch.Tensor) -> torch.Tensor:
+        """Values `[out]` in a shape that broadcasts over the layer's output."""
+        return values.view((1, -1) if self.conv is None else (1, -1, 1, 1))
+
+    def simulate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """The layer on real numbers: `x` rounded to the input's grid, with derivative one."""
+        real = straight_through(x, self.integers(x.detach()) * self.input_scale)
+        return self._apply_weights(real, weight) + self._channels(bias)
+
+    def real(self, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight `s_w q_w` and the bias `s_w s_x q_b` that the integers stand for."""
+        weight = self.weight.to(dtype) * _by_row(self.weight_scale, self.weight)
+        return weight, self.bias.to(dtype) * (self.weight_scale * self.input_scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.differentiable:
+            return self.simulate(x, *self.real(x.dtype))
+        exact = self._exact_type(x)
+        total = self._apply_weights(self.integers(x).to(exact), self.weight.to(exact)).double()
+        scale = self._channels(self.weight_scale * self.input_scale)
+        return ((total + self._channels(self.bias)) * scale).to(x.dtype)
+
+
+def _by_row(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Values `[out]` in a shape that broadcasts over a weight `[out, ...]`."""
+    return values.view((-1,) + (1,) * (weight.ndim - 1))
+
+
+def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """`value`, exactly, with the derivative of `x`."""
+    return value.detach() + (x - x.detach())
+
+
+def float_layers(model: nn.Module, left: Container[str] = ()) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers of a float network that quantization replaces, by name; `left` stay."""
+    if is_binary(model):
+        raise UserError(
+            "quantize: the network is binary: its weights are stored in one bit as it is"
+        )
+    found = {n: m for n, m in every_layer(model).items() if n not in left}
+    for name, layer in found.items():
+        if isinstance(layer, WrappedConv2d | WrappedLinear):
+            raise UserError(
+                f"quantize: {name} has another layer on its weight or behind it, which integers "
+                "have no place for; quantize the dense network or another family"
+            )
+    return found
+
+
+def every_layer(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """All convolutions and linear layers by name."""
+    kinds = nn.Conv2d, nn.Linear
+    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where `name` is, in place."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def skeleton(model: nn.Module, spec: QuantizationSpec) -> nn.Module:
+    """The quantized form of a dense model with empty weights, for loading a checkpoint."""
+    folded = fold_batchnorm(model)
+    for name, layer in float_layers(folded, spec.left).items():
+        replace(folded, name, QuantizedLayer(layer, spec.bits))
+    return folded.eval()
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """The differentiable copy of a quantized model (float32, straight-through gradients)."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, QuantizedLayer):
+            module.differentiable = True
+    return copied
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model has quantized layers, and so needs its twin to be differentiated."""
+    return any(isinstance(module, QuantizedLayer) for module in model.modules())

@@ -1,0 +1,237 @@
+"""Charts on the page, drawn by bokeh: documents as JSON, the same bytes for the same run.
+
+Colours are those of a light page; `DARK` says what they become on a dark one. Names reach tooltips
+and axes as text: bokeh escapes what it inserts, and `plain` keeps it from reading them as formulas.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bokeh.embed import json_item
+from bokeh.layouts import column
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, LinearColorMapper
+from bokeh.models.annotations import Span, Whisker
+from bokeh.palettes import Cividis256
+from bokeh.plotting import figure
+from bokeh.util.paths import static_path
+
+from advprune.report.chart import (
+    Chart,
+    Panel,
+    Places,
+    Series,
+    colour,
+    marker,
+    markers_of,
+    panels,
+    some_ticks,
+)
+from advprune.report.chart_png import LARGEST, SMALLEST
+from advprune.report.formats import cell_text, heading, kind_of
+
+INK, SOFT, LINE = "#1d2126", "#59626d", "#d9dde2"
+DARK = {
+    **{INK: "#e4e7ea", SOFT: "#a3adb8", LINE: "#373e46"},
+    **{"#0072B2": "#6f9cff", "#882255": "#e0699a", "#332288": "#a99cf5", "#117733": "#5cc47f"},
+    **{"#AA4499": "#dd82cd", "#D55E00": "#f08445", "#009E73": "#2fc397", "#999933": "#c5c55c"},
+}
+MARKERS = {  # matplotlib's names in bokeh's
+    **{"o": "circle", "s": "square", "D": "diamond", "^": "triangle", "v": "inverted_triangle"},
+    **{"P": "plus", "*": "star", "X": "x", "p": "hex", "h": "hex_dot", "<": "square_pin"},
+    **{">": "triangle_pin", "d": "diamond_dot"},
+}
+HEIGHT, SMALL = 400, 240  # pixels: of a single panel, of one of several
+AT_ONCE = 4  # marks that a tooltip tells of where they cover each other
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A bokeh document, its legend (name of the marks, colour) and its height in pixels.
+
+    wide: takes a whole row of the page.
+    """
+
+    item: dict[str, Any]
+    legend: list[tuple[str, str]]
+    height: int
+    wide: bool = False
+
+
+def library() -> str:
+    """Bokeh's script, without widgets and tables."""
+    text = (static_path() / "js/bokeh.min.js").read_text(encoding="utf-8")
+    return text.replace("</script", "<\\/script")  # as it must read inside an HTML element
+
+
+def plain(text: str) -> str:
+    """Text that bokeh draws as it is: two dollars would open a formula."""
+    return text.replace("$", "$\u200b")
+
+
+def live(chart: Chart, places: Places) -> Plot:
+    """The interactive form of a chart that is not of images."""
+    if chart.kind == "heatmap":
+        made = _heatmap(chart)
+        return Plot(_item(made, chart.name), [], made.height, wide=True)
+    found = panels(chart, places)
+    draw = {"line": _lines, "points": _points}[chart.kind]
+    height = HEIGHT if len(found) == 1 else SMALL
+    made_all: list[Any] = []
+    for panel in found:
+        one = _figure(chart, panel, height)
+        if made_all:
+            one.x_range = made_all[0].x_range
+        draw(one, chart, panel)
+        made_all.append(one)
+    root = made_all[0] if len(made_all) == 1 else column(made_all, sizing_mode="stretch_width")
+    names = {s.name: colour(s.place, INK) for panel in found for s in panel.series if s.name}
+    legend = [(plain(name), shade) for name, shade in names.items()]
+    return Plot(_item(root, chart.name), legend, height * len(found), wide=chart.kind == "points")
+
+
+def _item(root: Any, name: str) -> dict[str, Any]:
+    """The document as JSON. Bokeh counts its ids over the whole process: here they start at 1."""
+    known: dict[str, str] = {}
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: known.setdefault(one, f"{name}-{len(known) + 1}")
+                if key in ("id", "root_id") and isinstance(one, str)
+                else renamed(one)
+                for key, one in value.items()
+            }
+        return [renamed(one) for one in value] if isinstance(value, list | tuple) else value
+
+    return dict(renamed(dict(json_item(root))))
+
+
+def _axes(height: int, **options: Any) -> Any:
+    """Empty axes in the page's colours; dragging and scrolling stay with the page."""
+    made: Any = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        tools="box_zoom,pan,wheel_zoom,reset",
+        active_drag=None,
+        active_scroll=None,
+        toolbar_location="above",
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=None,
+        **options,
+    )
+    made.toolbar.logo = None
+    made.grid.grid_line_color = LINE
+    made.axis.axis_line_color = made.axis.major_tick_line_color = SOFT
+    made.axis.minor_tick_line_color = None
+    made.axis.axis_label_text_color = made.axis.major_label_text_color = INK
+    made.axis.axis_label_text_font_style = "normal"
+    made.axis.axis_label_text_font_size = made.axis.major_label_text_font_size = "13px"
+    return made
+
+
+def _figure(chart: Chart, panel: Panel, height: int) -> Any:
+    log = {"x_axis_type": "log" if chart.log_x and panel.ticks is None else "linear"}
+    log["y_axis_type"] = "log" if chart.log_y else "linear"
+    made = _axes(
+        height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label), **log
+    )
+    if panel.title:
+        made.title.text = plain(panel.title)
+        made.title.text_color = INK
+    if panel.ticks is not None:
+        ticks = some_ticks(panel.ticks)
+        made.xaxis.ticker = FixedTicker(ticks=list(ticks))
+        made.xaxis.major_label_overrides = {place: plain(name) for place, name in ticks.items()}
+        made.xgrid.grid_line_color = None
+        if max(map(len, panel.ticks)) * len(ticks) > 70:
+            made.xaxis.major_label_orientation = "vertical"
+            made.xaxis.major_label_text_font_size = "11px"
+    if panel.reference is not None:
+        dash: dict[str, Any] = {"line_color": SOFT, "line_dash": "dotted"}
+        made.add_layout(Span(location=panel.reference, dimension="width", **dash))
+    return made
+
+
+def _source(series: Series, **more: Any) -> ColumnDataSource:
+    data = series.data.sort_values("x", kind="stable")
+    rounded = {key: [float(f"{one:.5g}") for one in data[key]] for key in ("x", "y", "low", "high")}
+    size = [round(SMALLEST + (LARGEST - SMALLEST) * one, 1) for one in data["size"]]
+    return ColumnDataSource({**rounded, "words": list(data.words), "size": size, **more})
+
+
+def _lines(made: Any, chart: Chart, panel: Panel) -> None:
+    marks = []
+    for place, series in enumerate(panel.series):
+        source, shade, name = _source(series), colour(series.place, INK), plain(series.name)
+        if chart.low and not place:
+            made.varea("x", "low", "high", source=source, color=SOFT, alpha=0.15)
+        alike: dict[str, Any] = {"source": source, "name": name, "color": shade}
+        _slim(made.line("x", "y", line_width=2.5 if series.place < 0 else 1.3, **alike))
+        sign, size = MARKERS[marker(series.place)], 7 if len(series.data) <= 40 else 3
+        marks.append(made.scatter("x", "y", marker=sign, size=size, fill_alpha=0.3, **alike))
+        _slim(marks[-1])
+    _hover(made, marks)
+
+
+def _points(made: Any, chart: Chart, panel: Panel) -> None:
+    signs, marks = markers_of(chart), []
+    for series in panel.series:
+        signed = series.data.sort_values("x", kind="stable").marker
+        source = _source(series, sign=[MARKERS[signs.get(str(one), "o")] for one in signed])
+        alike: dict[str, Any] = {"source": source, "name": plain(series.name)}
+        shade = colour(series.place, INK)
+        if chart.low:
+            ends = Whisker(base="x", upper="high", lower="low", source=source, line_color=shade)
+            made.add_layout(ends)
+        look: dict[str, Any] = {"color": shade, "fill_alpha": 0.35, "line_width": 1.5}
+        marks.append(made.scatter("x", "y", size="size", marker="sign", **look, **alike))
+        _slim(marks[-1])
+    _hover(made, marks)
+
+
+def _heatmap(chart: Chart) -> Any:
+    data, value = chart.data, str(chart.value)
+    rows, columns = list(data[chart.y].unique()), list(data[chart.x].unique())
+    kind = kind_of(value)
+    numbers = data[value].astype(float) * kind.scale
+    made = _axes(
+        max(240 + 20 * len(rows), SMALL),
+        x_range=[plain(str(name)) for name in columns],
+        y_range=[plain(str(name)) for name in reversed(rows)],
+        x_axis_location="above",
+        x_axis_label=chart.x_label or heading(chart.x),
+        y_axis_label=chart.y_label or heading(chart.y),
+    )
+    made.xaxis.major_label_orientation = "vertical"
+    made.axis.major_label_text_font_size = "11px"
+    made.grid.grid_line_color = None
+    low, high = (0.0, 100.0) if kind.scale == 100 else (numbers.min(), numbers.max())
+    middle = (low + high) / 2
+    source = ColumnDataSource(
+        {
+            "x": [plain(str(name)) for name in data[chart.x]],
+            "y": [plain(str(name)) for name in data[chart.y]],
+            "value": [float(f"{one:.4g}") for one in numbers],
+            "text": [cell_text(kind, one) for one in data[value]],
+            "ink": ["#ffffff" if one < middle else "#000000" for one in numbers],
+        }
+    )
+    mapper = LinearColorMapper(palette=Cividis256, low=float(low), high=float(high))
+    fill = {"field": "value", "transform": mapper}
+    cells = made.rect("x", "y", 1, 1, source=source, fill_color=fill, line_color=None)
+    look: dict[str, Any] = {"text_align": "center", "text_baseline": "middle"}
+    made.text("x", "y", "text", text_color="ink", text_font_size="10px", source=source, **look)
+    keys = [(heading(chart.y), "@y"), (heading(chart.x), "@x"), (heading(value), "@text")]
+    made.add_tools(HoverTool(tooltips=keys, renderers=[cells]))
+    return made
+
+
+def _slim(drawn: Any) -> None:
+    """Without the looks of what is (not) selected, which is never asked for; muted is faint."""
+    drawn.nonselection_glyph = None
+    drawn.muted_glyph = "auto"
+
+
+def _hover(made: Any, marks: list[Any]) -> None:
+    made.add_tools(HoverTool(tooltips=[("", "@words")], renderers=marks, limit=AT_ONCE))

@@ -1,0 +1,171 @@
+"""Charts as PNG, drawn by matplotlib: no pyplot, no global state, the same bytes each time."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from advprune.report.chart import (
+    Chart,
+    Panel,
+    Places,
+    colour,
+    marker,
+    markers_of,
+    panels,
+    some_ticks,
+)
+from advprune.report.formats import heading, kind_of
+
+WIDTH, DPI = 5.2, 150  # inches: narrow, so that letters stay readable when a phone shrinks them
+LABEL, TICK = 12, 10.5  # points
+SMALLEST, LARGEST = 6.0, 16.0  # markers, points across
+
+
+def png(chart: Chart, places: Places) -> bytes:
+    """A chart as PNG of 256 colours without metadata."""
+    if chart.kind == "images":
+        figure = _images(chart)
+    elif chart.kind == "heatmap":
+        figure = _heatmap(chart)
+    else:
+        figure = _drawn(chart, places)
+    canvas, buffer = FigureCanvasAgg(figure), BytesIO()
+    canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    pixels.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def _figure(rows: int, height: float, width: float = WIDTH) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, rows * height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, 1, squeeze=False).ravel().tolist()
+    for ax in axes:
+        ax.tick_params(labelsize=TICK)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def _drawn(chart: Chart, places: Places) -> Figure:
+    found = panels(chart, places)
+    figure, axes = _figure(len(found), 3.4 if len(found) == 1 else 2.3)
+    for ax, panel in zip(axes, found, strict=True):
+        {"line": _lines, "points": _points}[chart.kind](ax, chart, panel)
+        _axes(ax, chart, panel, last=panel is found[-1])
+    handles = {
+        label: handle
+        for ax in axes
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        longest = max(len(label) for label in handles)
+        columns = 4 if longest <= 8 else 3 if longest <= 13 else 2
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside upper center",
+            ncols=min(columns, len(handles)),
+            fontsize=TICK,
+            frameon=False,
+        )
+    return figure
+
+
+def _axes(ax: Axes, chart: Chart, panel: Panel, last: bool) -> None:
+    ax.set_ylabel(panel.y_label, fontsize=LABEL)
+    if panel.title:
+        ax.set_title(panel.title, loc="left", fontsize=LABEL, fontweight="bold")
+    if last:
+        ax.set_xlabel(panel.x_label, fontsize=LABEL)
+    if panel.ticks is not None:
+        ticks = some_ticks(panel.ticks)
+        long = max(map(len, panel.ticks)) * len(ticks) > 60
+        look: dict[str, Any] = {"rotation": 90} if long else {}
+        ax.set_xticks(list(ticks), list(ticks.values()) if last else [""] * len(ticks), **look)
+    elif chart.log_x:
+        ax.set_xscale("log")
+    if chart.log_y:
+        ax.set_yscale("log")
+    if panel.reference is not None:
+        ax.axhline(panel.reference, color="#666666", linestyle=":", linewidth=1)
+
+
+def _lines(ax: Axes, chart: Chart, panel: Panel) -> None:
+    for place, series in enumerate(panel.series):
+        data = series.data.sort_values("x")
+        drawn = colour(series.place, "black")
+        look: dict[str, Any] = {"color": drawn, "linewidth": 2.2 if series.place < 0 else 1.1}
+        few = marker(series.place) if len(data) <= 40 else ""
+        ax.plot(data.x, data.y, marker=few, ms=4, mfc="none", label=series.name or None, **look)
+        if chart.low and not place:
+            ax.fill_between(data.x, data.low, data.high, color=drawn, alpha=0.13, lw=0)
+
+
+def _points(ax: Axes, chart: Chart, panel: Panel) -> None:
+    signs = markers_of(chart)
+    for series in panel.series:
+        drawn = colour(series.place, "black")
+        for sign, data in series.data.groupby("marker", sort=False):
+            size = np.square(SMALLEST + (LARGEST - SMALLEST) * data["size"])
+            look: dict[str, Any] = {"facecolors": "none", "edgecolors": drawn}
+            ax.scatter(data.x, data.y, s=size, marker=signs.get(str(sign), "o"), **look)
+            if chart.low:
+                ends = [data.y - data.low, data.high - data.y]
+                ax.errorbar(data.x, data.y, ends, fmt="none", ecolor=drawn, elinewidth=0.8)
+        if series.name:
+            ax.scatter([], [], marker="o", facecolors="none", edgecolors=drawn, label=series.name)
+    for name, sign in signs.items():
+        ax.scatter([], [], marker=sign, facecolors="none", edgecolors="#666666", label=name)
+
+
+def _heatmap(chart: Chart) -> Figure:
+    table = grid_of(chart)
+    height = 1.6 + 0.24 * len(table)
+    figure, (ax,) = _figure(1, height, max(WIDTH, 1.6 + 0.24 * table.shape[1]))
+    kind = kind_of(str(chart.value))
+    shown = ax.imshow(table.astype(float) * kind.scale, cmap="cividis", aspect="auto")
+    ax.grid(visible=False)
+    ax.set_xticks(range(table.shape[1]), table.columns, rotation=90)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.tick_params(labelsize=8)
+    ax.set_xlabel(chart.x_label or heading(chart.x), fontsize=LABEL)
+    ax.set_ylabel(chart.y_label or heading(chart.y), fontsize=LABEL)
+    figure.colorbar(shown, ax=ax, label=heading(str(chart.value)), shrink=0.8)
+    return figure
+
+
+def grid_of(chart: Chart) -> pd.DataFrame:
+    """The values of a heat map or of pictures: rows by y, columns by x, in order of appearance."""
+    data = chart.data
+    table = data.pivot(index=chart.y, columns=chart.x, values=chart.value)
+    return table.reindex(index=data[chart.y].unique(), columns=data[chart.x].unique())
+
+
+def picture(pixels: np.ndarray) -> Image.Image:
+    """uint8 `[C, H, W]` as an image."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def _images(chart: Chart) -> Figure:
+    table = grid_of(chart)
+    rows, columns = table.shape
+    figure = Figure(figsize=(WIDTH, 0.2 + WIDTH / columns * rows), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    for row, cells in zip(axes, table.to_numpy(), strict=True):
+        for ax, pixels in zip(row, cells, strict=True):
+            if isinstance(pixels, np.ndarray):
+                ax.imshow(picture(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for ax, name in zip(axes[0], table.columns, strict=True):
+        ax.set_title(str(name), fontsize=8)
+    for ax, name in zip(axes[:, 0], table.index, strict=True):
+        ax.set_ylabel(str(name), fontsize=8)
+    return figure

@@ -1,0 +1,258 @@
+"""Where numbers become text: one place, by the name of a column.
+
+A name is `quantity` or `quantity:qualifier` (`accuracy:PGD`). How it reads follows from the last
+words of the quantity (`KINDS`); `quantity_low` and `quantity_high` beside it are its 95 % interval
+and are merged into it. `COLUMNS` gives headings and explanations where the name is not enough.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite, isnan
+from typing import Any
+
+import pandas as pd
+
+NOTHING = "–"
+_MARKDOWN = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
+    | {sign: f"\\{sign}" for sign in "\\`*[]|$~#"}
+)
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent without the sign: `54.0`."""
+    return NOTHING if _missing(value) else f"{100 * value:.1f}"  # type: ignore[operator]
+
+
+def points(value: float | None) -> str:
+    """A difference of fractions in percentage points: `+1.2`."""
+    return NOTHING if _missing(value) else f"{100 * value:+.1f}"  # type: ignore[operator]
+
+
+def p_value(value: float | None) -> str:
+    """`0.031`, or `< 0.001`."""
+    if value is None or isnan(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+
+
+def budget(value: float | None) -> str:
+    """An eps or a step: `8/255` where that is short, else the number."""
+    if value is None or isnan(value):
+        return NOTHING
+    pixels = value * 255
+    short = abs(pixels * 10 - round(pixels * 10)) < 1e-6
+    return f"{round(pixels, 1):g}/255" if short and value else f"{value:.4g}"
+
+
+def count(value: float | None) -> str:
+    """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
+    if value is None or isnan(value):
+        return NOTHING
+    whole = float(value).is_integer() or abs(value) >= 100
+    return f"{value:,.0f}" if whole else f"{value:,.1f}"
+
+
+def score(value: float | None) -> str:
+    """A calibration error or a loss: `0.103`."""
+    return NOTHING if _missing(value) else f"{value:.3f}"
+
+
+def mean_count(value: float | None) -> str:
+    """A mean of counts: `20.2`."""
+    return NOTHING if _missing(value) else f"{value:,.1f}"
+
+
+def number(value: Any) -> str:
+    """Anything else: floats to four digits, integers whole, texts as they are."""
+    if isinstance(value, str):
+        return value
+    if _missing(value):
+        return NOTHING
+    if isinstance(value, bool) or type(value).__name__ == "bool":
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number(one)}" for key, one in value.items()) or NOTHING
+    if isinstance(value, list | tuple):
+        return ", ".join(map(number, value)) or NOTHING
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) or hasattr(value, "dtype") else str(value)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (not isinstance(value, str | dict | list | tuple) and pd.isna(value))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How numbers read, their unit for headings and axes, and by what they are multiplied there."""
+
+    text: Callable[[Any], str]
+    unit: str = ""
+    scale: float = 1.0
+
+
+RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0)
+P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
+SCORE, MEAN = Kind(score), Kind(mean_count)
+KINDS: dict[str, Kind] = {  # by the last words of a quantity
+    **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
+    "confidence": RATE,
+    **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
+    "deviation": Kind(percent, "points", 100.0),
+    **dict.fromkeys(("p", "p_against_dense"), P),
+    **dict.fromkeys(("eps", "step"), BUDGET),
+    **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
+    **dict.fromkeys(("brier", "brier_attacked"), SCORE),
+    **dict.fromkeys(("flips_to_chance", "flips"), MEAN),
+    **dict.fromkeys(("forwards", "gradients", "passes"), COUNT),
+    **dict.fromkeys(("n", "parameters", "nonzero", "macs", "file_bytes", "stored_bits"), COUNT),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading without its unit, one line of explanation, and the kind where the name misleads."""
+
+    heading: str
+    hint: str = ""
+    kind: Kind | None = None
+
+
+COLUMNS: dict[str, Column] = {
+    "model": Column("model"),
+    "family": Column("family", "how the network was compressed"),
+    "recipe": Column("dense network", "how the network that it descends from was trained"),
+    "parent": Column("parent", "the model that it was made from"),
+    "accuracy": Column("accuracy"),
+    "clean_accuracy": Column("clean", "accuracy without an attack"),
+    "robust_accuracy": Column("robust", "not broken by any attack of the suite, 95 % interval"),
+    "main_accuracy": Column("main attack", "accuracy under the main attack alone"),
+    "transfer_accuracy": Column("transfer", "on images crafted on the dense network"),
+    "remnant_accuracy": Column("remnant", "accuracy under attack"),
+    "attack_success_rate": Column("success", "of images that were right before the attack"),
+    "prediction_change_rate": Column("changed", "predictions that the attack changes"),
+    "robust_difference": Column("robust − dense", "robust accuracy minus the dense network's"),
+    "against_dense": Column("against dense", "robust accuracy, McNemar's test on the same images"),
+    "p_against_dense": Column("p", "of that test"),
+    "sparsity": Column("sparsity", "zeros among the stored weights and biases"),
+    "prune_ratio": Column("prune ratio", "parameters changed or removed"),
+    "bits": Column("bits", "of a stored weight"),
+    "flips_to_chance": Column("flips", "stored bits an attacker must flip to reach chance"),
+    "ece": Column("ECE", "calibration error, clean"),
+    "ece_attacked": Column("ECE attacked", "calibration error under the main attack"),
+    "macs": Column("MACs", "multiply-accumulates per image"),
+    "file_bytes": Column("file bytes"),
+    "passes": Column("passes", "forward and backward passes of the suite per image"),
+    "verdict": Column("verdict", "whether the robust accuracy can be believed"),
+    "p": Column("p"),
+    "n": Column("n", "images"),
+}
+
+
+def kind_of(column: str) -> Kind:
+    """How the numbers of a column read."""
+    quantity = column.partition(":")[0]
+    known = COLUMNS.get(quantity)
+    if known and known.kind:
+        return known.kind
+    words = quantity.split("_")
+    ends = ("_".join(words[start:]) for start in range(len(words)))
+    return next((KINDS[end] for end in ends if end in KINDS), NUMBER)
+
+
+def name_of(column: str) -> str:
+    """A column's heading without its unit: `robust`; of `accuracy:PGD` the qualifier."""
+    quantity, _, qualifier = column.partition(":")
+    if quantity == "accuracy" and qualifier:
+        return qualifier
+    known = COLUMNS.get(quantity)
+    heading = known.heading if known else quantity.replace("_", " ")
+    return f"{heading}, {qualifier}" if qualifier else heading
+
+
+def heading(column: str) -> str:
+    """A column's heading with its unit: `robust %`."""
+    return f"{name_of(column)} {kind_of(column).unit}".strip()
+
+
+def hint(column: str) -> str:
+    """What a column means in one line; empty where its name says it."""
+    known = COLUMNS.get(column.partition(":")[0])
+    return known.hint if known else ""
+
+
+def bounds(column: str) -> tuple[str, str]:
+    """The names of the ends of a column's interval: `a_low:q` and `a_high:q` of `a:q`."""
+    quantity, colon, qualifier = column.partition(":")
+    return f"{quantity}_low{colon}{qualifier}", f"{quantity}_high{colon}{qualifier}"
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A rate and its interval: `54.0 (50.1–57.9)`."""
+    return _with_bounds(RATE, value, low, high)
+
+
+def _with_bounds(kind: Kind, value: Any, low: Any, high: Any) -> str:
+    if _missing(value) or _missing(low) or _missing(high):
+        return kind.text(value)
+    between = " to " if kind is POINTS else "–"  # signs and dashes do not read together
+    return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
+
+
+def shown_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of a table without those that are merged into another."""
+    names = list(map(str, table.columns))
+    merged = {end for column in names for end in bounds(column) if end in names}
+    return [column for column in names if column not in merged]
+
+
+def texts(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of raw numbers as it reads: text cells, intervals merged, columns still by name."""
+    found = {}
+    for column in shown_columns(table):
+        kind, ends = kind_of(column), bounds(column)
+        columns = [table[name] for name in (column, *ends) if name in table]
+        cells = zip(*(values.astype(object) for values in columns), strict=True)
+        found[column] = [cell_text(kind, *cell) for cell in cells]
+    return pd.DataFrame(found, columns=shown_columns(table))
+
+
+def cell_text(kind: Kind, value: Any, low: Any = None, high: Any = None) -> str:
+    """One cell: a text is a name and stays, a number is written by its kind."""
+    return value if isinstance(value, str) else _with_bounds(kind, value, low, high)
+
+
+def sort_value(value: Any) -> float | str | None:
+    """What a cell is sorted by; None comes last."""
+    if _missing(value):
+        return None
+    return value if isinstance(value, str) else float(value) if isfinite(value) else None
+
+
+def spell(rate: Any) -> str:
+    """A `Rate` within a sentence: `2.7 % (1.6–4.6)`."""
+    return interval(rate.value, *rate.interval).replace(" (", " % (")
+
+
+def p_text(p: float) -> str:
+    """Within a sentence: `p = 0.031`, `p < 0.001`."""
+    text = p_value(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    *head, last = words or [""]
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def counted(number: int, noun: str, nouns: str | None = None) -> str:
+    """`1 model`, `2 models`; `nouns` where the plural is irregular."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def markdown(value: Any) -> str:
+    """Text that means itself in GitHub's markdown, in and out of tables: no markup, no HTML."""
+    return str(value).translate(_MARKDOWN)

@@ -1,0 +1,83 @@
+"""Reading a run: its files, each either whole or refused with what to do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from advprune.core.errors import UserError
+from advprune.core.params import Params
+from advprune.report.run import Model, Received, Run, in_order, tensors_of
+
+
+def read_run(params: Params, folder: Path = Path()) -> Run:
+    """Read everything that the settings declare; UserError where a file is missing or damaged."""
+    profile = params.profile
+    received = _received(_frame(folder / "records" / profile / "transfer.parquet"))
+    runs = folder / "runs" / profile
+    models = [_read_model(params, runs, name, received) for name in params.leaderboard()]
+    tensors, header = tensors_of(folder / "data" / profile / "test.safetensors")
+    described = json.loads(header["split"])
+    return Run(
+        params=params,
+        models=models,
+        attackers={
+            key: table for name in params.attackers() for key, table in received[name].items()
+        },
+        studies=_read_studies(params, folder / "records" / profile),
+        source=described["source"],
+        classes=described["classes"],
+        clean_images=tensors["images"],
+        folder=folder,
+    )
+
+
+def _read_model(params: Params, runs: Path, name: str, received: dict[str, Received]) -> Model:
+    if name not in received:
+        raise UserError(f"the transfer stage knows no {name}; run `dvc repro`")
+    entry, folder = params.models.get(name), runs / name
+    return Model(
+        name=name,
+        family=params.family(name),
+        parent=entry.of if entry else name,
+        root=params.root(name),
+        do=entry.do if entry else "train",
+        card=_json(folder / "model.json"),
+        records=_frame(folder / "records.parquet"),
+        layers=_frame(folder / "layers.parquet"),
+        received=received[name],
+    )
+
+
+def _read_studies(params: Params, folder: Path) -> dict[str, pd.DataFrame]:
+    """The records of each study by its name, and what else it recorded as `<name>.history`."""
+    found = {name: _frame(folder / name / "records.parquet") for name in params.studies}
+    others = [path for name in found for path in (folder / name).glob("*.parquet")]
+    more = {f"{path.parent.name}.{path.stem}": path for path in others if path.stem != "records"}
+    return found | {name: _frame(path) for name, path in more.items()}
+
+
+def _received(table: pd.DataFrame) -> dict[str, Received]:
+    """The records of the transfer stage by target, and then by (source, attack)."""
+    found: dict[str, Received] = {}
+    for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
+        found.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
+    return found
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"there is no {path}; run `dvc repro`")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error

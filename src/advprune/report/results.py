@@ -1,0 +1,151 @@
+"""The results of a run: one row per model, raw numbers. Everything that is shown starts here."""
+
+import hashlib
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from advprune.core.errors import UserError
+from advprune.evaluate import metrics
+from advprune.evaluate.compare import AT_CHANCE, Comparison, compare, right
+from advprune.evaluate.faults import flips_metric
+from advprune.evaluate.measures import remnant_accuracy, robust_rates
+from advprune.evaluate.statistics import Rate
+from advprune.evaluate.transfer import transfer_success
+from advprune.report.formats import bounds, number
+
+if TYPE_CHECKING:
+    from advprune.report.run import Model, Run
+
+RESULTS = "results.csv"
+METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
+    "n": "n",
+    "clean_accuracy": "clean_accuracy",
+    "robust_accuracy": "robust_accuracy",
+    "robust_low": "robust_accuracy_low",
+    "robust_high": "robust_accuracy_high",
+    "transfer_accuracy": "transfer_accuracy",
+    "sparsity": "sparsity",
+    "bits": "bits",
+    "flips_to_chance": "flips_to_chance",
+    "verdict": "verdict",
+}
+FINGERPRINT = 16  # hex digits
+REQUIRED = ("model", "images", "robust_images")
+
+
+def results(run: "Run") -> pd.DataFrame:
+    """One row per model in the order of the leaderboard; unknown values are None."""
+    return pd.DataFrame([_row(run, model) for model in run.models])
+
+
+def _row(run: "Run", model: "Model") -> dict[str, Any]:
+    """The rates and the calibration under attack are the main attack's; robust rates and the
+    comparison with the dense network are of the worst case over the suite."""
+    dense, card = run.dense_of(model), model.card
+    found = metrics(model.attack(run.main))
+    for end in ("", "_low", "_high"):
+        found[f"main_accuracy{end}"] = found.pop(f"remnant_accuracy{end}")
+    robust, transferred = run.robust(model), model.transferred(run.main)
+    against = compare(robust, run.robust(dense))
+    verdict = run.verdict(model)
+    row = {
+        **{"model": model.name, "family": model.family, "parent": model.parent},
+        **{"root": model.root, "recipe": model.recipe, "do": model.do, "kind": model.kind},
+        **{
+            "group": model.group,
+            "setting": number(card["setting"]) if card["setting"] is not None else None,
+        },
+        **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
+        **found,
+        **robust_rates(robust),
+        "robust_difference": None if model.is_dense else round(against.difference, 4),
+        "p_against_dense": None if model.is_dense else round(against.p, 4),
+        "against_dense": None if model.is_dense else outcome(against),
+        **remnant_accuracy(transferred).columns("transfer_accuracy"),
+        **transfer_success(transferred, dense.attack(run.main)).columns("transfer_success_rate"),
+        **flips_metric(run.flips(model)),
+        "verdict": verdict.level,
+        "verdict_against": "; ".join(dict.fromkeys(check.name for check in verdict.against)),
+    }
+    for name in run.attack_names(model):
+        row |= qualified(remnant_accuracy(model.attack(name)).columns("accuracy"), name)
+    keys = ("prune_ratio", "sparsity", "bits", "parameters", "nonzero", "macs", "file_bytes")
+    row |= {key: card[key] for key in (*keys, "stored_bits", "twin_agreement")}
+    # Image by image, so that two revisions can be compared on the same images (`report.gate`).
+    hits = "".join("01"[hit] for hit in right(robust).astype(int))
+    return row | {"images": _fingerprint(run), "robust_images": hits}
+
+
+def without_own(table: pd.DataFrame) -> pd.DataFrame:
+    """The results with no transfer for dense networks: there it is their own images."""
+    own, columns = table.model == table.root, table.columns.str.startswith("transfer_")
+    return table.assign(**{name: table[name].mask(own) for name in table.columns[columns]})
+
+
+def _fingerprint(run: "Run") -> str:
+    """Short sha256 of the test images and labels, in order."""
+    labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
+    digest = hashlib.sha256(np.ascontiguousarray(run.clean_images).tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest()[:FINGERPRINT]
+
+
+def metrics_of(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The DVC metrics of each model, by its name: the columns of `METRICS`."""
+    chosen = table[["model", *METRICS.values()]].astype(object)
+    chosen = chosen.where(chosen.notna(), None)
+    return {
+        name: dict(zip(METRICS, values, strict=True))
+        for name, *values in chosen.itertuples(index=False, name=None)
+    }
+
+
+def read_results(text: str, where: str) -> pd.DataFrame:
+    """The results from the text of a results.csv; UserError where it is damaged."""
+    try:
+        table = pd.read_csv(
+            io.StringIO(text),
+            dtype=dict.fromkeys(REQUIRED, str),
+            keep_default_na=False,
+            na_values=[""],
+        )
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{where} is damaged: {error}") from error
+    if missing := [c for c in (*REQUIRED, *METRICS.values()) if c not in table]:
+        raise UserError(f"{where} is damaged: it has no column {missing[0]}")
+    if table.model.isna().any() or table.model.duplicated().any() or not len(table):
+        raise UserError(f"{where} is damaged: models are missing or named twice")
+    for row in table.itertuples():
+        _check(row, where)
+    return table
+
+
+def _check(row: Any, where: str) -> None:
+    """The outcomes of the images are 0 or 1 and give the rate beside them, or nothing is read."""
+    hits = str(row.robust_images)
+    if not set(hits) <= {"0", "1"} or len(hits) != row.n or pd.isna(row.images):
+        raise UserError(f"{where} is damaged: outcomes of {row.model} are not 0 or 1 per image")
+    if abs(hits.count("1") / row.n - row.robust_accuracy) > 1e-4:
+        raise UserError(f"{where} is damaged: {row.model} has another rate than its outcomes")
+
+
+def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
+    """The same columns under the name `quantity:qualifier`."""
+    return {f"{name}:{qualifier}": value for name, value in columns.items()}
+
+
+def rated(column: str, rate: Rate) -> dict[str, Any]:
+    """A rate as a column with its interval, not rounded: `a:q`, `a_low:q` and `a_high:q`."""
+    return dict(zip((column, *bounds(column)), (rate.value, *rate.interval), strict=True))
+
+
+def outcome(test: Comparison) -> str:
+    """A paired comparison in a word: higher, lower, not significant or at chance."""
+    if test.void:
+        return AT_CHANCE
+    if not test.differs:
+        return "not significant"
+    return "higher" if test.difference > 0 else "lower"

@@ -1,0 +1,280 @@
+"""A run: everything that the pipeline wrote under one profile, read back from its files."""
+
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+
+from advprune.core.attack_settings import AttackSettings
+from advprune.core.errors import UserError
+from advprune.core.params import Params
+from advprune.core.profile import PROBES, RESERVED, Profile
+from advprune.evaluate.faults import Reached, guessing, to_chance
+from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
+
+FROZEN = PROBES[-1]  # the probe that only randomized models get
+MOSTLY_ZERO = 0.5  # from this sparsity on a model is shown among the sparse ones
+Received = dict[tuple[str, str], pd.DataFrame]  # (source, attack) -> records of a target
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One row of the leaderboard and what was recorded about it.
+
+    parent: the model it was made from, root: the dense network it descends from (its own name for a
+    dense network). do: train, prune or quantize. card: facts of the checkpoint. records: every
+    attack, curve and probe. layers: where the main attack acts. received: its answers to images
+    that were crafted on other models, by (source, attack).
+    """
+
+    name: str
+    family: str
+    parent: str
+    root: str
+    do: str
+    card: dict[str, Any]
+    records: pd.DataFrame
+    layers: pd.DataFrame
+    received: Received
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is a dense network, against which others are compared."""
+        return self.name == self.root
+
+    @property
+    def recipe(self) -> str:
+        """How the dense network was trained: `standard` of `dense-standard`."""
+        return self.root.removeprefix("dense-")
+
+    @property
+    def kind(self) -> str:
+        """Which suite it went through: deterministic, randomized, quantized or binary."""
+        if (self.records.attack == FROZEN).any():
+            return "randomized"
+        bits = int(self.card["bits"])
+        return "binary" if bits == 1 else "quantized" if bits < 32 else "deterministic"
+
+    @property
+    def group(self) -> str:
+        """The models that share a figure: `dense`, `standard-pruned`, `standard-binary`, …"""
+        if self.is_dense:
+            return "dense"
+        if self.kind in ("quantized", "binary"):
+            return f"{self.recipe}-{self.kind}"
+        sparse = float(self.card["sparsity"]) >= MOSTLY_ZERO
+        return f"{self.recipe}-{'sparse' if sparse else 'pruned'}"
+
+    @cache  # noqa: B019 (a model lives as long as its run)
+    def attack(self, name: str) -> pd.DataFrame:
+        """The records of one attack, in the order of the images; empty where it was not run."""
+        return in_order(self.records[self.records.attack == name])
+
+    def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
+        """The points of a curve in rising order: (eps or steps, records by image)."""
+        rows = self.records[self.records.attack == name]
+        values = sorted(rows[column].unique())
+        return [(float(value), in_order(rows[rows[column] == value])) for value in values]
+
+    def transferred(self, attack: str, source: str = "") -> pd.DataFrame:
+        """Records of images crafted on `source`, by default its dense network.
+
+        Of a model's own images these are its white-box records; empty where there are none.
+        """
+        source = source or self.root
+        if source == self.name:
+            return self.attack(attack)
+        return self.received.get((source, attack), self.records.iloc[:0])
+
+    def first(self, n: int) -> "Model":
+        """The same with what was recorded on the first `n` images alone."""
+        received = {source: _first(table, n) for source, table in self.received.items()}
+        return replace(self, records=_first(self.records, n), received=received)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of the pipeline: settings, models in the order of the leaderboard, studies by name.
+
+    attackers: records of surrogates and substitutes on their own images. source, classes: of the
+    data set. clean_images: uint8 [N, C, H, W], those that are attacked. folder: where it lies.
+    """
+
+    params: Params
+    models: list[Model]
+    attackers: Received
+    studies: dict[str, pd.DataFrame]
+    source: str
+    classes: list[str]
+    clean_images: np.ndarray
+    folder: Path
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The settings in force."""
+        return self.params.active()
+
+    @property
+    def main(self) -> str:
+        """The attack that curves, layers and transfer are about."""
+        return self.params.attack.main
+
+    @property
+    def attacks(self) -> dict[str, AttackSettings]:
+        """The attacks of nn-prune's table by name; the main one is among them."""
+        return self.profile.table()
+
+    @property
+    def main_attack(self) -> AttackSettings:
+        """The main attack's settings."""
+        return self.attacks[self.main]
+
+    @cached_property
+    def n(self) -> int:
+        """How many images are attacked."""
+        return len(self.models[0].attack(self.main))
+
+    @cached_property
+    def roots(self) -> list[Model]:
+        """The dense networks."""
+        return [model for model in self.models if model.is_dense]
+
+    @cached_property
+    def compressed(self) -> list[Model]:
+        """All other models."""
+        return [model for model in self.models if not model.is_dense]
+
+    def model(self, name: str) -> Model:
+        """A model by name; UserError where it is not on the leaderboard."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise UserError(f"{name} is not on the leaderboard of this run; run `dvc repro`")
+
+    def has(self, name: str) -> bool:
+        """Whether a model is on the leaderboard."""
+        return any(model.name == name for model in self.models)
+
+    def dense_of(self, model: Model) -> Model:
+        """The dense network that a model descends from and is compared with."""
+        return self.model(model.root)
+
+    def descendants(self, root: Model) -> list[Model]:
+        """The models that descend from a dense network, without it."""
+        return [m for m in self.models if m.root == root.name and m is not root]
+
+    @cached_property
+    def groups(self) -> dict[str, list[Model]]:
+        """Models that share a figure, their dense network first."""
+        found: dict[str, list[Model]] = {}
+        for model in self.compressed:
+            found.setdefault(model.group, [self.dense_of(model)]).append(model)
+        alone = [dense for dense in self.roots if not self.descendants(dense)]
+        return found | {dense.recipe: [dense] for dense in alone}
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each model's and each family's colour, -1 for dense networks."""
+        families = list(dict.fromkeys(model.family for model in self.compressed))
+        found = {family: place for place, family in enumerate(families)} | {"dense": -1}
+        return found | {model.name: found[model.family] for model in self.models}
+
+    @cache  # noqa: B019 (a run lives as long as the stage)
+    def robust(self, model: Model) -> pd.DataFrame:
+        """Per image, the attack of the model's suite that does most harm within the budget."""
+        return worst_case(model.records, self.main)
+
+    @cache  # noqa: B019
+    def verdict(self, model: Model) -> Verdict:
+        """Whether the model's robust accuracy can be believed."""
+        transferred = None if model.is_dense else model.transferred(self.main)
+        parent = None if model.is_dense else self.robust(self.dense_of(model))
+        agreement = model.card["twin_agreement"]
+        evidence = Evidence(
+            model.records, self.main, len(self.classes), transferred, parent, agreement
+        )
+        return verdict(evidence)
+
+    def own(self, source: str, attack: str) -> pd.DataFrame:
+        """The records of a source, a model or an attacker, on images crafted on itself."""
+        known = self.attackers.get((source, attack))
+        return self.model(source).attack(attack) if known is None else known
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Where images of the main attack came from: models first, then attackers."""
+        sent = {source for model in self.models for source, _ in model.received}
+        names = [model.name for model in self.models if model.name in sent]
+        return names + list(dict.fromkeys(name for name, _ in self.attackers))
+
+    def studies_of(self, kind: str) -> dict[str, Any]:
+        """The settings of the studies of one kind that have records, by name."""
+        chosen = self.params.studies.items()
+        return {n: study for n, study in chosen if study.study == kind and n in self.studies}
+
+    def attack_names(self, model: Model) -> list[str]:
+        """The attacks of a model's suite and the extra ones, without curves and probes."""
+        names = model.records.attack.unique()
+        return [str(name) for name in names if name not in RESERVED]
+
+    @cached_property
+    def chance(self) -> float:
+        """The accuracy at which a network under the bit-flip attack counts as guessing."""
+        labels = self.models[0].attack(self.main).label.tolist()
+        return guessing(self.profile.flips.stop, len(self.classes), labels)
+
+    @cache  # noqa: B019
+    def flips(self, model: Model) -> Reached | None:
+        """Bits to chance, from the study of the model with most bits; None where there is none."""
+        entries = self.studies_of("bitflip")
+        own = [name for name, entry in entries.items() if entry.of == model.name]
+        name = max(own, key=lambda name: int(entries[name].bits), default=None)
+        return None if name is None else to_chance(self.studies[name], self.chance)
+
+    @cached_property
+    def swept(self) -> "Run":
+        """The same on the images that sweeps and curves were attacked on.
+
+        Whatever sets a study's setting beside a model reads it here: both are of the same images.
+        """
+        n = self.profile.sweep_images
+        if n is None:
+            return self
+        attackers = {source: _first(table, n) for source, table in self.attackers.items()}
+        return replace(self, models=[m.first(n) for m in self.models], attackers=attackers)
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """One row per model, raw numbers: `report.results`."""
+        from advprune.report.results import results
+
+        return results(self)
+
+    @cache  # noqa: B019
+    def adversarial(self, model: Model) -> np.ndarray:
+        """The main attack's images, uint8 [N, C, H, W]."""
+        path = self.folder / "runs" / self.params.profile / model.name / "adversarial.safetensors"
+        return tensors_of(path)[0][self.main]
+
+
+def in_order(records: pd.DataFrame) -> pd.DataFrame:
+    """Records in the order of the images."""
+    return records.sort_values("index", ignore_index=True)
+
+
+def _first(records: pd.DataFrame, n: int) -> pd.DataFrame:
+    return records[records["index"] < n]
+
+
+def tensors_of(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a file, and its header; UserError where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error

@@ -1,0 +1,73 @@
+"""Sections of the report: one file each in `sections/`, found by looking into that folder.
+
+A section is a function of a run that returns parts; its id is its file's name:
+
+    @section("Layers", order=60)
+    def layers(run: Run) -> list[Part]: ...
+"""
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from advprune.report.chart import Chart
+
+if TYPE_CHECKING:
+    from advprune.report.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A heading, one or two sentences, and what they rest on.
+
+    table: raw numbers, fractions as fractions; text only for names. `formats` chooses by the name
+    of a column how it reads. folded: shown as a heading until it is opened.
+    """
+
+    title: str
+    text: str = ""
+    table: pd.DataFrame | None = None
+    chart: Chart | None = None
+    folded: bool = False
+
+
+Build = Callable[["Run"], list[Part]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A registered section. order: sections are shown from small to large."""
+
+    id: str
+    title: str
+    order: int
+    build: Build
+
+
+_REGISTRY: dict[str, Section] = {}
+
+
+def section(title: str, order: int) -> Callable[[Build], Build]:
+    """Register a function as the section of its file; a run without its records gives no parts."""
+
+    def register(build: Build) -> Build:
+        name = build.__module__.rpartition(".")[2]
+        _REGISTRY[name] = Section(name, title, order, build)
+        return build
+
+    return register
+
+
+@cache
+def sections() -> list[Section]:
+    """All sections in the order in which they are shown."""
+    from advprune.report import sections as folder
+
+    for module in pkgutil.iter_modules(folder.__path__):
+        import_module(f"{folder.__name__}.{module.name}")
+    return sorted(_REGISTRY.values(), key=lambda one: (one.order, one.id))

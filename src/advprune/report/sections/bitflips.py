@@ -1,0 +1,184 @@
+"""Bit flips: how many stored bits an attacker must flip until a network guesses.
+
+Rakin, He and Fan, Bit-Flip Attack (ICCV 2019). Counts are Hamming distances of stored weights, mean
+and t interval over batches that the attacker may have. Where a batch did not reach chance no mean
+is given, but a lower bound of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm
+from advprune.evaluate.faults import (
+    Reached,
+    accuracy_after,
+    at_the_end,
+    clean_accuracy,
+    compare_flips,
+    over_flips,
+    to_chance,
+)
+from advprune.report.chart import Chart
+from advprune.report.formats import percent
+from advprune.report.run import Run
+from advprune.report.section import Part, section
+
+UNTARGETED, RANDOM = "untargeted", "random"
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A study of bit flips and its records. level: the accuracy that counts as guessing."""
+
+    name: str
+    model: str
+    bits: int
+    scale: str
+    variants: tuple[str, ...]
+    records: pd.DataFrame
+    level: float
+
+    def under(self, variant: str = UNTARGETED) -> Reached:
+        """Bits to chance under a variant of the search."""
+        return to_chance(self.records, self.level, variant)
+
+
+@section("Bit flips", order=80)
+def bitflips(run: Run) -> list[Part]:
+    """Flips to chance, each entry against the first and the dense network stored alike."""
+    found = entries(run)
+    if not found:
+        return []
+    flips = run.profile.flips
+    text = (
+        f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
+        f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
+        f"training images without labels; mean and 95 % interval over {flips.seeds} batches. At "
+        "least: the lower bound where a batch did not reach chance. Margin: a loss that ignores "
+        f"images that are wrong already; targeted: all images into class {flips.target}; random: "
+        "accuracy after as many random flips."
+    )
+    curve = Chart(
+        "bitflip",
+        "line",
+        curves(found),
+        x="flips",
+        y="accuracy",
+        series="entry",
+        low="accuracy_low",
+        high="accuracy_high",
+        panel="search",
+        reference=run.chance,
+    )
+    parts = [Part("Flips to chance", text, table_of(found), curve)]
+    pairs = pairs_of(found, run.roots[0].name)
+    if pairs:
+        words = (
+            "p: Gehan's exact rank test over batches, corrected for all comparisons (Holm). Each "
+            "network was trained once, and greedy search gives an upper bound: more bits may mean "
+            "a search that fails."
+        )
+        if not can_differ(pairs):
+            words += " With so few batches no difference can be shown."
+        parts.append(Part("Flips to chance, compared", words, pair_table(pairs)))
+    return parts
+
+
+def entries(run: Run) -> list[Entry]:
+    """All studies of bit flips in params order."""
+    found = []
+    for name, study in run.studies_of("bitflip").items():
+        setting = study.settings
+        stored = int(setting.get("bits", 8)), setting.get("scale", "layer")
+        variants = tuple(setting.get("variants", ()))
+        found.append(Entry(name, study.of, *stored, variants, run.studies[name], run.chance))
+    return found
+
+
+def counts(reached: Reached) -> dict[str, Any]:
+    """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
+    spread = reached.spread
+    # A t interval may reach below what can be counted.
+    low = None if spread is None or spread.low is None else max(spread.low, 0.0)
+    return {
+        "flips_to_chance": spread.mean if spread else None,
+        "flips_to_chance_low": low,
+        "flips_to_chance_high": spread.high if spread else None,
+        "at_least_flips": reached.least if reached.bits and spread is None else None,
+    }
+
+
+def table_of(found: Sequence[Entry]) -> pd.DataFrame:
+    """One row per entry and search: flips to chance, accuracy in the end and after random flips."""
+    rows = []
+    for entry in found:
+        top = entry.records[(entry.records.variant == UNTARGETED) & (entry.records.flip > 0)]
+        stored = {"entry": entry.name, "model": entry.model, "bits": entry.bits}
+        stored |= {"scale": entry.scale, "stored_bits": int(entry.records.stored_bits.iloc[0])}
+        for variant in (UNTARGETED, *entry.variants):
+            reached = entry.under(variant)
+            row: dict[str, Any] = stored | {"search": variant}
+            row |= {"clean_accuracy": clean_accuracy(entry.records)} | counts(reached)
+            row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
+            row["end_accuracy"] = fmean(at_the_end(entry.records, variant))
+            if variant == UNTARGETED:
+                _, values = accuracy_after(entry.records, reached.least)
+                row["accuracy:random flips"] = fmean(values) if values else None
+                row["accuracy:random flips, least"] = min(values, default=None)
+                row["highest_bit_share"] = float((top.bit == entry.bits - 1).mean())
+                row["most_hit_layer"] = top.layer.mode().iloc[0] if len(top) else None
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+Pair = tuple[Entry, Entry]
+
+
+def pairs_of(found: Sequence[Entry], root: str) -> list[Pair]:
+    """Each entry with the first one, and with the network `root` where it is stored alike."""
+    pairs = []
+    for entry in found[1:]:
+        stored = root, entry.bits, entry.scale
+        alike = [one for one in found if (one.model, one.bits, one.scale) == stored][:1]
+        references = dict.fromkeys([found[0], *alike])
+        pairs += [(entry, one) for one in references if one is not entry]
+    return pairs
+
+
+def can_differ(pairs: Sequence[Pair]) -> bool:
+    """Whether so many batches could show a difference in any of the pairs after correction."""
+    sizes = [[len(one.under().bits) for one in pair] for pair in pairs]
+    return min(2 / comb(sum(both), both[0]) for both in sizes) * len(pairs) < ALPHA
+
+
+def pair_table(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One row per pair; p holds for all of them together (Holm). times: the ratio of the means."""
+    tests = [compare_flips(entry.under(), other.under()) for entry, other in pairs]
+    rows = []
+    for (entry, other), test, p in zip(pairs, tests, holm([t.p for t in tests]), strict=True):
+        outcome = "not significant" if p >= ALPHA else "more" if test.higher > 0 else "fewer"
+        if any(clean_accuracy(one.records) <= one.level for one in (entry, other)):
+            outcome = AT_CHANCE
+        row: dict[str, Any] = {"entry": entry.name, "model": entry.model, "reference": other.name}
+        row |= counts(entry.under())
+        row["flips_to_chance:reference"] = counts(other.under())["flips_to_chance"]
+        rows.append(row | {"times": test.ratio, "p": p, "outcome": outcome})
+    return pd.DataFrame(rows)
+
+
+def curves(found: Sequence[Entry]) -> pd.DataFrame:
+    """Accuracy over chosen and random flips: mean and range over batches."""
+    names = {"mean": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
+    tables = [
+        over_flips(entry.records, variant)
+        .rename(columns=names)
+        .assign(entry=entry.name, search=name)
+        for variant, name in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))
+        for entry in found
+    ]
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,75 @@
+"""Calibration: whether confidence matches accuracy, clean and under the main attack."""
+
+import numpy as np
+import pandas as pd
+
+from advprune.report.chart import Chart
+from advprune.report.run import Model, Run
+from advprune.report.section import Part, section
+
+BINS = 15
+FEW = 5  # a bin of fewer images is not drawn
+SIDES = {"clean": "clean", "adv": "attacked"}
+SCORES = ("ece", "nll", "brier")
+
+
+@section("Calibration", order=95)
+def calibration(run: Run) -> list[Part]:
+    """ECE, negative log likelihood and Brier score of each model, and reliability diagrams."""
+    if not run.models:
+        return []
+    text = (
+        f"ECE ({BINS} equal-width bins), negative log likelihood, Brier score and mean confidence, "
+        f"on clean images and on those of {run.main}."
+    )
+    parts = [Part("Calibration", text, table_of(run), folded=True)]
+    for group, models in run.groups.items():
+        chart = Chart(
+            f"reliability-{group}",
+            "line",
+            reliability(run, models),
+            x="confidence",
+            y="accuracy",
+            series="model",
+            panel="side",
+            hover=("n",),
+        )
+        words = f"Accuracy over mean confidence in each bin of at least {FEW} images."
+        parts.append(Part(f"Reliability, {group}", words, None, chart, folded=True))
+    return parts
+
+
+def table_of(run: Run) -> pd.DataFrame:
+    """One row per model."""
+    found = run.results[["model", *(s + end for end in ("", "_attacked") for s in SCORES)]]
+    confidence = {
+        f"confidence:{word}": [
+            float(model.attack(run.main)[f"{side}_confidence"].mean()) for model in run.models
+        ]
+        for side, word in SIDES.items()
+    }
+    return found.assign(**confidence)
+
+
+def reliability(run: Run, models: list[Model]) -> pd.DataFrame:
+    """The bins of some models on both sides, of those with enough images."""
+    tables = [
+        reliability_bins(model.attack(run.main), side).assign(model=model.name, side=word)
+        for model in models
+        for side, word in SIDES.items()
+    ]
+    found = pd.concat(tables, ignore_index=True)
+    return found[found.n >= FEW].reset_index(drop=True)
+
+
+def reliability_bins(records: pd.DataFrame, side: str, bins: int = BINS) -> pd.DataFrame:
+    """Equal-width bins of the confidence, as ECE has them: (k/bins, (k+1)/bins].
+
+    side: clean or adv. One row per bin that is not empty: n, confidence (mean) and accuracy.
+    """
+    sure = records[f"{side}_confidence"].to_numpy()
+    index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    hits = (records[f"{side}_pred"] == records.label).to_numpy().astype(float)
+    table = pd.DataFrame({"bin": index, "n": 1, "confidence": sure, "accuracy": hits})
+    how = {"n": "sum", "confidence": "mean", "accuracy": "mean"}
+    return table.groupby("bin").agg(how).reset_index(drop=True)

@@ -1,0 +1,67 @@
+"""What the attacks cost, in passes of one image, and what each part of AutoAttack leaves."""
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from advprune.evaluate.measures import remnant_accuracy
+from advprune.report.run import Model, Run
+from advprune.report.section import Part, section
+
+COSTS = ("gradients", "forwards")
+SUITE = "whole suite"
+
+
+@section("Costs", order=110)
+def costs(run: Run) -> list[Part]:
+    """Passes per attack and kind of model; AutoAttack part by part."""
+    if not run.models:
+        return []
+    text = (
+        "Passes through the network per image, the median over the models of a kind, from least to "
+        "most; every draw counts."
+    )
+    parts = [Part("Passes per image", text, passes(run), folded=True)]
+    if len(table := breakdown(run)):
+        text = "Images that are still right after each part, and when scored again."
+        parts.append(Part("AutoAttack, part by part", text, table, folded=True))
+    return parts
+
+
+def passes(run: Run) -> pd.DataFrame:
+    """One row per attack and kind of model, and one per kind for the suite."""
+    rows = []
+    for kind in dict.fromkeys(model.kind for model in run.models):
+        models = [model for model in run.models if model.kind == kind]
+        names = dict.fromkeys(name for model in models for name in run.attack_names(model))
+        tables = {name: [model.attack(name) for model in models] for name in names}
+        tables[SUITE] = [run.robust(model) for model in models]
+        for name, own in tables.items():
+            if known := [table for table in own if len(table)]:
+                row: dict[str, Any] = {"kind": kind, "attack": name, "models": len(known)}
+                for cost in COSTS:
+                    means = pd.Series([float(table[cost].mean()) for table in known])
+                    row |= {cost: means.median(), f"{cost}_low": means.min()}
+                    row |= {f"{cost}_high": means.max()}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def breakdown(run: Run) -> pd.DataFrame:
+    """Of attacks with parts: how many images are still right after each part."""
+    rows = [
+        {"model": model.name, "attack": attack, "n": len(model.attack(attack))}
+        | {f"after {part}" if part != "clean" else part: left for part, left in parts.items()}
+        | {"scored again": remnant_accuracy(model.attack(attack)).hits}
+        for model in run.models
+        for attack, parts in _breakdowns(run, model).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _breakdowns(run: Run, model: Model) -> dict[str, dict[str, int]]:
+    """Attack -> part -> images still right, from the first row of each attack's records."""
+    found = {name: model.attack(name) for name in run.attack_names(model)}
+    texts = {name: str(table.breakdown.iloc[0]) for name, table in found.items()}
+    return {name: json.loads(text) for name, text in texts.items() if text}

@@ -1,0 +1,55 @@
+"""A few images, clean and under the main attack on each dense network, and what is predicted."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from advprune.report.chart import Chart
+from advprune.report.formats import budget
+from advprune.report.run import Run
+from advprune.report.section import Part, section
+
+SHOWN = 8  # images, the first ones
+GREY = 128  # no change, in the pictures of the change
+
+
+@section("Images", order=120)
+def images(run: Run) -> list[Part]:
+    """Pictures of the first test images; none where the profile does not show them."""
+    if not run.profile.show_images:
+        return []
+    text = (
+        "Predicted classes are in the headings of rows and columns; the change is shown around "
+        f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}."
+    )
+    return [
+        Part(
+            f"Under {run.main} on {dense.name}",
+            text,
+            chart=Chart(
+                f"images-{dense.recipe}",
+                "images",
+                pd.DataFrame(_cells(run, dense)),
+                x="image",
+                y="row",
+                value="pixels",
+            ),
+        )
+        for dense in run.roots
+    ]
+
+
+def _cells(run: Run, dense: Any) -> list[dict[str, Any]]:
+    """Clean, attacked and the change of each image, with the classes that are predicted."""
+    records, attacked = dense.attack(run.main), run.adversarial(dense)
+    found = []
+    for index in range(min(SHOWN, len(records))):
+        row, clean, adv = records.iloc[index], run.clean_images[index], attacked[index]
+        change = (adv.astype(float) - clean) / (255 * run.main_attack.eps)
+        classes = [run.classes[int(row[side])] for side in ("clean_pred", "adv_pred")]
+        image = f"{index + 1}: {classes[0]} → {classes[1]}"
+        scaled = np.clip(GREY + 127 * change, 0, 255).astype(np.uint8)
+        for name, pixels in (("clean", clean), ("attacked", adv), ("change", scaled)):
+            found.append({"image": image, "row": name, "pixels": pixels})
+    return found

@@ -1,0 +1,238 @@
+"""Sparse networks that are trained to be robust, over seeds: HYDRA, LWM and tickets.
+
+Every number is a mean over seeds and test images with the interval of `evaluate.crossed`, which
+covers other seeds and other images. Two points are compared on the same images and on dense
+networks of the same seeds: the differences are paired in both.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm, right
+from advprune.evaluate.crossed import Mean, mean
+from advprune.evaluate.verdict import worst_case
+from advprune.report.chart import Chart
+from advprune.report.formats import bounds, budget, counted, listed, number
+from advprune.report.run import Run
+from advprune.report.section import Part, section
+
+DENSE = "dense"  # the point that nothing was done to
+# Families that learn which weights stay, and those that show what the learning is good for.
+CONTROLS = {
+    "HYDRA": ("LWM",),
+    "AWT": ("NTT", "inherited_ticket", "magnitude_ticket", "random_ticket"),
+}
+DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
+Side = Literal["clean", "robust"]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A point of the study: which images its networks have right, `[S, n]`, one row per seed.
+
+    zeros: share of all weights and biases that is zero, the mean over seeds.
+    """
+
+    name: str
+    family: str
+    setting: dict[str, Any]
+    zeros: float
+    clean: np.ndarray
+    robust: np.ndarray
+
+    @property
+    def sparsity(self) -> float | None:
+        """The share of weights removed, as set; 0 of the dense network, None where not set."""
+        return 0.0 if self.family == DENSE else self.setting.get("sparsity")
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether weights were trained after pruning, or nothing was pruned."""
+        return self.family == DENSE or any(self.setting.get(key) for key in ("finetune", "train"))
+
+    def mean(self, side: Side) -> Mean:
+        """Mean accuracy over seeds and images."""
+        return mean(getattr(self, side))
+
+    def less(self, other: "Point", side: Side) -> Mean:
+        """Mean paired difference from another point."""
+        return mean(getattr(self, side).astype(float) - getattr(other, side))
+
+
+@section("Sparse networks over seeds", order=70)
+def seeds(run: Run) -> list[Part]:
+    """The points, learned masks against their controls, the search for tickets."""
+    return [part for name in run.studies_of("seeds") for part in _parts(run, name)]
+
+
+def _parts(run: Run, name: str) -> list[Part]:
+    points = points_of(run, name)
+    if not points:
+        return []
+    study = run.params.studies[name]
+    (count, n), about = points[0].clean.shape, f"on {study.of}"
+    attacks = list(dict.fromkeys([run.main, *study.settings.get("attacks", [])]))
+    text = (
+        f"Robust: worst case over {listed(attacks)} (eps {budget(run.main_attack.eps)}); n = {n} "
+        f"test images, {counted(count, 'seed')}, each with its own dense network. Intervals cover "
+        "other seeds and other images (two-way random effects)."
+    )
+    chart = Chart(
+        f"sparsity-{name}",
+        "points",
+        over_sparsity(points),
+        x="point",
+        y="accuracy",
+        series="family",
+        low="accuracy_low",
+        high="accuracy_high",
+        panel="images",
+        hover=("sparsity", "seed_deviation"),
+    )
+    parts = [Part(f"Accuracy over sparsity, {about}", text, table_of(points), chart)]
+    if len(table := pair_table(run, points)):
+        words = (
+            "Same sparsity, same dense networks; differences are paired by seed and image. p: "
+            "corrected for the pairs of a family (Holm). A mask of which no weight is trained is "
+            "set beside the whole network, and beside the same training with nothing pruned."
+        )
+        parts.append(Part(f"Learned masks against their controls, {about}", words, table))
+    history = run.studies.get(f"{name}.history", pd.DataFrame())
+    if "kernel_distance" in history:
+        chart = Chart(
+            f"tickets-{name}",
+            "line",
+            search(history),
+            x="steps",
+            y="distance",
+            series="ticket",
+            panel="of",
+            reference=1.0,
+            x_label="search steps",
+            y_label="squared distance",
+        )
+        words = (
+            "Outputs and tangent kernel of tickets against the dense network at initialization: "
+            "squared distance over squared norm, mean over seeds."
+        )
+        parts.append(Part(f"Search for tickets, {about}", words, None, chart, folded=True))
+    return parts
+
+
+@cache
+def points_of(run: Run, name: str) -> list[Point]:
+    """The dense networks, then the points of a study in params order."""
+    records, given = run.studies[name], run.params.studies[name].settings["points"]
+    settings: dict[str, dict[str, Any]] = {DENSE: {}}
+    settings |= {key: as_mapping(one.get("setting")) for key, one in given.items()}
+    return [
+        _point(run, own, setting)
+        for key, setting in settings.items()
+        if len(own := records[records.point == key])
+    ]
+
+
+def _point(run: Run, records: pd.DataFrame, setting: dict[str, Any]) -> Point:
+    by_seed = [own for _, own in records.groupby("seed", sort=True)]
+    clean = [right(own[own.attack == run.main].sort_values("index"), "clean") for own in by_seed]
+    robust = [right(worst_case(own, run.main)) for own in by_seed]
+    zeros, first = float(records.groupby("seed").sparsity.first().mean()), records.iloc[0]
+    return Point(first.point, first.family, setting, zeros, np.stack(clean), np.stack(robust))
+
+
+def as_mapping(setting: Any) -> dict[str, Any]:
+    """A setting as a mapping: a bare number is a sparsity."""
+    return (
+        setting if isinstance(setting, dict) else {} if setting is None else {"sparsity": setting}
+    )
+
+
+def ranged(column: str, found: Mean) -> dict[str, Any]:
+    """A mean as a column with its interval; that of an accuracy is cut to [0, 1]."""
+    low, high = found.interval
+    if column.endswith("accuracy"):
+        low, high = (float(end) for end in np.clip((low, high), 0, 1))
+    return dict(zip((column, *bounds(column)), (found.value, low, high), strict=True))
+
+
+def table_of(points: list[Point]) -> pd.DataFrame:
+    """One row per point: clean and robust accuracy, robust accuracy against the dense network."""
+    rows = []
+    for one in points:
+        row: dict[str, Any] = {"point": one.name, "family": one.family}
+        row |= {"sparsity:set": one.sparsity, "sparsity:found": one.zeros}
+        row |= ranged("clean_accuracy", one.mean("clean"))
+        row |= ranged("robust_accuracy", one.mean("robust"))
+        row["seed_deviation"] = one.mean("robust").deviation
+        if one is not points[0]:
+            row |= ranged("robust_difference", one.less(points[0], "robust"))
+        rows.append(row | {"setting": number(one.setting)})
+    return pd.DataFrame(rows)
+
+
+def over_sparsity(points: list[Point]) -> pd.DataFrame:
+    """One row per point and side, from dense to sparse; points without a sparsity are left out."""
+    known = [one for one in points if one.sparsity is not None]
+    return pd.DataFrame(
+        {"point": one.name, "family": one.family, "sparsity": one.sparsity, "images": side}
+        | {"seed_deviation": one.mean(side).deviation}
+        | ranged("accuracy", one.mean(side))
+        for side in ("clean", "robust")
+        for one in sorted(known, key=lambda point: point.sparsity or 0.0)
+    )
+
+
+def controls_of(points: list[Point], one: Point) -> list[Point]:
+    """Controls of a learned mask: of the same sparsity, trained afterwards like it; where no weight
+    is trained the whole network, and the same training with nothing pruned."""
+    if one.family not in CONTROLS or not one.sparsity:
+        return []
+    if not one.is_tuned:
+        alike = [p for p in points if p.family == one.family and not p.is_tuned]
+        return [points[0], *(whole for whole in alike if whole.sparsity == 0)]
+    others = [p for p in points if p.family in CONTROLS[one.family] and p.is_tuned]
+    return [p for p in others if p.sparsity == one.sparsity]
+
+
+def pair_table(run: Run, points: list[Point]) -> pd.DataFrame:
+    """One row per point and control; p of the robust difference, Holm within a family.
+
+    Pairs of which both are at chance when clean do not count.
+    """
+    rows: list[dict[str, Any]] = []
+    for family in CONTROLS:
+        learned = [one for one in points if one.family == family]
+        pairs = [(one, other) for one in learned for other in controls_of(points, one)]
+        tests = [one.less(other, "robust") for one, other in pairs]
+        void = [all(at_chance(run, one) for one in pair) for pair in pairs]
+        valid = iter(holm([test.p for test, out in zip(tests, void, strict=True) if not out]))
+        for (one, other), test, out in zip(pairs, tests, void, strict=True):
+            p = test.p if out else next(valid)
+            sign = "higher" if test.value > 0 else "lower"
+            row: dict[str, Any] = {"point": one.name, "control": other.name}
+            row |= {"sparsity": one.sparsity, "robust_accuracy": one.mean("robust").value}
+            row |= {"robust_accuracy:control": other.mean("robust").value}
+            row |= ranged("clean_difference", one.less(other, "clean"))
+            row |= ranged("robust_difference", test) | {"p": p}
+            row["outcome"] = AT_CHANCE if out else sign if p < ALPHA else "not significant"
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def at_chance(run: Run, point: Point) -> bool:
+    """Whether the clean accuracy's interval reaches down to guessing."""
+    return point.mean("clean").interval[0] <= 1 / len(run.classes)
+
+
+def search(history: pd.DataFrame) -> pd.DataFrame:
+    """Distances of tickets from the dense network over search steps, means over seeds."""
+    known = history.dropna(subset="kernel_distance")
+    return pd.DataFrame(
+        {"ticket": point, "steps": step, "of": words} | {"distance": own[column].mean()}
+        for column, words in DISTANCES.items()
+        for (point, step), own in known.groupby(["point", "step"], sort=False)
+    )

@@ -1,0 +1,51 @@
+"""How to repeat the run: the settings of every attack, and the versions of the packages."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import pandas as pd
+
+import advprune
+from advprune.report.run import Run
+from advprune.report.section import Part, section
+
+PACKAGES = (
+    "torch",
+    "torchattacks",
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "matplotlib",
+    "dvc",
+)
+COLUMNS = (
+    *("attack", "method", "norm", "eps", "step", "steps", "queries", "restarts", "random_start"),
+    *("loss", "keep", "momentum", "draws", "backward", "version", "images", "note"),
+)
+
+
+@section("Settings and versions", order=200)
+def settings(run: Run) -> list[Part]:
+    """One row per attack that was run, and one per package."""
+    used = dict.fromkeys(name for model in run.models for name in run.attack_names(model))
+    known = {name: one.model_dump() for name, one in run.profile.attacks.items()}
+    extra = {
+        one.key: {"method": "torchattacks", **one.arguments()} for one in run.params.attack.extra
+    }
+    rows = [{"attack": name, **(known | extra).get(name, {})} for name in used]
+    table = pd.DataFrame(rows)
+    versions = {"advprune": advprune.__version__, "python": platform.python_version()}
+    versions |= {name: _version(name) for name in PACKAGES}
+    return [
+        Part("Attacks", f"Seed {run.params.seed}.", table[[c for c in COLUMNS if c in table]]),
+        Part("Versions", table=pd.DataFrame(versions.items(), columns=["package", "version"])),
+    ]
+
+
+def _version(name: str) -> str:
+    """Of an installed package; nothing is imported to find out."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

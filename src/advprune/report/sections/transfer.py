@@ -1,0 +1,165 @@
+"""Who fools whom: every model on the images of every other, and what an attacker's networks add."""
+
+from math import inf
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from advprune.evaluate.compare import compare, right
+from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+from advprune.evaluate.statistics import Rate, rate
+from advprune.evaluate.transfer import transfer_success
+from advprune.report.chart import Chart
+from advprune.report.formats import budget, listed
+from advprune.report.points import exchanged
+from advprune.report.results import outcome, rated
+from advprune.report.run import Model, Run
+from advprune.report.section import Part, section
+
+
+@section("Transfer", order=40)
+def transfer(run: Run) -> list[Part]:
+    """The matrix of sources and targets, the published scenarios, quantized models."""
+    if not any(model.received for model in run.models):
+        return []
+    main = run.main_attack
+    matrix_text = (
+        f"Accuracy of each target (column) on the images that {run.main} (eps {budget(main.eps)}) "
+        "crafted on each source (row). The diagonal is white-box."
+    )
+    scenario_text = (
+        f"Accuracy on images of other networks, n = {run.n}. Dense networks and attackers send the "
+        f"images of {listed(exchanged(run))}, models those of {run.main}; of an attacker the "
+        "attack that does more harm counts. All sources: an image counts as right if no other "
+        "source fools the model with it."
+    )
+    chart = Chart(
+        "transfer",
+        "heatmap",
+        matrix(run),
+        x="target",
+        y="source",
+        value="accuracy",
+        hover=("success_rate", "n"),
+    )
+    parts = [
+        Part("Transfer between models", matrix_text, chart=chart),
+        Part("Transfer scenarios", scenario_text, scenarios(run)),
+    ]
+    if len(table := attackers(run)):
+        text = (
+            "Surrogates are trained on labels, substitutes on the answers of their target. "
+            "Accuracy of the target on their images beside that on images of its dense network and "
+            "its own."
+        )
+        parts.append(Part("Networks of an attacker's own", text, table))
+    if len(table := quantized(run)):
+        text = (
+            "A quantized model is attacked through its differentiable twin and with the images of "
+            "its float copy, as published with GAP. p: McNemar on the same images, the twin's "
+            "images against the float copy's, and the model against its dense network."
+        )
+        parts.append(Part("Quantized models", text, table))
+    return parts
+
+
+def matrix(run: Run) -> pd.DataFrame:
+    """One row per source and target under the main attack; own images are white-box.
+
+    success_rate counts only images that source and target both classify correctly when clean.
+    """
+    rows = []
+    for source in run.sources:
+        for model in run.models:
+            records = model.transferred(run.main, source)
+            if records.empty:
+                continue
+            success = transfer_success(records, run.own(source, run.main)).value
+            row = {"source": source, "target": model.name, "n": len(records)}
+            accuracy = rated("accuracy", remnant_accuracy(records))
+            rows.append(row | accuracy | {"success_rate": success})
+    return pd.DataFrame(rows)
+
+
+def all_sources(run: Run, model: Model) -> np.ndarray:
+    """Which images a model has right whatever other source and attack they come from, `[n]`."""
+    attacks = exchanged(run)
+    chosen = [
+        right(records) for (_, attack), records in model.received.items() if attack in attacks
+    ]
+    return np.logical_and.reduce(chosen)
+
+
+def lowest(run: Run, model: Model, source: str) -> Rate:
+    """A model's accuracy on an attacker's images under the attack that does most harm."""
+    found = [remnant_accuracy(model.transferred(name, source)) for name in exchanged(run)]
+    return min(found, key=lambda one: one.hits if one.n else inf)
+
+
+def scenarios(run: Run) -> pd.DataFrame:
+    """One row per compressed model: from and to its dense network, from others, from attackers."""
+    return pd.DataFrame([_scenario(run, model) for model in run.compressed if model.received])
+
+
+def _scenario(run: Run, model: Model) -> dict[str, Any]:
+    dense, main = run.dense_of(model), run.main
+    there = model.transferred(main)
+    # int8 is left out of the mean: it is nearly the dense network itself.
+    others = [m for m in run.descendants(dense) if m.family != "int8" and m is not model]
+    between = [remnant_accuracy(model.transferred(main, other.name)).value for other in others]
+    known = [value for value in between if value is not None]
+    row: dict[str, Any] = {"model": model.name}
+    row |= _accuracy(model.attack(main), "white-box")
+    row |= _accuracy(there, "from dense")
+    row |= {"success_rate:from dense": transfer_success(there, dense.attack(main)).value}
+    for attack in exchanged(run)[1:]:
+        row |= _accuracy(model.transferred(attack), f"from dense, {attack}")
+    row |= _accuracy(dense.transferred(main, model.name), "to dense")
+    row["accuracy:from compressed, mean"] = float(np.mean(known)) if known else None
+    for name in run.params.attackers():
+        row[f"accuracy:from {name}"] = lowest(run, model, name).value
+    return row | rated("accuracy:all sources", rate(all_sources(run, model)))
+
+
+def attackers(run: Run) -> pd.DataFrame:
+    """One row per surrogate and substitute, against the model that it imitates."""
+    rows = []
+    for name in run.params.attackers():
+        entry = run.params.models[name]
+        if not run.has(entry.of):
+            continue
+        target = run.model(entry.of)
+        on = "labels" if entry.section == "surrogates" else "the target's answers"
+        row: dict[str, Any] = {"attacker": name, "trained_on": on}
+        row |= {"target": target.name} | _accuracy(target.attack(run.main), "white-box")
+        dense = target.records.iloc[:0] if target.is_dense else target.transferred(run.main)
+        row |= _accuracy(dense, "from dense")
+        rows.append(row | rated("accuracy:from the attacker", lowest(run, target, name)))
+    return pd.DataFrame(rows)
+
+
+def quantized(run: Run) -> pd.DataFrame:
+    """One row per quantized model: through its twin, by its float copy, and the float copy."""
+    rows = []
+    for model in run.models:
+        if model.kind != "quantized" or not run.has(model.parent):
+            continue
+        copy, own = run.model(model.parent), model.attack(run.main)
+        transferred = model.transferred(run.main, copy.name)
+        against = compare(own, run.dense_of(model).attack(run.main))
+        known = model.name in run.params.models
+        training = known and getattr(run.params.setting(model.name), "training", None)
+        row: dict[str, Any] = {"model": model.name, "bits": int(model.card["bits"])}
+        row |= {"parent": copy.name, "made_by": "training" if training else "rounding"}
+        row |= {"twin_agreement": model.card["twin_agreement"]}
+        row |= rated("clean_accuracy", clean_accuracy(own))
+        row |= _accuracy(own, "through its twin") | _accuracy(transferred, "by its float copy")
+        row["p:twin or copy"] = compare(own, transferred).p if len(transferred) else None
+        row |= _accuracy(copy.attack(run.main), "float copy, white-box")
+        rows.append(row | {"p:against dense": against.p, "against_dense": outcome(against)})
+    return pd.DataFrame(rows)
+
+
+def _accuracy(records: pd.DataFrame, qualifier: str) -> dict[str, Any]:
+    return rated(f"accuracy:{qualifier}", remnant_accuracy(records))

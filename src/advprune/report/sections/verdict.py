@@ -1,0 +1,33 @@
+"""Whether each robust accuracy can be believed: checks on the records of every model."""
+
+import pandas as pd
+
+from advprune.evaluate.verdict import PASS
+from advprune.report.formats import counted
+from advprune.report.run import Run
+from advprune.report.section import Part, section
+
+
+@section("Verdict", order=20)
+def verdict(run: Run) -> list[Part]:
+    """The checks that speak against a model, how often each check is passed, and all figures."""
+    checks = pd.DataFrame(
+        {
+            **{"model": model.name, "verdict": run.verdict(model).level, "check": check.name},
+            **{"outcome": check.outcome, "figure": check.figure, "reason": check.reason},
+        }
+        for model in run.models
+        for check in run.verdict(model).checks
+    )
+    passed = checks.outcome == PASS
+    text = (
+        f"{int(passed.sum())} of {counted(len(checks), 'check')} on {len(run.models)} models are "
+        "passed. A check in doubt makes the robust accuracy suspect, a failed one makes it broken."
+    )
+    against = checks[~passed]
+    parts = [Part("Verdict", text, against if len(against) else None)]
+    tally = pd.crosstab(checks.check, checks.outcome).reindex(checks.check.unique())
+    parts.append(Part("By check", table=tally.rename_axis(columns=None).reset_index()))
+    every = checks.pivot_table("figure", "model", "check", aggfunc="; ".join, sort=False)
+    shown = every.rename_axis(columns=None).reset_index()
+    return [*parts, Part("The figures of all checks", table=shown, folded=True)]

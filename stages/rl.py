@@ -1,0 +1,54 @@
+"""Stages of rl/dvc.yaml: an agent by DQN, its episodes under attack, the report on all games."""
+
+from pathlib import Path
+from typing import Literal
+
+from advprune.core.files import atomic, write_json
+from advprune.rl.settings import RlParams, load
+from common import script
+
+RUNS = Path("runs/rl")
+
+
+def train(params: RlParams, game: str) -> None:
+    """Write runs/rl/<game>/agent.safetensors, and agent.json: seed, settings and probes."""
+    from advprune.rl import agent
+
+    settings = params.game(game)
+    trained, probes = agent.train(settings, params.seed)
+    agent.save_agent(trained, RUNS / game / "agent.safetensors")
+    facts = {"seed": params.seed, **settings.model_dump(exclude={"budgets"}), "probes": probes}
+    write_json(RUNS / game / "agent.json", facts)
+
+
+def evaluate(params: RlParams, game: str) -> None:
+    """Write runs/rl/<game>/records.parquet, one row per episode."""
+    from advprune.rl import agent, attack
+
+    dense = agent.load_agent(RUNS / game / "agent.safetensors")
+    records = attack.evaluate(dense, params.game(game), params)
+    with atomic(RUNS / game / "records.parquet") as temporary:
+        records.to_parquet(temporary, index=False)
+
+
+def report(params: RlParams, _: str) -> None:
+    """Of all games: write rl/metrics.json, rl/report/report.md and rl/report/reward.png."""
+    import pandas as pd
+
+    from advprune.rl.report import figure, markdown, metrics, results
+
+    found = {g: results(pd.read_parquet(RUNS / g / "records.parquet")) for g in params.games}
+    write_json(Path("rl/metrics.json"), metrics(found))
+    with atomic(Path("rl/report")) as folder:
+        folder.mkdir()
+        (folder / "report.md").write_text(markdown(found, params), encoding="utf-8")
+        figure(found).savefig(folder / "reward.png", metadata={"Software": None})
+
+
+def rl(step: Literal["train", "evaluate", "report"], game: str = "") -> None:
+    """Run one step; train and evaluate are of one of `games:` in rl/params.yaml."""
+    {"train": train, "evaluate": evaluate, "report": report}[step](load(), game)
+
+
+if __name__ == "__main__":
+    script(rl)

@@ -1,0 +1,22 @@
+"""Stage settings: all settings checked, and those of attacks written down."""
+
+from common import ProfileOption, Workspace, script
+
+
+def settings(profile: ProfileOption = None) -> None:
+    """Write data/<profile>/attacks.json, which stages depend on in the place of the settings."""
+    from advprune.attacks.zoo import check_attack
+    from advprune.core.files import write_json
+    from advprune.pruning import check_settings
+    from advprune.studies import check_studies
+
+    workspace = Workspace.open(profile)
+    check_settings(workspace.params)
+    check_studies(workspace.params)
+    for extra in workspace.params.attack.extra:
+        check_attack(extra.name, extra.arguments())
+    write_json(workspace.place("data", "attacks.json"), workspace.attacks)
+
+
+if __name__ == "__main__":
+    script(settings)

@@ -1,0 +1,341 @@
+"""Sections on studies: masks, SAP's protocol, seeds, bit flips and published results."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from handmade import EPS, N, first, model, records, run_of, settings
+from test_sections import check_charts, mcnemar
+
+from advprune.core.params import CARRIED
+from advprune.evaluate.crossed import mean
+from advprune.evaluate.faults import START
+from advprune.report.points import points
+from advprune.report.run import Run
+from advprune.report.sections import bitflips, masks, protocol, published, seeds
+
+# --- compression by masks ------------------------------------------------------------------------
+
+TUNED = {"finetune": {"epochs": 6}}
+
+
+def compressed(family: str, order: int, clean: int, white: int, there: int) -> pd.DataFrame:
+    """A point of the study: how many images are right clean, white-box and from dense."""
+    tables = [records("field", first(white), clean)]
+    tables += [records(CARRIED + attack, first(there), clean) for attack in ("field", "momentum")]
+    whole = pd.concat(tables, ignore_index=True)
+    return whole.assign(family=family, order=order, prune_ratio=0.5, sparsity=0.5, value="")
+
+
+@pytest.fixture(scope="module")
+def compression() -> Run:
+    """GAP_layer and random as models at compression 4, and points at 2 and 16."""
+    sizes = [{"compression": c} | TUNED for c in (2, 16)]
+    variant = {"compression": 4, "score": "signed"} | TUNED
+    study = {"study": "compression", "of": "dense-standard"}
+    study |= {"points": {"random": sizes, "GAP_layer": [*sizes, variant]}}
+    prune = {"GAP_layer": {"compression": 4} | TUNED, "random": {"compression": 4} | TUNED}
+    prune |= {"E": 0.01, "clamp": {"sigmas": 3}}
+    params = settings({"compression": study}, prune=prune)
+    there = {("dense-standard", attack): 30 for attack in ("field", "momentum")}
+    there |= {("seed1", "field"): first(N) & ~first(20), ("seed1", "momentum"): 40}
+    stranger = {("seed1", "field"): 22, ("seed1", "momentum"): 22}
+    models = [
+        model("dense-standard", params, {"field": 1}, stranger),
+        model("random-standard", params, {"field": 3}, dict.fromkeys(there, 20), 38),
+        model("GAP_layer-standard", params, {"field": 2}, there, 37),
+    ]
+    tables = [compressed("random", 0, 36, 1, 12), compressed("random", 1, 24, 4, 24)]
+    tables += [compressed("GAP_layer", 0, 36, 0, 11), compressed("GAP_layer", 1, 18, 0, 10)]
+    tables += [compressed("GAP_layer", 2, 38, 0, 36)]
+    return run_of(models, params, {"compression": pd.concat(tables, ignore_index=True)})
+
+
+def test_points_are_read_in_the_order_of_the_settings(compression: Run) -> None:
+    found = points(compression, "compression")
+    assert [p.setting["compression"] for p in found["GAP_layer"]] == [2, 16, 4]
+    assert set(found["random"][0].white) == {"field"}
+    assert set(found["random"][0].transferred) == {"field", "momentum"}
+
+
+def test_gap_is_set_beside_random_pruning_of_the_nearest_clean_accuracy(compression: Run) -> None:
+    found = masks.against_control(compression, masks.subjects(compression))
+    rows = found[found.attack == "field"].set_index("setting")
+    # Variants of GAP are left out. 37 right: 38 (at 4) and 36 (at 2) are as near, the same wins.
+    assert rows.control.tolist() == ["compression 4", "compression 2", "compression 16"]
+    assert rows.transfer_accuracy.tolist() == [30 / N, 11 / N, 10 / N]
+    assert rows["transfer_accuracy:control"].tolist() == [20 / N, 12 / N, 24 / N]
+    # Both attacks give the same p, which is doubled.
+    assert rows.p["compression 4"] == pytest.approx(2 * mcnemar(10, 0))
+    assert rows.outcome.tolist() == ["higher", "not significant", "unmatched"]
+    assert rows["accuracy:white-box"].tolist() == [2 / N, 0, 0]
+
+
+def test_all_sources_are_set_beside_the_parents_images(compression: Run) -> None:
+    row = masks.other_sources(compression).iloc[0]
+    assert row["accuracy:parent's images"] == 30 / N and row["accuracy:all sources"] == 10 / N
+    assert row["p:all sources"] == mcnemar(20, 0)
+    assert row["accuracy:parent on seed1"] == 22 / N and row["p:parent on seed1"] == mcnemar(8, 0)
+
+
+def test_curves_hold_what_is_fine_tuned_alike(compression: Run) -> None:
+    found = masks.curves(compression, masks.subjects(compression))
+    own = found[(found.family == "GAP_layer") & (found.images == "transfer")]
+    assert own.compression.tolist() == [2, 4, 16]
+    assert own.accuracy.tolist() == [11 / N, 30 / N, 10 / N]
+    check_charts(compression, masks.masks)
+
+
+# --- SAP's protocol ------------------------------------------------------------------------------
+
+ADAPTIVE = {
+    "one": {"step": "eps/8", "steps": 5, "backward": "constant"},
+    "straight": {"step": "eps/8", "steps": 5, "backward": "identity"},
+    "long": {"eps": "2*eps", "step": "eps/8", "steps": 9, "backward": "scale"},
+}
+
+
+def member(name: str, kept: dict[tuple[str, float], int | np.ndarray]) -> pd.DataFrame:
+    """A member that keeps so many first images under each attack and budget."""
+    tables = [
+        records(attack, first(k) if isinstance(k, int) else k, eps=eps)
+        for (attack, eps), k in kept.items()
+    ]
+    return pd.concat(tables, ignore_index=True).assign(member=name)
+
+
+@pytest.fixture(scope="module")
+def sap() -> Run:
+    """A gain at the larger budget under FGSM, which the adaptive attacks take away."""
+    members = {"dense": {}, "S50": {"family": "SAP", "setting": 0.5}}
+    members |= {"S100": {"family": "SAP", "setting": {"fraction": 1.0}}}
+    members |= {"conv": {"family": "SAP", "setting": {"fraction": 1.0, "where": "conv"}}}
+    study = {"study": "protocol", "of": "dense-standard", "members": members}
+    iterative = {"step": "eps/4", "steps": 3}
+    profile = {"eps": [0, "eps/2", "eps"], "iterative": iterative, "adaptive": ADAPTIVE}
+    params = settings({"sap": study}, protocol=profile)
+    fgsm = {("fgsm", 0.0): 40, ("fgsm", EPS / 2): 30, ("fgsm", EPS): 10}
+    more = {("iterative", EPS): 5, ("one", EPS): 8, ("straight", EPS): 6, ("long", 2 * EPS): 2}
+    strong = {("fgsm", 0.0): 39, ("fgsm", EPS / 2): 31, ("fgsm", EPS): 25, ("iterative", EPS): 5}
+    strong |= {("one", EPS): 20, ("straight", EPS): first(12) & ~first(4), ("long", 2 * EPS): 2}
+    tables = [member("dense", fgsm | more), member("S50", fgsm), member("S100", strong)]
+    tables.append(member("conv", fgsm))
+    dense = model("dense-standard", params, {"field": 4})
+    return run_of([dense], params, {"sap": pd.concat(tables, ignore_index=True)})
+
+
+def test_gains_are_corrected_for_the_budgets_of_an_attack(sap: Run) -> None:
+    found = protocol.gains(sap, protocol.members(sap))
+    assert set(found.member) == {"S100"}  # the fraction nearest to 1, not on convolutions
+    fgsm = found[found.attack == "fgsm"].set_index("eps")
+    assert fgsm.p[EPS] == pytest.approx(2 * mcnemar(15, 0)) and fgsm.outcome[EPS] == "higher"
+    assert fgsm.difference.tolist() == pytest.approx([1 / N, 15 / N])
+    assert fgsm.p[EPS / 2] == 1 and found.attack.iloc[0] == "none"
+    # Attacks of one budget together: right under both are images 4 to 11; of dense the first 6.
+    worst = found[found.attack == "adaptive, worst case"].iloc[0]
+    assert worst.eps == EPS and worst["accuracy:SAP"] == 8 / N and worst["accuracy:dense"] == 6 / N
+    assert worst.p == mcnemar(6, 4) and worst.outcome == "not significant"
+    assert "long" in set(found.attack)  # of another budget, by itself
+
+
+def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
+    found = protocol.adaptive_table(sap, protocol.members(sap)).set_index(["member", "attack"])
+    row = found.loc[("S100", "worst case")]
+    assert row["accuracy:mean logits"] == 8 / N and row.gradients == 20  # of two attacks
+    assert found.loc[("S100", "one"), "backward"] == "factors held constant"
+    assert ("S50", "one") not in found.index
+
+
+def test_members_over_the_budget(sap: Run) -> None:
+    chosen = [one for one in protocol.members(sap) if one.name == "S100"]
+    rows = protocol.wide(chosen).set_index("attack")
+    assert rows.loc["fgsm", "accuracy:eps 48/255"] == 25 / N
+    assert rows.loc["fgsm", "accuracy:clean"] == 39 / N
+    check_charts(sap, protocol.protocol)
+
+
+# --- seeds ---------------------------------------------------------------------------------------
+
+
+def networks(point: str, family: str, kept: Sequence[int], clean: int = N) -> pd.DataFrame:
+    """One network per seed that keeps so many first images."""
+    tables = [records("field", first(k), clean).assign(seed=s) for s, k in enumerate(kept)]
+    whole = pd.concat(tables, ignore_index=True)
+    return whole.assign(point=point, family=family, base="standard", sparsity=0.5, prune_ratio=0.5)
+
+
+def seeded(*tables: pd.DataFrame, **chosen: dict[str, Any]) -> Run:
+    study = {"study": "seeds", "of": "dense-standard", "points": chosen}
+    params = settings({"seeds": study})
+    whole = pd.concat([networks("dense", "dense", (20, 22, 24)), *tables], ignore_index=True)
+    history = pd.DataFrame({"point": ["H"] * 2, "family": "HYDRA", "base": "standard", "seed": 0})
+    history = history.assign(phase="finetune", epoch=[1, 2], probe_clean=0.5, probe_robust=0.25)
+    dense = model("dense-standard", params, {"field": 4})
+    return run_of([dense], params, {"seeds": whole, "seeds.history": history})
+
+
+def versus(learned: Sequence[int], control: Sequence[int], clean: int = N) -> Run:
+    """HYDRA beside LWM at 90 %."""
+    setting = {"sparsity": 0.9, "finetune": {"epochs": 1}}
+    names = {name: {"family": f, "setting": setting} for name, f in (("L", "LWM"), ("H", "HYDRA"))}
+    tables = networks("L", "LWM", control, clean), networks("H", "HYDRA", learned, clean)
+    return seeded(*tables, **names)
+
+
+def hits(*kept: int) -> np.ndarray:
+    return np.stack([first(k) for k in kept]).astype(float)
+
+
+def test_a_point_is_a_mean_over_seeds_and_images() -> None:
+    run = versus((10, 14, 18), (10, 11, 12))
+    row = seeds.table_of(seeds.points_of(run, "seeds")).set_index("point").loc["H"]
+    assert row.robust_accuracy == pytest.approx(14 / N)
+    assert row.seed_deviation == pytest.approx(4 / N)
+    found = mean(hits(10, 14, 18) - hits(20, 22, 24))
+    assert row.robust_difference == pytest.approx(-8 / N) == found.value
+    assert (row.robust_difference_low, row.robust_difference_high) == found.interval
+
+
+@pytest.mark.parametrize(
+    ("learned", "control", "outcome"),
+    [
+        ((30, 31, 32), (10, 11, 12), "higher"),
+        ((10, 11, 12), (30, 31, 32), "lower"),
+        ((21, 20, 25), (20, 21, 22), "not significant"),
+        ((34, 12, 20), (20, 21, 22), "not significant"),  # better by one seed alone
+    ],
+)
+def test_a_learned_mask_beside_its_control(
+    learned: Sequence[int], control: Sequence[int], outcome: str
+) -> None:
+    run = versus(learned, control)
+    row = seeds.pair_table(run, seeds.points_of(run, "seeds")).to_dict("records")[0]
+    assert (row["point"], row["control"], row["outcome"]) == ("H", "L", outcome)
+    assert row["p"] == mean(hits(*learned) - hits(*control)).p
+
+
+def test_pairs_of_which_both_are_at_chance_are_told_apart() -> None:
+    run = versus((3, 4, 5), (0, 0, 0), clean=8)
+    table = seeds.pair_table(run, seeds.points_of(run, "seeds"))
+    assert table.outcome.tolist() == ["at chance"]
+
+
+def test_a_mask_of_which_no_weight_is_trained_is_set_beside_the_whole_network() -> None:
+    points_ = {"sub": {"family": "HYDRA", "setting": 0.5}, "all": {"family": "HYDRA", "setting": 0}}
+    tables = networks("sub", "HYDRA", (30, 31, 32)), networks("all", "HYDRA", (10, 11, 12))
+    run = seeded(*tables, **points_)
+    found = seeds.pair_table(run, seeds.points_of(run, "seeds"))
+    assert found.control.tolist() == ["dense", "all"]
+    single = [mean(hits(30, 31, 32) - hits(*other)).p for other in ((20, 22, 24), (10, 11, 12))]
+    assert found.p.tolist() == pytest.approx([max(single[0], 2 * min(single)), 2 * min(single)])
+
+
+def test_distances_of_tickets_are_means_over_seeds() -> None:
+    history = pd.DataFrame({"point": "AWT", "step": [0, 10, 0, 10], "seed": [0, 0, 1, 1]})
+    history = history.assign(kernel_distance=[1, 0.5, 1, 0.7], output_distance=[1.0, 2, 1, 4])
+    found = seeds.search(history).set_index(["of", "steps"])
+    assert found.distance["tangent kernel", 10] == pytest.approx(0.6)
+    assert found.distance["outputs", 10] == 3
+    check_charts(versus((30, 31, 32), (10, 11, 12)), seeds.seeds)
+
+
+# --- bit flips -----------------------------------------------------------------------------------
+
+
+def course(variant: str, seed: int, accuracies: Sequence[float], bit: int) -> pd.DataFrame:
+    """Accuracy before any flip and after each."""
+    count = len(accuracies)
+    rows = pd.DataFrame([START] * count).assign(flip=range(count), hamming=range(count), bit=bit)
+    rows = rows.assign(accuracy=accuracies, variant=variant, seed=seed, layer="conv1", depth=0)
+    return rows.assign(layers=2, stored_bits=800)
+
+
+def flips(ends: Sequence[int], bit: int = 7, at_chance: bool = True) -> pd.DataFrame:
+    """Batches that are at chance after so many flips, or never; as many random flips do nothing."""
+    last = 0.1 if at_chance else 0.5
+    runs = [course("untargeted", s, [0.9] * end + [last], bit) for s, end in enumerate(ends)]
+    runs += [course("random", s, [0.9] * 40 + [0.8], bit) for s in range(len(ends))]
+    return pd.concat(runs, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def flipped() -> Run:
+    names = {"dense_8": ("dense-standard", 8), "grown": ("RA_BNN-standard", 1)}
+    names |= {"E_8": ("E-standard", 8), "robust_8": ("dense-robust", 8)}
+    studies = {
+        name: {"study": "bitflip", "of": of, "bits": bits} for name, (of, bits) in names.items()
+    }
+    params = settings(studies)
+    tables = {"dense_8": flips((8, 10, 12, 10, 10)), "grown": flips((30, 40, 20, 30, 30), 0, False)}
+    tables |= {"E_8": flips((9, 10, 11, 12, 10)), "robust_8": flips((2, 3, 2, 3, 2), 6)}
+    dense = model("dense-standard", params, {"field": 4})
+    return run_of([dense], params, tables)
+
+
+def test_flips_to_chance_are_means_over_batches(flipped: Run) -> None:
+    found = bitflips.table_of(bitflips.entries(flipped)).set_index("entry")
+    assert found.flips_to_chance["dense_8"] == 10 and found.at_chance["dense_8"] == "5 of 5"
+    # A batch that never came down is not averaged: at least 30.
+    assert pd.isna(found.flips_to_chance["grown"]) and found.at_least_flips["grown"] == 30
+    assert found["accuracy:random flips"]["dense_8"] == 0.9
+    assert found.highest_bit_share[["dense_8", "grown", "robust_8"]].tolist() == [1, 1, 0]
+
+
+def test_entries_are_compared_by_ranks_and_corrected(flipped: Run) -> None:
+    pairs = bitflips.pairs_of(bitflips.entries(flipped), "dense-standard")
+    assert [(a.name, b.name) for a, b in pairs] == [
+        ("grown", "dense_8"),
+        ("E_8", "dense_8"),
+        ("robust_8", "dense_8"),
+    ]
+    found = bitflips.pair_table(pairs).set_index("entry")
+    assert found.p["robust_8"] == pytest.approx(3 * 2 / 252)  # one of 252 ways, two-sided, Holm
+    assert found.outcome.tolist() == ["more", "not significant", "fewer"]
+    assert found.times["robust_8"] == pytest.approx(0.24)
+    assert bitflips.can_differ(pairs) and not bitflips.can_differ(pairs * 3)
+
+
+def test_the_first_entry_is_not_compared_with_itself(flipped: Run) -> None:
+    check_charts(flipped, bitflips.bitflips)
+    parts = {part.title: part.table for part in bitflips.bitflips(flipped)}
+    compared = parts["Flips to chance, compared"]
+    assert compared is not None and "dense_8" not in set(compared.entry)
+
+
+# --- published results ---------------------------------------------------------------------------
+
+
+def rows_of(run: Run, title: str) -> pd.DataFrame:
+    """A published system's table, by what it was found on."""
+    found = {part.title: part.table for part in published.published(run)}[title]
+    assert found is not None
+    return found.set_index("published_setting")
+
+
+def test_published_counts_stand_beside_the_entry_that_is_stored_alike(flipped: Run) -> None:
+    found = rows_of(flipped, "Bit flips (BFA)")
+    assert found.ours["CIFAR-10, ResNet-20, 8 bits"] == "dense_8"
+    assert found.flips_to_chance["CIFAR-10, ResNet-20, 8 bits"] == 10
+    assert found.ours["CIFAR-10, ResNet-20, 4 bits"] == published.NOT_RUN
+    grown = rows_of(flipped, "RA-BNN").iloc[0]
+    assert grown.ours == "grown" and grown.at_least_flips == 30
+
+
+def test_published_tables_hold_every_row_of_theirs() -> None:
+    run = versus((30, 31, 32), (10, 11, 12))
+    found = rows_of(run, "HYDRA")
+    assert len(found) == 7
+    assert found.published["HYDRA, 90 %"] == "robust 49.5 % (VGG-16), 55.2 % (WRN-28-4)"
+    assert found.robust_accuracy["HYDRA, 90 %"] == pytest.approx(31 / N)
+    assert found.ours["LWM, 99 %"] == published.NOT_RUN
+    assert len(rows_of(run, "The Adversarial Pruning Benchmark")) == 30  # ten at three sparsities
+
+
+def test_the_published_gain_of_sap(sap: Run) -> None:
+    found = rows_of(sap, "SAP and the attacks on it").set_index("ours")
+    assert found.loc["S100, fgsm", "eps"] == EPS / 2
+    assert found.loc["S100, fgsm", "accuracy:SAP"] == 31 / N
+    assert found.loc["S100, long", "published"].endswith("†")
+    assert found.loc["S100, straight", "accuracy:dense"] == 6 / N

@@ -1,0 +1,237 @@
+"""Sections on models: transfer, curves, layers, calibration, costs, growth; and all alike."""
+
+import json
+from dataclasses import replace
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+import pytest
+from handmade import N, first, layer_table, model, records, run_of, settings
+from scipy.stats import binomtest
+
+from advprune.report.chart import panels
+from advprune.report.run import Run
+from advprune.report.section import Build, sections
+from advprune.report.sections import calibration, costs, curves, growth, layers, transfer
+
+SECTIONS = (
+    *("transfer", "curves", "masks", "protocol", "seeds", "bitflips", "growth", "layers"),
+    *("calibration", "costs", "published"),
+)
+
+
+def mcnemar(one: int, other: int) -> float:
+    """Exact p of so many images on which just one of two is right."""
+    return float(binomtest(one, one + other, 0.5).pvalue)
+
+
+@pytest.fixture(scope="module")
+def exchange() -> Run:
+    """A dense network, E and int8 made of it, and an attacker's network, exchanging images."""
+    params = settings()
+    names = {("seed1", "field"): 30, ("seed1", "momentum"): 25}
+    dense = model("dense-standard", params, {"field": 4}, names | {("E-standard", "field"): 8})
+    odd = np.arange(N) % 2 == 1
+    back = {("dense-standard", "field"): 20, ("dense-standard", "momentum"): odd}
+    pruned = model("E-standard", params, {"field": 2}, back | {("int8-standard", "field"): 40}, 38)
+    more = {("dense-standard", "field"): 6, ("E-standard", "field"): 10}
+    small = model("int8-standard", params, {"field": first(12) & ~first(3)}, more)
+    clamp = model("clamp-standard", params, {}, back | {("E-standard", "field"): 12})
+    own = {("seed1", attack): records(attack, first(0)) for attack in ("field", "momentum")}
+    return run_of([dense, pruned, small, clamp], params, attackers=own)
+
+
+# --- transfer ------------------------------------------------------------------------------------
+
+
+def test_the_matrix_holds_white_box_accuracy_on_its_diagonal(exchange: Run) -> None:
+    found = transfer.matrix(exchange).set_index(["source", "target"])
+    assert found.accuracy["E-standard", "E-standard"] == 2 / N
+    assert found.accuracy["dense-standard", "E-standard"] == 20 / N
+    assert found.accuracy["E-standard", "dense-standard"] == 8 / N
+    assert found.accuracy["seed1", "dense-standard"] == 30 / N
+    # Of the 38 images that both have right when clean, 18 fool the target.
+    assert found.success_rate["dense-standard", "E-standard"] == 18 / 38
+    assert ("int8-standard", "clamp-standard") not in found.index  # nothing was sent there
+
+
+def test_scenarios_by_hand(exchange: Run) -> None:
+    found = transfer.scenarios(exchange).set_index("model")
+    row = found.loc["E-standard"]
+    assert row["accuracy:white-box"] == 2 / N and row["accuracy:from dense"] == 20 / N
+    assert row["accuracy:from dense, momentum"] == 20 / N
+    assert row["accuracy:to dense"] == 8 / N
+    # Right on all: the odd ones among the first 20.
+    assert row["accuracy:all sources"] == 10 / N
+    # int8 is nearly the dense network, so its images are no other compressed network's.
+    assert pd.isna(row["accuracy:from compressed, mean"])
+    assert found.loc["int8-standard", "accuracy:from compressed, mean"] == 10 / N
+
+
+def test_an_attacker_counts_with_the_attack_that_does_more_harm(exchange: Run) -> None:
+    row = transfer.attackers(exchange).set_index("attacker").loc["seed1"]
+    assert row["accuracy:from the attacker"] == 25 / N and row["trained_on"] == "labels"
+    assert row["accuracy:white-box"] == 4 / N and pd.isna(row["accuracy:from dense"])
+
+
+def test_quantized_models_are_tested_on_the_same_images(exchange: Run) -> None:
+    row = transfer.quantized(exchange).iloc[0]
+    assert row["made_by"] == "rounding"
+    assert row["accuracy:through its twin"] == 9 / N and row["accuracy:by its float copy"] == 6 / N
+    assert row["p:twin or copy"] == mcnemar(6, 3)  # images 6 to 11 against 0 to 2
+    assert row["p:against dense"] == mcnemar(8, 3)  # 4 to 11 against 0 to 2
+    assert row["against_dense"] == "not significant"
+
+
+# --- curves --------------------------------------------------------------------------------------
+
+
+def test_differences_at_other_budgets_are_corrected_together() -> None:
+    params = settings()
+    eps = params.active().curves.eps
+
+    def with_curve(name: str, kept: list[int]) -> pd.DataFrame:
+        points = zip(eps, kept, strict=True)
+        return pd.concat([records("curve_eps", first(k), eps=e) for e, k in points])
+
+    dense, pruned = (model(name, params, {}) for name in ("dense-standard", "E-standard"))
+    dense = replace(dense, records=with_curve("d", [40, 30, 20, 10, 5, 0]))
+    pruned = replace(pruned, records=with_curve("e", [40, 20, 14, 10, 5, 0]))
+    found = curves.beyond_budget(run_of([dense, pruned], params))
+    assert found.eps.tolist() == [
+        eps[1]
+    ]  # eps 0 is no budget; p = 0.03125 of 6 images is corrected
+    assert found.p.iloc[0] == pytest.approx(5 * mcnemar(0, 10))
+    assert found.difference.iloc[0] == -0.25 and found["accuracy:of dense"].iloc[0] == 0.75
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+def test_ranks_of_the_first_and_the_last_layer() -> None:
+    found = layers.standing(layer_table())
+    assert (found["input_layer"], found["last_layer"], found["layers"]) == ("conv1", "pool", 12)
+    # The relative change rises with depth, the distance falls.
+    assert found["rank:last, relative change"] == 2 and found["rank:input, relative change"] == 11
+    assert found["rank:input, distance of distributions"] == 2
+    assert found["most:relative change"] == "linear" and found["stands_out"] == "partly"
+    flat = layer_table().assign(distance=np.r_[0.0, np.full(11, 0.1)], relative_difference=0.1)
+    assert layers.standing(flat)["stands_out"] == "yes"  # equals share a rank
+
+
+def test_spread_of_the_last_stage() -> None:
+    table = layer_table().assign(adv_sigma=np.linspace(1, 3, 12))
+    stage, ratios = layers.spread(table)
+    assert stage == "layer2" and ratios == pytest.approx(np.linspace(0.5, 1.5, 12)[6:10])
+    assert layers.spread(table[~table.layer.str.contains(r"\.")]) == ("", [])
+
+
+def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
+    other = layer_table().replace({"layer": {"conv1": "conv1.0", "pool": "new"}})
+    rows = layers.over_depth([("dense", layer_table()), ("int8", other)])
+    own = rows[(rows.family == "int8") & (rows.measure == "relative change")]
+    assert "new" not in set(own.layer)
+    assert own[own.layer == "conv1.0"].depth.tolist() == [1]
+
+
+# --- calibration and costs -----------------------------------------------------------------------
+
+
+def test_bins_of_the_reliability_diagram() -> None:
+    table = records("field", first(3, 6))
+    table = table.assign(adv_confidence=[0.2, 0.15, 0.8, 0.9, 0.21, 1.0])
+    found = calibration.reliability_bins(table, "adv", bins=5)  # (0, .2], (.2, .4], …, (.8, 1]
+    assert found.n.tolist() == [2, 1, 1, 2]
+    assert found.confidence.tolist() == pytest.approx([0.175, 0.21, 0.8, 0.95])
+    assert found.accuracy.tolist() == [1, 0, 1, 0]
+
+
+def test_passes_are_the_median_over_the_models_of_a_kind() -> None:
+    params = settings()
+    chosen = [
+        model(name, params, {}) for name in ("dense-standard", "E-standard", "clamp-standard")
+    ]
+    spent = [
+        replace(one, records=one.records.assign(gradients=float(k)))
+        for k, one in zip((1, 7, 2), chosen, strict=True)
+    ]
+    found = costs.passes(run_of(spent, params)).set_index("attack")
+    row = found.loc["field"]
+    assert (row.gradients, row.gradients_low, row.gradients_high, row.models) == (2, 1, 7, 3)
+    attacks = len(params.active().suite.kept)
+    assert found.loc[costs.SUITE, "gradients"] == 2 * attacks and "curve_eps" not in found.index
+
+
+def test_autoattack_part_by_part() -> None:
+    params = settings()
+    dense = model("dense-standard", params, {})
+    parts = json.dumps({"clean": 39, "apgd-ce": 12})
+    table = records("autoattack", first(12), breakdown=parts)
+    run = run_of([replace(dense, records=pd.concat([dense.records, table]))], params)
+    row = costs.breakdown(run).to_dict("records")[0]
+    assert row["clean"] == 39 and row["after apgd-ce"] == 12 and row["scored again"] == 12
+
+
+# --- growth --------------------------------------------------------------------------------------
+
+GROWN = {
+    "stages": [5, 6],
+    "inner": [7],
+    "base": [4, 4, 4],
+    "history": [
+        {"epoch": epoch, "density": 0.5, "base_density": 1.0, "val_accuracy": 0.4}
+        | {"train_accuracy": 0.3, "density_stem": 0.4, "density_layer1": share}
+        | {"density_layer1_0": 0.6}
+        for epoch, share in ((1, 0.3), (2, 0.5))
+    ],
+}
+
+
+def test_channels_are_those_of_the_last_epoch() -> None:
+    found = growth.channels(GROWN).set_index("channels")
+    assert found.grown.tolist() == [5, 6, 7] and found.base_network.tolist() == [4, 4, 4]
+    assert found.share["layer1"] == 0.5 and found.share["layer1, inside block 1"] == 0.6
+
+
+def test_growth_is_compared_by_all_measures_together() -> None:
+    params = settings()
+    grown = model("RA_BNN-standard", params, {"field": 30}, growth=GROWN)
+    wide = model("BNN_wide-standard", params, {"field": 20}, clean=35)
+    found = growth.beside(run_of([grown, wide], params), [grown]).set_index("measure")
+    p = {"clean": mcnemar(5, 0), "robust": mcnemar(10, 0)}
+    assert found.p["robust accuracy"] == pytest.approx(2 * p["robust"])
+    assert found.p["clean accuracy"] == pytest.approx(max(p["clean"], 2 * p["robust"]))
+    assert found.outcome["robust accuracy"] == "higher"
+    assert found.outcome["clean accuracy"] == "not significant"  # 5 of 40 images, p = 0.0625
+
+
+# --- all sections --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_run_without_its_records_gives_no_parts(name: str) -> None:
+    chosen = next(one for one in sections() if one.id == name)
+    assert chosen.build(run_of([], settings())) == []
+
+
+@pytest.mark.parametrize("name", ["transfer", "curves", "layers", "calibration", "costs", "growth"])
+def test_charts_refer_to_columns_that_are_there(name: str, exchange: Run) -> None:
+    build = getattr(import_module(f"advprune.report.sections.{name}"), name)
+    there = {("dense-standard", "field"): 20, ("dense-standard", "momentum"): 20}
+    grown = model("RA_BNN-standard", exchange.params, {"field": 9}, there, growth=GROWN)
+    check_charts(replace(exchange, models=[*exchange.models, grown]), build)
+
+
+def check_charts(run: Run, build: Build) -> None:
+    """Charts have names of their own and columns that exist, and can be drawn."""
+    charts = [part.chart for part in build(run) if part.chart is not None]
+    names = [chart.name for chart in charts]
+    assert len(set(names)) == len(names)
+    for chart in charts:
+        used = (chart.x, chart.y, chart.series, chart.value, chart.low, chart.high, chart.panel)
+        wanted = {name for name in (*used, chart.size, chart.marker, *chart.hover) if name}
+        assert wanted <= set(chart.data), chart.name
+        assert chart.data.index.is_unique
+        if chart.kind != "heatmap":
+            assert all(panel.series for panel in panels(chart, run.places))

@@ -1,0 +1,247 @@
+"""The study over seeds: intervals against their limits and simulation, and tiny runs."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+from scipy.stats import t, ttest_1samp
+from torch import nn
+from workspace import ROOT
+
+from advprune.core.errors import UserError
+from advprune.core.params import Params
+from advprune.core.resume import Parts
+from advprune.core.settings import parse
+from advprune.data import Split
+from advprune.evaluate.craft import Work, craft, rows
+from advprune.evaluate.crossed import mean
+from advprune.models.card import sparsity_of
+from advprune.pruning import Data, prune
+from advprune.studies import Given, run_study
+from advprune.studies.seeds import histories_of
+from advprune.training.base import load_or_train
+from advprune.training.standard import Trainer
+
+CPU = torch.device("cpu")
+
+# --- intervals -----------------------------------------------------------------------------------
+
+
+def test_with_equal_seeds_the_interval_is_that_over_images() -> None:
+    images = np.array([1, 1, 0, 1, 0, 1, 1, 1, 0, 1], float)
+    found = mean(np.tile(images, (3, 1)))
+    low, high = ttest_1samp(images, 0).confidence_interval(0.95)
+    assert found.interval == pytest.approx((low, high))
+    assert found.p == pytest.approx(ttest_1samp(images, 0).pvalue)
+    assert (found.freedom, found.seeds, found.images) == (pytest.approx(9), 3, 10)
+    assert found.deviation == pytest.approx(0)
+
+
+def test_with_equal_images_the_interval_is_that_over_seeds() -> None:
+    seeds = np.array([0.5, 0.7, 0.9, 0.6])
+    found = mean(np.tile(seeds[:, None], (1, 50)))
+    low, high = ttest_1samp(seeds, 0).confidence_interval(0.95)
+    assert found.interval == pytest.approx((low, high))
+    assert found.freedom == pytest.approx(3) and found.deviation == pytest.approx(seeds.std(ddof=1))
+
+
+def test_mean_squares_by_hand() -> None:
+    """Rows (1, 1, 0), (1, 0, 0): rows' means 2/3 and 1/3, columns' 1, 1/2 and 0, the whole 1/2.
+
+    a = 3 (1/36 + 1/36) / 1 = 1/6, b = 2 (1/4 + 0 + 1/4) / 2 = 1/2; of 1 and of 2 degrees.
+    """
+    found = mean(np.array([[1, 1, 0], [1, 0, 0]]))
+    error, freedom = (4 / 6 / 6) ** 0.5, (16 / 36) / (1 / 36 + 1 / 8)
+    assert (found.value, found.error, found.freedom) == pytest.approx((0.5, error, freedom))
+    assert found.interval[1] == pytest.approx(0.5 + t.ppf(0.975, freedom) * error)
+    assert found.p == pytest.approx(2 * t.sf(0.5 / error, freedom))
+
+
+def test_a_single_seed_leaves_the_images() -> None:
+    images = np.array([[1, 0, 1, 1, 1.0]])
+    found = mean(images)
+    assert found.deviation is None and found.freedom == pytest.approx(4)
+    assert found.interval == pytest.approx(tuple(ttest_1samp(images[0], 0).confidence_interval()))
+
+
+def test_where_nothing_varies_there_is_no_doubt() -> None:
+    nothing, something = mean(np.zeros((3, 5))), mean(np.ones((3, 5)))
+    assert nothing.p == 1.0 and something.p == 0.0 and something.interval == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("of_seeds", "of_images"), [(0.0, 1.5), (0.1, 1.5), (0.1, 0.2)])
+def test_the_interval_holds_for_other_seeds_and_other_images(
+    of_seeds: float, of_images: float
+) -> None:
+    """Right where seed + image + noise > 0, all normal: the true mean is 1/2, by symmetry."""
+    random, held, runs = np.random.default_rng(0), 0, 600
+    for _ in range(runs):
+        seeds = random.normal(0, of_seeds, (3, 1))
+        images = random.normal(0, of_images, (1, 150))
+        low, high = mean(seeds + images + random.normal(0, 1, (3, 150)) > 0).interval
+        held += low <= 0.5 <= high
+    assert 0.93 <= held / runs <= 0.99
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+RAW = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+POINTS: dict[str, Any] = {
+    "half": {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": {"epochs": 1, "lr": 0.05}}},
+    "sub": {
+        "family": "HYDRA",
+        "setting": {"sparsity": 0.25, "scores": {"method": "standard", "epochs": 1}},
+    },
+}
+DENSE = [{"epoch": 0, "val_accuracy": 0.5}]  # its history
+
+
+def chosen(**changes: Any) -> Params:
+    """Settings of a study that runs in a second."""
+    profile = RAW["profiles"]["digits"]
+    attacks = {"field": {"eps": 0.1, "step": 0.05, "steps": 2}}
+    attacks |= {"few": {"eps": 0.1, "step": 0.1, "steps": 1}}
+    profile = profile | {"attacks": attacks, "model": {"width": 2}}
+    profile |= {"train": {"epochs": 1, "batch": 16}}
+    study = {"study": "seeds", "of": "dense-robust", "seeds": 2, "attacks": ["few"]}
+    study |= {"points": POINTS} | changes
+    recipes = {"robust": {"method": "mixed"}}
+    known = {"recipes": recipes, "models": {}, "studies": {"it": study}, "seed": 5}
+    return parse(Params, RAW | known | {"profiles": {"digits": profile}}, "test")
+
+
+def split(images: torch.Tensor, labels: torch.Tensor) -> Split:
+    """Digits as a split."""
+    return Split((images * 255).to(torch.uint8), labels, tuple("0123456789"), "digits")
+
+
+def network(given: Given, seed: int) -> nn.Module:
+    """The dense network of a seed, trained by itself."""
+    state = given.parts.folder / f"elsewhere-{seed}.pt"
+    arguments = given.profile, "robust", given.params.recipes["robust"]
+    splits = given.splits["train"], given.splits["val"]
+    return load_or_train(*arguments, *splits, seed, CPU, state)[0]
+
+
+def course(digits: tuple[torch.Tensor, torch.Tensor], folder: Path, params: Params) -> Given:
+    """The study on 40 digits to train on, 10 to choose by and 14 to attack."""
+    parts = {"train": slice(40), "val": slice(40, 50), "test": slice(50, 64)}
+    splits = {name: split(digits[0][part], digits[1][part]) for name, part in parts.items()}
+    card = {"history": DENSE, "setting": params.recipes["robust"].model_dump()}
+    known = "it", "dense-robust", params, nn.Identity(), card, {}, splits, Parts(folder, files=[])
+    given = Given(*known, CPU)
+    return replace(given, model=network(given, 5))
+
+
+@pytest.fixture(scope="module")
+def ran(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    given = course(digits, tmp_path_factory.mktemp("parts"), chosen())
+    found = run_study("it", given)
+    return given, found["records"], found["history"]
+
+
+def test_every_point_is_attacked_once_a_seed(ran: tuple[Any, Any, Any]) -> None:
+    _, records, histories = ran
+    found = records.groupby(["point", "seed", "attack"]).size()
+    names = ("dense", "half", "sub")
+    expected = {(p, seed, name) for p in names for seed in (5, 6) for name in ("field", "few")}
+    assert set(found.index) == expected and (found == 14).all()
+    assert (records.base == "robust").all()
+    shares = records.groupby("point")[["prune_ratio", "sparsity"]].mean()
+    assert (shares.loc["dense"] == 0).all() and (shares.loc["half"] > 0.45).all()
+    phases = histories.groupby(["point", "seed"]).phase.unique().map(list).to_dict()
+    assert phases["half", 6] == ["finetune"] and phases["sub", 5] == ["scores"]
+    assert phases["dense", 5] == phases["dense", 6] == ["train"]
+    assert histories[histories.seed == 6].train_loss.notna().all()
+
+
+@pytest.mark.parametrize(("point", "seed"), [("half", 6), ("dense", 5)])
+def test_records_are_what_the_pieces_give_by_themselves(
+    ran: tuple[Any, Any, Any], point: str, seed: int
+) -> None:
+    """The dense network of the run's own seed is the one that the study is given."""
+    given, records, histories = ran
+    model, ratio = network(given, seed), 0.0
+    if point == "half":
+        data = Data(*given.train, given.profile.train)
+        pruned = prune("LWM", model, POINTS["half"]["setting"], data, seed)
+        model, ratio = pruned.model, pruned.ratio
+    else:
+        told = histories[(histories.point == "dense") & (histories.seed == 5)]
+        assert told.val_accuracy.tolist() == [0.5]
+    attack, (images, labels) = given.profile.attacks["field"], given.test
+    work = Work(seed, given.profile.batch, given.params.attack.score_draws)
+    expected = rows(
+        model, images, craft(model, images, labels, attack, work), labels, "field", attack, work
+    )
+    own = (records.point == point) & (records.seed == seed) & (records.attack == "field")
+    found = records[own].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found[list(expected)], expected)
+    assert (found.sparsity == sparsity_of(model)).all() and (found.prune_ratio == ratio).all()
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("epoch", [2, 4])
+def test_a_killed_study_goes_on_where_it_was(
+    ran: tuple[Any, Any, Any],
+    digits: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    epoch: int,
+) -> None:
+    """Trainings of an epoch: of two points on the given network, and of another and its two."""
+    given, trained = course(digits, tmp_path, chosen()), []
+    store = Trainer._store
+
+    def counted(trainer: Trainer, run: Any) -> None:
+        store(trainer, run)
+        trained.append(trainer.state_path)
+        if len(trained) == epoch:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_store", counted)
+    with pytest.raises(Killed):
+        run_study("it", given)
+    found = run_study("it", given)
+    pd.testing.assert_frame_equal(found["records"], ran[1])
+    pd.testing.assert_frame_equal(found["history"], ran[2])
+    assert len(trained) == len(set(trained)) == 5
+
+
+def test_without_points_nothing_is_done(ran: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    given = replace(ran[0], params=chosen(points={}), parts=Parts(tmp_path, files=[]))
+    assert all(table.empty for table in run_study("it", given).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attacks": ["odd"]}, "studies.it.attacks: 'odd' is not among field, published_10"),
+        ({"points": {"dense": {"family": "LWM"}}}, "studies.it: points: the name .dense. is taken"),
+        ({"points": {"half": {"family": "LWM", "setting": 1.5}}}, "it.points.half: sparsity.*1.5"),
+    ],
+)
+def test_wrong_studies_are_refused(
+    ran: tuple[Any, Any, Any], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run_study("it", replace(ran[0], params=chosen(**changes)))
+
+
+def test_only_dense_networks_have_other_seeds(ran: tuple[Any, Any, Any]) -> None:
+    with pytest.raises(UserError, match=r"studies.it.of: E-robust is no dense network"):
+        run_study("it", replace(ran[0], of="E-robust"))
+
+
+def test_histories_are_found_among_notes() -> None:
+    history = [{"epoch": 1, "train_loss": 0.5}]
+    notes = {"layers": {"a": 0.5}, "train": history, "scores": [], "order": [1, 2], "moved": 0.1}
+    assert histories_of(notes) == {"train": history}
