@@ -63,10 +63,10 @@ def tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-def animals(per_class: int = 4) -> dict[str, bytes]:
+def animals(per_class: int = 4, size: tuple[int, int] = (4, 4)) -> dict[str, bytes]:
     """Train pictures whose red tells the class and whose green tells the file."""
     return {
-        f"train/{kind}/{i}.png": png((red, i, 0))
+        f"train/{kind}/{i}.png": png((red, i, 0), size)
         for red, kind in ((10, "cat"), (20, "dog"))
         for i in range(per_class)
     }
@@ -112,43 +112,34 @@ def test_split_refuses_faulty_fields(
 # --- Stratification ------------------------------------------------------------------------------
 
 
-def test_subset_counts_by_largest_remainder() -> None:
-    labels = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)
-    # 7 of 10: shares 3.5, 2.1, 1.4 -> 3, 2, 1 and the one left over goes to remainder .5
-    chosen = data.stratified_subset(labels, 7, seed=1)
-    assert torch.bincount(labels[chosen]).tolist() == [4, 2, 1]
-    # 4 of 10: shares 2.0, 1.2, 0.8 -> 2, 1, 0 and one to remainder .8
-    assert torch.bincount(labels[data.stratified_subset(labels, 4, 1)]).tolist() == [2, 1, 1]
+@pytest.mark.parametrize(
+    ("labels", "n", "counts"),
+    [
+        # shares 3.5, 2.1, 1.4 -> 3, 2, 1 and the one left over goes to remainder .5
+        ([0] * 5 + [1] * 3 + [2] * 2, 7, [4, 2, 1]),
+        # shares 2.0, 1.2, 0.8 -> 2, 1, 0 and one to remainder .8
+        ([0] * 5 + [1] * 3 + [2] * 2, 4, [2, 1, 1]),
+        ([3, 1, 3, 1], 1, [0, 1]),  # a tie: the lower label; absent classes do no harm
+        ([3, 1, 3, 1], 4, [0, 2, 0, 2]),
+        (list(range(3000, 0, -1)), 1500, [0] + [1] * 1500),
+    ],
+)
+def test_subset_counts_by_largest_remainder(labels: list[int], n: int, counts: list[int]) -> None:
+    chosen = data.stratified_subset(torch.tensor(labels), n, seed=1)
+    assert torch.bincount(torch.tensor(labels)[chosen]).tolist() == counts
     assert chosen.tolist() == sorted(set(chosen.tolist()))
 
 
-def test_subset_breaks_ties_towards_the_lower_label_and_allows_absent_classes() -> None:
-    labels = torch.tensor([3, 1, 3, 1])
-    assert labels[data.stratified_subset(labels, 1, 0)].tolist() == [1]
-    assert data.stratified_subset(labels, 4, 0).tolist() == [0, 1, 2, 3]
-    many = torch.arange(3000).flip(0)
-    assert sorted(many[data.stratified_subset(many, 1500, 0)].tolist()) == list(range(1500))
-
-
-def test_subset_is_seeded() -> None:
-    labels = torch.arange(1000) % 10
-    first = data.stratified_subset(labels, 100, 5)
-    assert torch.equal(first, data.stratified_subset(labels, 100, 5))
-    assert not torch.equal(first, data.stratified_subset(labels, 100, 6))
-
-
-def test_subset_draws_every_member_equally_often() -> None:
+def test_subset_is_seeded_and_draws_every_member_equally_often() -> None:
     labels = torch.tensor([0] * 4 + [1] * 4)
     hits = torch.zeros(8)
     for seed in range(400):
         hits[data.stratified_subset(labels, 4, seed)] += 1
     assert hits.sum() == 1600 and hits.min() > 160 and hits.max() < 240  # 200 +- 4 sigma
-
-
-@pytest.mark.parametrize("n", [0, 4])
-def test_subset_refuses_more_than_there_are(n: int) -> None:
-    with pytest.raises(UserError, match=f"{n} images out of 3"):
-        data.stratified_subset(torch.tensor([0, 0, 1]), n, 0)
+    assert torch.equal(*(data.stratified_subset(labels, 4, 5) for _ in range(2)))
+    for n in (0, 9):
+        with pytest.raises(UserError, match=f"{n} images out of 8"):
+            data.stratified_subset(labels, n, 0)
 
 
 def test_split_indices_are_a_partition() -> None:
@@ -194,51 +185,37 @@ def test_pictures_that_come_class_by_class_are_mixed_and_no_others(tmp_path: Pat
 
 
 def test_save_and_read_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "test.safetensors"
-    data.save_split(tiny_split(), path)
-    back = data.read_split(path)
-    assert torch.equal(back.images, tiny_split().images)
-    assert torch.equal(back.labels, tiny_split().labels)
-    assert (back.classes, back.source) == (("no", "yes"), "made up")
+    path, other, split = tmp_path / "deep" / "test.safetensors", tmp_path / "2", tiny_split()
+    data.save_split(split, path)
+    data.save_split(split, other)
     assert [file.name for file in path.parent.iterdir()] == ["test.safetensors"]
-
-
-def test_saved_bytes_are_deterministic_and_the_hash_is_of_pixels_and_labels(tmp_path: Path) -> None:
-    one, other = tmp_path / "1", tmp_path / "2"
-    data.save_split(tiny_split(), one)
-    data.save_split(tiny_split(), other)
-    assert one.read_bytes() == other.read_bytes()
-    contents = one.read_bytes()
+    assert path.read_bytes() == other.read_bytes()
+    assert same(*(dict.fromkeys(data.SPLITS, s) for s in (split, data.read_split(path))))
+    assert data.read_split(path).source == "made up"
+    contents = path.read_bytes()
     header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
     assert list(header["__metadata__"]) == ["split"]
     expected = hashlib.sha256(bytes(range(24)) + struct.pack("<qq", 1, 0)).hexdigest()
     assert json.loads(header["__metadata__"]["split"])["sha256"] == expected
+    strided = split.images.permute(0, 1, 3, 2)  # saved as they look
+    data.save_split(Split(strided, torch.tensor([0, 1]), ("a", "b"), ""), other)
+    assert torch.equal(data.read_split(other).images, strided)
 
 
-def test_strided_images_are_saved_as_they_look(tmp_path: Path) -> None:
-    images = tiny_split().images.permute(0, 1, 3, 2)
-    data.save_split(Split(images, torch.tensor([0, 1]), ("a", "b"), ""), tmp_path / "f")
-    assert torch.equal(data.read_split(tmp_path / "f").images, images)
-
-
-def test_read_refuses_any_altered_pixel_or_label(tmp_path: Path) -> None:
+def test_read_refuses_any_altered_pixel_or_label_and_a_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "val.safetensors"
     data.save_split(tiny_split(), path)
     sound = path.read_bytes()
     payload = len(sound) - 24 - 16
-    for at in (payload, payload + 20, len(sound) - 1):
-        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
-        with pytest.raises(UserError, match=r"val\.safetensors.*run `dvc repro prepare`"):
+    flipped = [
+        sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :]
+        for at in (payload, payload + 20, len(sound) - 1)
+    ]
+    cut = [sound[:keep] for keep in (0, 5, 100, -1)]
+    for contents, words in [(one, "altered") for one in flipped] + [(one, "cut") for one in cut]:
+        path.write_bytes(contents)
+        with pytest.raises(UserError, match=rf"val\.safetensors.*{words}.*`dvc repro prepare`"):
             data.read_split(path)
-
-
-@pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_read_refuses_a_truncated_file(tmp_path: Path, keep: int) -> None:
-    path = tmp_path / "val.safetensors"
-    data.save_split(tiny_split(), path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"val\.safetensors.*cut short.*run `dvc repro prepare`"):
-        data.read_split(path)
 
 
 def test_read_refuses_foreign_files_and_absent_ones(tmp_path: Path) -> None:
@@ -367,6 +344,9 @@ def test_tar_equals_its_folder_in_any_member_order(tmp_path: Path, mode: str, le
     path = tar(tmp_path / "pets.tar", shuffled, mode)
     read = prepare("imagefolder", path)
     assert same(folder, read)
+    with tarfile.open(tmp_path / "members.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "pets", "pets")  # with members for its folders
+    assert same(folder, prepare("imagefolder", tmp_path / "members.tar.gz"))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     assert read["test"].source == f"image folder pets.tar (sha256 {digest})"
 
@@ -378,13 +358,6 @@ def test_classes_sort_by_name_and_not_by_joined_path(tmp_path: Path) -> None:
     train = prepare("imagefolder", write(tmp_path, files))["train"]
     assert train.classes == ("a", "a-b")
     assert (train.images[:, 0, 0, 0] == train.labels + 1).all()
-
-
-def test_a_tar_made_of_folder_members_reads_as_the_folder(tmp_path: Path) -> None:
-    root = write(tmp_path / "pets", animals())
-    with tarfile.open(tmp_path / "pets.tar.gz", "w:gz") as archive:
-        archive.add(root, "pets")
-    assert same(prepare("imagefolder", root), prepare("imagefolder", tmp_path / "pets.tar.gz"))
 
 
 def test_gray_stays_one_channel_only_if_all_are_gray(tmp_path: Path) -> None:
@@ -412,12 +385,9 @@ def test_size_resizes_antialiased(tmp_path: Path) -> None:
     assert train.images.shape[1:] == (1, 4, 4)
     a, b = (train.images[train.labels == label] for label in (0, 1))
     assert (b == 60).all()
+    oblong = prepare("imagefolder", write(tmp_path / "oblong", animals(size=(6, 4))))["train"]
+    assert oblong.images.shape[1:] == (3, 4, 6)  # as they are where no size is asked for
     assert (a.int() - 100).abs().max() <= 15 and a.float().mean() == pytest.approx(100, abs=2)
-
-
-def test_oblong_pictures_keep_their_shape(tmp_path: Path) -> None:
-    files = {f"train/{kind}/{i}.png": png((1, 2, 3), (6, 4)) for kind in "ab" for i in range(4)}
-    assert prepare("imagefolder", write(tmp_path, files))["train"].images.shape[1:] == (3, 4, 6)
 
 
 # --- Bad image folders and tars ------------------------------------------------------------------
@@ -528,23 +498,19 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/train/cat/x.png", "train/../../x.png", "../evil.png", ".."])
 def test_tar_members_that_point_outside_are_refused(tmp_path: Path, name: str) -> None:
-    place = tar(tmp_path / "evil.tar", animals() | {name: png((1, 2, 3))})
-    message = refused("imagefolder", place)
+    message = refused("imagefolder", tar(tmp_path / "evil.tar", animals() | {name: png((1, 2, 3))}))
     assert repr(name) in message and "evil.tar" in message
     assert [file.name for file in tmp_path.iterdir()] == ["evil.tar"]
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_tar_links_are_refused(tmp_path: Path, kind: bytes) -> None:
-    place = tar(tmp_path / "linked.tar", animals())
-    with tarfile.open(place, "a") as archive:
-        member = tarfile.TarInfo("train/cat/link.png")
-        member.type, member.linkname = kind, "train/cat/0.png"
-        archive.addfile(member)
-    assert "'train/cat/link.png'" in refused("imagefolder", place)
-
-
-def test_two_image_folders_in_one_tar_are_refused(tmp_path: Path) -> None:
+def test_links_and_two_image_folders_in_a_tar_are_refused(tmp_path: Path) -> None:
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        place = tar(tmp_path / "linked.tar", animals())
+        with tarfile.open(place, "a") as archive:
+            member = tarfile.TarInfo("train/cat/link.png")
+            member.type, member.linkname = kind, "train/cat/0.png"
+            archive.addfile(member)
+        assert "'train/cat/link.png'" in refused("imagefolder", place)
     files = {f"{top}/{name}": contents for top in "ab" for name, contents in animals().items()}
     assert "more than one" in refused("imagefolder", tar(tmp_path / "two.tar", files))
 

@@ -26,15 +26,6 @@ from advprune.pruning.sap import StochasticPruning, keep_probability
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 CONV = {"fraction": 2.0, "where": "conv", "form": "poisson", "backward": "scale"}
-RANDOM = {
-    "SAP": 1.0,
-    "dropout": 0.1,
-    "RNA": 0.05,
-    "RSA": 0.2,
-    "RNW": 0.01,
-    "RSW": 0.1,
-    "SWP": 4.0,
-}
 H = torch.tensor([[0.0, 0.1, -0.4, 1.5], [2.0, 0.0, 0.0, 0.0]])
 
 

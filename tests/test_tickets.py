@@ -34,7 +34,6 @@ TRAIN = TrainSettings(batch=16, eps=16 / 255, step=8 / 255)
 GAUGE = {"batch": 4, "attack_steps": 1}
 SEARCH = {**GAUGE, "steps": 4, "refresh": 2}
 ONE_EPOCH = {"method": "pgd", "epochs": 1, "steps": 1}
-FAMILIES = ("AWT", "NTT", "random_ticket", "magnitude_ticket", "inherited_ticket")
 
 
 def tiny(classes: int = 10) -> nn.Module:
