@@ -6,7 +6,7 @@ RUN := PATH="$$PWD/.venv/bin:$$PATH" python
 
 repro: setup  ## run what is out of date of the pipeline and show the results
 	@$(RUN) -m dvc repro
-	@$(RUN) stages/show.py
+	@$(RUN) -m advprune leaderboard
 
 test: setup  ## run the tests
 	@$(RUN) -m pytest -n auto --dist loadfile

@@ -363,12 +363,11 @@ def test_the_uniform_width_is_the_nearest_of_all() -> None:
 def test_what_the_channels_are_called() -> None:
     grown = Grown(stages=(5, 7, 9, 3), inner=(6,) * 9, base=(2,) * 13)
     plain = spec(binary=False)
-    assert binary_spec(plain, "base", grown) == spec()
-    assert binary_spec(plain, "grown", grown) == spec(stages=grown.stages, inner=grown.inner)
-    wide = binary_spec(plain, "uniform", grown)
+    assert binary_spec(plain) == spec()
+    widest = binary_spec(plain, grown)
+    assert widest == spec(stages=grown.stages, inner=grown.inner)
+    wide = binary_spec(plain, widest=widest)
     assert wide == spec(width=wide.width) and wide.binary
-    with pytest.raises(ValueError, match="allowed: base, grown, uniform"):
-        binary_spec(plain, "wide", grown)
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -1,24 +1,19 @@
-"""weights/: networks that are whole, sound and as accurate as stated, and evaluations of them."""
+"""weights/: networks that are whole, sound and as accurate as stated."""
 
 import json
-import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from test_docs import rerun_here
 
 from advprune.core.params import load
 from advprune.data import prepare, to_float
-from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.verdict import worst_case
 from advprune.models.audit import audit
 from advprune.models.checkpoint import header_spec, load_model, read_tensors
 
 ROOT = Path(__file__).parent.parent
 EXPORTED = sorted((ROOT / "weights").glob("*/*.safetensors"))
-EVALUATED = sorted((ROOT / "weights").glob("*/evaluated/*/records.parquet"))
 # Rounded to 16 bits, logits move by some thousandths: an image whose two best classes are closer
 # than that may fall on the other side. More than one of 300 would be another network.
 TOLERANCE = 1
@@ -48,7 +43,7 @@ def test_an_exported_network_is_small_and_sound(path: Path) -> None:
     spec = header_spec(metadata, where=path.name)
     found = audit(tensors, spec)
     assert found.sound and found.source == "header", found.faults
-    assert path.stat().st_size < 5_000_000
+    assert path.stat().st_size < 6_000_000
     floating = {t.dtype for t in tensors.values() if t.is_floating_point()}
     assert floating == {torch.float16 if ".fp16." in path.name else torch.float32}
     assert all(p.dtype == torch.float32 for p in load_model(path).parameters())
@@ -66,19 +61,3 @@ def test_it_is_as_accurate_as_the_committed_metrics_say(
         right = int((load_model(path)(images[0]).argmax(1) == images[1]).sum())
     assert recorded["n"] == len(images[1])
     assert abs(right - round(recorded["n"] * recorded["clean_accuracy"])) <= TOLERANCE
-
-
-@pytest.mark.skipif(rerun_here(), reason="metrics/ was made anew on this machine")
-@pytest.mark.parametrize("path", EVALUATED, ids=lambda path: path.parent.name)
-def test_an_evaluation_that_a_page_quotes_follows_from_its_records(path: Path) -> None:
-    name, profile = path.parent.name, path.parts[-4]
-    found = remnant_accuracy(worst_case(pd.read_parquet(path), "field"))
-    robust = found.value or 0.0
-    files = path.parent / "metrics.json", ROOT / "metrics" / profile / f"{name}.json"
-    here, there = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-    assert (here["n"], here["robust_accuracy"]) == (found.n, round(robust, 4))
-    page = " ".join((ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8").split())
-    rates = f"{100 * robust:.1f} % (there {100 * there['robust_accuracy']:.1f})"
-    assert re.search(rf"{name.split('-')[0]}( keeps)? {re.escape(rates)}", page)
-    assert f"the same {found.n} images" in page and "both are *reliable*" in page
-    assert (here["verdict"], here["against_dense"]) == ("reliable", "=")
