@@ -12,7 +12,6 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.pgd import expected_gradient
 from advprune.core.attack_settings import AttackSettings
-from advprune.core.errors import UserError
 from advprune.evaluate.craft import Work, craft
 from advprune.models.insert import places
 from advprune.models.stochastic import (
