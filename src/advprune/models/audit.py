@@ -138,8 +138,7 @@ def audit(
         spec = None
     else:
         faults += _against(wanted, found.tensors)
-    faults += _numbers(ordered, rest if spec else ordered)
-    faults += _twice(found.tensors)
+    faults += [*_numbers(ordered, rest if spec else ordered), *_twice(found.tensors)]
     weights = {n: t for n, t in ordered.items() if n.rpartition(".")[2] in ("weight", "bias")}
     zeros = {name: _zeros(tensor, tolerance) for name, tensor in weights.items()}
     layers = tuple(
