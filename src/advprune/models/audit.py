@@ -138,18 +138,17 @@ def audit(
         spec = None
     else:
         faults += _against(wanted, found.tensors)
-    faults += _numbers(ordered, rest if spec else ordered)
-    faults += _twice(found.tensors)
+    faults += [*_numbers(ordered, rest if spec else ordered), *_twice(found.tensors)]
+    weights = {n: t for n, t in ordered.items() if n.rpartition(".")[2] in ("weight", "bias")}
+    zeros = {name: _zeros(tensor, tolerance) for name, tensor in weights.items()}
     layers = tuple(
-        Layer(name, tuple(t.shape), dtype_name(t), _zeros(t, tolerance), t.numel())
-        for name, t in ordered.items()
+        Layer(name, tuple(t.shape), dtype_name(t), zeros[name], t.numel())
+        for name, t in weights.items()
         if name.rpartition(".")[2] == "weight" and t.ndim >= 2
     )
-    notes = [*found.notes, *_oddities(ordered, layers, spec)]
-    every = [t for name, t in ordered.items() if name.rpartition(".")[2] in ("weight", "bias")]
-    zeros, count = sum(_zeros(t, tolerance) for t in every), sum(t.numel() for t in every)
-    source = source if spec else "none"
-    return Audit(spec, source, layers, zeros, count, tuple(faults), tuple(notes))
+    count = sum(tensor.numel() for tensor in weights.values())
+    lines = tuple(faults), (*found.notes, *_oddities(ordered, layers, spec))
+    return Audit(spec, source if spec else "none", layers, sum(zeros.values()), count, *lines)
 
 
 def _against(wanted: Tensors, tensors: Tensors) -> Iterator[str]:

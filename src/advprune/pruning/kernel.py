@@ -10,10 +10,10 @@ and, at X~ = X, the empirical neural tangent kernel. Under gradient flow on the 
 that decides how f(X) moves, `df(X)/dt = -Theta dL/df(X~)`: two networks of equal outputs and equal
 kernel start to learn alike.
 
-It is never formed. Its products `Theta v = J(X) (J(X~)^T v)` with P vectors v of random signs take
-one backward pass at X~ and one forward derivative at X each, and no Jacobian, which would be `N O n`
-numbers for N images, O outputs and n parameters. For any matrix D `E ||D v||^2 = ||D||_F^2`, so
-distances of kernels are estimated without bias. With `A = D^T D`, the variance of one product is
+It is never formed: Jacobians would take `N O n` numbers for N images, O outputs and n parameters.
+Each of its products `Theta v = J(X) (J(X~)^T v)` with P vectors v of random signs takes a backward
+pass at X~ and a forward derivative at X. For any matrix D `E ||D v||^2 = ||D||_F^2`, so distances
+of kernels are estimated without bias. With `A = D^T D`, the variance of one product is
 `2 (||A||_F^2 - sum_k A_kk^2)`, small where D has many directions (Hutchinson, 1989).
 
 Random directions u in parameter space would do as well, `E (J u)(J~ u)^T = Theta`, but the variance
