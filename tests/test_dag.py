@@ -4,7 +4,9 @@ A room is a folder of src/advprune.
 """
 
 import ast
+import re
 import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -176,20 +178,29 @@ def test_each_stage_depends_on_its_own_settings_alone(
             assert name == "summarize"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [*sorted(ROOT.glob("params/*.yaml")), *sorted(ROOT.glob("reports/*/params.yaml"))],
-    ids=lambda path: f"{path.parent.name}-{path.stem}",
-)
-def test_committed_settings_hold_every_key_that_stages_ask_for(path: Path, tmp_path: Path) -> None:
-    """With them in the place of params.yaml, `dvc repro` makes that run again."""
+def committed() -> Iterator[Any]:
+    """Every file of settings in the repository, with each profile that it has."""
+    files = ("params.yaml", "params/*.yaml", "reports/*/params.yaml")
+    for path in sorted(path for pattern in files for path in ROOT.glob(pattern)):
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        for profile in raw["profiles"]:
+            yield pytest.param(path, profile, id=f"{path.relative_to(ROOT)}-{profile}")
+
+
+@pytest.mark.parametrize(("path", "profile"), committed())
+def test_settings_hold_every_key_that_stages_ask_for(
+    path: Path, profile: str, tmp_path: Path
+) -> None:
+    """With them in the place of params.yaml, `dvc repro` makes that run; `-S profile=` as well."""
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    shutil.copy(path, tmp_path / "params.yaml")
+    text = path.read_text(encoding="utf-8")
+    chosen = re.sub(r"^profile: .*$", f"profile: {profile}", text, count=1, flags=re.MULTILINE)
+    (tmp_path / "params.yaml").write_text(chosen, encoding="utf-8")
     stages = Repo.init(str(tmp_path), no_scm=True).index.stages
+    outs = {out.def_path for stage in stages for out in stage.outs}
+    assert f"data/{profile}/train.safetensors" in outs
     asked = [dep for stage in stages for dep in stage.deps if isinstance(dep, ParamsDependency)]
-    assert asked
-    for dep in asked:
-        assert set(dep.params) <= set(dep.read_params())
+    assert asked and all(set(dep.params) <= set(dep.read_params()) for dep in asked)
 
 
 ABOVE = (  # who may import whom: a room only its own and those of the rows before
