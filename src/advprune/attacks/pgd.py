@@ -219,7 +219,8 @@ def expected_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
 
-    most: images a pass, as in `models.stochastic.drawn_logits`. Non-finite entries of a pass's
+    labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass, as in
+    `models.stochastic.drawn_logits`. Non-finite entries of a pass's
     gradient (a division by nearly nothing) count as 0.
     """
     point = images.detach().requires_grad_()
@@ -227,7 +228,8 @@ def expected_gradient(
     with torch.enable_grad():
         for logits in _cast(drawn_logits(model, point, draws, most), point, bf16):
             if logits.requires_grad:  # else the model has cut its graph: there is no gradient
-                losses = loss(logits.flatten(0, 1), labels.repeat(len(logits)))
+                repeated = labels.repeat(len(logits), *[1] * (labels.ndim - 1))
+                losses = loss(logits.flatten(0, 1), repeated)
                 (one,) = torch.autograd.grad(losses.sum(), point)
                 gradient += one.nan_to_num(0.0, 0.0, 0.0)
             total = total.to(logits) + logits.detach().sum(0)
@@ -257,8 +259,13 @@ def _record(
     losses[rows[take]] = now[take]
 
 
-def ascend(x: torch.Tensor, gradient: torch.Tensor, step: float, norm: str) -> torch.Tensor:
-    """One step of length `step` uphill: along the sign (Linf) or the unit direction (L2)."""
+def ascend(
+    x: torch.Tensor, gradient: torch.Tensor, step: float | torch.Tensor, norm: str
+) -> torch.Tensor:
+    """One step of length `step` uphill: along the sign (Linf) or the unit direction (L2).
+
+    step: one for all, or `[N, 1, 1, 1]`.
+    """
     if norm == "Linf":
         return x + step * gradient.sign()
     length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
