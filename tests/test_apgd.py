@@ -1,14 +1,15 @@
 """APGD against its authors' code step by step, closed forms, and what refilling promises."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
-from conftest import Linear, make_network
 from torch import nn
 
 from advprune.attacks.apgd import APGDSettings, apgd, targeted_dlr
 from advprune.attacks.cost import Cost
+from conftest import Linear, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -16,7 +17,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class Recorded(nn.Module):
     """A model that notes every batch it sees, also when it is copied."""
 
-    seen: list[torch.Tensor] = []  # noqa: RUF012: of all copies on purpose
+    seen: ClassVar[list[torch.Tensor]] = []  # of all copies, on purpose
 
     def __init__(self, inside: nn.Module) -> None:
         super().__init__()

@@ -77,8 +77,8 @@ class _Search:
         labels, logits = labels.to(self.device), self._logits(clean)
         if logits.shape[1] < FEWEST_CLASSES[s.loss]:
             raise ValueError(f"apgd: {s.loss} needs at least {FEWEST_CLASSES[s.loss]} classes")
-        targets = s.targets if s.loss == "targeted" else 0
-        targets = logits.argsort(1, descending=True)[:, 1 : targets + 1]
+        count = s.targets if s.loss == "targeted" else 0
+        targets = logits.argsort(1, descending=True)[:, 1 : count + 1]
         queue = Queue(numbers, clean, labels, targets, s)
         found, losses = clean.clone(), clean.new_full((len(clean),), -torch.inf)
         queue.decided |= s.drop & (logits.argmax(1) != labels)

@@ -272,9 +272,12 @@ def ascend(
     return x + step * gradient / length
 
 
-def project(x: torch.Tensor, clean: torch.Tensor, eps: float, norm: str) -> torch.Tensor:
+def project(
+    x: torch.Tensor, clean: torch.Tensor, eps: float | torch.Tensor, norm: str
+) -> torch.Tensor:
     """The nearest point to `x` in the eps-ball round `clean`, then cut to [0, 1].
 
+    eps: one for all, or `[N, 1, 1, 1]`.
     Cutting to [0, 1] moves every pixel towards `clean`, so it never leaves the ball.
     """
     change = x - clean
