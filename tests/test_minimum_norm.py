@@ -96,6 +96,6 @@ def test_cost_progress_and_the_model_are_as_promised(network: nn.Module, digits:
     assert network.training and torch.get_rng_state().equal(state)
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
     other = minimum_norm(network, *pair, replace(settings, batch=64))
-    assert (one[1] - other[1]).abs().max() < 0.02
+    assert (one[1].nan_to_num(posinf=1) - other[1].nan_to_num(posinf=1)).abs().max() < 0.02
     with pytest.raises(ValueError, match="norm"):
         minimum_norm(network, *pair, replace(settings, norm="L1"))

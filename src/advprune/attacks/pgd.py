@@ -282,7 +282,7 @@ def project(
     """
     change = x - clean
     if norm == "Linf":
-        change = change.clamp(-eps, eps)
+        change = change.clamp(-eps, eps)  # type: ignore[arg-type]  # both are of one kind
     else:
         length = change.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
         change = change * (eps / length).clamp_max(1.0)
@@ -292,17 +292,19 @@ def project(
 def random_point(
     images: torch.Tensor, eps: float, norm: str, generator: torch.Generator
 ) -> torch.Tensor:
-    """A uniform point of the eps-ball round each image, cut to [0, 1]; drawn on the CPU.
+    """A uniform point of the eps-ball round each image, cut to [0, 1].
 
-    L2: a Gaussian direction, and a radius `eps * u^(1/d)`, which is uniform in the ball.
+    Drawn where the generator is, on the CPU or on the images' GPU. L2: a Gaussian direction, and a
+    radius `eps * u^(1/d)`, which is uniform in the ball.
     """
     if norm == "Linf":
-        noise = (torch.rand(images.shape, generator=generator) * 2 - 1) * eps
-        return (images + noise).clamp(0, 1)
-    noise = torch.randn(images.shape, generator=generator)
+        noise = torch.rand(images.shape, generator=generator, device=generator.device) * 2 - 1
+        return (images + noise * eps).clamp(0, 1)
+    noise = torch.randn(images.shape, generator=generator, device=generator.device)
     size = noise[0].numel()
     length = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
-    radius = eps * torch.rand(len(images), generator=generator) ** (1 / size)
+    drawn = torch.rand(len(images), generator=generator, device=generator.device)
+    radius = eps * drawn ** (1 / size)
     return (images + noise * (radius / length).view(-1, 1, 1, 1)).clamp(0, 1)
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import sys
 
 import torch
@@ -17,7 +18,10 @@ def setup() -> torch.device:
     """
     keep_memory()
     if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may differ
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling takes a kernel for each new tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         return torch.device("cuda")

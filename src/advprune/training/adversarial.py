@@ -57,8 +57,8 @@ class Method:
         generator: torch.Generator,
         own: slice = ALL,
     ) -> torch.Tensor:
-        """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn on
-        the CPU from `generator`. The model is left as it was.
+        """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn
+        from `generator`, on its device. The model is left as it was.
 
         own: the images of the batch that are wanted; they do not depend on which others are.
         """
@@ -151,7 +151,7 @@ def pgd_images(
 ) -> torch.Tensor:
     """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
     Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
-    start = random_point(x.cpu(), eps, "Linf", generator).to(x.device)
+    start = random_point(x.to(generator.device), eps, "Linf", generator).to(x.device)
     return climb(model, x[own], start[own], _error(y[own]), eps, step, steps)
 
 
@@ -181,7 +181,7 @@ def trades_images(
 
     The start is off `x` because the divergence has no gradient at `x` itself.
     """
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
     x, noise = x[own], noise[own]
     with attacked(model), torch.no_grad():
         target = model(x).float().log_softmax(1)

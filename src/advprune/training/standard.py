@@ -32,9 +32,11 @@ from advprune.core.progress import progress
 from advprune.models.fold import Following, channels_last
 from advprune.training.adversarial import Method, collapsed, fgsm_images
 from advprune.training.batchnorm import shared_batchnorm
+from advprune.training.replay import Replayed
 
 Row = dict[str, float]
 History = list[Row]  # a row an epoch
+CHECK = 50  # steps from one look at the loss to the next
 STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
 
 
@@ -43,16 +45,19 @@ def augment(
 ) -> torch.Tensor:
     """Mirror each image with probability 1/2 and shift it by up to `crop` pixels (zero padding).
 
-    images: uint8 or float `[N, C, H, W]`; the draws are made on the CPU, one set an image.
+    images: uint8 or float `[N, C, H, W]`; the draws are made on the generator's device, one set
+    an image.
     """
     n, _, height, width = images.shape
     if flip:
-        chosen = torch.rand(n, generator=generator) < 0.5
+        chosen = torch.rand(n, generator=generator, device=generator.device) < 0.5
         chosen = chosen.to(images.device).view(-1, 1, 1, 1)
         images = torch.where(chosen, images.flip(3), images)
     if crop:
         padded = F.pad(images, (crop, crop, crop, crop))
-        offsets = torch.randint(0, 2 * crop + 1, (2, n, 1), generator=generator).to(images.device)
+        offsets = torch.randint(
+            0, 2 * crop + 1, (2, n, 1), generator=generator, device=generator.device
+        ).to(images.device)
         rows = offsets[0] + torch.arange(height, device=images.device)  # [N, H]
         columns = offsets[1] + torch.arange(width, device=images.device)  # [N, W]
         samples = torch.arange(n, device=images.device)
@@ -81,6 +86,11 @@ def accuracy(
     found = sum(distributed.spread(pairs, right))
     model.train(mode)
     return found / max(len(labels), 1)
+
+
+def _check_loss(loss: torch.Tensor) -> None:
+    if not torch.isfinite(loss):
+        raise UserError("training: the loss is not a number; lower train.lr and run again")
 
 
 class Average:
@@ -113,7 +123,8 @@ class _Run:
     """What changes while training, besides the model; with it, all that a killed run needs.
 
     network: the model as gradients are taken of it, which averages them over processes.
-    folded: a quicker form of it to attack, where there is one.
+    folded: a quicker form of it to attack, where there is one. replayed: on a GPU, a quicker one
+    still, made at the first step.
     best: the weights that would be returned now, where epochs are chosen between.
     """
 
@@ -126,6 +137,7 @@ class _Run:
     average: Average | None
     history: History = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None
+    replayed: Replayed | None = None
 
 
 @dataclass(frozen=True)
@@ -239,19 +251,30 @@ class Trainer:
         return max(whole + (rest > 1), 1)
 
     def _epoch(self, run: _Run, advance: Callable[[int], None]) -> Row:
-        epoch, n = len(run.history), len(run.images)
+        epoch, n, device = len(run.history), len(run.images), run.images.device
         seed = self.seed * 1_000_003 + epoch
-        generator = torch.Generator().manual_seed(seed)
-        starts = torch.Generator().manual_seed(STARTS + seed)
-        order = torch.randperm(n, generator=generator)
+        generator = torch.Generator(device).manual_seed(seed)
+        starts = torch.Generator(device).manual_seed(STARTS + seed)
+        order = torch.randperm(n, generator=generator, device=device)
+        batches = order.split(self.settings.batch)[: self._batches(n)]
         self.model.train()
-        loss_sum, right, seen = 0.0, 0.0, 0
-        for rows in order.split(self.settings.batch)[: self._batches(n)]:
-            rows = rows.to(run.images.device)
+        losses, corrects = [], []  # read at the end: a GPU need not wait for it after each step
+        for index, rows in enumerate(batches):
             x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
             loss, correct = self._step(run, x / 255, run.labels[rows], starts)
-            loss_sum, right, seen = loss_sum + loss * len(rows), right + correct, seen + len(rows)
+            losses.append(loss)
+            corrects.append(correct)
+            if index % CHECK == 0 or index == len(batches) - 1:
+                _check_loss(loss)
             advance(1)
+        loss_sum, right, seen = 0.0, 0.0, 0
+        found = zip(torch.stack(losses).tolist(), torch.stack(corrects).tolist(), strict=True)
+        for rows, (loss, correct) in zip(batches, found, strict=True):
+            own, share = distributed.share(len(rows))
+            # Below 1 where processes work on the same images.
+            whole = share * len(rows) / len(rows[own])
+            loss_sum, right = loss_sum + loss * share * len(rows), right + correct * whole
+            seen += len(rows)
         loss_sum, right = distributed.total(loss_sum, right)
         return {
             "epoch": epoch + 1,
@@ -261,20 +284,18 @@ class Trainer:
 
     def _step(
         self, run: _Run, x: torch.Tensor, y: torch.Tensor, starts: torch.Generator
-    ) -> tuple[float, float]:
-        """One step; returns this process's share of the mean loss and of the images that are right.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step; returns the mean loss of this process's images and how many of them are right.
 
         Gradients are averaged over processes, so each scales its own by how much it stands for.
         """
         own, share = distributed.share(len(x))
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            attacked = run.folded.refresh() if run.folded else self.model
+        with self._autocast(x.device):
+            attacked = self._attacked(run, x)
             crafted = self.method.craft(attacked, x, y, starts, own)
             y = y[own]
             with shared_batchnorm(len(y) < len(x)):
                 loss, logits = self.method.loss(run.network, x[own], crafted, y)
-        if not torch.isfinite(loss):
-            raise UserError("training: the loss is not a number; lower train.lr and run again")
         run.optimizer.zero_grad()
         (loss * (share * distributed.processes())).backward()
         run.optimizer.step()
@@ -283,9 +304,24 @@ class Trainer:
         if run.average:
             run.average.update(self.model)
         classes = y if y.ndim == 1 else y.argmax(1)
-        right = int((logits.detach().argmax(1) == classes).sum())
-        whole = share * len(x) / len(y)  # below 1 where processes work on the same images
-        return float(loss.detach()) * share, right * whole
+        return loss.detach(), (logits.detach().argmax(1) == classes).sum()
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Mixed precision, where the settings ask for it."""
+        usual = "bfloat16" if device.type == "cuda" else "float32"
+        chosen = usual if self.settings.precision == "auto" else self.settings.precision
+        return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16")
+
+    def _attacked(self, run: _Run, x: torch.Tensor) -> nn.Module:
+        """What is attacked in the place of the model: folded where possible, replayed on a GPU."""
+        if run.folded is None:
+            return self.model
+        network = run.folded.refresh()
+        if not x.is_cuda or distributed.processes() > 1:
+            return network
+        if run.replayed is None:
+            run.replayed = Replayed(network, x)
+        return run.replayed
 
     def _judged(self, run: _Run) -> nn.Module:
         """The model that is validated and returned: the average, where there is one."""
