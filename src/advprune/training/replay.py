@@ -4,7 +4,7 @@ A small network's passes are dozens of short kernels, which the GPU finishes soo
 start them; as a CUDA graph they are started together.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,11 +26,9 @@ class Replayed(nn.Module):
         on = torch.is_autocast_enabled(device)
         with torch.autocast(device, kind, enabled=on, cache_enabled=False):
             example = sample.detach().clone().requires_grad_()
-            self.recorded: Callable[[torch.Tensor], torch.Tensor] = make_graphed_callables(
-                lambda x: network(x), (example,)
-            )
+            self.recorded: Any = make_graphed_callables(lambda x: network(x), (example,))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape == self.shape and x.requires_grad and torch.is_grad_enabled():
-            return self.recorded(x)
-        return self.network(x)
+        alike = x.shape == self.shape and x.requires_grad and torch.is_grad_enabled()
+        logits: torch.Tensor = (self.recorded if alike else self.network)(x)
+        return logits
