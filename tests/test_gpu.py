@@ -49,7 +49,9 @@ def test_attacks_take_images_from_the_cpu_and_agree_with_it(
     assert found.device.type == "cpu"
     wrong = [network(x).argmax(1) != labels for x in (found, known)]
     assert (wrong[0] != wrong[1]).sum() <= 2
-    pair = [minimum_norm(m, images, labels, MinimumNormSettings(steps=30)) for m in (there, network)]
+    pair = [
+        minimum_norm(m, images, labels, MinimumNormSettings(steps=30)) for m in (there, network)
+    ]
     assert (pair[0][1].median() / pair[1][1].median() - 1).abs() < 0.02
 
 

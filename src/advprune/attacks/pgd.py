@@ -8,6 +8,7 @@ model, its modes, its gradients and the global random state stay as they were.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -112,7 +113,7 @@ def pgd(
     def attack(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         at = images[rows].to(device), labels[rows].to(device), points[rows].to(device)
         found, losses = search(*at)
-        return found.cpu(), losses.cpu()
+        return found.to(images.device), losses.to(images.device)
 
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), alone(randomized), cost.of_all():
@@ -297,15 +298,16 @@ def random_point(
     Drawn where the generator is, on the CPU or on the images' GPU. L2: a Gaussian direction, and a
     radius `eps * u^(1/d)`, which is uniform in the ball.
     """
+    there: dict[str, Any] = {"generator": generator, "device": generator.device}
     if norm == "Linf":
-        noise = torch.rand(images.shape, generator=generator, device=generator.device) * 2 - 1
-        return (images + noise * eps).clamp(0, 1)
-    noise = torch.randn(images.shape, generator=generator, device=generator.device)
+        noise = (torch.rand(images.shape, **there) * 2 - 1) * eps
+        return (images + noise.to(images.device)).clamp(0, 1)
+    noise = torch.randn(images.shape, **there)
     size = noise[0].numel()
     length = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
-    drawn = torch.rand(len(images), generator=generator, device=generator.device)
-    radius = eps * drawn ** (1 / size)
-    return (images + noise * (radius / length).view(-1, 1, 1, 1)).clamp(0, 1)
+    radius = eps * torch.rand(len(images), **there) ** (1 / size)
+    noise = noise * (radius / length).view(-1, 1, 1, 1)
+    return (images + noise.to(images.device)).clamp(0, 1)
 
 
 def _check(

@@ -151,7 +151,7 @@ def pgd_images(
 ) -> torch.Tensor:
     """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
     Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
-    start = random_point(x.to(generator.device), eps, "Linf", generator).to(x.device)
+    start = random_point(x, eps, "Linf", generator)
     return climb(model, x[own], start[own], _error(y[own]), eps, step, steps)
 
 
