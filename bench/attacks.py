@@ -5,15 +5,12 @@ machine whose speed drifts favours nobody. Beside them stands what the device ca
 plain gradient passes of the network, and the largest matrix product's rate, in the same run.
 """
 
-import copy
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from tempfile import gettempdir
@@ -23,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 import typer
+from peers import Attack, Setting, peers
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -41,20 +39,6 @@ from advprune.training.adversarial import climb
 from advprune.training.replay import Replayed
 
 ROOT = Path(__file__).resolve().parent.parent
-Call = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-Attack = Callable[[nn.Module, torch.Tensor, torch.Tensor, Cost], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all attacks of the run share. search: steps of APGD and of minimum-norm attacks."""
-
-    eps: float
-    steps: int
-    search: int
-    targets: int
-    batch: int
-    rounds: int
 
 
 @dataclass
@@ -69,17 +53,6 @@ class Row:
     cost: Cost = field(default_factory=Cost)
     broken: int = 0
     robust: float = 0.0
-
-
-def peer(call: Call) -> Attack:
-    """Another package's attack on a copy of the model that counts what passes through it."""
-
-    def attack(model: nn.Module, x: torch.Tensor, y: torch.Tensor, cost: Cost) -> torch.Tensor:
-        watched = copy.deepcopy(model)
-        cost.watch(watched)
-        return call(watched, x, y)
-
-    return attack
 
 
 def ours(s: Setting, **options: Any) -> dict[str, Attack]:
@@ -121,74 +94,6 @@ def replayed(s: Setting, bf16: bool) -> Attack:
             ).clone()
 
     return attack
-
-
-def of_torchattacks(package: Any, s: Setting) -> dict[str, Call]:
-    """Its targeted APGD always takes all wrong classes."""
-    eps, search = {"eps": s.eps}, {"eps": s.eps, "steps": s.search}
-    fixed = eps | {"alpha": s.eps / 4, "steps": s.steps, "random_start": False}
-    return {
-        "PGD": lambda m, x, y: package.PGD(m, **fixed)(x, y),
-        "APGD-CE": lambda m, x, y: package.APGD(m, **search)(x, y),
-        "APGD-T": lambda m, x, y: package.APGDT(m, **search)(x, y),
-    }
-
-
-def of_pyautoattack(package: Any, s: Setting) -> dict[str, Call]:
-    """Its two forms of APGD."""
-    plain = {"n_iter": s.search, "eps": s.eps}
-    targeted = plain | {"n_target_classes": s.targets}
-    return {
-        "APGD-CE": lambda m, x, y: package.APGDAttack(m, **plain).perturb(x, y),
-        "APGD-T": lambda m, x, y: package.APGDAttack_targeted(m, **targeted).perturb(x, y),
-    }
-
-
-def of_foolbox(package: Any, s: Setting) -> dict[str, Call]:
-    """PGD and the fast minimum-norm attack."""
-    fixed = {"abs_stepsize": s.eps / 4, "steps": s.steps, "random_start": False}
-    kinds = package.attacks.LinfPGD(**fixed), package.attacks.LInfFMNAttack(steps=s.search)
-
-    def call(kind: int, eps: float | None) -> Call:
-        return lambda m, x, y: kinds[kind](
-            package.PyTorchModel(m, (0, 1), x.device), x, y, epsilons=eps
-        )[1]
-
-    return {"PGD": call(0, s.eps), "minimum norm": call(1, None)}
-
-
-def of_adversarial_library(package: Any, s: Setting) -> dict[str, Call]:
-    """All four kinds."""
-    linf, step = float("inf"), s.eps / 4
-    pgd_ = {"steps": s.steps, "random_init": False, "absolute_step_size": step}
-    ce = {"n_iter": s.search, "loss_function": "ce"}
-    targeted = {"n_iter": s.search, "num_targets": s.targets}
-    return {
-        "PGD": lambda m, x, y: package.pgd_linf(m, x, y, s.eps, **pgd_),
-        "APGD-CE": lambda m, x, y: package.apgd(m, x, y, s.eps, linf, **ce),
-        "APGD-T": lambda m, x, y: package.apgd_targeted(m, x, y, s.eps, linf, **targeted),
-        "minimum norm": lambda m, x, y: package.fmn(m, x, y, linf, steps=s.search),
-    }
-
-
-PEERS = {
-    "torchattacks": ("torchattacks", of_torchattacks),
-    "pyautoattack": ("pyautoattack.autopgd_base", of_pyautoattack),
-    "foolbox": ("foolbox", of_foolbox),
-    "adversarial-library": ("adv_lib.attacks", of_adversarial_library),
-}
-
-
-def peers(s: Setting) -> Iterator[tuple[str, str, Attack]]:
-    """Kind, name and attack of whatever other packages are installed."""
-    for name, (module, make) in PEERS.items():
-        try:
-            package = import_module(module)
-        except ImportError as error:
-            print(f"without {name}: {error}", file=sys.stderr)
-            continue
-        for kind, call in make(package, s).items():
-            yield kind, name, peer(call)
 
 
 def rows_of(s: Setting, cuda: bool) -> list[Row]:
@@ -351,12 +256,12 @@ def main(
         Path | None, typer.Option(help="Folder with test.safetensors; else the embedded digits.")
     ] = None,
     eps: Annotated[float, typer.Option(help="Linf budget in grey levels.")] = 48,
-    images: Annotated[int, typer.Option(help="How many test images.")] = 256,
+    images: Annotated[int, typer.Option(help="How many test images.")] = 128,
     batch: Annotated[int, typer.Option(help="Images at a time, of all attacks.")] = 128,
     steps: Annotated[int, typer.Option(help="Steps of PGD, of length eps/4.")] = 20,
-    search: Annotated[int, typer.Option(help="Steps of APGD and of minimum-norm attacks.")] = 50,
-    targets: Annotated[int, typer.Option(help="Target classes of APGD-T.")] = 9,
-    rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 3,
+    search: Annotated[int, typer.Option(help="Steps of APGD and of minimum-norm attacks.")] = 20,
+    targets: Annotated[int, typer.Option(help="Target classes of APGD-T.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 2,
     seconds: Annotated[float, typer.Option(help="No later round begins that exceeds this.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers there, as JSON.")] = None,
 ) -> None:
@@ -373,22 +278,18 @@ def main(
         test = prepare("digits", root=None, cache=cache, size=None, seed=0, **cut)["test"]
         x, y = test.images / 255, test.labels
     x, y = x[:images].to(device), y[:images].to(device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     with matmul_precision(False):
         bounds = limits(model, x[:batch], y[:batch])
         rows = rows_of(s, device.type == "cuda")
         measure(rows, model, (x, y), s, until)
     table = summary(rows, s, len(x))
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    show(f"what {name or device}{threads} can do", bounds)
+    show(f"what the device can do: {name}, {torch.get_num_threads()} threads", bounds)
     show(f"{weights.name}, {len(x)} images, eps {eps:g}/255", table)
     if out is not None:
         about = {"device": name, "torch": torch.__version__, "weights": weights.name}
-        settings = asdict(s) | {"images": len(x)}
-        text = json.dumps(
-            about | {"settings": settings, "limits": bounds, "attacks": table}, indent=1
-        )
-        out.write_text(text + "\n")
+        about |= {"threads": torch.get_num_threads(), "images": len(x), "settings": asdict(s)}
+        out.write_text(json.dumps(about | {"limits": bounds, "attacks": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

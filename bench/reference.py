@@ -2,7 +2,7 @@
 
 Needs a profile's splits, as stage prepare writes them (train, val and test.safetensors). Weights
 are those of the best epoch on the first 1,000 validation images. Every result is written as soon as
-it is there, and no attack begins after the deadline.
+it is there.
 """
 
 import json
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import pandas as pd
 import torch
 import typer
+from ruamel.yaml import YAML
 from torch import nn
 
 from advprune.attacks import pgd, to_pixels
@@ -59,40 +60,18 @@ class Results:
             records.to_parquet(self.folder / "records.parquet", index=False, compression="zstd")
 
 
-def train(
-    model: ModelSettings, settings: TrainSettings, recipe: RecipeSettings, data: Path, until: float
-) -> tuple[nn.Module, pd.DataFrame, dict[str, Any]]:
-    """The trained network, its history and what was noted.
-
-    A throwaway network is trained on a few batches first; where all epochs would end after `until`
-    (seconds since the script began), the schedule is made for fewer.
-    """
-    whole, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
-    held_out, device, stamps = (val.images[:1000], val.labels[:1000]), setup(), [0.0]
-
-    def trainer(count: int, epochs: int) -> Trainer:
-        pair = whole.images[:count], whole.labels[:count]
-        chosen = recipe.model_copy(update={"epochs": epochs})
-        network = begin(model, whole, 0).to(device)
-        return Trainer(
-            *(network, pair, held_out, settings, chosen, 0, None),
-            before_epoch=lambda _: stamps.append(now()),
-            measure=lambda _: stamps.append(now()) or {},
-            after_epoch=lambda _: stamps.append(now()),
-        )
-
-    few, total, asked = 30 * settings.batch, len(whole.labels), recipe.epochs or settings.epochs
-    trainer(few, 2).run()
-    began, trained, judged = stamps[-3:]  # of the second epoch: in the first one all is set up
-    epoch = (trained - began) * total / min(few, total) + judged - trained
-    epochs = max(1, min(asked, int((until - now()) / epoch)))
-    notes = {"epochs asked": asked, "epochs": epochs, "measured s/epoch": epoch, "began s": now()}
-    last = trainer(total, epochs)
-    history = pd.DataFrame(last.run())
-    return last.model, history, notes | {"ended s": now()}
+def trained(
+    network: ModelSettings, settings: TrainSettings, recipe: RecipeSettings, data: Path
+) -> tuple[nn.Module, pd.DataFrame]:
+    """The network of the best epoch, and its history."""
+    train, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
+    model = begin(network, train, 0).to(setup())
+    held_out = val.images[:1000], val.labels[:1000]
+    run = Trainer(model, (train.images, train.labels), held_out, settings, recipe, 0, None)
+    return model, pd.DataFrame(run.run())
 
 
-def evaluate(model: nn.Module, data: Path, count: int, deadline: float, results: Results) -> None:
+def evaluate(model: nn.Module, data: Path, count: int, results: Results) -> None:
     """Attack the first `count` test images; Linf images of 8 bits, scored in float32.
 
     Targeted APGD works on those that APGD on the cross-entropy has left. Minimum-norm images are
@@ -105,7 +84,7 @@ def evaluate(model: nn.Module, data: Path, count: int, deadline: float, results:
     def note(
         name: str, rows: torch.Tensor, attack: Callable[..., torch.Tensor], pixels: bool = True
     ) -> torch.Tensor:
-        if now() > deadline or not len(rows):
+        if not len(rows):
             return rows
         cost, started, clean = Cost(), now(), x[rows]
         adv = attack(clean, y[rows], cost)
@@ -137,44 +116,30 @@ def evaluate(model: nn.Module, data: Path, count: int, deadline: float, results:
     note("apgd_targeted", left, auto("targeted"))
     note("minimum_norm_linf", every, nearest("Linf"), pixels=False)
     note("minimum_norm_l2", every, nearest("L2"), pixels=False)
-    if now() < deadline:
-        cost, started, rows = Cost(), now(), slice(1000)
-        _, counts = autoattack(model, x[rows], y[rows], EPS, batch=1000, cost=cost)
-        passes = {"forwards": cost.forwards, "gradients": cost.gradients}
-        results.notes["autoattack"] = counts | passes | {"n": 1000, "s": now() - started}
-        results.write()
+    note("autoattack", every[:1000], lambda a, b, c: autoattack(model, a, b, EPS, cost=c)[0])
 
 
 def main(
     data: Annotated[Path, typer.Argument(help="Folder of the splits.")],
     out: Annotated[Path, typer.Argument(help="Folder for weights, history, records, notes.")],
     width: Annotated[int, typer.Option(help="Of the ResNet18.")] = 16,
-    method: Annotated[str, typer.Option(help="standard or pgd.")] = "pgd",
-    steps: Annotated[int, typer.Option(help="Of PGD, in training.")] = 3,
-    step: Annotated[float, typer.Option(help="Their length in grey levels.")] = 5,
-    epochs: Annotated[int, typer.Option(help="Fewer where they do not fit.")] = 30,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 0.2,
-    smoothing: Annotated[float, typer.Option(help="Of the labels.")] = 0.0,
-    until: Annotated[float, typer.Option(help="Training ends then, in seconds.")] = 1e9,
-    deadline: Annotated[float, typer.Option(help="No attack begins after it.")] = 1e9,
+    recipe: Annotated[str, typer.Option(help="As in params.yaml.")] = "{method: pgd, steps: 3}",
+    train: Annotated[str, typer.Option(help="As in params.yaml.")] = "{lr: 0.2, step: 5/255}",
     images: Annotated[int, typer.Option(help="Test images to attack.")] = 10_000,
 ) -> None:
     """Train, save and evaluate one network."""
     out.mkdir(parents=True, exist_ok=True)
-    settings = TrainSettings(
-        batch=batch, lr=lr, label_smoothing=smoothing, flip=True, crop=4, eps=EPS, step=step / 255
-    )
-    recipe = RecipeSettings(method=method, steps=steps, epochs=epochs)
-    network = ModelSettings(architecture="resnet18", width=width)
-    results = Results(out)
-    model, history, results.notes["training"] = train(network, settings, recipe, data, until)
+    read = YAML(typ="safe").load
+    settings = TrainSettings(**{"flip": True, "crop": 4, "eps": EPS} | read(train))
+    network, results = ModelSettings(architecture="resnet18", width=width), Results(out)
+    model, history = trained(network, settings, RecipeSettings(**read(recipe)), data)
+    results.notes["trained s"] = now()
     history.to_csv(out / "history.csv", index=False)
     save_model(model, out / "model.fp16.safetensors", torch.float16)
     results.write()
     device = setup()
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
-    evaluate(load_model(out / "model.fp16.safetensors").to(device), data, images, deadline, results)
+    evaluate(load_model(out / "model.fp16.safetensors").to(device), data, images, results)
 
 
 if __name__ == "__main__":

@@ -99,3 +99,19 @@ def test_cost_progress_and_the_model_are_as_promised(network: nn.Module, digits:
     assert (one[1].nan_to_num(posinf=1) - other[1].nan_to_num(posinf=1)).abs().max() < 0.02
     with pytest.raises(ValueError, match="norm"):
         minimum_norm(network, *pair, replace(settings, norm="L1"))
+
+
+def test_an_image_at_a_tie_has_a_distance_too(network: nn.Module, digits: Pair) -> None:
+    """In mixed precision its margin is noise; found on a GPU, 25 times in 10,000 images."""
+    image, other = digits[0][:1], digits[0][1:2]
+    label = network(image).argmax(1)
+    low, high = 0.0, 1.0
+    for _ in range(18):  # to where the way to another digit leaves the class
+        middle = (low + high) / 2
+        inside = network(image + middle * (other - image)).argmax(1) == label
+        low, high = (middle, high) if inside else (low, middle)
+    tie = image + low * (other - image)
+    settings = MinimumNormSettings(precision="bfloat16", steps=60)
+    found, distances = minimum_norm(network, tie, label, settings)
+    assert network(tie).argmax(1) == label != network(found).argmax(1)
+    assert distances.isfinite().all() and distances < 0.05

@@ -19,7 +19,7 @@ from advprune.attacks.losses import Loss, cross_entropy, dlr
 from advprune.attacks.pgd import Progress, ascend, expected_gradient, prepare, project
 from advprune.attacks.pixels import to_pixels
 from advprune.attacks.square import check_images, check_options
-from advprune.core.device import device_of
+from advprune.core.device import device_of, full_precision
 from advprune.core.distributed import alone, spread
 from advprune.models.stochastic import RULES, is_randomized, mean_logits
 
@@ -158,7 +158,8 @@ class _Search:
     @torch.no_grad()
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         s = self.settings
-        parts = [mean_logits(self.model, part, s.draws, s.batch) for part in images.split(s.batch)]
+        with full_precision():
+            parts = [mean_logits(self.model, p, s.draws, s.batch) for p in images.split(s.batch)]
         return torch.cat(parts)
 
 

@@ -95,8 +95,9 @@ class Pool:
         return cls(sample, aim, *images, zeros - torch.inf, step, count, *check, count == 0)
 
     def pick(self, keep: torch.Tensor) -> "Pool":
-        """The samples of a mask or of indices."""
-        return Pool(*(getattr(self, field.name)[keep] for field in fields(self)))
+        """The samples of a mask."""
+        rows = keep.nonzero()[:, 0]  # once: on a GPU, a mask as an index would wait every time
+        return Pool(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def with_(self, other: "Pool") -> "Pool":
         """These samples and others behind them."""

@@ -19,7 +19,7 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.pgd import Progress, ascend, expected_gradient, prepare, project
 from advprune.attacks.square import check_images, check_options
-from advprune.core.device import device_of
+from advprune.core.device import device_of, full_precision
 from advprune.core.distributed import spread
 
 CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: above rounding noise
@@ -137,7 +137,9 @@ class _Search:
             # Where nothing has fooled yet, the radius at which the linearized margin is zero.
             order = 1 if s.norm == "Linf" else 2
             slope = gradient.flatten(1).norm(order, dim=1).clamp_min(1e-12)
-            guess = torch.where(nearest.isfinite(), 0.0, size + gap.abs() / slope)
+            # A tenth and a bit more: near a tie, the margin's sign is not to be relied on.
+            guess = 1.1 * size + gap.abs() / slope + 1e-6
+            guess = torch.where(nearest.isfinite(), 0.0, guess)
             outward = torch.maximum(radius * (1 + rate), guess)
             inward = torch.minimum(radius, nearest) * (1 - rate)
             radius = torch.where(fooled, inward, torch.minimum(outward, nearest))
@@ -189,7 +191,8 @@ class _Search:
 
     @torch.no_grad()
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        return self.exact(images)
+        with full_precision():
+            return self.exact(images)
 
     def _size(self, change: torch.Tensor) -> torch.Tensor:
         flat = change.flatten(1)

@@ -4,6 +4,9 @@ import ctypes
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +29,20 @@ def setup() -> torch.device:
         torch.backends.cudnn.deterministic = True
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, a GPU does not round the inputs of float32 convolutions and products to 19 bits."""
+    kinds: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [kind.allow_tf32 for kind in kinds]
+    for kind in kinds:
+        kind.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
 
 
 def keep_memory() -> None:

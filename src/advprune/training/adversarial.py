@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.attacks.pgd import ascend, pgd, project, random_point
+from advprune.core.device import device_of
 from advprune.core.params import RecipeSettings, TrainSettings
 from advprune.data import to_float
 from advprune.training.clustering import clustering
@@ -98,7 +99,8 @@ class Method:
         An image stops where it is misclassified: the result is for counting accuracy only.
         """
         x, steps = to_float(images), self.recipe.probe_steps
-        return pgd(model, x, labels, self.eps, self.step, steps, drop=True, batch=256)
+        batch = 256 if device_of(model).type == "cpu" else 1024
+        return pgd(model, x, labels, self.eps, self.step, steps, drop=True, batch=batch)
 
 
 @contextmanager

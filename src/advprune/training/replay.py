@@ -26,6 +26,7 @@ class Replayed(nn.Module):
         on = torch.is_autocast_enabled(device)
         with torch.autocast(device, kind, enabled=on, cache_enabled=False):
             example = sample.detach().clone().requires_grad_()
+            self.eval()
             self.recorded: Any = make_graphed_callables(lambda x: network(x), (example,))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
