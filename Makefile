@@ -12,7 +12,7 @@ test: setup  ## run the tests
 	@$(RUN) -m pytest -n auto --dist loadfile
 
 bench: setup  ## time the attack engine beside torchattacks, filters taken out, and bit flips
-	@$(RUN) bench/attack.py
+	@$(RUN) bench/attacks.py
 	@$(RUN) bench/filters.py
 	@$(RUN) bench/bitflips.py
 

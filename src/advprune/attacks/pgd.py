@@ -14,7 +14,7 @@ from torch import nn
 
 from advprune.attacks.checks import check_choice, check_images, check_numbers, refuse
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import Progress, attack_copy, by_batch, no_progress
+from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import LOSSES, Loss
 from advprune.core.device import device_of
 from advprune.models.stochastic import RULES, drawn_logits, is_randomized, mean_logits, set_backward
@@ -100,7 +100,7 @@ def pgd(
     def attack(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         at = images[rows].to(device), labels[rows].to(device), points[rows].to(device)
         found, losses = search(*at)
-        return found.cpu(), losses.cpu()
+        return found.to(images.device), losses.to(images.device)
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if randomized:
@@ -134,19 +134,6 @@ def _check(how: PGDOptions, images: torch.Tensor) -> None:
     refuse("pgd", faults)
 
 
-class _Mixed(nn.Module):
-    """A model computed in bfloat16 where that is quicker; its logits are of the images' type."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            logits = self.model(x)
-        return logits.to(x.dtype)
-
-
 @dataclass(frozen=True)
 class _Search:
     """One run from one start for one batch."""
@@ -166,7 +153,7 @@ class _Search:
         found, losses = current.clone(), clean.new_full((len(clean),), -torch.inf)
         rows = torch.arange(len(clean), device=clean.device)  # samples still worked on
         how, loss, direction = self.how, LOSSES[self.how.loss], torch.zeros_like(clean)
-        model = _Mixed(self.model) if how.precision == "bfloat16" else self.model
+        model = Mixed(self.model) if how.precision == "bfloat16" else self.model
         for _ in range(self.steps):
             gradient, logits = expected_gradient(model, current, labels, loss, how.draws, how.batch)
             now, wrong = loss(logits, labels), logits.argmax(1) != labels
@@ -208,7 +195,8 @@ def expected_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
 
-    most: images a pass, as in `models.stochastic.drawn_logits`. Non-finite entries of a pass's
+    labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass, as in
+    `models.stochastic.drawn_logits`. Non-finite entries of a pass's
     gradient (a division by nearly nothing) count as 0.
     """
     point = images.detach().requires_grad_()
@@ -216,7 +204,8 @@ def expected_gradient(
     with torch.enable_grad():
         for logits in drawn_logits(model, point, draws, most):
             if logits.requires_grad:  # else the model has cut its graph: there is no gradient
-                losses = loss(logits.flatten(0, 1), labels.repeat(len(logits)))
+                repeated = labels.repeat(len(logits), *[1] * (labels.ndim - 1))
+                losses = loss(logits.flatten(0, 1), repeated)
                 (one,) = torch.autograd.grad(losses.sum(), point)
                 gradient += one.nan_to_num(0.0, 0.0, 0.0)
             total = total.to(logits) + logits.detach().sum(0)
@@ -236,22 +225,30 @@ def _record(
     losses[rows[take]] = now[take]
 
 
-def ascend(x: torch.Tensor, gradient: torch.Tensor, step: float, norm: str) -> torch.Tensor:
-    """One step of length `step` uphill: along the sign (Linf) or the unit direction (L2)."""
+def ascend(
+    x: torch.Tensor, gradient: torch.Tensor, step: float | torch.Tensor, norm: str
+) -> torch.Tensor:
+    """One step of length `step` uphill: along the sign (Linf) or the unit direction (L2).
+
+    step: one for all, or `[N, 1, 1, 1]`.
+    """
     if norm == "Linf":
         return x + step * gradient.sign()
     length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     return x + step * gradient / length
 
 
-def project(x: torch.Tensor, clean: torch.Tensor, eps: float, norm: str) -> torch.Tensor:
+def project(
+    x: torch.Tensor, clean: torch.Tensor, eps: float | torch.Tensor, norm: str
+) -> torch.Tensor:
     """The nearest point to `x` in the eps-ball round `clean`, then cut to [0, 1].
 
+    eps: one for all, or `[N, 1, 1, 1]`.
     Cutting to [0, 1] moves every pixel towards `clean`, so it never leaves the ball.
     """
     change = x - clean
     if norm == "Linf":
-        change = change.clamp(-eps, eps)
+        change = change.clamp(-eps, eps)  # type: ignore[arg-type]  # both are of one kind
     else:
         length = change.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
         change = change * (eps / length).clamp_max(1.0)
@@ -261,15 +258,18 @@ def project(x: torch.Tensor, clean: torch.Tensor, eps: float, norm: str) -> torc
 def random_point(
     images: torch.Tensor, eps: float, norm: str, generator: torch.Generator
 ) -> torch.Tensor:
-    """A uniform point of the eps-ball round each image, cut to [0, 1]; drawn on the CPU.
+    """A uniform point of the eps-ball round each image, cut to [0, 1].
 
-    L2: a Gaussian direction, and a radius `eps * u^(1/d)`, which is uniform in the ball.
+    Drawn where the generator is, on the CPU or on the images' GPU. L2: a Gaussian direction, and a
+    radius `eps * u^(1/d)`, which is uniform in the ball.
     """
+    there: dict[str, Any] = {"generator": generator, "device": generator.device}
     if norm == "Linf":
-        noise = (torch.rand(images.shape, generator=generator) * 2 - 1) * eps
-        return (images + noise).clamp(0, 1)
-    noise = torch.randn(images.shape, generator=generator)
+        noise = (torch.rand(images.shape, **there) * 2 - 1) * eps
+        return (images + noise.to(images.device)).clamp(0, 1)
+    noise = torch.randn(images.shape, **there)
     size = noise[0].numel()
     length = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
-    radius = eps * torch.rand(len(images), generator=generator) ** (1 / size)
-    return (images + noise * (radius / length).view(-1, 1, 1, 1)).clamp(0, 1)
+    radius = eps * torch.rand(len(images), **there) ** (1 / size)
+    noise = noise * (radius / length).view(-1, 1, 1, 1)
+    return (images + noise.to(images.device)).clamp(0, 1)

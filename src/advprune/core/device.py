@@ -2,7 +2,11 @@
 
 import ctypes
 import hashlib
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +21,28 @@ def setup() -> torch.device:
     """
     keep_memory()
     if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may differ
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling takes a kernel for each new tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, a GPU does not round the inputs of float32 convolutions and products to 19 bits."""
+    kinds: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [kind.allow_tf32 for kind in kinds]
+    for kind in kinds:
+        kind.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
 
 
 def keep_memory() -> None:

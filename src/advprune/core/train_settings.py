@@ -65,6 +65,7 @@ class TrainSettings(Settings):
     """The optimizer: SGD with Nesterov momentum under a one-cycle schedule.
 
     eps, step: the budget of recipes that train on attacked images, and their inner step.
+    precision: of convolutions and products; auto is bfloat16 on a GPU, float32 elsewhere.
     """
 
     epochs: int = Field(default=30, ge=1, le=10000)
@@ -77,6 +78,7 @@ class TrainSettings(Settings):
     crop: int = Field(default=0, ge=0, le=64)
     eps: Budget = 8 / 255
     step: Budget = 2 / 255
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class RecipeSettings(Settings):

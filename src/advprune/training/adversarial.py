@@ -69,8 +69,8 @@ class Method:
         y: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn on
-        the CPU from `generator`. The model is left as it was.
+        """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn
+        from `generator`, on its device. The model is left as it was.
         """
         if self.recipe.method == "pgd":
             return pgd_images(model, x, y, self.inner, generator)
@@ -108,7 +108,8 @@ class Method:
         An image stops where it is misclassified: the result is for counting accuracy only.
         """
         x, steps = to_float(images), self.recipe.probe_steps
-        return pgd(model, x, labels, self.eps, self.step, steps, drop=True, batch=256)
+        batch = 256 if device_of(model).type == "cpu" else 1024
+        return pgd(model, x, labels, self.eps, self.step, steps, drop=True, batch=batch)
 
 
 @contextmanager
@@ -157,7 +158,7 @@ def pgd_images(
 ) -> torch.Tensor:
     """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
     Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
-    start = random_point(x.cpu(), inner.eps, "Linf", generator).to(x.device)
+    start = random_point(x, inner.eps, "Linf", generator)
     return climb(model, x, start, _error(y), inner)
 
 
@@ -183,7 +184,7 @@ def trades_images(
 
     The start is off `x` because the divergence has no gradient at `x` itself.
     """
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
     with attacked(model), torch.no_grad():
         target = model(x).float().log_softmax(1)
     start = project(x + TRADES_START * noise, x, inner.eps, "Linf")

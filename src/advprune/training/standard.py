@@ -27,9 +27,11 @@ from advprune.core.progress import progress
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
 from advprune.training.adversarial import Method, collapsed, fgsm_images
+from advprune.training.replay import Replayed
 
 Row = dict[str, float]
 History = list[Row]  # one row per epoch
+CHECK = 50  # steps from one look at the loss to the next
 STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
 
 
@@ -38,16 +40,19 @@ def augment(
 ) -> torch.Tensor:
     """Mirror each image with probability 1/2 and shift it by up to `crop` pixels (zero padding).
 
-    images: uint8 or float `[N, C, H, W]`; the draws are made on the CPU, one set an image.
+    images: uint8 or float `[N, C, H, W]`; the draws are made on the generator's device, one set
+    an image.
     """
     n, _, height, width = images.shape
     if flip:
-        chosen = torch.rand(n, generator=generator) < 0.5
+        chosen = torch.rand(n, generator=generator, device=generator.device) < 0.5
         chosen = chosen.to(images.device).view(-1, 1, 1, 1)
         images = torch.where(chosen, images.flip(3), images)
     if crop:
         padded = F.pad(images, (crop, crop, crop, crop))
-        offsets = torch.randint(0, 2 * crop + 1, (2, n, 1), generator=generator).to(images.device)
+        offsets = torch.randint(
+            0, 2 * crop + 1, (2, n, 1), generator=generator, device=generator.device
+        ).to(images.device)
         rows = offsets[0] + torch.arange(height, device=images.device)  # [N, H]
         columns = offsets[1] + torch.arange(width, device=images.device)  # [N, W]
         samples = torch.arange(n, device=images.device)
@@ -76,6 +81,11 @@ def accuracy(
     found = sum(distributed.spread(pairs, right))
     model.train(mode)
     return found / max(len(labels), 1)
+
+
+def _check_loss(loss: torch.Tensor) -> None:
+    if not torch.isfinite(loss):
+        raise UserError("training: the loss is not a number; lower train.lr and run again")
 
 
 class Average:
@@ -108,7 +118,8 @@ class _Run:
     """What changes while training, besides the model; with it, all that a killed run needs.
 
     network: the model as gradients are taken of it, which averages them over processes.
-    folded: a quicker form of it to attack, where there is one.
+    folded: a quicker form of it to attack, where there is one. replayed: on a GPU, a quicker one
+    still, made at the first step.
     best: the weights that would be returned now, where epochs are chosen between.
     """
 
@@ -121,6 +132,7 @@ class _Run:
     average: Average | None
     history: History = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None
+    replayed: Replayed | None = None
 
 
 @dataclass(frozen=True)
@@ -229,22 +241,32 @@ class Trainer:
         return max(whole + (rest > 1), 1)
 
     def _epoch(self, run: _Run, advance: Callable[[int], None]) -> Row:
-        epoch, n = len(run.history), len(run.images)
+        epoch, n, device = len(run.history), len(run.images), run.images.device
         seed = self.seed * 1_000_003 + epoch
-        generator = torch.Generator().manual_seed(seed)
-        starts = torch.Generator().manual_seed(STARTS + (distributed.rank() << 52) + seed)
-        order = torch.randperm(n, generator=generator)
+        generator = torch.Generator(device).manual_seed(seed)
+        starts = torch.Generator(device).manual_seed(STARTS + (distributed.rank() << 52) + seed)
+        order = torch.randperm(n, generator=generator, device=device)
+        batches = order.split(self.settings.batch)[: self._batches(n)]
         self.model.train()
-        loss_sum, right, seen = 0.0, 0.0, 0.0
-        for rows in order.split(self.settings.batch)[: self._batches(n)]:
-            rows = rows.to(run.images.device)
+        losses, corrects, counts = (
+            [],
+            [],
+            [],
+        )  # read at the end: a GPU need not wait after each step
+        for index, rows in enumerate(batches):
             x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
             own = distributed.share(len(rows))
             x, y = (x / 255)[own], run.labels[rows][own]
             loss, correct = self._step(run, x, y, starts)
-            loss_sum, right, seen = loss_sum + loss * len(y), right + correct, seen + len(y)
+            losses.append(loss)
+            corrects.append(correct)
+            counts.append(len(y))
+            if index % CHECK == 0 or index == len(batches) - 1:
+                _check_loss(loss)
             advance(1)
-        loss_sum, right, seen = distributed.total(loss_sum, right, seen)
+        found = zip(torch.stack(losses).tolist(), counts, strict=True)
+        loss_sum, right = sum(loss * count for loss, count in found), torch.stack(corrects).sum()
+        loss_sum, right, seen = distributed.total(loss_sum, int(right), sum(counts))
         return {
             "epoch": epoch + 1,
             "train_loss": round(loss_sum / seen, 5),
@@ -253,14 +275,11 @@ class Trainer:
 
     def _step(
         self, run: _Run, x: torch.Tensor, y: torch.Tensor, starts: torch.Generator
-    ) -> tuple[float, int]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step; returns the mean loss and how many images are right."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            attacked = run.folded.refresh() if run.folded else self.model
-            crafted = self.method.craft(attacked, x, y, starts)
+        with self._autocast(x.device):
+            crafted = self.method.craft(self._attacked(run, x), x, y, starts)
             loss, logits = self.method.loss(run.network, x, crafted, y)
-        if not torch.isfinite(loss):
-            raise UserError("training: the loss is not a number; lower train.lr and run again")
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()
@@ -270,7 +289,24 @@ class Trainer:
         if run.average:
             run.average.update(self.model)
         classes = y if y.ndim == 1 else y.argmax(1)
-        return float(loss.detach()), int((logits.detach().argmax(1) == classes).sum())
+        return loss.detach(), (logits.detach().argmax(1) == classes).sum()
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Mixed precision, where the settings ask for it."""
+        usual = "bfloat16" if device.type == "cuda" else "float32"
+        chosen = usual if self.settings.precision == "auto" else self.settings.precision
+        return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16")
+
+    def _attacked(self, run: _Run, x: torch.Tensor) -> nn.Module:
+        """What is attacked in the place of the model: folded where possible, replayed on a GPU."""
+        if run.folded is None:
+            return self.model
+        network = run.folded.refresh()
+        if not x.is_cuda or distributed.processes() > 1:
+            return network
+        if run.replayed is None:
+            run.replayed = Replayed(network, x)
+        return run.replayed
 
     def _judged(self, run: _Run) -> nn.Module:
         """The model that is validated and returned: the average, where there is one."""

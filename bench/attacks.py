@@ -1,0 +1,296 @@
+"""The project's attacks beside those of other packages: same trained model, images and steps.
+
+Attacks of one kind take turns, round by round, and each ratio is taken within a round, so that a
+machine whose speed drifts favours nobody. Beside them stands what the device can do at all: the
+plain gradient passes of the network, and the largest matrix product's rate, in the same run.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import gettempdir
+from typing import Annotated, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+import typer
+from peers import Attack, Setting, peers
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from advprune.attacks import pgd
+from advprune.attacks.apgd import APGDSettings, apgd
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.losses import margin
+from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
+from advprune.attacks.pgd import expected_gradient
+from advprune.data import load_split, prepare
+from advprune.models.checkpoint import load_model
+from advprune.training.adversarial import climb
+from advprune.training.replay import Replayed
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Row:
+    """One attack: seconds of each round, and what it did in the last one."""
+
+    kind: str
+    name: str
+    attack: Attack
+    tf32: bool = False
+    seconds: list[float] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+    broken: int = 0
+    robust: float = 0.0
+
+
+def ours(s: Setting, **options: Any) -> dict[str, Attack]:
+    """The project's attacks by kind."""
+    step, shared = s.eps / 4, {"batch": s.batch, **options}
+
+    def plain(**more: Any) -> Attack:
+        return lambda m, x, y, c: pgd(
+            m, x, y, s.eps, step, s.steps, random_start=False, cost=c, **shared, **more
+        )
+
+    def auto(loss: str) -> Attack:
+        settings = APGDSettings(s.eps, s.search, loss=loss, targets=s.targets, **shared)
+        return lambda m, x, y, c: apgd(m, x, y, settings, c)
+
+    settings = MinimumNormSettings(steps=s.search, **shared)
+    return {
+        "PGD": plain(),
+        "PGD, dropping": plain(drop=True),
+        "APGD-CE": auto("ce"),
+        "APGD-T": auto("targeted"),
+        "minimum norm": lambda m, x, y, c: minimum_norm(m, x, y, settings, c)[0],
+    }
+
+
+def replayed(s: Setting, bf16: bool) -> Attack:
+    """PGD whose gradient passes a GPU replays as a graph; recorded anew, as for a new model."""
+
+    def attack(model: nn.Module, x: torch.Tensor, y: torch.Tensor, cost: Cost) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            network = Replayed(attack_copy(model, x.device), x)
+            cost.forwards += len(x) * s.steps
+            cost.gradients += len(x) * s.steps
+            return climb(
+                network,
+                *(x, x),
+                lambda logits: nn.functional.cross_entropy(logits, y, reduction="sum"),
+                *(s.eps, s.eps / 4, s.steps),
+            ).clone()
+
+    return attack
+
+
+def rows_of(s: Setting, cuda: bool) -> list[Row]:
+    """All attacks of the run, others' first within a kind."""
+    rows = [Row(*found) for found in peers(s)]
+    variants = {"ours": {}, "ours, bfloat16": {"precision": "bfloat16"}}
+    for name, options in variants.items():
+        rows += [Row(kind, name, attack) for kind, attack in ours(s, **options).items()]
+    rows = [row for row in rows if (row.kind, row.name) != ("PGD, dropping", "ours, bfloat16")]
+    if cuda:
+        rows += [Row(k, "ours, TF32", a, True) for k, a in ours(s).items() if k != "PGD, dropping"]
+        rows += [
+            Row(r.kind, f"{r.name}, TF32", r.attack, True)
+            for r in rows
+            if (r.kind, r.name) == ("PGD", "torchattacks")
+        ]
+        rows += [Row("PGD", "ours, CUDA graph", replayed(s, False))]
+        rows += [Row("PGD", "ours, CUDA graph, bfloat16", replayed(s, True))]
+    order = ["PGD", "PGD, dropping", "APGD-CE", "APGD-T", "minimum norm"]
+    return sorted(rows, key=lambda row: order.index(row.kind))
+
+
+@contextmanager
+def matmul_precision(tf32: bool) -> Iterator[None]:
+    """Whether convolutions and products may round float32 to 19 bits, on GPUs that can."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What `work` returns, and the seconds it took."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    result = work()
+    wait()
+    return result, time.perf_counter() - started
+
+
+def measure(
+    rows: list[Row],
+    model: nn.Module,
+    data: tuple[torch.Tensor, torch.Tensor],
+    s: Setting,
+    until: float,
+) -> None:
+    """Run every attack in every round, `s.batch` images at a time, and once on a batch to warm up.
+
+    No round but the first begins that would not end before `until`.
+    """
+    images, labels = data
+    rights = torch.cat([answers(model, x) for x in images.split(s.batch)]) == labels
+    began = time.perf_counter()
+    for turn in range(s.rounds + 1):
+        if turn > 1 and 2 * time.perf_counter() - began > until:
+            break
+        began, count = time.perf_counter(), len(images) if turn else s.batch
+        for row in rows:
+            x, y, right, row.cost = images[:count], labels[:count], rights[:count], Cost()
+            parts = list(zip(x.split(s.batch), y.split(s.batch), strict=True))
+            if row.name.startswith("ours") and "graph" not in row.name:
+                parts = [(x, y)]  # they make batches themselves
+
+            def work(row: Row = row, parts: Any = parts) -> torch.Tensor:
+                return torch.cat([row.attack(model, a, b, row.cost) for a, b in parts])
+
+            with matmul_precision(row.tf32):
+                found, took = timed(work, x.device)
+            inside = (found - x).flatten(1).abs().amax(1) <= s.eps + 1e-6
+            wrong = torch.cat([answers(model, a) for a in found.split(s.batch)]) != y
+            row.broken = int((right & wrong & inside).sum())
+            row.robust = float((right & ~(wrong & inside)).float().mean())
+            row.seconds += [took] * (turn > 0)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The classes that a model gives."""
+    return model(x).argmax(1)
+
+
+def limits(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, Any]]:
+    """By precision: matrix products (TFLOP/s), the network's bare gradient passes (images/s), and
+    the images a second that the matrix rate would allow."""
+    network, cuda = attack_copy(model, x.device), x.is_cuda
+    point = x.contiguous(memory_format=torch.channels_last)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(point)
+    # To the images, a backward pass costs what a forward pass does.
+    per_image, size = 2 * counter.get_total_flops() / len(x), 8192 if cuda else 1024
+    found = []
+    for name in ("float32", "TF32", "bfloat16") if cuda else ("float32", "bfloat16"):
+        kind = torch.bfloat16 if name == "bfloat16" else torch.float32
+        a, b = (torch.randn(size, size, device=x.device, dtype=kind) for _ in range(2))
+        with matmul_precision(name == "TF32"):
+            product = min(timed(lambda a=a, b=b: a @ b, x.device)[1] for _ in range(6))
+            passes = min(
+                timed(
+                    lambda bf16=name == "bfloat16": expected_gradient(
+                        network, point, y, margin, bf16=bf16
+                    ),
+                    x.device,
+                )[1]
+                for _ in range(6)
+            )
+        rate = 2 * size**3 / product
+        found.append(
+            {
+                "precision": name,
+                "matrix TFLOP/s": round(rate / 1e12, 3),
+                "bare passes, image-steps/s": round(len(x) / passes, 1),
+                "matrix limit, image-steps/s": round(rate / per_image, 1),
+            }
+        )
+    return found
+
+
+def summary(rows: list[Row], s: Setting, count: int) -> list[dict[str, Any]]:
+    """What the table shows of each attack; ratios are to the first other package of its kind."""
+    first: dict[str, Row] = {}
+    found = []
+    for row in rows:
+        base = first.setdefault(row.kind.partition(",")[0], row)
+        seconds, cost = median(row.seconds), row.cost
+        passes = cost.forwards + cost.gradients
+        steps = count * s.steps if row.kind == "PGD" else cost.gradients
+        ratio = median(a / b for a, b in zip(base.seconds, row.seconds, strict=True))
+        found.append(
+            {
+                "kind": row.kind,
+                "attack": row.name,
+                "seconds": round(seconds, 4),
+                "ratio": round(ratio, 2),
+                "image-passes": passes,
+                "image-steps/s": round(steps / seconds, 1),
+                "robust accuracy %": round(100 * row.robust, 2),
+                "ms/decided": round(1000 * seconds / max(row.broken, 1), 3),
+                "passes/decided": round(passes / max(row.broken, 1), 1),
+                "rounds": [round(value, 4) for value in row.seconds],
+            }
+        )
+    return found
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
+    columns = [key for key in rows[0] if key != "rounds"]
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*(f"{row[k]:,}" if isinstance(row[k], int) else str(row[k]) for k in columns))
+    Console(width=150).print(table)
+
+
+def main(
+    weights: Annotated[Path, typer.Option(help="A checkpoint of this library.")] = (
+        ROOT / "weights" / "digits" / "dense-robust.fp16.safetensors"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with test.safetensors; else the embedded digits.")
+    ] = None,
+    eps: Annotated[float, typer.Option(help="Linf budget in grey levels.")] = 48,
+    images: Annotated[int, typer.Option(help="How many test images.")] = 128,
+    batch: Annotated[int, typer.Option(help="Images at a time, of all attacks.")] = 128,
+    steps: Annotated[int, typer.Option(help="Steps of PGD, of length eps/4.")] = 20,
+    search: Annotated[int, typer.Option(help="Steps of APGD and of minimum-norm attacks.")] = 20,
+    targets: Annotated[int, typer.Option(help="Target classes of APGD-T.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 2,
+    seconds: Annotated[float, typer.Option(help="No later round begins that exceeds this.")] = 300,
+    out: Annotated[Path | None, typer.Option(help="Also write the numbers there, as JSON.")] = None,
+) -> None:
+    """Print the limits of the device and the table of attacks."""
+    until = time.perf_counter() + seconds
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    s = Setting(eps / 255, steps, search, targets, batch, rounds)
+    model = load_model(weights).to(device).requires_grad_(False)
+    if data is not None:
+        x, y = load_split(data, "test")
+    else:
+        cut = {"val_fraction": 0.15, "test_fraction": 0.25, "train_limit": None, "test_limit": 300}
+        cache = Path(gettempdir())
+        test = prepare("digits", root=None, cache=cache, size=None, seed=0, **cut)["test"]
+        x, y = test.images / 255, test.labels
+    x, y = x[:images].to(device), y[:images].to(device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    with matmul_precision(False):
+        bounds = limits(model, x[:batch], y[:batch])
+        rows = rows_of(s, device.type == "cuda")
+        measure(rows, model, (x, y), s, until)
+    table = summary(rows, s, len(x))
+    show(f"what the device can do: {name}, {torch.get_num_threads()} threads", bounds)
+    show(f"{weights.name}, {len(x)} images, eps {eps:g}/255", table)
+    if out is not None:
+        about = {"device": name, "torch": torch.__version__, "weights": weights.name}
+        about |= {"threads": torch.get_num_threads(), "images": len(x), "settings": asdict(s)}
+        out.write_text(json.dumps(about | {"limits": bounds, "attacks": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

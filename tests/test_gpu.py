@@ -1,0 +1,71 @@
+"""What a GPU does otherwise than the CPU: recorded passes, device generators, images elsewhere."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.attacks.apgd import APGDSettings, apgd
+from advprune.attacks.engine import attack_copy
+from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
+from advprune.attacks.pgd import random_point
+from advprune.core.train_settings import RecipeSettings, TrainSettings
+from advprune.training.replay import Replayed
+from advprune.training.standard import Trainer
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+def gradient(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    point = x.detach().clone().requires_grad_()
+    (found,) = torch.autograd.grad(model(point).float().square().sum(), point)
+    return found.clone()
+
+
+def test_recorded_passes_follow_the_weights_and_leave_other_shapes_alone(
+    network: nn.Module, digits: Pair
+) -> None:
+    plain = attack_copy(network, torch.device("cuda"))
+    images = digits[0].cuda()
+    recorded = Replayed(plain, images[:32])
+    for change in (1.0, 1.5):
+        for parameter in plain.parameters():
+            parameter.mul_(change)
+        for batch in (images[32:], images[:7]):
+            assert torch.allclose(gradient(recorded, batch), gradient(plain, batch), rtol=1e-4)
+            with torch.no_grad():
+                assert torch.allclose(recorded(batch), plain(batch), rtol=1e-4)
+
+
+def test_attacks_take_images_from_the_cpu_and_agree_with_it(
+    network: nn.Module, digits: Pair
+) -> None:
+    images, labels = digits[0], network(digits[0]).argmax(1)
+    there = copy.deepcopy(network).cuda()
+    settings = APGDSettings(0.02, 12, batch=24)
+    found, known = apgd(there, images, labels, settings), apgd(network, images, labels, settings)
+    assert found.device.type == "cpu"
+    wrong = [network(x).argmax(1) != labels for x in (found, known)]
+    assert (wrong[0] != wrong[1]).sum() <= 2
+    pair = [
+        minimum_norm(m, images, labels, MinimumNormSettings(steps=30)) for m in (there, network)
+    ]
+    assert (pair[0][1].median() / pair[1][1].median() - 1).abs() < 0.02
+
+
+def test_random_points_may_be_drawn_there(digits: Pair) -> None:
+    images = digits[0].cuda()
+    generator = torch.Generator("cuda").manual_seed(0)
+    point = random_point(images, 0.1, "Linf", generator)
+    assert point.is_cuda and 0 < (point - images).abs().max() <= 0.1 + 1e-6
+
+
+def test_robust_training_learns_in_mixed_precision(network: nn.Module, digits: Pair) -> None:
+    images = (digits[0] * 255).round().to(torch.uint8)
+    settings = TrainSettings(epochs=12, batch=16, crop=1, eps=0.05, step=0.02)
+    recipe = RecipeSettings(method="pgd", steps=3)
+    pair = images, digits[1]
+    history = Trainer(network.cuda(), pair, pair, settings, recipe, 0, None).run()
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
