@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.attacks.pgd import ascend, pgd, project, random_point
+from advprune.core.device import device_of
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.data import to_float
 from advprune.training.clustering import clustering

@@ -248,11 +248,7 @@ class Trainer:
         order = torch.randperm(n, generator=generator, device=device)
         batches = order.split(self.settings.batch)[: self._batches(n)]
         self.model.train()
-        losses, corrects, counts = (
-            [],
-            [],
-            [],
-        )  # read at the end: a GPU need not wait after each step
+        losses, corrects, counts = [], [], []  # read at the end: a GPU need not wait for them
         for index, rows in enumerate(batches):
             x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
             own = distributed.share(len(rows))
@@ -265,8 +261,11 @@ class Trainer:
                 _check_loss(loss)
             advance(1)
         found = zip(torch.stack(losses).tolist(), counts, strict=True)
-        loss_sum, right = sum(loss * count for loss, count in found), torch.stack(corrects).sum()
-        loss_sum, right, seen = distributed.total(loss_sum, int(right), sum(counts))
+        loss_sum, right, seen = distributed.total(
+            sum(loss * count for loss, count in found),
+            int(torch.stack(corrects).sum()),
+            sum(counts),
+        )
         return {
             "epoch": epoch + 1,
             "train_loss": round(loss_sum / seen, 5),
