@@ -13,10 +13,9 @@ from tabulate import tabulate
 
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
-from advprune.report.formats import percent
 from advprune.report.published import SYSTEMS, System
-from advprune.report.results import RESULTS, without_own
-from advprune.report.terminal import read, title_of
+from advprune.report.results import RESULTS
+from advprune.report.terminal import markdown_of, read, title_of
 
 README, PUBLISHED = Path("README.md"), Path("docs/published.md")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
@@ -59,18 +58,9 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def results_of(profile: str, table: pd.DataFrame) -> str:
-    """One row per group of models: accuracies, and how many differ from the dense network."""
-    rows, table = [], without_own(table)
-    groups = table.group.where(table.model != table.root, table.model)
-    for group, part in table.groupby(groups, sort=False):
-        rates = {name: _span(part[f"{name}_accuracy"]) for name in ("clean", "robust", "transfer")}
-        counts = {f"robust {w}": int((part.against_dense == w).sum()) for w in ("higher", "lower")}
-        reliable = {"reliable": int((part.verdict == "reliable").sum())}
-        rows.append({"models": group, "number": len(part)} | rates | counts | reliable)
-    body = tabulate(rows, "keys", "github", disable_numparse=True)
-    note = "Higher and lower: significantly, against the dense network on the same images."
+    """The leaderboard of a profile, and where its report lies."""
     report = f"[report](reports/{profile}/report.md)"
-    return f"**{title_of(profile, table)}** ({report})\n\n{body}\n\n{note}"
+    return f"**{title_of(profile, table)}** ({report})\n\n{markdown_of(table)}"
 
 
 def published_of(system: System) -> str:
@@ -81,9 +71,3 @@ def published_of(system: System) -> str:
     ]
     table = tabulate(rows, ("setting", "published"), "github", disable_numparse=True)
     return f"### {system.title}\n\nSource: {system.source}. {system.differs}\n\n{table}"
-
-
-def _span(values: pd.Series) -> str:
-    """`0.0 to 53.0`, or one number where all are the same."""
-    low, high = percent(values.min()), percent(values.max())
-    return low if low == high else f"{low} to {high}"
