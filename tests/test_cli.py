@@ -446,7 +446,18 @@ def test_every_command_is_described_with_its_options() -> None:
                 assert option in text, (name, option)
 
 
-def test_a_network_needs_its_settings(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("evaluate", "model.pt"), "cannot read params.yaml"),
+        (("leaderboard",), "there is no reports/digits/results.csv; run `dvc repro`"),
+    ],
+)
+def test_what_is_needed_and_missing_is_named(
+    folder: Path, run: Run, tmp_path: Path, monkeypatch: Any, command: tuple[str, ...], words: str
+) -> None:
     monkeypatch.chdir(tmp_path)
-    status, _, err = run("evaluate", "model.pt")
-    assert status == 2 and "cannot read params.yaml" in err
+    if "params" not in words:
+        Path("params.yaml").write_bytes((folder / "params.yaml").read_bytes())
+    status, _, err = run(*command)
+    assert status == 2 and words in err

@@ -99,7 +99,6 @@ def bench(
         ("attack", ("dense-standard",), "attack/score_draws", 20, ["attacks.json is not up to da"]),
         ("transfer", (), "prune/E", 1, ["dense-standard/adversarial.safetensors"]),
         ("summarize", (), "prune/E", 1, ["transfer.parquet", "dvc repro"]),
-        ("show", (), "prune/E", 1, ["results.csv", "dvc repro"]),
     ],
 )
 def test_wrong_settings(
