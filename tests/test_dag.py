@@ -187,7 +187,7 @@ def committed() -> Iterator[Any]:
             yield pytest.param(path, profile, id=f"{path.relative_to(ROOT)}-{profile}")
 
 
-@pytest.mark.parametrize(("path", "profile"), committed())
+@pytest.mark.parametrize(("path", "profile"), list(committed()))
 def test_settings_hold_every_key_that_stages_ask_for(
     path: Path, profile: str, tmp_path: Path
 ) -> None:
