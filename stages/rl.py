@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+from common import script  # isort: skip (it puts the library on the path)
+
 from advprune.core.files import atomic, write_json
 from advprune.rl.settings import RlParams, load
-from common import script
 
 RUNS = Path("runs/rl")
 

@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from advprune.attacks.apgd_state import APGDSettings, Pool, Queue
-from advprune.attacks.checks import check_choice, check_images, check_numbers, refuse
+from advprune.attacks.checks import (
+    check_budget,
+    check_choice,
+    check_images,
+    check_model,
+    check_numbers,
+    refuse,
+)
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import Loss, cross_entropy, dlr
@@ -42,6 +49,7 @@ def apgd(
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     _check(images, labels, settings)
+    check_model("apgd", model, images, labels)
     device, private = device_of(model), attack_copy(model, device_of(model), settings.fold)
     randomized = is_randomized(private)
     cost = Cost() if cost is None else cost
@@ -189,9 +197,9 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
 
 def _check(images: torch.Tensor, labels: torch.Tensor, s: APGDSettings) -> None:
     check_images("apgd", images, labels)
-    check_numbers("apgd", 0, eps=s.eps)
     check_numbers("apgd", 1, steps=s.steps, restarts=s.restarts, targets=s.targets)
     check_numbers("apgd", 1, batch=s.batch, draws=s.draws)
+    check_budget("apgd", s.eps, s.norm)
     for key, value, allowed in (
         ("norm", s.norm, ("Linf", "L2")),
         ("loss", s.loss, tuple(LOSSES)),

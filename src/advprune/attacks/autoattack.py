@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from advprune.attacks.checks import check_choice, check_images, check_numbers
+from advprune.attacks.checks import (
+    check_budget,
+    check_choice,
+    check_images,
+    check_model,
+    check_numbers,
+)
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy, by_batch
 from advprune.core.device import device_of
@@ -72,7 +78,8 @@ def autoattack(
     """
     how = replace(options or AutoAttackOptions(), **changes)
     check_images("autoattack", images, labels)
-    check_numbers("autoattack", 0, eps=eps)
+    check_budget("autoattack", eps, how.norm)
+    check_model("autoattack", model, images, labels, random=how.version == "rand")
     check_numbers("autoattack", 1, batch=how.batch)
     check_choice("autoattack", "norm", how.norm, ("Linf", "L2"))
     check_choice("autoattack", "version", how.version, tuple(FEWEST))

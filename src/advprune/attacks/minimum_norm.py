@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from advprune.attacks.checks import check_choice, check_images, check_numbers
+from advprune.attacks.checks import check_choice, check_images, check_model, check_numbers
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import margin
@@ -60,6 +60,7 @@ def minimum_norm(
     of `N * steps`. Raises ValueError on shapes, ranges or options that make no sense.
     """
     check_images("minimum_norm", images, labels)
+    check_model("minimum_norm", model, images, labels)
     check_numbers("minimum_norm", 1, steps=settings.steps, batch=settings.batch)
     check_choice("minimum_norm", "norm", settings.norm, ("Linf", "L2"))
     check_choice("minimum_norm", "precision", settings.precision, ("float32", "bfloat16"))

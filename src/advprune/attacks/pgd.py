@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from advprune.attacks.checks import check_choice, check_images, check_numbers, refuse
+from advprune.attacks.checks import (
+    check_budget,
+    check_choice,
+    check_images,
+    check_model,
+    check_numbers,
+    refuse,
+)
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import LOSSES, Loss
@@ -78,8 +85,10 @@ def pgd(
     """
     how = replace(options or PGDOptions(), **changes)
     check_images("pgd", images, labels)
-    check_numbers("pgd", 0, eps=eps, step=step, steps=steps)
+    check_numbers("pgd", 0, step=step, steps=steps)
     _check(how, images)
+    check_budget("pgd", eps, how.norm)
+    check_model("pgd", model, images, labels)
     generator = how.generator or torch.Generator().manual_seed(0)
     device, private = device_of(model), attack_copy(model, device_of(model))
     if how.backward is not None:

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from advprune.attacks.checks import check_images, check_numbers, refuse
+from advprune.attacks.checks import (
+    check_budget,
+    check_images,
+    check_model,
+    check_numbers,
+    refuse,
+)
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import margin
@@ -72,7 +78,8 @@ def square(
     """
     how = replace(options or SquareOptions(), **changes)
     check_images("square", images, labels)
-    check_numbers("square", 0, eps=eps)
+    check_budget("square", eps, "Linf")
+    check_model("square", model, images, labels, random=True)
     check_numbers("square", 1, queries=how.queries, draws=how.draws, batch=how.batch)
     part = f"p is {how.p}; it is a part of the image, above 0 and at most 1"
     refuse("square", {part: not 0 < how.p <= 1})

@@ -77,6 +77,8 @@ def _pictures(place: Path, size: int | None) -> Pictures:
     """Decode every picture, sorted by split, class and file name, and check the layout."""
     pictures: Pictures = {}
     folders: Folders = set()
+    others: list[str] = []  # pictures of formats that are not read
+    formats = set(Image.registered_extensions()) - set(SUFFIXES)
     try:
         walk = _from_folder if place.is_dir() else _from_tar
         with contextlib.closing(walk(place)) as items:
@@ -89,11 +91,18 @@ def _pictures(place: Path, size: int | None) -> Pictures:
                     raise UserError(f"{place}: {name!r} is out of place in <split>/<class>/<file>")
                 if read is None or len(parts) == 3:
                     folders.update((parts[:1], parts[:2]))
+                if read and not picture and PurePosixPath(name.lower()).suffix in formats:
+                    others.append(name)
                 if read and picture:
                     pictures[parts[0], parts[1], parts[2]] = _decode(place, name, read(), size)
     except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         what = "cannot be read" if place.is_dir() else "is no tar archive, cut short or corrupt"
         raise UserError(f"{place} {what}: {first_line(error)}") from error
+    if others:
+        raise UserError(
+            f"{place}: {len(others)} pictures are neither PNG nor JPEG, such as {min(others)!r}; "
+            "convert them, or take them out"
+        )
     filled = {key[:depth] for key in pictures for depth in (1, 2)}
     if ("train",) not in folders:
         raise UserError(f"{place}: has no folder train/ with one folder of PNG or JPEG per class")

@@ -1,11 +1,13 @@
 """From a source ("digits", "cifar10" or "imagefolder") to train, val and test."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from advprune.core.errors import UserError
+from advprune.core.settings import parse
 from advprune.core.train_settings import DataSettings
 from advprune.data.cifar10 import read_cifar10
 from advprune.data.imagefolder import read_image_folder
@@ -14,9 +16,14 @@ from advprune.data.split import SPLITS, Split
 
 
 def prepare(
-    settings: DataSettings, seed: int = 0, cache: Path = Path("data/downloads")
+    settings: DataSettings | str,
+    seed: int = 0,
+    cache: Path = Path("data/downloads"),
+    **fields: Any,
 ) -> dict[str, Split]:
     """Read the source of `settings` into {"train", "val", "test"}.
+
+    A source may be given by name, with fields of DataSettings.
 
     Parts that the source does not have are taken from train, stratified, test before val;
     fractions are of what train holds then. `size` (pixels) resizes the pictures of an image folder.
@@ -25,6 +32,8 @@ def prepare(
     studies take the first n images. `cache` is where an official CIFAR-10 is downloaded or
     unpacked. Raises UserError on unusable input.
     """
+    if isinstance(settings, str):
+        settings = parse(DataSettings, {"source": settings, **fields}, "prepare")
     source, root, size = settings.source, settings.root, settings.size
     if size is not None and size != {"digits": 8, "cifar10": 32, "imagefolder": size}[source]:
         raise UserError(f"size {size} cannot be had from {source}; leave `size` out")

@@ -11,7 +11,7 @@ from torch import nn
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
-from advprune.core.device import device_of, salted
+from advprune.core.device import device_of, evaluated, salted
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
@@ -37,8 +37,10 @@ def all_logits(
 ) -> torch.Tensor:
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
-    images: float `[N, C, H, W]` in [0, 1]. The global random state stays as it was.
+    images: float `[N, C, H, W]` in [0, 1]. A model in training mode is scored in evaluation mode;
+    it and the global random state stay as they were.
     """
+    model = evaluated(model)
     device, count = device_of(model), scoring.draws if is_randomized(model) else 1
 
     def of(part: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from advprune.attacks.checks import check_images
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.params import Params
@@ -142,8 +143,10 @@ def prune(
     known = Data(*data) if isinstance(data, tuple) else data
     known = known and replace(known, seed=seed)
     try:
+        if known is not None:
+            check_images("training data", known.images, known.labels)
         return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, known, generator)
-    except UserError as error:
+    except (UserError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from advprune.attacks.checks import check_images
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.models.fold import fold_batchnorm
@@ -66,6 +67,7 @@ def calibrated(
     Their input ranges are set, from what the float layers receive on `images`; their weights are
     not. The network carries the quantized form's spec.
     """
+    check_images("quantize", images, None)
     quantized_spec(model, bits)  # refuses bits that are out of range
     float_layers(model)  # before folding, which looks through wrapped layers
     folded = fold_batchnorm(model)
