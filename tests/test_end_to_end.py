@@ -136,26 +136,14 @@ def test_a_second_run_does_nothing(pipeline: tuple[Path, str]) -> None:
     assert stages_run(again) == [] and "up to date" in again
 
 
-def test_a_queue_of_changes_to_one_family_runs_its_stages_alone(
-    pipeline: tuple[Path, str],
-) -> None:
+def test_a_change_to_a_family_runs_its_stages_alone(pipeline: tuple[Path, str]) -> None:
     folder, _ = pipeline
-    values = {"sweep-1": 5e-3, "sweep-2": 2e-3}
-    setting = f"prune.E={','.join(map(str, values.values()))}"
-    dvc(folder, "exp", "run", "--queue", "-n", "sweep", "-S", setting)
-    said = dvc(folder, "exp", "run", "--run-all")
-    assert git(folder, "status", "--porcelain", "params.yaml", "dvc.lock", "metrics") == ""
+    said = dvc(folder, "exp", "run", "-n", "threshold", "-S", "prune.E=5e-3")
+    assert sorted(stages_run(said)) == OF_E
     dense = load_model(folder / "runs/digits/dense-standard/model.safetensors")
     weights = torch.cat([weight.detach().flatten() for weight in dense.parameters()])
-    logs = re.split(r"Reproducing experiment '([^']+)'", said)[1:]
-    ran = dict(zip(logs[::2], map(stages_run, logs[1::2]), strict=True))
-    assert {name: sorted(stages) for name, stages in ran.items()} == dict.fromkeys(values, OF_E)
-    for name, threshold in values.items():
-        found = git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").strip()
-        metrics = json.loads(git(folder, "show", f"{found}:metrics/digits/E-standard.json"))
-        small = (weights.abs() < threshold).double().mean()
-        assert metrics["sparsity"] == round(float(small), 4), name
-    dvc(folder, "exp", "apply", "sweep-1")
+    found = json.loads((folder / "metrics/digits/E-standard.json").read_text())
+    assert found["sparsity"] == round(float((weights.abs() < 5e-3).double().mean()), 4)
     shown = dvc(folder, "metrics", "show", "--md")
     assert all(f"{name}.json" in shown for name in JUDGED)
     changed = dvc(folder, "metrics", "diff", "main", "--md")
