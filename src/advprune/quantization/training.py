@@ -42,14 +42,11 @@ class TrainedLayer(nn.Module):
             weight = straight_through(self.layer.weight, weight)
             if self.layer.bias is not None:
                 bias = straight_through(self.layer.bias, bias)
-            return self.quantized.simulate(self._inside(x.float()), weight, bias)
-
-    def _inside(self, x: torch.Tensor) -> torch.Tensor:
-        """The input, in training clipped to its range, which changes the derivative alone."""
-        if not self.training:
-            return x
-        scale, zero = self.quantized.input_scale, self.quantized.input_zero
-        return x.clamp(-zero * scale, (self.quantized.levels - zero) * scale)
+            x = x.float()
+            if self.training:  # clipped to the input's range, which changes the derivative alone
+                scale, zero = self.quantized.input_scale, self.quantized.input_zero
+                x = x.clamp(-zero * scale, (self.quantized.levels - zero) * scale)
+            return self.quantized.simulate(x, weight, bias)
 
 
 def quantization_aware(

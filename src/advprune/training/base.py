@@ -62,5 +62,5 @@ def load_or_train(
         reached = accuracy(model.to(inputs.device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
     model = begin(model_settings, train, inputs.seed).to(inputs.device)
-    known = profile.train, recipe, inputs.seed, inputs.state
-    return model, Trainer(model, *inputs.pairs, *known).run()
+    how = profile.train, recipe, inputs.seed, inputs.state
+    return model, Trainer(model, *inputs.pairs, *how).run()
