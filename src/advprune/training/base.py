@@ -62,5 +62,5 @@ def load_or_train(
         reached = accuracy(model.to(inputs.device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
     model = begin(model_settings, train, inputs.seed).to(inputs.device)
-    how = profile.train, recipe, inputs.seed, inputs.state
-    return model, Trainer(model, *inputs.pairs, *how).run()
+    pairs, seed, state = inputs.pairs, inputs.seed, inputs.state
+    return model, Trainer(model, *pairs, profile.train, recipe, seed, state).run()
