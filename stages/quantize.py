@@ -17,6 +17,7 @@ def quantize(
     from advprune.quantization.post_training import agreement
     from advprune.quantization.post_training import quantize as round_model
     from advprune.quantization.training import quantization_aware
+    from advprune.training.inputs import Data
 
     workspace = Workspace.open(profile)
     params, entry = workspace.params, workspace.entry(name, "quantize")
@@ -25,14 +26,15 @@ def quantize(
     images, labels = to_float(splits["train"].images), splits["train"].labels
     count = min(setting.calibration_images, len(labels))
     calibration = images[stratified_subset(labels, count, params.seed)]
-    parent, how = workspace.load(entry.of), (setting.bits, setting.percentile)
+    parent = workspace.load(entry.of)
     files = [workspace.run(entry.of), workspace.data("train")]
     with workspace.unfinished(setting.model_dump(), train.model_dump(), files=files) as state:
         if setting.training is None:
-            model = round_model(parent, calibration, *how)
+            model = round_model(parent, calibration, setting.bits, setting.percentile)
         else:
-            known = train, setting.training, params.seed, state, calibration
-            model = quantization_aware(parent.to(setup()), images, labels, *how, *known).cpu()
+            data = Data(images, labels, train, state)
+            known = setting, data, params.seed, calibration
+            model = quantization_aware(parent.to(setup()), *known).cpu()
         same, gap = agreement(model, to_float(splits["test"].images))
         facts = {
             "setting": setting.model_dump(exclude_none=True),

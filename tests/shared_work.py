@@ -24,7 +24,8 @@ from advprune.evaluate.craft import Work, craft
 from advprune.evaluate.probes import gradient
 from advprune.evaluate.records import Scoring, all_logits
 from advprune.pruning import prune
-from advprune.training.standard import Trainer, accuracy
+from advprune.training.accuracy import accuracy
+from advprune.training.standard import Trainer
 from conftest import Linear, make_network
 
 BATCH = 7  # of 24 images: the last is smaller, and one process has more than the other

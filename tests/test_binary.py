@@ -1,5 +1,6 @@
 """Binary networks: hand-computed bits and slopes, a deployed form that says the same, its bits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import hamming, store
 from advprune.core.errors import UserError
 from advprune.core.train_settings import BinarySettings, TrainSettings
+from advprune.data import Split
 from advprune.evaluate.craft import differentiable, kind_of
 from advprune.evaluate.layers import where
 from advprune.models.binary import (
@@ -49,6 +51,7 @@ from advprune.training.binary import (
     uniform_width,
 )
 from advprune.training.growth import Grown
+from advprune.training.inputs import Inputs
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 ROOT2 = 2**0.5
@@ -377,11 +380,12 @@ def train(
     digits: Pair, state: Path | None, epochs: int = 3, method: str = "standard", **changes: Any
 ) -> tuple[Any, Any]:
     images = (digits[0] * 255).round().to(torch.uint8)
-    pairs = (images, digits[1]), (images[:16], digits[1][:16])
+    whole = Split(images, digits[1], tuple("0123456789"), "digits")
+    few = replace(whole, images=images[:16], labels=digits[1][:16])
+    inputs = Inputs(whole, few, 0, torch.device("cpu"), state)
     settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, method=method, steps=2)
     optimizer = TrainSettings(batch=16, crop=0)
-    device = torch.device("cpu")
-    return train_binary(spec(**changes), settings, optimizer, *pairs, 0, device, state)
+    return train_binary(spec(**changes), settings, optimizer, inputs)
 
 
 def test_a_killed_training_gives_the_same_bits(

@@ -18,7 +18,7 @@ from advprune.pruning.gap import (
     clean_scores,
     published_gradients,
 )
-from advprune.training.standard import augment
+from advprune.training.augment import augment
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -1,5 +1,6 @@
 """Early-Growth: gates that are drawn as they should be, and the network that they leave."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from test_binary import spec
 from torch import nn
 
 from advprune.core.train_settings import GrowthSettings, TrainSettings
+from advprune.data import Split
 from advprune.models.latent import LatentConv2d, LatentLinear, begin_epoch, latent
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
+from advprune.training.inputs import Inputs
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 PLAIN = spec(binary=False)
@@ -174,12 +177,18 @@ def test_the_gates_noise_comes_from_the_epoch_alone(digits: Pair) -> None:
 # --- growth --------------------------------------------------------------------------------------
 
 
-def run(digits: Pair, state: Path | None = None, **changes: Any) -> Grown:
+def inputs(digits: Pair, val: int, state: Path | None = None) -> Inputs:
+    """All digits to train on, the first of them again to judge on."""
     images = (digits[0] * 255).round().to(torch.uint8)
-    pairs = (images, digits[1]), (images[:16], digits[1][:16])
+    train = Split(images, digits[1], tuple("0123456789"), "digits")
+    judged = replace(train, images=images[:val], labels=digits[1][:val])
+    return Inputs(train, judged, 0, torch.device("cpu"), state)
+
+
+def run(digits: Pair, state: Path | None = None, **changes: Any) -> Grown:
     settings = SETTINGS.model_copy(update=changes)
     optimizer = TrainSettings(batch=16, crop=0, label_smoothing=0.1)
-    return grow(PLAIN, settings, optimizer, *pairs, 0, torch.device("cpu"), state)
+    return grow(PLAIN, settings, optimizer, inputs(digits, 16, state))
 
 
 def test_growth_starts_at_the_base_network_and_counts_its_gates(digits: Pair) -> None:
@@ -236,6 +245,5 @@ def test_cross_entropy_alone_is_minimized_and_gates_do_not_decay(digits: Pair) -
         expected = float(F.cross_entropy(logits, digits[1][order]))
     optimizer = TrainSettings(batch=64, weight_decay=0.5, label_smoothing=0.3)
     settings = SETTINGS.model_copy(update={"epochs": 1, "gate_lr": 1e-9})
-    pair = images, digits[1]
-    found = grow(PLAIN, settings, optimizer, pair, pair, 0, torch.device("cpu"))
+    found = grow(PLAIN, settings, optimizer, inputs(digits, 64))
     assert found.history[0]["train_loss"] == pytest.approx(expected, abs=1e-4)

@@ -13,7 +13,7 @@ from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
 from advprune.pruning import Data, prune
 from advprune.pruning.masks import End, Masks, Scope, portions, prunable, select
-from advprune.training.standard import accuracy
+from advprune.training.accuracy import accuracy
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -12,6 +12,7 @@ from advprune.core.attack_settings import AttackSettings
 from advprune.core.train_settings import (
     DataSettings,
     FineTuneSettings,
+    QuantizeSettings,
     RecipeSettings,
     TrainSettings,
 )
@@ -20,7 +21,7 @@ from advprune.evaluate.craft import craft
 from advprune.models.card import sparsity_of
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
-from advprune.pruning import prune
+from advprune.pruning import Data, prune
 from advprune.quantization.post_training import QuantizedLayer, agreement, quantize, twin
 from advprune.quantization.training import (
     TrainedLayer,
@@ -61,7 +62,8 @@ def learned(
     """Quantization-aware training on a pair of images and labels."""
     chosen = FineTuneSettings(**{"epochs": 1, "lr": 0.01, **setting})
     few = pair[0][:CALIBRATION]
-    return quantization_aware(model, *pair, bits, 100.0, TRAIN, chosen, 0, state, few)
+    how = QuantizeSettings(bits=bits, training=chosen)
+    return quantization_aware(model, how, Data(*pair, TRAIN, state), 0, few)
 
 
 @torch.no_grad()
@@ -114,7 +116,7 @@ def test_what_is_trained_is_what_the_integers_compute(
     images, labels = splits["train"]
     form = training_form(trained, images[:CALIBRATION], bits, 100.0)
     setting = FineTuneSettings(epochs=1, lr=0.01)
-    finetune(form, images, labels, TRAIN, setting, 0)
+    finetune(form, setting, Data(images, labels, TRAIN), 0)
     test = splits["test"][0]
     with torch.no_grad():
         logits, in_training = form(test), form.train()(test)

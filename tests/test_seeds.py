@@ -25,6 +25,7 @@ from advprune.pruning import Data, prune
 from advprune.studies import Given, run_study
 from advprune.studies.seeds import histories_of
 from advprune.training.base import load_or_train
+from advprune.training.inputs import Inputs
 from conftest import stored
 
 CPU = torch.device("cpu")
@@ -123,9 +124,8 @@ def split(images: torch.Tensor, labels: torch.Tensor) -> Split:
 def network(given: Given, seed: int) -> nn.Module:
     """The dense network of a seed, trained by itself."""
     state = given.parts.folder / f"elsewhere-{seed}.pt"
-    arguments = given.profile, "robust", given.params.recipes["robust"]
-    splits = given.splits["train"], given.splits["val"]
-    return load_or_train(*arguments, *splits, seed, CPU, state)[0]
+    inputs = Inputs(given.splits["train"], given.splits["val"], seed, CPU, state)
+    return load_or_train(given.profile, "robust", given.params.recipes["robust"], inputs)[0]
 
 
 def course(digits: tuple[torch.Tensor, torch.Tensor], folder: Path, params: Params) -> Given:

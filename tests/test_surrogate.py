@@ -18,7 +18,9 @@ from advprune.data import Split, prepare, to_float
 from advprune.models.spec import spec_of
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
-from advprune.training.standard import History, Trainer, accuracy
+from advprune.training.accuracy import accuracy
+from advprune.training.inputs import Inputs
+from advprune.training.standard import History, Trainer
 from advprune.training.surrogate import answers, train_surrogate
 from conftest import same_weights, stored
 
@@ -46,8 +48,8 @@ def trained(
     **change: Any,
 ) -> tuple[nn.Module, History]:
     """A surrogate or, of a target, a substitute."""
-    known = splits["train"], splits["val"], run_seed, torch.device("cpu")
-    return train_surrogate(settings, SurrogateSettings(**change), *known, state / "a.pt", target)
+    known = splits["train"], splits["val"], run_seed, torch.device("cpu"), state / "a.pt"
+    return train_surrogate(settings, SurrogateSettings(**change), Inputs(*known), target)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Training: it learns, resumes exactly and says when it fails; adversarial training does what its
 papers say."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from advprune.core.train_settings import (
     WeightsSettings,
 )
 from advprune.data import Split, prepare
+from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Inner, Method, collapsed, kl, pgd_images
+from advprune.training.augment import augment
+from advprune.training.average import Average
 from advprune.training.base import load_or_train
-from advprune.training.standard import Average, Trainer, accuracy, augment
+from advprune.training.inputs import Inputs
+from advprune.training.standard import Trainer
 from conftest import Linear, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -371,8 +376,8 @@ def trained(
         model=ModelSettings(width=4),
         train=SETTINGS.model_copy(update={"epochs": 8, "lr": 0.1, "batch": 64}),
     )
-    data, device = (splits["train"], splits["val"]), torch.device("cpu")
-    return load_or_train(settings, "any", RecipeSettings(**recipe), *data, 0, device, state)
+    inputs = Inputs(splits["train"], splits["val"], 0, torch.device("cpu"), state)
+    return load_or_train(settings, "any", RecipeSettings(**recipe), inputs)
 
 
 def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: Path) -> None:
@@ -388,17 +393,19 @@ def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: P
 
 
 def test_weights_given_for_a_recipe_are_loaded(splits: dict[str, Split], tmp_path: Path) -> None:
-    train, val, device = splits["train"], splits["val"], torch.device("cpu")
+    val = splits["val"]
+    first_inputs = Inputs(splits["train"], val, 0, torch.device("cpu"))
+    inputs = replace(first_inputs, seed=1)
     model, recipe = ModelSettings(width=4), RecipeSettings()
     short = SETTINGS.model_copy(update={"epochs": 1, "batch": 256})
     settings = Profile.model_construct(model=model, train=short)
-    first, _ = load_or_train(settings, "a", recipe, train, val, 0, device, tmp_path / "a.pt")
+    first, _ = load_or_train(settings, "a", recipe, first_inputs)
     torch.save(first.state_dict(), tmp_path / "w.pt")
     given = WeightsSettings(path=str(tmp_path / "w.pt"), sha256=sha256_of(tmp_path / "w.pt"))
     model = ModelSettings(width=4, weights={"b": given})
     settings = Profile.model_construct(model=model, train=short)
-    found, history = load_or_train(settings, "b", recipe, train, val, 1, device, tmp_path / "b.pt")
-    other, trained = load_or_train(settings, "c", recipe, train, val, 1, device, tmp_path / "c.pt")
+    found, history = load_or_train(settings, "b", recipe, inputs)
+    other, trained = load_or_train(settings, "c", recipe, inputs)
     expected = {"epoch": 0, "val_accuracy": round(accuracy(first, val.images, val.labels), 4)}
     assert history == [expected] and "train_loss" in trained[0]
     assert torch.equal(found.linear.weight, first.linear.weight)

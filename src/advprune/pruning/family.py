@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,38 +14,9 @@ from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.settings import Settings, parse
-from advprune.core.train_settings import TrainSettings
+from advprune.training.inputs import Data
 
 Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a family may learn from, of the training images alone.
-
-    images: float32 `[N, C, H, W]` in [0, 1]. labels: int64 `[N]`. train: how the profile trains;
-    fine-tuning and attacks on training images take their budget from it. state: where unfinished
-    fine-tuning is kept, to be resumed after a kill; None keeps nothing. probe: images that each
-    epoch of training is judged on, for its history alone. seed: the run's, which the dense network
-    was initialized with; `prune` sets it.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    train: TrainSettings = field(default_factory=TrainSettings)
-    state: Path | None = None
-    probe: Images | None = None
-    seed: int = 0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image, `(C, H, W)`."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
-
-    def phase(self, name: str) -> Path | None:
-        """Where an earlier phase of the training keeps its state: beside that of the last."""
-        return self.state and self.state.with_name(f"{name}-{self.state.name}")
 
 
 class Setting(Settings):

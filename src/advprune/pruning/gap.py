@@ -51,7 +51,7 @@ from advprune.pruning.masks import (
     removals,
     select,
 )
-from advprune.training.standard import augment
+from advprune.training.augment import augment
 
 Gradients = dict[str, torch.Tensor]  # by name of the prunable weights
 

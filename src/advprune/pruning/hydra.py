@@ -24,6 +24,7 @@ Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neura
 """
 
 import copy
+from dataclasses import replace
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
@@ -184,12 +185,9 @@ def train_scores(
 
     history = finetune(
         learner,
-        data.images,
-        data.labels,
-        data.train,
         FineTuneSettings(**how.model_dump(exclude={"freeze_bn"})),
+        replace(data, state=data.phase("scores"), probe=None),
         seed=int(torch.randint(2**31, (), generator=generator)),
-        state=data.phase("scores"),
         after_step=refresh,
     )
     model.load_state_dict(learner.state_dict(), strict=False)

@@ -166,17 +166,12 @@ def tune(
     """
     if setting is None:
         return []
-    known = require(data)
     return finetune(
         model.requires_grad_(True),
-        known.images,
-        known.labels,
-        known.train,
         setting,
+        require(data),
         seed=int(torch.randint(2**31, (), generator=generator)),
-        state=known.state,
         after_step=lambda trained: clear(trained, removed),
-        probe=known.probe,
     )
 
 

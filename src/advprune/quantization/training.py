@@ -11,16 +11,16 @@ end the integers are kept, and what comes out is a model like that of `quantize`
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from advprune.core.device import salted
-from advprune.core.train_settings import FineTuneSettings, TrainSettings
+from advprune.core.train_settings import FineTuneSettings, QuantizeSettings
 from advprune.models.quantized import QuantizedLayer, float_layers, replace, straight_through
 from advprune.quantization.post_training import calibrated
 from advprune.training.finetune import finetune
+from advprune.training.inputs import Data
 
 
 class TrainedLayer(nn.Module):
@@ -42,45 +42,35 @@ class TrainedLayer(nn.Module):
             weight = straight_through(self.layer.weight, weight)
             if self.layer.bias is not None:
                 bias = straight_through(self.layer.bias, bias)
-            return self.quantized.simulate(self._inside(x.float()), weight, bias)
-
-    def _inside(self, x: torch.Tensor) -> torch.Tensor:
-        """The input, in training clipped to its range, which changes the derivative alone."""
-        if not self.training:
-            return x
-        scale, zero = self.quantized.input_scale, self.quantized.input_zero
-        return x.clamp(-zero * scale, (self.quantized.levels - zero) * scale)
+            x = x.float()
+            if self.training:  # clipped to the input's range, which changes the derivative alone
+                scale, zero = self.quantized.input_scale, self.quantized.input_zero
+                x = x.clamp(-zero * scale, (self.quantized.levels - zero) * scale)
+            return self.quantized.simulate(x, weight, bias)
 
 
 def quantization_aware(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    bits: int,
-    percentile: float,
-    train: TrainSettings,
-    setting: FineTuneSettings,
+    setting: QuantizeSettings,
+    data: Data,
     seed: int,
-    state: Path | None = None,
     calibration: torch.Tensor | None = None,
 ) -> nn.Module:
     """The quantized form of a dense model, its integers found by training.
 
-    images, labels: training images `[N, C, H, W]` in [0, 1] and int64 `[N]`. bits: 2 to 8.
-    percentile: the part of each layer's inputs that the range covers. calibration: the training
-    images that ranges are taken from, all where None. train: the profile's batches, augmentation
-    and budget. setting: method, epochs, lr, inner steps. state: where the state after each epoch is
-    kept; one found there is resumed.
+    setting: `training` there says how; where it is None, by its defaults. calibration: the training
+    images that ranges are taken from, all where None.
 
     The given model stays as it was. Weights that are exactly zero once batch-norm is folded stay
     zero, so a pruned network stays as sparse; biases are free. Raises as `quantize` does, and
     UserError where the loss stops being a number.
     """
-    chosen = images if calibration is None else calibration
+    chosen = data.images if calibration is None else calibration
+    training = setting.training or FineTuneSettings()
     with torch.random.fork_rng():  # for the layers that draw at random
         torch.manual_seed(salted(seed, "quantization"))
-        form = training_form(model, chosen, bits, percentile)
-        finetune(form, images, labels, train, setting, seed, state, after_step=zeros_held(form))
+        form = training_form(model, chosen, setting.bits, setting.percentile)
+        finetune(form, training, data, seed, after_step=zeros_held(form))
     return integer_form(form)
 
 

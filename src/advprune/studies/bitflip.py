@@ -23,7 +23,7 @@ from advprune.core.settings import Settings
 from advprune.evaluate.faults import START, VARIANTS, guessing
 from advprune.models.stochastic import is_randomized
 from advprune.studies.base import Given, Images, Tables, study
-from advprune.training.standard import accuracy
+from advprune.training.accuracy import accuracy
 
 Advance = Callable[[int], None]
 KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]

@@ -25,6 +25,7 @@ from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies.base import Given, Tables, study
 from advprune.training.base import load_or_train
+from advprune.training.inputs import Inputs
 from advprune.training.standard import History
 
 Trained = tuple[nn.Module, History]
@@ -121,7 +122,7 @@ def _dense(given: Given, recipe: str, seed: int) -> Trained:
     state = given.parts.folder / f"{recipe}-{seed}.pt"
     how = RecipeSettings.model_validate(given.card["setting"])
     splits = given.splits["train"], given.splits["val"]
-    return load_or_train(given.profile, recipe, how, *splits, seed, given.device, state)
+    return load_or_train(given.profile, recipe, how, Inputs(*splits, seed, given.device, state))
 
 
 def _uncompressed(dense: Callable[[], Trained]) -> Made:

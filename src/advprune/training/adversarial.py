@@ -64,11 +64,7 @@ class Method:
         return Inner(self.eps, self.step, self.recipe.steps)
 
     def craft(
-        self,
-        model: nn.Module,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        generator: torch.Generator,
+        self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn
         from `generator`, on its device. The model is left as it was.
@@ -130,11 +126,7 @@ def attacked(model: nn.Module) -> Iterator[None]:
 
 
 def climb(
-    model: nn.Module,
-    clean: torch.Tensor,
-    start: torch.Tensor,
-    objective: Objective,
-    inner: Inner,
+    model: nn.Module, clean: torch.Tensor, start: torch.Tensor, objective: Objective, inner: Inner
 ) -> torch.Tensor:
     """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, `steps` times.
 
@@ -151,11 +143,7 @@ def climb(
 
 
 def pgd_images(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    inner: Inner,
-    generator: torch.Generator,
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, inner: Inner, generator: torch.Generator
 ) -> torch.Tensor:
     """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
     Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
@@ -164,11 +152,7 @@ def pgd_images(
 
 
 def fgsm_images(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    eps: float,
-    generator: torch.Generator,
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float, generator: torch.Generator
 ) -> torch.Tensor:
     """One step of `1.25 eps` from a uniform start, projected (Wong et al., Fast is better than
     free: Revisiting adversarial training, 2020)."""
@@ -176,10 +160,7 @@ def fgsm_images(
 
 
 def trades_images(
-    model: nn.Module,
-    x: torch.Tensor,
-    inner: Inner,
-    generator: torch.Generator,
+    model: nn.Module, x: torch.Tensor, inner: Inner, generator: torch.Generator
 ) -> torch.Tensor:
     """`max_{|d| <= eps} KL(p(x) || p(x + d))` by PGD from `x + 0.001 N(0, 1)` (Zhang et al., 2019).
 
@@ -193,11 +174,7 @@ def trades_images(
 
 
 def mixed_images(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    eps: float,
-    share: float,
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float, share: float
 ) -> torch.Tensor:
     """The batch with its first `share` replaced by FGSM images: one step of eps, no random start
     (Goodfellow et al., 2015).

@@ -1,7 +1,5 @@
 """The dense network of a profile: loaded from weights elsewhere, or trained."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -13,7 +11,9 @@ from advprune.models.checkpoint import build, load_foreign
 from advprune.models.outside import check_answers
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
-from advprune.training.standard import History, Trainer, accuracy
+from advprune.training.accuracy import accuracy
+from advprune.training.inputs import Inputs
+from advprune.training.standard import History, Trainer
 
 
 def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
@@ -47,28 +47,20 @@ def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
 
 
 def load_or_train(
-    settings: Profile,
-    recipe_name: str,
-    recipe: RecipeSettings,
-    train: Split,
-    val: Split,
-    seed: int,
-    device: torch.device,
-    state: Path,
+    profile: Profile, recipe_name: str, recipe: RecipeSettings, inputs: Inputs
 ) -> tuple[nn.Module, History]:
     """The dense network and its history, one row an epoch (one row in all where it is loaded).
 
     Weights that the profile gives for the recipe of this name are loaded instead of trained.
-    state: where the training state is kept after each epoch, to be resumed after a kill.
     """
-    weights = settings.model.weights.get(recipe_name)
+    train, val, model_settings = inputs.train, inputs.val, profile.model
+    weights = model_settings.weights.get(recipe_name)
     if weights is not None:
-        known = weights.path, weights.sha256, settings.model.factory
-        model = load_foreign(spec_for(settings.model, train), *known)
+        known = weights.path, weights.sha256, model_settings.factory
+        model = load_foreign(spec_for(model_settings, train), *known)
         check_answers(model, train.shape)
-        reached = accuracy(model.to(device), val.images, val.labels)
+        reached = accuracy(model.to(inputs.device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
-    model = begin(settings.model, train, seed)
-    pairs = (train.images, train.labels), (val.images, val.labels)
-    trainer = Trainer(model.to(device), *pairs, settings.train, recipe, seed, state)
-    return model, trainer.run()
+    model = begin(model_settings, train, inputs.seed).to(inputs.device)
+    pairs, seed, state = inputs.pairs, inputs.seed, inputs.state
+    return model, Trainer(model, *pairs, profile.train, recipe, seed, state).run()

@@ -5,8 +5,6 @@ Stage 2 of RA-BNN (Rakin et al., 2021): the network whose channels Early-Growth 
 control that the paper lacks: a uniformly wider one with as many parameters.
 """
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -16,7 +14,8 @@ from advprune.models.checkpoint import build
 from advprune.models.latent import begin_epoch, freeze, latent
 from advprune.models.resnet import build_dense, initialize
 from advprune.models.spec import ModelSpec
-from advprune.training.growth import Grown, Pair
+from advprune.training.growth import Grown
+from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Trainer
 
 MOST_WIDTH = 1024
@@ -65,35 +64,26 @@ def uniform_width(spec: ModelSpec, parameters: int) -> int:
 
 
 def train_binary(
-    spec: ModelSpec,
-    settings: BinarySettings,
-    optimizer: TrainSettings,
-    train: Pair,
-    val: Pair,
-    seed: int,
-    device: torch.device,
-    state: Path | None = None,
+    spec: ModelSpec, settings: BinarySettings, optimizer: TrainSettings, inputs: Inputs
 ) -> tuple[nn.Module, History]:
     """Train the binary network `spec` and return its deployed form, on the CPU, with its history.
 
-    optimizer: the profile's batches, augmentation, decay and budget. state: where the training
-    state is kept after each epoch, to be resumed after a kill. UserError where `spec` is not
+    optimizer: the profile's batches, augmentation, decay and budget. UserError where `spec` is not
     binary or the loss stops being a number.
     """
     if not spec.binary:
         raise UserError("train_binary: the spec is not that of a binary network")
     model = build_dense(spec)
-    initialize(model, torch.Generator().manual_seed(seed))
-    latent(model).to(device)
+    initialize(model, torch.Generator().manual_seed(inputs.seed))
+    latent(model).to(inputs.device)
     recipe = RecipeSettings(method=settings.method, steps=settings.steps, epochs=settings.epochs)
     trainer = Trainer(
         model,
-        train,
-        val,
+        *inputs.pairs,
         optimizer.model_copy(update={"lr": settings.lr}),
         recipe,
-        seed,
-        state,
+        inputs.seed,
+        inputs.state,
         before_epoch=lambda epoch: begin_epoch(model, epoch, settings.epochs, settings.t),
     )
     history = trainer.run()

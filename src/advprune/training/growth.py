@@ -14,7 +14,6 @@ off, those of the base network too, but not all of a group.
 
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -25,9 +24,9 @@ from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSe
 from advprune.models.latent import Latent, begin_epoch, latent
 from advprune.models.resnet import BasicBlock, ResNet, build_dense, initialize
 from advprune.models.spec import ModelSpec
+from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Row, Trainer
 
-Pair = tuple[torch.Tensor, torch.Tensor]  # uint8 images [N, C, H, W] and labels [N]
 LEAST, MOST = -10, -2  # tenths: where the logits of channels beyond the base network start
 RISING = 0.3  # share of the epochs in which rates still rise: gates that stand still may yet move
 
@@ -202,32 +201,23 @@ def settled(history: History, tolerance: float, patience: int) -> bool:
 
 
 def grow(
-    spec: ModelSpec,
-    settings: GrowthSettings,
-    optimizer: TrainSettings,
-    train: Pair,
-    val: Pair,
-    seed: int,
-    device: torch.device,
-    state: Path | None = None,
+    spec: ModelSpec, settings: GrowthSettings, optimizer: TrainSettings, inputs: Inputs
 ) -> Grown:
     """Find the channels of a binary network that starts from `spec`, the base network.
 
     optimizer: the profile's; its label smoothing is left out, and gates have no weight decay.
-    state: where the training state is kept after each epoch, to be resumed after a kill. The rows
-    of the history are those of Trainer, with `density` (overall, of the base network's channels and
-    by group). UserError where the loss stops being a number.
+    The rows of the history are those of Trainer, with `density` (overall, of the base network's
+    channels and by group). UserError where the loss stops being a number.
     """
-    network = SuperNet(spec, settings.factor, seed).to(device)
+    network = SuperNet(spec, settings.factor, inputs.seed).to(inputs.device)
     gates = [network.gate(name).logits for name in network.gates]
     trainer = Trainer(
         network,
-        train,
-        val,
+        *inputs.pairs,
         optimizer.model_copy(update={"lr": settings.lr, "label_smoothing": 0.0}),
         RecipeSettings(epochs=settings.epochs),
-        seed,
-        state,
+        inputs.seed,
+        inputs.state,
         before_epoch=lambda epoch: network.begin_epoch(epoch, settings),
         measure=lambda model: network.density(),
         finished=lambda history: (

@@ -1,7 +1,7 @@
 """Every network that is trained from nothing: by a recipe, binary, or an attacker's own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from advprune.models.spec import spec_of
 from advprune.training.base import load_or_train, spec_for
 from advprune.training.binary import binary_spec, train_binary
 from advprune.training.growth import Grown, grow
+from advprune.training.inputs import Inputs
 from advprune.training.surrogate import train_surrogate
 
 
@@ -36,35 +37,36 @@ class Training:
         """The network of a recipe (`dense-<recipe>`) or of an entry of `models` with `do: train`,
         and its facts for the card: setting, history and, where channels were grown, growth."""
         params, setting = self.params, self.params.setting(name)
-        profile, train, val = params.active(), self.splits["train"], self.splits["val"]
+        profile, inputs = params.active(), self.inputs
         growth: Grown | None = None
         if name not in params.models:
             recipe = name.removeprefix(f"{DENSE}-")
-            known = train, val, params.seed, self.device, self.state
-            model, history = load_or_train(profile, recipe, setting, *known)
+            model, history = load_or_train(profile, recipe, setting, inputs)
         elif isinstance(setting, BinarySettings):
             model, history, growth = self._binary(setting)
         else:
             target = None
             if params.models[name].section == "substitutes" and self.parent is not None:
                 target = self.parent.to(self.device)
-            known = train, val, params.seed, self.device, self.state
-            model, history = train_surrogate(profile, setting, *known, target)
+            model, history = train_surrogate(profile, setting, inputs, target)
         facts = {"setting": setting.model_dump(exclude_none=True), "history": history}
         return model, facts | ({"growth": growth.model_dump()} if growth else {})
+
+    @property
+    def inputs(self) -> Inputs:
+        """What every one of these trainings is given."""
+        splits = self.splits["train"], self.splits["val"]
+        return Inputs(*splits, self.params.seed, self.device, self.state)
 
     def _binary(
         self, setting: BinarySettings
     ) -> tuple[nn.Module, list[dict[str, float]], Grown | None]:
         """A binary network, after Early-Growth where the setting asks for it."""
-        profile, seed = self.params.active(), self.params.seed
-        train, val = (self.splits[name] for name in ("train", "val"))
-        pairs = (train.images, train.labels), (val.images, val.labels)
-        base, grown = spec_for(profile.model, train), None
+        profile, inputs = self.params.active(), self.inputs
+        base, grown = spec_for(profile.model, inputs.train), None
         if setting.growth is not None:
-            kept = self.state.with_name("growth.pt")
-            grown = grow(base, setting.growth, profile.train, *pairs, seed, self.device, kept)
+            growing = replace(inputs, state=self.state.with_name("growth.pt"))
+            grown = grow(base, setting.growth, profile.train, growing)
         widest = spec_of(self.parent) if setting.channels == "uniform" and self.parent else None
         spec = binary_spec(base, grown, widest)
-        known = profile.train, *pairs, seed, self.device, self.state
-        return *train_binary(spec, setting, *known), grown
+        return *train_binary(spec, setting, profile.train, inputs), grown

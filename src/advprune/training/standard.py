@@ -8,14 +8,12 @@ Under torchrun each process trains on its share of every batch, with random star
 torch averages the gradients, and batch-norm takes the statistics of a share.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -23,94 +21,20 @@ from torch.optim.lr_scheduler import OneCycleLR
 from advprune.core import distributed
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
+from advprune.core.files import atomic
 from advprune.core.progress import progress
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
+from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Method, collapsed, fgsm_images
+from advprune.training.augment import augment
+from advprune.training.average import Average
 from advprune.training.replay import Replayed
 
 Row = dict[str, float]
 History = list[Row]  # one row per epoch
 CHECK = 50  # steps from one look at the loss to the next
 STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
-
-
-def augment(
-    images: torch.Tensor, flip: bool, crop: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Mirror each image with probability 1/2 and shift it by up to `crop` pixels (zero padding).
-
-    images: uint8 or float `[N, C, H, W]`; the draws are made on the generator's device, one set
-    an image.
-    """
-    n, _, height, width = images.shape
-    if flip:
-        chosen = torch.rand(n, generator=generator, device=generator.device) < 0.5
-        chosen = chosen.to(images.device).view(-1, 1, 1, 1)
-        images = torch.where(chosen, images.flip(3), images)
-    if crop:
-        padded = F.pad(images, (crop, crop, crop, crop))
-        offsets = torch.randint(
-            0, 2 * crop + 1, (2, n, 1), generator=generator, device=generator.device
-        ).to(images.device)
-        rows = offsets[0] + torch.arange(height, device=images.device)  # [N, H]
-        columns = offsets[1] + torch.arange(width, device=images.device)  # [N, W]
-        samples = torch.arange(n, device=images.device)
-        picked = padded.permute(0, 2, 3, 1)[
-            samples[:, None, None], rows[:, :, None], columns[:, None, :]
-        ]
-        images = picked.permute(0, 3, 1, 2)  # [N, C, H, W]
-    return images
-
-
-@torch.no_grad()
-def accuracy(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int = 256
-) -> float:
-    """Share of images `[N, C, H, W]`, uint8 or float in [0, 1], classified as their label, in
-    evaluation mode."""
-    mode = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    scale = 255 if images.dtype == torch.uint8 else 1
-
-    def right(pair: tuple[torch.Tensor, torch.Tensor]) -> int:
-        return int((model(pair[0].to(device) / scale).argmax(1).cpu() == pair[1]).sum())
-
-    pairs = list(zip(images.split(batch), labels.split(batch), strict=True))
-    found = sum(distributed.spread(pairs, right))
-    model.train(mode)
-    return found / max(len(labels), 1)
-
-
-def _check_loss(loss: torch.Tensor) -> None:
-    if not torch.isfinite(loss):
-        raise UserError("training: the loss is not a number; lower train.lr and run again")
-
-
-class Average:
-    """Exponential moving average of a model's parameters and batch-norm statistics.
-
-    After step t = 1, 2, ...: `a <- d a + (1 - d) w` with `d = min(decay, (1 + t) / (10 + t))`; a
-    starts at the initial weights, which the smaller d of the first steps soon forgets.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self.decay = decay
-        self.steps = 0
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        current = model.state_dict()
-        for name, mean in self.model.state_dict().items():
-            if mean.is_floating_point():
-                mean.lerp_(current[name], 1 - decay)
-            else:  # batch-norm's count of batches
-                mean.copy_(current[name])
 
 
 @dataclass
@@ -194,46 +118,35 @@ class Trainer:
         channels_last(self.model)
         run, per_epoch = self._begin(), self._batches(len(self.train[0]))
         self._resume(run)
+        history = run.history
         with progress("train, batches", self.epochs * per_epoch) as advance:
-            advance(len(run.history) * per_epoch)
-            while len(run.history) < self.epochs and not self._ended(run.history):
-                self.before_epoch(len(run.history))
-                run.history.append(self._epoch(run, advance) | self.measure(self.model))
+            advance(len(history) * per_epoch)
+            while len(history) < self.epochs and not (collapsed(history) or self.finished(history)):
+                self.before_epoch(len(history))
+                history.append(self._epoch(run, advance) | self.measure(self.model))
                 self._judge(run)
                 self._store(run)
-                self.after_epoch(len(run.history) - 1)
+                self.after_epoch(len(history) - 1)
         if run.best or run.average:
             self.model.load_state_dict(run.best or self._judged(run).state_dict())
         self.model.to(memory_format=torch.contiguous_format).eval()
-        return run.history
-
-    def _ended(self, history: History) -> bool:
-        return collapsed(history) or self.finished(history)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """All parameters, those of no group of their own first, and the rates of all groups."""
-        apart = {id(parameter) for group in self.groups for parameter in group["params"]}
-        rest = [p for p in self.model.parameters() if id(p) not in apart]
-        return [{"lr": self.settings.lr} | group for group in ({"params": rest}, *self.groups)]
+        return history
 
     def _begin(self) -> _Run:
         device, settings = device_of(self.model), self.settings
         images, labels = (t.to(device) for t in self.train)
-        optimizer = SGD(
-            self._groups(),
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.momentum > 0,
-        )
+        apart = {id(parameter) for group in self.groups for parameter in group["params"]}
+        rest = [p for p in self.model.parameters() if id(p) not in apart]
+        groups = [{"lr": settings.lr} | group for group in ({"params": rest}, *self.groups)]
+        rates = [group["lr"] for group in groups]
+        momentum, decay = settings.momentum, settings.weight_decay
+        optimizer = SGD(groups, settings.lr, momentum, weight_decay=decay, nesterov=momentum > 0)
         steps = max(self.epochs * self._batches(len(images)), 2)
-        rates = [group["lr"] for group in self._groups()]
         schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
         average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
         folded = Following.of(self.model) if self.method.attacks else None
-        return _Run(
-            distributed.parallel(self.model), folded, images, labels, optimizer, schedule, average
-        )
+        network = distributed.parallel(self.model)
+        return _Run(network, folded, images, labels, optimizer, schedule, average)
 
     def _batches(self, n: int) -> int:
         """Batches an epoch; a last one of a single image is left out (batch-norm needs two)."""
@@ -248,28 +161,26 @@ class Trainer:
         order = torch.randperm(n, generator=generator, device=device)
         batches = order.split(self.settings.batch)[: self._batches(n)]
         self.model.train()
-        losses, corrects, counts = [], [], []  # read at the end: a GPU need not wait for them
+        steps: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # read at the end: no GPU waits
         for index, rows in enumerate(batches):
             x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
             own = distributed.share(len(rows))
             x, y = (x / 255)[own], run.labels[rows][own]
             loss, correct = self._step(run, x, y, starts)
-            losses.append(loss)
-            corrects.append(correct)
-            counts.append(len(y))
-            if index % CHECK == 0 or index == len(batches) - 1:
-                _check_loss(loss)
+            steps.append((loss, correct, len(y)))
+            due = index % CHECK == 0 or index == len(batches) - 1
+            if due and not torch.isfinite(loss):
+                raise UserError("training: the loss is not a number; lower train.lr and run again")
             advance(1)
+        losses, corrects, counts = zip(*steps, strict=True)
         found = zip(torch.stack(losses).tolist(), counts, strict=True)
-        loss_sum, right, seen = distributed.total(
-            sum(loss * count for loss, count in found),
-            int(torch.stack(corrects).sum()),
-            sum(counts),
-        )
+        loss_sum = sum(loss * count for loss, count in found)
+        right = int(torch.stack(corrects).sum())
+        total_loss, total_right, seen = distributed.total(loss_sum, right, sum(counts))
         return {
             "epoch": epoch + 1,
-            "train_loss": round(loss_sum / seen, 5),
-            "train_accuracy": round(right / seen, 4),
+            "train_loss": round(total_loss / seen, 5),
+            "train_accuracy": round(total_right / seen, 4),
         }
 
     def _step(
@@ -329,10 +240,8 @@ class Trainer:
         if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history):
             run.best = {name: t.clone() for name, t in model.state_dict().items()}
 
-    def _robust_accuracy(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
-    ) -> float:
-        return round(accuracy(model, self.method.probe(model, images, labels), labels), 4)
+    def _robust_accuracy(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+        return round(accuracy(model, self.method.probe(model, x, y), y), 4)
 
     def _probe(self, run: _Run) -> Row:
         """Accuracy under PGD and FGSM on a minibatch of training images, the same each epoch.
@@ -342,9 +251,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(STARTS + self.seed)
         rows = torch.randperm(len(run.images), generator=generator)[: self.settings.batch]
         x, y = self.train[0][rows], self.train[1][rows]
-        device = device_of(self.model)
-        pairs = (x / 255).to(device), y.to(device)
-        fast = fgsm_images(self.model, *pairs, self.method.eps, generator)
+        device, eps = device_of(self.model), self.method.eps
+        fast = fgsm_images(self.model, (x / 255).to(device), y.to(device), eps, generator)
         return {
             "probe_accuracy": self._robust_accuracy(self.model, x, y),
             "fgsm_accuracy": round(accuracy(self.model, fast, y), 4),
@@ -362,10 +270,8 @@ class Trainer:
             "average": run.average and run.average.model.state_dict(),
             "average_steps": run.average and run.average.steps,
         }
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.state_path.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(self.state_path)
+        with atomic(self.state_path) as temporary:
+            torch.save(state, temporary)
 
     def _resume(self, run: _Run) -> None:
         """Load a stored state, if there is one; that of the first process, for all."""

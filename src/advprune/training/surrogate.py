@@ -5,46 +5,40 @@ Black-Box Attacks against Machine Learning, 2017) knows no labels: it learns wha
 the images, here its probabilities.
 """
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from advprune.core.device import device_of, salted
 from advprune.core.profile import Profile
 from advprune.core.train_settings import RecipeSettings, SurrogateSettings
-from advprune.data import Split, to_float
+from advprune.data import to_float
 from advprune.models.stochastic import is_randomized, mean_logits
 from advprune.training.base import begin
+from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Trainer
 
 DRAWS = 10  # answers of a randomized target that are averaged
 
 
 def train_surrogate(
-    settings: Profile,
+    profile: Profile,
     choice: SurrogateSettings,
-    train: Split,
-    val: Split,
-    seed: int,
-    device: torch.device,
-    state: Path,
+    inputs: Inputs,
     target: nn.Module | None = None,
 ) -> tuple[nn.Module, History]:
     """Train a network of the attacker's on the training images, and return it with its history.
 
     target: learn its answers to the images as they are, instead of the labels; the images are then
-    neither shifted nor mirrored. state: where the training state is kept, to resume after a kill.
+    neither shifted nor mirrored. The seed is `inputs.seed + choice.seed`.
     """
-    seed = seed + choice.seed
-    model = begin(choice.network(settings.model), train, seed)
-    labels, optimizer = train.labels, settings.train
+    (images, labels), val = inputs.pairs
+    seed, optimizer = inputs.seed + choice.seed, profile.train
+    model = begin(choice.network(profile.model), inputs.train, seed).to(inputs.device)
     if target is not None:
-        labels = answers(target, train.images, optimizer.batch, seed)
+        labels = answers(target, images, optimizer.batch, seed)
         optimizer = optimizer.model_copy(update={"flip": False, "crop": 0, "label_smoothing": 0.0})
     recipe = RecipeSettings(epochs=choice.epochs)
-    pairs = (train.images, labels), (val.images, val.labels)
-    trainer = Trainer(model.to(device), *pairs, optimizer, recipe, seed, state)
+    trainer = Trainer(model, (images, labels), val, optimizer, recipe, seed, inputs.state)
     return model, trainer.run()
 
 

@@ -1,0 +1,61 @@
+"""What a training is given besides its network and its recipe."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from advprune.core.train_settings import TrainSettings
+from advprune.data import Split
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # images [N, C, H, W] and labels [N]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Of a training from scratch.
+
+    train, val: uint8 images and labels to learn from, and to choose between epochs. device: where
+    the training runs. state: where its state is kept after each epoch, to be resumed after a kill;
+    None keeps nothing.
+    """
+
+    train: Split
+    val: Split
+    seed: int
+    device: torch.device
+    state: Path | None = None
+
+    @property
+    def pairs(self) -> tuple[Pair, Pair]:
+        """Images and labels of `train` and of `val`."""
+        return (self.train.images, self.train.labels), (self.val.images, self.val.labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Of a compression that may learn, of the training images alone.
+
+    images: float32 `[N, C, H, W]` in [0, 1]. labels: int64 `[N]`. train: how the profile trains;
+    fine-tuning and attacks on training images take their budget from it. state: where unfinished
+    fine-tuning is kept, to be resumed after a kill; None keeps nothing. probe: images that each
+    epoch of training is judged on, for its history alone. seed: the run's, which the dense network
+    was initialized with; `prune` sets it.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    train: TrainSettings = field(default_factory=TrainSettings)
+    state: Path | None = None
+    probe: Pair | None = None
+    seed: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, `(C, H, W)`."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def phase(self, name: str) -> Path | None:
+        """Where an earlier phase of the training keeps its state: beside that of the last."""
+        return self.state and self.state.with_name(f"{name}-{self.state.name}")
