@@ -196,9 +196,6 @@ def page(gate: Gate, title: str) -> str:
 
 
 def _cells(row: Row, alpha: float) -> list[str]:
-    def robust(one: Result | None) -> str:
-        return NOTHING if one is None else interval(one.rate.value, *one.rate.interval)
-
     sides = (row.before, row.after)
     return [
         markdown(row.name),

@@ -67,11 +67,8 @@ def bitflips(run: Run) -> list[Part]:
         "bitflip",
         "line",
         curves(found),
-        x="flips",
-        y="accuracy",
-        series="entry",
-        low="accuracy_low",
-        high="accuracy_high",
+        *("flips", "accuracy", "entry"),
+        interval=True,
         panel="search",
         reference=run.chance,
     )

@@ -24,16 +24,9 @@ def calibration(run: Run) -> list[Part]:
     )
     parts = [Part("Calibration", text, table_of(run), folded=True)]
     for group, models in run.groups.items():
-        chart = Chart(
-            f"reliability-{group}",
-            "line",
-            reliability(run, models),
-            x="confidence",
-            y="accuracy",
-            series="model",
-            panel="side",
-            hover=("n",),
-        )
+        name, bins = f"reliability-{group}", reliability(run, models)
+        axes = ("confidence", "accuracy", "model")
+        chart = Chart(name, "line", bins, *axes, panel="side", hover=("n",))
         words = f"Accuracy over mean confidence in each bin of at least {FEW} images."
         parts.append(Part(f"Reliability, {group}", words, None, chart, folded=True))
     return parts

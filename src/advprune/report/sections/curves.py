@@ -42,17 +42,8 @@ def curves(run: Run) -> list[Part]:
                 for value, records in model.curve(curve, column)
             )
             if len(rows):
-                chart = Chart(
-                    f"{name}-{group}",
-                    "line",
-                    rows,
-                    x=column,
-                    y="accuracy",
-                    series="model",
-                    low="accuracy_low",
-                    high="accuracy_high",
-                    ordered=True,
-                )
+                look, axes = {"interval": True, "ordered": True}, (column, "accuracy", "model")
+                chart = Chart(f"{name}-{group}", "line", rows, *axes, **look)
                 folded = name == "steps"
                 title = f"Accuracy {words}, {group}"
                 parts.append(Part(title, text.format(run.main), None, chart, folded))

@@ -38,15 +38,8 @@ def growth(run: Run) -> list[Part]:
             "channel; the channels that are on in the end are those of the grown network, which is "
             "trained from scratch. Share: of the wide network's channels."
         )
-        chart = Chart(
-            f"growth-{model.name}",
-            "line",
-            course(found),
-            x="epoch",
-            y="share",
-            series="channels",
-            panel="of",
-        )
+        name, axes = f"growth-{model.name}", ("epoch", "share", "channels")
+        chart = Chart(name, "line", course(found), *axes, panel="of")
         parts.append(Part(f"Channels of {model.family}", text, channels(found), chart, folded=True))
     return parts
 

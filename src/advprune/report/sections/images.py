@@ -1,13 +1,11 @@
 """A few images, clean and under the main attack on each dense network, and what is predicted."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import budget
-from advprune.report.run import Run
+from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
 SHOWN = 8  # images, the first ones
@@ -30,9 +28,9 @@ def images(run: Run) -> list[Part]:
             chart=Chart(
                 f"images-{dense.recipe}",
                 "images",
-                pd.DataFrame(_cells(run, dense)),
-                x="image",
-                y="row",
+                _cells(run, dense),
+                "image",
+                "row",
                 value="pixels",
             ),
         )
@@ -40,7 +38,7 @@ def images(run: Run) -> list[Part]:
     ]
 
 
-def _cells(run: Run, dense: Any) -> list[dict[str, Any]]:
+def _cells(run: Run, dense: Model) -> pd.DataFrame:
     """Clean, attacked and the change of each image, with the classes that are predicted."""
     records, attacked = dense.attack(run.main), run.adversarial(dense)
     found = []
@@ -52,4 +50,4 @@ def _cells(run: Run, dense: Any) -> list[dict[str, Any]]:
         scaled = np.clip(GREY + 127 * change, 0, 255).astype(np.uint8)
         for name, pixels in (("clean", clean), ("attacked", adv), ("change", scaled)):
             found.append({"image": image, "row": name, "pixels": pixels})
-    return found
+    return pd.DataFrame(found)

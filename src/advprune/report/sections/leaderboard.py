@@ -29,16 +29,9 @@ def leaderboard(run: Run) -> list[Part]:
         f"Robust accuracy: images that no attack of the suite breaks ({main.norm}, eps "
         f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals."
     )
+    axes, hover = ("clean_accuracy", "robust_accuracy", "group"), ("model", "sparsity", "bits")
     chart = Chart(
-        "tradeoff",
-        "points",
-        table,
-        x="clean_accuracy",
-        y="robust_accuracy",
-        series="group",
-        size="sparsity",
-        marker="verdict",
-        hover=("model", "sparsity", "bits"),
+        "tradeoff", "points", table, *axes, size="sparsity", marker="verdict", hover=hover
     )
     every = [name for name in map(str, table.columns) if name.startswith("accuracy:")]
     parts = [

@@ -34,15 +34,7 @@ def transfer(run: Run) -> list[Part]:
         "attack that does more harm counts. All sources: an image counts as right if no other "
         "source fools the model with it."
     )
-    chart = Chart(
-        "transfer",
-        "heatmap",
-        matrix(run),
-        x="target",
-        y="source",
-        value="accuracy",
-        hover=("success_rate", "n"),
-    )
+    chart = Chart("transfer", "heatmap", matrix(run), x="target", y="source", value="accuracy")
     parts = [
         Part("Transfer between models", matrix_text, chart=chart),
         Part("Transfer scenarios", scenario_text, scenarios(run)),
