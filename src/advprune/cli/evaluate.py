@@ -170,7 +170,9 @@ def card_beside(path: Path) -> dict[str, Any]:
 
 def metrics_of(run: "Run") -> dict[str, Any]:
     """The metrics of the last network; without a dense one, none that compare it with that."""
-    row = run.results.astype(object).iloc[-1]
+    from advprune.report.results import results
+
+    row = results(run).astype(object).iloc[-1]
     row = row.where(row.notna(), None)
     left_out = OWN if len(run.models) > 1 else (*OWN, *AGAINST_DENSE)
     return {str(key): row[key] for key in row.index if not str(key).startswith(left_out)}

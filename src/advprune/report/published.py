@@ -1,5 +1,6 @@
 """Results that others have published, from published.yaml; none of them is ours."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +40,24 @@ def _systems() -> tuple[System, ...]:
             one["source"],
             one["differs"],
             tuple(one["families"]),
-            tuple(Figure(key, on, found, bool(more)) for key, on, found, *more in one["figures"]),
+            (
+                *(Figure(key, on, found, bool(more)) for key, on, found, *more in one["figures"]),
+                *(
+                    row
+                    for method, rates in one.get("sparse", {}).items()
+                    for row in _at(method, rates)
+                ),
+            ),
         )
         for one in YAML(typ="safe", pure=True).load(text)
     )
+
+
+def _at(method: str, rates: list[float]) -> Iterator[Figure]:
+    """A method at each sparsity."""
+    for share, clean, robust in zip((0.9, 0.95, 0.99), rates[::2], rates[1::2], strict=True):
+        found = f"clean {clean} %, robust {robust} %"
+        yield Figure(f"{method} {share}", f"{method}, {share:.0%}".replace("%", " %"), found, False)
 
 
 SYSTEMS = _systems()

@@ -11,14 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from advprune.report.chart import Chart
-
-if TYPE_CHECKING:
-    from advprune.report.run import Run
+from advprune.report.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +33,7 @@ class Part:
     folded: bool = False
 
 
-Build = Callable[["Run"], list[Part]]
+Build = Callable[[Run], list[Part]]
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,8 @@ def _named(run: Run, models: list[Model]) -> str:
     """Models by name with their verdict where few, their number where many."""
     if len(models) > NAMED:
         return counted(len(models), "compressed model")
-    return listed([_doubted(run, model) for model in models])
-
-
-def _doubted(run: Run, model: Model) -> str:
-    level = run.verdict(model).level
-    return model.name if level == LEVELS[PASS] else f"{model.name} ({level})"
+    levels = [(model.name, run.verdict(model).level) for model in models]
+    return listed([n if level == LEVELS[PASS] else f"{n} ({level})" for n, level in levels])
 
 
 def start(run: Run) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.report.chart import Chart
+from advprune.report.results import results
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -34,7 +35,7 @@ def calibration(run: Run) -> list[Part]:
 
 def table_of(run: Run) -> pd.DataFrame:
     """One row per model."""
-    found = run.results[["model", *(s + end for end in ("", "_attacked") for s in SCORES)]]
+    found = results(run)[["model", *(s + end for end in ("", "_attacked") for s in SCORES)]]
     confidence = {
         f"confidence:{word}": [
             float(model.attack(run.main)[f"{side}_confidence"].mean()) for model in run.models

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.report.run import Model, Run
+from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 COSTS = ("gradients", "forwards")
@@ -52,16 +52,13 @@ def breakdown(run: Run) -> pd.DataFrame:
     """Of attacks with parts: how many images are still right after each part."""
     rows = [
         {"model": model.name, "attack": attack, "n": len(model.attack(attack))}
-        | {f"after {part}" if part != "clean" else part: left for part, left in parts.items()}
+        | {
+            f"after {part}" if part != "clean" else part: left
+            for part, left in json.loads(text).items()
+        }
         | {"scored again": remnant_accuracy(model.attack(attack)).hits}
         for model in run.models
-        for attack, parts in _breakdowns(run, model).items()
+        for attack in run.attack_names(model)
+        if (text := str(model.attack(attack).breakdown.iloc[0]))  # part -> images still right
     ]
     return pd.DataFrame(rows)
-
-
-def _breakdowns(run: Run, model: Model) -> dict[str, dict[str, int]]:
-    """Attack -> part -> images still right, from the first row of each attack's records."""
-    found = {name: model.attack(name) for name in run.attack_names(model)}
-    texts = {name: str(table.breakdown.iloc[0]) for name, table in found.items()}
-    return {name: json.loads(text) for name, text in texts.items() if text}

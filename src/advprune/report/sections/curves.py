@@ -42,8 +42,8 @@ def curves(run: Run) -> list[Part]:
                 for value, records in model.curve(curve, column)
             )
             if len(rows):
-                look, axes = {"interval": True, "ordered": True}, (column, "accuracy", "model")
-                chart = Chart(f"{name}-{group}", "line", rows, *axes, **look)
+                axes = (column, "accuracy", "model")
+                chart = Chart(f"{name}-{group}", "line", rows, *axes, interval=True, ordered=True)
                 folded = name == "steps"
                 title = f"Accuracy {words}, {group}"
                 parts.append(Part(title, text.format(run.main), None, chart, folded))

@@ -4,7 +4,7 @@ import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import bounds, budget
-from advprune.report.results import without_own
+from advprune.report.results import results, without_own
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
@@ -23,7 +23,7 @@ SIZES = (
 @section("Leaderboard", order=10)
 def leaderboard(run: Run) -> list[Part]:
     """The table of all models, robust over clean accuracy, and what else is known of each."""
-    main, table = run.main_attack, without_own(run.results)
+    main, table = run.main_attack, without_own(results(run))
     table = table.assign(passes=table.forwards + table.gradients)
     text = (
         f"Robust accuracy: images that no attack of the suite breaks ({main.norm}, eps "

@@ -19,7 +19,7 @@ from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
 from advprune.report.formats import budget, counted, number
 from advprune.report.results import outcome, rated
-from advprune.report.run import Run
+from advprune.report.run import Run, by, in_order
 from advprune.report.section import Part, section
 
 SAP = "SAP"
@@ -56,11 +56,8 @@ class Member:
 
     def over_budgets(self, attack: str) -> dict[float, pd.DataFrame]:
         """Its records under an attack by budget, rising."""
-        parts = self.rows[self.rows.attack == attack].groupby("eps", sort=True)
-        return {
-            float(rows.eps.iloc[0]): rows.sort_values("index", ignore_index=True)
-            for _, rows in parts
-        }
+        found = by(self.rows[self.rows.attack == attack], "eps")
+        return {float(eps): found[eps] for eps in sorted(found)}
 
     def adaptive(self, run: Run) -> dict[str, pd.DataFrame]:
         """Its records under each adaptive attack that it went through."""
@@ -142,8 +139,7 @@ def pairs(found: list[Member]) -> list[tuple[Member, Member]]:
 def worst_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Per image, the row of the attack that leaves the smallest margin."""
     rows = pd.concat(tables.values(), ignore_index=True)
-    worst = rows.loc[rows.groupby("index").adv_margin.idxmin()]
-    return worst.sort_values("index", ignore_index=True)
+    return in_order(rows.loc[rows.groupby("index").adv_margin.idxmin()])
 
 
 def by_budget(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
@@ -151,11 +147,10 @@ def by_budget(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame
     groups: list[tuple[float, dict[str, pd.DataFrame]]] = []
     for name, table in tables.items():
         eps = float(table.eps.iloc[0])
-        same = next((group for at, group in groups if isclose(at, eps, rel_tol=1e-6)), None)
-        if same is None:
-            groups.append((eps, {name: table}))
-        else:
-            same[name] = table
+        same = next((group for at, group in groups if isclose(at, eps, rel_tol=1e-6)), {})
+        if not same:
+            groups.append((eps, same))
+        same[name] = table
     return [group for _, group in groups]
 
 

@@ -17,7 +17,7 @@ from advprune.evaluate.crossed import Mean, mean
 from advprune.evaluate.verdict import worst_case
 from advprune.report.chart import Chart
 from advprune.report.formats import bounds, budget, counted, listed, number
-from advprune.report.run import Run
+from advprune.report.run import Run, in_order
 from advprune.report.section import Part, section
 
 DENSE = "dense"  # the point that nothing was done to
@@ -124,26 +124,21 @@ def points_of(run: Run, name: str) -> list[Point]:
     records, given = run.studies[name], run.params.studies[name].settings["points"]
     settings: dict[str, dict[str, Any]] = {DENSE: {}}
     settings |= {key: as_mapping(one.get("setting")) for key, one in given.items()}
-    return [
-        _point(run, own, setting)
-        for key, setting in settings.items()
-        if len(own := records[records.point == key])
-    ]
-
-
-def _point(run: Run, records: pd.DataFrame, setting: dict[str, Any]) -> Point:
-    by_seed = [own for _, own in records.groupby("seed", sort=True)]
-    clean = [right(own[own.attack == run.main].sort_values("index"), "clean") for own in by_seed]
-    robust = [right(worst_case(own, run.main)) for own in by_seed]
-    zeros, first = float(records.groupby("seed").sparsity.first().mean()), records.iloc[0]
-    return Point(first.point, first.family, setting, zeros, np.stack(clean), np.stack(robust))
+    found = []
+    for key, setting in settings.items():
+        if len(own := records[records.point == key]):
+            seeds_of = own.groupby("seed", sort=True)
+            clean = [right(in_order(one[one.attack == run.main]), "clean") for _, one in seeds_of]
+            robust = [right(worst_case(one, run.main)) for _, one in seeds_of]
+            zeros, family = float(seeds_of.sparsity.first().mean()), own.family.iloc[0]
+            found.append(Point(key, family, setting, zeros, np.stack(clean), np.stack(robust)))
+    return found
 
 
 def as_mapping(setting: Any) -> dict[str, Any]:
     """A setting as a mapping: a bare number is a sparsity."""
-    return (
-        setting if isinstance(setting, dict) else {} if setting is None else {"sparsity": setting}
-    )
+    given = {} if setting is None else {"sparsity": setting}
+    return setting if isinstance(setting, dict) else given
 
 
 def ranged(column: str, found: Mean) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import advprune
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-PACKAGES = "torch torchattacks numpy scipy pandas scikit-learn matplotlib dvc".split()
+PACKAGES = (
+    *("torch", "torchattacks", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib", "dvc"),
+)
 COLUMNS = (
     *("attack", "method", "norm", "eps", "step", "steps", "queries", "restarts", "random_start"),
     *("loss", "keep", "momentum", "draws", "backward", "version", "images", "note"),

@@ -75,9 +75,8 @@ def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
     for (family, order), part in records.groupby(["family", "order"], sort=False):
         by_attack = {a: part[part.attack == a].sort_values("index") for a in run.attacks}
         setting = points[family][int(str(order))]
-        yield _row(
-            run, dense.name, str(family), setting, by_attack, float(part.prune_ratio.iloc[0])
-        )
+        ratio = float(part.prune_ratio.iloc[0])
+        yield _row(run, dense.name, str(family), setting, by_attack, ratio)
     for model in run.models:
         if model.family == "int8" and model.parent == dense.name:
             by_attack = {a: model.transferred(a) for a in run.attacks}
@@ -92,11 +91,8 @@ def _row(
     records: dict[str, pd.DataFrame],
     prune_ratio: float = 0.0,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "family": family,
-        "setting": None if setting is None else number(setting),
-    }
-    row |= {"prune_ratio": prune_ratio}
+    shown = None if setting is None else number(setting)
+    row: dict[str, Any] = {"family": family, "setting": shown, "prune_ratio": prune_ratio}
     row["clean_accuracy"] = clean_accuracy(records[run.main]).value
     for attack, table in records.items():
         against = compare(table.reset_index(drop=True), run.model(dense).attack(attack))

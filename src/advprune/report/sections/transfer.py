@@ -91,27 +91,25 @@ def lowest(run: Run, model: Model, source: str) -> Rate:
 
 def scenarios(run: Run) -> pd.DataFrame:
     """One row per compressed model: from and to its dense network, from others, from attackers."""
-    return pd.DataFrame([_scenario(run, model) for model in run.compressed if model.received])
-
-
-def _scenario(run: Run, model: Model) -> dict[str, Any]:
-    dense, main = run.dense_of(model), run.main
-    there = model.transferred(main)
-    # int8 is left out of the mean: it is nearly the dense network itself.
-    others = [m for m in run.descendants(dense) if m.family != "int8" and m is not model]
-    between = [remnant_accuracy(model.transferred(main, other.name)).value for other in others]
-    known = [value for value in between if value is not None]
-    row: dict[str, Any] = {"model": model.name}
-    row |= _accuracy(model.attack(main), "white-box")
-    row |= _accuracy(there, "from dense")
-    row |= {"success_rate:from dense": transfer_success(there, dense.attack(main)).value}
-    for attack in exchanged(run)[1:]:
-        row |= _accuracy(model.transferred(attack), f"from dense, {attack}")
-    row |= _accuracy(dense.transferred(main, model.name), "to dense")
-    row["accuracy:from compressed, mean"] = float(np.mean(known)) if known else None
-    for name in run.params.attackers():
-        row[f"accuracy:from {name}"] = lowest(run, model, name).value
-    return row | rated("accuracy:all sources", rate(all_sources(run, model)))
+    rows, main = [], run.main
+    for model in (model for model in run.compressed if model.received):
+        dense, there = run.dense_of(model), model.transferred(main)
+        # int8 is left out of the mean: it is nearly the dense network itself.
+        others = [m for m in run.descendants(dense) if m.family != "int8" and m is not model]
+        between = [remnant_accuracy(model.transferred(main, other.name)).value for other in others]
+        known = [value for value in between if value is not None]
+        row: dict[str, Any] = {"model": model.name}
+        row |= _accuracy(model.attack(main), "white-box")
+        row |= _accuracy(there, "from dense")
+        row |= {"success_rate:from dense": transfer_success(there, dense.attack(main)).value}
+        for attack in exchanged(run)[1:]:
+            row |= _accuracy(model.transferred(attack), f"from dense, {attack}")
+        row |= _accuracy(dense.transferred(main, model.name), "to dense")
+        row["accuracy:from compressed, mean"] = float(np.mean(known)) if known else None
+        for name in run.params.attackers():
+            row[f"accuracy:from {name}"] = lowest(run, model, name).value
+        rows.append(row | rated("accuracy:all sources", rate(all_sources(run, model))))
+    return pd.DataFrame(rows)
 
 
 def attackers(run: Run) -> pd.DataFrame:
