@@ -66,13 +66,10 @@ def live(chart: Chart, places: Places) -> Plot:
     found = panels(chart, places)
     draw = {"line": _lines, "points": _points}[chart.kind]
     height = HEIGHT if len(found) == 1 else SMALL
-    made_all: list[Any] = []
-    for panel in found:
-        one = _figure(panel, height)
-        if made_all:
-            one.x_range = made_all[0].x_range
+    made_all = [_figure(panel, height) for panel in found]
+    for one, panel in zip(made_all, found, strict=True):
+        one.x_range = made_all[0].x_range
         draw(one, chart, panel)
-        made_all.append(one)
     root = made_all[0] if len(made_all) == 1 else column(made_all, sizing_mode="stretch_width")
     names = {s.name: s.colour(INK) for panel in found for s in panel.series if s.name}
     legend = [(plain(name), shade) for name, shade in names.items()]
@@ -98,18 +95,11 @@ def _item(root: Any, name: str) -> dict[str, Any]:
 
 def _axes(height: int, **options: Any) -> Any:
     """Empty axes in the page's colours; dragging and scrolling stay with the page."""
-    made: Any = figure(
-        height=height,
-        sizing_mode="stretch_width",
-        tools="box_zoom,pan,wheel_zoom,reset",
-        active_drag=None,
-        active_scroll=None,
-        toolbar_location="above",
-        background_fill_color=None,
-        border_fill_color=None,
-        outline_line_color=None,
-        **options,
-    )
+    colours = ("background_fill_color", "border_fill_color", "outline_line_color")
+    look: dict[str, Any] = dict.fromkeys((*colours, "active_drag", "active_scroll"))
+    look |= {"sizing_mode": "stretch_width", "toolbar_location": "above"}
+    look |= {"tools": "box_zoom,pan,wheel_zoom,reset"}
+    made: Any = figure(height=height, **look, **options)
     made.toolbar.logo = None
     made.grid.grid_line_color = LINE
     made.axis.axis_line_color = made.axis.major_tick_line_color = SOFT
@@ -177,14 +167,14 @@ def _points(made: Any, chart: Chart, panel: Panel) -> None:
 
 
 def _heatmap(chart: Chart) -> Any:
-    data, value = chart.data, str(chart.value)
-    rows, columns = list(data[chart.y].unique()), list(data[chart.x].unique())
-    kind = kind_of(value)
+    data, value, kind = chart.data, str(chart.value), kind_of(str(chart.value))
+    x, y = ([plain(str(name)) for name in data[axis]] for axis in (chart.x, chart.y))
+    rows, columns = (list(dict.fromkeys(names)) for names in (y, x))
     numbers = data[value].astype(float) * kind.scale
     made = _axes(
         max(240 + 20 * len(rows), SMALL),
-        x_range=[plain(str(name)) for name in columns],
-        y_range=[plain(str(name)) for name in reversed(rows)],
+        x_range=columns,
+        y_range=rows[::-1],
         x_axis_location="above",
         x_axis_label=chart.x_label or heading(chart.x),
         y_axis_label=chart.y_label or heading(chart.y),
@@ -196,8 +186,7 @@ def _heatmap(chart: Chart) -> Any:
     middle = (low + high) / 2
     source = ColumnDataSource(
         {
-            "x": [plain(str(name)) for name in data[chart.x]],
-            "y": [plain(str(name)) for name in data[chart.y]],
+            **{"x": x, "y": y},
             "value": [float(f"{one:.4g}") for one in numbers],
             "text": [cell_text(kind, one) for one in data[value]],
             "ink": ["#ffffff" if one < middle else "#000000" for one in numbers],

@@ -20,12 +20,8 @@ SMALLEST, LARGEST = 6.0, 16.0  # markers, points across
 
 def png(chart: Chart, places: Places) -> bytes:
     """A chart as PNG of 256 colours without metadata."""
-    if chart.kind == "images":
-        figure = _images(chart)
-    elif chart.kind == "heatmap":
-        figure = _heatmap(chart)
-    else:
-        figure = _drawn(chart, places)
+    grids = {"images": _images, "heatmap": _heatmap}
+    figure = grids[chart.kind](chart) if chart.kind in grids else _drawn(chart, places)
     canvas, buffer = FigureCanvasAgg(figure), BytesIO()
     canvas.draw()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -48,24 +44,14 @@ def _drawn(chart: Chart, places: Places) -> Figure:
     found = panels(chart, places)
     figure, axes = _figure(len(found), 3.4 if len(found) == 1 else 2.3)
     for ax, panel in zip(axes, found, strict=True):
-        {"line": _lines, "points": _points}[chart.kind](ax, chart, panel)
+        (_lines if chart.kind == "line" else _points)(ax, chart, panel)
         _axes(ax, panel, last=panel is found[-1])
-    handles = {
-        label: handle
-        for ax in axes
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    if handles:
+    drawn = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    if handles := {label: handle for marks in drawn for handle, label in marks}:
         longest = max(len(label) for label in handles)
         columns = 4 if longest <= 8 else 3 if longest <= 13 else 2
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper center",
-            ncols=min(columns, len(handles)),
-            fontsize=TICK,
-            frameon=False,
-        )
+        look: dict[str, Any] = {"loc": "outside upper center", "fontsize": TICK, "frameon": False}
+        figure.legend(handles.values(), handles.keys(), ncols=min(columns, len(handles)), **look)
     return figure
 
 
@@ -113,8 +99,8 @@ def _points(ax: Axes, chart: Chart, panel: Panel) -> None:
 
 def _heatmap(chart: Chart) -> Figure:
     table = grid_of(chart)
-    height = 1.6 + 0.24 * len(table)
-    figure, (ax,) = _figure(1, height, max(WIDTH, 1.6 + 0.24 * table.shape[1]))
+    height, width = (1.6 + 0.24 * cells for cells in table.shape)
+    figure, (ax,) = _figure(1, height, max(WIDTH, width))
     kind = kind_of(str(chart.value))
     shown = ax.imshow(table.astype(float) * kind.scale, cmap="cividis", aspect="auto")
     ax.grid(visible=False)

@@ -79,16 +79,10 @@ def charts(found: list[Shown]) -> dict[str, Chart]:
 def html(run: Run, found: list[Shown]) -> str:
     """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped."""
     named = charts(found)
-    plots = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
-    return _render(
-        "page.html.j2",
-        run,
-        found,
-        plots={name: asdict(plot) for name, plot in plots.items()},
-        pictures={name: pictures(c) for name, c in named.items() if c.kind == "images"},
-        dark=DARK,
-        bokeh=Markup(library() if plots else ""),
-    )
+    drawn = {name: asdict(live(c, run.places)) for name, c in named.items() if c.kind != "images"}
+    images = {name: pictures(c) for name, c in named.items() if c.kind == "images"}
+    more = {"dark": DARK, "bokeh": Markup(library() if drawn else "")}
+    return _render("page.html.j2", run, found, plots=drawn, pictures=images, **more)
 
 
 def report_markdown(run: Run, found: list[Shown]) -> str:

@@ -48,14 +48,10 @@ def _point(family: str, setting: Any, rows: pd.DataFrame) -> Point:
 
 def point_of(run: Run, model: Model) -> Point:
     """A model of the leaderboard as a point."""
-    return Point(
-        model.family,
-        run.params.setting(model.name),
-        model.card["prune_ratio"],
-        model.card["sparsity"],
-        {name: model.attack(name) for name in run.attacks},
-        {name: model.transferred(name) for name in exchanged(run)},
-    )
+    white = {name: model.attack(name) for name in run.attacks}
+    transferred = {name: model.transferred(name) for name in exchanged(run)}
+    ratios = model.card["prune_ratio"], model.card["sparsity"]
+    return Point(model.family, run.params.setting(model.name), *ratios, white, transferred)
 
 
 def exchanged(run: Run) -> list[str]:

@@ -19,15 +19,9 @@ from advprune.report.run import Model, Run
 
 RESULTS = "results.csv"
 METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
-    "n": "n",
-    "clean_accuracy": "clean_accuracy",
-    "robust_accuracy": "robust_accuracy",
-    "robust_low": "robust_accuracy_low",
-    "robust_high": "robust_accuracy_high",
-    "transfer_accuracy": "transfer_accuracy",
-    "sparsity": "sparsity",
-    "bits": "bits",
-    "flips_to_chance": "flips_to_chance",
+    **{name: name for name in ("n", "clean_accuracy", "robust_accuracy")},
+    **{"robust_low": "robust_accuracy_low", "robust_high": "robust_accuracy_high"},
+    **{name: name for name in ("transfer_accuracy", "sparsity", "bits", "flips_to_chance")},
     "verdict": "verdict",
 }
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
@@ -49,7 +43,7 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
         found[f"main_accuracy{end}"] = found.pop(f"remnant_accuracy{end}")
     robust, transferred = run.robust(model), model.transferred(run.main)
     against = compare(robust, run.robust(dense))
-    compared = {"robust_difference": round(against.difference, 6)}
+    compared: dict[str, Any] = {"robust_difference": round(against.difference, 6)}
     compared |= {"p_against_dense": round(against.p, 6), "against_dense": outcome(against)}
     verdict = run.verdict(model)
     row = {

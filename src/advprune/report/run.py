@@ -226,9 +226,8 @@ class Run:
     @cache  # noqa: B019
     def flips(self, model: Model) -> Reached | None:
         """Bits to chance, from the study of the model with most bits; None where there is none."""
-        entries = self.studies_of("bitflip")
-        own = [name for name, entry in entries.items() if entry.of == model.name]
-        name = max(own, key=lambda name: int(entries[name].bits), default=None)
+        own = [one for one in self.studies_of("bitflip").items() if one[1].of == model.name]
+        name, _ = max(own, key=lambda one: int(one[1].bits), default=(None, None))
         return None if name is None else to_chance(self.studies[name], self.chance)
 
     @cached_property

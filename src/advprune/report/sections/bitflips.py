@@ -13,16 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from advprune.evaluate import faults
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm
-from advprune.evaluate.faults import (
-    Reached,
-    accuracy_after,
-    at_the_end,
-    clean_accuracy,
-    compare_flips,
-    over_flips,
-    to_chance,
-)
 from advprune.report.chart import Chart
 from advprune.report.formats import percent
 from advprune.report.run import Run
@@ -43,9 +35,9 @@ class Entry:
     records: pd.DataFrame
     level: float
 
-    def under(self, variant: str = UNTARGETED) -> Reached:
+    def under(self, variant: str = UNTARGETED) -> faults.Reached:
         """Bits to chance under a variant of the search."""
-        return to_chance(self.records, self.level, variant)
+        return faults.to_chance(self.records, self.level, variant)
 
 
 @section("Bit flips", order=80)
@@ -63,14 +55,9 @@ def bitflips(run: Run) -> list[Part]:
         f"images that are wrong already; targeted: all images into class {flips.target}; random: "
         "accuracy after as many random flips."
     )
+    axes = ("flips", "accuracy", "entry")
     curve = Chart(
-        "bitflip",
-        "line",
-        curves(found),
-        *("flips", "accuracy", "entry"),
-        interval=True,
-        panel="search",
-        reference=run.chance,
+        "bitflip", "line", curves(found), *axes, interval=True, panel="search", reference=run.chance
     )
     parts = [Part("Flips to chance", text, table_of(found), curve)]
     pairs = pairs_of(found, run.roots[0].name)
@@ -97,7 +84,7 @@ def entries(run: Run) -> list[Entry]:
     return found
 
 
-def counts(reached: Reached) -> dict[str, Any]:
+def counts(reached: faults.Reached) -> dict[str, Any]:
     """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
     spread = reached.spread
     # A t interval may reach below what can be counted.
@@ -120,11 +107,11 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
         for variant in (UNTARGETED, *entry.variants):
             reached = entry.under(variant)
             row: dict[str, Any] = stored | {"search": variant}
-            row |= {"clean_accuracy": clean_accuracy(entry.records)} | counts(reached)
+            row |= {"clean_accuracy": faults.clean_accuracy(entry.records)} | counts(reached)
             row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
-            row["end_accuracy"] = fmean(at_the_end(entry.records, variant))
+            row["end_accuracy"] = fmean(faults.at_the_end(entry.records, variant))
             if variant == UNTARGETED:
-                _, values = accuracy_after(entry.records, reached.least)
+                _, values = faults.accuracy_after(entry.records, reached.least)
                 row["accuracy:random flips"] = fmean(values) if values else None
                 row["accuracy:random flips, least"] = min(values, default=None)
                 row["highest_bit_share"] = float((top.bit == entry.bits - 1).mean())
@@ -155,11 +142,11 @@ def can_differ(pairs: Sequence[Pair]) -> bool:
 
 def pair_table(pairs: Sequence[Pair]) -> pd.DataFrame:
     """One row per pair; p holds for all of them together (Holm). times: the ratio of the means."""
-    tests = [compare_flips(entry.under(), other.under()) for entry, other in pairs]
+    tests = [faults.compare_flips(entry.under(), other.under()) for entry, other in pairs]
     rows = []
     for (entry, other), test, p in zip(pairs, tests, holm([t.p for t in tests]), strict=True):
         outcome = "not significant" if p >= ALPHA else "more" if test.higher > 0 else "fewer"
-        if any(clean_accuracy(one.records) <= one.level for one in (entry, other)):
+        if any(faults.clean_accuracy(one.records) <= one.level for one in (entry, other)):
             outcome = AT_CHANCE
         row: dict[str, Any] = {"entry": entry.name, "model": entry.model, "reference": other.name}
         row |= counts(entry.under())
@@ -172,7 +159,7 @@ def curves(found: Sequence[Entry]) -> pd.DataFrame:
     """Accuracy over chosen and random flips: mean and range over batches."""
     names = {"mean": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     tables = [
-        over_flips(entry.records, variant)
+        faults.over_flips(entry.records, variant)
         .rename(columns=names)
         .assign(entry=entry.name, search=name)
         for variant, name in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))

@@ -36,13 +36,11 @@ def calibration(run: Run) -> list[Part]:
 def table_of(run: Run) -> pd.DataFrame:
     """One row per model."""
     found = results(run)[["model", *(s + end for end in ("", "_attacked") for s in SCORES)]]
-    confidence = {
-        f"confidence:{word}": [
-            float(model.attack(run.main)[f"{side}_confidence"].mean()) for model in run.models
-        ]
-        for side, word in SIDES.items()
-    }
-    return found.assign(**confidence)
+    tables = [model.attack(run.main) for model in run.models]
+    for side, word in SIDES.items():
+        means = [float(table[f"{side}_confidence"].mean()) for table in tables]
+        found = found.assign(**{f"confidence:{word}": means})
+    return found
 
 
 def reliability(run: Run, models: list[Model]) -> pd.DataFrame:

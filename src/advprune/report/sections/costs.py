@@ -50,15 +50,12 @@ def passes(run: Run) -> pd.DataFrame:
 
 def breakdown(run: Run) -> pd.DataFrame:
     """Of attacks with parts: how many images are still right after each part."""
-    rows = [
-        {"model": model.name, "attack": attack, "n": len(model.attack(attack))}
-        | {
-            f"after {part}" if part != "clean" else part: left
-            for part, left in json.loads(text).items()
-        }
-        | {"scored again": remnant_accuracy(model.attack(attack)).hits}
-        for model in run.models
-        for attack in run.attack_names(model)
-        if (text := str(model.attack(attack).breakdown.iloc[0]))  # part -> images still right
-    ]
+    rows = []
+    for model in run.models:
+        for table in map(model.attack, run.attack_names(model)):
+            if text := str(table.breakdown.iloc[0]):  # part -> images still right
+                row: dict[str, Any] = {"model": model.name, "attack": table.attack.iloc[0]}
+                row["n"], left = len(table), json.loads(text).items()
+                row |= {"clean" if part == "clean" else f"after {part}": n for part, n in left}
+                rows.append(row | {"scored again": remnant_accuracy(table).hits})
     return pd.DataFrame(rows)

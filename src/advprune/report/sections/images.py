@@ -21,21 +21,12 @@ def images(run: Run) -> list[Part]:
         "Predicted classes are in the headings of rows and columns; the change is shown around "
         f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}."
     )
-    return [
-        Part(
-            f"Under {run.main} on {dense.name}",
-            text,
-            chart=Chart(
-                f"images-{dense.recipe}",
-                "images",
-                _cells(run, dense),
-                "image",
-                "row",
-                value="pixels",
-            ),
-        )
-        for dense in run.roots
-    ]
+    parts = []
+    for dense in run.roots:
+        name, cells = f"images-{dense.recipe}", _cells(run, dense)
+        chart = Chart(name, "images", cells, x="image", y="row", value="pixels")
+        parts.append(Part(f"Under {run.main} on {dense.name}", text, chart=chart))
+    return parts
 
 
 def _cells(run: Run, dense: Model) -> pd.DataFrame:

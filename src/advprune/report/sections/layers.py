@@ -44,15 +44,10 @@ def layers(run: Run) -> list[Part]:
     )
     for group, models in run.groups.items():
         if len(rows := over_depth([(m.family, m.layers) for m in models if len(m.layers)])):
+            axes = ("depth", "number", "family")
+            look: dict[str, Any] = {"x_label": "layer, from the input on", "y_label": " "}
             chart = Chart(
-                f"layers-{group}",
-                "line",
-                rows,
-                *("depth", "number", "family"),
-                panel="measure",
-                hover=("layer",),
-                x_label="layer, from the input on",
-                y_label=" ",
+                f"layers-{group}", "line", rows, *axes, panel="measure", hover=("layer",), **look
             )
             parts.append(Part(f"Layers, {group}", words, None, chart, folded=True))
     return parts

@@ -44,16 +44,9 @@ def masks(run: Run) -> list[Part]:
             f" {percent(inert)} % of its parameters meet only padding and have no gradient; "
             "schemes that rank by gradients remove them first or last."
         )
-    curve = Chart(
-        "compression",
-        "line",
-        curves(run, found),
-        *("compression", "accuracy", "family"),
-        interval=True,
-        panel="images",
-        ordered=True,
-        hover=("setting",),
-    )
+    axes = ("compression", "accuracy", "family")
+    look: dict[str, Any] = {"interval": True, "ordered": True, "hover": ("setting",)}
+    curve = Chart("compression", "line", curves(run, found), *axes, panel="images", **look)
     parts = [Part("Accuracy over compression", about, chart=curve)]
     if len(table := against_control(run, found)):
         text = (

@@ -100,16 +100,9 @@ def protocol(run: Run) -> list[Part]:
         ("Controls and variants over the budget", "controls", [*dense, *others]),
     ):
         if chosen:
-            chart = Chart(
-                name,
-                "line",
-                over_budgets(chosen),
-                *("eps", "accuracy", "member"),
-                interval=True,
-                panel="attack",
-                ordered=True,
-                hover=("family", "setting"),
-            )
+            axes, marks = ("eps", "accuracy", "member"), over_budgets(chosen)
+            look: dict[str, Any] = {"interval": True, "hover": ("family", "setting")}
+            chart = Chart(name, "line", marks, *axes, panel="attack", ordered=True, **look)
             parts.append(Part(title, text, wide(chosen), chart, folded=name == "controls"))
     return parts
 

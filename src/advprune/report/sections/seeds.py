@@ -81,15 +81,9 @@ def _parts(run: Run, name: str) -> list[Part]:
         f"test images, {counted(count, 'seed')}, each with its own dense network. Intervals cover "
         "other seeds and other images (two-way random effects)."
     )
-    chart = Chart(
-        f"sparsity-{name}",
-        "points",
-        over_sparsity(points),
-        *("point", "accuracy", "family"),
-        interval=True,
-        panel="images",
-        hover=("sparsity", "seed_deviation"),
-    )
+    axes, hover = ("point", "accuracy", "family"), ("sparsity", "seed_deviation")
+    look: dict[str, Any] = {"interval": True, "panel": "images", "hover": hover}
+    chart = Chart(f"sparsity-{name}", "points", over_sparsity(points), *axes, **look)
     parts = [Part(f"Accuracy over sparsity, {about}", text, table_of(points), chart)]
     if len(table := pair_table(run, points)):
         words = (
@@ -100,16 +94,9 @@ def _parts(run: Run, name: str) -> list[Part]:
         parts.append(Part(f"Learned masks against their controls, {about}", words, table))
     history = run.studies.get(f"{name}.history", pd.DataFrame())
     if "kernel_distance" in history:
-        chart = Chart(
-            f"tickets-{name}",
-            "line",
-            search(history),
-            *("steps", "distance", "ticket"),
-            panel="of",
-            reference=1.0,
-            x_label="search steps",
-            y_label="squared distance",
-        )
+        axes = ("steps", "distance", "ticket")
+        look = {"x_label": "search steps", "y_label": "squared distance", "reference": 1.0}
+        chart = Chart(f"tickets-{name}", "line", search(history), *axes, panel="of", **look)
         words = (
             "Outputs and tangent kernel of tickets against the dense network at initialization: "
             "squared distance over squared norm, mean over seeds."

@@ -76,11 +76,8 @@ def matrix(run: Run) -> pd.DataFrame:
 
 def all_sources(run: Run, model: Model) -> np.ndarray:
     """Which images a model has right whatever other source and attack they come from, `[n]`."""
-    attacks = exchanged(run)
-    chosen = [
-        right(records) for (_, attack), records in model.received.items() if attack in attacks
-    ]
-    return np.logical_and.reduce(chosen)
+    found, attacks = model.received.items(), exchanged(run)
+    return np.logical_and.reduce([right(one) for (_, name), one in found if name in attacks])
 
 
 def lowest(run: Run, model: Model, source: str) -> Rate:
