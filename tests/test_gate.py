@@ -118,7 +118,7 @@ def test_outcomes_are_those_of_the_worst_case_and_come_back() -> None:
     assert found.robust is not None and found.robust.tolist() == planted(4).tolist()
     assert (found.hits, found.n, found.verdict) == (4, N, "reliable")
     changed = replace(whole, clean_images=whole.clean_images + np.uint8(1))
-    assert changed.results.images[0] != found.images
+    assert results(changed).images[0] != found.images
 
 
 RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)

@@ -241,13 +241,6 @@ def test_charts_are_drawn_in_the_units_of_their_columns() -> None:
     assert a.data.words.iloc[1] == "A-standard, eps 8/255, robust % 30.0 (10.0–95.0)"
 
 
-def test_a_panel_of_values_is_named_by_its_quantity() -> None:
-    data = pd.DataFrame({"x": [1, 1], "quantity": ["robust_accuracy", "ece"], "value": [0.5, 0.1]})
-    found = panels(Chart("c", "line", data, "x", "value", panel="quantity"), {})
-    assert [panel.y_label for panel in found] == ["robust %", "ECE"]
-    assert [panel.series[0].data.y.iloc[0] for panel in found] == [50.0, 0.1]
-
-
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
 

@@ -110,16 +110,14 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
 def _panel(
     chart: Chart, title: str, data: pd.DataFrame, names: list[Any] | None, order: Places
 ) -> Panel:
-    # A panel of y = "value" is of the quantity that the panel is named by.
-    quantity = title if title and chart.y == "value" else chart.y
-    scale, x_scale = kind_of(quantity).scale, kind_of(chart.x).scale
+    scale, x_scale = kind_of(chart.y).scale, kind_of(chart.x).scale
     found = pd.DataFrame({"y": data[chart.y].astype(float) * scale}, index=data.index)
     found["x"] = data[chart.x].map(names.index) if names else data[chart.x] * x_scale
     for end, column in zip(("low", "high"), bounds(chart.y), strict=True):
         found[end] = data[column].astype(float) * scale if chart.interval else found.y
     found["size"] = data[chart.size].astype(float) if chart.size else 0.0
     found["marker"] = data[chart.marker] if chart.marker else ""
-    found["words"] = _words(chart, data, quantity)
+    found["words"] = _words(chart, data)
     owner = data[chart.series].map(str) if chart.series else pd.Series("", index=data.index)
     found = found.dropna(subset=["x", "y"])
     parts = [
@@ -127,33 +125,25 @@ def _panel(
     ]
     text = kind_of(chart.x).text
     return Panel(
-        title="" if quantity == title else title,
+        title=title,
         x_label=chart.x_label or heading(chart.x),
-        y_label=chart.y_label or heading(quantity),
+        y_label=chart.y_label or heading(chart.y),
         series=[one for one in parts if len(one.data)],
         ticks=None if names is None else [n if isinstance(n, str) else text(n) for n in names],
         reference=None if chart.reference is None else chart.reference * scale,
     )
 
 
-def _words(chart: Chart, data: pd.DataFrame, quantity: str) -> list[str]:
+def _words(chart: Chart, data: pd.DataFrame) -> list[str]:
     """One line for each mark: `E-standard, bits 32, clean 99.3, robust 0.0 (0.0–1.3)`."""
     columns = [c for c in (chart.series, *chart.hover, chart.x, chart.value) if c]
-    table = pd.DataFrame({column: data[column] for column in columns})
-    table[quantity] = data[chart.y]
-    if chart.interval:
-        for end, column in zip(bounds(quantity), bounds(chart.y), strict=True):
-            table[end] = data[column]
-    read = texts(table)
+    columns += [chart.y, *(bounds(chart.y) if chart.interval else ())]
+    read = texts(pd.DataFrame({column: data[column] for column in columns}))
     bare = {column for column in read if is_string_dtype(data.get(column, read[column]))}
-    rows = read.itertuples(index=False, name=None)
-    return [
-        ", ".join(
-            cell if column in bare else f"{heading(str(column))} {cell}"
-            for column, cell in zip(read, row, strict=True)
-        )
-        for row in rows
-    ]
+    for column in read:
+        if column not in bare:
+            read[column] = f"{heading(str(column))} " + read[column]
+    return [", ".join(row) for row in read.itertuples(index=False, name=None)]
 
 
 def markers_of(chart: Chart) -> dict[str, str]:
