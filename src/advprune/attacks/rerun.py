@@ -1,8 +1,8 @@
-"""A forward pass of which only what a changed weight reaches is computed again.
+"""A forward pass that recomputes only what a changed weight affects.
 
-The bit-flip attack tries changes of one layer at a time on one fixed batch. What lies before that
-layer stays as it was, so it is kept; on average half of the network is left to compute. The same
-operations run on the same numbers, so results are the same to the last bit.
+The bit-flip attack tries changes of one layer at a time on one fixed batch. What comes before that
+layer is kept, so on average half of the network is computed. The same operations run on the same
+numbers, so results are the same to the last bit.
 """
 
 import operator

@@ -1,7 +1,7 @@
 """The settings of a run: the only module that knows params.yaml.
 
-What is said once for all profiles (attacks, suite, curves, protocol, flips) is written relative to
-the profile's budget; `Params.active()` resolves it. Settings of families and of studies are typed
+What all profiles share (attacks, suite, curves, protocol, flips) is written relative to the
+profile's budget; `Params.active()` resolves it. Settings of families and of studies are typed
 beside each, in `advprune.pruning` and `advprune.studies`; here they are kept as read. Nothing in
 this module needs torch.
 """

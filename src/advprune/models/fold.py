@@ -1,8 +1,8 @@
 """Batch-norm folding: the same function with fewer layers.
 
-Batch-norm in evaluation mode is an affine map per channel, so it merges into the convolution
-before it. Folding only reorders float arithmetic: logits agree to rounding. Binary convolutions
-are left alone: their sums are exact, and rounding before a sign can turn it over.
+Batch-norm in evaluation mode is an affine map per channel, so it merges into the convolution before
+it. Folding only reorders float arithmetic: logits agree to rounding. Binary convolutions are not
+folded: their sums are exact, and rounding before a sign can invert it.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Which network a checkpoint without a header is, by what is given and by names and shapes."""
+"""Which network a checkpoint without a header is, by options and by names and shapes."""
 
 from collections.abc import Container, Mapping
 from typing import Any

@@ -8,9 +8,9 @@ the dense network at initialization and f_s the sparse one, mask and weights min
 over batches X of training images, X~ the same images under attack. NTT (Liu and Zenke, Finding
 Trainable Sparse Networks through Neural Tangent Transfer, ICML 2020) is the same at X~ = X.
 
-Here each term is in units of what it would be for a network that is zero, `||f_0||^2 / N` and
-`||Theta_0||_F^2 / N^2`, so that one gamma serves networks of any size; Adam is blind to the common
-factor. The published gamma, which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
+Here each term is relative to that of an all-zero network, `||f_0||^2 / N` and `||Theta_0||_F^2 /
+N^2`, so that one gamma suits networks of any size; Adam ignores the common factor. The published
+gamma, which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
 """
 
 import copy

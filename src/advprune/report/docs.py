@@ -1,7 +1,7 @@
-"""What pages say of finished runs, families and publications: text between pairs of comments.
+"""The generated parts of README and docs: text between pairs of comments.
 
-Nothing in it is typed: results come from `reports/<profile>/results.csv`, families from the
-docstrings of their modules, published figures from `report.published`.
+Nothing in them is typed by hand: results come from `reports/<profile>/results.csv`, families from
+the docstrings of their modules, published figures from `report.published`.
 """
 
 import re

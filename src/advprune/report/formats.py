@@ -1,4 +1,4 @@
-"""Where numbers become text: one place, by the name of a column.
+"""Numbers become text here, by the name of their column.
 
 A name is `quantity` or `quantity:qualifier` (`accuracy:PGD`). How it reads follows from the last
 words of the quantity (`KINDS`); `quantity_low` and `quantity_high` beside it are its 95 % interval

@@ -1,4 +1,4 @@
-"""The report of a run: its parts as one HTML file that needs no other, and as GitHub's markdown."""
+"""The report of a run: its parts as one self-contained HTML file, and as GitHub's markdown."""
 
 import base64
 import re

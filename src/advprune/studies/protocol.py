@@ -2,7 +2,7 @@
 
 Dhillon et al. (ICLR 2018), sections 3 and 4: FGSM whose gradient is averaged over 100 draws, and
 predictions by the mean softmax over 100 draws, over the budget lambda. The adaptive attacks vary
-the backward rule and the draws a step (Athalye et al., ICML 2018, section 5.3.1; the erratum by
+the backward rule and the draws per step (Athalye et al., ICML 2018, section 5.3.1; the erratum by
 Dhillon and Carlini, arXiv 2010.00071).
 """
 
