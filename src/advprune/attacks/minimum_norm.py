@@ -153,7 +153,7 @@ class _Search:
         radius: torch.Tensor,
         step: float,
     ) -> torch.Tensor:
-        """A step of so many radii uphill, then back into the ball of that radius and [0, 1]."""
+        """A step of that many radii uphill, then back into the ball of that radius and [0, 1]."""
         norm, radius = self.settings.norm, _wide(radius)
         return project(ascend(current, gradient, step * radius, norm), clean, radius, norm)
 

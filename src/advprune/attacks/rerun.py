@@ -33,7 +33,7 @@ def _known(module: nn.Module) -> bool:
 
 
 class _Step(NamedTuple):
-    """A node, how its value comes from others', and whose values nobody needs afterwards."""
+    """A node, how its value comes from others', and whose values are not needed afterwards."""
 
     node: fx.Node
     compute: Callable[[Values], Any]
@@ -111,7 +111,7 @@ def _callable(traced: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
 def rerun(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Rerun | None:
     """The network's graph, sharing its weights; None where results could differ.
 
-    That is where torch.fx cannot follow the code, where a module is of another's making, where
+    That is where torch.fx cannot follow the code, where a module is foreign, where
     values that may be needed again are changed in place, or where a weight has no part in the
     logits.
     """

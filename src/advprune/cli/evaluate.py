@@ -182,7 +182,7 @@ def read_metrics(path: Path) -> dict[str, float]:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {key: float(found[key]) for key in ("n", *BESIDE)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of metrics, as metrics/<profile>/ has them") from error
+        raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
 
 
 def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:

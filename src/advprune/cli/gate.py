@@ -131,9 +131,9 @@ def git(*command: str) -> str:
         done = subprocess.run(["git", *command], capture_output=True, check=True)
         return done.stdout.decode("utf-8")
     except FileNotFoundError as error:
-        raise UserError("git is not installed, and gate reads the other revision by it") from error
+        raise UserError("git is not installed; gate needs it to read the other revision") from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
         raise UserError(f"git {command[0]}: {said[-1]}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"git {command[0]}: what it printed is no text") from error
+        raise UserError(f"git {command[0]}: its output is not text") from error

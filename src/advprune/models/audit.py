@@ -83,7 +83,7 @@ class Audit:
     @property
     def remaining(self) -> float | None:
         """Sparsity of the prunable weights without first and last layer; None where there are no
-        others, or where without an architecture nobody knows which those are."""
+        others, or where without an architecture these are unknown."""
         inner = self.layers[1:-1] if self.spec else ()
         count = sum(layer.count for layer in inner)
         return sum(layer.zeros for layer in inner) / count if count else None

@@ -40,8 +40,7 @@ def outside_spec(given: Mapping[str, Any]) -> ModelSpec:
     """
     if missing := [key for key in ("classes", "channels") if key not in given]:
         raise UserError(
-            f"of {given['architecture']} nobody can tell {missing[0]} by its tensors; give --"
-            f"{missing[0]}"
+            f"the {missing[0]} of {given['architecture']} cannot be inferred; give --{missing[0]}"
         )
     return _spec(dict(given))
 

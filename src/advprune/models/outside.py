@@ -39,7 +39,7 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class Outside(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a network of another's making.
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a foreign network.
 
     make: gives the network anew, each time initialized from torch's random state. Grey images are
     shown to torchvision's models as colour ones.
@@ -187,7 +187,7 @@ def _faults(model: Outside) -> Iterator[str]:
 
 
 def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """UserError where a network of another's making does not keep the contract on images `(C, H,
+    """UserError where a foreign network does not keep the contract on images `(C, H,
     W)`; the model stays as it was. The library's own networks keep it, and what families make of a
     network that does may draw at random."""
     if not isinstance(model, Outside) or model.spec.layers or model.spec.quantization:

@@ -169,8 +169,8 @@ def train_scores(
 ) -> tuple[Masks, History]:
     """Train scores and, unless it is frozen, batch-norm; the last epoch's are taken.
 
-    Returns what goes, by parameter name, and the history. Of `model` only batch-norm is changed, in
-    place; the seed is drawn from `generator`.
+    Returns the removed weights, by parameter name, and the history. Of `model` only batch-norm
+    changes, in place; the seed is drawn from `generator`.
     """
     learner, how = copy.deepcopy(model), setting.scores
     seen = attach_scores(learner, setting.sparsity)
@@ -197,7 +197,7 @@ def train_scores(
 
 
 def least(model: nn.Module, sparsity: float) -> Masks:
-    """What goes by the scores as they start: least weight magnitude, layer by layer."""
+    """What is removed by the initial scores: least weight magnitude, layer by layer."""
     return {
         f"{name}.weight": smallest(scaled(layer.weight), sparsity)
         for name, layer in layers(model).items()

@@ -120,7 +120,7 @@ def trained(
     """The ticket, trained with its mask held. Tickets of one seed see the same batches.
 
     The notes: `search` (distances from the dense network at initialization,
-    `ticket_search.Gauge`), `finetune` (the history of the training, a row an epoch).
+    `ticket_search.Gauge`), `finetune` (the history of the training, one row per epoch).
     """
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
     pruned = masked(model, removed, setting.train, data, generator, search=rows or [])

@@ -152,7 +152,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def kind_of(column: str) -> Kind:
-    """How the numbers of a column read."""
+    """The kind of a column's numbers."""
     quantity = column.partition(":")[0]
     known = COLUMNS.get(quantity)
     if known and known.kind:
@@ -209,7 +209,7 @@ def shown_columns(table: pd.DataFrame) -> list[str]:
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of raw numbers as it reads: text cells, intervals merged, columns still by name."""
+    """A table of raw numbers as text: cells formatted, intervals merged, columns still by name."""
     found = {}
     for column in shown_columns(table):
         kind, ends = kind_of(column), bounds(column)

@@ -24,7 +24,7 @@ LONG = 16  # rows from which a table is folded
 
 @dataclass(frozen=True)
 class Cell:
-    """What is read, and what it is sorted by."""
+    """A cell: its text, and its value for sorting."""
 
     text: str
     value: float | str | None

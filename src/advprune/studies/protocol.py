@@ -44,7 +44,7 @@ class Member(Settings):
 
 
 class MemberSettings(Settings):
-    """members: what is put through the protocol, by names of your own."""
+    """members: models of the protocol, by names of your own."""
 
     members: dict[Name, Member]
 
@@ -67,7 +67,7 @@ def protocol(settings: MemberSettings, given: Given) -> Tables:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What every member goes through, on the same float `images` `[N, C, H, W]` in [0, 1]."""
+    """The attacks on every member, on the same float `images` `[N, C, H, W]` in [0, 1]."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -171,7 +171,7 @@ def _tables(
 
 
 def histories_of(notes: Mapping[str, Any]) -> dict[str, History]:
-    """The histories among a family's notes, by name and in order: a row an epoch of a training, or
+    """The histories among a family's notes, by name, in order: one row per epoch of a training, or
     a measured step of a search."""
     lists = {name: value for name, value in notes.items() if isinstance(value, list) and value}
     return {
