@@ -138,6 +138,6 @@ def check_binary(model: nn.Module, where: str) -> None:
         sizes = layer.weight.detach().abs().flatten(1)
         if not (sizes > 0).all() or not (sizes == sizes[:, :1]).all():
             raise UserError(
-                f"{where}: the weights of {name} are not -a or a with one a > 0 an output "
+                f"{where}: the weights of {name} are not -a or a with one a > 0 per output "
                 "channel, as those of a binary network are; make it anew"
             )
