@@ -110,8 +110,8 @@ def transfer(run: Run) -> str:
     model, test = max(tests.items(), key=lambda item: item[1].difference)
     return (
         f"Transfer attacks overstate robustness for {len(higher)} of "
-        f"{counted(len(targets), 'compressed model')}: {model.name} has {spell(test.first)} accuracy "
-        f"on images crafted on its dense network, and {spell(test.second)} when attacked directly "
+        f"{counted(len(targets), 'compressed model')}: {model.name} has {spell(test.first)} "
+        f"accuracy on images crafted on its dense network, and {spell(test.second)} when attacked directly "
         f"({p_text(test.p)})."
     )
 

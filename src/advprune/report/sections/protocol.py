@@ -85,8 +85,8 @@ def protocol(run: Run) -> list[Part]:
     if len(table := gains(run, found)):
         about = (
             f"SAP at the fraction nearest to 1 against its dense network. {text} p: McNemar on the "
-            "same images, corrected for the budgets of an attack (Holm). Worst case: per image, over "
-            "the adaptive attacks of one budget."
+            "same images, corrected for the budgets of an attack (Holm). Worst case: per image, "
+            "over the adaptive attacks of one budget."
         )
         parts.append(Part("Does SAP's published gain survive adaptive attacks?", about, table))
     if len(table := adaptive_table(run, found)):

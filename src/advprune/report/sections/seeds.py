@@ -97,8 +97,8 @@ def _parts(run: Run, name: str) -> list[Part]:
     if len(table := pair_table(run, points)):
         words = (
             "Same sparsity, same dense networks; differences are paired by seed and image. p: "
-            "corrected for the pairs of a family (Holm). A mask without trained weights is compared "
-            "with the whole network, and with the same training without pruning."
+            "corrected for the pairs of a family (Holm). A mask without trained weights is "
+            "compared with the whole network, and with the same training without pruning."
         )
         parts.append(Part(f"Learned masks against their controls, {about}", words, table))
     history = run.studies.get(f"{name}.history", pd.DataFrame())

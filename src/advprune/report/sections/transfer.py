@@ -31,8 +31,8 @@ def transfer(run: Run) -> list[Part]:
     scenario_text = (
         f"Accuracy on images of other networks, n = {run.n}. Images of dense networks and "
         f"of attackers' networks are from {listed(exchanged(run))}, those of other models from "
-        f"{run.main}; for an attacker's network the more harmful attack counts. All sources: images "
-        "with which no other source fools the model."
+        f"{run.main}; for an attacker's network the more harmful attack counts. All sources: "
+        "images with which no other source fools the model."
     )
     chart = Chart(
         "transfer",
