@@ -20,7 +20,7 @@ app = typer.Typer(
     help=(
         "What does compressing a neural network do to its adversarial robustness?\n\n"
         "Audit a checkpoint, attack it, compress it, and compare one branch with another. Run it "
-        "in the root of the repository: all commands but audit and export read params.yaml there.\n\n"
+        "in the root of the repository, where all but audit and export read params.yaml.\n\n"
         "Exit status: 0, success; 1, audit found a fault or gate a drop in robustness; 2, a file "
         "that cannot be read, or a wrong setting or option."
     ),

@@ -111,8 +111,8 @@ def transfer(run: Run) -> str:
     return (
         f"Transfer attacks overstate robustness for {len(higher)} of "
         f"{counted(len(targets), 'compressed model')}: {model.name} has {spell(test.first)} "
-        f"accuracy on images crafted on its dense network, and {spell(test.second)} when attacked directly "
-        f"({p_text(test.p)})."
+        f"accuracy on images crafted on its dense network, and {spell(test.second)} when "
+        f"attacked directly ({p_text(test.p)})."
     )
 
 
