@@ -54,7 +54,7 @@ COLOURS = (  # told apart by colour-blind readers (Okabe and Ito; Tol)
     *("#332288", "#999933", "#44AA99", "#AA4499", "#117733"),
 )
 MARKERS = "osD^vP*Xph<>d"  # as matplotlib names them; of dense networks the first
-LABELS = 14  # so many names fit under an axis
+LABELS = 14  # names that fit under an axis
 Places = Mapping[str, int]  # the place of a name's colour, -1 for dense networks: `Run.places`
 
 

@@ -1,4 +1,4 @@
-"""Where numbers become text: one place, by the name of a column.
+"""Numbers become text here, by the name of their column.
 
 A name is `quantity` or `quantity:qualifier` (`accuracy:PGD`). How it reads follows from the last
 words of the quantity (`KINDS`); `quantity_low` and `quantity_high` beside it are its 95 % interval
@@ -137,7 +137,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
 
 
 def kind_of(column: str) -> Kind:
-    """How the numbers of a column read."""
+    """The kind of a column's numbers."""
     words = column.partition(":")[0].split("_")
     ends = ("_".join(words[start:]) for start in range(len(words)))
     return next((KINDS[end] for end in ends if end in KINDS), NUMBER)
@@ -181,7 +181,7 @@ def shown_columns(table: pd.DataFrame) -> list[str]:
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of raw numbers as it reads: text cells, intervals merged, columns still by name."""
+    """A table of raw numbers as text: cells formatted, intervals merged, columns still by name."""
     found = {}
     for column in shown_columns(table):
         kind, ends = kind_of(column), bounds(column)

@@ -1,4 +1,4 @@
-"""The gate: may a change be merged, as far as robustness goes? Two revisions, model by model.
+"""The gate: whether robustness fell between two revisions, model by model.
 
 A model falls where its robust accuracy is significantly lower than before: by McNemar's exact test
 on the same images, or by Fisher's exact test on the two counts where the images differ or are not
@@ -171,8 +171,8 @@ def _warnings(rows: list[Row], before: Side, after: Side) -> Iterator[str]:
     if unpaired := [markdown(row.name) for row in tested if not row.paired]:
         each = "every model" if len(unpaired) == len(tested) else listed(unpaired)
         yield (
-            f"{UNPAIRED} Not the same images on both sides, or not known one by one; tested as two "
-            f"counts, which detects large differences only: {each}."
+            f"{UNPAIRED} Images differ or their outcomes are missing; tested as two counts, which "
+            f"detects large differences only: {each}."
         )
 
 

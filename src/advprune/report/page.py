@@ -1,4 +1,4 @@
-"""The report of a run: its parts as one HTML file that needs no other, and as GitHub's markdown."""
+"""The report of a run: its parts as one self-contained HTML file, and as GitHub's markdown."""
 
 import base64
 import re
@@ -23,7 +23,7 @@ LONG = 16  # rows from which a table is folded
 
 
 class Cell(NamedTuple):
-    """What is read, and what it is sorted by."""
+    """A cell: its text, and its value for sorting."""
 
     text: str
     value: float | str | None

@@ -1,4 +1,4 @@
-"""Results that others have published, from published.yaml; none of them is ours."""
+"""Published results of others, from published.yaml."""
 
 from dataclasses import dataclass
 from pathlib import Path

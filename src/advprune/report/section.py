@@ -20,10 +20,10 @@ from advprune.report.run import Run
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A heading, one or two sentences, and what they rest on.
+    """A heading, one or two sentences, a table and a chart.
 
-    table: raw numbers, fractions as fractions; text only for names. `formats` chooses by the name
-    of a column how it reads. folded: shown as a heading until it is opened.
+    table: raw numbers, rates as fractions; text only for names. `formats` formats a column by its
+    name. folded: shown as a heading until it is opened.
     """
 
     title: str

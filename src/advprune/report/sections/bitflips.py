@@ -1,8 +1,8 @@
-"""Bit flips: how many stored bits an attacker must flip until a network guesses.
+"""Bit flips: how many stored bits an attacker must flip until a network is at chance.
 
 Rakin, He and Fan, Bit-Flip Attack (ICCV 2019). Counts are Hamming distances of stored weights, mean
-and t interval over batches that the attacker may have. Where a batch did not reach chance no mean
-is given, but a lower bound of it.
+and t interval over batches that the attacker may have. If a batch did not reach chance, a lower
+bound is given instead of the mean.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ UNTARGETED, RANDOM = "untargeted", "random"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A study of bit flips and its records. level: the accuracy that counts as guessing."""
+    """A study of bit flips and its records. level: the accuracy that counts as chance."""
 
     name: str
     model: str
@@ -51,8 +51,8 @@ def bitflips(run: Run) -> list[Part]:
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
         f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
         f"training images without labels; mean and 95 % interval over {flips.seeds} batches. At "
-        "least: the lower bound where a batch did not reach chance. Margin: a loss that ignores "
-        f"images that are wrong already; targeted: all images into class {flips.target}; random: "
+        "least: the lower bound if a batch did not reach chance. Margin: a loss that ignores "
+        f"images already misclassified; targeted: all images into class {flips.target}; random: "
         "accuracy after as many random flips."
     )
     axes = ("flips", "accuracy", "entry")
@@ -64,11 +64,11 @@ def bitflips(run: Run) -> list[Part]:
     if pairs:
         words = (
             "p: Gehan's exact rank test over batches, corrected for all comparisons (Holm). Each "
-            "network was trained once, and greedy search gives an upper bound: more bits may mean "
-            "a search that fails."
+            "network was trained once, and greedy search gives an upper bound: a higher count may "
+            "only mean that the search failed."
         )
         if not can_differ(pairs):
-            words += " With so few batches no difference can be shown."
+            words += " With so few batches no comparison can reach significance."
         parts.append(Part("Flips to chance, compared", words, pair_table(pairs)))
     return parts
 
@@ -135,7 +135,7 @@ def pairs_of(found: Sequence[Entry], root: str) -> list[Pair]:
 
 
 def can_differ(pairs: Sequence[Pair]) -> bool:
-    """Whether so many batches could show a difference in any of the pairs after correction."""
+    """Whether these numbers of batches could show any difference after correction."""
     sizes = [[len(one.under().bits) for one in pair] for pair in pairs]
     return min(2 / comb(sum(both), both[0]) for both in sizes) * len(pairs) < ALPHA
 

@@ -1,4 +1,4 @@
-"""What the attacks cost, in passes of one image, and what each part of AutoAttack leaves."""
+"""What the attacks cost in passes per image, and accuracy after each part of AutoAttack."""
 
 import json
 from typing import Any
@@ -19,12 +19,12 @@ def costs(run: Run) -> list[Part]:
     if not run.models:
         return []
     text = (
-        "Passes through the network per image, the median over the models of a kind, from least to "
-        "most; every draw counts."
+        "Passes through the network per image: median, minimum and maximum over the models of a "
+        "kind; every draw counts."
     )
     parts = [Part("Passes per image", text, passes(run), folded=True)]
     if len(table := breakdown(run)):
-        text = "Images that are still right after each part, and when scored again."
+        text = "Images still classified correctly after each part, and when scored again."
         parts.append(Part("AutoAttack, part by part", text, table, folded=True))
     return parts
 
@@ -49,7 +49,7 @@ def passes(run: Run) -> pd.DataFrame:
 
 
 def breakdown(run: Run) -> pd.DataFrame:
-    """Of attacks with parts: how many images are still right after each part."""
+    """Of attacks with parts: how many images are still classified correctly after each part."""
     rows = []
     for model in run.models:
         for table in map(model.attack, run.attack_names(model)):

@@ -11,7 +11,7 @@ from advprune.report.results import rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-BUDGET = "Schedule of {} with its step in proportion to eps."
+BUDGET = "The schedule of {}, with a step proportional to eps."
 STEPS = (
     "Steps of {} at its budget; a curve that still falls at its end shows that the attack has not "
     "converged."

@@ -26,17 +26,17 @@ def growth(run: Run) -> list[Part]:
     parts = []
     if len(table := beside(run, grown)):
         text = (
-            "Grown: channels chosen by Early-Growth; uniform: every layer equally wider. p holds "
-            "for the measures of a pair together (Holm): McNemar on the same images, and Gehan's "
-            "test for flips to chance. Each network was trained once."
+            "Grown: channels chosen by Early-Growth; uniform: every layer equally wider. p: "
+            "McNemar on the same images, and Gehan's test for flips to chance, corrected for the "
+            "measures of a pair (Holm). Each network was trained once."
         )
         parts.append(Part("Does growth help beyond width?", text, table))
     for model in grown:
         found = model.card["growth"]
         text = (
             f"{model.name}: a network several times as wide is trained with a gate on every "
-            "channel; the channels that are on in the end are those of the grown network, which is "
-            "trained from scratch. Share: of the wide network's channels."
+            "channel; the channels whose gates are open at the end are those of the grown network, "
+            "which is trained from scratch. Share: of the wide network's channels."
         )
         name, axes = f"growth-{model.name}", ("epoch", "share", "channels")
         chart = Chart(name, "line", course(found), *axes, panel="of")

@@ -1,4 +1,4 @@
-"""A few images, clean and under the main attack on each dense network, and what is predicted."""
+"""A few images, clean and under the main attack on each dense network, with predictions."""
 
 import numpy as np
 import pandas as pd

@@ -22,7 +22,7 @@ SIZES = (
 
 @section("Leaderboard", order=10)
 def leaderboard(run: Run) -> list[Part]:
-    """The table of all models, robust over clean accuracy, and what else is known of each."""
+    """The table of all models, robust over clean accuracy, and further measures of each."""
     main, table = run.main_attack, without_own(results(run))
     table = table.assign(passes=table.forwards + table.gradients)
     text = (
@@ -56,7 +56,7 @@ def _draws(run: Run, table: pd.DataFrame) -> list[Part]:
         f"Scored by the mean logits over {run.params.attack.score_draws} draws, by one draw, and "
         "with an image counted as broken only where at least 9 of 10 draws are wrong."
     )
-    title = "Randomized models by way of scoring"
+    title = "Randomized models, scored in three ways"
     shown = with_bounds(chosen, ("model", "robust_accuracy", *ways))
     return [Part(title, text, shown, folded=True)] if len(chosen) else []
 

@@ -67,7 +67,7 @@ class Member:
 
 @section("SAP's published protocol", order=60)
 def protocol(run: Run) -> list[Part]:
-    """The gain under FGSM, what adaptive attacks leave of it, all members over the budget."""
+    """The gain under FGSM and under adaptive attacks, and all members over the budget."""
     found = members(run)
     if not found:
         return []
@@ -82,8 +82,8 @@ def protocol(run: Run) -> list[Part]:
     if len(table := gains(run, found)):
         about = (
             f"SAP at the fraction nearest to 1 against its dense network. {text} p: McNemar on the "
-            "same images, corrected for the budgets of an attack (Holm). Worst case: per image, of "
-            "the adaptive attacks of one budget."
+            "same images, corrected for the budgets of an attack (Holm). Worst case: per image, "
+            "over the adaptive attacks of one budget."
         )
         parts.append(Part("Does SAP's published gain survive adaptive attacks?", about, table))
     if len(table := adaptive_table(run, found)):
@@ -108,7 +108,7 @@ def protocol(run: Run) -> list[Part]:
 
 
 def members(run: Run) -> list[Member]:
-    """The members of all protocol studies that there are records of, in params order."""
+    """The members of all protocol studies with records, in params order."""
     return [
         Member(name, study.of, own.get("family"), own.get("setting"), rows)
         for key, study in run.studies_of("protocol").items()
@@ -136,7 +136,7 @@ def worst_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def by_budget(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
-    """Attacks in groups of one budget each: a worst case over several would mean nothing."""
+    """Attacks in groups of one budget each: a worst case over several budgets is meaningless."""
     groups: list[tuple[float, dict[str, pd.DataFrame]]] = []
     for name, table in tables.items():
         eps = float(table.eps.iloc[0])

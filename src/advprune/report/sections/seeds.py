@@ -20,8 +20,8 @@ from advprune.report.formats import bounds, budget, counted, listed, number
 from advprune.report.run import Run, in_order
 from advprune.report.section import Part, section
 
-DENSE = "dense"  # the point that nothing was done to
-# Families that learn which weights stay, and those that show what the learning is good for.
+DENSE = "dense"  # the point without compression
+# Families that learn which weights remain, and their controls.
 CONTROLS = {
     "HYDRA": ("LWM",),
     "AWT": ("NTT", "inherited_ticket", "magnitude_ticket", "random_ticket"),
@@ -88,8 +88,8 @@ def _parts(run: Run, name: str) -> list[Part]:
     if len(table := pair_table(run, points)):
         words = (
             "Same sparsity, same dense networks; differences are paired by seed and image. p: "
-            "corrected for the pairs of a family (Holm). A mask of which no weight is trained is "
-            "set beside the whole network, and beside the same training with nothing pruned."
+            "corrected for the pairs of a family (Holm). A mask without trained weights is "
+            "compared with the whole network, and with the same training without pruning."
         )
         parts.append(Part(f"Learned masks against their controls, {about}", words, table))
     history = run.studies.get(f"{name}.history", pd.DataFrame())

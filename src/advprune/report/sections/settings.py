@@ -37,7 +37,7 @@ def settings(run: Run) -> list[Part]:
 
 
 def _version(name: str) -> str:
-    """Of an installed package; nothing is imported to find out."""
+    """Of an installed package, without importing it."""
     try:
         return version(name)
     except PackageNotFoundError:

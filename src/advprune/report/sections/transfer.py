@@ -1,4 +1,4 @@
-"""Who fools whom: every model on the images of every other, and what an attacker's networks add."""
+"""Transfer: every model on the images of every other model and of an attacker's networks."""
 
 from math import inf
 from typing import Any
@@ -29,10 +29,10 @@ def transfer(run: Run) -> list[Part]:
         "crafted on each source (row). The diagonal is white-box."
     )
     scenario_text = (
-        f"Accuracy on images of other networks, n = {run.n}. Dense networks and attackers send the "
-        f"images of {listed(exchanged(run))}, models those of {run.main}; of an attacker the "
-        "attack that does more harm counts. All sources: an image counts as right if no other "
-        "source fools the model with it."
+        f"Accuracy on images of other networks, n = {run.n}. Images of dense networks and "
+        f"of attackers' networks are from {listed(exchanged(run))}, those of other models from "
+        f"{run.main}; for an attacker's network the more harmful attack counts. All sources: "
+        "images with which no other source fools the model."
     )
     chart = Chart("transfer", "heatmap", matrix(run), x="target", y="source", value="accuracy")
     parts = [
@@ -42,10 +42,10 @@ def transfer(run: Run) -> list[Part]:
     if len(table := attackers(run)):
         text = (
             "Surrogates are trained on labels, substitutes on the answers of their target. "
-            "Accuracy of the target on their images beside that on images of its dense network and "
-            "its own."
+            "Accuracy of the target on their images, on images of its dense network and on its own "
+            "(white-box)."
         )
-        parts.append(Part("Networks of an attacker's own", text, table))
+        parts.append(Part("An attacker's own networks", text, table))
     if len(table := quantized(run)):
         text = (
             "A quantized model is attacked through its differentiable twin and with the images of "
@@ -75,19 +75,19 @@ def matrix(run: Run) -> pd.DataFrame:
 
 
 def all_sources(run: Run, model: Model) -> np.ndarray:
-    """Which images a model has right whatever other source and attack they come from, `[n]`."""
+    """Which images a model classifies correctly from every other source and attack, `[n]`."""
     found, attacks = model.received.items(), exchanged(run)
     return np.logical_and.reduce([right(one) for (_, name), one in found if name in attacks])
 
 
 def lowest(run: Run, model: Model, source: str) -> Rate:
-    """A model's accuracy on an attacker's images under the attack that does most harm."""
+    """A model's accuracy on an attacker's images under the most harmful attack."""
     found = [remnant_accuracy(model.transferred(name, source)) for name in exchanged(run)]
     return min(found, key=lambda one: one.hits if one.n else inf)
 
 
 def scenarios(run: Run) -> pd.DataFrame:
-    """One row per compressed model: from and to its dense network, from others, from attackers."""
+    """One row per compressed model: from and to its dense network, from models and attackers."""
     rows, main = [], run.main
     for model in (model for model in run.compressed if model.received):
         dense, there = run.dense_of(model), model.transferred(main)
