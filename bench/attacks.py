@@ -1,8 +1,8 @@
 """The project's attacks beside those of other packages: same trained model, images and steps.
 
-Attacks of one kind take turns, round by round, and each ratio is taken within a round, so that a
-machine whose speed drifts favours nobody. Beside them stands what the device can do at all: the
-plain gradient passes of the network, and the largest matrix product's rate, in the same run.
+Attacks of one kind take turns, round by round, and each ratio is taken within a round, so that
+drift in the machine's speed does not matter. The same run also measures the limits of the device:
+bare gradient passes of the network, and the rate of a large matrix product.
 """
 
 import json

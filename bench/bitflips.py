@@ -1,9 +1,9 @@
-"""A flip of the bit-flip attack beside the passes that it cannot do without, in one run.
+"""The time of a flip of the bit-flip attack compared with that of the passes it needs.
 
 For a flip, progressive bit search needs the gradient by all weights (a forward and a backward pass)
-and, to try each layer, a forward pass a layer. The bound is the time of as many whole passes, timed
-between attacks of the same run on the same stored network and images; the search itself reuses what
-lies before a changed layer, so it can be below its bound. Prints seconds of both and their ratio.
+and one forward pass for each layer tried. The bound is the time of as many whole passes, timed
+between attacks of the same run on the same stored network and images; the search reuses what comes
+before a changed layer, so it can be faster than its bound. Prints seconds of both and their ratio.
 """
 
 import sys

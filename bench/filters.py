@@ -1,8 +1,8 @@
-"""Half of the filters set to zero beside the same filters taken out: time, size and arithmetic.
+"""Half of the filters set to zero or removed: time, size and arithmetic.
 
 The three networks take turns, round by round, and ratios to the dense one are taken within each
-round, so that a machine whose speed drifts does not favour any. Files are written to a temporary
-folder to be weighed.
+round, so that drift in the machine's speed does not matter. Files are written to a temporary folder
+to measure their size.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The attacks of other packages, as the benchmark runs them: same images, budget and steps."""
+"""The attacks of other packages, with the same images, budget and steps."""
 
 import copy
 import sys

@@ -2,7 +2,7 @@
 
 Needs a profile's splits, as stage prepare writes them (train, val and test.safetensors). Weights
 are those of the best epoch on the first 1,000 validation images. Every result is written as soon as
-it is there.
+it is ready.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Stage settings: all settings checked, and those of attacks written down."""
+"""Stage settings: checks all settings and writes those of the attacks to one file."""
 
 from common import ProfileOption, Workspace, script
 

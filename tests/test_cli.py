@@ -328,7 +328,7 @@ def test_export_and_beside_refuse_in_one_line(here: Path, run: Run, tmp_path: Pa
     assert run("export", here, "--out", tmp_path / "x.pt")[0] == 2
     (tmp_path / "metrics.json").write_text('{"n": 3}')
     status, said, err = run("evaluate", here, "--beside", tmp_path / "metrics.json")
-    assert status == 2 and said == "" and "is no file of metrics" in err
+    assert status == 2 and said == "" and "is not a metrics file" in err
     assert files() == before and not out.exists()
 
 

@@ -78,7 +78,7 @@ def test_every_family_has_a_page_with_claim_formula_and_source() -> None:
 
 
 def test_a_page_without_its_block_is_refused() -> None:
-    with pytest.raises(UserError, match="needs once"):
+    with pytest.raises(UserError, match="needs exactly one"):
         filled("<!-- a -->", {"a": "text"})
 
 

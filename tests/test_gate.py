@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from advprune.cli.app import app, main
 from advprune.core.errors import UserError
 from advprune.report.gate import Gate, Result, Side, judge, page, side_of
-from advprune.report.results import read_results
+from advprune.report.results import read_results, results
 from advprune.report.run import Model
 from advprune.report.write import settings_of
 
@@ -114,14 +114,14 @@ def test_other_settings_of_the_measurement_are_pointed_out() -> None:
 
 def test_outcomes_are_those_of_the_worst_case_and_come_back() -> None:
     whole = run_of(model("A", (4, 20, 4)))
-    found = side_of(read_results(whole.results.to_csv(index=False), "here")).results["A-standard"]
+    found = side_of(read_results(results(whole).to_csv(index=False), "here")).results["A-standard"]
     assert found.robust is not None and found.robust.tolist() == planted(4).tolist()
     assert (found.hits, found.n, found.verdict) == (4, N, "reliable")
     changed = replace(whole, clean_images=whole.clean_images + np.uint8(1))
-    assert changed.results.images[0] != found.images
+    assert results(changed).images[0] != found.images
 
 
-RESULTS_TEXT = run_of(model("A")).results.to_csv(index=False)
+RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def write(*models: Model) -> None:
     """The files of a run that a repository holds, as summarize writes them."""
     whole, folder = run_of(*models), Path("reports/digits")
     folder.mkdir(parents=True, exist_ok=True)
-    whole.results.to_csv(folder / "results.csv", index=False)
+    results(whole).to_csv(folder / "results.csv", index=False)
     for place in (folder, Path()):
         (place / "params.yaml").write_text(settings_of(whole.params))
 

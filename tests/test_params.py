@@ -120,7 +120,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         (*made(do="attack"), ["models.E-standard.do", "attack", "quantize"]),
         (*made(by="E"), ["models.E-standard.by", "'E'"]),
         (*made(of="seed1"), ["models.E-standard.of", "'seed1' is an attacker's own network"]),
-        (*made(of="E-standard"), ["E-standard of E-standard has no beginning"]),
+        (*made(of="E-standard"), ["E-standard of E-standard is circular"]),
         ("models/GAP_layer-standard/of", "x-standard", ["no model 'x-standard'", DENSE]),
         ("models/dense-robust", made()[1], ["the name of a recipe's network"]),
         ("models/a b", made()[1], ["models", "a b"]),

@@ -31,7 +31,7 @@ from advprune.report.formats import (
 )
 from advprune.report.page import charts, grid, markdown_table, pictures, shown_sections
 from advprune.report.read import read_run
-from advprune.report.results import METRICS, metrics_of
+from advprune.report.results import METRICS, metrics_of, results
 from advprune.report.section import Part, sections
 from advprune.report.sections.leaderboard import leaderboard
 from advprune.report.sections.sweep import sweep
@@ -108,7 +108,7 @@ def test_a_table_is_shown_without_columns_that_say_nothing() -> None:
 
 def test_results_by_hand() -> None:
     whole = run_of(model("dense", (20, 20, 20)), model("A"), model("B", (17, 20, 20)))
-    table = whole.results.set_index("model")
+    table = results(whole).set_index("model")
     dense, a, b = (table.loc[f"{name}-standard"] for name in ("dense", "A", "B"))
     # 20 of 40, Wilson with z = 1.96: 0.5 +- 1.96 sqrt(0.25/40 + 1.96^2/(4 40^2)) / (1 + 1.96^2/40)
     assert [dense[f"robust_accuracy{end}"] for end in ("", "_low", "_high")] == [
@@ -131,7 +131,7 @@ def test_results_by_hand() -> None:
 def test_robust_is_what_no_attack_breaks_image_by_image() -> None:
     """main leaves the first 4 images, the search all but those: together nothing is left."""
     others = rows("square", ~planted(4), 300, method="square")
-    row = run_of(model("A", suite=[others])).results.iloc[1]
+    row = results(run_of(model("A", suite=[others]))).iloc[1]
     assert row.main_accuracy == 0.1 and row.robust_accuracy == 0.0
     assert row.robust_images == "0" * N
 
@@ -140,7 +140,7 @@ def test_success_counts_only_images_that_were_right() -> None:
     records = rows("main", planted(10), clean=20)
     plain = model("A")
     first = replace(plain, records=pd.concat([records, plain.records[N:]], ignore_index=True))
-    row = run_of(first).results.iloc[1]
+    row = results(run_of(first)).iloc[1]
     assert row.attack_success_rate == 0.5  # 20 right before, 10 of them after
     assert row.prediction_change_rate == 0.25  # the other 20 keep their wrong class
 
@@ -151,10 +151,10 @@ def test_randomized_models_are_scored_in_three_ways() -> None:
     plain = model("A")
     tables = [unsure, plain.records[N:], rows("probe_frozen", planted(4))]
     whole = run_of(replace(plain, records=pd.concat(tables, ignore_index=True)))
-    row = whole.results.iloc[1]
+    row = results(whole).iloc[1]
     rates = (row.robust_accuracy, row.robust_accuracy_single_draw, row.robust_accuracy_9_of_10)
     assert rates == (0.1, 1.0, 1.0)
-    assert leaderboard(whole)[-1].title == "Randomized models by way of scoring"
+    assert leaderboard(whole)[-1].title == "Randomized models, scored in three ways"
 
 
 def test_metrics_are_ten_keys_of_the_results(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_metrics_are_ten_keys_of_the_results(tmp_path: Path) -> None:
     assert list(found) == list(METRICS) and len(found) == 10
     assert (found["robust_accuracy"], found["robust_low"]) == (0.1, 0.0396)
     assert found["flips_to_chance"] is None and found["verdict"] == "reliable"
-    assert list(metrics_of(whole.results)) == ["dense-standard", "A-standard", "B-standard"]
+    assert list(metrics_of(results(whole))) == ["dense-standard", "A-standard", "B-standard"]
 
 
 # --- run -----------------------------------------------------------------------------------------
@@ -224,11 +224,11 @@ def line(**more: Any) -> Chart:
             "model": ["dense-standard", "A-standard"] * 2,
             "eps": [0.0, 0.0, 8 / 255, 8 / 255],
             "robust_accuracy": [0.9, 0.8, 0.4, 0.3],
-            "low": 0.1,
-            "high": 0.95,
+            "robust_accuracy_low": 0.1,
+            "robust_accuracy_high": 0.95,
         }
     )
-    known: dict[str, Any] = {"series": "model", "low": "low", "high": "high", "ordered": True}
+    known: dict[str, Any] = {"series": "model", "interval": True, "ordered": True}
     return Chart("c", "line", data, "eps", "robust_accuracy", **(known | more))
 
 
@@ -239,13 +239,6 @@ def test_charts_are_drawn_in_the_units_of_their_columns() -> None:
     assert (dense.name, dense.place, a.place) == ("dense-standard", -1, 3)
     assert dense.data.y.tolist() == [90.0, 40.0] and dense.data.high.tolist() == [95.0, 95.0]
     assert a.data.words.iloc[1] == "A-standard, eps 8/255, robust % 30.0 (10.0–95.0)"
-
-
-def test_a_panel_of_values_is_named_by_its_quantity() -> None:
-    data = pd.DataFrame({"x": [1, 1], "quantity": ["robust_accuracy", "ece"], "value": [0.5, 0.1]})
-    found = panels(Chart("c", "line", data, "x", "value", panel="quantity"), {})
-    assert [panel.y_label for panel in found] == ["robust %", "ECE"]
-    assert [panel.series[0].data.y.iloc[0] for panel in found] == [50.0, 0.1]
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -260,8 +253,8 @@ def test_png_are_the_same_bytes_and_show_the_colours_of_their_series() -> None:
     assert (np.abs(pixels(first).astype(int) - wanted).max(2) < 24).any()
     heat = pd.DataFrame({"x": list("ab"), "y": list("aa"), "transfer_accuracy": [0.0, 1.0]})
     assert png(Chart("h", "heatmap", heat, "x", "y", value="transfer_accuracy"), {})
-    points = line(ordered=False, marker="model", size="low")
-    assert png(replace(points, kind="points", log_x=False), places)
+    points = line(ordered=False, marker="model", size="robust_accuracy_low")
+    assert png(replace(points, kind="points"), places)
 
 
 def test_pictures_are_shown_as_they_are() -> None:

@@ -11,6 +11,7 @@ from handmade import N, first, layer_table, model, records, run_of, settings
 from scipy.stats import binomtest
 
 from advprune.report.chart import panels
+from advprune.report.formats import bounds
 from advprune.report.run import Run
 from advprune.report.section import Build, sections
 from advprune.report.sections import calibration, costs, curves, growth, layers, transfer
@@ -229,7 +230,8 @@ def check_charts(run: Run, build: Build) -> None:
     names = [chart.name for chart in charts]
     assert len(set(names)) == len(names)
     for chart in charts:
-        used = (chart.x, chart.y, chart.series, chart.value, chart.low, chart.high, chart.panel)
+        ends = bounds(chart.y) if chart.interval else ()
+        used = (chart.x, chart.y, chart.series, chart.value, chart.panel, *ends)
         wanted = {name for name in (*used, chart.size, chart.marker, *chart.hover) if name}
         assert wanted <= set(chart.data), chart.name
         assert chart.data.index.is_unique

@@ -2,11 +2,12 @@
 
 Rakin, He and Fan, Bit-Flip Attack: Crushing Neural Network with Progressive Bit Search (ICCV 2019),
 section 4. One gradient says for each stored bit how its flip changes the loss to first order. The
-most promising flips of each layer are tried by a forward pass, and those of the best layer stay.
+most promising flips of each layer are tried by a forward pass, and those of the best layer are
+kept.
 
 The search works on a private copy, so the given model, its modes, its gradients and the global
-random state stay as they were. What the bits are is in stored_bits.py. docs/bit-flips.md says how
-this differs from the published code.
+random state do not change. stored_bits.py defines the bits. docs/bit-flips.md says how this differs
+from the published code.
 """
 
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def no_progress(done: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def attack_copy(model: nn.Module, device: torch.device, fold: bool = True) -> nn.Module:

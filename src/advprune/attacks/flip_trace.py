@@ -1,4 +1,4 @@
-"""The trace of an attack on stored bits: what was flipped, what it did, and how to go on."""
+"""The trace of an attack on stored bits: the flips, their effect, and how to resume."""
 
 from dataclasses import dataclass, field
 from math import isclose, isfinite

@@ -4,8 +4,8 @@ Pintor, Roli, Brendel and Biggio, Fast Minimum-norm Adversarial Attacks through 
 Constraints (NeurIPS 2021), Algorithm 1: gradient steps on the margin inside a ball whose radius
 shrinks while the image fools and grows while it does not. Three things are added: Linf steps follow
 the gradient's sign and are measured in radii, so that no pixel lags behind; only what float32
-confirms counts as fooling; and at the end the way from the clean image to the perturbation found is
-halved again and again.
+confirms counts as fooling; and at the end the perturbation found is shortened by bisection towards
+the clean image.
 """
 
 import math
@@ -153,7 +153,7 @@ class _Search:
         radius: torch.Tensor,
         step: float,
     ) -> torch.Tensor:
-        """A step of so many radii uphill, then back into the ball of that radius and [0, 1]."""
+        """A step of that many radii uphill, then back into the ball of that radius and [0, 1]."""
         norm, radius = self.settings.norm, _wide(radius)
         return project(ascend(current, gradient, step * radius, norm), clean, radius, norm)
 

@@ -1,9 +1,9 @@
-"""Projected gradient descent, written to be fast and to leave no trace.
+"""Projected gradient descent, fast and without side effects.
 
 Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (ICLR 2018), section
 2.1: from a random point of the eps-ball, step along the sign (Linf) or the direction (L2) of the
 loss gradient and project back. The attack works on a private copy of the model (engine.py), so the
-model, its modes, its gradients and the global random state stay as they were.
+model, its modes, its gradients and the global random state do not change.
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,8 @@
-"""A forward pass of which only what a changed weight reaches is computed again.
+"""A forward pass that recomputes only what a changed weight affects.
 
-The bit-flip attack tries changes of one layer at a time on one fixed batch. What lies before that
-layer stays as it was, so it is kept; on average half of the network is left to compute. The same
-operations run on the same numbers, so results are the same to the last bit.
+The bit-flip attack tries changes of one layer at a time on one fixed batch. What comes before that
+layer is kept, so on average half of the network is computed. The same operations run on the same
+numbers, so results are the same to the last bit.
 """
 
 import operator
@@ -33,7 +33,7 @@ def _known(module: nn.Module) -> bool:
 
 
 class _Step(NamedTuple):
-    """A node, how its value comes from others', and whose values nobody needs afterwards."""
+    """A node, how its value comes from others', and whose values are not needed afterwards."""
 
     node: fx.Node
     compute: Callable[[Values], Any]
@@ -111,7 +111,7 @@ def _callable(traced: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
 def rerun(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Rerun | None:
     """The network's graph, sharing its weights; None where results could differ.
 
-    That is where torch.fx cannot follow the code, where a module is of another's making, where
+    That is where torch.fx cannot follow the code, where a module is foreign, where
     values that may be needed again are changed in place, or where a weight has no part in the
     logits.
     """

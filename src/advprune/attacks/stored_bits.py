@@ -1,4 +1,4 @@
-"""Weights as they lie in memory: integers of a few bits, and the network that they stand for.
+"""Weights as stored in memory: integers of a few bits, and the network that they encode.
 
 Rakin, He and Fan, Bit-Flip Attack: Crushing Neural Network with Progressive Bit Search (ICCV 2019),
 section 3.1: the weights of every convolution and linear layer, the first and the classifier

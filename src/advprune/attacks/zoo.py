@@ -1,8 +1,8 @@
-"""Any attack of torchattacks by its class name, kept from doing harm.
+"""Any attack of torchattacks by its class name, without its side effects.
 
 torchattacks reseeds torch's global random state, switches modules between modes and leaves
 parameter gradients behind. Here it works on a private copy of the model, inside a forked random
-state that is seeded for the call, so a caller notices nothing.
+state that is seeded for the call, so nothing changes for the caller.
 """
 
 import copy

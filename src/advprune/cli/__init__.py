@@ -1,1 +1,1 @@
-"""The `advprune` command: one file a subcommand. Nothing else in the library imports it."""
+"""The `advprune` command: one file per subcommand. Nothing else in the library imports it."""

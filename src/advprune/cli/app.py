@@ -1,4 +1,4 @@
-"""The command line `advprune`: its subcommands, and how a fault ends it."""
+"""The command line `advprune`: its subcommands, errors and exit status."""
 
 import sys
 
@@ -19,10 +19,10 @@ app = typer.Typer(
     name="advprune",
     help=(
         "What does compressing a neural network do to its adversarial robustness?\n\n"
-        "Audit a checkpoint, attack it, compress it, and compare a branch with another. Commands "
-        "read params.yaml of the current folder, the repository's root, except for audit.\n\n"
-        "Exit status: 0, success; 1, the answer is no (audit found a fault, gate a fall); "
-        "2, no answer could be given (a file that cannot be read, a wrong setting or option)."
+        "Audit a checkpoint, attack it, compress it, and compare one branch with another. Run it "
+        "in the root of the repository, where all but audit and export read params.yaml.\n\n"
+        "Exit status: 0, success; 1, audit found a fault or gate a drop in robustness; 2, a file "
+        "that cannot be read, or a wrong setting or option."
     ),
     no_args_is_help=True,
     rich_markup_mode="markdown",

@@ -1,4 +1,4 @@
-"""`advprune audit`: what a checkpoint holds, before anybody believes a number about it."""
+"""`advprune audit`: whether a checkpoint is sound, and how sparse it is."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any

@@ -52,7 +52,7 @@ def evaluate(
     normalize: Annotated[
         bool | None,
         typer.Option(
-            help="Normalize the images of a foreign network; by default as the profile does."
+            help="Whether a foreign network normalizes images; by default as in the profile."
         ),
     ] = None,
     out: Annotated[
@@ -61,7 +61,7 @@ def evaluate(
     ] = None,
     beside: Annotated[
         Path | None,
-        typer.Option(help="A file of metrics, as in metrics/<profile>/, to show next to these."),
+        typer.Option(help="A metrics file, as in metrics/<profile>/, to show next to these."),
     ] = None,
 ) -> None:
     """How robust is this network, and can the number be believed?
@@ -73,7 +73,7 @@ def evaluate(
 
     Writes nothing without --out; with it, a killed evaluation resumes where it stopped.
 
-    Exit status: 0 whatever the verdict, 2 where there is none.
+    Exit status: 0 for any verdict, 2 if there is none.
     """
     from advprune.cli.repository import Repository
 
@@ -95,7 +95,7 @@ def evaluate(
 
 @contextmanager
 def _workplace(out: Path | None) -> Iterator[Path]:
-    """Where finished attacks are kept until all are: beside the results, or nowhere for long."""
+    """A folder for finished attacks until all are done: below `out`, or a temporary one."""
     if out is None:
         with TemporaryDirectory() as folder:
             yield Path(folder)
@@ -137,7 +137,7 @@ def run_of(
         known = card_beside(path)
         if spec_of(network).quantization:
             known["twin_agreement"] = round(agreement(network, images)[0], 4)
-        card = card_of(path, network, known, image_shape=split.shape)  # before a GPU has it
+        card = card_of(path, network, known, image_shape=split.shape)  # before it moves to a GPU
         network.to(device)
         parts = Parts(place, name, facts, *settings, files=[path])
         suite = Suite(images, split.labels, profile, params.attack, params.seed, parts)
@@ -155,7 +155,7 @@ def run_of(
 
 
 def card_beside(path: Path) -> dict[str, Any]:
-    """What only the card beside a checkpoint knows, where it is that file's own."""
+    """What only the card beside a checkpoint says, if its sha256 is that of the file."""
     from advprune.core.files import sha256_of
     from advprune.models.card import NO_FACTS
 
@@ -164,25 +164,27 @@ def card_beside(path: Path) -> dict[str, Any]:
         if card["sha256"] == sha256_of(path):
             return {key: card[key] for key in NO_FACTS}
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # a checkpoint of another's making has none
+        pass  # a checkpoint from elsewhere has none
     return NO_FACTS | {"prune_ratio": None}
 
 
 def metrics_of(run: "Run") -> dict[str, Any]:
-    """The metrics of the last network; without a dense one, none that compare it with that."""
-    row = run.results.astype(object).iloc[-1]
+    """The metrics of the last network; without a dense network, none of the comparisons."""
+    from advprune.report.results import results
+
+    row = results(run).astype(object).iloc[-1]
     row = row.where(row.notna(), None)
     left_out = OWN if len(run.models) > 1 else (*OWN, *AGAINST_DENSE)
     return {str(key): row[key] for key in row.index if not str(key).startswith(left_out)}
 
 
 def read_metrics(path: Path) -> dict[str, float]:
-    """The rates of a file of metrics that are compared; UserError where it does not have them."""
+    """The rates to compare from a metrics file; UserError if it lacks them."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {key: float(found[key]) for key in ("n", *BESIDE)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of metrics, as metrics/<profile>/ has them") from error
+        raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
 
 
 def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
@@ -224,7 +226,7 @@ def _print(run: "Run", checkpoint: Path) -> None:
 
 
 def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
-    """Clean accuracy, what each attack of the suite leaves, and what all of them together do."""
+    """Clean accuracy, accuracy under each attack of the suite, and robust accuracy."""
     from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
     from advprune.report.formats import interval
 

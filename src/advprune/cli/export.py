@@ -1,4 +1,4 @@
-"""`advprune export`: a network in half precision, small enough to be kept in a repository."""
+"""`advprune export`: a network in half precision, small enough for a repository."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +14,11 @@ def export(
 ) -> None:
     """Round a network's numbers to 16 bits and write it to a file of half the size.
 
-    What is stored is read back exactly: commands and `load_model` compute in float32 with the
-    numbers of the file. Says how far they were moved and how many weights became zero. Binary and
-    quantized networks are kept in full: rounding could invert signs and change integers.
+    The file is read back exactly: commands and `load_model` compute in float32 with its numbers.
+    Prints the largest change and how many weights became zero. Binary and quantized networks are
+    stored in full, since rounding could invert signs and change integers.
 
-    Exit status: 0, or 2 where nothing was written.
+    Exit status: 0, or 2 if nothing was written.
     """
     import torch
 

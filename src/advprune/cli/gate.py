@@ -28,12 +28,12 @@ def gate(
 
     Reads `reports/<profile>/results.csv` of working tree and revision, and prints a Markdown table
     for a pull request: clean and robust accuracy before and after, the p of a test on the same
-    images (McNemar's, corrected for the number of models), and both verdicts. Where a revision does
-    not say what became of each image, the counts are compared instead.
+    images (McNemar's, corrected for the number of models), and both verdicts. If a revision
+    lacks the outcome of each image, the counts are compared instead.
 
-    Exit status: 0 passed; 1 where a model's robust accuracy fell or its verdict got worse; 2 where
-    there is nothing to compare, or results are damaged. A model that is gone or new is named, and
-    fails nothing.
+    Exit status: 0 passed; 1 if a model's robust accuracy fell or its verdict got worse; 2 if there
+    is nothing to compare, or results are damaged. Models that are gone or new are listed and do not
+    fail the gate.
     """
     from advprune.cli.repository import Repository
     from advprune.report.gate import judge, page
@@ -68,7 +68,7 @@ def side(profile: str, read: Read, where: str = "") -> "Side | None":
 
 
 def _metrics(profile: str, commit: str, where: str) -> "Side":
-    """A revision of before there was a results.csv: the rates of its metrics, as counts."""
+    """A revision from before results.csv existed: the rates of its metrics, as counts."""
     from advprune.report.gate import Side
 
     listing = git("ls-tree", "-z", "--name-only", commit, f"metrics/{profile}/").split("\0")
@@ -80,7 +80,7 @@ def _metrics(profile: str, commit: str, where: str) -> "Side":
 
 
 def _result(text: str | None, where: str) -> "Result | None":
-    """None in metrics of before robust accuracy was recorded."""
+    """None in metrics from before robust accuracy was recorded."""
     from advprune.report.gate import Result
 
     try:
@@ -93,7 +93,7 @@ def _result(text: str | None, where: str) -> "Result | None":
 
 
 def measured(text: str, profile: str) -> Any:
-    """The settings of data and attacks, out of those that lie beside a report."""
+    """The settings of data and attacks, from the copy beside a report."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -131,9 +131,9 @@ def git(*command: str) -> str:
         done = subprocess.run(["git", *command], capture_output=True, check=True)
         return done.stdout.decode("utf-8")
     except FileNotFoundError as error:
-        raise UserError("git is not installed, and gate reads the other revision by it") from error
+        raise UserError("git is not installed; gate needs it to read the other revision") from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
         raise UserError(f"git {command[0]}: {said[-1]}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"git {command[0]}: what it printed is no text") from error
+        raise UserError(f"git {command[0]}: its output is not text") from error

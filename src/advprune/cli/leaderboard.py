@@ -11,7 +11,7 @@ def leaderboard(
     profile: ProfileOption = None,
     markdown: Annotated[bool, typer.Option(help="Print a Markdown table instead.")] = False,
 ) -> None:
-    """Print one row per model and where the report lies, from `reports/<profile>/results.csv`."""
+    """Print one row per model and the path of the report, from `reports/<profile>/results.csv`."""
     from advprune.core.params import load
     from advprune.report.terminal import leaderboard as shown
 

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and what the shell offers to complete them."""
+"""Options that several subcommands share, and their shell completion."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ ProfileOption = Annotated[
     str | None,
     typer.Option(
         "--profile",
-        help="Profile of params.yaml; by default the one that it names.",
+        help="Profile of params.yaml; by default its `profile`.",
         autocompletion=_profiles,
     ),
 ]
@@ -61,8 +61,8 @@ ArchitectureOption = Annotated[
 FactoryOption = Annotated[
     str | None,
     typer.Option(
-        help="package.module:function, code of your own that makes the network. A function that "
-        "a file names is called only if it is given here or is that of the profile.",
+        help="package.module:function, your own code that makes the network. A function that a "
+        "file names is called only if it is given here or in the profile.",
     ),
 ]
 WidthOption = Annotated[int | None, typer.Option(help="Channels of the first convolution.")]
@@ -81,7 +81,7 @@ def given(
     classes: int | None,
     channels: int | None,
 ) -> dict[str, Any]:
-    """What was said of a network, for the audit; a function stands for an architecture."""
+    """The options that describe a network, for the audit; a factory counts as an architecture."""
     if architecture and factory:
         raise UserError("give either --architecture or --factory")
     for option, name in (("architecture", architecture), ("factory", factory)):

@@ -38,12 +38,12 @@ def prune(
 ) -> None:
     """Compress a checkpoint: apply a family at a setting, write the result and its card.
 
-    The card lies beside the result, with its ending .json: what was changed, the sparsity found in
-    the saved file, multiply-accumulates, histograms. Families that learn (masks by gradient,
-    fine-tuning) use the profile's training images and training settings; a killed fine-tuning
+    The card is written beside the result, with the suffix .json: what was changed, the sparsity
+    found in the saved file, multiply-accumulates, histograms. Families that train or use gradients
+    take the profile's training images and training settings; a killed fine-tuning
     resumes where it stopped. Each family's settings are in docs/families/.
 
-    Exit status: 0, or 2 where nothing was written.
+    Exit status: 0, or 2 if nothing was written.
     """
     from advprune.cli.repository import Repository
     from advprune.core.files import fingerprint

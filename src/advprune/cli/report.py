@@ -14,14 +14,14 @@ def report(
         bool,
         typer.Option(
             "--docs",
-            help="Instead, write what README.md, docs/published.md and docs/families/ repeat.",
+            help="Write the generated parts of README.md and docs/ instead of a report.",
         ),
     ] = False,
 ) -> None:
-    """Write metrics and report anew from the records of a run: the summarize stage.
+    """Write metrics and report again from the records of a run, as the summarize stage does.
 
     Reads data, runs and records of the profile, as `dvc repro` leaves them. Writes
-    `metrics/<profile>/` and `reports/<profile>/`, and prints where the page lies.
+    `metrics/<profile>/` and `reports/<profile>/`, and prints the path of the page.
     """
     if docs:
         from advprune.report.docs import PUBLISHED, README, fill

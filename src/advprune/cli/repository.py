@@ -1,4 +1,4 @@
-"""What a command finds in the repository: settings, places of files, images, networks."""
+"""The repository as a command sees it: settings, paths, images, networks."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -56,10 +56,10 @@ class Repository:
     ) -> "nn.Module":
         """The network in a checkpoint that passes the audit, ready for the profile's images.
 
-        One of this library's says itself what it is. Of any other the architecture is `given` or
-        inferred, or that of the profile where it is none of this library's; images are normalized
-        as the profile does it, unless `normalize` says otherwise. keep: see `models.audit`. Raises
-        UserError where the audit finds a fault, or where the network is not for such images.
+        Checkpoints of this library describe themselves. Of others the architecture is `given` or
+        inferred, or the profile's if that is not one of this library's; images are normalized as in
+        the profile, unless `normalize` says otherwise. keep: see `models.audit`. Raises UserError
+        if the audit finds a fault, or if the network does not fit the images.
         """
         from advprune.models.audit import audit
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
@@ -89,8 +89,8 @@ class Repository:
         return name if name and is_factory(name) else None
 
     def _said(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What is known of a foreign network: what was given, and what else the profile says where
-        it is none of this library's."""
+        """What is known of a foreign network: what was given, and the profile's network if it is
+        not one of this library's."""
         own, images = self.profile.model, self.split("test")
         known = {"architecture": own.network} | dict(given)
         if is_library(known["architecture"]):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 def show(
     columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, title: str = ""
 ) -> None:
-    """Print a table as wide as it must be, so that nothing is cut; the first `left` columns are
+    """Print a table as wide as it needs to be, nothing cut; the first `left` columns are
     text, the others numbers."""
     from rich import box
     from rich.console import Console

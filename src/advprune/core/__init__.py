@@ -1,1 +1,1 @@
-"""What every room uses: settings, errors, files, devices, progress, resuming."""
+"""What every folder uses: settings, errors, files, devices, progress, resuming."""

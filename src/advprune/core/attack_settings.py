@@ -15,7 +15,7 @@ class AttackSettings(Settings):
 
     momentum: share of the former direction that each step keeps; 0 is plain PGD.
 
-    draws, backward: for randomized models alone. Gradients are averaged over so many draws, and
+    draws, backward: for randomized models alone. Gradients are averaged over this many draws, and
     taken with the random factors held constant, through their scale, or with the random layer
     replaced by the identity (BPDA); null leaves the model its own rule.
     """
@@ -46,7 +46,7 @@ class AttackSettings(Settings):
 class SquareSettings(Settings):
     """Square: random search without gradients (`advprune.attacks.square`), Linf.
 
-    draws: for randomized models, the loss of a query is that of the mean logits of so many draws.
+    draws: for randomized models, the loss of a query is that of the mean logits of this many draws.
     """
 
     method: Literal["square"]
@@ -73,7 +73,7 @@ class AutoAttackSettings(Settings):
 
 
 def _method(value: Any) -> Any:
-    """Which attack a mapping describes; the PGD engine where it does not say."""
+    """Which attack a mapping describes; by default PGD."""
     if isinstance(value, Mapping):
         return value.get("method", "pgd")
     return getattr(value, "method", "pgd")
@@ -93,7 +93,7 @@ KINDS = ("deterministic", "randomized", "quantized", "binary")
 
 
 class SuiteSettings(Settings):
-    """Which of the profile's attacks each kind of model goes through.
+    """Which of the profile's attacks are run on each kind of model.
 
     table: those of the published table; every model and every setting of a sweep gets them, and the
     dense network's images are tried on its compressed models. transfer: every model gets them;
@@ -189,7 +189,7 @@ class FlipSettings(Settings):
 class AttackChoice(Settings):
     """Which attack of the suites' table is the main one, and extra attacks by name.
 
-    score_draws: randomized models are scored by the mean logits of so many draws.
+    score_draws: randomized models are scored by the mean logits of this many draws.
     """
 
     main: Name

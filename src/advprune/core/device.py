@@ -1,4 +1,4 @@
-"""Where to compute, and how to compute the same thing again."""
+"""The device, and reproducible computation on it."""
 
 import copy
 import ctypes

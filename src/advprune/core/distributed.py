@@ -1,9 +1,9 @@
-"""Several processes at one stage, started by torchrun, on one machine or on many.
+"""Several processes on one stage, started by torchrun, on one machine or on many.
 
-All of them run the same script with the same numbers. Attacks and scores share their batches out
+All of them run the same script with the same numbers. Attacks and scores divide their batches
 (`spread`), and all processes get all results. Training is torch's DistributedDataParallel, on a
 share of each batch. Everything else each process computes for itself; only the first one reads and
-writes files. Without torchrun there is one process, and nothing here does anything.
+writes files. Without torchrun there is one process, and nothing here has an effect.
 """
 
 import os

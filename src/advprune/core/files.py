@@ -1,4 +1,4 @@
-"""Files: nothing half-written is ever left under its final name, and contents are known by hash."""
+"""Files: written whole or not at all, and identified by hash."""
 
 import hashlib
 import json

@@ -1,7 +1,7 @@
 """The settings of a run: the only module that knows params.yaml.
 
-What is said once for all profiles (attacks, suite, curves, protocol, flips) is written relative to
-the profile's budget; `Params.active()` resolves it. Settings of families and of studies are typed
+What all profiles share (attacks, suite, curves, protocol, flips) is written relative to the
+profile's budget; `Params.active()` resolves it. Settings of families and of studies are typed
 beside each, in `advprune.pruning` and `advprune.studies`; here they are kept as read. Nothing in
 this module needs torch.
 """
@@ -35,11 +35,11 @@ SECTIONS = {  # what may be done to make a model, and where its settings stand
     "quantize": ("quantize",),
     "train": ("binary", "surrogates", "substitutes"),
 }
-ATTACKERS = ("surrogates", "substitutes")  # networks of an attacker's own: never judged themselves
+ATTACKERS = ("surrogates", "substitutes")  # an attacker's own networks, not on the leaderboard
 
 
 class Entry(Settings):
-    """One entry of `models`: what is done, to which parent, by which settings (`prune.E`)."""
+    """One entry of `models`: how it is made, from which parent, with which settings (`prune.E`)."""
 
     do: Literal["prune", "quantize", "train"]
     of: ModelName
@@ -47,7 +47,7 @@ class Entry(Settings):
 
     @property
     def section(self) -> str:
-        """Where its settings stand in params.yaml: `prune` of `prune.E`."""
+        """The section of its settings in params.yaml: `prune` of `prune.E`."""
         return self.by.partition(".")[0]
 
     @property
@@ -130,7 +130,7 @@ class Params(Settings):
                     f"models.{chain[-1]}.of: there is no model {parent!r}; known: {known_models}"
                 )
             if parent in chain:
-                raise ValueError(f"{where}.of: {' of '.join([*chain, parent])} has no beginning")
+                raise ValueError(f"{where}.of: {' of '.join([*chain, parent])} is circular")
             if parent in self.attackers():
                 raise ValueError(f"{where}.of: {parent!r} is an attacker's own network")
             chain.append(parent)

@@ -1,4 +1,4 @@
-"""Progress in the terminal: what is being done, how far, how fast and how long still."""
+"""Progress in the terminal: what is being done, how far, how fast, and the time remaining."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

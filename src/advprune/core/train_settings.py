@@ -148,7 +148,7 @@ class GrowthSettings(Settings):
     factor: how many times as wide the super-network is. epochs: at most. lr: the peak of the
     one-cycle schedule, gate_lr that of the gates. t: see BinarySettings. rate: by what the
     steepness of a gate that is on grows in an epoch. tolerance, patience: growth has settled when
-    in each of so many epochs the share of channels that are on changed by less than this.
+    in each of this many epochs the share of channels that are on changed by less than this.
     """
 
     factor: int = Field(default=3, ge=2, le=16)

@@ -73,7 +73,9 @@ def _unpacked(archive: Path, cache: Path) -> Path:
 
     try:
         if not check_integrity(archive, CIFAR10.tgz_md5):
-            raise UserError(f"{archive} is not the official archive (its md5 differs); get it anew")
+            raise UserError(
+                f"{archive} is not the official archive (its md5 differs); download it again"
+            )
         extract_archive(str(archive), str(cache))
     except OSError as error:
         raise UserError(f"cannot unpack {archive} into {cache}: {first_line(error)}") from error
@@ -94,7 +96,7 @@ def _official(root: Path) -> dict[str, Split]:
     except RuntimeError as error:
         raise UserError(
             f"{root / FOLDER}: files are missing or not the official ones (by their md5); get "
-            "CIFAR-10 anew"
+            "CIFAR-10 again"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {root / FOLDER}: {first_line(error)}") from error

@@ -36,7 +36,7 @@ def prepare(
         settings = parse(DataSettings, {"source": settings, **fields}, "prepare")
     source, root, size = settings.source, settings.root, settings.size
     if size is not None and size != {"digits": 8, "cifar10": 32, "imagefolder": size}[source]:
-        raise UserError(f"size {size} cannot be had from {source}; leave `size` out")
+        raise UserError(f"size {size} is not available from {source}; leave `size` out")
     if source == "digits":
         found = {"train": _digits()}
     elif source == "cifar10":

@@ -1,4 +1,4 @@
-"""Evaluation: records (one row a sample), and metrics as pure functions of records.
+"""Evaluation: records (one row per sample), and metrics as pure functions of records.
 
 `metrics` needs no torch; `score` is resolved on first use because it does.
 """

@@ -48,7 +48,7 @@ class Comparison:
 
 
 def mark(p: float, difference: float) -> str:
-    """How a paired test against the dense network reads: "=" where no difference is shown."""
+    """How a paired test against the dense network reads: "=" if not significant."""
     if p >= ALPHA:
         return "="
     return "▲ better" if difference > 0 else "▼ worse"

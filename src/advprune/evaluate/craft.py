@@ -49,7 +49,7 @@ class Crafted:
 class Work:
     """How attacks are run and scored: seed, batch size, draws of a randomized model.
 
-    parts: where a long attack keeps what it has finished. clean: the model's answers to the clean
+    parts: where a long attack keeps its finished parts. clean: the model's answers to the clean
     images (records.answers), where they are known.
     """
 
@@ -62,7 +62,7 @@ class Work:
 
     @property
     def scoring(self) -> Scoring:
-        """How models are asked."""
+        """How models are queried."""
         return Scoring(self.batch, self.draws, seed=self.seed)
 
 

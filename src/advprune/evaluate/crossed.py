@@ -1,9 +1,9 @@
-"""Accuracy over seeds and images: a mean with an interval that holds for others of both.
+"""Accuracy over seeds and images: a mean with an interval that covers both.
 
 Each of S networks, trained alike but for the seed, is right or wrong on the same n images. The
 values `v[s, i]` are a crossed table with two random effects, as in studies of several readers on
 the same cases (Gallas, One-shot estimate of MRMC variance, 2006). A Wilson interval over images
-would hold for these very networks alone, a t interval over seeds for these very images.
+would hold for these networks only, a t interval over seeds for these images only.
 """
 
 from dataclasses import dataclass

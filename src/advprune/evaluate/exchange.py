@@ -1,4 +1,4 @@
-"""Exchange: what a model says to images that were crafted on others."""
+"""Exchange: a model's predictions on images crafted on other models."""
 
 from collections.abc import Mapping
 

@@ -1,15 +1,15 @@
 """What the bit-flip attack found: pure functions of its records.
 
 Records are one row per flip, variant and seed: `variant` (untargeted, margin, targeted, random),
-`seed` (which batch of training images the attacker had), `flip` (0 is the network before any),
-`step` (of flips that were made together), `layer` and `depth` (its place among those that are
-stored), `index` and `bit` (0 the least significant), `loss` on the batch, `hamming` (in how many
-stored bits the network differs from the first one), `accuracy` on the test images (NaN where it was
-not asked for), passes so far, and for the run as a whole its `reason` to end, `layers` and
+`seed` (which batch of training images the attacker had), `flip` (0 is the network before the first
+flip), `step` (of flips that were made together), `layer` and `depth` (its place among those that
+are stored), `index` and `bit` (0 the least significant), `loss` on the batch, `hamming` (in how
+many stored bits the network differs from the first one), `accuracy` on the test images (NaN where
+it was not asked for), passes so far, and for the run as a whole its `reason` to end, `layers` and
 `stored_bits`.
 
 A seed whose accuracy never came down to chance is *censored*: all that is known is how many flips
-were not enough. Its count is never averaged as if it had come down.
+were not enough. Its count never enters a mean as if it had reached chance.
 """
 
 from collections import Counter

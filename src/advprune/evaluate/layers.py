@@ -107,8 +107,8 @@ def where(
     layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
     norm of the difference over that of the clean maps; mean and sigma of both; distance, the
     1-Wasserstein distance between the distributions of values in units of the clean sigma.
-    Random layers draw once, the same for both, so that the difference is the attack's. A layer
-    of another's making has a row where what it returns begins with the batch.
+    Random layers draw once, the same for both, so that the difference is the attack's. A layer of a
+    foreign network has a row if its output begins with the batch.
     """
     model = frozen_copy(model)
     device, found = device_of(model), watched(model)

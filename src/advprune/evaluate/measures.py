@@ -48,7 +48,7 @@ MOST_DRAWS = 0.9  # an image counts as broken where at least this share of draws
 def robust_rates(records: pd.DataFrame) -> dict[str, Any]:
     """Robust accuracy of the worst case, `robust_accuracy`, with its interval and its cost.
 
-    For randomized models three ways of scoring stand beside each other: by the mean logits
+    Randomized models are scored in three ways: by the mean logits
     (robust_accuracy), by a single draw, and with an image counted as broken only where at least 9
     of 10 draws are wrong. For deterministic models they are the same. forwards and gradients: what
     the attacks cost, per image.

@@ -1,4 +1,4 @@
-"""Records: one row a sample, clean and attacked, from which every metric is computed."""
+"""Records: one row per sample, clean and attacked, from which every metric is computed."""
 
 from dataclasses import dataclass
 from typing import Any

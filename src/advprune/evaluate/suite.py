@@ -31,7 +31,7 @@ Images = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """What every model of a profile goes through, on the same images.
+    """The attacks and probes on every model of a profile, on the same images.
 
     images: float `[N, C, H, W]` in [0, 1]. parts: where finished attacks are kept until all are.
     """

@@ -1,7 +1,7 @@
 """Transfer: images crafted on a source model, scored on a target.
 
 Success is counted only on images that source and target both classify correctly when clean:
-otherwise a damaged target would look resistant, or fooled, for reasons of its own.
+otherwise a damaged target would look resistant, or fooled, for other reasons.
 """
 
 import numpy as np

@@ -2,8 +2,8 @@
 
 Each check asks what an honest evaluation would show (Athalye et al., Obfuscated Gradients Give a
 False Sense of Security, 2018, section 3.1; Carlini et al., On Evaluating Adversarial Robustness,
-2019, section 5; Croce and Hein, AutoAttack, 2020). One that is contradicted makes the number
-`broken`, one that is only doubted makes it `suspect`, and a number that passes all is `reliable`.
+2019, section 5; Croce and Hein, AutoAttack, 2020). A failed check makes the number `broken`, a
+doubtful one `suspect`; a number that passes all is `reliable`.
 """
 
 from collections.abc import Iterator
@@ -134,7 +134,7 @@ def _not_guessing(evidence: Evidence) -> Iterator[Check]:
     records = evidence.records[evidence.records.attack == evidence.main]
     clean = f"{100 * (clean_accuracy(records).value or 0.0):.1f} % clean"
     if at_chance(records):
-        reason = "it guesses: what gives one answer to everything cannot be fooled"
+        reason = "at chance: a constant answer cannot be fooled"
         yield Check("clean accuracy", DOUBT, clean, reason)
     else:
         yield Check("clean accuracy", PASS, clean, "above guessing")
@@ -148,7 +148,7 @@ def _gradients(evidence: Evidence) -> Iterator[Check]:
     figure = f"{100 * lost:.1f} % of images"
     if lost > LOST_GRADIENT[DOUBT]:
         outcome = FAIL if lost > LOST_GRADIENT[FAIL] else DOUBT
-        yield Check("zero gradients", outcome, figure, "without a gradient no attack sees a way")
+        yield Check("zero gradients", outcome, figure, "gradient attacks fail without a gradient")
     else:
         yield Check("zero gradients", PASS, figure, "the loss has a gradient at the images")
 
@@ -169,7 +169,7 @@ def _steps(evidence: Evidence) -> Iterator[Check]:
     figure = f"{_points(later)} at {last:.0f} steps against {_points(white)} white-box"
     fall = compare(white, later)
     if risen := _rises(points):
-        reason = f"more steps do less harm from {risen[0][0]:.0f} steps on: the attack is astray"
+        reason = f"more steps do less harm from {risen[0][0]:.0f} steps on: it does not converge"
         yield Check("more steps", FAIL, figure, reason)
     elif fall.better:
         yield Check("more steps", DOUBT, figure, "more steps find more than the suite has")
@@ -246,7 +246,7 @@ def _gradient_free(evidence: Evidence) -> Iterator[Check]:
 
 
 def _randomness(evidence: Evidence) -> Iterator[Check]:
-    """For randomized models: gradients are averaged, and the model falls once its draws stand."""
+    """For randomized models: averaged gradients, and a fall once the draws are fixed."""
     frozen = evidence.of("probe_frozen")
     if frozen is None:
         return
@@ -260,9 +260,9 @@ def _randomness(evidence: Evidence) -> Iterator[Check]:
         test = compare(frozen, evidence.parent)
         figure = f"{_points(frozen)} against {_points(evidence.parent)} dense"
         stands = test.better and test.difference >= CONTRADICTION
-        reason = "it falls as the dense network does, once its draws are fixed"
+        reason = "with its draws fixed it falls as the dense network does"
         if stands:
-            reason = "it resists with its draws fixed: something but randomness hides the gradient"
+            reason = "it resists with its draws fixed: not only randomness hides the gradient"
         yield Check("frozen randomness", DOUBT if stands else PASS, figure, reason)
 
 

@@ -1,8 +1,8 @@
 """Audit of a checkpoint: what its tensors are, how sparse, and whether they make up a network.
 
 A benchmark of compressed networks is as good as its checkpoints: a tensor under a wrong name leaves
-random weights in its place, and a sparsity that is only said may be another in the file. Here
-tensors are compared with what the architecture needs, name by name, and zeros are counted. No
+random weights in its place, and the sparsity in the file may differ from the one that is claimed.
+Here tensors are compared with what the architecture needs, name by name, and zeros are counted. No
 network is run; the rule for what fits is the one by which `checkpoint.fill` loads.
 """
 
@@ -83,7 +83,7 @@ class Audit:
     @property
     def remaining(self) -> float | None:
         """Sparsity of the prunable weights without first and last layer; None where there are no
-        others, or where without an architecture nobody knows which those are."""
+        others, or where without an architecture these are unknown."""
         inner = self.layers[1:-1] if self.spec else ()
         count = sum(layer.count for layer in inner)
         return sum(layer.zeros for layer in inner) / count if count else None

@@ -1,12 +1,12 @@
-"""Binary networks as they are deployed: one stored bit a weight, binary inputs.
+"""Binary networks as they are deployed: one stored bit per weight, binary inputs.
 
 The layers are those of RBNN (Lin et al., Rotated Binary Neural Network, NeurIPS 2020), which RA-BNN
 (Rakin et al., RA-BNN: Constructing Robust & Accurate Binary Neural Network to Simultaneously Defend
 Adversarial Bit-Flip Attack and Improve Accuracy, 2021) builds on. A weight is `alpha_c b` with b in
-{-1, 1} and one alpha_c > 0 an output channel; the input of a convolution is standardized over the
+{-1, 1} and one alpha_c > 0 per output channel; the input of a convolution is standardized over the
 whole sample and replaced by its sign. Batch-norm and a Hardtanh follow: after a ReLU nothing would
-be negative. The layer that sees the image and the classifier keep real inputs. What is learnt
-by is in latent.py.
+be negative. The layer that sees the image and the classifier keep real inputs. Training is in
+latent.py.
 """
 
 from typing import Any
@@ -138,6 +138,6 @@ def check_binary(model: nn.Module, where: str) -> None:
         sizes = layer.weight.detach().abs().flatten(1)
         if not (sizes > 0).all() or not (sizes == sizes[:, :1]).all():
             raise UserError(
-                f"{where}: the weights of {name} are not -a or a with one a > 0 an output "
+                f"{where}: the weights of {name} are not -a or a with one a > 0 per output "
                 "channel, as those of a binary network are; make it anew"
             )

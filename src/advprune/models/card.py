@@ -13,7 +13,7 @@ from advprune.models.outside import WEIGHTED, code_files
 from advprune.models.spec import ModelSpec, spec_of
 
 BINS = 121
-REACH = 4.0  # the histogram spans the dense weights' mean +- so many sigmas
+REACH = 4.0  # the histogram spans the dense weights' mean +- this many sigmas
 
 
 def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
 """Batch-norm folding: the same function with fewer layers.
 
-Batch-norm in evaluation mode is an affine map per channel, so it merges into the convolution
-before it. Folding only reorders float arithmetic: logits agree to rounding. Binary convolutions
-are left alone: their sums are exact, and rounding before a sign can turn it over.
+Batch-norm in evaluation mode is an affine map per channel, so it merges into the convolution before
+it. Folding only reorders float arithmetic: logits agree to rounding. Binary convolutions are not
+folded: their sums are exact, and rounding before a sign can invert it.
 """
 
 import copy
@@ -33,7 +33,7 @@ def _own(module: nn.Module) -> bool:
 
 def channels_last(model: nn.Module) -> nn.Module:
     """A model in the layout in which convolutions are fastest, in place, where all of its code is
-    known to bear that: views of another's making may need the usual one. Binary convolutions put
+    known to bear that: views in foreign code may need the usual one. Binary convolutions put
     their input into the usual one, so that another would only cost the way there and back."""
     stay = any(not _own(m) or isinstance(m, BinaryConv2d) for m in model.modules())
     return model if stay else model.to(memory_format=torch.channels_last)
@@ -42,7 +42,7 @@ def channels_last(model: nn.Module) -> nn.Module:
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode with every conv-bn pair merged into one convolution.
 
-    Parts of another's making are left as they are; a model that torch.fx cannot trace is copied
+    Foreign parts are not changed; a model that torch.fx cannot trace is copied
     without folding.
     """
     model = copy.deepcopy(model).eval()

@@ -1,4 +1,4 @@
-"""Which network a checkpoint without a header is, by what is given and by names and shapes."""
+"""Which network a checkpoint without a header is, by options and by names and shapes."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -40,8 +40,7 @@ def outside_spec(given: Mapping[str, Any]) -> ModelSpec:
     """
     if missing := [key for key in ("classes", "channels") if key not in given]:
         raise UserError(
-            f"of {given['architecture']} nobody can tell {missing[0]} by its tensors; give --"
-            f"{missing[0]}"
+            f"the {missing[0]} of {given['architecture']} cannot be inferred; give --{missing[0]}"
         )
     return _spec(dict(given))
 

@@ -1,4 +1,4 @@
-"""Binary networks as they are trained: float weights behind the bits, and how the bits follow.
+"""Binary networks as they are trained: float weights, from which the bits are computed.
 
 After RBNN (Lin et al., 2020) without its rotation, as RA-BNN uses it. A filter is standardized,
 `w = (v - mean) / std`, and the bit is its sign. The gradient passes both signs, of weights and of

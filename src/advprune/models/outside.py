@@ -1,16 +1,15 @@
-"""Networks of another's making: a function of the user's, a model of torchvision or of timm.
+"""Networks from elsewhere: the user's own function, or a model of torchvision or timm.
 
-A function of the user's is called as `function(classes=…, channels=…, **options)`: numbers of
-classes and of an image's channels, and what the settings of the network hold under `options`. It
-returns an nn.Module that takes float32 images `[N, channels, H, W]` and returns float32 logits
-`[N, classes]`, in training mode too. Images come in [0, 1], or normalized where the settings say
-so: that is a layer in front of the network and no affair of its own. In evaluation mode equal
-images give equal logits, whatever else is in the batch.
+The user's function is called as `function(classes=…, channels=…, **options)`: numbers of classes
+and of an image's channels, and what the settings of the network hold under `options`. It returns an
+nn.Module that takes float32 images `[N, channels, H, W]` and returns float32 logits `[N, classes]`,
+in training mode too. Images come in [0, 1], or normalized where the settings say so: that is a
+layer in front of the network. In evaluation mode equal images give equal logits, regardless of the
+rest of the batch.
 
-Whether a function may be called at all is decided by who asks: a checkpoint's header is data from
-outside, and says what its network is called. It is called only where the caller names the same
-function (`allowed`). The names of torchvision and timm are looked up in their own lists of models,
-and weights are never downloaded.
+The header of a checkpoint is data from outside. The function that it names is called only if the
+caller names the same one (`allowed`). The names of torchvision and timm are looked up in their own
+lists of models, and weights are never downloaded.
 """
 
 import copy
@@ -40,7 +39,7 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class Outside(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a network of another's making.
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a foreign network.
 
     make: gives the network anew, each time initialized from torch's random state. Grey images are
     shown to torchvision's models as colour ones.
@@ -188,7 +187,7 @@ def _faults(model: Outside) -> Iterator[str]:
 
 
 def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """UserError where a network of another's making does not keep the contract on images `(C, H,
+    """UserError where a foreign network does not keep the contract on images `(C, H,
     W)`; the model stays as it was. The library's own networks keep it, and what families make of a
     network that does may draw at random."""
     if not isinstance(model, Outside) or model.spec.layers or model.spec.quantization:

@@ -72,7 +72,7 @@ class ResNet(nn.Module):
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
     """He initialization of all convolutions and linear layers, from a generator, in place.
 
-    A network of another's making is initialized as its maker does.
+    A foreign network initializes itself.
     """
     if isinstance(model, Outside):
         model.initialize(generator)

@@ -24,7 +24,7 @@ class LayerSpec(BaseModel):
 
 
 class QuantizationSpec(BaseModel):
-    """Every convolution and linear layer works on integers of so many bits, but for those that are
+    """Every convolution and linear layer works on integers of this many bits, except those that are
     `left` in floating point, by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,7 +65,7 @@ class ModelSpec(BaseModel):
 
     @property
     def outside(self) -> bool:
-        """Whether the network is of another's making (models/outside.py)."""
+        """whether the network is foreign (models/outside.py)."""
         return not is_library(self.architecture)
 
     @property
@@ -178,7 +178,7 @@ class Site(nn.Sequential):
 def sites(model: nn.Module) -> dict[str, nn.Module]:
     """All activation sites of a model by name, in forward order of definition.
 
-    In a network of another's making, modules such as nn.ReLU that no site holds yet are sites.
+    In a foreign network, modules such as nn.ReLU that no site holds yet are sites.
     """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():

@@ -83,7 +83,7 @@ def frozen_copy(model: nn.Module, seed: int = 0) -> nn.Module:
 def drawn_logits(
     model: nn.Module, images: torch.Tensor, draws: int, most: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Logits `[k, N, K]` of `draws` draws in all, k of them a forward pass.
+    """Logits `[k, N, K]` of `draws` draws in all, k of them per forward pass.
 
     A pass takes up to `most` images (always at least all N once), so that a small network's time
     does not go into starting its layers. Noise on weights and frozen draws are the same for a whole

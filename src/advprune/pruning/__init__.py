@@ -1,4 +1,4 @@
-"""Prune families: one file a family, found by looking into this folder.
+"""Families: one file each, found in this folder.
 
 A family is a function `(model, setting, data, generator) -> Pruned`, registered under its key in
 params.yaml with `@family(key, Setting)`. It never changes the model it was given.

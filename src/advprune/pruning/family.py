@@ -1,4 +1,4 @@
-"""The seam that every family fits: a registry, typed settings, and what pruning returns."""
+"""The interface of a family: a registry, typed settings, and what pruning returns."""
 
 import copy
 from collections.abc import Callable

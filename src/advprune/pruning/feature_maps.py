@@ -1,18 +1,17 @@
 """clamp and round: feature maps clamped to their range on clean images, or rounded.
 
-Claim (nn-prune). The project inspects feature maps under attack: small changes to many neurons
-near the input, abnormally large values before the classifier, and a mean and sigma that rise. It
-tries to clamp and to round the maps and concludes that inner quantization does not resist.
+Claim (nn-prune). The project inspects feature maps under attack: small changes to many neurons near
+the input, abnormally large values before the classifier, and a mean and sigma that rise. It tries
+clamping and rounding the maps and concludes that quantizing them does not help.
 
 Formula. A layer behind every ReLU. clamp: `h = min(max(h, low), high)`, one range per layer, taken
 from clean training images: mean ± k sigma over all values of the layer, or a percentile at both
 tails. round: `h = round(h, decimals)`.
 
 Gradient. Rounding is flat almost everywhere, so an attack that uses its true gradient finds
-nothing whatever the network is worth. Its backward pass is the identity for every attacker
-(straight through: Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of
-Security, 2018, section 4.1, BPDA). A clamped value has no gradient either; the checks of the
-verdict look for that.
+nothing, however weak the network is. Its backward pass is the identity for every attacker (straight
+through: Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018,
+section 4.1, BPDA). A clamped value has no gradient either; the checks of the verdict look for that.
 
 Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), clamped and rounded maps.
 """

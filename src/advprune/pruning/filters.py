@@ -4,13 +4,13 @@ Claim (Li et al., 2017). Filters with a small sum of absolute weights give weak 
 removing whole filters makes a network faster without special kernels.
 
 Formula. In the first convolution of each residual block filters are ranked by `sum |w|`, and the
-smallest are removed, of equal ones the first. With a filter go its batch-norm's weight and bias
-and the channels of the block's second convolution that read it. Other layers stay whole: the
+smallest are removed; ties are broken by position. Its batch-norm's weight and bias and the channels
+of the block's second convolution that read it are removed too. Other layers stay whole: the
 shortcut ties their outputs to those of other blocks.
 
 Small networks. `small: true` builds the network smaller, by torch-pruning's dependency graph;
-masked and small network give the same logits to rounding. The prune ratio of a small network is
-what is missing from the dense one; its sparsity is that of the file, which has hardly any zeros.
+masked and small network give the same logits to rounding. The prune ratio of a small network is the
+share missing from the dense one; its sparsity is that of the file, which has hardly any zeros.
 
 Source. Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), section 3; Fang et al.,
 DepGraph: Towards Any Structural Pruning (CVPR 2023), for the library.
@@ -34,7 +34,7 @@ SIDE = 8  # of the image by which the dependencies of layers are traced; any wou
 
 
 class Filters(Setting):
-    """filters: the share of each block's first filters that goes, rounded down; one always stays.
+    """filters: the share of each block's first filters to remove, rounded down; one always remains.
 
     finetune: training that follows; null for none. small: take the filters out of the network
     instead of setting them to zero.

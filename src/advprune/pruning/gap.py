@@ -9,14 +9,13 @@ Linf PGD perturbation at the profile's training `eps` and `step`, y_i the true l
 evaluation mode. GAP_global removes the largest signed g of the whole network, GAP_layer the same
 share of the largest `|g|` of each tensor. gradient_global and gradient_layer remove the smallest
 `|w g|` of clean images (the published code takes one batch in training mode). Ties are broken by
-place.
+position.
 
-As published. `published: true` repeats what the code does: every inner step of PGD leaves its
-weight gradient, by predicted labels, in the sum; batch-norm is in training mode, so running
-statistics drift and stay in the pruned model; the budget is of normalized images, and pixels may
-leave [0, 1]; PGD moves away from the model's own predictions; images are shuffled and augmented.
-Quirks of its fine-tuning rate and of its evaluation are not part of the score and are not
-repeated.
+As published. `published: true` repeats what the code does: every inner step of PGD adds its weight
+gradient, by predicted labels, to the sum; batch-norm is in training mode, so running statistics
+drift and stay in the pruned model; the budget is of normalized images, and pixels may leave [0, 1];
+PGD moves away from the model's own predictions; images are shuffled and augmented. Quirks of its
+fine-tuning rate and of its evaluation are not part of the score and are not repeated.
 
 Inert weights. On 8x8 images the maps of a ResNet18's last stage are 1x1, so that most weights of
 its 3x3 convolutions meet only padding and have a gradient of exactly zero. The clean families
@@ -57,21 +56,21 @@ Gradients = dict[str, torch.Tensor]  # by name of the prunable weights
 
 
 class Gradient(Amount):
-    """gradient_global, gradient_layer: how much goes, and how many training images are used.
+    """gradient_global, gradient_layer: how much is removed, and how many training images are used.
 
-    images: the first so many; null takes all.
+    images: the number of training images, the first ones; null takes all.
     """
 
     images: int | None = Field(default=None, ge=1)
 
 
 class GAP(Amount):
-    """GAP_global, GAP_layer: how much goes, by what score, and how the images are attacked.
+    """GAP_global, GAP_layer: how much is removed, by what score, and how images are attacked.
 
     score: `signed` gradient, `absolute` one, or `product` with the weight, signed; null takes the
-    family's own (global: signed, layer: absolute). remove: which end of the ranking goes. steps: of
-    PGD, at the profile's training eps and step. images: the first so many training images; null
-    takes all. published: what the published code does, to the letter.
+    family's own (global: signed, layer: absolute). remove: which end of the ranking. steps: of PGD,
+    at the profile's training eps and step. images: the number of training images, the first ones;
+    null takes all. published: exactly what the published code does.
     """
 
     score: Literal["signed", "absolute", "product"] | None = None

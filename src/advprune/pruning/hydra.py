@@ -6,18 +6,18 @@ sparser the network. Networks that were not trained to be robust contain robust 
 
 Formula. Each weight has a score, which starts as `s = sqrt(6 / fan_in) w / max|w|`. A layer
 computes with `w M`, where M is 0 for the `floor(sparsity * numel)` weights of smallest `|s|` of
-that layer, of equal ones the first, and 1 for the others. The gradient goes straight through to
-the score, `dL/ds = sign(s) w dL/d(wM)`. Scores are trained with the weights frozen; then the mask
-is frozen and the remaining weights are fine-tuned from their old values. LWM is the mask that
-HYDRA starts from, with the same fine-tuning. All convolutions and linear layers are pruned by the
-same share, the first, the shortcuts and the classifier included; biases and batch-norm are not
-(masks.py, which follows the GAP study, differs in this).
+that layer (ties by position) and 1 for the others. The gradient goes straight through to the score,
+`dL/ds = sign(s) w dL/d(wM)`. Scores are trained with the weights frozen; then the mask is frozen
+and the remaining weights are fine-tuned from their old values. LWM is the mask that HYDRA starts
+from, with the same fine-tuning. All convolutions and linear layers are pruned by the same share,
+the first, the shortcuts and the classifier included; biases and batch-norm are not (masks.py, which
+follows the GAP study, differs in this).
 
 Training. Budget, batches, decay and label smoothing are the profile's. Each training ends with its
 last epoch; the published code takes the epoch of the best accuracy under attack on test images.
 With `finetune: null` on a standard network the mask alone is trained: a sub-network of a network
-that is not robust. HYDRA's scores take epochs that LWM does not have; compare at equal epochs in
-all.
+that is not robust. HYDRA's scores take epochs that LWM does not have; compare at equal total
+epochs.
 
 Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS
 2020, arXiv 2002.10509); Han et al. (NeurIPS 2015) for magnitude.
@@ -60,9 +60,9 @@ class ScoreSettings(Settings):
 
 
 class Magnitude(Setting):
-    """sparsity: share of each layer's weights that goes, rounded down as published; 0 to below 1.
+    """sparsity: share of each layer's weights to remove, rounded down as published; 0 to below 1.
 
-    finetune: training of the weights that stay; null for none.
+    finetune: training of the remaining weights; null for none.
     """
 
     shorthand: ClassVar[str | None] = "sparsity"
@@ -170,8 +170,8 @@ def train_scores(
 ) -> tuple[Masks, History]:
     """Train scores and, unless it is frozen, batch-norm; the last epoch's are taken.
 
-    Returns what goes, by parameter name, and the history. Of `model` only batch-norm is changed, in
-    place; the seed is drawn from `generator`.
+    Returns the removed weights, by parameter name, and the history. Of `model` only batch-norm
+    changes, in place; the seed is drawn from `generator`.
     """
     learner, how = copy.deepcopy(model), setting.scores
     seen = attach_scores(learner, setting.sparsity)
@@ -195,7 +195,7 @@ def train_scores(
 
 
 def least(model: nn.Module, sparsity: float) -> Masks:
-    """What goes by the scores as they start: least weight magnitude, layer by layer."""
+    """What is removed by the initial scores: least weight magnitude, layer by layer."""
     return {
         f"{name}.weight": smallest(scaled(layer.weight), sparsity)
         for name, layer in layers(model).items()

@@ -1,20 +1,20 @@
 """random and magnitude masks: weights masked at random, or by small magnitude.
 
 Claim (Han et al., 2015). Weights near zero can be removed, and a short training repairs the loss.
-In the GAP study (Weiss et al., 2022) these are the schemes that GAP has to beat; random pruning
-shows what removing that many weights does by itself.
+In the GAP study (Weiss et al., 2022) these are the baselines of GAP; random pruning shows what
+removing that many weights does by itself.
 
 Formula. Prunable weights and biases of convolutions and linear layers, without the classifier, are
 ranked by `|w|` over the network (magnitude_global) or within each tensor (magnitude_layer), or by
-uniform random numbers from the run's seed (random). The smallest become zero, all at once, of
-equal ones the first. The count is exact to one parameter; the published code cuts at a quantile,
-and keeps each weight with a probability where it prunes at random.
+uniform random numbers from the run's seed (random). The smallest become zero, all at once; ties are
+broken by position. The count is exact to one parameter; the published code cuts at a quantile, and
+in random pruning keeps each weight with a probability.
 
 Compression. All parameters over those that remain, as published: batch-norm and classifier count,
 so the share removed from the prunable ones is above `1 - 1/compression`. A compression beyond what
-the prunable weights allow is refused. Fine-tuning holds the mask after every step and follows the
-one-cycle schedule; the published code means a constant rate of 1e-3 and applies 1e-6. Zeros by
-mask save neither time nor memory as stored here; filters can.
+the prunable weights allow is refused. Fine-tuning applies the mask after every step and follows the
+one-cycle schedule; the published code intends a constant rate of 1e-3 but applies 1e-6. Masked
+weights save neither time nor memory here; the family filters can.
 
 Source. Han et al., Learning both Weights and Connections for Efficient Neural Networks (NeurIPS
 2015); Weiss et al., Hardening DNNs against Transfer Attacks during Network Compression using

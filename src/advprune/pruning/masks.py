@@ -2,9 +2,9 @@
 
 What the families of the GAP study share (Weiss et al., Hardening DNNs against Transfer Attacks
 during Network Compression using Greedy Adversarial Pruning, 2022): irregular masks on the weights
-and biases of convolutions and linear layers, all at once; the classifier and batch-norm are left
-alone. The published code cuts at a quantile of the scores; here the ranking is cut at an exact
-count, so that ties and zeros cannot change how much is removed.
+and biases of convolutions and linear layers, all at once, except the classifier and batch-norm. The
+published code cuts at a quantile of the scores; here the ranking is cut at an exact count, so that
+ties and zeros cannot change how much is removed.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ End = Literal["smallest", "largest"]
 
 
 class Amount(Setting):
-    """How much is removed; give one of two.
+    """How much is removed: give `compression` or `sparsity`.
 
     compression: all parameters of the model, batch-norm and classifier included, over those that
-    are left, at least 1. sparsity: removed share of the prunable parameters, 0 to below 1.
+    remain, at least 1. sparsity: removed share of the prunable parameters, 0 to below 1.
     finetune: training that follows, masks held; null for none.
     """
 
@@ -183,7 +183,7 @@ def masked(
     generator: torch.Generator,
     **notes: Any,
 ) -> Pruned:
-    """Remove, fine-tune what is left if asked to, and note the history as `finetune`."""
+    """Remove, fine-tune the rest if asked to, and note the history as `finetune`."""
     clear(model, removed)
     history = tune(model, removed, setting, data, generator)
     return Pruned(model, everywhere(model, removed), notes | {"finetune": history})

@@ -6,7 +6,7 @@ Formula. Behind every ReLU, in every pass: dropout sets an activation to zero wi
 `rate` and divides the others by `1 - rate`, in evaluation mode too; RNA takes `h + N(0, sigma²)`,
 RSA `h N(1, sigma²)`. On the weight of every convolution and linear layer, drawn once per forward
 pass for the whole batch: RNW takes `W + N(0, sigma²)`, RSW `W N(1, sigma²)`. DWP is not random: it
-keeps the share `keep` of largest magnitude of each such weight, of equal ones the first.
+keeps the share `keep` of largest magnitude of each such weight tensor; ties go by position.
 Randomized models are scored over `attack.score_draws` passes.
 
 Source. Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018),
@@ -45,7 +45,7 @@ class NoiseSetting(Setting):
 
 
 class DWP(Setting):
-    """DWP: of each convolution's and linear layer's weight, the largest share `keep` stays."""
+    """DWP: of each convolution's and linear layer's weights, the largest share `keep` is kept."""
 
     shorthand: ClassVar[str | None] = "keep"
     keep: float = Field(gt=0, le=1)

@@ -15,7 +15,7 @@ layer, so attacks need many draws (`backward: constant`). `scale` differentiates
 `identity` is BPDA. `{fraction: 2.0, where: conv, form: poisson, backward: scale}` is what Athalye
 et al. attacked, which is not SAP as published; their erratum says so and breaks the published form
 by BPDA. `form: independent` keeps each value with probability q on its own, which is fast;
-`multinomial` are the published draws, with the same q.
+`multinomial` is the published form, with the same q.
 
 Source. Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018),
 algorithm 1; Athalye, Carlini and Wagner, Obfuscated Gradients (ICML 2018), section 5.3.1; Dhillon
@@ -40,7 +40,7 @@ LARGEST = 1 - 2**-24  # the largest float32 below 1: keeps log1p(-p) finite
 
 
 class SAP(Setting):
-    """SAP: draws a map, as a fraction of its size; where it acts; how it draws and differentiates.
+    """SAP: draws per map, as a fraction of its size; where it acts; how it draws and its gradient.
 
     form: `multinomial` draws as published; `independent` keeps each value with the same
     probability, on its own, which is faster; `poisson` uses `1 - exp(-r p)`.

@@ -8,9 +8,9 @@ the dense network at initialization and f_s the sparse one, mask and weights min
 over batches X of training images, X~ the same images under attack. NTT (Liu and Zenke, Finding
 Trainable Sparse Networks through Neural Tangent Transfer, ICML 2020) is the same at X~ = X.
 
-Here each term is in units of what it would be for a network that is zero, `||f_0||^2 / N` and
-`||Theta_0||_F^2 / N^2`, so that one gamma serves networks of any size; Adam is blind to the common
-factor. The published gamma, which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
+Here each term is relative to that of an all-zero network, `||f_0||^2 / N` and `||Theta_0||_F^2 /
+N^2`, so that one gamma suits networks of any size; Adam ignores the common factor. The published
+gamma, which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
 """
 
 import copy
@@ -33,8 +33,8 @@ from advprune.training.adversarial import Inner, pgd_images
 
 Row = dict[str, float]
 Pair = tuple[torch.Tensor, torch.Tensor]  # X and X~
-Choose = Callable[[dict[str, torch.Tensor]], Masks]  # from weights to what goes
-MEASURED = 8  # distances that are reported are of so many times the vectors of a step
+Choose = Callable[[dict[str, torch.Tensor]], Masks]  # from weights to what is removed
+MEASURED = 8  # reported distances use this many times the vectors of a step
 
 
 class GaugeSettings(Settings):
@@ -54,7 +54,7 @@ class SearchSettings(GaugeSettings):
     """How a ticket is searched for.
 
     steps: of Adam, at rate lr. gamma: weight of the kernel beside the outputs. refresh: steps
-    between two choices of the mask; the last has at least so many left.
+    between two choices of the mask; at least that many follow the last.
     """
 
     steps: int = Field(default=100, ge=0, le=1_000_000)
@@ -82,7 +82,7 @@ def mean_square(values: torch.Tensor) -> torch.Tensor:
 def pair(
     model: nn.Module, batch: Images, data: Data, steps: int | None, generator: torch.Generator
 ) -> Pair:
-    """X and X~ of a batch: PGD of so many steps on `model` by the true labels; None: X itself."""
+    """X and X~ of a batch: PGD of that many steps on `model` by the true labels; None: X itself."""
     x, y = (t.to(device_of(model)) for t in batch)
     if steps is None:
         return x, x

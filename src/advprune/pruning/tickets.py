@@ -1,30 +1,30 @@
 """Tickets: sparse initializations found by the tangent kernel (AWT, NTT), and controls.
 
 Claim (Shi et al., 2022). A sparse network can be found at initialization, before any training,
-whose adversarial training proceeds as the dense network's would: it ends equally robust. NTT (Liu
-and Zenke, 2020) claims the same for clean training. random_ticket and magnitude_ticket are what a
-search has to beat. inherited_ticket (Wang et al., 2020) is the other way round: a dense network
-that inherits the weights of a small robust one is claimed to become robust sooner than one trained
-from scratch.
+whose adversarial training proceeds like the dense network's, so that it becomes as robust. NTT (Liu
+and Zenke, 2020) claims the same for clean training. random_ticket and magnitude_ticket are the
+controls of the search. inherited_ticket (Wang et al., 2020) goes from sparse to dense: a dense
+network that inherits the weights of a small robust one is claimed to become robust sooner than one
+trained from scratch.
 
 Formula. With f_0 the dense network at initialization and f_s the sparse one, AWT minimizes over
 mask and weights `1/N ||f_0(X) - f_s(X)||² + gamma²/N² ||Theta_0(X, X~) - Theta_s(X, X~)||²`, where
 `Theta(X, X~)[i, j, a, b] = <d f_a(x_i)/d theta, d f_b(x~_j)/d theta>` is the tangent kernel, X are
 training images and X~ the same under PGD on the sparse network (kernel.py, ticket_search.py). NTT
-takes X~ = X. The mask keeps the weights of largest magnitude, per layer or over the network, and
-is chosen anew every `refresh` steps. Both terms are in units of what a network that is zero would
-have. random_ticket ranks by uniform random numbers, magnitude_ticket by `|w|` at initialization.
+takes X~ = X. The mask keeps the weights of largest magnitude, per layer or over the network, and is
+chosen anew every `refresh` steps. Both terms are relative to those of an all-zero network.
+random_ticket ranks by uniform random numbers, magnitude_ticket by `|w|` at initialization.
 inherited_ticket trains a random ticket, then all weights from there; it ends dense.
 
-Training. The network that is given counts for its architecture and seed alone: every ticket starts
-from the initialization of the dense network of the same seed and sees the same images in the same
-order. Masks are on the weights of convolutions and linear layers, the classifier's too, and are
-held at exactly zero.
+Training. Only the parent's architecture and seed matter: every ticket starts from the
+initialization of the dense network of the same seed and sees the same images in the same order.
+Masks are on the weights of convolutions and linear layers, the classifier's too, and are held at
+exactly zero.
 
-Cost. A search step multiplies the kernel with `projections` random vectors, each a backward pass
-at X~ and a forward derivative at X, differentiated once more; the estimate is unbiased, and exact
-with all `batch * classes` unit vectors. Schedules and densities of the AWT paper are not public:
-ours are settings, chosen on the distances of the search and on no test image.
+Cost. A search step multiplies the kernel with `projections` random vectors, each a backward pass at
+X~ and a forward derivative at X, differentiated once more; the estimate is unbiased, and exact with
+all `batch * classes` unit vectors. Schedules and densities of the AWT paper are not public: ours
+are settings, chosen by the distances of the search, without test images.
 
 Source. Shi, Zheng, Ding, Gao and Zhang, Finding Dynamics Preserving Adversarial Winning Tickets
 (AISTATS 2022, arXiv 2202.06488); Liu and Zenke, Finding Trainable Sparse Networks through Neural
@@ -72,8 +72,8 @@ class Ticket(Setting):
     """inherited_ticket: how sparse, and how it is trained.
 
     sparsity: removed share of all weights of convolutions and linear layers. scope: the same share
-    of each layer, or one ranking of all. train: the training of the ticket, mask held; null leaves
-    it at initialization.
+    of each layer, or one ranking of all. train: the training of the ticket, its mask fixed;
+    null leaves it at initialization.
     """
 
     shorthand: ClassVar[str | None] = "sparsity"
@@ -83,14 +83,14 @@ class Ticket(Setting):
 
 
 class ControlTicket(Ticket):
-    """random_ticket, magnitude_ticket: the same, and what their distance from the dense network is
-    measured on."""
+    """random_ticket, magnitude_ticket: as inherited_ticket, and how their distance from the dense
+    network is measured."""
 
     gauge: GaugeSettings = GaugeSettings()
 
 
 class SearchedTicket(Ticket):
-    """AWT, NTT: the same, and how mask and weights are searched for."""
+    """AWT, NTT: as inherited_ticket, and how mask and weights are searched for."""
 
     search: SearchSettings = SearchSettings()
 
@@ -120,7 +120,7 @@ def trained(
     """The ticket, trained with its mask held. Tickets of one seed see the same batches.
 
     The notes: `search` (distances from the dense network at initialization,
-    `ticket_search.Gauge`), `finetune` (the history of the training, a row an epoch).
+    `ticket_search.Gauge`), `finetune` (the history of the training, one row per epoch).
     """
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
     pruned = masked(model, removed, setting.train, data, generator, search=rows or [])

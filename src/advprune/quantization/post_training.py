@@ -39,7 +39,7 @@ def quantize(
     """Quantize a dense model; input ranges come from `images` `[N, C, H, W]` in [0, 1].
 
     bits: 2 to 8. percentile: the part of each layer's inputs that the range covers; 100 is minimum
-    to maximum. The given model stays as it was. In a network of another's making, layers that are
+    to maximum. The given model stays as it was. In a foreign network, layers that are
     more than nn.Conv2d or nn.Linear, or whose weight is read without calling them, are left in
     floating point; the spec names them. Raises ValueError for other bits, and UserError for a
     binary network, where a family put a layer on a weight or behind a convolution, and where no

@@ -24,12 +24,11 @@ class Chart:
     x: numbers, or names, which are placed side by side in the order of appearance. ordered: numbers
     on x are placed side by side as well, with their values as labels (budgets, layers).
     series: a colour for each value; names of models and families have the same colour everywhere.
-    low, high: columns of the interval; a line draws them as a band for its first series alone.
+    interval: whether y's interval is drawn; a line draws it as a band for its first series alone.
     panel: a panel for each value of this column, below each other, with a common x.
     size: column in [0, 1] that enlarges markers. marker: column of which each value has a marker.
-    log_x, log_y: logarithmic axes. hover: further columns that the tooltip shows.
-    reference: a dashed horizontal line, in the units of y's raw numbers.
-    x_label, y_label: in the place of the column's heading.
+    hover: further columns that the tooltip shows. reference: a dashed horizontal line, in the units
+    of y's raw numbers. x_label, y_label: in the place of the column's heading.
     """
 
     name: str
@@ -39,14 +38,11 @@ class Chart:
     y: str
     series: str | None = None
     value: str | None = None
-    low: str | None = None
-    high: str | None = None
+    interval: bool = False
     panel: str | None = None
     size: str | None = None
     marker: str | None = None
     ordered: bool = False
-    log_x: bool = False
-    log_y: bool = False
     hover: tuple[str, ...] = ()
     reference: float | None = None
     x_label: str = ""
@@ -58,7 +54,7 @@ COLOURS = (  # told apart by colour-blind readers (Okabe and Ito; Tol)
     *("#332288", "#999933", "#44AA99", "#AA4499", "#117733"),
 )
 MARKERS = "osD^vP*Xph<>d"  # as matplotlib names them; of dense networks the first
-LABELS = 14  # so many names fit under an axis
+LABELS = 14  # names that fit under an axis
 Places = Mapping[str, int]  # the place of a name's colour, -1 for dense networks: `Run.places`
 
 
@@ -70,6 +66,15 @@ class Series:
     name: str
     data: pd.DataFrame
     place: int
+
+    def colour(self, dense: str) -> str:
+        """Its colour; `dense` for the dense networks."""
+        return dense if self.place < 0 else COLOURS[self.place % len(COLOURS)]
+
+    @property
+    def marker(self) -> str:
+        """Its marker."""
+        return MARKERS[0] if self.place < 0 else MARKERS[1 + self.place % (len(MARKERS) - 1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,86 +88,62 @@ class Panel:
     ticks: list[str] | None
     reference: float | None
 
+    def shown_ticks(self, longest: int) -> tuple[dict[int, str], bool]:
+        """As many names as fit under an axis, evenly spaced; whether their letters exceed it."""
+        names = self.ticks or []
+        step = -(-len(names) // LABELS) or 1
+        shown = dict(list(enumerate(names))[::step])
+        return shown, max(map(len, names), default=0) * len(shown) > longest
+
 
 def panels(chart: Chart, places: Places) -> list[Panel]:
     """What both back ends draw: values in the units of the axes, names in the order of the data."""
     data = chart.data
-    names = list(dict.fromkeys(data[chart.x])) if _named(chart) else None
+    named = chart.ordered or not is_numeric_dtype(data[chart.x])
+    names = list(dict.fromkeys(data[chart.x])) if named else None
     groups = [("", data)] if chart.panel is None else list(data.groupby(chart.panel, sort=False))
     series = [""] if chart.series is None else list(dict.fromkeys(data[chart.series].map(str)))
     order = {name: places.get(name, place) for place, name in enumerate(series)}
     return [_panel(chart, str(title), part, names, order) for title, part in groups]
 
 
-def _named(chart: Chart) -> bool:
-    return chart.ordered or not is_numeric_dtype(chart.data[chart.x])
-
-
 def _panel(
     chart: Chart, title: str, data: pd.DataFrame, names: list[Any] | None, order: Places
 ) -> Panel:
-    # A panel of y = "value" is of the quantity that the panel is named by.
-    quantity = title if title and chart.y == "value" else chart.y
-    scale, x_scale = kind_of(quantity).scale, kind_of(chart.x).scale
+    scale, x_scale = kind_of(chart.y).scale, kind_of(chart.x).scale
     found = pd.DataFrame({"y": data[chart.y].astype(float) * scale}, index=data.index)
     found["x"] = data[chart.x].map(names.index) if names else data[chart.x] * x_scale
-    for end in ("low", "high"):
-        column = getattr(chart, end)
-        found[end] = data[column].astype(float) * scale if column else found.y
+    for end, column in zip(("low", "high"), bounds(chart.y), strict=True):
+        found[end] = data[column].astype(float) * scale if chart.interval else found.y
     found["size"] = data[chart.size].astype(float) if chart.size else 0.0
     found["marker"] = data[chart.marker] if chart.marker else ""
-    found["words"] = _words(chart, data, quantity)
+    found["words"] = _words(chart, data)
     owner = data[chart.series].map(str) if chart.series else pd.Series("", index=data.index)
     found = found.dropna(subset=["x", "y"])
     parts = [
         Series(name, found[owner[found.index] == name], place) for name, place in order.items()
     ]
-    shown = "" if quantity == title else title
     text = kind_of(chart.x).text
     return Panel(
-        title=shown,
+        title=title,
         x_label=chart.x_label or heading(chart.x),
-        y_label=chart.y_label or heading(quantity),
+        y_label=chart.y_label or heading(chart.y),
         series=[one for one in parts if len(one.data)],
         ticks=None if names is None else [n if isinstance(n, str) else text(n) for n in names],
         reference=None if chart.reference is None else chart.reference * scale,
     )
 
 
-def _words(chart: Chart, data: pd.DataFrame, quantity: str) -> list[str]:
+def _words(chart: Chart, data: pd.DataFrame) -> list[str]:
     """One line for each mark: `E-standard, bits 32, clean 99.3, robust 0.0 (0.0–1.3)`."""
     columns = [c for c in (chart.series, *chart.hover, chart.x, chart.value) if c]
-    table = pd.DataFrame({column: data[column] for column in columns})
-    table[quantity] = data[chart.y]
-    for end, column in zip(bounds(quantity), (chart.low, chart.high), strict=True):
-        if column:
-            table[end] = data[column]
-    read = texts(table)
+    columns += [chart.y, *(bounds(chart.y) if chart.interval else ())]
+    read = texts(pd.DataFrame({column: data[column] for column in columns}))
     bare = {column for column in read if is_string_dtype(data.get(column, read[column]))}
-    rows = read.itertuples(index=False, name=None)
-    return [
-        ", ".join(
-            cell if column in bare else f"{heading(str(column))} {cell}"
-            for column, cell in zip(read, row, strict=True)
-        )
-        for row in rows
-    ]
-
-
-def some_ticks(ticks: list[str]) -> dict[int, str]:
-    """As many names as fit under an axis, evenly spaced."""
-    step = -(-len(ticks) // LABELS)
-    return {place: name for place, name in enumerate(ticks) if place % step == 0}
-
-
-def colour(place: int, dense: str) -> str:
-    """The colour of a place; `dense` for the dense networks."""
-    return dense if place < 0 else COLOURS[place % len(COLOURS)]
-
-
-def marker(place: int) -> str:
-    """The marker of a place."""
-    return MARKERS[0] if place < 0 else MARKERS[1 + place % (len(MARKERS) - 1)]
+    for column in read:
+        if column not in bare:
+            read[column] = f"{heading(str(column))} " + read[column]
+    return [", ".join(row) for row in read.itertuples(index=False, name=None)]
 
 
 def markers_of(chart: Chart) -> dict[str, str]:

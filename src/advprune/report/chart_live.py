@@ -15,17 +15,7 @@ from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from bokeh.util.paths import static_path
 
-from advprune.report.chart import (
-    Chart,
-    Panel,
-    Places,
-    Series,
-    colour,
-    marker,
-    markers_of,
-    panels,
-    some_ticks,
-)
+from advprune.report.chart import Chart, Panel, Places, Series, markers_of, panels
 from advprune.report.chart_png import LARGEST, SMALLEST
 from advprune.report.formats import cell_text, heading, kind_of
 
@@ -76,15 +66,12 @@ def live(chart: Chart, places: Places) -> Plot:
     found = panels(chart, places)
     draw = {"line": _lines, "points": _points}[chart.kind]
     height = HEIGHT if len(found) == 1 else SMALL
-    made_all: list[Any] = []
-    for panel in found:
-        one = _figure(chart, panel, height)
-        if made_all:
-            one.x_range = made_all[0].x_range
+    made_all = [_figure(panel, height) for panel in found]
+    for one, panel in zip(made_all, found, strict=True):
+        one.x_range = made_all[0].x_range
         draw(one, chart, panel)
-        made_all.append(one)
     root = made_all[0] if len(made_all) == 1 else column(made_all, sizing_mode="stretch_width")
-    names = {s.name: colour(s.place, INK) for panel in found for s in panel.series if s.name}
+    names = {s.name: s.colour(INK) for panel in found for s in panel.series if s.name}
     legend = [(plain(name), shade) for name, shade in names.items()]
     return Plot(_item(root, chart.name), legend, height * len(found), wide=chart.kind == "points")
 
@@ -108,18 +95,11 @@ def _item(root: Any, name: str) -> dict[str, Any]:
 
 def _axes(height: int, **options: Any) -> Any:
     """Empty axes in the page's colours; dragging and scrolling stay with the page."""
-    made: Any = figure(
-        height=height,
-        sizing_mode="stretch_width",
-        tools="box_zoom,pan,wheel_zoom,reset",
-        active_drag=None,
-        active_scroll=None,
-        toolbar_location="above",
-        background_fill_color=None,
-        border_fill_color=None,
-        outline_line_color=None,
-        **options,
-    )
+    colours = ("background_fill_color", "border_fill_color", "outline_line_color")
+    look: dict[str, Any] = dict.fromkeys((*colours, "active_drag", "active_scroll"))
+    look |= {"sizing_mode": "stretch_width", "toolbar_location": "above"}
+    look |= {"tools": "box_zoom,pan,wheel_zoom,reset"}
+    made: Any = figure(height=height, **look, **options)
     made.toolbar.logo = None
     made.grid.grid_line_color = LINE
     made.axis.axis_line_color = made.axis.major_tick_line_color = SOFT
@@ -130,21 +110,17 @@ def _axes(height: int, **options: Any) -> Any:
     return made
 
 
-def _figure(chart: Chart, panel: Panel, height: int) -> Any:
-    log = {"x_axis_type": "log" if chart.log_x and panel.ticks is None else "linear"}
-    log["y_axis_type"] = "log" if chart.log_y else "linear"
-    made = _axes(
-        height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label), **log
-    )
+def _figure(panel: Panel, height: int) -> Any:
+    made = _axes(height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label))
     if panel.title:
         made.title.text = plain(panel.title)
         made.title.text_color = INK
     if panel.ticks is not None:
-        ticks = some_ticks(panel.ticks)
+        ticks, long = panel.shown_ticks(70)
         made.xaxis.ticker = FixedTicker(ticks=list(ticks))
         made.xaxis.major_label_overrides = {place: plain(name) for place, name in ticks.items()}
         made.xgrid.grid_line_color = None
-        if max(map(len, panel.ticks)) * len(ticks) > 70:
+        if long:
             made.xaxis.major_label_orientation = "vertical"
             made.xaxis.major_label_text_font_size = "11px"
     if panel.reference is not None:
@@ -163,12 +139,12 @@ def _source(series: Series, **more: Any) -> ColumnDataSource:
 def _lines(made: Any, chart: Chart, panel: Panel) -> None:
     marks = []
     for place, series in enumerate(panel.series):
-        source, shade, name = _source(series), colour(series.place, INK), plain(series.name)
-        if chart.low and not place:
+        source, shade, name = _source(series), series.colour(INK), plain(series.name)
+        if chart.interval and not place:
             made.varea("x", "low", "high", source=source, color=SOFT, alpha=0.15)
         alike: dict[str, Any] = {"source": source, "name": name, "color": shade}
         _slim(made.line("x", "y", line_width=2.5 if series.place < 0 else 1.3, **alike))
-        sign, size = MARKERS[marker(series.place)], 7 if len(series.data) <= 40 else 3
+        sign, size = MARKERS[series.marker], 7 if len(series.data) <= 40 else 3
         marks.append(made.scatter("x", "y", marker=sign, size=size, fill_alpha=0.3, **alike))
         _slim(marks[-1])
     _hover(made, marks)
@@ -180,8 +156,8 @@ def _points(made: Any, chart: Chart, panel: Panel) -> None:
         signed = series.data.sort_values("x", kind="stable").marker
         source = _source(series, sign=[MARKERS[signs.get(str(one), "o")] for one in signed])
         alike: dict[str, Any] = {"source": source, "name": plain(series.name)}
-        shade = colour(series.place, INK)
-        if chart.low:
+        shade = series.colour(INK)
+        if chart.interval:
             ends = Whisker(base="x", upper="high", lower="low", source=source, line_color=shade)
             made.add_layout(ends)
         look: dict[str, Any] = {"color": shade, "fill_alpha": 0.35, "line_width": 1.5}
@@ -191,14 +167,14 @@ def _points(made: Any, chart: Chart, panel: Panel) -> None:
 
 
 def _heatmap(chart: Chart) -> Any:
-    data, value = chart.data, str(chart.value)
-    rows, columns = list(data[chart.y].unique()), list(data[chart.x].unique())
-    kind = kind_of(value)
+    data, value, kind = chart.data, str(chart.value), kind_of(str(chart.value))
+    x, y = ([plain(str(name)) for name in data[axis]] for axis in (chart.x, chart.y))
+    rows, columns = (list(dict.fromkeys(names)) for names in (y, x))
     numbers = data[value].astype(float) * kind.scale
     made = _axes(
         max(240 + 20 * len(rows), SMALL),
-        x_range=[plain(str(name)) for name in columns],
-        y_range=[plain(str(name)) for name in reversed(rows)],
+        x_range=columns,
+        y_range=rows[::-1],
         x_axis_location="above",
         x_axis_label=chart.x_label or heading(chart.x),
         y_axis_label=chart.y_label or heading(chart.y),
@@ -210,8 +186,7 @@ def _heatmap(chart: Chart) -> Any:
     middle = (low + high) / 2
     source = ColumnDataSource(
         {
-            "x": [plain(str(name)) for name in data[chart.x]],
-            "y": [plain(str(name)) for name in data[chart.y]],
+            **{"x": x, "y": y},
             "value": [float(f"{one:.4g}") for one in numbers],
             "text": [cell_text(kind, one) for one in data[value]],
             "ink": ["#ffffff" if one < middle else "#000000" for one in numbers],

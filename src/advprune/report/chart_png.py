@@ -10,16 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from advprune.report.chart import (
-    Chart,
-    Panel,
-    Places,
-    colour,
-    marker,
-    markers_of,
-    panels,
-    some_ticks,
-)
+from advprune.report.chart import Chart, Panel, Places, markers_of, panels
 from advprune.report.formats import heading, kind_of
 
 WIDTH, DPI = 5.2, 150  # inches: narrow, so that letters stay readable when a phone shrinks them
@@ -29,12 +20,8 @@ SMALLEST, LARGEST = 6.0, 16.0  # markers, points across
 
 def png(chart: Chart, places: Places) -> bytes:
     """A chart as PNG of 256 colours without metadata."""
-    if chart.kind == "images":
-        figure = _images(chart)
-    elif chart.kind == "heatmap":
-        figure = _heatmap(chart)
-    else:
-        figure = _drawn(chart, places)
+    grids = {"images": _images, "heatmap": _heatmap}
+    figure = grids[chart.kind](chart) if chart.kind in grids else _drawn(chart, places)
     canvas, buffer = FigureCanvasAgg(figure), BytesIO()
     canvas.draw()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -57,42 +44,27 @@ def _drawn(chart: Chart, places: Places) -> Figure:
     found = panels(chart, places)
     figure, axes = _figure(len(found), 3.4 if len(found) == 1 else 2.3)
     for ax, panel in zip(axes, found, strict=True):
-        {"line": _lines, "points": _points}[chart.kind](ax, chart, panel)
-        _axes(ax, chart, panel, last=panel is found[-1])
-    handles = {
-        label: handle
-        for ax in axes
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    if handles:
+        (_lines if chart.kind == "line" else _points)(ax, chart, panel)
+        _axes(ax, panel, last=panel is found[-1])
+    drawn = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    if handles := {label: handle for marks in drawn for handle, label in marks}:
         longest = max(len(label) for label in handles)
         columns = 4 if longest <= 8 else 3 if longest <= 13 else 2
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper center",
-            ncols=min(columns, len(handles)),
-            fontsize=TICK,
-            frameon=False,
-        )
+        look: dict[str, Any] = {"loc": "outside upper center", "fontsize": TICK, "frameon": False}
+        figure.legend(handles.values(), handles.keys(), ncols=min(columns, len(handles)), **look)
     return figure
 
 
-def _axes(ax: Axes, chart: Chart, panel: Panel, last: bool) -> None:
+def _axes(ax: Axes, panel: Panel, last: bool) -> None:
     ax.set_ylabel(panel.y_label, fontsize=LABEL)
     if panel.title:
         ax.set_title(panel.title, loc="left", fontsize=LABEL, fontweight="bold")
     if last:
         ax.set_xlabel(panel.x_label, fontsize=LABEL)
     if panel.ticks is not None:
-        ticks = some_ticks(panel.ticks)
-        long = max(map(len, panel.ticks)) * len(ticks) > 60
+        ticks, long = panel.shown_ticks(60)
         look: dict[str, Any] = {"rotation": 90} if long else {}
         ax.set_xticks(list(ticks), list(ticks.values()) if last else [""] * len(ticks), **look)
-    elif chart.log_x:
-        ax.set_xscale("log")
-    if chart.log_y:
-        ax.set_yscale("log")
     if panel.reference is not None:
         ax.axhline(panel.reference, color="#666666", linestyle=":", linewidth=1)
 
@@ -100,23 +72,23 @@ def _axes(ax: Axes, chart: Chart, panel: Panel, last: bool) -> None:
 def _lines(ax: Axes, chart: Chart, panel: Panel) -> None:
     for place, series in enumerate(panel.series):
         data = series.data.sort_values("x")
-        drawn = colour(series.place, "black")
+        drawn = series.colour("black")
         look: dict[str, Any] = {"color": drawn, "linewidth": 2.2 if series.place < 0 else 1.1}
-        few = marker(series.place) if len(data) <= 40 else ""
+        few = series.marker if len(data) <= 40 else ""
         ax.plot(data.x, data.y, marker=few, ms=4, mfc="none", label=series.name or None, **look)
-        if chart.low and not place:
+        if chart.interval and not place:
             ax.fill_between(data.x, data.low, data.high, color=drawn, alpha=0.13, lw=0)
 
 
 def _points(ax: Axes, chart: Chart, panel: Panel) -> None:
     signs = markers_of(chart)
     for series in panel.series:
-        drawn = colour(series.place, "black")
+        drawn = series.colour("black")
         for sign, data in series.data.groupby("marker", sort=False):
             size = np.square(SMALLEST + (LARGEST - SMALLEST) * data["size"])
             look: dict[str, Any] = {"facecolors": "none", "edgecolors": drawn}
             ax.scatter(data.x, data.y, s=size, marker=signs.get(str(sign), "o"), **look)
-            if chart.low:
+            if chart.interval:
                 ends = [data.y - data.low, data.high - data.y]
                 ax.errorbar(data.x, data.y, ends, fmt="none", ecolor=drawn, elinewidth=0.8)
         if series.name:
@@ -127,8 +99,8 @@ def _points(ax: Axes, chart: Chart, panel: Panel) -> None:
 
 def _heatmap(chart: Chart) -> Figure:
     table = grid_of(chart)
-    height = 1.6 + 0.24 * len(table)
-    figure, (ax,) = _figure(1, height, max(WIDTH, 1.6 + 0.24 * table.shape[1]))
+    height, width = (1.6 + 0.24 * cells for cells in table.shape)
+    figure, (ax,) = _figure(1, height, max(WIDTH, width))
     kind = kind_of(str(chart.value))
     shown = ax.imshow(table.astype(float) * kind.scale, cmap="cividis", aspect="auto")
     ax.grid(visible=False)

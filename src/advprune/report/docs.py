@@ -1,7 +1,7 @@
-"""What pages say of finished runs, families and publications: text between pairs of comments.
+"""The generated parts of README and docs: text between pairs of comments.
 
-Nothing in it is typed: results come from `reports/<profile>/results.csv`, families from the
-docstrings of their modules, published figures from `report.published`.
+Nothing in them is typed by hand: results come from `reports/<profile>/results.csv`, families from
+the docstrings of their modules, published figures from `report.published`.
 """
 
 import re
@@ -23,7 +23,7 @@ UNREAD = "†"
 
 
 def fill(root: Path = Path()) -> None:
-    """Write both pages with every block anew; UserError where one is missing."""
+    """Rewrite every block of both pages; UserError if one is missing."""
     for page, blocks in blocks_of(root).items():
         text = filled((root / page).read_text(encoding="utf-8"), blocks)
         write_text(root / page, text)
@@ -52,13 +52,13 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
         pattern = BLOCK.format(re.escape(name), "(?:.*?)", kind)
         parts = re.split(pattern, text, flags=re.DOTALL)
         if len(parts) != 2:
-            raise UserError(f"a page needs once: {BLOCK.format(name, '…', kind)!r}")
+            raise UserError(f"a page needs exactly one: {BLOCK.format(name, '…', kind)!r}")
         text = BLOCK.format(name, f"\n{content}\n", kind).join(parts)
     return text
 
 
 def results_of(profile: str, table: pd.DataFrame) -> str:
-    """The leaderboard of a profile, and where its report lies."""
+    """The leaderboard of a profile, with a link to its report."""
     report = f"[report](reports/{profile}/report.md)"
     return f"**{title_of(profile, table)}** ({report})\n\n{markdown_of(table)}"
 

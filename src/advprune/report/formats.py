@@ -1,4 +1,4 @@
-"""Where numbers become text: one place, by the name of a column.
+"""Numbers become text here, by the name of their column.
 
 A name is `quantity` or `quantity:qualifier` (`accuracy:PGD`). How it reads follows from the last
 words of the quantity (`KINDS`); `quantity_low` and `quantity_high` beside it are its 95 % interval
@@ -53,14 +53,8 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if whole else f"{value:,.1f}"
 
 
-def score(value: float | None) -> str:
-    """A calibration error or a loss: `0.103`."""
-    return NOTHING if _missing(value) else f"{value:.3f}"
-
-
-def mean_count(value: float | None) -> str:
-    """A mean of counts: `20.2`."""
-    return NOTHING if _missing(value) else f"{value:,.1f}"
+def _fixed(digits: str) -> Callable[[Any], str]:
+    return lambda value: NOTHING if _missing(value) else format(value, digits)
 
 
 def number(value: Any) -> str:
@@ -95,7 +89,7 @@ class Kind:
 
 RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0)
 P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
-SCORE, MEAN = Kind(score), Kind(mean_count)
+SCORE, MEAN = Kind(_fixed(".3f")), Kind(_fixed(",.1f"))  # losses, means of counts
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
     "confidence": RATE,
@@ -111,53 +105,40 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
 }
 
 
-@dataclass(frozen=True)
-class Column:
-    """A heading without its unit, one line of explanation, and the kind where the name misleads."""
-
-    heading: str
-    hint: str = ""
-    kind: Kind | None = None
-
-
-COLUMNS: dict[str, Column] = {
-    "model": Column("model"),
-    "family": Column("family", "how the network was compressed"),
-    "recipe": Column("dense network", "how the network that it descends from was trained"),
-    "parent": Column("parent", "the model that it was made from"),
-    "accuracy": Column("accuracy"),
-    "clean_accuracy": Column("clean", "accuracy without an attack"),
-    "robust_accuracy": Column("robust", "not broken by any attack of the suite, 95 % interval"),
-    "main_accuracy": Column("main attack", "accuracy under the main attack alone"),
-    "transfer_accuracy": Column("transfer", "on images crafted on the dense network"),
-    "remnant_accuracy": Column("remnant", "accuracy under attack"),
-    "attack_success_rate": Column("success", "of images that were right before the attack"),
-    "prediction_change_rate": Column("changed", "predictions that the attack changes"),
-    "robust_difference": Column("robust − dense", "robust accuracy minus the dense network's"),
-    "against_dense": Column("against dense", "robust accuracy, McNemar's test on the same images"),
-    "p_against_dense": Column("p", "of that test"),
-    "sparsity": Column("sparsity", "zeros among the stored weights and biases"),
-    "prune_ratio": Column("prune ratio", "parameters changed or removed"),
-    "bits": Column("bits", "of a stored weight"),
-    "flips_to_chance": Column("flips", "stored bits an attacker must flip to reach chance"),
-    "ece": Column("ECE", "calibration error, clean"),
-    "ece_attacked": Column("ECE attacked", "calibration error under the main attack"),
-    "macs": Column("MACs", "multiply-accumulates per image"),
-    "file_bytes": Column("file bytes"),
-    "passes": Column("passes", "forward and backward passes of the suite per image"),
-    "verdict": Column("verdict", "whether the robust accuracy can be believed"),
-    "p": Column("p"),
-    "n": Column("n", "images"),
+COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line of explanation
+    "model": ("model", ""),
+    "family": ("family", "how the network was compressed"),
+    "recipe": ("dense network", "how the network that it descends from was trained"),
+    "parent": ("parent", "the model that it was made from"),
+    "accuracy": ("accuracy", ""),
+    "clean_accuracy": ("clean", "accuracy without an attack"),
+    "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
+    "main_accuracy": ("main attack", "accuracy under the main attack alone"),
+    "transfer_accuracy": ("transfer", "on images crafted on the dense network"),
+    "remnant_accuracy": ("remnant", "accuracy under attack"),
+    "attack_success_rate": ("success", "of images that were right before the attack"),
+    "prediction_change_rate": ("changed", "predictions that the attack changes"),
+    "robust_difference": ("robust − dense", "robust accuracy minus the dense network's"),
+    "against_dense": ("against dense", "robust accuracy, McNemar's test on the same images"),
+    "p_against_dense": ("p", "of that test"),
+    "sparsity": ("sparsity", "zeros among the stored weights and biases"),
+    "prune_ratio": ("prune ratio", "parameters changed or removed"),
+    "bits": ("bits", "of a stored weight"),
+    "flips_to_chance": ("flips", "stored bits an attacker must flip to reach chance"),
+    "ece": ("ECE", "calibration error, clean"),
+    "ece_attacked": ("ECE attacked", "calibration error under the main attack"),
+    "macs": ("MACs", "multiply-accumulates per image"),
+    "file_bytes": ("file bytes", ""),
+    "passes": ("passes", "forward and backward passes of the suite per image"),
+    "verdict": ("verdict", "whether the robust accuracy can be believed"),
+    "p": ("p", ""),
+    "n": ("n", "images"),
 }
 
 
 def kind_of(column: str) -> Kind:
-    """How the numbers of a column read."""
-    quantity = column.partition(":")[0]
-    known = COLUMNS.get(quantity)
-    if known and known.kind:
-        return known.kind
-    words = quantity.split("_")
+    """The kind of a column's numbers."""
+    words = column.partition(":")[0].split("_")
     ends = ("_".join(words[start:]) for start in range(len(words)))
     return next((KINDS[end] for end in ends if end in KINDS), NUMBER)
 
@@ -167,8 +148,7 @@ def name_of(column: str) -> str:
     quantity, _, qualifier = column.partition(":")
     if quantity == "accuracy" and qualifier:
         return qualifier
-    known = COLUMNS.get(quantity)
-    heading = known.heading if known else quantity.replace("_", " ")
+    heading, _ = COLUMNS.get(quantity, (quantity.replace("_", " "), ""))
     return f"{heading}, {qualifier}" if qualifier else heading
 
 
@@ -179,8 +159,7 @@ def heading(column: str) -> str:
 
 def hint(column: str) -> str:
     """What a column means in one line; empty where its name says it."""
-    known = COLUMNS.get(column.partition(":")[0])
-    return known.hint if known else ""
+    return COLUMNS.get(column.partition(":")[0], ("", ""))[1]
 
 
 def bounds(column: str) -> tuple[str, str]:
@@ -191,14 +170,7 @@ def bounds(column: str) -> tuple[str, str]:
 
 def interval(value: float | None, low: float | None, high: float | None) -> str:
     """A rate and its interval: `54.0 (50.1–57.9)`."""
-    return _with_bounds(RATE, value, low, high)
-
-
-def _with_bounds(kind: Kind, value: Any, low: Any, high: Any) -> str:
-    if _missing(value) or _missing(low) or _missing(high):
-        return kind.text(value)
-    between = " to " if kind is POINTS else "–"  # signs and dashes do not read together
-    return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
+    return cell_text(RATE, value, low, high)
 
 
 def shown_columns(table: pd.DataFrame) -> list[str]:
@@ -209,7 +181,7 @@ def shown_columns(table: pd.DataFrame) -> list[str]:
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of raw numbers as it reads: text cells, intervals merged, columns still by name."""
+    """A table of raw numbers as text: cells formatted, intervals merged, columns still by name."""
     found = {}
     for column in shown_columns(table):
         kind, ends = kind_of(column), bounds(column)
@@ -221,7 +193,12 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
 
 def cell_text(kind: Kind, value: Any, low: Any = None, high: Any = None) -> str:
     """One cell: a text is a name and stays, a number is written by its kind."""
-    return value if isinstance(value, str) else _with_bounds(kind, value, low, high)
+    if isinstance(value, str):
+        return value
+    if _missing(value) or _missing(low) or _missing(high):
+        return kind.text(value)
+    between = " to " if kind is POINTS else "–"  # signs and dashes do not read together
+    return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
 
 
 def sort_value(value: Any) -> float | str | None:

@@ -1,4 +1,4 @@
-"""The gate: may a change be merged, as far as robustness goes? Two revisions, model by model.
+"""The gate: whether robustness fell between two revisions, model by model.
 
 A model falls where its robust accuracy is significantly lower than before: by McNemar's exact test
 on the same images, or by Fisher's exact test on the two counts where the images differ or are not
@@ -171,8 +171,8 @@ def _warnings(rows: list[Row], before: Side, after: Side) -> Iterator[str]:
     if unpaired := [markdown(row.name) for row in tested if not row.paired]:
         each = "every model" if len(unpaired) == len(tested) else listed(unpaired)
         yield (
-            f"{UNPAIRED} Not the same images on both sides, or not known one by one; tested as two "
-            f"counts, which detects large differences only: {each}."
+            f"{UNPAIRED} Images differ or their outcomes are missing; tested as two counts, which "
+            f"detects large differences only: {each}."
         )
 
 
@@ -196,28 +196,17 @@ def page(gate: Gate, title: str) -> str:
 
 
 def _cells(row: Row, alpha: float) -> list[str]:
-    def robust(one: Result | None) -> str:
-        return NOTHING if one is None else interval(one.rate.value, *one.rate.interval)
-
-    sides = (row.before, row.after)
-    return [
-        markdown(row.name),
-        *(NOTHING if one is None else percent(one.clean) for one in sides),
-        *(
-            NOTHING if one is None else interval(one.rate.value, *one.rate.interval)
-            for one in sides
-        ),
-        _p(row).removeprefix("p = ").removeprefix("p "),
-        *(NOTHING if one is None else one.verdict or NOTHING for one in sides),
-        _mark(row, alpha),
-    ]
-
-
-def _mark(row: Row, alpha: float) -> str:
+    cells = [(NOTHING,) * 3] * 2
+    for side, one in enumerate((row.before, row.after)):
+        if one is not None:
+            robust = interval(one.rate.value, *one.rate.interval)
+            cells[side] = percent(one.clean), robust, one.verdict or NOTHING
+    clean, robusts, verdicts = zip(*cells, strict=True)
     if row.fell(alpha) or row.distrusted:
-        return "✗"
-    if row.after is None:
-        return "gone"
-    if row.before is None:
-        return "new"
-    return "▲" if row.p is not None and row.p < alpha and row.change > 0 else "="
+        mark = "✗"
+    elif row.before is None or row.after is None:
+        mark = "new" if row.after else "gone"
+    else:
+        mark = "▲" if row.p is not None and row.p < alpha and row.change > 0 else "="
+    p = _p(row).removeprefix("p = ").removeprefix("p ")
+    return [markdown(row.name), *clean, *robusts, p, *verdicts, mark]

@@ -10,7 +10,6 @@
   };
 
   // --- leaderboard: sorting ----------------------------------------------------------------------
-
   // Numbers before texts by their value, texts by their letters; what has no value comes last.
   const compare = (first, second, sign) => {
     const [a, b] = [first.dataset.value, second.dataset.value];
@@ -27,9 +26,7 @@
     const sort = (head) => {
       const order = next[head.getAttribute("aria-sort")];
       heads.forEach((one) => one.setAttribute("aria-sort", one === head ? order : "none"));
-      const sign = order === "descending" ? -1 : 1;
-      const at = head.cellIndex;
-      const rows = [...original];
+      const [sign, at, rows] = [order === "descending" ? -1 : 1, head.cellIndex, [...original]];
       if (order !== "none") rows.sort((a, b) => compare(a.cells[at], b.cells[at], sign));
       body.append(...rows);
     };
@@ -43,14 +40,12 @@
   };
 
   // --- leaderboard: filters ----------------------------------------------------------------------
-
   const chooser = (table, head) => {
-    const texts = [...table.tBodies[0].rows].map((row) => row.cells[head.cellIndex].textContent);
-    const choices = [...new Set(texts)];
+    const cells = [...table.tBodies[0].rows].map((row) => row.cells[head.cellIndex]);
+    const choices = [...new Set(cells.map((cell) => cell.textContent))];
     if (choices.length < 2) return null;
-    const select = made("select");
-    select.append(new Option("all", ""));
-    choices.forEach((text) => select.append(new Option(text, `=${text}`)));
+    const options = choices.map((text) => new Option(text, `=${text}`));
+    const select = made("select", {}, new Option("all", ""), ...options);
     return {select, at: head.cellIndex, label: made("label", {}, head.textContent, select)};
   };
 
@@ -84,13 +79,9 @@
     show();
   };
 
-  all("table.board").forEach((table) => {
-    filterable(table);
-    sortable(table);
-  });
+  all("table.board").forEach((table) => { filterable(table); sortable(table); });
 
   // --- plots -------------------------------------------------------------------------------------
-
   const {plots, dark} = JSON.parse(document.getElementById("plots").textContent);
   const night = matchMedia("(prefers-color-scheme: dark)");
   const views = new Map();
@@ -138,15 +129,10 @@
 
   const places = all("[data-plot]");
   const watch = new IntersectionObserver((entries) => {
-    entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
-      watch.unobserve(entry.target);
-      draw(entry.target);
-    });
+    const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+    near.forEach((place) => { watch.unobserve(place); draw(place); });
   }, {rootMargin: "600px"});
-  places.forEach((place) => {
-    legend(place);
-    watch.observe(place);
-  });
+  places.forEach((place) => { legend(place); watch.observe(place); });
   addEventListener("beforeprint", () => places.forEach(draw));
 
   const wipe = (place) => {
@@ -160,14 +146,11 @@
 
   night.addEventListener("change", () => {
     places.forEach(legend);
-    places.filter((place) => views.get(place.dataset.plot)).forEach((place) => {
-      wipe(place);
-      draw(place);
-    });
+    const drawn = places.filter((place) => views.get(place.dataset.plot));
+    drawn.forEach((place) => { wipe(place); draw(place); });
   });
 
   // --- a link into a folded part opens it ----------------------------------------------------------
-
   const open = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     for (let one = target; one; one = one.parentElement) {

@@ -1,10 +1,10 @@
-"""The report of a run: its parts as one HTML file that needs no other, and as GitHub's markdown."""
+"""The report of a run: its parts as one self-contained HTML file, and as GitHub's markdown."""
 
 import base64
 import re
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,16 +22,14 @@ CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows
 LONG = 16  # rows from which a table is folded
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What is read, and what it is sorted by."""
+class Cell(NamedTuple):
+    """A cell: its text, and its value for sorting."""
 
     text: str
     value: float | str | None
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A heading, its explanation, whether rows are filtered by it, and how wide its texts are."""
 
     name: str
@@ -40,17 +38,12 @@ class Column:
     look: str
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table as the page shows it."""
+class Grid(NamedTuple):
+    """A table as the page shows it, and whether it is long."""
 
     columns: list[Column]
     rows: list[list[Cell]]
-
-    @property
-    def folded(self) -> bool:
-        """Whether it is long."""
-        return len(self.rows) > LONG
+    folded: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,28 +69,20 @@ def shown_sections(run: Run) -> list[Shown]:
 def charts(found: list[Shown]) -> dict[str, Chart]:
     """All charts by name; ValueError where two have the same."""
     named: dict[str, Chart] = {}
-    for one in found:
-        for part in one.parts:
-            if part.chart is not None:
-                if part.chart.name in named:
-                    raise ValueError(f"two charts are called {part.chart.name!r}")
-                named[part.chart.name] = part.chart
+    for chart in (part.chart for one in found for part in one.parts if part.chart is not None):
+        if chart.name in named:
+            raise ValueError(f"two charts are called {chart.name!r}")
+        named[chart.name] = chart
     return named
 
 
 def html(run: Run, found: list[Shown]) -> str:
     """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped."""
     named = charts(found)
-    plots = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
-    return _render(
-        "page.html.j2",
-        run,
-        found,
-        plots={name: asdict(plot) for name, plot in plots.items()},
-        pictures={name: pictures(c) for name, c in named.items() if c.kind == "images"},
-        dark=DARK,
-        bokeh=Markup(library() if plots else ""),
-    )
+    drawn = {name: asdict(live(c, run.places)) for name, c in named.items() if c.kind != "images"}
+    images = {name: pictures(c) for name, c in named.items() if c.kind == "images"}
+    more = {"dark": DARK, "bokeh": Markup(library() if drawn else "")}
+    return _render("page.html.j2", run, found, plots=drawn, pictures=images, **more)
 
 
 def report_markdown(run: Run, found: list[Shown]) -> str:
@@ -110,7 +95,7 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     environment = Environment(
         loader=PackageLoader("advprune.report", "."),
         autoescape=is_html,
-        finalize=None if is_html else _escaped,
+        finalize=None if is_html else lambda v: v if isinstance(v, Markup) else markdown(v),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -121,17 +106,12 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     environment.filters |= {"grid": grid, "table": markdown_table, "unbroken": unbroken}
     content = {
         "profile": run.params.profile,
-        "origin": _origin(run),
+        "origin": f"Data: {run.source}, n = {run.n} test images. {run.profile.note}".strip(),
         "question": QUESTION,
         "summary": summary(run),
         "sections": found,
     }
     return environment.get_template(template).render(content | more)
-
-
-def _origin(run: Run) -> str:
-    """Which images, how many, and what whoever ran it says of the run."""
-    return f"Data: {run.source}, n = {run.n} test images. {run.profile.note}".strip()
 
 
 def grid(table: pd.DataFrame) -> Grid:
@@ -143,7 +123,8 @@ def grid(table: pd.DataFrame) -> Grid:
         [Cell(text, sort_value(raw)) for text, raw in zip(read[c], table[c], strict=True)]
         for c in kept
     ]
-    return Grid(columns, [list(row) for row in zip(*cells, strict=True)])
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    return Grid(columns, rows, folded=len(rows) > LONG)
 
 
 def _look(cells: pd.Series) -> str:
@@ -183,7 +164,3 @@ def _address(pixels: Any) -> str:
 def unbroken(text: str) -> str:
     """Text in which no line ends between a number and its sign."""
     return re.sub(r"(?<=\d) (?=%)|(?<=\b[np]) (?=[=<])|(?<=[=<]) |(?<=\beps) ", "\u00a0", text)
-
-
-def _escaped(value: Any) -> Any:
-    return value if isinstance(value, Markup) else markdown(value)

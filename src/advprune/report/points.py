@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from advprune.core.params import CARRIED
-from advprune.report.run import Model, Run
+from advprune.report.run import Model, Run, by
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,30 +38,20 @@ def points(run: Run, kind: str) -> dict[str, list[Point]]:
 
 
 def _point(family: str, setting: Any, rows: pd.DataFrame) -> Point:
-    tables = {
-        str(name): part.sort_values("index", ignore_index=True)
-        for name, part in rows.groupby("attack", sort=False)
-    }
-    transferred = {
-        name.removeprefix(CARRIED): t for name, t in tables.items() if name.startswith(CARRIED)
-    }
-    white = {name: table for name, table in tables.items() if not name.startswith(CARRIED)}
-    first = rows.iloc[0]
-    return Point(
-        family, setting, float(first.prune_ratio), float(first.sparsity), white, transferred
-    )
+    white: dict[str, pd.DataFrame] = {}
+    transferred: dict[str, pd.DataFrame] = {}
+    for name, table in by(rows, "attack").items():
+        (transferred if name.startswith(CARRIED) else white)[name.removeprefix(CARRIED)] = table
+    ratio, sparsity = (float(rows[column].iloc[0]) for column in ("prune_ratio", "sparsity"))
+    return Point(family, setting, ratio, sparsity, white, transferred)
 
 
 def point_of(run: Run, model: Model) -> Point:
     """A model of the leaderboard as a point."""
-    return Point(
-        model.family,
-        run.params.setting(model.name),
-        model.card["prune_ratio"],
-        model.card["sparsity"],
-        {name: model.attack(name) for name in run.attacks},
-        {name: model.transferred(name) for name in exchanged(run)},
-    )
+    white = {name: model.attack(name) for name in run.attacks}
+    transferred = {name: model.transferred(name) for name in exchanged(run)}
+    ratios = model.card["prune_ratio"], model.card["sparsity"]
+    return Point(model.family, run.params.setting(model.name), *ratios, white, transferred)
 
 
 def exchanged(run: Run) -> list[str]:

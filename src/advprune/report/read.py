@@ -35,7 +35,7 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
 
 def _read_model(params: Params, runs: Path, name: str, received: dict[str, Received]) -> Model:
     if name not in received:
-        raise UserError(f"the transfer stage knows no {name}; run `dvc repro`")
+        raise UserError(f"the transfer stage has no {name}; run `dvc repro`")
     entry, folder = params.models.get(name), runs / name
     return Model(
         name=name,

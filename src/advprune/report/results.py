@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from advprune.core.errors import UserError
@@ -15,55 +15,46 @@ from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.statistics import Rate
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.formats import bounds, number
-
-if TYPE_CHECKING:
-    from advprune.report.run import Model, Run
+from advprune.report.run import Model, Run
 
 RESULTS = "results.csv"
 METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
-    "n": "n",
-    "clean_accuracy": "clean_accuracy",
-    "robust_accuracy": "robust_accuracy",
-    "robust_low": "robust_accuracy_low",
-    "robust_high": "robust_accuracy_high",
-    "transfer_accuracy": "transfer_accuracy",
-    "sparsity": "sparsity",
-    "bits": "bits",
-    "flips_to_chance": "flips_to_chance",
+    **{name: name for name in ("n", "clean_accuracy", "robust_accuracy")},
+    **{"robust_low": "robust_accuracy_low", "robust_high": "robust_accuracy_high"},
+    **{name: name for name in ("transfer_accuracy", "sparsity", "bits", "flips_to_chance")},
     "verdict": "verdict",
 }
-FINGERPRINT = 16  # hex digits
+FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
 REQUIRED = ("model", "images", "robust_images")
 
 
-def results(run: "Run") -> pd.DataFrame:
+@cache
+def results(run: Run) -> pd.DataFrame:
     """One row per model in the order of the leaderboard; unknown values are None."""
     return pd.DataFrame([_row(run, model) for model in run.models])
 
 
-def _row(run: "Run", model: "Model") -> dict[str, Any]:
+def _row(run: Run, model: Model) -> dict[str, Any]:
     """The rates and the calibration under attack are the main attack's; robust rates and the
     comparison with the dense network are of the worst case over the suite."""
-    dense, card = run.dense_of(model), model.card
+    dense, card, setting = run.dense_of(model), model.card, model.card["setting"]
     found = metrics(model.attack(run.main))
     for end in ("", "_low", "_high"):
         found[f"main_accuracy{end}"] = found.pop(f"remnant_accuracy{end}")
     robust, transferred = run.robust(model), model.transferred(run.main)
     against = compare(robust, run.robust(dense))
+    compared: dict[str, Any] = {"robust_difference": round(against.difference, 6)}
+    compared |= {"p_against_dense": round(against.p, 6), "against_dense": outcome(against)}
     verdict = run.verdict(model)
     row = {
         **{"model": model.name, "family": model.family, "parent": model.parent},
         **{"root": model.root, "recipe": model.recipe, "do": model.do, "kind": model.kind},
-        **{
-            "group": model.group,
-            "setting": number(card["setting"]) if card["setting"] is not None else None,
-        },
+        **{"group": model.group, "setting": None if setting is None else number(setting)},
         **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
         **found,
         **robust_rates(robust),
-        "robust_difference": None if model.is_dense else round(against.difference, 6),
-        "p_against_dense": None if model.is_dense else round(against.p, 6),
-        "against_dense": None if model.is_dense else outcome(against),
+        **dict.fromkeys(("robust_difference", "p_against_dense", "against_dense")),
+        **({} if model.is_dense else compared),
         **remnant_accuracy(transferred).columns("transfer_accuracy"),
         **transfer_success(transferred, dense.attack(run.main)).columns("transfer_success_rate"),
         **flips_metric(run.flips(model)),
@@ -76,21 +67,15 @@ def _row(run: "Run", model: "Model") -> dict[str, Any]:
     row |= {key: card[key] for key in (*keys, "stored_bits", "twin_agreement")}
     # Image by image, so that two revisions can be compared on the same images (`report.gate`).
     hits = "".join("01"[hit] for hit in right(robust).astype(int))
-    return row | {"images": _fingerprint(run), "robust_images": hits}
+    labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
+    images = hashlib.sha256(run.clean_images.tobytes() + labels.tobytes()).hexdigest()
+    return row | {"images": images[:FINGERPRINT], "robust_images": hits}
 
 
 def without_own(table: pd.DataFrame) -> pd.DataFrame:
     """The results with no transfer for dense networks: there it is their own images."""
     own, columns = table.model == table.root, table.columns.str.startswith("transfer_")
     return table.assign(**{name: table[name].mask(own) for name in table.columns[columns]})
-
-
-def _fingerprint(run: "Run") -> str:
-    """Short sha256 of the test images and labels, in order."""
-    labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
-    digest = hashlib.sha256(np.ascontiguousarray(run.clean_images).tobytes())
-    digest.update(labels.tobytes())
-    return digest.hexdigest()[:FINGERPRINT]
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -106,30 +91,21 @@ def metrics_of(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def read_results(text: str, where: str) -> pd.DataFrame:
     """The results from the text of a results.csv; UserError where it is damaged."""
     try:
-        table = pd.read_csv(
-            io.StringIO(text),
-            dtype=dict.fromkeys(REQUIRED, str),
-            keep_default_na=False,
-            na_values=[""],
-        )
+        texts = dict.fromkeys(REQUIRED, str)
+        table = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{where} is damaged: {error}") from error
     if missing := [c for c in (*REQUIRED, *METRICS.values()) if c not in table]:
         raise UserError(f"{where} is damaged: it has no column {missing[0]}")
     if table.model.isna().any() or table.model.duplicated().any() or not len(table):
         raise UserError(f"{where} is damaged: models are missing or named twice")
-    for row in table.itertuples():
-        _check(row, where)
+    for row in table.to_dict("records"):
+        model, hits, n = row["model"], str(row["robust_images"]), row["n"]
+        if not set(hits) <= {"0", "1"} or len(hits) != n or pd.isna(row["images"]):
+            raise UserError(f"{where} is damaged: outcomes of {model} are not 0 or 1 per image")
+        if abs(hits.count("1") / n - row["robust_accuracy"]) > 1e-6:
+            raise UserError(f"{where} is damaged: {model} has another rate than its outcomes")
     return table
-
-
-def _check(row: Any, where: str) -> None:
-    """The outcomes of the images are 0 or 1 and give the rate beside them, or nothing is read."""
-    hits = str(row.robust_images)
-    if not set(hits) <= {"0", "1"} or len(hits) != row.n or pd.isna(row.images):
-        raise UserError(f"{where} is damaged: outcomes of {row.model} are not 0 or 1 per image")
-    if abs(hits.count("1") / row.n - row.robust_accuracy) > 1e-6:
-        raise UserError(f"{where} is damaged: {row.model} has another rate than its outcomes")
 
 
 def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:

@@ -76,9 +76,8 @@ class Model:
 
     def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
         """The points of a curve in rising order: (eps or steps, records by image)."""
-        rows = self.records[self.records.attack == name]
-        values = sorted(rows[column].unique())
-        return [(float(value), in_order(rows[rows[column] == value])) for value in values]
+        found = by(self.records[self.records.attack == name], column)
+        return [(float(value), found[value]) for value in sorted(found)]
 
     def transferred(self, attack: str, source: str = "") -> pd.DataFrame:
         """Records of images crafted on `source`, by default its dense network.
@@ -193,11 +192,8 @@ class Run:
         """Whether the model's robust accuracy can be believed."""
         transferred = None if model.is_dense else model.transferred(self.main)
         parent = None if model.is_dense else self.robust(self.dense_of(model))
-        agreement = model.card["twin_agreement"]
-        evidence = Evidence(
-            model.records, self.main, len(self.classes), transferred, parent, agreement
-        )
-        return verdict(evidence)
+        known = transferred, parent, model.card["twin_agreement"]
+        return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
     def own(self, source: str, attack: str) -> pd.DataFrame:
         """The records of a source, a model or an attacker, on images crafted on itself."""
@@ -230,9 +226,8 @@ class Run:
     @cache  # noqa: B019
     def flips(self, model: Model) -> Reached | None:
         """Bits to chance, from the study of the model with most bits; None where there is none."""
-        entries = self.studies_of("bitflip")
-        own = [name for name, entry in entries.items() if entry.of == model.name]
-        name = max(own, key=lambda name: int(entries[name].bits), default=None)
+        own = [one for one in self.studies_of("bitflip").items() if one[1].of == model.name]
+        name, _ = max(own, key=lambda one: int(one[1].bits), default=(None, None))
         return None if name is None else to_chance(self.studies[name], self.chance)
 
     @cached_property
@@ -247,13 +242,6 @@ class Run:
         attackers = {source: _first(table, n) for source, table in self.attackers.items()}
         return replace(self, models=[m.first(n) for m in self.models], attackers=attackers)
 
-    @cached_property
-    def results(self) -> pd.DataFrame:
-        """One row per model, raw numbers: `report.results`."""
-        from advprune.report.results import results
-
-        return results(self)
-
     @cache  # noqa: B019
     def adversarial(self, model: Model) -> np.ndarray:
         """The main attack's images, uint8 [N, C, H, W]."""
@@ -264,6 +252,11 @@ class Run:
 def in_order(records: pd.DataFrame) -> pd.DataFrame:
     """Records in the order of the images."""
     return records.sort_values("index", ignore_index=True)
+
+
+def by(records: pd.DataFrame, column: str) -> dict[Any, pd.DataFrame]:
+    """Records by the values of a column as they appear, each in the order of the images."""
+    return {value: in_order(part) for value, part in records.groupby(column, sort=False)}
 
 
 def _first(records: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -11,22 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from advprune.report.chart import Chart
-
-if TYPE_CHECKING:
-    from advprune.report.run import Run
+from advprune.report.run import Run
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A heading, one or two sentences, and what they rest on.
+    """A heading, one or two sentences, a table and a chart.
 
-    table: raw numbers, fractions as fractions; text only for names. `formats` chooses by the name
-    of a column how it reads. folded: shown as a heading until it is opened.
+    table: raw numbers, rates as fractions; text only for names. `formats` formats a column by its
+    name. folded: shown as a heading until it is opened.
     """
 
     title: str
@@ -36,7 +33,7 @@ class Part:
     folded: bool = False
 
 
-Build = Callable[["Run"], list[Part]]
+Build = Callable[[Run], list[Part]]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from advprune.report.formats import budget, counted, listed, p_text, percent, po
 from advprune.report.run import Model, Run
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
-NAMED = 4  # so many models are named one by one
+NAMED = 4  # up to this many models are named one by one
 
 
 def summary(run: Run) -> list[str]:
@@ -30,7 +30,7 @@ def effect(run: Run) -> str:
         "robust than the dense network"
     ]
     parts += [f"{_named(run, worse)} {_is(worse)} significantly less robust"] if worse else []
-    parts += [f"{void} cannot be compared, being at chance without an attack"] if void else []
+    parts += [f"{void} cannot be compared: clean accuracy is at chance"] if void else []
     parts += [f"for {same} of {len(tests)} the difference is not significant"] if same else []
     return f"{'; '.join(parts)} (McNemar's test on the same images, Holm's correction)."
 
@@ -56,12 +56,8 @@ def _named(run: Run, models: list[Model]) -> str:
     """Models by name with their verdict where few, their number where many."""
     if len(models) > NAMED:
         return counted(len(models), "compressed model")
-    return listed([_doubted(run, model) for model in models])
-
-
-def _doubted(run: Run, model: Model) -> str:
-    level = run.verdict(model).level
-    return model.name if level == LEVELS[PASS] else f"{model.name} ({level})"
+    levels = [(model.name, run.verdict(model).level) for model in models]
+    return listed([n if level == LEVELS[PASS] else f"{n} ({level})" for n, level in levels])
 
 
 def start(run: Run) -> str:
@@ -97,22 +93,22 @@ def price(run: Run) -> str:
 
 def transfer(run: Run) -> str:
     """Whether attacks on the dense network overstate the robustness of compressed models."""
-    heard = [model for model in run.compressed if len(model.transferred(run.main))]
-    if not heard:
+    targets = [model for model in run.compressed if len(model.transferred(run.main))]
+    if not targets:
         return ""
-    tests = {m: compare(m.transferred(run.main), run.robust(m)) for m in heard}
+    tests = {m: compare(m.transferred(run.main), run.robust(m)) for m in targets}
     higher = [model for model, test in tests.items() if test.better]
     if not higher:
         return (
-            "Attacks transferred from the dense network do as much harm to compressed models as "
-            "attacking them directly: no difference is significant."
+            "For no compressed model do attacks transferred from the dense network differ "
+            "significantly from attacking it directly."
         )
     model, test = max(tests.items(), key=lambda item: item[1].difference)
     return (
         f"Transfer attacks overstate robustness for {len(higher)} of "
-        f"{counted(len(heard), 'compressed model')}: {model.name} has {spell(test.first)} accuracy "
-        f"on images crafted on its dense network, and {spell(test.second)} when attacked directly "
-        f"({p_text(test.p)})."
+        f"{counted(len(targets), 'compressed model')}: {model.name} has {spell(test.first)} "
+        f"accuracy on images crafted on its dense network, and {spell(test.second)} when "
+        f"attacked directly ({p_text(test.p)})."
     )
 
 

@@ -1,6 +1,7 @@
 """The leaderboard in the terminal and as a Markdown table, from results.csv alone: no torch."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +25,7 @@ def leaderboard(profile: str, markdown: bool = False, folder: Path = Path("repor
     title = title_of(profile, table)
     if markdown:
         return f"**{title}**\n\n{markdown_of(table)}"
-    return f"{title}\n{_aligned(table)}\n{folder / profile / 'report.html'}"
+    return f"{title}\n{_brief(table, 'simple')}\n{folder / profile / 'report.html'}"
 
 
 def read(profile: str, folder: Path = Path("reports")) -> pd.DataFrame:
@@ -47,25 +48,16 @@ def title_of(profile: str, table: pd.DataFrame) -> str:
 
 def markdown_of(table: pd.DataFrame) -> str:
     """The brief columns as a Markdown table."""
+    return _brief(table, "github")
+
+
+def _brief(table: pd.DataFrame, form: str) -> str:
+    """The columns that have any value, as text, with their headings; numbers to the right."""
     from tabulate import tabulate
 
-    shown = _brief(table)
-    names = list(map(str, shown.columns))
-    return tabulate(shown.values.tolist(), names, "github", disable_numparse=True)
-
-
-def _brief(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that have any value, as text, with their headings."""
     known = [column for column in BRIEF if table[column].notna().any()]
-    robust = [*known, *bounds("robust_accuracy")]
-    return texts(without_own(table)[robust]).rename(columns=heading)
-
-
-def _aligned(table: pd.DataFrame) -> str:
-    from tabulate import tabulate
-
-    shown = _brief(table)
-    names, texts_of = list(map(str, shown.columns)), [heading(column) for column in LEFT]
-    sides = ["left" if name in texts_of else "right" for name in names]
-    cells = shown.values.tolist()
-    return tabulate(cells, names, "simple", disable_numparse=True, colalign=sides)
+    shown = texts(without_own(table)[[*known, *bounds("robust_accuracy")]])
+    sides = ["left" if column in LEFT else "right" for column in shown]
+    how: dict[str, Any] = {} if form == "github" else {"colalign": sides}
+    names = [heading(str(column)) for column in shown]
+    return tabulate(shown.values.tolist(), names, form, disable_numparse=True, **how)

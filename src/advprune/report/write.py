@@ -12,7 +12,7 @@ from advprune.core.files import atomic, write_json
 from advprune.core.params import FILE, Params
 from advprune.report.chart_png import png
 from advprune.report.page import charts, html, report_markdown, shown_sections
-from advprune.report.results import RESULTS, metrics_of
+from advprune.report.results import RESULTS, metrics_of, results
 from advprune.report.run import Run
 
 
@@ -24,7 +24,7 @@ def write_report(run: Run, folder: Path) -> None:
         (temporary / "figures").mkdir()
         for name, chart in charts(found).items():
             (temporary / "figures" / f"{name}.png").write_bytes(png(chart, run.places))
-        run.results.to_csv(temporary / RESULTS, index=False, lineterminator="\n")
+        results(run).to_csv(temporary / RESULTS, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(run.params), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(run, found), encoding="utf-8")
         (temporary / "report.html").write_text(html(run, found), encoding="utf-8")
@@ -33,7 +33,7 @@ def write_report(run: Run, folder: Path) -> None:
 def write_metrics(run: Run, folder: Path) -> None:
     """Write `<model>.json` for each model, in place of an older folder."""
     with _replaced(folder) as temporary:
-        for name, found in metrics_of(run.results).items():
+        for name, found in metrics_of(results(run)).items():
             write_json(temporary / f"{name}.json", found)
 
 

@@ -1,1 +1,1 @@
-"""SAP on agents that act (an extra, `advprune[rl]`): nothing else in the library imports it."""
+"""SAP on reinforcement-learning agents (extra `advprune[rl]`); no other module imports it."""

@@ -116,7 +116,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence(table: pd.DataFrame) -> str:
-    """What SAP costs unattacked, where it earns significantly more or less, and what is of use."""
+    """SAP's cost unattacked, where it earns significantly more or less, or beats random play."""
     cost = str(wide(table).loc["0", "relative, FGSM"])
     sure = table[(table.budget > 0) & (table.p < 1 - LEVEL)].set_index("budget")
     own, bpda = (sure[sure.attack == attack] for attack in ("FGSM", "BPDA"))

@@ -1,8 +1,8 @@
 """Studies: experiments beside the leaderboard, one file for each kind, found by looking here.
 
-A study is a function `(settings, given) -> tables`, registered under its kind with
-`@study(kind, Settings)`: typed settings and what it starts from in, tables of records by file name
-out.
+A study is a function `(settings, given) -> tables`, registered under its kind with `@study(kind,
+Settings)`. It takes typed settings and the model it starts from, and returns tables of records by
+file name.
 """
 
 import pkgutil

@@ -1,4 +1,4 @@
-"""The seam that every study fits: a registry, typed settings, and what a study starts from."""
+"""The interface of a study: a registry, typed settings, and what a study starts from."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

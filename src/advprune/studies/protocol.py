@@ -2,7 +2,7 @@
 
 Dhillon et al. (ICLR 2018), sections 3 and 4: FGSM whose gradient is averaged over 100 draws, and
 predictions by the mean softmax over 100 draws, over the budget lambda. The adaptive attacks vary
-the backward rule and the draws a step (Athalye et al., ICML 2018, section 5.3.1; the erratum by
+the backward rule and the draws per step (Athalye et al., ICML 2018, section 5.3.1; the erratum by
 Dhillon and Carlini, arXiv 2010.00071).
 """
 
@@ -44,7 +44,7 @@ class Member(Settings):
 
 
 class MemberSettings(Settings):
-    """members: what is put through the protocol, by names of your own."""
+    """members: models of the protocol, by names of your own."""
 
     members: dict[Name, Member]
 
@@ -67,7 +67,7 @@ def protocol(settings: MemberSettings, given: Given) -> Tables:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What every member goes through, on the same float `images` `[N, C, H, W]` in [0, 1]."""
+    """The attacks on every member, on the same float `images` `[N, C, H, W]` in [0, 1]."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -1,8 +1,8 @@
-"""Seeds: families at settings, once a seed, each on a dense network of that seed.
+"""Seeds: families at settings, once per seed, each on the dense network of that seed.
 
-One trained network says what one run gave; what a way of pruning does is a matter of several. The
-seed sets initialization, order and random starts of the dense network, the family's own training,
-and the starts of the attack.
+One trained network shows one outcome; judging a family takes several. The seed sets initialization,
+order and random starts of the dense network, the family's own training, and the starts of the
+attack.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -172,7 +172,7 @@ def _tables(
 
 
 def histories_of(notes: Mapping[str, Any]) -> dict[str, History]:
-    """The histories among a family's notes, by name and in order: a row an epoch of a training, or
+    """The histories among a family's notes, by name, in order: one row per epoch of a training, or
     a measured step of a search."""
     lists = {name: value for name, value in notes.items() if isinstance(value, list) and value}
     return {

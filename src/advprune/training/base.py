@@ -38,7 +38,7 @@ def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
 def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
     """The network of the settings for the training images, initialized from `seed`.
 
-    UserError where a network of another's making cannot answer such images.
+    UserError where a foreign network cannot answer such images.
     """
     model = build(spec_for(settings, train), settings.factory)
     initialize(model, torch.Generator().manual_seed(seed))
@@ -49,7 +49,7 @@ def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
 def load_or_train(
     profile: Profile, recipe_name: str, recipe: RecipeSettings, inputs: Inputs
 ) -> tuple[nn.Module, History]:
-    """The dense network and its history, one row an epoch (one row in all where it is loaded).
+    """The dense network and its history, one row per epoch (a single row if it is loaded).
 
     Weights that the profile gives for the recipe of this name are loaded instead of trained.
     """

@@ -1,8 +1,8 @@
 """Binary networks of a given number of channels, trained from scratch.
 
 Stage 2 of RA-BNN (Rakin et al., 2021): the network whose channels Early-Growth has counted
-(growth.py) is trained like any other binary network. Beside it stand the base network, and the
-control that the paper lacks: a uniformly wider one with as many parameters.
+(growth.py) is trained like any other binary network. Its controls are the base network and, missing
+in the paper, a uniformly wider one with as many parameters.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Piecewise weight clustering: training that leaves flips of stored bits less to do harm with."""
+"""Piecewise weight clustering: training that makes flips of stored bits less harmful."""
 
 import torch
 from torch import nn

@@ -7,9 +7,9 @@ channels are on and the others mostly off; cross-entropy alone says which are ke
 penalizes width: growth ends because the gates become steep. What is returned are numbers of
 channels; the network of that size is trained from scratch (binary.py).
 
-A gate stands where its channel is read, so a channel that is off is as good as absent: it has no
-part in what later layers compute, their means and deviations included. Any channel may be switched
-off, those of the base network too, but not all of a group.
+A gate acts where its channel is read, so a channel that is off has no part in what later layers
+compute, their means and deviations included. Any channel may be switched off, those of the base
+network too, but not all of a group.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Every network that is trained from nothing: by a recipe, binary, or an attacker's own."""
+"""Every network that is trained from scratch: dense, binary, or an attacker's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
-"""Networks that an attacker trains for themselves, to craft images on and carry them over.
+"""Networks that an attacker trains, to craft images for transfer to a target.
 
 A surrogate learns from the labels of the training images. A substitute (Papernot et al., Practical
-Black-Box Attacks against Machine Learning, 2017) knows no labels: it learns what a target says of
+Black-Box Attacks against Machine Learning, 2017) uses no labels: it learns a target's answers on
 the images, here its probabilities.
 """
 

@@ -1,8 +1,8 @@
-"""Bit flips: how many stored bits an attacker must flip until a network guesses.
+"""Bit flips: how many stored bits an attacker must flip until a network is at chance.
 
 Rakin, He and Fan, Bit-Flip Attack (ICCV 2019). Counts are Hamming distances of stored weights, mean
-and t interval over batches that the attacker may have. Where a batch did not reach chance no mean
-is given, but a lower bound of it.
+and t interval over batches that the attacker may have. If a batch did not reach chance, a lower
+bound is given instead of the mean.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from advprune.evaluate import faults
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm
-from advprune.evaluate.faults import (
-    Reached,
-    accuracy_after,
-    at_the_end,
-    clean_accuracy,
-    compare_flips,
-    over_flips,
-    to_chance,
-)
 from advprune.report.chart import Chart
 from advprune.report.formats import percent
 from advprune.report.run import Run
@@ -33,7 +25,7 @@ UNTARGETED, RANDOM = "untargeted", "random"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A study of bit flips and its records. level: the accuracy that counts as guessing."""
+    """A study of bit flips and its records. level: the accuracy that counts as chance."""
 
     name: str
     model: str
@@ -43,9 +35,9 @@ class Entry:
     records: pd.DataFrame
     level: float
 
-    def under(self, variant: str = UNTARGETED) -> Reached:
+    def under(self, variant: str = UNTARGETED) -> faults.Reached:
         """Bits to chance under a variant of the search."""
-        return to_chance(self.records, self.level, variant)
+        return faults.to_chance(self.records, self.level, variant)
 
 
 @section("Bit flips", order=80)
@@ -59,32 +51,24 @@ def bitflips(run: Run) -> list[Part]:
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
         f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
         f"training images without labels; mean and 95 % interval over {flips.seeds} batches. At "
-        "least: the lower bound where a batch did not reach chance. Margin: a loss that ignores "
-        f"images that are wrong already; targeted: all images into class {flips.target}; random: "
+        "least: the lower bound if a batch did not reach chance. Margin: a loss that ignores "
+        f"images already misclassified; targeted: all images into class {flips.target}; random: "
         "accuracy after as many random flips."
     )
+    axes = ("flips", "accuracy", "entry")
     curve = Chart(
-        "bitflip",
-        "line",
-        curves(found),
-        x="flips",
-        y="accuracy",
-        series="entry",
-        low="accuracy_low",
-        high="accuracy_high",
-        panel="search",
-        reference=run.chance,
+        "bitflip", "line", curves(found), *axes, interval=True, panel="search", reference=run.chance
     )
     parts = [Part("Flips to chance", text, table_of(found), curve)]
     pairs = pairs_of(found, run.roots[0].name)
     if pairs:
         words = (
             "p: Gehan's exact rank test over batches, corrected for all comparisons (Holm). Each "
-            "network was trained once, and greedy search gives an upper bound: more bits may mean "
-            "a search that fails."
+            "network was trained once, and greedy search gives an upper bound: a higher count may "
+            "only mean that the search failed."
         )
         if not can_differ(pairs):
-            words += " With so few batches no difference can be shown."
+            words += " With so few batches no comparison can reach significance."
         parts.append(Part("Flips to chance, compared", words, pair_table(pairs)))
     return parts
 
@@ -100,7 +84,7 @@ def entries(run: Run) -> list[Entry]:
     return found
 
 
-def counts(reached: Reached) -> dict[str, Any]:
+def counts(reached: faults.Reached) -> dict[str, Any]:
     """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
     spread = reached.spread
     # A t interval may reach below what can be counted.
@@ -123,11 +107,11 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
         for variant in (UNTARGETED, *entry.variants):
             reached = entry.under(variant)
             row: dict[str, Any] = stored | {"search": variant}
-            row |= {"clean_accuracy": clean_accuracy(entry.records)} | counts(reached)
+            row |= {"clean_accuracy": faults.clean_accuracy(entry.records)} | counts(reached)
             row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
-            row["end_accuracy"] = fmean(at_the_end(entry.records, variant))
+            row["end_accuracy"] = fmean(faults.at_the_end(entry.records, variant))
             if variant == UNTARGETED:
-                _, values = accuracy_after(entry.records, reached.least)
+                _, values = faults.accuracy_after(entry.records, reached.least)
                 row["accuracy:random flips"] = fmean(values) if values else None
                 row["accuracy:random flips, least"] = min(values, default=None)
                 row["highest_bit_share"] = float((top.bit == entry.bits - 1).mean())
@@ -151,18 +135,18 @@ def pairs_of(found: Sequence[Entry], root: str) -> list[Pair]:
 
 
 def can_differ(pairs: Sequence[Pair]) -> bool:
-    """Whether so many batches could show a difference in any of the pairs after correction."""
+    """Whether these numbers of batches could show any difference after correction."""
     sizes = [[len(one.under().bits) for one in pair] for pair in pairs]
     return min(2 / comb(sum(both), both[0]) for both in sizes) * len(pairs) < ALPHA
 
 
 def pair_table(pairs: Sequence[Pair]) -> pd.DataFrame:
     """One row per pair; p holds for all of them together (Holm). times: the ratio of the means."""
-    tests = [compare_flips(entry.under(), other.under()) for entry, other in pairs]
+    tests = [faults.compare_flips(entry.under(), other.under()) for entry, other in pairs]
     rows = []
     for (entry, other), test, p in zip(pairs, tests, holm([t.p for t in tests]), strict=True):
         outcome = "not significant" if p >= ALPHA else "more" if test.higher > 0 else "fewer"
-        if any(clean_accuracy(one.records) <= one.level for one in (entry, other)):
+        if any(faults.clean_accuracy(one.records) <= one.level for one in (entry, other)):
             outcome = AT_CHANCE
         row: dict[str, Any] = {"entry": entry.name, "model": entry.model, "reference": other.name}
         row |= counts(entry.under())
@@ -175,7 +159,7 @@ def curves(found: Sequence[Entry]) -> pd.DataFrame:
     """Accuracy over chosen and random flips: mean and range over batches."""
     names = {"mean": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     tables = [
-        over_flips(entry.records, variant)
+        faults.over_flips(entry.records, variant)
         .rename(columns=names)
         .assign(entry=entry.name, search=name)
         for variant, name in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.report.chart import Chart
+from advprune.report.results import results
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -24,16 +25,9 @@ def calibration(run: Run) -> list[Part]:
     )
     parts = [Part("Calibration", text, table_of(run), folded=True)]
     for group, models in run.groups.items():
-        chart = Chart(
-            f"reliability-{group}",
-            "line",
-            reliability(run, models),
-            x="confidence",
-            y="accuracy",
-            series="model",
-            panel="side",
-            hover=("n",),
-        )
+        name, bins = f"reliability-{group}", reliability(run, models)
+        axes = ("confidence", "accuracy", "model")
+        chart = Chart(name, "line", bins, *axes, panel="side", hover=("n",))
         words = f"Accuracy over mean confidence in each bin of at least {FEW} images."
         parts.append(Part(f"Reliability, {group}", words, None, chart, folded=True))
     return parts
@@ -41,14 +35,12 @@ def calibration(run: Run) -> list[Part]:
 
 def table_of(run: Run) -> pd.DataFrame:
     """One row per model."""
-    found = run.results[["model", *(s + end for end in ("", "_attacked") for s in SCORES)]]
-    confidence = {
-        f"confidence:{word}": [
-            float(model.attack(run.main)[f"{side}_confidence"].mean()) for model in run.models
-        ]
-        for side, word in SIDES.items()
-    }
-    return found.assign(**confidence)
+    found = results(run)[["model", *(s + end for end in ("", "_attacked") for s in SCORES)]]
+    tables = [model.attack(run.main) for model in run.models]
+    for side, word in SIDES.items():
+        means = [float(table[f"{side}_confidence"].mean()) for table in tables]
+        found = found.assign(**{f"confidence:{word}": means})
+    return found
 
 
 def reliability(run: Run, models: list[Model]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What the attacks cost, in passes of one image, and what each part of AutoAttack leaves."""
+"""What the attacks cost in passes per image, and accuracy after each part of AutoAttack."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.report.run import Model, Run
+from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 COSTS = ("gradients", "forwards")
@@ -19,12 +19,12 @@ def costs(run: Run) -> list[Part]:
     if not run.models:
         return []
     text = (
-        "Passes through the network per image, the median over the models of a kind, from least to "
-        "most; every draw counts."
+        "Passes through the network per image: median, minimum and maximum over the models of a "
+        "kind; every draw counts."
     )
     parts = [Part("Passes per image", text, passes(run), folded=True)]
     if len(table := breakdown(run)):
-        text = "Images that are still right after each part, and when scored again."
+        text = "Images still classified correctly after each part, and when scored again."
         parts.append(Part("AutoAttack, part by part", text, table, folded=True))
     return parts
 
@@ -49,19 +49,13 @@ def passes(run: Run) -> pd.DataFrame:
 
 
 def breakdown(run: Run) -> pd.DataFrame:
-    """Of attacks with parts: how many images are still right after each part."""
-    rows = [
-        {"model": model.name, "attack": attack, "n": len(model.attack(attack))}
-        | {f"after {part}" if part != "clean" else part: left for part, left in parts.items()}
-        | {"scored again": remnant_accuracy(model.attack(attack)).hits}
-        for model in run.models
-        for attack, parts in _breakdowns(run, model).items()
-    ]
+    """Of attacks with parts: how many images are still classified correctly after each part."""
+    rows = []
+    for model in run.models:
+        for table in map(model.attack, run.attack_names(model)):
+            if text := str(table.breakdown.iloc[0]):  # part -> images still right
+                row: dict[str, Any] = {"model": model.name, "attack": table.attack.iloc[0]}
+                row["n"], left = len(table), json.loads(text).items()
+                row |= {"clean" if part == "clean" else f"after {part}": n for part, n in left}
+                rows.append(row | {"scored again": remnant_accuracy(table).hits})
     return pd.DataFrame(rows)
-
-
-def _breakdowns(run: Run, model: Model) -> dict[str, dict[str, int]]:
-    """Attack -> part -> images still right, from the first row of each attack's records."""
-    found = {name: model.attack(name) for name in run.attack_names(model)}
-    texts = {name: str(table.breakdown.iloc[0]) for name, table in found.items()}
-    return {name: json.loads(text) for name, text in texts.items() if text}

@@ -11,7 +11,7 @@ from advprune.report.results import rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-BUDGET = "Schedule of {} with its step in proportion to eps."
+BUDGET = "The schedule of {}, with a step proportional to eps."
 STEPS = (
     "Steps of {} at its budget; a curve that still falls at its end shows that the attack has not "
     "converged."
@@ -42,17 +42,8 @@ def curves(run: Run) -> list[Part]:
                 for value, records in model.curve(curve, column)
             )
             if len(rows):
-                chart = Chart(
-                    f"{name}-{group}",
-                    "line",
-                    rows,
-                    x=column,
-                    y="accuracy",
-                    series="model",
-                    low="accuracy_low",
-                    high="accuracy_high",
-                    ordered=True,
-                )
+                axes = (column, "accuracy", "model")
+                chart = Chart(f"{name}-{group}", "line", rows, *axes, interval=True, ordered=True)
                 folded = name == "steps"
                 title = f"Accuracy {words}, {group}"
                 parts.append(Part(title, text.format(run.main), None, chart, folded))

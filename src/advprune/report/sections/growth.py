@@ -26,27 +26,20 @@ def growth(run: Run) -> list[Part]:
     parts = []
     if len(table := beside(run, grown)):
         text = (
-            "Grown: channels chosen by Early-Growth; uniform: every layer equally wider. p holds "
-            "for the measures of a pair together (Holm): McNemar on the same images, and Gehan's "
-            "test for flips to chance. Each network was trained once."
+            "Grown: channels chosen by Early-Growth; uniform: every layer equally wider. p: "
+            "McNemar on the same images, and Gehan's test for flips to chance, corrected for the "
+            "measures of a pair (Holm). Each network was trained once."
         )
         parts.append(Part("Does growth help beyond width?", text, table))
     for model in grown:
         found = model.card["growth"]
         text = (
             f"{model.name}: a network several times as wide is trained with a gate on every "
-            "channel; the channels that are on in the end are those of the grown network, which is "
-            "trained from scratch. Share: of the wide network's channels."
+            "channel; the channels whose gates are open at the end are those of the grown network, "
+            "which is trained from scratch. Share: of the wide network's channels."
         )
-        chart = Chart(
-            f"growth-{model.name}",
-            "line",
-            course(found),
-            x="epoch",
-            y="share",
-            series="channels",
-            panel="of",
-        )
+        name, axes = f"growth-{model.name}", ("epoch", "share", "channels")
+        chart = Chart(name, "line", course(found), *axes, panel="of")
         parts.append(Part(f"Channels of {model.family}", text, channels(found), chart, folded=True))
     return parts
 
@@ -89,41 +82,33 @@ def groups(history: pd.DataFrame) -> list[str]:
     return [name.removeprefix(SHARE) for name in map(str, history) if name.startswith(SHARE)]
 
 
-def name_of(group: str) -> str:
-    """A group in words: `layer1, inside block 2` of `layer1_1`."""
-    stage, _, block = group.partition("_")
-    return f"{stage}, inside block {int(block) + 1}" if block else stage
-
-
 def channels(found: dict[str, Any]) -> pd.DataFrame:
     """Each group of channels: how many the base network has, and how many the grown one."""
     history = pd.DataFrame(found["history"])
     last, grown = history.iloc[-1], (*found["stages"], *found["inner"])
-    return pd.DataFrame(
-        {"channels": name_of(group), "base_network": int(before), "grown": int(after)}
-        | {"share": float(last[SHARE + group])}
-        for group, before, after in zip(groups(history), found["base"], grown, strict=True)
-    )
+    rows = []
+    for group, before, after in zip(groups(history), found["base"], grown, strict=True):
+        stage, _, block = group.partition("_")  # `layer1_1`: layer1, inside block 2
+        name = f"{stage}, inside block {int(block) + 1}" if block else stage
+        row = {"channels": name, "base_network": int(before), "grown": int(after)}
+        rows.append(row | {"share": float(last[SHARE + group])})
+    return pd.DataFrame(rows)
 
 
 def course(found: dict[str, Any]) -> pd.DataFrame:
     """Shares of channels that are on over epochs, inside blocks the mean of a stage's blocks."""
     history = pd.DataFrame(found["history"])
     between, inside, wide = "channels between blocks", "channels inside blocks", "accuracy"
-    lines = [
-        ("all", between, history.density),
-        ("of the base network", between, history.base_density),
-    ]
+    base = ("of the base network", between, history.base_density)
+    lines = [("all", between, history.density), base]
     for group in groups(history):
         if "_" not in group:
             lines.append((group, between, history[SHARE + group]))
             blocks = [SHARE + name for name in groups(history) if name.startswith(f"{group}_")]
             if blocks:
                 lines.append((group, inside, history[blocks].mean(axis=1)))
-    lines += [
-        ("validation", wide, history.val_accuracy),
-        ("training", wide, history.train_accuracy),
-    ]
+    lines.append(("validation", wide, history.val_accuracy))
+    lines.append(("training", wide, history.train_accuracy))
     tables = [
         pd.DataFrame({"epoch": history.epoch, "share": values, "channels": name, "of": of})
         for name, of, values in lines

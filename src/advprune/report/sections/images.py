@@ -1,13 +1,11 @@
-"""A few images, clean and under the main attack on each dense network, and what is predicted."""
-
-from typing import Any
+"""A few images, clean and under the main attack on each dense network, with predictions."""
 
 import numpy as np
 import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import budget
-from advprune.report.run import Run
+from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
 SHOWN = 8  # images, the first ones
@@ -23,24 +21,15 @@ def images(run: Run) -> list[Part]:
         "Predicted classes are in the headings of rows and columns; the change is shown around "
         f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}."
     )
-    return [
-        Part(
-            f"Under {run.main} on {dense.name}",
-            text,
-            chart=Chart(
-                f"images-{dense.recipe}",
-                "images",
-                pd.DataFrame(_cells(run, dense)),
-                x="image",
-                y="row",
-                value="pixels",
-            ),
-        )
-        for dense in run.roots
-    ]
+    parts = []
+    for dense in run.roots:
+        name, cells = f"images-{dense.recipe}", _cells(run, dense)
+        chart = Chart(name, "images", cells, x="image", y="row", value="pixels")
+        parts.append(Part(f"Under {run.main} on {dense.name}", text, chart=chart))
+    return parts
 
 
-def _cells(run: Run, dense: Any) -> list[dict[str, Any]]:
+def _cells(run: Run, dense: Model) -> pd.DataFrame:
     """Clean, attacked and the change of each image, with the classes that are predicted."""
     records, attacked = dense.attack(run.main), run.adversarial(dense)
     found = []
@@ -52,4 +41,4 @@ def _cells(run: Run, dense: Any) -> list[dict[str, Any]]:
         scaled = np.clip(GREY + 127 * change, 0, 255).astype(np.uint8)
         for name, pixels in (("clean", clean), ("attacked", adv), ("change", scaled)):
             found.append({"image": image, "row": name, "pixels": pixels})
-    return found
+    return pd.DataFrame(found)

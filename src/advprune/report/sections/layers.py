@@ -26,8 +26,8 @@ def layers(run: Run) -> list[Part]:
         return []
     text = (
         "Claim (nn-prune): PGD acts on the input layer and on the layer before the classifier. "
-        "Rank 1: the attack moves this layer most. A layer stands out if it is in the top tenth, "
-        f"by each of two measures ({run.main}, eps {budget(run.main_attack.eps)}, n = {run.n})."
+        "Rank 1: the attack moves this layer most. A layer stands out if it is in the top tenth "
+        f"by both measures ({run.main}, eps {budget(run.main_attack.eps)}, n = {run.n})."
     )
     ranks = pd.DataFrame({"model": model.name} | standing(model.layers) for model in known)
     parts = [Part("First and last layer", text, ranks)]
@@ -44,17 +44,10 @@ def layers(run: Run) -> list[Part]:
     )
     for group, models in run.groups.items():
         if len(rows := over_depth([(m.family, m.layers) for m in models if len(m.layers)])):
+            axes = ("depth", "number", "family")
+            look: dict[str, Any] = {"x_label": "layer, from the input on", "y_label": " "}
             chart = Chart(
-                f"layers-{group}",
-                "line",
-                rows,
-                x="depth",
-                y="number",
-                series="family",
-                panel="measure",
-                hover=("layer",),
-                x_label="layer, from the input on",
-                y_label=" ",
+                f"layers-{group}", "line", rows, *axes, panel="measure", hover=("layer",), **look
             )
             parts.append(Part(f"Layers, {group}", words, None, chart, folded=True))
     return parts
@@ -81,7 +74,7 @@ def standing(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def clamped(run: Run) -> pd.DataFrame:
-    """One row per model with clamped feature maps and per its dense network."""
+    """Two rows per model with clamped feature maps: its own and its dense network's."""
     chosen = [model for model in run.compressed if model.family == "clamp" and len(model.layers)]
     rows = []
     for model in chosen:

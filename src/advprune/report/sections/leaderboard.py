@@ -4,7 +4,7 @@ import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import bounds, budget
-from advprune.report.results import without_own
+from advprune.report.results import results, without_own
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
@@ -22,23 +22,16 @@ SIZES = (
 
 @section("Leaderboard", order=10)
 def leaderboard(run: Run) -> list[Part]:
-    """The table of all models, robust over clean accuracy, and what else is known of each."""
-    main, table = run.main_attack, without_own(run.results)
+    """The table of all models, robust over clean accuracy, and further measures of each."""
+    main, table = run.main_attack, without_own(results(run))
     table = table.assign(passes=table.forwards + table.gradients)
     text = (
         f"Robust accuracy: images that no attack of the suite breaks ({main.norm}, eps "
         f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals."
     )
+    axes, hover = ("clean_accuracy", "robust_accuracy", "group"), ("model", "sparsity", "bits")
     chart = Chart(
-        "tradeoff",
-        "points",
-        table,
-        x="clean_accuracy",
-        y="robust_accuracy",
-        series="group",
-        size="sparsity",
-        marker="verdict",
-        hover=("model", "sparsity", "bits"),
+        "tradeoff", "points", table, *axes, size="sparsity", marker="verdict", hover=hover
     )
     every = [name for name in map(str, table.columns) if name.startswith("accuracy:")]
     parts = [
@@ -63,7 +56,7 @@ def _draws(run: Run, table: pd.DataFrame) -> list[Part]:
         f"Scored by the mean logits over {run.params.attack.score_draws} draws, by one draw, and "
         "with an image counted as broken only where at least 9 of 10 draws are wrong."
     )
-    title = "Randomized models by way of scoring"
+    title = "Randomized models, scored in three ways"
     shown = with_bounds(chosen, ("model", "robust_accuracy", *ways))
     return [Part(title, text, shown, folded=True)] if len(chosen) else []
 

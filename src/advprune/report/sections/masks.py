@@ -42,21 +42,11 @@ def masks(run: Run) -> list[Part]:
     if inert > INERT:
         about += (
             f" {percent(inert)} % of its parameters meet only padding and have no gradient; "
-            "schemes that rank by gradients remove them first or last."
+            "families that rank by gradients remove them first or last."
         )
-    curve = Chart(
-        "compression",
-        "line",
-        curves(run, found),
-        x="compression",
-        y="accuracy",
-        series="family",
-        low="accuracy_low",
-        high="accuracy_high",
-        panel="images",
-        ordered=True,
-        hover=("setting",),
-    )
+    axes = ("compression", "accuracy", "family")
+    look: dict[str, Any] = {"interval": True, "ordered": True, "hover": ("setting",)}
+    curve = Chart("compression", "line", curves(run, found), *axes, panel="images", **look)
     parts = [Part("Accuracy over compression", about, chart=curve)]
     if len(table := against_control(run, found)):
         text = (
@@ -68,11 +58,11 @@ def masks(run: Run) -> list[Part]:
     if len(table := other_sources(run)):
         text = (
             f"GAP on its parent's images ({run.main}) and on those of all sources; and the parent "
-            "on images of unrelated networks: what being another network does without pruning."
+            "on images of unrelated networks: the effect of being another network, not pruned."
         )
         parts.append(Part("GAP on images of other networks", text, table))
     every = pd.DataFrame([_row(run, point) for own in found.values() for point in own])
-    return [*parts, Part("Schemes, settings and variants of GAP", "", every, folded=True)]
+    return [*parts, Part("All settings, and variants of GAP", "", every, folded=True)]
 
 
 def as_mapping(setting: Any) -> dict[str, Any]:
@@ -82,7 +72,7 @@ def as_mapping(setting: Any) -> dict[str, Any]:
 
 
 def is_plain(point: Point) -> bool:
-    """Whether a point is its scheme without other choices, as variants of GAP make."""
+    """Whether a point is its family's plain form, not a variant of GAP."""
     return point.family not in GREEDY or set(as_mapping(point.setting)) <= AMOUNTS
 
 
@@ -92,7 +82,7 @@ def words(point: Point) -> str:
 
 
 def subjects(run: Run) -> dict[str, list[Point]]:
-    """All that is known of each scheme on the same images: its model, then the study's points.
+    """All points of each family on the same images: its model, then the study's points.
 
     Models: those of the study's network of a studied family, or fine-tuned after pruning.
     """
@@ -121,7 +111,7 @@ def _row(run: Run, point: Point) -> dict[str, Any]:
 
 
 def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
-    """Clean, white-box and transfer accuracy over compression, tuned as the scheme's first."""
+    """Clean, white-box and transfer accuracy over compression, tuned as the family's first."""
     lines = []
     for family, own in found.items():
         known = [p for p in own if is_plain(p) and as_mapping(p.setting).get("compression")]
@@ -166,7 +156,7 @@ def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
 
 
 def nearest(run: Run, point: Point, controls: list[Point]) -> Point:
-    """The control of the nearest clean accuracy; of equals the one at the same setting."""
+    """The control of the nearest clean accuracy; in a tie, the one at the same setting."""
 
     def distance(control: Point) -> tuple[int, bool]:
         hits = [clean_accuracy(one.white[run.main]).hits for one in (control, point)]

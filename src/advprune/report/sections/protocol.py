@@ -19,7 +19,7 @@ from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
 from advprune.report.formats import budget, counted, number
 from advprune.report.results import outcome, rated
-from advprune.report.run import Run
+from advprune.report.run import Run, by, in_order
 from advprune.report.section import Part, section
 
 SAP = "SAP"
@@ -56,11 +56,8 @@ class Member:
 
     def over_budgets(self, attack: str) -> dict[float, pd.DataFrame]:
         """Its records under an attack by budget, rising."""
-        parts = self.rows[self.rows.attack == attack].groupby("eps", sort=True)
-        return {
-            float(rows.eps.iloc[0]): rows.sort_values("index", ignore_index=True)
-            for _, rows in parts
-        }
+        found = by(self.rows[self.rows.attack == attack], "eps")
+        return {float(eps): found[eps] for eps in sorted(found)}
 
     def adaptive(self, run: Run) -> dict[str, pd.DataFrame]:
         """Its records under each adaptive attack that it went through."""
@@ -70,7 +67,7 @@ class Member:
 
 @section("SAP's published protocol", order=60)
 def protocol(run: Run) -> list[Part]:
-    """The gain under FGSM, what adaptive attacks leave of it, all members over the budget."""
+    """The gain under FGSM and under adaptive attacks, and all members over the budget."""
     found = members(run)
     if not found:
         return []
@@ -85,8 +82,8 @@ def protocol(run: Run) -> list[Part]:
     if len(table := gains(run, found)):
         about = (
             f"SAP at the fraction nearest to 1 against its dense network. {text} p: McNemar on the "
-            "same images, corrected for the budgets of an attack (Holm). Worst case: per image, of "
-            "the adaptive attacks of one budget."
+            "same images, corrected for the budgets of an attack (Holm). Worst case: per image, "
+            "over the adaptive attacks of one budget."
         )
         parts.append(Part("Does SAP's published gain survive adaptive attacks?", about, table))
     if len(table := adaptive_table(run, found)):
@@ -103,25 +100,15 @@ def protocol(run: Run) -> list[Part]:
         ("Controls and variants over the budget", "controls", [*dense, *others]),
     ):
         if chosen:
-            chart = Chart(
-                name,
-                "line",
-                over_budgets(chosen),
-                x="eps",
-                y="accuracy",
-                series="member",
-                low="accuracy_low",
-                high="accuracy_high",
-                panel="attack",
-                ordered=True,
-                hover=("family", "setting"),
-            )
+            axes, marks = ("eps", "accuracy", "member"), over_budgets(chosen)
+            look: dict[str, Any] = {"interval": True, "hover": ("family", "setting")}
+            chart = Chart(name, "line", marks, *axes, panel="attack", ordered=True, **look)
             parts.append(Part(title, text, wide(chosen), chart, folded=name == "controls"))
     return parts
 
 
 def members(run: Run) -> list[Member]:
-    """The members of all protocol studies that there are records of, in params order."""
+    """The members of all protocol studies with records, in params order."""
     return [
         Member(name, study.of, own.get("family"), own.get("setting"), rows)
         for key, study in run.studies_of("protocol").items()
@@ -145,20 +132,18 @@ def pairs(found: list[Member]) -> list[tuple[Member, Member]]:
 def worst_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Per image, the row of the attack that leaves the smallest margin."""
     rows = pd.concat(tables.values(), ignore_index=True)
-    worst = rows.loc[rows.groupby("index").adv_margin.idxmin()]
-    return worst.sort_values("index", ignore_index=True)
+    return in_order(rows.loc[rows.groupby("index").adv_margin.idxmin()])
 
 
 def by_budget(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
-    """Attacks in groups of one budget each: a worst case over several would mean nothing."""
+    """Attacks in groups of one budget each: a worst case over several budgets is meaningless."""
     groups: list[tuple[float, dict[str, pd.DataFrame]]] = []
     for name, table in tables.items():
         eps = float(table.eps.iloc[0])
-        same = next((group for at, group in groups if isclose(at, eps, rel_tol=1e-6)), None)
-        if same is None:
-            groups.append((eps, {name: table}))
-        else:
-            same[name] = table
+        same = next((group for at, group in groups if isclose(at, eps, rel_tol=1e-6)), {})
+        if not same:
+            groups.append((eps, same))
+        same[name] = table
     return [group for _, group in groups]
 
 

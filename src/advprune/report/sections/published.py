@@ -1,4 +1,4 @@
-"""Published figures beside ours: hardly ever the same experiment, so each says its regime."""
+"""Published figures beside ours: rarely the same experiment, so each states its regime."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,11 +20,11 @@ Ours = Iterator[tuple[str, dict[str, Any]]]  # the key of a published figure, ou
 
 @section("Published results beside ours", order=120)
 def published(run: Run) -> list[Part]:
-    """One table for each published system that this run has something to set beside."""
+    """One table for each published system that this run has results for."""
     ours = {key: row for rows in (_sweep, _gap, _sap, _flips, _seeds) for key, row in rows(run)}
     here = (
-        f"Here: {run.source}, {run.profile.model.described}, eps {budget(run.main_attack.eps)} if "
-        "nothing else is said. †: known from others, not read at its source."
+        f"Here: {run.source}, {run.profile.model.described}, eps {budget(run.main_attack.eps)} "
+        "unless stated otherwise. †: quoted from another paper, not read in its source."
     )
     return [
         Part(

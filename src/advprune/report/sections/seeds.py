@@ -17,11 +17,11 @@ from advprune.evaluate.crossed import Mean, mean
 from advprune.evaluate.verdict import worst_case
 from advprune.report.chart import Chart
 from advprune.report.formats import bounds, budget, counted, listed, number
-from advprune.report.run import Run
+from advprune.report.run import Run, in_order
 from advprune.report.section import Part, section
 
-DENSE = "dense"  # the point that nothing was done to
-# Families that learn which weights stay, and those that show what the learning is good for.
+DENSE = "dense"  # the point without compression
+# Families that learn which weights remain, and their controls.
 CONTROLS = {
     "HYDRA": ("LWM",),
     "AWT": ("NTT", "inherited_ticket", "magnitude_ticket", "random_ticket"),
@@ -81,40 +81,22 @@ def _parts(run: Run, name: str) -> list[Part]:
         f"test images, {counted(count, 'seed')}, each with its own dense network. Intervals cover "
         "other seeds and other images (two-way random effects)."
     )
-    chart = Chart(
-        f"sparsity-{name}",
-        "points",
-        over_sparsity(points),
-        x="point",
-        y="accuracy",
-        series="family",
-        low="accuracy_low",
-        high="accuracy_high",
-        panel="images",
-        hover=("sparsity", "seed_deviation"),
-    )
+    axes, hover = ("point", "accuracy", "family"), ("sparsity", "seed_deviation")
+    look: dict[str, Any] = {"interval": True, "panel": "images", "hover": hover}
+    chart = Chart(f"sparsity-{name}", "points", over_sparsity(points), *axes, **look)
     parts = [Part(f"Accuracy over sparsity, {about}", text, table_of(points), chart)]
     if len(table := pair_table(run, points)):
         words = (
             "Same sparsity, same dense networks; differences are paired by seed and image. p: "
-            "corrected for the pairs of a family (Holm). A mask of which no weight is trained is "
-            "set beside the whole network, and beside the same training with nothing pruned."
+            "corrected for the pairs of a family (Holm). A mask without trained weights is "
+            "compared with the whole network, and with the same training without pruning."
         )
         parts.append(Part(f"Learned masks against their controls, {about}", words, table))
     history = run.studies.get(f"{name}.history", pd.DataFrame())
     if "kernel_distance" in history:
-        chart = Chart(
-            f"tickets-{name}",
-            "line",
-            search(history),
-            x="steps",
-            y="distance",
-            series="ticket",
-            panel="of",
-            reference=1.0,
-            x_label="search steps",
-            y_label="squared distance",
-        )
+        axes = ("steps", "distance", "ticket")
+        look = {"x_label": "search steps", "y_label": "squared distance", "reference": 1.0}
+        chart = Chart(f"tickets-{name}", "line", search(history), *axes, panel="of", **look)
         words = (
             "Outputs and tangent kernel of tickets against the dense network at initialization: "
             "squared distance over squared norm, mean over seeds."
@@ -129,26 +111,21 @@ def points_of(run: Run, name: str) -> list[Point]:
     records, given = run.studies[name], run.params.studies[name].settings["points"]
     settings: dict[str, dict[str, Any]] = {DENSE: {}}
     settings |= {key: as_mapping(one.get("setting")) for key, one in given.items()}
-    return [
-        _point(run, own, setting)
-        for key, setting in settings.items()
-        if len(own := records[records.point == key])
-    ]
-
-
-def _point(run: Run, records: pd.DataFrame, setting: dict[str, Any]) -> Point:
-    by_seed = [own for _, own in records.groupby("seed", sort=True)]
-    clean = [right(own[own.attack == run.main].sort_values("index"), "clean") for own in by_seed]
-    robust = [right(worst_case(own, run.main)) for own in by_seed]
-    zeros, first = float(records.groupby("seed").sparsity.first().mean()), records.iloc[0]
-    return Point(first.point, first.family, setting, zeros, np.stack(clean), np.stack(robust))
+    found = []
+    for key, setting in settings.items():
+        if len(own := records[records.point == key]):
+            seeds_of = own.groupby("seed", sort=True)
+            clean = [right(in_order(one[one.attack == run.main]), "clean") for _, one in seeds_of]
+            robust = [right(worst_case(one, run.main)) for _, one in seeds_of]
+            zeros, family = float(seeds_of.sparsity.first().mean()), own.family.iloc[0]
+            found.append(Point(key, family, setting, zeros, np.stack(clean), np.stack(robust)))
+    return found
 
 
 def as_mapping(setting: Any) -> dict[str, Any]:
     """A setting as a mapping: a bare number is a sparsity."""
-    return (
-        setting if isinstance(setting, dict) else {} if setting is None else {"sparsity": setting}
-    )
+    given = {} if setting is None else {"sparsity": setting}
+    return setting if isinstance(setting, dict) else given
 
 
 def ranged(column: str, found: Mean) -> dict[str, Any]:

@@ -10,14 +10,7 @@ from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 PACKAGES = (
-    "torch",
-    "torchattacks",
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
-    "matplotlib",
-    "dvc",
+    *("torch", "torchattacks", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib", "dvc"),
 )
 COLUMNS = (
     *("attack", "method", "norm", "eps", "step", "steps", "queries", "restarts", "random_start"),
@@ -44,7 +37,7 @@ def settings(run: Run) -> list[Part]:
 
 
 def _version(name: str) -> str:
-    """Of an installed package; nothing is imported to find out."""
+    """Of an installed package, without importing it."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -5,13 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from advprune.evaluate import measures
 from advprune.evaluate.compare import compare
-from advprune.evaluate.measures import (
-    attack_success_rate,
-    clean_accuracy,
-    prediction_change_rate,
-    remnant_accuracy,
-)
 from advprune.report.chart import Chart
 from advprune.report.formats import budget, listed, number
 from advprune.report.results import outcome, qualified, rated
@@ -37,9 +32,8 @@ def _parts(run: Run, name: str) -> Iterator[Part]:
         "int8 is scored on images crafted on the dense network.",
         table,
     )
-    for family, own in table[table.family.isin(study.settings["points"])].groupby(
-        "family", sort=False
-    ):
+    points = table[table.family.isin(study.settings["points"])]
+    for family, own in points.groupby("family", sort=False):
         if len(own) > 1:
             yield Part(
                 f"Remnant accuracy over settings of {family}",
@@ -75,9 +69,8 @@ def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
     for (family, order), part in records.groupby(["family", "order"], sort=False):
         by_attack = {a: part[part.attack == a].sort_values("index") for a in run.attacks}
         setting = points[family][int(str(order))]
-        yield _row(
-            run, dense.name, str(family), setting, by_attack, float(part.prune_ratio.iloc[0])
-        )
+        ratio = float(part.prune_ratio.iloc[0])
+        yield _row(run, dense.name, str(family), setting, by_attack, ratio)
     for model in run.models:
         if model.family == "int8" and model.parent == dense.name:
             by_attack = {a: model.transferred(a) for a in run.attacks}
@@ -92,18 +85,15 @@ def _row(
     records: dict[str, pd.DataFrame],
     prune_ratio: float = 0.0,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "family": family,
-        "setting": None if setting is None else number(setting),
-    }
-    row |= {"prune_ratio": prune_ratio}
-    row["clean_accuracy"] = clean_accuracy(records[run.main]).value
+    shown = None if setting is None else number(setting)
+    row: dict[str, Any] = {"family": family, "setting": shown, "prune_ratio": prune_ratio}
+    row["clean_accuracy"] = measures.clean_accuracy(records[run.main]).value
     for attack, table in records.items():
         against = compare(table.reset_index(drop=True), run.model(dense).attack(attack))
-        columns = rated("accuracy", remnant_accuracy(table))
+        columns = rated("accuracy", measures.remnant_accuracy(table))
         if family != "dense":
             columns |= {"against_dense": outcome(against), "p": against.p}
-        columns |= {"prediction_change_rate": prediction_change_rate(table).value}
-        columns |= {"attack_success_rate": attack_success_rate(table).value}
+        columns |= {"prediction_change_rate": measures.prediction_change_rate(table).value}
+        columns |= {"attack_success_rate": measures.attack_success_rate(table).value}
         row |= qualified(columns, attack)
     return row

@@ -1,4 +1,4 @@
-"""Who fools whom: every model on the images of every other, and what an attacker's networks add."""
+"""Transfer: every model on the images of every other model and of an attacker's networks."""
 
 from math import inf
 from typing import Any
@@ -29,20 +29,12 @@ def transfer(run: Run) -> list[Part]:
         "crafted on each source (row). The diagonal is white-box."
     )
     scenario_text = (
-        f"Accuracy on images of other networks, n = {run.n}. Dense networks and attackers send the "
-        f"images of {listed(exchanged(run))}, models those of {run.main}; of an attacker the "
-        "attack that does more harm counts. All sources: an image counts as right if no other "
-        "source fools the model with it."
+        f"Accuracy on images of other networks, n = {run.n}. Images of dense networks and "
+        f"of attackers' networks are from {listed(exchanged(run))}, those of other models from "
+        f"{run.main}; for an attacker's network the more harmful attack counts. All sources: "
+        "images with which no other source fools the model."
     )
-    chart = Chart(
-        "transfer",
-        "heatmap",
-        matrix(run),
-        x="target",
-        y="source",
-        value="accuracy",
-        hover=("success_rate", "n"),
-    )
+    chart = Chart("transfer", "heatmap", matrix(run), x="target", y="source", value="accuracy")
     parts = [
         Part("Transfer between models", matrix_text, chart=chart),
         Part("Transfer scenarios", scenario_text, scenarios(run)),
@@ -50,10 +42,10 @@ def transfer(run: Run) -> list[Part]:
     if len(table := attackers(run)):
         text = (
             "Surrogates are trained on labels, substitutes on the answers of their target. "
-            "Accuracy of the target on their images beside that on images of its dense network and "
-            "its own."
+            "Accuracy of the target on their images, on images of its dense network and on its own "
+            "(white-box)."
         )
-        parts.append(Part("Networks of an attacker's own", text, table))
+        parts.append(Part("An attacker's own networks", text, table))
     if len(table := quantized(run)):
         text = (
             "A quantized model is attacked through its differentiable twin and with the images of "
@@ -83,43 +75,38 @@ def matrix(run: Run) -> pd.DataFrame:
 
 
 def all_sources(run: Run, model: Model) -> np.ndarray:
-    """Which images a model has right whatever other source and attack they come from, `[n]`."""
-    attacks = exchanged(run)
-    chosen = [
-        right(records) for (_, attack), records in model.received.items() if attack in attacks
-    ]
-    return np.logical_and.reduce(chosen)
+    """Which images a model classifies correctly from every other source and attack, `[n]`."""
+    found, attacks = model.received.items(), exchanged(run)
+    return np.logical_and.reduce([right(one) for (_, name), one in found if name in attacks])
 
 
 def lowest(run: Run, model: Model, source: str) -> Rate:
-    """A model's accuracy on an attacker's images under the attack that does most harm."""
+    """A model's accuracy on an attacker's images under the most harmful attack."""
     found = [remnant_accuracy(model.transferred(name, source)) for name in exchanged(run)]
     return min(found, key=lambda one: one.hits if one.n else inf)
 
 
 def scenarios(run: Run) -> pd.DataFrame:
-    """One row per compressed model: from and to its dense network, from others, from attackers."""
-    return pd.DataFrame([_scenario(run, model) for model in run.compressed if model.received])
-
-
-def _scenario(run: Run, model: Model) -> dict[str, Any]:
-    dense, main = run.dense_of(model), run.main
-    there = model.transferred(main)
-    # int8 is left out of the mean: it is nearly the dense network itself.
-    others = [m for m in run.descendants(dense) if m.family != "int8" and m is not model]
-    between = [remnant_accuracy(model.transferred(main, other.name)).value for other in others]
-    known = [value for value in between if value is not None]
-    row: dict[str, Any] = {"model": model.name}
-    row |= _accuracy(model.attack(main), "white-box")
-    row |= _accuracy(there, "from dense")
-    row |= {"success_rate:from dense": transfer_success(there, dense.attack(main)).value}
-    for attack in exchanged(run)[1:]:
-        row |= _accuracy(model.transferred(attack), f"from dense, {attack}")
-    row |= _accuracy(dense.transferred(main, model.name), "to dense")
-    row["accuracy:from compressed, mean"] = float(np.mean(known)) if known else None
-    for name in run.params.attackers():
-        row[f"accuracy:from {name}"] = lowest(run, model, name).value
-    return row | rated("accuracy:all sources", rate(all_sources(run, model)))
+    """One row per compressed model: from and to its dense network, from models and attackers."""
+    rows, main = [], run.main
+    for model in (model for model in run.compressed if model.received):
+        dense, there = run.dense_of(model), model.transferred(main)
+        # int8 is left out of the mean: it is nearly the dense network itself.
+        others = [m for m in run.descendants(dense) if m.family != "int8" and m is not model]
+        between = [remnant_accuracy(model.transferred(main, other.name)).value for other in others]
+        known = [value for value in between if value is not None]
+        row: dict[str, Any] = {"model": model.name}
+        row |= _accuracy(model.attack(main), "white-box")
+        row |= _accuracy(there, "from dense")
+        row |= {"success_rate:from dense": transfer_success(there, dense.attack(main)).value}
+        for attack in exchanged(run)[1:]:
+            row |= _accuracy(model.transferred(attack), f"from dense, {attack}")
+        row |= _accuracy(dense.transferred(main, model.name), "to dense")
+        row["accuracy:from compressed, mean"] = float(np.mean(known)) if known else None
+        for name in run.params.attackers():
+            row[f"accuracy:from {name}"] = lowest(run, model, name).value
+        rows.append(row | rated("accuracy:all sources", rate(all_sources(run, model))))
+    return pd.DataFrame(rows)
 
 
 def attackers(run: Run) -> pd.DataFrame:

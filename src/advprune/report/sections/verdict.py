@@ -10,7 +10,7 @@ from advprune.report.section import Part, section
 
 @section("Verdict", order=20)
 def verdict(run: Run) -> list[Part]:
-    """The checks that speak against a model, how often each check is passed, and all figures."""
+    """The checks that are not passed, how often each check is passed, and all figures."""
     checks = pd.DataFrame(
         {
             **{"model": model.name, "verdict": run.verdict(model).level, "check": check.name},
