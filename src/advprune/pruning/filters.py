@@ -5,8 +5,8 @@ removing whole filters makes a network faster without special kernels.
 
 Formula. In the first convolution of each residual block filters are ranked by `sum |w|`, and the
 smallest are removed; ties are broken by position. Their batch-norm's weights and biases and the
-channels of the block's second convolution that read them are removed too. Other layers stay whole: the
-shortcut ties their outputs to those of other blocks.
+channels of the block's second convolution that read them are removed too. Other layers stay whole:
+the shortcut ties their outputs to those of other blocks.
 
 Small networks. `small: true` builds the network smaller, by torch-pruning's dependency graph;
 masked and small network give the same logits to rounding. The prune ratio of a small network is the
