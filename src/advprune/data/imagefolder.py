@@ -172,7 +172,7 @@ def _decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArra
         converted = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     except Exception as error:  # PIL raises many kinds
         why = first_line(error) if contents else "the file is empty"
-        raise UserError(f"{place}: {name!r} cannot be used: {why}") from error
+        raise UserError(f"{place}: {name!r} is no image that can be used: {why}") from error
     if size is not None:
         converted = converted.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(converted)

@@ -4,9 +4,9 @@ Claim (Li et al., 2017). Filters with a small sum of absolute weights give weak 
 removing whole filters makes a network faster without special kernels.
 
 Formula. In the first convolution of each residual block filters are ranked by `sum |w|`, and the
-smallest are removed; ties are broken by position. Its batch-norm's weight and bias and the channels
-of the block's second convolution that read it are removed too. Other layers stay whole: the
-shortcut ties their outputs to those of other blocks.
+smallest are removed; ties are broken by position. Their batch-norm's weights and biases and the
+channels of the block's second convolution that read them are removed too. Other layers stay whole:
+the shortcut ties their outputs to those of other blocks.
 
 Small networks. `small: true` builds the network smaller, by torch-pruning's dependency graph;
 masked and small network give the same logits to rounding. The prune ratio of a small network is the

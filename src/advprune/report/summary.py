@@ -99,10 +99,7 @@ def transfer(run: Run) -> str:
     tests = {m: compare(m.transferred(run.main), run.robust(m)) for m in targets}
     higher = [model for model, test in tests.items() if test.better]
     if not higher:
-        return (
-            "For no compressed model do attacks transferred from the dense network differ "
-            "significantly from attacking it directly."
-        )
+        return "Transfer attacks overstate robustness significantly for no compressed model."
     model, test = max(tests.items(), key=lambda item: item[1].difference)
     return (
         f"Transfer attacks overstate robustness for {len(higher)} of "
