@@ -5,12 +5,14 @@ from common import ProfileOption, Workspace, script
 
 def settings(profile: ProfileOption = None) -> None:
     """Write data/<profile>/attacks.json, which stages depend on in the place of the settings."""
+    from advprune.attacks.registry import attacks_of
     from advprune.attacks.zoo import check_attack
     from advprune.core.files import write_json
     from advprune.pruning import check_settings
     from advprune.studies import check_studies
 
     workspace = Workspace.open(profile)
+    attacks_of(workspace.profile)
     check_settings(workspace.params)
     check_studies(workspace.params)
     for extra in workspace.params.attack.extra:

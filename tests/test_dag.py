@@ -20,7 +20,8 @@ from advprune.core import params
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
-FOUND_BY_LOOKING = {"advprune.pruning", "advprune.studies"}  # packages that import all their files
+# packages that import all their files
+FOUND_BY_LOOKING = {"advprune.attacks", "advprune.pruning", "advprune.studies"}
 # Models with inserted layers or integers are rebuilt by name (models/checkpoint.py), which no
 # import shows: stages that open a model that may be compressed use these as well.
 REBUILT = {"advprune.pruning", "advprune.quantization.post_training"}

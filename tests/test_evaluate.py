@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from advprune.attacks.registry import typed
 from advprune.core.attack_settings import (
     AttackChoice,
     AttackSettings,
     CurveSettings,
     ExtraAttack,
+    OtherAttack,
     SuiteSettings,
 )
 from advprune.core.profile import PROBES, Profile
@@ -27,6 +29,7 @@ from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_success
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
+from conftest import Linear
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -152,6 +155,34 @@ def test_dropped_samples_that_rounding_puts_right_are_attacked_again(
             for crafted in (craft(network, images, labels, s) for s in (setting, whole))
         ]
         assert right[0] <= right[1] + 2  # the last iterate may be right again; dropping keeps
+
+
+BOTH_NORMS = [(m, norm) for m in ("pgd", "apgd", "minimum_norm") for norm in ("Linf", "L2")]
+
+
+@pytest.mark.parametrize(("method", "norm"), [*BOTH_NORMS, ("square", "Linf")])
+def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches(
+    method: str, norm: str
+) -> None:
+    """Those with `min_t (z_y - z_t) / |w_t - w_y| < eps` in the dual norm, and no others."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(5, 48, generator=generator)
+    images = torch.randint(102, 153, (60, 3, 4, 4), generator=generator) / 255
+    model = Linear(weight)
+    logits = model(images).detach()
+    labels = logits.argmax(1)
+    size = (weight[None] - weight[labels][:, None]).norm(1 if norm == "Linf" else 2, dim=2)
+    gap = logits.amax(1, keepdim=True) - logits
+    known = (gap / size).masked_fill(size == 0, torch.inf).amin(1)
+    eps = round(float(known.median()) * 255) / 255
+    read = OtherAttack.model_validate({"method": method, "norm": norm, "eps": eps})
+    if method == "pgd":
+        read = read.model_copy(update={"step": eps / 10, "steps": 40})
+    setting = typed("it", read)
+    fooled = model(craft(model, images, labels, setting).pixels / 255).argmax(1) != labels
+    reached, out_of_reach = known < 0.8 * eps, known > 1.01 * eps
+    assert reached.sum() > 10 and out_of_reach.sum() > 10
+    assert fooled[reached].all() and not fooled[out_of_reach].any()
 
 
 def test_quantized_models_are_attacked_through_their_twin(network: nn.Module, digits: Pair) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from advprune.attacks.registry import attacks_of
 from advprune.core import params
 from advprune.core.errors import UserError
 from advprune.pruning import check_settings
@@ -34,7 +35,8 @@ def loaded(*changes: tuple[str, Any]) -> params.Params:
 
 
 def checked(read: params.Params) -> params.Params:
-    """The same, with the settings of families and studies checked as the stage settings does."""
+    """The same, with what is typed elsewhere checked as the stage settings does."""
+    attacks_of(read.active())
     check_settings(read)
     check_studies(read)
     return read
@@ -173,9 +175,18 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("attacks/field/step", "1.2.3*eps", ["attacks.field.step", "1.2.3*eps"]),
         ("attacks/field/eps", -0.1, ["attacks.field.eps", "-0.1"]),
         ("attacks/field/norm", "L1", ["attacks.field.norm", "L1", "Linf"]),
-        ("attacks/x", {"method": "fab"}, ["attacks.x", "known: pgd, square"]),
+        (
+            "attacks/x",
+            {"method": "fab"},
+            ["attacks.x.method: there is no attack 'fab'; known: apgd, "],
+        ),
         ("attacks/x", 3, ["attacks.x", "3"]),
-        ("attacks/square/queries", 0, ["square.queries", "0"]),
+        ("attacks/square/queries", 0, ["attacks.square: queries", "0"]),
+        ("attacks/square/steps", 5, ["attacks.square: steps", "not permitted"]),
+        ("attacks/square/norm", "L2", ["attacks.square: norm", "L2", "Linf"]),
+        ("attacks/square/eps", 2, ["attacks.square: eps", "between 0 and 1"]),
+        ("attacks/autoattack/version", "plus", ["attacks.autoattack: version", "plus", "rand"]),
+        ("profiles/digits/attacks/square/draws", 0, ["attacks.square: draws", "0"]),
         ("attacks/eot/draws", 0, ["eot.draws", "0"]),
         ("attacks/eot/backward", "none", ["eot.backward", "none"]),
         ("attacks/worst_case", {"step": 0}, ["'worst_case' is taken"]),

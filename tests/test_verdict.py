@@ -31,6 +31,7 @@ from advprune.training.standard import Trainer
 Pair = tuple[torch.Tensor, torch.Tensor]
 PARAMS = params.load(Path(__file__).parent.parent / "params.yaml", profile="digits")
 FIELD = PARAMS.active().attacks["field"]
+SEARCH = {"method": "square", "gradients": 0.0}  # without gradients
 STRONGER = "more steps and starts, margin loss, straight through"
 
 
@@ -205,7 +206,7 @@ def rows(attack: str, kept: int, n: int = 40, eps: float = 0.2, **columns: Any) 
 
 
 def level(*tables: pd.DataFrame, **more: Any) -> tuple[str, set[str]]:
-    square = rows("square", 20, method="square", gradients=0.0)
+    square = rows("square", 20, **SEARCH)
     found = verdict(Evidence(pd.concat([rows("main", 4), square, *tables]), "main", 4, **more))
     return found.level, names(found)
 
@@ -215,7 +216,7 @@ def level(*tables: pd.DataFrame, **more: Any) -> tuple[str, set[str]]:
     [
         (rows("probe_noise", 30), "reliable", None),
         (rows("probe_single", 4), "reliable", None),
-        (rows("other", 0, method="square"), "reliable", None),  # 4 images: not shown
+        (rows("other", 0, **SEARCH), "reliable", None),  # 4 images: not shown
         (rows("probe_gradient", 40, eps=0.0, gradient=1.0), "reliable", None),
         (rows("probe_gradient", 40, eps=0.0, gradient=[0.0] * 2 + [1.0] * 38), "suspect", "zero"),
         (rows("probe_gradient", 40, eps=0.0, gradient=[0.0] * 8 + [1.0] * 32), "broken", "zero"),
@@ -233,10 +234,10 @@ def test_each_check_by_planted_records(
 
 def test_weaker_attacks_that_do_more_harm_contradict_the_number() -> None:
     strong = rows("main", 30)
-    for name, columns in (("probe_noise", {}), ("probe_single", {}), ("x", {"method": "square"})):
-        table = pd.concat([strong, rows("s", 35, method="square"), rows(name, 10, **columns)])
+    for name, columns in (("probe_noise", {}), ("probe_single", {}), ("x", SEARCH)):
+        table = pd.concat([strong, rows("s", 35, **SEARCH), rows(name, 10, **columns)])
         assert verdict(Evidence(table, "main", 4)).level == "broken", name
-    alone = pd.concat([strong, rows("s", 35, method="square")])
+    alone = pd.concat([strong, rows("s", 35, **SEARCH)])
     assert verdict(Evidence(alone, "main", 4)).level == "reliable"
     carried = rows("main", 10)
     assert verdict(Evidence(alone, "main", 4, carried)).level == "broken"
@@ -249,7 +250,7 @@ def test_curves_that_rise_contradict_and_that_end_lower_cast_doubt() -> None:
     risen = [rows("curve_steps", kept, steps=s) for s, kept in ((1, 4), (50, 30))]
     assert level(*risen) == ("broken", {"more steps"})
     main = rows("main", 20)
-    square = rows("square", 20, method="square")
+    square = rows("square", 20, **SEARCH)
     end = rows("curve_steps", 4, steps=50)
     table = pd.concat([main, square, rows("curve_steps", 20, steps=10), end])
     assert verdict(Evidence(table, "main", 4)).level == "suspect"

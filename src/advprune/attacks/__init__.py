@@ -1,19 +1,17 @@
-"""Attacks: pure functions of a model, images and labels."""
+"""Attacks: pure functions of a model, images and labels; one file each, found by looking here.
 
+Those that a suite may name are registered under their `method` in params.yaml with
+`@method(name, Settings)` (registry.py).
+"""
+
+import pkgutil
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+from advprune.attacks.bit_search import bitflip
 from advprune.attacks.pgd import pgd
 from advprune.attacks.pixels import to_pixels
 
-if TYPE_CHECKING:
-    from advprune.attacks.bit_search import bitflip
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["bitflip", "pgd", "to_pixels"]
-
-
-def __getattr__(name: str) -> Any:
-    """`bitflip` on first use: adversarial training needs `pgd` and must not depend on the other."""
-    if name == "bitflip":
-        return import_module("advprune.attacks.bit_search").bitflip
-    raise AttributeError(f"module 'advprune.attacks' has no attribute {name!r}")

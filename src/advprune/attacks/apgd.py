@@ -8,8 +8,10 @@ they are broken and waiting ones take their places: every sample has a step coun
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from advprune.attacks.apgd_state import APGDSettings, Pool, Queue
@@ -26,6 +28,8 @@ from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_p
 from advprune.attacks.losses import Loss, cross_entropy, dlr
 from advprune.attacks.pgd import ascend, expected_gradient, project
 from advprune.attacks.pixels import to_pixels
+from advprune.attacks.registry import Context, method
+from advprune.core.attack_settings import Attack, Backward
 from advprune.core.device import device_of, full_precision
 from advprune.models.stochastic import RULES, is_randomized, mean_logits, set_backward
 
@@ -70,6 +74,29 @@ def apgd(
         for rows, answer in zip(pieces, by_batch(private, pieces, searched, cost), strict=True):
             found[rows] = answer
     return found
+
+
+class APGDMethod(Attack):
+    """Settings of `method: apgd`: those of `APGDSettings` that a suite may choose."""
+
+    method: Literal["apgd"]
+    steps: int = Field(default=100, ge=1, le=100000)
+    loss: Literal["ce", "dlr", "targeted"] = "ce"
+    restarts: int = Field(default=1, ge=1, le=1000)
+    drop: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
+    draws: int = Field(default=1, ge=1, le=10000)
+    backward: Backward | None = None
+    note: str = ""
+
+
+@method("apgd", APGDMethod)
+def _apgd(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: APGDMethod, how: Context
+) -> torch.Tensor:
+    own = s.model_dump(exclude={"method", "note"})
+    settings = APGDSettings(**own, pixels=True, seed=how.seed, batch=how.batch)
+    return apgd(model, images, labels, settings, how.cost, how.progress)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ mirrors `AutoAttack.run_standard_evaluation`, without its checks of the kind of 
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from advprune.attacks.checks import (
@@ -25,9 +26,12 @@ from advprune.attacks.checks import (
 )
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy, by_batch
+from advprune.attacks.registry import Context, method
+from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.resume import Noted, Parts
+from advprune.models.stochastic import is_randomized
 
 FEWEST = {"standard": 4, "rand": 3}  # classes that the (targeted) difference of logits ratio needs
 TARGETS = 9  # target classes of apgd-t and fab-t, as published
@@ -92,6 +96,40 @@ def autoattack(
         how.cost.forwards += spent.forwards
         how.cost.gradients += spent.gradients
     return found.to(images.device), counts
+
+
+class AutoAttackSettings(Attack):
+    """Settings of `method: autoattack`.
+
+    version: standard for deterministic models, rand for randomized ones; auto takes what fits.
+    images: how many test images, the first ones; null takes all.
+    """
+
+    method: Literal["autoattack"]
+    version: Literal["auto", "standard", "rand"] = "auto"
+    images: int | None = Field(default=None, ge=1)
+    note: str = ""
+
+    @property
+    def steps(self) -> int:
+        """What records call its steps: those of each of its gradient attacks."""
+        return 100
+
+
+@method("autoattack", AutoAttackSettings)
+def _autoattack(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    setting: AutoAttackSettings,
+    how: Context,
+) -> torch.Tensor:
+    fitting = "rand" if is_randomized(model) else "standard"
+    version = fitting if setting.version == "auto" else setting.version
+    options = AutoAttackOptions(setting.norm, version, how.seed, how.batch, how.cost, how.parts)
+    found, counts = autoattack(model, images, labels, setting.eps, options)
+    how.breakdown.update(counts)
+    return found
 
 
 @dataclass(frozen=True)

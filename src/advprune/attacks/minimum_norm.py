@@ -10,8 +10,10 @@ the clean image.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from advprune.attacks.checks import check_choice, check_images, check_model, check_numbers
@@ -19,6 +21,8 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import margin
 from advprune.attacks.pgd import ascend, expected_gradient, project
+from advprune.attacks.registry import Context, method
+from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of, full_precision
 
 CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: above rounding noise
@@ -82,6 +86,26 @@ def minimum_norm(
         return images.clone(), images.new_zeros(0)
     found, distances = (torch.cat(parts).to(images) for parts in zip(*answers, strict=True))
     return found, distances
+
+
+class MinimumNormMethod(Attack):
+    """Settings of `method: minimum_norm`: for deterministic models, at one budget."""
+
+    method: Literal["minimum_norm"]
+    steps: int = Field(default=100, ge=1, le=100000)
+    note: str = ""
+
+
+@method("minimum_norm", MinimumNormMethod)
+def _minimum_norm(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: MinimumNormMethod, how: Context
+) -> torch.Tensor:
+    """Images that can be fooled within the budget, with the perturbation stretched to all of it, so
+    that rounding does not undo it; the others unchanged."""
+    settings = MinimumNormSettings(s.norm, s.steps, batch=how.batch)
+    found, distances = minimum_norm(model, images, labels, settings, how.cost, how.progress)
+    stretch = torch.where(distances <= s.eps, s.eps / distances.clamp_min(1e-12), 0.0)
+    return (images + _wide(stretch) * (found - images)).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ of its own, and squares reach the last row and column, which that code leaves ou
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from advprune.attacks.checks import (
@@ -24,7 +25,9 @@ from advprune.attacks.checks import (
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import margin
-from advprune.core.device import device_of
+from advprune.attacks.registry import Context, method
+from advprune.core.attack_settings import Attack
+from advprune.core.device import device_of, salted
 from advprune.models.stochastic import is_randomized, mean_logits
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
@@ -93,6 +96,34 @@ def square(
         search = _Search(private, shown, labels.to(device), eps, how, generator, cost)
         change = search().to(images.device)
     return (images + change).clamp(0, 1)
+
+
+class SquareSettings(Attack):
+    """Settings of `method: square`.
+
+    draws: for randomized models, the loss of a query is that of the mean logits of so many draws.
+    """
+
+    method: Literal["square"]
+    norm: Literal["Linf"] = "Linf"
+    queries: int = Field(default=1000, ge=1, le=1000000)
+    draws: int = Field(default=1, ge=1, le=10000)
+    note: str = ""
+
+    @property
+    def steps(self) -> int:
+        """What records call its steps: the queries."""
+        return self.queries
+
+
+@method("square", SquareSettings, differentiates=False)
+def _square(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: SquareSettings, how: Context
+) -> torch.Tensor:
+    draws = s.draws if is_randomized(model) else 1
+    generator = torch.Generator().manual_seed(salted(how.seed, "square"))
+    options = SquareOptions(s.queries, draws=draws, generator=generator, **how.counted)
+    return square(model, images, labels, s.eps, options)
 
 
 @dataclass(frozen=True)

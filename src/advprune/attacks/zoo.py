@@ -8,15 +8,18 @@ state that is seeded for the call, so nothing changes for the caller.
 import copy
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
+from advprune.attacks.registry import Context, method
+from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
+from advprune.core.settings import Name
 
 
 def attack_class(name: str) -> Any:
@@ -75,6 +78,25 @@ def zoo(
         batches = list(enumerate(torch.arange(len(images)).split(how.batch)))
         results = by_batch(private, batches, run, cost)
     return torch.cat(results) if results else images.clone()
+
+
+class ZooSettings(Attack):
+    """Settings of an entry of `attack.extra`: the class, and its own arguments, budget included.
+
+    Its steps are its own affair and stand as 0 in records.
+    """
+
+    method: Literal["torchattacks"]
+    name: Name
+    arguments: dict[str, Any] = {}
+
+
+@method("torchattacks", ZooSettings)
+def _zoo(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: ZooSettings, how: Context
+) -> torch.Tensor:
+    options = ZooOptions(how.seed, how.batch, how.cost)
+    return zoo(model, images, labels, s.name, s.arguments, options)
 
 
 def check_attack(name: str, arguments: dict[str, Any]) -> None:

@@ -1,16 +1,33 @@
-"""Typed settings of attacks and of how they are combined. Nothing here needs torch."""
+"""Typed settings of PGD, what is read of other attacks, and how attacks are combined.
+
+Settings of other attacks are typed beside each, in `advprune.attacks`. Nothing here needs torch.
+"""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from advprune.core.settings import METHODS, Budget, L2Budget, Name, Settings, parse_fraction
+from advprune.core.settings import Budget, L2Budget, Name, Settings, parse, parse_fraction
 
 Backward = Literal["constant", "scale", "identity"]
 
 
-class AttackSettings(Settings):
+class Attack(Settings):
+    """What every attack has: its method, and its budget in units of the pixel range."""
+
+    method: Name
+    norm: Literal["Linf", "L2"] = "Linf"
+    eps: L2Budget
+
+    @model_validator(mode="after")
+    def _linf_budget_fits_the_pixel_range(self) -> Self:
+        if self.norm == "Linf" and self.eps > 1:
+            raise ValueError("eps: an Linf budget lies between 0 and 1 (pixels are in [0, 1])")
+        return self
+
+
+class AttackSettings(Attack):
     """One attack of the PGD engine (`advprune.attacks.pgd`).
 
     momentum: share of the former direction that each step keeps; 0 is plain PGD.
@@ -21,8 +38,6 @@ class AttackSettings(Settings):
     """
 
     method: Literal["pgd"] = "pgd"
-    norm: Literal["Linf", "L2"] = "Linf"
-    eps: L2Budget
     step: L2Budget
     steps: int = Field(default=10, ge=0, le=100000)
     restarts: int = Field(default=1, ge=1, le=1000)
@@ -36,59 +51,22 @@ class AttackSettings(Settings):
     momentum: float = Field(default=0.0, ge=0, le=1)
     note: str = ""
 
-    @model_validator(mode="after")
-    def _linf_budget_fits_the_pixel_range(self) -> "AttackSettings":
-        if self.norm == "Linf" and self.eps > 1:
-            raise ValueError("eps: an Linf budget lies between 0 and 1 (pixels are in [0, 1])")
-        return self
+
+class OtherAttack(Attack):
+    """An attack of another method, as read: its own keys are typed beside it."""
+
+    model_config = ConfigDict(extra="allow")
 
 
-class SquareSettings(Settings):
-    """Square: random search without gradients (`advprune.attacks.square`), Linf.
-
-    draws: for randomized models, the loss of a query is that of the mean logits of this many draws.
-    """
-
-    method: Literal["square"]
-    eps: Budget
-    queries: int = Field(default=1000, ge=1, le=1000000)
-    draws: int = Field(default=1, ge=1, le=10000)
-    note: str = ""
-    norm: Literal["Linf"] = "Linf"
+def _by_method(value: Any) -> Any:
+    """A mapping as an attack of the PGD engine, where it does not name another method."""
+    if not isinstance(value, Mapping):
+        return value
+    kind = AttackSettings if value.get("method", "pgd") == "pgd" else OtherAttack
+    return kind.model_validate(value)
 
 
-class AutoAttackSettings(Settings):
-    """AutoAttack as published, by the package pyautoattack (`advprune.attacks.autoattack`).
-
-    version: standard for deterministic models, rand for randomized ones; auto takes what fits.
-    images: how many test images, the first ones; null takes all.
-    """
-
-    method: Literal["autoattack"]
-    norm: Literal["Linf", "L2"] = "Linf"
-    eps: L2Budget
-    version: Literal["auto", "standard", "rand"] = "auto"
-    images: int | None = Field(default=None, ge=1)
-    note: str = ""
-
-
-def _method(value: Any) -> Any:
-    """Which attack a mapping describes; by default PGD."""
-    if isinstance(value, Mapping):
-        return value.get("method", "pgd")
-    return getattr(value, "method", "pgd")
-
-
-AnyAttack = Annotated[
-    Annotated[AttackSettings, Tag("pgd")]
-    | Annotated[SquareSettings, Tag("square")]
-    | Annotated[AutoAttackSettings, Tag("autoattack")],
-    Discriminator(
-        _method,
-        custom_error_type="method",
-        custom_error_message=f"there is no such attack; known: {', '.join(METHODS)}",
-    ),
-]
+AnyAttack = Annotated[AttackSettings | OtherAttack, BeforeValidator(_by_method)]
 KINDS = ("deterministic", "randomized", "quantized", "binary")
 
 
@@ -158,6 +136,14 @@ class ExtraAttack(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """The attack's own arguments, fractions such as 8/255 read as numbers."""
         return {k: _fraction_or_text(v) for k, v in (self.model_extra or {}).items()}
+
+    @property
+    def setting(self) -> OtherAttack:
+        """As an attack: any change where it has no `eps`; names that end in L2 have L2 budgets."""
+        norm, own = "L2" if self.name.endswith("L2") else "Linf", self.arguments()
+        known = {"norm": norm, "eps": own.get("eps", 1.0), "name": self.name, "arguments": own}
+        known["method"] = "torchattacks"
+        return parse(OtherAttack, known, f"attack.extra: {self.key}")
 
 
 def _fraction_or_text(value: Any) -> Any:

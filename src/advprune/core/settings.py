@@ -1,7 +1,7 @@
 """What all typed settings share: the base class, names, budgets, and one-line refusals."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -13,7 +13,6 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 RELATIVE = re.compile(rf"(?:{NUMBER}\s*\*\s*)?eps(?:\s*/\s*{NUMBER})?")
-METHODS = ("pgd", "square", "autoattack")
 
 
 def parse_fraction(value: Any) -> Any:
@@ -60,15 +59,8 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in _path(first["loc"]))
+        key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         unclear = first["type"] == "missing" or isinstance(first["input"], Mapping)
         given = "" if unclear else f" (got {first['input']!r})"
         raise UserError(f"{where}: {key + ': ' if key else ''}{message}{given}") from error
-
-
-def _path(place: tuple[int | str, ...]) -> Iterator[int | str]:
-    """Where a fault is, without the kind of attack that pydantic puts behind an attack's name."""
-    for index, part in enumerate(place):
-        if index < 2 or place[index - 2] != "attacks" or part not in METHODS:
-            yield part

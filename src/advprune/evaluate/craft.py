@@ -3,27 +3,17 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from advprune.attacks import pgd, to_pixels
-from advprune.attacks.autoattack import AutoAttackOptions, autoattack
+from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, no_progress
-from advprune.attacks.pgd import PGDOptions
-from advprune.attacks.square import SquareOptions, square
-from advprune.attacks.zoo import ZooOptions, zoo
-from advprune.core.attack_settings import (
-    AttackSettings,
-    AutoAttackSettings,
-    CurveSettings,
-    ExtraAttack,
-    SquareSettings,
-)
-from advprune.core.device import salted
+from advprune.attacks.registry import Context, method_of
+from advprune.core.attack_settings import Attack, AttackSettings, CurveSettings
 from advprune.core.profile import CURVES
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
@@ -31,8 +21,6 @@ from advprune.evaluate.records import DRAWS, Scoring, answers, predictions, tabl
 from advprune.models.binary import is_binary
 from advprune.models.quantized import is_quantized, twin
 from advprune.models.stochastic import is_randomized
-
-Attack = AttackSettings | SquareSettings | AutoAttackSettings | ExtraAttack
 
 
 @dataclass(frozen=True)
@@ -92,31 +80,27 @@ def craft(
 ) -> Crafted:
     """Attack float `images` `[N, C, H, W]` in [0, 1]; the result is uint8, inside the budget.
 
-    All attacks but Square, which needs no gradient, see the model's differentiable form.
+    setting: a typed one (`advprune.attacks.registry.typed`). An attack that differentiates sees the
+    model's differentiable form.
+
+    With `drop`, the attack leaves a sample as soon as it is misclassified, which rounding (or the
+    step from a twin to its integers) may undo. Such samples are attacked again to the end, unless
+    the model draws at random: no attack drops samples of such a model.
     """
-    cost, attacked, breakdown = Cost(), differentiable(model), dict[str, int]()
-    known: dict[str, Any] = {"batch": work.batch, "cost": cost}
-    if isinstance(setting, AttackSettings):
-        return Crafted(_pgd(model, images, labels, setting, work, cost), setting, cost)
-    if isinstance(setting, SquareSettings):
-        searched = SquareOptions(
-            queries=setting.queries,
-            draws=setting.draws if is_randomized(model) else 1,
-            generator=_seeded(salted(work.seed, "square")),
-            progress=work.progress,
-            **known,
-        )
-        adv = square(model, images, labels, setting.eps, searched)
-    elif isinstance(setting, AutoAttackSettings):
-        fitting = "rand" if is_randomized(model) else "standard"
-        version = fitting if setting.version == "auto" else setting.version
-        official = AutoAttackOptions(setting.norm, version, work.seed, parts=work.parts, **known)
-        adv, breakdown = autoattack(attacked, images, labels, setting.eps, official)
-    else:
-        options = ZooOptions(work.seed, **known)
-        adv = zoo(attacked, images, labels, setting.name, setting.arguments(), options)
-    budget = budget_of(setting)
-    return Crafted(to_pixels(adv, images, budget.eps, budget.norm), setting, cost, breakdown)
+    method = method_of(setting)
+    context = Context(work.seed, work.batch, Cost(), work.progress, work.parts)
+    attacked = differentiable(model) if method.differentiates else model
+    adv = method.function(attacked, images, labels, setting, context)
+    pixels = to_pixels(adv, images, setting.eps, setting.norm)
+    if getattr(setting, "drop", False) and not is_randomized(model):
+        was_fooled = predictions(attacked, adv, work.scoring) != labels
+        is_right = predictions(model, pixels / 255, work.scoring) == labels
+        if (undone := was_fooled & is_right).any():
+            whole = setting.model_copy(update={"drop": False})
+            quiet, own = replace(context, progress=no_progress), images[undone]
+            again = method.function(attacked, own, labels[undone], whole, quiet)
+            pixels[undone] = to_pixels(again, own, setting.eps, setting.norm)
+    return Crafted(pixels, setting, context.cost, context.breakdown)
 
 
 def craft_shown(
@@ -127,65 +111,10 @@ def craft_shown(
     work: Work,
 ) -> Crafted:
     """`craft` on images and labels, under a progress bar that counts image-steps."""
-    (images, labels), budget = attacked, budget_of(setting)
-    title = f"{what} eps {budget.eps:.3f} steps {budget.steps}"
-    with progress(title, len(images) * budget.steps * budget.restarts) as advance:
+    (images, labels), steps = attacked, getattr(setting, "steps", 0)
+    title = f"{what} eps {setting.eps:.3f} steps {steps}"
+    with progress(title, len(images) * steps * getattr(setting, "restarts", 1)) as advance:
         return craft(model, images, labels, setting, replace(work, progress=advance))
-
-
-def _pgd(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    setting: AttackSettings,
-    work: Work,
-    cost: Cost,
-) -> torch.Tensor:
-    """The engine; uint8 images.
-
-    A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
-    its first misclassified draw, or choosing its best iterate, would reward a lucky draw.
-
-    With `drop`, the attack leaves a sample as soon as it is misclassified, which rounding (or the
-    step from a twin to its integers, or other draws) may undo. Such samples are attacked again to
-    the end.
-    """
-    if is_randomized(model):
-        setting = setting.model_copy(update={"drop": False, "keep": "last"})
-    attacked, search = differentiable(model), (setting.eps, setting.step, setting.steps)
-    own = setting.model_dump(exclude={"method", "note", "eps", "step", "steps"})
-    how = PGDOptions(**own, batch=work.batch, cost=cost, progress=work.progress)
-    adv = pgd(attacked, images, labels, *search, how, generator=_seeded(work.seed))
-    pixels = to_pixels(adv, images, setting.eps, setting.norm)
-    if setting.drop:
-        was_fooled = predictions(attacked, adv, work.scoring) != labels
-        is_right = predictions(model, pixels / 255, work.scoring) == labels
-        if (undone := was_fooled & is_right).any():
-            whole = replace(how, drop=False, progress=no_progress, generator=_seeded(work.seed))
-            again = pgd(attacked, images[undone], labels[undone], *search, whole)
-            pixels[undone] = to_pixels(again, images[undone], setting.eps, setting.norm)
-    return pixels
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def budget_of(setting: Attack) -> AttackSettings:
-    """The budget of any attack in the engine's terms.
-
-    The steps of Square are its queries, those of AutoAttack 100. An attack of torchattacks has its
-    own `eps`, or any change where it has none (names that end in L2 have L2 budgets), and steps
-    that are its own affair and stand as 0.
-    """
-    if isinstance(setting, AttackSettings):
-        return setting
-    if isinstance(setting, SquareSettings):
-        return AttackSettings(eps=setting.eps, step=0.0, steps=setting.queries)
-    if isinstance(setting, AutoAttackSettings):
-        return AttackSettings(norm=setting.norm, eps=setting.eps, step=0.0, steps=100)
-    norm: Literal["L2", "Linf"] = "L2" if setting.name.endswith("L2") else "Linf"
-    return AttackSettings(norm=norm, eps=setting.arguments().get("eps", 1.0), step=0.0, steps=0)
 
 
 def rows(
@@ -201,18 +130,18 @@ def rows(
     draws: how many a gradient was averaged over (1 for a deterministic model). forwards and
     gradients: what the attack cost, per image.
     """
-    setting, budget, n = crafted.setting, budget_of(crafted.setting), max(len(labels), 1)
+    setting, n = crafted.setting, max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
     facts = {
         "index": range(len(labels)),
         "label": labels.numpy(),
         "attack": name,
-        "method": getattr(setting, "method", "torchattacks"),
+        "method": setting.method,
         "seed": work.seed,
-        "norm": budget.norm,
-        "eps": budget.eps,
-        "step": budget.step,
-        "steps": budget.steps,
+        "norm": setting.norm,
+        "eps": setting.eps,
+        "step": getattr(setting, "step", 0.0),
+        "steps": getattr(setting, "steps", 0),
         "draws": averaged,
         "forwards": crafted.cost.forwards / n,
         "gradients": crafted.cost.gradients / n,

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
+from advprune.attacks.registry import typed
 from advprune.core.ahead import ahead
-from advprune.core.attack_settings import AttackChoice, AttackSettings
+from advprune.core.attack_settings import Attack, AttackChoice, AttackSettings
 from advprune.core.profile import Profile
 from advprune.core.resume import Noted, Parts
 from advprune.evaluate.craft import (
-    Attack,
     Crafted,
     Work,
     craft_shown,
@@ -79,9 +79,9 @@ class Suite:
 
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
         for attack in self.profile.suite.of(kind_of(model)):
-            yield attack, self.profile.attacks[attack]
+            yield attack, typed(attack, self.profile.attacks[attack])
         for extra in self.choice.extra:
-            yield extra.key, extra
+            yield extra.key, typed(extra.key, extra.setting)
 
     def _probes(self, model: nn.Module) -> list[Callable[[], pd.DataFrame]]:
         """What makes the records of each probe, or reads them back."""

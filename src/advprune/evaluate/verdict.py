@@ -22,7 +22,6 @@ LOST_GRADIENT = {DOUBT: 0.01, FAIL: 0.1}  # share of images without a gradient
 CONTRADICTION = 0.05  # a weaker attack that finds so much more, a fraction of the images
 AGREEMENT = 0.99  # of a quantized model with its twin
 ALL_GREY = 0.5  # a budget that makes any image any other's equal: no model beats guessing there
-GRADIENT_METHODS = ("pgd", "autoattack", "torchattacks")
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ class Evidence:
 
     def white_box(self) -> pd.DataFrame:
         """Per image, the worst of the suite's attacks that use gradients."""
-        methods = self.records.method.isin(GRADIENT_METHODS)
-        return worst_case(self.records[methods], self.main)
+        return worst_case(self.records[self.records.gradients > 0], self.main)
 
 
 def worst_case(records: pd.DataFrame, main: str) -> pd.DataFrame:

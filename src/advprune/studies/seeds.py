@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import Field, field_validator
 from torch import nn
 
+from advprune.attacks.registry import typed
 from advprune.core.ahead import ahead
 from advprune.core.errors import UserError
 from advprune.core.params import DENSE
@@ -153,7 +154,7 @@ def _tables(
         work = Work(network.seed, profile.batch, given.params.attack.score_draws)
         tables = []
         for attack in attacks:
-            setting = profile.attacks[attack]
+            setting = typed(attack, profile.attacks[attack])
             images, labels = (t[: getattr(setting, "images", None)] for t in given.test)
             what = f"{network.name} {attack}"
             crafted = craft_shown(what, model, (images, labels), setting, work)

@@ -21,8 +21,10 @@ COLUMNS = (
 @section("Settings and versions", order=200)
 def settings(run: Run) -> list[Part]:
     """One row per attack that was run, and one per package."""
+    from advprune.attacks.registry import attacks_of  # needs torch
+
     used = dict.fromkeys(name for model in run.models for name in run.attack_names(model))
-    known = {name: one.model_dump() for name, one in run.profile.attacks.items()}
+    known = {name: one.model_dump() for name, one in attacks_of(run.profile).items()}
     extra = {
         one.key: {"method": "torchattacks", **one.arguments()} for one in run.params.attack.extra
     }

@@ -1,0 +1,107 @@
+"""The seam that every attack of a suite fits: a registry, typed settings, and how it is run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import Progress, no_progress
+from advprune.attacks.pgd import PGDOptions, pgd
+from advprune.core.attack_settings import Attack, AttackSettings
+from advprune.core.errors import UserError
+from advprune.core.profile import Profile
+from advprune.core.resume import Parts
+from advprune.core.settings import parse
+from advprune.models.stochastic import is_randomized
+
+Function = Callable[..., torch.Tensor]  # (model, images, labels, setting, context) -> images
+
+
+@dataclass(frozen=True)
+class Context:
+    """How an attack is run, whichever it is: seed, batch size, and where it tells of its work.
+
+    cost: counts what passes through the model. parts: where a long attack keeps what it finished.
+    breakdown: an attack made of several notes here how many images are right after each.
+    """
+
+    seed: int = 0
+    batch: int = 128
+    cost: Cost = field(default_factory=Cost)
+    progress: Progress = no_progress
+    parts: Parts | None = None
+    breakdown: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """Batch size, cost and progress, as most attacks take them."""
+        return {"batch": self.batch, "cost": self.cost, "progress": self.progress}
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attack: its class of settings, its function, and whether it differentiates the model."""
+
+    settings: type[Attack]
+    function: Function
+    differentiates: bool
+
+
+_REGISTRY: dict[str, Method] = {}
+
+
+def method(
+    name: str, settings: type[Attack], differentiates: bool = True
+) -> Callable[[Function], Function]:
+    """Register an attack under its `method` in params.yaml.
+
+    Its function returns float images in [0, 1]; what uses it rounds them to 8 bits in the budget.
+    differentiates: of a quantized model, it gets the differentiable twin.
+    """
+
+    def register(function: Function) -> Function:
+        _REGISTRY[name] = Method(settings, function, differentiates)
+        return function
+
+    return register
+
+
+def method_of(setting: Attack, place: str = "attack") -> Method:
+    """The registered attack of a setting; UserError where there is none."""
+    if setting.method not in _REGISTRY:
+        known = ", ".join(sorted(_REGISTRY))
+        raise UserError(f"{place}.method: there is no attack {setting.method!r}; known: {known}")
+    return _REGISTRY[setting.method]
+
+
+def typed(name: str, setting: Attack) -> Attack:
+    """The setting of `attacks.<name>`, as read or typed, by its attack's own class of settings.
+
+    UserError names the key, the value and the range.
+    """
+    place = f"attacks.{name}"
+    kind = method_of(setting, place).settings
+    if isinstance(setting, kind):
+        return setting
+    return parse(kind, setting.model_dump(exclude_unset=True), place)
+
+
+def attacks_of(profile: Profile) -> dict[str, Attack]:
+    """All attacks of a profile by name, typed: wrong settings are refused here."""
+    return {name: typed(name, setting) for name, setting in profile.attacks.items()}
+
+
+@method("pgd", AttackSettings)
+def _pgd(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: AttackSettings, how: Context
+) -> torch.Tensor:
+    """A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
+    its first misclassified draw, or choosing its best iterate, would reward a lucky draw."""
+    own = s.model_dump(exclude={"method", "note", "eps", "step", "steps"})
+    own |= {"drop": False, "keep": "last"} if is_randomized(model) else {}
+    generator = torch.Generator().manual_seed(how.seed)
+    options = PGDOptions(**own, **how.counted, generator=generator)
+    return pgd(model, images, labels, s.eps, s.step, s.steps, options)
