@@ -104,6 +104,7 @@ def _minimum_norm(
     that rounding does not undo it; the others unchanged."""
     settings = MinimumNormSettings(s.norm, s.steps, batch=how.batch)
     found, distances = minimum_norm(model, images, labels, settings, how.cost, how.progress)
+    how.found["distance"] = distances
     stretch = torch.where(distances <= s.eps, s.eps / distances.clamp_min(1e-12), 0.0)
     return (images + _wide(stretch) * (found - images)).clamp(0, 1)
 
