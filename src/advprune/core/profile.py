@@ -23,6 +23,7 @@ CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the
 # The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
 PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
 WORST = "worst_case"  # per image, the attack of the suite that does most harm
+FROZEN = PROBES[-1]  # of a randomized model with its draws fixed
 RESERVED = (*CURVES, *PROBES, WORST)
 
 

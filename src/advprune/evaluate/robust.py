@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from advprune.core.profile import RESERVED, WORST
+from advprune.core.profile import FROZEN, RESERVED, WORST
 
 ROUNDING = 1e-6  # of float32, in pixels of [0, 1]: far less than a grey level
 SIZES = {"Linf": "linf", "L2": "l2"}
@@ -48,7 +48,8 @@ def union(
     whether it fools. So the worst of many attacks is not scored on the draws it was chosen by.
     """
     size = SIZES[norm]
-    rows = pd.concat([records, *received], ignore_index=True)
+    own = records[records.attack != FROZEN]  # those rows are of another network
+    rows = pd.concat([own, *received], ignore_index=True)
     worst = _worst(rows[rows[size] <= eps + ROUNDING].reset_index(drop=True))
     nearest = rows.groupby("index").distance.min().reindex(worst["index"]).fillna(np.inf)
     fools = rows[rows.adv_pred != rows.label] if not randomized else worst

@@ -12,12 +12,11 @@ from safetensors import SafetensorError, safe_open
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.errors import UserError
 from advprune.core.params import Params
-from advprune.core.profile import PROBES, RESERVED, Profile
+from advprune.core.profile import FROZEN, RESERVED, Profile
 from advprune.evaluate.faults import Reached, guessing, to_chance
 from advprune.evaluate.robust import union
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 
-FROZEN = PROBES[-1]  # the probe that only randomized models get
 MOSTLY_ZERO = 0.5  # from this sparsity on a model is shown among the sparse ones
 Received = dict[tuple[str, str], pd.DataFrame]  # (source, attack) -> records of a target
 
