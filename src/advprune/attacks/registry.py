@@ -26,6 +26,7 @@ class Context:
 
     cost: counts what passes through the model. parts: where a long attack keeps what it finished.
     breakdown: an attack made of several notes here how many images are right after each.
+    found: what a method notes of each image, `[N]`, by the name of its column in records.
     """
 
     seed: int = 0
@@ -34,6 +35,7 @@ class Context:
     progress: Progress = no_progress
     parts: Parts | None = None
     breakdown: dict[str, int] = field(default_factory=dict)
+    found: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def counted(self) -> dict[str, Any]:
