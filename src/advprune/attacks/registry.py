@@ -25,8 +25,8 @@ class Context:
     """How an attack is run, whichever it is: seed, batch size, and where it tells of its work.
 
     cost: counts what passes through the model. parts: where a long attack keeps what it finished.
-    breakdown: an attack made of several notes here how many images are right after each. found:
-    an attack may note numbers here, one per image, by column of the records (`distance`).
+    breakdown: an attack made of several notes here how many images are right after each.
+    found: what a method notes of each image, `[N]`, by the name of its column in records.
     """
 
     seed: int = 0
