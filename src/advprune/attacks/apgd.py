@@ -21,7 +21,7 @@ from advprune.attacks.losses import Loss, cross_entropy, dlr
 from advprune.attacks.opening import Opened, opened, options, wide
 from advprune.attacks.pgd import ascend, project
 from advprune.attacks.registry import Context, method
-from advprune.core.attack_settings import Attack, Backward
+from advprune.core.attack_settings import GradientAttack
 from advprune.models.stochastic import is_randomized
 
 TOGETHER = 16  # batches' worth of images that share a queue: however many processes there are
@@ -48,7 +48,7 @@ def apgd(
     return found
 
 
-class APGDMethod(Attack):
+class APGDMethod(GradientAttack):
     """Settings of `method: apgd`: those of `APGDSettings` that a suite may choose."""
 
     method: Literal["apgd"]
@@ -57,10 +57,6 @@ class APGDMethod(Attack):
     targets: int = Field(default=9, ge=1, le=1000)
     restarts: int = Field(default=1, ge=1, le=1000)
     drop: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
-    draws: int = Field(default=1, ge=1, le=10000)
-    backward: Backward | None = None
-    note: str = ""
 
 
 @method("apgd", APGDMethod)

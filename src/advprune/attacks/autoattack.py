@@ -110,7 +110,6 @@ class AutoAttackSettings(Attack):
     method: Literal["autoattack"]
     version: Literal["auto", "standard", "rand"] = "auto"
     images: int | None = Field(default=None, ge=1)
-    note: str = ""
 
     @property
     def steps(self) -> int:

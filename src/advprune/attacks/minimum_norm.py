@@ -23,7 +23,7 @@ from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options, wide
 from advprune.attacks.pgd import ascend, project
 from advprune.attacks.registry import Context, method
-from advprune.core.attack_settings import Attack, Backward
+from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import full_precision
 from advprune.models.quantized import is_quantized
 from advprune.models.stochastic import drawn_logits
@@ -71,15 +71,11 @@ def minimum_norm(
     return found, distances
 
 
-class MinimumNormMethod(Attack):
+class MinimumNormMethod(GradientAttack):
     """Settings of `method: minimum_norm`; eps: the budget that its images are stretched to."""
 
     method: Literal["minimum_norm"]
     steps: int = Field(default=100, ge=1, le=100000)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    draws: int = Field(default=1, ge=1, le=10000)
-    backward: Backward | None = None
-    note: str = ""
 
 
 @method("minimum_norm", MinimumNormMethod)

@@ -95,7 +95,7 @@ class Opened(Generic[T]):
     @property
     def draws(self) -> int:
         """Draws that are averaged: 1 of a deterministic model."""
-        return self.options.draws if self.randomized else 1
+        return self.options.draws if self.randomized or self.options.any_model else 1
 
     def run(
         self,

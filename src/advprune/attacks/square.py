@@ -21,7 +21,7 @@ from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
-from advprune.models.stochastic import is_randomized, mean_logits
+from advprune.models.stochastic import is_randomized
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
 
@@ -86,7 +86,6 @@ class SquareSettings(Attack):
     norm: Literal["Linf"] = "Linf"
     queries: int = Field(default=1000, ge=1, le=1000000)
     draws: int = Field(default=1, ge=1, le=10000)
-    note: str = ""
 
     @property
     def steps(self) -> int:
@@ -140,15 +139,13 @@ class _Search:
 
     def _losses(self, rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """The margins of `images[rows] + change`, `[len(rows)]`, on the mean logits."""
-        at, batch = self.at, self.at.options.batch
 
         def of(part: torch.Tensor) -> torch.Tensor:
             points = (self.images[rows[part]] + change[part]).clamp(0, 1)
-            logits = mean_logits(at.exact, points, at.options.draws, batch)
-            return margin(logits, self.labels[rows[part]]).cpu()
+            return margin(self.at.logits(points), self.labels[rows[part]]).cpu()
 
-        parts = torch.arange(len(rows), device=rows.device).split(batch)
-        return torch.cat(by_batch(at.exact, parts, of, at.cost)).to(self.images)
+        parts = torch.arange(len(rows), device=rows.device).split(self.at.options.batch)
+        return torch.cat(by_batch(self.at.exact, parts, of, self.at.cost)).to(self.images)
 
     def _with_square(self, change: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
         """`change[rows]` with a random square set to `+-eps`, a sign for each channel.

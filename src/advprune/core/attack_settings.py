@@ -28,6 +28,7 @@ class Attack(Settings):
     eps: L2Budget
     after: Name | None = None
     rounding: Literal["strict", "nearest"] = "strict"
+    note: str = ""
 
     @model_validator(mode="after")
     def _linf_budget_fits_the_pixel_range(self) -> Self:
@@ -36,13 +37,24 @@ class Attack(Settings):
         return self
 
 
-class AttackSettings(Attack):
+class GradientAttack(Attack):
+    """What attacks by gradients have.
+
+    draws: of randomized models alone; gradients are averaged over that many. backward: what is
+    differentiated where the model hides its gradient (models/backward.py); null leaves the model
+    its own rule.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    draws: int = Field(default=1, ge=1, le=10000)
+    backward: Backward | None = None
+
+
+class AttackSettings(GradientAttack):
     """One attack of the PGD engine (`advprune.attacks.pgd`).
 
     momentum: share of the former direction that each step keeps; 0 is plain PGD. adam: steps are
-    Adam's on the gradient's sign. draws: of randomized models alone; gradients are averaged over
-    that many. backward: what is differentiated where the model hides its gradient
-    (models/backward.py); null leaves the model its own rule.
+    Adam's on the gradient's sign.
     """
 
     method: Literal["pgd"] = "pgd"
@@ -53,12 +65,8 @@ class AttackSettings(Attack):
     loss: Literal["ce", "margin", "dlr"] = "ce"
     keep: Literal["last", "best"] = "last"
     drop: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    draws: int = Field(default=1, ge=1, le=10000)
-    backward: Backward | None = None
     momentum: float = Field(default=0.0, ge=0, le=1)
     adam: bool = False
-    note: str = ""
 
 
 class OtherAttack(Attack):
