@@ -136,10 +136,8 @@ class Suite:
                 return _noted(made((images, labels)))
             first = typed(setting.after, self.profile.attacks[setting.after])
             before, table = self._run(name, model, setting.after, setting.after, first)
-            pixels, left = (
-                before.pixels[: len(images)].clone(),
-                torch.tensor(right(table))[: len(images)],
-            )
+            left = torch.tensor(right(table))[: len(images)]
+            pixels = before.pixels[: len(images)].clone()
             if not left.any():
                 return _noted(Crafted(pixels, setting))
             found = made((images[left], labels[left]))

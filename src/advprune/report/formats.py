@@ -125,10 +125,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "clean_accuracy": ("clean", "accuracy without an attack"),
     "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
     "main_accuracy": ("main attack", "accuracy under the main attack alone"),
-    "median_distance": (
-        "distance",
-        "median of the smallest changes found that fool it, in grey levels",
-    ),
+    "median_distance": ("distance", "median of the smallest changes found that fool it"),
     "area_accuracy": ("area", "mean accuracy over all budgets up to twice the main attack's"),
     "distance_difference": ("distance − dense", "how much farther than the dense network"),
     "distance_against_dense": ("distance against dense", "Wilcoxon's test on the same images"),

@@ -27,9 +27,9 @@ def leaderboard(run: Run) -> list[Part]:
     table = table.assign(passes=table.forwards + table.gradients)
     text = (
         f"Robust accuracy: images that nothing within the budget breaks ({main.norm}, eps "
-        f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals; distance: the median of the "
-        "smallest changes found that fool the model. Against dense: McNemar's and Wilcoxon's tests "
-        "on the same images, Holm's correction over the models of a dense network."
+        f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals. Distance: the "
+        "median of the smallest changes found that fool the model. Against dense: McNemar's and "
+        "Wilcoxon's tests on the same images, Holm's correction over the models of a dense network."
     )
     axes, hover = ("clean_accuracy", "median_distance", "group"), ("model", "robust_accuracy")
     chart = Chart(
