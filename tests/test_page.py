@@ -256,7 +256,7 @@ def test_in_a_browser_headings_sort_and_filters_choose(seen: dict[str, Any]) -> 
     assert seen["up transfer %"][-1] == seen["down transfer %"][-1] == "–"
     assert seen["aria robust %"] == "ascending" and seen["sorted"] == 1
     assert seen["start"] == seen["again"] == names
-    assert seen["filters"] == ["against dense", "distance against dense", "verdict", "bits"]
+    assert seen["filters"] == ["against dense", "verdict", "bits"]
     assert seen["text"] == ["broken"] * 2 and seen["bits"] == ["8"]
     assert seen["told"] == "1 of 3 rows" and seen["reset"] == 3
 

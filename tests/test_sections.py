@@ -106,7 +106,7 @@ def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
 
     def near(one: Model, size: float) -> Model:
         found = records("distance", ~first(20))
-        found = found.assign(distance=np.where(first(20), size, np.inf), linf=0.0)
+        found = found.assign(distance=np.where(first(20), size, np.inf))
         return replace(one, records=pd.concat([one.records, found], ignore_index=True))
 
     run = run_of([near(dense, EPS / 3), near(pruned, EPS / 2)], params)
