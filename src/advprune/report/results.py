@@ -9,11 +9,12 @@ import pandas as pd
 
 from advprune.core.errors import UserError
 from advprune.evaluate import metrics
-from advprune.evaluate.compare import AT_CHANCE, Comparison, compare, right
+from advprune.evaluate.compare import right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.statistics import Rate
 from advprune.evaluate.transfer import transfer_success
+from advprune.report.compared import against_dense
 from advprune.report.formats import bounds, number
 from advprune.report.run import Model, Run
 
@@ -24,6 +25,10 @@ METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns her
     **{name: name for name in ("transfer_accuracy", "sparsity", "bits", "flips_to_chance")},
     "verdict": "verdict",
 }
+COMPARED = (  # with the dense network, all of its models together
+    *("robust_difference", "robust_difference_low", "robust_difference_high"),
+    *("robust_detectable", "p_against_dense", "against_dense"),
+)
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
 REQUIRED = ("model", "images", "robust_images")
 
@@ -42,9 +47,12 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     for end in ("", "_low", "_high"):
         found[f"main_accuracy{end}"] = found.pop(f"remnant_accuracy{end}")
     robust, transferred = run.robust(model), model.transferred(run.main)
-    against = compare(robust, run.robust(dense))
-    compared: dict[str, Any] = {"robust_difference": round(against.difference, 6)}
-    compared |= {"p_against_dense": round(against.p, 6), "against_dense": outcome(against)}
+    compared: dict[str, Any] = {}
+    if not model.is_dense:
+        against = against_dense(run)[model]
+        values = (against.difference, *against.interval, against.detectable, against.p)
+        compared = dict(zip(COMPARED, (round(value, 6) for value in values), strict=False))
+        compared["against_dense"] = against.outcome
     verdict = run.verdict(model)
     row = {
         **{"model": model.name, "family": model.family, "parent": model.parent},
@@ -53,8 +61,8 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
         **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
         **found,
         **robust_rates(robust),
-        **dict.fromkeys(("robust_difference", "p_against_dense", "against_dense")),
-        **({} if model.is_dense else compared),
+        **dict.fromkeys(COMPARED),
+        **compared,
         **remnant_accuracy(transferred).columns("transfer_accuracy"),
         **transfer_success(transferred, dense.attack(run.main)).columns("transfer_success_rate"),
         **flips_metric(run.flips(model)),
@@ -117,11 +125,3 @@ def rated(column: str, rate: Rate) -> dict[str, Any]:
     """A rate as a column with its interval, not rounded: `a:q`, `a_low:q` and `a_high:q`."""
     return dict(zip((column, *bounds(column)), (rate.value, *rate.interval), strict=True))
 
-
-def outcome(test: Comparison) -> str:
-    """A paired comparison in a word: higher, lower, not significant or at chance."""
-    if test.void:
-        return AT_CHANCE
-    if not test.differs:
-        return "not significant"
-    return "higher" if test.difference > 0 else "lower"

@@ -1,8 +1,9 @@
 """The answer in five sentences, each computed from the run."""
 
-from advprune.evaluate.compare import Comparison, compare, corrected
+from advprune.evaluate.compare import AT_CHANCE, LOWER_CLEAN, corrected
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.report.compared import against_dense, compared
 from advprune.report.formats import budget, counted, listed, p_text, percent, points, spell
 from advprune.report.run import Model, Run
 
@@ -18,34 +19,24 @@ def summary(run: Run) -> list[str]:
 
 def effect(run: Run) -> str:
     """How many compressed models differ from their dense network in robust accuracy."""
-    tests = _tests(run, "adv")
+    tests = against_dense(run)
     if not tests:
         return "No compressed model is part of this run."
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
-    void = sum(test.void for test in tests.values())
-    same = len(tests) - len(better) - len(worse) - void
+    void = sum(test.outcome in (AT_CHANCE, LOWER_CLEAN) for test in tests.values())
+    equal = sum(test.outcome.startswith("equivalent") for test in tests.values())
+    same = len(tests) - len(better) - len(worse) - void - equal
     parts = [
         f"{_named(run, better) or 'No compressed model'} {_is(better)} significantly more "
         "robust than the dense network"
     ]
     parts += [f"{_named(run, worse)} {_is(worse)} significantly less robust"] if worse else []
-    parts += [f"{void} cannot be compared: clean accuracy is at chance"] if void else []
+    parts += [f"{void} cannot be compared: clean accuracy is too low"] if void else []
+    margin = f"±{100 * run.params.statistics.margin:g} points"
+    parts += [f"{equal} {'are' if equal > 1 else 'is'} equivalent within {margin}"] if equal else []
     parts += [f"for {same} of {len(tests)} the difference is not significant"] if same else []
     return f"{'; '.join(parts)} (McNemar's test on the same images, Holm's correction)."
-
-
-def _tests(run: Run, side: str) -> dict[Model, Comparison]:
-    """Each compressed model against its dense network, corrected per dense network.
-
-    side: adv for the worst case over the suite, clean.
-    """
-    found: dict[Model, Comparison] = {}
-    for dense in run.roots:
-        models = run.descendants(dense)
-        tests = [compare(run.robust(model), run.robust(dense), side) for model in models]
-        found |= dict(zip(models, corrected(tests), strict=True))
-    return found
 
 
 def _is(models: list[Model]) -> str:
@@ -76,7 +67,7 @@ def start(run: Run) -> str:
 
 def price(run: Run) -> str:
     """What compression costs in clean accuracy."""
-    tests = _tests(run, "clean")
+    tests = against_dense(run, "clean")
     lost = {model: test for model, test in tests.items() if test.differs and test.difference < 0}
     if not tests:
         return ""
@@ -96,7 +87,8 @@ def transfer(run: Run) -> str:
     targets = [model for model in run.compressed if len(model.transferred(run.main))]
     if not targets:
         return ""
-    tests = {m: compare(m.transferred(run.main), run.robust(m)) for m in targets}
+    found = corrected([compared(run, m.transferred(run.main), run.robust(m)) for m in targets])
+    tests = dict(zip(targets, found, strict=True))
     higher = [model for model, test in tests.items() if test.better]
     if not higher:
         return "Transfer attacks overstate robustness significantly for no compressed model."
