@@ -6,6 +6,7 @@ below the other's is never called higher: that may be what it always answers. It
 control of equal clean accuracy where there is one (`with_control`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -32,7 +33,7 @@ MARGIN = 0.02  # accuracies that differ by less are equivalent, unless the setti
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Compared:
+class Compared(ABC):
     """What every comparison has, whatever is compared.
 
     p: that there is no difference; direction: positive where the first is higher. p_equivalent:
@@ -48,6 +49,21 @@ class Compared:
     void: str = ""
     control: str = ""
     margin: float = MARGIN
+
+    @property
+    @abstractmethod
+    def difference(self) -> float:
+        """First minus second."""
+
+    @property
+    @abstractmethod
+    def interval(self) -> tuple[float, float]:
+        """Of the difference, for all tests together, and never against p."""
+
+    @property
+    @abstractmethod
+    def detectable(self) -> float:
+        """The smallest difference that is shown in 80 % of all cases; infinite if there is none."""
 
     @property
     def alpha(self) -> float:
@@ -97,7 +113,7 @@ class Comparison(Compared):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Tango's, simultaneous for all tests, and never against p."""
+        """Tango's score interval."""
         if not self.first.n:
             return -1.0, 1.0
         ends = difference_interval(self.gained, self.lost, self.first.n, self.alpha)
@@ -105,7 +121,7 @@ class Comparison(Compared):
 
     @property
     def detectable(self) -> float:
-        """The smallest difference that would be shown in 80 % of all cases; inf if there is none."""
+        """With as many images on which just one model is right as were found."""
         return smallest_difference(self.gained + self.lost, self.first.n, self.alpha)
 
 

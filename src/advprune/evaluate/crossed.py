@@ -62,15 +62,12 @@ class MeanComparison(Compared):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Simultaneous for all tests."""
+        """By t, with the degrees of freedom of the mean."""
         return consistent(self.mean.interval_at(self.alpha), self.difference, self.p)
 
     @property
     def detectable(self) -> float:
-        """The smallest difference that would be shown in 80 % of all cases.
-
-        At this standard error, or at the one that such a difference has over images alone.
-        """
+        """At this standard error, or the one that such a difference has over images alone."""
         known = self.mean
         least = smallest_mean_difference(known.images, self.alpha, known.freedom)
         return max(_steps(known.freedom, self.alpha) * known.error, least)
@@ -90,9 +87,7 @@ def _steps(freedom: float, alpha: float) -> float:
     return _quantile(freedom, 1 - alpha / 2) + _quantile(freedom, POWER)
 
 
-def compare_means(
-    first: np.ndarray, second: np.ndarray, margin: float = MARGIN
-) -> MeanComparison:
+def compare_means(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> MeanComparison:
     """Compare tables `[S, n]` of which networks are right on which images: paired in both."""
     found = mean(np.asarray(first, dtype=float) - second)
     # A difference of `margin` has at least this error: where none was seen, it is not zero.

@@ -38,16 +38,12 @@ class DistanceComparison(Compared):
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """All shifts that the test does not reject at `ALPHA / tests`; simultaneous for all tests.
-
-        Holm's p may reject what this level does not, and an exact p of few images the other way
-        round: an end that contradicts p is 0.
-        """
+        """All shifts that the test does not reject."""
         return consistent(self._ends, self.direction, self.p)
 
     @property
     def detectable(self) -> float:
-        """The smallest shift that would be shown with 80 % power, from the interval's width."""
+        """From the interval's width."""
         low, high = self._ends
         return (high - low) / 2 * (1 + NormalDist().inv_cdf(POWER) / self._critical)
 

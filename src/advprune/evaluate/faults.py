@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from math import comb, inf, sqrt
 from statistics import fmean, stdev
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,30 @@ START = {
     **{"flip": 0, "step": 0, "layer": "", "depth": -1, "index": -1, "bit": -1, "loss": 0.0},
     **{"hamming": 0, "accuracy": 0.0, "n_b": 0, "forwards": 0, "gradients": 0},
 }  # the row of a network before any flip
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A bit-flip study: the model, in how many bits its weights are stored, with which scale."""
+
+    name: str
+    model: str
+    bits: int
+    scale: str
+
+
+Entry = TypeVar("Entry", bound=Stored)
+
+
+def pairs_of(found: Sequence[Entry], root: str) -> list[tuple[Entry, Entry]]:
+    """What is compared: each study with the first, and with the model `root` if stored alike."""
+    pairs = []
+    for entry in found[1:]:
+        stored = root, entry.bits, entry.scale
+        alike = [one for one in found if (one.model, one.bits, one.scale) == stored][:1]
+        references = dict.fromkeys([found[0], *alike])
+        pairs += [(entry, one) for one in references if one is not entry]
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -166,11 +191,18 @@ def landing(records: pd.DataFrame, bits: int, variant: str = "untargeted") -> np
 
 @dataclass(frozen=True, eq=False)
 class FlipComparison(Compared):
-    """Two entries' bits to chance, by `compare_flips`; direction: positive if the first needs more.
-    """
+    """Two networks' bits to chance, by `compare_flips`."""
 
     first: Reached
     second: Reached
+
+    @cached_property
+    def difference(self) -> float:
+        """How many bits more the first needs: the median over all pairs of batches, not finite
+        where censoring leaves it open."""
+        pairs = product(self.first.bits, self.second.bits)
+        both = [(inf if a is None else a, inf if b is None else b) for a, b in pairs]
+        return float(np.median([a - b for a, b in both]))  # inf - inf: nothing is known
 
     @property
     def ratio(self) -> float | None:
@@ -180,7 +212,7 @@ class FlipComparison(Compared):
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """By how many bits more the first needs: every shift that the test does not reject.
+        """Every shift that the test does not reject.
 
         p changes only at differences of two counts, and falls away from the middle; infinite where
         censored or too few batches leave it open.
@@ -197,7 +229,7 @@ class FlipComparison(Compared):
 
     @property
     def detectable(self) -> float:
-        """The smallest shift that would be shown in 80 % of all cases, from the interval's width."""
+        """From the interval's width."""
         low, high = self.interval
         return (high - low) / 2 * (1 + NORMAL.inv_cdf(POWER) / NORMAL.inv_cdf(1 - self.alpha / 2))
 

@@ -12,9 +12,10 @@ from advprune.evaluate import metrics
 from advprune.evaluate.compare import right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
-from advprune.evaluate.statistics import Rate
+from advprune.evaluate.robust import area
+from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.transfer import transfer_success
-from advprune.report.compared import against_dense
+from advprune.report.compared import Against, against_dense, finite
 from advprune.report.formats import bounds, number
 from advprune.report.run import Model, Run
 
@@ -22,15 +23,17 @@ RESULTS = "results.csv"
 METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
     **{name: name for name in ("n", "clean_accuracy", "robust_accuracy")},
     **{"robust_low": "robust_accuracy_low", "robust_high": "robust_accuracy_high"},
-    **{name: name for name in ("transfer_accuracy", "sparsity", "bits", "flips_to_chance")},
+    **{name: name for name in ("median_distance", "sparsity", "bits", "flips_to_chance")},
     "verdict": "verdict",
 }
-COMPARED = (  # with the dense network, all of its models together
-    *("robust_difference", "robust_difference_low", "robust_difference_high"),
-    *("robust_detectable", "p_against_dense", "against_dense"),
-)
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
 REQUIRED = ("model", "images", "robust_images")
+AGAINST = (  # empty for a dense network
+    *("robust_difference", "robust_difference_low", "robust_difference_high"),
+    *("robust_detectable", "p_against_dense", "against_dense"),
+    *("distance_difference", "distance_difference_low", "distance_difference_high"),
+    *("p_distance", "distance_against_dense"),
+)
 
 
 @cache
@@ -47,12 +50,8 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     for end in ("", "_low", "_high"):
         found[f"main_accuracy{end}"] = found.pop(f"remnant_accuracy{end}")
     robust, transferred = run.robust(model), model.transferred(run.main)
-    compared: dict[str, Any] = {}
-    if not model.is_dense:
-        against = against_dense(run)[model]
-        values = (against.difference, *against.interval, against.detectable, against.p)
-        compared = dict(zip(COMPARED, (round(value, 6) for value in values), strict=False))
-        compared["against_dense"] = against.outcome
+    distances = run.distances(model)
+    median = dict(zip(_ends("median_distance"), median_distance(distances), strict=True))
     verdict = run.verdict(model)
     row = {
         **{"model": model.name, "family": model.family, "parent": model.parent},
@@ -61,8 +60,10 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
         **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
         **found,
         **robust_rates(robust),
-        **dict.fromkeys(COMPARED),
-        **compared,
+        **{name: round(value, 6) for name, value in median.items()},
+        "area_accuracy": round(area(distances, 2 * run.main_attack.eps), 6),
+        **dict.fromkeys(AGAINST),
+        **({} if model.is_dense else _compared(against_dense(run)[model])),
         **remnant_accuracy(transferred).columns("transfer_accuracy"),
         **transfer_success(transferred, dense.attack(run.main)).columns("transfer_success_rate"),
         **flips_metric(run.flips(model)),
@@ -78,6 +79,22 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
     images = hashlib.sha256(run.clean_images.tobytes() + labels.tobytes()).hexdigest()
     return row | {"images": images[:FINGERPRINT], "robust_images": hits}
+
+
+def _compared(tests: Against) -> dict[str, Any]:
+    accuracy, distance = tests.robust, tests.distance
+    robust = zip(_ends("robust_difference"), (accuracy.difference, *accuracy.interval), strict=True)
+    far = zip(_ends("distance_difference"), (distance.difference, *distance.interval), strict=True)
+    return {
+        **{name: round(value, 6) for name, value in (*robust, *far)},
+        "robust_detectable": finite(round(accuracy.detectable, 6)),
+        **{"p_against_dense": round(accuracy.p, 6), "against_dense": accuracy.outcome},
+        **{"p_distance": round(distance.p, 6), "distance_against_dense": distance.outcome},
+    }
+
+
+def _ends(column: str) -> tuple[str, ...]:
+    return column, *bounds(column)
 
 
 def without_own(table: pd.DataFrame) -> pd.DataFrame:
@@ -124,4 +141,3 @@ def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
 def rated(column: str, rate: Rate) -> dict[str, Any]:
     """A rate as a column with its interval, not rounded: `a:q`, `a_low:q` and `a_high:q`."""
     return dict(zip((column, *bounds(column)), (rate.value, *rate.interval), strict=True))
-

@@ -1,6 +1,6 @@
 """The bit-flip attack as an experiment: several batches, other objectives and random flips."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from advprune.core.params import Params
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings
-from advprune.evaluate.faults import START, VARIANTS, guessing
+from advprune.evaluate.faults import START, VARIANTS, Stored, guessing
 from advprune.models.stochastic import is_randomized
 from advprune.studies.base import Given, Images, Tables, settings_of, study
 from advprune.training.accuracy import accuracy
@@ -43,35 +43,13 @@ class BitFlipSettings(Settings):
     budget: int | None = Field(default=None, ge=1, le=1000000)
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A bit-flip study by what it stores: the model, in how many bits, with which scale."""
-
-    name: str
-    model: str
-    bits: int
-    scale: str
-    variants: tuple[str, ...]
-
-
 def stored_entries(params: Params) -> list[Stored]:
     """All bit-flip studies of the settings, in their order."""
     found = []
     for name, entry in params.studies.items():
         if isinstance(one := settings_of(params, name), BitFlipSettings):
-            found.append(Stored(name, entry.of, one.bits, one.scale, tuple(one.variants)))
+            found.append(Stored(name, entry.of, one.bits, one.scale))
     return found
-
-
-def pairs_of(found: Sequence[Stored], root: str) -> list[tuple[Stored, Stored]]:
-    """What is compared: each entry with the first, and with the model `root` if stored alike."""
-    pairs = []
-    for entry in found[1:]:
-        stored = root, entry.bits, entry.scale
-        alike = [one for one in found if (one.model, one.bits, one.scale) == stored][:1]
-        references = dict.fromkeys([found[0], *alike])
-        pairs += [(entry, one) for one in references if one is not entry]
-    return pairs
 
 
 @study("bitflip", BitFlipSettings)

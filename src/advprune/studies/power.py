@@ -11,10 +11,10 @@ from itertools import count
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.evaluate.crossed import smallest_mean_difference
-from advprune.evaluate.faults import smallest_flip_p
+from advprune.evaluate.faults import pairs_of, smallest_flip_p
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.studies.base import settings_of
-from advprune.studies.bitflip import pairs_of, stored_entries
+from advprune.studies.bitflip import stored_entries
 from advprune.studies.protocol import MemberSettings, is_published_sap
 from advprune.studies.seeds import SeedsSettings
 
@@ -36,16 +36,17 @@ def check_studies(params: Params) -> None:
 
 def _flips(params: Params) -> Iterator[str]:
     """All comparisons of bit-flip studies are corrected together."""
-    tests, seeds = len(pairs_of(stored_entries(params), params.dense()[0])), params.active().flips.seeds
+    tests = len(pairs_of(stored_entries(params), params.dense()[0]))
+    seeds = params.active().flips.seeds
 
     def smallest(seeds: int) -> float:
         return min(1.0, smallest_flip_p(seeds, seeds) * tests)
 
     if tests and smallest(seeds) >= ALPHA:
+        enough = _first(lambda n: smallest(n) < ALPHA)
         yield (
             f"flips.seeds: with {seeds} batches none of {tests} comparisons can be significant "
-            f"(p >= {smallest(seeds):.2g} by Holm); {_first(lambda n: smallest(n) < ALPHA)} batches "
-            "are enough, or fewer bit-flip studies"
+            f"(p >= {smallest(seeds):.2g} by Holm); {enough} batches are enough, or fewer studies"
         )
 
 
@@ -57,7 +58,7 @@ def _sap(params: Params) -> Iterator[str]:
             members.setdefault(study.of, []).extend(
                 (one.family, one.setting) for one in settings.members.values()
             )
-    compared = any(
+    is_compared = any(
         any(family is None for family, _ in own) and any(is_published_sap(*one) for one in own)
         for own in members.values()
     )
@@ -66,25 +67,31 @@ def _sap(params: Params) -> Iterator[str]:
     def least(images: int) -> float:
         return smallest_difference(0, images, ALPHA / tests)
 
-    if compared and tests and images is not None and least(images) > SAP_GAIN:
+    if is_compared and tests and images is not None and least(images) > SAP_GAIN:
+        enough = _first(lambda n: least(n) <= SAP_GAIN)
         yield (
-            f"protocol.images: {images} images at {tests} budgets cannot show the published gain of "
-            f"{100 * SAP_GAIN:.1f} points (McNemar, Holm, 80 % power); "
-            f"{_first(lambda n: least(n) <= SAP_GAIN)} images can, or fewer budgets"
+            f"protocol.images: {images} images at {tests} budgets cannot show the published gain "
+            f"of {100 * SAP_GAIN:.1f} points (McNemar, Holm, 80 % power); {enough} images can, or "
+            "fewer budgets"
         )
 
 
 def _seeds(params: Params) -> Iterator[str]:
     """The points of a study are compared with the dense networks together."""
+    images = _images(params)
     for name in params.studies:
-        settings, images = settings_of(params, name), _images(params)
+        settings = settings_of(params, name)
         if not isinstance(settings, SeedsSettings) or not settings.points:
             continue
         if settings.seeds < 2:
-            yield f"studies.{name}.seeds: one seed says nothing about others; 2 or more are compared"
+            yield f"studies.{name}.seeds: points are compared over 2 seeds at least (got 1)"
         alpha = ALPHA / len(settings.points)
-        if images is not None and smallest_mean_difference(images, alpha) > SEEDS_EFFECT:
-            enough = _first(lambda n, a=alpha: smallest_mean_difference(n, a) <= SEEDS_EFFECT)
+
+        def least(images: int, alpha: float = alpha) -> float:
+            return smallest_mean_difference(images, alpha)
+
+        if images is not None and least(images) > SEEDS_EFFECT:
+            enough = _first(lambda n: least(n) <= SEEDS_EFFECT)  # noqa: B023 (used at once)
             yield (
                 f"studies.{name}: {images} test images cannot show a difference of "
                 f"{100 * SEEDS_EFFECT:.0f} points for {len(settings.points)} points (Holm, 80 % "
