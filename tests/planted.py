@@ -46,12 +46,14 @@ def rows(
         table |= {f"{side}_pred": pred, f"{side}_single_pred": pred}
         table |= {f"{side}_margin": np.where(hit, 1.0, -1.0), f"{side}_wrong": 1.0 - hit}
         table |= {f"{side}_confidence": 0.75, f"{side}_nll": 0.5, f"{side}_brier": 0.25}
+    table |= {"linf": eps, "l2": eps, "distance": np.nan, "chosen_margin": table["adv_margin"]}
     return pd.DataFrame(table | columns)
 
 
 def elsewhere(attack: str, right: np.ndarray, clean: int = N) -> pd.DataFrame:
     """Records of images that were crafted on another model; they have no more columns."""
     columns = ["attack", "index", "label", "clean_pred", "adv_pred", "adv_margin"]
+    columns += ["chosen_margin", "linf", "l2", "norm", "eps", "distance"]
     return rows(attack, right, clean=clean)[columns]
 
 

@@ -45,12 +45,13 @@ def budget(value: float | None) -> str:
     return f"{round(pixels, 1):g}/255" if short and value else f"{value:.4g}"
 
 
-def _levels(value: float | None) -> str:
+def levels(value: float | None) -> str:
     """A distance in grey levels of 255: `18.7`, `0.312`."""
     return NOTHING if _missing(value) else f"{255 * value:.3g}"  # type: ignore[operator]
 
 
-def _more_levels(value: float | None) -> str:
+def more_levels(value: float | None) -> str:
+    """A difference of distances likewise: `+1.2`."""
     return NOTHING if _missing(value) else f"{255 * value:+.3g}"  # type: ignore[operator]
 
 
@@ -89,14 +90,18 @@ def _missing(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """How numbers read, their unit for headings and axes, and by what they are multiplied there."""
+    """How numbers read, their unit for headings and axes, and by what they are multiplied there.
+
+    signed: written with their sign.
+    """
 
     text: Callable[[Any], str]
     unit: str = ""
     scale: float = 1.0
+    signed: bool = False
 
 
-RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0)
+RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0, signed=True)
 P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
 SCORE, MEAN = Kind(_fixed(".3f")), Kind(_fixed(",.1f"))  # losses, means of counts
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
@@ -105,13 +110,13 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
     **dict.fromkeys(("deviation", "detectable"), Kind(percent, "points", 100.0)),
     **dict.fromkeys(("p", "p_against_dense", "p_distance"), P),
-    **dict.fromkeys(("median_distance", "detectable_distance"), Kind(_levels, "/255", 255.0)),
-    "distance_difference": Kind(_more_levels, "/255", 255.0),
+    **dict.fromkeys(("median_distance", "detectable_distance"), Kind(levels, "/255", 255.0)),
+    "distance_difference": Kind(more_levels, "/255", 255.0, signed=True),
     **dict.fromkeys(("eps", "step"), BUDGET),
     **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
     **dict.fromkeys(("brier", "brier_attacked"), SCORE),
     **dict.fromkeys(("flips_to_chance", "flips"), MEAN),
-    "flips_difference": Kind(_fixed("+,.1f")),
+    "flips_difference": Kind(_fixed("+,.1f"), signed=True),
     **dict.fromkeys(("forwards", "gradients", "passes"), COUNT),
     **dict.fromkeys(("n", "parameters", "nonzero", "macs", "file_bytes", "stored_bits"), COUNT),
 }
@@ -220,7 +225,7 @@ def cell_text(kind: Kind, value: Any, low: Any = None, high: Any = None) -> str:
         return value
     if _missing(value) or _missing(low) or _missing(high):
         return kind.text(value)
-    between = " to " if kind.text(value)[0] in "+-" else "–"  # signs and dashes do not mix
+    between = " to " if kind.signed else "–"  # signs and dashes do not read together
     return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
 
 

@@ -26,8 +26,10 @@ METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns her
     **{name: name for name in ("median_distance", "sparsity", "bits", "flips_to_chance")},
     "verdict": "verdict",
 }
+HEX = frozenset("0123456789abcdef")
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
-REQUIRED = ("model", "images", "robust_images")
+REQUIRED = ("model", "images", "robust_images", "image_distances")
+DISTANCE = "<f2"  # how the distance of each image is kept: four hexadecimal digits
 AGAINST = (  # empty for a dense network
     *("robust_difference", "robust_difference_low", "robust_difference_high"),
     *("robust_detectable", "p_against_dense", "against_dense"),
@@ -78,7 +80,8 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     hits = "".join("01"[hit] for hit in right(robust).astype(int))
     labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
     images = hashlib.sha256(run.clean_images.tobytes() + labels.tobytes()).hexdigest()
-    return row | {"images": images[:FINGERPRINT], "robust_images": hits}
+    own = {"robust_images": hits, "image_distances": distances.astype(DISTANCE).tobytes().hex()}
+    return row | {"images": images[:FINGERPRINT]} | own
 
 
 def _compared(tests: Against) -> dict[str, Any]:
@@ -128,6 +131,8 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         model, hits, n = row["model"], str(row["robust_images"]), row["n"]
         if not set(hits) <= {"0", "1"} or len(hits) != n or pd.isna(row["images"]):
             raise UserError(f"{where} is damaged: outcomes of {model} are not 0 or 1 per image")
+        if len(digits := str(row["image_distances"])) != 4 * n or not set(digits) <= HEX:
+            raise UserError(f"{where} is damaged: {model} lacks a distance for each image")
         if abs(hits.count("1") / n - row["robust_accuracy"]) > 1e-6:
             raise UserError(f"{where} is damaged: {model} has another rate than its outcomes")
     return table

@@ -91,7 +91,7 @@ def _seeds(params: Params) -> Iterator[str]:
             return smallest_mean_difference(images, alpha)
 
         if images is not None and least(images) > SEEDS_EFFECT:
-            enough = _first(lambda n: least(n) <= SEEDS_EFFECT)  # noqa: B023 (used at once)
+            enough = _first(lambda n: least(n) <= SEEDS_EFFECT)
             yield (
                 f"studies.{name}: {images} test images cannot show a difference of "
                 f"{100 * SEEDS_EFFECT:.0f} points for {len(settings.points)} points (Holm, 80 % "
