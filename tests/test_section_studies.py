@@ -197,7 +197,7 @@ def test_a_point_is_a_mean_over_seeds_and_images() -> None:
     found = mean(hits(10, 14, 18) - hits(20, 22, 24))
     assert row.robust_difference == pytest.approx(-8 / N) == found.value
     assert (row.robust_difference_low, row.robust_difference_high) == found.interval_at(0.05 / 2)
-    assert row.outcome == "not significant" and row.detectable > 8 / N
+    assert row.outcome == "lower" and row.robust_difference_high < 0 < row.detectable
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,17 @@ def test_pairs_of_which_both_are_at_chance_are_told_apart() -> None:
     run = versus((3, 4, 5), (0, 0, 0), clean=8)
     table = seeds.pair_table(run, seeds.points_of(run, "seeds"))
     assert table.outcome.tolist() == ["at chance"]
+
+
+def test_a_mask_of_lower_clean_accuracy_gains_nothing() -> None:
+    """HYDRA_99 was credited with 4.7 points at 11.9 % clean: only pairs at chance were void."""
+    learned, control = networks("H", "HYDRA", (16, 17, 18), 18), networks("L", "LWM", (2, 3, 4))
+    setting = {"sparsity": 0.9, "finetune": {"epochs": 1}}
+    names = {name: {"family": f, "setting": setting} for name, f in (("L", "LWM"), ("H", "HYDRA"))}
+    run = seeded(learned, control, **names)
+    row = seeds.pair_table(run, seeds.points_of(run, "seeds")).iloc[0]
+    assert row.p < 0.001 and row.robust_difference == pytest.approx(14 / N)
+    assert row.outcome == "lower clean accuracy, no control"
 
 
 def test_a_mask_of_which_no_weight_is_trained_is_set_beside_the_whole_network() -> None:
