@@ -1,4 +1,4 @@
-"""Sparse networks that are trained to be robust, over seeds: HYDRA, LWM and tickets.
+"""Families whose result depends on training, over seeds: HYDRA, LWM, tickets, GAP, binary.
 
 Every number is a mean over seeds and test images with the interval of `evaluate.crossed`, which
 covers other seeds and other images. Two points are compared on the same images and on dense
@@ -14,7 +14,7 @@ import pandas as pd
 
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, corrected, right
 from advprune.evaluate.crossed import Mean, MeanComparison, compare_means, mean
-from advprune.evaluate.robust import worst_case
+from advprune.evaluate.robust import union
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, explained
 from advprune.report.formats import bounds, budget, counted, listed, number
@@ -29,14 +29,16 @@ CONTROLS = {
 }
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 CLEAN = "clean_difference", *bounds("clean_difference")
-Side = Literal["clean", "robust"]
+Side = Literal["clean", "robust", "area"]
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
     """A point of the study: which images its networks have right, `[S, n]`, one row per seed.
 
-    zeros: share of all weights and biases that is zero, the mean over seeds.
+    zeros: share of all weights and biases that is zero, the mean over seeds. area: distances as
+    parts of twice the main attack's budget, at most 1; their mean is the area under the security
+    curve, which tells networks apart that are all broken at the budget.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Point:
     zeros: float
     clean: np.ndarray
     robust: np.ndarray
+    area: np.ndarray
 
     @property
     def sparsity(self) -> float | None:
@@ -65,7 +68,7 @@ class Point:
         return compare_means(getattr(self, side), getattr(other, side), margin)
 
 
-@section("Sparse networks over seeds", order=70)
+@section("Families over seeds", order=70)
 def seeds(run: Run) -> list[Part]:
     """The points, learned masks against their controls, the search for tickets."""
     return [part for name in run.studies_of("seeds") for part in _parts(run, name)]
@@ -81,12 +84,13 @@ def _parts(run: Run, name: str) -> list[Part]:
     text = (
         f"Robust: worst case over {listed(attacks)} (eps {budget(run.main_attack.eps)}); n = {n} "
         f"test images, {counted(count, 'seed')}, each with its own dense network. Intervals cover "
-        f"other seeds and other images (two-way random effects). {explained('all points')}"
+        "other seeds and other images (two-way random effects). Area: under the security curve up "
+        f"to twice the budget, compared with the dense networks'. {explained('all points')}"
     )
     axes, hover = ("point", "accuracy", "family"), ("sparsity", "seed_deviation")
     look: dict[str, Any] = {"interval": True, "panel": "images", "hover": hover}
     chart = Chart(f"sparsity-{name}", "points", over_sparsity(points), *axes, **look)
-    parts = [Part(f"Accuracy over sparsity, {about}", text, table_of(run, points), chart)]
+    parts = [Part(f"Accuracy over seeds, {about}", text, table_of(run, points), chart)]
     if len(table := pair_table(run, points)):
         words = (
             "Same sparsity, same dense networks; differences are paired by seed and image. "
@@ -113,14 +117,16 @@ def points_of(run: Run, name: str) -> list[Point]:
     records, given = run.studies[name], run.params.studies[name].settings["points"]
     settings: dict[str, dict[str, Any]] = {DENSE: {}}
     settings |= {key: as_mapping(one.get("setting")) for key, one in given.items()}
-    found = []
+    found, eps = [], run.main_attack.eps
     for key, setting in settings.items():
         if len(own := records[records.point == key]):
             seeds_of = own.groupby("seed", sort=True)
             clean = [right(in_order(one[one.attack == run.main]), "clean") for _, one in seeds_of]
-            robust = [right(worst_case(one, run.main)) for _, one in seeds_of]
+            whole = [union(one, [], run.main_attack.norm, eps) for _, one in seeds_of]
+            robust = np.stack([right(one) for one in whole])
+            area = np.stack([one.distance for one in whole]).clip(0, 2 * eps) / (2 * eps)
             zeros, family = float(seeds_of.sparsity.first().mean()), own.family.iloc[0]
-            found.append(Point(key, family, setting, zeros, np.stack(clean), np.stack(robust)))
+            found.append(Point(key, family, setting, zeros, np.stack(clean), robust, area))
     return found
 
 
@@ -139,12 +145,10 @@ def ranged(column: str, found: Mean) -> dict[str, Any]:
 
 
 def table_of(run: Run, points: list[Point]) -> pd.DataFrame:
-    """One row per point: clean and robust accuracy, robust accuracy against the dense network."""
-    margin = run.params.statistics.margin
-    tests = [
-        guarded(run, one, points[0], one.against(points[0], "robust", margin)) for one in points[1:]
-    ]
-    against = dict(zip(points[1:], corrected(tests), strict=True))
+    """One row per point: accuracies, and the area under the security curve against dense."""
+    dense, others, margin = points[0], points[1:], run.params.statistics.margin
+    tests = [guarded(run, one, dense, one.against(dense, "area", margin)) for one in others]
+    against = dict(zip(others, corrected(tests), strict=True))
     rows = []
     for one in points:
         row: dict[str, Any] = {"point": one.name, "family": one.family}
@@ -152,8 +156,9 @@ def table_of(run: Run, points: list[Point]) -> pd.DataFrame:
         row |= ranged("clean_accuracy", one.mean("clean"))
         row |= ranged("robust_accuracy", one.mean("robust"))
         row["seed_deviation"] = one.mean("robust").deviation
+        row |= ranged("area_accuracy", one.mean("area"))
         if one in against:
-            row |= columns(against[one], "robust_difference")
+            row |= columns(against[one], "area_difference")
         rows.append(row | {"setting": number(one.setting)})
     return pd.DataFrame(rows)
 
