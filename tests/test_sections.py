@@ -93,7 +93,8 @@ def test_quantized_models_are_tested_on_the_same_images(exchange: Run) -> None:
     assert row["accuracy:through its twin"] == 9 / N and row["accuracy:by its float copy"] == 6 / N
     assert row["p:twin or copy"] == mcnemar(6, 3)  # images 6 to 11 against 0 to 2
     assert row["p:against dense"] == mcnemar(8, 3)  # 4 to 11 against 0 to 2
-    assert row["against_dense"] == "not significant"
+    assert row["outcome:against dense"] == "not significant"
+    assert row["difference_low:against dense"] < 0 < row["difference_high:against dense"]
 
 
 # --- distances -----------------------------------------------------------------------------------

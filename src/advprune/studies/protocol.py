@@ -6,7 +6,7 @@ the backward rule and the draws per step (Athalye et al., ICML 2018, section 5.3
 Dhillon and Carlini, arXiv 2010.00071).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,6 +54,12 @@ class MemberSettings(Settings):
         for name, member in self.members.items():
             if member.family is not None:
                 yield f"members.{name}", member.family, member.setting
+
+
+def is_published_sap(family: str | None, setting: Any) -> bool:
+    """Whether a member is SAP as published, not the variant on the outputs of convolutions."""
+    on_convolutions = isinstance(setting, Mapping) and setting.get("where") == "conv"
+    return family == "SAP" and not on_convolutions
 
 
 @study("protocol", MemberSettings)

@@ -6,7 +6,8 @@ import pandas as pd
 from advprune.evaluate.robust import ROUNDING
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
-from advprune.report.results import against_dense, rated, results
+from advprune.report.compared import against_dense
+from advprune.report.results import rated, results
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
