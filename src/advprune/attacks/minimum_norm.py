@@ -122,7 +122,7 @@ def _minimum_norm(
 ) -> torch.Tensor:
     """Images that can be fooled within the budget, with the perturbation stretched to all of it, so
     that rounding does not undo it; the others unchanged. Notes the distances."""
-    own = s.model_dump(exclude={"method", "eps", "note"})
+    own = s.model_dump(exclude={"method", "after", "eps", "note"})
     settings = MinimumNormSettings(**own, batch=how.batch, seed=how.seed)
     found, distances = minimum_norm(model, images, labels, settings, how.cost, how.progress)
     how.found["distance"] = distances

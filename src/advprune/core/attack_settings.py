@@ -16,8 +16,8 @@ Backward = Literal["constant", "scale", "identity"]
 class Attack(Settings):
     """What every attack has: its method, and its budget in units of the pixel range.
 
-    after: another attack of the suite; this one works on the images which that one did not break.
-    Not on a model that draws at random.
+    after: another attack; where the suite has it, this one works on the images which that one did
+    not break. Not on a model that draws at random.
     """
 
     method: Name

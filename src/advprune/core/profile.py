@@ -63,18 +63,18 @@ class Profile(Settings):
             for name in getattr(self.suite, kind):
                 if self.attacks[name].method != "pgd":
                     raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
-        for kind in sorted({*KINDS} - {"randomized"}):  # which are attacked as a whole
+        for kind in KINDS:
             self._check_order(kind)
         if taken := set(RESERVED) & set(self.attacks):
             raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         return self
 
     def _check_order(self, kind: str) -> None:
-        """ValueError unless each attack's `after` is run before it, at the same budget."""
+        """ValueError unless each attack is run behind the one it comes `after`, at its budget."""
         names = self.suite.of(kind)
         for place, name in enumerate(names):
             attack = self.attacks[name]
-            if attack.after is None:
+            if attack.after not in names:
                 continue
             if attack.after not in names[:place]:
                 raise ValueError(f"suite.{kind}: name {attack.after} before {name}")

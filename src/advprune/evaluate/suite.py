@@ -26,7 +26,6 @@ from advprune.evaluate.craft import (
 )
 from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
-from advprune.models.stochastic import is_randomized
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -127,11 +126,13 @@ class Suite:
         def compute() -> Noted:
             images, labels = self._images_for(setting)
             made = partial(craft_shown, f"{name} {attack}", model, setting=setting, work=self.work)
-            if setting.after is None or is_randomized(model):
+            kind = kind_of(model)
+            if setting.after not in self.profile.suite.of(kind) or kind == "randomized":
                 return _noted(made((images, labels)))
             first = typed(setting.after, self.profile.attacks[setting.after])
             before, table = self._run(name, model, setting.after, setting.after, first)
-            pixels, left = before.pixels[: len(images)].clone(), torch.tensor(right(table))[: len(images)]
+            left = torch.tensor(right(table))[: len(images)]
+            pixels = before.pixels[: len(images)].clone()
             if not left.any():
                 return _noted(Crafted(pixels, setting))
             found = made((images[left], labels[left]))
