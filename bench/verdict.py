@@ -31,6 +31,7 @@ from torch import nn
 from advprune.attacks.registry import typed
 from advprune.core import params
 from advprune.core.attack_settings import OtherAttack
+from advprune.core.progress import silence
 from advprune.core.resume import Parts
 from advprune.data import load_split
 from advprune.evaluate.craft import Work, craft
@@ -53,8 +54,7 @@ class Trial:
 
     def __init__(self, runs: Path, data: Path, images: int) -> None:
         self.settings = params.load(ROOT / "params.yaml", profile="digits")
-        pixels, self.labels, *_ = load_split(data, "test")
-        self.images, self.labels = pixels[:images].float() / 255, self.labels[:images]
+        self.images, self.labels = (part[:images] for part in load_split(data, "test"))
         self.runs, self.sent, self.parents = runs, Sent(), {}
 
     @property
@@ -135,6 +135,7 @@ def main(
 ) -> None:
     """Judge all models, print each verdict and write both rates."""
     torch.set_num_threads(1)
+    silence()
     trial, rows, console, started = Trial(runs, data, images), [], Console(), time.process_time()
     own = {}
     for name, model, recipe in trial.honest():

@@ -109,7 +109,7 @@ def probes(
     """
     main, randomized = settings.attack, is_randomized(model)
     white = white_box(records, settings.main)
-    kept = torch.from_numpy((white.adv_pred == white.label).to_numpy()).nonzero()[:, 0]
+    kept = torch.tensor((white.adv_pred == white.label).tolist()).nonzero()[:, 0]
     everything, classes = torch.arange(len(images)), _classes(model, images)
     on = partial(_attacked, model, (images, labels), work)
     jobs = {
