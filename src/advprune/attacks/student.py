@@ -6,84 +6,98 @@ its own; here it learns the budget's ball around each attacked image, and where 
 images lie.
 """
 
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from advprune.attacks.checks import check_images, check_model
-from advprune.attacks.engine import attack_copy
+from advprune.attacks.checks import check_numbers
 from advprune.attacks.losses import margin
+from advprune.attacks.opening import Options, opened, options
 from advprune.attacks.pgd import PGDOptions, pgd, random_point
-from advprune.attacks.pixels import to_pixels
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
-from advprune.core.device import device_of, salted
-from advprune.models.stochastic import is_randomized, mean_logits
+from advprune.models.stochastic import is_randomized
 
 COPIES = 8  # random points of the ball that the student learns each image from, at first
-DRAWS = 10  # of a randomized model, for an answer
 BATCH = 64
 
 
-class StudentSettings(Attack):
-    """Settings of `method: student`.
+@dataclass(frozen=True)
+class StudentOptions(Options):
+    """How `student` searches; more in `Options`.
 
     rounds: how often the student attacks; between them it learns the model's answers there. steps:
     of its training, in each round.
     """
 
+    rounds: int = 4
+    steps: int = 150
+    any_model: ClassVar[bool] = True
+
+
+def student(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    eps: float,
+    options: StudentOptions | None = None,
+    **changes: Any,
+) -> torch.Tensor:
+    """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
+
+    Of each image, what the student found at which the model's own margin loss is largest. options,
+    changes: StudentOptions, and fields of it by name. Raises ValueError on shapes, ranges or
+    options that make no sense.
+    """
+    how = replace(options or StudentOptions(), **changes)
+    check_numbers("student", 1, rounds=how.rounds, steps=how.steps)
+    best, reached = images.clone(), torch.full((len(images),), -torch.inf)
+    if not len(images):
+        return best
+    with opened("student", model, (images, labels), eps, how) as at:
+
+        def ball(centres: torch.Tensor, radius: float) -> torch.Tensor:
+            return random_point(centres, radius, how.norm, at.generator)
+
+        def ask(points: torch.Tensor) -> torch.Tensor:
+            return at.logits(points.to(at.device)).to(images.device)
+
+        known = torch.cat([images, *(ball(images, eps) for _ in range(COPIES))])
+        answers = ask(known)
+        network = _network(images.shape[1], answers.shape[1]).to(images.device)
+        optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+        attack = PGDOptions(norm=how.norm, loss="margin", keep="best", generator=at.generator)
+        for _ in range(how.rounds):
+            _fit(network, optimizer, known, answers, how.steps)
+            found = at.shown(pgd(network, images, labels, eps, eps / 8, 20, attack), images)
+            said = ask(found)
+            now = margin(said, labels)
+            better = now > reached
+            best[better], reached[better] = found[better], now[better]
+            near = ball(found, eps / 4)
+            known, answers = torch.cat([known, found, near]), torch.cat([answers, said, ask(near)])
+    return best
+
+
+class StudentSettings(Attack):
+    """Settings of `method: student`: as `StudentOptions`."""
+
     method: Literal["student"]
     rounds: int = Field(default=4, ge=1, le=100)
     steps: int = Field(default=150, ge=1, le=100000)
-    note: str = ""
+    draws: int = Field(default=10, ge=1, le=10000)
 
 
 @method("student", StudentSettings, differentiates=False)
-def student(
+def _student(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: StudentSettings, how: Context
 ) -> torch.Tensor:
-    """Images that the student found and the model's answers chose: of each, the largest margin loss.
-
-    images: `[N, C, H, W]` in [0, 1]. ValueError on shapes, ranges or a model that makes no sense.
-    """
-    check_images("student", images, labels)
-    check_model("student", model, images, labels, random=True)
-    if not len(images):
-        return images
-    device, private = device_of(model), attack_copy(model, device_of(model))
-    how.cost.watch(private)
-    draws = DRAWS if is_randomized(model) else 1
-
-    @torch.no_grad()
-    def ask(points: torch.Tensor) -> torch.Tensor:
-        parts = points.to(device).split(how.batch)
-        return torch.cat([mean_logits(private, part, draws, how.batch) for part in parts]).cpu()
-
-    generator = torch.Generator().manual_seed(salted(how.seed, "student"))
-    best, reached = images.clone(), torch.full((len(images),), -torch.inf)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(salted(how.seed, "student"))
-        known = torch.cat(
-            [images, *(random_point(images, s.eps, s.norm, generator) for _ in range(COPIES))]
-        )
-        answers = ask(known)
-        network = _network(images.shape[1], answers.shape[1])
-        optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-        for number in range(s.rounds):
-            _fit(network, optimizer, known, answers, s.steps)
-            options = PGDOptions(s.norm, "margin", keep="best", generator=generator)
-            found = pgd(network, images, labels, s.eps, s.eps / 8, 20, options)
-            found = to_pixels(found, images, s.eps, s.norm) / 255
-            said = ask(found)
-            better = margin(said, labels) > reached
-            best[better], reached[better] = found[better], margin(said, labels)[better]
-            near = random_point(found, s.eps / 4, s.norm, generator)
-            known = torch.cat([known, found, near])
-            answers = torch.cat([answers, said, ask(near)])
-    return best
+    draws = s.draws if is_randomized(model) else 1
+    return student(model, images, labels, s.eps, options(StudentOptions, s, how, draws=draws))
 
 
 def _network(channels: int, classes: int) -> nn.Module:
@@ -107,7 +121,7 @@ def _fit(
     goal = answers - answers.mean(1, keepdim=True)
     goal = goal / goal.std().clamp_min(1e-12)
     for _ in range(steps):
-        rows = torch.randint(len(known), (BATCH,))
+        rows = torch.randint(len(known), (BATCH,), device=known.device)
         loss = F.mse_loss(network(known[rows]), goal[rows])
         optimizer.zero_grad()
         loss.backward()

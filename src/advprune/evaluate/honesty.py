@@ -22,9 +22,8 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.device import device_of
-from advprune.evaluate.craft import differentiable
 from advprune.models.binary import is_binary
-from advprune.models.quantized import is_quantized
+from advprune.models.quantized import differentiable, is_quantized
 
 TINY = {torch.float64: (1e-6, 1e-5, 1e-4), torch.float32: (1e-3, 3e-3)}
 POINTS = 2  # per image: a random one of the ball, and where an attack's step leads from there

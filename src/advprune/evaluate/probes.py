@@ -17,25 +17,27 @@ from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy, by_batch
 from advprune.attacks.losses import cross_entropy, margin
-from advprune.attacks.pgd import expected_gradient, random_point
+from advprune.attacks.opening import expected_gradient
+from advprune.attacks.pgd import random_point
 from advprune.attacks.registry import typed
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackSettings, OtherAttack
 from advprune.core.device import device_of, salted
 from advprune.core.profile import FROZEN
 from advprune.evaluate.checks import dishonest
-from advprune.evaluate.craft import Crafted, Work, craft, differentiable, rows
+from advprune.evaluate.craft import Crafted, Work, craft, rows
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.honesty import declares_rule, slope_errors
 from advprune.evaluate.records import all_logits
+from advprune.models.quantized import differentiable
 from advprune.models.stochastic import frozen_copy, is_randomized
 
 NOISE_TRIES = 20
 NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
 STRONGER_DRAWS = 5
 STRONGER_STARTS = 5
+NES_STEPS = 20
 HONESTY_IMAGES = 100  # the first ones
-BY_ANSWERS = ("nes", "student")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,17 @@ def stronger(settings: ProbeSettings, classes: int, randomized: bool) -> AttackS
     return main.model_copy(update=change)
 
 
+def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
+    """Attacks that ask for answers alone, at the main attack's budget: by estimated gradients, over
+    a step wide enough to see across rounding, and through a student."""
+    budget = {"norm": main.norm, "eps": main.eps}
+    sizes = {"step": main.eps / 5, "sigma": main.eps / 5, "steps": NES_STEPS}
+    return {
+        "probe_nes": OtherAttack.model_validate({"method": "nes"} | budget | sizes),
+        "probe_student": OtherAttack.model_validate({"method": "student"} | budget),
+    }
+
+
 def probes(
     model: nn.Module,
     images: torch.Tensor,
@@ -129,9 +142,8 @@ def probes(
     jobs = {"probe_honesty": partial(honest, model, *first, main, work)} | jobs
     tables = _made(jobs, work)
     if len(kept) and (declares_rule(model) or dishonest(tables[0])):
-        asked = {name: OtherAttack(method=name, norm=main.norm, eps=main.eps) for name in BY_ANSWERS}
-        more = {f"probe_{n}": partial(on, f"probe_{n}", typed(n, s), kept) for n, s in asked.items()}
-        tables += _made(more, work)
+        asked = {name: typed(name, s) for name, s in by_answers(main).items()}
+        tables += _made({name: partial(on, name, s, kept) for name, s in asked.items()}, work)
     return pd.concat(tables, ignore_index=True)
 
 
