@@ -3,9 +3,9 @@
 Needs a finished run of the digits profile (make repro). Honest models are all of its networks;
 masked ones are planted on its dense networks (tests/masked.py), half of them written before the
 checks, half after. Each goes through the suite and the probes on the first images and gets the
-images of the others, as in the pipeline. A planted model passes if it is called reliable. Whether
-it deserves more is told by an attack that knows the trick: `truth` is the robust accuracy that it
-leaves, and where the suite's attacks by gradient leave no more, nothing was masked.
+images of the others, as in the pipeline. A masked model that is called reliable is a false pass, an
+honest one that is not is a false alarm. What is masked is told by attacks that know the trick: they
+leave at least five points less than the main attack does, or than the suite's attacks by gradient.
 """
 
 import json
@@ -45,7 +45,7 @@ from advprune.evaluate.verdict import Evidence, verdict
 from advprune.models.checkpoint import load_model
 from advprune.models.stochastic import is_randomized
 
-SPARED = 0.05  # of the images: a number that is too high by less was not masked
+SPARED = 0.05  # of the images: a trick that saves no more masks nothing
 Sent = dict[tuple[str, str], torch.Tensor]
 
 
@@ -91,28 +91,34 @@ class Trial:
         by = {key: part for key, part in found.groupby(["source", "attack"])}
         path = self.runs / name / "model.json"
         card = json.loads(path.read_text()) if path.is_file() else {}
-        own = records[records.attack == self.main].iloc[0]
+        own = records[records.attack == self.main]
         parent = self.parents.get(recipe) if name != f"dense-{recipe}" else None
         evidence = Evidence(records, self.main, 10, by, parent, card.get("twin_agreement"))
         judgement = verdict(evidence)
-        robust = union(records, by.values(), own.norm, own.eps, is_randomized(model))
+        robust = union(records, by.values(), own.norm.iloc[0], own.eps.iloc[0], is_randomized(model))
         white = white_box(records, self.main)
         return {
             "name": name,
             "level": judgement.level,
+            "main": float((own.adv_pred == own.label).mean()),
             "white_box": float((white.adv_pred == white.label).mean()),
             "robust": float((robust.adv_pred == robust.label).mean()),
             "against": {check.name: check.figure for check in judgement.against},
         }
 
-    def truth(self, model: nn.Module) -> float:
-        """Robust accuracy under APGD, cross-entropy and targeted, on what the trick hides."""
-        eps, left = self.settings.active().eps, torch.ones(len(self.images), dtype=torch.bool)
-        for loss in ("ce", "targeted"):
-            setting = typed("known", OtherAttack(method="apgd", eps=eps, loss=loss, drop=False))
-            adv = craft(model.known, self.images, self.labels, setting, Work(batch=1000)).pixels
+    def knowing(self, model: nn.Module) -> dict[str, float]:
+        """Robust accuracy under attacks on what the trick hides: the main one, and with APGD."""
+        known, profile = model.model, self.settings.active()
+        apgd = {"method": "apgd", "eps": profile.eps, "drop": False}
+        attacks = [profile.attacks[self.main]]
+        attacks += [OtherAttack.model_validate(apgd | {"loss": x}) for x in ("ce", "targeted")]
+        found, left = [], torch.ones(len(self.images), dtype=torch.bool)
+        for setting in attacks:
+            work = Work(batch=1000)
+            adv = craft(known, self.images, self.labels, typed("known", setting), work).pixels
             left &= predictions(model, adv / 255) == self.labels
-        return float(left.float().mean())
+            found.append(float(left.float().mean()))
+        return {"main_known": found[0], "truth": found[-1]}
 
 
 def rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,8 +155,10 @@ def main(
     for name, model, recipe in trial.planted():
         row = trial.judge(name, model, trial.records(name, model)[0], recipe)
         row |= {"kind": "masked", "written": "before" if name in masked.BEFORE else "after"}
-        truth = min(trial.truth(model), row["robust"])
-        rows.append(row | {"truth": truth, "masks": row["white_box"] > truth + SPARED})
+        row |= trial.knowing(model)
+        row["truth"] = min(row["truth"], row["robust"])
+        hidden = row["main"] - row["main_known"], row["white_box"] - row["truth"]
+        rows.append(row | {"masks": max(hidden) > SPARED})
         console.print(rows[-1])
     found = rates(rows) | {"images": images, "seconds": round(time.process_time() - started)}
     console.print(found)

@@ -1,7 +1,7 @@
 """Planted models whose gradients mislead attacks: the verdict must not call them reliable.
 
-Shared by the tests and by bench/verdict.py. `known` is the network that an attacker who knows the
-trick differentiates; it tells how robust the planted model is in truth.
+Shared by the tests and by bench/verdict.py. An attacker who knows the trick differentiates `model`,
+the network inside; that tells how robust the planted model is in truth.
 """
 
 import copy
@@ -20,11 +20,6 @@ class Around(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-
-    @property
-    def known(self) -> nn.Module:
-        """What an attacker who knows the trick differentiates."""
-        return self.model
 
 
 # --- Written before the checks of this version of the verdict -----------------------------------
