@@ -22,6 +22,13 @@ from advprune.core.errors import UserError
 from advprune.core.settings import Name
 from advprune.models.quantized import differentiable
 
+# Those that follow the model's gradient and nothing else.
+FOLLOW_GRADIENT = frozenset(
+    ("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "PGDL2", "PGDRS", "PGDRSL2", "EOTPGD", "TPGD", "UPGD")
+    + ("MIFGSM", "NIFGSM", "SINIFGSM", "DIFGSM", "TIFGSM", "VMIFGSM", "VNIFGSM", "PIFGSM", "PIFGSMPP")
+    + ("APGD", "APGDT", "FAB", "CW", "DeepFool", "SparseFool", "JSMA", "EADL1", "EADEN", "Jitter")
+)
+
 
 def attack_class(name: str) -> Any:
     """The torchattacks class of that name; UserError where there is none."""
@@ -90,6 +97,11 @@ class ZooSettings(Attack):
     method: Literal["torchattacks"]
     name: Name
     arguments: dict[str, Any] = {}
+
+    @property
+    def recorded(self) -> str:
+        """As what it is recorded: its label may say nothing of its class."""
+        return f"{self.method}.{self.name}"
 
 
 @method("torchattacks", ZooSettings)

@@ -21,7 +21,10 @@ from advprune.core.train_settings import DataSettings, ModelSettings, TrainSetti
 SHARED = ("attacks", "suite", "curves", "protocol", "flips")  # said once for all profiles
 CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
 # The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
-PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
+PROBES = (
+    *("probe_gradient", "probe_honesty", "probe_noise", "probe_single", "probe_stronger"),
+    *("probe_nes", "probe_student", "probe_frozen"),
+)
 WORST = "worst_case"  # per image, the attack of the suite that does most harm
 FROZEN = PROBES[-1]  # of a randomized model with its draws fixed
 RESERVED = (*CURVES, *PROBES, WORST)

@@ -24,7 +24,7 @@ from advprune.evaluate.craft import (
     kind_of,
     rows,
 )
-from advprune.evaluate.probes import probes
+from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
 
 Images = tuple[torch.Tensor, torch.Tensor]
@@ -56,18 +56,19 @@ class Suite:
         those whose images models exchange.
         """
         attacks, curves = dict(self._attacks(model)), list(self._curves())
-        probed = self._probes(model)
         self._clean(model)  # for all pieces
         chains = [partial(self._chain, name, model, chain) for chain in _chains(attacks)]
         crafted_ahead = [partial(self._run, name, model, *it) for it in curves]
-        ahead(f"{name}, attacks", [*chains, *crafted_ahead, *probed])
+        ahead(f"{name}, attacks", [*chains, *crafted_ahead])
         adv, tables = {}, []
         for attack in attacks:
             crafted, table = self._run(name, model, attack, attack, attacks[attack])
             tables.append(table)
             if attack in self.profile.suite.kept:
                 adv[attack] = crafted.pixels
-        tables += [probe() for probe in probed]
+        work = replace(self.work, clean=self._clean(model), parts=self.parts)
+        known = self.images, self.labels, ProbeSettings(attacks, self.choice.main), work
+        tables.append(probes(model, *known, pd.concat(tables, ignore_index=True)))
         tables += [self._run(name, model, *curve)[1] for curve in curves]
         return pd.concat(tables, ignore_index=True), adv
 
@@ -87,12 +88,6 @@ class Suite:
             yield attack, typed(attack, self.profile.attacks[attack])
         for extra in self.choice.extra:
             yield extra.key, typed(extra.key, extra.setting)
-
-    def _probes(self, model: nn.Module) -> list[Callable[[], pd.DataFrame]]:
-        """What makes the records of each probe, or reads them back."""
-        main = self.profile.table()[self.choice.main]
-        found = probes(model, self.images, self.labels, main, self.work)
-        return [partial(self.parts.frame, name, probe) for name, probe in found.items()]
 
     def _curves(self) -> Iterator[tuple[str, str, AttackSettings]]:
         """The points of both curves: part, curve and setting."""
