@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from advprune.core.networks import Architecture, Factory, Options, is_library
+from advprune.core.networks import Architecture, Factory, Options, check_strides, is_library
 from advprune.core.settings import Budget, Name, Settings
 
 
@@ -31,14 +31,16 @@ class ModelSettings(Settings):
     """The network: by the name of an architecture, or a function of the user's that makes it.
 
     factory: `package.module:function`, in the place of `architecture` (`models.outside` says how it
-    is called). options: what it is called with besides, or a model of torchvision or timm. width:
-    of resnet18 and resnet20, which take no options.
+    is called). options: what it is called with besides, or a model of torchvision or timm. width,
+    strides (one for each stage; empty: 1, 2, 2, ...): of resnet18 and resnet20, which take no
+    options.
     """
 
     architecture: Architecture = "resnet18"
     factory: Factory | None = None
     options: Options = {}
     width: int = Field(default=64, ge=1, le=1024)
+    strides: tuple[Annotated[int, Field(ge=1, le=4)], ...] = ()
     normalize: bool = True
     weights: dict[Name, WeightsSettings] = {}
 
@@ -47,7 +49,10 @@ class ModelSettings(Settings):
         if self.factory and "architecture" in self.model_fields_set:
             raise ValueError("give either architecture or factory")
         if self.options and is_library(self.network):
-            raise ValueError(f"options: {self.network} has none but width")
+            raise ValueError(f"options: {self.network} has none but width and strides")
+        if self.strides and not is_library(self.network):
+            raise ValueError(f"strides: {self.network} takes none")
+        check_strides(self.network, self.strides)
         return self
 
     @property
@@ -202,6 +207,8 @@ class SurrogateSettings(Settings):
         known = profile.model_dump(exclude_unset=True)
         if self.architecture is not None:
             known.pop("factory", None)
+            if self.architecture != profile.network:
+                known.pop("strides", None)  # one for each stage of the profile's network
             known |= {"architecture": self.architecture, "options": self.options}
         if self.width is not None:
             known["width"] = self.width
