@@ -363,7 +363,6 @@ SETTINGS: dict[str, Any] = {
     **{
         family: {"sparsity": 0.5, "train": None} for family in ("random_ticket", "magnitude_ticket")
     },
-    "inherited_ticket": {"sparsity": 0.5, "train": BRIEF},
 }
 BEHIND = {"clamp", "round", "SAP", "dropout", "RNA", "RSA"}
 ON = {"RNW", "RSW", "SWP"}
