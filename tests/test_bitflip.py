@@ -663,6 +663,17 @@ def test_random_flips_take_every_bit_once() -> None:
     assert list(trace.table.columns) == list(TYPES)
 
 
+def test_weights_that_meet_only_padding_are_no_stored_bits() -> None:
+    """On a map of 1x1 the middle of a 3x3 filter alone meets a value."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(3, 4)).eval()
+    assert store(model, 2).size == 2 * (54 + 12)
+    stored = store(model, 2, image_shape=(2, 1, 1))
+    assert stored.size == 2 * (6 + 12) == stored.copy().size
+    flips = list(random_bits(stored, torch.Generator().manual_seed(0)))
+    assert len(flips) == len(set(flips)) == stored.size
+    assert {flip.index % 9 for flip in flips if flip.layer == "0"} == {4}
+
+
 def test_random_flips_are_uniform_over_bits() -> None:
     """Two draws of 1500 orders: chi-square over all 20 bits, and over layers in proportion."""
     mixed = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 2))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from advprune.core.settings import Budget, L2Budget, Name, Settings, parse, parse_fraction
+from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse, parse_fraction
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
@@ -68,6 +68,11 @@ class AttackSettings(GradientAttack):
     drop: bool = False
     momentum: float = Field(default=0.0, ge=0, le=1)
     adam: bool = False
+
+    @property
+    def crosses(self) -> bool:
+        """Whether its path is long enough for a random start on the far side of the ball."""
+        return not self.random_start or self.steps * self.step >= PATH * self.eps * (1 - 1e-9)
 
 
 class OtherAttack(Attack):
