@@ -49,15 +49,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tuple": (lambda: Wrapped(flat(), lambda z: (z, None)), "returns tuple, not logits"),
     "squeezed": (lambda: Wrapped(flat(), lambda z: z[0]), r"returns \[10\] for 2 images"),
     "half": (lambda: copy.deepcopy(flat()).bfloat16(), "computes in torch.bfloat16"),
-    "random": (lambda: Wrapped(flat(), lambda z: z + torch.randn_like(z)), "draws at random"),
+    "probabilities": (lambda: Wrapped(flat(), lambda z: z.softmax(1)), "returns probabilities"),
+    "integers": (lambda: Wrapped(flat(), lambda z: z.argmax(1, keepdim=True)), "not floats"),
+    "NaN": (lambda: Wrapped(flat(), lambda z: z * float("nan")), "returns NaN"),
+    "squeezed alone": (lambda: Wrapped(flat(), lambda z: z.squeeze()), r"\[10\] for 1 images"),
+    "batch": (lambda: Wrapped(flat(), lambda z: z - z.mean(0)), "depend on the other images"),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits: Pair) -> None:
-    if (attack, kind) == ("square", "random"):
-        pytest.skip("Square averages over draws of any model")
     made, words = MODELS[kind]
     model, state = made(), torch.get_rng_state()
     with pytest.raises(ValueError, match=f"{attack}: .*{words}"):

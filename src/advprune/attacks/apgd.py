@@ -53,7 +53,7 @@ def apgd(
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     _check(images, labels, settings)
-    check_model("apgd", model, images, labels)
+    model = check_model("apgd", model, images, labels)
     device, private = device_of(model), attack_copy(model, device_of(model), settings.fold)
     randomized = is_randomized(private)
     cost = Cost() if cost is None else cost

@@ -16,7 +16,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.attacks.checks import check_choice, check_images, check_model, check_numbers
+from advprune.attacks.checks import (
+    check_choice,
+    check_images,
+    check_model,
+    check_numbers,
+    refuse,
+)
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import margin
@@ -24,6 +30,7 @@ from advprune.attacks.pgd import ascend, expected_gradient, project
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of, full_precision
+from advprune.models.stochastic import is_randomized
 
 CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: above rounding noise
 
@@ -64,7 +71,9 @@ def minimum_norm(
     of `N * steps`. Raises ValueError on shapes, ranges or options that make no sense.
     """
     check_images("minimum_norm", images, labels)
-    check_model("minimum_norm", model, images, labels)
+    model = check_model("minimum_norm", model, images, labels)
+    drawn = "the model draws at random: a distance found in some draws says nothing of the next"
+    refuse("minimum_norm", {drawn: is_randomized(model)})
     check_numbers("minimum_norm", 1, steps=settings.steps, batch=settings.batch)
     check_choice("minimum_norm", "norm", settings.norm, ("Linf", "L2"))
     check_choice("minimum_norm", "precision", settings.precision, ("float32", "bfloat16"))

@@ -88,7 +88,7 @@ def pgd(
     check_numbers("pgd", 0, step=step, steps=steps)
     _check(how, images)
     check_budget("pgd", eps, how.norm)
-    check_model("pgd", model, images, labels)
+    model = check_model("pgd", model, images, labels)
     generator = how.generator or torch.Generator().manual_seed(0)
     device, private = device_of(model), attack_copy(model, device_of(model))
     if how.backward is not None:

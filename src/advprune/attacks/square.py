@@ -82,7 +82,7 @@ def square(
     how = replace(options or SquareOptions(), **changes)
     check_images("square", images, labels)
     check_budget("square", eps, "Linf")
-    check_model("square", model, images, labels, random=True)
+    model = check_model("square", model, images, labels)
     check_numbers("square", 1, queries=how.queries, draws=how.draws, batch=how.batch)
     part = f"p is {how.p}; it is a part of the image, above 0 and at most 1"
     refuse("square", {part: not 0 < how.p <= 1})

@@ -20,6 +20,7 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, sha256_of
 from advprune.models import binary, quantized
+from advprune.models.border import undisturbed
 from advprune.models.insert import places, put
 from advprune.models.outside import PREFIXES, build_outside, dtype_name, renaming
 from advprune.models.resnet import build_dense
@@ -46,15 +47,16 @@ def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
 
     factory: the user's function that may be called, where the spec names one (models/outside.py).
     """
-    model: nn.Module = build_outside(spec, factory) if spec.outside else build_dense(spec)
-    if spec.binary:
-        model = binary.skeleton(model)
-    for inserted in spec.layers:
-        layer = _layer_factory(inserted.kind)
-        for name in places(model, inserted.where):
-            put(model, inserted.where, name, _layer(layer, inserted))
-    if spec.quantization is not None:
-        model = quantized.skeleton(model, spec.quantization)
+    with undisturbed():  # weights are drawn, to be replaced
+        model: nn.Module = build_outside(spec, factory) if spec.outside else build_dense(spec)
+        if spec.binary:
+            model = binary.skeleton(model)
+        for inserted in spec.layers:
+            layer = _layer_factory(inserted.kind)
+            for name in places(model, inserted.where):
+                put(model, inserted.where, name, _layer(layer, inserted))
+        if spec.quantization is not None:
+            model = quantized.skeleton(model, spec.quantization)
     attach(model, spec)
     return model.eval()
 

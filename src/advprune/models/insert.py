@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.models.spec import LayerSpec, Site, Where, attach, sites, spec_of
+from advprune.models.border import own_activations
+from advprune.models.spec import LayerSpec, ModelSpec, Site, Where, attach, sites
 
 NEEDED: dict[Where, str] = {
     "relu": "no activation that is a module (nn.ReLU and the like, not F.relu) to stand behind",
@@ -60,15 +61,23 @@ def insert(model: nn.Module, kind: Callable[..., nn.Module], spec: LayerSpec) ->
     """Put a layer of that kind at all places of the spec, in place, and let the model's spec say
     so; returns the layers by place.
 
-    UserError where there is no place, or one that no layer can be put at.
+    UserError where there is no place, or one that no layer can be put at, or where the layers would
+    stand behind some activations only.
     """
     layers = {name: kind(**spec.settings) for name in places(model, spec.where)}
     if not layers:
         raise UserError(f"the network has {NEEDED[spec.where]}; leave it out")
+    if spec.where == "relu" and (others := own_activations(model)):
+        raise UserError(
+            f"it would act at {len(layers)} of {len(layers) + len(others)} activations: "
+            f"{others[0]} is a {type(model.get_submodule(others[0])).__name__}; derive that class "
+            "from the nearest of torch's, such as nn.ReLU"
+        )
     for name, layer in layers.items():
         put(model, spec.where, name, layer)
-    known = spec_of(model)
-    attach(model, known.model_copy(update={"layers": (*known.layers, spec)}))
+    known = getattr(model, "spec", None)
+    if isinstance(known, ModelSpec):
+        attach(model, known.model_copy(update={"layers": (*known.layers, spec)}))
     return layers
 
 
