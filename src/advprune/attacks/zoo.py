@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from advprune.attacks.checks import check_images, check_model
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.registry import Context, method
@@ -58,8 +59,10 @@ def zoo(
     Raises UserError for an unknown attack or arguments that it does not take.
     """
     check_attack(name, arguments or {})
+    check_images(name, images, labels)
+    model = check_model(name, model, images, labels)
     kind, device = attack_class(name), device_of(model)
-    private = copy.deepcopy(model).eval()
+    private = copy.deepcopy(model)
     how = options or ZooOptions()
     cost = how.cost or Cost()
     cost.watch(private)

@@ -25,6 +25,7 @@ from advprune.evaluate.craft import (
 )
 from advprune.evaluate.probes import probes
 from advprune.evaluate.records import answers
+from advprune.models.border import admitted
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -54,6 +55,7 @@ class Suite:
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
         those whose images models exchange.
         """
+        model = admitted("suite", model, self.images)
         attacks, curves = dict(self._attacks(model)), list(self._curves())
         probed = self._probes(model)
         crafting = [(attack, attack, setting) for attack, setting in attacks.items()] + curves
@@ -72,6 +74,7 @@ class Suite:
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
         """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
+        model = admitted("suite", model, self.images)
         return {
             attack: self._crafted(name, model, attack, attack, setting).pixels
             for attack, setting in self.profile.exchanged().items()

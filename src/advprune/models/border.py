@@ -157,7 +157,7 @@ def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     refuse(who, {f"the model returns {logits.dtype}, not floats": not floats})
     refuse(who, {"the model returns NaN": bool(logits.isnan().any())})
     sums = (logits.sum(1) - 1).abs()
-    shares = bool((logits >= 0).all() and (sums < ONE).all())
+    shares = bool((logits >= 0).all() and (sums < ONE).all() and (logits % 1 > 0).any())
     refuse(who, {"the model returns probabilities; leave its softmax out, give logits": shares})
     return logits
 

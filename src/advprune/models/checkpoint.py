@@ -20,7 +20,7 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, sha256_of
 from advprune.models import binary, quantized
-from advprune.models.border import undisturbed
+from advprune.models.border import hooked, undisturbed
 from advprune.models.insert import places, put
 from advprune.models.outside import PREFIXES, build_outside, dtype_name, renaming
 from advprune.models.resnet import build_dense
@@ -83,8 +83,11 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -
     """Write a model's spec, parameters and buffers to `path`, whole or not at all.
 
     dtype: that floating tensors are rounded to in the file, if not their own; `load_model` gives
-    the rounded values back as float32, exactly. Raises UserError where one becomes infinite.
+    the rounded values back as float32, exactly. Raises UserError where one becomes infinite, and
+    where the model has hooks, which would be lost.
     """
+    if hooks := hooked(model):
+        raise UserError(f"{path}: {hooks[0]} has hooks, which no file can hold; remove them")
     tensors = {
         name: _rounded(name, t.detach().cpu(), dtype).clone().contiguous()
         for name, t in stored(model).items()
