@@ -210,7 +210,7 @@ class Functional(nn.Module):
 def test_layers_stand_behind_every_activation_or_none(digits: Pair) -> None:
     shared = nn.ReLU()
     pruned = prune("SAP", shared_relu(lambda: shared), 1.0)
-    assert len(stochastic_layers(pruned.model)) == pruned.notes["relu sites"] == 3
+    assert len(stochastic_layers(pruned.model)) == pruned.notes["sites"] == 3
     acts = iter([nn.ReLU(), Halved(), nn.ReLU()])
     with pytest.raises(UserError, match="SAP: it would act at 2 of 3 activations: 3 is a Halved"):
         prune("SAP", shared_relu(lambda: next(acts)), 1.0)

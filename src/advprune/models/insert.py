@@ -1,5 +1,6 @@
 """Layers that families put into a network: behind a ReLU, behind a convolution, on its weights."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,17 @@ def places(model: nn.Module, where: Where) -> list[str]:
         "weight": (nn.Conv2d, nn.Linear),
     }
     return [name for name, module in model.named_modules() if isinstance(module, kinds[where])]
+
+
+def inserted(model: nn.Module) -> Counter[str]:
+    """How many layers families put in, by the kind of place."""
+    found: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, Site):
+            found["relu"] += len(module) - 1
+        found["conv"] += getattr(module, "on_output", None) is not None
+        found["weight"] += getattr(module, "on_weight", None) is not None
+    return found
 
 
 def insert(model: nn.Module, kind: Callable[..., nn.Module], spec: LayerSpec) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from advprune.models.border import (
     functional_activations,
     undisturbed,
 )
-from advprune.models.insert import places
-from advprune.models.spec import LayerSpec, ModelSpec
+from advprune.models.insert import inserted, places
 from advprune.training.inputs import Data
 
 Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
@@ -126,21 +125,14 @@ def prune(
         images = None if known is None else known.images
         with undisturbed():
             mine = compressible("model", model, images)
-            before = len(_layers(mine))
+            before = inserted(mine)
             found = _REGISTRY[name][1](mine, checked, known, generator)
-            added = _layers(found.model)[before:]
-            if images is not None and any(layer.where == "relu" for layer in added):
+            added = inserted(found.model) - before
+            if images is not None and added["relu"]:
                 _everywhere(found.model, images[:1])
     except (UserError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
-    at = {f"{layer.where} sites": len(places(found.model, layer.where)) for layer in added}
-    return replace(found, notes=found.notes | at)
-
-
-def _layers(model: nn.Module) -> tuple[LayerSpec, ...]:
-    """The layers that families put in, as the model's spec lists them."""
-    spec = getattr(model, "spec", None)
-    return spec.layers if isinstance(spec, ModelSpec) else ()
+    return replace(found, notes=found.notes | ({"sites": added.total()} if added else {}))
 
 
 def _everywhere(model: nn.Module, image: torch.Tensor) -> None:
