@@ -267,8 +267,13 @@ def plain_copy(model: nn.Module) -> nn.Module:
             else:
                 torch_prune.remove(module, hook._tensor_name)
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            # Not by torch's own removal: it changes the class, which the caller's model has too.
+            names = list(module.parametrizations)  # type: ignore[arg-type]
+            weights = {name: getattr(module, name).detach().clone() for name in names}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, weight in weights.items():
+                module.register_parameter(name, nn.Parameter(weight))
     return copied
 
 
