@@ -119,16 +119,30 @@ def admitted(who: str, model: nn.Module, images: torch.Tensor) -> nn.Module:
     InputError: no nn.Module, other types than the images', no logits `[N, classes]` (of one image
     too), probabilities, NaN, or logits that depend on the rest of the batch.
     """
-    if isinstance(model, Drawn):
-        return model
-    model = _unwrapped(who, model)
+    return _admitted(who, model, images)[0]
+
+
+def check_model(
+    attack: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
+) -> nn.Module:
+    """`admitted`; InputError also where a label is none of the model's classes."""
+    model, classes = _admitted(attack, model, images)
+    largest = int(labels.max()) if len(labels) else -1
+    refuse(attack, {f"label {largest} is none of {classes} classes": largest >= classes})
+    return model
+
+
+def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, int]:
+    """The model, and how many classes it has (0 where there is no image to ask it on)."""
+    given = model
+    model = _unwrapped(who, model.model if isinstance(model, Drawn) else model)
     if any(module.training for module in model.modules()) or _reparametrized(model):
         model = plain_copy(model)
     types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
     shown = f"the model computes in {next(iter(types), None)}, and images are {images.dtype}"
     refuse(who, {shown: bool(types)})
     if not len(images):
-        return model
+        return given if isinstance(given, Drawn) else model, 0
     device = device_of(model)
     with torch.no_grad(), undisturbed(device):
         pair, before = images[:2].to(device), _states(device)
@@ -142,7 +156,9 @@ def admitted(who: str, model: nn.Module, images: torch.Tensor) -> nn.Module:
         fault = "the logits of an image depend on the other images of the batch, as where a "
         fault += "batch-norm keeps no running statistics"
         refuse(who, {fault: bool(gap.all())})
-    return Drawn(model).eval() if drew and not randomized else model
+    if drew and not randomized:
+        model = given if isinstance(given, Drawn) else Drawn(model).eval()
+    return model, logits.shape[1]
 
 
 def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -160,19 +176,6 @@ def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     shares = bool((logits >= 0).all() and (sums < ONE).all() and (logits % 1 > 0).any())
     refuse(who, {"the model returns probabilities; leave its softmax out, give logits": shares})
     return logits
-
-
-def check_model(
-    attack: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
-) -> nn.Module:
-    """`admitted`; ValueError also where a label is none of the model's classes."""
-    model = admitted(attack, model, images)
-    if len(images):
-        device, largest = device_of(model), int(labels.max())
-        with torch.no_grad(), undisturbed(device):
-            classes = model(images[:1].to(device)).shape[1]
-        refuse(attack, {f"label {largest} is none of {classes} classes": largest >= classes})
-    return model
 
 
 def check_images(who: str, images: torch.Tensor, labels: torch.Tensor | None) -> None:
