@@ -196,11 +196,11 @@ def check_images(who: str, images: torch.Tensor, labels: torch.Tensor | None) ->
 def compressible(
     who: str, model: nn.Module, images: torch.Tensor | None = None
 ) -> nn.Module:
-    """A copy for `prune` and `quantize`: evaluation mode, plain float32 weights, and a module of
-    its own behind every name that has none to share.
+    """A copy for `prune` and `quantize`: evaluation mode, plain weights, and a module of its own
+    behind every name (`unshared`).
 
-    images: where given, the model must pass `admitted` as well. InputError where weights are shared,
-    not float32 or without shape, and where hooks would be lost once it is stored or folded.
+    images: where given, the model must pass `admitted` as well. InputError where weights are shared
+    or without shape, and where hooks would be lost once it is stored or folded.
     """
     model = _unwrapped(who, model.model if isinstance(model, Drawn) else model)
     shapeless = [n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)]
@@ -208,7 +208,7 @@ def compressible(
     if images is not None:
         admitted(who, model, images[:2])
     copied = plain_copy(model)
-    for fault in weight_faults(copied):
+    for fault in shared_weights(copied):
         refuse(who, {fault: True})
     hooks = hooked(copied)
     fault = f"{', '.join(hooks[:3])} {'has' if len(hooks) == 1 else 'have'} hooks, which a stored "
@@ -216,16 +216,11 @@ def compressible(
     return unshared(copied)
 
 
-def weight_faults(model: nn.Module) -> Iterator[str]:
-    """Parameters that cannot be compressed one by one and stored by name."""
+def shared_weights(model: nn.Module) -> Iterator[str]:
+    """Parameters that have several names, and so cannot be compressed and stored by name."""
     seen: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if isinstance(parameter, nn.UninitializedParameter):
-            yield f"{name} has no shape before the first image; give its layer all sizes"
-        elif parameter.dtype != torch.float32:
-            kind = str(parameter.dtype).removeprefix("torch.")
-            yield f"{name} is {kind}; all parameters must be float32"
-        elif id(parameter) in seen:
+        if id(parameter) in seen:
             yield f"{seen[id(parameter)]} and {name} are one tensor; give each layer its own"
         seen[id(parameter)] = name
 
