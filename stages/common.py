@@ -97,14 +97,19 @@ class Workspace:
             raise UserError(f"{name} is none of the models with do: {do} ({', '.join(known)})")
         return entry
 
+    def code(self) -> list[Path]:
+        """The files of the user's own code, which unfinished work depends on."""
+        from advprune.models.outside import code_files
+
+        return code_files(self.factory)
+
     @contextmanager
     def unfinished(self, *settings: Any, files: list[Path]) -> Iterator[Path]:
         """Where unfinished training is kept, under all that it depends on; removed in the end."""
         from advprune.core.files import fingerprint
-        from advprune.models.outside import code_files
 
-        seed, code = self.params.seed, code_files(self.factory)
-        folder = Path("checkpoints") / fingerprint(*settings, seed, files=[*files, *code])
+        known = *settings, self.params.seed
+        folder = Path("checkpoints") / fingerprint(*known, files=[*files, *self.code()])
         yield folder / "training.pt"
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -58,7 +58,7 @@ class Repository:
 
         Checkpoints of this library describe themselves. Of others the architecture is `given` or
         inferred, or the profile's if that is not one of this library's; images are normalized as in
-        the profile, unless `normalize` says otherwise. keep: see `models.audit`. Raises UserError
+        the profile. `normalize` overrides both. keep: see `models.audit`. Raises UserError
         if the audit finds a fault, or if the network does not fit the images.
         """
         from advprune.models.audit import audit
@@ -75,11 +75,13 @@ class Repository:
         if found.spec is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
-        spec = spec or self._with_normalization(found.spec, normalize)
+        if spec is None or normalize is not None:
+            spec = self._with_normalization(found.spec, normalize)
         self._check(spec, path)
         model = build(spec, allowed)
         names = naming(spec, tensors, stored(model))
-        fill(model, plain(tensors, keep, names).tensors, where=str(path))
+        wanted = stored(model)
+        fill(model, plain(tensors, keep, names, wanted).tensors, where=str(path))
         check_answers(model, self.split("test").shape)
         return model
 

@@ -65,7 +65,7 @@ def save_split(split: Split, path: Path) -> None:
 
     Raises UserError where `path` cannot be written.
     """
-    digest = _sha256(split.images, split.labels)
+    digest = sha256_of(split)
     about = {"classes": split.classes, "source": split.source, "sha256": digest}
     tensors = {"images": split.images.contiguous(), "labels": split.labels.contiguous()}
     # One key only: safetensors writes several metadata keys in random order.
@@ -93,7 +93,7 @@ def read_split(path: Path) -> Split:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         why = first_line(error)
         raise UserError(f"{path} is cut short or no split file ({why}); {REDO}") from error
-    if _sha256(images, labels) != expected:
+    if sha256_of(split) != expected:
         raise UserError(f"{path} was altered: its images do not match their sha256; {REDO}")
     return split
 
@@ -107,8 +107,9 @@ def load_split(directory: Path | str, name: str = "test") -> tuple[torch.Tensor,
     return to_float(split.images), split.labels
 
 
-def _sha256(images: torch.Tensor, labels: torch.Tensor) -> str:
+def sha256_of(split: Split) -> str:
+    """Hex sha256 of a split's pixels and labels."""
     digest = hashlib.sha256()
-    for tensor in (images, labels):
+    for tensor in (split.images, split.labels):
         digest.update(tensor.contiguous().flatten().numpy().data)
     return digest.hexdigest()

@@ -32,7 +32,8 @@ from advprune.models.spec import ModelSpec, Normalize
 Make = Callable[[], nn.Module]
 Rename = Callable[[str], str]
 # Put before every name by data-parallel training, by torch.compile, by modules around a network.
-PREFIXES = ("module.", "_orig_mod.", "model.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 COLOUR = 3  # channels of an image that torchvision's models take
 INSIDE = "network"  # the name of the given network in what is built here
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -220,9 +221,21 @@ def _broken(model: Outside, images: torch.Tensor) -> str | None:
 
 
 def code_files(factory: str | None) -> list[Path]:
-    """The file that holds a function of the user's; nothing where there is none."""
+    """The file that holds a function of the user's, and then those of loaded modules that lie
+    beside or below it; nothing where there is no function."""
     found = getattr(imported(factory.partition(":")[0]), "__file__", None) if factory else None
-    return [Path(found)] if found else []
+    if not found:
+        return []
+    files = {Path(file) for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))}
+    here = {f for f in files if f.is_relative_to(Path(found).parent) and f.is_file()}
+    library = Path(__file__).parents[1]
+    own = {f for f in here if "site-packages" not in f.parts and not f.is_relative_to(library)}
+    return [Path(found), *sorted(own - {Path(found)})]
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers of inner layers add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
@@ -231,11 +244,16 @@ def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
     Wrappers' prefixes go, as many for all names as lets most of them fit.
     """
 
-    def renamed(count: int, inside: str, name: str) -> str:
+    def renamed(count: int, inside: str, inner: bool, name: str) -> str:
         for _ in range(count):
             name = name.partition(".")[2] if name.startswith(PREFIXES) else name
-        return inside + name
+        return inside + (unwrapped(name) if inner else name)
 
-    ways = [partial(renamed, n, inside) for n in range(4) for inside in ("", f"{INSIDE}.")]
+    ways = [
+        partial(renamed, n, inside, inner)
+        for inner in (False, True)
+        for n in range(4)
+        for inside in ("", f"{INSIDE}.")
+    ]
     known = list(names)
     return max(ways, key=lambda way: sum(way(name) in wanted for name in known))
