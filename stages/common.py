@@ -106,12 +106,13 @@ class Workspace:
     @contextmanager
     def unfinished(self, *settings: Any, files: list[Path]) -> Iterator[Path]:
         """Where unfinished training is kept, under all that it depends on; removed in the end."""
-        from advprune.core.files import fingerprint
+        from advprune.core.files import fingerprint, locked
 
         known = *settings, self.params.seed
         folder = Path("checkpoints") / fingerprint(*known, files=[*files, *self.code()])
-        yield folder / "training.pt"
-        shutil.rmtree(folder, ignore_errors=True)
+        with locked(folder):
+            yield folder / "training.pt"
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def attacks(self) -> dict[str, Any]:

@@ -8,9 +8,11 @@ state that is seeded for the call, so nothing changes for the caller.
 import copy
 import inspect
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from advprune.attacks.checks import check_images, check_model
@@ -93,6 +95,16 @@ class ZooSettings(Attack):
     name: Name
     arguments: dict[str, Any] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _eps_of_the_class(cls, values: Any) -> Any:
+        """The budget that the class has of its own, where none is given and it has one."""
+        if isinstance(values, dict) and "eps" not in values.get("arguments", {}):
+            known = inspect.signature(attack_class(values["name"])).parameters
+            if "eps" in known:
+                return values | {"eps": known["eps"].default}
+        return values
+
 
 @method("torchattacks", ZooSettings)
 def _zoo(
@@ -105,6 +117,14 @@ def _zoo(
 def check_attack(name: str, arguments: dict[str, Any]) -> None:
     """UserError for an attack that torchattacks lacks, or an argument that the attack lacks."""
     known = inspect.signature(attack_class(name)).parameters
-    if unknown := sorted(set(arguments) - set(known)):
-        takes = ", ".join(key for key in known if key != "model")
-        raise UserError(f"attack.extra: {name} takes no {unknown[0]!r}; it takes {takes}")
+    takes = [key for key in known if key != "model"]
+    if unknown := sorted(set(arguments) - set(takes)):
+        raise UserError(
+            f"attack.extra: {name} takes no {unknown[0]!r}; it takes {', '.join(takes)}"
+        )
+    for key, value in arguments.items():
+        default = known[key].default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        given = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not (given and isfinite(value)):
+            raise UserError(f"attack.extra: {name}: {key} is a number (got {value!r})")

@@ -48,7 +48,7 @@ def prune(
     Exit status: 0, or 2 if nothing was written.
     """
     from advprune.cli.repository import Repository
-    from advprune.core.files import fingerprint
+    from advprune.core.files import fingerprint, locked
     from advprune.data import to_float
     from advprune.data.split import sha256_of
     from advprune.models.card import write_card
@@ -72,7 +72,8 @@ def prune(
     key = fingerprint(*known, files=[checkpoint, *code])
     state = Path("checkpoints") / key / "training.pt"
     data = Data(to_float(split.images), split.labels, train, state)
-    pruned = prune_model(family, dense, value, data, seed)
+    with locked(state.parent):
+        pruned = prune_model(family, dense, value, data, seed)
     save_model(pruned.model, out)
     write_card(
         out,

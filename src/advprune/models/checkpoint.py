@@ -5,7 +5,6 @@ several keys safetensors writes them in random order, and equal models would not
 """
 
 import importlib
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.files import atomic, sha256_of
+from advprune.core.files import atomic, referenced, sha256_of
 from advprune.models import binary, quantized
 from advprune.models.border import hooked, undisturbed
 from advprune.models.insert import places, put
@@ -253,7 +252,7 @@ def load_foreign(
     understood. A state dict is read with `weights_only=True`. factory: as in `build`. Raises
     UserError where the hash differs or tensors do not fit.
     """
-    path = _resolve(reference)
+    path = referenced(reference)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
     renamed: dict[str, torch.Tensor] = {}
@@ -275,22 +274,6 @@ def canonical(name: str) -> str:
     name = unwrapped(name)
     name = "linear." + name.removeprefix("fc.") if name.startswith("fc.") else name
     return name.replace(".downsample.", ".shortcut.")
-
-
-def _resolve(reference: str) -> Path:
-    if not reference.startswith("package:"):
-        path = Path(reference).expanduser()
-        if not path.is_file():
-            raise UserError(f"there is no weights file {reference}; check `model.weights.path`")
-        return path
-    package, _, inside = reference.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(f"{reference}: package {package!r} is not installed; pip install {package}")
-    path = Path(found.submodule_search_locations[0]) / inside
-    if not path.is_file():
-        raise UserError(f"{reference}: the installed package {package!r} has no file {inside!r}")
-    return path
 
 
 def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
