@@ -143,7 +143,9 @@ def test_equal_weights_under_two_names_are_a_fault_and_constant_ones_are_not(
     tensors[other].zero_()
     found = audit(tensors)
     assert found.sound
-    assert found.notes[:-1] == tuple(f"empty: every number of {name} is zero" for name in (CONV, other))
+    assert found.notes[:-1] == tuple(
+        f"empty: every number of {name} is zero" for name in (CONV, other)
+    )
 
 
 @pytest.mark.parametrize("name", [CONV, "linear.bias", "bn1.running_var"])
@@ -285,7 +287,10 @@ def test_two_networks_in_a_file_are_never_chosen_between(tensors: Tensors, tmp_p
     torch.save({"state_dict": tensors, "model": tensors}, path)
     with pytest.raises(UserError, match=r"several networks \(state_dict, model\)"):
         header_spec(read_weights(path)[1], "theirs.pt")
-    for content in ({"state_dict": tensors, "state_dict_ema": tensors}, {"net": {"ema": tensors} | tensors}):
+    for content in (
+        {"state_dict": tensors, "state_dict_ema": tensors},
+        {"net": {"ema": tensors} | tensors},
+    ):
         torch.save(content, path)
         with pytest.raises(UserError, match="several networks .*ema|holds no state dict"):
             load_foreign(spec_of(network()), str(path), None)

@@ -136,7 +136,7 @@ def test_pictures_of_formats_that_are_not_read_are_named(tmp_path: Path) -> None
     (tmp_path / "train" / "dog" / "notes.txt").write_text("not a picture")
     assert sum(len(s.labels) for s in prepare("imagefolder", root=str(tmp_path)).values()) == 16
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "dog" / "x.bmp")
-    with pytest.raises(UserError, match=r"1 pictures are neither PNG nor JPEG, such as 'train/dog"):
+    with pytest.raises(UserError, match=r"1 pictures are neither PNG nor JPEG by .*'train/dog"):
         prepare("imagefolder", root=str(tmp_path))
 
 

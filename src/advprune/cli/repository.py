@@ -35,11 +35,17 @@ class Repository:
         return Path(kind) / self.params.profile / name
 
     def split(self, name: str) -> "Split":
-        """The profile's train, val or test images: as prepared, else made in memory."""
+        """The profile's train, val or test images: as prepared, if from the settings and files that
+        are there now, else made in memory."""
         from advprune.data import read_split
+        from advprune.data.sources import key_of
 
         path = self.place("data", f"{name}.safetensors")
-        return read_split(path) if path.is_file() else self._prepared[name]
+        if path.is_file():
+            split = read_split(path)
+            if split.made == key_of(self.profile.data, self.params.seed):
+                return split
+        return self._prepared[name]
 
     @cached_property
     def _prepared(self) -> "dict[str, Split]":

@@ -35,7 +35,8 @@ def atomic(path: Path) -> Iterator[Path]:
             if WRITING.stat().st_dev == path.parent.stat().st_dev:
                 temporary = WRITING / name
         yield temporary
-        _flush(temporary)
+        for one in (temporary, *temporary.rglob("*")):
+            _flush(one)
         if path.is_dir():
             _swap(temporary, path)
         else:
@@ -52,13 +53,12 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def _flush(place: Path) -> None:
-    """Have a file, or a folder and the files in it, written to the disk."""
-    for one in (place, *(place.rglob("*") if place.name.startswith(".") else ())):
-        handle = os.open(one, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Have a file, or the names in a folder, written to the disk."""
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _swap(one: Path, other: Path) -> None:
@@ -81,19 +81,30 @@ def locked(folder: Path) -> Iterator[None]:
     """
     place = folder.with_name(f"{folder.name}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise UserError(
-            f"another process is at the same work ({folder}); wait until it has ended"
-        ) from error
-    try:
-        yield
-    finally:
-        place.unlink(missing_ok=True)
-        os.close(handle)
+    with place.open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(file.fileno()), place.stat())
+        except OSError:
+            mine = False  # another process has it, or has just ended and removed the file
+        if not mine:
+            raise UserError(
+                f"another process is at the same work ({folder}); try when it has ended"
+            )
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+
+
+def existing(root: str) -> Path:
+    """The absolute path of a place that settings or environment name; UserError if none."""
+    path = Path(root).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"{root} does not exist; check data.root or ADVPRUNE_DATA")
+    if not (path.is_dir() or path.is_file()):
+        raise UserError(f"{root} is neither a folder nor a file; check data.root or ADVPRUNE_DATA")
+    return path
 
 
 def referenced(reference: str) -> Path:

@@ -20,7 +20,8 @@ REDO = "run `dvc repro prepare`"
 class Split:
     """Labelled pictures: images uint8 [N, C, H, W], labels int64 [N], one name per class.
 
-    `source` tells people where the pictures are from. Raises UserError on any other dtype or shape,
+    `source` tells people where the pictures are from, `made` is the key of the settings and files
+    that it was made from (`sources.key_of`), where they are known. Raises UserError on any other dtype or shape,
     on no images at all, and on a label outside the classes.
     """
 
@@ -28,6 +29,7 @@ class Split:
     labels: torch.Tensor
     classes: tuple[str, ...]
     source: str
+    made: str = ""
 
     def __post_init__(self) -> None:
         """Check the fields against each other."""
@@ -50,7 +52,9 @@ class Split:
 
     def pick(self, indices: torch.Tensor) -> "Split":
         """Return the split of these images only, in the order of `indices` (int64 [M])."""
-        return Split(self.images[indices], self.labels[indices], self.classes, self.source)
+        return Split(
+            self.images[indices], self.labels[indices], self.classes, self.source, self.made
+        )
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -67,6 +71,7 @@ def save_split(split: Split, path: Path) -> None:
     """
     digest = sha256_of(split)
     about = {"classes": split.classes, "source": split.source, "sha256": digest}
+    about |= {"made": split.made}
     tensors = {"images": split.images.contiguous(), "labels": split.labels.contiguous()}
     # One key only: safetensors writes several metadata keys in random order.
     contents = save(tensors, metadata={"split": json.dumps(about)})
@@ -86,7 +91,8 @@ def read_split(path: Path) -> Split:
             about = json.loads(stored.metadata()["split"])
             # Copies: the stored tensors are maps of a file that may change later.
             images, labels = (stored.get_tensor(key).clone() for key in ("images", "labels"))
-        split = Split(images, labels, tuple(map(str, about["classes"])), str(about["source"]))
+        known = tuple(map(str, about["classes"])), str(about["source"]), str(about.get("made", ""))
+        split = Split(images, labels, *known)
         expected = about["sha256"]
     except UserError as error:
         raise UserError(f"{path}: {error}; {REDO}") from error

@@ -193,9 +193,7 @@ def check_images(who: str, images: torch.Tensor, labels: torch.Tensor | None) ->
         refuse(who, {"a label is below 0": bool((labels < 0).any())})
 
 
-def compressible(
-    who: str, model: nn.Module, images: torch.Tensor | None = None
-) -> nn.Module:
+def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
     """A copy for `prune` and `quantize`: evaluation mode, plain weights, and a module of its own
     behind every name (`unshared`).
 
@@ -255,7 +253,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, with the weights that re-parametrizations (torch's pruning, weight
     and spectral norm, parametrizations) give there in their place."""
     derived = _derived(model)  # deepcopy refuses them
-    copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived}).eval()
+    copied = copy.deepcopy(
+        model, {id(tensor): tensor.detach().clone() for tensor in derived}
+    ).eval()
     for module in list(copied.modules()):
         for hook in _old_hooks(module):
             if isinstance(hook, WeightNorm):

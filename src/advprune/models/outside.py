@@ -137,7 +137,7 @@ def imported(module: str) -> Any:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever the user's code does
+    except (Exception, SystemExit) as error:  # whatever the user's code does
         raise UserError(f"{module} cannot be imported: {_said(error)}") from error
 
 
@@ -147,7 +147,7 @@ def _called(
     """What a function returns; UserError where it fails or that is no module."""
     try:
         made = function(*arguments, **options)
-    except Exception as error:  # whatever that code does
+    except (Exception, SystemExit) as error:  # whatever that code does
         words = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise UserError(f"{name}, called with {words}: {_said(error)}") from error
     if not isinstance(made, nn.Module):
@@ -160,7 +160,7 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """What an error says and where it arose, on one line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}, line {last.lineno}"
@@ -199,7 +199,7 @@ def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
                 admitted("in evaluation", private, images)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    except Exception as error:  # whatever the network's code does
+    except (Exception, SystemExit) as error:  # whatever the network's code does
         raise UserError(f"{name}: {_said(error)}") from error
     if fault:
         raise UserError(f"{name}: {fault}")
@@ -226,7 +226,9 @@ def code_files(factory: str | None) -> list[Path]:
     found = getattr(imported(factory.partition(":")[0]), "__file__", None) if factory else None
     if not found:
         return []
-    files = {Path(file) for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))}
+    files = {
+        Path(file) for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))
+    }
     here = {f for f in files if f.is_relative_to(Path(found).parent) and f.is_file()}
     library = Path(__file__).parents[1]
     own = {f for f in here if "site-packages" not in f.parts and not f.is_relative_to(library)}
