@@ -141,6 +141,9 @@ class CurveSettings(Settings):
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
 
 
+OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure changes so
+
+
 class ExtraAttack(BaseModel):
     """An attack of torchattacks by class name; the other keys are its own arguments.
 
@@ -162,8 +165,10 @@ class ExtraAttack(BaseModel):
 
     @property
     def setting(self) -> OtherAttack:
-        """As an attack: any change where it has no `eps`; names that end in L2 have L2 budgets."""
-        norm, own = "L2" if self.name.endswith("L2") else "Linf", self.arguments()
+        """As an attack: its norm by its argument `norm`, else by its name; where it has no `eps`,
+        `attacks.zoo` knows the class's own."""
+        own = self.arguments()
+        norm = own.get("norm", "L2" if self.name.endswith("L2") or self.name in OF_L2 else "Linf")
         known = {"norm": norm, "eps": own.get("eps", 1.0), "name": self.name, "arguments": own}
         known["method"] = "torchattacks"
         return parse(OtherAttack, known, f"attack.extra: {self.key}")

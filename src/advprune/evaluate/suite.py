@@ -1,6 +1,6 @@
 """The attacks of a profile on one model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -26,6 +26,7 @@ from advprune.evaluate.craft import (
 )
 from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
+from advprune.models.border import admitted
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -55,6 +56,7 @@ class Suite:
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
         those whose images models exchange.
         """
+        model = admitted("suite", model, self.images)
         attacks, curves = dict(self._attacks(model)), list(self._curves())
         self._clean(model)  # for all pieces
         chains = [partial(self._chain, name, model, chain) for chain in _chains(attacks)]
@@ -78,6 +80,7 @@ class Suite:
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
         """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
+        model = admitted("suite", model, self.images)
         return {
             attack: self._crafted(name, model, attack, attack, setting).pixels
             for attack, setting in self.profile.exchanged().items()
