@@ -141,7 +141,7 @@ def evaluate(model: nn.Module, data: Path, count: int, attacks: list[str], out: 
     shared: dict[str, Any] = {"batch": BATCH, "precision": "bfloat16"}
 
     def long(a: torch.Tensor, b: torch.Tensor, c: Cost) -> torch.Tensor:
-        more = {"loss": "margin", "keep": "best", "drop": True, "cost": c}
+        more: dict[str, Any] = {"loss": "margin", "keep": "best", "drop": True, "cost": c}
         return pgd(model, a, b, EPS, EPS / 8, 50, **shared, **more)
 
     def auto(loss: str) -> Callable[..., torch.Tensor]:

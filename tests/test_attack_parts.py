@@ -85,7 +85,8 @@ def test_masked_weights_are_followed_through_their_scores(digits: Pair) -> None:
     model, images = make_network(digits[0]), digits[0]
     masks = attach_scores(model, 0.5)
     following = Following.of(model)
-    assert following is not None and parametrize.is_parametrized(model.conv1)
+    assert following is not None
+    assert all(parametrize.is_parametrized(model.get_submodule(n[:-7])) for n in masks)
     for mask in masks.values():
         with torch.no_grad():
             mask.scores.copy_(torch.randn_like(mask.scores))

@@ -108,7 +108,7 @@ def _compute(module: nn.Module) -> None:
     such as masked weights."""
     if not is_parametrized(module):
         return
-    chains: dict[str, Any] = dict(module.parametrizations.items())
+    chains: Any = module.parametrizations
     if all(type(one).__module__.startswith("advprune.") for c in chains.values() for one in c):
         values = {name: getattr(module, name).detach() for name in chains}
         # torch's own way would change the class, which the module that this is a copy of shares.
