@@ -20,8 +20,9 @@ from advprune.evaluate.craft import rows as rows_of
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.probes import probes
 from advprune.evaluate.records import Scoring, answers, score
+from advprune.evaluate.robust import worst_case
 from advprune.evaluate.suite import Suite
-from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
+from advprune.evaluate.verdict import Evidence, Verdict, verdict
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec

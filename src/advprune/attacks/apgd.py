@@ -94,7 +94,7 @@ class APGDMethod(Attack):
 def _apgd(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: APGDMethod, how: Context
 ) -> torch.Tensor:
-    own = s.model_dump(exclude={"method", "note"})
+    own = s.model_dump(exclude={"method", "note", "after"})
     settings = APGDSettings(**own, pixels=True, seed=how.seed, batch=how.batch)
     return apgd(model, images, labels, settings, how.cost, how.progress)
 

@@ -5,11 +5,12 @@ Constraints (NeurIPS 2021), Algorithm 1: gradient steps on the margin inside a b
 shrinks while the image fools and grows while it does not. Three things are added: Linf steps follow
 the gradient's sign and are measured in radii, so that no pixel lags behind; only what float32
 confirms counts as fooling; and at the end the perturbation found is shortened by bisection towards
-the clean image.
+the clean image. Of a model that draws at random, the mean logits of some draws decide; what looked
+like fooling in lucky draws is asked again in fresh ones and, if need be, lengthened.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,10 +23,14 @@ from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_p
 from advprune.attacks.losses import margin
 from advprune.attacks.pgd import ascend, expected_gradient, project
 from advprune.attacks.registry import Context, method
-from advprune.core.attack_settings import Attack
-from advprune.core.device import device_of, full_precision
+from advprune.core.attack_settings import Attack, Backward
+from advprune.core.device import device_of, full_precision, salted
+from advprune.models.stochastic import drawn_logits, is_randomized, mean_logits, set_backward
 
 CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: above rounding noise
+# Lengths at which a perturbation is tried that fools by a hair only, or in lucky draws.
+LENGTHS = (1.0, 1.01, 1.03, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
+SURE_DRAWS = 20  # the fewest that confirm that an image fools a model that draws at random
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class MinimumNormSettings:
     norm: `Linf` or `L2`. steps: gradient steps. step: length of the first one, in radii of the
     ball; it falls to a hundredth by a cosine. rate: by which part the ball grows or shrinks in the
     first step; it falls to a fiftieth likewise. halvings: of the way to the perturbation found, at
-    the end. precision: `bfloat16` computes gradients in mixed precision.
+    the end. precision: `bfloat16` computes gradients in mixed precision. draws, backward: for
+    models with random layers, as in `pgd`; seed: of their draws.
     """
 
     norm: str = "Linf"
@@ -45,6 +51,9 @@ class MinimumNormSettings:
     halvings: int = 10
     precision: str = "float32"
     batch: int = 128
+    draws: int = 1
+    backward: str | None = None
+    seed: int = 0
 
 
 def minimum_norm(
@@ -55,17 +64,19 @@ def minimum_norm(
     cost: Cost | None = None,
     progress: Progress = no_progress,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attack `images` `[N, C, H, W]` in [0, 1] of a deterministic model.
+    """Attack `images` `[N, C, H, W]` in [0, 1].
 
     Returns images of the same shape, in [0, 1], and distances `[N]` in units of the pixel range: 0
     where the clean image is misclassified, infinite (and the clean image) where nothing was found.
-    Distances are upper bounds, of float images: rounding these to 8 bits changes them.
+    Distances are upper bounds, of float images: rounding these to 8 bits changes them. Where the
+    model draws at random, its mean logits over draws that chose nothing are wrong there.
     cost: counts images passed forward and gradients taken. progress: called with image-steps done,
     of `N * steps`. Raises ValueError on shapes, ranges or options that make no sense.
     """
     check_images("minimum_norm", images, labels)
     check_model("minimum_norm", model, images, labels)
     check_numbers("minimum_norm", 1, steps=settings.steps, batch=settings.batch)
+    check_numbers("minimum_norm", 1, draws=settings.draws)
     check_choice("minimum_norm", "norm", settings.norm, ("Linf", "L2"))
     check_choice("minimum_norm", "precision", settings.precision, ("float32", "bfloat16"))
     device = device_of(model)
@@ -73,6 +84,10 @@ def minimum_norm(
     quick, exact = attack_copy(model, device), attack_copy(model, device, fold=False)
     for private in (quick, exact):
         cost.watch(private)
+        if settings.backward is not None:
+            set_backward(private, settings.backward)
+    if not (randomized := is_randomized(model)):
+        settings = replace(settings, draws=1)
     search = _Search(quick, exact, settings, progress)
 
     def attack(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,6 +95,8 @@ def minimum_norm(
         return found.cpu(), distances.cpu()
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if randomized:
+            torch.manual_seed(salted(settings.seed, "minimum_norm"))
         pieces = torch.arange(len(images)).split(settings.batch)
         answers = by_batch(quick, pieces, attack, cost)
     if not answers:
@@ -89,10 +106,13 @@ def minimum_norm(
 
 
 class MinimumNormMethod(Attack):
-    """Settings of `method: minimum_norm`: for deterministic models, at one budget."""
+    """Settings of `method: minimum_norm`; eps: the budget that its images are stretched to."""
 
     method: Literal["minimum_norm"]
     steps: int = Field(default=100, ge=1, le=100000)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    draws: int = Field(default=1, ge=1, le=10000)
+    backward: Backward | None = None
     note: str = ""
 
 
@@ -101,9 +121,11 @@ def _minimum_norm(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: MinimumNormMethod, how: Context
 ) -> torch.Tensor:
     """Images that can be fooled within the budget, with the perturbation stretched to all of it, so
-    that rounding does not undo it; the others unchanged."""
-    settings = MinimumNormSettings(s.norm, s.steps, batch=how.batch)
+    that rounding does not undo it; the others unchanged. Notes the distances."""
+    own = s.model_dump(exclude={"method", "after", "eps", "note"})
+    settings = MinimumNormSettings(**own, batch=how.batch, seed=how.seed)
     found, distances = minimum_norm(model, images, labels, settings, how.cost, how.progress)
+    how.found["distance"] = distances
     stretch = torch.where(distances <= s.eps, s.eps / distances.clamp_min(1e-12), 0.0)
     return (images + _wide(stretch) * (found - images)).clamp(0, 1)
 
@@ -117,12 +139,19 @@ class _Search:
     settings: MinimumNormSettings
     progress: Progress
 
+    @property
+    def sure(self) -> int:
+        """The draws that decide whether an image fools: others than those behind gradients."""
+        return max(2 * self.settings.draws, SURE_DRAWS) if is_randomized(self.exact) else 1
+
     def __call__(
         self, clean: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Images `[n, C, H, W]` and distances `[n]`."""
         found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
-        already = self._logits(clean).argmax(1) != labels
+        with torch.no_grad(), full_precision():
+            logits = mean_logits(self.exact, clean, self.sure, self.settings.batch)
+        already = logits.argmax(1) != labels
         distances[already] = 0.0
         self.progress(int(already.sum()) * self.settings.steps)
         rows = (~already).nonzero()[:, 0]
@@ -130,11 +159,12 @@ class _Search:
             found[rows], distances[rows] = self._descend(clean[rows], labels[rows])
             rows = rows[distances[rows].isfinite()]
         if len(rows):
-            ends = self._halve(clean[rows], found[rows], labels[rows])
-            fools = self._fools(ends, labels[rows])
-            found[rows] = torch.where(_wide(fools), ends, clean[rows])
-            size = self._size(ends - clean[rows])
-            distances[rows] = torch.where(fools, size, torch.inf)
+            change = self._halve(clean[rows], found[rows] - clean[rows], labels[rows])
+            length = self._first(clean[rows], change, labels[rows])
+            fools = length.isfinite()
+            ends = (clean[rows] + _wide(length.where(fools, 0.0)) * change).clamp(0, 1)
+            found[rows] = ends
+            distances[rows] = torch.where(fools, self._size(ends - clean[rows]), torch.inf)
         return found, distances
 
     def _descend(
@@ -149,7 +179,7 @@ class _Search:
         for index in range(s.steps):
             fade = (1 + math.cos(math.pi * index / s.steps)) / 2  # 1 at first, 0 in the end
             rate, step = s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)
-            gradient, logits = expected_gradient(model, current, labels, margin)
+            gradient, logits = expected_gradient(model, current, labels, margin, s.draws, s.batch)
             self.progress(len(clean))
             gap, size = margin(logits, labels), self._size(current - clean)
             fooled = self._confirmed(gap > 0, current, labels)
@@ -190,32 +220,43 @@ class _Search:
         return looks
 
     def _halve(
-        self, clean: torch.Tensor, found: torch.Tensor, labels: torch.Tensor
+        self, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """The images between `clean` and `found` that are nearest to clean and surely fool.
-
-        Where `found` itself does so by a hair only, a little further out.
-        """
-        change, parts = found - clean, (1.0, 1.01, 1.03, 1.1)
-        inner, outer = clean.new_zeros(len(clean)), clean.new_full((len(clean),), torch.inf)
-        for part in parts:
-            fools = self._fools((clean + part * change).clamp(0, 1), labels)
-            outer = torch.where(fools & outer.isinf(), part, outer)
-        outer = torch.where(outer.isinf(), parts[-1], outer)
+        """The shortest changes along the way to `clean + change` that surely fool."""
+        outer = self._first(clean, change, labels).clamp_max(LENGTHS[-1])
+        inner = torch.zeros_like(outer)
         for _ in range(self.settings.halvings):
             middle = (inner + outer) / 2
             fools = self._fools((clean + _wide(middle) * change).clamp(0, 1), labels)
             outer, inner = torch.where(fools, middle, outer), torch.where(fools, inner, middle)
-        return (clean + _wide(outer) * change).clamp(0, 1)
+        return (clean + _wide(outer) * change).clamp(0, 1) - clean
 
-    def _fools(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = self._logits(images)
-        return margin(logits, labels) > CLEAR * logits.abs().amax(1)
+    def _first(
+        self, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """The first of `LENGTHS` (in units of `change`) that fools, `[n]`; infinite: none."""
+        found = clean.new_full((len(clean),), torch.inf)
+        for length in LENGTHS:
+            rows = found.isinf().nonzero()[:, 0]
+            if len(rows):
+                tried = (clean[rows] + length * change[rows]).clamp(0, 1)
+                fools = self._fools(tried, labels[rows])
+                found[rows[fools]] = length
+        return found
 
     @torch.no_grad()
-    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+    def _fools(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Which images surely fool: by more than rounding, and two standard errors of a mean."""
+        draws = self.sure
         with full_precision():
-            return self.exact(images)
+            each = torch.cat(list(drawn_logits(self.exact, images, draws, self.settings.batch)))
+        logits = each.mean(0)  # of [D, n, K]
+        clear = CLEAR * logits.abs().amax(1)
+        if draws > 1:
+            other = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+            pair = each.gather(2, torch.stack([other, labels], 1).expand(draws, -1, -1))
+            clear = clear.maximum(2 * (pair[:, :, 0] - pair[:, :, 1]).std(0) / draws**0.5)
+        return margin(logits, labels) > clear
 
     def _size(self, change: torch.Tensor) -> torch.Tensor:
         flat = change.flatten(1)

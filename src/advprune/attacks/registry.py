@@ -26,6 +26,7 @@ class Context:
 
     cost: counts what passes through the model. parts: where a long attack keeps what it finished.
     breakdown: an attack made of several notes here how many images are right after each.
+    found: what a method notes of each image, `[N]`, by the name of its column in records.
     """
 
     seed: int = 0
@@ -34,6 +35,7 @@ class Context:
     progress: Progress = no_progress
     parts: Parts | None = None
     breakdown: dict[str, int] = field(default_factory=dict)
+    found: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def counted(self) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def _pgd(
 ) -> torch.Tensor:
     """A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
     its first misclassified draw, or choosing its best iterate, would reward a lucky draw."""
-    own = s.model_dump(exclude={"method", "note", "eps", "step", "steps"})
+    own = s.model_dump(exclude={"method", "note", "after", "eps", "step", "steps"})
     own |= {"drop": False, "keep": "last"} if is_randomized(model) else {}
     generator = torch.Generator().manual_seed(how.seed)
     options = PGDOptions(**own, **how.counted, generator=generator)

@@ -14,11 +14,16 @@ Backward = Literal["constant", "scale", "identity"]
 
 
 class Attack(Settings):
-    """What every attack has: its method, and its budget in units of the pixel range."""
+    """What every attack has: its method, and its budget in units of the pixel range.
+
+    after: another attack; where the suite has it, this one works on the images which that one did
+    not break. Not on a model that draws at random.
+    """
 
     method: Name
     norm: Literal["Linf", "L2"] = "Linf"
     eps: L2Budget
+    after: Name | None = None
 
     @model_validator(mode="after")
     def _linf_budget_fits_the_pixel_range(self) -> Self:

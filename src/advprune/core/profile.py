@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from advprune.core.attack_settings import (
+    KINDS,
     AnyAttack,
     AttackSettings,
     CurveSettings,
@@ -22,6 +23,7 @@ CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the
 # The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
 PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
 WORST = "worst_case"  # per image, the attack of the suite that does most harm
+FROZEN = PROBES[-1]  # of a randomized model with its draws fixed
 RESERVED = (*CURVES, *PROBES, WORST)
 
 
@@ -58,9 +60,24 @@ class Profile(Settings):
             for name in getattr(self.suite, kind):
                 if self.attacks[name].method != "pgd":
                     raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
+        for kind in KINDS:
+            self._check_order(kind)
         if taken := set(RESERVED) & set(self.attacks):
             raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         return self
+
+    def _check_order(self, kind: str) -> None:
+        """ValueError unless each attack is run behind the one it comes `after`, at its budget."""
+        names = self.suite.of(kind)
+        for place, name in enumerate(names):
+            attack = self.attacks[name]
+            if attack.after not in names:
+                continue
+            if attack.after not in names[:place]:
+                raise ValueError(f"suite.{kind}: name {attack.after} before {name}")
+            first = self.attacks[attack.after]
+            if (first.norm, first.eps) != (attack.norm, attack.eps):
+                raise ValueError(f"attacks.{name}.after: {attack.after} has another budget")
 
     def table(self) -> dict[str, AttackSettings]:
         """The attacks of the published table, by name."""

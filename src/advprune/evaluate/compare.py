@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
+from advprune.evaluate.distances import DistanceComparison
 from advprune.evaluate.measures import clean_accuracy
-from advprune.evaluate.statistics import Rate, mcnemar, rate
+from advprune.evaluate.statistics import ALPHA, Rate, mcnemar, rate
 
-ALPHA = 0.05
 AT_CHANCE = "at chance"
 
 
@@ -25,6 +26,7 @@ class Comparison:
     second: Rate
     p: float
     void: bool = False
+    tests: int = 1
 
     @property
     def difference(self) -> float:
@@ -74,10 +76,13 @@ def at_chance(records: pd.DataFrame) -> bool:
     return low is None or low <= 1 / max(records.label.nunique(), 1)
 
 
-def corrected(tests: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons with p-values corrected for there being several (Holm)."""
-    p_values = holm([test.p for test in tests])
-    return [replace(test, p=p) for test, p in zip(tests, p_values, strict=True)]
+Test = TypeVar("Test", Comparison, DistanceComparison)
+
+
+def corrected(tests: Sequence[Test]) -> list[Test]:
+    """The comparisons of one question: p by Holm, intervals and power for all of them together."""
+    p_values, count = holm([test.p for test in tests]), len(tests)
+    return [replace(test, p=p, tests=count) for test, p in zip(tests, p_values, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

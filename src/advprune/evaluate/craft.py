@@ -25,12 +25,16 @@ from advprune.models.stochastic import is_randomized
 
 @dataclass(frozen=True)
 class Crafted:
-    """uint8 images inside the attack's budget, what they cost, and AutoAttack's counts."""
+    """uint8 images inside the attack's budget, what they cost, and AutoAttack's counts.
+
+    found: what else the attack says of each image, by column of the records.
+    """
 
     pixels: torch.Tensor
     setting: Attack
     cost: Cost = field(default_factory=Cost)
     breakdown: dict[str, int] = field(default_factory=dict)
+    found: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def craft(
             quiet, own = replace(context, progress=no_progress), images[undone]
             again = method.function(attacked, own, labels[undone], whole, quiet)
             pixels[undone] = to_pixels(again, own, setting.eps, setting.norm)
-    return Crafted(pixels, setting, context.cost, context.breakdown)
+    found = {column: values.tolist() for column, values in context.found.items()}
+    return Crafted(pixels, setting, context.cost, context.breakdown, found)
 
 
 def craft_shown(
@@ -128,7 +133,7 @@ def rows(
     """Score 8-bit attacked images on `model`, with the attack's name and settings in each row.
 
     draws: how many a gradient was averaged over (1 for a deterministic model). forwards and
-    gradients: what the attack cost, per image.
+    gradients: what the attack cost, per image. distance: of a minimum-norm attack, else NaN.
     """
     setting, n = crafted.setting, max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
@@ -146,6 +151,8 @@ def rows(
         "forwards": crafted.cost.forwards / n,
         "gradients": crafted.cost.gradients / n,
         "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
+        "distance": float("nan"),
+        **crafted.found,
     }
     adv = crafted.pixels / 255
     clean = work.clean or answers("clean", model, images, labels, work.scoring)

@@ -15,6 +15,7 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackChoice, AttackSettings
 from advprune.core.profile import Profile
 from advprune.core.resume import Noted, Parts
+from advprune.evaluate.compare import right
 from advprune.evaluate.craft import (
     Crafted,
     Work,
@@ -56,19 +57,23 @@ class Suite:
         """
         attacks, curves = dict(self._attacks(model)), list(self._curves())
         probed = self._probes(model)
-        crafting = [(attack, attack, setting) for attack, setting in attacks.items()] + curves
         self._clean(model)  # for all pieces
-        crafted_ahead = [partial(self._run, name, model, *it) for it in crafting]
-        ahead(f"{name}, attacks", [*crafted_ahead, *probed])
+        chains = [partial(self._chain, name, model, chain) for chain in _chains(attacks)]
+        crafted_ahead = [partial(self._run, name, model, *it) for it in curves]
+        ahead(f"{name}, attacks", [*chains, *crafted_ahead, *probed])
         adv, tables = {}, []
-        for attack, setting in attacks.items():
-            crafted, table = self._run(name, model, attack, attack, setting)
+        for attack in attacks:
+            crafted, table = self._run(name, model, attack, attack, attacks[attack])
             tables.append(table)
             if attack in self.profile.suite.kept:
                 adv[attack] = crafted.pixels
         tables += [probe() for probe in probed]
         tables += [self._run(name, model, *curve)[1] for curve in curves]
         return pd.concat(tables, ignore_index=True), adv
+
+    def _chain(self, name: str, model: nn.Module, chain: dict[str, Attack]) -> None:
+        for attack, setting in chain.items():
+            self._run(name, model, attack, attack, setting)
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
         """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
@@ -116,17 +121,48 @@ class Suite:
     def _crafted(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> Crafted:
-        """What was crafted: read back if the part was finished before, else computed and kept."""
+        """What was crafted: read back if the part was finished before, else computed and kept.
+
+        An attack that comes `after` another works on the images which that one did not break, and
+        has its images of the others. A random model is attacked as a whole: an image that it got
+        wrong once may be right in the next draws.
+        """
 
         def compute() -> Noted:
-            attacked = self._images_for(setting)
-            made = craft_shown(f"{name} {attack}", model, attacked, setting, self.work)
-            return made.pixels, {"cost": vars(made.cost), "breakdown": made.breakdown}
+            images, labels = self._images_for(setting)
+            made = partial(craft_shown, f"{name} {attack}", model, setting=setting, work=self.work)
+            kind = kind_of(model)
+            if setting.after not in self.profile.suite.of(kind) or kind == "randomized":
+                return _noted(made((images, labels)))
+            first = typed(setting.after, self.profile.attacks[setting.after])
+            before, table = self._run(name, model, setting.after, setting.after, first)
+            left = torch.tensor(right(table))[: len(images)]
+            pixels = before.pixels[: len(images)].clone()
+            if not left.any():
+                return _noted(Crafted(pixels, setting))
+            found = made((images[left], labels[left]))
+            pixels[left] = found.pixels
+            return _noted(replace(found, pixels=pixels))
 
         pixels, facts = self.parts.tensor(part, compute)
-        return Crafted(pixels, setting, Cost(**facts["cost"]), facts["breakdown"])
+        return Crafted(pixels, setting, Cost(**facts.pop("cost")), **facts)
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
         """What the model says of the clean images, once for all attacks."""
         return answers("clean", model, self.images, self.labels, self.work.scoring)
+
+
+def _chains(attacks: dict[str, Attack]) -> list[dict[str, Attack]]:
+    """Attacks that come after one another, together and in order."""
+    chains: dict[str, dict[str, Attack]] = {}
+    for name, setting in attacks.items():
+        chains[name] = chains.get(setting.after or "", {})
+        chains[name][name] = setting
+    return list({id(chain): chain for chain in chains.values()}.values())
+
+
+def _noted(made: Crafted) -> Noted:
+    """The images, and what JSON holds of the rest."""
+    facts = {"cost": vars(made.cost), "breakdown": made.breakdown, "found": made.found}
+    return made.pixels, facts

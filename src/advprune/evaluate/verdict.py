@@ -12,9 +12,10 @@ from itertools import pairwise
 
 import pandas as pd
 
-from advprune.core.profile import PROBES, RESERVED, WORST
+from advprune.core.profile import PROBES, RESERVED
 from advprune.evaluate.compare import Comparison, at_chance, compare, corrected
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+from advprune.evaluate.robust import worst_case
 
 PASS, DOUBT, FAIL = "pass", "doubt", "fail"
 LEVELS = {PASS: "reliable", DOUBT: "suspect", FAIL: "broken"}
@@ -85,22 +86,6 @@ class Evidence:
     def white_box(self) -> pd.DataFrame:
         """Per image, the worst of the suite's attacks that use gradients."""
         return worst_case(self.records[self.records.gradients > 0], self.main)
-
-
-def worst_case(records: pd.DataFrame, main: str) -> pd.DataFrame:
-    """Per image, the row of the attack that leaves the smallest margin; `by` says which.
-
-    Attacks of the main attack's norm and at most its budget take part; curves and probes do not.
-    An attack that was run on some images only takes part for those. forwards and gradients are
-    what all of them cost together, per image.
-    """
-    own = records[records.attack == main]
-    fits = (records.norm == own.norm.iloc[0]) & (records.eps <= own.eps.iloc[0] + 1e-9)
-    named = records[fits & ~records.attack.isin(RESERVED)].reset_index(drop=True)
-    chosen = named.loc[named.groupby("index").adv_margin.idxmin()]
-    cost = named.groupby("index")[["forwards", "gradients"]].sum()
-    chosen = chosen.assign(by=chosen.attack, attack=WORST).sort_values("index", ignore_index=True)
-    return chosen.assign(**{key: cost[key].to_numpy() for key in cost})
 
 
 def verdict(evidence: Evidence) -> Verdict:

@@ -45,6 +45,16 @@ def budget(value: float | None) -> str:
     return f"{round(pixels, 1):g}/255" if short and value else f"{value:.4g}"
 
 
+def levels(value: float | None) -> str:
+    """A distance in grey levels of 255: `18.7`, `0.312`."""
+    return NOTHING if _missing(value) else f"{255 * value:.3g}"  # type: ignore[operator]
+
+
+def more_levels(value: float | None) -> str:
+    """A difference of distances likewise: `+1.2`."""
+    return NOTHING if _missing(value) else f"{255 * value:+.3g}"  # type: ignore[operator]
+
+
 def count(value: float | None) -> str:
     """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
     if value is None or isnan(value):
@@ -80,14 +90,18 @@ def _missing(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """How numbers read, their unit for headings and axes, and by what they are multiplied there."""
+    """How numbers read, their unit for headings and axes, and by what they are multiplied there.
+
+    signed: written with their sign.
+    """
 
     text: Callable[[Any], str]
     unit: str = ""
     scale: float = 1.0
+    signed: bool = False
 
 
-RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0)
+RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0, signed=True)
 P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
 SCORE, MEAN = Kind(_fixed(".3f")), Kind(_fixed(",.1f"))  # losses, means of counts
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
@@ -95,7 +109,9 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
     "confidence": RATE,
     **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
     "deviation": Kind(percent, "points", 100.0),
-    **dict.fromkeys(("p", "p_against_dense"), P),
+    **dict.fromkeys(("p", "p_against_dense", "p_distance"), P),
+    **dict.fromkeys(("median_distance", "detectable_distance"), Kind(levels, "/255", 255.0)),
+    "distance_difference": Kind(more_levels, "/255", 255.0, signed=True),
     **dict.fromkeys(("eps", "step"), BUDGET),
     **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
     **dict.fromkeys(("brier", "brier_attacked"), SCORE),
@@ -114,6 +130,12 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "clean_accuracy": ("clean", "accuracy without an attack"),
     "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
     "main_accuracy": ("main attack", "accuracy under the main attack alone"),
+    "median_distance": ("distance", "median of the smallest changes found that fool it"),
+    "area_accuracy": ("area", "mean accuracy over all budgets up to twice the main attack's"),
+    "distance_difference": ("distance − dense", "how much farther than the dense network"),
+    "distance_against_dense": ("distance against dense", "Wilcoxon's test on the same images"),
+    "p_distance": ("p", "of that test"),
+    "detectable_distance": ("detectable", "the smallest difference shown with 80 % power"),
     "transfer_accuracy": ("transfer", "on images crafted on the dense network"),
     "remnant_accuracy": ("remnant", "accuracy under attack"),
     "attack_success_rate": ("success", "of images that were right before the attack"),
@@ -197,7 +219,7 @@ def cell_text(kind: Kind, value: Any, low: Any = None, high: Any = None) -> str:
         return value
     if _missing(value) or _missing(low) or _missing(high):
         return kind.text(value)
-    between = " to " if kind is POINTS else "–"  # signs and dashes do not read together
+    between = " to " if kind.signed else "–"  # signs and dashes do not read together
     return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm, right
 from advprune.evaluate.crossed import Mean, mean
-from advprune.evaluate.verdict import worst_case
+from advprune.evaluate.robust import worst_case
 from advprune.report.chart import Chart
 from advprune.report.formats import bounds, budget, counted, listed, number
 from advprune.report.run import Run, in_order

@@ -1,0 +1,116 @@
+"""Two models' distances on the same images: how much farther one must be pushed, and its test.
+
+A distance is the smallest perturbation found that fools an image: 0 where the clean image is
+misclassified, infinite where none was found.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from statistics import NormalDist
+
+import numpy as np
+
+from advprune.evaluate.statistics import ALPHA, POWER, consistent, mcnemar, median_distance
+
+LOWER_CLEAN = "lower clean accuracy"
+HALVINGS = 60  # of the range of differences: to the last digits
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceComparison:
+    """Distances of one model against another's; made by `compare_distances`, corrected for several
+    tests by `compare.corrected`.
+
+    first, second: median, and its 95 % bootstrap interval. changes: the differences image by image,
+    `[n]`, 0 where neither distance is finite. p: of Wilcoxon's signed-rank test, zeros by Pratt's
+    rule (they are ranked, and then left out). tests: how many p and the interval hold for together.
+    void: why nothing is concluded where the first is farther away; "" where it is.
+    """
+
+    first: tuple[float, float, float]
+    second: tuple[float, float, float]
+    changes: np.ndarray
+    p: float
+    tests: int = 1
+    void: str = ""
+
+    @cached_property
+    def difference(self) -> float:
+        """By how much the first is farther away, an image like the others (Hodges and Lehmann):
+        the shift that takes the sum of signed ranks to 0, which is what the test is about."""
+        return self._shift(0.0)
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """All shifts that the test does not reject at `ALPHA / tests`; simultaneous for all tests.
+
+        Holm's p may reject what this level does not, and an exact p of few images the other way
+        round: an end that contradicts p is 0.
+        """
+        return consistent(self._ends, _statistic(self.changes), self.p)
+
+    @property
+    def detectable(self) -> float:
+        """The smallest shift that would be shown with 80 % power, from the interval's width."""
+        low, high = self._ends
+        return (high - low) / 2 * (1 + NormalDist().inv_cdf(POWER) / self._critical)
+
+    @property
+    def outcome(self) -> str:
+        """higher, lower, not significant, or why the first is not called higher."""
+        if self.p >= ALPHA:
+            return "not significant"
+        return (self.void or "higher") if _statistic(self.changes) > 0 else "lower"
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        return self._shift(self._critical), self._shift(-self._critical)
+
+    @property
+    def _critical(self) -> float:
+        return NormalDist().inv_cdf(1 - ALPHA / self.tests / 2)
+
+    def _shift(self, wanted: float) -> float:
+        """The shift at which the statistic, which falls with it, passes `wanted`; by bisection."""
+        finite = self.changes[np.isfinite(self.changes)]
+        if not len(finite):
+            return float(np.median(self.changes)) if wanted == 0 else -np.sign(wanted) * inf
+        low, high = float(finite.min()), float(finite.max())
+        if _statistic(self.changes - low) < wanted:
+            return -inf
+        if _statistic(self.changes - high) > wanted:
+            return inf
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            if _statistic(self.changes - middle) > wanted:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+
+def _statistic(changes: np.ndarray) -> float:
+    """Wilcoxon's sum of signed ranks over its standard deviation, zeros by Pratt's rule."""
+    from scipy.stats import rankdata  # half a second, which stages that only record save
+
+    ranks = rankdata(np.abs(changes)) * np.sign(changes)
+    return float(ranks.sum() / np.sqrt(np.square(ranks).sum())) if ranks.any() else 0.0
+
+
+def compare_distances(first: np.ndarray, second: np.ndarray) -> DistanceComparison:
+    """Compare distances `[n]` of two models on the same images, in the same order; n >= 1.
+
+    A first model that misclassifies significantly more clean images (their distance is 0) is never
+    called higher: what an attack spares of it may only be what it always answers. ValueError where
+    the numbers of images differ.
+    """
+    from scipy.stats import wilcoxon
+
+    own, other = (np.asarray(one, dtype=float) for one in (first, second))
+    fewer = mcnemar(own > 0, other > 0) < ALPHA and np.sum(own > 0) < np.sum(other > 0)
+    with np.errstate(invalid="ignore"):
+        changes = np.where(np.isinf(own) & np.isinf(other), 0.0, own - other)
+    p = float(wilcoxon(changes, zero_method="pratt").pvalue) if changes.any() else 1.0
+    medians = median_distance(own), median_distance(other)
+    return DistanceComparison(*medians, changes, p, void=LOWER_CLEAN if fewer else "")
