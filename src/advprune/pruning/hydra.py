@@ -3,6 +3,8 @@
 Claim (Sehwag et al., 2020). Which weights a robust network can do without is not decided by their
 magnitude: a mask trained with the robust loss retains more robustness than LWM, the more so the
 sparser the network. Networks that were not trained to be robust contain robust sub-networks.
+On CIFAR-10, weights/cifar10-w32/README.md compares both at 95 and 99 % over three seeds: HYDRA is
+more robust, by less than published, with a narrower network and shorter training.
 
 Formula. Each weight has a score, which starts as `s = sqrt(6 / fan_in) w / max|w|`. A layer
 computes with `w M`, where M is 0 for the `floor(sparsity * numel)` weights of smallest `|s|` of
