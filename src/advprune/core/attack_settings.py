@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from advprune.core.settings import Budget, L2Budget, Name, Settings, parse, parse_fraction
+from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse, parse_fraction
 
 Backward = Literal["constant", "scale", "identity"]
 
@@ -55,6 +55,11 @@ class AttackSettings(Attack):
     backward: Backward | None = None
     momentum: float = Field(default=0.0, ge=0, le=1)
     note: str = ""
+
+    @property
+    def crosses(self) -> bool:
+        """Whether its path is long enough for a random start on the far side of the ball."""
+        return not self.random_start or self.steps * self.step >= PATH * self.eps * (1 - 1e-9)
 
 
 class OtherAttack(Attack):

@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`; any H, W of at least 4."""
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, of any size."""
 
     def __init__(self, spec: ModelSpec, blocks: tuple[int, ...]) -> None:
         super().__init__()
@@ -56,10 +56,13 @@ class ResNet(nn.Module):
             stage = nn.Sequential()
             for place in range(count):
                 (fan_in, fan_out), inner = next(sizes)
-                stage.append(BasicBlock(fan_in, fan_out, 2 if index and not place else 1, inner))
+                stride = 1 if place else spec.steps[index]
+                stage.append(BasicBlock(fan_in, fan_out, stride, inner))
             self.add_module(f"layer{index + 1}", stage)
         self.stages = len(blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
+        if spec.pool_norm:  # on maps of 1x1, the same as batch-norm of vectors
+            self.pool = nn.Sequential(self.pool, nn.BatchNorm2d(widths[-1]))
         self.linear = nn.Linear(widths[-1], spec.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ from torch import nn
 from advprune.attacks.checks import check_images
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.core.params import Params
 from advprune.core.settings import Settings, parse
 from advprune.training.inputs import Data
 
@@ -90,12 +89,6 @@ def chosen(key: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, dict) and "family" in value:
         return value["family"], {name: one for name, one in value.items() if name != "family"}
     return key, value
-
-
-def check_settings(params: Params) -> None:
-    """Check every setting of a family in params.yaml before anything is computed."""
-    for key, value in params.prune.items():
-        setting_of(*chosen(key, value), place=f"prune.{key}")
 
 
 def prune(

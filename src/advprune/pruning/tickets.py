@@ -3,18 +3,20 @@
 Claim (Shi et al., 2022). A sparse network can be found at initialization, before any training,
 whose adversarial training proceeds like the dense network's, so that it becomes as robust. NTT (Liu
 and Zenke, 2020) claims the same for clean training. random_ticket and magnitude_ticket are the
-controls of the search. inherited_ticket (Wang et al., 2020) goes from sparse to dense: a dense
-network that inherits the weights of a small robust one is claimed to become robust sooner than one
-trained from scratch.
+controls of the search; a random_ticket of sparsity 0 is the dense network, trained as the tickets
+are.
 
 Formula. With f_0 the dense network at initialization and f_s the sparse one, AWT minimizes over
 mask and weights `1/N ||f_0(X) - f_s(X)||² + gamma²/N² ||Theta_0(X, X~) - Theta_s(X, X~)||²`, where
 `Theta(X, X~)[i, j, a, b] = <d f_a(x_i)/d theta, d f_b(x~_j)/d theta>` is the tangent kernel, X are
 training images and X~ the same under PGD on the sparse network (kernel.py, ticket_search.py). NTT
 takes X~ = X. The mask keeps the weights of largest magnitude, per layer or over the network, and is
-chosen anew every `refresh` steps. Both terms are relative to those of an all-zero network.
+chosen anew every `refresh` steps. Both terms are relative to those of an all-zero network. As in
+NTT, a third holds the remaining weights small, `l2 / density ||m w||²`, relative to the dense
+network's `||w||²`. Batch-norm is calibrated on 512 training images before the search. Distances
+are measured on training images that the search does not see; above a kernel distance of 0.3 the
+search did not converge, and its ticket says nothing about the claim.
 random_ticket ranks by uniform random numbers, magnitude_ticket by `|w|` at initialization.
-inherited_ticket trains a random ticket, then all weights from there; it ends dense.
 
 Training. Only the parent's architecture and seed matter: every ticket starts from the
 initialization of the dense network of the same seed and sees the same images in the same order.
@@ -29,12 +31,10 @@ are settings, chosen by the distances of the search, without test images.
 Source. Shi, Zheng, Ding, Gao and Zhang, Finding Dynamics Preserving Adversarial Winning Tickets
 (AISTATS 2022, arXiv 2202.06488); Liu and Zenke, Finding Trainable Sparse Networks through Neural
 Tangent Transfer (ICML 2020); Frankle et al., Pruning Neural Networks at Initialization (ICLR
-2021); Wang et al., Achieving Adversarial Robustness via Sparsity (2020), by its abstract and
-others' summaries.
+2021).
 """
 
 import copy
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -42,7 +42,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advprune.core.device import salted
+from advprune.core.device import device_of, salted
 from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
 from advprune.pruning.family import Data, Pruned, Setting, family, require
@@ -65,16 +65,13 @@ from advprune.pruning.ticket_search import (
     prunable_weights,
 )
 
+CALIBRATION = 512  # training images that batch-norm takes its statistics from before a search
+CONVERGED = 0.3  # kernel distance on held-out images above which a search did not converge
 TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
 class Ticket(Setting):
-    """inherited_ticket: how sparse, and how it is trained.
-
-    sparsity: removed share of all weights of convolutions and linear layers. scope: the same share
-    of each layer, or one ranking of all. train: the training of the ticket, its mask fixed;
-    null leaves it at initialization.
-    """
+    """How sparse a ticket is, and how it is trained."""
 
     shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
@@ -83,28 +80,42 @@ class Ticket(Setting):
 
 
 class ControlTicket(Ticket):
-    """random_ticket, magnitude_ticket: as inherited_ticket, and how their distance from the dense
-    network is measured."""
+    """random_ticket, magnitude_ticket: as AWT, but for `gauge`, which says how their distance from
+    the dense network is measured."""
 
     gauge: GaugeSettings = GaugeSettings()
 
 
 class SearchedTicket(Ticket):
-    """AWT, NTT: as inherited_ticket, and how mask and weights are searched for."""
+    """AWT, NTT: how mask and weights are searched for.
+
+    sparsity: removed share of all weights of convolutions and linear layers. scope: the same share
+    of each layer, or one ranking of all. train: the training of the ticket, its mask fixed;
+    null leaves it at initialization.
+    """
 
     search: SearchSettings = SearchSettings()
 
 
+@torch.no_grad()
 def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     """The dense network as the recipe of seed `data.seed` initializes it, in evaluation mode.
 
-    That is with batch-norm as it begins, at mean 0 and variance 1.
+    Its batch-norm has the statistics of the first `CALIBRATION` training images: at mean 0 and
+    variance 1, as it begins, it would compute another function than the one that starts to learn.
     """
     dense = copy.deepcopy(model).requires_grad_(True)
     for module in dense.modules():
         if isinstance(module, _BatchNorm):
             module.reset_parameters()
     initialize(dense, torch.Generator().manual_seed(data.seed))
+    norms = [module for module in dense.modules() if isinstance(module, _BatchNorm)]
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.momentum = 1.0  # the statistics of the last batch alone, and there is one
+    dense.train()(data.images[:CALIBRATION].to(device_of(dense)))
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
     return dense.eval()
 
 
@@ -115,15 +126,16 @@ def smallest(scores: Scores, setting: Ticket) -> Masks:
 
 
 def trained(
-    model: nn.Module, removed: Masks, setting: Ticket, data: Data, rows: list[Row] | None = None
+    model: nn.Module, removed: Masks, setting: Ticket, data: Data, rows: list[Row]
 ) -> Pruned:
     """The ticket, trained with its mask held. Tickets of one seed see the same batches.
 
     The notes: `search` (distances from the dense network at initialization,
-    `ticket_search.Gauge`), `finetune` (the history of the training, one row per epoch).
+    `ticket_search.Gauge`), `ticket` (the last of them), `finetune` (the history of the training,
+    one row per epoch).
     """
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
-    pruned = masked(model, removed, setting.train, data, generator, search=rows or [])
+    pruned = masked(model, removed, setting.train, data, generator, search=rows, ticket=rows[-1])
     model.eval()
     return pruned
 
@@ -149,7 +161,9 @@ def searched(
         attacked,
     )
     student, removed, rows = search.run()
-    return trained(student, removed, setting, known, rows)
+    pruned = trained(student, removed, setting, known, rows)
+    pruned.notes["ticket"] = rows[-1] | {"converged": rows[-1]["kernel_distance"] <= CONVERGED}
+    return pruned
 
 
 @family("random_ticket", ControlTicket, by="random")
@@ -173,22 +187,3 @@ def control(
     gauge = Gauge(dense, known, setting.gauge, attacked=True)
     clear(dense, removed)
     return trained(dense, removed, setting, known, [{"step": 0, **gauge(dense, removed)}])
-
-
-@family("inherited_ticket", Ticket)
-def inherited(
-    model: nn.Module, setting: Ticket, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """A random ticket is trained, and the dense network that inherits its weights is trained on.
-
-    Wang et al., Achieving Adversarial Robustness via Sparsity (2020): the large network starts as
-    the small one, its other weights at zero, and all of them learn. Nothing is removed in the end.
-    The notes of the small network's training are under `small`.
-    """
-    known = require(data)
-    dense = at_initialization(model, known)
-    removed = smallest(random_scores(prunable_weights(dense), generator), setting)
-    first = trained(dense, removed, setting, replace(known, state=known.phase("small")))
-    second = trained(first.model, {}, setting, known)
-    second.notes["small"] = first.notes
-    return second

@@ -33,12 +33,15 @@ class BitFlipSettings(Settings):
     """How the weights are stored, and how they are attacked.
 
     scale: one for each layer or each output channel. variants: what is tried besides untargeted and
-    random flips. budget: most flips a batch; null takes the profile's.
+    random flips. each: how many candidates of each layer the variant `margin` tries by a forward
+    pass; untargeted flips try one, as published. budget: most flips a batch; null takes the
+    profile's.
     """
 
     bits: int = Field(default=8, ge=1, le=8)
     scale: Literal["layer", "channel"] = "layer"
     variants: list[Literal["margin", "targeted"]] = []
+    each: int = Field(default=1, ge=1, le=20)
     budget: int | None = Field(default=None, ge=1, le=1000000)
 
 
@@ -86,6 +89,12 @@ class Flipping:
         return guessing(self.settings.stop, self.classes, self.test[1].tolist())
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, `(C, H, W)`."""
+        channels, height, width = self.test[0].shape[1:]
+        return channels, height, width
+
+    @property
     def budget(self) -> int:
         """Most flips per seed."""
         return self.entry.budget or self.settings.budget
@@ -94,7 +103,7 @@ class Flipping:
         """Records (see `evaluate.faults`) of every variant and seed; finished ones are kept in
         `parts`. UserError for a model that draws at random or a target that is no class."""
         self._check(model)
-        stored = store(model, self.entry.bits, self.entry.scale)
+        stored = store(model, self.entry.bits, self.entry.scale, self.shape)
         runs = list(self._runs())
         ahead(
             f"{self.name}, runs", [partial(self._kept, stored, *run, parts, _alone) for run in runs]
@@ -160,6 +169,7 @@ class Flipping:
             budget=most,
             stop=self.level,
             loss="margin" if variant == "margin" else "ce",
+            each=self.entry.each if variant == "margin" else 1,
             target=self.settings.target if variant == "targeted" else None,
             evaluate=self._accuracy,
             every=self.settings.every,
