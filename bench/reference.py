@@ -42,6 +42,7 @@ EPS, BATCH, HELD_OUT = 8 / 255, 1024, 1000
 KEPT = ["index", "label", "attack", "clean_pred", "clean_margin", "adv_pred", "adv_margin"]
 SMALL = {"label": "int8", "clean_pred": "int8", "adv_pred": "int8"}
 ATTACKS = "pgd_50_margin apgd_ce apgd_targeted minimum_norm_linf minimum_norm_l2 autoattack"
+PGD_3 = "{method: pgd, steps: 3, step: 0.625}"  # of eps
 STARTED = time.perf_counter()
 
 
@@ -185,8 +186,8 @@ def main(
     data: Annotated[Path, typer.Argument(help="Folder of the splits.")],
     out: Annotated[Path, typer.Argument(help="Folder for weights, history, records, notes.")],
     width: Annotated[int, typer.Option(help="Of the ResNet18.")] = 16,
-    recipe: Annotated[str, typer.Option(help="As in params.yaml.")] = "{method: pgd, steps: 3}",
-    train: Annotated[str, typer.Option(help="As in params.yaml.")] = "{lr: 0.2, step: 5/255}",
+    recipe: Annotated[str, typer.Option(help="As in params.yaml.")] = PGD_3,
+    train: Annotated[str, typer.Option(help="As in params.yaml.")] = "{lr: 0.2}",
     parent: Annotated[Path | None, typer.Option(help="Prune these weights instead.")] = None,
     family: Annotated[str, typer.Option(help="How, as in params.yaml: {HYDRA: {…}}.")] = "{}",
     seed: Annotated[int, typer.Option(help="Of training.")] = 0,
