@@ -12,7 +12,7 @@ from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
-Backward = Literal["constant", "scale", "identity", "wide", "parent", "ensemble"]
+Backward = Literal["constant", "scale", "identity", "straight", "wide", "parent", "ensemble"]
 RandomBackward = Literal["constant", "scale", "identity"]
 
 
