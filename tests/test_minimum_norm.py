@@ -24,7 +24,7 @@ def test_distances_of_a_linear_model_are_the_known_ones(norm: str, precision: st
     """`min_t (z_y - z_t) / |w_t - w_y|` in the dual norm, of five classes; within 2 %."""
     model, images, labels, known = linear_problem(norm)
     found, distances = minimum_norm(
-        model, images, labels, MinimumNormSettings(norm, precision=precision)
+        model, images, labels, MinimumNormSettings(norm=norm, precision=precision)
     )
     assert (distances / known - 1).abs().max() < 0.02
     assert (distances > 0.999 * known).all() and (model(found).argmax(1) != labels).all()
@@ -55,7 +55,7 @@ def test_distances_of_a_model_that_draws_are_those_of_its_mean(norm: str) -> Non
     """Asked afresh, each image fools; lucky draws alone would give distances far too small."""
     model, images, labels, known = linear_problem(norm)
     random = nn.Sequential(Blurred(), model).eval()
-    settings = MinimumNormSettings(norm, draws=4, backward="identity", seed=3)
+    settings = MinimumNormSettings(norm=norm, draws=4, backward="identity", seed=3)
     found, distances = minimum_norm(random, images, labels, settings)
     mean = torch.stack([random(found) for _ in range(200)]).mean(0)
     wrong = mean.argmax(1) != labels
@@ -87,7 +87,7 @@ def test_every_image_fools_is_an_image_and_lies_at_its_distance(
 ) -> None:
     images, labels = digits[0], network(digits[0]).argmax(1)
     labels[:5] = (labels[:5] + 1) % 10  # wrong from the start
-    settings = MinimumNormSettings(norm, steps=30, batch=24, precision=precision)
+    settings = MinimumNormSettings(norm=norm, steps=30, batch=24, precision=precision)
     found, distances = minimum_norm(network, images, labels, settings)
     change = (found - images).flatten(1)
     size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
@@ -120,7 +120,7 @@ def test_no_worse_than_the_same_attack_of_foolbox(
     _, theirs, _ = kind(steps=40)(peer, images, labels, epsilons=None)
     change = (theirs - images).flatten(1)
     size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
-    _, ours = minimum_norm(network, images, labels, MinimumNormSettings(norm, steps=40))
+    _, ours = minimum_norm(network, images, labels, MinimumNormSettings(norm=norm, steps=40))
     assert ours.median() <= 1.01 * size.median()
 
 
@@ -135,8 +135,8 @@ def test_cost_progress_and_the_model_are_as_promised(network: nn.Module, digits:
     pair = digits[0], network(digits[0]).argmax(1)
     network.train()
     state, cost, done = torch.get_rng_state(), Cost(), []
-    settings = MinimumNormSettings(steps=7, batch=20)
-    one = minimum_norm(network, *pair, settings, cost, done.append)
+    settings = MinimumNormSettings(steps=7, batch=20, cost=cost, progress=done.append)
+    one = minimum_norm(network, *pair, settings)
     assert sum(done) == cost.gradients == 64 * 7 < cost.forwards
     assert network.training and torch.get_rng_state().equal(state)
     assert all(p.grad is None and p.requires_grad for p in network.parameters())

@@ -191,7 +191,7 @@ def test_square_nears_the_optimum_where_nothing_can_be_fooled(linear: Linear) ->
 
 def all_places_but_the_last(search: Any, n: int, length: int, size: int) -> torch.Tensor:
     """Where the authors' code puts squares: never at the last row or column."""
-    first = torch.randint(max(length - size, 1), (n, 1), generator=search.generator)
+    first = torch.randint(max(length - size, 1), (n, 1), generator=search.at.generator)
     return (torch.arange(length) >= first) & (torch.arange(length) < first + size)
 
 

@@ -20,6 +20,7 @@ from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.settings import Name
+from advprune.models.quantized import differentiable
 
 
 def attack_class(name: str) -> Any:
@@ -59,7 +60,7 @@ def zoo(
     """
     check_attack(name, arguments or {})
     kind, device = attack_class(name), device_of(model)
-    private = copy.deepcopy(model).eval()
+    private = copy.deepcopy(differentiable(model)).eval()
     how = options or ZooOptions()
     cost = how.cost or Cost()
     cost.watch(private)

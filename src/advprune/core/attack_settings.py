@@ -10,20 +10,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from advprune.core.settings import Budget, L2Budget, Name, Settings, parse, parse_fraction
 
-Backward = Literal["constant", "scale", "identity"]
+# What is differentiated where a model hides its gradient (models/backward.py), and the rules that
+# layers know which draw at random.
+Backward = Literal["constant", "scale", "identity", "wide", "parent", "ensemble"]
+RandomBackward = Literal["constant", "scale", "identity"]
 
 
 class Attack(Settings):
     """What every attack has: its method, and its budget in units of the pixel range.
 
     after: another attack; where the suite has it, this one works on the images which that one did
-    not break. Not on a model that draws at random.
+    not break. Not on a model that draws at random. rounding: how images become 8-bit
+    (attacks/pixels.py).
     """
 
     method: Name
     norm: Literal["Linf", "L2"] = "Linf"
     eps: L2Budget
     after: Name | None = None
+    rounding: Literal["strict", "nearest"] = "strict"
+    note: str = ""
 
     @model_validator(mode="after")
     def _linf_budget_fits_the_pixel_range(self) -> Self:
@@ -32,14 +38,24 @@ class Attack(Settings):
         return self
 
 
-class AttackSettings(Attack):
+class GradientAttack(Attack):
+    """What attacks by gradients have.
+
+    draws: of randomized models alone; gradients are averaged over that many. backward: what is
+    differentiated where the model hides its gradient (models/backward.py); null leaves the model
+    its own rule.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    draws: int = Field(default=1, ge=1, le=10000)
+    backward: Backward | None = None
+
+
+class AttackSettings(GradientAttack):
     """One attack of the PGD engine (`advprune.attacks.pgd`).
 
-    momentum: share of the former direction that each step keeps; 0 is plain PGD.
-
-    draws, backward: for randomized models alone. Gradients are averaged over this many draws, and
-    taken with the random factors held constant, through their scale, or with the random layer
-    replaced by the identity (BPDA); null leaves the model its own rule.
+    momentum: share of the former direction that each step keeps; 0 is plain PGD. adam: steps are
+    Adam's on the gradient's sign.
     """
 
     method: Literal["pgd"] = "pgd"
@@ -50,11 +66,8 @@ class AttackSettings(Attack):
     loss: Literal["ce", "margin", "dlr"] = "ce"
     keep: Literal["last", "best"] = "last"
     drop: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    draws: int = Field(default=1, ge=1, le=10000)
-    backward: Backward | None = None
     momentum: float = Field(default=0.0, ge=0, le=1)
-    note: str = ""
+    adam: bool = False
 
 
 class OtherAttack(Attack):

@@ -144,7 +144,7 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _attack(setting: Any, eps: float) -> Any:
-    """An attack with numbers: its eps relative to the profile's, its step to its own."""
+    """An attack with numbers: its eps relative to the profile's, its lengths to its own."""
     if not isinstance(setting, Mapping):
         return setting
     try:
@@ -152,8 +152,8 @@ def _attack(setting: Any, eps: float) -> Any:
     except ValueError:
         return setting  # refused with its name where it is typed
     known = {**setting, "eps": own}
-    if "step" in known and isinstance(own, int | float):
-        known["step"] = relative(known["step"], own)
+    if isinstance(own, int | float):
+        known |= {key: relative(known[key], own) for key in ("step", "sigma") if key in known}
     return known
 
 

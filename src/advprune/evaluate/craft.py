@@ -17,9 +17,9 @@ from advprune.core.attack_settings import Attack, AttackSettings, CurveSettings
 from advprune.core.profile import CURVES
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
-from advprune.evaluate.records import DRAWS, Scoring, answers, predictions, table_of
+from advprune.evaluate.records import DRAWS, Scoring, answers, table_of
 from advprune.models.binary import is_binary
-from advprune.models.quantized import is_quantized, twin
+from advprune.models.quantized import is_quantized
 from advprune.models.stochastic import is_randomized
 
 
@@ -42,7 +42,8 @@ class Work:
     """How attacks are run and scored: seed, batch size, draws of a randomized model.
 
     parts: where a long attack keeps its finished parts. clean: the model's answers to the clean
-    images (records.answers), where they are known.
+    images (records.answers), where they are known. parent: what the model was made from, for
+    attacks through its gradients.
     """
 
     seed: int = 0
@@ -51,19 +52,12 @@ class Work:
     parts: Parts | None = None
     progress: Progress = no_progress
     clean: dict[str, Any] | None = None
+    parent: nn.Module | None = None
 
     @property
     def scoring(self) -> Scoring:
         """How models are queried."""
         return Scoring(self.batch, self.draws, seed=self.seed)
-
-
-def differentiable(model: nn.Module) -> nn.Module:
-    """What an attacker differentiates: the model itself, or the twin of a quantized one.
-
-    A binary network is its own: the gradient passes its signs straight through.
-    """
-    return twin(model) if is_quantized(model) else model
 
 
 def kind_of(model: nn.Module) -> str:
@@ -84,26 +78,18 @@ def craft(
 ) -> Crafted:
     """Attack float `images` `[N, C, H, W]` in [0, 1]; the result is uint8, inside the budget.
 
-    setting: a typed one (`advprune.attacks.registry.typed`). An attack that differentiates sees the
-    model's differentiable form.
-
-    With `drop`, the attack leaves a sample as soon as it is misclassified, which rounding (or the
-    step from a twin to its integers) may undo. Such samples are attacked again to the end, unless
-    the model draws at random: no attack drops samples of such a model.
+    setting: a typed one (`advprune.attacks.registry.typed`).
     """
-    method = method_of(setting)
-    context = Context(work.seed, work.batch, Cost(), work.progress, work.parts)
-    attacked = differentiable(model) if method.differentiates else model
-    adv = method.function(attacked, images, labels, setting, context)
-    pixels = to_pixels(adv, images, setting.eps, setting.norm)
-    if getattr(setting, "drop", False) and not is_randomized(model):
-        was_fooled = predictions(attacked, adv, work.scoring) != labels
-        is_right = predictions(model, pixels / 255, work.scoring) == labels
-        if (undone := was_fooled & is_right).any():
-            whole = setting.model_copy(update={"drop": False})
-            quiet, own = replace(context, progress=no_progress), images[undone]
-            again = method.function(attacked, own, labels[undone], whole, quiet)
-            pixels[undone] = to_pixels(again, own, setting.eps, setting.norm)
+    context = Context(
+        work.seed,
+        work.batch,
+        progress=work.progress,
+        parts=work.parts,
+        parent=work.parent,
+        pixels=True,
+    )
+    adv = method_of(setting).function(model, images, labels, setting, context)
+    pixels = to_pixels(adv, images, setting.eps, setting.norm, setting.rounding)
     found = {column: values.tolist() for column, values in context.found.items()}
     return Crafted(pixels, setting, context.cost, context.breakdown, found)
 

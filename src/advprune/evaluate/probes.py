@@ -17,11 +17,13 @@ from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy, by_batch
 from advprune.attacks.losses import cross_entropy, margin
-from advprune.attacks.pgd import expected_gradient, random_point
+from advprune.attacks.opening import expected_gradient
+from advprune.attacks.pgd import random_point
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.device import device_of, salted
-from advprune.evaluate.craft import Crafted, Work, craft, differentiable, rows
+from advprune.evaluate.craft import Crafted, Work, craft, rows
 from advprune.evaluate.records import all_logits
+from advprune.models.quantized import differentiable
 from advprune.models.stochastic import frozen_copy, is_randomized
 
 NOISE_TRIES = 20

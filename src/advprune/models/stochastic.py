@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import nn
 
-RULES = ("constant", "scale", "identity")
+from advprune.models.backward import straight_through
 
 
 class Stochastic(nn.Module, ABC):
@@ -23,10 +23,12 @@ class Stochastic(nn.Module, ABC):
     BPDA, Athalye et al. 2018). frozen: a seed; the same draws in every pass and for every sample.
     """
 
+    rules = ("constant", "scale", "identity")
+
     def __init__(self, backward: str = "constant") -> None:
         super().__init__()
-        if backward not in RULES:
-            raise ValueError(f"backward is {backward!r}; allowed: {', '.join(RULES)}")
+        if backward not in self.rules:
+            raise ValueError(f"backward is {backward!r}; allowed: {', '.join(self.rules)}")
         self.backward = backward
         self.frozen: int | None = None
 
@@ -51,7 +53,7 @@ class Stochastic(nn.Module, ABC):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         out = self.noisy(h)
-        return h + (out - h).detach() if self.backward == "identity" else out
+        return straight_through(h, out) if self.backward == "identity" else out
 
 
 def stochastic_layers(model: nn.Module) -> list[Stochastic]:
@@ -62,14 +64,6 @@ def stochastic_layers(model: nn.Module) -> list[Stochastic]:
 def is_randomized(model: nn.Module) -> bool:
     """Whether a model's answers are random."""
     return bool(stochastic_layers(model))
-
-
-def set_backward(model: nn.Module, rule: str) -> None:
-    """Choose the backward rule of every random layer, in place: for private copies."""
-    if rule not in RULES:
-        raise ValueError(f"backward is {rule!r}; allowed: {', '.join(RULES)}")
-    for layer in stochastic_layers(model):
-        layer.backward = rule
 
 
 def frozen_copy(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -50,7 +50,7 @@ def accuracy(run: Run) -> str:
         f"{_is(better)} significantly more robust",
     ]
     parts += [f"{_named(run, worse)} {_is(worse)} less robust"] if worse else []
-    parts += [f"{len(floor)} of {len(tests)} have 0 % like their dense network"] if floor else []
+    parts += [f"for {len(floor)} of {len(tests)} both have 0 %"] if floor else []
     return f"{'; '.join(parts)} (McNemar's test, Holm's correction)."
 
 

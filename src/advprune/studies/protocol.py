@@ -19,7 +19,8 @@ from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
-from advprune.attacks.pgd import ascend, expected_gradient, project
+from advprune.attacks.opening import expected_gradient
+from advprune.attacks.pgd import ascend, project
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import ProtocolSettings
 from advprune.core.device import device_of, salted

@@ -18,6 +18,8 @@ COLUMNS = ("model", "median_distance", "median_distance_low", "median_distance_h
 @section("Distances", order=15)
 def distances(run: Run) -> list[Part]:
     """Every model against its dense network, and accuracy over the budget."""
+    if not run.models:
+        return []
     rows = []
     for model, tests in against_dense(run).items():
         test = tests.distance

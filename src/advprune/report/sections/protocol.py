@@ -211,8 +211,8 @@ def adaptive_table(run: Run, found: list[Member]) -> pd.DataFrame:
         tables = member.adaptive(run)
         for name, table in tables.items():
             one = run.profile.protocol.adaptive[name]
-            how = {"backward": RULES[one.backward], "loss": one.loss, "steps": one.steps}
-            how |= {"draws": one.draws, "momentum": one.momentum}
+            rule = RULES.get(one.backward, str(one.backward))
+            how = {"backward": rule, "loss": one.loss, "steps": one.steps, "draws": one.draws}
             rows.append(_scores(member, name, {name: table}) | how)
         groups = [group for group in by_budget(tables) if len(group) > 1]
         rows += [_scores(member, WORST, group) for group in groups]
