@@ -32,6 +32,7 @@ def attack(
     model, test = workspace.load(name).to(setup()), workspace.splits("test")["test"]
     images = to_float(test.images)
     files = [workspace.run(name), workspace.data("test"), workspace.attacks_file()]
+    files += workspace.code()
     parts = Parts(Path("checkpoints"), params.seed, files=files)
     suite = Suite(images, test.labels, settings, params.attack, params.seed, parts)
     records, layers = pd.DataFrame(), pd.DataFrame()

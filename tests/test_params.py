@@ -82,24 +82,24 @@ def test_budgets_are_relative_to_the_profiles(
 def test_all_budgets_of_a_profile_follow_its_eps() -> None:
     read = loaded(("profiles/digits/eps", "12/255")).active()
     eps = 12 / 255
-    assert (read.train.eps, read.train.step) == (eps, eps / 4)
+    assert read.train.eps == eps
     assert read.curves.eps[:3] == pytest.approx([eps / 4, eps, 2 * eps])
     assert read.protocol.eps[-1] == 2 * eps and read.protocol.iterative.step == eps / 4
     half = read.protocol.adaptive["constant_1"]
     assert (half.eps, half.step) == (eps / 2, eps / 16)
     own = loaded(("profiles/digits/train/eps", "eps/2")).active().train
-    assert (own.eps, own.step) == (EPS / 2, EPS / 4)
+    assert own.eps == EPS / 2
 
 
 def test_a_profile_overrides_key_by_key() -> None:
     read = loaded(
-        ("profiles/digits/attacks/long", {"steps": 3}),
+        ("profiles/digits/attacks/long", {"steps": 30}),
         ("profiles/digits/attacks/own", {"step": "eps"}),
         ("profiles/digits/suite", {"table": ["published_10", "field"], "quantized": ["momentum"]}),
         ("profiles/digits/flips", {"seeds": 2}),
     ).active()
     long = read.attacks["long"]
-    assert (long.steps, long.loss, long.step) == (3, "margin", EPS / 8)
+    assert (long.steps, long.loss, long.step) == (30, "margin", EPS / 8)
     assert read.attacks["own"].step == EPS and next(iter(read.attacks)) == "field"
     assert (read.flips.seeds, read.flips.budget) == (2, 100)
     assert read.suite.deterministic == ["apgd_ce", "apgd_t", "distance", "square"]
@@ -197,6 +197,11 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("profiles/digits/attacks/square/draws", 0, ["attacks.square: draws", "0"]),
         ("attacks/eot/draws", 0, ["eot.draws", "0"]),
         ("attacks/eot/backward", "none", ["eot.backward", "none"]),
+        ("attacks/field/steps", 5, ["attacks.field: 5 steps of", "cannot cross the ball"]),
+        ("recipes/robust", {"method": "pgd", "steps": 3, "step": 0.25}, ["robust", "cannot cross"]),
+        ("prune/LWM/finetune/epochs", 11, ["prune.LWM.finetune.epochs: prune.HYDRA", "12", "11"]),
+        ("studies/seeds/points/LWM_95/setting/finetune/epochs", 9, ["LWM_95.finetune", "6", "9"]),
+        ("prune/HYDRA/scores/step", "eps/4", ["prune.HYDRA: scores", "cannot cross the ball"]),
         ("attacks/worst_case", {"step": 0}, ["'worst_case' is taken"]),
         ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),
         ("attack/extra", [{"name": "PGD"}] * 2, ["attack.extra", "'PGD' is taken", "label"]),

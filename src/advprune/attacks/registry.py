@@ -75,6 +75,11 @@ def method_of(setting: Attack, place: str = "attack") -> Method:
     return _REGISTRY[setting.method]
 
 
+def differentiates(name: str) -> bool:
+    """Whether the attack of that method follows a gradient; False where there is none."""
+    return name in _REGISTRY and _REGISTRY[name].differentiates
+
+
 def typed(name: str, setting: Attack) -> Attack:
     """The setting of `attacks.<name>`, as read or typed, by its attack's own class of settings.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from advprune.core.settings import Budget, L2Budget, Name, Settings, parse, parse_fraction
+from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse, parse_fraction
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
@@ -68,6 +68,11 @@ class AttackSettings(GradientAttack):
     drop: bool = False
     momentum: float = Field(default=0.0, ge=0, le=1)
     adam: bool = False
+
+    @property
+    def crosses(self) -> bool:
+        """Whether its path is long enough for a random start on the far side of the ball."""
+        return not self.random_start or self.steps * self.step >= PATH * self.eps * (1 - 1e-9)
 
 
 class OtherAttack(Attack):
@@ -136,6 +141,9 @@ class CurveSettings(Settings):
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
 
 
+OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure changes so
+
+
 class ExtraAttack(BaseModel):
     """An attack of torchattacks by class name; the other keys are its own arguments.
 
@@ -157,8 +165,10 @@ class ExtraAttack(BaseModel):
 
     @property
     def setting(self) -> OtherAttack:
-        """As an attack: any change where it has no `eps`; names that end in L2 have L2 budgets."""
-        norm, own = "L2" if self.name.endswith("L2") else "Linf", self.arguments()
+        """As an attack: its norm by its argument `norm`, else by its name; where it has no `eps`,
+        `attacks.zoo` knows the class's own."""
+        own = self.arguments()
+        norm = own.get("norm", "L2" if self.name.endswith("L2") or self.name in OF_L2 else "Linf")
         known = {"norm": norm, "eps": own.get("eps", 1.0), "name": self.name, "arguments": own}
         known["method"] = "torchattacks"
         return parse(OtherAttack, known, f"attack.extra: {self.key}")

@@ -127,7 +127,7 @@ def rows(
         "index": range(len(labels)),
         "label": labels.numpy(),
         "attack": name,
-        "method": setting.method,
+        "method": getattr(setting, "recorded", setting.method),
         "seed": work.seed,
         "norm": setting.norm,
         "eps": setting.eps,

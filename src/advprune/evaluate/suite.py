@@ -1,6 +1,6 @@
 """The attacks of a profile on one model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -24,8 +24,9 @@ from advprune.evaluate.craft import (
     kind_of,
     rows,
 )
-from advprune.evaluate.probes import probes
+from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
+from advprune.models.border import admitted
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -55,19 +56,21 @@ class Suite:
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
         those whose images models exchange.
         """
+        model = admitted("suite", model, self.images)
         attacks, curves = dict(self._attacks(model)), list(self._curves())
-        probed = self._probes(model)
         self._clean(model)  # for all pieces
         chains = [partial(self._chain, name, model, chain) for chain in _chains(attacks)]
         crafted_ahead = [partial(self._run, name, model, *it) for it in curves]
-        ahead(f"{name}, attacks", [*chains, *crafted_ahead, *probed])
+        ahead(f"{name}, attacks", [*chains, *crafted_ahead])
         adv, tables = {}, []
         for attack in attacks:
             crafted, table = self._run(name, model, attack, attack, attacks[attack])
             tables.append(table)
             if attack in self.profile.suite.kept:
                 adv[attack] = crafted.pixels
-        tables += [probe() for probe in probed]
+        work = replace(self.work, clean=self._clean(model), parts=self.parts)
+        known = self.images, self.labels, ProbeSettings(attacks, self.choice.main), work
+        tables.append(probes(model, *known, pd.concat(tables, ignore_index=True)))
         tables += [self._run(name, model, *curve)[1] for curve in curves]
         return pd.concat(tables, ignore_index=True), adv
 
@@ -77,6 +80,7 @@ class Suite:
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
         """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
+        model = admitted("suite", model, self.images)
         return {
             attack: self._crafted(name, model, attack, attack, setting).pixels
             for attack, setting in self.profile.exchanged().items()
@@ -87,12 +91,6 @@ class Suite:
             yield attack, typed(attack, self.profile.attacks[attack])
         for extra in self.choice.extra:
             yield extra.key, typed(extra.key, extra.setting)
-
-    def _probes(self, model: nn.Module) -> list[Callable[[], pd.DataFrame]]:
-        """What makes the records of each probe, or reads them back."""
-        main = self.profile.table()[self.choice.main]
-        found = probes(model, self.images, self.labels, main, self.work)
-        return [partial(self.parts.frame, name, probe) for name, probe in found.items()]
 
     def _curves(self) -> Iterator[tuple[str, str, AttackSettings]]:
         """The points of both curves: part, curve and setting."""

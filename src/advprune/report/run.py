@@ -196,9 +196,8 @@ class Run:
     @cache  # noqa: B019
     def verdict(self, model: Model) -> Verdict:
         """Whether the model's robust accuracy can be believed."""
-        transferred = None if model.is_dense else model.transferred(self.main)
         parent = None if model.is_dense else self.robust(self.dense_of(model))
-        known = transferred, parent, model.card["twin_agreement"]
+        known = model.received, parent, model.card["twin_agreement"]
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
     def own(self, source: str, attack: str) -> pd.DataFrame:

@@ -96,6 +96,12 @@ class Flipping:
         return guessing(self.settings.stop, self.classes, self.test[1].tolist())
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, `(C, H, W)`."""
+        channels, height, width = self.test[0].shape[1:]
+        return channels, height, width
+
+    @property
     def budget(self) -> int:
         """Most flips per seed."""
         return self.entry.budget or self.settings.budget
@@ -104,7 +110,7 @@ class Flipping:
         """Records (see `evaluate.faults`) of every variant and seed; finished ones are kept in
         `parts`. UserError for a model that draws at random or a target that is no class."""
         self._check(model)
-        stored = store(model, self.entry.bits, self.entry.scale)
+        stored = store(model, self.entry.bits, self.entry.scale, self.shape)
         runs = list(self._runs())
         ahead(
             f"{self.name}, runs", [partial(self._kept, stored, *run, parts, _alone) for run in runs]

@@ -28,6 +28,7 @@ from advprune.core.progress import progress
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.craft import Work, at_budget, craft, rows
 from advprune.evaluate.records import Scoring, answers
+from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized
 from advprune.pruning import prune
 from advprune.studies.base import Given, Images, Tables, study
@@ -114,6 +115,7 @@ class Protocol:
     def record(self, model: nn.Module, adaptive: bool) -> pd.DataFrame:
         """Records of the single-step and the iterative attack at every budget (attack `fgsm`,
         `iterative`) and, where asked for, of the adaptive attacks by name."""
+        model = admitted("protocol", model, self.images)
         tables = [*self._single_step(model), *self._iterative(model)]
         if adaptive:
             for name, setting in self.settings.adaptive.items():

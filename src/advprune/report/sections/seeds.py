@@ -25,7 +25,7 @@ DENSE = "dense"  # the point without compression
 # Families that learn which weights remain, and their controls.
 CONTROLS = {
     "HYDRA": ("LWM",),
-    "AWT": ("NTT", "inherited_ticket", "magnitude_ticket", "random_ticket"),
+    "AWT": ("NTT", "magnitude_ticket", "random_ticket"),
 }
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 CLEAN = "clean_difference", *bounds("clean_difference")
