@@ -93,13 +93,13 @@ def test_all_budgets_of_a_profile_follow_its_eps() -> None:
 
 def test_a_profile_overrides_key_by_key() -> None:
     read = loaded(
-        ("profiles/digits/attacks/long", {"steps": 30}),
+        ("profiles/digits/attacks/momentum", {"steps": 30}),
         ("profiles/digits/attacks/own", {"step": "eps"}),
         ("profiles/digits/suite", {"table": ["published_10", "field"], "quantized": ["momentum"]}),
         ("profiles/digits/flips", {"seeds": 2}),
     ).active()
-    long = read.attacks["long"]
-    assert (long.steps, long.loss, long.step) == (30, "margin", EPS / 8)
+    momentum = read.attacks["momentum"]
+    assert (momentum.steps, momentum.momentum, momentum.step) == (30, 1.0, EPS / 4)
     assert read.attacks["own"].step == EPS and next(iter(read.attacks)) == "field"
     assert (read.flips.seeds, read.flips.budget) == (2, 100)
     assert read.suite.deterministic == ["apgd_ce", "apgd_t", "distance", "square"]
@@ -229,7 +229,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("profiles/digits/eps", None, ["profiles.digits.eps", "such as 8/255"]),
         ("profiles/digits/eps", "eps", ["profiles.digits.eps", "such as 8/255"]),
         ("profiles/digits/eps", 2, ["profiles.digits", "between 0 and 1", "2"]),
-        ("profiles/digits/attacks/long/steps", -1, ["attacks.long.steps", "-1"]),
+        ("profiles/digits/attacks/momentum/steps", -1, ["attacks.momentum.steps", "-1"]),
         ("profiles/digits/attacks", [1], ["profiles.digits.attacks: write a mapping", "[1]"]),
         ("profiles/digits/train", 3, ["profiles.digits.train: write a mapping", "3"]),
         ("profiles/digits/protocol/adaptive", [1], ["protocol.adaptive: write a mapping", "[1]"]),

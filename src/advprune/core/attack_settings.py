@@ -90,7 +90,7 @@ def _by_method(value: Any) -> Any:
 
 
 AnyAttack = Annotated[AttackSettings | OtherAttack, BeforeValidator(_by_method)]
-KINDS = ("deterministic", "randomized", "quantized", "binary")
+KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped")
 
 
 class SuiteSettings(Settings):
@@ -99,7 +99,7 @@ class SuiteSettings(Settings):
     table: those of the published table; every model and every setting of a sweep gets them, and the
     dense network's images are tried on its compressed models. transfer: every model gets them;
     the main one's images are tried on all other models, the others' where they were crafted on a
-    dense network or an attacker's own.
+    dense network or an attacker's own. clamped: models with clamped or rounded feature maps.
     """
 
     table: list[Name] = Field(min_length=1)
@@ -108,6 +108,7 @@ class SuiteSettings(Settings):
     randomized: list[Name] = []
     quantized: list[Name] = []
     binary: list[Name] = []
+    clamped: list[Name] = []
 
     def of(self, kind: str) -> list[str]:
         """The names of all attacks of a kind of model, those whose images are kept first."""
