@@ -84,7 +84,9 @@ class Trial:
             records, adv = suite.attack(name, model)
         return records, {key: adv[key] for key in profile.suite.transfer}
 
-    def judge(self, name: str, model: nn.Module, records: pd.DataFrame, recipe: str) -> dict[str, Any]:
+    def judge(
+        self, name: str, model: nn.Module, records: pd.DataFrame, recipe: str
+    ) -> dict[str, Any]:
         """The verdict and the numbers that it is about."""
         others = {key: pixels for key, pixels in self.sent.items() if key[0] != name}
         found = received(model, self.images, self.labels, others, Work(batch=1000))
@@ -95,7 +97,9 @@ class Trial:
         parent = self.parents.get(recipe) if name != f"dense-{recipe}" else None
         evidence = Evidence(records, self.main, 10, by, parent, card.get("twin_agreement"))
         judgement = verdict(evidence)
-        robust = union(records, by.values(), own.norm.iloc[0], own.eps.iloc[0], is_randomized(model))
+        robust = union(
+            records, by.values(), own.norm.iloc[0], own.eps.iloc[0], is_randomized(model)
+        )
         white = white_box(records, self.main)
         return {
             "name": name,
@@ -129,7 +133,8 @@ def rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
     alarms = Rate(sum(row["level"] != "reliable" for row in honest), len(honest))
     named = {"false_pass": passes, "false_alarm": alarms}
     return {
-        name: {"hits": rate.hits, "n": rate.n} | rate.columns("rate") for name, rate in named.items()
+        name: {"hits": rate.hits, "n": rate.n} | rate.columns("rate")
+        for name, rate in named.items()
     }
 
 

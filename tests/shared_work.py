@@ -30,7 +30,7 @@ from conftest import Linear, make_network
 
 BATCH = 7  # of 24 images: the last is smaller, and one process has more than the other
 METHODS = ("standard", "pgd", "fgsm", "trades", "mixed")
-SETTINGS = TrainSettings(batch=16, lr=0.02, crop=1, flip=True, eps=0.1, step=0.05)
+SETTINGS = TrainSettings(batch=16, lr=0.02, crop=1, flip=True, eps=0.1)
 
 
 def pictures(count: int) -> tuple[torch.Tensor, torch.Tensor]:

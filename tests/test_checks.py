@@ -196,7 +196,9 @@ def test_the_twin_and_frozen_draws_are_checked() -> None:
 
 def test_the_worst_case_is_taken_image_by_image_within_the_budget() -> None:
     first, second = rows("main", 10), rows("other", 0)
-    second.loc[:19, ["adv_pred", "chosen_margin"]] = first.loc[:19, ["label"]].assign(m=3.0).to_numpy()
+    second.loc[:19, ["adv_pred", "chosen_margin"]] = (
+        first.loc[:19, ["label"]].assign(m=3.0).to_numpy()
+    )
     beyond, curve = rows("large", 0, eps=0.3), rows("curve_eps", 0)
     partly = rows("few", 0).head(5)
     found = worst_case(pd.concat([first, second, beyond, curve, partly]), "main")

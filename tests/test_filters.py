@@ -20,7 +20,7 @@ from advprune.quantization.post_training import quantize
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-TRAIN = TrainSettings(batch=16, eps=16 / 255, step=8 / 255)
+TRAIN = TrainSettings(batch=16, eps=16 / 255)
 
 
 def blocks(model: nn.Module) -> dict[str, BasicBlock]:

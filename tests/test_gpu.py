@@ -64,7 +64,7 @@ def test_random_points_may_be_drawn_there(digits: Pair) -> None:
 
 def test_robust_training_learns_in_mixed_precision(network: nn.Module, digits: Pair) -> None:
     images = (digits[0] * 255).round().to(torch.uint8)
-    settings = TrainSettings(epochs=12, batch=16, crop=1, eps=0.05, step=0.02)
+    settings = TrainSettings(epochs=12, batch=16, crop=1, eps=0.05)
     recipe = RecipeSettings(method="pgd", steps=3)
     pair = images, digits[1]
     history = Trainer(network.cuda(), pair, pair, settings, recipe, 0, None).run()

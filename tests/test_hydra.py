@@ -27,7 +27,7 @@ from advprune.training.standard import Trainer
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-TRAIN = TrainSettings(batch=32, eps=16 / 255, step=8 / 255)
+TRAIN = TrainSettings(batch=32, eps=16 / 255)
 BRIEF = {"method": "pgd", "epochs": 1, "lr": 0.5, "steps": 1}
 BOTH: dict[str, Any] = {"sparsity": 0.8, "scores": BRIEF, "finetune": BRIEF}
 

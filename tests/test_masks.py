@@ -17,7 +17,7 @@ from advprune.training.accuracy import accuracy
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-TRAIN = TrainSettings(batch=16, eps=16 / 255, step=8 / 255)
+TRAIN = TrainSettings(batch=16, eps=16 / 255)
 MASKS = ("random", "magnitude_global", "magnitude_layer")
 
 

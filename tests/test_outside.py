@@ -18,8 +18,9 @@ from advprune.core.settings import parse
 from advprune.core.train_settings import ModelSettings, SurrogateSettings, TrainSettings
 from advprune.evaluate.layers import where
 from advprune.models.audit import audit
-from advprune.models.card import inert_of, macs_of, stored_bits_of
+from advprune.models.card import macs_of, stored_bits_of
 from advprune.models.checkpoint import build, load_foreign, load_model, save_model
+from advprune.models.inert import inert_of
 from advprune.models.outside import check_answers
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
@@ -88,7 +89,7 @@ def broken(classes, channels, how):
                 x = x - x.mean()
             out = self.body(x)
             answers = {
-                "aux": (out, out), "classes": out[:, 1:], "random": out + torch.rand(()),
+                "aux": (out, out), "classes": out[:, 1:],
                 "cut": out.detach(), "raise": None,
             }
             if how == "raise":
@@ -236,7 +237,6 @@ def test_timm() -> None:
     [
         ("aux", r"returns tuple in training, not logits \[4, 3\]"),
         ("classes", r"float32 \[4, 2\], not float32 \[4, 3\]"),
-        ("random", "random in evaluation mode"),
         ("batch", "depend on the other images"),
         ("cut", "no gradient by the image"),
         ("raise", r"IndexError: not such a picture \(theirs.py, line \d+\)"),
@@ -362,7 +362,6 @@ SETTINGS: dict[str, Any] = {
     **{
         family: {"sparsity": 0.5, "train": None} for family in ("random_ticket", "magnitude_ticket")
     },
-    "inherited_ticket": {"sparsity": 0.5, "train": BRIEF},
 }
 BEHIND = {"clamp", "round", "SAP", "dropout", "RNA", "RSA"}
 ON = {"RNW", "RSW", "SWP"}

@@ -82,27 +82,27 @@ def test_budgets_are_relative_to_the_profiles(
 def test_all_budgets_of_a_profile_follow_its_eps() -> None:
     read = loaded(("profiles/digits/eps", "12/255")).active()
     eps = 12 / 255
-    assert (read.train.eps, read.train.step) == (eps, eps / 4)
-    assert read.curves.eps[1:5] == pytest.approx([eps / 3, 2 * eps / 3, eps, 2 * eps])
+    assert read.train.eps == eps
+    assert read.curves.eps[:3] == pytest.approx([eps / 4, eps, 2 * eps])
     assert read.protocol.eps[-1] == 2 * eps and read.protocol.iterative.step == eps / 4
     half = read.protocol.adaptive["constant_1"]
     assert (half.eps, half.step) == (eps / 2, eps / 16)
     own = loaded(("profiles/digits/train/eps", "eps/2")).active().train
-    assert (own.eps, own.step) == (EPS / 2, EPS / 4)
+    assert own.eps == EPS / 2
 
 
 def test_a_profile_overrides_key_by_key() -> None:
     read = loaded(
-        ("profiles/digits/attacks/margin", {"steps": 3}),
+        ("profiles/digits/attacks/momentum", {"steps": 30}),
         ("profiles/digits/attacks/own", {"step": "eps"}),
         ("profiles/digits/suite", {"table": ["published_10", "field"], "quantized": ["momentum"]}),
         ("profiles/digits/flips", {"seeds": 2}),
     ).active()
-    margin = read.attacks["margin"]
-    assert (margin.steps, margin.loss, margin.step) == (3, "margin", EPS / 8)
+    momentum = read.attacks["momentum"]
+    assert (momentum.steps, momentum.momentum, momentum.step) == (30, 1.0, EPS / 4)
     assert read.attacks["own"].step == EPS and next(iter(read.attacks)) == "field"
     assert (read.flips.seeds, read.flips.budget) == (2, 100)
-    assert read.suite.deterministic == ["margin", "square"]
+    assert read.suite.deterministic == ["apgd_ce", "apgd_t", "distance", "square"]
     # attacks whose images are kept come first, and each is named once
     assert read.suite.kept == ["published_10", "field", "momentum"]
     assert read.suite.of("quantized") == read.suite.kept
@@ -183,12 +183,19 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("attacks/x", 3, ["attacks.x", "3"]),
         ("attacks/square/queries", 0, ["attacks.square: queries", "0"]),
         ("attacks/square/steps", 5, ["attacks.square: steps", "not permitted"]),
-        ("attacks/square/norm", "L2", ["attacks.square: norm", "L2", "Linf"]),
+        ("attacks/square", {"method": "square", "norm": "L2"}, ["attacks.square: norm", "L2"]),
         ("attacks/square/eps", 2, ["attacks.square: eps", "between 0 and 1"]),
+        ("attacks/apgd_t/eps", "eps/2", ["apgd_t.after", "apgd_ce has another budget"]),
+        ("suite/binary", ["square", "apgd_t"], ["suite.binary", "apgd_t before square"]),
         ("attacks/autoattack/version", "plus", ["attacks.autoattack: version", "plus", "rand"]),
         ("profiles/digits/attacks/square/draws", 0, ["attacks.square: draws", "0"]),
         ("attacks/eot/draws", 0, ["eot.draws", "0"]),
         ("attacks/eot/backward", "none", ["eot.backward", "none"]),
+        ("attacks/field/steps", 5, ["attacks.field: 5 steps of", "cannot cross the ball"]),
+        ("recipes/robust", {"method": "pgd", "steps": 3, "step": 0.25}, ["robust", "cannot cross"]),
+        ("prune/LWM/finetune/epochs", 11, ["prune.LWM.finetune.epochs: prune.HYDRA", "12", "11"]),
+        ("studies/seeds/points/LWM_95/setting/finetune/epochs", 9, ["LWM_95.finetune", "6", "9"]),
+        ("prune/HYDRA/scores/step", "eps/4", ["prune.HYDRA: scores", "cannot cross the ball"]),
         ("attacks/worst_case", {"step": 0}, ["'worst_case' is taken"]),
         ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),
         ("attack/extra", [{"name": "PGD"}] * 2, ["attack.extra", "'PGD' is taken", "label"]),
@@ -208,7 +215,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("profiles/digits/eps", None, ["profiles.digits.eps", "such as 8/255"]),
         ("profiles/digits/eps", "eps", ["profiles.digits.eps", "such as 8/255"]),
         ("profiles/digits/eps", 2, ["profiles.digits", "between 0 and 1", "2"]),
-        ("profiles/digits/attacks/margin/steps", -1, ["attacks.margin.steps", "-1"]),
+        ("profiles/digits/attacks/momentum/steps", -1, ["attacks.momentum.steps", "-1"]),
         ("profiles/digits/attacks", [1], ["profiles.digits.attacks: write a mapping", "[1]"]),
         ("profiles/digits/train", 3, ["profiles.digits.train: write a mapping", "3"]),
         ("profiles/digits/protocol/adaptive", [1], ["protocol.adaptive: write a mapping", "[1]"]),

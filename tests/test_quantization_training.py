@@ -35,7 +35,7 @@ from advprune.training.standard import Trainer
 from conftest import make_network, same_weights, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-TRAIN = TrainSettings(batch=64, lr=0.1, label_smoothing=0.1, eps=24 / 255, step=12 / 255)
+TRAIN = TrainSettings(batch=64, lr=0.1, label_smoothing=0.1, eps=24 / 255)
 CALIBRATION = 256
 
 
@@ -190,7 +190,7 @@ def test_training_on_attacked_images_withstands_more(
     found = {}
     for method in ("standard", "pgd"):
         model = learned(trained, pair, 4, method=method, epochs=2, steps=2)
-        adv = pgd(twin(model), images, labels, TRAIN.eps, TRAIN.step, 5)
+        adv = pgd(twin(model), images, labels, TRAIN.eps, TRAIN.eps / 2, 5)
         found[method] = errors(model, (adv, labels))
     assert found["pgd"] < found["standard"] - 0.1
 

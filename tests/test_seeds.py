@@ -105,7 +105,7 @@ DENSE = [{"epoch": 0, "val_accuracy": 0.5}]  # its history
 def chosen(**changes: Any) -> Params:
     """Settings of a study that runs in a second."""
     profile = RAW["profiles"]["digits"]
-    attacks = {"field": {"eps": 0.1, "step": 0.05, "steps": 2}}
+    attacks = {"field": {"eps": 0.1, "step": 0.08, "steps": 2}}
     attacks |= {"few": {"eps": 0.1, "step": 0.1, "steps": 1}}
     profile = profile | {"attacks": attacks, "model": {"width": 2}}
     profile |= {"train": {"epochs": 1, "batch": 16}}

@@ -27,7 +27,7 @@ from conftest import same_weights, stored
 MOVING = {"flip": True, "crop": 1, "label_smoothing": 0.1}
 STILL = {"flip": False, "crop": 0, "label_smoothing": 0.0}
 SETTINGS = Profile.model_construct(
-    model=ModelSettings(width=4),
+    model=ModelSettings(width=4, strides=(2, 2, 1, 1)),
     train=TrainSettings(epochs=12, batch=32, lr=0.1),
 )
 
@@ -144,13 +144,23 @@ def test_the_images_of_a_substitute_are_neither_shifted_nor_mirrored(
     [{}, {"architecture": "resnet20"}, {"width": 6}, {"architecture": "resnet20", "width": 2}],
 )
 def test_another_architecture_and_width(
-    splits: dict[str, Split], change: dict[str, Any], untrained: list[Trainer], tmp_path: Path
+    splits: dict[str, Split],
+    change: dict[str, Any],
+    untrained: list[Trainer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, _ = trained(splits, tmp_path, **change)
     spec = spec_of(model)
     wanted = {"architecture": "resnet18", "width": 4} | change
     assert {"architecture": spec.architecture, "width": spec.width} == wanted
     assert (spec.channels, spec.classes) == (1, 10)
+    # Strides are one for each stage: another architecture has its own.
+    assert spec.strides == (() if "architecture" in change else (2, 2, 1, 1))
+    assert not capsys.readouterr().err
+    usual = SETTINGS.model_copy(update={"model": ModelSettings(width=4)})
+    trained(splits, tmp_path, settings=usual)
+    assert "61% of the weights of resnet18 of width 4 meet only padding" in capsys.readouterr().err
     pixels = to_float(splits["train"].images)  # its own normalization is of what it trains on
     assert spec.mean == (round(float(pixels.mean()), 4),)
     assert model(pixels[:2]).shape == (2, 10)

@@ -31,7 +31,7 @@ def ran(
 ) -> pd.DataFrame:
     """A study of the network; training images are the test images."""
     profile = RAW["profiles"]["digits"] | {"sweep_images": None}
-    profile |= {"attacks": {"field": {"eps": 0.1, "step": 0.05, "steps": 1}}}
+    profile |= {"attacks": {"field": {"eps": 0.1, "step": 0.15, "steps": 1}}}
     profile |= {"suite": {"table": ["field"], "transfer": ["field", "momentum"]}}
     study = {"study": kind, "of": "dense-standard", "points": points}
     raw = RAW | {"models": {}, "studies": {"it": study}, "profiles": {"digits": profile}}

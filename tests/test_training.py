@@ -16,6 +16,7 @@ from advprune.core.files import sha256_of
 from advprune.core.profile import Profile
 from advprune.core.train_settings import (
     DataSettings,
+    FineTuneSettings,
     ModelSettings,
     RecipeSettings,
     TrainSettings,
@@ -34,9 +35,7 @@ from conftest import Linear, make_network
 Pair = tuple[torch.Tensor, torch.Tensor]
 Weights = dict[str, torch.Tensor]
 EPS = 48 / 255
-SETTINGS = TrainSettings(
-    epochs=4, batch=16, lr=0.05, label_smoothing=0.1, crop=1, eps=EPS, step=16 / 255
-)
+SETTINGS = TrainSettings(epochs=4, batch=16, lr=0.05, label_smoothing=0.1, crop=1, eps=EPS)
 ATTACKING = ["pgd", "fgsm", "trades", "mixed"]
 
 
@@ -231,7 +230,7 @@ def test_mixed_attacks_a_share_of_the_batch(linear: Linear) -> None:
 def test_trades_moves_away_from_its_own_prediction(linear: Linear) -> None:
     x, y = grey(8)
     recipe = RecipeSettings(method="trades", steps=9)
-    method = Method(recipe, TrainSettings(eps=0.1, step=0.05))
+    method = Method(recipe, TrainSettings(eps=0.1))
     found = method.craft(linear, x, y, torch.Generator().manual_seed(0))
     along = (found - x) * worst(linear, torch.zeros(8))  # either way raises the divergence
     sides = along.flatten(1).mean(1).sign().view(-1, 1, 1, 1)
@@ -366,6 +365,29 @@ def test_a_collapse_ends_the_training_with_the_best_weights(
     assert same(state_of(run.model), seen[1])
     resumed = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     assert resumed.run() == history and same(state_of(resumed.model), seen[1])
+
+
+def test_without_validation_images_a_collapse_ends_it_with_the_last_weights_before(
+    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuning has none: it used to end with the weights that had collapsed."""
+    seen: list[Weights] = []
+    script(monkeypatch, "_probe", rows((0.3, 0.4), (0.6, 0.6), (0.5, 0.5), (0.1, 0.9), (0.0, 1.0)))
+    run = trainer(digits, tmp_path / "a.pt", recipe={"method": "fgsm", "epochs": 8}, seen=seen)
+    history = replace(run, val=None).run()
+    assert [row["collapsed"] for row in history] == [0, 0, 0, 0, 1]
+    assert same(state_of(run.model), seen[2])
+
+
+def test_the_usual_inner_steps_cross_the_ball() -> None:
+    """PGD-3 with steps of eps/4 from the far side would not reach its middle."""
+    lengths = [RecipeSettings(method="pgd", steps=n).stride for n in (1, 3, 5, 7, 10)]
+    assert lengths == pytest.approx([1.8, 0.6, 0.36, 1.8 / 7, 0.25])
+    assert RecipeSettings(method="pgd", steps=3, step="eps/2").stride == 0.5
+    with pytest.raises(ValueError, match=r"3 steps of 0.25 eps cannot cross the ball"):
+        FineTuneSettings(method="pgd", steps=3, step=0.25)
+    inner = Method(RecipeSettings(method="pgd", steps=3, budget=0.5), SETTINGS).inner
+    assert inner == pytest.approx((EPS / 2, 0.3 * EPS, 3))
 
 
 def trained(

@@ -1,7 +1,6 @@
 """The verdict on networks, honest and masked, scoring over draws, and the published protocol."""
 
 from pathlib import Path
-from typing import Any
 
 import masked
 import pandas as pd

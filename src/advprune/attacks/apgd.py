@@ -22,7 +22,6 @@ from advprune.attacks.opening import Opened, opened, options, wide
 from advprune.attacks.pgd import ascend, project
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
-from advprune.models.stochastic import is_randomized
 
 TOGETHER = 16  # batches' worth of images that share a queue: however many processes there are
 At = Opened[APGDSettings]
@@ -37,12 +36,13 @@ def apgd(
     unchanged); any other as its iterate of highest loss. Without `drop`, all come back so.
     Raises ValueError on shapes, ranges or options that make no sense.
     """
-    s = replace(settings, drop=settings.drop and not is_randomized(model))
+    s = settings
     check_numbers("apgd", 1, steps=s.steps, restarts=s.restarts, targets=s.targets)
     check_choice("apgd", "loss", s.loss, tuple(LOSSES))
     wrong = s.start is not None and s.start.shape != images.shape
     refuse("apgd", {"start must have the images' shape": wrong})
     with opened("apgd", model, (images, labels), s.eps, s) as at:
+        at = replace(at, options=replace(s, drop=s.drop and not at.randomized))
         every = torch.arange(len(images))
         (found,) = at.run(partial(_search, at), every, every, together=TOGETHER)
     return found

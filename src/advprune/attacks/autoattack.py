@@ -84,7 +84,7 @@ def autoattack(
     how = replace(options or AutoAttackOptions(), **changes)
     check_images("autoattack", images, labels)
     check_budget("autoattack", eps, how.norm)
-    check_model("autoattack", model, images, labels, random=how.version == "rand")
+    model = check_model("autoattack", model, images, labels)
     check_numbers("autoattack", 1, batch=how.batch)
     check_choice("autoattack", "norm", how.norm, ("Linf", "L2"))
     check_choice("autoattack", "version", how.version, tuple(FEWEST))

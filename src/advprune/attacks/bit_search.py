@@ -99,20 +99,17 @@ def random_bits(stored: StoredModel, generator: torch.Generator) -> Iterator[Fli
     Fisher and Yates' shuffle as far as it is asked for, so that memory is for the bits drawn alone.
     """
     moved: dict[int, int] = {}
-    for drawn in range(stored.size):
-        place = int(torch.randint(drawn, stored.size, (), generator=generator))
+    places = {name: layer.places() for name, layer in stored.layers.items()}
+    for drawn in range(total := stored.size):
+        place = int(torch.randint(drawn, total, (), generator=generator))
         found = moved.get(place, place)
         moved[place] = moved.pop(drawn, drawn)
-        yield _bit(stored, found)
-
-
-def _bit(stored: StoredModel, place: int) -> Flip:
-    """The bit at a place among all stored bits, counted layer by layer and weight by weight."""
-    for name, layer in stored.layers.items():
-        if place < layer.size:
-            return Flip(name, *divmod(place, layer.bits))
-        place -= layer.size
-    raise IndexError("there are fewer bits")
+        for name, layer in stored.layers.items():  # counted layer by layer and weight by weight
+            if found < layer.bits * len(places[name]):
+                index, bit = divmod(found, layer.bits)
+                yield Flip(name, int(places[name][index]), bit)
+                break
+            found -= layer.bits * len(places[name])
 
 
 def _step(run: Run, objective: Objective) -> str | None:

@@ -116,7 +116,7 @@ def _descend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Algorithm 1: the nearest fooling iterates and their distances (infinite: none)."""
     s = at.options
-    surely = s.precision != "float32" or is_quantized(at.exact)
+    surely = s.precision != "float32" or is_quantized(at.exact) or at.randomized
     current, best = clean.contiguous(memory_format=torch.channels_last), clean.clone()
     nearest = clean.new_full((len(clean),), torch.inf)
     radius = torch.zeros_like(nearest)
@@ -127,7 +127,7 @@ def _descend(
         s.progress(len(clean))
         gap, size = margin(logits, labels), _size(current - clean, s.norm)
         fooled = gap > 0
-        if surely and fooled.any():  # other arithmetic than the model's errs too often
+        if surely and fooled.any():  # other arithmetic, or a lucky draw, errs too often
             fooled[fooled.clone()] = _fools(at, current[fooled], labels[fooled])
         nearer = fooled & (size < nearest)
         best = torch.where(wide(nearer), current, best)
@@ -171,14 +171,14 @@ def _first(at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tens
 
 
 def _fools(at: At, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Which images surely fool: by more than rounding, and two standard errors of a mean."""
+    """Which images surely fool: by more than rounding, and a mean by its standard error."""
     each = _each(at, images)
     logits, count = each.mean(0), len(each)
     clear = CLEAR * logits.abs().amax(1)
     if at.randomized:
         other = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
         pair = each.gather(2, torch.stack([other, labels], 1).expand(count, -1, -1))
-        clear = clear.maximum(2 * (pair[:, :, 0] - pair[:, :, 1]).std(0) / count**0.5)
+        clear = clear.maximum((pair[:, :, 0] - pair[:, :, 1]).std(0) / count**0.5)
     return margin(logits, labels) > clear
 
 

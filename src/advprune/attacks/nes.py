@@ -9,7 +9,7 @@ only where the model's gradients are not honest.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -40,7 +40,6 @@ class NESOptions(Options):
     step: float = 0.01
     samples: int = 32
     sigma: float = 0.01
-    any_model: ClassVar[bool] = True
 
 
 def nes(

@@ -62,9 +62,8 @@ class Options:
     cost: Cost | None = None
     progress: Progress = no_progress
     # Of the attack: whether the model as it is decides what fools, also where its folded form
-    # differs by rounding alone; and whether it bears a model that draws in ways not known here.
+    # differs by rounding alone.
     exact: ClassVar[bool] = False
-    any_model: ClassVar[bool] = False
 
 
 def options(kind: type[T], setting: Attack, how: Context, **more: Any) -> T:
@@ -95,7 +94,7 @@ class Opened(Generic[T]):
     @property
     def draws(self) -> int:
         """Draws that are averaged: 1 of a deterministic model."""
-        return self.options.draws if self.randomized or self.options.any_model else 1
+        return self.options.draws if self.randomized else 1
 
     def run(
         self,
@@ -179,10 +178,10 @@ def opened(
     check_choice(name, "norm", how.norm, ("Linf", "L2"))
     check_choice(name, "precision", how.precision, ("float32", "bfloat16"))
     check_choice(name, "backward", how.backward, (None, *RULES))
+    model = check_model(name, model, *attacked)
     foreign, device = how.backward in OF_NETWORKS, device_of(model)
     absent = f"backward is {how.backward!r}, and no parent is given"
     refuse(name, {absent: foreign and how.parent is None})
-    check_model(name, model, *attacked, random=how.any_model)
     networks = [] if how.backward == "parent" else [differentiable(model)]
     networks += [how.parent] if foreign and how.parent is not None else []
     copies = [attack_copy(network, device) for network in networks]
@@ -197,7 +196,7 @@ def opened(
     randomized = is_randomized(model)
     generator = how.generator or torch.Generator().manual_seed(salted(how.seed, name))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if randomized or how.any_model:
+        if randomized:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield Opened(quick, copies[-1], *attacked, eps, how, generator, cost, device, randomized)
 

@@ -77,11 +77,14 @@ def pgd(
         "start must have the images' shape": how.start is not None
         and how.start.shape != images.shape,
         "with a given start there is one restart": how.start is not None and how.restarts > 1,
-        "drop decides a sample by one misclassification, and this model draws at random: most of "
-        "those are undone by the next draws; leave drop out": how.drop and is_randomized(model),
     }
     refuse("pgd", faults)
     with opened("pgd", model, (images, labels), eps, how) as at:
+        drawn = (
+            "drop decides a sample by one misclassification, and this model draws at random: most "
+            "of those are undone by the next draws; leave drop out"
+        )
+        refuse("pgd", {drawn: how.drop and at.randomized})
         best_images = images.clone()
         best_loss = images.new_full((len(images),), -torch.inf)
         for _ in range(how.restarts):

@@ -9,7 +9,7 @@ of its own, and squares reach the last row and column, which that code leaves ou
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -39,7 +39,6 @@ class SquareOptions(Options):
 
     queries: int = 1000
     p: float = 0.8
-    any_model: ClassVar[bool] = True
 
 
 def square(

@@ -10,14 +10,16 @@ What is attacked is a *code*, the bits as an unsigned number in [0, 2^bits - 1].
 significant one, bit `bits - 1` the sign.
 """
 
-import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+
+from advprune.models.border import plain_copy
+from advprune.models.inert import met
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SCALES = ("layer", "channel")
@@ -64,17 +66,25 @@ class StoredLayer:
     """A layer's weight in memory.
 
     codes: uint8, of the weight's shape. scale: of the weight's type, in a shape that broadcasts
-    over it (one number, or one for each output channel). bits: 1 to 8.
+    over it (one number, or one for each output channel). bits: 1 to 8. met: the places of a filter,
+    `[kh, kw]`, that ever meet a value, None for all; other bits change nothing and do not count.
     """
 
     codes: torch.Tensor
     scale: torch.Tensor
     bits: int
+    met: torch.Tensor | None = None
 
     @property
     def size(self) -> int:
-        """How many bits are stored."""
-        return self.bits * self.codes.numel()
+        """How many bits are stored, of weights that ever meet a value."""
+        return self.bits * len(self.places())
+
+    def places(self) -> torch.Tensor:
+        """Where in the flat weight the weights lie that ever meet a value, in order."""
+        if self.met is None:
+            return torch.arange(self.codes.numel())
+        return self.met.expand(self.codes.shape).flatten().nonzero().flatten()
 
     def integers(self) -> torch.Tensor:
         """The whole numbers q, int16."""
@@ -108,7 +118,7 @@ class StoredModel:
     def copy(self) -> "StoredModel":
         """An equal one that shares nothing with this one, its weights written from the codes."""
         layers = {
-            name: StoredLayer(layer.codes.clone(), layer.scale.clone(), layer.bits)
+            name: replace(layer, codes=layer.codes.clone(), scale=layer.scale.clone())
             for name, layer in self.layers.items()
         }
         return _written(StoredModel(_frozen_copy(self.model), layers))
@@ -128,13 +138,19 @@ class StoredModel:
         self.weight(flip.layer)[where] = q * layer.scale.expand_as(layer.codes)[where]
 
 
-def store(model: nn.Module, bits: int = 8, scale: str = "layer") -> StoredModel:
+def store(
+    model: nn.Module,
+    bits: int = 8,
+    scale: str = "layer",
+    image_shape: tuple[int, int, int] | None = None,
+) -> StoredModel:
     """Round a float network's weights to what `bits` bits hold; the given model stays as it was.
 
     2 to 8 bits: `s = max |W| / (2^(bits-1) - 1)` and `q = round(W / s)`, symmetric: the lowest
     number, -2^(bits-1), is reached by flips alone. One bit: `q = sign(W)` with sign(0) = 1, and
     `s = mean |W|`. scale: one s for a `layer`, as published, or for each output `channel`. Where
-    all weights are 0, so is s, and the bits there change nothing.
+    all weights are 0, so is s, and the bits there change nothing. image_shape: `[C, H, W]`; bits of
+    weights that meet only padding on such images (models/inert.py) then do not count as stored.
 
     Returns a copy in evaluation mode, frozen. A tensor that several layers share is stored once, at
     the first of them. Raises ValueError for other bits or scales, a weight that is not finite, or a
@@ -146,7 +162,11 @@ def store(model: nn.Module, bits: int = 8, scale: str = "layer") -> StoredModel:
             + ", ".join(SCALES)
         )
     copied = _frozen_copy(model)
-    layers = {name: _stored(name, w, bits, scale) for name, w in _weights(copied)}
+    places = met(copied, image_shape) if image_shape else {}
+    layers = {
+        name: replace(_stored(name, w, bits, scale), met=places.get(name))
+        for name, w in _weights(copied)
+    }
     if not layers:
         raise ValueError("store: the model has no convolution or linear layer with float weights")
     return _written(StoredModel(copied, layers))
@@ -191,7 +211,7 @@ def hamming(one: StoredModel, other: StoredModel) -> int:
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    copied = plain_copy(model).requires_grad_(False)
     copied.zero_grad(set_to_none=True)
     return copied
 

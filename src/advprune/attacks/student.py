@@ -7,7 +7,7 @@ images lie.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,6 @@ class StudentOptions(Options):
 
     rounds: int = 4
     steps: int = 150
-    any_model: ClassVar[bool] = True
 
 
 def student(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from advprune.core.settings import Budget, L2Budget, Name, Settings, parse, parse_fraction
+from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse, parse_fraction
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
@@ -19,13 +19,9 @@ RandomBackward = Literal["constant", "scale", "identity"]
 class Attack(Settings):
     """What every attack has: its method, and its budget in units of the pixel range.
 
-<<<<<<< HEAD
     after: another attack; where the suite has it, this one works on the images which that one did
-    not break. Not on a model that draws at random.
-=======
-    after: another attack of the suite; this one works on the images which that one did not break.
-    Not on a model that draws at random. rounding: how images become 8-bit (attacks/pixels.py).
->>>>>>> forms
+    not break. Not on a model that draws at random. rounding: how images become 8-bit
+    (attacks/pixels.py).
     """
 
     method: Name
@@ -73,6 +69,11 @@ class AttackSettings(GradientAttack):
     momentum: float = Field(default=0.0, ge=0, le=1)
     adam: bool = False
 
+    @property
+    def crosses(self) -> bool:
+        """Whether its path is long enough for a random start on the far side of the ball."""
+        return not self.random_start or self.steps * self.step >= PATH * self.eps * (1 - 1e-9)
+
 
 class OtherAttack(Attack):
     """An attack of another method, as read: its own keys are typed beside it."""
@@ -89,7 +90,7 @@ def _by_method(value: Any) -> Any:
 
 
 AnyAttack = Annotated[AttackSettings | OtherAttack, BeforeValidator(_by_method)]
-KINDS = ("deterministic", "randomized", "quantized", "binary")
+KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped")
 
 
 class SuiteSettings(Settings):
@@ -98,7 +99,7 @@ class SuiteSettings(Settings):
     table: those of the published table; every model and every setting of a sweep gets them, and the
     dense network's images are tried on its compressed models. transfer: every model gets them;
     the main one's images are tried on all other models, the others' where they were crafted on a
-    dense network or an attacker's own.
+    dense network or an attacker's own. clamped: models with clamped or rounded feature maps.
     """
 
     table: list[Name] = Field(min_length=1)
@@ -107,6 +108,7 @@ class SuiteSettings(Settings):
     randomized: list[Name] = []
     quantized: list[Name] = []
     binary: list[Name] = []
+    clamped: list[Name] = []
 
     def of(self, kind: str) -> list[str]:
         """The names of all attacks of a kind of model, those whose images are kept first."""
@@ -140,6 +142,9 @@ class CurveSettings(Settings):
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
 
 
+OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure changes so
+
+
 class ExtraAttack(BaseModel):
     """An attack of torchattacks by class name; the other keys are its own arguments.
 
@@ -161,8 +166,10 @@ class ExtraAttack(BaseModel):
 
     @property
     def setting(self) -> OtherAttack:
-        """As an attack: any change where it has no `eps`; names that end in L2 have L2 budgets."""
-        norm, own = "L2" if self.name.endswith("L2") else "Linf", self.arguments()
+        """As an attack: its norm by its argument `norm`, else by its name; where it has no `eps`,
+        `attacks.zoo` knows the class's own."""
+        own = self.arguments()
+        norm = own.get("norm", "L2" if self.name.endswith("L2") or self.name in OF_L2 else "Linf")
         known = {"norm": norm, "eps": own.get("eps", 1.0), "name": self.name, "arguments": own}
         known["method"] = "torchattacks"
         return parse(OtherAttack, known, f"attack.extra: {self.key}")

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-LIBRARY = ("resnet18", "resnet20")
+STAGES = {"resnet18": 4, "resnet20": 3}  # how many each has
+LIBRARY = tuple(STAGES)
 COLLECTIONS = ("torchvision", "timm")
 _OF_COLLECTION = re.compile(r"(torchvision|timm)/[A-Za-z0-9_]+")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -21,6 +22,12 @@ _GIVEN = ("classes", "channels", "num_classes", "in_chans")  # passed by the lib
 def is_library(name: str) -> bool:
     """Whether a name is that of one of this library's networks."""
     return name in LIBRARY
+
+
+def check_strides(name: str, strides: tuple[int, ...]) -> None:
+    """ValueError where a network of this library is given strides, but not one for each stage."""
+    if strides and name in LIBRARY and len(strides) != STAGES[name]:
+        raise ValueError(f"{name} has {STAGES[name]} stages, not {len(strides)}")
 
 
 def is_factory(name: str) -> bool:

@@ -15,7 +15,7 @@ from advprune.core.attack_settings import (
     SuiteSettings,
 )
 from advprune.core.errors import UserError
-from advprune.core.settings import Budget, Name, Settings, parse, parse_fraction, relative
+from advprune.core.settings import PATH, Budget, Name, Settings, parse, parse_fraction, relative
 from advprune.core.train_settings import DataSettings, ModelSettings, TrainSettings
 
 SHARED = ("attacks", "suite", "curves", "protocol", "flips")  # said once for all profiles
@@ -59,6 +59,13 @@ class Profile(Settings):
                 if name not in self.attacks:
                     known = ", ".join(self.attacks)
                     raise ValueError(f"suite.{kind}: {name!r} is not among the attacks ({known})")
+            for name in names if kind != "table" else ():  # the table repeats published schedules
+                attack = self.attacks[name]
+                if isinstance(attack, AttackSettings) and not attack.crosses:
+                    raise ValueError(
+                        f"attacks.{name}: {attack.steps} steps of {attack.step:.4g} cannot cross "
+                        f"the ball from a random start; steps * step is at least {PATH} eps"
+                    )
         for kind in ("table", "transfer"):
             for name in getattr(self.suite, kind):
                 if self.attacks[name].method != "pgd":
@@ -113,11 +120,7 @@ def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -
         **profile,
         **found,
         "eps": eps,
-        "train": {
-            **train,
-            "eps": relative(train.get("eps", eps), eps),
-            "step": relative(train.get("step", "eps/4"), eps),
-        },
+        "train": {**train, "eps": relative(train.get("eps", eps), eps)},
         "attacks": {name: _attack(one, eps) for name, one in found["attacks"].items()},
         "curves": {**curves, "eps": _budgets(curves.get("eps"), eps)},
         "protocol": {

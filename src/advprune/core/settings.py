@@ -14,6 +14,8 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 RELATIVE = re.compile(rf"(?:{NUMBER}\s*\*\s*)?eps(?:\s*/\s*{NUMBER})?")
 
+PATH = 1.5  # PGD from a random start takes a path of at least this many eps, to cross the ball
+
 
 def parse_fraction(value: Any) -> Any:
     """Read `8/255` (text) as the number it stands for; leave everything else as it is."""

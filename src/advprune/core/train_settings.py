@@ -1,11 +1,15 @@
 """Typed settings of data, networks and training. Nothing here needs torch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from advprune.core.networks import Architecture, Factory, Options, is_library
-from advprune.core.settings import Budget, Name, Settings
+from advprune.core.networks import Architecture, Factory, Options, check_strides, is_library
+from advprune.core.settings import PATH, Budget, Name, Settings, parse_fraction, relative
+
+InnerStep = Annotated[
+    float, BeforeValidator(lambda value: parse_fraction(relative(value, 1.0))), Field(gt=0, le=2)
+]
 
 
 class DataSettings(Settings):
@@ -31,14 +35,16 @@ class ModelSettings(Settings):
     """The network: by the name of an architecture, or a function of the user's that makes it.
 
     factory: `package.module:function`, in the place of `architecture` (`models.outside` says how it
-    is called). options: what it is called with besides, or a model of torchvision or timm. width:
-    of resnet18 and resnet20, which take no options.
+    is called). options: what it is called with besides, or a model of torchvision or timm. width,
+    strides (one for each stage; empty: 1, 2, 2, ...): of resnet18 and resnet20, which take no
+    options.
     """
 
     architecture: Architecture = "resnet18"
     factory: Factory | None = None
     options: Options = {}
     width: int = Field(default=64, ge=1, le=1024)
+    strides: tuple[Annotated[int, Field(ge=1, le=4)], ...] = ()
     normalize: bool = True
     weights: dict[Name, WeightsSettings] = {}
 
@@ -47,7 +53,10 @@ class ModelSettings(Settings):
         if self.factory and "architecture" in self.model_fields_set:
             raise ValueError("give either architecture or factory")
         if self.options and is_library(self.network):
-            raise ValueError(f"options: {self.network} has none but width")
+            raise ValueError(f"options: {self.network} has none but width and strides")
+        if self.strides and not is_library(self.network):
+            raise ValueError(f"strides: {self.network} takes none")
+        check_strides(self.network, self.strides)
         return self
 
     @property
@@ -64,7 +73,7 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """The optimizer: SGD with Nesterov momentum under a one-cycle schedule.
 
-    eps, step: the budget of recipes that train on attacked images, and their inner step.
+    eps: the budget of recipes that train on attacked images.
     precision: of convolutions and products; auto is bfloat16 on a GPU, float32 elsewhere.
     """
 
@@ -77,26 +86,55 @@ class TrainSettings(Settings):
     flip: bool = False
     crop: int = Field(default=0, ge=0, le=64)
     eps: Budget = 8 / 255
-    step: Budget = 2 / 255
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-class RecipeSettings(Settings):
-    """A way of training the dense network (`advprune.training`).
+def crossing(steps: int) -> float:
+    """The usual length of an inner step in parts of the budget: `max(1.8 / steps, 1/4)`, so that a
+    path from one side of the ball nearly reaches the other."""
+    return max(1.8 / max(steps, 1), 0.25)
 
-    method: standard; pgd (Madry), fgsm (with a random start), trades, or mixed (a share of FGSM
-    images among clean ones). epochs: null takes the profile's. steps: inner steps of pgd and
-    trades. beta: weight of the TRADES term. share: part of the batch that mixed attacks.
-    budget: the part of the profile's training eps that is used. ema: decay of the averaged weights
-    that are kept, 0 for none. probe_steps: PGD steps of the validation attack by which the epoch
-    that is kept is chosen, and overfitting to FGSM is noticed. clustering: weight of the penalty
-    that pulls each layer's weights to two values (`training.clustering`), 0 for none.
+
+class InnerSettings(Settings):
+    """The attack inside a training step.
+
+    steps: of pgd and trades. step: how long each is, in parts of the budget or as `0.6*eps`; null
+    takes `crossing`. beta: weight of the TRADES term.
     """
 
     method: Literal["standard", "pgd", "fgsm", "trades", "mixed"] = "standard"
-    epochs: int | None = Field(default=None, ge=1, le=10000)
     steps: int = Field(default=7, ge=1, le=1000)
+    step: InnerStep | None = None
     beta: float = Field(default=6.0, ge=0, le=1000)
+
+    @property
+    def stride(self) -> float:
+        """The length of a step, in parts of the budget."""
+        return crossing(self.steps) if self.step is None else self.step
+
+    @model_validator(mode="after")
+    def _can_cross_the_ball(self) -> Self:
+        if self.method == "pgd" and self.steps * self.stride < PATH:
+            raise ValueError(
+                f"{self.steps} steps of {self.stride:g} eps cannot cross the ball from a random "
+                f"start; steps * step is at least {PATH} eps"
+            )
+        return self
+
+
+class RecipeSettings(InnerSettings):
+    """A way of training the dense network (`advprune.training`).
+
+    method: standard; pgd (Madry), fgsm (with a random start), trades, or mixed (a share of FGSM
+    images among clean ones). epochs: null takes the profile's. steps, step, beta: see
+    InnerSettings. share: part of the batch that mixed attacks. budget: the part of the profile's
+    training eps that is used. ema: decay of the averaged weights that are kept, 0 for none.
+    probe_steps: PGD steps of the validation attack by which the epoch that is kept is chosen, and
+    overfitting to FGSM is noticed. clustering: weight of the penalty that pulls each layer's
+    weights to two values (`training.clustering`), 0 for none.
+    """
+
+    epochs: int | None = Field(default=None, ge=1, le=10000)
     share: float = Field(default=0.2, ge=0, le=1)
     budget: float = Field(default=1.0, gt=0, le=10)
     ema: float = Field(default=0.0, ge=0, lt=1)
@@ -104,18 +142,16 @@ class RecipeSettings(Settings):
     clustering: float = Field(default=0.0, ge=0, le=10)
 
 
-class FineTuneSettings(Settings):
+class FineTuneSettings(InnerSettings):
     """Training that follows compression, with the profile's batches, augmentation and budget.
 
-    method: natural training (standard), or on attacked images (pgd, fgsm, trades; steps: the inner
-    ones). lr: the peak of the one-cycle schedule. beta: weight of the TRADES term.
+    method: natural training (standard), or on attacked images (pgd, fgsm, trades); steps, step,
+    beta: see InnerSettings. lr: the peak of the one-cycle schedule.
     """
 
     method: Literal["standard", "pgd", "fgsm", "trades"] = "standard"
     epochs: int = Field(default=6, ge=1, le=10000)
     lr: float = Field(default=0.1, gt=0, le=10)
-    steps: int = Field(default=7, ge=1, le=1000)
-    beta: float = Field(default=6.0, ge=0, le=1000)
 
 
 def _defaults(value: Any) -> Any:
@@ -202,6 +238,8 @@ class SurrogateSettings(Settings):
         known = profile.model_dump(exclude_unset=True)
         if self.architecture is not None:
             known.pop("factory", None)
+            if self.architecture != profile.network:
+                known.pop("strides", None)  # one for each stage of the profile's network
             known |= {"architecture": self.architecture, "options": self.options}
         if self.width is not None:
             known["width"] = self.width

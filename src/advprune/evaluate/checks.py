@@ -88,7 +88,9 @@ def honest_gradients(evidence: Evidence) -> Iterator[Check]:
     wrong, bent = _errors(records)
     reasons = "the answers do not follow the derivative", "the answers follow the derivative"
     yield _by_share(f"{name}, over a step", bent, *reasons, BENT)
-    if not records.declared.iloc[0]:  # a straight-through rule differs from the derivative by nature
+    if not records.declared.iloc[
+        0
+    ]:  # a straight-through rule differs from the derivative by nature
         reasons = "it is not the derivative of the answers", "it agrees with finite differences"
         yield _by_share(name, wrong, *reasons)
 
@@ -150,10 +152,14 @@ def iterations_help(evidence: Evidence) -> Iterator[Check]:
     if evidence.is_random:  # others may average less, or pass over no layer
         alike &= named.attack == evidence.main
     names = named.attack[alike].unique()
-    tests = corrected([compare(table, single) for n in names if (table := evidence.of(n)) is not None])
+    tests = corrected(
+        [compare(table, single) for n in names if (table := evidence.of(n)) is not None]
+    )
     behind = [(n, test) for n, test in zip(names, tests, strict=True) if test.better]
     for attack, test in behind:
-        figure = f"{accuracy(single)} after one step, {100 * (test.first.value or 0):.1f} % after all"
+        figure = (
+            f"{accuracy(single)} after one step, {100 * (test.first.value or 0):.1f} % after all"
+        )
         reason = f"{attack} does less harm than a single step (p = {test.p:.2g})"
         yield Check("iterative attacks", FAIL, figure, reason)
     if len(names) and not behind:

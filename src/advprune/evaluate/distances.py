@@ -11,29 +11,24 @@ from statistics import NormalDist
 
 import numpy as np
 
-from advprune.evaluate.statistics import ALPHA, POWER, consistent, mcnemar, median_distance
+from advprune.evaluate.compare import LOWER_CLEAN, Compared, compare_hits
+from advprune.evaluate.statistics import ALPHA, POWER, consistent, median_distance
 
-LOWER_CLEAN = "lower clean accuracy"
 HALVINGS = 60  # of the range of differences: to the last digits
 
 
 @dataclass(frozen=True, eq=False)
-class DistanceComparison:
-    """Distances of one model against another's; made by `compare_distances`, corrected for several
-    tests by `compare.corrected`.
+class DistanceComparison(Compared):
+    """Distances of one model against another's, by `compare_distances`.
 
-    first, second: median, and its 95 % bootstrap interval. changes: the differences image by image,
-    `[n]`, 0 where neither distance is finite. p: of Wilcoxon's signed-rank test, zeros by Pratt's
-    rule (they are ranked, and then left out). tests: how many p and the interval hold for together.
-    void: why nothing is concluded where the first is farther away; "" where it is.
+    first, second: the median and its 95 % bootstrap interval. changes: the differences image by
+    image, `[n]`, 0 where neither distance is finite. p: of Wilcoxon's signed-rank test, zeros by
+    Pratt's rule (they are ranked, and then left out).
     """
 
     first: tuple[float, float, float]
     second: tuple[float, float, float]
     changes: np.ndarray
-    p: float
-    tests: int = 1
-    void: str = ""
 
     @cached_property
     def difference(self) -> float:
@@ -43,25 +38,14 @@ class DistanceComparison:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """All shifts that the test does not reject at `ALPHA / tests`; simultaneous for all tests.
-
-        Holm's p may reject what this level does not, and an exact p of few images the other way
-        round: an end that contradicts p is 0.
-        """
-        return consistent(self._ends, _statistic(self.changes), self.p)
+        """All shifts that the test does not reject."""
+        return consistent(self._ends, self.direction, self.p)
 
     @property
     def detectable(self) -> float:
-        """The smallest shift that would be shown with 80 % power, from the interval's width."""
+        """From the interval's width."""
         low, high = self._ends
         return (high - low) / 2 * (1 + NormalDist().inv_cdf(POWER) / self._critical)
-
-    @property
-    def outcome(self) -> str:
-        """higher, lower, not significant, or why the first is not called higher."""
-        if self.p >= ALPHA:
-            return "not significant"
-        return (self.void or "higher") if _statistic(self.changes) > 0 else "lower"
 
     @cached_property
     def _ends(self) -> tuple[float, float]:
@@ -69,7 +53,7 @@ class DistanceComparison:
 
     @property
     def _critical(self) -> float:
-        return NormalDist().inv_cdf(1 - ALPHA / self.tests / 2)
+        return NormalDist().inv_cdf(1 - self.alpha / 2)
 
     def _shift(self, wanted: float) -> float:
         """The shift at which the statistic, which falls with it, passes `wanted`; by bisection."""
@@ -108,9 +92,10 @@ def compare_distances(first: np.ndarray, second: np.ndarray) -> DistanceComparis
     from scipy.stats import wilcoxon
 
     own, other = (np.asarray(one, dtype=float) for one in (first, second))
-    fewer = mcnemar(own > 0, other > 0) < ALPHA and np.sum(own > 0) < np.sum(other > 0)
+    clean = compare_hits(own > 0, other > 0)
+    void = LOWER_CLEAN if clean.p < ALPHA and clean.direction < 0 else ""
     with np.errstate(invalid="ignore"):
         changes = np.where(np.isinf(own) & np.isinf(other), 0.0, own - other)
     p = float(wilcoxon(changes, zero_method="pratt").pvalue) if changes.any() else 1.0
     medians = median_distance(own), median_distance(other)
-    return DistanceComparison(*medians, changes, p, void=LOWER_CLEAN if fewer else "")
+    return DistanceComparison(*medians, changes, p=p, direction=_statistic(changes), void=void)

@@ -11,7 +11,8 @@ from torch import nn
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
-from advprune.core.device import device_of, evaluated, salted
+from advprune.core.device import device_of, salted
+from advprune.models.border import admitted, check_images
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
@@ -37,10 +38,10 @@ def all_logits(
 ) -> torch.Tensor:
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
-    images: float `[N, C, H, W]` in [0, 1]. A model in training mode is scored in evaluation mode;
-    it and the global random state stay as they were.
+    images: float `[N, C, H, W]` in [0, 1]. The model passes `models.border.admitted`; it and the
+    global random state stay as they were.
     """
-    model = evaluated(model)
+    model = admitted("score", model, images)
     device, count = device_of(model), scoring.draws if is_randomized(model) else 1
 
     def of(part: torch.Tensor) -> torch.Tensor:
@@ -82,12 +83,15 @@ def score(
     deterministic model these say the same as pred. chosen_margin is adv_margin over as many other
     draws: what the worst of several attacks is chosen by, so that it is not scored on the draws
     that it was chosen on (equal to adv_margin for a deterministic model).
-    Raises ValueError where shapes differ or logits are not finite.
+    Raises ValueError where shapes differ, images are not in [0, 1], the model is not admitted
+    (`models.border`) or logits are not finite.
     """
     if images.shape != adv.shape or len(labels) != len(images):
         raise ValueError(
             f"score: {list(images.shape)} images, {list(adv.shape)} attacked, {len(labels)} labels"
         )
+    check_images("score", images, labels)
+    check_images("score", adv, None)
     scoring = Scoring(batch, passes, seed=columns.get("seed", 0))
     return table_of(
         {"index": range(len(labels)), "label": labels.numpy(), **columns},

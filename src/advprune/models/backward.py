@@ -9,7 +9,7 @@ that of the mean logits of both. The forward pass is the model's own whatever th
 - `constant`, `scale`: of layers that draw, see stochastic.py.
 - `identity`: the layer is passed over (BPDA: Athalye, Carlini and Wagner, Obfuscated Gradients Give
   a False Sense of Security, 2018, section 4.1): layers that draw, clamped maps, signs.
-- `wide`: a slope of the sign that is not zero before three standard deviations (binary.py).
+- `wide`: a slope of the sign that is not zero before two standard deviations (binary.py).
 """
 
 from typing import get_args

@@ -20,9 +20,9 @@ from advprune.models.backward import straight_through
 
 EPS = 1e-10  # keeps the variance of a constant sample away from zero
 # The slopes by which a deployed network is attacked, by rule: their half width is one standard
-# deviation of the inputs, or three. The narrow one that training ends with would leave most inputs
+# deviation of the inputs, or two. The narrow one that training ends with would leave most inputs
 # without a gradient, and the network would look robust.
-SLOPES = {"own": 2**0.5, "wide": 2**0.5 / 3}
+SLOPES = {"own": 2**0.5, "wide": 2**0.5 / 2}
 
 
 class _Sign(torch.autograd.Function):

@@ -9,6 +9,7 @@ from torch import nn
 
 from advprune.core.files import sha256_of, write_json
 from advprune.models.checkpoint import load_model
+from advprune.models.inert import inert_of
 from advprune.models.outside import WEIGHTED, code_files
 from advprune.models.spec import ModelSpec, spec_of
 
@@ -90,53 +91,6 @@ def _multiplies(module: nn.Module) -> bool:
     integers = dict(module.named_buffers(recurse=False)).get("weight")
     layers = (*WEIGHTED, nn.MultiheadAttention)
     return isinstance(module, layers) or (integers is not None and integers.ndim > 1)
-
-
-@torch.no_grad()
-def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
-    """Share of all weights and biases that meet nothing but padding on images `[C, H, W]`.
-
-    On a map of 1x1, only the middle of a 3x3 filter meets a value: the rest has no effect, and a
-    gradient of exactly zero.
-    """
-    idle: list[int] = []
-
-    def count(module: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-        met = [
-            _met(int(inputs[0].shape[axis]), int(out.shape[axis]), module, axis - 2)
-            for axis in (2, 3)
-        ]
-        used = met[0] * met[1] * module.weight[:, :, 0, 0].numel()
-        idle.append(module.weight.numel() - used)
-
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.padding_mode == "zeros"]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model(torch.zeros(1, *image_shape))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(idle) / max(sum(t.numel() for t in stored_weights(model).values()), 1)
-
-
-def _met(size: int, steps: int, layer: nn.Conv2d, axis: int) -> int:
-    """How many rows (or columns) of a filter ever meet one of the map's `size`."""
-    stride, dilation = layer.stride[axis], layer.dilation[axis]
-    places = [dilation * place for place in range(layer.kernel_size[axis])]
-    padding = _padding(layer, axis)
-    return sum(
-        any(0 <= step * stride + place - padding < size for step in range(steps))
-        for place in places
-    )
-
-
-def _padding(layer: nn.Conv2d, axis: int) -> int:
-    """How many rows (or columns) of zeros stand before a map; `same` puts the fewer ones first."""
-    if not isinstance(layer.padding, str):
-        return int(layer.padding[axis])
-    whole = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-    return whole // 2 if layer.padding == "same" else 0
 
 
 NO_FACTS: dict[str, Any] = {

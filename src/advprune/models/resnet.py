@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`; any H, W of at least 4."""
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, of any size."""
 
     def __init__(self, spec: ModelSpec, blocks: tuple[int, ...]) -> None:
         super().__init__()
@@ -56,7 +56,8 @@ class ResNet(nn.Module):
             stage = nn.Sequential()
             for place in range(count):
                 (fan_in, fan_out), inner = next(sizes)
-                stage.append(BasicBlock(fan_in, fan_out, 2 if index and not place else 1, inner))
+                stride = 1 if place else spec.steps[index]
+                stage.append(BasicBlock(fan_in, fan_out, stride, inner))
             self.add_module(f"layer{index + 1}", stage)
         self.stages = len(blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
-from advprune.core.networks import Network, Options, is_factory, is_library
+from advprune.core.networks import Network, Options, check_strides, is_factory, is_library
 
 Where = Literal["relu", "conv", "weight"]
 BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
@@ -39,7 +39,8 @@ class ModelSpec(BaseModel):
     others, whose makers are called with `options`. `mean` and `std` are per channel, in the [0, 1]
     range of the images. `binary`: every weight of a convolution or linear layer is one bit
     (models/binary.py). `stages` are the channels of the stem and of each stage's residual stream;
-    empty means width, width, 2 width, 4 width, and so on. `inner` is the number of channels between
+    empty means width, width, 2 width, 4 width, and so on. `strides` are the steps of each stage's
+    first convolution; empty means 1, 2, 2, and so on. `inner` is the number of channels between
     the two convolutions of each block, in order of the blocks, at least 1 and, where `stages` are
     not given, at most the block's width; empty means as wide as the block. What is false or empty
     of these is left out of the stored text.
@@ -59,6 +60,9 @@ class ModelSpec(BaseModel):
     binary: bool = Field(default=False, exclude_if=lambda binary: not binary)
     stages: tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...] = Field(
         default=(), exclude_if=lambda stages: not stages
+    )
+    strides: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
+        default=(), exclude_if=lambda strides: not strides
     )
     inner: tuple[int, ...] = Field(default=(), exclude_if=lambda inner: not inner)
     options: Options = Field(default={}, exclude_if=lambda options: not options)
@@ -80,7 +84,7 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _parts_are_of_the_library(self) -> "ModelSpec":
-        parts = ("width", "binary", "stages", "inner")
+        parts = ("width", "binary", "stages", "strides", "inner")
         if self.outside and (found := [name for name in parts if getattr(self, name)]):
             raise ValueError(f"{self.architecture} has no {found[0]}")
         if self.options and not self.outside:
@@ -100,6 +104,11 @@ class ModelSpec(BaseModel):
         return self.stages or streams(self.architecture, self.width)
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        """The stride of each stage."""
+        return self.strides or (1, *(2,) * (len(BLOCKS[self.architecture]) - 1))
+
+    @property
     def blocks(self) -> tuple[int, ...]:
         """The output channels of each residual block, in order."""
         return block_widths(self.architecture, self.streams)
@@ -114,6 +123,12 @@ class ModelSpec(BaseModel):
                 f"not {len(stages)} in all"
             )
         return stages
+
+    @field_validator("strides")
+    @classmethod
+    def _strides_fit_the_architecture(cls, strides: tuple[int, ...], info: ValidationInfo) -> Any:
+        check_strides(info.data.get("architecture", ""), strides)
+        return strides
 
     @field_validator("inner")
     @classmethod

@@ -21,9 +21,11 @@ class Stochastic(nn.Module, ABC):
     backward: what the gradient of the random factors is taken to be: `constant` (they are held
     fixed), `scale` (differentiated where that is defined), `identity` (the layer is passed over:
     BPDA, Athalye et al. 2018). frozen: a seed; the same draws in every pass and for every sample.
+    shared: whether one draw may serve a whole pass.
     """
 
     rules = ("constant", "scale", "identity")
+    shared = False
 
     def __init__(self, backward: str = "constant") -> None:
         super().__init__()
@@ -84,7 +86,7 @@ def drawn_logits(
     pass: then k is 1.
     """
     shared = any(name.endswith(".on_weight") for name, _ in model.named_modules())
-    shared |= any(layer.frozen is not None for layer in stochastic_layers(model))
+    shared |= any(one.shared or one.frozen is not None for one in stochastic_layers(model))
     together = 1 if shared else max(1, most // max(len(images), 1))
     for count in split(draws, together):
         repeated = images.repeat(count, 1, 1, 1) if count > 1 else images

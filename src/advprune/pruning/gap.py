@@ -5,7 +5,7 @@ makes a compressed network resist attacks that are transferred from the uncompre
 families by clean gradients are the paper's baselines: the weights that matter least are removed.
 
 Formula. `g = sum_i dL(f(x_i + d_i), y_i) / dw` over training images, L the cross-entropy, d_i a
-Linf PGD perturbation at the profile's training `eps` and `step`, y_i the true label, the model in
+Linf PGD perturbation at the profile's training `eps`, y_i the true label, the model in
 evaluation mode. GAP_global removes the largest signed g of the whole network, GAP_layer the same
 share of the largest `|g|` of each tensor. gradient_global and gradient_layer remove the smallest
 `|w g|` of clean images (the published code takes one batch in training mode). Ties are broken by
@@ -17,9 +17,10 @@ drift and stay in the pruned model; the budget is of normalized images, and pixe
 PGD moves away from the model's own predictions; images are shuffled and augmented. Quirks of its
 fine-tuning rate and of its evaluation are not part of the score and are not repeated.
 
-Inert weights. On 8x8 images the maps of a ResNet18's last stage are 1x1, so that most weights of
-its 3x3 convolutions meet only padding and have a gradient of exactly zero. The clean families
-remove them first, at no cost; GAP_layer keeps them. Judge these families on larger images.
+Inert weights. On 8x8 images the last stage of a ResNet18 of the usual strides is 1x1, so that most
+weights of its 3x3 convolutions meet only padding and have a gradient of exactly zero: the clean
+families remove them first, at no cost, and GAP_layer keeps them. Training warns of such networks;
+`model.strides` avoids them.
 
 Source. Weiss, Alves and Kundu, Hardening DNNs against Transfer Attacks during Network Compression
 using Greedy Adversarial Pruning (AICAS 2022, arXiv 2206.07406) and its code
@@ -38,6 +39,7 @@ from advprune.attacks.pgd import pgd
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.progress import progress
+from advprune.core.train_settings import crossing
 from advprune.models.spec import Normalize
 from advprune.pruning.family import Data, Pruned, family, require
 from advprune.pruning.masks import (
@@ -69,7 +71,7 @@ class GAP(Amount):
 
     score: `signed` gradient, `absolute` one, or `product` with the weight, signed; null takes the
     family's own (global: signed, layer: absolute). remove: which end of the ranking. steps: of PGD,
-    at the profile's training eps and step. images: the number of training images, the first ones;
+    at the profile's training eps. images: the number of training images, the first ones;
     null takes all. published: exactly what the published code does.
     """
 
@@ -119,7 +121,7 @@ def adversarial_gradients(
     evaluation mode.
     """
     x, y, train = data.images[: setting.images], data.labels[: setting.images], data.train
-    budget = train.eps, train.step, setting.steps
+    budget = train.eps, crossing(setting.steps) * train.eps, setting.steps
     with progress("GAP, attack steps", len(x) * setting.steps) as advance:
         adversarial = pgd(
             model, x, y, *budget, generator=generator, batch=train.batch, progress=advance
@@ -152,7 +154,8 @@ def published_gradients(
             if len(rows) == 1:
                 continue
             x = augment(images[rows], train.flip, train.crop, generator).to(device)
-            reach, step = train.eps * std.to(x), train.step * std.to(x)  # [1, C, 1, 1]
+            reach = train.eps * std.to(x)  # [1, C, 1, 1]
+            step = crossing(setting.steps) * reach
             point = x + reach * (torch.rand(x.shape, generator=generator).to(x) * 2 - 1)
             with torch.no_grad():
                 guessed = model(x).argmax(1)  # PGD moves away from the model's own predictions

@@ -16,14 +16,15 @@ follows the GAP study, differs in this).
 Training. Budget, batches, decay and label smoothing are the profile's. Each training ends with its
 last epoch; the published code takes the epoch of the best accuracy under attack on test images.
 With `finetune: null` on a standard network the mask alone is trained: a sub-network of a network
-that is not robust. HYDRA's scores take epochs that LWM does not have; compare at equal total
-epochs.
+that is not robust. HYDRA's scores take epochs, so LWM is fine-tuned for as many more: settings of
+the same sparsity and parent are refused where the sums differ.
 
 Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS
 2020, arXiv 2002.10509); Han et al. (NeurIPS 2015) for magnitude.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from math import sqrt
 from typing import Any, ClassVar, Literal
@@ -34,28 +35,26 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from advprune.core.errors import UserError
-from advprune.core.settings import Settings
-from advprune.core.train_settings import FineTune, FineTuneSettings
+from advprune.core.train_settings import FineTune, FineTuneSettings, InnerSettings
 from advprune.pruning.family import Data, Pruned, Setting, family, require
 from advprune.pruning.masks import Masks, masked, part
 from advprune.training.finetune import finetune
 from advprune.training.standard import History
 
 
-class ScoreSettings(Settings):
+class ScoreSettings(InnerSettings):
     """How scores are trained, with the profile's batches, decay and budget.
 
     method: on clean images (standard), on attacked ones (pgd), or TRADES with the weight `beta` as
     published. epochs: 0 leaves the scores as they start. lr: the peak of the one-cycle schedule.
-    steps: inner ones. freeze_bn: hold batch-norm's weights and biases too, which as published are
-    trained along; its running statistics follow either way.
+    steps, step: inner ones. freeze_bn: hold batch-norm's weights and biases too, which as published
+    are trained along; its running statistics follow either way.
     """
 
     method: Literal["standard", "pgd", "trades"] = "trades"
     epochs: int = Field(default=20, ge=0, le=10000)
     lr: float = Field(default=0.1, gt=0, le=10)
     steps: int = Field(default=10, ge=1, le=1000)
-    beta: float = Field(default=6.0, ge=0, le=1000)
     freeze_bn: bool = False
 
 
@@ -74,6 +73,22 @@ class Hydra(Magnitude):
     """scores: how the mask is trained before that."""
 
     scores: ScoreSettings = ScoreSettings()
+
+
+def check_equal_epochs(named: Mapping[str, Any]) -> None:
+    """UserError where LWM is trained for other epochs than HYDRA at the same sparsity, whose scores
+    and fine-tuning count; `named`: typed settings by their place in params.yaml."""
+    for place, one in named.items():
+        for other, control in named.items():
+            if type(one) is not Hydra or type(control) is not Magnitude:
+                continue
+            epochs = one.scores.epochs + (one.finetune.epochs if one.finetune else 0)
+            found = control.finetune.epochs if control.finetune else 0
+            if one.sparsity == control.sparsity and epochs != found:
+                raise UserError(
+                    f"{other}.finetune.epochs: {place} is trained for {epochs} epochs, its scores "
+                    f"included, and LWM, its control, for {found}; give both the same"
+                )
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -8,7 +8,7 @@ Formula. For every weight and bias of every module, batch-norm's affine paramete
 (running statistics are left alone): E sets `w = 0 where |w| < E`; S clamps each tensor to `mean ±
 S std`, with the population standard deviation; R adds `u`, uniform on [-R, R], drawn once from the
 run's seed and saved with the model; ESR applies the three in that order, so that R undoes E's
-zeros.
+zeros. The mean, the deviation and the gate of its S are those of the tensor before E.
 
 The gate of S. The published code clamps a tensor only where scipy's `normaltest` rejects normality
 (p < 1e-5); its README says the opposite. `gate: non_normal` is the code and the default, `normal`
@@ -78,20 +78,24 @@ def zero_small(w: torch.Tensor, threshold: float) -> torch.Tensor:
     return w.masked_fill(w.abs() < threshold, 0.0)
 
 
-def clamp_sigmas(w: torch.Tensor, sigmas: float, gate: Gate = "non_normal") -> torch.Tensor:
-    """`w` clamped to its mean ± `sigmas` population standard deviations, if the gate lets it.
+def clamp_sigmas(
+    w: torch.Tensor, sigmas: float, gate: Gate = "non_normal", of: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`w` clamped to the mean ± `sigmas` population standard deviations of `of` (itself if not
+    given), if the gate lets it.
 
     Too few or constant values count as normal: their normality is not rejected.
     """
+    of = w if of is None else of
     if gate != "none":
         from scipy.stats import normaltest
 
-        values = w.detach().double().cpu().flatten().numpy()
+        values = of.detach().double().cpu().flatten().numpy()
         tested = len(values) >= NORMALTEST_MINIMUM and values.std() > 0
         rejected = tested and bool(normaltest(values).pvalue < NORMALITY_P)
         if rejected != (gate == "non_normal"):
             return w.clone()
-    mean, reach = w.mean(), sigmas * w.std(correction=0)
+    mean, reach = of.mean(), sigmas * of.std(correction=0)
     return w.clamp(mean - reach, mean + reach)
 
 
@@ -143,7 +147,7 @@ def prune_esr(
     """Small weights to zero, then the clamp, then the noise."""
 
     def rule(w: torch.Tensor) -> torch.Tensor:
-        clamped = clamp_sigmas(zero_small(w, setting.E), setting.S, setting.gate)
+        clamped = clamp_sigmas(zero_small(w, setting.E), setting.S, setting.gate, of=w)
         return add_noise(clamped, setting.R, generator)
 
     return apply(model, rule)

@@ -26,6 +26,7 @@ from advprune.core.errors import UserError
 from advprune.core.files import atomic
 from advprune.core.progress import progress
 from advprune.core.settings import Settings
+from advprune.core.train_settings import crossing
 from advprune.pruning.family import Data, Images
 from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
 from advprune.pruning.masks import Masks
@@ -40,9 +41,9 @@ MEASURED = 8  # reported distances use this many times the vectors of a step
 class GaugeSettings(Settings):
     """What outputs and kernels are compared on.
 
-    batch: training images. attack_steps: of PGD, at the profile's training eps and step, which
-    makes X~. projections: random vectors that the kernel is multiplied with in a step; null takes
-    all unit vectors, batch * classes of them, which is exact.
+    batch: training images. attack_steps: of PGD, at the profile's training eps, which makes X~.
+    projections: random vectors that the kernel is multiplied with in a step; null takes all unit
+    vectors, batch * classes of them, which is exact.
     """
 
     batch: int = Field(default=64, ge=1, le=4096)
@@ -87,7 +88,9 @@ def pair(
     if steps is None:
         return x, x
     train = data.train
-    return x, pgd_images(model, x, y, Inner(train.eps, train.step, steps), generator)
+    return x, pgd_images(
+        model, x, y, Inner(train.eps, crossing(steps) * train.eps, steps), generator
+    )
 
 
 class Gauge:

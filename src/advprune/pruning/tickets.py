@@ -3,9 +3,8 @@
 Claim (Shi et al., 2022). A sparse network can be found at initialization, before any training,
 whose adversarial training proceeds like the dense network's, so that it becomes as robust. NTT (Liu
 and Zenke, 2020) claims the same for clean training. random_ticket and magnitude_ticket are the
-controls of the search. inherited_ticket (Wang et al., 2020) goes from sparse to dense: a dense
-network that inherits the weights of a small robust one is claimed to become robust sooner than one
-trained from scratch.
+controls of the search; a random_ticket of sparsity 0 is the dense network, trained as the tickets
+are.
 
 Formula. With f_0 the dense network at initialization and f_s the sparse one, AWT minimizes over
 mask and weights `1/N ||f_0(X) - f_s(X)||² + gamma²/N² ||Theta_0(X, X~) - Theta_s(X, X~)||²`, where
@@ -14,7 +13,6 @@ training images and X~ the same under PGD on the sparse network (kernel.py, tick
 takes X~ = X. The mask keeps the weights of largest magnitude, per layer or over the network, and is
 chosen anew every `refresh` steps. Both terms are relative to those of an all-zero network.
 random_ticket ranks by uniform random numbers, magnitude_ticket by `|w|` at initialization.
-inherited_ticket trains a random ticket, then all weights from there; it ends dense.
 
 Training. Only the parent's architecture and seed matter: every ticket starts from the
 initialization of the dense network of the same seed and sees the same images in the same order.
@@ -29,12 +27,10 @@ are settings, chosen by the distances of the search, without test images.
 Source. Shi, Zheng, Ding, Gao and Zhang, Finding Dynamics Preserving Adversarial Winning Tickets
 (AISTATS 2022, arXiv 2202.06488); Liu and Zenke, Finding Trainable Sparse Networks through Neural
 Tangent Transfer (ICML 2020); Frankle et al., Pruning Neural Networks at Initialization (ICLR
-2021); Wang et al., Achieving Adversarial Robustness via Sparsity (2020), by its abstract and
-others' summaries.
+2021).
 """
 
 import copy
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -69,12 +65,7 @@ TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
 class Ticket(Setting):
-    """inherited_ticket: how sparse, and how it is trained.
-
-    sparsity: removed share of all weights of convolutions and linear layers. scope: the same share
-    of each layer, or one ranking of all. train: the training of the ticket, its mask fixed;
-    null leaves it at initialization.
-    """
+    """How sparse a ticket is, and how it is trained."""
 
     shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
@@ -83,14 +74,19 @@ class Ticket(Setting):
 
 
 class ControlTicket(Ticket):
-    """random_ticket, magnitude_ticket: as inherited_ticket, and how their distance from the dense
-    network is measured."""
+    """random_ticket, magnitude_ticket: as AWT, but for `gauge`, which says how their distance from
+    the dense network is measured."""
 
     gauge: GaugeSettings = GaugeSettings()
 
 
 class SearchedTicket(Ticket):
-    """AWT, NTT: as inherited_ticket, and how mask and weights are searched for."""
+    """AWT, NTT: how mask and weights are searched for.
+
+    sparsity: removed share of all weights of convolutions and linear layers. scope: the same share
+    of each layer, or one ranking of all. train: the training of the ticket, its mask fixed;
+    null leaves it at initialization.
+    """
 
     search: SearchSettings = SearchSettings()
 
@@ -173,22 +169,3 @@ def control(
     gauge = Gauge(dense, known, setting.gauge, attacked=True)
     clear(dense, removed)
     return trained(dense, removed, setting, known, [{"step": 0, **gauge(dense, removed)}])
-
-
-@family("inherited_ticket", Ticket)
-def inherited(
-    model: nn.Module, setting: Ticket, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """A random ticket is trained, and the dense network that inherits its weights is trained on.
-
-    Wang et al., Achieving Adversarial Robustness via Sparsity (2020): the large network starts as
-    the small one, its other weights at zero, and all of them learn. Nothing is removed in the end.
-    The notes of the small network's training are under `small`.
-    """
-    known = require(data)
-    dense = at_initialization(model, known)
-    removed = smallest(random_scores(prunable_weights(dense), generator), setting)
-    first = trained(dense, removed, setting, replace(known, state=known.phase("small")))
-    second = trained(first.model, {}, setting, known)
-    second.notes["small"] = first.notes
-    return second

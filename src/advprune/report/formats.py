@@ -64,7 +64,7 @@ def count(value: float | None) -> str:
 
 
 def _fixed(digits: str) -> Callable[[Any], str]:
-    return lambda value: NOTHING if _missing(value) else format(value, digits)
+    return lambda value: NOTHING if _missing(value) else format(value, digits).replace("inf", "∞")
 
 
 def number(value: Any) -> str:
@@ -108,7 +108,7 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
     "confidence": RATE,
     **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
-    "deviation": Kind(percent, "points", 100.0),
+    **dict.fromkeys(("deviation", "detectable"), Kind(percent, "points", 100.0)),
     **dict.fromkeys(("p", "p_against_dense", "p_distance"), P),
     **dict.fromkeys(("median_distance", "detectable_distance"), Kind(levels, "/255", 255.0)),
     "distance_difference": Kind(more_levels, "/255", 255.0, signed=True),
@@ -116,6 +116,7 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
     **dict.fromkeys(("brier", "brier_attacked"), SCORE),
     **dict.fromkeys(("flips_to_chance", "flips"), MEAN),
+    "flips_difference": Kind(_fixed("+,.1f"), signed=True),
     **dict.fromkeys(("forwards", "gradients", "passes"), COUNT),
     **dict.fromkeys(("n", "parameters", "nonzero", "macs", "file_bytes", "stored_bits"), COUNT),
 }
@@ -140,9 +141,14 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "remnant_accuracy": ("remnant", "accuracy under attack"),
     "attack_success_rate": ("success", "of images that were right before the attack"),
     "prediction_change_rate": ("changed", "predictions that the attack changes"),
-    "robust_difference": ("robust − dense", "robust accuracy minus the dense network's"),
+    "robust_difference": (
+        "robust − dense",
+        "robust accuracy minus the dense network's or the control's",
+    ),
     "against_dense": ("against dense", "robust accuracy, McNemar's test on the same images"),
-    "p_against_dense": ("p", "of that test"),
+    "p_against_dense": ("p", "of that test, corrected for all models of a dense network"),
+    "detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
+    "robust_detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
     "sparsity": ("sparsity", "zeros among the stored weights and biases"),
     "prune_ratio": ("prune ratio", "parameters changed or removed"),
     "bits": ("bits", "of a stored weight"),

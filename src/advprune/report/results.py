@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -10,13 +9,13 @@ import pandas as pd
 
 from advprune.core.errors import UserError
 from advprune.evaluate import metrics
-from advprune.evaluate.compare import AT_CHANCE, Comparison, compare, corrected, right
-from advprune.evaluate.distances import DistanceComparison, compare_distances
+from advprune.evaluate.compare import right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import area
 from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.transfer import transfer_success
+from advprune.report.compared import Against, against_dense, finite
 from advprune.report.formats import bounds, number
 from advprune.report.run import Model, Run
 
@@ -32,33 +31,11 @@ FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in o
 REQUIRED = ("model", "images", "robust_images", "image_distances")
 DISTANCE = "<f2"  # how the distance of each image is kept: four hexadecimal digits
 AGAINST = (  # empty for a dense network
-    *("robust_difference", "p_against_dense", "against_dense"),
+    *("robust_difference", "robust_difference_low", "robust_difference_high"),
+    *("robust_detectable", "p_against_dense", "against_dense"),
     *("distance_difference", "distance_difference_low", "distance_difference_high"),
     *("p_distance", "distance_against_dense"),
 )
-
-
-@dataclass(frozen=True)
-class Against:
-    """A model against its dense network on the same images, corrected for all such models."""
-
-    clean: Comparison
-    robust: Comparison
-    distance: DistanceComparison
-
-
-@cache
-def against_dense(run: Run) -> dict[Model, Against]:
-    """Every compressed model against its dense network: one question a dense network (Holm)."""
-    found: dict[Model, Against] = {}
-    for dense in run.roots:
-        models, own, far = run.descendants(dense), run.robust(dense), run.distances(dense)
-        clean = corrected([compare(run.robust(one), own, "clean") for one in models])
-        robust = corrected([compare(run.robust(one), own) for one in models])
-        distance = corrected([compare_distances(run.distances(one), far) for one in models])
-        tests = map(Against, clean, robust, distance)
-        found |= dict(zip(models, tests, strict=True))
-    return found
 
 
 @cache
@@ -109,11 +86,12 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
 
 def _compared(tests: Against) -> dict[str, Any]:
     accuracy, distance = tests.robust, tests.distance
-    ends = zip(_ends("distance_difference"), (distance.difference, *distance.interval), strict=True)
+    robust = zip(_ends("robust_difference"), (accuracy.difference, *accuracy.interval), strict=True)
+    far = zip(_ends("distance_difference"), (distance.difference, *distance.interval), strict=True)
     return {
-        "robust_difference": round(accuracy.difference, 6),
-        **{"p_against_dense": round(accuracy.p, 6), "against_dense": outcome(accuracy)},
-        **{name: round(value, 6) for name, value in ends},
+        **{name: round(value, 6) for name, value in (*robust, *far)},
+        "robust_detectable": finite(round(accuracy.detectable, 6)),
+        **{"p_against_dense": round(accuracy.p, 6), "against_dense": accuracy.outcome},
         **{"p_distance": round(distance.p, 6), "distance_against_dense": distance.outcome},
     }
 
@@ -168,12 +146,3 @@ def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
 def rated(column: str, rate: Rate) -> dict[str, Any]:
     """A rate as a column with its interval, not rounded: `a:q`, `a_low:q` and `a_high:q`."""
     return dict(zip((column, *bounds(column)), (rate.value, *rate.interval), strict=True))
-
-
-def outcome(test: Comparison) -> str:
-    """A paired comparison in a word: higher, lower, not significant or at chance."""
-    if test.void:
-        return AT_CHANCE
-    if not test.differs:
-        return "not significant"
-    return "higher" if test.difference > 0 else "lower"

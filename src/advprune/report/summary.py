@@ -1,11 +1,11 @@
 """The answer in five sentences, each computed from the run."""
 
-from advprune.evaluate.compare import compare
+from advprune.evaluate.compare import corrected
 from advprune.evaluate.distances import DistanceComparison
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.report.compared import against_dense, compared
 from advprune.report.formats import budget, counted, listed, p_text, percent, points, spell
-from advprune.report.results import against_dense
 from advprune.report.run import Model, Run
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
@@ -50,7 +50,7 @@ def accuracy(run: Run) -> str:
         f"{_is(better)} significantly more robust",
     ]
     parts += [f"{_named(run, worse)} {_is(worse)} less robust"] if worse else []
-    parts += [f"{len(floor)} of {len(tests)} have 0 % like their dense network"] if floor else []
+    parts += [f"for {len(floor)} of {len(tests)} both have 0 %"] if floor else []
     return f"{'; '.join(parts)} (McNemar's test, Holm's correction)."
 
 
@@ -106,7 +106,8 @@ def transfer(run: Run) -> str:
     targets = [model for model in run.compressed if len(model.transferred(run.main))]
     if not targets:
         return ""
-    tests = {m: compare(m.transferred(run.main), run.robust(m)) for m in targets}
+    found = corrected([compared(run, m.transferred(run.main), run.robust(m)) for m in targets])
+    tests = dict(zip(targets, found, strict=True))
     higher = [model for model, test in tests.items() if test.better]
     if not higher:
         return "Transfer attacks overstate robustness significantly for no compressed model."

@@ -16,7 +16,7 @@ from advprune.core.resume import Parts
 from advprune.core.settings import Settings, parse
 from advprune.data import Split, to_float
 from advprune.evaluate.craft import Work
-from advprune.pruning import setting_of
+from advprune.pruning import check_equal_epochs, setting_of
 
 Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
 Tables = dict[str, pd.DataFrame]  # by file name without ending; `records` is always among them
@@ -89,15 +89,13 @@ def settings_of(params: Params, name: str) -> Any:
         known = ", ".join(sorted(_REGISTRY))
         raise UserError(f"studies.{name}.study: there is no kind {entry.study!r}; known: {known}")
     settings = parse(_REGISTRY[entry.study][0], entry.settings, where=f"studies.{name}")
-    for place, family, value in getattr(settings, "families", list)():
-        setting_of(family, value, place=f"studies.{name}.{place}")
+    typed = {
+        place: setting_of(family, value, place=place)
+        for where, family, value in getattr(settings, "families", list)()
+        for place in [f"studies.{name}.{where}"]
+    }
+    check_equal_epochs(typed)
     return settings
-
-
-def check_studies(params: Params) -> None:
-    """Check the settings of all studies before anything is run."""
-    for name in params.studies:
-        settings_of(params, name)
 
 
 def run_study(name: str, given: Given) -> Tables:

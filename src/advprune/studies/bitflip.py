@@ -17,12 +17,13 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import FlipSettings
 from advprune.core.device import salted
 from advprune.core.errors import UserError
+from advprune.core.params import Params
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings
-from advprune.evaluate.faults import START, VARIANTS, guessing
+from advprune.evaluate.faults import START, VARIANTS, Stored, guessing
 from advprune.models.stochastic import is_randomized
-from advprune.studies.base import Given, Images, Tables, study
+from advprune.studies.base import Given, Images, Tables, settings_of, study
 from advprune.training.accuracy import accuracy
 
 Advance = Callable[[int], None]
@@ -40,6 +41,15 @@ class BitFlipSettings(Settings):
     scale: Literal["layer", "channel"] = "layer"
     variants: list[Literal["margin", "targeted"]] = []
     budget: int | None = Field(default=None, ge=1, le=1000000)
+
+
+def stored_entries(params: Params) -> list[Stored]:
+    """All bit-flip studies of the settings, in their order."""
+    found = []
+    for name, entry in params.studies.items():
+        if isinstance(one := settings_of(params, name), BitFlipSettings):
+            found.append(Stored(name, entry.of, one.bits, one.scale))
+    return found
 
 
 @study("bitflip", BitFlipSettings)
@@ -86,6 +96,12 @@ class Flipping:
         return guessing(self.settings.stop, self.classes, self.test[1].tolist())
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, `(C, H, W)`."""
+        channels, height, width = self.test[0].shape[1:]
+        return channels, height, width
+
+    @property
     def budget(self) -> int:
         """Most flips per seed."""
         return self.entry.budget or self.settings.budget
@@ -94,7 +110,7 @@ class Flipping:
         """Records (see `evaluate.faults`) of every variant and seed; finished ones are kept in
         `parts`. UserError for a model that draws at random or a target that is no class."""
         self._check(model)
-        stored = store(model, self.entry.bits, self.entry.scale)
+        stored = store(model, self.entry.bits, self.entry.scale, self.shape)
         runs = list(self._runs())
         ahead(
             f"{self.name}, runs", [partial(self._kept, stored, *run, parts, _alone) for run in runs]

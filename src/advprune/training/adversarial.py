@@ -18,7 +18,7 @@ from torch import nn
 
 from advprune.attacks.pgd import ascend, pgd, project, random_point
 from advprune.core.device import device_of
-from advprune.core.train_settings import RecipeSettings, TrainSettings
+from advprune.core.train_settings import RecipeSettings, TrainSettings, crossing
 from advprune.data import to_float
 from advprune.training.clustering import clustering
 
@@ -54,14 +54,9 @@ class Method:
         return self.settings.eps * self.recipe.budget
 
     @property
-    def step(self) -> float:
-        """The length of an inner step, and of one of the validation attack."""
-        return self.settings.step * self.recipe.budget
-
-    @property
     def inner(self) -> Inner:
         """The attack inside a training step."""
-        return Inner(self.eps, self.step, self.recipe.steps)
+        return Inner(self.eps, self.recipe.stride * self.eps, self.recipe.steps)
 
     def craft(
         self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
@@ -106,7 +101,8 @@ class Method:
         """
         x, steps = to_float(images), self.recipe.probe_steps
         batch = 256 if device_of(model).type == "cpu" else 1024
-        return pgd(model, x, labels, self.eps, self.step, steps, drop=True, batch=batch)
+        step = crossing(steps) * self.eps
+        return pgd(model, x, labels, self.eps, step, steps, drop=True, batch=batch)
 
 
 @contextmanager
@@ -208,11 +204,12 @@ def collapsed(history: list[dict[str, float]]) -> bool:
     """
     if len(history) < 3 or "probe_accuracy" not in history[-1]:
         return False
+    return all(overfit(row, history) for row in history[-2:])
+
+
+def overfit(row: dict[str, float], history: list[dict[str, float]]) -> bool:
+    """Whether an epoch of a history is overfit to FGSM beside the best one (`collapsed`)."""
     best = max(history, key=lambda row: row["probe_accuracy"])
-    return all(_overfit(row, best) for row in history[-2:])
-
-
-def _overfit(row: dict[str, float], best: dict[str, float]) -> bool:
     reached, before = row["probe_accuracy"], best["probe_accuracy"]
     fallen = reached < before / 2 and before - reached >= CLIFF
     return fallen and row["fgsm_accuracy"] >= best["fgsm_accuracy"]

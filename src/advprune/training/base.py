@@ -1,5 +1,7 @@
 """The dense network of a profile: loaded from weights elsewhere, or trained."""
 
+import sys
+
 import torch
 from torch import nn
 
@@ -8,12 +10,15 @@ from advprune.core.profile import Profile
 from advprune.core.train_settings import ModelSettings, RecipeSettings
 from advprune.data import Split, to_float
 from advprune.models.checkpoint import build, load_foreign
+from advprune.models.inert import inert_of
 from advprune.models.outside import check_answers
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.accuracy import accuracy
 from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Trainer
+
+NOTED = 0.01  # share of weights without effect from which on it is said
 
 
 def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
@@ -27,6 +32,7 @@ def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
     return ModelSpec(
         architecture=settings.network,
         width=settings.width if is_library(settings.network) else 0,
+        strides=settings.strides,
         channels=channels,
         classes=len(train.classes),
         mean=mean,
@@ -38,11 +44,19 @@ def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
 def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
     """The network of the settings for the training images, initialized from `seed`.
 
-    UserError where a foreign network cannot answer such images.
+    Warns of weights that meet only padding on such images: sparsity, stored bits and gradients then
+    count what has no effect. UserError where a foreign network cannot answer such images.
     """
     model = build(spec_for(settings, train), settings.factory)
     initialize(model, torch.Generator().manual_seed(seed))
     check_answers(model, train.shape)
+    if (inert := inert_of(model, train.shape)) > NOTED:
+        size = "x".join(map(str, train.shape[1:]))
+        print(
+            f"warning: {inert:.0%} of the weights of {settings.described} meet only padding on "
+            f"images of {size}; set model.strides so that no stage is smaller than 2x2",
+            file=sys.stderr,
+        )
     return model
 
 

@@ -76,7 +76,7 @@ def train_binary(
     model = build_dense(spec)
     initialize(model, torch.Generator().manual_seed(inputs.seed))
     latent(model).to(inputs.device)
-    recipe = RecipeSettings(method=settings.method, steps=settings.steps, epochs=settings.epochs)
+    recipe = RecipeSettings(**settings.model_dump(exclude={"channels", "growth", "lr", "t"}))
     trainer = Trainer(
         model,
         *inputs.pairs,

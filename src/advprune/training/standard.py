@@ -26,7 +26,7 @@ from advprune.core.progress import progress
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
 from advprune.training.accuracy import accuracy
-from advprune.training.adversarial import Method, collapsed, fgsm_images
+from advprune.training.adversarial import Method, collapsed, fgsm_images, overfit
 from advprune.training.augment import augment
 from advprune.training.average import Average
 from advprune.training.replay import Replayed
@@ -69,7 +69,7 @@ class Trainer:
     deep learning, 2020), of several such epochs the last, which has had more training at a lower
     rate. Of standard training, the last epoch's.
 
-    Without validation images the last epoch's weights are kept whatever the recipe.
+    Without validation images the last epoch's weights are kept, of fgsm those before a collapse.
 
     state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
     nothing. after_step: called with the model after every step, which it may change in place.
@@ -228,16 +228,17 @@ class Trainer:
         if self.probe is not None:
             row["probe_clean"] = round(accuracy(model, *self.probe), 4)
             row["probe_robust"] = self._robust_accuracy(model, *self.probe)
-        if self.val is None:
-            return
-        row["val_accuracy"] = round(accuracy(model, *self.val), 4)
-        if not self.method.attacks:
-            return
-        row["val_robust_accuracy"] = self._robust_accuracy(model, *self.val)
+        keep = False
         if self.recipe.method == "fgsm":
             row |= self._probe(run)
             row["collapsed"] = int(collapsed(run.history))
-        if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history):
+            keep = not overfit(row, run.history)
+        if self.val is not None:
+            row["val_accuracy"] = round(accuracy(model, *self.val), 4)
+        if self.val is not None and self.method.attacks:
+            row["val_robust_accuracy"] = self._robust_accuracy(model, *self.val)
+            keep = row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history)
+        if keep:
             run.best = {name: t.clone() for name, t in model.state_dict().items()}
 
     def _robust_accuracy(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:

@@ -6,7 +6,8 @@ import pandas as pd
 from advprune.evaluate.robust import ROUNDING
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
-from advprune.report.results import against_dense, rated, results
+from advprune.report.compared import against_dense
+from advprune.report.results import rated, results
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -17,6 +18,8 @@ COLUMNS = ("model", "median_distance", "median_distance_low", "median_distance_h
 @section("Distances", order=15)
 def distances(run: Run) -> list[Part]:
     """Every model against its dense network, and accuracy over the budget."""
+    if not run.models:
+        return []
     rows = []
     for model, tests in against_dense(run).items():
         test = tests.distance
