@@ -72,16 +72,6 @@ def test_effort_by_hand() -> None:
     assert effort(eot, 10, True) == 40 * 10 and effort(eot, 10, False) == 40
 
 
-
-class Forked(nn.Module):
-    """One pixel decides. Below grey the margin rises until it is fooled, above there is a trap."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        up = x[:, 0, 0, 0] - 128 / 255
-        rise = torch.where(up < 0, -0.4 * up, 0.2 * up - 2 * up**2) - 0.06
-        return torch.stack([torch.zeros_like(rise), rise], 1)
-
-
 def attacked_by(model: nn.Module, pair: Pair, *names: str) -> tuple[pd.DataFrame, ProbeSettings]:
     """The records of some attacks of the profile, the main one first, and the suite they make."""
     suite = {name: typed(name, PARAMS.active().attacks[name]) for name in names}
@@ -164,7 +154,7 @@ def test_a_straight_through_rule_is_judged_over_a_step_and_by_attacks_on_answers
 
 
 def test_what_answers_alone_break_counts_in_the_union(attacked: Pair) -> None:
-    """Rounded pixels, no gradient: attacks by gradient keep nearly all, the union next to nothing."""
+    """Rounded pixels, no gradient: attacks by gradient miss what the union finds."""
     model = masked.Rounded(shipped("dense-standard.fp16")).eval()
     own, settings = attacked_by(model, attacked, "field", "apgd_ce")
     white = white_box(own, "field")
