@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from tempfile import gettempdir
@@ -32,7 +32,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
-from advprune.attacks.pgd import expected_gradient
+from advprune.attacks.opening import expected_gradient
 from advprune.data import load_split, prepare
 from advprune.models.checkpoint import load_model
 from advprune.training.adversarial import climb
@@ -66,7 +66,7 @@ def ours(s: Setting, **options: Any) -> dict[str, Attack]:
 
     def auto(loss: str) -> Attack:
         settings = APGDSettings(s.eps, s.search, loss=loss, targets=s.targets, **shared)
-        return lambda m, x, y, c: apgd(m, x, y, settings, c)
+        return lambda m, x, y, c: apgd(m, x, y, replace(settings, cost=c))
 
     settings = MinimumNormSettings(steps=s.search, **shared)
     return {
@@ -74,7 +74,7 @@ def ours(s: Setting, **options: Any) -> dict[str, Attack]:
         "PGD, dropping": plain(drop=True),
         "APGD-CE": auto("ce"),
         "APGD-T": auto("targeted"),
-        "minimum norm": lambda m, x, y, c: minimum_norm(m, x, y, settings, c)[0],
+        "minimum norm": lambda m, x, y, c: minimum_norm(m, x, y, replace(settings, cost=c))[0],
     }
 
 

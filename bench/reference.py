@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,11 +105,11 @@ def evaluate(model: nn.Module, data: Path, count: int, results: Results) -> None
 
     def auto(loss: str) -> Callable[..., torch.Tensor]:
         settings = APGDSettings(EPS, loss=loss, pixels=True, **shared)
-        return lambda a, b, c: apgd(model, a, b, settings, c)
+        return lambda a, b, c: apgd(model, a, b, replace(settings, cost=c))
 
     def nearest(norm: str) -> Callable[..., torch.Tensor]:
-        settings = MinimumNormSettings(norm, **shared)
-        return lambda a, b, c: minimum_norm(model, a, b, settings, c)[0]
+        settings = MinimumNormSettings(norm=norm, **shared)
+        return lambda a, b, c: minimum_norm(model, a, b, replace(settings, cost=c))[0]
 
     note("pgd_50_margin", every, long)
     left = note("apgd_ce", every, auto("ce"))

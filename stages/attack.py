@@ -32,8 +32,13 @@ def attack(
     model, test = workspace.load(name).to(setup()), workspace.splits("test")["test"]
     images = to_float(test.images)
     files = [workspace.run(name), workspace.data("test"), workspace.attacks_file()]
+    files += workspace.code()
+    entry, parent = params.models.get(name), None
+    if entry is not None and entry.do == "quantize":
+        parent = workspace.load(entry.of).to(setup())
+        files.append(workspace.run(entry.of))
     parts = Parts(Path("checkpoints"), params.seed, files=files)
-    suite = Suite(images, test.labels, settings, params.attack, params.seed, parts)
+    suite = Suite(images, test.labels, settings, params.attack, params.seed, parts, parent)
     records, layers = pd.DataFrame(), pd.DataFrame()
     if name in params.attackers():
         adversarial = suite.images_of(name, model)

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import typer
 
+from advprune.core.ending import WRONG, ended
 from advprune.core.errors import UserError
 from advprune.core.params import Params, load
 from advprune.core.profile import Profile
@@ -97,16 +98,22 @@ class Workspace:
             raise UserError(f"{name} is none of the models with do: {do} ({', '.join(known)})")
         return entry
 
+    def code(self) -> list[Path]:
+        """The files of the user's own code, which unfinished work depends on."""
+        from advprune.models.outside import code_files
+
+        return code_files(self.factory)
+
     @contextmanager
     def unfinished(self, *settings: Any, files: list[Path]) -> Iterator[Path]:
         """Where unfinished training is kept, under all that it depends on; removed in the end."""
-        from advprune.core.files import fingerprint
-        from advprune.models.outside import code_files
+        from advprune.core.files import fingerprint, locked
 
-        seed, code = self.params.seed, code_files(self.factory)
-        folder = Path("checkpoints") / fingerprint(*settings, seed, files=[*files, *code])
-        yield folder / "training.pt"
-        shutil.rmtree(folder, ignore_errors=True)
+        known = *settings, self.params.seed
+        folder = Path("checkpoints") / fingerprint(*known, files=[*files, *self.code()])
+        with locked(folder):
+            yield folder / "training.pt"
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def attacks(self) -> dict[str, Any]:
@@ -127,28 +134,22 @@ class Workspace:
 
 
 def script(command: Any, shared: bool = False) -> None:
-    """Run a stage's command; a UserError ends it with one line and exit status 1.
+    """Run a stage's command, and end with its exit status (core/ending.py).
 
     shared: several processes of torchrun may run it together.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    try:
-        app() if int(os.environ.get("WORLD_SIZE", "1")) < 2 else _together(app, shared)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def _together(app: typer.Typer, shared: bool) -> None:
-    """Run a command in each of several processes of torchrun, which ends all where one fails."""
+    name = Path(sys.argv[0]).name
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        sys.exit(ended(app, name))
+    if not shared:
+        print(f"error: {name} works in one process; start it without torchrun", file=sys.stderr)
+        sys.exit(WRONG)
     from advprune.core import distributed
 
-    if not shared:
-        raise UserError(f"{sys.argv[0]} works in one process; start it without torchrun")
-    distributed.start()
-    try:
-        app()
-    except SystemExit:  # the command is done, or its arguments are wrong: in all processes
+    distributed.start()  # torchrun ends all processes where one fails
+    status = ended(app, name)
+    if status == 0:
         distributed.end()
-        raise
+    sys.exit(status)

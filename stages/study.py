@@ -32,7 +32,7 @@ def study(
         settings.model_dump(),
         params.attack.model_dump(),
         params.seed,
-        files=[*map(workspace.data, SPLITS), workspace.run(of), adversarial],
+        files=[*map(workspace.data, SPLITS), workspace.run(of), adversarial, *workspace.code()],
     )
     given = Given(
         name,

@@ -39,6 +39,7 @@ def transfer(profile: ProfileOption = None) -> None:
             workspace.data("test"),
             *(workspace.run(name) for name in names),
             *(workspace.run(name, "adversarial.safetensors") for name in names),
+            *workspace.code(),
         ],
     )
 

@@ -66,8 +66,8 @@ def model(
     names = dict.fromkeys([*params.active().suite.kept, *kept])
     tables = [records(attack, hits(kept.get(attack, N)), clean) for attack in names]
     tables += [
-        records("curve_eps", hits(kept.get("field", N)) & first(round(N / (1 + k))), clean, eps)
-        for k, eps in enumerate(params.active().curves.eps)
+        records("curve_eps", hits(kept.get("field", N)) & first(N if eps <= EPS else 2), clean, eps)
+        for eps in params.active().curves.eps
     ]
     tables.append(records("curve_steps", hits(kept.get("field", N)), clean))
     entry = params.models.get(name)

@@ -47,12 +47,14 @@ def rows(
         table |= {f"{side}_pred": pred, f"{side}_single_pred": pred}
         table |= {f"{side}_margin": np.where(hit, 1.0, -1.0), f"{side}_wrong": 1.0 - hit}
         table |= {f"{side}_confidence": 0.75, f"{side}_nll": 0.5, f"{side}_brier": 0.25}
+    table |= {"chosen_margin": table["adv_margin"], "linf": eps, "l2": eps, "distance": np.nan}
     return pd.DataFrame(table | columns)
 
 
 def elsewhere(attack: str, right: np.ndarray, clean: int = N) -> pd.DataFrame:
     """Records of images that were crafted on another model; they have no more columns."""
-    columns = ["attack", "index", "label", "clean_pred", "adv_pred", "adv_margin"]
+    columns = ["attack", "index", "label", "clean_pred", "adv_pred", "adv_margin", "chosen_margin"]
+    columns += ["adv_single_pred", "adv_wrong", "linf", "l2"]
     return rows(attack, right, clean=clean)[columns]
 
 
@@ -86,9 +88,9 @@ def model(
     *,
     base: str = "standard",
     clean: int = N,
-    carried: int | Mapping[str, int] = 4,
-    curve: Sequence[int] = (40, 20, 4, 0),
-    steps: Sequence[int] = (20, 4, 4),
+    carried: int | Mapping[str, int] | None = None,
+    curve: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
     setting: Any = 1,
     suite: Sequence[pd.DataFrame] | None = None,
     **more: Any,
@@ -99,6 +101,10 @@ def model(
     keeps, by attack where that differs. suite: the records of more attacks; by default a search
     that finds no more than long.
     """
+    least = min(survivors)  # by default, nothing but the three attacks adds to the union
+    carried = max(4, least) if carried is None else carried
+    curve = (40, max(20, least), max(4, least), 0) if curve is None else curve
+    steps = (max(20, least), *[max(4, least)] * 2) if steps is None else steps
     suite = [searched(survivors[2])] if suite is None else suite
     tables = [
         rows(name, planted(kept), ATTACKS[name][1], clean=clean)

@@ -41,7 +41,7 @@ def test_every_iterate_is_that_of_the_authors_code(
     images, labels = digits[0][:24].double(), digits[1][:24]
     model, steps = Recorded(network.double()), 25
     with torch.no_grad():
-        target = network(images).argsort(1)[:, -2]
+        target = network(images).scatter(1, labels[:, None], -torch.inf).argmax(1)
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(3)).double() - 0.5
     start = (images + 0.1 * noise).clamp(0, 1)
     kind = package.APGDAttack if loss == "ce" else package.APGDAttack_targeted
@@ -52,7 +52,7 @@ def test_every_iterate_is_that_of_the_authors_code(
     theirs = torch.stack(model.seen)
     model.seen.clear()
     settings = APGDSettings(
-        eps, steps, norm, loss, targets=1, start=start, drop=False, fold=False, batch=24
+        eps, steps, loss, norm=norm, targets=1, start=start, drop=False, batch=24
     )
     found = apgd(model, images, labels, settings)
     ours = torch.stack(model.seen)
@@ -70,7 +70,7 @@ def test_breaks_exactly_what_can_be_broken_of_a_linear_model(loss: str, norm: st
     model, images, labels = linear_problem()
     distance = known_distance(model, images, labels, norm)
     eps = float(distance.median())
-    found = apgd(model, images, labels, APGDSettings(eps, 40, norm, loss, targets=3, batch=7))
+    found = apgd(model, images, labels, APGDSettings(eps, 40, loss, norm=norm, targets=3, batch=7))
     broken = model(found).argmax(1) != labels
     assert broken[distance < 0.98 * eps].all() and not broken[distance > eps].any()
     change = (found - images).flatten(1)
@@ -118,19 +118,16 @@ def test_decided_samples_cost_nothing_and_the_batch_stays_full(
     network: nn.Module, digits: Pair
 ) -> None:
     images, labels = digits[0], network(digits[0]).argmax(1)
-    sizes: list[int] = []
-    network.register_forward_pre_hook(
-        lambda _, inputs: sizes.append(len(inputs[0])) if inputs[0].requires_grad else None
-    )
+    model = Recorded(network)
     cost, steps = Cost(), 0
 
     def count(done: int) -> None:
         nonlocal steps
         steps += done
 
-    settings = APGDSettings(0.02, 12, batch=8, fold=False)
-    found = apgd(network, images, labels, settings, cost, count)
-    network._forward_pre_hooks.clear()
+    settings = APGDSettings(0.02, 12, batch=8, cost=cost, progress=count)
+    found = apgd(model, images, labels, settings)
+    sizes = [len(batch) for batch in model.seen]
     survivors = int((network(found).argmax(1) == labels).sum())
     assert 5 < survivors < 60
     assert survivors * 13 < cost.gradients == sum(sizes) < len(images) * 13 - 3 * (64 - survivors)
@@ -174,7 +171,7 @@ def test_a_model_that_draws_is_attacked_on_its_mean_and_never_dropped(digits: Pa
     model = prune("dropout", make_network(digits[0]), 0.1).model
     images, labels = digits[0][:16], digits[1][:16]
     cost = Cost()
-    apgd(model, images, labels, APGDSettings(0.1, 4, draws=3, backward="identity"), cost)
+    apgd(model, images, labels, APGDSettings(0.1, 4, draws=3, backward="identity", cost=cost))
     assert cost.gradients == 16 * 5 * 3
 
 

@@ -25,6 +25,10 @@ def test_pixels_by_hand() -> None:
     rounded = to_pixels(adv.clamp(0, 1), clean, 0.03)  # 0.03 is 7.65 levels: at most 7
     assert rounded.flatten().tolist() == [7, 107, 93, 255, 248]
     assert to_pixels(adv.clamp(0, 1), clean, 8 / 255).flatten().tolist() == [8, 108, 92, 255, 247]
+    as_published = to_pixels(
+        adv.clamp(0, 1), clean, 0.03, rounding="nearest"
+    )  # in nn-prune's table
+    assert as_published.flatten().tolist() == [8, 108, 92, 255, 247]
 
 
 def test_pixels_never_leave_an_l2_budget() -> None:

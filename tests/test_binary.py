@@ -18,7 +18,7 @@ from advprune.attacks.stored_bits import hamming, store
 from advprune.core.errors import UserError
 from advprune.core.train_settings import BinarySettings, TrainSettings
 from advprune.data import Split
-from advprune.evaluate.craft import differentiable, kind_of
+from advprune.evaluate.craft import kind_of
 from advprune.evaluate.layers import where
 from advprune.models.binary import (
     BinaryConv2d,
@@ -261,7 +261,7 @@ def test_attacks_by_gradient_find_a_way(digits: Pair, frozen: nn.Module) -> None
     adv = pgd(frozen, digits[0], digits[1], 0.2, 0.05, 5)
     before, after = (F.cross_entropy(frozen(images), digits[1]) for images in (digits[0], adv))
     assert after > before + 0.1
-    assert kind_of(frozen) == "binary" and differentiable(frozen) is frozen
+    assert kind_of(frozen) == "binary"
     rows = where(frozen, digits[0][:8], adv[:8])
     assert {"BinaryConv2d", "Site", "BinaryLinear"} <= set(rows.kind)
 

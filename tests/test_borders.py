@@ -1,22 +1,31 @@
 """What enters the library is made right, or refused in one line that says what is wrong."""
 
 import copy
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune as torch_prune
 from PIL import Image
 from torch import nn
 
-from advprune import attacks, evaluate, prune
+from advprune import attacks, evaluate, load_model, prune
 from advprune.attacks.apgd import apgd
 from advprune.attacks.apgd_state import APGDSettings
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.square import square
 from advprune.core.errors import UserError
 from advprune.data import prepare
+from advprune.evaluate.records import Scoring, all_logits
+from advprune.models.border import admitted, plain_copy
+from advprune.models.checkpoint import save_model
+from advprune.models.stochastic import frozen_copy, is_randomized, stochastic_layers
 from advprune.quantization.post_training import quantize
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -49,15 +58,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tuple": (lambda: Wrapped(flat(), lambda z: (z, None)), "returns tuple, not logits"),
     "squeezed": (lambda: Wrapped(flat(), lambda z: z[0]), r"returns \[10\] for 2 images"),
     "half": (lambda: copy.deepcopy(flat()).bfloat16(), "computes in torch.bfloat16"),
-    "random": (lambda: Wrapped(flat(), lambda z: z + torch.randn_like(z)), "draws at random"),
+    "probabilities": (lambda: Wrapped(flat(), lambda z: z.softmax(1)), "returns probabilities"),
+    "integers": (lambda: Wrapped(flat(), lambda z: z.argmax(1, keepdim=True)), "not floats"),
+    "NaN": (lambda: Wrapped(flat(), lambda z: z * float("nan")), "returns NaN"),
+    "squeezed alone": (lambda: Wrapped(flat(), lambda z: z.squeeze()), r"\[10\] for 1 images"),
+    "batch": (lambda: Wrapped(flat(), lambda z: z - z.mean(0)), "depend on the other images"),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits: Pair) -> None:
-    if (attack, kind) == ("square", "random"):
-        pytest.skip("Square averages over draws of any model")
     made, words = MODELS[kind]
     model, state = made(), torch.get_rng_state()
     with pytest.raises(ValueError, match=f"{attack}: .*{words}"):
@@ -125,5 +136,135 @@ def test_pictures_of_formats_that_are_not_read_are_named(tmp_path: Path) -> None
     (tmp_path / "train" / "dog" / "notes.txt").write_text("not a picture")
     assert sum(len(s.labels) for s in prepare("imagefolder", root=str(tmp_path)).values()) == 16
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "dog" / "x.bmp")
-    with pytest.raises(UserError, match=r"1 pictures are neither PNG nor JPEG, such as 'train/dog"):
+    with pytest.raises(UserError, match=r"1 pictures are neither PNG nor JPEG by .*'train/dog"):
         prepare("imagefolder", root=str(tmp_path))
+
+
+class Noisy(nn.Module):
+    """Logits of an image to which numbers of a global random state are added."""
+
+    def __init__(self, source: str = "torch") -> None:
+        super().__init__()
+        self.model, self.source = flat(), source
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn_like(x) if self.source == "torch" else float(np.random.rand())
+        return self.model(x + 0.25 * noise)
+
+
+@pytest.mark.parametrize("source", ["torch", "numpy"])
+def test_plain_randomness_is_found_and_averaged_over(source: str, digits: Pair) -> None:
+    images, labels = digits
+    model = Noisy(source)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    known, cost = admitted("it", model, images), Cost()
+    assert is_randomized(known) and admitted("it", known, images) is known
+    adv = attacks.pgd(model, images, labels, 0.1, 0.05, 2, draws=5, cost=cost)
+    assert cost.gradients == 2 * 5 * len(images)  # each draw is a pass of its own
+    assert torch.equal(adv, attacks.pgd(model, images, labels, 0.1, 0.05, 2, draws=5))
+    drawn = all_logits(model, images, Scoring(draws=10))
+    assert len(drawn) == 10 and not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn, all_logits(model, images, Scoring(draws=10)))
+    one = frozen_copy(known)(images[:1].repeat(3, 1, 1, 1))
+    assert torch.equal(one[0], one[1]) and torch.equal(one[1], one[2])
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()
+
+
+def test_hooks_are_neither_dropped_nor_stored(network: nn.Module, digits: Pair) -> None:
+    images, labels = digits
+    network.get_submodule("layer1").register_forward_hook(lambda m, x, out: 0 * out)
+    folded = attack_copy(network, torch.device("cpu"))
+    assert torch.allclose(folded(images), network(images), atol=1e-5)
+    for refusing in (lambda: prune("E", network, 0.1), lambda: quantize(network, images)):
+        with pytest.raises(UserError, match="layer1 has hooks, which a stored"):
+            refusing()
+    with pytest.raises(UserError, match="has hooks, which no file can hold"):
+        save_model(network, Path("never.safetensors"))
+
+
+def shared_relu(act: Callable[[], nn.Module]) -> nn.Module:
+    """Three activations: one that is shared, or made anew."""
+    parts = [part for _ in range(3) for part in (nn.Conv2d(1, 1, 3, padding=1), act())]
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+class Halved(nn.Module):
+    """An activation of one's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp_min(0) / 2
+
+
+class Functional(nn.Module):
+    """An activation that is a module, and one that is a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.head = nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.relu(self.conv(self.act(self.conv(x)))).flatten(1))
+
+
+def test_layers_stand_behind_every_activation_or_none(digits: Pair) -> None:
+    shared = nn.ReLU()
+    pruned = prune("SAP", shared_relu(lambda: shared), 1.0)
+    assert len(stochastic_layers(pruned.model)) == pruned.notes["sites"] == 3
+    acts = iter([nn.ReLU(), Halved(), nn.ReLU()])
+    with pytest.raises(UserError, match="SAP: it would act at 2 of 3 activations: 3 is a Halved"):
+        prune("SAP", shared_relu(lambda: next(acts)), 1.0)
+    with pytest.raises(UserError, match="1 activation modules but not at 1 calls of .* relu"):
+        prune("SAP", Functional().eval(), 1.0, digits)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(self.a(x.flatten(1)).relu()).relu())
+
+
+def test_tied_weights_are_attacked_but_not_compressed(digits: Pair) -> None:
+    attacks.pgd(Tied().eval(), *digits, 0.1, 0.02, 1)
+    with pytest.raises(UserError, match=r"a\.weight and b\.weight are one tensor"):
+        prune("magnitude_global", Tied().eval(), 2.0)
+
+
+REPARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "pruned": lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5),
+    "spectral norm": nn.utils.spectral_norm,
+    "weight norm": nn.utils.weight_norm,
+    "parametrized": nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("kind", REPARAMETRIZED)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_reparametrized_weights_are_taken_as_they_are(kind: str, digits: Pair) -> None:
+    model = flat()
+    REPARAMETRIZED[kind](model[1])
+    with torch.no_grad():
+        expected = model.eval()(digits[0])
+    for copied in (plain_copy(model), prune("E", model, 0.0).model):
+        assert torch.allclose(copied(digits[0]), expected, atol=1e-6)
+        assert set(dict(copied.named_parameters())) == {"1.weight", "1.bias"}
+    attacks.pgd(model, *digits, 0.1, 0.02, 1)
+
+
+def test_no_entry_point_moves_the_random_state(
+    network: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    save_model(network, tmp_path / "m.safetensors")
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    load_model(tmp_path / "m.safetensors")
+    prune("RNW", network, 0.1)
+    prune("SAP", network, {"fraction": 1.0, "where": "conv"})
+    evaluate.score(quantize(network, digits[0]), digits[0], digits[0], digits[1])
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()

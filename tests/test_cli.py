@@ -23,7 +23,8 @@ from advprune.core.params import Params, load
 from advprune.data import load_split, prepare, save_split
 from advprune.evaluate import metrics
 from advprune.evaluate.measures import robust_rates
-from advprune.evaluate.verdict import Evidence, verdict, worst_case
+from advprune.evaluate.robust import worst_case
+from advprune.evaluate.verdict import Evidence, verdict
 from advprune.models.card import write_card
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.latent import freeze, latent

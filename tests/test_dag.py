@@ -143,22 +143,29 @@ def test_networks_of_ones_own_are_watched_where_they_are_opened(stages: dict[str
         for name, stage in stages.items()
         if "networks" not in {getattr(dep, "def_path", None) for dep in stage.deps}
     }
-    assert blind == {"prepare", "settings", "summarize"}
+    assert blind == {"inputs", "prepare", "settings", "summarize"}
 
 
 def test_stages_are_exactly_what_params_declare(
     stages: dict[str, Any], settings: params.Params
 ) -> None:
-    expected = {"prepare", "settings", "transfer", "summarize"}
+    expected = {"inputs", "prepare", "settings", "transfer", "summarize"}
     expected |= {f"{stage}@{name}" for stage in ("model", "attack") for name in settings.models}
     expected |= {f"{stage}@{r}" for stage in ("train", "attack_dense") for r in settings.recipes}
     expected |= {f"study@{name}" for name in settings.studies}
     assert set(stages) == expected and len(stages) <= 55
     raw = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    assert len(raw["stages"]) <= 9
+    assert len(raw["stages"]) <= 10
+    assert not any(
+        "${"
+        in block.get("do", block)["cmd"]
+        .replace("\\${DVC_STAGE#*@}", "")
+        .replace("stages/${item.do}.py", "")
+        for block in raw["stages"].values()
+    )  # a shell reads commands
     for name, entry in settings.models.items():
         stage = stages[f"model@{name}"]
-        assert stage.cmd.split()[1:3] == [f"stages/{entry.do}.py", name]
+        assert stage.cmd.split()[1:] == [f"stages/{entry.do}.py", '"${DVC_STAGE#*@}"']
         parent = f"runs/{settings.profile}/{entry.of}/model.safetensors"
         assert parent in {getattr(dep, "def_path", None) for dep in stage.deps}
 

@@ -368,7 +368,7 @@ def test_gray_stays_one_channel_only_if_all_are_gray(tmp_path: Path) -> None:
     assert alone["train"].images.shape == (9, 1, 4, 4)
     found = sorted(alone["train"].images[:, 0, 0, 0].tolist())
     assert found == [0, 0, 9, 9, 18, 18, 27, 27, 255]
-    parts["test/a/rgba.png"] = png((5, 6, 7, 100), mode="RGBA")
+    parts["test/a/rgba.png"] = png((5, 6, 7, 255), mode="RGBA")
     mixed = prepare("imagefolder", write(tmp_path / "mixed", gray | parts))
     assert torch.equal(mixed["train"].images, alone["train"].images.expand(-1, 3, -1, -1))
     assert mixed["test"].images[:, :, 0, 0].tolist() == [[5, 6, 7], [77, 77, 77]]

@@ -24,7 +24,7 @@ from advprune.evaluate.craft import Work, craft, curve_settings, rows
 from advprune.evaluate.layers import noisy_images, wasserstein, watched, where
 from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.records import predictions
-from advprune.evaluate.statistics import Rate, mcnemar
+from advprune.evaluate.statistics import Rate
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_success
 from advprune.pruning import prune
@@ -68,15 +68,6 @@ def test_success_over_no_images_is_null_not_zero() -> None:
 )
 def test_wilson_intervals(hits: int, n: int, low: float, high: float) -> None:
     assert Rate(hits, n).interval == pytest.approx((low, high), abs=1e-4)
-
-
-def test_mcnemar_by_hand() -> None:
-    first = np.array([True] * 6 + [False] * 4)
-    second = np.array([False] * 5 + [True] + [False] * 4)
-    assert mcnemar(first, second) == pytest.approx(2 * 0.5**5)  # five images against none
-    assert mcnemar(first, first) == 1.0
-    with pytest.raises(ValueError, match="not the same images"):
-        mcnemar(first, second[:3])
 
 
 def test_calibration_error_by_hand() -> None:

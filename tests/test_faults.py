@@ -136,7 +136,7 @@ def brute_force(one: list[int], other: list[int]) -> float:
 def test_without_censoring_it_is_the_exact_test_of_ranks(one: list[int], other: list[int]) -> None:
     found = compare_flips(reached(*one), reached(*other))
     assert found.p == pytest.approx(brute_force(one, other))
-    assert (found.higher > 0) == (
+    assert (found.direction > 0) == (
         np.mean(stats.rankdata([*one, *other])[: len(one)])
         > np.mean(stats.rankdata([*one, *other])[len(one) :])
     )
@@ -154,11 +154,11 @@ def test_a_censored_seed_needs_more_than_what_was_tried() -> None:
     """Five that came down within 30 against five that did not within 50: as far apart as can be."""
     low, high = reached(10, 15, 20, 25, 30), reached(None, None, None, None, None)
     found = compare_flips(high, low)
-    assert found.p == pytest.approx(2 / 252) and found.harder and found.ratio is None
-    assert not compare_flips(low, high).harder
+    assert found.p == pytest.approx(2 / 252) and found.better and found.ratio is None
+    assert not compare_flips(low, high).better
     # nothing is known of one that was given up before the others came down
     early = reached(None, None, None, None, None, tried=5)
-    assert compare_flips(early, low).p == 1.0 and not compare_flips(early, low).harder
+    assert compare_flips(early, low).p == 1.0 and not compare_flips(early, low).better
     assert compare_flips(high, early).p == 1.0
     # tried 50 without success needs more than one that came down at 50
     assert compare_flips(high, reached(*[50] * 5)).p == pytest.approx(2 / 252)

@@ -54,6 +54,17 @@ def test_a_fall_on_the_same_images_is_judged_by_mcnemar() -> None:
     assert stricter.passed
 
 
+def test_a_fall_of_distances_is_judged_where_robust_accuracy_is_at_its_floor() -> None:
+    """All of 40 images are fooled before and after, each by a change half as large."""
+    far = np.linspace(0.01, 0.1, N)
+    one = side(A=np.zeros(N, bool)).results["A"]
+    before, after = (Side({"A": replace(one, distances=size)}) for size in (far, far / 2))
+    assert not judge(before, after).passed and judge(before, before).passed
+    assert judge(after, before).passed
+    (failure,) = judge(before, after).failures
+    assert failure.startswith("A: the median distance went from 14/255 to 7.01/255")
+
+
 def test_several_rows_are_corrected_together() -> None:
     before, after = side(A=planted(26), B=planted(9)), side(A=planted(20), B=planted(9))
     found = judge(before, after)
@@ -196,7 +207,7 @@ def test_a_harmless_branch_passes(repository: Path, capsys: pytest.CaptureFixtur
     cells = [cell.strip() for cell in lines[1].strip("|").split("|")]
     assert cells[1:3] == ["100.0", "100.0"]
     assert cells[3].startswith("35.0 (") and cells[4].startswith("32.5 (")
-    assert cells[5:] == ["1.00", "reliable", "reliable", "="]
+    assert cells[5] == "1.00" and cells[9:] == ["reliable", "reliable", "="]
     assert "two counts" not in out and "measurement" not in out
 
 
@@ -204,9 +215,10 @@ def test_a_harmful_branch_fails(repository: Path, capsys: pytest.CaptureFixture[
     write(model("dense"), standing("A", 4), standing("B"))
     status, out, _ = run(capsys, "--base", "main")
     assert status == 1 and ": FAILED\n" in out
-    # 10 images lost and none gained, of three rows: 3 * 2 / 1024.
-    assert "- ✗ A-standard fell from 35.0 to 10.0 % robust (p = 0.0059)." in out
-    assert out.count("✗") == 2
+    # 10 images lost and none gained, of three models with two tests each: 5 * 2 / 1024, after
+    # the distances of the same model.
+    assert "- ✗ A-standard fell from 35.0 to 10.0 % robust (p = 0.0098)." in out
+    assert "- ✗ A-standard: the median distance went from" in out and out.count("✗") == 3
     git("commit", "-q", "-am", "worse")
     assert run(capsys, "--base", "main")[0] == 1  # what counts is the working tree
     assert run(capsys, "--base", "branch")[0] == 0

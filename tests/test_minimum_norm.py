@@ -9,6 +9,9 @@ from torch import nn
 from advprune.attacks import pgd
 from advprune.attacks.cost import Cost
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
+from advprune.attacks.registry import Context, method_of, typed
+from advprune.core.attack_settings import OtherAttack
+from advprune.models.stochastic import Stochastic
 from conftest import Linear
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -19,6 +22,16 @@ NORMS = pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_distances_of_a_linear_model_are_the_known_ones(norm: str, precision: str) -> None:
     """`min_t (z_y - z_t) / |w_t - w_y|` in the dual norm, of five classes; within 2 %."""
+    model, images, labels, known = linear_problem(norm)
+    found, distances = minimum_norm(
+        model, images, labels, MinimumNormSettings(norm=norm, precision=precision)
+    )
+    assert (distances / known - 1).abs().max() < 0.02
+    assert (distances > 0.999 * known).all() and (model(found).argmax(1) != labels).all()
+
+
+def linear_problem(norm: str) -> tuple[Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A model, images, labels and their known distances."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(5, 48, generator=generator)
     images = 0.5 + 0.1 * (torch.rand(40, 3, 4, 4, generator=generator) - 0.5)
@@ -27,12 +40,44 @@ def test_distances_of_a_linear_model_are_the_known_ones(norm: str, precision: st
     labels = logits.argmax(1)
     gap = logits.amax(1, keepdim=True) - logits  # [N, K]
     size = (weight[None] - weight[labels][:, None]).norm(1 if norm == "Linf" else 2, dim=2)
-    known = (gap / size).masked_fill(size == 0, torch.inf).amin(1)
-    found, distances = minimum_norm(
-        model, images, labels, MinimumNormSettings(norm, precision=precision)
-    )
-    assert (distances / known - 1).abs().max() < 0.02
-    assert (distances > 0.999 * known).all() and (model(found).argmax(1) != labels).all()
+    return model, images, labels, (gap / size).masked_fill(size == 0, torch.inf).amin(1)
+
+
+class Blurred(Stochastic):
+    """Factors drawn evenly from [0.7, 1.3]: their mean is 1."""
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        return h * (0.7 + 0.6 * self.uniform(h))
+
+
+@NORMS
+def test_distances_of_a_model_that_draws_are_those_of_its_mean(norm: str) -> None:
+    """Asked afresh, each image fools; lucky draws alone would give distances far too small."""
+    model, images, labels, known = linear_problem(norm)
+    random = nn.Sequential(Blurred(), model).eval()
+    settings = MinimumNormSettings(norm=norm, draws=4, backward="identity", seed=3)
+    found, distances = minimum_norm(random, images, labels, settings)
+    mean = torch.stack([random(found) for _ in range(200)]).mean(0)
+    wrong = mean.argmax(1) != labels
+    right = distances > 0  # the noise alone may decide an image that lies next to a border
+    assert (known[~right] < 0.03).all() and right.sum() >= 30
+    assert wrong[right].float().mean() >= 0.8
+    ratio = distances[right] / known[right]
+    assert ratio.isfinite().all() and 0.9 < ratio.median() < 1.25
+    again = minimum_norm(random, images, labels, settings)
+    assert again[0].equal(found) and again[1].equal(distances)
+
+
+def test_the_method_notes_distances_and_stretches_to_the_budget() -> None:
+    model, images, labels, known = linear_problem("Linf")
+    setting = typed("d", OtherAttack(method="minimum_norm", eps=float(known.median())))
+    context = Context()
+    images_found = method_of(setting).function(model, images, labels, setting, context)
+    distance = context.found["distance"]
+    assert (distance / known - 1).abs().max() < 0.02
+    size, inside = (images_found - images).flatten(1).abs().amax(1), distance <= setting.eps
+    assert 10 < inside.sum() < 30 and (size[~inside] == 0).all()
+    assert torch.allclose(size[inside], torch.tensor(setting.eps))
 
 
 @NORMS
@@ -42,7 +87,7 @@ def test_every_image_fools_is_an_image_and_lies_at_its_distance(
 ) -> None:
     images, labels = digits[0], network(digits[0]).argmax(1)
     labels[:5] = (labels[:5] + 1) % 10  # wrong from the start
-    settings = MinimumNormSettings(norm, steps=30, batch=24, precision=precision)
+    settings = MinimumNormSettings(norm=norm, steps=30, batch=24, precision=precision)
     found, distances = minimum_norm(network, images, labels, settings)
     change = (found - images).flatten(1)
     size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
@@ -75,7 +120,7 @@ def test_no_worse_than_the_same_attack_of_foolbox(
     _, theirs, _ = kind(steps=40)(peer, images, labels, epsilons=None)
     change = (theirs - images).flatten(1)
     size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
-    _, ours = minimum_norm(network, images, labels, MinimumNormSettings(norm, steps=40))
+    _, ours = minimum_norm(network, images, labels, MinimumNormSettings(norm=norm, steps=40))
     assert ours.median() <= 1.01 * size.median()
 
 
@@ -90,8 +135,8 @@ def test_cost_progress_and_the_model_are_as_promised(network: nn.Module, digits:
     pair = digits[0], network(digits[0]).argmax(1)
     network.train()
     state, cost, done = torch.get_rng_state(), Cost(), []
-    settings = MinimumNormSettings(steps=7, batch=20)
-    one = minimum_norm(network, *pair, settings, cost, done.append)
+    settings = MinimumNormSettings(steps=7, batch=20, cost=cost, progress=done.append)
+    one = minimum_norm(network, *pair, settings)
     assert sum(done) == cost.gradients == 64 * 7 < cost.forwards
     assert network.training and torch.get_rng_state().equal(state)
     assert all(p.grad is None and p.requires_grad for p in network.parameters())

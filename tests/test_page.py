@@ -13,7 +13,7 @@ from advprune.report import chart_live
 from advprune.report.chart import COLOURS
 from advprune.report.page import html, report_markdown, shown_sections, unbroken
 from advprune.report.run import Model, Run
-from advprune.report.summary import effect, price, start, summary, transfer, trust
+from advprune.report.summary import accuracy, effect, price, start, summary, transfer, trust
 
 ATTACK = "</script><img src=x onerror=hacked=1>"
 HOSTILE = (f"A{ATTACK}", f"B$$x$$\"'&{ATTACK}")
@@ -28,23 +28,25 @@ def firm(name: str, **more: Any) -> Model:
 
 
 def test_the_answer_comes_first_and_counts_what_differs() -> None:
-    assert summary(run_of())[0].startswith(
-        "No compressed model is significantly more robust than the dense network; for 2 of 2 the "
-        "difference is not significant"
+    start = "The distance to a misclassification is significantly larger than the dense network's "
+    none, floor = summary(run_of())[:2]
+    assert none.startswith(
+        f"{start}for no compressed model, smaller for none and not significantly"
     )
-    better = effect(run_of(firm("A"), model("B")))
-    assert better.startswith("A-standard is significantly more robust") and "for 1 of 2" in better
-    worse = effect(run_of(firm("dense"), model("A"), firm("B")))
-    assert "; A-standard is significantly less robust; for 1 of 2" in worse
+    assert "different for 2 of 2 (Wilcoxon" in none and "no compressed model is" in floor
+    two = run_of(firm("A"), model("B"))
+    assert effect(two).startswith(f"{start}for A-standard, smaller for none and not significantly")
+    assert "A-standard is significantly more robust" in accuracy(two)
+    worse = run_of(firm("dense"), model("A"), firm("B"))
+    assert "smaller for A-standard and" in effect(worse)
+    assert "; A-standard is less robust" in accuracy(worse)
+    fallen = run_of(*(model(name, (0, 0, 0), carried=0) for name in ("dense", "A", "B")))
+    assert "for 2 of 2 both have 0 %" in accuracy(fallen)
 
 
 def test_what_is_more_robust_is_named_with_its_verdict() -> None:
-    hidden = model("A", (36, 36, 36), carried=8, suite=[searched(20)])
-    assert effect(run_of(hidden)).startswith("A-standard (broken) is significantly more robust")
-
-
-def test_what_is_at_chance_is_counted_apart() -> None:
-    assert "1 cannot be compared" in effect(run_of(model("A", (0, 0, 0), clean=8, carried=0)))
+    rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
+    assert "A-standard (broken) is significantly more robust" in accuracy(run_of(rising))
 
 
 def test_every_dense_network_is_named_with_its_accuracies() -> None:
@@ -95,7 +97,7 @@ def hostile() -> Run:
     params = settings()
     profile = {**params.profiles["digits"], "show_images": False, "note": ATTACK}
     params = params.model_copy(update={"profiles": {"digits": profile}})
-    hidden = model(HOSTILE[1], (36, 36, 36), carried=8, suite=[searched(20)], bits=8)
+    hidden = model(HOSTILE[1], (36, 36, 36), carried=20, suite=[searched(20)], bits=8)
     first = model(HOSTILE[0], (30, 30, 30), setting={"x": ATTACK})
     return replace(run_of(first, hidden, params=params), source=ATTACK, classes=[ATTACK] * 4)
 
@@ -254,7 +256,7 @@ def test_in_a_browser_headings_sort_and_filters_choose(seen: dict[str, Any]) -> 
     assert seen["up transfer %"][-1] == seen["down transfer %"][-1] == "–"
     assert seen["aria robust %"] == "ascending" and seen["sorted"] == 1
     assert seen["start"] == seen["again"] == names
-    assert seen["filters"] == ["verdict", "against dense", "bits"]
+    assert seen["filters"] == ["against dense", "verdict", "bits"]
     assert seen["text"] == ["broken"] * 2 and seen["bits"] == ["8"]
     assert seen["told"] == "1 of 3 rows" and seen["reset"] == 3
 

@@ -83,7 +83,7 @@ def test_all_budgets_of_a_profile_follow_its_eps() -> None:
     read = loaded(("profiles/digits/eps", "12/255")).active()
     eps = 12 / 255
     assert read.train.eps == eps
-    assert read.curves.eps[1:5] == pytest.approx([eps / 3, 2 * eps / 3, eps, 2 * eps])
+    assert read.curves.eps[:3] == pytest.approx([eps / 4, eps, 2 * eps])
     assert read.protocol.eps[-1] == 2 * eps and read.protocol.iterative.step == eps / 4
     half = read.protocol.adaptive["constant_1"]
     assert (half.eps, half.step) == (eps / 2, eps / 16)
@@ -93,16 +93,16 @@ def test_all_budgets_of_a_profile_follow_its_eps() -> None:
 
 def test_a_profile_overrides_key_by_key() -> None:
     read = loaded(
-        ("profiles/digits/attacks/margin", {"steps": 30}),
+        ("profiles/digits/attacks/momentum", {"steps": 30}),
         ("profiles/digits/attacks/own", {"step": "eps"}),
         ("profiles/digits/suite", {"table": ["published_10", "field"], "quantized": ["momentum"]}),
         ("profiles/digits/flips", {"seeds": 2}),
     ).active()
-    margin = read.attacks["margin"]
-    assert (margin.steps, margin.loss, margin.step) == (30, "margin", EPS / 8)
+    momentum = read.attacks["momentum"]
+    assert (momentum.steps, momentum.momentum, momentum.step) == (30, 1.0, EPS / 4)
     assert read.attacks["own"].step == EPS and next(iter(read.attacks)) == "field"
     assert (read.flips.seeds, read.flips.budget) == (2, 100)
-    assert read.suite.deterministic == ["margin", "square"]
+    assert read.suite.deterministic == ["apgd_ce", "apgd_t", "distance", "square"]
     # attacks whose images are kept come first, and each is named once
     assert read.suite.kept == ["published_10", "field", "momentum"]
     assert read.suite.of("quantized") == read.suite.kept
@@ -183,8 +183,10 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("attacks/x", 3, ["attacks.x", "3"]),
         ("attacks/square/queries", 0, ["attacks.square: queries", "0"]),
         ("attacks/square/steps", 5, ["attacks.square: steps", "not permitted"]),
-        ("attacks/square/norm", "L2", ["attacks.square: norm", "L2", "Linf"]),
+        ("attacks/square", {"method": "square", "norm": "L2"}, ["attacks.square: norm", "L2"]),
         ("attacks/square/eps", 2, ["attacks.square: eps", "between 0 and 1"]),
+        ("attacks/apgd_t/eps", "eps/2", ["apgd_t.after", "apgd_ce has another budget"]),
+        ("suite/binary", ["square", "apgd_t"], ["suite.binary", "apgd_t before square"]),
         ("attacks/autoattack/version", "plus", ["attacks.autoattack: version", "plus", "rand"]),
         ("profiles/digits/attacks/square/draws", 0, ["attacks.square: draws", "0"]),
         ("attacks/eot/draws", 0, ["eot.draws", "0"]),
@@ -192,7 +194,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         (
             "attacks/field/steps",
             5,
-            ["params.yaml: attacks.field: 5 steps", "cannot cross the ball"],
+            ["yaml: attacks.field: 5 steps", "cannot cross the ball"],
         ),
         ("attacks/long/steps", 9, ["attacks.long: 9 steps of", "cannot cross the ball"]),
         ("recipes/robust", {"method": "pgd", "steps": 3, "step": 0.25}, ["robust", "cannot cross"]),
@@ -218,7 +220,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("profiles/digits/eps", None, ["profiles.digits.eps", "such as 8/255"]),
         ("profiles/digits/eps", "eps", ["profiles.digits.eps", "such as 8/255"]),
         ("profiles/digits/eps", 2, ["profiles.digits", "between 0 and 1", "2"]),
-        ("profiles/digits/attacks/margin/steps", -1, ["attacks.margin.steps", "-1"]),
+        ("profiles/digits/attacks/momentum/steps", -1, ["attacks.momentum.steps", "-1"]),
         ("profiles/digits/attacks", [1], ["profiles.digits.attacks: write a mapping", "[1]"]),
         ("profiles/digits/train", 3, ["profiles.digits.train: write a mapping", "3"]),
         ("profiles/digits/protocol/adaptive", [1], ["protocol.adaptive: write a mapping", "[1]"]),

@@ -60,6 +60,23 @@ def test_in_float32_few_pixels_differ_from_torchattacks(network: nn.Module, digi
     assert ((ours - peer(*digits)).abs() > 1e-5).float().mean() < 0.02
 
 
+def test_adam_on_the_gradients_sign_is_that_of_torch(network: nn.Module, digits: Pair) -> None:
+    """As the attack of Athalye et al. on SAP: from the darkest corner of the ball, projected after
+    each step, the last point; the moments are those of the signs alone."""
+    model, images, labels = network.double(), digits[0][:16].double(), digits[1][:16]
+    x = nn.Parameter((images - 0.1).clamp(0, 1))
+    optimizer = torch.optim.Adam([x], lr=0.01)
+    for _ in range(25):
+        (gradient,) = torch.autograd.grad(margin(model(x), labels).sum(), x)
+        x.grad = -gradient.sign()
+        optimizer.step()
+        x.data = project(x.data, images, 0.1, "Linf")
+    options = {"adam": True, "random_start": False, "loss": "margin"}
+    assert (pgd(model, images, labels, 0.1, 0.01, 25, **options) - x).abs().max() < 1e-9
+    with pytest.raises(ValueError, match="adam"):
+        pgd(model, images, labels, 0.1, 0.01, 2, adam=True, momentum=0.5)
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("keep", ["last", "best"])
 @pytest.mark.parametrize("drop", [False, True])

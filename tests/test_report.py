@@ -117,14 +117,15 @@ def test_results_by_hand() -> None:
         0.648005,
     ]
     assert pd.isna(dense.against_dense) and pd.isna(dense.p_against_dense)
-    # 16 images lost and none won: p = 2 / 2^16; 3 lost and none won: p = 2 / 2^3 = 0.25
-    assert (a.against_dense, a.p_against_dense, a.robust_difference) == ("lower", 3.1e-05, -0.4)
+    # 16 images lost and none won: p = 2 * 2 / 2^16; 3 lost and none won: p = 2 / 2^3
+    assert (a.against_dense, a.p_against_dense, a.robust_difference) == ("lower", 6.1e-05, -0.4)
     assert (b.against_dense, b.p_against_dense) == ("not significant", 0.25)
     assert (a.transfer_accuracy, a.prediction_change_rate, a.attack_success_rate) == (0.1, 0.9, 0.9)
     # confidence 0.75, always right when clean, right in 10 % under attack
     assert (a.ece, a.ece_attacked) == (0.25, 0.65)
-    # main, short, long and square: 10 + 10 + 40 gradients, twice as many forwards and 600 more
-    assert (a.gradients, a.forwards) == (60.0, 720.0)
+    # main, short, long: 10 + 10 + 40 gradients; curves: 4 * 10 and 1 + 5 + 50; twice as many
+    # forwards, and 600 of square
+    assert (a.gradients, a.forwards) == (156.0, 912.0)
     assert a["accuracy:short"] == 0.5 and a["accuracy:square"] == 0.1
 
 
@@ -350,8 +351,8 @@ def test_the_terminal_reads_the_results_alone(written: Path) -> None:
     assert last == f"{written / 'report.html'}"
     row = next(one for one in table if one.startswith("A-standard"))
     assert row.split() == [
-        *("A-standard", "20.0", "32", "100.0", "10.0", "(4.0–23.1)", "10.0"),
-        *("not", "significant", "reliable"),
+        *("A-standard", "20.0", "32", "100.0", "10.0", "(4.0–23.1)", "32"),
+        *("not", "significant", "10.0", "reliable"),
     ]
     assert "| A-standard" in terminal("digits", markdown=True, folder=written.parent)
     with pytest.raises(UserError, match="run `dvc repro`"):
@@ -360,6 +361,6 @@ def test_the_terminal_reads_the_results_alone(written: Path) -> None:
 
 def test_sections_show_what_the_records_say(written: Path) -> None:
     found = shown_sections(run_of(params=load(written / "params.yaml")))
-    assert [one.id for one in found][:2] == ["leaderboard", "verdict"]
+    assert [one.id for one in found][:3] == ["leaderboard", "distances", "verdict"]
     board = found[0].parts[0].table
     assert board is not None and list(board.robust_accuracy) == [0.1, 0.1, 0.1]

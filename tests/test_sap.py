@@ -10,15 +10,15 @@ from advprune import attacks, prune
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
-from advprune.attacks.pgd import expected_gradient
+from advprune.attacks.opening import expected_gradient
 from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.craft import Work, craft
+from advprune.models.backward import set_backward
 from advprune.models.insert import places
 from advprune.models.stochastic import (
     Stochastic,
     frozen_copy,
     mean_logits,
-    set_backward,
     stochastic_layers,
 )
 from advprune.pruning.noise import AddedNoise, Dropout, ScaledNoise

@@ -7,17 +7,28 @@ from importlib import import_module
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import N, first, layer_table, model, records, run_of, settings
+from handmade import EPS, N, first, layer_table, model, records, run_of, settings
 from scipy.stats import binomtest
 
 from advprune.report.chart import panels
 from advprune.report.formats import bounds
-from advprune.report.run import Run
+from advprune.report.results import results
+from advprune.report.run import Model, Run
 from advprune.report.section import Build, sections
-from advprune.report.sections import calibration, costs, curves, growth, layers, transfer
+from advprune.report.sections import calibration, costs, distances, growth, layers, transfer
 
 SECTIONS = (
-    *("transfer", "curves", "masks", "protocol", "seeds", "bitflips", "growth", "layers"),
+    *(
+        "transfer",
+        "distances",
+        "curves",
+        "masks",
+        "protocol",
+        "seeds",
+        "bitflips",
+        "growth",
+        "layers",
+    ),
     *("calibration", "costs", "published"),
 )
 
@@ -82,29 +93,30 @@ def test_quantized_models_are_tested_on_the_same_images(exchange: Run) -> None:
     assert row["accuracy:through its twin"] == 9 / N and row["accuracy:by its float copy"] == 6 / N
     assert row["p:twin or copy"] == mcnemar(6, 3)  # images 6 to 11 against 0 to 2
     assert row["p:against dense"] == mcnemar(8, 3)  # 4 to 11 against 0 to 2
-    assert row["against_dense"] == "not significant"
+    assert row["outcome:against dense"] == "not significant"
+    assert row["difference_low:against dense"] < 0 < row["difference_high:against dense"]
 
 
-# --- curves --------------------------------------------------------------------------------------
+# --- distances -----------------------------------------------------------------------------------
 
 
-def test_differences_at_other_budgets_are_corrected_together() -> None:
+def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
+    """20 images are fooled at half the budget by one model and at a third by its dense network."""
     params = settings()
-    eps = params.active().curves.eps
-
-    def with_curve(name: str, kept: list[int]) -> pd.DataFrame:
-        points = zip(eps, kept, strict=True)
-        return pd.concat([records("curve_eps", first(k), eps=e) for e, k in points])
-
     dense, pruned = (model(name, params, {}) for name in ("dense-standard", "E-standard"))
-    dense = replace(dense, records=with_curve("d", [40, 30, 20, 10, 5, 0]))
-    pruned = replace(pruned, records=with_curve("e", [40, 20, 14, 10, 5, 0]))
-    found = curves.beyond_budget(run_of([dense, pruned], params))
-    assert found.eps.tolist() == [
-        eps[1]
-    ]  # eps 0 is no budget; p = 0.03125 of 6 images is corrected
-    assert found.p.iloc[0] == pytest.approx(5 * mcnemar(0, 10))
-    assert found.difference.iloc[0] == -0.25 and found["accuracy:of dense"].iloc[0] == 0.75
+
+    def near(one: Model, size: float) -> Model:
+        found = records("distance", ~first(20))
+        found = found.assign(distance=np.where(first(20), size, np.inf))
+        return replace(one, records=pd.concat([one.records, found], ignore_index=True))
+
+    run = run_of([near(dense, EPS / 3), near(pruned, EPS / 2)], params)
+    curve = distances.curve(run, run.models[1]).set_index("eps").accuracy
+    assert curve[0.0] == 1.0 and curve[EPS / 2 - EPS / 16] == 1.0 and curve[EPS / 2] == 0.5
+    assert curve[EPS] == 0.5 and curve[2 * EPS] == 2 / N  # curve_eps, twice the budget
+    row = distances.distances(run)[0].table.set_index("model").loc["E-standard"]  # type: ignore[union-attr]
+    assert row["against dense"] == "higher" and row.p < 0.001
+    assert results(run).set_index("model").distance_against_dense["E-standard"] == "higher"
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -165,7 +177,7 @@ def test_passes_are_the_median_over_the_models_of_a_kind() -> None:
     found = costs.passes(run_of(spent, params)).set_index("attack")
     row = found.loc["field"]
     assert (row.gradients, row.gradients_low, row.gradients_high, row.models) == (2, 1, 7, 3)
-    attacks = len(params.active().suite.kept)
+    attacks = len(params.active().suite.kept) + len(params.active().curves.eps) + 1
     assert found.loc[costs.SUITE, "gradients"] == 2 * attacks and "curve_eps" not in found.index
 
 

@@ -4,38 +4,29 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from advprune.attacks.opening import Options
 from advprune.core.device import salted
 
 
 @dataclass(frozen=True)
-class APGDSettings:
-    """How to attack.
+class APGDSettings(Options):
+    """How to attack; more in `Options`.
 
-    eps: budget in units of the pixel range, in `norm` (`Linf`, `L2`). steps: gradient steps.
-    loss: `ce`, `dlr`, or `targeted`: the difference of logits ratio towards a wrong class, one run
-    for each of `targets` classes, in the order of the clean logits. restarts: random starts (a run
-    each), drawn by `seed`; a sample's start does not depend on the batch. start: images to begin
-    from in the place of the first draws. drop: stop working on a sample once it is broken (never
-    with a model that draws at random). pixels: broken means that the image as rounded to 8 bits is
-    misclassified; needs clean images that are 8-bit. precision: `bfloat16` computes gradients in
-    mixed precision; what looks broken is confirmed in float32. draws, backward: as in `pgd`.
+    eps: budget in units of the pixel range. steps: gradient steps. loss: `ce`, `dlr`, or
+    `targeted`: the difference of logits ratio towards a wrong class, one run for each of `targets`
+    classes, in the order of the clean logits. restarts: random starts (a run each), drawn by
+    `seed`; a sample's start does not depend on the batch. start: images to begin from in the place
+    of the first draws. drop: stop working on a sample once it is broken (never with a model that
+    draws at random). progress: of `N * steps * restarts`, for `targeted` times `targets`.
     """
 
     eps: float
     steps: int = 100
-    norm: str = "Linf"
     loss: str = "ce"
     targets: int = 9
     restarts: int = 1
-    seed: int = 0
     start: torch.Tensor | None = None
     drop: bool = True
-    pixels: bool = False
-    precision: str = "float32"
-    batch: int = 128
-    fold: bool = True
-    draws: int = 1
-    backward: str | None = None
     rho: float = 0.75
 
     @property

@@ -31,6 +31,7 @@ from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.resume import Noted, Parts
+from advprune.models.quantized import differentiable
 from advprune.models.stochastic import is_randomized
 
 FEWEST = {"standard": 4, "rand": 3}  # classes that the (targeted) difference of logits ratio needs
@@ -83,11 +84,12 @@ def autoattack(
     how = replace(options or AutoAttackOptions(), **changes)
     check_images("autoattack", images, labels)
     check_budget("autoattack", eps, how.norm)
-    check_model("autoattack", model, images, labels, random=how.version == "rand")
+    model = check_model("autoattack", model, images, labels)
     check_numbers("autoattack", 1, batch=how.batch)
     check_choice("autoattack", "norm", how.norm, ("Linf", "L2"))
     check_choice("autoattack", "version", how.version, tuple(FEWEST))
-    device, private, spent = device_of(model), attack_copy(model, device_of(model)), Cost()
+    device, spent = device_of(model), Cost()
+    private = attack_copy(differentiable(model), device)
     spent.watch(private)
     run = _Run(private, _official(private, eps, how, device), how, spent)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -108,7 +110,6 @@ class AutoAttackSettings(Attack):
     method: Literal["autoattack"]
     version: Literal["auto", "standard", "rand"] = "auto"
     images: int | None = Field(default=None, ge=1)
-    note: str = ""
 
     @property
     def steps(self) -> int:

@@ -1,4 +1,4 @@
-"""What all attacks share: a private, faster copy of the model, and batches over processes."""
+"""Private, faster copies of models, and batches over processes."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -41,6 +41,17 @@ class Mixed(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16):
             logits = self.model(x)
         return logits.to(x.dtype)
+
+
+class Ensemble(nn.Module):
+    """The mean logits of several models."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([model(x) for model in self.models]).mean(0)
 
 
 def by_batch(

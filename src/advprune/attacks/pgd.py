@@ -2,34 +2,29 @@
 
 Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (ICLR 2018), section
 2.1: from a random point of the eps-ball, step along the sign (Linf) or the direction (L2) of the
-loss gradient and project back. The attack works on a private copy of the model (engine.py), so the
-model, its modes, its gradients and the global random state do not change.
+loss gradient and project back.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from advprune.attacks.checks import (
-    check_budget,
-    check_choice,
-    check_images,
-    check_model,
-    check_numbers,
-    refuse,
-)
-from advprune.attacks.cost import Cost
-from advprune.attacks.engine import Mixed, Progress, attack_copy, by_batch, no_progress
-from advprune.attacks.losses import LOSSES, Loss
-from advprune.core.device import device_of
-from advprune.models.stochastic import RULES, drawn_logits, is_randomized, mean_logits, set_backward
+from advprune.attacks.checks import check_choice, check_numbers, refuse
+from advprune.attacks.losses import LOSSES
+from advprune.attacks.opening import Opened, Options, opened, options
+from advprune.attacks.registry import Context, method
+from advprune.core.attack_settings import AttackSettings
+from advprune.models.stochastic import is_randomized
+
+BETAS = 0.9, 0.999  # of Adam (Kingma and Ba, 2015), as published
 
 
 @dataclass(frozen=True)
-class PGDOptions:
-    """How `pgd` searches.
+class PGDOptions(Options):
+    """How `pgd` searches; more in `Options`.
 
     loss: `ce`, `margin` or `dlr`. keep: `last` iterate (as published), or the `best`, the one of
     highest loss. restarts: several starts; per sample, the result of highest loss is returned.
@@ -37,34 +32,21 @@ class PGDOptions:
     drop: stop working on a sample once an iterate of it is misclassified and return that iterate.
     Much faster on weak models, right where only accuracy counts; images are less adversarial.
     Not of a model that draws at random: one that is fooled in these draws is right in the next.
-    generator: a CPU generator for the starts; a sample's start does not depend on the batch size.
-    precision: `bfloat16` computes gradients in mixed precision, about twice as fast where the
-    processor has it; the images differ a little, so score them in float32 as always.
-    draws, backward: for models with random layers (models/stochastic.py). Gradients are averaged
-    over `draws` draws (EOT, Athalye et al. 2018), loss and decisions are those of the mean logits,
-    and gradients of the random factors follow the rule `constant`, `scale` or `identity` (BPDA);
-    None leaves the model's own.
     momentum: the step follows `v = momentum * v + g / mean|g|` instead of the gradient g alone
     (Dong et al., Boosting Adversarial Attacks with Momentum, 2018); it averages over draws, too.
-    cost: counts images passed forward and gradients taken.
-    progress: called with the number of image-steps done (of `N * steps * restarts`).
+    adam: the step is Adam's on the gradient's sign, and `random_start: false` the darkest corner of
+    the Linf ball: so does the attack of Athalye et al. (2018) on SAP, one draw a step.
+    progress: of `N * steps * restarts`.
     """
 
-    norm: str = "Linf"
     loss: str = "ce"
     restarts: int = 1
     random_start: bool = True
     start: torch.Tensor | None = None
     keep: str = "last"
     drop: bool = False
-    generator: torch.Generator | None = None
-    batch: int = 128
-    precision: str = "float32"
-    draws: int = 1
-    backward: str | None = None
     momentum: float = 0.0
-    cost: Cost | None = None
-    progress: Progress = no_progress
+    adam: bool = False
 
 
 def pgd(
@@ -84,141 +66,98 @@ def pgd(
     it by name. Raises ValueError on shapes, ranges or options that make no sense.
     """
     how = replace(options or PGDOptions(), **changes)
-    check_images("pgd", images, labels)
     check_numbers("pgd", 0, step=step, steps=steps)
-    _check(how, images)
-    check_budget("pgd", eps, how.norm)
-    check_model("pgd", model, images, labels)
-    generator = how.generator or torch.Generator().manual_seed(0)
-    device, private = device_of(model), attack_copy(model, device_of(model))
-    if how.backward is not None:
-        set_backward(private, how.backward)
-    if not (randomized := is_randomized(private)):
-        how = replace(how, draws=1)
-    elif how.drop:
-        raise ValueError(
-            "pgd: drop decides a sample by one misclassification, and this model draws at random: "
-            "most of those are undone by the next draws; leave drop out"
+    check_numbers("pgd", 1, restarts=how.restarts)
+    check_choice("pgd", "loss", how.loss, tuple(LOSSES))
+    check_choice("pgd", "keep", how.keep, ("last", "best"))
+    faults = {
+        f"momentum is {how.momentum}; it lies in [0, 1]": not 0 <= how.momentum <= 1,
+        "adam has a momentum of its own, and Linf alone": how.adam
+        and (how.momentum > 0 or how.norm != "Linf"),
+        "start must have the images' shape": how.start is not None
+        and how.start.shape != images.shape,
+        "with a given start there is one restart": how.start is not None and how.restarts > 1,
+    }
+    refuse("pgd", faults)
+    with opened("pgd", model, (images, labels), eps, how) as at:
+        drawn = (
+            "drop decides a sample by one misclassification, and this model draws at random: most "
+            "of those are undone by the next draws; leave drop out"
         )
-    cost = how.cost or Cost()
-    cost.watch(private)
-    search = _Search(private, eps, step, steps, how)
-    best_images = images.clone()
-    best_loss = images.new_full((len(images),), -torch.inf)
-
-    def attack(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        at = images[rows].to(device), labels[rows].to(device), points[rows].to(device)
-        found, losses = search(*at)
-        return found.to(images.device), losses.to(images.device)
-
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if randomized:
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        refuse("pgd", {drawn: how.drop and at.randomized})
+        best_images = images.clone()
+        best_loss = images.new_full((len(images),), -torch.inf)
         for _ in range(how.restarts):
-            points = how.start if how.start is not None else images
+            points = images if how.start is None else how.start
             if how.start is None and how.random_start:
-                points = random_point(images, eps, how.norm, generator)
-            batches = (best_loss < torch.inf).nonzero()[:, 0].split(how.batch)
-            results = by_batch(private, batches, attack, cost)
-            for rows, (found, losses) in zip(batches, results, strict=True):
-                better = losses > best_loss[rows]
-                best_images[rows[better]] = found[better]
-                best_loss[rows[better]] = losses[better]
+                points = random_point(images, eps, how.norm, at.generator)
+            elif how.start is None and how.adam:
+                points = (images - eps).clamp(0, 1)
+            rows = (best_loss < torch.inf).nonzero()[:, 0]
+            found, losses = at.run(partial(_search, at, step, steps), rows, points)
+            better = losses > best_loss[rows]
+            best_images[rows[better]] = found[better]
+            best_loss[rows[better]] = losses[better]
     return best_images
 
 
-def _check(how: PGDOptions, images: torch.Tensor) -> None:
-    check_numbers("pgd", 1, restarts=how.restarts, draws=how.draws, batch=how.batch)
-    check_choice("pgd", "norm", how.norm, ("Linf", "L2"))
-    check_choice("pgd", "loss", how.loss, tuple(LOSSES))
-    check_choice("pgd", "keep", how.keep, ("last", "best"))
-    check_choice("pgd", "precision", how.precision, ("float32", "bfloat16"))
-    check_choice("pgd", "backward", how.backward, (None, *RULES))
-    start = how.start
-    faults = {
-        f"momentum is {how.momentum}; it lies in [0, 1]": not 0 <= how.momentum <= 1,
-        "start must have the images' shape": start is not None and start.shape != images.shape,
-        "with a given start there is one restart": start is not None and how.restarts > 1,
-    }
-    refuse("pgd", faults)
+@method("pgd", AttackSettings)
+def _pgd(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: AttackSettings, how: Context
+) -> torch.Tensor:
+    """A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
+    its first misclassified draw, or choosing its best iterate, would reward a lucky draw."""
+    own = {"drop": False, "keep": "last"} if is_randomized(model) else {}
+    return pgd(model, images, labels, s.eps, s.step, s.steps, options(PGDOptions, s, how, **own))
 
 
-@dataclass(frozen=True)
-class _Search:
-    """One run from one start for one batch."""
-
-    model: nn.Module
-    eps: float
-    step: float
-    steps: int
-    how: PGDOptions
-
-    def __call__(
-        self, clean: torch.Tensor, labels: torch.Tensor, start: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images found `[n, C, H, W]` and their losses `[n]` (infinite: dropped, decided)."""
-        clean = clean.contiguous(memory_format=torch.channels_last)
-        current = start.contiguous(memory_format=torch.channels_last)
-        found, losses = current.clone(), clean.new_full((len(clean),), -torch.inf)
-        rows = torch.arange(len(clean), device=clean.device)  # samples still worked on
-        how, loss, direction = self.how, LOSSES[self.how.loss], torch.zeros_like(clean)
-        model = Mixed(self.model) if how.precision == "bfloat16" else self.model
-        for _ in range(self.steps):
-            gradient, logits = expected_gradient(model, current, labels, loss, how.draws, how.batch)
-            now, wrong = loss(logits, labels), logits.argmax(1) != labels
-            how.progress(len(clean))
-            if how.momentum:
-                size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
-                gradient = how.momentum * direction + gradient / size
-            direction = gradient
-            if how.keep == "best":
-                _record(found, losses, rows, current, now)
-            if how.drop and wrong.any():
-                found[rows[wrong]], losses[rows[wrong]] = current[wrong], torch.inf
-                rows, labels, clean = rows[~wrong], labels[~wrong], clean[~wrong]
-                current, direction = current[~wrong], direction[~wrong]
-                if not len(rows):
-                    return found, losses
-            moved = ascend(current, direction, self.step, how.norm)
-            current = project(moved, clean, self.eps, how.norm)
-        if how.keep == "best":
-            _record(found, losses, rows, current, self._loss(current, labels))
-        else:
-            found[rows] = current
-            losses[rows] = self._loss(current, labels) if how.restarts > 1 else 0.0
-        return found, losses
-
-    def _loss(self, current: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            logits = mean_logits(self.model, current, self.how.draws, self.how.batch)
-        return LOSSES[self.how.loss](logits, labels)
-
-
-def expected_gradient(
-    model: nn.Module,
-    images: torch.Tensor,
+def _search(
+    at: Opened[PGDOptions],
+    step: float,
+    steps: int,
+    clean: torch.Tensor,
     labels: torch.Tensor,
-    loss: Loss,
-    draws: int = 1,
-    most: int = 0,
+    start: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
-
-    labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass, as in
-    `models.stochastic.drawn_logits`. Non-finite entries of a pass's
-    gradient (a division by nearly nothing) count as 0.
-    """
-    point = images.detach().requires_grad_()
-    gradient, total = torch.zeros_like(images), torch.zeros(())
-    with torch.enable_grad():
-        for logits in drawn_logits(model, point, draws, most):
-            if logits.requires_grad:  # else the model has cut its graph: there is no gradient
-                repeated = labels.repeat(len(logits), *[1] * (labels.ndim - 1))
-                losses = loss(logits.flatten(0, 1), repeated)
-                (one,) = torch.autograd.grad(losses.sum(), point)
-                gradient += one.nan_to_num(0.0, 0.0, 0.0)
-            total = total.to(logits) + logits.detach().sum(0)
-    return gradient / draws, total / draws
+    """One run from one start: images `[n, C, H, W]` and losses `[n]` (infinite: dropped)."""
+    clean = clean.contiguous(memory_format=torch.channels_last)
+    current = start.contiguous(memory_format=torch.channels_last)
+    found, losses = current.clone(), clean.new_full((len(clean),), -torch.inf)
+    rows = torch.arange(len(clean), device=clean.device)  # samples still worked on
+    how, loss = at.options, LOSSES[at.options.loss]
+    first, second = torch.zeros_like(clean), torch.zeros_like(clean)  # moments of the gradient
+    for index in range(steps):
+        gradient, logits = at.gradient(current, labels, loss)
+        how.progress(len(clean))
+        if how.momentum:
+            size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
+            gradient = first = how.momentum * first + gradient / size
+        if how.keep == "best":
+            _record(found, losses, rows, current, loss(logits, labels))
+        if how.drop and (wrong := at.fooled(logits, current, clean, labels)).any():
+            found[rows[wrong]], losses[rows[wrong]] = current[wrong], torch.inf
+            stay = [t[~wrong] for t in (rows, labels, clean, current, gradient, first, second)]
+            rows, labels, clean, current, gradient, first, second = stay
+            if not len(rows):
+                return found, losses
+        if how.adam:
+            sign = gradient.sign()
+            first = BETAS[0] * first + (1 - BETAS[0]) * sign
+            second = BETAS[1] * second + (1 - BETAS[1]) * sign.square()
+            mean, size = (
+                m / (1 - b ** (index + 1)) for m, b in zip((first, second), BETAS, strict=True)
+            )
+            moved = current + step * mean / (size.sqrt() + 1e-8)
+        else:
+            moved = ascend(current, gradient, step, how.norm)
+        current = project(moved, clean, at.eps, how.norm)
+    if how.keep == "best" or how.restarts > 1:
+        now = loss(at.logits(current), labels)
+    if how.keep == "best":
+        _record(found, losses, rows, current, now)
+    else:
+        found[rows], losses[rows] = current, now if how.restarts > 1 else 0.0
+    return found, losses
 
 
 def _record(

@@ -2,20 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, no_progress
-from advprune.attacks.pgd import PGDOptions, pgd
-from advprune.core.attack_settings import Attack, AttackSettings
+from advprune.core.attack_settings import Attack
 from advprune.core.errors import UserError
 from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.core.settings import parse
-from advprune.models.stochastic import is_randomized
 
 Function = Callable[..., torch.Tensor]  # (model, images, labels, setting, context) -> images
 
@@ -26,6 +23,9 @@ class Context:
 
     cost: counts what passes through the model. parts: where a long attack keeps what it finished.
     breakdown: an attack made of several notes here how many images are right after each.
+    found: what a method notes of each image, `[N]`, by the name of its column in records.
+    parent: what the model was made from, where it is known. pixels: the images will be rounded to 8
+    bits, as clean ones are.
     """
 
     seed: int = 0
@@ -34,16 +34,14 @@ class Context:
     progress: Progress = no_progress
     parts: Parts | None = None
     breakdown: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def counted(self) -> dict[str, Any]:
-        """Batch size, cost and progress, as most attacks take them."""
-        return {"batch": self.batch, "cost": self.cost, "progress": self.progress}
+    found: dict[str, torch.Tensor] = field(default_factory=dict)
+    parent: nn.Module | None = None
+    pixels: bool = False
 
 
 @dataclass(frozen=True)
 class Method:
-    """An attack: its class of settings, its function, and whether it differentiates the model."""
+    """An attack: its class of settings, its function, and whether it follows gradients."""
 
     settings: type[Attack]
     function: Function
@@ -59,7 +57,7 @@ def method(
     """Register an attack under its `method` in params.yaml.
 
     Its function returns float images in [0, 1]; what uses it rounds them to 8 bits in the budget.
-    differentiates: of a quantized model, it gets the differentiable twin.
+    differentiates: whether it follows the model's gradients.
     """
 
     def register(function: Function) -> Function:
@@ -77,6 +75,11 @@ def method_of(setting: Attack, place: str = "attack") -> Method:
     return _REGISTRY[setting.method]
 
 
+def differentiates(name: str) -> bool:
+    """Whether the attack of that method follows a gradient; False where there is none."""
+    return name in _REGISTRY and _REGISTRY[name].differentiates
+
+
 def typed(name: str, setting: Attack) -> Attack:
     """The setting of `attacks.<name>`, as read or typed, by its attack's own class of settings.
 
@@ -92,16 +95,3 @@ def typed(name: str, setting: Attack) -> Attack:
 def attacks_of(profile: Profile) -> dict[str, Attack]:
     """All attacks of a profile by name, typed: wrong settings are refused here."""
     return {name: typed(name, setting) for name, setting in profile.attacks.items()}
-
-
-@method("pgd", AttackSettings)
-def _pgd(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: AttackSettings, how: Context
-) -> torch.Tensor:
-    """A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
-    its first misclassified draw, or choosing its best iterate, would reward a lucky draw."""
-    own = s.model_dump(exclude={"method", "note", "eps", "step", "steps"})
-    own |= {"drop": False, "keep": "last"} if is_randomized(model) else {}
-    generator = torch.Generator().manual_seed(how.seed)
-    options = PGDOptions(**own, **how.counted, generator=generator)
-    return pgd(model, images, labels, s.eps, s.step, s.steps, options)

@@ -15,45 +15,30 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.attacks.checks import (
-    check_budget,
-    check_images,
-    check_model,
-    check_numbers,
-    refuse,
-)
-from advprune.attacks.cost import Cost
-from advprune.attacks.engine import Progress, attack_copy, by_batch, no_progress
+from advprune.attacks.checks import check_choice, check_numbers, refuse
+from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
+from advprune.attacks.opening import Opened, Options, opened, options
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
-from advprune.core.device import device_of, salted
-from advprune.models.stochastic import is_randomized, mean_logits
+from advprune.models.stochastic import is_randomized
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
 
 
 @dataclass(frozen=True)
-class SquareOptions:
-    """How `square` searches.
+class SquareOptions(Options):
+    """How `square` searches; more in `Options`.
 
     queries: per image, the stripes included (the look at the clean image is not).
     p: share of the image that the first squares take.
-    draws: logits are the mean of that many forward passes, for randomized models. Whether the loss
-    rose rests on that mean. Its noise stays in it, and the loss that is kept is that of a lucky
-    draw, so score the images afresh.
-    generator: a CPU generator; the squares of an image do not depend on the batch size.
-    cost: counts what is passed through the model. progress: called with image-queries done (at most
-    `N * queries`: those that decided images save are not reported).
+    draws: of any model that draws; whether the loss rose rests on the mean logits. Its noise stays
+    in it, and the loss that is kept is that of a lucky draw, so score the images afresh.
+    progress: of at most `N * queries`: those that decided images save are not reported.
     """
 
     queries: int = 1000
     p: float = 0.8
-    draws: int = 1
-    generator: torch.Generator | None = None
-    batch: int = 128
-    cost: Cost | None = None
-    progress: Progress = no_progress
 
 
 def square(
@@ -80,35 +65,26 @@ def square(
     or options that make no sense.
     """
     how = replace(options or SquareOptions(), **changes)
-    check_images("square", images, labels)
-    check_budget("square", eps, "Linf")
-    check_model("square", model, images, labels, random=True)
-    check_numbers("square", 1, queries=how.queries, draws=how.draws, batch=how.batch)
+    check_numbers("square", 1, queries=how.queries)
+    check_choice("square", "norm", how.norm, ("Linf",))
     part = f"p is {how.p}; it is a part of the image, above 0 and at most 1"
     refuse("square", {part: not 0 < how.p <= 1})
-    generator = how.generator or torch.Generator().manual_seed(0)
-    device, private = device_of(model), attack_copy(model, device_of(model))
-    cost = how.cost or Cost()
-    cost.watch(private)
-    shown = images.to(device).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        search = _Search(private, shown, labels.to(device), eps, how, generator, cost)
-        change = search().to(images.device)
-    return (images + change).clamp(0, 1)
+    with opened("square", model, (images, labels), eps, how) as at, torch.no_grad():
+        shown = images.to(at.device).contiguous(memory_format=torch.channels_last)
+        change = _Search(at, shown, labels.to(at.device))()
+    return (images + change.to(images.device)).clamp(0, 1)
 
 
 class SquareSettings(Attack):
     """Settings of `method: square`.
 
-    draws: for randomized models, the loss of a query is that of the mean logits of so many draws.
+    draws: for randomized models, the loss of a query is that of the mean logits of this many draws.
     """
 
     method: Literal["square"]
     norm: Literal["Linf"] = "Linf"
     queries: int = Field(default=1000, ge=1, le=1000000)
     draws: int = Field(default=1, ge=1, le=10000)
-    note: str = ""
 
     @property
     def steps(self) -> int:
@@ -121,61 +97,54 @@ def _square(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: SquareSettings, how: Context
 ) -> torch.Tensor:
     draws = s.draws if is_randomized(model) else 1
-    generator = torch.Generator().manual_seed(salted(how.seed, "square"))
-    options = SquareOptions(s.queries, draws=draws, generator=generator, **how.counted)
-    return square(model, images, labels, s.eps, options)
+    return square(model, images, labels, s.eps, options(SquareOptions, s, how, draws=draws))
 
 
 @dataclass(frozen=True)
 class _Search:
     """The search over all images. Changes hold `+-eps` (or 0) and are cut to [0, 1] when shown."""
 
-    model: nn.Module
+    at: Opened[SquareOptions]
     images: torch.Tensor
     labels: torch.Tensor
-    eps: float
-    how: SquareOptions
-    generator: torch.Generator
-    cost: Cost
 
     def __call__(self) -> torch.Tensor:
         """The change of every image, `[N, C, H, W]`."""
-        n, channels, height, width = self.images.shape
+        (n, channels, height, width), how = self.images.shape, self.at.options
         rows = torch.arange(n, device=self.images.device)
         change = torch.zeros_like(self.images)
         clean = self._losses(rows, change)
         losses = clean.clone()
         rows = self._left(rows, losses)
-        stripes = self.eps * self._signs(n, channels, 1, width).expand(-1, -1, height, -1)
+        stripes = self.at.eps * self._signs(n, channels, 1, width).expand(-1, -1, height, -1)
         change[rows] = stripes[rows]
         losses[rows] = self._losses(rows, change[rows])
-        self.how.progress(len(rows))
-        for tried in range(self.how.queries - 1):
+        how.progress(len(rows))
+        for tried in range(how.queries - 1):
             rows = self._left(rows, losses)
             if not len(rows):
                 break
-            candidate = self._with_square(change, rows, side(self.how.p, tried, change.shape))
+            candidate = self._with_square(change, rows, side(how.p, tried, change.shape))
             now = self._losses(rows, candidate)
             better = now > losses[rows]
             change[rows[better]], losses[rows[better]] = candidate[better], now[better]
-            self.how.progress(len(rows))
+            how.progress(len(rows))
         change[losses < clean] = 0
         return change
 
     def _left(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """Those of `rows` that are worked on: the images still right, or all of a random model."""
-        return rows if is_randomized(self.model) else rows[losses[rows] <= 0]
+        return rows if self.at.randomized else rows[losses[rows] <= 0]
 
     def _losses(self, rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """The margins of `images[rows] + change`, `[len(rows)]`, on the mean logits."""
 
         def of(part: torch.Tensor) -> torch.Tensor:
             points = (self.images[rows[part]] + change[part]).clamp(0, 1)
-            logits = mean_logits(self.model, points, self.how.draws, self.how.batch)
-            return margin(logits, self.labels[rows[part]]).cpu()
+            return margin(self.at.logits(points), self.labels[rows[part]]).cpu()
 
-        parts = torch.arange(len(rows), device=rows.device).split(self.how.batch)
-        return torch.cat(by_batch(self.model, parts, of, self.cost)).to(self.images)
+        parts = torch.arange(len(rows), device=rows.device).split(self.at.options.batch)
+        return torch.cat(by_batch(self.at.exact, parts, of, self.at.cost)).to(self.images)
 
     def _with_square(self, change: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
         """`change[rows]` with a random square set to `+-eps`, a sign for each channel.
@@ -185,17 +154,17 @@ class _Search:
         n, channels, height, width = change.shape
         down = self._offsets(n, height, size)[rows, None, :, None]  # [rows, 1, H, 1]
         across = self._offsets(n, width, size)[rows, None, None, :]  # [rows, 1, 1, W]
-        signs = self.eps * self._signs(n, channels, 1, 1)[rows]
+        signs = self.at.eps * self._signs(n, channels, 1, 1)[rows]
         return torch.where(down & across, signs, change[rows])
 
     def _offsets(self, n: int, length: int, size: int) -> torch.Tensor:
         """`[n, length]`: true on `size` neighbours from a place that is uniform over all."""
-        first = torch.randint(length - size + 1, (n, 1), generator=self.generator)
+        first = torch.randint(length - size + 1, (n, 1), generator=self.at.generator)
         place = torch.arange(length)
         return ((place >= first) & (place < first + size)).to(self.images.device)
 
     def _signs(self, *shape: int) -> torch.Tensor:
-        return (2 * torch.randint(2, shape, generator=self.generator) - 1).to(self.images)
+        return (2 * torch.randint(2, shape, generator=self.at.generator) - 1).to(self.images)
 
 
 def side(p: float, tried: int, shape: torch.Size) -> int:

@@ -10,7 +10,6 @@ What is attacked is a *code*, the bits as an unsigned number in [0, 2^bits - 1].
 significant one, bit `bits - 1` the sign.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advprune.models.border import plain_copy
 from advprune.models.inert import met
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -211,7 +211,7 @@ def hamming(one: StoredModel, other: StoredModel) -> int:
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    copied = plain_copy(model).requires_grad_(False)
     copied.zero_grad(set_to_none=True)
     return copied
 

@@ -8,11 +8,14 @@ state that is seeded for the call, so nothing changes for the caller.
 import copy
 import inspect
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
+from advprune.attacks.checks import check_images, check_model
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.registry import Context, method
@@ -20,6 +23,24 @@ from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.settings import Name
+from advprune.models.quantized import differentiable
+
+# Those that follow the model's gradient and nothing else.
+FOLLOW_GRADIENT = frozenset(
+    ("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "PGDL2", "PGDRS", "PGDRSL2", "EOTPGD", "TPGD", "UPGD")
+    + (
+        "MIFGSM",
+        "NIFGSM",
+        "SINIFGSM",
+        "DIFGSM",
+        "TIFGSM",
+        "VMIFGSM",
+        "VNIFGSM",
+        "PIFGSM",
+        "PIFGSMPP",
+    )
+    + ("APGD", "APGDT", "FAB", "CW", "DeepFool", "SparseFool", "JSMA", "EADL1", "EADEN", "Jitter")
+)
 
 
 def attack_class(name: str) -> Any:
@@ -58,8 +79,10 @@ def zoo(
     Raises UserError for an unknown attack or arguments that it does not take.
     """
     check_attack(name, arguments or {})
+    check_images(name, images, labels)
+    model = check_model(name, model, images, labels)
     kind, device = attack_class(name), device_of(model)
-    private = copy.deepcopy(model).eval()
+    private = copy.deepcopy(differentiable(model))
     how = options or ZooOptions()
     cost = how.cost or Cost()
     cost.watch(private)
@@ -90,6 +113,21 @@ class ZooSettings(Attack):
     name: Name
     arguments: dict[str, Any] = {}
 
+    @property
+    def recorded(self) -> str:
+        """As what it is recorded: its label may say nothing of its class."""
+        return f"{self.method}.{self.name}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _eps_of_the_class(cls, values: Any) -> Any:
+        """The budget that the class has of its own, where none is given and it has one."""
+        if isinstance(values, dict) and "eps" not in values.get("arguments", {}):
+            known = inspect.signature(attack_class(values["name"])).parameters
+            if "eps" in known:
+                return values | {"eps": known["eps"].default}
+        return values
+
 
 @method("torchattacks", ZooSettings)
 def _zoo(
@@ -102,6 +140,14 @@ def _zoo(
 def check_attack(name: str, arguments: dict[str, Any]) -> None:
     """UserError for an attack that torchattacks lacks, or an argument that the attack lacks."""
     known = inspect.signature(attack_class(name)).parameters
-    if unknown := sorted(set(arguments) - set(known)):
-        takes = ", ".join(key for key in known if key != "model")
-        raise UserError(f"attack.extra: {name} takes no {unknown[0]!r}; it takes {takes}")
+    takes = [key for key in known if key != "model"]
+    if unknown := sorted(set(arguments) - set(takes)):
+        raise UserError(
+            f"attack.extra: {name} takes no {unknown[0]!r}; it takes {', '.join(takes)}"
+        )
+    for key, value in arguments.items():
+        default = known[key].default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        given = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not (given and isfinite(value)):
+            raise UserError(f"attack.extra: {name}: {key} is a number (got {value!r})")

@@ -11,9 +11,7 @@ from advprune.cli.gate import gate
 from advprune.cli.leaderboard import leaderboard
 from advprune.cli.prune import prune
 from advprune.cli.report import report
-from advprune.core.errors import UserError
-
-UNANSWERED = 2  # also what a wrong option ends with
+from advprune.core.ending import ended
 
 app = typer.Typer(
     name="advprune",
@@ -22,7 +20,7 @@ app = typer.Typer(
         "Audit a checkpoint, attack it, compress it, and compare one branch with another. Run it "
         "in the root of the repository, where all but audit and export read params.yaml.\n\n"
         "Exit status: 0, success; 1, audit found a fault or gate a drop in robustness; 2, a file "
-        "that cannot be read, or a wrong setting or option."
+        "that cannot be read, a wrong setting or option, or a fault of the program."
     ),
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -33,9 +31,5 @@ for command in (audit, evaluate, prune, export, report, leaderboard, gate):
 
 
 def main() -> None:
-    """Run the command line; a UserError ends it with one line and exit status 2."""
-    try:
-        app(prog_name="advprune")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(UNANSWERED)
+    """Run the command line, and end with its exit status."""
+    sys.exit(ended(app, "advprune"))

@@ -1,6 +1,7 @@
 """`advprune audit`: whether a checkpoint is sound, and how sparse it is."""
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,11 +50,15 @@ def audit(
     from advprune.models.checkpoint import header_spec, read_weights
 
     tensors, metadata = read_weights(file)
+    several = metadata.pop("several", None)
     said = given(architecture, factory, width, classes, channels)
     spec = header_spec(metadata, where=str(file))
     found = audit_tensors(
         tensors, spec, given=said, tolerance=mask_tolerance, keep=keep, factory=factory
     )
+    if several:
+        fault = f"several: the file holds {several}, of which this is the first; store one alone"
+        found = replace(found, faults=(fault, *found.faults))
     facts = {"file": str(file), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
     if as_json:
         print(json.dumps(facts | described(found), indent=2))

@@ -17,6 +17,7 @@ from advprune.cli.options import (
     ClassesOption,
     FactoryOption,
     KeepOption,
+    NormalizeOption,
     ProfileOption,
     WidthOption,
     given,
@@ -49,12 +50,7 @@ def evaluate(
     classes: ClassesOption = None,
     channels: ChannelsOption = None,
     keep: KeepOption = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option(
-            help="Whether a foreign network normalizes images; by default as in the profile."
-        ),
-    ] = None,
+    normalize: NormalizeOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
@@ -120,9 +116,11 @@ def run_of(
     from advprune.core.device import setup
     from advprune.core.resume import Parts
     from advprune.data import to_float
+    from advprune.data.split import sha256_of as sha256_of_split
     from advprune.evaluate.exchange import received
     from advprune.evaluate.suite import Suite
     from advprune.models.card import card_of
+    from advprune.models.outside import code_files
     from advprune.models.spec import spec_of
     from advprune.quantization.post_training import agreement
     from advprune.report.run import Model, Run
@@ -131,6 +129,7 @@ def run_of(
     main, images, device = params.attack.main, to_float(split.images), setup()
     facts = profile.model_dump(include={"data", "attacks", "suite", "curves", "batch"})
     facts |= {"attack": params.attack.model_dump(), "seed": params.seed}
+    digest = sha256_of_split(split)
     models: list[Model] = []
     made: dict[str, Any] = {}
     for name, (path, network) in networks.items():
@@ -139,8 +138,12 @@ def run_of(
             known["twin_agreement"] = round(agreement(network, images)[0], 4)
         card = card_of(path, network, known, image_shape=split.shape)  # before it moves to a GPU
         network.to(device)
-        parts = Parts(place, name, facts, *settings, files=[path])
-        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts)
+        code = code_files(spec_of(network).factory)
+        dense = [one for one in networks if one == DENSE != name]
+        files = [path, *(networks[one][0] for one in dense), *code]
+        parts = Parts(place, name, facts, *settings, digest, files=files)
+        parent = next((networks[one][1] for one in dense), None)
+        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, parent)
         records, adv = suite.attack(path.name, network)
         others = {(source, main): pixels for source, pixels in made.items()}
         tables = {

@@ -14,6 +14,7 @@ from advprune.core.errors import UserError
 if TYPE_CHECKING:
     from advprune.report.gate import Result, Side
 
+MOST_BY_RATE = 5000  # images: a rate rounded to four digits still gives the exact count
 Read = Callable[[str], str | None]  # a path below the current folder -> its text, None: not there
 
 
@@ -87,6 +88,8 @@ def _result(text: str | None, where: str) -> "Result | None":
         found = json.loads(text or "")
         robust, n = found.get("robust_accuracy"), found["n"]
         clean, verdict = found["clean_accuracy"], found.get("verdict")
+        if n > MOST_BY_RATE:
+            raise ValueError(f"a rate of four digits does not give counts of {n} images")
         return None if robust is None else Result(round(robust * n), int(n), clean, verdict)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{where} is damaged: {error}") from error

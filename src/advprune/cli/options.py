@@ -74,6 +74,15 @@ KeepOption = Annotated[
 ]
 
 
+NormalizeOption = Annotated[
+    bool | None,
+    typer.Option(
+        help="Whether the network is given normalized images; by default as its header says, else "
+        "as in the profile."
+    ),
+]
+
+
 def given(
     architecture: str | None,
     factory: str | None,

@@ -14,6 +14,7 @@ from advprune.cli.options import (
     FactoryOption,
     FamilyArgument,
     KeepOption,
+    NormalizeOption,
     ProfileOption,
     WidthOption,
     given,
@@ -35,6 +36,7 @@ def prune(
     classes: ClassesOption = None,
     channels: ChannelsOption = None,
     keep: KeepOption = None,
+    normalize: NormalizeOption = None,
 ) -> None:
     """Compress a checkpoint: apply a family at a setting, write the result and its card.
 
@@ -46,10 +48,13 @@ def prune(
     Exit status: 0, or 2 if nothing was written.
     """
     from advprune.cli.repository import Repository
-    from advprune.core.files import fingerprint
+    from advprune.core.files import fingerprint, locked
     from advprune.data import to_float
+    from advprune.data.split import sha256_of
     from advprune.models.card import write_card
     from advprune.models.checkpoint import save_model
+    from advprune.models.outside import code_files
+    from advprune.models.spec import spec_of
     from advprune.pruning import Data, setting_of
     from advprune.pruning import prune as prune_model
 
@@ -59,13 +64,16 @@ def prune(
     setting_of(family, value, place="--setting")
     repository = Repository(profile)
     said = given(architecture, factory, width, classes, channels)
-    dense, split = repository.network(checkpoint, said, keep), repository.split("train")
+    dense, split = repository.network(checkpoint, said, keep, normalize), repository.split("train")
     train, seed = repository.profile.train, repository.params.seed
     facts = repository.profile.model_dump(include={"data", "train"})
-    key = fingerprint(family, value, said, keep, facts, seed, files=[checkpoint])
+    code = code_files(repository.factory(said))
+    known = family, value, said, keep, normalize, facts, seed, sha256_of(split)
+    key = fingerprint(*known, files=[checkpoint, *code])
     state = Path("checkpoints") / key / "training.pt"
     data = Data(to_float(split.images), split.labels, train, state)
-    pruned = prune_model(family, dense, value, data, seed)
+    with locked(state.parent):
+        pruned = prune_model(family, dense, value, data, seed)
     save_model(pruned.model, out)
     write_card(
         out,
@@ -76,7 +84,11 @@ def prune(
     )
     shutil.rmtree(state.parent, ignore_errors=True)
     card = out.with_suffix(".json").name
-    print(f"{out} and {card}: {pruned.ratio:.2%} of the weights and biases changed")
+    at = f" at {pruned.notes['sites']} sites" if "sites" in pruned.notes else ""
+    print(f"{out} and {card}: {pruned.ratio:.2%} of the weights and biases changed{at}")
+    spec = spec_of(pruned.model)
+    normalizes = (set(spec.mean), set(spec.std)) != ({0.0}, {1.0})
+    print(f"images are {'normalized' if normalizes else 'taken as they are, in [0, 1]'}")
 
 
 def parsed(text: str) -> Any:

@@ -35,11 +35,17 @@ class Repository:
         return Path(kind) / self.params.profile / name
 
     def split(self, name: str) -> "Split":
-        """The profile's train, val or test images: as prepared, else made in memory."""
+        """The profile's train, val or test images: as prepared, if from the settings and files that
+        are there now, else made in memory."""
         from advprune.data import read_split
+        from advprune.data.sources import key_of
 
         path = self.place("data", f"{name}.safetensors")
-        return read_split(path) if path.is_file() else self._prepared[name]
+        if path.is_file():
+            split = read_split(path)
+            if split.made == key_of(self.profile.data, self.params.seed):
+                return split
+        return self._prepared[name]
 
     @cached_property
     def _prepared(self) -> "dict[str, Split]":
@@ -58,7 +64,7 @@ class Repository:
 
         Checkpoints of this library describe themselves. Of others the architecture is `given` or
         inferred, or the profile's if that is not one of this library's; images are normalized as in
-        the profile, unless `normalize` says otherwise. keep: see `models.audit`. Raises UserError
+        the profile. `normalize` overrides both. keep: see `models.audit`. Raises UserError
         if the audit finds a fault, or if the network does not fit the images.
         """
         from advprune.models.audit import audit
@@ -75,11 +81,13 @@ class Repository:
         if found.spec is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
-        spec = spec or self._with_normalization(found.spec, normalize)
+        if spec is None or normalize is not None:
+            spec = self._with_normalization(found.spec, normalize)
         self._check(spec, path)
         model = build(spec, allowed)
         names = naming(spec, tensors, stored(model))
-        fill(model, plain(tensors, keep, names).tensors, where=str(path))
+        wanted = stored(model)
+        fill(model, plain(tensors, keep, names, wanted).tensors, where=str(path))
         check_answers(model, self.split("test").shape)
         return model
 

@@ -10,15 +10,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse, parse_fraction
 
-Backward = Literal["constant", "scale", "identity"]
+# What is differentiated where a model hides its gradient (models/backward.py), and the rules that
+# layers know which draw at random.
+Backward = Literal["constant", "scale", "identity", "wide", "parent", "ensemble"]
+RandomBackward = Literal["constant", "scale", "identity"]
 
 
 class Attack(Settings):
-    """What every attack has: its method, and its budget in units of the pixel range."""
+    """What every attack has: its method, and its budget in units of the pixel range.
+
+    after: another attack; where the suite has it, this one works on the images which that one did
+    not break. Not on a model that draws at random. rounding: how images become 8-bit
+    (attacks/pixels.py).
+    """
 
     method: Name
     norm: Literal["Linf", "L2"] = "Linf"
     eps: L2Budget
+    after: Name | None = None
+    rounding: Literal["strict", "nearest"] = "strict"
+    note: str = ""
 
     @model_validator(mode="after")
     def _linf_budget_fits_the_pixel_range(self) -> Self:
@@ -27,14 +38,24 @@ class Attack(Settings):
         return self
 
 
-class AttackSettings(Attack):
+class GradientAttack(Attack):
+    """What attacks by gradients have.
+
+    draws: of randomized models alone; gradients are averaged over that many. backward: what is
+    differentiated where the model hides its gradient (models/backward.py); null leaves the model
+    its own rule.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    draws: int = Field(default=1, ge=1, le=10000)
+    backward: Backward | None = None
+
+
+class AttackSettings(GradientAttack):
     """One attack of the PGD engine (`advprune.attacks.pgd`).
 
-    momentum: share of the former direction that each step keeps; 0 is plain PGD.
-
-    draws, backward: for randomized models alone. Gradients are averaged over this many draws, and
-    taken with the random factors held constant, through their scale, or with the random layer
-    replaced by the identity (BPDA); null leaves the model its own rule.
+    momentum: share of the former direction that each step keeps; 0 is plain PGD. adam: steps are
+    Adam's on the gradient's sign.
     """
 
     method: Literal["pgd"] = "pgd"
@@ -45,11 +66,8 @@ class AttackSettings(Attack):
     loss: Literal["ce", "margin", "dlr"] = "ce"
     keep: Literal["last", "best"] = "last"
     drop: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    draws: int = Field(default=1, ge=1, le=10000)
-    backward: Backward | None = None
     momentum: float = Field(default=0.0, ge=0, le=1)
-    note: str = ""
+    adam: bool = False
 
     @property
     def crosses(self) -> bool:
@@ -72,7 +90,7 @@ def _by_method(value: Any) -> Any:
 
 
 AnyAttack = Annotated[AttackSettings | OtherAttack, BeforeValidator(_by_method)]
-KINDS = ("deterministic", "randomized", "quantized", "binary")
+KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped")
 
 
 class SuiteSettings(Settings):
@@ -81,7 +99,7 @@ class SuiteSettings(Settings):
     table: those of the published table; every model and every setting of a sweep gets them, and the
     dense network's images are tried on its compressed models. transfer: every model gets them;
     the main one's images are tried on all other models, the others' where they were crafted on a
-    dense network or an attacker's own.
+    dense network or an attacker's own. clamped: models with clamped or rounded feature maps.
     """
 
     table: list[Name] = Field(min_length=1)
@@ -90,6 +108,7 @@ class SuiteSettings(Settings):
     randomized: list[Name] = []
     quantized: list[Name] = []
     binary: list[Name] = []
+    clamped: list[Name] = []
 
     def of(self, kind: str) -> list[str]:
         """The names of all attacks of a kind of model, those whose images are kept first."""
@@ -123,6 +142,9 @@ class CurveSettings(Settings):
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
 
 
+OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure changes so
+
+
 class ExtraAttack(BaseModel):
     """An attack of torchattacks by class name; the other keys are its own arguments.
 
@@ -144,8 +166,10 @@ class ExtraAttack(BaseModel):
 
     @property
     def setting(self) -> OtherAttack:
-        """As an attack: any change where it has no `eps`; names that end in L2 have L2 budgets."""
-        norm, own = "L2" if self.name.endswith("L2") else "Linf", self.arguments()
+        """As an attack: its norm by its argument `norm`, else by its name; where it has no `eps`,
+        `attacks.zoo` knows the class's own."""
+        own = self.arguments()
+        norm = own.get("norm", "L2" if self.name.endswith("L2") or self.name in OF_L2 else "Linf")
         known = {"norm": norm, "eps": own.get("eps", 1.0), "name": self.name, "arguments": own}
         known["method"] = "torchattacks"
         return parse(OtherAttack, known, f"attack.extra: {self.key}")

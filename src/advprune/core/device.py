@@ -1,6 +1,5 @@
 """The device, and reproducible computation on it."""
 
-import copy
 import ctypes
 import hashlib
 import os
@@ -72,9 +71,3 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def evaluated(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode: itself, or a copy where any part of it is in training mode."""
-    training = any(module.training for module in model.modules())
-    return copy.deepcopy(model).eval() if training else model

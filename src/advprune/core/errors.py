@@ -4,8 +4,13 @@
 class UserError(Exception):
     """Something outside the code is wrong: a setting, a file, an image, a checkpoint.
 
-    The message is one line. Stage scripts print it and exit with status 1, without a traceback.
+    The message is one line. Commands and stages print it and exit with status 2, without a
+    traceback.
     """
+
+
+class InputError(UserError, ValueError):
+    """What was given to a function makes no sense: a model, images, labels, a budget."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,11 @@
 """Files: written whole or not at all, and identified by hash."""
 
+import ctypes
+import fcntl
 import hashlib
+import importlib.util
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,18 +15,33 @@ from typing import Any
 
 from advprune.core.errors import UserError
 
+WRITING = Path("checkpoints/writing")  # temporary files of a pipeline
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; rename it to `path` on success, delete it on failure.
+    """Yield a temporary file, or the name of a folder to be; it takes the place of `path` on
+    success, whole, and is deleted on failure.
 
-    Parent folders are made. Raises UserError where the folder cannot be written.
+    Where there is a pipeline it lies in checkpoints/, which no stage depends on: what a killed
+    process leaves there changes no result. Parent folders are made. Raises UserError where the
+    folder cannot be written.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    temporary = path.with_name(name := f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if Path("dvc.yaml").is_file() and path.absolute().is_relative_to(Path.cwd()):
+            WRITING.mkdir(parents=True, exist_ok=True)
+            if WRITING.stat().st_dev == path.parent.stat().st_dev:
+                temporary = WRITING / name
         yield temporary
-        temporary.replace(path)
+        for one in (temporary, *temporary.rglob("*")):
+            _flush(one)
+        if path.is_dir():
+            _swap(temporary, path)
+        else:
+            temporary.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; "
@@ -31,6 +50,84 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
+def _flush(place: Path) -> None:
+    """Have a file, or the names in a folder, written to the disk."""
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(one: Path, other: Path) -> None:
+    """Exchange two folders, on Linux in a single step."""
+    libc, here, exchange = ctypes.CDLL(None), -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = os.fsencode(one), os.fsencode(other)
+    swap = getattr(libc, "renameat2", None)
+    if swap is None or swap(here, names[0], here, names[1], exchange) != 0:
+        aside = one.with_name(f"{one.name}.old")
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process works in `folder`; UserError where one does.
+
+    Within a process, and in those that it forks, it may be locked again.
+    """
+    place = folder.with_name(f"{folder.name}.lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(file.fileno()), place.stat())
+        except OSError:
+            mine = False  # another process has it, or has just ended and removed the file
+        if not mine:
+            raise UserError(
+                f"another process is at the same work ({folder}); try when it has ended"
+            )
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+
+
+def existing(root: str) -> Path:
+    """The absolute path of a place that settings or environment name; UserError if none."""
+    path = Path(root).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"{root} does not exist; check data.root or ADVPRUNE_DATA")
+    if not (path.is_dir() or path.is_file()):
+        raise UserError(f"{root} is neither a folder nor a file; check data.root or ADVPRUNE_DATA")
+    return path
+
+
+def referenced(reference: str) -> Path:
+    """The file that a path or `package:<package>/<file>` names; UserError where there is none.
+
+    No package is imported to find it.
+    """
+    if not reference.startswith("package:"):
+        path = Path(reference).expanduser()
+        if not path.is_file():
+            raise UserError(f"there is no weights file {reference}; check `model.weights.path`")
+        return path
+    package, _, inside = reference.removeprefix("package:").partition("/")
+    if not package.isidentifier():  # to find a package in a package, Python would import the outer
+        raise UserError(f"{reference}: write package:<package>/<file>, one package by its name")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"{reference}: package {package!r} is not installed; pip install {package}")
+    root = Path(found.submodule_search_locations[0]).resolve()
+    path = (root / inside).resolve()
+    if not (path.is_relative_to(root) and path.is_file()):
+        raise UserError(f"{reference}: the installed package {package!r} has no file {inside!r}")
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

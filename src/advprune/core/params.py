@@ -69,6 +69,12 @@ class StudyEntry(BaseModel):
         return dict(self.model_extra or {})
 
 
+class StatisticsSettings(Settings):
+    """margin: two accuracies are equivalent if their difference is shown to be below it."""
+
+    margin: float = Field(default=0.02, gt=0, lt=1)
+
+
 ProfileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -91,6 +97,7 @@ class Params(Settings):
     curves: dict[str, Any]
     protocol: dict[str, Any]
     flips: dict[str, Any] = {}
+    statistics: StatisticsSettings = StatisticsSettings()
     profiles: dict[ProfileName, dict[str, Any]]
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from advprune.core.attack_settings import (
+    KINDS,
     AnyAttack,
     AttackSettings,
     CurveSettings,
@@ -20,8 +21,12 @@ from advprune.core.train_settings import DataSettings, ModelSettings, TrainSetti
 SHARED = ("attacks", "suite", "curves", "protocol", "flips")  # said once for all profiles
 CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
 # The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
-PROBES = ("probe_gradient", "probe_noise", "probe_single", "probe_stronger", "probe_frozen")
+PROBES = (
+    *("probe_gradient", "probe_honesty", "probe_noise", "probe_single", "probe_stronger"),
+    *("probe_nes", "probe_student", "probe_frozen"),
+)
 WORST = "worst_case"  # per image, the attack of the suite that does most harm
+FROZEN = PROBES[-1]  # of a randomized model with its draws fixed
 RESERVED = (*CURVES, *PROBES, WORST)
 
 
@@ -61,6 +66,8 @@ class Profile(Settings):
             for name in getattr(self.suite, kind):
                 if self.attacks[name].method != "pgd":
                     raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
+        for kind in KINDS:
+            self._check_order(kind)
         if taken := set(RESERVED) & set(self.attacks):
             raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         return self
@@ -73,6 +80,19 @@ class Profile(Settings):
                 f"attacks.{name}: {attack.steps} steps of {attack.step:.4g} cannot cross the ball "
                 f"from a random start; steps * step is at least {PATH} eps"
             )
+
+    def _check_order(self, kind: str) -> None:
+        """ValueError unless each attack is run behind the one it comes `after`, at its budget."""
+        names = self.suite.of(kind)
+        for place, name in enumerate(names):
+            attack = self.attacks[name]
+            if attack.after not in names:
+                continue
+            if attack.after not in names[:place]:
+                raise ValueError(f"suite.{kind}: name {attack.after} before {name}")
+            first = self.attacks[attack.after]
+            if (first.norm, first.eps) != (attack.norm, attack.eps):
+                raise ValueError(f"attacks.{name}.after: {attack.after} has another budget")
 
     def table(self) -> dict[str, AttackSettings]:
         """The attacks of the published table, by name."""
@@ -135,7 +155,7 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _attack(setting: Any, eps: float) -> Any:
-    """An attack with numbers: its eps relative to the profile's, its step to its own."""
+    """An attack with numbers: its eps relative to the profile's, its lengths to its own."""
     if not isinstance(setting, Mapping):
         return setting
     try:
@@ -143,8 +163,8 @@ def _attack(setting: Any, eps: float) -> Any:
     except ValueError:
         return setting  # refused with its name where it is typed
     known = {**setting, "eps": own}
-    if "step" in known and isinstance(own, int | float):
-        known["step"] = relative(known["step"], own)
+    if isinstance(own, int | float):
+        known |= {key: relative(known[key], own) for key in ("step", "sigma") if key in known}
     return known
 
 

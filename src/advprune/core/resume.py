@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from advprune.core.distributed import from_main, is_main
-from advprune.core.files import atomic, fingerprint
+from advprune.core.files import atomic, fingerprint, locked
 
 Noted = tuple[torch.Tensor, dict[str, Any]]  # a tensor and facts about it, which JSON can hold
 
@@ -25,6 +26,9 @@ class Parts:
 
     def __init__(self, root: Path, *settings: Any, files: list[Path]) -> None:
         self.folder = root / fingerprint(*settings, files=files)
+        self.lock = ExitStack()
+        if is_main():
+            self.lock.enter_context(locked(self.folder))
 
     def frame(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The table `name`: read back if it was finished before, else computed and kept.
@@ -32,7 +36,7 @@ class Parts:
         Read back in both cases, so that a column of text is of the same kind whoever computed it.
         """
         path = self.folder / f"{name}.parquet"
-        kept = from_main(lambda: pd.read_parquet(path) if path.is_file() else None)
+        kept = from_main(lambda: _table(path))
         if kept is not None:
             return kept
         table = compute()
@@ -57,6 +61,16 @@ class Parts:
     def discard(self) -> None:
         """The whole is done: drop the parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.lock.close()
+
+
+def _table(path: Path) -> pd.DataFrame | None:
+    """A kept table; None where there is none. A damaged file is removed."""
+    try:
+        return pd.read_parquet(path) if path.is_file() else None
+    except (OSError, ValueError):  # what Arrow raises of a damaged file
+        path.unlink()
+        return None
 
 
 def _read(path: Path) -> Noted | None:
@@ -66,6 +80,6 @@ def _read(path: Path) -> Noted | None:
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor("value"), json.loads(file.metadata()["facts"])
-    except SafetensorError:
+    except (SafetensorError, KeyError, TypeError, ValueError):
         path.unlink()
         return None

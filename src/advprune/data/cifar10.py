@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from advprune.core.errors import UserError, first_line
-from advprune.data.imagefolder import existing, read_image_folder
+from advprune.core.files import existing
+from advprune.data.imagefolder import read_image_folder
 from advprune.data.split import Split
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -7,6 +7,7 @@ import contextlib
 import io
 import lzma
 import tarfile
+import unicodedata
 import warnings
 import zlib
 from collections import Counter
@@ -17,10 +18,10 @@ from typing import BinaryIO, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from advprune.core.errors import UserError, first_line
-from advprune.core.files import sha256_of
+from advprune.core.files import existing, sha256_of
 from advprune.core.progress import progress
 from advprune.data.split import SPLITS, Split
 
@@ -31,14 +32,6 @@ Pictures = dict[tuple[str, str, str], NDArray[np.uint8]]  # (split, class, file)
 Folders = set[tuple[str, ...]]  # (split,) and (split, class)
 # Path parts below the image folder, and how to read the file; None for a folder.
 Item = tuple[tuple[str, ...], Callable[[], bytes] | None]
-
-
-def existing(root: str) -> Path:
-    """The absolute path of a place that settings or environment name; UserError if none."""
-    path = Path(root).expanduser().absolute()
-    if not path.exists():
-        raise UserError(f"{root} does not exist; check data.root or ADVPRUNE_DATA")
-    return path
 
 
 def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
@@ -78,7 +71,6 @@ def _pictures(place: Path, size: int | None) -> Pictures:
     pictures: Pictures = {}
     folders: Folders = set()
     others: list[str] = []  # pictures of formats that are not read
-    formats = set(Image.registered_extensions()) - set(SUFFIXES)
     try:
         walk = _from_folder if place.is_dir() else _from_tar
         with contextlib.closing(walk(place)) as items:
@@ -91,7 +83,7 @@ def _pictures(place: Path, size: int | None) -> Pictures:
                     raise UserError(f"{place}: {name!r} is out of place in <split>/<class>/<file>")
                 if read is None or len(parts) == 3:
                     folders.update((parts[:1], parts[:2]))
-                if read and not picture and PurePosixPath(name.lower()).suffix in formats:
+                if read and not picture and _other(name, read):
                     others.append(name)
                 if read and picture:
                     pictures[parts[0], parts[1], parts[2]] = _decode(place, name, read(), size)
@@ -100,12 +92,13 @@ def _pictures(place: Path, size: int | None) -> Pictures:
         raise UserError(f"{place} {what}: {first_line(error)}") from error
     if others:
         raise UserError(
-            f"{place}: {len(others)} pictures are neither PNG nor JPEG, such as {min(others)!r}; "
-            "convert them, or take them out"
+            f"{place}: {len(others)} pictures are neither PNG nor JPEG by their names, such as "
+            f"{min(others)!r}; convert or rename them, or take them out"
         )
     filled = {key[:depth] for key in pictures for depth in (1, 2)}
     if ("train",) not in folders:
         raise UserError(f"{place}: has no folder train/ with one folder of PNG or JPEG per class")
+    _check_names(place, folders)
     for folder in sorted(folders - filled, key=lambda folder: (-len(folder), folder)):
         raise UserError(f"{place}: folder {'/'.join(folder)!r} holds no PNG or JPEG pictures")
     for split, kind, _ in sorted(pictures):
@@ -114,13 +107,46 @@ def _pictures(place: Path, size: int | None) -> Pictures:
     return dict(sorted(pictures.items()))
 
 
+def _check_names(place: Path, folders: Folders) -> None:
+    """UserError where names of classes are no text, or the same but for case or Unicode form."""
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for folder in sorted(folders):
+        shown = "/".join(folder).encode("utf-8", "replace").decode()
+        if "/".join(folder) != shown or not shown.isprintable():
+            raise UserError(f"{place}: the name of folder {shown!a} is no UTF-8 text; rename it")
+        alike = tuple(unicodedata.normalize("NFKC", part).casefold() for part in folder)
+        if (other := known.setdefault(alike, folder)) != folder:
+            raise UserError(
+                f"{place}: folders {'/'.join(other)!r} and {shown!r} differ in case or "
+                "Unicode form only; rename one"
+            )
+
+
+def _readable(path: Path) -> bool:
+    """Whether a path is a plain file, no pipe or device, of bearable size."""
+    return path.is_file() and path.stat().st_size <= LARGEST_FILE
+
+
+def _other(name: str, read: Callable[[], bytes]) -> bool:
+    """Whether a file is a picture by a name that is not read, or without one."""
+    suffix = PurePosixPath(name.lower()).suffix
+    if suffix:
+        return suffix in set(Image.registered_extensions()) - set(SUFFIXES)
+    return read()[:4] in (b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*") or (
+        read()[:3] == b"\xff\xd8\xff"
+    )
+
+
 def _from_folder(place: Path) -> Generator[Item, None, None]:
     """All that lies down to <split>/<class>/<file>, following links."""
     patterns = [split + below for split in SPLITS for below in ("", "/*", "/*/*")]
     paths = [path for pattern in patterns for path in place.glob(pattern)]
     with progress(f"reading {place.name}, files", len(paths)) as advance:
         for path in paths:
-            yield path.relative_to(place).parts, None if path.is_dir() else path.read_bytes
+            parts = path.relative_to(place).parts
+            if path.exists() and not path.is_dir() and not _readable(path):
+                raise UserError(f"{place}: {'/'.join(parts)!r} is no plain file of up to 256 MB")
+            yield parts, None if path.is_dir() else path.read_bytes
             advance(1)
 
 
@@ -166,9 +192,17 @@ def _decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArra
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(contents), formats=("PNG", "JPEG"))
-        if picture.mode[0] in "IF":
-            raise ValueError("more than 8 bits a pixel")  # PIL would clip, not scale them
+            picture: Image.Image = Image.open(io.BytesIO(contents), formats=("PNG", "JPEG"))
+        # PIL would clip such numbers, or leave their lower half out.
+        if picture.mode[0] in "IF" or any(";16" in str(tile) for tile in picture.tile):
+            raise ValueError("more than 8 bits a pixel")
+        if getattr(picture, "n_frames", 1) > 1:
+            raise ValueError("it is animated")
+        picture = ImageOps.exif_transpose(picture)  # as it is meant to be seen
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            if picture.getchannel("A").getextrema() != (255, 255):
+                raise ValueError("it is transparent in places; put it on a background")
         converted = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     except Exception as error:  # PIL raises many kinds
         why = first_line(error) if contents else "the file is empty"

@@ -1,5 +1,9 @@
 """From a source ("digits", "cifar10" or "imagefolder") to train, val and test."""
 
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,7 @@ import numpy as np
 import torch
 
 from advprune.core.errors import UserError
+from advprune.core.files import existing, sha256_of
 from advprune.core.settings import parse
 from advprune.core.train_settings import DataSettings
 from advprune.data.cifar10 import read_cifar10
@@ -45,6 +50,8 @@ def prepare(
         found = read_image_folder(root, size)
     else:
         raise UserError("the imagefolder source needs `root`: an image folder or a tar of one")
+    if len(found["train"].classes) < 2:
+        raise UserError(f"{found['train'].source}: there is one class; at least two are needed")
     for name, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
         if name not in found:
             found["train"], found[name] = _cut(found["train"], name, fraction, seed)
@@ -56,10 +63,42 @@ def prepare(
             )
         if limit is not None:
             found[name] = split.pick(stratified_subset(split.labels, limit, seed))
+    made = key_of(settings, seed)
     for name, split in found.items():
         if (split.labels.diff() >= 0).all():  # sorted by class
-            found[name] = split.pick(interleaved(split.labels, seed))
+            split = split.pick(interleaved(split.labels, seed))
+        found[name] = replace(split, made=made)
+    for note in notes_of(found):
+        print(f"note: {note}", file=sys.stderr)
     return {name: found[name] for name in SPLITS}
+
+
+def key_of(settings: DataSettings, seed: int) -> str:
+    """Sixteen hex digits of the sha256 of the settings of data, of the seed, and of what lies at
+    `root`."""
+    known = [settings.model_dump_json(), str(seed)]
+    if settings.root is not None:
+        known.append(sha256_of(existing(settings.root)))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
+
+
+def notes_of(splits: dict[str, Split]) -> Iterator[str]:
+    """What a user should know of train, val and test: classes that a part lacks, and pictures that
+    are in train too."""
+    pixels = {name: _pictures(split) for name, split in splits.items()}
+    train = set(pixels["train"])
+    for name in ("val", "test"):
+        split = splits[name]
+        counts = torch.bincount(split.labels, minlength=len(split.classes))
+        if lacking := [split.classes[label] for label in (counts == 0).nonzero().flatten()]:
+            yield f"{split.source}: {name} has no picture of class {', '.join(lacking[:8])}"
+        if same := sum(one in train for one in pixels[name]):
+            yield f"{split.source}: {same} of {len(pixels[name])} {name} pictures are in train too"
+
+
+def _pictures(split: Split) -> list[bytes]:
+    """A hash of each picture."""
+    return [hashlib.sha256(image.numpy().tobytes()).digest() for image in split.images]
 
 
 def _cut(split: Split, name: str, fraction: float, seed: int) -> tuple[Split, Split]:

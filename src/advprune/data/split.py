@@ -20,7 +20,8 @@ REDO = "run `dvc repro prepare`"
 class Split:
     """Labelled pictures: images uint8 [N, C, H, W], labels int64 [N], one name per class.
 
-    `source` tells people where the pictures are from. Raises UserError on any other dtype or shape,
+    `source` tells people where the pictures are from, `made` is the key of the settings and files
+    that it was made from (`sources.key_of`), where they are known. Raises UserError on any other dtype or shape,
     on no images at all, and on a label outside the classes.
     """
 
@@ -28,6 +29,7 @@ class Split:
     labels: torch.Tensor
     classes: tuple[str, ...]
     source: str
+    made: str = ""
 
     def __post_init__(self) -> None:
         """Check the fields against each other."""
@@ -50,7 +52,9 @@ class Split:
 
     def pick(self, indices: torch.Tensor) -> "Split":
         """Return the split of these images only, in the order of `indices` (int64 [M])."""
-        return Split(self.images[indices], self.labels[indices], self.classes, self.source)
+        return Split(
+            self.images[indices], self.labels[indices], self.classes, self.source, self.made
+        )
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -65,8 +69,9 @@ def save_split(split: Split, path: Path) -> None:
 
     Raises UserError where `path` cannot be written.
     """
-    digest = _sha256(split.images, split.labels)
+    digest = sha256_of(split)
     about = {"classes": split.classes, "source": split.source, "sha256": digest}
+    about |= {"made": split.made}
     tensors = {"images": split.images.contiguous(), "labels": split.labels.contiguous()}
     # One key only: safetensors writes several metadata keys in random order.
     contents = save(tensors, metadata={"split": json.dumps(about)})
@@ -86,14 +91,15 @@ def read_split(path: Path) -> Split:
             about = json.loads(stored.metadata()["split"])
             # Copies: the stored tensors are maps of a file that may change later.
             images, labels = (stored.get_tensor(key).clone() for key in ("images", "labels"))
-        split = Split(images, labels, tuple(map(str, about["classes"])), str(about["source"]))
+        known = tuple(map(str, about["classes"])), str(about["source"]), str(about.get("made", ""))
+        split = Split(images, labels, *known)
         expected = about["sha256"]
     except UserError as error:
         raise UserError(f"{path}: {error}; {REDO}") from error
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         why = first_line(error)
         raise UserError(f"{path} is cut short or no split file ({why}); {REDO}") from error
-    if _sha256(images, labels) != expected:
+    if sha256_of(split) != expected:
         raise UserError(f"{path} was altered: its images do not match their sha256; {REDO}")
     return split
 
@@ -107,8 +113,9 @@ def load_split(directory: Path | str, name: str = "test") -> tuple[torch.Tensor,
     return to_float(split.images), split.labels
 
 
-def _sha256(images: torch.Tensor, labels: torch.Tensor) -> str:
+def sha256_of(split: Split) -> str:
+    """Hex sha256 of a split's pixels and labels."""
     digest = hashlib.sha256()
-    for tensor in (images, labels):
+    for tensor in (split.images, split.labels):
         digest.update(tensor.contiguous().flatten().numpy().data)
     return digest.hexdigest()

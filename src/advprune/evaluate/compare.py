@@ -1,30 +1,110 @@
-"""Two models, or two attacks, on the same images: paired, never by overlapping intervals."""
+"""Two models, or two attacks, on the same images: paired, never by overlapping intervals.
 
-from collections.abc import Sequence
+All comparisons that answer one question are corrected together by `corrected`: p-values by Holm,
+intervals and the smallest difference by their number. A model whose clean accuracy is significantly
+below the other's is never called higher: that may be what it always answers. It is compared with a
+control of equal clean accuracy where there is one (`with_control`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from advprune.evaluate.measures import clean_accuracy
-from advprune.evaluate.statistics import Rate, mcnemar, rate
+from advprune.evaluate.statistics import (
+    ALPHA,
+    Rate,
+    consistent,
+    difference_interval,
+    equivalence,
+    mcnemar,
+    rate,
+    smallest_difference,
+)
 
-ALPHA = 0.05
 AT_CHANCE = "at chance"
+LOWER_CLEAN = "lower clean accuracy, no control"
+NOT_SIGNIFICANT = "not significant"
+MARGIN = 0.02  # accuracies that differ by less are equivalent, unless the settings say otherwise
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """An accuracy against another one over the same images, with McNemar's exact p.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Compared(ABC):
+    """What every comparison has, whatever is compared.
 
-    void: the first model is at chance when clean. One that gives the same answer to every image
-    cannot be fooled; what an attack leaves of it is no robustness, so nothing is concluded.
+    p: that there is no difference; direction: positive where the first is higher. p_equivalent:
+    that the difference is `margin` or more (1 where nobody asks). tests: how many comparisons these
+    hold for together. void: why the first is not called higher; at chance, nothing is concluded.
+    control: the model that took the second's place.
+    """
+
+    p: float
+    direction: float
+    p_equivalent: float = 1.0
+    tests: int = 1
+    void: str = ""
+    control: str = ""
+    margin: float = MARGIN
+
+    @property
+    @abstractmethod
+    def difference(self) -> float:
+        """First minus second."""
+
+    @property
+    @abstractmethod
+    def interval(self) -> tuple[float, float]:
+        """Of the difference, for all tests together, and never against p."""
+
+    @property
+    @abstractmethod
+    def detectable(self) -> float:
+        """The smallest difference that is shown in 80 % of all cases; infinite if there is none."""
+
+    @property
+    def alpha(self) -> float:
+        """The level of intervals and power: that of a single test."""
+        return ALPHA / self.tests
+
+    @property
+    def differs(self) -> bool:
+        """Whether a difference is shown and means something."""
+        excused = self.void == AT_CHANCE or (self.void and self.direction > 0)
+        return self.p < ALPHA and not excused
+
+    @property
+    def better(self) -> bool:
+        """Whether the first is shown to be higher."""
+        return self.differs and self.direction > 0
+
+    @property
+    def outcome(self) -> str:
+        """higher, lower, equivalent within a margin, not significant, or why nothing is said."""
+        if self.void == AT_CHANCE:
+            return AT_CHANCE
+        word = NOT_SIGNIFICANT
+        if self.p < ALPHA:
+            word = "lower" if self.direction < 0 else self.void or "higher"
+        elif self.p_equivalent < ALPHA:
+            word = f"equivalent within ±{100 * self.margin:g} points"
+        return f"{word} (control: {self.control})" if self.control else word
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Compared):
+    """An accuracy against another one over the same images; p is McNemar's, exact.
+
+    gained, lost: on how many images the first or the second alone is right.
     """
 
     first: Rate
     second: Rate
-    p: float
-    void: bool = False
+    gained: int
+    lost: int
 
     @property
     def difference(self) -> float:
@@ -32,26 +112,17 @@ class Comparison:
         return (self.first.value or 0.0) - (self.second.value or 0.0)
 
     @property
-    def differs(self) -> bool:
-        """Whether a difference is shown (p < 0.05, and the comparison is not void)."""
-        return self.p < ALPHA and not self.void
+    def interval(self) -> tuple[float, float]:
+        """Tango's score interval."""
+        if not self.first.n:
+            return -1.0, 1.0
+        ends = difference_interval(self.gained, self.lost, self.first.n, self.alpha)
+        return consistent(ends, self.difference, self.p)
 
     @property
-    def better(self) -> bool:
-        """Whether the first is shown to be higher."""
-        return self.differs and self.difference > 0
-
-    @property
-    def mark(self) -> str:
-        """ "=", "▲ better", "▼ worse" or "at chance"."""
-        return AT_CHANCE if self.void else mark(self.p, self.difference)
-
-
-def mark(p: float, difference: float) -> str:
-    """How a paired test against the dense network reads: "=" if not significant."""
-    if p >= ALPHA:
-        return "="
-    return "▲ better" if difference > 0 else "▼ worse"
+    def detectable(self) -> float:
+        """With as many images on which just one model is right as were found."""
+        return smallest_difference(self.gained + self.lost, self.first.n, self.alpha)
 
 
 def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:
@@ -59,13 +130,30 @@ def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:
     return (records[f"{side}_pred"] == records.label).to_numpy()
 
 
-def compare(first: pd.DataFrame, second: pd.DataFrame, side: str = "adv") -> Comparison:
+def compare(
+    first: pd.DataFrame, second: pd.DataFrame, side: str = "adv", margin: float = MARGIN
+) -> Comparison:
     """Compare two tables of records; ValueError unless they hold the same images in order."""
     if not np.array_equal(first["index"], second["index"]):
         raise ValueError("compare: the records are not of the same images")
-    hits, others = right(first, side), right(second, side)
-    void = side == "adv" and at_chance(first)
-    return Comparison(rate(hits), rate(others), mcnemar(hits, others), void)
+    void = ""
+    if side == "adv":
+        clean = compare_hits(right(first, "clean"), right(second, "clean"))
+        lower = clean.p < ALPHA and clean.direction < 0
+        void = AT_CHANCE if at_chance(first) else LOWER_CLEAN if lower else ""
+    return replace(compare_hits(right(first, side), right(second, side), margin), void=void)
+
+
+def compare_hits(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> Comparison:
+    """Compare two boolean arrays over the same images; ValueError where lengths differ."""
+    gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    return Comparison(
+        *(rate(first), rate(second), gained, lost),
+        p=mcnemar(first, second),
+        direction=gained - lost,
+        p_equivalent=equivalence(gained, lost, len(first), margin) if len(first) else 1.0,
+        margin=margin,
+    )
 
 
 def at_chance(records: pd.DataFrame) -> bool:
@@ -74,10 +162,34 @@ def at_chance(records: pd.DataFrame) -> bool:
     return low is None or low <= 1 / max(records.label.nunique(), 1)
 
 
-def corrected(tests: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons with p-values corrected for there being several (Holm)."""
-    p_values = holm([test.p for test in tests])
-    return [replace(test, p=p) for test, p in zip(tests, p_values, strict=True)]
+def with_control(
+    test: Comparison, first: pd.DataFrame, controls: Mapping[str, pd.DataFrame]
+) -> Comparison:
+    """A comparison of `first` that is void for its lower clean accuracy, with a control instead.
+
+    The control is the one of nearest clean accuracy among those whose clean accuracy does not
+    differ significantly. Where none is, or the test is not void or not significant: the test.
+    """
+    if test.void != LOWER_CLEAN or test.p >= ALPHA or test.direction <= 0:
+        return test
+    clean = {name: compare(first, other, "clean") for name, other in controls.items()}
+    alike = {name: abs(one.difference) for name, one in clean.items() if one.p >= ALPHA}
+    if not alike:
+        return test
+    name = min(alike, key=alike.__getitem__)
+    return replace(compare(first, controls[name], margin=test.margin), control=name)
+
+
+Some = TypeVar("Some", bound=Compared)
+
+
+def corrected(tests: Sequence[Some]) -> list[Some]:
+    """The comparisons of one question: p-values by Holm, the rest for that number of tests."""
+    differ, same = holm([test.p for test in tests]), holm([test.p_equivalent for test in tests])
+    return [
+        replace(test, p=p, p_equivalent=p_equivalent, tests=len(tests))
+        for test, p, p_equivalent in zip(tests, differ, same, strict=True)
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

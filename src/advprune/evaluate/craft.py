@@ -17,20 +17,24 @@ from advprune.core.attack_settings import Attack, AttackSettings, CurveSettings
 from advprune.core.profile import CURVES
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
-from advprune.evaluate.records import DRAWS, Scoring, answers, predictions, table_of
+from advprune.evaluate.records import DRAWS, Scoring, answers, table_of
 from advprune.models.binary import is_binary
-from advprune.models.quantized import is_quantized, twin
+from advprune.models.quantized import is_quantized
 from advprune.models.stochastic import is_randomized
 
 
 @dataclass(frozen=True)
 class Crafted:
-    """uint8 images inside the attack's budget, what they cost, and AutoAttack's counts."""
+    """uint8 images inside the attack's budget, what they cost, and AutoAttack's counts.
+
+    found: what else the attack says of each image, by column of the records.
+    """
 
     pixels: torch.Tensor
     setting: Attack
     cost: Cost = field(default_factory=Cost)
     breakdown: dict[str, int] = field(default_factory=dict)
+    found: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Work:
     """How attacks are run and scored: seed, batch size, draws of a randomized model.
 
     parts: where a long attack keeps its finished parts. clean: the model's answers to the clean
-    images (records.answers), where they are known.
+    images (records.answers), where they are known. parent: what the model was made from, for
+    attacks through its gradients.
     """
 
     seed: int = 0
@@ -47,6 +52,7 @@ class Work:
     parts: Parts | None = None
     progress: Progress = no_progress
     clean: dict[str, Any] | None = None
+    parent: nn.Module | None = None
 
     @property
     def scoring(self) -> Scoring:
@@ -54,21 +60,16 @@ class Work:
         return Scoring(self.batch, self.draws, seed=self.seed)
 
 
-def differentiable(model: nn.Module) -> nn.Module:
-    """What an attacker differentiates: the model itself, or the twin of a quantized one.
-
-    A binary network is its own: the gradient passes its signs straight through.
-    """
-    return twin(model) if is_quantized(model) else model
-
-
 def kind_of(model: nn.Module) -> str:
-    """Which suite a model gets: quantized, randomized, binary or deterministic."""
+    """Which suite a model gets: quantized, randomized, binary, clamped or deterministic."""
     if is_quantized(model):
         return "quantized"
     if is_randomized(model):
         return "randomized"
-    return "binary" if is_binary(model) else "deterministic"
+    if is_binary(model):
+        return "binary"
+    passed = any("identity" in getattr(module, "rules", ()) for module in model.modules())
+    return "clamped" if passed else "deterministic"
 
 
 def craft(
@@ -80,27 +81,20 @@ def craft(
 ) -> Crafted:
     """Attack float `images` `[N, C, H, W]` in [0, 1]; the result is uint8, inside the budget.
 
-    setting: a typed one (`advprune.attacks.registry.typed`). An attack that differentiates sees the
-    model's differentiable form.
-
-    With `drop`, the attack leaves a sample as soon as it is misclassified, which rounding (or the
-    step from a twin to its integers) may undo. Such samples are attacked again to the end, unless
-    the model draws at random: no attack drops samples of such a model.
+    setting: a typed one (`advprune.attacks.registry.typed`).
     """
-    method = method_of(setting)
-    context = Context(work.seed, work.batch, Cost(), work.progress, work.parts)
-    attacked = differentiable(model) if method.differentiates else model
-    adv = method.function(attacked, images, labels, setting, context)
-    pixels = to_pixels(adv, images, setting.eps, setting.norm)
-    if getattr(setting, "drop", False) and not is_randomized(model):
-        was_fooled = predictions(attacked, adv, work.scoring) != labels
-        is_right = predictions(model, pixels / 255, work.scoring) == labels
-        if (undone := was_fooled & is_right).any():
-            whole = setting.model_copy(update={"drop": False})
-            quiet, own = replace(context, progress=no_progress), images[undone]
-            again = method.function(attacked, own, labels[undone], whole, quiet)
-            pixels[undone] = to_pixels(again, own, setting.eps, setting.norm)
-    return Crafted(pixels, setting, context.cost, context.breakdown)
+    context = Context(
+        work.seed,
+        work.batch,
+        progress=work.progress,
+        parts=work.parts,
+        parent=work.parent,
+        pixels=True,
+    )
+    adv = method_of(setting).function(model, images, labels, setting, context)
+    pixels = to_pixels(adv, images, setting.eps, setting.norm, setting.rounding)
+    found = {column: values.tolist() for column, values in context.found.items()}
+    return Crafted(pixels, setting, context.cost, context.breakdown, found)
 
 
 def craft_shown(
@@ -128,7 +122,7 @@ def rows(
     """Score 8-bit attacked images on `model`, with the attack's name and settings in each row.
 
     draws: how many a gradient was averaged over (1 for a deterministic model). forwards and
-    gradients: what the attack cost, per image.
+    gradients: what the attack cost, per image. distance: of a minimum-norm attack, else NaN.
     """
     setting, n = crafted.setting, max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
@@ -136,7 +130,7 @@ def rows(
         "index": range(len(labels)),
         "label": labels.numpy(),
         "attack": name,
-        "method": setting.method,
+        "method": getattr(setting, "recorded", setting.method),
         "seed": work.seed,
         "norm": setting.norm,
         "eps": setting.eps,
@@ -146,6 +140,8 @@ def rows(
         "forwards": crafted.cost.forwards / n,
         "gradients": crafted.cost.gradients / n,
         "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
+        "distance": float("nan"),
+        **crafted.found,
     }
     adv = crafted.pixels / 255
     clean = work.clean or answers("clean", model, images, labels, work.scoring)

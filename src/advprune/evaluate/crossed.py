@@ -12,7 +12,8 @@ from math import inf, sqrt
 
 import numpy as np
 
-from advprune.evaluate.statistics import LEVEL
+from advprune.evaluate.compare import MARGIN, Compared
+from advprune.evaluate.statistics import ALPHA, POWER, consistent
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Mean:
     @property
     def interval(self) -> tuple[float, float]:
         """`value -+ t error`."""
-        reach = _quantile(self.freedom) * self.error
+        return self.interval_at(ALPHA)
+
+    def interval_at(self, alpha: float) -> tuple[float, float]:
+        """The interval at the level `1 - alpha`."""
+        reach = _quantile(self.freedom, 1 - alpha / 2) * self.error
         return self.value - reach, self.value + reach
 
     @property
@@ -41,7 +46,59 @@ class Mean:
         """Two-sided p-value of the hypothesis that the mean is 0."""
         if self.error == 0:
             return 1.0 if self.value == 0 else 0.0
-        return _tail(abs(self.value) / self.error, self.freedom)
+        return 2 * _tail(abs(self.value) / self.error, self.freedom)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanComparison(Compared):
+    """The mean difference of two families over the same seeds and images, by `compare_means`."""
+
+    mean: Mean
+
+    @property
+    def difference(self) -> float:
+        """First minus second, a fraction."""
+        return self.mean.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """By t, with the degrees of freedom of the mean."""
+        return consistent(self.mean.interval_at(self.alpha), self.difference, self.p)
+
+    @property
+    def detectable(self) -> float:
+        """At this standard error, or the one that such a difference has over images alone."""
+        known = self.mean
+        least = smallest_mean_difference(known.images, self.alpha, known.freedom)
+        return max(_steps(known.freedom, self.alpha) * known.error, least)
+
+
+def smallest_mean_difference(images: int, alpha: float, freedom: float | None = None) -> float:
+    """The difference d that is shown in 80 % of all cases if all seeds agree and no image is lost.
+
+    Its variance over n images is d (1 - d) / n, and it is k standard errors: `k^2 / (n + k^2)`.
+    """
+    square = _steps(images - 1.0 if freedom is None else freedom, alpha) ** 2
+    return square / (images + square)
+
+
+def _steps(freedom: float, alpha: float) -> float:
+    """How many standard errors are shown at `alpha` in 80 % of all cases."""
+    return _quantile(freedom, 1 - alpha / 2) + _quantile(freedom, POWER)
+
+
+def compare_means(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> MeanComparison:
+    """Compare tables `[S, n]` of which networks are right on which images: paired in both."""
+    found = mean(np.asarray(first, dtype=float) - second)
+    # A difference of `margin` has at least this error: where none was seen, it is not zero.
+    error = max(found.error, sqrt(margin * (1 - margin) / found.images))
+    return MeanComparison(
+        found,
+        p=found.p,
+        direction=found.value,
+        p_equivalent=_tail((margin - abs(found.value)) / error, found.freedom),
+        margin=margin,
+    )
 
 
 def mean(values: np.ndarray) -> Mean:
@@ -70,14 +127,14 @@ def _variance(means: np.ndarray) -> float:
 
 
 @cache
-def _quantile(freedom: float) -> float:
+def _quantile(freedom: float, share: float) -> float:
     from scipy.stats import t
 
-    return float(t.ppf((1 + LEVEL) / 2, freedom))
+    return float(t.ppf(share, freedom))
 
 
 @cache
 def _tail(statistic: float, freedom: float) -> float:
     from scipy.stats import t
 
-    return float(2 * t.sf(statistic, freedom))
+    return float(t.sf(statistic, freedom))

@@ -8,9 +8,10 @@ from torch import nn
 
 from advprune.core.params import Params
 from advprune.evaluate.craft import Work
-from advprune.evaluate.records import all_logits, label_margin
+from advprune.evaluate.records import answers, table_of
 
 SOURCE = ("source", "attack")  # what a set of crafted images is known by
+ANSWERS = ("adv_pred", "adv_margin", "chosen_margin", "adv_single_pred", "adv_wrong")
 
 
 def received(
@@ -23,32 +24,22 @@ def received(
     """A target's answers to images crafted elsewhere: one row per image and (source, attack).
 
     images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
-    by (source, attack). Columns: source, attack, index, label, clean_pred, adv_pred, adv_margin.
-    ValueError where logits are not finite.
+    by (source, attack). Columns: source, attack, index, label, clean_pred, the answers `ANSWERS`
+    (records.score), and linf and l2, the size of the change. ValueError where logits are not
+    finite.
 
     The clean images are scored once, so the cost is (1 + crafted) * N forward passes, times the
     draws of a randomized target.
     """
-
-    def said(x: torch.Tensor) -> torch.Tensor:
-        logits = all_logits(target, x, work.scoring).mean(0)
-        if not logits.isfinite().all():
-            raise ValueError("received: the model gives logits that are NaN or infinite")
-        return logits
-
-    same = {
-        "index": range(len(labels)),
-        "label": labels.numpy(),
-        "clean_pred": said(images).argmax(1).numpy(),
-    }
+    clean = answers("clean", target, images, labels, work.scoring)
+    same = {"index": range(len(labels)), "label": labels.numpy(), "clean_pred": clean["clean_pred"]}
     tables = []
     for key, pixels in crafted.items():
-        logits = said(pixels / 255)
-        answers = {
-            "adv_pred": logits.argmax(1).numpy(),
-            "adv_margin": label_margin(logits, labels).numpy(),
-        }
-        tables.append(pd.DataFrame(dict(zip(SOURCE, key, strict=True)) | same | answers))
+        adv = pixels / 255
+        found = answers("adv", target, adv, labels, work.scoring)
+        found = {column: found[column] for column in ANSWERS}
+        whose = dict(zip(SOURCE, key, strict=True))
+        tables.append(table_of(whose | same, {}, found, adv - images))
         work.progress(1)
     return pd.concat(tables, ignore_index=True)
 

@@ -16,20 +16,47 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import comb, sqrt
+from itertools import pairwise, product
+from math import comb, inf, sqrt
 from statistics import fmean, stdev
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.compare import ALPHA
-from advprune.evaluate.statistics import LEVEL
+from advprune.evaluate.compare import Compared
+from advprune.evaluate.statistics import LEVEL, NORMAL, POWER, consistent
 
+End = tuple[float, bool]  # a count of bits, and whether it is censored
 VARIANTS = ("untargeted", "margin", "targeted", "random")
 START = {
     **{"flip": 0, "step": 0, "layer": "", "depth": -1, "index": -1, "bit": -1, "loss": 0.0},
     **{"hamming": 0, "accuracy": 0.0, "n_b": 0, "forwards": 0, "gradients": 0},
 }  # the row of a network before any flip
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A bit-flip study: the model, in how many bits its weights are stored, with which scale."""
+
+    name: str
+    model: str
+    bits: int
+    scale: str
+
+
+Entry = TypeVar("Entry", bound=Stored)
+
+
+def pairs_of(found: Sequence[Entry], root: str) -> list[tuple[Entry, Entry]]:
+    """What is compared: each study with the first, and with the model `root` if stored alike."""
+    pairs = []
+    for entry in found[1:]:
+        stored = root, entry.bits, entry.scale
+        alike = [one for one in found if (one.model, one.bits, one.scale) == stored][:1]
+        references = dict.fromkeys([found[0], *alike])
+        pairs += [(entry, one) for one in references if one is not entry]
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -162,23 +189,54 @@ def landing(records: pd.DataFrame, bits: int, variant: str = "untargeted") -> np
     return found
 
 
-@dataclass(frozen=True)
-class FlipComparison:
-    """Two entries' bits to chance. ratio: first mean over second; None where either is censored."""
+@dataclass(frozen=True, eq=False)
+class FlipComparison(Compared):
+    """Two networks' bits to chance, by `compare_flips`."""
 
-    p: float
-    higher: float
-    ratio: float | None
+    first: Reached
+    second: Reached
+
+    @cached_property
+    def difference(self) -> float:
+        """How many bits more the first needs: the median over all pairs of batches, not finite
+        where censoring leaves it open."""
+        pairs = product(self.first.bits, self.second.bits)
+        both = [(inf if a is None else a, inf if b is None else b) for a, b in pairs]
+        return float(np.median([a - b for a, b in both]))  # inf - inf: nothing is known
 
     @property
-    def differs(self) -> bool:
-        """Whether a difference is shown (p < 0.05)."""
-        return self.p < ALPHA
+    def ratio(self) -> float | None:
+        """The first mean over the second; None where either is censored."""
+        means = [one.spread.mean if one.spread else None for one in (self.first, self.second)]
+        return means[0] / means[1] if means[0] is not None and means[1] else None
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Every shift that the test does not reject.
+
+        p changes only at differences of two counts, and falls away from the middle; infinite where
+        censored or too few batches leave it open.
+        """
+        own, others = _ends(self.first), _ends(self.second)
+        steps = sorted({count - other for count, _ in own for other, _ in others})
+        between = [steps[0] - 1, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 1]
+        kept = [_gehan(own, others, shift)[0] >= self.alpha for shift in between]
+        if not any(kept):
+            return consistent((steps[0], steps[-1]), self.direction, self.p)
+        first, last = kept.index(True), len(kept) - 1 - kept[::-1].index(True)
+        bounds = [-inf, *map(float, steps), inf]
+        return consistent((bounds[first], bounds[last + 1]), self.direction, self.p)
 
     @property
-    def harder(self) -> bool:
-        """Whether the first is shown to need more bits."""
-        return self.differs and self.higher > 0
+    def detectable(self) -> float:
+        """From the interval's width."""
+        low, high = self.interval
+        return (high - low) / 2 * (1 + NORMAL.inv_cdf(POWER) / NORMAL.inv_cdf(1 - self.alpha / 2))
+
+
+def smallest_flip_p(first: int, second: int) -> float:
+    """The least p that `compare_flips` can give for so many batches: all of one above the other."""
+    return 2 / comb(first + second, first)
 
 
 def compare_flips(first: Reached, second: Reached) -> FlipComparison:
@@ -187,32 +245,36 @@ def compare_flips(first: Reached, second: Reached) -> FlipComparison:
     Each seed scores the seeds of both that surely needed fewer bits, minus those that surely needed
     more; a censored seed needs more than what was tried on it, and of two censored ones nothing is
     known. p: of all ways to share out the scores, how many part the sums as far (two-sided).
-    `higher`: the first one's mean score minus the second's. Without censoring this is Wilcoxon's
-    test with midranks, and Fisher and Pitman's permutation of ranks. It asks whether these two
-    networks differ over batches; how others trained the same way would do it does not know.
+    Without censoring this is Wilcoxon's test with midranks, and Fisher and Pitman's permutation of
+    ranks. It asks whether these two networks differ over batches; how others trained the same way
+    would do it does not know.
 
     Gehan, A generalized Wilcoxon test for comparing arbitrarily singly-censored samples
     (Biometrika, 1965). Raises ValueError where either has no seed.
     """
     if not first.bits or not second.bits:
         raise ValueError("compare_flips: an entry has no seeds")
-    ends = [*_ends(first), *_ends(second)]
+    p, higher = _gehan(_ends(first), _ends(second))
+    return FlipComparison(first, second, p=p, direction=higher)
+
+
+def _gehan(own: list[End], others: list[End], shift: float = 0.0) -> tuple[float, float]:
+    """p, and the mean score of `own`, each `shift` less, minus that of the others."""
+    ends = [*((count - shift, censored) for count, censored in own), *others]
     scores = [
         sum(_surely_more(one, other) - _surely_more(other, one) for other in ends) for one in ends
     ]
-    ours, others = scores[: len(first.bits)], scores[len(first.bits) :]
-    means = [None if one.spread is None else one.spread.mean for one in (first, second)]
-    ratio = means[0] / means[1] if means[0] is not None and means[1] else None
-    return FlipComparison(_permuted(scores, len(ours)), fmean(ours) - fmean(others), ratio)
+    higher = fmean(scores[: len(own)]) - fmean(scores[len(own) :])
+    return _permuted(scores, len(own)), higher
 
 
-def _ends(reached: Reached) -> list[tuple[int, bool]]:
+def _ends(reached: Reached) -> list[End]:
     """The count of each seed, and whether it is censored."""
     pairs = zip(reached.bits, reached.tried, strict=True)
     return [(tried, True) if bits is None else (bits, False) for bits, tried in pairs]
 
 
-def _surely_more(one: tuple[int, bool], other: tuple[int, bool]) -> int:
+def _surely_more(one: End, other: End) -> int:
     """1 where the first needs more bits than the second, whatever was not seen."""
     (count, censored), (limit, unknown) = one, other
     return int(not unknown and (count > limit or (censored and count >= limit)))

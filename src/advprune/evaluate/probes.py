@@ -2,11 +2,11 @@
 
 They follow the checklists of Athalye et al. (Obfuscated Gradients, 2018, section 3.1) and Carlini
 et al. (On Evaluating Adversarial Robustness, 2019, section 5). Each yields records, from which
-`evaluate.verdict` is drawn; their images are not kept.
+`evaluate.verdict` is drawn and which count in the union; their images are not kept.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -17,17 +17,55 @@ from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy, by_batch
 from advprune.attacks.losses import cross_entropy, margin
-from advprune.attacks.pgd import expected_gradient, random_point
-from advprune.core.attack_settings import AttackSettings
+from advprune.attacks.opening import expected_gradient
+from advprune.attacks.pgd import random_point
+from advprune.attacks.registry import typed
+from advprune.core.ahead import ahead
+from advprune.core.attack_settings import Attack, AttackSettings, OtherAttack
 from advprune.core.device import device_of, salted
-from advprune.evaluate.craft import Crafted, Work, craft, differentiable, rows
+from advprune.core.profile import FROZEN
+from advprune.evaluate.checks import dishonest
+from advprune.evaluate.craft import Crafted, Work, craft, rows
+from advprune.evaluate.evidence import white_box
+from advprune.evaluate.honesty import declares_rule, slope_errors
 from advprune.evaluate.records import all_logits
+from advprune.models.quantized import differentiable
 from advprune.models.stochastic import frozen_copy, is_randomized
 
 NOISE_TRIES = 20
 NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
 STRONGER_DRAWS = 5
 STRONGER_STARTS = 5
+NES_STEPS = 20
+HONESTY_IMAGES = 100  # the first ones
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """The suite that a model went through, by name and typed, and which of it is the main attack."""
+
+    suite: Mapping[str, Attack]
+    main: str
+
+    @property
+    def attack(self) -> AttackSettings:
+        """The main attack."""
+        found = self.suite[self.main]
+        if not isinstance(found, AttackSettings):
+            raise ValueError(f"probes: the main attack {self.main} is none of the PGD engine")
+        return found
+
+
+def effort(setting: Attack, classes: int, randomized: bool) -> int:
+    """Steps x restarts x draws of an attack; a targeted one runs for each wrong class (at most 9),
+    and AutoAttack for two attacks so."""
+    product = 1
+    for key in ("steps", "restarts", "draws" if randomized else "restarts"):
+        product *= int(getattr(setting, key, 1))
+    targets = min(9, classes - 1)
+    if setting.method == "autoattack":
+        return product * (1 + 2 * targets)
+    return product * (targets if getattr(setting, "loss", "") == "targeted" else 1)
 
 
 def single_step(main: AttackSettings) -> AttackSettings:
@@ -35,51 +73,143 @@ def single_step(main: AttackSettings) -> AttackSettings:
     return main.model_copy(update={"step": main.eps, "steps": 1, "random_start": False})
 
 
-def stronger(main: AttackSettings, randomized: bool) -> AttackSettings:
-    """Twice the steps, half as long, the margin loss; and several starts, or where the model draws
-    at random, straight-through gradients that are averaged over several draws."""
+def stronger(settings: ProbeSettings, classes: int, randomized: bool) -> AttackSettings:
+    """More steps x restarts x draws than any attack of the suite, from several starts, on the
+    margin; where the model draws at random, by straight-through gradients averaged over draws."""
+    main, suite = settings.attack, settings.suite.values()
+    restarts = main.restarts if randomized else max(main.restarts, STRONGER_STARTS)
+    draws = max([STRONGER_DRAWS, *(int(getattr(one, "draws", 1)) for one in suite)])
+    each = restarts * (draws if randomized else 1)
+    most = max(effort(one, classes, randomized) for one in suite)
     change = {
         "step": main.step / 2,
-        "steps": 2 * main.steps,
+        "steps": max(2 * main.steps, most // each + 1),
         "loss": "margin",
         "keep": "best",
         "drop": True,
-        "restarts": main.restarts if randomized else max(main.restarts, STRONGER_STARTS),
-        "draws": max(main.draws, STRONGER_DRAWS),
+        "restarts": restarts,
+        "draws": draws,
         "backward": "identity",
     }
     return main.model_copy(update=change)
 
 
-def probes(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
-) -> Mapping[str, Callable[[], pd.DataFrame]]:
-    """What makes the records of each probe, by its name (params.PROBES), on float `images`."""
-    attacked = {
-        "probe_single": (model, single_step(main)),
-        "probe_stronger": (model, stronger(main, is_randomized(model))),
-    }
-    if is_randomized(model):
-        frozen = frozen_copy(model, work.seed)
-        attacked["probe_frozen"] = frozen, main.model_copy(update={"drop": True})
+def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
+    """Attacks that ask for answers alone, at the main attack's budget: by estimated gradients, over
+    a step wide enough to see across rounding, and through a student."""
+    budget = {"norm": main.norm, "eps": main.eps}
+    sizes = {"step": main.eps / 5, "sigma": main.eps / 5, "steps": NES_STEPS}
     return {
+        "probe_nes": OtherAttack.model_validate({"method": "nes"} | budget | sizes),
+        "probe_student": OtherAttack.model_validate({"method": "student"} | budget),
+    }
+
+
+def probes(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    settings: ProbeSettings,
+    work: Work,
+    records: pd.DataFrame,
+) -> pd.DataFrame:
+    """The records of all probes (core.profile.PROBES) of a model on float `images`.
+
+    records: those of its suite, on the same images. The probes that look for what the suite has
+    missed work on the images that its white-box attacks did not break, and have rows of those
+    alone. Attacks by answers alone are run where the gradient is wrong or passes straight through
+    steps. Finished probes are kept in `work.parts`.
+    """
+    main, randomized = settings.attack, is_randomized(model)
+    white = white_box(records, settings.main)
+    kept = torch.tensor((white.adv_pred == white.label).tolist()).nonzero()[:, 0]
+    everything, classes = torch.arange(len(images)), _classes(model, images)
+    on = partial(_attacked, model, (images, labels), work)
+    jobs = {
         "probe_gradient": partial(gradient, model, images, labels, main, work),
         "probe_noise": partial(noise, model, images, labels, main, work),
-    } | {
-        name: partial(_attacked, network, images, labels, name, setting, work)
-        for name, (network, setting) in attacked.items()
+        "probe_single": partial(on, "probe_single", single_step(main), everything),
     }
+    if len(kept):
+        harder = stronger(settings, classes, randomized)
+        jobs["probe_stronger"] = partial(on, "probe_stronger", harder, kept)
+    if randomized:
+        frozen, fixed = frozen_copy(model, work.seed), main.model_copy(update={"drop": True})
+        it = (frozen, (images, labels), replace(work, clean=None))
+        jobs[FROZEN] = partial(_attacked, *it, FROZEN, fixed, everything)
+        return pd.concat(_made(jobs, work), ignore_index=True)
+    first = images[:HONESTY_IMAGES], labels[:HONESTY_IMAGES]
+    jobs = {"probe_honesty": partial(honest, model, *first, main, work)} | jobs
+    tables = _made(jobs, work)
+    if len(kept) and (declares_rule(model) or dishonest(tables[0])):
+        asked = {name: typed(name, s) for name, s in by_answers(main).items()}
+        tables += _made({name: partial(on, name, s, kept) for name, s in asked.items()}, work)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _classes(model: nn.Module, images: torch.Tensor) -> int:
+    return all_logits(model, images[:1]).shape[2]
+
+
+def _made(jobs: Mapping[str, Callable[[], pd.DataFrame]], work: Work) -> list[pd.DataFrame]:
+    """The records of each job, in order; those that were finished before are read back."""
+    if work.parts is None:
+        return [make() for make in jobs.values()]
+    kept = [partial(work.parts.frame, name, make) for name, make in jobs.items()]
+    ahead("probes", kept)
+    return [read() for read in kept]
 
 
 def _attacked(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    name: str,
-    setting: AttackSettings,
+    pair: tuple[torch.Tensor, torch.Tensor],
     work: Work,
+    name: str,
+    setting: Attack,
+    numbers: torch.Tensor,
 ) -> pd.DataFrame:
-    return rows(model, images, craft(model, images, labels, setting, work), labels, name, work)
+    """The records of an attack on the images of these numbers.
+
+    Its seed is the probe's own, so that it starts elsewhere than the suite.
+    """
+    images, labels = (part[numbers] for part in pair)
+    own = _of(work, numbers)
+    seeded = replace(own, seed=salted(work.seed, name) % 2**31, parts=None)
+    crafted = craft(model, images, labels, setting, seeded)
+    return rows(model, images, crafted, labels, name, own).assign(index=numbers.numpy())
+
+
+def _of(work: Work, numbers: torch.Tensor) -> Work:
+    """The same, with the answers to the clean images of these numbers."""
+    if work.clean is None:
+        return work
+    at = numbers.numpy()
+    return replace(work, clean={key: column[at] for key, column in work.clean.items()})
+
+
+def honest(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
+) -> pd.DataFrame:
+    """How far the derivative is from the model's answers (honesty.py). adv is the clean image."""
+    cost, seed = Cost(), salted(work.seed, "probe_honesty")
+    errors = slope_errors(model, (images, labels), main, seed, cost)
+    table = _unattacked("probe_honesty", (model, images, labels), main, work, cost)
+    found = {name: values.numpy() for name, values in errors.items()}
+    return table.assign(**{"slope_error": float("nan"), "declared": declares_rule(model)} | found)
+
+
+def _unattacked(
+    name: str,
+    asked: tuple[nn.Module, torch.Tensor, torch.Tensor],
+    main: AttackSettings,
+    work: Work,
+    cost: Cost,
+) -> pd.DataFrame:
+    """Records of a probe that changes no image."""
+    model, images, labels = asked
+    setting = main.model_copy(update={"eps": 0.0, "steps": 0})
+    crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), setting, cost)
+    return rows(model, images, crafted, labels, name, _of(work, torch.arange(len(labels))))
 
 
 def gradient(
@@ -91,7 +221,6 @@ def gradient(
     rule, through the twin of a quantized model. Nothing is attacked: adv is the clean image.
     """
     private = attack_copy(differentiable(model), device_of(model))
-    setting = main.model_copy(update={"eps": 0.0, "steps": 0})
     draws = main.draws if is_randomized(model) else 1
     cost, device = Cost(), device_of(model)
     cost.watch(private)
@@ -105,8 +234,7 @@ def gradient(
     with torch.random.fork_rng():
         torch.manual_seed(salted(work.seed, "probe_gradient"))
         size = by_batch(private, pairs, largest, cost)
-    crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), setting, cost)
-    table = rows(model, images, crafted, labels, "probe_gradient", work)
+    table = _unattacked("probe_gradient", (model, images, labels), main, work, cost)
     return table.assign(gradient=torch.cat(size).numpy())
 
 

@@ -1,6 +1,6 @@
 """Records: one row per sample, clean and attacked, from which every metric is computed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,8 @@ from torch import nn
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
-from advprune.core.device import device_of, evaluated, salted
+from advprune.core.device import device_of, salted
+from advprune.models.border import admitted, check_images
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
@@ -37,10 +38,10 @@ def all_logits(
 ) -> torch.Tensor:
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
-    images: float `[N, C, H, W]` in [0, 1]. A model in training mode is scored in evaluation mode;
-    it and the global random state stay as they were.
+    images: float `[N, C, H, W]` in [0, 1]. The model passes `models.border.admitted`; it and the
+    global random state stay as they were.
     """
-    model = evaluated(model)
+    model = admitted("score", model, images)
     device, count = device_of(model), scoring.draws if is_randomized(model) else 1
 
     def of(part: torch.Tensor) -> torch.Tensor:
@@ -79,13 +80,18 @@ def score(
     other), nll, brier; also linf and l2, the size of the change.
     A randomized model is scored by its mean logits over `passes` draws from the column `seed`;
     single_pred is the first draw's prediction and wrong the share of draws that are wrong. For a
-    deterministic model these say the same as pred.
-    Raises ValueError where shapes differ or logits are not finite.
+    deterministic model these say the same as pred. chosen_margin is adv_margin over as many other
+    draws: what the worst of several attacks is chosen by, so that it is not scored on the draws
+    that it was chosen on (equal to adv_margin for a deterministic model).
+    Raises ValueError where shapes differ, images are not in [0, 1], the model is not admitted
+    (`models.border`) or logits are not finite.
     """
     if images.shape != adv.shape or len(labels) != len(images):
         raise ValueError(
             f"score: {list(images.shape)} images, {list(adv.shape)} attacked, {len(labels)} labels"
         )
+    check_images("score", images, labels)
+    check_images("score", adv, None)
     scoring = Scoring(batch, passes, seed=columns.get("seed", 0))
     return table_of(
         {"index": range(len(labels)), "label": labels.numpy(), **columns},
@@ -112,15 +118,19 @@ def answers(
     scoring: Scoring = Scoring(),
 ) -> dict[str, Any]:
     """The columns of one side (`clean` or `adv`) of records: see `score`."""
-    draws = all_logits(model, images, scoring)  # [D, N, K]
+    twice = side == "adv" and is_randomized(model)
+    asked = replace(scoring, draws=scoring.draws * (1 + twice))
+    draws = all_logits(model, images, asked)  # [D, N, K]
     if not torch.isfinite(draws).all():
         raise ValueError("score: the model gives logits that are NaN or infinite")
+    choosing, draws = draws.chunk(2) if twice else (draws, draws)
     logits = draws.mean(0)
     if scoring.average == "probabilities" and len(draws) > 1:
         logits = draws.softmax(2).mean(0).clamp_min(1e-38).log()
     probabilities = logits.softmax(1)
     truth = F.one_hot(labels, logits.shape[1])
     each = draws.argmax(2)  # [D, N]
+    chosen = {"chosen_margin": label_margin(choosing.mean(0), labels).numpy()}
     return {
         f"{side}_pred": logits.argmax(1).numpy(),
         f"{side}_confidence": probabilities.amax(1).numpy(),
@@ -129,6 +139,7 @@ def answers(
         f"{side}_brier": (probabilities - truth).square().sum(1).numpy(),
         f"{side}_single_pred": each[0].numpy(),
         f"{side}_wrong": (each != labels).float().mean(0).numpy(),
+        **(chosen if side == "adv" else {}),
     }
 
 

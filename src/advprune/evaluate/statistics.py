@@ -1,11 +1,22 @@
-"""Uncertainty: 95 % intervals for rates, and the paired test for two models on the same images."""
+"""Uncertainty of rates and distances, and exact tests, intervals and power for pairs of rates.
+
+Two models on the same n images are compared by the images on which just one of them is right:
+`gained` has the first alone, `lost` the second alone, and the difference of the two accuracies is
+`(gained - lost) / n`.
+"""
 
 from dataclasses import dataclass
 from functools import cache
+from math import copysign, inf, sqrt
+from statistics import NormalDist
 
 import numpy as np
 
 LEVEL = 0.95
+ALPHA = 0.05
+POWER = 0.8
+RESAMPLES = 10_000  # of the bootstrap
+NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
@@ -59,10 +70,105 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 @cache
-def _sign_test(one: int, other: int) -> float:
+def _sign_test(gained: int, lost: int) -> float:
     from scipy.stats import binomtest
 
-    return float(binomtest(one, one + other, 0.5).pvalue) if one + other else 1.0
+    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+
+
+def _score(gained: int, lost: int, n: int, difference: float) -> float:
+    """Tango's score statistic of a hypothetical difference; falls as that rises.
+
+    Its variance is the one that the most likely rates under that difference give: `share`, that of
+    images which the second alone has right, solves a quadratic equation.
+    """
+    b = (2 * n - gained + lost) * difference - gained - lost
+    c = -lost * difference * (1 - difference)
+    share = (sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+    variance = n * (2 * share + difference * (1 - difference))
+    away = gained - lost - n * difference
+    return away / sqrt(variance) if variance > 1e-12 else copysign(inf, away) if away else 0.0
+
+
+@cache
+def difference_interval(gained: int, lost: int, n: int, alpha: float) -> tuple[float, float]:
+    """The differences that the score test does not reject at `alpha`; n >= 1.
+
+    Tango, Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design (Statistics in Medicine, 1998).
+    """
+    from scipy.optimize import brentq
+
+    critical, middle = NORMAL.inv_cdf(1 - alpha / 2), (gained - lost) / n
+    ends = []
+    for edge, wanted in ((-1.0, critical), (1.0, -critical)):
+
+        def excess(difference: float, wanted: float = wanted) -> float:
+            return float(np.clip(_score(gained, lost, n, difference) - wanted, -99, 99))
+
+        beyond = middle == edge or excess(edge) * excess(middle) >= 0
+        ends.append(edge if beyond else float(brentq(excess, edge, middle, xtol=1e-9)))
+    return ends[0], ends[1]
+
+
+def equivalence(gained: int, lost: int, n: int, margin: float) -> float:
+    """p of two one-sided score tests that the difference is at most `margin` either way (TOST)."""
+    below = NORMAL.cdf(_score(gained, lost, n, margin))
+    return max(below, 1 - NORMAL.cdf(_score(gained, lost, n, -margin)))
+
+
+@cache
+def smallest_difference(discordant: int, n: int, alpha: float) -> float:
+    """The difference that McNemar's exact test at `alpha` shows on n images in 80 % of all cases.
+
+    discordant: on how many images just one model is right; there are as many as the difference
+    needs at least. Exact: the number of such images is binomial, and so is the first model's part
+    in them. Infinite where n is too few for any difference.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
+    counts = np.arange(n + 1)
+    needed = binom.isf(alpha / 2, counts, 0.5)  # more than this many are significant
+
+    def excess(difference: float) -> float:
+        share = max(discordant / n, difference)
+        shown = binom.sf(needed, counts, (1 + difference / share) / 2)
+        return float(binom.pmf(counts, n, share) @ shown) - POWER
+
+    return float(brentq(excess, 1e-9, 1.0, xtol=1e-6)) if n and excess(1.0) > 0 else inf
+
+
+def consistent(ends: tuple[float, float], difference: float, p: float) -> tuple[float, float]:
+    """An interval of a difference that does not contradict the p-value beside it.
+
+    Intervals hold at `ALPHA / tests`. Holm's step-down p may show a difference that this level does
+    not: then the end beyond 0 becomes 0. An exact p may not show one that this level does: then 0
+    is taken in.
+    """
+    low, high = ends
+    if p >= ALPHA:
+        return min(low, 0.0), max(high, 0.0)
+    return (max(low, 0.0), high) if difference > 0 else (low, min(high, 0.0))
+
+
+def median_distance(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+    """The median of distances `[n]`, n >= 1, and its percentile bootstrap interval.
+
+    Infinite distances are larger than any. The middle of n values drawn with replacement is
+    `x_(ceil(n u))` of the sorted ones, where u, the middle of n uniform numbers, has a beta
+    distribution: so resampled medians are drawn as they are, without the samples.
+    """
+    ordered, n = np.sort(np.asarray(values, dtype=float)), len(values)
+    if n == 0:
+        raise ValueError("median_distance: there are no distances")
+    random, lower = np.random.default_rng(0), (n + 1) // 2  # the lower of the two in the middle
+    first = random.beta(lower, n - lower + 1, RESAMPLES)
+    second = first if n % 2 else first + (1 - first) * random.beta(1, n - lower, RESAMPLES)
+    places = (np.ceil(n * np.stack([first, second])).astype(int) - 1).clip(0, n - 1)
+    medians, tail = ordered[places].mean(0), (1 - level) / 2
+    low, high = (float(np.quantile(medians, q, method="inverted_cdf")) for q in (tail, 1 - tail))
+    return float(np.median(ordered)), low, high
 
 
 def _rounded(value: float | None) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.networks import LIBRARY, is_library
@@ -114,7 +115,7 @@ def audit(
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
         source, spec = "given", outside_spec(said)
     wanted = wanted_of(spec, factory)
-    found = plain(tensors, keep, naming(spec, tensors, wanted))
+    found = plain(tensors, keep, naming(spec, tensors, wanted), wanted)
     if spec is None:
         source = "given" if given else "inferred"
         spec = inferred(found.tensors, said)
@@ -138,7 +139,9 @@ def audit(
         spec = None
     else:
         faults += _against(wanted, found.tensors)
-    faults += [*_numbers(ordered, rest if spec else ordered), *_twice(found.tensors)]
+    own = {n for n, t in wanted.items() if n in found.tensors and not isinstance(t, nn.Parameter)}
+    compared = {n: t for n, t in found.tensors.items() if n not in own or not t.is_floating_point()}
+    faults += [*_numbers(ordered, rest if spec else ordered), *_twice(compared)]
     weights = {n: t for n, t in ordered.items() if n.rpartition(".")[2] in ("weight", "bias")}
     zeros = {name: _zeros(tensor, tolerance) for name, tensor in weights.items()}
     layers = tuple(
@@ -147,7 +150,13 @@ def audit(
         if name.rpartition(".")[2] == "weight" and t.ndim >= 2
     )
     count = sum(tensor.numel() for tensor in weights.values())
-    lines = tuple(faults), (*found.notes, *_oddities(ordered, layers, spec))
+    notes = [*found.notes, *_oddities(ordered, layers, spec)]
+    if spec is not None and source == "inferred":
+        notes.append(
+            f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they do "
+            "not show pooling, strides or activations"
+        )
+    lines = tuple(faults), tuple(notes)
     return Audit(spec, source if spec else "none", layers, sum(zeros.values()), count, *lines)
 
 

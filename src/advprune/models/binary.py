@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.core.errors import UserError
+from advprune.models.backward import straight_through
 
 EPS = 1e-10  # keeps the variance of a constant sample away from zero
-# The slope by which a deployed network is attacked: its half width is one standard deviation. The
-# narrow one that training ends with would leave most inputs without a gradient, and the network
-# would look robust.
-ATTACK_T = 2**0.5
+# The slopes by which a deployed network is attacked, by rule: their half width is one standard
+# deviation of the inputs, or two. The narrow one that training ends with would leave most inputs
+# without a gradient, and the network would look robust.
+SLOPES = {"own": 2**0.5, "wide": 2**0.5 / 2}
 
 
 class _Sign(torch.autograd.Function):
@@ -40,7 +41,7 @@ class _Sign(torch.autograd.Function):
         return grads[0] * slope(x, ctx.t, ctx.k), None, None
 
 
-def binarize(x: torch.Tensor, t: float = ATTACK_T, k: float = 1.0) -> torch.Tensor:
+def binarize(x: torch.Tensor, t: float = SLOPES["own"], k: float = 1.0) -> torch.Tensor:
     """`sign(x)`, with sign(0) = 1, of any shape; its derivative is taken to be `slope(x, t, k)`."""
     return _Sign.apply(x, t, k)
 
@@ -70,17 +71,22 @@ class BinaryConv2d(nn.Conv2d):
     """A convolution whose weight is `alpha_c b`, exactly; its input is standardized.
 
     binary_input: whether the input is then replaced by its sign. Sums of signs times signs are
-    whole numbers, the same in whatever order they are taken.
+    whole numbers, the same in whatever order they are taken. backward: one of `SLOPES`, or the
+    identity.
     """
+
+    rules = ("wide", "identity")
 
     def __init__(self, *size: Any, binary_input: bool, **options: Any) -> None:
         super().__init__(*size, **{"bias": False, **options})
-        self.binary_input = binary_input
+        self.binary_input, self.backward = binary_input, "own"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = standardized(x)
-        if self.binary_input:
-            x = binarize(x)
+        if self.binary_input and self.backward == "identity":
+            x = straight_through(x, binarize(x.detach()))
+        elif self.binary_input:
+            x = binarize(x, SLOPES[self.backward])
         scale = self.weight.detach().abs().amax((1, 2, 3), keepdim=True)  # [out, 1, 1, 1]
         return self._conv_forward(x, self.weight / scale, None) * scale.view(1, -1, 1, 1)
 

@@ -5,7 +5,7 @@ several keys safetensors writes them in random order, and equal models would not
 """
 
 import importlib
-import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,17 +18,27 @@ from safetensors.torch import save_file
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.files import atomic, sha256_of
+from advprune.core.files import atomic, referenced, sha256_of
 from advprune.models import binary, quantized
+from advprune.models.border import hooked, undisturbed
 from advprune.models.insert import places, put
-from advprune.models.outside import PREFIXES, build_outside, dtype_name, renaming
+from advprune.models.outside import (
+    PREFIXES,
+    build_outside,
+    dtype_name,
+    renaming,
+    unwrapped,
+)
 from advprune.models.resnet import build_dense
 from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
 
 LayerFactory = Callable[..., nn.Module]
 _LAYERS: dict[str, LayerFactory] = {}
 _PLUGINS = ("advprune.pruning",)
-WRAPPINGS = ("state_dict", "net", "model")
+WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
+AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones
+MOST_WRAPPINGS = 8  # one inside the other
+LONGEST_NAME = 300  # of a tensor
 
 
 def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
@@ -46,15 +56,16 @@ def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
 
     factory: the user's function that may be called, where the spec names one (models/outside.py).
     """
-    model: nn.Module = build_outside(spec, factory) if spec.outside else build_dense(spec)
-    if spec.binary:
-        model = binary.skeleton(model)
-    for inserted in spec.layers:
-        layer = _layer_factory(inserted.kind)
-        for name in places(model, inserted.where):
-            put(model, inserted.where, name, _layer(layer, inserted))
-    if spec.quantization is not None:
-        model = quantized.skeleton(model, spec.quantization)
+    with undisturbed():  # weights are drawn, to be replaced
+        model: nn.Module = build_outside(spec, factory) if spec.outside else build_dense(spec)
+        if spec.binary:
+            model = binary.skeleton(model)
+        for inserted in spec.layers:
+            layer = _layer_factory(inserted.kind)
+            for name in places(model, inserted.where):
+                put(model, inserted.where, name, _layer(layer, inserted))
+        if spec.quantization is not None:
+            model = quantized.skeleton(model, spec.quantization)
     attach(model, spec)
     return model.eval()
 
@@ -81,8 +92,11 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -
     """Write a model's spec, parameters and buffers to `path`, whole or not at all.
 
     dtype: that floating tensors are rounded to in the file, if not their own; `load_model` gives
-    the rounded values back as float32, exactly. Raises UserError where one becomes infinite.
+    the rounded values back as float32, exactly. Raises UserError where one becomes infinite, and
+    where the model has hooks, which would be lost.
     """
+    if hooks := hooked(model):
+        raise UserError(f"{path}: {hooks[0]} has hooks, which no file can hold; remove them")
     tensors = {
         name: _rounded(name, t.detach().cpu(), dtype).clone().contiguous()
         for name, t in stored(model).items()
@@ -133,7 +147,10 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
 
 
 def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
-    """The spec in a checkpoint's header, None where there is none; UserError where it is wrong."""
+    """The spec in a checkpoint's header, None where there is none; UserError where it is wrong, or
+    where the file holds several networks."""
+    if "several" in metadata:
+        raise UserError(f"{where} holds several networks ({metadata['several']}); store one alone")
     if "spec" not in metadata:
         return None
     try:
@@ -148,13 +165,16 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a safetensors file or of a PyTorch state dict, and the header's metadata.
 
     A state dict is read with `weights_only=True`, so that no code in it is run, and taken out of
-    the common wrappings. Raises UserError where the file cannot be read or holds anything else.
+    the common wrappings. Of several networks in a file the first is read, and the metadata's entry
+    `several` says which there are: `header_spec` refuses them. Raises UserError where the file
+    cannot be read or holds anything else.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; check the path")
     if path.suffix == ".safetensors":
         return read_tensors(path)
-    return _read_state_dict(path), {}
+    tensors, several = _read_state_dict(path)
+    return tensors, {"several": ", ".join(several)} if several else {}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -164,7 +184,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            return _sound(tensors, path), dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is damaged or no safetensors file ({error}); delete it and make it anew"
@@ -232,11 +252,12 @@ def load_foreign(
     understood. A state dict is read with `weights_only=True`. factory: as in `build`. Raises
     UserError where the hash differs or tensors do not fit.
     """
-    path = _resolve(reference)
+    path = referenced(reference)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
     renamed: dict[str, torch.Tensor] = {}
-    model, (tensors, _) = build(spec, factory), read_weights(path)
+    model, (tensors, metadata) = build(spec, factory), read_weights(path)
+    header_spec(metadata, where=reference)
     rename = renaming(tensors, stored(model)) if spec.outside else canonical
     for name, tensor in tensors.items():
         if (new := rename(name)) in renamed:
@@ -250,45 +271,56 @@ def canonical(name: str) -> str:
     """A tensor's name in this library's networks: wrappers' prefixes and torchvision's names go."""
     while name.startswith(PREFIXES):
         name = name.partition(".")[2]
+    name = unwrapped(name)
     name = "linear." + name.removeprefix("fc.") if name.startswith("fc.") else name
     return name.replace(".downsample.", ".shortcut.")
 
 
-def _resolve(reference: str) -> Path:
-    if not reference.startswith("package:"):
-        path = Path(reference).expanduser()
-        if not path.is_file():
-            raise UserError(f"there is no weights file {reference}; check `model.weights.path`")
-        return path
-    package, _, inside = reference.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(f"{reference}: package {package!r} is not installed; pip install {package}")
-    path = Path(found.submodule_search_locations[0]) / inside
-    if not path.is_file():
-        raise UserError(f"{reference}: the installed package {package!r} has no file {inside!r}")
-    return path
-
-
-def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors by name, and the keys of the networks where there are several."""
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
             reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
+            if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
+                reason = f"it holds {kind[1]}, and only tensors and plain values are read; store "
+                reason += "model.state_dict() alone"
         raise UserError(f"{path} cannot be read as a plain state dict: {reason}") from error
-    while isinstance(content, dict) and (inside := _wrapped(content)):
-        if len(inside) > 1:
-            raise UserError(f"{path} holds several networks ({', '.join(inside)}); store one alone")
+    several: list[str] = []
+    for _ in range(MOST_WRAPPINGS):
+        if not isinstance(content, dict) or not (inside := _wrapped(content)):
+            break
+        several = several or (inside if len(inside) > 1 else [])
         content = content[inside[0]]
     if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
         raise UserError(f"{path} holds no state dict of tensors")
     if not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
-    return content
+    return _sound(content, path), several
 
 
 def _wrapped(content: dict[Any, Any]) -> list[str]:
-    """Under which of the common keys a file holds a state dict."""
-    return [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
+    """Under which keys a file holds state dicts: the common ones first, then those of averages."""
+    usual = [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
+    averaged = [
+        key
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, dict) and key not in usual
+        if any(word in key.lower() for word in AVERAGED)
+    ]
+    return usual + averaged
+
+
+def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, where each has numbers of its own and a name that can be printed."""
+    for name, tensor in tensors.items():
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise UserError(f"{path} holds a tensor of a name that is too long or not printable")
+        plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if tensor.is_meta:
+            raise UserError(f"{path}: {name} is a meta tensor, which holds no numbers")
+        if plain and 0 in tensor.stride() and tensor.numel() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path}: {name} repeats one number by a stride of 0; store it in full")
+    return tensors

@@ -15,7 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
 from advprune.models.binary import BinaryConv2d
+from advprune.models.border import hooked
 from advprune.models.spec import Normalize, Site
+from advprune.models.stochastic import Stochastic
 
 
 class _LeafTracer(fx.Tracer):
@@ -111,8 +113,9 @@ def _plain(module: nn.Module) -> bool:
 
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:
-    """The model's graph, of the same layers; None where torch.fx may not or cannot follow it."""
-    if not _own(model):
+    """The model's graph, of the same layers; None where torch.fx may not or cannot follow it, or
+    would lose hooks or a model's own randomness (`border.Drawn`)."""
+    if not _own(model) or isinstance(model, Stochastic) or hooked(model):
         return None
     try:
         return fx.GraphModule(model, _LeafTracer().trace(model))

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.models.checkpoint import build, canonical, stored
+from advprune.models.checkpoint import build, canonical, is_stored
 from advprune.models.outside import Rename, renaming
 from advprune.models.spec import BLOCKS, ModelSpec
 
@@ -27,9 +28,14 @@ def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
     if spec is None:
         return {}
     if spec.outside:  # its code may need real numbers
-        return stored(build(spec, factory))
+        return _tensors(build(spec, factory))
     with torch.device("meta"):
-        return stored(build(spec))
+        return _tensors(build(spec))
+
+
+def _tensors(model: nn.Module) -> Tensors:
+    """What a checkpoint of a network holds: parameters as such, and buffers."""
+    return {n: t for n, t in model.state_dict(keep_vars=True).items() if is_stored(n)}
 
 
 def outside_spec(given: Mapping[str, Any]) -> ModelSpec:

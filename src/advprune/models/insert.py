@@ -1,5 +1,6 @@
 """Layers that families put into a network: behind a ReLU, behind a convolution, on its weights."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.models.spec import LayerSpec, Site, Where, attach, sites, spec_of
+from advprune.models.border import own_activations
+from advprune.models.spec import LayerSpec, ModelSpec, Site, Where, attach, sites
 
 NEEDED: dict[Where, str] = {
     "relu": "no activation that is a module (nn.ReLU and the like, not F.relu) to stand behind",
@@ -56,19 +58,38 @@ def places(model: nn.Module, where: Where) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, kinds[where])]
 
 
+def inserted(model: nn.Module) -> Counter[str]:
+    """How many layers families put in, by the kind of place."""
+    found: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, Site):
+            found["relu"] += len(module) - 1
+        found["conv"] += getattr(module, "on_output", None) is not None
+        found["weight"] += getattr(module, "on_weight", None) is not None
+    return found
+
+
 def insert(model: nn.Module, kind: Callable[..., nn.Module], spec: LayerSpec) -> dict[str, Any]:
     """Put a layer of that kind at all places of the spec, in place, and let the model's spec say
     so; returns the layers by place.
 
-    UserError where there is no place, or one that no layer can be put at.
+    UserError where there is no place, or one that no layer can be put at, or where the layers would
+    stand behind some activations only.
     """
     layers = {name: kind(**spec.settings) for name in places(model, spec.where)}
     if not layers:
         raise UserError(f"the network has {NEEDED[spec.where]}; leave it out")
+    if spec.where == "relu" and (others := own_activations(model)):
+        raise UserError(
+            f"it would act at {len(layers)} of {len(layers) + len(others)} activations: "
+            f"{others[0]} is a {type(model.get_submodule(others[0])).__name__}; derive that class "
+            "from the nearest of torch's, such as nn.ReLU"
+        )
     for name, layer in layers.items():
         put(model, spec.where, name, layer)
-    known = spec_of(model)
-    attach(model, known.model_copy(update={"layers": (*known.layers, spec)}))
+    known = getattr(model, "spec", None)
+    if isinstance(known, ModelSpec):
+        attach(model, known.model_copy(update={"layers": (*known.layers, spec)}))
     return layers
 
 

@@ -4,8 +4,8 @@ The user's function is called as `function(classes=…, channels=…, **options)
 and of an image's channels, and what the settings of the network hold under `options`. It returns an
 nn.Module that takes float32 images `[N, channels, H, W]` and returns float32 logits `[N, classes]`,
 in training mode too. Images come in [0, 1], or normalized where the settings say so: that is a
-layer in front of the network. In evaluation mode equal images give equal logits, regardless of the
-rest of the batch.
+layer in front of the network. In evaluation mode the logits of an image do not depend on the rest
+of the batch. A network that draws at random is recognized (models/border.py).
 
 The header of a checkpoint is data from outside. The function that it names is called only if the
 caller names the same one (`allowed`). The names of torchvision and timm are looked up in their own
@@ -26,14 +26,15 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError, first_line
+from advprune.models.border import admitted, shared_weights, undisturbed, unshared
 from advprune.models.spec import ModelSpec, Normalize
 
 Make = Callable[[], nn.Module]
 Rename = Callable[[str], str]
 # Put before every name by data-parallel training, by torch.compile, by modules around a network.
-PREFIXES = ("module.", "_orig_mod.", "model.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 COLOUR = 3  # channels of an image that torchvision's models take
-ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
 INSIDE = "network"  # the name of the given network in what is built here
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -63,8 +64,7 @@ class Outside(nn.Module):
 
     def initialize(self, generator: torch.Generator) -> None:
         """The network as its maker initializes it, from a seed that `generator` draws, in place."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        with undisturbed(seed=int(torch.randint(2**31, (), generator=generator))):
             fresh = self.make()
         self.get_submodule(INSIDE).load_state_dict(fresh.state_dict())
 
@@ -86,11 +86,11 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
     # them, or in the place of their own.
     torch.backends.mha.set_fastpath_enabled(False)
     make = _maker(spec)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # tensors that no file holds are the same each time
+    with undisturbed(seed=0):  # tensors that no file holds are the same each time
         model = Outside(spec, make)
     for fault in _faults(model):
         raise UserError(f"{spec.architecture}: {fault}")
+    unshared(model)
     return model
 
 
@@ -137,7 +137,7 @@ def imported(module: str) -> Any:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever the user's code does
+    except (Exception, SystemExit) as error:  # whatever the user's code does
         raise UserError(f"{module} cannot be imported: {_said(error)}") from error
 
 
@@ -147,7 +147,7 @@ def _called(
     """What a function returns; UserError where it fails or that is no module."""
     try:
         made = function(*arguments, **options)
-    except Exception as error:  # whatever that code does
+    except (Exception, SystemExit) as error:  # whatever that code does
         words = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise UserError(f"{name}, called with {words}: {_said(error)}") from error
     if not isinstance(made, nn.Module):
@@ -160,7 +160,7 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """What an error says and where it arose, on one line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}, line {last.lineno}"
@@ -169,15 +169,12 @@ def _said(error: Exception) -> str:
 
 def _faults(model: Outside) -> Iterator[str]:
     """Why a network cannot be compressed and stored by the names of its tensors."""
-    seen: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
             yield f"{name} has no shape before the first image; give its layer all sizes"
         elif parameter.dtype != torch.float32:
             yield f"{name} is {dtype_name(parameter)}; all parameters must be float32"
-        elif id(parameter) in seen:
-            yield f"{seen[id(parameter)]} and {name} are one tensor; give each layer its own"
-        seen[id(parameter)] = name
+    yield from shared_weights(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
     for name, layer in layers.items():
         if "weight" not in layer._parameters:
@@ -187,24 +184,29 @@ def _faults(model: Outside) -> Iterator[str]:
 
 
 def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """UserError where a foreign network does not keep the contract on images `(C, H,
-    W)`; the model stays as it was. The library's own networks keep it, and what families make of a
-    network that does may draw at random."""
+    """UserError where a foreign network does not keep the contract on images `(C, H, W)`, in
+    evaluation mode as in training; the model stays as it was. The library's own networks keep it,
+    and so do what families make of a network that does. It may draw at random."""
     if not isinstance(model, Outside) or model.spec.layers or model.spec.quantization:
         return
     name = f"{model.spec.architecture}, images {list(shape)}"
     images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.random.fork_rng(devices=[]):
-            fault = _broken(copy.deepcopy(model).cpu(), images.requires_grad_())
-    except Exception as error:  # whatever the network's code does
+        with undisturbed():
+            private = copy.deepcopy(model).cpu()
+            fault = _broken(private, images.clone().requires_grad_())
+            if fault is None:
+                admitted("in evaluation", private, images)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the network's code does
         raise UserError(f"{name}: {_said(error)}") from error
     if fault:
         raise UserError(f"{name}: {fault}")
 
 
 def _broken(model: Outside, images: torch.Tensor) -> str | None:
-    """What is wrong with a network's logits of images `[N, C, H, W]`; the model is changed."""
+    """What else is wrong with a network's logits of images `[N, C, H, W]`; it is changed."""
     wanted, logits = [len(images), model.spec.classes], torch.empty(0)
     for training in (True, False):
         logits = model.train(training)(images)
@@ -215,23 +217,27 @@ def _broken(model: Outside, images: torch.Tensor) -> str | None:
             return f"it returns {dtype_name(logits)} {list(logits.shape)}, not float32 {wanted}"
     if not logits.requires_grad:
         return "its logits have no gradient by the image, without which nothing can be attacked"
-    with torch.no_grad():
-        if _apart(model(images), logits):
-            return "its logits are random in evaluation mode; derive such layers from Stochastic"
-        if _apart(model(images[:1]), logits[:1]):
-            return "its logits of an image depend on the other images of the batch"
     return None
 
 
-def _apart(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether logits differ by more than rounding."""
-    return bool((one - other).abs().max() > ROUNDING * (1 + other.abs().max()))
-
-
 def code_files(factory: str | None) -> list[Path]:
-    """The file that holds a function of the user's; nothing where there is none."""
+    """The file that holds a function of the user's, and then those of loaded modules that lie
+    beside or below it; nothing where there is no function."""
     found = getattr(imported(factory.partition(":")[0]), "__file__", None) if factory else None
-    return [Path(found)] if found else []
+    if not found:
+        return []
+    files = {
+        Path(file) for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))
+    }
+    here = {f for f in files if f.is_relative_to(Path(found).parent) and f.is_file()}
+    library = Path(__file__).parents[1]
+    own = {f for f in here if "site-packages" not in f.parts and not f.is_relative_to(library)}
+    return [Path(found), *sorted(own - {Path(found)})]
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers of inner layers add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
@@ -240,11 +246,16 @@ def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
     Wrappers' prefixes go, as many for all names as lets most of them fit.
     """
 
-    def renamed(count: int, inside: str, name: str) -> str:
+    def renamed(count: int, inside: str, inner: bool, name: str) -> str:
         for _ in range(count):
             name = name.partition(".")[2] if name.startswith(PREFIXES) else name
-        return inside + name
+        return inside + (unwrapped(name) if inner else name)
 
-    ways = [partial(renamed, n, inside) for n in range(4) for inside in ("", f"{INSIDE}.")]
+    ways = [
+        partial(renamed, n, inside, inner)
+        for inner in (False, True)
+        for n in range(4)
+        for inside in ("", f"{INSIDE}.")
+    ]
     known = list(names)
     return max(ways, key=lambda way: sum(way(name) in wanted for name in known))

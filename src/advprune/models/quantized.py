@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.core.errors import UserError
+from advprune.models.backward import straight_through
 from advprune.models.binary import is_binary
 from advprune.models.fold import fold_batchnorm
 from advprune.models.insert import WrappedConv2d, WrappedLinear
@@ -114,11 +115,6 @@ def _by_row(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return values.view((-1,) + (1,) * (weight.ndim - 1))
 
 
-def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """`value`, exactly, with the derivative of `x`."""
-    return value.detach() + (x - x.detach())
-
-
 def float_layers(model: nn.Module, left: Container[str] = ()) -> dict[str, nn.Conv2d | nn.Linear]:
     """The layers of a float network that quantization replaces, by name; `left` stay."""
     if is_binary(model):
@@ -167,3 +163,8 @@ def twin(model: nn.Module) -> nn.Module:
 def is_quantized(model: nn.Module) -> bool:
     """Whether a model has quantized layers, and so needs its twin to be differentiated."""
     return any(isinstance(module, QuantizedLayer) for module in model.modules())
+
+
+def differentiable(model: nn.Module) -> nn.Module:
+    """What can be differentiated: the model itself, or the twin of a quantized one."""
+    return twin(model) if is_quantized(model) else model

@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import nn
 
-RULES = ("constant", "scale", "identity")
+from advprune.models.backward import straight_through
 
 
 class Stochastic(nn.Module, ABC):
@@ -21,12 +21,16 @@ class Stochastic(nn.Module, ABC):
     backward: what the gradient of the random factors is taken to be: `constant` (they are held
     fixed), `scale` (differentiated where that is defined), `identity` (the layer is passed over:
     BPDA, Athalye et al. 2018). frozen: a seed; the same draws in every pass and for every sample.
+    shared: whether one draw may serve a whole pass.
     """
+
+    rules = ("constant", "scale", "identity")
+    shared = False
 
     def __init__(self, backward: str = "constant") -> None:
         super().__init__()
-        if backward not in RULES:
-            raise ValueError(f"backward is {backward!r}; allowed: {', '.join(RULES)}")
+        if backward not in self.rules:
+            raise ValueError(f"backward is {backward!r}; allowed: {', '.join(self.rules)}")
         self.backward = backward
         self.frozen: int | None = None
 
@@ -51,7 +55,7 @@ class Stochastic(nn.Module, ABC):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         out = self.noisy(h)
-        return h + (out - h).detach() if self.backward == "identity" else out
+        return straight_through(h, out) if self.backward == "identity" else out
 
 
 def stochastic_layers(model: nn.Module) -> list[Stochastic]:
@@ -62,14 +66,6 @@ def stochastic_layers(model: nn.Module) -> list[Stochastic]:
 def is_randomized(model: nn.Module) -> bool:
     """Whether a model's answers are random."""
     return bool(stochastic_layers(model))
-
-
-def set_backward(model: nn.Module, rule: str) -> None:
-    """Choose the backward rule of every random layer, in place: for private copies."""
-    if rule not in RULES:
-        raise ValueError(f"backward is {rule!r}; allowed: {', '.join(RULES)}")
-    for layer in stochastic_layers(model):
-        layer.backward = rule
 
 
 def frozen_copy(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -90,7 +86,7 @@ def drawn_logits(
     pass: then k is 1.
     """
     shared = any(name.endswith(".on_weight") for name, _ in model.named_modules())
-    shared |= any(layer.frozen is not None for layer in stochastic_layers(model))
+    shared |= any(one.shared or one.frozen is not None for one in stochastic_layers(model))
     together = 1 if shared else max(1, most // max(len(images), 1))
     for count in split(draws, together):
         repeated = images.repeat(count, 1, 1, 1) if count > 1 else images

@@ -1,6 +1,6 @@
 """The tensors of a checkpoint under a network's own names, with masks applied to their weights."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,12 +26,14 @@ def plain(
     tensors: Mapping[str, torch.Tensor],
     keep: float | None = None,
     rename: Rename = canonical,
+    wanted: Container[str] = (),
 ) -> Plain:
     """Names without wrappers' prefixes, by `rename`, and masks applied to their weights.
 
     Understood are `X_orig` with `X_mask` (torch.nn.utils.prune), `X` with `X_mask`, a layer's
     `weight` with its `mask`, and a `weight` with `popup_scores`, of which each layer keeps the
-    share `keep`. Raises UserError where `keep` is outside (0, 1].
+    share `keep`. What the network has itself (`wanted`) is none of these. Raises UserError where
+    `keep` is outside (0, 1].
     """
     if keep is not None and not 0 < keep <= 1:
         raise UserError(f"the share of weights to keep lies in (0, 1] (got {keep})")
@@ -49,7 +51,7 @@ def plain(
             origin[new] = name
             found.tensors[new] = tensor
     _scores_to_masks(found, keep)
-    _apply_masks(found)
+    _apply_masks(found, wanted)
     return found
 
 
@@ -70,10 +72,11 @@ def _scores_to_masks(found: Plain, keep: float | None) -> None:
             found.tensors[name.removesuffix(SCORES) + "weight_mask"] = mask.view_as(scores)
 
 
-def _apply_masks(found: Plain) -> None:
+def _apply_masks(found: Plain, wanted: Container[str]) -> None:
     """Multiply masks into their weights, and note what share of these was zero before."""
     applied, zeros, count = 0, 0, 0
-    for name in [name for name in found.tensors if name.endswith(MASK_ENDS)]:
+    masks = [name for name in found.tensors if name.endswith(MASK_ENDS) and name not in wanted]
+    for name in masks:
         mask = found.tensors.pop(name)
         stem = name.removesuffix("_mask") if name.endswith("_mask") else f"{name[:-5]}.weight"
         source = f"{stem}_orig" if f"{stem}_orig" in found.tensors else stem

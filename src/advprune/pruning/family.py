@@ -1,6 +1,5 @@
 """The interface of a family: a registry, typed settings, and what pruning returns."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -9,10 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from advprune.attacks.checks import check_images
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.settings import Settings, parse
+from advprune.models.border import (
+    check_images,
+    compressible,
+    functional_activations,
+    undisturbed,
+)
+from advprune.models.insert import inserted, places
 from advprune.training.inputs import Data
 
 Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
@@ -99,7 +104,9 @@ def prune(
     setting: a number or mapping as in params.yaml, or the family's setting object.
     data: training images `[N, C, H, W]` in [0, 1] and labels, for families that learn from them;
     a `Data` says as well how to train.
-    Raises UserError for an unknown family, a setting out of range, or data that is missing.
+    Raises UserError for an unknown family, a setting out of range, data that is missing, a model
+    that is not `compressible` (models/border.py), and where the family's layers would act at some
+    activations only. Families that put layers in note at how many places, as `sites`.
     """
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
@@ -108,9 +115,28 @@ def prune(
     try:
         if known is not None:
             check_images("training data", known.images, known.labels)
-        return _REGISTRY[name][1](copy.deepcopy(model).eval(), checked, known, generator)
+        images = None if known is None else known.images
+        with undisturbed():
+            mine = compressible("model", model, images)
+            before = inserted(mine)
+            found = _REGISTRY[name][1](mine, checked, known, generator)
+            added = inserted(found.model) - before
+            if images is not None and added["relu"]:
+                _everywhere(found.model, images[:1])
     except (UserError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
+    return replace(found, notes=found.notes | ({"sites": added.total()} if added else {}))
+
+
+def _everywhere(model: nn.Module, image: torch.Tensor) -> None:
+    """UserError where a pass of one image calls activations that are functions, not modules: layers
+    stand behind modules alone."""
+    if missed := functional_activations(model, image):
+        count = len(places(model, "relu"))
+        raise UserError(
+            f"it would act at {count} activation modules but not at {len(missed)} calls of "
+            f"functions such as {missed[0]}; make modules of them (nn.ReLU and the like)"
+        )
 
 
 def unchanged(model: nn.Module) -> Pruned:

@@ -11,7 +11,8 @@ tails. round: `h = round(h, decimals)`.
 Gradient. Rounding is flat almost everywhere, so an attack that uses its true gradient finds
 nothing, however weak the network is. Its backward pass is the identity for every attacker (straight
 through: Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018,
-section 4.1, BPDA). A clamped value has no gradient either; the checks of the verdict look for that.
+section 4.1, BPDA). A clamped value has no gradient either: attacks with `backward: identity` pass
+over the clamp.
 
 Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), clamped and rounded maps.
 """
@@ -23,6 +24,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from advprune.core.device import device_of
+from advprune.models.backward import straight_through
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.insert import insert
 from advprune.models.spec import LayerSpec, sites
@@ -58,19 +60,22 @@ class RoundMaps(Setting):
 
 @inserted_layer("clamp")
 class Clamp(nn.Module):
-    """`min(max(h, low), high)` with one range a layer."""
+    """`min(max(h, low), high)` with one range a layer; its gradient is its own, or the identity."""
 
+    rules = ("identity",)
     low: torch.Tensor
     high: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self.backward = "own"
         limits = torch.finfo(torch.float32)
         self.register_buffer("low", torch.tensor(limits.min))
         self.register_buffer("high", torch.tensor(limits.max))
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return h.clamp(self.low, self.high)
+        clamped = h.clamp(self.low, self.high)
+        return straight_through(h, clamped) if self.backward == "identity" else clamped
 
 
 @inserted_layer("round")
@@ -82,7 +87,7 @@ class Round(nn.Module):
         self.decimals = decimals
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return h + (h.round(decimals=self.decimals) - h).detach()
+        return straight_through(h, h.round(decimals=self.decimals))
 
 
 def calibrate(

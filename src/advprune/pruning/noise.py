@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.core.attack_settings import Backward
+from advprune.core.attack_settings import RandomBackward
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.insert import insert
 from advprune.models.spec import LayerSpec, Where
@@ -33,7 +33,7 @@ class DropoutSetting(Setting):
 
     shorthand: ClassVar[str | None] = "rate"
     rate: float = Field(ge=0, lt=1)
-    backward: Backward = "constant"
+    backward: RandomBackward = "constant"
 
 
 class NoiseSetting(Setting):
@@ -41,7 +41,7 @@ class NoiseSetting(Setting):
 
     shorthand: ClassVar[str | None] = "sigma"
     sigma: float = Field(ge=0, le=1e6)
-    backward: Backward = "constant"
+    backward: RandomBackward = "constant"
 
 
 class DWP(Setting):

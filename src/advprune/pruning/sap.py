@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.core.attack_settings import Backward
+from advprune.core.attack_settings import RandomBackward
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.insert import insert
 from advprune.models.spec import LayerSpec
@@ -50,7 +50,7 @@ class SAP(Setting):
     fraction: float = Field(gt=0, le=100)
     where: Literal["relu", "conv"] = "relu"
     form: Form = "independent"
-    backward: Backward = "constant"
+    backward: RandomBackward = "constant"
 
 
 class SWP(Setting):

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from advprune.attacks.checks import check_images
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
+from advprune.models.border import check_images, compressible, undisturbed
 from advprune.models.fold import fold_batchnorm
 from advprune.models.quantized import QuantizedLayer, every_layer, float_layers, replace, twin
 from advprune.models.spec import ModelSpec, QuantizationSpec, attach, spec_of
@@ -68,6 +68,7 @@ def calibrated(
     not. The network carries the quantized form's spec.
     """
     check_images("quantize", images, None)
+    model = compressible("quantize", model, images)
     quantized_spec(model, bits)  # refuses bits that are out of range
     float_layers(model)  # before folding, which looks through wrapped layers
     folded = fold_batchnorm(model)
@@ -104,7 +105,7 @@ def _input_ranges(
 
     handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed(device):
             for part in images.split(batch):
                 model(part.to(device))
     finally:

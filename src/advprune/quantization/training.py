@@ -17,7 +17,8 @@ from torch import nn
 
 from advprune.core.device import salted
 from advprune.core.train_settings import FineTuneSettings, QuantizeSettings
-from advprune.models.quantized import QuantizedLayer, float_layers, replace, straight_through
+from advprune.models.backward import straight_through
+from advprune.models.quantized import QuantizedLayer, float_layers, replace
 from advprune.quantization.post_training import calibrated
 from advprune.training.finetune import finetune
 from advprune.training.inputs import Data

@@ -45,6 +45,16 @@ def budget(value: float | None) -> str:
     return f"{round(pixels, 1):g}/255" if short and value else f"{value:.4g}"
 
 
+def levels(value: float | None) -> str:
+    """A distance in grey levels of 255: `18.7`, `0.312`."""
+    return NOTHING if _missing(value) else f"{255 * value:.3g}"  # type: ignore[operator]
+
+
+def more_levels(value: float | None) -> str:
+    """A difference of distances likewise: `+1.2`."""
+    return NOTHING if _missing(value) else f"{255 * value:+.3g}"  # type: ignore[operator]
+
+
 def count(value: float | None) -> str:
     """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
     if value is None or isnan(value):
@@ -54,7 +64,7 @@ def count(value: float | None) -> str:
 
 
 def _fixed(digits: str) -> Callable[[Any], str]:
-    return lambda value: NOTHING if _missing(value) else format(value, digits)
+    return lambda value: NOTHING if _missing(value) else format(value, digits).replace("inf", "∞")
 
 
 def number(value: Any) -> str:
@@ -80,26 +90,33 @@ def _missing(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """How numbers read, their unit for headings and axes, and by what they are multiplied there."""
+    """How numbers read, their unit for headings and axes, and by what they are multiplied there.
+
+    signed: written with their sign.
+    """
 
     text: Callable[[Any], str]
     unit: str = ""
     scale: float = 1.0
+    signed: bool = False
 
 
-RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0)
+RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0, signed=True)
 P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
 SCORE, MEAN = Kind(_fixed(".3f")), Kind(_fixed(",.1f"))  # losses, means of counts
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
     **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
     "confidence": RATE,
     **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
-    "deviation": Kind(percent, "points", 100.0),
-    **dict.fromkeys(("p", "p_against_dense"), P),
+    **dict.fromkeys(("deviation", "detectable"), Kind(percent, "points", 100.0)),
+    **dict.fromkeys(("p", "p_against_dense", "p_distance"), P),
+    **dict.fromkeys(("median_distance", "detectable_distance"), Kind(levels, "/255", 255.0)),
+    "distance_difference": Kind(more_levels, "/255", 255.0, signed=True),
     **dict.fromkeys(("eps", "step"), BUDGET),
     **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
     **dict.fromkeys(("brier", "brier_attacked"), SCORE),
     **dict.fromkeys(("flips_to_chance", "flips"), MEAN),
+    "flips_difference": Kind(_fixed("+,.1f"), signed=True),
     **dict.fromkeys(("forwards", "gradients", "passes"), COUNT),
     **dict.fromkeys(("n", "parameters", "nonzero", "macs", "file_bytes", "stored_bits"), COUNT),
 }
@@ -114,13 +131,24 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "clean_accuracy": ("clean", "accuracy without an attack"),
     "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
     "main_accuracy": ("main attack", "accuracy under the main attack alone"),
+    "median_distance": ("distance", "median of the smallest changes found that fool it"),
+    "area_accuracy": ("area", "mean accuracy over all budgets up to twice the main attack's"),
+    "distance_difference": ("distance − dense", "how much farther than the dense network"),
+    "distance_against_dense": ("distance against dense", "Wilcoxon's test on the same images"),
+    "p_distance": ("p", "of that test"),
+    "detectable_distance": ("detectable", "the smallest difference shown with 80 % power"),
     "transfer_accuracy": ("transfer", "on images crafted on the dense network"),
     "remnant_accuracy": ("remnant", "accuracy under attack"),
     "attack_success_rate": ("success", "of images that were right before the attack"),
     "prediction_change_rate": ("changed", "predictions that the attack changes"),
-    "robust_difference": ("robust − dense", "robust accuracy minus the dense network's"),
+    "robust_difference": (
+        "robust − dense",
+        "robust accuracy minus the dense network's or the control's",
+    ),
     "against_dense": ("against dense", "robust accuracy, McNemar's test on the same images"),
-    "p_against_dense": ("p", "of that test"),
+    "p_against_dense": ("p", "of that test, corrected for all models of a dense network"),
+    "detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
+    "robust_detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
     "sparsity": ("sparsity", "zeros among the stored weights and biases"),
     "prune_ratio": ("prune ratio", "parameters changed or removed"),
     "bits": ("bits", "of a stored weight"),
@@ -197,7 +225,7 @@ def cell_text(kind: Kind, value: Any, low: Any = None, high: Any = None) -> str:
         return value
     if _missing(value) or _missing(low) or _missing(high):
         return kind.text(value)
-    between = " to " if kind is POINTS else "–"  # signs and dashes do not read together
+    between = " to " if kind.signed else "–"  # signs and dashes do not read together
     return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
 
 

@@ -2,7 +2,8 @@
 
 A model falls where its robust accuracy is significantly lower than before: by McNemar's exact test
 on the same images, or by Fisher's exact test on the two counts where the images differ or are not
-known one by one; p-values are corrected for all models together (Holm). A verdict may not get
+known one by one; or where its distances are significantly smaller on the same images (Wilcoxon's
+signed-rank test). p-values are corrected for all these tests together (Holm). A verdict may not get
 worse.
 """
 
@@ -16,12 +17,25 @@ import pandas as pd
 from tabulate import tabulate
 
 from advprune.evaluate.compare import holm
+from advprune.evaluate.distances import DistanceComparison, compare_distances
 from advprune.evaluate.statistics import Rate, mcnemar
 from advprune.evaluate.verdict import LEVELS
-from advprune.report.formats import NOTHING, counted, interval, listed, markdown, p_text, percent
+from advprune.report.formats import (
+    NOTHING,
+    counted,
+    interval,
+    levels,
+    listed,
+    markdown,
+    p_text,
+    p_value,
+    percent,
+)
+from advprune.report.results import DISTANCE
 
 RANK = list(LEVELS.values())  # from the best to the worst
 CAPTION = ("model", "clean % before", "after", "robust % before", "after", "p")
+DISTANCES = ("distance /255 before", "after", "p")
 VERDICTS = ("verdict before", "after", "")
 UNPAIRED = "\\*"
 
@@ -30,8 +44,8 @@ UNPAIRED = "\\*"
 class Result:
     """What one revision says of a model: exact counts, and image by image where it is known.
 
-    images: the fingerprint of the test images; robust: bool `[n]`, whether each withstands the
-    suite. None in results of before they were recorded.
+    images: the fingerprint of the test images; robust: bool `[n]`, whether each withstands all
+    attacks; distances: `[n]`. None in results of before they were recorded.
     """
 
     hits: int
@@ -40,6 +54,7 @@ class Result:
     verdict: str | None
     images: str | None = None
     robust: np.ndarray | None = None
+    distances: np.ndarray | None = None
 
     @property
     def rate(self) -> Rate:
@@ -60,7 +75,8 @@ def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
     found = {}
     for row in table.to_dict("records"):
         robust = np.array(list(row["robust_images"])) == "1"
-        known = {"images": row["images"], "robust": robust}
+        distances = np.frombuffer(bytes.fromhex(row["image_distances"]), DISTANCE)
+        known = {"images": row["images"], "robust": robust, "distances": distances}
         clean, verdict = row["clean_accuracy"], row["verdict"]
         found[row["model"]] = Result(int(robust.sum()), len(robust), clean, verdict, **known)
     return Side(found, settings)
@@ -70,8 +86,8 @@ def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
 class Row:
     """One model in both revisions; None where it is missing in one.
 
-    p: that robust accuracy differs, corrected for the number of models; None where one is missing.
-    paired: whether it was tested on the same images.
+    p: that robust accuracy differs, corrected for the number of tests; None where one is missing.
+    paired: whether it was tested on the same images. farther: the test of distances, likewise.
     """
 
     name: str
@@ -79,6 +95,7 @@ class Row:
     after: Result | None
     p: float | None = None
     paired: bool = False
+    farther: DistanceComparison | None = None
 
     @property
     def change(self) -> float:
@@ -90,6 +107,11 @@ class Row:
     def fell(self, alpha: float) -> bool:
         """Whether robust accuracy is significantly lower than before."""
         return self.p is not None and self.p < alpha and self.change < 0
+
+    def nearer(self, alpha: float) -> bool:
+        """Whether distances are significantly smaller than before."""
+        test = self.farther
+        return test is not None and test.p < alpha and test.difference < 0
 
     @property
     def distrusted(self) -> bool:
@@ -126,10 +148,25 @@ def judge(before: Side, after: Side, alpha: float = 0.05, order: Iterable[str] =
     named = sorted({*before.results, *after.results})
     names = [name for name in dict.fromkeys(order) if name in named]
     rows = [_row(name, before, after) for name in dict.fromkeys([*names, *named])]
-    tested = [row for row in rows if row.p is not None]
-    joint = dict(zip((r.name for r in tested), holm([r.p or 0.0 for r in tested]), strict=True))
-    rows = [replace(row, p=joint.get(row.name)) for row in rows]
+    rows = _corrected(rows)
     return Gate(rows, alpha, list(_warnings(rows, before, after)))
+
+
+def _corrected(rows: list[Row]) -> list[Row]:
+    """p-values of both kinds of tests, corrected for all of them together."""
+    tests = [
+        p
+        for row in rows
+        for p in (row.p, None if row.farther is None else row.farther.p)
+        if p is not None
+    ]
+    joint = iter(holm(tests))
+    found = []
+    for row in rows:
+        p = None if row.p is None else next(joint)
+        farther = None if row.farther is None else replace(row.farther, p=next(joint))
+        found.append(replace(row, p=p, farther=farther))
+    return found
 
 
 def _row(name: str, before: Side, after: Side) -> Row:
@@ -138,7 +175,10 @@ def _row(name: str, before: Side, after: Side) -> Row:
         return Row(name, old, new)
     same = old.images == new.images and old.n == new.n
     if same and old.robust is not None and new.robust is not None:
-        return Row(name, old, new, mcnemar(old.robust, new.robust), paired=True)
+        farther = None
+        if old.distances is not None and new.distances is not None:
+            farther = compare_distances(new.distances, old.distances)
+        return Row(name, old, new, mcnemar(old.robust, new.robust), True, farther)
     return Row(name, old, new, _fisher(old.hits, old.n, new.hits, new.n))
 
 
@@ -156,6 +196,12 @@ def _failures(row: Row, alpha: float) -> Iterator[str]:
     if row.fell(alpha):
         before, after = (percent(one.rate.value) for one in (row.before, row.after))
         yield f"{markdown(row.name)} fell from {before} to {after} % robust ({_p(row)})."
+    if row.nearer(alpha) and row.farther:
+        after, before = (levels(median[0]) for median in (row.farther.first, row.farther.second))
+        yield (
+            f"{markdown(row.name)}: the median distance went from {before}/255 to {after}/255, and "
+            f"images are significantly nearer ({p_text(row.farther.p)})."
+        )
     if row.distrusted:
         yield f"{markdown(row.name)} was {row.before.verdict} and is {row.after.verdict}."
 
@@ -185,12 +231,13 @@ def page(gate: Gate, title: str) -> str:
     ended = "passed" if gate.passed else "FAILED"
     parts = [f"## {title}: {ended}", "\n".join(f"- ✗ {line}" for line in gate.failures)]
     cells = [_cells(row, gate.alpha) for row in gate.rows]
-    parts.append(tabulate(cells, CAPTION + VERDICTS, "github", disable_numparse=True))
+    parts.append(tabulate(cells, CAPTION + DISTANCES + VERDICTS, "github", disable_numparse=True))
     parts.append("\n".join(f"- {line}" for line in gate.warnings))
     tested = counted(sum(row.p is not None for row in gate.rows), "model")
     parts.append(
-        "Robust: the worst case over the suite, with 95 % interval. p: that it differs, tested on "
-        f"the same images and corrected for {tested}; level {gate.alpha:g}."
+        "Robust: nothing within the budget fools the model, with 95 % interval. Distance: median "
+        "of the smallest changes found that do. p: that it differs, tested on the same images and "
+        f"corrected for all tests of {tested}; level {gate.alpha:g}."
     )
     return "\n\n".join(part for part in parts if part)
 
@@ -202,11 +249,15 @@ def _cells(row: Row, alpha: float) -> list[str]:
             robust = interval(one.rate.value, *one.rate.interval)
             cells[side] = percent(one.clean), robust, one.verdict or NOTHING
     clean, robusts, verdicts = zip(*cells, strict=True)
-    if row.fell(alpha) or row.distrusted:
+    distances = [NOTHING] * 3
+    if row.farther:
+        medians = (levels(median[0]) for median in (row.farther.second, row.farther.first))
+        distances = [*medians, p_value(row.farther.p)]
+    if row.fell(alpha) or row.nearer(alpha) or row.distrusted:
         mark = "✗"
     elif row.before is None or row.after is None:
         mark = "new" if row.after else "gone"
     else:
         mark = "▲" if row.p is not None and row.p < alpha and row.change > 0 else "="
     p = _p(row).removeprefix("p = ").removeprefix("p ")
-    return [markdown(row.name), *clean, *robusts, p, *verdicts, mark]
+    return [markdown(row.name), *clean, *robusts, p, *distances, *verdicts, mark]

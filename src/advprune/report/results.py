@@ -9,11 +9,13 @@ import pandas as pd
 
 from advprune.core.errors import UserError
 from advprune.evaluate import metrics
-from advprune.evaluate.compare import AT_CHANCE, Comparison, compare, right
+from advprune.evaluate.compare import right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
-from advprune.evaluate.statistics import Rate
+from advprune.evaluate.robust import area
+from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.transfer import transfer_success
+from advprune.report.compared import Against, against_dense, finite
 from advprune.report.formats import bounds, number
 from advprune.report.run import Model, Run
 
@@ -21,11 +23,19 @@ RESULTS = "results.csv"
 METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
     **{name: name for name in ("n", "clean_accuracy", "robust_accuracy")},
     **{"robust_low": "robust_accuracy_low", "robust_high": "robust_accuracy_high"},
-    **{name: name for name in ("transfer_accuracy", "sparsity", "bits", "flips_to_chance")},
+    **{name: name for name in ("median_distance", "sparsity", "bits", "flips_to_chance")},
     "verdict": "verdict",
 }
+HEX = frozenset("0123456789abcdef")
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
-REQUIRED = ("model", "images", "robust_images")
+REQUIRED = ("model", "images", "robust_images", "image_distances")
+DISTANCE = "<f2"  # how the distance of each image is kept: four hexadecimal digits
+AGAINST = (  # empty for a dense network
+    *("robust_difference", "robust_difference_low", "robust_difference_high"),
+    *("robust_detectable", "p_against_dense", "against_dense"),
+    *("distance_difference", "distance_difference_low", "distance_difference_high"),
+    *("p_distance", "distance_against_dense"),
+)
 
 
 @cache
@@ -42,9 +52,8 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     for end in ("", "_low", "_high"):
         found[f"main_accuracy{end}"] = found.pop(f"remnant_accuracy{end}")
     robust, transferred = run.robust(model), model.transferred(run.main)
-    against = compare(robust, run.robust(dense))
-    compared: dict[str, Any] = {"robust_difference": round(against.difference, 6)}
-    compared |= {"p_against_dense": round(against.p, 6), "against_dense": outcome(against)}
+    distances = run.distances(model)
+    median = dict(zip(_ends("median_distance"), median_distance(distances), strict=True))
     verdict = run.verdict(model)
     row = {
         **{"model": model.name, "family": model.family, "parent": model.parent},
@@ -53,8 +62,10 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
         **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
         **found,
         **robust_rates(robust),
-        **dict.fromkeys(("robust_difference", "p_against_dense", "against_dense")),
-        **({} if model.is_dense else compared),
+        **{name: round(value, 6) for name, value in median.items()},
+        "area_accuracy": round(area(distances, 2 * run.main_attack.eps), 6),
+        **dict.fromkeys(AGAINST),
+        **({} if model.is_dense else _compared(against_dense(run)[model])),
         **remnant_accuracy(transferred).columns("transfer_accuracy"),
         **transfer_success(transferred, dense.attack(run.main)).columns("transfer_success_rate"),
         **flips_metric(run.flips(model)),
@@ -69,7 +80,24 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     hits = "".join("01"[hit] for hit in right(robust).astype(int))
     labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
     images = hashlib.sha256(run.clean_images.tobytes() + labels.tobytes()).hexdigest()
-    return row | {"images": images[:FINGERPRINT], "robust_images": hits}
+    own = {"robust_images": hits, "image_distances": distances.astype(DISTANCE).tobytes().hex()}
+    return row | {"images": images[:FINGERPRINT]} | own
+
+
+def _compared(tests: Against) -> dict[str, Any]:
+    accuracy, distance = tests.robust, tests.distance
+    robust = zip(_ends("robust_difference"), (accuracy.difference, *accuracy.interval), strict=True)
+    far = zip(_ends("distance_difference"), (distance.difference, *distance.interval), strict=True)
+    return {
+        **{name: round(value, 6) for name, value in (*robust, *far)},
+        "robust_detectable": finite(round(accuracy.detectable, 6)),
+        **{"p_against_dense": round(accuracy.p, 6), "against_dense": accuracy.outcome},
+        **{"p_distance": round(distance.p, 6), "distance_against_dense": distance.outcome},
+    }
+
+
+def _ends(column: str) -> tuple[str, ...]:
+    return column, *bounds(column)
 
 
 def without_own(table: pd.DataFrame) -> pd.DataFrame:
@@ -103,6 +131,8 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         model, hits, n = row["model"], str(row["robust_images"]), row["n"]
         if not set(hits) <= {"0", "1"} or len(hits) != n or pd.isna(row["images"]):
             raise UserError(f"{where} is damaged: outcomes of {model} are not 0 or 1 per image")
+        if len(digits := str(row["image_distances"])) != 4 * n or not set(digits) <= HEX:
+            raise UserError(f"{where} is damaged: {model} lacks a distance for each image")
         if abs(hits.count("1") / n - row["robust_accuracy"]) > 1e-6:
             raise UserError(f"{where} is damaged: {model} has another rate than its outcomes")
     return table
@@ -116,12 +146,3 @@ def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
 def rated(column: str, rate: Rate) -> dict[str, Any]:
     """A rate as a column with its interval, not rounded: `a:q`, `a_low:q` and `a_high:q`."""
     return dict(zip((column, *bounds(column)), (rate.value, *rate.interval), strict=True))
-
-
-def outcome(test: Comparison) -> str:
-    """A paired comparison in a word: higher, lower, not significant or at chance."""
-    if test.void:
-        return AT_CHANCE
-    if not test.differs:
-        return "not significant"
-    return "higher" if test.difference > 0 else "lower"

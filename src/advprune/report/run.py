@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.errors import UserError
 from advprune.core.params import Params
-from advprune.core.profile import PROBES, RESERVED, Profile
+from advprune.core.profile import FROZEN, RESERVED, Profile
 from advprune.evaluate.faults import Reached, guessing, to_chance
-from advprune.evaluate.verdict import Evidence, Verdict, verdict, worst_case
+from advprune.evaluate.robust import union
+from advprune.evaluate.verdict import Evidence, Verdict, verdict
 
-FROZEN = PROBES[-1]  # the probe that only randomized models get
 MOSTLY_ZERO = 0.5  # from this sparsity on a model is shown among the sparse ones
 Received = dict[tuple[str, str], pd.DataFrame]  # (source, attack) -> records of a target
 
@@ -184,15 +184,20 @@ class Run:
 
     @cache  # noqa: B019 (a run lives as long as the stage)
     def robust(self, model: Model) -> pd.DataFrame:
-        """Per image, the attack of the model's suite that does most harm within the budget."""
-        return worst_case(model.records, self.main)
+        """Per image, what does most harm within the budget, and the distance (robust.union)."""
+        budget = self.main_attack.norm, self.main_attack.eps
+        received = model.received.values()
+        return union(model.records, received, *budget, model.kind == "randomized")
+
+    def distances(self, model: Model) -> np.ndarray:
+        """Smallest perturbation found that fools the model, by image `[n]`; infinite: none."""
+        return self.robust(model).distance.to_numpy()
 
     @cache  # noqa: B019
     def verdict(self, model: Model) -> Verdict:
         """Whether the model's robust accuracy can be believed."""
-        transferred = None if model.is_dense else model.transferred(self.main)
         parent = None if model.is_dense else self.robust(self.dense_of(model))
-        known = transferred, parent, model.card["twin_agreement"]
+        known = model.received, parent, model.card["twin_agreement"]
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
     def own(self, source: str, attack: str) -> pd.DataFrame:

@@ -1,8 +1,10 @@
 """The answer in five sentences, each computed from the run."""
 
-from advprune.evaluate.compare import Comparison, compare, corrected
+from advprune.evaluate.compare import corrected
+from advprune.evaluate.distances import DistanceComparison
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.report.compared import against_dense, compared
 from advprune.report.formats import budget, counted, listed, p_text, percent, points, spell
 from advprune.report.run import Model, Run
 
@@ -12,40 +14,48 @@ NAMED = 4  # up to this many models are named one by one
 
 def summary(run: Run) -> list[str]:
     """The sentences that the run allows: effect, dense networks, price, transfer, trust."""
-    makers = (effect, start, price, transfer, trust)
+    makers = (effect, accuracy, start, price, transfer, trust)
     return [sentence for make in makers if (sentence := make(run))]
 
 
 def effect(run: Run) -> str:
-    """How many compressed models differ from their dense network in robust accuracy."""
-    tests = _tests(run, "adv")
+    """How many compressed models differ from their dense network, in distance: robust accuracy at
+    one budget says nothing where both models are at its floor or its ceiling."""
+    tests = {model: against.distance for model, against in against_dense(run).items()}
     if not tests:
         return "No compressed model is part of this run."
+    by = {outcome: _with(tests, outcome) for outcome in ("higher", "lower", "not significant")}
+    void = len(tests) - sum(map(len, by.values()))
+    farther, nearer, same = by.values()
+    parts = [
+        f"The distance to a misclassification is significantly larger than the dense network's for "
+        f"{_named(run, farther) or 'no compressed model'}",
+        f"smaller for {_named(run, nearer) or 'none'}",
+    ]
+    parts += [f"not significantly different for {len(same)} of {len(tests)}"] if same else []
+    parts += [f"not to be compared for {void} that lose clean accuracy"] if void else []
+    return f"{', '.join(parts[:-1])} and {parts[-1]} (Wilcoxon's test, Holm's correction)."
+
+
+def accuracy(run: Run) -> str:
+    """The same of robust accuracy at the budget."""
+    tests = {model: against.robust for model, against in against_dense(run).items()}
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
-    void = sum(test.void for test in tests.values())
-    same = len(tests) - len(better) - len(worse) - void
+    floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
+    if not tests:
+        return ""
     parts = [
-        f"{_named(run, better) or 'No compressed model'} {_is(better)} significantly more "
-        "robust than the dense network"
+        f"At eps {budget(run.main_attack.eps)}, {_named(run, better) or 'no compressed model'} "
+        f"{_is(better)} significantly more robust",
     ]
-    parts += [f"{_named(run, worse)} {_is(worse)} significantly less robust"] if worse else []
-    parts += [f"{void} cannot be compared: clean accuracy is at chance"] if void else []
-    parts += [f"for {same} of {len(tests)} the difference is not significant"] if same else []
-    return f"{'; '.join(parts)} (McNemar's test on the same images, Holm's correction)."
+    parts += [f"{_named(run, worse)} {_is(worse)} less robust"] if worse else []
+    parts += [f"for {len(floor)} of {len(tests)} both have 0 %"] if floor else []
+    return f"{'; '.join(parts)} (McNemar's test, Holm's correction)."
 
 
-def _tests(run: Run, side: str) -> dict[Model, Comparison]:
-    """Each compressed model against its dense network, corrected per dense network.
-
-    side: adv for the worst case over the suite, clean.
-    """
-    found: dict[Model, Comparison] = {}
-    for dense in run.roots:
-        models = run.descendants(dense)
-        tests = [compare(run.robust(model), run.robust(dense), side) for model in models]
-        found |= dict(zip(models, corrected(tests), strict=True))
-    return found
+def _with(tests: dict[Model, DistanceComparison], outcome: str) -> list[Model]:
+    return [model for model, test in tests.items() if test.outcome == outcome]
 
 
 def _is(models: list[Model]) -> str:
@@ -76,7 +86,7 @@ def start(run: Run) -> str:
 
 def price(run: Run) -> str:
     """What compression costs in clean accuracy."""
-    tests = _tests(run, "clean")
+    tests = {model: against.clean for model, against in against_dense(run).items()}
     lost = {model: test for model, test in tests.items() if test.differs and test.difference < 0}
     if not tests:
         return ""
@@ -96,7 +106,8 @@ def transfer(run: Run) -> str:
     targets = [model for model in run.compressed if len(model.transferred(run.main))]
     if not targets:
         return ""
-    tests = {m: compare(m.transferred(run.main), run.robust(m)) for m in targets}
+    found = corrected([compared(run, m.transferred(run.main), run.robust(m)) for m in targets])
+    tests = dict(zip(targets, found, strict=True))
     higher = [model for model, test in tests.items() if test.better]
     if not higher:
         return "Transfer attacks overstate robustness significantly for no compressed model."

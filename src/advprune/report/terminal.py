@@ -10,10 +10,10 @@ from advprune.report.formats import bounds, budget, heading, texts
 from advprune.report.results import RESULTS, read_results, without_own
 
 BRIEF = (
-    *("model", "sparsity", "bits", "clean_accuracy", "robust_accuracy"),
-    *("transfer_accuracy", "against_dense", "flips_to_chance", "verdict"),
+    *("model", "sparsity", "bits", "clean_accuracy", "robust_accuracy", "median_distance"),
+    *("distance_against_dense", "transfer_accuracy", "flips_to_chance", "verdict"),
 )
-LEFT = ("model", "against_dense", "verdict")  # columns of text
+LEFT = ("model", "distance_against_dense", "verdict")  # columns of text
 
 
 def leaderboard(profile: str, markdown: bool = False, folder: Path = Path("reports")) -> str:

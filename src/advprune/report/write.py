@@ -1,9 +1,6 @@
 """Writing: the report's folder and the metrics' folder, whole or not at all."""
 
 import io
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -20,7 +17,8 @@ def write_report(run: Run, folder: Path) -> None:
     """Write report.html, report.md, figures/*.png, results.csv and the settings that it was made
     with, in place of an older report."""
     found = shown_sections(run)
-    with _replaced(folder) as temporary:
+    with atomic(folder) as temporary:
+        temporary.mkdir()
         (temporary / "figures").mkdir()
         for name, chart in charts(found).items():
             (temporary / "figures" / f"{name}.png").write_bytes(png(chart, run.places))
@@ -32,7 +30,8 @@ def write_report(run: Run, folder: Path) -> None:
 
 def write_metrics(run: Run, folder: Path) -> None:
     """Write `<model>.json` for each model, in place of an older folder."""
-    with _replaced(folder) as temporary:
+    with atomic(folder) as temporary:
+        temporary.mkdir()
         for name, found in metrics_of(results(run)).items():
             write_json(temporary / f"{name}.json", found)
 
@@ -45,13 +44,3 @@ def settings_of(params: Params) -> str:
     buffer = io.StringIO()
     YAML().dump(found, buffer)  # one value per line: what DVC reads with takes no colon in braces
     return buffer.getvalue()
-
-
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder`, which is only then removed."""
-    with atomic(folder) as temporary:
-        temporary.mkdir()
-        yield temporary
-        if folder.is_dir():
-            shutil.rmtree(folder)

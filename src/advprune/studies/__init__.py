@@ -8,7 +8,8 @@ file name.
 import pkgutil
 from importlib import import_module
 
-from advprune.studies.base import Given, check_studies, run_study, settings_of
+from advprune.studies.base import Given, run_study, settings_of
+from advprune.studies.power import check_studies
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

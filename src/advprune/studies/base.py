@@ -98,12 +98,6 @@ def settings_of(params: Params, name: str) -> Any:
     return settings
 
 
-def check_studies(params: Params) -> None:
-    """Check the settings of all studies before anything is run."""
-    for name in params.studies:
-        settings_of(params, name)
-
-
 def run_study(name: str, given: Given) -> Tables:
     """Run an entry of `studies` on what it starts from."""
     settings = settings_of(given.params, name)

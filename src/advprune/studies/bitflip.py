@@ -17,12 +17,13 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import FlipSettings
 from advprune.core.device import salted
 from advprune.core.errors import UserError
+from advprune.core.params import Params
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings
-from advprune.evaluate.faults import START, VARIANTS, guessing
+from advprune.evaluate.faults import START, VARIANTS, Stored, guessing
 from advprune.models.stochastic import is_randomized
-from advprune.studies.base import Given, Images, Tables, study
+from advprune.studies.base import Given, Images, Tables, settings_of, study
 from advprune.training.accuracy import accuracy
 
 Advance = Callable[[int], None]
@@ -43,6 +44,15 @@ class BitFlipSettings(Settings):
     variants: list[Literal["margin", "targeted"]] = []
     each: int = Field(default=1, ge=1, le=20)
     budget: int | None = Field(default=None, ge=1, le=1000000)
+
+
+def stored_entries(params: Params) -> list[Stored]:
+    """All bit-flip studies of the settings, in their order."""
+    found = []
+    for name, entry in params.studies.items():
+        if isinstance(one := settings_of(params, name), BitFlipSettings):
+            found.append(Stored(name, entry.of, one.bits, one.scale))
+    return found
 
 
 @study("bitflip", BitFlipSettings)

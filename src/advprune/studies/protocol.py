@@ -6,7 +6,7 @@ the backward rule and the draws per step (Athalye et al., ICML 2018, section 5.3
 Dhillon and Carlini, arXiv 2010.00071).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,8 @@ from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
-from advprune.attacks.pgd import ascend, expected_gradient, project
+from advprune.attacks.opening import expected_gradient
+from advprune.attacks.pgd import ascend, project
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import ProtocolSettings
 from advprune.core.device import device_of, salted
@@ -27,6 +28,7 @@ from advprune.core.progress import progress
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.craft import Work, at_budget, craft, rows
 from advprune.evaluate.records import Scoring, answers
+from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized
 from advprune.pruning import prune
 from advprune.studies.base import Given, Images, Tables, study
@@ -53,6 +55,12 @@ class MemberSettings(Settings):
         for name, member in self.members.items():
             if member.family is not None:
                 yield f"members.{name}", member.family, member.setting
+
+
+def is_published_sap(family: str | None, setting: Any) -> bool:
+    """Whether a member is SAP as published, not the variant on the outputs of convolutions."""
+    on_convolutions = isinstance(setting, Mapping) and setting.get("where") == "conv"
+    return family == "SAP" and not on_convolutions
 
 
 @study("protocol", MemberSettings)
@@ -107,6 +115,7 @@ class Protocol:
     def record(self, model: nn.Module, adaptive: bool) -> pd.DataFrame:
         """Records of the single-step and the iterative attack at every budget (attack `fgsm`,
         `iterative`) and, where asked for, of the adaptive attacks by name."""
+        model = admitted("protocol", model, self.images)
         tables = [*self._single_step(model), *self._iterative(model)]
         if adaptive:
             for name, setting in self.settings.adaptive.items():

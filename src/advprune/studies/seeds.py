@@ -1,4 +1,4 @@
-"""Seeds: families at settings, once per seed, each on the dense network of that seed.
+"""Seeds: families and binary networks, once per seed, beside the dense network of that seed.
 
 One trained network shows one outcome; judging a family takes several. The seed sets initialization,
 order and random starts of the dense network, the family's own training, and the starts of the
@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from advprune.attacks.registry import typed
@@ -19,13 +19,14 @@ from advprune.core.ahead import ahead
 from advprune.core.errors import UserError
 from advprune.core.params import DENSE
 from advprune.core.settings import Name, Settings
-from advprune.core.train_settings import RecipeSettings
+from advprune.core.train_settings import BinarySettings, RecipeSettings
 from advprune.data import to_float
 from advprune.evaluate.craft import Work, craft_shown, rows
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies.base import Given, Tables, study
-from advprune.training.base import load_or_train
+from advprune.training.base import load_or_train, spec_for
+from advprune.training.binary import binary_spec, train_binary
 from advprune.training.inputs import Inputs
 from advprune.training.standard import History
 
@@ -35,11 +36,32 @@ Made = tuple[nn.Module, dict[str, Any], dict[str, History]]
 PROBED = 100  # validation images that each epoch is judged on, for the curves alone
 
 
+BINARY = "BNN"  # in the place of a family: a binary network of the profile's channels
+
+
 class Point(Settings):
-    """A family at a setting."""
+    """A family at a setting; of a binary network, the keys of an entry of `binary`."""
 
     family: Name
     setting: Any = None
+
+    @property
+    def binary(self) -> BinarySettings | None:
+        """The settings of a binary network; None for a family."""
+        return BinarySettings.model_validate(self.setting or {}) if self.is_binary else None
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether it is a binary network, trained from scratch."""
+        return self.family == BINARY
+
+    @model_validator(mode="after")
+    def _binary_as_it_is(self) -> "Point":
+        if self.binary and self.binary.channels != "base":
+            raise ValueError(
+                "setting.channels: binary networks over seeds have those of the profile"
+            )
+        return self
 
 
 class SeedsSettings(Settings):
@@ -59,7 +81,8 @@ class SeedsSettings(Settings):
     def families(self) -> Iterator[tuple[str, str, Any]]:
         """Place, family and setting of each point."""
         for name, point in self.points.items():
-            yield f"points.{name}", point.family, point.setting
+            if not point.is_binary:
+                yield f"points.{name}", point.family, point.setting
 
 
 @dataclass(frozen=True)
@@ -113,7 +136,8 @@ def _networks(settings: SeedsSettings, given: Given, recipe: str) -> Iterator[Ne
         dense = cache(partial(_dense, given, recipe, seed))
         yield Network(DENSE, seed, partial(_uncompressed, dense))
         for name, point in settings.points.items():
-            yield Network(name, seed, partial(_sparse, given, point, dense, f"{name}-{seed}"))
+            make = _binary if point.is_binary else _sparse
+            yield Network(name, seed, partial(make, given, point, dense, f"{name}-{seed}"))
 
 
 def _dense(given: Given, recipe: str, seed: int) -> Trained:
@@ -139,6 +163,17 @@ def _sparse(given: Given, point: Point, dense: Callable[[], Trained], name: str)
     pruned = prune(point.family, dense()[0], point.setting, data, seed)
     facts = {"family": point.family, "prune_ratio": pruned.ratio}
     return pruned.model, facts, histories_of(pruned.notes)
+
+
+def _binary(given: Given, point: Point, dense: Callable[[], Trained], name: str) -> Made:
+    """A binary network beside the dense one, of which it has only the architecture."""
+    del dense
+    setting, seed = point.binary or BinarySettings(), int(name.rpartition("-")[2])
+    splits = given.splits["train"], given.splits["val"]
+    inputs = Inputs(*splits, seed, given.device, given.parts.folder / f"{name}.pt")
+    spec = binary_spec(spec_for(given.profile.model, splits[0]))
+    model, history = train_binary(spec, setting, given.profile.train, inputs)
+    return model, {"family": BINARY, "prune_ratio": 0.0}, {"train": history}
 
 
 def _tables(

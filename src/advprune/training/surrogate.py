@@ -12,6 +12,7 @@ from advprune.core.device import device_of, salted
 from advprune.core.profile import Profile
 from advprune.core.train_settings import RecipeSettings, SurrogateSettings
 from advprune.data import to_float
+from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized, mean_logits
 from advprune.training.base import begin
 from advprune.training.inputs import Inputs
@@ -49,6 +50,7 @@ def answers(target: nn.Module, images: torch.Tensor, batch: int, seed: int) -> t
     A randomized target is asked `DRAWS` times and its logits are averaged; its draws come
     from `seed`, and the global random state stays as it was.
     """
+    target = admitted("substitute", target, to_float(images[:2]))
     device, draws = device_of(target), DRAWS if is_randomized(target) else 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(salted(seed, "substitute"))

@@ -6,16 +6,16 @@ bound is given instead of the mean.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import comb
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from advprune.evaluate import faults
-from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm
+from advprune.evaluate.compare import AT_CHANCE, corrected
 from advprune.report.chart import Chart
+from advprune.report.compared import columns, explained
 from advprune.report.formats import percent
 from advprune.report.run import Run
 from advprune.report.section import Part, section
@@ -24,13 +24,9 @@ UNTARGETED, RANDOM = "untargeted", "random"
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class Entry(faults.Stored):
     """A study of bit flips and its records. level: the accuracy that counts as chance."""
 
-    name: str
-    model: str
-    bits: int
-    scale: str
     variants: tuple[str, ...]
     records: pd.DataFrame
     level: float
@@ -60,15 +56,13 @@ def bitflips(run: Run) -> list[Part]:
         "bitflip", "line", curves(found), *axes, interval=True, panel="search", reference=run.chance
     )
     parts = [Part("Flips to chance", text, table_of(found), curve)]
-    pairs = pairs_of(found, run.roots[0].name)
+    pairs = faults.pairs_of(found, run.roots[0].name)
     if pairs:
         words = (
-            "p: Gehan's exact rank test over batches, corrected for all comparisons (Holm). Each "
-            "network was trained once, and greedy search gives an upper bound: a higher count may "
-            "only mean that the search failed."
+            f"p: Gehan's exact rank test over batches. {explained('all comparisons')} Each network "
+            "was trained once, and greedy search gives an upper bound: a higher count may only "
+            "mean that the search failed."
         )
-        if not can_differ(pairs):
-            words += " With so few batches no comparison can reach significance."
         parts.append(Part("Flips to chance, compared", words, pair_table(pairs)))
     return parts
 
@@ -120,38 +114,18 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-Pair = tuple[Entry, Entry]
-
-
-def pairs_of(found: Sequence[Entry], root: str) -> list[Pair]:
-    """Each entry with the first one, and with the network `root` where it is stored alike."""
-    pairs = []
-    for entry in found[1:]:
-        stored = root, entry.bits, entry.scale
-        alike = [one for one in found if (one.model, one.bits, one.scale) == stored][:1]
-        references = dict.fromkeys([found[0], *alike])
-        pairs += [(entry, one) for one in references if one is not entry]
-    return pairs
-
-
-def can_differ(pairs: Sequence[Pair]) -> bool:
-    """Whether these numbers of batches could show any difference after correction."""
-    sizes = [[len(one.under().bits) for one in pair] for pair in pairs]
-    return min(2 / comb(sum(both), both[0]) for both in sizes) * len(pairs) < ALPHA
-
-
-def pair_table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One row per pair; p holds for all of them together (Holm). times: the ratio of the means."""
+def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
+    """One row per pair; all are corrected together. times: the ratio of the means."""
     tests = [faults.compare_flips(entry.under(), other.under()) for entry, other in pairs]
+    for place, pair in enumerate(pairs):
+        if any(faults.clean_accuracy(one.records) <= one.level for one in pair):
+            tests[place] = replace(tests[place], void=AT_CHANCE)
     rows = []
-    for (entry, other), test, p in zip(pairs, tests, holm([t.p for t in tests]), strict=True):
-        outcome = "not significant" if p >= ALPHA else "more" if test.higher > 0 else "fewer"
-        if any(faults.clean_accuracy(one.records) <= one.level for one in (entry, other)):
-            outcome = AT_CHANCE
+    for (entry, other), test in zip(pairs, corrected(tests), strict=True):
         row: dict[str, Any] = {"entry": entry.name, "model": entry.model, "reference": other.name}
         row |= counts(entry.under())
         row["flips_to_chance:reference"] = counts(other.under())["flips_to_chance"]
-        rows.append(row | {"times": test.ratio, "p": p, "outcome": outcome})
+        rows.append(row | {"times": test.ratio} | columns(test))
     return pd.DataFrame(rows)
 
 

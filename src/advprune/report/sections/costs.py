@@ -10,7 +10,7 @@ from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 COSTS = ("gradients", "forwards")
-SUITE = "whole suite"
+SUITE = "suite and checks"
 
 
 @section("Costs", order=110)
@@ -30,7 +30,7 @@ def costs(run: Run) -> list[Part]:
 
 
 def passes(run: Run) -> pd.DataFrame:
-    """One row per attack and kind of model, and one per kind for the suite."""
+    """One row per attack and kind of model, and one per kind for all, with probes and curves."""
     rows = []
     for kind in dict.fromkeys(model.kind for model in run.models):
         models = [model for model in run.models if model.kind == kind]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.compare import ALPHA, compare, holm
+from advprune.evaluate.compare import Compared, Comparison, corrected
 from advprune.evaluate.faults import compare_flips
 from advprune.report.chart import Chart
-from advprune.report.results import outcome, rated
+from advprune.report.compared import columns, compared, explained
+from advprune.report.results import rated
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -27,8 +28,8 @@ def growth(run: Run) -> list[Part]:
     if len(table := beside(run, grown)):
         text = (
             "Grown: channels chosen by Early-Growth; uniform: every layer equally wider. p: "
-            "McNemar on the same images, and Gehan's test for flips to chance, corrected for the "
-            "measures of a pair (Holm). Each network was trained once."
+            "McNemar on the same images, and Gehan's test for flips to chance. "
+            f"{explained('the measures of a pair')} Each network was trained once."
         )
         parts.append(Part("Does growth help beyond width?", text, table))
     for model in grown:
@@ -57,23 +58,19 @@ def beside(run: Run, grown: list[Model]) -> pd.DataFrame:
 def _pair(run: Run, one: Model, other: Model) -> list[dict[str, Any]]:
     who = {"grown": one.name, "uniform": other.name}
     who |= {f"parameters:{name}": run.model(of).card["parameters"] for name, of in who.items()}
-    rows: list[dict[str, Any]] = []
-    for side, measure in SIDES.items():
-        test = compare(run.robust(one), run.robust(other), side)
-        row = rated("accuracy:grown", test.first)
-        row |= rated("accuracy:uniform", test.second)
-        rows.append(who | {"measure": measure} | row | {"p": test.p, "outcome": outcome(test)})
     ours, theirs = run.flips(one), run.flips(other)
+    tests: list[Compared] = [
+        compared(run, run.robust(one), run.robust(other), side) for side in SIDES
+    ]
+    rows: list[dict[str, Any]] = [who | {"measure": measure} for measure in SIDES.values()]
     if ours and theirs:
-        flips = compare_flips(ours, theirs)
-        found: dict[str, Any] = {"measure": "flips to chance", "p": flips.p}
-        for name, reached in (("grown", ours), ("uniform", theirs)):
-            found |= {f"at_least_flips:{name}": reached.least}
-        rows.append(who | found | {"outcome": "higher" if flips.higher > 0 else "lower"})
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p"] = p
-        if p >= ALPHA and row["outcome"] != "at chance":
-            row["outcome"] = "not significant"
+        tests.append(compare_flips(ours, theirs))
+        least = {"at_least_flips:grown": ours.least, "at_least_flips:uniform": theirs.least}
+        rows.append(who | {"measure": "flips to chance"} | least)
+    for row, test in zip(rows, corrected(tests), strict=True):
+        if isinstance(test, Comparison):
+            row |= rated("accuracy:grown", test.first) | rated("accuracy:uniform", test.second)
+        row |= columns(test)
     return rows
 
 

@@ -9,14 +9,14 @@ from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 BOARD = (
-    *("model", "clean_accuracy", "robust_accuracy", "verdict", "against_dense", "p_against_dense"),
-    *("transfer_accuracy", "sparsity", "bits", "flips_to_chance", "ece", "macs", "passes"),
-    "recipe",
+    *("model", "clean_accuracy", "robust_accuracy", "against_dense", "p_against_dense"),
+    *("median_distance", "distance_against_dense", "p_distance", "verdict"),
+    *("transfer_accuracy", "sparsity", "bits", "flips_to_chance", "recipe"),
 )
 SIZES = (
     *("model", "parameters", "nonzero", "prune_ratio", "sparsity", "file_bytes", "macs"),
     *("prediction_change_rate", "attack_success_rate", "transfer_success_rate"),
-    *("ece", "ece_attacked", "nll", "brier", "twin_agreement", "forwards", "gradients"),
+    *("ece", "ece_attacked", "nll", "brier", "twin_agreement", "forwards", "gradients", "passes"),
 )
 
 
@@ -26,17 +26,21 @@ def leaderboard(run: Run) -> list[Part]:
     main, table = run.main_attack, without_own(results(run))
     table = table.assign(passes=table.forwards + table.gradients)
     text = (
-        f"Robust accuracy: images that no attack of the suite breaks ({main.norm}, eps "
-        f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals."
+        f"Robust accuracy: images that nothing within the budget breaks ({main.norm}, eps "
+        f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals. Distance: the "
+        "median of the smallest changes found that fool the model. Against dense: McNemar's and "
+        "Wilcoxon's tests on the same images, Holm's correction over the models of a dense network."
     )
-    axes, hover = ("clean_accuracy", "robust_accuracy", "group"), ("model", "sparsity", "bits")
+    axes, hover = ("clean_accuracy", "median_distance", "group"), ("model", "robust_accuracy")
     chart = Chart(
         "tradeoff", "points", table, *axes, size="sparsity", marker="verdict", hover=hover
     )
     every = [name for name in map(str, table.columns) if name.startswith("accuracy:")]
     parts = [
         Part("Leaderboard", text, with_bounds(table, BOARD)),
-        Part("Robust over clean accuracy", "One marker per model, larger is sparser.", chart=chart),
+        Part(
+            "Distance over clean accuracy", "One marker per model, larger is sparser.", chart=chart
+        ),
         Part("Size, cost and calibration", table=table[list(SIZES)], folded=True),
         Part(
             "Accuracy under each attack",

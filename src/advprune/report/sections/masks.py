@@ -9,19 +9,28 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.compare import ALPHA, at_chance, compare, corrected, right
+from advprune.evaluate.compare import (
+    ALPHA,
+    Comparison,
+    at_chance,
+    compare_hits,
+    corrected,
+    right,
+)
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-from advprune.evaluate.statistics import mcnemar, rate
+from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
+from advprune.report.compared import columns, compared, explained
 from advprune.report.formats import budget, number, percent
 from advprune.report.points import Point, exchanged, point_of, points
-from advprune.report.results import outcome, rated
+from advprune.report.results import qualified, rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 from advprune.report.sections.transfer import all_sources
 
 GREEDY = ("GAP_global", "GAP_layer")
 CONTROL = "random"
+UNMATCHED = "unmatched"
 AMOUNTS = {"compression", "sparsity", "images", "finetune"}  # keys that do not make a variant
 INERT = 0.05  # share of parameters without a gradient from which on it is mentioned
 
@@ -51,14 +60,16 @@ def masks(run: Run) -> list[Part]:
     if len(table := against_control(run, found)):
         text = (
             "Accuracy on images of the uncompressed network, beside random pruning at the setting "
-            "nearest in clean accuracy. p: McNemar on the same images, corrected for the attacks "
-            "on a setting (Holm); unmatched: clean accuracies differ (p < 0.05) or are at chance."
+            "nearest in clean accuracy. p: McNemar on the same images. "
+            f"{explained('all settings and attacks')} Unmatched: clean accuracies differ (p < "
+            "0.05) or are at chance."
         )
         parts.append(Part("GAP against random pruning", text, table))
     if len(table := other_sources(run)):
         text = (
             f"GAP on its parent's images ({run.main}) and on those of all sources; and the parent "
-            "on images of unrelated networks: the effect of being another network, not pruned."
+            "on images of unrelated networks: the effect of being another network, not pruned. "
+            f"{explained('all of this table')}"
         )
         parts.append(Part("GAP on images of other networks", text, table))
     every = pd.DataFrame([_row(run, point) for own in found.values() for point in own])
@@ -133,25 +144,32 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
 
 
 def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
-    """One row per setting of GAP and attack, beside random pruning of nearest clean accuracy."""
+    """One row per setting of GAP and attack, beside random pruning of nearest clean accuracy.
+
+    Only those of equal clean accuracy are tests of the question.
+    """
     rows: list[dict[str, Any]] = []
+    tests: dict[int, Comparison] = {}
     controls = found.get(CONTROL, [])
     own = [point for family in GREEDY for point in found.get(family, []) if is_plain(point)]
     for point in own if controls else []:
         control = nearest(run, point, controls)
         white, other = point.white[run.main], control.white[run.main]
-        clean = compare(white, other, "clean")
-        fair = clean.p >= ALPHA and not at_chance(white) and not at_chance(other)
-        attacks = exchanged(run)
-        tests = corrected([compare(point.transferred[a], control.transferred[a]) for a in attacks])
-        for attack, test in zip(attacks, tests, strict=True):
+        clean = compared(run, white, other, "clean")
+        is_fair = clean.p >= ALPHA and not at_chance(white) and not at_chance(other)
+        for attack in exchanged(run):
+            test = compared(run, point.transferred[attack], control.transferred[attack])
             row: dict[str, Any] = {"family": point.family, "setting": words(point)}
             row |= {"control": words(control), "clean_accuracy": clean.first.value}
             row |= {"clean_accuracy:control": clean.second.value, "attack": attack}
             row |= rated("transfer_accuracy", test.first)
             row |= rated("transfer_accuracy:control", test.second)
-            row |= {"p": test.p, "outcome": outcome(test) if fair or test.void else "unmatched"}
-            rows.append(row | rated("accuracy:white-box", remnant_accuracy(white)))
+            row |= rated("accuracy:white-box", remnant_accuracy(white)) | {"outcome": UNMATCHED}
+            if is_fair:
+                tests[len(rows)] = test
+            rows.append(row)
+    for place, test in zip(tests, corrected(list(tests.values())), strict=True):
+        rows[place] |= columns(test)
     return pd.DataFrame(rows)
 
 
@@ -168,10 +186,11 @@ def nearest(run: Run, point: Point, controls: list[Point]) -> Point:
 def other_sources(run: Run) -> pd.DataFrame:
     """One row per GAP model: all sources against its parent's images, unrelated ones on the parent.
 
-    p:all sources: all sources against the parent alone. p:parent on <name>: the model on its
-    parent's images against the parent on images of an unrelated network.
+    all sources: against the parent's images alone. parent on <name>: the model on its parent's
+    images against the parent on images of an unrelated network.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    tests: dict[tuple[int, str], Comparison] = {}
     for model in run.compressed:
         if model.family not in GREEDY or model.transferred(run.main).empty:
             continue
@@ -183,12 +202,14 @@ def other_sources(run: Run) -> pd.DataFrame:
         row |= rated("accuracy:parent's images", remnant_accuracy(transferred))
         row |= rated("accuracy:parent's, all attacks", rate(from_dense))
         row |= rated("accuracy:all sources", rate(left))
-        row["p:all sources"] = mcnemar(left, from_dense)
+        tests[len(rows), "all sources"] = compare_hits(left, from_dense)
         for name in run.params.attackers():
             stranger = dense.transferred(run.main, name)
             if run.params.models[name].section == "surrogates" and len(stranger):
-                test = compare(transferred, stranger)
+                test = compared(run, transferred, stranger)
                 row |= {f"accuracy:parent on {name}": test.second.value}
-                row |= {f"p:parent on {name}": test.p}
+                tests[len(rows), f"parent on {name}"] = test
         rows.append(row)
+    for (place, what), test in zip(tests, corrected(list(tests.values())), strict=True):
+        rows[place] |= qualified(columns(test), what)
     return pd.DataFrame(rows)

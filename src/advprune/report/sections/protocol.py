@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.compare import Comparison, compare, corrected
+from advprune.evaluate.compare import Comparison, corrected
 from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
+from advprune.report.compared import columns, compared, explained
 from advprune.report.formats import budget, counted, number
-from advprune.report.results import outcome, rated
+from advprune.report.results import rated
 from advprune.report.run import Run, by, in_order
 from advprune.report.section import Part, section
 
@@ -82,8 +83,8 @@ def protocol(run: Run) -> list[Part]:
     if len(table := gains(run, found)):
         about = (
             f"SAP at the fraction nearest to 1 against its dense network. {text} p: McNemar on the "
-            "same images, corrected for the budgets of an attack (Holm). Worst case: per image, "
-            "over the adaptive attacks of one budget."
+            f"same images. {explained('the budgets of an attack')} Worst case: per image, over the "
+            "adaptive attacks of one budget."
         )
         parts.append(Part("Does SAP's published gain survive adaptive attacks?", about, table))
     if len(table := adaptive_table(run, found)):
@@ -156,8 +157,7 @@ def gains(run: Run, found: list[Member]) -> pd.DataFrame:
             row: dict[str, Any] = {"member": sap.name, "parent": sap.parent, "attack": attack}
             row |= {"eps": eps} | rated("accuracy:SAP", test.first)
             row |= rated("accuracy:dense", test.second)
-            row |= {"difference": test.difference, "p": test.p, "outcome": outcome(test)}
-            rows.append(row)
+            rows.append(row | columns(test))
 
     for sap, dense in pairs(found):
         for attack in (FGSM, ITERATIVE):
@@ -165,12 +165,13 @@ def gains(run: Run, found: list[Member]) -> pd.DataFrame:
             budgets = [eps for eps in own if eps > 0 and eps in others]
             if attack == FGSM and budgets:
                 first = budgets[0]
-                add("none", {0.0: compare(own[first], others[first], "clean")})
-            tests = corrected([compare(own[eps], others[eps]) for eps in budgets])
+                add("none", {0.0: compared(run, own[first], others[first], "clean")})
+            tests = corrected([compared(run, own[eps], others[eps]) for eps in budgets])
             add(attack, dict(zip(budgets, tests, strict=True)))
         tables, others_of = sap.adaptive(run), dense.adaptive(run)
         for group in by_budget({name: t for name, t in tables.items() if name in others_of}):
-            test = compare(worst_of(group), worst_of({name: others_of[name] for name in group}))
+            worst = worst_of({name: others_of[name] for name in group})
+            test = compared(run, worst_of(group), worst)
             eps = float(next(iter(group.values())).eps.iloc[0])
             add(f"adaptive, {WORST}" if len(group) > 1 else next(iter(group)), {eps: test})
     return pd.DataFrame(rows)
@@ -210,8 +211,8 @@ def adaptive_table(run: Run, found: list[Member]) -> pd.DataFrame:
         tables = member.adaptive(run)
         for name, table in tables.items():
             one = run.profile.protocol.adaptive[name]
-            how = {"backward": RULES[one.backward], "loss": one.loss, "steps": one.steps}
-            how |= {"draws": one.draws, "momentum": one.momentum}
+            rule = RULES.get(one.backward, str(one.backward))
+            how = {"backward": rule, "loss": one.loss, "steps": one.steps, "draws": one.draws}
             rows.append(_scores(member, name, {name: table}) | how)
         groups = [group for group in by_budget(tables) if len(group) > 1]
         rows += [_scores(member, WORST, group) for group in groups]

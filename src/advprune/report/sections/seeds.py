@@ -1,21 +1,22 @@
-"""Sparse networks that are trained to be robust, over seeds: HYDRA, LWM and tickets.
+"""Families whose result depends on training, over seeds: HYDRA, LWM, tickets, GAP, binary.
 
 Every number is a mean over seeds and test images with the interval of `evaluate.crossed`, which
 covers other seeds and other images. Two points are compared on the same images and on dense
 networks of the same seeds: the differences are paired in both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.compare import ALPHA, AT_CHANCE, holm, right
-from advprune.evaluate.crossed import Mean, mean
-from advprune.evaluate.verdict import worst_case
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, corrected, right
+from advprune.evaluate.crossed import Mean, MeanComparison, compare_means, mean
+from advprune.evaluate.robust import union
 from advprune.report.chart import Chart
+from advprune.report.compared import columns, explained
 from advprune.report.formats import bounds, budget, counted, listed, number
 from advprune.report.run import Run, in_order
 from advprune.report.section import Part, section
@@ -27,14 +28,17 @@ CONTROLS = {
     "AWT": ("NTT", "magnitude_ticket", "random_ticket"),
 }
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
-Side = Literal["clean", "robust"]
+CLEAN = "clean_difference", *bounds("clean_difference")
+Side = Literal["clean", "robust", "area"]
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
     """A point of the study: which images its networks have right, `[S, n]`, one row per seed.
 
-    zeros: share of all weights and biases that is zero, the mean over seeds.
+    zeros: share of all weights and biases that is zero, the mean over seeds. area: distances as
+    parts of twice the main attack's budget, at most 1; their mean is the area under the security
+    curve, which tells networks apart that are all broken at the budget.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Point:
     zeros: float
     clean: np.ndarray
     robust: np.ndarray
+    area: np.ndarray
 
     @property
     def sparsity(self) -> float | None:
@@ -58,12 +63,12 @@ class Point:
         """Mean accuracy over seeds and images."""
         return mean(getattr(self, side))
 
-    def less(self, other: "Point", side: Side) -> Mean:
-        """Mean paired difference from another point."""
-        return mean(getattr(self, side).astype(float) - getattr(other, side))
+    def against(self, other: "Point", side: Side, margin: float) -> MeanComparison:
+        """Paired with another point by seed and image."""
+        return compare_means(getattr(self, side), getattr(other, side), margin)
 
 
-@section("Sparse networks over seeds", order=70)
+@section("Families over seeds", order=70)
 def seeds(run: Run) -> list[Part]:
     """The points, learned masks against their controls, the search for tickets."""
     return [part for name in run.studies_of("seeds") for part in _parts(run, name)]
@@ -79,17 +84,18 @@ def _parts(run: Run, name: str) -> list[Part]:
     text = (
         f"Robust: worst case over {listed(attacks)} (eps {budget(run.main_attack.eps)}); n = {n} "
         f"test images, {counted(count, 'seed')}, each with its own dense network. Intervals cover "
-        "other seeds and other images (two-way random effects)."
+        "other seeds and other images (two-way random effects). Area: under the security curve up "
+        f"to twice the budget, compared with the dense networks'. {explained('all points')}"
     )
     axes, hover = ("point", "accuracy", "family"), ("sparsity", "seed_deviation")
     look: dict[str, Any] = {"interval": True, "panel": "images", "hover": hover}
     chart = Chart(f"sparsity-{name}", "points", over_sparsity(points), *axes, **look)
-    parts = [Part(f"Accuracy over sparsity, {about}", text, table_of(points), chart)]
+    parts = [Part(f"Accuracy over seeds, {about}", text, table_of(run, points), chart)]
     if len(table := pair_table(run, points)):
         words = (
-            "Same sparsity, same dense networks; differences are paired by seed and image. p: "
-            "corrected for the pairs of a family (Holm). A mask without trained weights is "
-            "compared with the whole network, and with the same training without pruning."
+            "Same sparsity, same dense networks; differences are paired by seed and image. "
+            f"{explained('the pairs of a family')} A mask without trained weights is compared with "
+            "the whole network, and with the same training without pruning."
         )
         parts.append(Part(f"Learned masks against their controls, {about}", words, table))
     history = run.studies.get(f"{name}.history", pd.DataFrame())
@@ -111,14 +117,16 @@ def points_of(run: Run, name: str) -> list[Point]:
     records, given = run.studies[name], run.params.studies[name].settings["points"]
     settings: dict[str, dict[str, Any]] = {DENSE: {}}
     settings |= {key: as_mapping(one.get("setting")) for key, one in given.items()}
-    found = []
+    found, eps = [], run.main_attack.eps
     for key, setting in settings.items():
         if len(own := records[records.point == key]):
             seeds_of = own.groupby("seed", sort=True)
             clean = [right(in_order(one[one.attack == run.main]), "clean") for _, one in seeds_of]
-            robust = [right(worst_case(one, run.main)) for _, one in seeds_of]
+            whole = [union(one, [], run.main_attack.norm, eps) for _, one in seeds_of]
+            robust = np.stack([right(one) for one in whole])
+            area = np.stack([one.distance for one in whole]).clip(0, 2 * eps) / (2 * eps)
             zeros, family = float(seeds_of.sparsity.first().mean()), own.family.iloc[0]
-            found.append(Point(key, family, setting, zeros, np.stack(clean), np.stack(robust)))
+            found.append(Point(key, family, setting, zeros, np.stack(clean), robust, area))
     return found
 
 
@@ -136,8 +144,11 @@ def ranged(column: str, found: Mean) -> dict[str, Any]:
     return dict(zip((column, *bounds(column)), (found.value, low, high), strict=True))
 
 
-def table_of(points: list[Point]) -> pd.DataFrame:
-    """One row per point: clean and robust accuracy, robust accuracy against the dense network."""
+def table_of(run: Run, points: list[Point]) -> pd.DataFrame:
+    """One row per point: accuracies, and the area under the security curve against dense."""
+    dense, others, margin = points[0], points[1:], run.params.statistics.margin
+    tests = [guarded(run, one, dense, one.against(dense, "area", margin)) for one in others]
+    against = dict(zip(others, corrected(tests), strict=True))
     rows = []
     for one in points:
         row: dict[str, Any] = {"point": one.name, "family": one.family}
@@ -145,10 +156,19 @@ def table_of(points: list[Point]) -> pd.DataFrame:
         row |= ranged("clean_accuracy", one.mean("clean"))
         row |= ranged("robust_accuracy", one.mean("robust"))
         row["seed_deviation"] = one.mean("robust").deviation
-        if one is not points[0]:
-            row |= ranged("robust_difference", one.less(points[0], "robust"))
+        row |= ranged("area_accuracy", one.mean("area"))
+        if one in against:
+            row |= columns(against[one], "area_difference")
         rows.append(row | {"setting": number(one.setting)})
     return pd.DataFrame(rows)
+
+
+def guarded(run: Run, one: Point, other: Point, test: MeanComparison) -> MeanComparison:
+    """A robust comparison, void where the first is at chance, or where its clean accuracy is
+    significantly lower: then it may only be what it always answers."""
+    clean = one.against(other, "clean", test.margin)
+    lower = clean.p < ALPHA and clean.direction < 0
+    return replace(test, void=AT_CHANCE if at_chance(run, one) else LOWER_CLEAN if lower else "")
 
 
 def over_sparsity(points: list[Point]) -> pd.DataFrame:
@@ -176,27 +196,20 @@ def controls_of(points: list[Point], one: Point) -> list[Point]:
 
 
 def pair_table(run: Run, points: list[Point]) -> pd.DataFrame:
-    """One row per point and control; p of the robust difference, Holm within a family.
-
-    Pairs of which both are at chance when clean do not count.
-    """
+    """One row per point and control, the robust differences of a family corrected together."""
     rows: list[dict[str, Any]] = []
+    margin = run.params.statistics.margin
     for family in CONTROLS:
         learned = [one for one in points if one.family == family]
         pairs = [(one, other) for one in learned for other in controls_of(points, one)]
-        tests = [one.less(other, "robust") for one, other in pairs]
-        void = [all(at_chance(run, one) for one in pair) for pair in pairs]
-        valid = iter(holm([test.p for test, out in zip(tests, void, strict=True) if not out]))
-        for (one, other), test, out in zip(pairs, tests, void, strict=True):
-            p = test.p if out else next(valid)
-            sign = "higher" if test.value > 0 else "lower"
+        tests = [guarded(run, *pair, pair[0].against(pair[1], "robust", margin)) for pair in pairs]
+        for (one, other), test in zip(pairs, corrected(tests), strict=True):
             row: dict[str, Any] = {"point": one.name, "control": other.name}
             row |= {"sparsity": one.sparsity, "robust_accuracy": one.mean("robust").value}
             row |= {"robust_accuracy:control": other.mean("robust").value}
-            row |= ranged("clean_difference", one.less(other, "clean"))
-            row |= ranged("robust_difference", test) | {"p": p}
-            row["outcome"] = AT_CHANCE if out else sign if p < ALPHA else "not significant"
-            rows.append(row)
+            clean = replace(one.against(other, "clean", margin), tests=len(tests))
+            row |= dict(zip(CLEAN, (clean.difference, *clean.interval), strict=True))
+            rows.append(row | columns(test, "robust_difference"))
     return pd.DataFrame(rows)
 
 

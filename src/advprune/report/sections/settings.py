@@ -14,7 +14,8 @@ PACKAGES = (
 )
 COLUMNS = (
     *("attack", "method", "norm", "eps", "step", "steps", "queries", "restarts", "random_start"),
-    *("loss", "keep", "momentum", "draws", "backward", "version", "images", "note"),
+    *("loss", "targets", "keep", "momentum", "adam", "samples", "sigma", "draws", "backward"),
+    *("version", "images", "rounding", "note"),
 )
 
 

@@ -1,16 +1,18 @@
 """nn-prune's table: every setting of every sweep under each attack, and its curves."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from advprune.evaluate import measures
-from advprune.evaluate.compare import compare
+from advprune.evaluate.compare import corrected, with_control
 from advprune.report.chart import Chart
+from advprune.report.compared import compared
 from advprune.report.formats import budget, listed, number
-from advprune.report.results import outcome, qualified, rated
-from advprune.report.run import Run
+from advprune.report.results import qualified, rated
+from advprune.report.run import Run, in_order
 from advprune.report.section import Part, section
 
 
@@ -29,7 +31,8 @@ def _parts(run: Run, name: str) -> Iterator[Part]:
     yield Part(
         f"Settings on {study.of}",
         f"Remnant accuracy, as nn-prune calls it, of n = {run.n} images under {listed(attacks)}; "
-        "int8 is scored on images crafted on the dense network.",
+        "int8 is scored on images crafted on the dense network. Against dense: McNemar on the same "
+        "images, p corrected for all settings and attacks (Holm).",
         table,
     )
     points = table[table.family.isin(study.settings["points"])]
@@ -60,40 +63,58 @@ def _by_attack(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A row of the table: a family at a setting, and its records by attack."""
+
+    family: str
+    setting: str | None
+    prune_ratio: float
+    records: dict[str, pd.DataFrame]
+
+
+def _settings(run: Run, name: str) -> Iterator[Setting]:
     """The dense network, each setting of each family, and the int8 model of the same network."""
     records, study = run.studies[name], run.params.studies[name]
     dense = run.model(study.of)
-    yield _row(run, dense.name, "dense", None, {a: dense.attack(a) for a in run.attacks})
+    yield Setting("dense", None, 0.0, {a: dense.attack(a) for a in run.attacks})
     points = study.settings["points"]
     for (family, order), part in records.groupby(["family", "order"], sort=False):
-        by_attack = {a: part[part.attack == a].sort_values("index") for a in run.attacks}
-        setting = points[family][int(str(order))]
-        ratio = float(part.prune_ratio.iloc[0])
-        yield _row(run, dense.name, str(family), setting, by_attack, ratio)
+        shown = number(points[family][int(str(order))])
+        by_attack = {a: in_order(part[part.attack == a]) for a in run.attacks}
+        yield Setting(str(family), shown, float(part.prune_ratio.iloc[0]), by_attack)
     for model in run.models:
         if model.family == "int8" and model.parent == dense.name:
             by_attack = {a: model.transferred(a) for a in run.attacks}
-            yield _row(run, dense.name, model.family, "transfer", by_attack)
+            yield Setting(model.family, "transfer", 0.0, by_attack)
 
 
-def _row(
-    run: Run,
-    dense: str,
-    family: str,
-    setting: Any,
-    records: dict[str, pd.DataFrame],
-    prune_ratio: float = 0.0,
-) -> dict[str, Any]:
-    shown = None if setting is None else number(setting)
-    row: dict[str, Any] = {"family": family, "setting": shown, "prune_ratio": prune_ratio}
-    row["clean_accuracy"] = measures.clean_accuracy(records[run.main]).value
-    for attack, table in records.items():
-        against = compare(table.reset_index(drop=True), run.model(dense).attack(attack))
-        columns = rated("accuracy", measures.remnant_accuracy(table))
-        if family != "dense":
-            columns |= {"against_dense": outcome(against), "p": against.p}
-        columns |= {"prediction_change_rate": measures.prediction_change_rate(table).value}
-        columns |= {"attack_success_rate": measures.attack_success_rate(table).value}
-        row |= qualified(columns, attack)
-    return row
+def _rows(run: Run, name: str) -> list[dict[str, Any]]:
+    """All settings, each against the dense network under each attack, corrected together."""
+    dense, *others = _settings(run, name)
+    tests = {}
+    for one in others:
+        for attack, table in one.records.items():
+            controls = {
+                f"{other.family} {other.setting}": other.records[attack]
+                for other in others
+                if other is not one
+            }
+            test = compared(run, table, dense.records[attack])
+            tests[one, attack] = with_control(test, table, controls)
+    against = dict(zip(tests, corrected(list(tests.values())), strict=True))
+    rows = []
+    for one in (dense, *others):
+        row: dict[str, Any] = {"family": one.family, "setting": one.setting}
+        row |= {"prune_ratio": one.prune_ratio}
+        row["clean_accuracy"] = measures.clean_accuracy(one.records[run.main]).value
+        for attack, table in one.records.items():
+            found = rated("accuracy", measures.remnant_accuracy(table))
+            if one is not dense:
+                test = against[one, attack]
+                found |= {"against_dense": test.outcome, "p": test.p}
+            found |= {"prediction_change_rate": measures.prediction_change_rate(table).value}
+            found |= {"attack_success_rate": measures.attack_success_rate(table).value}
+            row |= qualified(found, attack)
+        rows.append(row)
+    return rows

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.compare import compare, right
+from advprune.evaluate.compare import corrected, right
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, rate
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.chart import Chart
+from advprune.report.compared import columns, compared, explained
 from advprune.report.formats import budget, listed
 from advprune.report.points import exchanged
-from advprune.report.results import outcome, rated
+from advprune.report.results import qualified, rated
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -49,8 +50,9 @@ def transfer(run: Run) -> list[Part]:
     if len(table := quantized(run)):
         text = (
             "A quantized model is attacked through its differentiable twin and with the images of "
-            "its float copy, as published with GAP. p: McNemar on the same images, the twin's "
-            "images against the float copy's, and the model against its dense network."
+            "its float copy, as published with GAP. Two comparisons by McNemar on the same "
+            "images: the twin's images against the float copy's, and the model against its dense "
+            f"network. {explained('the models of a comparison')}"
         )
         parts.append(Part("Quantized models", text, table))
     return parts
@@ -128,23 +130,26 @@ def attackers(run: Run) -> pd.DataFrame:
 
 def quantized(run: Run) -> pd.DataFrame:
     """One row per quantized model: through its twin, by its float copy, and the float copy."""
+    models = [m for m in run.models if m.kind == "quantized" and run.has(m.parent)]
+    copied = {m: images for m in models if len(images := m.transferred(run.main, m.parent))}
+    by_twin = [compared(run, m.attack(run.main), images) for m, images in copied.items()]
+    twins = dict(zip(copied, corrected(by_twin), strict=True))
+    dense = [run.dense_of(m).attack(run.main) for m in models]
+    against = [compared(run, m.attack(run.main), d) for m, d in zip(models, dense, strict=True)]
     rows = []
-    for model in run.models:
-        if model.kind != "quantized" or not run.has(model.parent):
-            continue
+    for model, test in zip(models, corrected(against), strict=True):
         copy, own = run.model(model.parent), model.attack(run.main)
-        transferred = model.transferred(run.main, copy.name)
-        against = compare(own, run.dense_of(model).attack(run.main))
         known = model.name in run.params.models
         training = known and getattr(run.params.setting(model.name), "training", None)
         row: dict[str, Any] = {"model": model.name, "bits": int(model.card["bits"])}
         row |= {"parent": copy.name, "made_by": "training" if training else "rounding"}
         row |= {"twin_agreement": model.card["twin_agreement"]}
-        row |= rated("clean_accuracy", clean_accuracy(own))
-        row |= _accuracy(own, "through its twin") | _accuracy(transferred, "by its float copy")
-        row["p:twin or copy"] = compare(own, transferred).p if len(transferred) else None
+        row |= rated("clean_accuracy", clean_accuracy(own)) | _accuracy(own, "through its twin")
+        row |= _accuracy(model.transferred(run.main, copy.name), "by its float copy")
+        if model in twins:
+            row |= qualified(columns(twins[model]), "twin or copy")
         row |= _accuracy(copy.attack(run.main), "float copy, white-box")
-        rows.append(row | {"p:against dense": against.p, "against_dense": outcome(against)})
+        rows.append(row | qualified(columns(test), "against dense"))
     return pd.DataFrame(rows)
 
 

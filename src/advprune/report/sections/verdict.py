@@ -1,11 +1,16 @@
 """Whether each robust accuracy can be believed: checks on the records of every model."""
 
+import json
+from pathlib import Path
+
 import pandas as pd
 
 from advprune.evaluate.verdict import PASS
-from advprune.report.formats import counted
+from advprune.report.formats import counted, percent
 from advprune.report.run import Run
 from advprune.report.section import Part, section
+
+CALIBRATION = Path("bench/verdict.json")
 
 
 @section("Verdict", order=20)
@@ -24,6 +29,7 @@ def verdict(run: Run) -> list[Part]:
         f"{int(passed.sum())} of {counted(len(checks), 'check')} on {len(run.models)} models are "
         "passed. A check in doubt makes the robust accuracy suspect, a failed one makes it broken."
     )
+    text += calibration(run.folder / CALIBRATION)
     against = checks[~passed]
     parts = [Part("Verdict", text, against if len(against) else None)]
     tally = pd.crosstab(checks.check, checks.outcome).reindex(checks.check.unique())
@@ -31,3 +37,19 @@ def verdict(run: Run) -> list[Part]:
     every = checks.pivot_table("figure", "model", "check", aggfunc="; ".join, sort=False)
     shown = every.rename_axis(columns=None).reset_index()
     return [*parts, Part("The figures of all checks", table=shown, folded=True)]
+
+
+def calibration(path: Path) -> str:
+    """How often the verdict is wrong, as bench/verdict.py measured it; empty where it is not known."""
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    said = {}
+    for name, rate in ((name, found[name]) for name in ("false_pass", "false_alarm")):
+        low, high = percent(rate["rate_low"]), percent(rate["rate_high"])
+        said[name] = f"{rate['hits']} of {rate['n']} ({low} to {high} %"
+    return (
+        f" On planted models ({CALIBRATION}), {said['false_pass']} with 95 % confidence) of those "
+        f"whose gradients mislead were called reliable, and {said['false_alarm']}) of the honest "
+        "ones were not."
+    )

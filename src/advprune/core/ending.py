@@ -1,0 +1,36 @@
+"""How a command or a stage ends: its exit status, and one line where something is wrong."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from advprune.core.errors import UserError
+
+WRONG = 2  # also what a wrong option ends with; 1 is an answer: "no"
+
+
+def ended(app: Callable[..., Any], name: str) -> int:
+    """Run a Typer application; its exit status. 2 for a UserError, which is printed as one line, and
+    for any crash: no answer was given. Code that was called may not end the process by itself.
+    """
+    import click
+
+    if any(key.endswith("_COMPLETE") and key.startswith("_") for key in os.environ):
+        app(prog_name=name)  # the shell asks for completions
+    try:
+        return int(app(prog_name=name, standalone_mode=False) or 0)
+    except UserError as error:
+        said = " ".join(str(error).split())
+        print(f"error: {''.join(c if c.isprintable() else '?' for c in said)}", file=sys.stderr)
+    except click.ClickException as error:
+        error.show()
+    except (click.Abort, KeyboardInterrupt):
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as error:
+        print(f"error: code that was called ended by sys.exit({error.code!r})", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+    return WRONG

@@ -1,0 +1,139 @@
+"""What a verdict is drawn from: the records of one model, and what each attack adds to the others.
+
+Pure functions of records; the registry of attacks says which of them follow the model's gradient.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+
+import pandas as pd
+
+from advprune.core.profile import FROZEN, RESERVED
+from advprune.evaluate.measures import remnant_accuracy
+from advprune.evaluate.robust import ROUNDING, SIZES, worst_case
+
+PASS, DOUBT, FAIL = "pass", "doubt", "fail"
+TOLERATED = 0.01  # share of the images that something weaker may break alone: chance, not masking
+CONTRADICTION = 0.05  # from this share on a check that finds them is failed
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was asked, the outcome (pass, doubt, fail), its figure, and the reason in words."""
+
+    name: str
+    outcome: str
+    figure: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a verdict is drawn from.
+
+    records: all rows of one model: its suite, its curves, its probes. main: the name of the main
+    attack. classes: how many there are. received: the model's rows on images that were crafted on
+    other networks, by (source, attack). parent: the dense network's rows under its worst case.
+    twin_agreement: of a quantized model.
+    """
+
+    records: pd.DataFrame
+    main: str
+    classes: int
+    received: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    parent: pd.DataFrame | None = None
+    twin_agreement: float | None = None
+
+    def of(self, attack: str) -> pd.DataFrame | None:
+        """The rows of one attack by image; None where it was not run."""
+        found = self.records[self.records.attack == attack]
+        return None if found.empty else found.sort_values("index", ignore_index=True)
+
+    def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
+        """The points of a curve in rising order."""
+        found = self.records[self.records.attack == name]
+        return [
+            (float(value), part.sort_values("index", ignore_index=True))
+            for value, part in found.groupby(column, sort=True)
+            if isinstance(value, int | float)
+        ]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the model draws at random."""
+        return bool((self.records.attack == FROZEN).any())
+
+    @cached_property
+    def white_box(self) -> pd.DataFrame:
+        """Per image, the worst of the suite's attacks that follow the gradient."""
+        return white_box(self.records, self.main)
+
+    @cached_property
+    def searches(self) -> dict[str, pd.DataFrame]:
+        """The suite's attacks that do not follow the gradient, by name."""
+        others = self.records[~_follows(self.records) & ~self.records.attack.isin(RESERVED)]
+        return {name: part for name, part in others.groupby("attack", sort=False)}
+
+    def added(self, other: pd.DataFrame) -> pd.Index:
+        """The images that only `other` breaks, none of the white-box attacks, within the budget.
+
+        What breaks an image of a random model, and what does not, is said by two sets of draws
+        alike: the ones that a worst case is chosen by, and others. One would call the luck of a
+        draw an image that only the weaker attack breaks.
+        """
+        own = self.records[self.records.attack == self.main].iloc[0]
+        inside = other[other[SIZES[own.norm]] <= own.eps + ROUNDING]
+        white = self.white_box.set_index("index")
+        kept = white.index[(white.adv_pred == white.label) & (white.chosen_margin >= 0)]
+        fools = (inside.adv_pred != inside.label) & (inside.chosen_margin <= 0)
+        return pd.Index(inside["index"][fools]).unique().intersection(kept)
+
+
+def white_box(records: pd.DataFrame, main: str) -> pd.DataFrame:
+    """Per image, the worst of the suite's attacks that follow the gradient, within the budget."""
+    return worst_case(records[_follows(records)], main)
+
+
+def _follows(records: pd.DataFrame) -> pd.Series:
+    pairs = zip(records.method, records.breakdown, strict=True)
+    return pd.Series([follows_gradient(*pair) for pair in pairs], records.index, dtype=bool)
+
+
+@cache
+def follows_gradient(method: str, breakdown: str = "") -> bool:
+    """Whether an attack follows the model's own gradient and nothing else, by its columns.
+
+    AutoAttack does so only where its breakdown names no random search; of torchattacks, those that
+    are declared (`zoo.FOLLOW_GRADIENT`).
+    """
+    from advprune.attacks import registry, zoo  # need torch
+
+    name, _, kind = method.partition(".")
+    if name == "torchattacks":
+        return kind in zoo.FOLLOW_GRADIENT
+    if name == "autoattack":
+        return bool(breakdown) and "square" not in breakdown
+    return registry.differentiates(name)
+
+
+@cache
+def more_than_tolerated(count: int, n: int) -> float:
+    """One-sided p-value of `count` images of `n` if the true share is `TOLERATED` (binomial)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(count, n, TOLERATED, alternative="greater").pvalue) if n else 1.0
+
+
+def judged(count: int, n: int, name: str, what: str, worst: str = FAIL) -> Check:
+    """The check that no more than a tolerated share of `n` images is broken by `what` alone."""
+    p, figure = more_than_tolerated(count, n), f"{count} of {n} images only it breaks"
+    if p >= 0.05:
+        return Check(name, PASS, figure, f"the attacks by gradient miss next to nothing of {what}")
+    outcome = worst if count >= CONTRADICTION * n else DOUBT
+    return Check(name, outcome, figure, f"{what} breaks images that attacks by gradient do not")
+
+
+def accuracy(records: pd.DataFrame) -> str:
+    """The accuracy under attack, as text."""
+    return f"{100 * (remnant_accuracy(records).value or 0.0):.1f} %"

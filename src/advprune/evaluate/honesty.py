@@ -1,0 +1,178 @@
+"""Gradient honesty: is the derivative that attacks follow the derivative of the model's answers?
+
+For random combinations of the logits, and for the margin to the strongest wrong class, autograd's
+derivative along the attack's own direction and along random ones is compared with central finite
+differences `(f(x + h v) - f(x - h v)) / 2h`, image by image. A gradient that is wrong in part leads
+every attack astray a little, and no comparison between such attacks can show it.
+
+Over next to no step the two agree but for rounding, so this is done in float64 where the model
+allows it, and the best of several steps counts. Over a part of the budget, an honest network bends;
+a rounded or a rugged one follows its derivative not at all. Quantized and binary networks declare
+that their gradient passes straight through steps: they are compared over an attack's step, with
+differences averaged over nearby points.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from advprune.attacks.cost import Cost
+from advprune.attacks.engine import attack_copy
+from advprune.core.attack_settings import AttackSettings
+from advprune.core.device import device_of
+from advprune.models.binary import is_binary
+from advprune.models.quantized import differentiable, is_quantized
+
+TINY = {torch.float64: (1e-6, 1e-5, 1e-4), torch.float32: (1e-3, 3e-3)}
+POINTS = 2  # per image: a random one of the ball, and where an attack's step leads from there
+DIRECTIONS = 2  # random ones beside the attack's own
+PART = 1 / 32  # of the budget, over which an honest network follows its derivative
+NEARBY = 4  # points over which a straight-through rule is averaged
+
+
+def declares_rule(model: nn.Module) -> bool:
+    """Whether the model's gradient passes straight through steps, by its own declaration."""
+    return is_quantized(model) or is_binary(model)
+
+
+def slope_errors(
+    model: nn.Module,
+    pair: tuple[torch.Tensor, torch.Tensor],
+    main: AttackSettings,
+    seed: int,
+    cost: Cost,
+) -> dict[str, torch.Tensor]:
+    """Relative errors `[N]` of the derivative, of a deterministic model on images and labels.
+
+    `|a - f| / max(|a|, |f|)` of the slopes a by autograd and f by differences, the larger of that
+    along the attack's own direction and that along random ones; 0 where both are 0. `slope_error`:
+    over tiny steps, the smallest of them; not where a rule is declared. `step_error`: over `PART` of
+    the budget; where a rule is declared, over the attack's step along its own direction.
+    """
+    device, kind = device_of(model), _precision(model, pair[0][:1])
+    answers = attack_copy(model, device, fold=False).to(kind)
+    derived = attack_copy(differentiable(model), device, fold=False).to(kind)
+    cost.watch(answers)
+    cost.watch(derived)
+    images, labels = pair[0].to(device, kind), pair[1].to(device)
+    eps, step = main.eps, main.step
+    if main.norm == "L2":  # a change of every pixel of the same length
+        eps, step = (size / images[0].numel() ** 0.5 for size in (eps, step))
+    declared = declares_rule(model)
+    generator = torch.Generator().manual_seed(seed)
+    field = _Field(answers, derived, labels, generator)
+    if declared:
+        over = field.errors(images, eps, (step,), NEARBY)
+        return {"step_error": over[0, :, 0].float().cpu()}
+    tiny, over = field.errors(images, eps, TINY[kind]), field.errors(images, eps, (PART * eps,))
+    return {
+        "slope_error": tiny.amax(2).amin(0).float().cpu(),
+        "step_error": over[0].amax(1).float().cpu(),
+    }
+
+
+def _precision(model: nn.Module, image: torch.Tensor) -> torch.dtype:
+    """float64, unless the model refuses it or goes back to float32 inside."""
+    double = copy.deepcopy(model).eval().double()
+    try:
+        with torch.no_grad():
+            answer = double(image.double().to(device_of(model)))
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return answer.dtype if answer.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A model's answers, what is differentiated in their place, and random numbers."""
+
+    answers: nn.Module
+    derived: nn.Module
+    labels: torch.Tensor
+    generator: torch.Generator
+
+    def errors(
+        self, images: torch.Tensor, eps: float, steps: tuple[float, ...], nearby: int = 1
+    ) -> torch.Tensor:
+        """Errors `[steps, N, 2]`, along the attack's own direction and along random ones.
+
+        Slopes are means over `nearby` points, drawn within the step.
+        """
+        reach, claimed, measured = max(steps), [], []
+        point = self._inside(images + eps * self._uniform(images), reach)
+        for _ in range(POINTS):
+            weights = self._weights(point)  # [2, N, K]
+            own = self._gradients(point, weights[:1])[0].sign()
+            signs = [self._uniform(images).sign() for _ in range(DIRECTIONS)]
+            directions = torch.stack([own, *signs])  # [V, N, C, H, W]
+            slopes, differences = [], []
+            for number in range(nearby):
+                moved = point + reach * self._uniform(images) * (number > 0)
+                moved = self._inside(moved, reach)
+                gradients = self._gradients(moved, weights)  # [2, N, C, H, W]
+                slopes.append((gradients[:, None] * directions).sum((3, 4, 5)))  # [2, V, N]
+                differences.append(self._differences(moved, weights, directions, steps))
+            claimed.append(torch.stack(slopes).mean(0))
+            measured.append(torch.stack(differences).mean(0))  # [steps, 2, V, N]
+            point = self._inside((point + eps * own).clamp(images - eps, images + eps), reach)
+        a, f = torch.cat(claimed), torch.cat(measured, dim=1)  # [M, V, N], [steps, M, V, N]
+        found = [_relative(a[:, part], f[:, :, part]) for part in (slice(1), slice(1, None))]
+        return torch.stack(found, 2)
+
+    def _uniform(self, images: torch.Tensor) -> torch.Tensor:
+        drawn = torch.rand(images.shape, generator=self.generator, dtype=images.dtype)
+        return 2 * drawn.to(images.device) - 1
+
+    def _inside(self, images: torch.Tensor, reach: float) -> torch.Tensor:
+        """Away from 0 and 1, where a model may cut its images: differences go to both sides."""
+        return images.clamp(reach, 1 - reach)
+
+    @torch.no_grad()
+    def _weights(self, point: torch.Tensor) -> torch.Tensor:
+        """Combinations of logits `[2, N, K]`: strongest wrong class minus label, and a random one."""
+        logits = self.answers(point)
+        rival = logits.scatter(1, self.labels[:, None], float("-inf")).argmax(1)
+        margin = torch.zeros_like(logits).scatter_(1, rival[:, None], 1.0)
+        margin.scatter_(1, self.labels[:, None], -1.0)
+        drawn = torch.randn(logits.shape, generator=self.generator, dtype=logits.dtype)
+        return torch.stack([margin, drawn.to(logits)])
+
+    def _gradients(self, point: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Of each combination by the images, `[len(weights), N, C, H, W]`; 0 where there is none."""
+        point = point.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.derived(point)
+            if not logits.requires_grad:
+                return torch.zeros(len(weights), *point.shape).to(point)
+            sums = [(logits * w).sum() for w in weights]
+            found = [
+                torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)[0]
+                for total in sums
+            ]
+        empty = torch.zeros_like(point)
+        return torch.stack([empty if g is None else g.nan_to_num(0.0, 0.0, 0.0) for g in found])
+
+    @torch.no_grad()
+    def _differences(
+        self,
+        point: torch.Tensor,
+        weights: torch.Tensor,
+        directions: torch.Tensor,
+        steps: tuple[float, ...],
+    ) -> torch.Tensor:
+        """Central differences of each combination, `[steps, 2, V, N]`."""
+        found = []
+        for h in steps:
+            rises = [self.answers(point + h * v) - self.answers(point - h * v) for v in directions]
+            slopes = torch.stack(rises) / (2 * h)  # [V, N, K]
+            found.append((weights[:, None] * slopes).sum(3))
+        return torch.stack(found)
+
+
+def _relative(a: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
+    """`|a - f| / max(|a|, |f|)` over slopes `[M, V, N]` and `[steps, M, V, N]`, `[steps, N]`."""
+    size = torch.maximum(f.square().sum((1, 2)), a.square().sum((0, 1))).sqrt()
+    error = (a - f).square().sum((1, 2)).sqrt()
+    return torch.where(size > 0, error / torch.where(size > 0, size, 1.0), 0.0)

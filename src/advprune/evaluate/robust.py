@@ -1,0 +1,86 @@
+"""What everything that attacked a model found, image by image: robust accuracy and distances.
+
+An image is robust at a budget only if nothing inside it fools the model: the suite, the probes, the
+curves, the published schedules, and images that were crafted on other models.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from advprune.core.profile import FROZEN, RESERVED, WORST
+
+ROUNDING = 1e-6  # of float32, in pixels of [0, 1]: far less than a grey level
+SIZES = {"Linf": "linf", "L2": "l2"}
+
+
+def worst_case(records: pd.DataFrame, main: str) -> pd.DataFrame:
+    """Per image, the row of the attack that leaves the smallest margin; `by` says which.
+
+    Attacks of the main attack's norm and at most its budget take part; curves and probes do not.
+    An attack that was run on some images only takes part for those. forwards and gradients are
+    what all of them cost together, per image.
+    """
+    own = records[records.attack == main]
+    fits = (records.norm == own.norm.iloc[0]) & (records.eps <= own.eps.iloc[0] + 1e-9)
+    named = records[fits & ~records.attack.isin(RESERVED)].reset_index(drop=True)
+    return _worst(named).assign(**_cost(named))
+
+
+def union(
+    records: pd.DataFrame,
+    received: Iterable[pd.DataFrame],
+    norm: str,
+    eps: float,
+    randomized: bool = False,
+) -> pd.DataFrame:
+    """One row per image in order: the row that does most harm within the budget, and `distance`.
+
+    records: every row of a model. received: its answers to images of other models. A row belongs to
+    a budget by the size of its change, whatever attack it is of. `distance`: the smallest change
+    found that fools the model (units of the pixel range, in `norm`): by the minimum-norm search or
+    by any other row; 0 where the clean image is misclassified, infinite where nothing was found.
+    An image is robust at `eps` exactly if its distance is larger. forwards and gradients: what all
+    attacks cost together, per image.
+
+    randomized: the row of smallest `chosen_margin` is taken, and `adv_pred`, of other draws, says
+    whether it fools. So the worst of many attacks is not scored on the draws it was chosen by.
+    """
+    size = SIZES[norm]
+    own = records[records.attack != FROZEN]  # those rows are of another network
+    rows = pd.concat([own, *received], ignore_index=True)
+    worst = _worst(rows[rows[size] <= eps + ROUNDING].reset_index(drop=True))
+    nearest = rows.groupby("index").distance.min().reindex(worst["index"]).fillna(np.inf)
+    fools = rows[rows.adv_pred != rows.label] if not randomized else worst
+    fools = fools[fools.adv_pred != fools.label]
+    others = fools.groupby("index")[size].min().reindex(worst["index"], fill_value=np.inf)
+    distance = np.minimum(nearest.to_numpy(), others.to_numpy())
+    distance[(worst.clean_pred != worst.label).to_numpy()] = 0.0
+    # The minimum-norm search finds images of floats; at the budget, those of 8 bits decide.
+    is_robust = (worst.adv_pred == worst.label).to_numpy()
+    beyond = np.nextafter(eps + ROUNDING, 1)
+    distance = np.where(is_robust, np.maximum(distance, beyond), np.minimum(distance, eps))
+    return worst.assign(distance=distance, **_cost(records))
+
+
+def accuracy_at(distances: np.ndarray, eps: float) -> float:
+    """Share of images whose distance is larger than `eps`."""
+    return float(np.mean(distances > eps + ROUNDING))
+
+
+def area(distances: np.ndarray, up_to: float) -> float:
+    """Mean accuracy over all budgets from 0 to `up_to`: the area under the security curve."""
+    return float(np.clip(distances, 0, up_to).mean() / up_to)
+
+
+def _worst(rows: pd.DataFrame) -> pd.DataFrame:
+    chosen = rows.loc[rows.groupby("index").chosen_margin.idxmin()]
+    chosen = chosen.assign(by=chosen.attack, attack=WORST)
+    return chosen.sort_values("index", ignore_index=True)
+
+
+def _cost(records: pd.DataFrame) -> dict[str, np.ndarray]:
+    """forwards and gradients of all attacks together, by image in order."""
+    each = records.groupby("index")[["forwards", "gradients"]].sum()
+    return {key: each[key].to_numpy() for key in ("forwards", "gradients")}

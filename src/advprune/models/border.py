@@ -1,0 +1,353 @@
+"""The border for models: any nn.Module is made right here, or refused in one line.
+
+Attacks and scoring ask `admitted` for the model that they query; `prune` and `quantize` ask
+`compressible` for the copy that they change. Neither changes the caller's model or any global
+random state.
+"""
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.utils.prune as torch_prune
+from torch import nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
+
+from advprune.core.device import device_of
+from advprune.core.errors import InputError
+from advprune.models.spec import ACTIVATIONS, sites
+from advprune.models.stochastic import Stochastic, is_randomized
+
+ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
+ONE = 1e-4  # by how much the sum of probabilities may differ from one
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+RECTIFIERS = {
+    getattr(place, name)
+    for place in (nn.functional, torch, torch.Tensor)
+    for name in ("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu")
+    + ("mish", "softplus", "hardswish", "hardtanh", "prelu", "rrelu")
+    if hasattr(place, name)
+}
+
+
+def refuse(who: str, faults: dict[str, bool]) -> None:
+    """InputError with the first fault that holds; `who` begins the message."""
+    for fault, holds in faults.items():
+        if holds:
+            raise InputError(f"{who}: {fault}")
+
+
+@contextmanager
+def undisturbed(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
+    """Inside, code may draw; the global random states of torch, numpy and Python are put back.
+
+    seed: that of all three inside; None leaves them as they are.
+    """
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    numpys, pythons = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(cuda):
+        try:
+            if seed is not None:
+                torch.manual_seed(seed)
+                _seed_others(seed)
+            yield
+        finally:
+            np.random.set_state(numpys)
+            random.setstate(pythons)
+
+
+def _seed_others(seed: int) -> None:
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _states(device: torch.device) -> tuple[Any, ...]:
+    """The global random states, to be compared."""
+    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    numpys = np.random.get_state()
+    numbers = np.asarray(numpys[1]).tobytes(), numpys[2:]
+    return torch.get_rng_state().numpy().tobytes(), cuda, *numbers, random.getstate()
+
+
+class Drawn(Stochastic):
+    """A model whose own code draws from global random states, seen as one random layer.
+
+    What it draws may be the same for a whole batch, so each draw takes a pass of its own. It has no
+    backward rule but its own. Draws of numpy and Python are seeded from torch's.
+    """
+
+    shared = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        if "spec" in vars(model):
+            vars(self)["spec"] = vars(model)["spec"]
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        if self.frozen is None:
+            numpys, pythons = np.random.get_state(), random.getstate()
+            _seed_others(int(torch.randint(2**31, ())))
+            try:
+                return self.model(h)
+            finally:
+                np.random.set_state(numpys)
+                random.setstate(pythons)
+        each = []
+        for image in h.split(1):  # the same draws for every image
+            with undisturbed(h.device, self.frozen):
+                each.append(self.model(image))
+        return torch.cat(each)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.noisy(h)
+
+
+def admitted(who: str, model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The model that attacks and scoring may query on `images` `[N, C, H, W]`.
+
+    That is the model itself; a copy where it is in training mode or its weights are
+    re-parametrized; inside a `Drawn` where its code draws at random. `who` begins the message of
+    InputError: no nn.Module, other types than the images', no logits `[N, classes]` (of one image
+    too), probabilities, NaN, or logits that depend on the rest of the batch.
+    """
+    return _admitted(who, model, images)[0]
+
+
+def check_model(
+    attack: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
+) -> nn.Module:
+    """`admitted`; InputError also where a label is none of the model's classes."""
+    model, classes = _admitted(attack, model, images)
+    largest = int(labels.max()) if len(labels) else -1
+    refuse(attack, {f"label {largest} is none of {classes} classes": largest >= classes})
+    return model
+
+
+def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, int]:
+    """The model, and how many classes it has (0 where there is no image to ask it on)."""
+    given = model
+    model = _unwrapped(who, model.model if isinstance(model, Drawn) else model)
+    if any(module.training for module in model.modules()) or _reparametrized(model):
+        model = plain_copy(model)
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
+    shown = f"the model computes in {next(iter(types), None)}, and images are {images.dtype}"
+    refuse(who, {shown: bool(types)})
+    if not len(images):
+        return given if isinstance(given, Drawn) else model, 0
+    device = device_of(model)
+    with torch.no_grad(), undisturbed(device):
+        pair, before = images[:2].to(device), _states(device)
+        logits = _logits(who, model, pair)
+        drew = _states(device) != before
+        drew |= not torch.equal(logits, _logits(who, model, pair))
+        alone = torch.cat([_logits(who, model, one) for one in pair.split(1)])
+    randomized = is_randomized(model)
+    if not (drew or randomized):
+        gap = (alone - logits).abs().amax(1) > ROUNDING * (1 + logits.abs().max())  # [N]
+        fault = "the logits of an image depend on the other images of the batch, as where a "
+        fault += "batch-norm keeps no running statistics"
+        refuse(who, {fault: bool(gap.all())})
+    if drew and not randomized:
+        model = given if isinstance(given, Drawn) else Drawn(model).eval()
+    return model, logits.shape[1]
+
+
+def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits `[N, classes]` of some images; InputError where they are none."""
+    logits = model(images)
+    kind = type(logits).__name__
+    refuse(who, {f"the model returns {kind}, not logits": not isinstance(logits, torch.Tensor)})
+    shape, count = list(logits.shape), len(images)
+    wrong = logits.ndim != 2 or len(logits) != count
+    refuse(who, {f"the model returns {shape} for {count} images, not [N, classes]": wrong})
+    floats = logits.is_floating_point()
+    refuse(who, {f"the model returns {logits.dtype}, not floats": not floats})
+    refuse(who, {"the model returns NaN": bool(logits.isnan().any())})
+    sums = (logits.sum(1) - 1).abs()
+    shares = bool((logits >= 0).all() and (sums < ONE).all() and (logits % 1 > 0).any())
+    refuse(who, {"the model returns probabilities; leave its softmax out, give logits": shares})
+    return logits
+
+
+def check_images(who: str, images: torch.Tensor, labels: torch.Tensor | None) -> None:
+    """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels (if any) not int64
+    `[N]` from 0."""
+    refuse(who, {f"images have shape {list(images.shape)}, not [N, C, H, W]": images.ndim != 4})
+    floating = images.is_floating_point()
+    refuse(who, {f"images are {images.dtype}; give floats in [0, 1]": not floating})
+    inside = not len(images) or bool(((images >= 0) & (images <= 1)).all())
+    refuse(who, {"images hold NaN or lie outside [0, 1]": not inside})
+    if labels is not None:
+        fits, whole = labels.shape == images.shape[:1], labels.dtype == torch.int64
+        refuse(who, {f"{len(labels)} labels for {len(images)} images": not fits})
+        refuse(who, {f"labels are {labels.dtype}; give torch.int64": not whole})
+        refuse(who, {"a label is below 0": bool((labels < 0).any())})
+
+
+def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
+    """A copy for `prune` and `quantize`: evaluation mode, plain weights, and a module of its own
+    behind every name (`unshared`).
+
+    images: where given, the model must pass `admitted` as well. InputError where weights are shared
+    or without shape, and where hooks would be lost once it is stored or folded.
+    """
+    model = _unwrapped(who, model.model if isinstance(model, Drawn) else model)
+    shapeless = [n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)]
+    refuse(who, {f"{n} has no shape before the first image; run one": True for n in shapeless})
+    if images is not None:
+        admitted(who, model, images[:2])
+    copied = plain_copy(model)
+    for fault in shared_weights(copied):
+        refuse(who, {fault: True})
+    hooks = hooked(copied)
+    fault = f"{', '.join(hooks[:3])} {'has' if len(hooks) == 1 else 'have'} hooks, which a stored "
+    refuse(who, {fault + "or folded network would lose; write them into forward": bool(hooks)})
+    return unshared(copied)
+
+
+def shared_weights(model: nn.Module) -> Iterator[str]:
+    """Parameters that have several names, and so cannot be compressed and stored by name."""
+    seen: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen:
+            yield f"{seen[id(parameter)]} and {name} are one tensor; give each layer its own"
+        seen[id(parameter)] = name
+
+
+def _unwrapped(who: str, model: Any) -> nn.Module:
+    """What torch.compile or data parallelism wraps; InputError for anything but an nn.Module."""
+    refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
+    while isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
+        model = inside
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
+    return model.module if isinstance(model, wrappers) else model
+
+
+def _derived(model: nn.Module) -> list[torch.Tensor]:
+    """Tensors that a re-parametrization computed and left as attributes."""
+    kept = (value for module in model.modules() for value in vars(module).values())
+    return [value for value in kept if isinstance(value, torch.Tensor) and not value.is_leaf]
+
+
+def _old_hooks(module: nn.Module) -> list[Any]:
+    """torch's re-parametrizations of the kind that lives in a hook."""
+    kinds = torch_prune.BasePruningMethod, WeightNorm, SpectralNorm
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]
+
+
+def _reparametrized(model: nn.Module) -> bool:
+    parts = list(model.modules())
+    return any(parametrize.is_parametrized(part) or _old_hooks(part) for part in parts)
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, with the weights that re-parametrizations (torch's pruning, weight
+    and spectral norm, parametrizations) give there in their place."""
+    derived = _derived(model)  # deepcopy refuses them
+    copied = copy.deepcopy(
+        model, {id(tensor): tensor.detach().clone() for tensor in derived}
+    ).eval()
+    for module in list(copied.modules()):
+        for hook in _old_hooks(module):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+            else:
+                torch_prune.remove(module, hook._tensor_name)
+        if parametrize.is_parametrized(module):
+            # Not by torch's own removal: it changes the class, which the caller's model has too.
+            names = list(module.parametrizations)  # type: ignore[arg-type]
+            weights = {name: getattr(module, name).detach().clone() for name in names}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, weight in weights.items():
+                module.register_parameter(name, nn.Parameter(weight))
+    return copied
+
+
+def hooked(model: nn.Module) -> list[str]:
+    """The names of modules with hooks; the model itself is called `the model`."""
+    parts = model.named_modules()
+    return [name or "the model" for name, part in parts if any(getattr(part, h) for h in HOOKS)]
+
+
+def unshared(model: nn.Module) -> nn.Module:
+    """The model, in place, with a module of its own behind every name, where modules that hold no
+    tensors had several: else a layer behind an activation would stand behind the first alone."""
+    names = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if name]
+    counts = Counter(id(part) for _, part in names)
+    first: set[int] = set()
+    for name, part in names:
+        if counts[id(part)] > 1 and not part.state_dict() and not list(part.buffers()):
+            if id(part) in first and model.get_submodule(name) is part:
+                model.set_submodule(name, copy.deepcopy(part))
+            first.add(id(part))
+    return model
+
+
+@torch.no_grad()
+def own_activations(model: nn.Module) -> list[str]:
+    """The names of modules that act as activations without being torch's: they have no parts and no
+    weights, and map every value on its own by what is no straight line."""
+    found = []
+    known = [id(part) for site in sites(model).values() for part in site.modules()]
+    for name, part in model.named_modules():
+        torchs = type(part).__module__.startswith(("torch.", "advprune."))
+        if torchs or any(part.children()) or list(part.parameters()) or id(part) in known:
+            continue
+        x = torch.linspace(-3, 3, 64).view(1, 1, 8, 8)
+        try:
+            with undisturbed():
+                there, back, middle = part(x), part(x.flip(2, 3)), part(x * 0)
+                single = torch.equal(there, back.flip(2, 3))
+                straight = torch.allclose(there + there.flip(2, 3), 2 * middle, atol=1e-4)
+        except Exception:  # it takes other inputs: no activation
+            continue
+        if single and not straight and not isinstance(part, ACTIVATIONS):
+            found.append(name)
+    return found
+
+
+class _Rectifiers(TorchFunctionMode):
+    """Counts calls of torch's activation functions outside the activation sites."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.depth = 0
+        parts = sites(model).values()
+        self.handles = [part.register_forward_pre_hook(self._enter) for part in parts]
+        self.handles += [part.register_forward_hook(self._leave) for part in parts]
+
+    def _enter(self, *_: Any) -> None:
+        self.depth += 1
+
+    def _leave(self, *_: Any) -> None:
+        self.depth -= 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.depth and func in RECTIFIERS:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def functional_activations(model: nn.Module, image: torch.Tensor) -> list[str]:
+    """The activation functions that a pass of one image `[1, C, H, W]` calls outside of modules
+    that are activation sites, by name, one for each call."""
+    with torch.no_grad(), undisturbed(device_of(model)), _Rectifiers(model) as seen:
+        try:
+            model(image.to(device_of(model)))
+        finally:
+            for handle in seen.handles:
+                handle.remove()
+    return seen.names

@@ -1,0 +1,335 @@
+"""Planted models whose gradients mislead attacks: the verdict must not call them reliable.
+
+Shared by the tests and by bench/verdict.py. An attacker who knows the trick differentiates `model`,
+the network inside; that tells how robust the planted model is in truth.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from advprune.models.stochastic import Stochastic
+
+
+class Around(nn.Module):
+    """A network with something done to its images, its logits or its gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+# --- Written before the checks of this version of the verdict -----------------------------------
+
+
+class Saturated(Around):
+    """Logits so large that the cross-entropy has no gradient in float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1e4 * self.model(x)
+
+
+class Rounded(Around):
+    """Pixels rounded to 16 levels, and no gradient through that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model((x * 15).round() / 15)
+
+
+class _Astray(torch.autograd.Function):
+    """The identity, with a gradient of the wrong sign."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return -gradients[0]
+
+
+class Backwards(Around):
+    """Right values, and a gradient of the wrong sign."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(_Astray.apply(x))
+
+
+class Noisy(Around):
+    """Noise that is a function of the image, so rough that its gradient drowns the network's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x + 0.15 * torch.sin(1e5 * x))
+
+
+class Tempered(Around):
+    """A softmax at a low temperature in the place of logits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (30 * self.model(x)).softmax(1)
+
+
+class _Coarse(nn.Module):
+    """ReLU with values rounded to sixteenths of the largest, and no gradient through that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = x.detach().amax().clamp_min(1e-6) / 15
+        return (x.relu() / scale).round() * scale
+
+
+class Quantized(Around):
+    """Rounded activations without a differentiable twin."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.rounded = copy.deepcopy(model)
+        for name in [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)]:
+            self.rounded.set_submodule(name, _Coarse())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rounded(x)
+
+
+class Detached(Around):
+    """The gradient passes through the upper half of the image alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        upper, lower = x.chunk(2, dim=2)
+        return self.model(torch.cat([upper, lower.detach()], dim=2))
+
+
+class _Mixed(torch.autograd.Function):
+    """The identity; to the gradient is added one of a share of its size, in a fixed direction."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, share: float) -> torch.Tensor:
+        ctx.share = share
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (g,) = gradients
+        fixed = torch.randn(g.shape[1:], generator=torch.Generator().manual_seed(0)).to(g)
+        length = g.flatten(1).norm(dim=1) / fixed.norm()
+        return g + ctx.share * length.view(-1, 1, 1, 1) * fixed, None
+
+
+class PartlyWrong(Around):
+    """The true gradient plus a wrong one of a `share` of its length."""
+
+    def __init__(self, model: nn.Module, share: float = 1 / 3) -> None:
+        super().__init__(model)
+        self.share = share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(_Mixed.apply(x, self.share))
+
+
+def half_wrong(model: nn.Module) -> PartlyWrong:
+    """The true gradient plus a wrong one as long."""
+    return PartlyWrong(model, 1.0)
+
+
+# By name: how it is made, and of which dense network.
+BEFORE: dict[str, tuple[Callable[[nn.Module], Around], str]] = {
+    "saturated logits": (Saturated, "standard"),
+    "rounded input": (Rounded, "standard"),
+    "wrong sign": (Backwards, "standard"),
+    "noise of the image": (Noisy, "standard"),
+    "low temperature": (Tempered, "standard"),
+    "quantized without a twin": (Quantized, "standard"),
+    "detached half": (Detached, "standard"),
+    "gradient a third wrong": (PartlyWrong, "robust"),
+    "gradient half wrong": (half_wrong, "robust"),
+}
+
+
+# --- Written after the checks, by the defences that Athalye et al. (2018) and Tramer et al.
+# (On Adaptive Attacks to Adversarial Example Defenses, 2020) went through, not by trial ----------
+
+
+class Thermometer(Around):
+    """Pixels as 15 thresholds crossed or not (Buckman et al. 2018), read back as their share."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        levels = (torch.arange(15, device=x.device) + 0.5) / 15
+        return self.model((x[..., None] > levels).to(x).mean(-1))
+
+
+def _cosines(size: int, like: torch.Tensor) -> torch.Tensor:
+    """The orthonormal cosine transform, `[size, size]`."""
+    k, n = torch.arange(size, device=like.device)[:, None], torch.arange(size, device=like.device)
+    basis = torch.cos(torch.pi * (n + 0.5) * k / size) * (2 / size) ** 0.5
+    basis[0] /= 2**0.5
+    return basis.to(like)
+
+
+class Jpeg(Around):
+    """Cosine coefficients of the image rounded, the more coarsely the higher (Guo et al. 2018)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        c, r = _cosines(x.shape[2], x), _cosines(x.shape[3], x)
+        place = torch.arange(x.shape[2], device=x.device)[:, None] + torch.arange(x.shape[3]).to(x)
+        grid = 0.15 * (1 + place / 2)
+        found = ((c @ x @ r.T) / grid).round() * grid
+        return self.model(c.T @ found @ r)
+
+
+class _Shift(Stochastic):
+    """Each image moved by up to a pixel in both directions, the gap filled with zeros."""
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        drawn = self.uniform(h)[..., 0, 0, :2].expand(len(h), 2)
+        moved = torch.zeros_like(h)
+        padded = nn.functional.pad(h, (1, 1, 1, 1))
+        down, across = (drawn * 3).long().clamp_max(2).unbind(-1)
+        height, width = h.shape[2:]
+        for i in range(3):
+            for j in range(3):
+                here = ((down == i) & (across == j)).view(-1, 1, 1, 1)
+                moved = torch.where(here, padded[:, :, i : i + height, j : j + width], moved)
+        return moved
+
+
+class _Drawn(Around):
+    """A random layer before the network."""
+
+    layer: Callable[[], nn.Module]
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.draw = type(self).layer()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(self.draw(x))
+
+
+class Shifted(_Drawn):
+    """Random shifts of the image (Xie et al. 2018)."""
+
+    layer = _Shift
+
+
+class _LowRank(Stochastic):
+    """Half of the pixels dropped, the rest completed by a matrix of rank 4; no gradient."""
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            kept = h * 2 * (self.uniform(h) < 0.5).to(h)
+            u, s, v = torch.linalg.svd((kept + h) / 2, full_matrices=False)
+            return (u[..., :4] * s[..., None, :4]) @ v[..., :4, :]
+
+
+class Completed(_Drawn):
+    """ME-Net (Yang et al. 2019): pixels dropped at random and completed."""
+
+    layer = _LowRank
+
+
+class _Mixup(Stochastic):
+    """The image mixed with random noise in the place of another image."""
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        return 0.8 * h + 0.2 * self.uniform(h)
+
+
+class MixedIn(_Drawn):
+    """Mixup inference (Pang et al. 2020)."""
+
+    layer = _Mixup
+
+
+class _Winners(nn.Module):
+    """The larger half of a layer's values by sample; the others are zero."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)
+        least = flat.topk(max(flat.shape[1] // 2, 1), dim=1).values[:, -1:]
+        return (flat * (flat >= least).to(x)).view_as(x)
+
+
+class Winners(Around):
+    """k-winners-take-all in the place of ReLU (Xiao et al. 2020)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.changed = copy.deepcopy(model)
+        for name in [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)]:
+            self.changed.set_submodule(name, _Winners())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.changed(x)
+
+
+class Ensemble(Around):
+    """EMPIR (Sen et al. 2020): the network and two of low precision, by their soft votes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.coarse, self.rounded = Quantized(model), Rounded(model)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        members = (self.coarse(x), self.rounded(x), self.model(x.detach()))
+        return sum(((5 * logits).softmax(1) for logits in members), torch.zeros(()))
+
+
+class SparseFourier(Around):
+    """The 16 largest cosine coefficients of the image (Bafna et al. 2018)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        c, r = _cosines(x.shape[2], x), _cosines(x.shape[3], x)
+        found = c @ x @ r.T
+        least = found.abs().flatten(1).topk(16, dim=1).values[:, -1].view(-1, 1, 1, 1)
+        return self.model(c.T @ (found * (found.abs() >= least)) @ r)
+
+
+class Codes(Around):
+    """Error-correcting output codes (Verma and Swami 2019): steep sigmoids of sums of classes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shares = self.model(x).softmax(1)
+        drawn = torch.randn(32, shares.shape[1], generator=torch.Generator().manual_seed(0))
+        code = drawn.sign().to(shares)
+        return torch.tanh(20 * shares @ code.T) @ code
+
+
+class Centres(Around):
+    """Distances to fixed centres of the classes (Pang et al. 2020), steeply scaled."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shares = (3 * self.model(x)).softmax(1)
+        centres = torch.eye(shares.shape[1]).to(shares)
+        return -1e3 * (shares[:, None] - centres).square().sum(2)
+
+
+class Purified(Around):
+    """The image moved towards its own blur until it is smooth (PixelDefend, Song et al. 2018); the
+    gradient is that of the blur once, not of the search."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        blur = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        with torch.no_grad():
+            found = x.clone()
+            for _ in range(3):
+                near = nn.functional.avg_pool2d(found, 3, 1, 1, count_include_pad=False)
+                found = torch.where((found - near).abs() > 0.3, found, 0.7 * found + 0.3 * near)
+            found = (8 * found).round() / 8
+        return self.model(found + blur - blur.detach())
+
+
+AFTER: dict[str, tuple[Callable[[nn.Module], Around], str]] = {
+    "thermometer coding": (Thermometer, "standard"),
+    "JPEG": (Jpeg, "standard"),
+    "random shifts": (Shifted, "standard"),
+    "ME-Net": (Completed, "standard"),
+    "mixup inference": (MixedIn, "standard"),
+    "k winners": (Winners, "standard"),
+    "ensemble of low precision": (Ensemble, "standard"),
+    "sparse Fourier": (SparseFourier, "standard"),
+    "output codes": (Codes, "standard"),
+    "fixed centres": (Centres, "standard"),
+    "purified": (Purified, "standard"),
+}

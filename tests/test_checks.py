@@ -1,0 +1,215 @@
+"""The verdict's checks on planted records, and the worst case of a suite."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from advprune.evaluate.evidence import follows_gradient
+from advprune.evaluate.measures import remnant_accuracy, robust_rates
+from advprune.evaluate.robust import worst_case
+from advprune.evaluate.verdict import Evidence, Verdict, verdict
+
+SEARCH = {"method": "square", "gradients": 0.0}  # without gradients
+
+
+def rows(
+    attack: str, kept: int | np.ndarray, n: int = 40, eps: float = 0.2, **columns: Any
+) -> pd.DataFrame:
+    """n images of 4 classes, of which the first `kept`, or those given, are right under attack."""
+    label = np.arange(n) % 4
+    right = np.arange(n) < kept if isinstance(kept, int) else kept
+    base = {
+        **{"index": range(n), "label": label, "attack": attack, "method": "pgd", "norm": "Linf"},
+        **{"eps": eps, "linf": eps, "step": 0.05, "steps": 10, "draws": 1, "breakdown": ""},
+        **{"forwards": 10.0, "gradients": 5.0, "clean_pred": label},
+        "adv_pred": np.where(right, label, (label + 1) % 4),
+        "adv_margin": np.where(right, 1.0, -1.0),
+        "chosen_margin": np.where(right, 1.0, -1.0),
+        "adv_single_pred": np.where(right, label, (label + 1) % 4),
+        "adv_wrong": np.where(right, 0.0, 1.0),
+    }
+    return pd.DataFrame(base | columns)
+
+
+def judged(*tables: pd.DataFrame, **more: Any) -> tuple[str, set[str]]:
+    """The verdict on records, the main attack first, and the checks that are not passed."""
+    found = verdict(Evidence(pd.concat(tables), "main", 4, **more))
+    return found.level, names(found)
+
+
+def level(*tables: pd.DataFrame, **more: Any) -> tuple[str, set[str]]:
+    """Of a model that keeps 4 of 40 images."""
+    return judged(rows("main", 4), rows("square", 20, **SEARCH), *tables, **more)
+
+
+def names(found: Verdict) -> set[str]:
+    return {check.name for check in found.against}
+
+
+HONEST = {"eps": 0.0, "linf": 0.0, "declared": False, "slope_error": 0.0, "step_error": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("table", "expected", "check"),
+    [
+        (rows("probe_noise", 30), "reliable", None),
+        (rows("probe_single", 4), "reliable", None),
+        (rows("other", 3, **SEARCH), "reliable", None),  # one image: tolerated
+        (rows("other", 0, **SEARCH), "broken", "gradient-free"),  # four of 40 are not
+        (rows("probe_gradient", 40, eps=0.0, gradient=1.0), "reliable", None),
+        (rows("probe_gradient", 40, eps=0.0, gradient=[0.0] * 2 + [1.0] * 38), "suspect", "zero"),
+        (rows("probe_gradient", 40, eps=0.0, gradient=[0.0] * 8 + [1.0] * 32), "broken", "zero"),
+        (rows("curve_eps", 20, eps=0.6, linf=0.6), "broken", "largest"),
+        (rows("curve_eps", 20, eps=0.3, linf=0.3), "suspect", "largest"),
+        (rows("probe_honesty", 40, **HONEST), "reliable", None),
+        (rows("probe_honesty", 40, **HONEST | {"slope_error": 0.3}), "broken", "wrong"),
+        (rows("probe_honesty", 40, **HONEST | {"step_error": 1.0}), "broken", "wrong"),
+        (
+            rows("probe_honesty", 40, **HONEST | {"slope_error": 1.0, "declared": True}),
+            *("reliable", None),
+        ),
+    ],
+)
+def test_each_check_by_planted_records(
+    table: pd.DataFrame, expected: str, check: str | None
+) -> None:
+    found, against = level(table)
+    assert found == expected
+    assert (not against) if check is None else all(name.startswith(check) for name in against)
+
+
+def test_what_only_the_weaker_attack_breaks_counts_whatever_it_misses() -> None:
+    """White-box attacks keep 120 of 300; the search breaks 30 of those and misses 90 others."""
+    kept = np.arange(300) < 120
+    search = (np.arange(300) >= 30) & (np.arange(300) < 210)
+    main = rows("main", kept, 300)
+    found = verdict(Evidence(pd.concat([main, rows("square", search, 300, **SEARCH)]), "main", 4))
+    assert found.level == "broken" and names(found) == {"gradient-free"}
+    (check,) = found.against
+    assert check.figure == "30 of 300 images only it breaks"
+    one = rows("square", np.arange(300) > 0, 300, **SEARCH)
+    passed = verdict(Evidence(pd.concat([main, one]), "main", 4))
+    assert passed.level == "reliable"
+    assert "1 of 300 images only it breaks" in {check.figure for check in passed.checks}
+
+
+def test_weaker_attacks_that_do_more_harm_contradict_the_number() -> None:
+    strong, search = rows("main", 30), rows("s", 35, **SEARCH)
+    for name, columns in (("probe_noise", {}), ("probe_single", {}), ("x", SEARCH)):
+        assert judged(strong, search, rows(name, 10, **columns))[0] == "broken", name
+    assert judged(strong, search)[0] == "reliable"
+    assert judged(strong)[0] == "suspect"  # nothing without gradients
+    beyond = rows("probe_noise", 10, linf=0.3)  # outside the budget
+    assert judged(strong, search, beyond)[0] == "reliable"
+
+
+@pytest.mark.parametrize("source", [("surrogate", "main"), ("dense", "momentum")])
+def test_images_of_any_other_network_contradict_the_number(source: tuple[str, str]) -> None:
+    strong, search = rows("main", 30), rows("s", 35, **SEARCH)
+    none = {("dense", "main"): rows("main", 30)}
+    assert judged(strong, search, received=none)[0] == "reliable"
+    found = judged(strong, search, received=none | {source: rows("main", 10)})
+    assert found == ("broken", {"transfer"})
+
+
+def test_an_iterative_attack_that_falls_behind_one_step_is_a_failed_check() -> None:
+    """Another attack of the suite makes up for it, so the union shows nothing."""
+    tables = rows("main", 4), rows("s", 35, **SEARCH), rows("probe_single", 10, steps=1)
+    assert judged(*tables)[0] == "reliable"
+    assert judged(*tables, rows("behind", 30)) == ("broken", {"iterative attacks"})
+    short = rows("short", 30, step=0.001)  # cannot cross the budget
+    assert judged(*tables, short)[0] == "reliable"
+
+
+@pytest.mark.parametrize(
+    ("method", "breakdown", "follows"),
+    [
+        ("pgd", "", True),
+        ("apgd", "", True),
+        ("minimum_norm", "", True),
+        ("square", "", False),
+        ("nes", "", False),
+        ("student", "", False),
+        ("autoattack", '{"clean": 300, "apgd-ce": 300, "square": 100}', False),
+        ("autoattack", '{"clean": 300, "apgd-ce": 300, "apgd-dlr": 300}', True),
+        ("torchattacks.MIFGSM", "", True),
+        *((f"torchattacks.{name}", "", False) for name in ("Square", "Pixle", "GN", "OnePixel")),
+        ("torchattacks.AutoAttack", "", False),
+    ],
+)
+def test_which_attacks_follow_the_gradient(method: str, breakdown: str, follows: bool) -> None:
+    assert follows_gradient(method, breakdown) == follows
+
+
+def test_what_square_finds_stays_a_contradiction_beside_autoattack() -> None:
+    """White-box PGD keeps all, Square a third; AutoAttack's own Square finds the same."""
+    white, square = rows("main", 300, 300), rows("square", 100, 300, **SEARCH)
+    assert judged(white, square) == ("broken", {"gradient-free"})
+    parts = '{"clean": 300, "apgd-ce": 300, "apgd-t": 300, "fab-t": 300, "square": 100}'
+    auto = rows("autoattack", 100, 300, method="autoattack", breakdown=parts)
+    assert judged(white, square, auto) == ("broken", {"gradient-free"})
+    assert judged(white, auto) == ("broken", {"gradient-free"})
+    by_gradient = '{"clean": 300, "apgd-ce": 100, "apgd-t": 100, "fab-t": 100, "square": 100}'
+    assert judged(white, auto.assign(breakdown=by_gradient))[0] == "reliable"
+
+
+def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:
+    frozen = rows("probe_frozen", 4)
+    white = rows("main", 30, draws=2)
+    search = rows("square", 10, **SEARCH)
+    assert judged(white, search, frozen) == ("broken", {"gradient-free"})
+    lucky = search.assign(chosen_margin=0.5)  # wrong in the draws that score it alone
+    assert judged(white, lucky, frozen)[0] == "reliable"
+    unlucky = white.assign(chosen_margin=-0.1)  # broken in the draws that chose it
+    assert judged(unlucky, search, frozen)[0] == "reliable"
+
+
+def test_what_answers_alone_break_is_added() -> None:
+    honesty = rows("probe_honesty", 40, **HONEST | {"declared": True, "slope_error": np.nan})
+    strong, search = rows("main", 30), rows("s", 35, **SEARCH)
+    assert judged(strong, search, honesty, rows("probe_nes", 30, method="nes"))[0] == "reliable"
+    found = judged(strong, search, honesty, rows("probe_student", 20, method="student"))
+    assert found == ("broken", {"estimated gradients"})
+
+
+def test_curves_that_rise_contradict_and_that_end_lower_cast_doubt() -> None:
+    steps = [rows("curve_steps", kept, steps=s) for s, kept in ((1, 10), (5, 4), (50, 4))]
+    assert level(*steps)[0] == "reliable"
+    risen = [rows("curve_steps", kept, steps=s) for s, kept in ((1, 4), (50, 30))]
+    assert level(*risen) == ("broken", {"more steps"})
+    main = rows("main", 20)
+    square = rows("square", 20, **SEARCH)
+    end = rows("curve_steps", 4, steps=50)
+    assert judged(main, square, rows("curve_steps", 20, steps=10), end)[0] == "suspect"
+
+
+def test_the_twin_and_frozen_draws_are_checked() -> None:
+    assert level(twin_agreement=0.999)[0] == "reliable"
+    assert level(twin_agreement=0.9) == ("suspect", {"twin"})
+    frozen = rows("probe_frozen", 30)
+    found = level(rows("eot", 4, draws=10), frozen, parent=rows("main", 4))
+    assert found == ("suspect", {"frozen randomness"})
+    assert level(frozen)[1] == {"averaged gradients"}
+
+
+def test_the_worst_case_is_taken_image_by_image_within_the_budget() -> None:
+    first, second = rows("main", 10), rows("other", 0)
+    second.loc[:19, ["adv_pred", "chosen_margin"]] = (
+        first.loc[:19, ["label"]].assign(m=3.0).to_numpy()
+    )
+    beyond, curve = rows("large", 0, eps=0.3), rows("curve_eps", 0)
+    partly = rows("few", 0).head(5)
+    found = worst_case(pd.concat([first, second, beyond, curve, partly]), "main")
+    assert remnant_accuracy(found).hits == 5  # right under both, and not among the first five
+    assert found.by[:5].tolist() == ["few"] * 5 and (found.attack == "worst_case").all()
+    assert found.gradients.tolist() == [15.0] * 5 + [10.0] * 35
+
+
+def test_robust_rates_by_hand() -> None:
+    table = rows("main", 20, adv_wrong=[0.0] * 20 + [0.85] * 10 + [0.9] * 10)
+    found = robust_rates(table.assign(adv_single_pred=table.label.where(table.index < 25, 9)))
+    assert found["robust_accuracy"] == 0.5
+    assert found["robust_accuracy_single_draw"] == 0.625
+    assert found["robust_accuracy_9_of_10"] == 0.75

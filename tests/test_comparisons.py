@@ -1,0 +1,279 @@
+"""Comparisons on the same images: tests, intervals and power, against scipy and brute force."""
+
+from dataclasses import replace
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binom, binomtest, mannwhitneyu, norm, wilcoxon
+
+from advprune.evaluate.compare import (
+    LOWER_CLEAN,
+    Comparison,
+    compare,
+    compare_hits,
+    corrected,
+    with_control,
+)
+from advprune.evaluate.crossed import compare_means, smallest_mean_difference
+from advprune.evaluate.distances import compare_distances
+from advprune.evaluate.faults import Reached, compare_flips
+from advprune.evaluate.statistics import (
+    difference_interval,
+    equivalence,
+    mcnemar,
+    median_distance,
+    smallest_difference,
+)
+
+# --- accuracies ----------------------------------------------------------------------------------
+
+
+def pair(gained: int, lost: int, n: int) -> Comparison:
+    """Two models on n images, so many of which only the first or only the second has right."""
+    first, second = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    first[:gained] = second[gained : gained + lost] = True
+    return compare_hits(first, second)
+
+
+def test_mcnemar_by_hand() -> None:
+    first = np.array([True] * 6 + [False] * 4)
+    second = np.array([False] * 5 + [True] + [False] * 4)
+    assert mcnemar(first, second) == pytest.approx(2 * 0.5**5)  # five images against none
+    assert mcnemar(first, first) == 1.0
+    with pytest.raises(ValueError, match="not the same images"):
+        mcnemar(first, second[:3])
+
+
+def likelihood_score(gained: int, lost: int, n: int, difference: float) -> float:
+    """The score statistic, its variance from the most likely rates on a fine grid."""
+    second = np.linspace(max(0, -difference), (1 - difference) / 2, 200_001)[1:-1]
+    both = n - gained - lost
+    known = gained * np.log(second + difference) + lost * np.log(second)
+    known += both * np.log(1 - difference - 2 * second)
+    share = second[np.argmax(known)]
+    variance = n * (2 * share + difference * (1 - difference))
+    return float((gained - lost - n * difference) / np.sqrt(variance))
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n"), [(12, 2, 50), (3, 9, 80), (1, 1, 30), (90, 60, 300)]
+)
+def test_intervals_and_equivalence_are_those_of_the_score_test(
+    gained: int, lost: int, n: int
+) -> None:
+    for alpha in (0.05, 0.005):
+        low, high = difference_interval(gained, lost, n, alpha)
+        critical = norm.isf(alpha / 2)
+        assert likelihood_score(gained, lost, n, low) == pytest.approx(critical, abs=1e-3)
+        assert likelihood_score(gained, lost, n, high) == pytest.approx(-critical, abs=1e-3)
+    sides = (likelihood_score(gained, lost, n, -0.1), -likelihood_score(gained, lost, n, 0.1))
+    expected = norm.sf(min(sides))  # both one-sided tests have to reject
+    assert equivalence(gained, lost, n, 0.1) == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_interval_covers_the_difference_in_19_of_20_samples() -> None:
+    random = np.random.default_rng(0)
+    for n, gain, loss in ((100, 0.15, 0.05), (300, 0.02, 0.0)):
+        samples = random.multinomial(n, [gain, loss, 1 - gain - loss], 1000)
+        ends = [difference_interval(int(a), int(b), n, 0.05) for a, b, _ in samples]
+        held = np.mean([low <= gain - loss <= high for low, high in ends])
+        assert 0.93 < held < 0.97
+
+
+@pytest.mark.parametrize(("discordant", "n", "tests"), [(20, 100, 3), (0, 300, 17)])
+def test_the_smallest_difference_is_shown_in_4_of_5_samples(
+    discordant: int, n: int, tests: int
+) -> None:
+    found = smallest_difference(discordant, n, 0.05 / tests)
+    share = max(discordant / n, found)
+    chances = [(share + found) / 2, (share - found) / 2, 1 - share]
+    samples = np.random.default_rng(0).multinomial(n, chances, 2000)
+    shown = [binomtest(int(a), int(a + b), 0.5).pvalue < 0.05 / tests for a, b, _ in samples]
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.03)
+    assert smallest_difference(0, 4, 0.05) == np.inf  # 4 of 4 images: p = 0.125
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "outcome"),
+    [
+        (15, 0, 40, "higher"),
+        (0, 15, 40, "lower"),
+        (0, 0, 40, "not significant"),  # both at the floor, and few images
+        (0, 0, 300, "equivalent within ±2 points"),
+        (9, 6, 2000, "equivalent within ±2 points"),
+        (30, 20, 300, "not significant"),
+    ],
+)
+def test_what_a_comparison_is_called(gained: int, lost: int, n: int, outcome: str) -> None:
+    found = pair(gained, lost, n)
+    low, high = found.interval
+    assert found.outcome == outcome and found.difference == pytest.approx((gained - lost) / n)
+    assert (found.p < 0.05) == (low > 0 or high < 0)
+
+
+def test_a_corrected_p_never_stands_beside_an_interval_that_contradicts_it() -> None:
+    """Of 20 pairs the interval was at 95 %, while p was corrected: p = 0.26, (+0.4 to +6.5)."""
+    pairs = [pair(gained, lost, 100) for gained in range(0, 20, 2) for lost in (0, 5)]
+    for alone, test in zip(pairs, corrected(pairs), strict=True):
+        (low, high), (first, last) = test.interval, alone.interval
+        assert (test.p < 0.05) == (low >= 0 or high <= 0) == (not low < 0 < high)
+        assert low <= max(first, 0) and high >= min(last, 0)
+        assert test.detectable > alone.detectable and test.p_equivalent >= alone.p_equivalent
+
+
+def records(clean: np.ndarray, robust: np.ndarray) -> pd.DataFrame:
+    """Records of a model that has these images right."""
+    label = np.arange(len(clean)) % 10
+    sides = {"clean": clean, "adv": robust}
+    found = {f"{side}_pred": np.where(hit, label, label + 1) for side, hit in sides.items()}
+    return pd.DataFrame({"index": np.arange(len(clean)), "label": label} | found)
+
+
+def first(k: int, n: int = 512) -> np.ndarray:
+    return np.arange(n) < k
+
+
+def test_what_lost_its_clean_accuracy_is_not_better() -> None:
+    """E = 0.05 on CIFAR-10: 18.9 % clean where its parent has 77.7, 5.1 % robust against 1.4."""
+    parent, pruned = records(first(398), first(7)), records(first(97), first(26))
+    found = compare(pruned, parent)
+    assert found.p < 0.001 and found.difference > 0 and not found.better
+    assert found.outcome == "lower clean accuracy, no control"
+    assert compare(parent, pruned).outcome == "lower"  # the other way round it is said
+    # With a control of equal clean accuracy, it is that which it is compared with.
+    alike = {"R 0.1": records(first(99), first(25)), "S 9": records(first(390), first(3))}
+    held = with_control(found, pruned, alike)
+    assert held.outcome == "equivalent within ±2 points (control: R 0.1)"
+    poor = {"R 0.1": records(first(99), first(1))}
+    assert with_control(found, pruned, poor).outcome == "higher (control: R 0.1)"
+    assert with_control(found, pruned, {"S 9": alike["S 9"]}).outcome == LOWER_CLEAN
+
+
+def test_means_over_seeds_and_images_are_compared_alike() -> None:
+    random = np.random.default_rng(2)
+    base = random.random((3, 200)) < 0.5
+    same, other = base.copy(), base | (random.random((3, 200)) < 0.3)
+    assert compare_means(other, base).outcome == "higher"
+    assert compare_means(base, other).outcome == "lower"
+    assert compare_means(base, same).outcome == "equivalent within ±2 points"
+    assert compare_means(base[:, :30], same[:, :30]).outcome == "not significant"  # too few images
+    several = corrected([compare_means(other, base)] * 4)[0]
+    assert several.interval[0] < compare_means(other, base).interval[0]
+    # In the best case: all seeds agree, no image is lost.
+    least = smallest_mean_difference(200, 0.05)
+    shown = np.mean([_shown(random, least) for _ in range(300)])
+    assert shown > 0.8
+
+
+def _shown(random: np.random.Generator, difference: float) -> bool:
+    gained = np.tile(random.random(200) < difference, (3, 1))
+    return compare_means(gained, np.zeros_like(gained)).p < 0.05
+
+
+def test_flips_have_the_interval_of_their_rank_test() -> None:
+    counts = [8, 10, 12, 11, 13, 9], [18, 20, 25, 22, 21, 19]
+    own, others = (Reached(tuple(one), tuple(one)) for one in counts)
+    found = compare_flips(own, others)
+    low, high = found.interval
+    for shift, inside in ((low + 0.5, True), (low - 0.5, False), (high - 0.5, True)):
+        p = mannwhitneyu([c - shift for c in counts[0]], counts[1], method="exact").pvalue
+        assert (p >= 0.05) == inside
+    assert found.outcome == "lower" and low < found.difference < high < 0
+    assert corrected([found] * 100)[0].interval == (-np.inf, np.inf)  # 6 batches show nothing
+    never = Reached((None,) * 6, (30,) * 6)
+    assert compare_flips(never, own).interval[1] == np.inf
+
+
+# --- distances -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 20, 101])
+def test_the_median_has_the_bootstrap_interval_of_its_exact_distribution(n: int) -> None:
+    """For odd n a resampled median is at most the k-th value if the middle of n draws is."""
+    values = np.random.default_rng(n).gamma(2, 1, n)
+    value, low, high = median_distance(values)
+    assert value == np.median(values) and low <= value <= high
+    if n % 2:
+        at_most = binom.sf((n - 1) // 2, n, np.arange(1, n + 1) / n)
+        ends = [np.sort(values)[np.argmax(at_most >= q)] for q in (0.025, 0.975)]
+        assert [low, high] == ends
+    else:
+        draws = np.random.default_rng(1).choice(values, (20_000, n))
+        expected = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+        assert [low, high] == pytest.approx(expected, abs=0.05)
+
+
+def test_infinite_distances_are_larger_than_any() -> None:
+    assert median_distance(np.r_[np.full(30, 0.1), np.full(70, np.inf)]) == (np.inf,) * 3
+    most = np.r_[np.full(70, 0.1), np.full(30, np.inf)]
+    assert median_distance(most) == (0.1, 0.1, 0.1)
+    found = compare_distances(most, np.r_[np.full(70, 0.09), np.full(30, np.inf)])
+    assert found.changes[-30:].tolist() == [0.0] * 30  # neither is known to be farther away
+    assert found.outcome == "higher" and np.isfinite(found.interval).all()
+    with pytest.raises(ValueError, match="no distances"):
+        median_distance(np.zeros(0))
+
+
+def noisy(n: int, shift: float, zeros: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of two models, the first `shift` farther away; both wrong on `zeros` images."""
+    random = np.random.default_rng(3)
+    other = random.gamma(4, 0.02, n) + 0.05
+    own = other + shift + random.normal(0, 0.01, n)
+    own[:zeros] = other[:zeros] = 0.0
+    return own, other
+
+
+@pytest.mark.parametrize(("zeros", "shift"), [(0, 0.002), (9, -0.002), (30, 0.0)])
+def test_distances_are_compared_as_wilcoxon_does(zeros: int, shift: float) -> None:
+    own, other = noisy(80, shift, zeros)
+    found = compare_distances(own, other)
+    assert found.p == wilcoxon(own, other, zero_method="pratt").pvalue
+    walsh = [(a + b) / 2 for a, b in combinations_with_replacement(own - other, 2)]
+    assert found.difference == pytest.approx(np.median(walsh), abs=2e-5)  # Hodges and Lehmann
+    low, high = found.interval
+    for end, inside in ((low, 1e-6), (high, -1e-6)):  # exactly what the test does not reject
+        assert wilcoxon(own - other - end - inside, zero_method="pratt").pvalue > 0.05 - 1e-3
+        assert wilcoxon(own - other - end + inside, zero_method="pratt").pvalue < 0.05 + 1e-3
+    assert (found.outcome == "not significant") == (low <= 0 <= high) == (found.p >= 0.05)
+
+
+def test_of_two_models_at_the_floor_the_one_that_is_farther_away_is_told() -> None:
+    """Robust accuracy at 8/255 is 0 % for both; every distance differs by a tenth."""
+    other = np.random.default_rng(0).uniform(0.002, 0.02, 300)
+    found = compare_distances(1.1 * other, other)
+    assert max(found.first[2], found.second[2]) < 8 / 255 and found.outcome == "higher"
+    assert found.interval[0] > 0 and compare_distances(other, 1.1 * other).outcome == "lower"
+    assert compare_distances(other, other).outcome == "not significant"
+
+
+def test_the_smallest_shift_is_shown_in_four_runs_of_five() -> None:
+    random = np.random.default_rng(4)
+    known = compare_distances(*noisy(60, 0.0)).detectable
+    other = np.full(60, 0.1)
+    shown = [
+        compare_distances(other + known + random.normal(0, 0.01, 60), other).outcome == "higher"
+        for _ in range(150)
+    ]
+    assert 0.7 < np.mean(shown) < 0.9
+
+
+def test_a_model_that_is_wrong_more_often_when_clean_is_not_farther_away() -> None:
+    """It answers two classes of ten; on these images nothing fools it."""
+    other = np.random.default_rng(0).uniform(0.002, 0.02, 300)
+    constant = np.where(np.arange(300) < 200, np.inf, 0.0)
+    found = compare_distances(constant, other)
+    assert found.p < 0.05 and found.outcome == "lower clean accuracy, no control"
+    assert compare_distances(other, constant).outcome == "lower"
+
+
+def test_intervals_of_corrected_distances_do_not_contradict_p() -> None:
+    single = [compare_distances(*noisy(80, s)) for s in (0.0035, 0.0033, 0.003, 0.0)]
+    several = corrected(single)
+    for alone, test in zip(single, several, strict=True):
+        low, high = test.interval
+        assert (test.p < 0.05) == (not low < 0 < high) and test.tests == 4
+        assert high > alone.interval[1] and test.detectable > alone.detectable
+    # Holm rejects what an interval for four tests does not: its end is 0.
+    assert replace(several[0], p=0.049, tests=10**6).interval[0] == 0
