@@ -201,6 +201,10 @@ class Params(Settings):
                     f"{FILE}: attack.main: {self.attack.main!r} is not in suite.{kind} "
                     f"({', '.join(names)})"
                 )
+        try:
+            profile.check_path(self.attack.main)
+        except ValueError as error:
+            raise UserError(f"{FILE}: {error}") from error
         extras = [extra.key for extra in self.attack.extra]
         for key in extras:
             if extras.count(key) > 1 or key in {*profile.attacks, *RESERVED}:
