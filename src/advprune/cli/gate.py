@@ -97,13 +97,12 @@ def _result(text: str | None, where: str) -> "Result | None":
 
 def measured(text: str, profile: str) -> Any:
     """The settings of data and attacks, from the copy beside a report."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    from advprune.core.settings import yaml_of
 
     try:
-        settings = YAML(typ="safe", pure=True).load(text)
+        settings = yaml_of(text, "settings")
         chosen = settings["profiles"][profile]
-    except (YAMLError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return None
     if not isinstance(chosen, Mapping):
         return None

@@ -32,8 +32,10 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 RECTIFIERS = {
     getattr(place, name)
     for place in (nn.functional, torch, torch.Tensor)
-    for name in ("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu")
-    + ("mish", "softplus", "hardswish", "hardtanh", "prelu", "rrelu")
+    for name in (
+        *("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu"),
+        *("mish", "softplus", "hardswish", "hardtanh", "prelu", "rrelu"),
+    )
     if hasattr(place, name)
 }
 
@@ -179,8 +181,8 @@ def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def check_images(who: str, images: torch.Tensor, labels: torch.Tensor | None) -> None:
-    """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels (if any) not int64
-    `[N]` from 0."""
+    """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels (if any) not
+    int64 `[N]` from 0."""
     refuse(who, {f"images have shape {list(images.shape)}, not [N, C, H, W]": images.ndim != 4})
     floating = images.is_floating_point()
     refuse(who, {f"images are {images.dtype}; give floats in [0, 1]": not floating})
@@ -311,7 +313,7 @@ def own_activations(model: nn.Module) -> list[str]:
                 there, back, middle = part(x), part(x.flip(2, 3)), part(x * 0)
                 single = torch.equal(there, back.flip(2, 3))
                 straight = torch.allclose(there + there.flip(2, 3), 2 * middle, atol=1e-4)
-        except Exception:  # noqa: S112, BLE001  # it takes other inputs: no activation
+        except Exception:  # it takes other inputs: no activation
             continue
         if single and not straight and not isinstance(part, ACTIVATIONS):
             found.append(name)
