@@ -306,7 +306,7 @@ def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
             reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
             if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
-                reason = f"it holds {kind[1]}, and only tensors and plain values are read; store "
+                reason = f"it holds {kind[1]}, and nothing in it is ever run: store "
                 reason += "model.state_dict() alone"
         raise UserError(f"{path} cannot be read as a plain state dict: {reason}") from error
     several: list[str] = []
@@ -331,14 +331,15 @@ def _wrapped(content: dict[Any, Any]) -> list[str]:
         if isinstance(key, str) and isinstance(value, dict) and key not in usual
         if any(word in key.lower() for word in AVERAGED)
     ]
-    return usual + averaged
+    beside = any(torch.is_tensor(value) and value.ndim for value in content.values())
+    return usual if beside else usual + averaged
 
 
 def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, where each has numbers of its own and a name that can be printed."""
+    """The tensors of a file, where each has numbers of its own and a name of bearable length."""
     for name, tensor in tensors.items():
-        if len(name) > LONGEST_NAME or not name.isprintable():
-            raise UserError(f"{path} holds a tensor of a name that is too long or not printable")
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"{path} holds a tensor with a name of {len(name)} characters")
         if tensor.dtype not in KINDS:
             raise UserError(f"{path}: {name} is {dtype_name(tensor)}, which is not read here")
         plain = tensor.layout == torch.strided and not tensor.is_quantized
