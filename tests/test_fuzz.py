@@ -11,6 +11,7 @@ import resource
 import signal
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,9 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def seen(place: Path) -> str:
+    """What is there; torch's files hold a random number."""
+    if place.is_file() and zipfile.is_zipfile(place):
+        return str(torch.load(place))
     return files.sha256_of(place)
 
 
@@ -445,7 +449,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what: str, pipeline: Pat
             ended = forked(work)
             assert ended in (0, signal.SIGKILL if fault == "kill" else 2 << 8), (fault, moment)
             assert seen(pipeline) in ((new,) if ended == 0 else (old, new))
-            assert list(Path("runs").iterdir()) == [pipeline]  # nothing beside it
+            assert os.listdir("runs") == [pipeline.name]  # nothing beside it
     write(pipeline, 2)
     assert seen(pipeline) == new
 
@@ -462,7 +466,7 @@ def test_a_disk_that_is_full_is_said_in_one_line(what: str, pipeline: Path) -> N
         WRITES[what](pipeline, 2)
 
     assert forked(work) == 2 << 8
-    assert seen(pipeline) == old and list(Path("runs").iterdir()) == [pipeline]
+    assert seen(pipeline) == old and os.listdir("runs") == [pipeline.name]
 
 
 def test_two_at_once_write_one_or_the_other(pipeline: Path) -> None:

@@ -61,7 +61,7 @@ def _of_the_disk(error: Exception) -> bool:
     return (
         isinstance(error, OSError)
         or (kind == "SafetensorError" and "I/O" in said)
-        or (isinstance(error, RuntimeError) and "writ" in said and "file" in said.lower())
+        or (isinstance(error, RuntimeError) and ("inline_container" in said or "writ" in said))
     )
 
 
