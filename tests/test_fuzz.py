@@ -47,6 +47,7 @@ from advprune.models.checkpoint import (
     load_model,
     read_weights,
     save_model,
+    stored,
 )
 from advprune.models.spec import spec_of
 from advprune.models.unmask import plain
@@ -150,7 +151,7 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
 
     def taken(spec: Any) -> None:
         header = {"spec": json.dumps(spec, default=str)}
-        path.write_bytes(save(dict(network.state_dict()), metadata=header))
+        path.write_bytes(save(stored(network), metadata=header))
         opened(path)
 
     sizes = st.sampled_from([1, 3, 16384, 100_000, 0, -1, [0.0] * 3, [float("nan")], [0.0]])
@@ -159,10 +160,10 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
 
 def test_bytes_of_checkpoints(network: nn.Module, tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    torch.save({"state_dict": network.state_dict(), "epoch": 1}, buffer)
+    torch.save({"state_dict": stored(network), "epoch": 1}, buffer)
     header = {"spec": spec_of(network).model_dump_json()}
     for name, contents in (
-        ("m.safetensors", save(dict(network.state_dict()), metadata=header)),
+        ("m.safetensors", save(stored(network), metadata=header)),
         ("m.pt", buffer.getvalue()),
     ):
         path = tmp_path / name
@@ -175,7 +176,7 @@ def test_bytes_of_checkpoints(network: nn.Module, tmp_path: Path) -> None:
 
 
 def odd_dicts(network: nn.Module) -> dict[str, Any]:
-    state = dict(network.state_dict())
+    state = stored(network)
     loop: dict[str, Any] = {"epoch": 1}
     loop["state_dict"] = loop
     conv = state["conv1.weight"]
