@@ -24,7 +24,7 @@ class Stochastic(nn.Module, ABC):
     shared: whether one draw may serve a whole pass. off: the layer changes nothing.
     """
 
-    rules = ("constant", "scale", "identity")
+    rules: tuple[str, ...] = ("constant", "scale", "identity")
     shared = False
     off = False
 
