@@ -21,12 +21,14 @@ from advprune.core.errors import UserError
 from advprune.core.settings import Name
 
 # Those that follow the model's gradient and nothing else.
-FOLLOW_GRADIENT = {
-    *("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "PGDL2", "PGDRS", "PGDRSL2", "EOTPGD", "TPGD"),
-    *("UPGD", "MIFGSM", "NIFGSM", "SINIFGSM", "DIFGSM", "TIFGSM", "VMIFGSM", "VNIFGSM", "PIFGSM"),
-    *("PIFGSMPP", "APGD", "APGDT", "FAB", "CW", "DeepFool", "SparseFool", "JSMA", "EADL1", "EADEN"),
-    "Jitter",
-}
+FOLLOW_GRADIENT = frozenset(
+    (
+        *("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "PGDL2", "PGDRS", "PGDRSL2"),
+        *("EOTPGD", "TPGD", "UPGD", "MIFGSM", "NIFGSM", "SINIFGSM", "DIFGSM", "TIFGSM"),
+        *("VMIFGSM", "VNIFGSM", "PIFGSM", "PIFGSMPP", "APGD", "APGDT", "FAB", "CW"),
+        *("DeepFool", "SparseFool", "JSMA", "EADL1", "EADEN", "Jitter"),
+    )
+)
 
 
 def attack_class(name: str) -> Any:

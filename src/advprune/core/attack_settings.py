@@ -141,6 +141,13 @@ class CurveSettings(Settings):
     eps: list[Budget] = Field(min_length=1)
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _points_are_different(self) -> Self:
+        for key, points in (("eps", self.eps), ("steps", self.steps)):
+            if len(set(points)) < len(points):
+                raise ValueError(f"{key}: a point stands there twice")
+        return self
+
 
 OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure changes so
 
