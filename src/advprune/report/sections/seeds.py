@@ -140,12 +140,12 @@ def as_mapping(setting: Any) -> dict[str, Any]:
 def ranged(column: str, found: Mean) -> dict[str, Any]:
     """A mean as a column with its interval; that of an accuracy is cut to [0, 1], and where all
     seeds and images agree it is Wilson's over images: none of n is not never."""
-    low, high = found.interval
+    ends: tuple[float | None, ...] = found.interval
     if column.endswith("accuracy") and found.error == 0:
-        low, high = Rate(round(found.value * found.images), found.images).interval
+        ends = Rate(round(found.value * found.images), found.images).interval
     elif column.endswith("accuracy"):
-        low, high = (float(end) for end in np.clip((low, high), 0, 1))
-    return dict(zip((column, *bounds(column)), (found.value, low, high), strict=True))
+        ends = tuple(map(float, np.clip(found.interval, 0, 1)))
+    return dict(zip((column, *bounds(column)), (found.value, *ends), strict=True))
 
 
 def table_of(run: Run, points: list[Point]) -> pd.DataFrame:
