@@ -11,6 +11,7 @@ import pandas as pd
 from advprune.core.attack_settings import KINDS
 from advprune.core.params import CARRIED, Params, load
 from advprune.core.settings import parse
+from advprune.evaluate.layers import SIDES
 from advprune.report.run import Model, Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,8 @@ def layer_table(peaks: dict[str, float] | None = None, spread: float = 0.9) -> p
             "distance": moved,
             "clean_sigma": 1.0,
             "adv_sigma": spread,
+            **{f"{side}_{part}": 1.0 for side in SIDES for part in ("max", "top")},
+            **{"adv_changed": moved, "noise_changed": 0.1, "noise_relative": 0.1},
         }
     )
 
