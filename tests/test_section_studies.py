@@ -230,6 +230,13 @@ def test_pairs_of_which_both_are_at_chance_are_told_apart() -> None:
     assert table.outcome.tolist() == ["at chance"]
 
 
+def test_none_of_all_images_is_not_never() -> None:
+    row = seeds.ranged("robust_accuracy", mean(np.zeros((3, N))))
+    assert row["robust_accuracy"] == 0 and row["robust_accuracy_high"] == pytest.approx(
+        0.0876, abs=1e-4
+    )
+
+
 def test_a_mask_of_lower_clean_accuracy_gains_nothing() -> None:
     """HYDRA_99 was credited with 4.7 points at 11.9 % clean: only pairs at chance were void."""
     learned, control = networks("H", "HYDRA", (16, 17, 18), 18), networks("L", "LWM", (2, 3, 4))
