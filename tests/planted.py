@@ -162,7 +162,7 @@ def settings(**changes: Any) -> Params:
     """The settings of a planted run: attacks, suite and curves of its own, and no studies."""
     raw = load(ROOT / "params.yaml", "digits").model_dump(exclude_unset=True)
     attacks = {
-        name: {"eps": "48/255", "step": step, "steps": steps}
+        name: {"eps": "48/255", "step": step, "steps": steps, "random_start": False}
         for name, (step, steps) in ATTACKS.items()
     }
     attacks["square"] = {"method": "square", "eps": "48/255", "queries": 300}

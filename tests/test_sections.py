@@ -119,6 +119,26 @@ def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
     assert results(run).set_index("model").distance_against_dense["E-standard"] == "higher"
 
 
+def test_what_lost_its_clean_accuracy_is_set_beside_a_control_on_the_leaderboard() -> None:
+    params = settings()
+    dense = model("dense-standard", params, {"field": 2})
+    there = {("dense-standard", attack): N for attack in ("field", "momentum")}
+    poor = model("E-standard", params, {"field": 14}, there, clean=20)
+    small = model("int8-standard", params, {"field": 1}, there)
+    alone = results(run_of([dense, poor, small], params)).set_index("model")
+    assert alone.against_dense["E-standard"] == "lower clean accuracy, no control"
+    assert alone.robust_difference["E-standard"] == 12 / N and pd.isna(
+        alone.p_against_dense.iloc[0]
+    )
+    alike = model("clamp-standard", params, {"field": 3}, there, clean=20)
+    found = results(run_of([dense, poor, small, alike], params)).set_index("model")
+    assert found.against_dense["E-standard"] == "higher (control: clamp-standard)"
+    assert found.robust_difference["E-standard"] == pytest.approx(11 / N)
+    # Holm over three models: 11 images is the smallest p.
+    assert found.p_against_dense["E-standard"] == pytest.approx(3 * mcnemar(11, 0), abs=1e-6)
+    assert found.robust_difference_low["E-standard"] > 0
+
+
 # --- layers --------------------------------------------------------------------------------------
 
 

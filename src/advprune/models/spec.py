@@ -47,13 +47,13 @@ class ModelSpec(BaseModel):
     of these is left out of the stored text.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     architecture: Network
     width: int = Field(
         default=0, ge=0, le=1024, exclude_if=lambda width: not width, validate_default=True
     )
     channels: int = Field(ge=1, le=4)
-    classes: int = Field(ge=2)
+    classes: int = Field(ge=2, le=100_000)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layers: tuple[LayerSpec, ...] = ()
@@ -92,6 +92,17 @@ class ModelSpec(BaseModel):
         if self.options and not self.outside:
             raise ValueError(f"{self.architecture} has no options")
         return self
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_for_each_channel(
+        cls, numbers: tuple[float, ...], info: ValidationInfo
+    ) -> tuple[float, ...]:
+        if len(numbers) != info.data.get("channels", len(numbers)):
+            raise ValueError(f"{len(numbers)} numbers for {info.data['channels']} channels")
+        if info.field_name == "std" and not all(number > 0 for number in numbers):
+            raise ValueError("a standard deviation is above 0")
+        return numbers
 
     @field_validator("width")
     @classmethod
