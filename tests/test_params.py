@@ -210,7 +210,7 @@ def test_a_profile_overrides_key_by_key() -> None:
             5,
             ["yaml: attacks.field: 5 steps", "cannot cross the ball"],
         ),
-        ("attacks/long/steps", 9, ["attacks.long: 9 steps of", "cannot cross the ball"]),
+        ("attacks/eot/steps", 5, ["attacks.eot: 5 steps of", "cannot cross the ball"]),
         ("recipes/robust", {"method": "pgd", "steps": 3, "step": 0.25}, ["robust", "cannot cross"]),
         ("prune/LWM/finetune/epochs", 11, ["prune.LWM.finetune.epochs: prune.HYDRA", "12", "11"]),
         ("studies/seeds/points/LWM_95/setting/finetune/epochs", 9, ["LWM_95.finetune", "6", "9"]),

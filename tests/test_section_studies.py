@@ -351,6 +351,14 @@ def test_published_counts_stand_beside_the_entry_that_is_stored_alike(flipped: R
     assert grown.ours == "grown" and grown.at_least_flips == 30
 
 
+def test_the_published_table_has_the_control_that_the_masks_section_chose(compression: Run) -> None:
+    found = rows_of(compression, "GAP").iloc[0]
+    own = masks.against_control(compression, masks.subjects(compression)).iloc[0]
+    assert found.ours == "GAP_layer-standard" and found.control == f"random {own.control}"
+    for side in ("transfer_accuracy", "transfer_accuracy:control", "clean_accuracy:control"):
+        assert found[side] == own[side]
+
+
 def test_published_tables_hold_every_row_of_theirs() -> None:
     run = versus((30, 31, 32), (10, 11, 12))
     found = rows_of(run, "HYDRA")
