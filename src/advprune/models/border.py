@@ -74,9 +74,9 @@ def _seed_others(seed: int) -> None:
 def _states(device: torch.device) -> tuple[Any, ...]:
     """The global random states, to be compared."""
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    numpys = np.random.get_state()
-    numbers = np.asarray(numpys[1]).tobytes(), numpys[2:]
-    return torch.get_rng_state().numpy().tobytes(), cuda, *numbers, random.getstate()
+    _, numbers, *rest = np.random.get_state(legacy=True)
+    torchs = torch.get_rng_state().numpy().tobytes()
+    return torchs, cuda, np.asarray(numbers).tobytes(), rest, random.getstate()
 
 
 class Drawn(Stochastic):

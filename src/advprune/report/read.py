@@ -10,7 +10,6 @@ from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.report.run import Model, Received, Run, in_order, tensors_of
 
-
 NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
 
 
