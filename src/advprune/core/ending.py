@@ -24,8 +24,7 @@ def ended(app: Callable[..., Any], name: str) -> int:
     try:
         return int(app(prog_name=name, standalone_mode=False) or 0)
     except UserError as error:
-        said = " ".join(str(error).split())
-        print(f"error: {''.join(c if c.isprintable() else '?' for c in said)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
     except click.ClickException as error:
         error.show()
     except (click.Abort, KeyboardInterrupt):
