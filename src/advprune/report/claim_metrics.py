@@ -81,7 +81,8 @@ def transfer(run: Run, claim: Claim) -> Compared:
         swept = run.swept
         own = point_of(swept, swept.model(first.name))
         known = subjects(swept).get(second.family) or [point_of(swept, swept.model(second.name))]
-        tables = [one.transferred[name] for one in (own, nearest(swept, own, known))]
+        pair = own, nearest(swept, own, known)
+        tables = [one.transferred.get(name, pd.DataFrame()) for one in pair]
     return _compare(claim, _recorded(claim, name, tables))
 
 

@@ -39,7 +39,7 @@ REPRODUCED, REFUTED = "reproduced", "refuted"
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Judged:
     """A claim and what the run says of it. p: of what it asks for, corrected for all of the run. n,
     seeds: test images and trainings behind the test."""
 
@@ -53,9 +53,9 @@ class Tested:
 
 
 @cache
-def tested(run: Run) -> list[Tested]:
+def judged(run: Run) -> list[Judged]:
     """All claims in order, each with its outcome; UserError where a metric is unknown."""
-    found: dict[str, Tested] = {}
+    found: dict[str, Judged] = {}
     tests: dict[str, Compared] = {}
     for claim in run.claims:
         if claim.metric is not None and claim.metric not in METRICS:
@@ -66,11 +66,13 @@ def tested(run: Run) -> list[Tested]:
                 raise Missing(NOT_RUN, "this pipeline does not measure it")
             tests[claim.id] = METRICS[claim.metric](run, claim)
         except Missing as lack:
-            found[claim.id] = Tested(claim, *lack.args)
+            outcome, reason = lack.args
+            how = f"; run: {claim.run}" if outcome == NOT_RUN else ""
+            found[claim.id] = Judged(claim, outcome, reason + how)
     chosen = [claim for claim in run.claims if claim.id in tests]
     p_values = holm([_own_p(claim, tests[claim.id]) for claim in chosen])
     for claim, p in zip(chosen, p_values, strict=True):
-        found[claim.id] = _judged(run, claim, _held(claim, tests[claim.id], p, len(chosen)), p)
+        found[claim.id] = _judge(run, claim, _held(claim, tests[claim.id], p, len(chosen)), p)
     return [found[claim.id] for claim in run.claims]
 
 
@@ -89,7 +91,7 @@ def _held(claim: Claim, test: Compared, p: float, tests: int) -> Compared:
     return replace(test, p=whole, tests=tests, void=void)
 
 
-def _judged(run: Run, claim: Claim, test: Compared, p: float) -> Tested:
+def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     """The outcome of a test that holds for all of the run; p: of what the claim asks for."""
     n, seeds = _size(run, test)
     away = "; ".join(_outside(run, claim, n, seeds))
@@ -103,7 +105,7 @@ def _judged(run: Run, claim: Claim, test: Compared, p: float) -> Tested:
     else:
         why = "the interval excludes it" if excluded else _undecided(claim, test)
         outcome, reason = NOT_HERE, f"{why}; regime not reached: {away}" if away else why
-    return Tested(claim, outcome, reason, test, p, n, seeds)
+    return Judged(claim, outcome, reason, test, p, n, seeds)
 
 
 def _undecided(claim: Claim, test: Compared) -> str:
@@ -121,7 +123,8 @@ def _undecided(claim: Claim, test: Compared) -> str:
 def _size(run: Run, test: Compared) -> tuple[int, int]:
     """Test images and trainings behind a test."""
     if isinstance(test, MeanComparison):
-        return test.mean.images, test.mean.seeds
+        images = test.mean.images
+        return images if images > 1 else run.n, test.mean.seeds
     if isinstance(test, Comparison):
         return test.first.n, 1
     return len(test.changes) if isinstance(test, DistanceComparison) else run.n, 1

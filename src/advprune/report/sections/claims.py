@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from advprune.report.claim_metrics import NOT_HERE, NOT_RUN
-from advprune.report.claims import REFUTED, REPRODUCED, Tested, tested
+from advprune.report.claims import REFUTED, REPRODUCED, Judged, judged
 from advprune.report.compared import columns, units_of
 from advprune.report.formats import counted
 from advprune.report.run import Run
@@ -17,7 +17,7 @@ OUTCOMES = (REPRODUCED, REFUTED, NOT_HERE, NOT_RUN)
 @section("Published claims", order=5)
 def claims(run: Run) -> list[Part]:
     """Every claim with its test, then where it was made, and how to run what is missing."""
-    found = tested(run)
+    found = judged(run)
     if not found:
         return []
     tests = sum(one.test is not None for one in found)
@@ -40,7 +40,7 @@ def claims(run: Run) -> list[Part]:
     ]
 
 
-def _row(one: Tested) -> dict[str, Any]:
+def _row(one: Judged) -> dict[str, Any]:
     """The test of a claim as columns: numbers raw, in columns by their unit."""
     claim, test = one.claim, one.test
     row: dict[str, Any] = {"paper": claim.paper, "claim": claim.claim}
@@ -51,7 +51,7 @@ def _row(one: Tested) -> dict[str, Any]:
     return row
 
 
-def _regime(one: Tested) -> dict[str, Any]:
+def _regime(one: Judged) -> dict[str, Any]:
     claim = one.claim
     pair = f"{claim.model} against {claim.control}: {claim.metric}, {claim.expect}"
     return {
