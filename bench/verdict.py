@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
-os.environ["ADVPRUNE_WORKERS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import masked
 import pandas as pd
@@ -45,6 +44,7 @@ from advprune.evaluate.verdict import Evidence, verdict
 from advprune.models.checkpoint import load_model
 from advprune.models.stochastic import is_randomized
 
+ROOT = Path(__file__).resolve().parent.parent
 SPARED = 0.05  # of the images: a trick that saves no more masks nothing
 Sent = dict[tuple[str, str], torch.Tensor]
 
@@ -75,12 +75,15 @@ class Trial:
             path = self.runs / f"dense-{recipe}" / "model.safetensors"
             yield name, make(load_model(path)).eval(), recipe
 
-    def records(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+    def records(
+        self, name: str, model: nn.Module, recipe: str
+    ) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
         """What the suite, the probes and the curves find, and the images that are sent."""
+        parent = load_model(self.runs / f"dense-{recipe}" / "model.safetensors")
         profile, choice = self.settings.active(), self.settings.attack
         with tempfile.TemporaryDirectory() as folder:
             parts = Parts(Path(folder), name, files=[])
-            suite = Suite(self.images, self.labels, profile, choice, 0, parts)
+            suite = Suite(self.images, self.labels, profile, choice, 0, parts, parent)
             records, adv = suite.attack(name, model)
         return records, {key: adv[key] for key in profile.suite.transfer}
 
@@ -90,7 +93,7 @@ class Trial:
         """The verdict and the numbers that it is about."""
         others = {key: pixels for key, pixels in self.sent.items() if key[0] != name}
         found = received(model, self.images, self.labels, others, Work(batch=1000))
-        by = {key: part for key, part in found.groupby(["source", "attack"])}
+        by = dict(iter(found.groupby(["source", "attack"])))
         path = self.runs / name / "model.json"
         card = json.loads(path.read_text()) if path.is_file() else {}
         own = records[records.attack == self.main]
@@ -145,12 +148,13 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = ROOT / "bench/verdict.json",
 ) -> None:
     """Judge all models, print each verdict and write both rates."""
+    os.environ["ADVPRUNE_WORKERS"] = "1"
     torch.set_num_threads(1)
     silence()
     trial, rows, console, started = Trial(runs, data, images), [], Console(), time.process_time()
     own = {}
     for name, model, recipe in trial.honest():
-        own[name], adv = trial.records(name, model)
+        own[name], adv = trial.records(name, model, recipe)
         trial.sent |= {(name, attack): pixels for attack, pixels in adv.items()}
         if name == f"dense-{recipe}":
             trial.parents[recipe] = worst_case(own[name], trial.main)
@@ -158,7 +162,7 @@ def main(
         rows.append({"kind": "honest"} | trial.judge(name, model, own[name], recipe))
         console.print(rows[-1])
     for name, model, recipe in trial.planted():
-        row = trial.judge(name, model, trial.records(name, model)[0], recipe)
+        row = trial.judge(name, model, trial.records(name, model, recipe)[0], recipe)
         row |= {"kind": "masked", "written": "before" if name in masked.BEFORE else "after"}
         row |= trial.knowing(model)
         row["truth"] = min(row["truth"], row["robust"])

@@ -24,7 +24,7 @@ def attack(
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
     from advprune.data import to_float
-    from advprune.evaluate.layers import where
+    from advprune.evaluate.layers import noisy_images, where
     from advprune.evaluate.suite import Suite
 
     workspace = Workspace.open(profile)
@@ -33,15 +33,20 @@ def attack(
     images = to_float(test.images)
     files = [workspace.run(name), workspace.data("test"), workspace.attacks_file()]
     files += workspace.code()
+    entry, parent = params.models.get(name), None
+    if entry is not None and entry.do == "quantize":
+        parent = workspace.load(entry.of).to(setup())
+        files.append(workspace.run(entry.of))
     parts = Parts(Path("checkpoints"), params.seed, files=files)
-    suite = Suite(images, test.labels, settings, params.attack, params.seed, parts)
+    suite = Suite(images, test.labels, settings, params.attack, params.seed, parts, parent)
     records, layers = pd.DataFrame(), pd.DataFrame()
     if name in params.attackers():
         adversarial = suite.images_of(name, model)
     else:
         records, adversarial = suite.attack(name, model)
         if is_main():
-            layers = where(model, images, adversarial[params.attack.main] / 255)
+            shown = adversarial[params.attack.main] / 255
+            layers = where(model, images, shown, noisy_images(images, shown, params.seed))
     if is_main():
         for file, table in (("records", records), ("layers", layers)):
             with atomic(workspace.run(name, f"{file}.parquet")) as temporary:

@@ -194,9 +194,11 @@ def test_a_point_is_a_mean_over_seeds_and_images() -> None:
     row = seeds.table_of(run, seeds.points_of(run, "seeds")).set_index("point").loc["H"]
     assert row.robust_accuracy == pytest.approx(14 / N)
     assert row.seed_deviation == pytest.approx(4 / N)
-    # Without a search for distances, a broken image is one at half of twice the budget, and so is
-    # a robust one: networks do not differ in the area.
-    assert row.area_accuracy == pytest.approx(0.5) and row.outcome.startswith("equivalent")
+    # Broken images are so at half of twice the budget, the others never.
+    found = mean((hits(10, 14, 18) - hits(20, 22, 24)) / 2)
+    assert row.area_difference == pytest.approx(-4 / N) == found.value
+    assert (row.area_difference_low, row.area_difference_high) == found.interval_at(0.05 / 2)
+    assert row.outcome == "lower" and row.area_difference_high < 0 < row.detectable
     found = compare_means(hits(10, 14, 18), hits(10, 11, 12))
     pair = seeds.pair_table(run, seeds.points_of(run, "seeds")).iloc[0]
     assert pair.robust_difference == pytest.approx(3 / N) == found.difference

@@ -51,7 +51,7 @@ TINY = {
         "protocol": {
             "study": "protocol",
             "of": "dense-standard",
-            "members": {"dense": {}, "SAP_100": {"family": "SAP", "setting": 1.0}},
+            "members": {"dense": {}, "dropout": {"family": "dropout", "setting": 0.1}},
         },
         "seeds": {
             "study": "seeds",

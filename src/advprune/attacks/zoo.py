@@ -27,19 +27,12 @@ from advprune.models.quantized import differentiable
 
 # Those that follow the model's gradient and nothing else.
 FOLLOW_GRADIENT = frozenset(
-    ("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "PGDL2", "PGDRS", "PGDRSL2", "EOTPGD", "TPGD", "UPGD")
-    + (
-        "MIFGSM",
-        "NIFGSM",
-        "SINIFGSM",
-        "DIFGSM",
-        "TIFGSM",
-        "VMIFGSM",
-        "VNIFGSM",
-        "PIFGSM",
-        "PIFGSMPP",
+    (
+        *("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "PGDL2", "PGDRS", "PGDRSL2"),
+        *("EOTPGD", "TPGD", "UPGD", "MIFGSM", "NIFGSM", "SINIFGSM", "DIFGSM", "TIFGSM"),
+        *("VMIFGSM", "VNIFGSM", "PIFGSM", "PIFGSMPP", "APGD", "APGDT", "FAB", "CW"),
+        *("DeepFool", "SparseFool", "JSMA", "EADL1", "EADEN", "Jitter"),
     )
-    + ("APGD", "APGDT", "FAB", "CW", "DeepFool", "SparseFool", "JSMA", "EADL1", "EADEN", "Jitter")
 )
 
 

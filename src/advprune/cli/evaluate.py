@@ -139,8 +139,11 @@ def run_of(
         card = card_of(path, network, known, image_shape=split.shape)  # before it moves to a GPU
         network.to(device)
         code = code_files(spec_of(network).factory)
-        parts = Parts(place, name, facts, *settings, digest, files=[path, *code])
-        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts)
+        dense = [one for one in networks if one == DENSE != name]
+        files = [path, *(networks[one][0] for one in dense), *code]
+        parts = Parts(place, name, facts, *settings, digest, files=files)
+        parent = next((networks[one][1] for one in dense), None)
+        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, parent)
         records, adv = suite.attack(path.name, network)
         others = {(source, main): pixels for source, pixels in made.items()}
         tables = {

@@ -12,7 +12,7 @@ from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
-Backward = Literal["constant", "scale", "identity", "wide", "parent", "ensemble"]
+Backward = Literal["constant", "scale", "identity", "straight", "wide", "parent", "ensemble"]
 RandomBackward = Literal["constant", "scale", "identity"]
 
 
@@ -90,7 +90,7 @@ def _by_method(value: Any) -> Any:
 
 
 AnyAttack = Annotated[AttackSettings | OtherAttack, BeforeValidator(_by_method)]
-KINDS = ("deterministic", "randomized", "quantized", "binary")
+KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped")
 
 
 class SuiteSettings(Settings):
@@ -99,7 +99,7 @@ class SuiteSettings(Settings):
     table: those of the published table; every model and every setting of a sweep gets them, and the
     dense network's images are tried on its compressed models. transfer: every model gets them;
     the main one's images are tried on all other models, the others' where they were crafted on a
-    dense network or an attacker's own.
+    dense network or an attacker's own. clamped: models with clamped or rounded feature maps.
     """
 
     table: list[Name] = Field(min_length=1)
@@ -108,6 +108,7 @@ class SuiteSettings(Settings):
     randomized: list[Name] = []
     quantized: list[Name] = []
     binary: list[Name] = []
+    clamped: list[Name] = []
 
     def of(self, kind: str) -> list[str]:
         """The names of all attacks of a kind of model, those whose images are kept first."""
@@ -139,6 +140,13 @@ class CurveSettings(Settings):
 
     eps: list[Budget] = Field(min_length=1)
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _points_are_different(self) -> Self:
+        for key, points in (("eps", self.eps), ("steps", self.steps)):
+            if len(set(points)) < len(points):
+                raise ValueError(f"{key}: a point stands there twice")
+        return self
 
 
 OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure changes so

@@ -61,12 +61,15 @@ class Work:
 
 
 def kind_of(model: nn.Module) -> str:
-    """Which suite a model gets: quantized, randomized, binary or deterministic."""
+    """Which suite a model gets: quantized, randomized, binary, clamped or deterministic."""
     if is_quantized(model):
         return "quantized"
     if is_randomized(model):
         return "randomized"
-    return "binary" if is_binary(model) else "deterministic"
+    if is_binary(model):
+        return "binary"
+    passed = any("straight" in getattr(module, "rules", ()) for module in model.modules())
+    return "clamped" if passed else "deterministic"
 
 
 def craft(

@@ -48,8 +48,8 @@ def slope_errors(
 
     `|a - f| / max(|a|, |f|)` of the slopes a by autograd and f by differences, the larger of that
     along the attack's own direction and that along random ones; 0 where both are 0. `slope_error`:
-    over tiny steps, the smallest of them; not where a rule is declared. `step_error`: over `PART` of
-    the budget; where a rule is declared, over the attack's step along its own direction.
+    over tiny steps, the smallest of them; not where a rule is declared. `step_error`: over `PART`
+    of the budget; where a rule is declared, over the attack's step along its own direction.
     """
     device, kind = device_of(model), _precision(model, pair[0][:1])
     answers = attack_copy(model, device, fold=False).to(kind)
@@ -131,7 +131,7 @@ class _Field:
 
     @torch.no_grad()
     def _weights(self, point: torch.Tensor) -> torch.Tensor:
-        """Combinations of logits `[2, N, K]`: strongest wrong class minus label, and a random one."""
+        """Combinations of logits `[2, N, K]`: the margin (wrong minus label), and a random one."""
         logits = self.answers(point)
         rival = logits.scatter(1, self.labels[:, None], float("-inf")).argmax(1)
         margin = torch.zeros_like(logits).scatter_(1, rival[:, None], 1.0)
@@ -140,7 +140,7 @@ class _Field:
         return torch.stack([margin, drawn.to(logits)])
 
     def _gradients(self, point: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Of each combination by the images, `[len(weights), N, C, H, W]`; 0 where there is none."""
+        """Of each combination by the images, `[weights, N, C, H, W]`; 0 where there is none."""
         point = point.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.derived(point)

@@ -42,7 +42,7 @@ HONESTY_IMAGES = 100  # the first ones
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """The suite that a model went through, by name and typed, and which of it is the main attack."""
+    """The suite that a model went through, by name and typed, and its main attack's name."""
 
     suite: Mapping[str, Attack]
     main: str

@@ -26,6 +26,7 @@ from advprune.evaluate.craft import (
 )
 from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
+from advprune.models.backward import OF_NETWORKS
 from advprune.models.border import admitted
 
 Images = tuple[torch.Tensor, torch.Tensor]
@@ -36,6 +37,7 @@ class Suite:
     """The attacks and probes on every model of a profile, on the same images.
 
     images: float `[N, C, H, W]` in [0, 1]. parts: where finished attacks are kept until all are.
+    parent: what the model was made from; without it, attacks through it are left out.
     """
 
     images: torch.Tensor
@@ -44,11 +46,13 @@ class Suite:
     choice: AttackChoice
     seed: int
     parts: Parts
+    parent: nn.Module | None = None
 
     @property
     def work(self) -> Work:
         """How attacks are run and scored."""
-        return Work(self.seed, self.profile.batch, self.choice.score_draws, self.parts)
+        how = self.seed, self.profile.batch, self.choice.score_draws, self.parts
+        return Work(*how, parent=self.parent)
 
     def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
         """The suite of the model's kind, the extra attacks, the probes and both curves.
@@ -88,7 +92,9 @@ class Suite:
 
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
         for attack in self.profile.suite.of(kind_of(model)):
-            yield attack, typed(attack, self.profile.attacks[attack])
+            setting = typed(attack, self.profile.attacks[attack])
+            if self.parent is not None or getattr(setting, "backward", None) not in OF_NETWORKS:
+                yield attack, setting
         for extra in self.choice.extra:
             yield extra.key, typed(extra.key, extra.setting)
 

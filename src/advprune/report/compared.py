@@ -1,7 +1,7 @@
 """Comparisons as the report shows them: with the margin of the settings, in the same columns."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import isfinite
 from typing import Any
 
@@ -40,24 +40,34 @@ class Against:
 def against_dense(run: Run) -> dict[Model, Against]:
     """Every compressed model against its dense network: one question a dense network (Holm).
 
-    Where a model of significantly lower clean accuracy is more robust than the dense network, one
-    of equal clean accuracy takes the dense network's place, if there is one of the same dense
-    network that is not made of it, nor it of that.
+    Where a model of significantly lower clean accuracy is more robust or farther away than the
+    dense network, one of equal clean accuracy takes the dense network's place, if there is one of
+    the same dense network that is not made of it, nor it of that.
     """
     found: dict[Model, Against] = {}
     for dense in run.roots:
         models, own, far = run.descendants(dense), run.robust(dense), run.distances(dense)
         clean = corrected([compared(run, run.robust(one), own, "clean") for one in models])
-        robust = []
+        robust, distance = [], []
         for one in models:
+            first = run.robust(one)
             others = [m for m in models if m.name not in (one.name, one.parent)]
             controls = {m.name: run.robust(m) for m in others if m.parent != one.name}
-            test = compared(run, run.robust(one), own)
-            robust.append(with_control(test, run.robust(one), controls))
-        distance = corrected([compare_distances(run.distances(one), far) for one in models])
-        tests = map(Against, clean, corrected(robust), distance)
+            accurate, away = partial(_accuracy, run, one), partial(_distance, run, one)
+            robust.append(with_control(compared(run, first, own), first, controls, accurate))
+            test = compare_distances(run.distances(one), far)
+            distance.append(with_control(test, first, controls, away))
+        tests = map(Against, clean, corrected(robust), corrected(distance))
         found |= dict(zip(models, tests, strict=True))
     return found
+
+
+def _accuracy(run: Run, model: Model, control: str) -> Comparison:
+    return compared(run, run.robust(model), run.robust(run.model(control)))
+
+
+def _distance(run: Run, model: Model, control: str) -> DistanceComparison:
+    return compare_distances(run.distances(model), run.distances(run.model(control)))
 
 
 def columns(test: Compared, column: str = "difference") -> dict[str, Any]:

@@ -40,7 +40,7 @@ def verdict(run: Run) -> list[Part]:
 
 
 def calibration(path: Path) -> str:
-    """How often the verdict is wrong, as bench/verdict.py measured it; empty where it is not known."""
+    """How often the verdict is wrong, as bench/verdict.py measured it; empty where not known."""
     if not path.is_file():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))

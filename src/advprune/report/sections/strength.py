@@ -1,0 +1,28 @@
+"""How strong the suite is: beside official AutoAttack, as bench/strength.py measured it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from advprune.report.run import Run
+from advprune.report.section import Part, section
+
+MEASURED = Path("bench/strength.json")
+
+
+@section("Strength", order=105)
+def strength(run: Run) -> list[Part]:
+    """One row per network; nothing for a profile that was not measured."""
+    path = run.folder / MEASURED
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["profile"] != run.params.profile:
+        return []
+    text = (
+        f"The suite beside official AutoAttack (standard), on one thread ({MEASURED}). Both attack "
+        "only what their earlier attacks have not broken; images are rounded to 8 bits and scored "
+        "on the model itself. Passes: forward and backward, per image."
+    )
+    return [Part("The suite beside AutoAttack", text, pd.DataFrame(found["rows"]))]

@@ -1,0 +1,166 @@
+"""Probes: more than the suite in every resource, on what it left; honest and wrong gradients."""
+
+from pathlib import Path
+from typing import Any
+
+import masked
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from advprune.attacks.cost import Cost
+from advprune.attacks.registry import typed
+from advprune.core import params
+from advprune.core.attack_settings import KINDS
+from advprune.data import prepare
+from advprune.evaluate.checks import dishonest
+from advprune.evaluate.craft import Work, craft, rows
+from advprune.evaluate.evidence import white_box
+from advprune.evaluate.honesty import slope_errors
+from advprune.evaluate.measures import remnant_accuracy
+from advprune.evaluate.probes import ProbeSettings, effort, probes, stronger
+from advprune.evaluate.robust import union
+from advprune.evaluate.verdict import Evidence, verdict
+from advprune.models.checkpoint import load_model
+
+ROOT = Path(__file__).parent.parent
+PARAMS = params.load(ROOT / "params.yaml", profile="digits")
+FIELD = PARAMS.active().attacks["field"]
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def attacked() -> Pair:
+    """Test images of the digits."""
+    test = prepare(PARAMS.active().data)["test"]
+    return test.images[:24] / 255, test.labels[:24]
+
+
+def shipped(name: str) -> nn.Module:
+    """A network whose weights come with the repository."""
+    return load_model(ROOT / "weights" / "digits" / f"{name}.safetensors")
+
+
+class Forked(nn.Module):
+    """One pixel decides. Below grey the margin rises until it is fooled, above there is a trap."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = x[:, 0, 0, 0] - 128 / 255
+        rise = torch.where(up < 0, -0.4 * up, 0.2 * up - 2 * up**2) - 0.06
+        return torch.stack([torch.zeros_like(rise), rise], 1)
+
+
+@pytest.mark.parametrize("profile", list(PARAMS.profiles))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stronger_probe_exceeds_every_attack_of_its_suite(profile: str, kind: str) -> None:
+    active = params.load(ROOT / "params.yaml", profile=profile).active()
+    suite = {name: typed(name, active.attacks[name]) for name in active.suite.of(kind)}
+    randomized = kind == "randomized"
+    probe = stronger(ProbeSettings(suite, PARAMS.attack.main), 10, randomized)
+    most = max(effort(one, 10, randomized) for one in suite.values())
+    assert effort(probe, 10, randomized) > most
+    assert probe.loss == "margin" and probe.random_start
+    assert probe.steps >= 2 * FIELD.steps and probe.eps == active.eps
+
+
+def test_effort_by_hand() -> None:
+    apgd = typed("a", PARAMS.active().attacks["apgd_t"])
+    assert effort(apgd, 10, False) == 50 * 9 and effort(apgd, 4, False) == 50 * 3
+    eot = PARAMS.active().attacks["eot_ce"]
+    assert effort(eot, 10, True) == 40 * 10 and effort(eot, 10, False) == 40
+
+
+def attacked_by(model: nn.Module, pair: Pair, *names: str) -> tuple[pd.DataFrame, ProbeSettings]:
+    """The records of some attacks of the profile, the main one first, and the suite they make."""
+    suite = {name: typed(name, PARAMS.active().attacks[name]) for name in names}
+    tables = [
+        rows(model, pair[0], craft(model, *pair, setting), pair[1], name)
+        for name, setting in suite.items()
+    ]
+    return pd.concat(tables, ignore_index=True), ProbeSettings(suite, names[0])
+
+
+def test_what_only_another_start_finds_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the starts lie in the trap; of 5 a sample, 3 %. Only what is left is attacked."""
+    pair = torch.full((64, 1, 8, 8), 128 / 255), torch.zeros(64, dtype=torch.int64)
+    seen: dict[str, tuple[int, int]] = {}
+
+    def noted(model: nn.Module, images: torch.Tensor, *rest: Any) -> Any:
+        seen[str(rest[1].steps)] = rest[2].seed, len(images)
+        return craft(model, images, *rest)
+
+    model = Forked()
+    own, settings = attacked_by(model, pair, "field")
+    kept = remnant_accuracy(own).hits
+    assert 0.3 < kept / 64 < 0.7
+    monkeypatch.setattr("advprune.evaluate.probes.craft", noted)
+    more = probes(model, *pair, settings, Work(), own)
+    found = more[more.attack == "probe_stronger"]
+    assert len(found) == kept and remnant_accuracy(found).hits < 0.1 * 64
+    seed, n = seen[str(2 * FIELD.steps)]
+    assert seed != 0 and n == kept
+    judged = verdict(Evidence(pd.concat([own, more]), "field", 2))
+    assert judged.level == "broken"
+    assert "more steps, starts and draws" in {check.name for check in judged.against}
+
+
+def errors(model: nn.Module, pair: Pair) -> pd.DataFrame:
+    """Of each image, the errors of the derivative."""
+    found = slope_errors(model, pair, FIELD, 0, Cost())
+    return pd.DataFrame({"slope_error": np.nan} | {k: v.numpy() for k, v in found.items()})
+
+
+@pytest.mark.parametrize("name", ["dense-robust.fp16", "dense-standard.fp16", "HYDRA-robust.fp16"])
+def test_an_honest_gradient_is_the_derivative_of_the_answers(name: str, attacked: Pair) -> None:
+    found = errors(shipped(name), attacked)
+    assert found.slope_error.quantile(0.9) < 1e-3 and found.step_error.median() < 0.4
+    assert not dishonest(found)
+
+
+def test_a_linear_network_has_no_error_and_half_of_it_one_that_is_known(attacked: Pair) -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    found = errors(linear, attacked)
+    assert found.max().max() < 1e-6
+    doubled = masked.PartlyWrong(linear, 0.0)
+    assert errors(doubled, attacked).max().max() < 1e-6
+    astray = errors(masked.Backwards(linear), attacked)
+    assert np.allclose(astray, 2.0, atol=1e-4)  # |a - (-a)| / |a|
+
+
+@pytest.mark.parametrize("share", [1 / 3, 1.0])
+def test_a_gradient_that_is_wrong_in_part_is_caught(share: float, attacked: Pair) -> None:
+    """On the robust network, where Square is too weak to notice; the values are right."""
+    model = masked.PartlyWrong(shipped("dense-robust.fp16"), share).eval()
+    own, settings = attacked_by(model, attacked, "field", "apgd_ce", "square")
+    more = probes(model, *attacked, settings, Work(), own)
+    assert {"probe_nes", "probe_student"} <= set(more.attack)
+    found = verdict(Evidence(pd.concat([own, more]), "field", 10))
+    assert found.level == "broken"
+    assert "wrong gradients" in {check.name for check in found.against}
+
+
+def test_a_straight_through_rule_is_judged_over_a_step_and_by_attacks_on_answers(
+    attacked: Pair,
+) -> None:
+    model = shipped("RA_BNN-standard")
+    own, settings = attacked_by(model, attacked, "field", "apgd_ce", "square")
+    more = probes(model, *attacked, settings, Work(), own)
+    honesty = more[more.attack == "probe_honesty"]
+    assert honesty.declared.all() and not dishonest(honesty)
+    found = verdict(Evidence(pd.concat([own, more]), "field", 10))
+    assert found.level == "reliable", found.against
+
+
+def test_what_answers_alone_break_counts_in_the_union(attacked: Pair) -> None:
+    """Rounded pixels, no gradient: attacks by gradient miss what the union finds."""
+    model = masked.Rounded(shipped("dense-standard.fp16")).eval()
+    own, settings = attacked_by(model, attacked, "field", "apgd_ce")
+    white = white_box(own, "field")
+    assert remnant_accuracy(white).value > 0.6
+    more = probes(model, *attacked, settings, Work(), own)
+    for name in ("probe_nes", "probe_student"):
+        assert remnant_accuracy(more[more.attack == name]).value < 0.3, name
+    robust = union(pd.concat([own, more]), [], "Linf", FIELD.eps)
+    assert remnant_accuracy(robust).value < 0.1
