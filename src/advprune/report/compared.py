@@ -73,17 +73,23 @@ def _distance(run: Run, model: Model, control: str) -> DistanceComparison:
 def columns(test: Compared, column: str = "difference") -> dict[str, Any]:
     """A comparison as columns: difference with interval, what could be shown, p, outcome.
 
-    column: the name of the difference; of bits to chance it is `flips_difference` in any case.
+    column: the name of the difference where it is one of accuracies.
     """
     low, high = test.interval
-    if isinstance(test, FlipComparison):
-        column = "flips_difference"
-    detectable = "detectable_flips" if column == "flips_difference" else "detectable"
+    column, detectable = units_of(test, column)
     return {
         **dict(zip((column, *bounds(column)), (finite(test.difference), low, high), strict=True)),
         detectable: finite(test.detectable),
         **{"p": test.p, "outcome": test.outcome},
     }
+
+
+def units_of(test: Compared, column: str = "difference") -> tuple[str, str]:
+    """The columns of a test's difference and of what could be shown, whose names say the unit."""
+    if isinstance(test, FlipComparison):
+        return "flips_difference", "detectable_flips"
+    is_distance = isinstance(test, DistanceComparison)
+    return ("distance_difference", "detectable_distance") if is_distance else (column, "detectable")
 
 
 def finite(value: float) -> float | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from advprune.core.claims import FILE, read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.report.run import Model, Received, Run, in_order, tensors_of
@@ -32,6 +33,7 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         classes=described["classes"],
         clean_images=tensors["images"],
         folder=folder,
+        claims=read_claims(folder / FILE),
     )
 
 
