@@ -52,6 +52,7 @@ def against(own: int, dense: int, clean: int = N, **card: Any) -> Run:
         (30, 2, {"effect": 0.1, "expect": "lower"}, REFUTED, "the interval excludes it"),
         (3, 2, {"effect": 0.01}, NOT_HERE, "underpowered: 19."),
         (20, 8, {"effect": 0.4}, NOT_HERE, "smaller than what would count"),
+        (12, 8, {"effect": 0.4}, REFUTED, "the interval excludes it"),
         (2, 2, {"expect": "equal", "margin": 0.2}, REPRODUCED, ""),
         (2, 2, {"expect": "equal", "margin": 0.01}, NOT_HERE, "underpowered"),
         (2, 30, {"expect": "equal", "margin": 0.2}, REFUTED, "the interval excludes it"),
@@ -223,7 +224,8 @@ def test_layers_under_attack_and_under_noise() -> None:
     # Values 0.3 and 0.5: t = 0.4 / 0.1 of one degree of freedom; Holm over both claims.
     assert inside.p == pytest.approx(2 * 2 * student.sf(4, 1)) and inside.outcome == NOT_HERE
     assert outcomes(run_of(models[:1], params), whole[0])[0].reason.startswith("underpowered")
-    unknown = outcomes(against(2, 2), whole[0])[0]
+    bare = [replace(one, layers=one.layers.drop(columns="noise_changed")) for one in models]
+    unknown = outcomes(run_of(bare, params), whole[0])[0]
     assert unknown.outcome == NOT_HERE and unknown.reason.startswith("control missing")
 
 

@@ -137,12 +137,12 @@ def _shown(claim: Claim, test: Compared, p: float) -> bool:
 
 
 def _excluded(claim: Claim, test: Compared) -> bool:
-    """Whether the interval holds nothing that the claim allows."""
+    """Whether the interval holds nothing that the claim allows, and its direction is not shown."""
     low, high = test.interval
-    if claim.expect == "higher":
-        return high < claim.counts
-    if claim.expect == "lower":
-        return low > -claim.counts
+    if claim.is_difference:
+        sign = -1 if claim.expect == "lower" else 1
+        most = high if sign > 0 else -low
+        return most < claim.counts and not (test.p < ALPHA and sign * test.difference > 0)
     return low > claim.counts or (claim.expect == "equal" and high < -claim.counts)
 
 
