@@ -56,9 +56,9 @@ def changed(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any] = VALUES
         if kind == "gone" and isinstance(place, dict):
             place.pop(last, None)
         elif kind == "more" and isinstance(place, dict):
-            place[draw(TEXTS)] = draw(values)
+            place[draw(TEXTS)] = copy.deepcopy(draw(values))
         else:
-            place[last] = draw(values)
+            place[last] = copy.deepcopy(draw(values))  # drawn lists are shared
     return found
 
 
