@@ -290,7 +290,7 @@ def test_the_verdict_names_the_checks_that_speak_against_a_model() -> None:
     hidden = model("A", (36, 36, 36), carried=8, suite=[searched(20)])
     first, tally, every = verdict(run_of(hidden))
     assert first.table is not None and set(first.table.model) == {"A-standard"}
-    assert {"gradient-free", "transfer from dense"} <= set(first.table["check"])
+    assert {"gradient-free", "transfer"} <= set(first.table["check"])
     assert tally.table is not None and every.folded
     assert verdict(run_of(model("A")))[0].table is None
 
