@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := PATH="$$PWD/.venv/bin:$$PATH" python
 
-.PHONY: repro test bench lint setup
+.PHONY: repro test fuzz bench lint setup
 
 repro: setup  ## run what is out of date of the pipeline and show the results
 	@$(RUN) -m dvc repro
@@ -10,6 +10,10 @@ repro: setup  ## run what is out of date of the pipeline and show the results
 
 test: setup  ## run the tests
 	@$(RUN) -m pytest -n auto --dist loadfile
+
+FUZZ ?= 90
+fuzz: setup  ## hostile input at every border for FUZZ seconds each; counts of inputs taken and refused
+	@ADVPRUNE_FUZZ=$(FUZZ) $(RUN) -m pytest -s tests/test_fuzz.py
 
 bench: setup  ## time the attack engine beside torchattacks, filters taken out, and bit flips
 	@$(RUN) bench/attacks.py

@@ -1,11 +1,13 @@
-"""A reference network on a machine without DVC: trained, rounded to 16 bits, attacked, recorded.
+"""A reference network on a machine without DVC: trained or pruned, rounded to 16 bits, attacked.
 
-Needs a profile's splits, as stage prepare writes them (train, val and test.safetensors). Weights
-are those of the best epoch on the first 1,000 validation images. Every result is written as soon as
-it is ready.
+Needs a profile's splits, as stage prepare writes them (train, val and test.safetensors). A dense
+network has the weights of its best epoch on the first 1,000 validation images; one that a family
+makes of `--parent` those of its last. Every result is written as soon as it is ready, and the same
+command continues where it was stopped.
 """
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,15 +29,20 @@ from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.core.device import setup
+from advprune.core.files import atomic
 from advprune.core.train_settings import ModelSettings, RecipeSettings, TrainSettings
-from advprune.data import load_split, read_split
+from advprune.data import load_split, read_split, to_float
 from advprune.evaluate.records import score
 from advprune.models.checkpoint import load_model, save_model
+from advprune.pruning import Data, prune
 from advprune.training.base import begin
 from advprune.training.standard import Trainer
 
-EPS, BATCH = 8 / 255, 1024
+EPS, BATCH, HELD_OUT = 8 / 255, 1024, 1000
 KEPT = ["index", "label", "attack", "clean_pred", "clean_margin", "adv_pred", "adv_margin"]
+SMALL = {"label": "int8", "clean_pred": "int8", "adv_pred": "int8"}
+ATTACKS = "pgd_50_margin apgd_ce apgd_targeted minimum_norm_linf minimum_norm_l2 autoattack"
+PGD_3 = "{method: pgd, steps: 3, step: 0.625}"  # of eps
 STARTED = time.perf_counter()
 
 
@@ -46,61 +53,96 @@ def now() -> float:
 
 @dataclass
 class Results:
-    """What is written to a folder: notes (times, counts) as JSON, records as parquet."""
+    """A folder's notes (times, counts) as JSON and records as parquet: found there, and added."""
 
     folder: Path
     notes: dict[str, Any] = field(default_factory=dict)
-    frames: list[pd.DataFrame] = field(default_factory=list)
+    records: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    def write(self) -> None:
-        """Write all that there is so far."""
-        (self.folder / "notes.json").write_text(json.dumps(self.notes, indent=1) + "\n")
-        if self.frames:
-            records = pd.concat(self.frames)
-            records.to_parquet(self.folder / "records.parquet", index=False, compression="zstd")
+    def __post_init__(self) -> None:
+        if (self.folder / "notes.json").is_file():
+            self.notes = json.loads((self.folder / "notes.json").read_text())
+        if (self.folder / "records.parquet").is_file():
+            self.records = pd.read_parquet(self.folder / "records.parquet")
+
+    def write(self, **notes: Any) -> None:
+        """Write all that there is so far, with these notes."""
+        self.notes |= notes
+        if len(self.records):
+            with atomic(self.folder / "records.parquet") as path:
+                self.records.to_parquet(path, index=False, compression="zstd")
+        with atomic(self.folder / "notes.json") as path:
+            path.write_text(json.dumps(self.notes, indent=1) + "\n")
+
+    def add(self, name: str, frame: pd.DataFrame, cost: Cost, seconds: float) -> None:
+        """Add an attack's records of some images, and what they cost to its notes."""
+        self.records = pd.concat([self.records, frame[[*KEPT, "linf", "l2"]].astype(SMALL)])
+        spent = {"n": len(frame), "s": seconds, "forwards": cost.forwards}
+        spent["gradients"] = cost.gradients
+        before = self.notes.get(name, {})
+        self.write(**{name: {key: before.get(key, 0) + value for key, value in spent.items()}})
+        right = (frame["adv_pred"] == frame["label"]).mean()
+        print(f"{now():.0f} s: {name}, {len(frame)} images, {right:.2%} not broken", flush=True)
+
+    def of(self, name: str) -> pd.DataFrame:
+        """The records of an attack."""
+        return self.records[self.records["attack"] == name] if len(self.records) else self.records
 
 
-def trained(
-    network: ModelSettings, settings: TrainSettings, recipe: RecipeSettings, data: Path
-) -> tuple[nn.Module, pd.DataFrame]:
-    """The network of the best epoch, and its history."""
-    train, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
-    model = begin(network, train, 0).to(setup())
-    held_out = val.images[:1000], val.labels[:1000]
-    run = Trainer(model, (train.images, train.labels), held_out, settings, recipe, 0, None)
-    return model, pd.DataFrame(run.run())
+@dataclass(frozen=True)
+class Training:
+    """What a network is trained on, by which settings, and where."""
+
+    data: Path
+    settings: TrainSettings
+    seed: int
+    folder: Path
+
+    def dense(self, network: ModelSettings, recipe: RecipeSettings, results: Results) -> nn.Module:
+        """The network of the best epoch."""
+        train, val = self._splits()
+        model = begin(network, train, self.seed).to(setup())
+        held_out = val.images[:HELD_OUT], val.labels[:HELD_OUT]
+        pair = train.images, train.labels
+        state = self.folder / "training.pt"
+        run = Trainer(model, pair, held_out, self.settings, recipe, self.seed, state)
+        self._finish(run.run(), results)
+        return model
+
+    def pruned(self, parent: Path, how: dict[str, Any], results: Results) -> nn.Module:
+        """What the one family in `how` makes of the parent."""
+        ((family, setting),) = how.items()
+        train, val = self._splits()
+        probe = to_float(val.images[:HELD_OUT]), val.labels[:HELD_OUT]
+        state = self.folder / "training.pt"
+        data = Data(to_float(train.images), train.labels, self.settings, state, probe)
+        made = prune(family, load_model(parent).to(setup()), setting, data, self.seed)
+        phases = {name: made.notes.pop(name, []) for name in ("scores", "finetune")}
+        rows = [{"phase": name} | row for name, history in phases.items() for row in history]
+        self._finish(rows, results, prune_ratio=made.ratio, setting=how, **made.notes)
+        return made.model
+
+    def _splits(self) -> tuple[Any, Any]:
+        train, val = (read_split(self.data / f"{name}.safetensors") for name in ("train", "val"))
+        return train, val
+
+    def _finish(self, history: list[dict[str, Any]], results: Results, **notes: Any) -> None:
+        pd.DataFrame(history).to_csv(self.folder / "history.csv", index=False)
+        results.write(**{"trained s": now(), "seed": self.seed}, **notes)
+        print(f"{now():.0f} s: trained, {notes}", flush=True)
 
 
-def evaluate(model: nn.Module, data: Path, count: int, results: Results) -> None:
+def evaluate(model: nn.Module, data: Path, count: int, attacks: list[str], out: Results) -> None:
     """Attack the first `count` test images; Linf images of 8 bits, scored in float32.
 
-    Targeted APGD works on those that APGD on the cross-entropy has left. Minimum-norm images are
-    not rounded: their columns `linf` and `l2` are the distances.
+    Targeted APGD, written every `BATCH` images, works on those that APGD on the cross-entropy has
+    not broken. Minimum-norm images are not rounded: `linf` and `l2` are the distances.
     """
     x, y = (tensor[:count] for tensor in load_split(data, "test"))
-    every = torch.arange(len(y))
     shared: dict[str, Any] = {"batch": BATCH, "precision": "bfloat16"}
 
-    def note(
-        name: str, rows: torch.Tensor, attack: Callable[..., torch.Tensor], pixels: bool = True
-    ) -> torch.Tensor:
-        if not len(rows):
-            return rows
-        cost, started, clean = Cost(), now(), x[rows]
-        adv = attack(clean, y[rows], cost)
-        adv = to_pixels(adv, clean, EPS) / 255 if pixels else adv
-        frame = score(model, clean, adv, y[rows], batch=BATCH, attack=name)
-        right = torch.tensor(frame["adv_pred"] == frame["label"])
-        frame["index"] = rows.numpy()
-        small = {"label": "int8", "clean_pred": "int8", "adv_pred": "int8"}
-        results.frames.append(frame[[*KEPT, "linf", "l2"]].astype(small))
-        passes = {"forwards": cost.forwards, "gradients": cost.gradients}
-        results.notes[name] = {"n": len(rows), "s": now() - started, "ended s": now(), **passes}
-        results.write()
-        return rows[right]
-
     def long(a: torch.Tensor, b: torch.Tensor, c: Cost) -> torch.Tensor:
-        more = {"loss": "margin", "keep": "best", "drop": True, "cost": c}
+        more: dict[str, Any] = {"loss": "margin", "keep": "best", "drop": True, "cost": c}
         return pgd(model, a, b, EPS, EPS / 8, 50, **shared, **more)
 
     def auto(loss: str) -> Callable[..., torch.Tensor]:
@@ -111,35 +153,70 @@ def evaluate(model: nn.Module, data: Path, count: int, results: Results) -> None
         settings = MinimumNormSettings(norm=norm, **shared)
         return lambda a, b, c: minimum_norm(model, a, b, replace(settings, cost=c))[0]
 
-    note("pgd_50_margin", every, long)
-    left = note("apgd_ce", every, auto("ce"))
-    note("apgd_targeted", left, auto("targeted"))
-    note("minimum_norm_linf", every, nearest("Linf"), pixels=False)
-    note("minimum_norm_l2", every, nearest("L2"), pixels=False)
-    note("autoattack", every[:1000], lambda a, b, c: autoattack(model, a, b, EPS, cost=c)[0])
+    known: dict[str, Callable[..., torch.Tensor]] = {
+        "pgd_50_margin": long,
+        "apgd_ce": auto("ce"),
+        "apgd_targeted": auto("targeted"),
+        "minimum_norm_linf": nearest("Linf"),
+        "minimum_norm_l2": nearest("L2"),
+        "autoattack": lambda a, b, c: autoattack(model, a, b, EPS, cost=c)[0],
+    }
+    for name in attacks:
+        rows, targeted = torch.arange(len(y)), name == "apgd_targeted"
+        if targeted:
+            plain = out.of("apgd_ce")
+            rows = torch.tensor(plain["index"][plain["adv_pred"] == plain["label"]].to_numpy())
+        elif name == "autoattack":
+            rows = rows[:1000]
+        if len(done := out.of(name)):
+            rows = rows[~torch.isin(rows, torch.tensor(done["index"].to_numpy()))]
+        for part in rows.split(BATCH if targeted else max(len(rows), 1)):
+            if not len(part):
+                continue
+            cost, started, clean = Cost(), now(), x[part]
+            adv = known[name](clean, y[part], cost)
+            if not name.startswith("minimum_norm"):
+                adv = to_pixels(adv, clean, EPS) / 255
+            frame = score(model, clean, adv, y[part], batch=BATCH, attack=name)
+            frame["index"] = part.numpy()
+            out.add(name, frame, cost, now() - started)
 
 
 def main(
     data: Annotated[Path, typer.Argument(help="Folder of the splits.")],
     out: Annotated[Path, typer.Argument(help="Folder for weights, history, records, notes.")],
     width: Annotated[int, typer.Option(help="Of the ResNet18.")] = 16,
-    recipe: Annotated[str, typer.Option(help="As in params.yaml.")] = "{method: pgd, steps: 3}",
-    train: Annotated[str, typer.Option(help="As in params.yaml.")] = "{lr: 0.2, step: 5/255}",
+    recipe: Annotated[str, typer.Option(help="As in params.yaml.")] = PGD_3,
+    train: Annotated[str, typer.Option(help="As in params.yaml.")] = "{lr: 0.2}",
+    parent: Annotated[Path | None, typer.Option(help="Prune these weights instead.")] = None,
+    family: Annotated[str, typer.Option(help="How, as in params.yaml: {HYDRA: {…}}.")] = "{}",
+    seed: Annotated[int, typer.Option(help="Of training.")] = 0,
     images: Annotated[int, typer.Option(help="Test images to attack.")] = 10_000,
+    attacks: Annotated[str, typer.Option(help="Which, in this order.")] = ATTACKS,
+    limit_s: Annotated[int, typer.Option(help="Stop after so many seconds; 0: never.")] = 0,
 ) -> None:
-    """Train, save and evaluate one network."""
+    """Make, save and evaluate one network."""
     out.mkdir(parents=True, exist_ok=True)
-    read = YAML(typ="safe").load
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(limit_s)
+    read, results, weights = YAML(typ="safe").load, Results(out), out / "model.fp16.safetensors"
     settings = TrainSettings(**{"flip": True, "crop": 4, "eps": EPS} | read(train))
-    network, results = ModelSettings(architecture="resnet18", width=width), Results(out)
-    model, history = trained(network, settings, RecipeSettings(**read(recipe)), data)
-    results.notes["trained s"] = now()
-    history.to_csv(out / "history.csv", index=False)
-    save_model(model, out / "model.fp16.safetensors", torch.float16)
-    results.write()
-    device = setup()
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
-    evaluate(load_model(out / "model.fp16.safetensors").to(device), data, images, results)
+    training = Training(data, settings, seed, out)
+    try:
+        if not weights.is_file():
+            if parent is None:
+                network = ModelSettings(architecture="resnet18", width=width)
+                model = training.dense(network, RecipeSettings(**read(recipe)), results)
+            else:
+                model = training.pruned(parent, read(family), results)
+            save_model(model, weights, torch.float16)
+            for state in out.glob("*training.pt"):
+                state.unlink()
+        device = setup()
+        torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
+        evaluate(load_model(weights).to(device), data, images, attacks.split(), results)
+    except KeyboardInterrupt:
+        print(f"{now():.0f} s: stopped; the same command continues", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def attack(
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
     from advprune.data import to_float
-    from advprune.evaluate.layers import where
+    from advprune.evaluate.layers import noisy_images, where
     from advprune.evaluate.suite import Suite
 
     workspace = Workspace.open(profile)
@@ -45,7 +45,8 @@ def attack(
     else:
         records, adversarial = suite.attack(name, model)
         if is_main():
-            layers = where(model, images, adversarial[params.attack.main] / 255)
+            shown = adversarial[params.attack.main] / 255
+            layers = where(model, images, shown, noisy_images(images, shown, params.seed))
     if is_main():
         for file, table in (("records", records), ("layers", layers)):
             with atomic(workspace.run(name, f"{file}.parquet")) as temporary:

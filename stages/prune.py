@@ -26,7 +26,11 @@ def prune(
     with workspace.unfinished(family, setting, train.model_dump(), files=files) as state:
         data = Data(to_float(split.images), split.labels, train, state)
         pruned = prune_model(family, workspace.load(entry.of), checked, data, params.seed)
-        facts = {"setting": setting, "prune_ratio": round(pruned.ratio, 4)}
+        ticket = pruned.notes.get("ticket")
+        facts = {"setting": setting, "prune_ratio": round(pruned.ratio, 4), "ticket": ticket}
+        if ticket and not ticket.get("converged", True):
+            distance = ticket["kernel_distance"]
+            print(f"{name}: the search did not converge: kernel distance {distance:.2f}")
         known = {"parent": workspace.run(entry.of), "image_shape": split.shape}
         workspace.save(name, pruned.model, facts, **known)
 

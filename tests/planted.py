@@ -11,6 +11,7 @@ import pandas as pd
 from advprune.core.attack_settings import KINDS
 from advprune.core.params import CARRIED, Params, load
 from advprune.core.settings import parse
+from advprune.evaluate.layers import SIDES
 from advprune.report.run import Model, Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,8 @@ def layer_table(peaks: dict[str, float] | None = None, spread: float = 0.9) -> p
             "distance": moved,
             "clean_sigma": 1.0,
             "adv_sigma": spread,
+            **{f"{side}_{part}": 1.0 for side in SIDES for part in ("max", "top")},
+            **{"adv_changed": moved, "noise_changed": 0.1, "noise_relative": 0.1},
         }
     )
 
@@ -159,7 +162,7 @@ def settings(**changes: Any) -> Params:
     """The settings of a planted run: attacks, suite and curves of its own, and no studies."""
     raw = load(ROOT / "params.yaml", "digits").model_dump(exclude_unset=True)
     attacks = {
-        name: {"eps": "48/255", "step": step, "steps": steps}
+        name: {"eps": "48/255", "step": step, "steps": steps, "random_start": False}
         for name, (step, steps) in ATTACKS.items()
     }
     attacks["square"] = {"method": "square", "eps": "48/255", "queries": 300}

@@ -14,6 +14,7 @@ from advprune.attacks.zoo import zoo
 from advprune.core.errors import UserError
 from advprune.models.binary import skeleton
 from advprune.models.fold import Following, fold_batchnorm
+from advprune.pruning.hydra import attach_scores
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -82,6 +83,22 @@ def test_a_convolution_with_a_bias_and_a_batchnorm_alone_are_followed_too() -> N
         for parameter in model.parameters():
             parameter.add_(torch.rand_like(parameter))
     assert torch.allclose(following.refresh()(x), model.eval()(x), atol=1e-5)
+
+
+def test_masked_weights_are_followed_through_their_scores(digits: Pair) -> None:
+    model, images = make_network(digits[0]), digits[0]
+    masks = attach_scores(model, 0.5)
+    following = Following.of(model)
+    assert following is not None
+    assert all(parametrize.is_parametrized(model.get_submodule(n[:-7])) for n in masks)
+    for mask in masks.values():
+        with torch.no_grad():
+            mask.scores.copy_(torch.randn_like(mask.scores))
+        mask.refresh()
+    found, expected = following.refresh()(images), model(images)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    weights = dict(following.network.named_parameters())["linear.weight"]
+    assert (weights == 0).sum() == weights.numel() // 2
 
 
 def _sharing() -> nn.Module:

@@ -50,16 +50,16 @@ def clamped() -> nn.Module:
     return nn.Sequential(nn.Flatten(), maps, nn.ReLU(), cut, last).eval()
 
 
-def test_a_clamp_hides_nothing_from_the_identity() -> None:
+def test_a_clamp_hides_nothing_from_a_gradient_that_passes_over_it() -> None:
     """A change of 0.2 a pixel takes the maps to 0, but on the way there is no gradient at first."""
     images = 0.5 + 0.05 * torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model, labels = clamped(), torch.ones(16, dtype=torch.int64)
     assert (model(images).argmax(1) == labels).all()
     assert left(model, images, labels, None) == 16
-    assert left(model, images, labels, "identity") == 0
+    assert left(model, images, labels, "straight") == 0
     settings = MinimumNormSettings(steps=20)
     assert minimum_norm(model, images, labels, settings)[1].isinf().all()
-    through = minimum_norm(model, images, labels, replace(settings, backward="identity"))[1]
+    through = minimum_norm(model, images, labels, replace(settings, backward="straight"))[1]
     known = images.mean((1, 2, 3)) - 0.4 - 0.25 / 64  # where the sum of the maps is 2.5
     assert (through / known - 1).abs().max() < 0.02
 
@@ -70,7 +70,7 @@ def test_clamp_and_round_have_exact_values_and_the_identity_as_gradient() -> Non
     clamp.low.fill_(-1.0)
     clamp.high.fill_(1.0)
     (own,) = torch.autograd.grad(clamp(x).sum(), x)
-    set_backward(clamp, "identity")
+    set_backward(clamp, "straight")
     (through,) = torch.autograd.grad(clamp(x).sum(), x)
     assert own.tolist() == [0, 1, 0] and through.tolist() == [1, 1, 1]
     assert clamp(x).equal(x.clamp(-1, 1)) and Round(1)(x).equal(x.round(decimals=1))
@@ -88,7 +88,7 @@ def test_the_wide_slope_of_a_sign_finds_what_the_narrow_one_does_not() -> None:
     model = nn.Sequential(layer, nn.Flatten(), last).eval()
     labels = model(images).argmax(1)
     assert left(model, images, labels, None) == 16
-    assert left(model, images, labels, "wide") == left(model, images, labels, "identity") == 0
+    assert left(model, images, labels, "wide") == left(model, images, labels, "straight") == 0
 
 
 def rounded_pair() -> tuple[nn.Module, nn.Module, Pair]:
@@ -154,5 +154,5 @@ def test_every_rule_runs_on_every_model_and_an_unknown_one_on_none(
         options = {"backward": rule, "parent": network, "cost": cost}
         assert pgd(network, images, labels, 0.1, 0.02, 2, **options).allclose(plain, atol=1e-6)
         assert cost.gradients == 8
-    with pytest.raises(ValueError, match="backward is 'straight'"):
-        pgd(network, images, labels, 0.1, 0.02, 2, backward="straight")
+    with pytest.raises(ValueError, match="backward is 'straightest'"):
+        pgd(network, images, labels, 0.1, 0.02, 2, backward="straightest")

@@ -366,11 +366,11 @@ def test_the_uniform_width_is_the_nearest_of_all() -> None:
 def test_what_the_channels_are_called() -> None:
     grown = Grown(stages=(5, 7, 9, 3), inner=(6,) * 9, base=(2,) * 13)
     plain = spec(binary=False)
-    assert binary_spec(plain) == spec()
+    assert binary_spec(plain) == spec(pool_norm=True)
     widest = binary_spec(plain, grown)
-    assert widest == spec(stages=grown.stages, inner=grown.inner)
+    assert widest == spec(stages=grown.stages, inner=grown.inner, pool_norm=True)
     wide = binary_spec(plain, widest=widest)
-    assert wide == spec(width=wide.width) and wide.binary
+    assert wide == spec(width=wide.width, pool_norm=True) and wide.binary
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -321,6 +321,23 @@ def test_n_b_grows_when_no_single_candidate_raises_the_loss() -> None:
     assert step.loss_after.nunique() == step.loss_before.nunique() == 1
 
 
+def test_more_candidates_of_each_layer_are_scored_by_forward_passes() -> None:
+    """At one bit, of each layer's three best flips to first order the one that is best in fact."""
+    model, images, labels = growing()
+    for each in (1, 3):
+        row = bitflip(model, images, labels, bits=1, budget=1, each=each).table.iloc[0]
+        state, losses = store(model, 1), {}
+        gradients = autograd_gradients(state, images, labels)
+        for name, layer in state.layers.items():
+            for flip in rank(name, layer, gradients[name], each):
+                q = -state.integer(name, flip.index)
+                losses[flip] = loss_with(state, images, labels, {flip: q})
+        best = max(losses, key=losses.__getitem__)
+        assert Flip(row.layer, row["index"], row.bit) == best
+        assert isclose(row.loss_after, losses[best], rel_tol=1e-9)
+        assert row.forwards == 3 + len(losses)
+
+
 def test_it_ends_where_nothing_tried_raises_the_loss() -> None:
     model, images, labels = growing()
     trace = bitflip(model, images, labels, bits=1, budget=500, most_candidates=2)

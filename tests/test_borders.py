@@ -172,7 +172,7 @@ def test_plain_randomness_is_found_and_averaged_over(source: str, digits: Pair) 
 
 
 def test_hooks_are_neither_dropped_nor_stored(network: nn.Module, digits: Pair) -> None:
-    images, labels = digits
+    images, _ = digits
     network.get_submodule("layer1").register_forward_hook(lambda m, x, out: 0 * out)
     folded = attack_copy(network, torch.device("cpu"))
     assert torch.allclose(folded(images), network(images), atol=1e-5)
@@ -214,7 +214,7 @@ def test_layers_stand_behind_every_activation_or_none(digits: Pair) -> None:
     acts = iter([nn.ReLU(), Halved(), nn.ReLU()])
     with pytest.raises(UserError, match="SAP: it would act at 2 of 3 activations: 3 is a Halved"):
         prune("SAP", shared_relu(lambda: next(acts)), 1.0)
-    with pytest.raises(UserError, match="1 activation modules but not at 1 calls of .* relu"):
+    with pytest.raises(UserError, match=r"1 activation modules but not at 1 calls of .* relu"):
         prune("SAP", Functional().eval(), 1.0, digits)
 
 

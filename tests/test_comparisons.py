@@ -1,6 +1,7 @@
 """Comparisons on the same images: tests, intervals and power, against scipy and brute force."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -144,11 +145,13 @@ def test_what_lost_its_clean_accuracy_is_not_better() -> None:
     assert compare(parent, pruned).outcome == "lower"  # the other way round it is said
     # With a control of equal clean accuracy, it is that which it is compared with.
     alike = {"R 0.1": records(first(99), first(25)), "S 9": records(first(390), first(3))}
-    held = with_control(found, pruned, alike)
+    again = {name: partial(compare, pruned, other) for name, other in alike.items()}
+    held = with_control(found, pruned, alike, lambda name: again[name]())
     assert held.outcome == "equivalent within ±2 points (control: R 0.1)"
     poor = {"R 0.1": records(first(99), first(1))}
-    assert with_control(found, pruned, poor).outcome == "higher (control: R 0.1)"
-    assert with_control(found, pruned, {"S 9": alike["S 9"]}).outcome == LOWER_CLEAN
+    held = with_control(found, pruned, poor, lambda name: compare(pruned, poor[name]))
+    assert held.outcome == "higher (control: R 0.1)"
+    assert with_control(found, pruned, {"S 9": alike["S 9"]}, pytest.fail).outcome == LOWER_CLEAN
 
 
 def test_means_over_seeds_and_images_are_compared_alike() -> None:
@@ -266,6 +269,10 @@ def test_a_model_that_is_wrong_more_often_when_clean_is_not_farther_away() -> No
     found = compare_distances(constant, other)
     assert found.p < 0.05 and found.outcome == "lower clean accuracy, no control"
     assert compare_distances(other, constant).outcome == "lower"
+    alike = records(constant > 0, constant > 0)
+    near = np.where(constant > 0, other, 0.0)  # of equal clean accuracy
+    held = with_control(found, alike, {"R": alike}, lambda _: compare_distances(constant, near))
+    assert held.outcome == "higher (control: R)"
 
 
 def test_intervals_of_corrected_distances_do_not_contradict_p() -> None:

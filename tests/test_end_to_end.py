@@ -89,7 +89,7 @@ def test_every_study_is_recorded(pipeline: tuple[Path, str]) -> None:
     assert {"field", "from_dense_field", "from_dense_momentum"} == set(curve.attack)
     for table in (sweep, curve):  # the profile's `sweep_images`
         assert sorted(table["index"].unique()) == list(range(30))
-    assert set(tables["protocol"].member) == {"dense", "SAP_100"}
+    assert set(tables["protocol"].member) == {"dense", "dropout"}
     assert set(tables["seeds"].groupby(["point", "seed"]).groups) == {
         (point, seed) for point in ("dense", "LWM_50") for seed in (0, 1)
     }

@@ -1,4 +1,4 @@
-"""Bad input to the stages: one line that names the fault, exit status 1, nothing half-written."""
+"""Bad input to the stages: one line that names the fault, exit status 2, nothing half-written."""
 
 import importlib
 import shutil
@@ -48,7 +48,7 @@ class Bench:
             common.script(getattr(importlib.import_module(stage), stage))
         shown = self.capsys.readouterr().err.strip()
         message = shown.splitlines()[-1]
-        assert ended.value.code == 1, shown
+        assert ended.value.code == 2, shown
         assert message.startswith("error: ") and "Traceback" not in shown, shown
         assert self.files() == before
         return message

@@ -21,7 +21,7 @@ from advprune.core.profile import PROBES, Profile
 from advprune.core.resume import Parts
 from advprune.evaluate import metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows
-from advprune.evaluate.layers import wasserstein, watched, where
+from advprune.evaluate.layers import noisy_images, wasserstein, watched, where
 from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.records import predictions
 from advprune.evaluate.statistics import Rate
@@ -199,13 +199,28 @@ def test_layer_figures_by_hand() -> None:
     model[1].weight.data = torch.tensor([[2.0, 0.0]])
     images = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
     adv = images + 0.5
-    table = where(model, images, adv)
+    table = where(model, images, adv, images.flip(0))
     assert table.layer.tolist() == ["0", "1"] and table.kind.tolist() == ["Flatten", "Linear"]
     last = table.iloc[1]  # clean 2, 0; adversarial 3, 1
     assert (last.mean_difference, last.max_difference) == (1.0, 1.0)
     assert last.relative_difference == pytest.approx(np.sqrt(2 / 4))
     assert (last.clean_mean, last.adv_mean, last.clean_sigma) == (1.0, 2.0, 1.0)
     assert last.distance == pytest.approx(1.0)
+    assert (last.clean_max, last.adv_max, last.clean_top, last.adv_top) == (2.0, 3.0, 2.0, 3.0)
+    assert (last.adv_changed, last.noise_changed) == (1.0, 1.0)
+    assert last.noise_relative == pytest.approx(np.sqrt(8 / 4)) and last.noise_mean == 1.0
+    half = where(model, images, torch.stack([images[0], images[1] + 0.04]))  # 0.08 sigma
+    assert half.adv_changed.iloc[1] == 0.0 and "noise_mean" not in half
+
+
+def test_noise_has_the_attacks_sizes_and_not_its_places(digits: Pair) -> None:
+    images = 0.25 + digits[0] / 2
+    adv = images + 0.1 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = noisy_images(images, adv, 0)
+    sizes = [(one - images).abs().flatten(1).sort().values for one in (adv, noisy)]
+    assert torch.allclose(*sizes, atol=1e-6)
+    signs = (noisy - images).sign()
+    assert abs(float(signs.mean())) < 0.1 and not torch.equal(noisy, noisy_images(images, adv, 1))
 
 
 def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(

@@ -14,7 +14,6 @@ from advprune.evaluate.faults import (
     clean_accuracy,
     compare_flips,
     flips_metric,
-    landing,
     over_flips,
     spread,
     to_chance,
@@ -104,15 +103,6 @@ def test_random_flips_are_read_where_accuracy_was_asked_for() -> None:
     assert accuracy_after(RECORDS, 0) == (0, [0.9, 0.9])
     assert accuracy_after(RECORDS, 100) == (2, [0.8, 0.7])  # all that were made
     assert accuracy_after(RECORDS, 3, "margin") == (0, [])
-
-
-def test_where_flips_land() -> None:
-    """All flips but the first of each variant are of the sign bit; depth 0 is the first layer."""
-    steps = {"depth": [-1, 0, 1, 1], "bit": [-1, 0, 1, 1], "flip": range(4), "layers": 3}
-    table = pd.DataFrame(steps)
-    records = pd.concat([table.assign(variant=v) for v in ("untargeted", "untargeted", "random")])
-    assert landing(records, 2).tolist() == [[2, 0], [0, 4], [0, 0]]
-    assert landing(records, 2, "random").sum() == 3
 
 
 def brute_force(one: list[int], other: list[int]) -> float:

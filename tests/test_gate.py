@@ -110,6 +110,7 @@ def test_rows_that_are_gone_or_new_are_named_in_a_stable_order() -> None:
         side(B=planted(1), C=planted(1), Z=planted(1)),
         side(C=planted(1), B=planted(1), A=planted(1)),
         order=["C", "B", "missing"],
+        allow=["Z"],
     )
     assert [one.name for one in found.rows] == ["C", "B", "A", "Z"] and found.passed
     assert found.warnings[:2] == ["No longer there: Z.", "New: A."]
@@ -119,8 +120,18 @@ def test_rows_that_are_gone_or_new_are_named_in_a_stable_order() -> None:
 
 def test_other_settings_of_the_measurement_are_pointed_out() -> None:
     one, other = (replace(side(A=planted(9)), settings={"eps": e}) for e in (1, 2))
-    assert any("be the measurement" in line for line in judge(one, other).warnings)
-    assert judge(one, one).warnings == [] == judge(one, side(A=planted(9))).warnings
+    for changed in (other, side(A=planted(9))):  # fail closed: also where nothing is known
+        assert judge(one, changed).failures == [
+            "The settings of data, seed or attacks differ (--allow settings)."
+        ]
+        assert judge(one, changed, allow=["settings"]).passed
+    assert judge(one, one).passed and judge(side(A=planted(9)), one).passed
+    for images, words in (("other", "Other images: A"), ("same", "Fewer images: A")):
+        fewer = side(images, A=planted(9, N if images == "other" else N - 10))
+        found = judge(side(A=planted(9)), fewer)
+        assert found.failures == [f"{words} (--allow images)."]
+    unknown = judge(side(A=planted(9)), side(verdict="fine <img src=x> @all", A=planted(9)))
+    assert not unknown.passed and "<img" not in page(unknown, "Gate")
 
 
 def test_outcomes_are_those_of_the_worst_case_and_come_back() -> None:
@@ -234,12 +245,41 @@ def test_a_branch_that_is_no_longer_believed_fails(
     assert status == 1 and "- ✗ A-standard was reliable and is broken." in out
 
 
-def test_a_model_that_vanished_is_a_warning(
+def test_a_model_may_vanish_only_if_that_is_allowed(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(model("dense"), standing("A"))
     status, out, _ = run(capsys)
-    assert status == 0 and "- No longer there: B-standard." in out
+    assert status == 1 and "- ✗ B-standard is no longer there (--allow B-standard)." in out
+    assert run(capsys, "--allow", "B-standard")[0] == 0
+
+
+def test_every_profile_with_metrics_is_compared_and_metrics_may_not_contradict(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path("metrics/cifar10/A-standard.json")
+    place.parent.mkdir(parents=True)
+    found = {"n": N, "clean_accuracy": 1.0, "robust_accuracy": 0.5, "verdict": "reliable"}
+    place.write_text(json.dumps(found))
+    git("add", ".")
+    git("commit", "-q", "-m", "another profile")
+    for change, words in (
+        ({"verdict": "broken"}, "A-standard was reliable and is broken"),
+        ({"verdict": None}, "A-standard has no known verdict"),
+        ({"robust_accuracy": None}, "A-standard is no longer there"),
+    ):
+        place.write_text(json.dumps(found | change))
+        status, out, _ = run(capsys, "--base", "branch")
+        assert status == 1 and words in out and "Robustness of `cifar10`" in out
+    for change in ({"robust_accuracy": -1}, {"robust_accuracy": "much"}, {"n": 26032}):
+        place.write_text(json.dumps(found | change))
+        status, _, err = run(capsys, "--base", "branch")
+        assert status == 2 and "metrics/cifar10/A-standard.json is damaged" in err
+    place.write_text(json.dumps(found))
+    forged = Path("metrics/digits/A-standard.json")
+    forged.parent.mkdir()
+    forged.write_text(json.dumps(found))
+    assert "contradicts reports/digits/results.csv" in run(capsys, "--base", "branch")[2]
 
 
 def test_a_base_without_results_compares_nothing_and_fails_nothing(
@@ -263,11 +303,13 @@ def test_a_base_of_before_there_were_results_is_compared_by_its_metrics(
     place.write_text(json.dumps(found))
     git("add", "metrics")
     git("commit", "-q", "-m", "metrics alone")
+    place.unlink()
     status, out, _ = run(capsys, "--base", "old")
     assert status == 1 and "A-standard fell from 90.0 to 35.0 % robust" in out
     assert "tested as two counts" in out
     place.write_text("{")
     git("commit", "-q", "-am", "damaged")
+    place.unlink()
     assert "old:metrics/digits/A-standard.json is damaged" in run(capsys, "--base", "old")[2]
 
 

@@ -10,7 +10,11 @@ from advprune.attacks.apgd import APGDSettings, apgd
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.pgd import random_point
+from advprune.core.device import full_precision
 from advprune.core.train_settings import RecipeSettings, TrainSettings
+from advprune.models.fold import Following
+from advprune.pruning import Data, prune
+from advprune.pruning.hydra import attach_scores, smallest
 from advprune.training.replay import Replayed
 from advprune.training.standard import Trainer
 
@@ -37,6 +41,34 @@ def test_recorded_passes_follow_the_weights_and_leave_other_shapes_alone(
             assert torch.allclose(gradient(recorded, batch), gradient(plain, batch), rtol=1e-4)
             with torch.no_grad():
                 assert torch.allclose(recorded(batch), plain(batch), rtol=1e-4)
+
+
+def test_recorded_passes_follow_scores_too(network: nn.Module, digits: Pair) -> None:
+    model, images = network.cuda(), digits[0].cuda()
+    masks = attach_scores(model, 0.5)
+    following = Following.of(model)
+    assert following is not None
+    recorded = Replayed(following.network, images[:32])
+    for mask in masks.values():
+        with torch.no_grad():
+            mask.scores.copy_(torch.randn_like(mask.scores))
+        mask.refresh()
+        assert torch.equal(mask.kept.cpu(), ~smallest(mask.scores.cpu(), 0.5))
+    plain, batch = following.refresh(), images[32:]
+    assert torch.allclose(gradient(recorded, batch), gradient(plain, batch), rtol=1e-4)
+    with torch.no_grad(), full_precision():
+        found, expected = plain(batch), model(batch)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_hydra_is_trained_there(network: nn.Module, digits: Pair) -> None:
+    brief = {"method": "pgd", "epochs": 2, "steps": 2}
+    setting = {"sparsity": 0.9, "scores": brief, "finetune": brief}
+    data = Data(*digits, TrainSettings(batch=16, eps=0.05, step=0.05), probe=digits)
+    made = prune("HYDRA", network.cuda(), setting, data)
+    weight = made.model.get_parameter("linear.weight")
+    assert (weight == 0).sum() == int(0.9 * weight.numel())
+    assert len(made.notes["scores"]) == len(made.notes["finetune"]) == 2
 
 
 def test_attacks_take_images_from_the_cpu_and_agree_with_it(

@@ -84,7 +84,7 @@ def test_all_budgets_of_a_profile_follow_its_eps() -> None:
     eps = 12 / 255
     assert read.train.eps == eps
     assert read.curves.eps[:3] == pytest.approx([eps / 4, eps, 2 * eps])
-    assert read.protocol.eps[-1] == 2 * eps and read.protocol.iterative.step == eps / 4
+    assert read.protocol.eps[-1] == eps / 2 and read.protocol.iterative.step == eps / 4
     half = read.protocol.adaptive["constant_1"]
     assert (half.eps, half.step) == (eps / 2, eps / 16)
     own = loaded(("profiles/digits/train/eps", "eps/2")).active().train
@@ -162,6 +162,20 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("studies/protocol/members/RNA/setting", -1, ["protocol.members.RNA: sigma", "-1"]),
         ("studies/seeds/seeds", 0, ["studies.seeds: seeds", "0"]),
         ("studies/seeds/points/LWM_95/setting", 1.5, ["seeds.points.LWM_95: sparsity", "1.5"]),
+        ("studies/seeds/points/BNN", {"family": "BNN", "setting": {"channels": "grown"}}, ["BNN"]),
+        # comparisons that could never be significant, with the number that could
+        (
+            "profiles/digits/flips",
+            {"seeds": 3},
+            ["flips.seeds: with 3 batches none of 2", "5 batches"],
+        ),
+        (
+            "profiles/digits/protocol/images",
+            32,
+            ["protocol.images: 32 images at 3", "12.2", "73 images"],
+        ),
+        ("studies/seeds/seeds", 1, ["studies.seeds.seeds: points are compared over 2"]),
+        ("profiles/digits/data/test_limit", 30, ["12.2 points"]),
         ("studies/flips-dense/bits", 9, ["studies.flips-dense: bits", "9"]),
         ("studies/flips-dense/scale", "row", ["studies.flips-dense: scale", "row"]),
         ("studies/flips-dense/variants", ["random"], ["flips-dense: variants", "random"]),
@@ -191,7 +205,12 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("profiles/digits/attacks/square/draws", 0, ["attacks.square: draws", "0"]),
         ("attacks/eot/draws", 0, ["eot.draws", "0"]),
         ("attacks/eot/backward", "none", ["eot.backward", "none"]),
-        ("attacks/field/steps", 5, ["attacks.field: 5 steps of", "cannot cross the ball"]),
+        (
+            "attacks/field/steps",
+            5,
+            ["yaml: attacks.field: 5 steps", "cannot cross the ball"],
+        ),
+        ("attacks/eot/steps", 5, ["attacks.eot: 5 steps of", "cannot cross the ball"]),
         ("recipes/robust", {"method": "pgd", "steps": 3, "step": 0.25}, ["robust", "cannot cross"]),
         ("prune/LWM/finetune/epochs", 11, ["prune.LWM.finetune.epochs: prune.HYDRA", "12", "11"]),
         ("studies/seeds/points/LWM_95/setting/finetune/epochs", 9, ["LWM_95.finetune", "6", "9"]),
@@ -247,6 +266,20 @@ def test_wrong_values_are_refused_by_name(key: str, value: Any, words: list[str]
     message = str(error.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_eight_comparisons_of_five_batches_are_refused_and_one_study_never_is() -> None:
+    """The smallest possible p was 0.063; "2.0 against 14.4 flips" read "no difference is shown"."""
+    flips = {"study": "bitflip", "of": "dense-standard", "bits": 8, "scale": "layer"}
+    others = {f"flips-{name}": flips | {"of": f"{name}-standard"} for name in "ESR"}
+    others |= {f"more-{bits}": flips | {"bits": bits} for bits in (2, 3, 4, 5, 6)}
+    few = ("profiles/digits/flips", {"seeds": 5})
+    with pytest.raises(UserError, match=r"5 batches none of 8 .*p >= 0.063.* 6 batches are enough"):
+        checked(loaded(("studies", {"flips-dense": flips} | others), few))
+    checked(loaded(("studies", {"flips-dense": flips}), ("profiles/digits/flips", {"seeds": 1})))
+    members = {"dense": {}, "dropout": {"family": "dropout", "setting": 0.1}}
+    protocol = {"study": "protocol", "of": "dense-standard", "members": members}
+    checked(loaded(("studies", {"p": protocol}), ("profiles/digits/protocol/images", 5)))
 
 
 def test_models_by_name() -> None:

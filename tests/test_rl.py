@@ -216,6 +216,10 @@ def test_metrics_and_report_of_negative_rewards() -> None:
     sure, unsure = (p_value(*pair) for pair in pairs)
     found = table.p[(table.agent == "SAP") & (table.attack == "FGSM")].tolist()
     assert found[1:] == pytest.approx([2 * sure, unsure]) and sure < unsure < 1  # Holm
+    ends = table[(table.agent == "SAP") & (table.attack == "FGSM")].iloc[1:]
+    alone = [report.relative(*pair) for pair in pairs]
+    assert all(ends.relative_low < [one["relative_low"] for one in alone])  # for both budgets
+    assert ((ends.p < 0.05) == (ends.relative_low * ends.relative_high >= 0)).all()
     assert report.sentence(table) in report.markdown(games, load(SETTINGS))
     assert len(report.figure(games).axes[0].containers) == 6
 

@@ -194,9 +194,11 @@ def test_a_point_is_a_mean_over_seeds_and_images() -> None:
     row = seeds.table_of(run, seeds.points_of(run, "seeds")).set_index("point").loc["H"]
     assert row.robust_accuracy == pytest.approx(14 / N)
     assert row.seed_deviation == pytest.approx(4 / N)
-    # Without a search for distances, a broken image is one at half of twice the budget, and so is
-    # a robust one: networks do not differ in the area.
-    assert row.area_accuracy == pytest.approx(0.5) and row.outcome.startswith("equivalent")
+    # Broken images are so at half of twice the budget, the others never.
+    found = mean((hits(10, 14, 18) - hits(20, 22, 24)) / 2)
+    assert row.area_difference == pytest.approx(-4 / N) == found.value
+    assert (row.area_difference_low, row.area_difference_high) == found.interval_at(0.05 / 2)
+    assert row.outcome == "lower" and row.area_difference_high < 0 < row.detectable
     found = compare_means(hits(10, 14, 18), hits(10, 11, 12))
     pair = seeds.pair_table(run, seeds.points_of(run, "seeds")).iloc[0]
     assert pair.robust_difference == pytest.approx(3 / N) == found.difference
@@ -226,6 +228,13 @@ def test_pairs_of_which_both_are_at_chance_are_told_apart() -> None:
     run = versus((3, 4, 5), (0, 0, 0), clean=8)
     table = seeds.pair_table(run, seeds.points_of(run, "seeds"))
     assert table.outcome.tolist() == ["at chance"]
+
+
+def test_none_of_all_images_is_not_never() -> None:
+    row = seeds.ranged("robust_accuracy", mean(np.zeros((3, N))))
+    assert row["robust_accuracy"] == 0 and row["robust_accuracy_high"] == pytest.approx(
+        0.0876, abs=1e-4
+    )
 
 
 def test_a_mask_of_lower_clean_accuracy_gains_nothing() -> None:
@@ -340,6 +349,14 @@ def test_published_counts_stand_beside_the_entry_that_is_stored_alike(flipped: R
     assert found.ours["CIFAR-10, ResNet-20, 4 bits"] == published.NOT_RUN
     grown = rows_of(flipped, "RA-BNN").iloc[0]
     assert grown.ours == "grown" and grown.at_least_flips == 30
+
+
+def test_the_published_table_has_the_control_that_the_masks_section_chose(compression: Run) -> None:
+    found = rows_of(compression, "GAP").iloc[0]
+    own = masks.against_control(compression, masks.subjects(compression)).iloc[0]
+    assert found.ours == "GAP_layer-standard" and found.control == f"random {own.control}"
+    for side in ("transfer_accuracy", "transfer_accuracy:control", "clean_accuracy:control"):
+        assert found[side] == own[side]
 
 
 def test_published_tables_hold_every_row_of_theirs() -> None:

@@ -119,18 +119,43 @@ def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
     assert results(run).set_index("model").distance_against_dense["E-standard"] == "higher"
 
 
+def test_what_lost_its_clean_accuracy_is_set_beside_a_control_on_the_leaderboard() -> None:
+    params = settings()
+    dense = model("dense-standard", params, {"field": 2})
+    there = {("dense-standard", attack): N for attack in ("field", "momentum")}
+    poor = model("E-standard", params, {"field": 14}, there, clean=20)
+    small = model("int8-standard", params, {"field": 1}, there)
+    alone = results(run_of([dense, poor, small], params)).set_index("model")
+    assert alone.against_dense["E-standard"] == "lower clean accuracy, no control"
+    assert alone.robust_difference["E-standard"] == 12 / N and pd.isna(
+        alone.p_against_dense.iloc[0]
+    )
+    alike = model("clamp-standard", params, {"field": 3}, there, clean=20)
+    found = results(run_of([dense, poor, small, alike], params)).set_index("model")
+    assert found.against_dense["E-standard"] == "higher (control: clamp-standard)"
+    assert found.robust_difference["E-standard"] == pytest.approx(11 / N)
+    # Holm over three models: 11 images is the smallest p.
+    assert found.p_against_dense["E-standard"] == pytest.approx(3 * mcnemar(11, 0), abs=1e-6)
+    assert found.robust_difference_low["E-standard"] > 0
+
+
 # --- layers --------------------------------------------------------------------------------------
 
 
-def test_ranks_of_the_first_and_the_last_layer() -> None:
-    found = layers.standing(layer_table())
-    assert (found["input_layer"], found["last_layer"], found["layers"]) == ("conv1", "pool", 12)
-    # The relative change rises with depth, the distance falls.
-    assert found["rank:last, relative change"] == 2 and found["rank:input, relative change"] == 11
-    assert found["rank:input, distance of distributions"] == 2
-    assert found["most:relative change"] == "linear" and found["stands_out"] == "partly"
-    flat = layer_table().assign(distance=np.r_[0.0, np.full(11, 0.1)], relative_difference=0.1)
-    assert layers.standing(flat)["stands_out"] == "yes"  # equals share a rank
+def test_many_small_changes_behind_the_input_and_large_values_before_the_classifier() -> None:
+    found = layers.ends(layer_table())
+    assert (found["input_layer"], found["last_layer"]) == ("conv1", "pool")
+    assert (found["changed_share:attack"], found["changed_share:noise"]) == (0.85, 0.3)
+    assert found["change_ratio:attack"] == 0.11 and found["small_and_many"] == "yes"
+    assert found["percentile_growth:attack"] == 3.0 and found["maximum_growth:noise"] == 1.05
+    assert found["abnormally_large"] == "yes"
+    for changes, part in (
+        ({"adv_changed": 0.4}, "small_and_many"),
+        ({"relative_difference": 0.1}, "small_and_many"),
+        ({"noise_top": 7.0}, "abnormally_large"),  # no more than noise does
+        ({"adv_top": 6.0}, "abnormally_large"),  # as in every layer
+    ):
+        assert layers.ends(layer_table().assign(**changes))[part] == "no"
 
 
 def test_spread_of_the_last_stage() -> None:

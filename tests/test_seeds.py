@@ -199,6 +199,20 @@ def test_a_killed_study_goes_on_where_it_was(
     pd.testing.assert_frame_equal(found["history"], ran[2])
 
 
+def test_a_binary_network_is_trained_from_scratch_with_each_seed(
+    ran: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
+    points = {"bits": {"family": "BNN", "setting": {"epochs": 1, "lr": 0.1}}}
+    given = replace(ran[0], params=chosen(points=points), parts=Parts(tmp_path, files=[]))
+    found = run_study("it", given)
+    own = found["records"][found["records"].point == "bits"]
+    assert set(own.family) == {"BNN"} and own.groupby("seed").size().tolist() == [28, 28]
+    images = [part.adv_margin.to_numpy() for _, part in own.groupby("seed")]
+    assert not np.array_equal(*images)
+    phases = found["history"].groupby(["point", "seed"]).phase.unique().map(list).to_dict()
+    assert phases["bits", 6] == ["train"]
+
+
 def test_without_points_nothing_is_done(ran: tuple[Any, Any, Any], tmp_path: Path) -> None:
     given = replace(ran[0], params=chosen(points={}), parts=Parts(tmp_path, files=[]))
     assert all(table.empty for table in run_study("it", given).values())

@@ -283,9 +283,9 @@ def test_square_counts_its_cost() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1])
     Counting.seen.clear()
     cost, done = Cost(), list[int]()
-    options = {"queries": 7, "draws": 4, "batch": 2, "progress": done.append}
+    options = {"queries": 7, "batch": 2, "progress": done.append}
     square(Counting(), images, labels, 0.1, cost=cost, **options)
-    assert cost == Cost(forwards=(5 + 3 * 7) * 4, gradients=0)
+    assert cost == Cost(forwards=5 + 3 * 7, gradients=0)
     checked = 3 * 2  # images that pass before the attack: twice together, and once alone
     assert sum(Counting.seen) == cost.forwards + checked and max(Counting.seen) == 2
     assert sum(done) == 3 * 7

@@ -60,7 +60,7 @@ def data(digits: Pair) -> Data:
 def setting(family: str, train: Any = None, **more: Any) -> dict[str, Any]:
     """The smallest settings of a family, at 90 % sparsity."""
     how = {"search": SEARCH} if family in ("AWT", "NTT") else {"gauge": GAUGE}
-    return {"sparsity": 0.9, "train": train, **how, **more}
+    return {"sparsity": 0.9, "train": train} | how | more
 
 
 def same(one: Pruned, other: Pruned) -> bool:
@@ -76,8 +76,12 @@ def test_tickets_start_from_the_initialization_of_the_dense_network(
     expected = build(spec_of(trained))
     initialize(expected, torch.Generator().manual_seed(3))
     found = prune(family, trained, setting(family), data, seed=3)
-    buffers = dict(expected.named_buffers())
-    assert all(torch.equal(b, buffers[name]) for name, b in found.model.named_buffers())
+    with torch.no_grad():
+        whole = expected.train()(data.images)
+    if family == "random_ticket":  # what training starts from
+        dense = prune(family, trained, setting(family, sparsity=0), data, seed=3).model
+        cosine = torch.cosine_similarity(dense(data.images).flatten(), whole.flatten(), 0)
+        assert cosine > 0.999  # with batch-norm at mean 0 and variance 1 it was 0.7
     for name, parameter in found.model.named_parameters():
         first = expected.get_parameter(name)
         assert torch.equal(parameter, torch.where(found.changed[name], 0.0, first))
@@ -117,7 +121,7 @@ def searching(
 
 def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
     few = Data(data.images.double(), data.labels % 3, TRAIN)
-    search = searching(few, tiny(3).double(), batch=2, gamma=3.0, projections=None)
+    search = searching(few, tiny(3).double(), batch=2, gamma=3.0, l2=0.5, projections=None)
     search._refresh()
     student, gauge = search.student, search.gauge
     x, adv = few.images[3:5], few.images[5:7]
@@ -128,6 +132,12 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
     change = exact_kernel(search.dense, (x, adv), {})
     change = change - exact_kernel(student, (x, adv), search.removed)
     loss = loss + 9 * change.square().sum() / 4 / kernel
+    sizes = [
+        sum(w.square().sum() for w in prunable_weights(one).values())
+        for one in (student, search.dense)
+    ]
+    masks = torch.cat([mask.flatten() for mask in search.removed.values()])
+    loss = loss + 0.5 * sizes[0] / sizes[1].detach() / (~masks).double().mean()
     parameters = trainable(student)
     expected = torch.autograd.grad(loss, list(parameters.values()))
     for (name, parameter), gradient in zip(parameters.items(), expected, strict=True):
@@ -204,6 +214,25 @@ def test_awt_sees_attacked_images_and_ntt_no_labels(data: Data) -> None:
     assert not same(
         prune("AWT", tiny(), setting("AWT"), data), prune("NTT", tiny(), setting("NTT"), data)
     )
+
+
+def test_a_search_says_whether_it_converged_on_images_it_did_not_see(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "advprune.pruning.ticket_search.pair",
+        lambda model, batch, *_: seen.append(batch[0]) or (batch[0], batch[0]),
+    )
+    found = prune("NTT", tiny(), setting("NTT"), data).notes
+    held, searched = data.images[:4], torch.cat(seen[1:])
+    assert torch.equal(seen[0], held) and len(searched) == 4 * SEARCH["steps"]
+    assert not any((image == searched).flatten(1).all(1).any() for image in held)
+    assert found["ticket"] == found["search"][-1] | {"converged": False}
+    monkeypatch.setattr("advprune.pruning.tickets.CONVERGED", 10.0)
+    assert prune("NTT", tiny(), setting("NTT"), data).notes["ticket"]["converged"]
+    control = prune("random_ticket", tiny(), setting("random_ticket"), data).notes["ticket"]
+    assert "converged" not in control and control["kernel_distance"] > 0.3
 
 
 def test_same_seed_same_ticket(data: Data) -> None:

@@ -1,21 +1,33 @@
 """weights/: networks that are whole, sound and as accurate as stated."""
 
 import json
+import re
+import shlex
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
 from test_docs import rerun_here
+from torch import nn
 
 from advprune.core.params import load
-from advprune.data import prepare, to_float
+from advprune.core.train_settings import RecipeSettings, TrainSettings
+from advprune.data import prepare, read_split, to_float
+from advprune.evaluate.crossed import mean
+from advprune.evaluate.robust import ROUNDING
 from advprune.models.audit import audit
 from advprune.models.checkpoint import header_spec, load_model, read_tensors
+from advprune.pruning import setting_of
 
 ROOT = Path(__file__).parent.parent
 EXPORTED = sorted((ROOT / "weights").glob("*/*.safetensors"))
-ATTACKED = sorted((ROOT / "weights").glob("*/*.records.parquet"))
+ATTACKED = sorted({path.parent for path in (ROOT / "weights").glob("*/*.records.parquet")})
+W32 = ROOT / "weights" / "cifar10-w32"
+EPS = 8 / 255
 # Rounded to 16 bits, logits move by some thousandths: an image whose two best classes are closer
 # than that may fall on the other side. More than one of 300 would be another network.
 TOLERANCE = 1
@@ -65,39 +77,181 @@ def test_it_is_as_accurate_as_the_committed_metrics_say(
     assert abs(right - round(recorded["n"] * recorded["clean_accuracy"])) <= TOLERANCE
 
 
-def figures(records: pd.DataFrame) -> dict[str, str]:
+@cache
+def attacked(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
+    """Per network, the records of each attack; `clean` are unchanged images."""
+    found = {}
+    for path in folder.glob("*.records.parquet"):
+        records = pd.read_parquet(path)
+        if "network" not in records:
+            records["network"] = path.name.partition(".")[0]
+        for name, own in records.groupby("network", observed=True):
+            by = {a: rows.set_index("index") for a, rows in own.groupby("attack", observed=True)}
+            by["clean"] = by["apgd_ce"].assign(adv_pred=by["apgd_ce"].clean_pred, linf=0.0)
+            found[name] = by
+    return found
+
+
+def robust(attacks: dict[str, pd.DataFrame], *names: str) -> pd.Series:
+    """Which images none of these attacks breaks within 8/255; one may be of some images only."""
+    unbroken = pd.Series(True, index=attacks["clean"].index)
+    for name in names:
+        rows = attacks[name]
+        broken = (rows.adv_pred != rows.label) & (rows.linf <= EPS + ROUNDING)
+        unbroken[rows.index] &= ~broken
+    return unbroken
+
+
+COLUMNS = {
+    "clean": ["clean"],
+    "PGD-50, margin": ["pgd_50_margin"],
+    "APGD-CE": ["apgd_ce"],
+    "APGD-CE and minimum-norm": ["apgd_ce", "minimum_norm_linf"],
+    "APGD-CE and APGD-T": ["apgd_ce", "apgd_targeted"],
+    "all three": ["apgd_ce", "apgd_targeted", "minimum_norm_linf"],
+}
+
+
+def figures(attacks: dict[str, pd.DataFrame]) -> dict[str, str]:
     """What a README says of a network, from the records of `bench/reference.py`."""
-    attacks = {name: rows.set_index("index") for name, rows in records.groupby("attack")}
-    right = {name: rows["adv_pred"] == rows["label"] for name, rows in attacks.items()}
-    left, plain = right["apgd_ce"].copy(), attacks["apgd_ce"]
-    left[right["apgd_targeted"].index] &= right["apgd_targeted"]
-    distances = {
-        norm: attacks[f"minimum_norm_{norm}"][norm].mask(
-            right[f"minimum_norm_{norm}"], float("inf")
-        )
-        for norm in ("linf", "l2")
+    cells = {
+        f"{title} %": f"{100 * robust(attacks, *names).mean():.2f}"
+        for title, names in COLUMNS.items()
+        if attacks.keys() >= set(names)
     }
-    return {
-        "clean %": f"{100 * (plain['clean_pred'] == plain['label']).mean():.2f}",
-        "PGD-50, margin %": f"{100 * right['pgd_50_margin'].mean():.2f}",
-        "APGD-CE %": f"{100 * right['apgd_ce'].mean():.2f}",
-        "APGD-CE and APGD-T %": f"{100 * left.mean():.2f}",
-        "of the first 1,000": str(int(left[:1000].sum())),
-        "median Linf distance /255": f"{255 * distances['linf'].median():.2f}",
-        "median L2 distance": f"{distances['l2'].median():.3f}",
-        "no distance found": str(int(right["minimum_norm_linf"].sum())),
-    }
+    if "apgd_targeted" in attacks:
+        left = robust(attacks, *COLUMNS["APGD-CE and APGD-T"])
+        cells["of the first 1,000"] = str(left[:1000].sum())
+    if (rows := attacks.get("minimum_norm_linf")) is not None:
+        distances = rows.linf.where(rows.adv_pred != rows.label, np.inf)
+        cells["median Linf distance /255"] = f"{255 * distances.median():.2f}"
+        cells["no distance found"] = str(np.isinf(distances).sum())
+    if (rows := attacks.get("minimum_norm_l2")) is not None:
+        distances = rows.l2.where(rows.adv_pred != rows.label, np.inf)
+        cells["median L2 distance"] = f"{distances.median():.3f}"
+    return cells
 
 
-@pytest.mark.parametrize("path", ATTACKED, ids=lambda path: f"{path.parent.name} {path.name}")
-def test_a_readme_says_what_the_records_of_ten_thousand_images_say(path: Path) -> None:
-    name = path.name.partition(".")[0]
-    records = pd.read_parquet(path)
-    assert (records.groupby("attack").size()[["apgd_ce", "minimum_norm_linf"]] == 10_000).all()
-    lines = (path.parent / "README.md").read_text(encoding="utf-8").splitlines()
-    cells = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
-    found = figures(records)
-    assert [cell.strip() for cell in cells["network"].split("|")[2:-1]] == list(found)
-    assert [cell.strip() for cell in cells[name].split("|")[2:-1]] == list(found.values())
-    change = records[records["attack"].isin(["pgd_50_margin", "apgd_ce", "apgd_targeted"])]["linf"]
-    assert change.max() <= 8 / 255 + 1e-6
+def tables(page: Path, corner: str) -> list[dict[str, dict[str, str]]]:
+    """Tables whose first title is `corner`: per row, its cells by their titles."""
+    found = []
+    for block in page.read_text(encoding="utf-8").split("\n\n"):
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()]
+        if rows and rows[0][:1] == [corner]:
+            body = {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+            found.append(body)
+    return found
+
+
+@pytest.mark.parametrize("folder", ATTACKED, ids=lambda path: path.name)
+def test_a_readme_says_what_the_records_of_ten_thousand_images_say(folder: Path) -> None:
+    known, shown = attacked(folder), tables(folder / "README.md", "network")
+    assert {name for table in shown for name in table} == set(known)
+    for table in shown:
+        for name, cells in table.items():
+            assert cells == {title: figures(known[name]).get(title, "–") for title in cells}, name
+    for attacks in known.values():
+        assert set(attacks["apgd_ce"].index) == set(range(10_000))
+        for name, rows in attacks.items():
+            assert rows.index.is_unique and (name == "apgd_targeted" or len(rows) == 10_000)
+            assert name.startswith("minimum_norm") or rows.linf.max() <= EPS + ROUNDING
+
+
+def test_hydra_and_lwm_differ_as_the_readme_says_over_seeds_and_images() -> None:
+    known = attacked(W32)
+    ((table),) = tables(W32 / "README.md", "HYDRA minus LWM")
+    assert set(table) == {"95 %", "99 %"}
+    page = (ROOT / "docs" / "published.md").read_text(encoding="utf-8")
+    row = r"\| {}, {} +\| robust ([\d.]+) % \(VGG-16\), ([\d.]+) % \(WRN-28-4\) \|"
+    for sparsity, cells in table.items():
+        published = [re.search(row.format(name, sparsity), page) for name in ("HYDRA", "LWM")]
+        gaps = [float(published[0][i]) - float(published[1][i]) for i in (1, 2)]
+        assert cells.pop("published") == f"{gaps[0]:+.1f} and {gaps[1]:+.1f}"
+        for title, cell in cells.items():
+            column, _, seeds = title.partition(", seed")
+            names = COLUMNS[column]
+            pairs = [
+                [known[f"{family}-{sparsity[:2]}-seed{seed}"] for family in ("HYDRA", "LWM")]
+                for seed in range(3)
+            ]
+            ours = [pair for pair in pairs if all(one.keys() >= set(names) for one in pair)]
+            assert seeds == {1: " 0", 2: "s 0 and 1", 3: "s 0 to 2"}[len(ours)]
+            rows = [robust(a, *names).astype(float) - robust(b, *names) for a, b in ours]
+            found = mean(100 * np.stack(rows))
+            low, high = found.interval
+            assert cell == f"{found.value:+.2f} ({low:.2f} to {high:.2f})"
+            assert low > 0 and min(row.mean() for row in rows) > 0
+            assert column != "APGD-CE" or high < min(gaps)
+
+
+@pytest.mark.parametrize("path", sorted(W32.glob("*-seed0.fp16.*")), ids=lambda path: path.name)
+def test_each_layer_of_a_pruned_network_has_the_share_of_zeros_that_its_name_says(
+    path: Path,
+) -> None:
+    share = int(path.name.split("-")[1]) / 100
+    layers = [m for m in load_model(path).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 21
+    for layer in layers:
+        more = int((layer.weight == 0).sum()) - int(share * layer.weight.numel())
+        assert 0 <= more < 10  # a few weights are too small for 16 bits
+
+
+def test_images_attacked_on_another_machine_score_as_the_records_say() -> None:
+    split = read_split(Path(__file__).parent / "attacked-cifar10.safetensors")
+    with torch.no_grad():
+        found = load_model(W32 / "HYDRA-99-seed0.fp16.safetensors")(to_float(split.images))
+    clean, adversarial = found.argmax(1).chunk(2)  # images 0 to 23, and what APGD-CE made of them
+    rows = attacked(W32)["HYDRA-99-seed0"]["apgd_ce"].sort_index()[: len(clean)]
+    assert rows.label.tolist() == split.labels[: len(clean)].tolist()
+    assert clean.tolist() == rows.clean_pred.tolist()
+    assert (adversarial.numpy() != rows.adv_pred).sum() <= TOLERANCE
+    before, after = split.images.int().chunk(2)
+    assert (after - before).abs().max() == 8
+
+
+def test_prose_about_width_32_is_what_histories_and_notes_say() -> None:
+    text = " ".join((W32 / "README.md").read_text(encoding="utf-8").split())
+    history = pd.read_csv(W32 / "dense-robust.history.csv").set_index("epoch")
+    notes, pruned = (
+        json.loads((W32 / f"{name}.notes.json").read_text()) for name in ("dense-robust", "pruned")
+    )
+    ours = [notes[name] for name in ("apgd_ce", "apgd_targeted")]
+    passes = [
+        sum(note["forwards"] + note["gradients"] for note in some) / some[0]["n"]
+        for some in ([notes["autoattack"]], ours)
+    ]
+    training = notes["training"]["ended s"] - notes["training"]["began s"]
+    best = history.val_robust_accuracy.idxmax()
+    kept, last = history.loc[best], history.loc[60]
+    for sentence in (
+        f"the best epoch ({best})",
+        f"took {training:.0f} s, while",
+        f"clean validation accuracy is {last.val_accuracy:.1%}".replace("%", " %"),
+        f"robust {100 * last.val_robust_accuracy:.1f} instead of "
+        f"{100 * kept.val_robust_accuracy:.1f} %",
+        f"leaves {notes['autoattack']['square']} of the first 1,000 images",
+        f"{passes[0]:,.0f} (forward and backward counted apart) against {passes[1]:.0f}; "
+        f"{notes['autoattack']['s']:.1f} s for 1,000 images against "
+        f"{sum(note['s'] for note in ours):.1f} s for 10,000",
+        "two calls of {} and {} s".format(*pruned["run"]["calls s"]),
+        "{networks at once} networks at a time".format(**pruned["run"]),
+    ):
+        assert sentence in text, sentence
+
+
+@pytest.mark.parametrize("folder", ATTACKED, ids=lambda path: path.name)
+def test_the_commands_of_a_readme_are_made_of_settings_that_exist(folder: Path) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^python bench/reference.py (?:.*\\\n)*.*$", text, re.MULTILINE)
+    assert lines
+    for line in lines:
+        words = shlex.split(line.replace("\\\n", " "))
+        options = dict(zip(words[4::2], words[5::2], strict=True))
+        read = {
+            key: YAML(typ="safe").load(options.get(f"--{key}", "{}"))
+            for key in ("train", "recipe", "family")
+        }
+        TrainSettings(**read["train"])
+        RecipeSettings(**read["recipe"])
+        for name, setting in read["family"].items():
+            setting_of(name, setting, place=name)

@@ -10,7 +10,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("dvc.yaml", "params.yaml", "stages", "src", "docs", "networks", ".dvcignore", ".gitignore")
+PARTS = (
+    *("dvc.yaml", "params.yaml", "claims.yaml", "stages", "src", "docs", "networks"),
+    *(".dvcignore", ".gitignore"),
+)
 FINETUNE = {"epochs": 1}
 TINY = {
     "recipes": {"standard": {"method": "standard"}},
@@ -48,7 +51,7 @@ TINY = {
         "protocol": {
             "study": "protocol",
             "of": "dense-standard",
-            "members": {"dense": {}, "SAP_100": {"family": "SAP", "setting": 1.0}},
+            "members": {"dense": {}, "dropout": {"family": "dropout", "setting": 0.1}},
         },
         "seeds": {
             "study": "seeds",

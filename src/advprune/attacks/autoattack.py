@@ -17,21 +17,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.attacks.checks import (
-    check_budget,
-    check_choice,
-    check_images,
-    check_model,
-    check_numbers,
-)
+from advprune.attacks.checks import check_choice
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import attack_copy, by_batch
+from advprune.attacks.engine import by_batch
+from advprune.attacks.opening import Options, opened, options
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
-from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.resume import Noted, Parts
-from advprune.models.quantized import differentiable
 from advprune.models.stochastic import is_randomized
 
 FEWEST = {"standard": 4, "rand": 3}  # classes that the (targeted) difference of logits ratio needs
@@ -42,8 +35,8 @@ _LOG.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
-class AutoAttackOptions:
-    """How AutoAttack is run.
+class AutoAttackOptions(Options):
+    """How AutoAttack is run; more in `Options`.
 
     version: `standard` for deterministic models, `rand` for randomized ones, whose images count as
     fooled by a single draw, as published. With fewer than 10 classes all wrong ones are targets.
@@ -52,11 +45,7 @@ class AutoAttackOptions:
     attack, under `name`.
     """
 
-    norm: str = "Linf"
     version: str = "standard"
-    seed: int = 0
-    batch: int = 128
-    cost: Cost | None = None
     parts: Parts | None = None
     name: str = "autoattack"
 
@@ -82,18 +71,11 @@ def autoattack(
     options that make no sense.
     """
     how = replace(options or AutoAttackOptions(), **changes)
-    check_images("autoattack", images, labels)
-    check_budget("autoattack", eps, how.norm)
-    model = check_model("autoattack", model, images, labels)
-    check_numbers("autoattack", 1, batch=how.batch)
-    check_choice("autoattack", "norm", how.norm, ("Linf", "L2"))
     check_choice("autoattack", "version", how.version, tuple(FEWEST))
-    device, spent = device_of(model), Cost()
-    private = attack_copy(differentiable(model), device)
-    spent.watch(private)
-    run = _Run(private, _official(private, eps, how, device), how, spent)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        found, counts = run(images.float().contiguous().to(device), labels.to(device))
+    spent = Cost()
+    with opened("autoattack", model, (images, labels), eps, replace(how, cost=spent)) as at:
+        run = _Run(at.quick, _official(at.quick, eps, how, at.device), how, spent)
+        found, counts = run(images.float().contiguous().to(at.device), labels.to(at.device))
     if how.cost is not None:
         how.cost.forwards += spent.forwards
         how.cost.gradients += spent.gradients
@@ -127,8 +109,8 @@ def _autoattack(
 ) -> torch.Tensor:
     fitting = "rand" if is_randomized(model) else "standard"
     version = fitting if setting.version == "auto" else setting.version
-    options = AutoAttackOptions(setting.norm, version, how.seed, how.batch, how.cost, how.parts)
-    found, counts = autoattack(model, images, labels, setting.eps, options)
+    chosen = options(AutoAttackOptions, setting, how, version=version)
+    found, counts = autoattack(model, images, labels, setting.eps, chosen)
     how.breakdown.update(counts)
     return found
 

@@ -40,7 +40,9 @@ def bitflip(
     is b and has place value v changes q by `v (1 - 2 b)` and L, to first order, by
     `dL/dq v (1 - 2 b)`; only flips for which that is positive are allowed. The `n_b` allowed flips
     of each layer for which it is largest are tried together by a forward pass, and those of the
-    layer that raises L most are committed. Where no layer's raise it, n_b grows by 1, up to
+    layer that raises L most are committed. With `each` above 1, the `n_b` from the second best of
+    each layer on are tried as well, and so on: of a weight that can only turn its sign, the first
+    order says little about the flip. Where no layer's raise it, n_b grows by 1, up to
     `most_candidates`; the next step begins with `candidates` again. L rises in every step, so no
     state comes twice, and a bit that was flipped may be flipped back, as published.
 
@@ -123,7 +125,12 @@ def _step(run: Run, objective: Objective) -> str | None:
     for n_b in range(fewest, most + 1):
         if len(run.rows) + n_b > run.how.budget:
             return "budget"
-        tried = [flips[:n_b] for flips in ranked.values() if n_b == fewest or len(flips) >= n_b]
+        tried = [
+            flips[first : first + n_b]
+            for flips in ranked.values()
+            for first in range(run.how.each)
+            if len(flips) >= first + n_b or (first == 0 and n_b == fewest)
+        ]
         best = max((_try(objective, flips) for flips in tried), default=None, key=_highest)
         if best is not None and isfinite(best.height) and best.height > run.height:
             objective.values = best.values

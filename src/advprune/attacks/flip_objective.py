@@ -36,6 +36,7 @@ class FlipOptions:
     far whenever `evaluate` is due. progress: called with the number of flips done (of `budget`),
     those of `state` included.
     candidates, most_candidates: the first and the largest number of flips that are tried together.
+    each: how many such sets of each layer are tried.
     target: a class that all images are to be pushed into: labels are that class, and L is lowered.
     reuse: keep what lies before a changed layer instead of computing it again; the result is the
     same. It needs memory for what convolutions take in, on all images and up to three times over.
@@ -56,13 +57,15 @@ class FlipOptions:
     progress: Progress = no_progress
     candidates: int = 1
     most_candidates: int = 20
+    each: int = 1
     target: int | None = None
     reuse: bool = True
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
         check_numbers("bitflip", 0, budget=self.budget)
-        check_numbers("bitflip", 1, every=self.every, batch=self.batch, candidates=self.candidates)
+        known = {"every": self.every, "batch": self.batch, "candidates": self.candidates}
+        check_numbers("bitflip", 1, **known, each=self.each)
         check_choice("bitflip", "loss", self.loss, LOSSES)
         most = f"candidates is {self.candidates}; 1 to {self.most_candidates} make sense"
         faults = {

@@ -10,7 +10,7 @@ like fooling in lucky draws is asked again in fresh ones and, if need be, length
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -26,7 +26,7 @@ from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import full_precision
 from advprune.models.quantized import is_quantized
-from advprune.models.stochastic import drawn_logits
+from advprune.models.stochastic import drawn_logits, silent_copy
 
 CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: above rounding noise
 # Lengths at which a perturbation is tried that fools by a hair only, or in lucky draws.
@@ -99,7 +99,8 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Te
     at.options.progress(int(already.sum()) * at.options.steps)
     rows = (~already).nonzero()[:, 0]
     if len(rows):
-        found[rows], distances[rows] = _descend(at, clean[rows], labels[rows])
+        start = _silent_start(at, clean[rows], labels[rows]) if at.randomized else None
+        found[rows], distances[rows] = _descend(at, clean[rows], labels[rows], start)
         rows = rows[distances[rows].isfinite()]
     if len(rows):
         change = _halve(at, clean[rows], found[rows] - clean[rows], labels[rows])
@@ -111,25 +112,47 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Te
     return found, distances
 
 
+def _silent_start(at: At, clean: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
+    """Images that fool a random model, found on it without its random layers; else clean ones.
+
+    Noisy gradients alone find perturbations that are too long by a third.
+    """
+    silent = silent_copy(at.quick)
+    if silent is None:
+        return None
+    quiet = replace(at, quick=silent, exact=silent, randomized=False)
+    found, _ = _descend(quiet, clean, labels)
+    change = _halve(at, clean, found - clean, labels)
+    length = _first(at, clean, change, labels)
+    return (clean + wide(length.where(length.isfinite(), 0.0)) * change).clamp(0, 1)
+
+
 def _descend(
-    at: At, clean: torch.Tensor, labels: torch.Tensor
+    at: At, clean: torch.Tensor, labels: torch.Tensor, start: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Algorithm 1: the nearest fooling iterates and their distances (infinite: none)."""
+    """Algorithm 1: the nearest fooling iterates and their distances (infinite: none).
+
+    start: images to begin from; those that are not clean fool.
+    """
     s = at.options
     surely = s.precision != "float32" or is_quantized(at.exact) or at.randomized
     current, best = clean.contiguous(memory_format=torch.channels_last), clean.clone()
     nearest = clean.new_full((len(clean),), torch.inf)
     radius = torch.zeros_like(nearest)
+    if start is not None:
+        current = best = start.contiguous(memory_format=torch.channels_last)
+        size = _size(start - clean, s.norm)
+        nearest, radius = torch.where(size > 0, size, torch.inf), size
     for index in range(s.steps):
         fade = (1 + math.cos(math.pi * index / s.steps)) / 2  # 1 at first, 0 in the end
         rate, step = s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)
         gradient, logits = at.gradient(current, labels, margin)
         s.progress(len(clean))
         gap, size = margin(logits, labels), _size(current - clean, s.norm)
-        fooled = gap > 0
-        if surely and fooled.any():  # other arithmetic, or a lucky draw, errs too often
-            fooled[fooled.clone()] = _fools(at, current[fooled], labels[fooled])
-        nearer = fooled & (size < nearest)
+        fooled, closer = gap > 0, size < nearest
+        if surely and (asked := fooled & closer).any():  # other arithmetic and lucky draws err
+            fooled[asked] = _fools(at, current[asked], labels[asked])
+        nearer = fooled & closer
         best = torch.where(wide(nearer), current, best)
         nearest = torch.where(nearer, size, nearest)
 

@@ -1,10 +1,9 @@
-"""Attack through estimated gradients: what the model answers near an image, and nothing else.
+"""Attack through gradients estimated from the model's answers near an image, and nothing else.
 
 Ilyas, Engstrom, Athalye and Lin, Black-box Adversarial Attacks with Limited Queries and Information
 (ICML 2018), section 2.1: a natural evolution strategy with antithetic samples. For Gaussian
 directions u, `g = mean of (L(x + sigma u) - L(x - sigma u)) u / (2 sigma)`, the gradient of the
-margin L smoothed over sigma; then a step as of PGD, with momentum. It adds to attacks by gradients
-only where the model's gradients are not honest.
+margin L smoothed over sigma; then a step as of PGD, with momentum.
 """
 
 from dataclasses import dataclass, replace
@@ -30,11 +29,8 @@ MOMENTUM = 0.9  # of the estimates, as published
 
 @dataclass(frozen=True)
 class NESOptions(Options):
-    """How `nes` searches; more in `Options`.
-
-    steps, step: their number and length. samples: directions of an estimate, two queries each.
-    sigma: how far along them, in units of the pixel range. progress: of `N * steps`.
-    """
+    """Samples: directions of an estimate, two queries each; sigma: how far along them, in units of
+    the pixel range. progress: of `N * steps`. More in `Options`."""
 
     steps: int = 40
     step: float = 0.01
@@ -58,7 +54,6 @@ def nes(
     """
     how = replace(options or NESOptions(), **changes)
     check_numbers("nes", 1, steps=how.steps, samples=how.samples)
-    check_numbers("nes", 0, step=how.step)
     refuse("nes", {f"sigma is {how.sigma}; it must be above 0": not how.sigma > 0})
     with opened("nes", model, (images, labels), eps, how) as at, torch.no_grad():
         every = torch.arange(len(images))

@@ -5,9 +5,7 @@ parameter gradients behind. Here it works on a private copy of the model, inside
 state that is seeded for the call, so nothing changes for the caller.
 """
 
-import copy
 import inspect
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
@@ -15,15 +13,12 @@ import torch
 from pydantic import model_validator
 from torch import nn
 
-from advprune.attacks.checks import check_images, check_model
-from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
+from advprune.attacks.opening import Options, opened, options
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
-from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.settings import Name
-from advprune.models.quantized import differentiable
 
 # Those that follow the model's gradient and nothing else.
 FOLLOW_GRADIENT = frozenset(
@@ -48,51 +43,35 @@ def attack_class(name: str) -> Any:
     return found
 
 
-@dataclass(frozen=True)
-class ZooOptions:
-    """How an attack is run: `seed + i` seeds the i-th batch; cost counts the work."""
-
-    seed: int = 0
-    batch: int = 128
-    cost: Cost | None = None
-
-
 def zoo(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
     name: str,
     arguments: dict[str, Any] | None = None,
-    options: ZooOptions | None = None,
+    options: Options | None = None,
 ) -> torch.Tensor:
     """Run the torchattacks attack `name` on `images` `[N, C, H, W]` in [0, 1].
 
     `arguments` are the attack's own (`eps`, `alpha`, `steps`, …). Returns float32 images in [0, 1]
-    on the images' device.
+    on the images' device. `seed + i` of the options seeds the i-th batch.
     Raises UserError for an unknown attack or arguments that it does not take.
     """
     check_attack(name, arguments or {})
-    check_images(name, images, labels)
-    model = check_model(name, model, images, labels)
-    kind, device = attack_class(name), device_of(model)
-    private = copy.deepcopy(differentiable(model))
-    how = options or ZooOptions()
-    cost = how.cost or Cost()
-    cost.watch(private)
+    kind, how = attack_class(name), options or Options()
 
     def run(item: tuple[int, torch.Tensor]) -> torch.Tensor:
         index, rows = item
         torch.manual_seed(how.seed + index)
         seeded = {"seed": how.seed + index} if "seed" in inspect.signature(kind).parameters else {}
-        attack = kind(private, **seeded | (arguments or {}))
+        attack = kind(at.quick, **seeded | (arguments or {}))
         with torch.enable_grad():
-            found = attack(images[rows].to(device), labels[rows].to(device))
+            found = attack(images[rows].to(at.device), labels[rows].to(at.device))
         return found.detach().clamp(0, 1).to(images.device)
 
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with opened(name, model, (images, labels), 0.0, how) as at:
         batches = list(enumerate(torch.arange(len(images)).split(how.batch)))
-        results = by_batch(private, batches, run, cost)
+        results = by_batch(at.quick, batches, run, at.cost)
     return torch.cat(results) if results else images.clone()
 
 
@@ -126,8 +105,7 @@ class ZooSettings(Attack):
 def _zoo(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: ZooSettings, how: Context
 ) -> torch.Tensor:
-    options = ZooOptions(how.seed, how.batch, how.cost)
-    return zoo(model, images, labels, s.name, s.arguments, options)
+    return zoo(model, images, labels, s.name, s.arguments, options(Options, s, how))
 
 
 def check_attack(name: str, arguments: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from advprune.cli.options import (
     given,
 )
 from advprune.core.errors import UserError
+from advprune.core.settings import yaml_of
 
 
 def prune(
@@ -60,7 +61,7 @@ def prune(
 
     if out.suffix != ".safetensors":
         raise UserError(f"--out ends in .safetensors (got {out})")
-    value = parsed(setting)
+    value = yaml_of(setting, "--setting")
     setting_of(family, value, place="--setting")
     repository = Repository(profile)
     said = given(architecture, factory, width, classes, channels)
@@ -89,14 +90,3 @@ def prune(
     spec = spec_of(pruned.model)
     normalizes = (set(spec.mean), set(spec.std)) != ({0.0}, {1.0})
     print(f"images are {'normalized' if normalizes else 'taken as they are, in [0, 1]'}")
-
-
-def parsed(text: str) -> Any:
-    """A setting written as YAML; UserError where it is none."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise UserError(f"--setting is not valid YAML: {' '.join(str(error).split())}") from error

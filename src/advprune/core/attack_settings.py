@@ -12,7 +12,7 @@ from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
-Backward = Literal["constant", "scale", "identity", "wide", "parent", "ensemble"]
+Backward = Literal["constant", "scale", "identity", "straight", "wide", "parent", "ensemble"]
 RandomBackward = Literal["constant", "scale", "identity"]
 
 
@@ -140,6 +140,13 @@ class CurveSettings(Settings):
 
     eps: list[Budget] = Field(min_length=1)
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _points_are_different(self) -> Self:
+        for key, points in (("eps", self.eps), ("steps", self.steps)):
+            if len(set(points)) < len(points):
+                raise ValueError(f"{key}: a point stands there twice")
+        return self
 
 
 OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure changes so

@@ -12,8 +12,10 @@ WRONG = 2  # also what a wrong option ends with; 1 is an answer: "no"
 
 
 def ended(app: Callable[..., Any], name: str) -> int:
-    """Run a Typer application; its exit status. 2 for a UserError, which is printed as one line, and
-    for any crash: no answer was given. Code that was called may not end the process by itself.
+    """Run a Typer application; its exit status.
+
+    2 for a UserError, which is printed as one line, and for any crash: no answer was given. Code
+    that was called may not end the process by itself.
     """
     import click
 
@@ -22,8 +24,7 @@ def ended(app: Callable[..., Any], name: str) -> int:
     try:
         return int(app(prog_name=name, standalone_mode=False) or 0)
     except UserError as error:
-        said = " ".join(str(error).split())
-        print(f"error: {''.join(c if c.isprintable() else '?' for c in said)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
     except click.ClickException as error:
         error.show()
     except (click.Abort, KeyboardInterrupt):

@@ -1,12 +1,18 @@
 """The one error that users see: a sentence that says what is wrong, where, and what to do."""
 
+MOST = 1500  # characters of a message
+
 
 class UserError(Exception):
     """Something outside the code is wrong: a setting, a file, an image, a checkpoint.
 
     The message is one line. Commands and stages print it and exit with status 2, without a
-    traceback.
+    traceback. Text from files in it cannot steer a terminal.
     """
+
+    def __init__(self, message: object) -> None:
+        line = " ".join(str(message).split())
+        super().__init__("".join(s if s.isprintable() else "?" for s in line)[:MOST])
 
 
 class InputError(UserError, ValueError):

@@ -42,14 +42,27 @@ def atomic(path: Path) -> Iterator[Path]:
         else:
             temporary.replace(path)
         _flush(path.parent)
-    except OSError as error:
+    except Exception as error:
+        if not _of_the_disk(error):
+            raise
+        said = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; "
+            f"cannot write {path}: {said}; "
             "check that the folder may be written to and that the disk has room"
         ) from error
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether an error is that of a failed write: torch and safetensors have kinds of their own."""
+    kind, said = type(error).__name__, str(error)
+    return (
+        isinstance(error, OSError)
+        or (kind == "SafetensorError" and "I/O" in said)
+        or (isinstance(error, RuntimeError) and ("inline_container" in said or "writ" in said))
+    )
 
 
 def _flush(place: Path) -> None:

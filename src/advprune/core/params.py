@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from advprune.core.attack_settings import AttackChoice
 from advprune.core.errors import UserError
 from advprune.core.networks import is_library
 from advprune.core.profile import RESERVED, SHARED, Profile, resolve
-from advprune.core.settings import ModelName, Name, Settings, parse
+from advprune.core.settings import ModelName, Name, Settings, parse, text_of, yaml_of
 from advprune.core.train_settings import (
     BinarySettings,
     QuantizeSettings,
@@ -201,6 +199,10 @@ class Params(Settings):
                     f"{FILE}: attack.main: {self.attack.main!r} is not in suite.{kind} "
                     f"({', '.join(names)})"
                 )
+        try:
+            profile.check_path(self.attack.main)
+        except ValueError as error:
+            raise UserError(f"{FILE}: {error}") from error
         extras = [extra.key for extra in self.attack.extra]
         for key in extras:
             if extras.count(key) > 1 or key in {*profile.attacks, *RESERVED}:
@@ -219,12 +221,7 @@ def load(path: Path = Path(FILE), profile: str | None = None) -> Params:
 
     Raises UserError with one line that names the key, its value and what is allowed.
     """
-    try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    raw = yaml_of(text_of(path), str(path))
     if not isinstance(raw, Mapping):
         raise UserError(f"{path} holds no settings; restore it from the repository")
     params = parse(Params, {**raw, "profile": profile} if profile else raw, where=str(path))

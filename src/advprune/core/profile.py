@@ -59,13 +59,9 @@ class Profile(Settings):
                 if name not in self.attacks:
                     known = ", ".join(self.attacks)
                     raise ValueError(f"suite.{kind}: {name!r} is not among the attacks ({known})")
-            for name in names if kind != "table" else ():  # the table repeats published schedules
-                attack = self.attacks[name]
-                if isinstance(attack, AttackSettings) and not attack.crosses:
-                    raise ValueError(
-                        f"attacks.{name}: {attack.steps} steps of {attack.step:.4g} cannot cross "
-                        f"the ball from a random start; steps * step is at least {PATH} eps"
-                    )
+            for name in names:
+                if name not in self.suite.table:  # which repeats published schedules
+                    self.check_path(name)
         for kind in ("table", "transfer"):
             for name in getattr(self.suite, kind):
                 if self.attacks[name].method != "pgd":
@@ -75,6 +71,15 @@ class Profile(Settings):
         if taken := set(RESERVED) & set(self.attacks):
             raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         return self
+
+    def check_path(self, name: str) -> None:
+        """ValueError where an attack's path from a random start is too short to cross the ball."""
+        attack = self.attacks[name]
+        if isinstance(attack, AttackSettings) and not attack.crosses:
+            raise ValueError(
+                f"attacks.{name}: {attack.steps} steps of {attack.step:.4g} cannot cross the ball "
+                f"from a random start; steps * step is at least {PATH} eps"
+            )
 
     def _check_order(self, kind: str) -> None:
         """ValueError unless each attack is run behind the one it comes `after`, at its budget."""

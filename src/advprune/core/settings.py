@@ -2,9 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from advprune.core.errors import UserError
 
@@ -54,6 +63,77 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, values: Any) -> Any:
+        """`true` is no number, and none is beyond what memory and time can bear."""
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            field = cls.model_fields.get(key) if isinstance(key, str) else None
+            kinds = _kinds(field.annotation) if field is not None else set()
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, bool) and kinds & {int, float} and bool not in kinds:
+                    raise ValueError(f"{key}: write a number (got {str(one).lower()})")
+                if isinstance(one, int) and abs(one) > LARGEST:
+                    raise ValueError(f"{key}: a number beyond {LARGEST} makes no sense here")
+        return values
+
+
+SHOWN = 120  # characters of a wrong value
+LARGEST = 1 << 31  # of whole numbers in settings, and of their negatives
+MOST_NODES, DEEPEST, LONGEST = 100_000, 50, 1 << 20  # of a YAML text: values, levels, characters
+
+
+def yaml_of(text: str, where: str) -> Any:
+    """The plain values of a YAML text; UserError with one line where it is none.
+
+    Also where aliases make it endless or too large to be settings.
+    """
+    from ruamel.yaml import YAML
+
+    if len(text) > LONGEST:
+        raise UserError(f"{where} has more than {LONGEST} characters; it holds no settings")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except Exception as error:  # dates, numbers and tags raise many kinds, nesting a RecursionError
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{where} is not valid YAML: {said}") from error
+    todo, count = [(value, 0)], 0
+    while todo:
+        one, depth = todo.pop()
+        count += 1
+        if count > MOST_NODES or depth > DEEPEST:
+            raise UserError(f"{where} is too large or nested too deep to be settings")
+        inside = one.values() if isinstance(one, Mapping) else one
+        if isinstance(one, Mapping | list | tuple | set):
+            todo += [(part, depth + 1) for part in inside]
+    return value
+
+
+def text_of(path: Path) -> str:
+    """The text of a settings file; UserError where there is none, or it is no UTF-8."""
+    if not path.exists():
+        raise UserError(f"cannot read {path}: it is not there; run this in the root of the project")
+    if not path.is_file():
+        raise UserError(f"{path} is no plain file; restore it from the repository")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; save it in that encoding") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _short(value: Any) -> str:
+    """A value as it is shown in a message."""
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types in an annotation."""
+    inside = get_args(annotation)
+    return set().union(*map(_kinds, inside)) if inside else {annotation}
+
 
 def parse(kind: type[T], value: Any, where: str) -> T:
     """Check `value` against the settings type `kind`; UserError names key, value and range."""
@@ -64,5 +144,5 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         unclear = first["type"] == "missing" or isinstance(first["input"], Mapping)
-        given = "" if unclear else f" (got {first['input']!r})"
+        given = "" if unclear else f" (got {_short(first['input'])})"
         raise UserError(f"{where}: {key + ': ' if key else ''}{message}{given}") from error

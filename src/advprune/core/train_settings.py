@@ -182,15 +182,17 @@ class GrowthSettings(Settings):
     (`advprune.training.growth`).
 
     factor: how many times as wide the super-network is. epochs: at most. lr: the peak of the
-    one-cycle schedule, gate_lr that of the gates. t: see BinarySettings. rate: by what the
-    steepness of a gate that is on grows in an epoch. tolerance, patience: growth has settled when
-    in each of this many epochs the share of channels that are on changed by less than this.
+    one-cycle schedule, gate_lr that of the gates; in the first `frozen` epochs all channels are on
+    and no gate learns. t: see BinarySettings. rate: by what the steepness of a gate that is on
+    grows in an epoch from then on. tolerance, patience: growth has settled when in each of this
+    many epochs the share of channels that are on changed by less than this.
     """
 
     factor: int = Field(default=3, ge=2, le=16)
     epochs: int = Field(default=30, ge=1, le=10000)
     lr: float = Field(default=0.05, gt=0, le=10)
-    gate_lr: float = Field(default=0.05, gt=0, le=1000)
+    gate_lr: float = Field(default=0.05, gt=0, le=1)
+    frozen: int = Field(default=5, ge=0, le=10000)
     t: float = Field(default=10.0, ge=0.01, le=1000)
     rate: float = Field(default=1.06, ge=1, le=100)
     tolerance: float = Field(default=0.005, ge=0, le=1)

@@ -194,7 +194,9 @@ def _decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArra
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture: Image.Image = Image.open(io.BytesIO(contents), formats=("PNG", "JPEG"))
         # PIL would clip such numbers, or leave their lower half out.
-        if picture.mode[0] in "IF" or any(";16" in str(tile) for tile in picture.tile):
+        if picture.mode[0] in "IF" or any(
+            ";16" in str(tile) for tile in getattr(picture, "tile", ())
+        ):
             raise ValueError("more than 8 bits a pixel")
         if getattr(picture, "n_frames", 1) > 1:
             raise ValueError("it is animated")

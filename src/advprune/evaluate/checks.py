@@ -13,7 +13,7 @@ from itertools import pairwise
 import pandas as pd
 
 from advprune.core.profile import FROZEN, RESERVED
-from advprune.evaluate.compare import Comparison, at_chance, compare, corrected
+from advprune.evaluate.compare import ALPHA, Comparison, at_chance, compare, corrected
 from advprune.evaluate.evidence import (
     CONTRADICTION,
     DOUBT,
@@ -228,7 +228,8 @@ def randomness(evidence: Evidence) -> Iterator[Check]:
     if evidence.parent is not None:
         test = compare(frozen, evidence.parent)
         figure = f"{accuracy(frozen)} against {accuracy(evidence.parent)} dense"
-        resists = test.better and test.difference >= CONTRADICTION
+        # By p alone: lower clean accuracy is no excuse for resisting.
+        resists = test.p < ALPHA and test.difference >= CONTRADICTION
         reason = "with its draws fixed it falls as the dense network does"
         if resists:
             reason = "it resists with its draws fixed: not only randomness hides the gradient"

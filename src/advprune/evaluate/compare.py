@@ -7,7 +7,7 @@ control of equal clean accuracy where there is one (`with_control`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -162,13 +162,20 @@ def at_chance(records: pd.DataFrame) -> bool:
     return low is None or low <= 1 / max(records.label.nunique(), 1)
 
 
+Some = TypeVar("Some", bound=Compared)
+
+
 def with_control(
-    test: Comparison, first: pd.DataFrame, controls: Mapping[str, pd.DataFrame]
-) -> Comparison:
+    test: Some,
+    first: pd.DataFrame,
+    controls: Mapping[str, pd.DataFrame],
+    again: Callable[[str], Some],
+) -> Some:
     """A comparison of `first` that is void for its lower clean accuracy, with a control instead.
 
     The control is the one of nearest clean accuracy among those whose clean accuracy does not
-    differ significantly. Where none is, or the test is not void or not significant: the test.
+    differ significantly; `again` compares with it. Where none is, or the test is not void or not
+    significant: the test.
     """
     if test.void != LOWER_CLEAN or test.p >= ALPHA or test.direction <= 0:
         return test
@@ -177,10 +184,7 @@ def with_control(
     if not alike:
         return test
     name = min(alike, key=alike.__getitem__)
-    return replace(compare(first, controls[name], margin=test.margin), control=name)
-
-
-Some = TypeVar("Some", bound=Compared)
+    return replace(again(name), control=name)
 
 
 def corrected(tests: Sequence[Some]) -> list[Some]:

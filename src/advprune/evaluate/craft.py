@@ -68,7 +68,7 @@ def kind_of(model: nn.Module) -> str:
         return "randomized"
     if is_binary(model):
         return "binary"
-    passed = any("identity" in getattr(module, "rules", ()) for module in model.modules())
+    passed = any("straight" in getattr(module, "rules", ()) for module in model.modules())
     return "clamped" if passed else "deterministic"
 
 

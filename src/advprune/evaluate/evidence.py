@@ -73,7 +73,7 @@ class Evidence:
     def searches(self) -> dict[str, pd.DataFrame]:
         """The suite's attacks that do not follow the gradient, by name."""
         others = self.records[~_follows(self.records) & ~self.records.attack.isin(RESERVED)]
-        return dict(iter(others.groupby("attack", sort=False)))
+        return {str(name): part for name, part in others.groupby("attack", sort=False)}
 
     def added(self, other: pd.DataFrame) -> pd.Index:
         """The images that only `other` breaks, none of the white-box attacks, within the budget.

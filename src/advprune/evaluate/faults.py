@@ -181,14 +181,6 @@ def at_the_end(records: pd.DataFrame, variant: str) -> list[float]:
     return [float(run.accuracy.dropna().iloc[-1]) for run in _runs(records, variant)]
 
 
-def landing(records: pd.DataFrame, bits: int, variant: str = "untargeted") -> np.ndarray:
-    """How many flips of all seeds fell where: whole numbers `[layers, bits]`, bit 0 first."""
-    rows = records[(records.variant == variant) & (records.flip > 0)]
-    found = np.zeros((int(records.layers.max()), bits), dtype=np.int64)
-    np.add.at(found, (rows.depth.to_numpy(), rows.bit.to_numpy()), 1)
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class FlipComparison(Compared):
     """Two networks' bits to chance, by `compare_flips`."""

@@ -8,56 +8,81 @@ import pandas as pd
 import torch
 from torch import nn
 
-from advprune.core.device import device_of
+from advprune.core.device import device_of, salted
 from advprune.models.insert import WrappedConv2d, WrappedLinear
 from advprune.models.spec import Site
 from advprune.models.stochastic import frozen_copy
 
 SAMPLE = 1 << 14  # values a batch and layer, for the distance between the distributions
+SIDES = ("clean", "adv", "noise")
+CHANGED = 0.1  # in clean standard deviations of the layer: a smaller change of a unit is none
+TOP = 0.999  # the percentile of sizes that stands for a layer's largest values
+
+
+def _zeros() -> dict[str, float]:
+    return dict.fromkeys(SIDES, 0.0)
 
 
 @dataclass
 class _Sums:
-    """Running sums over batches of one layer's output, clean and adversarial."""
+    """Running figures over batches of one layer's output: clean, attacked and, if it is there, with
+    noise. Percentiles and the distance are means over batches."""
 
     count: int = 0
-    difference: float = 0.0
-    largest: float = 0.0
-    squared_difference: float = 0.0
-    sums: dict[str, float] = field(default_factory=lambda: {"clean": 0.0, "adv": 0.0})
-    squares: dict[str, float] = field(default_factory=lambda: {"clean": 0.0, "adv": 0.0})
-    distance: float = 0.0
     batches: int = 0
+    distance: float = 0.0
+    largest_difference: float = 0.0
+    differences: dict[str, float] = field(default_factory=_zeros)
+    squared_differences: dict[str, float] = field(default_factory=_zeros)
+    changed: dict[str, float] = field(default_factory=_zeros)
+    sums: dict[str, float] = field(default_factory=_zeros)
+    squares: dict[str, float] = field(default_factory=_zeros)
+    largest: dict[str, float] = field(default_factory=_zeros)
+    tops: dict[str, float] = field(default_factory=_zeros)
 
-    def add(self, clean: torch.Tensor, adv: torch.Tensor) -> None:
-        """Take in one batch: outputs `[N, ...]` of the same layer."""
-        clean, adv = clean.flatten().double(), adv.flatten().double()
-        change = (adv - clean).abs()
-        self.count += clean.numel()
-        self.difference += float(change.sum())
-        self.largest = max(self.largest, float(change.max()))
-        self.squared_difference += float(change.square().sum())
-        for side, values in (("clean", clean), ("adv", adv)):
-            self.sums[side] += float(values.sum())
-            self.squares[side] += float(values.square().sum())
-        self.distance += wasserstein(clean, adv)
-        self.batches += 1
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        """Take in one batch: outputs `[N, ...]` of the same layer by side."""
+        values = {side: part.flatten().double() for side, part in parts.items()}
+        clean = values["clean"]
+        self.count, self.batches = self.count + clean.numel(), self.batches + 1
+        self.distance += wasserstein(clean, values["adv"])
+        least = CHANGED * float(clean.std(correction=0))
+        for side, found in values.items():
+            change, size = (found - clean).abs(), found.abs()
+            self.differences[side] += float(change.sum())
+            self.squared_differences[side] += float(change.square().sum())
+            self.changed[side] += float((change > least).sum())
+            self.sums[side] += float(found.sum())
+            self.squares[side] += float(found.square().sum())
+            self.largest[side] = max(self.largest[side], float(size.max()))
+            rank = max(1, round(TOP * size.numel()))
+            self.tops[side] += float(size.kthvalue(rank).values)
+        change = (values["adv"] - clean).abs()
+        self.largest_difference = max(self.largest_difference, float(change.max()))
 
-    def row(self) -> dict[str, float]:
+    def row(self, sides: tuple[str, ...]) -> dict[str, float]:
         """The layer's figures."""
-        moments = {side: self._moments(side) for side in ("clean", "adv")}
-        sigma = max(moments["clean"][1], 1e-12)
-        return {
-            "mean_difference": self.difference / self.count,
-            "max_difference": self.largest,
-            "relative_difference": (self.squared_difference / max(self.squares["clean"], 1e-24))
-            ** 0.5,
-            "clean_mean": moments["clean"][0],
-            "adv_mean": moments["adv"][0],
-            "clean_sigma": moments["clean"][1],
-            "adv_sigma": moments["adv"][1],
-            "distance": self.distance / self.batches / sigma,
+        moments = {side: self._moments(side) for side in sides}
+        row = {
+            "mean_difference": self.differences["adv"] / self.count,
+            "max_difference": self.largest_difference,
+            "relative_difference": self._relative("adv"),
+            "distance": self.distance / self.batches / max(moments["clean"][1], 1e-12),
         }
+        for side in sides:
+            row |= {f"{side}_mean": moments[side][0], f"{side}_sigma": moments[side][1]}
+            row |= {
+                f"{side}_max": self.largest[side],
+                f"{side}_top": self.tops[side] / self.batches,
+            }
+            if side != "clean":
+                row[f"{side}_changed"] = self.changed[side] / self.count
+        if "noise" in sides:
+            row["noise_relative"] = self._relative("noise")
+        return row
+
+    def _relative(self, side: str) -> float:
+        return (self.squared_differences[side] / max(self.squares["clean"], 1e-24)) ** 0.5
 
     def _moments(self, side: str) -> tuple[float, float]:
         mean = self.sums[side] / self.count
@@ -99,40 +124,61 @@ def _maps(output: Any, batch: int) -> torch.Tensor | None:
 
 @torch.no_grad()
 def where(
-    model: nn.Module, images: torch.Tensor, adv: torch.Tensor, batch: int = 64
+    model: nn.Module,
+    images: torch.Tensor,
+    adv: torch.Tensor,
+    noisy: torch.Tensor | None = None,
+    batch: int = 64,
 ) -> pd.DataFrame:
-    """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`.
+    """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`, and on
+    `noisy` ones, the control: the same images under random noise of the same size.
 
     Returns one row per layer in the order of the forward pass: depth (0 is the normalized input),
     layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
-    norm of the difference over that of the clean maps; mean and sigma of both; distance, the
-    1-Wasserstein distance between the distributions of values in units of the clean sigma.
-    Random layers draw once, the same for both, so that the difference is the attack's. A layer of a
+    norm of the difference over that of the clean maps; distance, the 1-Wasserstein distance between
+    the distributions of values in units of the clean sigma. By side (clean, adv, noise): mean,
+    sigma, max and top (99.9th percentile) of |value|; for adv and noise also changed, the share of
+    units that change by more than a tenth of the clean sigma; noise_relative is the
+    relative_difference of noise.
+    Random layers draw once, the same for all, so that the difference is the attack's. A layer of a
     foreign network has a row if its output begins with the batch.
     """
     model = frozen_copy(model)
     device, found = device_of(model), watched(model)
+    given = (images, adv) if noisy is None else (images, adv, noisy)
+    sides = SIDES[: len(given)]
     sums: dict[str, _Sums] = {}
     total = 0
 
     def hook(name: str) -> Callable[[nn.Module, object, Any], None]:
         def record(module: nn.Module, inputs: object, output: Any) -> None:
             if (maps := _maps(output, total)) is not None:
-                clean, attacked = maps.chunk(2)
-                sums.setdefault(name, _Sums()).add(clean, attacked)
+                parts = maps.chunk(len(sides))
+                sums.setdefault(name, _Sums()).add(dict(zip(sides, parts, strict=True)))
 
         return record
 
     handles = [module.register_forward_hook(hook(name)) for name, module in found.items()]
     try:
-        for clean, attacked in zip(images.split(batch), adv.split(batch), strict=True):
-            total = 2 * len(clean)
-            model(torch.cat([clean, attacked]).to(device))
+        for parts in zip(*(pictures.split(batch) for pictures in given), strict=True):
+            total = len(sides) * len(parts[0])
+            model(torch.cat(parts).to(device))
     finally:
         for handle in handles:
             handle.remove()
     rows = [
-        {"depth": depth, "layer": name, "kind": type(found[name]).__name__} | sums[name].row()
+        {"depth": depth, "layer": name, "kind": type(found[name]).__name__} | sums[name].row(sides)
         for depth, name in enumerate(sums)
     ]
     return pd.DataFrame(rows)
+
+
+def noisy_images(images: torch.Tensor, adv: torch.Tensor, seed: int) -> torch.Tensor:
+    """`images` plus the change of each pixel in `adv` at a random place and sign, in [0, 1]: noise
+    of the same sizes that knows nothing of the model."""
+    generator = torch.Generator().manual_seed(salted(seed, "layers", "noise"))
+    change = (adv - images).flatten(1)
+    order = torch.rand(change.shape, generator=generator).argsort(1)
+    signs = torch.randint(2, change.shape, generator=generator) * 2 - 1
+    noise = (change.gather(1, order) * signs).view_as(images)
+    return (images + noise).clamp(0, 1)

@@ -153,8 +153,8 @@ def audit(
     notes = [*found.notes, *_oddities(ordered, layers, spec)]
     if spec is not None and source == "inferred":
         notes.append(
-            f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they do "
-            "not show pooling, strides or activations"
+            f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they "
+            "do not show pooling, strides or activations"
         )
     lines = tuple(faults), tuple(notes)
     return Audit(spec, source if spec else "none", layers, sum(zeros.values()), count, *lines)

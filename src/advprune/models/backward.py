@@ -6,9 +6,11 @@ their private copies; layers that do not know it stay as they are. Two rules are
 of a whole network: `parent`, the gradient of the model that this one was made from, and `ensemble`,
 that of the mean logits of both. The forward pass is the model's own whatever the rule is.
 
-- `constant`, `scale`: of layers that draw, see stochastic.py.
-- `identity`: the layer is passed over (BPDA: Athalye, Carlini and Wagner, Obfuscated Gradients Give
-  a False Sense of Security, 2018, section 4.1): layers that draw, clamped maps, signs.
+- `constant`, `scale`, `identity`: of layers that draw, see stochastic.py. Identity: the layer is
+  passed over (BPDA: Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of
+  Security, 2018, section 4.1).
+- `straight`: clamped maps and signs are passed over likewise. A rule of its own: where their own
+  derivative leads somewhere, it mostly leads further.
 - `wide`: a slope of the sign that is not zero before two standard deviations (binary.py).
 """
 

@@ -75,7 +75,7 @@ class BinaryConv2d(nn.Conv2d):
     identity.
     """
 
-    rules = ("wide", "identity")
+    rules = ("wide", "straight")
 
     def __init__(self, *size: Any, binary_input: bool, **options: Any) -> None:
         super().__init__(*size, **{"bias": False, **options})
@@ -83,7 +83,7 @@ class BinaryConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = standardized(x)
-        if self.binary_input and self.backward == "identity":
+        if self.binary_input and self.backward == "straight":
             x = straight_through(x, binarize(x.detach()))
         elif self.binary_input:
             x = binarize(x, SLOPES[self.backward])

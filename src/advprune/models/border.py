@@ -32,8 +32,10 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 RECTIFIERS = {
     getattr(place, name)
     for place in (nn.functional, torch, torch.Tensor)
-    for name in ("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu")
-    + ("mish", "softplus", "hardswish", "hardtanh", "prelu", "rrelu")
+    for name in (
+        *("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu"),
+        *("mish", "softplus", "hardswish", "hardtanh", "prelu", "rrelu"),
+    )
     if hasattr(place, name)
 }
 
@@ -72,7 +74,7 @@ def _seed_others(seed: int) -> None:
 def _states(device: torch.device) -> tuple[Any, ...]:
     """The global random states, to be compared."""
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    numpys = np.random.get_state()
+    numpys = tuple(np.random.get_state())
     numbers = np.asarray(numpys[1]).tobytes(), numpys[2:]
     return torch.get_rng_state().numpy().tobytes(), cuda, *numbers, random.getstate()
 
@@ -84,6 +86,7 @@ class Drawn(Stochastic):
     backward rule but its own. Draws of numpy and Python are seeded from torch's.
     """
 
+    rules = ()
     shared = True
 
     def __init__(self, model: nn.Module) -> None:
@@ -179,8 +182,8 @@ def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def check_images(who: str, images: torch.Tensor, labels: torch.Tensor | None) -> None:
-    """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels (if any) not int64
-    `[N]` from 0."""
+    """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels (if any) not
+    int64 `[N]` from 0."""
     refuse(who, {f"images have shape {list(images.shape)}, not [N, C, H, W]": images.ndim != 4})
     floating = images.is_floating_point()
     refuse(who, {f"images are {images.dtype}; give floats in [0, 1]": not floating})

@@ -100,6 +100,7 @@ NO_FACTS: dict[str, Any] = {
     "twin_logit_gap": None,
     "history": [],
     "growth": None,
+    "ticket": None,
 }
 
 
@@ -114,10 +115,10 @@ def card_of(
     """The card of a model that was read from the file `path`.
 
     facts: what the file does not say, by the keys of NO_FACTS: setting, prune ratio, agreement of a
-    quantized model's twin, history of its training, growth. parent: for histograms of the weights
-    before and after. image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null
-    without it. `code` is the sha256 of the file of a network of the user's own, so that a change of
-    the code is noticed.
+    quantized model's twin, history of its training, growth, a ticket's distance from the dense
+    network. parent: for histograms of the weights before and after. image_shape: of an image `[C,
+    H, W]`, for `macs` and `inert`, which are null without it. `code` is the sha256 of the file of a
+    network of the user's own, so that a change of the code is noticed.
     """
     files = code_files(spec_of(model).factory)
     return {

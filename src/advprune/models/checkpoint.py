@@ -37,6 +37,12 @@ _LAYERS: dict[str, LayerFactory] = {}
 _PLUGINS = ("advprune.pruning",)
 WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
 AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones
+USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
+KINDS = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex128),
+    *(torch.qint8, torch.quint8, torch.qint32),  # refused as no plain tensors
+}
 MOST_WRAPPINGS = 8  # one inside the other
 LONGEST_NAME = 300  # of a tensor
 
@@ -73,8 +79,12 @@ def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
 def _layer(factory: LayerFactory, inserted: LayerSpec) -> nn.Module:
     """One layer with its settings; UserError where it does not take them."""
     try:
-        return factory(**inserted.settings)
-    except (TypeError, ValueError) as error:
+        layer = factory(**inserted.settings)
+        sample = torch.ones(1, 1, 1, 1)
+        if not sample.is_meta:
+            layer(sample)
+        return layer
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the spec's layers of kind {inserted.kind!r}: {error}") from error
 
 
@@ -140,10 +150,21 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     spec = header_spec(metadata, where=str(path))
     if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
+    _check_size(spec, tensors, where=str(path))
     model = build(spec, factory)
     fill(model, tensors, where=str(path))
     binary.check_binary(model, where=str(path))
     return model
+
+
+def _check_size(spec: ModelSpec, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """UserError where a network is larger than its file, before memory for it is taken."""
+    if spec.outside or max(*spec.streams, *spec.inner) <= USUAL_CHANNELS:
+        return
+    with torch.device("meta"):
+        needed = sum(t.numel() for t in stored(build(spec)).values())
+    if needed != (there := sum(t.numel() for t in tensors.values())):
+        raise UserError(f"{where}: the header's network has {needed} numbers, the file {there}")
 
 
 def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
@@ -285,7 +306,7 @@ def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
             reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
             if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
-                reason = f"it holds {kind[1]}, and only tensors and plain values are read; store "
+                reason = f"it holds {kind[1]}, and nothing in it is ever run: store "
                 reason += "model.state_dict() alone"
         raise UserError(f"{path} cannot be read as a plain state dict: {reason}") from error
     several: list[str] = []
@@ -310,14 +331,17 @@ def _wrapped(content: dict[Any, Any]) -> list[str]:
         if isinstance(key, str) and isinstance(value, dict) and key not in usual
         if any(word in key.lower() for word in AVERAGED)
     ]
-    return usual + averaged
+    beside = any(torch.is_tensor(value) and value.ndim for value in content.values())
+    return usual if beside else usual + averaged
 
 
 def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, where each has numbers of its own and a name that can be printed."""
+    """The tensors of a file, where each has numbers of its own and a name of bearable length."""
     for name, tensor in tensors.items():
-        if len(name) > LONGEST_NAME or not name.isprintable():
-            raise UserError(f"{path} holds a tensor of a name that is too long or not printable")
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"{path} holds a tensor with a name of {len(name)} characters")
+        if tensor.dtype not in KINDS:
+            raise UserError(f"{path}: {name} is {dtype_name(tensor)}, which is not read here")
         plain = tensor.layout == torch.strided and not tensor.is_quantized
         if tensor.is_meta:
             raise UserError(f"{path}: {name} is a meta tensor, which holds no numbers")

@@ -7,6 +7,7 @@ folded: their sums are exact, and rounding before a sign can invert it.
 
 import copy
 from collections import Counter
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -75,10 +76,13 @@ class Following:
     @classmethod
     def of(cls, model: nn.Module) -> "Following | None":
         """None for a model that holds more than torch's own layers and ways to join them, or whose
-        weights are computed from others."""
-        if not all(_plain(module) for module in model.modules()):
+        weights are computed from others by foreign code."""
+        bare = copy.deepcopy(model).eval()
+        for module in list(bare.modules()):
+            _compute(module)
+        if not all(_plain(module) for module in bare.modules()):
             return None
-        traced = _traced(copy.deepcopy(model).eval())
+        traced = _traced(bare)
         if traced is None or any(node.op == "get_attr" for node in traced.graph.nodes):
             return None
         return cls(model, traced)
@@ -91,15 +95,29 @@ class Following:
             mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
             fused.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
             fused.bias.copy_(bn.bias - mean * scale)
-        now = _tensors(self.model)
         for name, tensor in self.copied.items():
-            tensor.copy_(now[name])
+            tensor.copy_(attrgetter(name)(self.model))
         return self.network
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _compute(module: nn.Module) -> None:
+    """Put plain parameters, in place, where this library's own code computes them from others,
+    such as masked weights."""
+    if not is_parametrized(module):
+        return
+    chains: Any = module.parametrizations
+    if all(type(one).__module__.startswith("advprune.") for c in chains.values() for one in c):
+        values = {name: getattr(module, name).detach() for name in chains}
+        # torch's own way would change the class, which the module that this is a copy of shares.
+        module.__class__ = type(module).__bases__[0]
+        del module.parametrizations
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value))
 
 
 def _plain(module: nn.Module) -> bool:

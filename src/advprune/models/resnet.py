@@ -60,7 +60,9 @@ class ResNet(nn.Module):
                 stage.append(BasicBlock(fan_in, fan_out, stride, inner))
             self.add_module(f"layer{index + 1}", stage)
         self.stages = len(blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
+        if spec.pool_norm:  # on maps of 1x1, the same as batch-norm of vectors
+            self.pool = nn.Sequential(self.pool, nn.BatchNorm2d(widths[-1]))
         self.linear = nn.Linear(widths[-1], spec.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

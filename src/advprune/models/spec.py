@@ -40,19 +40,20 @@ class ModelSpec(BaseModel):
     range of the images. `binary`: every weight of a convolution or linear layer is one bit
     (models/binary.py). `stages` are the channels of the stem and of each stage's residual stream;
     empty means width, width, 2 width, 4 width, and so on. `strides` are the steps of each stage's
-    first convolution; empty means 1, 2, 2, and so on. `inner` is the number of channels between
+    first convolution; empty means 1, 2, 2, and so on. `pool_norm`: batch-norm between pooling and
+    the classifier. `inner` is the number of channels between
     the two convolutions of each block, in order of the blocks, at least 1 and, where `stages` are
     not given, at most the block's width; empty means as wide as the block. What is false or empty
     of these is left out of the stored text.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     architecture: Network
     width: int = Field(
         default=0, ge=0, le=1024, exclude_if=lambda width: not width, validate_default=True
     )
     channels: int = Field(ge=1, le=4)
-    classes: int = Field(ge=2)
+    classes: int = Field(ge=2, le=100_000)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layers: tuple[LayerSpec, ...] = ()
@@ -64,6 +65,7 @@ class ModelSpec(BaseModel):
     strides: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
         default=(), exclude_if=lambda strides: not strides
     )
+    pool_norm: bool = Field(default=False, exclude_if=lambda pool_norm: not pool_norm)
     inner: tuple[int, ...] = Field(default=(), exclude_if=lambda inner: not inner)
     options: Options = Field(default={}, exclude_if=lambda options: not options)
 
@@ -84,12 +86,23 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _parts_are_of_the_library(self) -> "ModelSpec":
-        parts = ("width", "binary", "stages", "strides", "inner")
+        parts = ("width", "binary", "stages", "strides", "pool_norm", "inner")
         if self.outside and (found := [name for name in parts if getattr(self, name)]):
             raise ValueError(f"{self.architecture} has no {found[0]}")
         if self.options and not self.outside:
             raise ValueError(f"{self.architecture} has no options")
         return self
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_for_each_channel(
+        cls, numbers: tuple[float, ...], info: ValidationInfo
+    ) -> tuple[float, ...]:
+        if len(numbers) != info.data.get("channels", len(numbers)):
+            raise ValueError(f"{len(numbers)} numbers for {info.data['channels']} channels")
+        if info.field_name == "std" and not all(number > 0 for number in numbers):
+            raise ValueError("a standard deviation is above 0")
+        return numbers
 
     @field_validator("width")
     @classmethod

@@ -21,11 +21,12 @@ class Stochastic(nn.Module, ABC):
     backward: what the gradient of the random factors is taken to be: `constant` (they are held
     fixed), `scale` (differentiated where that is defined), `identity` (the layer is passed over:
     BPDA, Athalye et al. 2018). frozen: a seed; the same draws in every pass and for every sample.
-    shared: whether one draw may serve a whole pass.
+    shared: whether one draw may serve a whole pass. off: the layer changes nothing.
     """
 
-    rules = ("constant", "scale", "identity")
+    rules: tuple[str, ...] = ("constant", "scale", "identity")
     shared = False
+    off = False
 
     def __init__(self, backward: str = "constant") -> None:
         super().__init__()
@@ -54,6 +55,8 @@ class Stochastic(nn.Module, ABC):
         """What the layer makes of `h`, with the gradient of `constant` or `scale`."""
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
+        if self.off:
+            return h
         out = self.noisy(h)
         return straight_through(h, out) if self.backward == "identity" else out
 
@@ -73,6 +76,17 @@ def frozen_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     copied = copy.deepcopy(model)
     for index, layer in enumerate(stochastic_layers(copied)):
         layer.frozen = seed * 1_000_003 + index
+    return copied
+
+
+def silent_copy(model: nn.Module) -> nn.Module | None:
+    """A deterministic copy in which random layers change nothing; None where one of them is not a
+    layer beside others but the model itself."""
+    copied = copy.deepcopy(model)
+    for layer in stochastic_layers(copied):
+        if "identity" not in layer.rules:
+            return None
+        layer.off = True
     return copied
 
 

@@ -11,7 +11,7 @@ tails. round: `h = round(h, decimals)`.
 Gradient. Rounding is flat almost everywhere, so an attack that uses its true gradient finds
 nothing, however weak the network is. Its backward pass is the identity for every attacker (straight
 through: Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018,
-section 4.1, BPDA). A clamped value has no gradient either: attacks with `backward: identity` pass
+section 4.1, BPDA). A clamped value has no gradient either: attacks with `backward: straight` pass
 over the clamp.
 
 Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), clamped and rounded maps.
@@ -62,7 +62,7 @@ class RoundMaps(Setting):
 class Clamp(nn.Module):
     """`min(max(h, low), high)` with one range a layer; its gradient is its own, or the identity."""
 
-    rules = ("identity",)
+    rules = ("straight",)
     low: torch.Tensor
     high: torch.Tensor
 
@@ -75,7 +75,7 @@ class Clamp(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         clamped = h.clamp(self.low, self.high)
-        return straight_through(h, clamped) if self.backward == "identity" else clamped
+        return straight_through(h, clamped) if self.backward == "straight" else clamped
 
 
 @inserted_layer("round")

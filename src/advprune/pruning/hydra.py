@@ -3,6 +3,8 @@
 Claim (Sehwag et al., 2020). Which weights a robust network can do without is not decided by their
 magnitude: a mask trained with the robust loss retains more robustness than LWM, the more so the
 sparser the network. Networks that were not trained to be robust contain robust sub-networks.
+On CIFAR-10, weights/cifar10-w32/README.md compares both at 95 and 99 % over three seeds: HYDRA is
+more robust, by less than published, with a narrower network and shorter training.
 
 Formula. Each weight has a score, which starts as `s = sqrt(6 / fan_in) w / max|w|`. A layer
 computes with `w M`, where M is 0 for the `floor(sparsity * numel)` weights of smallest `|s|` of
@@ -153,13 +155,17 @@ def scaled(weight: torch.Tensor) -> torch.Tensor:
 def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     """True, in the scores' shape, for the `floor(sparsity * numel)` of smallest |s|, exactly.
 
-    Of equal ones the first. The threshold is selected, not sorted for: time linear in numel.
+    Of equal ones the first. On the CPU the threshold is selected, in time linear in numel; a GPU
+    sorts sooner than it selects.
     """
     magnitudes = scores.detach().abs().flatten()
     count = part(sparsity, len(magnitudes))
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = magnitudes.kthvalue(count).values
+    if magnitudes.is_cuda:
+        threshold = magnitudes.sort().values[count - 1]
+    else:
+        threshold = magnitudes.kthvalue(count).values
     below, level = magnitudes < threshold, magnitudes == threshold
     gone = below | (level & (level.cumsum(0) <= count - below.sum()))
     return gone.view_as(scores)

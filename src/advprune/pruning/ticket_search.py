@@ -8,9 +8,12 @@ the dense network at initialization and f_s the sparse one, mask and weights min
 over batches X of training images, X~ the same images under attack. NTT (Liu and Zenke, Finding
 Trainable Sparse Networks through Neural Tangent Transfer, ICML 2020) is the same at X~ = X.
 
+NTT adds `l2 / density ||m w||^2`, which keeps the remaining weights small.
+
 Here each term is relative to that of an all-zero network, `||f_0||^2 / N` and `||Theta_0||_F^2 /
-N^2`, so that one gamma suits networks of any size; Adam ignores the common factor. The published
-gamma, which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
+N^2` (the third to the dense network's `||w||^2`), so that one gamma suits networks of any size;
+Adam ignores the common factor. The published gamma, which is not known to us, is
+`gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
 """
 
 import copy
@@ -54,13 +57,15 @@ class GaugeSettings(Settings):
 class SearchSettings(GaugeSettings):
     """How a ticket is searched for.
 
-    steps: of Adam, at rate lr. gamma: weight of the kernel beside the outputs. refresh: steps
-    between two choices of the mask; at least that many follow the last.
+    steps: of Adam, at rate lr. gamma: weight of the kernel beside the outputs. l2: that of the
+    squares of the weights. refresh: steps between two choices of the mask; at least that many
+    follow the last.
     """
 
     steps: int = Field(default=100, ge=0, le=1_000_000)
     lr: float = Field(default=1e-2, gt=0, le=10)
     gamma: float = Field(default=1.0, ge=0, le=1000)
+    l2: float = Field(default=1e-3, ge=0, le=1000)
     refresh: int = Field(default=25, ge=1)
 
 
@@ -96,9 +101,10 @@ def pair(
 class Gauge:
     """Measures how far sparse networks are from a dense one, always on the same images.
 
-    The images are the first batch of training images and the same attacked on the dense network
-    (for NTT, attacked: False, the clean ones again). `output_norm` and `kernel_norm` are
-    `||f_0||^2 / N` and `||Theta_0||_F^2 / N^2`, at least a tiny number, to divide by.
+    The images are the first batch of training images, which searches do not see, and the same
+    attacked on the dense network (for NTT, attacked: False, the clean ones again). `output_norm`
+    and `kernel_norm` are `||f_0||^2 / N` and `||Theta_0||_F^2 / N^2`, at least a tiny number, to
+    divide by.
     """
 
     def __init__(
@@ -196,9 +202,11 @@ class Search:
         # A generator for each step, so that a resumed search goes on the same way.
         seed = salted(self.data.seed, "tickets", "search", str(self.step))
         generator = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(len(self.data.images), generator=generator)[: self.setting.batch]
-        batch = self.data.images[rows], self.data.labels[rows]
-        images = pair(self.student, batch, self.data, self.attack_steps, generator)
+        batch, count = self.setting.batch, len(self.data.images)
+        held = batch if count >= 2 * batch else 0  # the images of the gauge
+        rows = held + torch.randperm(count - held, generator=generator)[:batch]
+        seen = self.data.images[rows], self.data.labels[rows]
+        images = pair(self.student, seen, self.data, self.attack_steps, generator)
         self.optimizer.zero_grad()
         self._backward(images, generator)
         weights = prunable_weights(self.student)
@@ -213,6 +221,8 @@ class Search:
         with torch.no_grad():
             target = self.dense(images[0])
         loss = mean_square(target - self.student(images[0])) / self.gauge.output_norm
+        if self.setting.l2:
+            loss = loss + self.setting.l2 * self._size()
         loss.backward()
         vectors = probing_vectors(target, self.setting.projections, generator)
         for part in vectors.split(1):
@@ -225,6 +235,15 @@ class Search:
             loss = loss.detach() + term.detach()
         if not torch.isfinite(loss):
             raise UserError("ticket search: the distance is not a number; lower search.lr")
+
+    def _size(self) -> torch.Tensor:
+        """`||m w||^2 / density`, relative to the dense network's `||w||^2`."""
+        sparse, dense = prunable_weights(self.student), prunable_weights(self.dense)
+        gone = sum(int(mask.sum()) for mask in self.removed.values())
+        density = 1 - gone / sum(weight.numel() for weight in dense.values())
+        squares = torch.stack([weight.square().sum() for weight in sparse.values()]).sum()
+        whole = torch.stack([weight.square().sum() for weight in dense.values()]).sum()
+        return squares / whole.detach() / max(density, 1e-12)
 
     def _note(self) -> None:
         """Add a row, and keep the state."""

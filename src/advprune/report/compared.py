@@ -1,7 +1,7 @@
 """Comparisons as the report shows them: with the margin of the settings, in the same columns."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import isfinite
 from typing import Any
 
@@ -40,40 +40,56 @@ class Against:
 def against_dense(run: Run) -> dict[Model, Against]:
     """Every compressed model against its dense network: one question a dense network (Holm).
 
-    Where a model of significantly lower clean accuracy is more robust than the dense network, one
-    of equal clean accuracy takes the dense network's place, if there is one of the same dense
-    network that is not made of it, nor it of that.
+    Where a model of significantly lower clean accuracy is more robust or farther away than the
+    dense network, one of equal clean accuracy takes the dense network's place, if there is one of
+    the same dense network that is not made of it, nor it of that.
     """
     found: dict[Model, Against] = {}
     for dense in run.roots:
         models, own, far = run.descendants(dense), run.robust(dense), run.distances(dense)
         clean = corrected([compared(run, run.robust(one), own, "clean") for one in models])
-        robust = []
+        robust, distance = [], []
         for one in models:
+            first = run.robust(one)
             others = [m for m in models if m.name not in (one.name, one.parent)]
             controls = {m.name: run.robust(m) for m in others if m.parent != one.name}
-            test = compared(run, run.robust(one), own)
-            robust.append(with_control(test, run.robust(one), controls))
-        distance = corrected([compare_distances(run.distances(one), far) for one in models])
-        tests = map(Against, clean, corrected(robust), distance)
+            accurate, away = partial(_accuracy, run, one), partial(_distance, run, one)
+            robust.append(with_control(compared(run, first, own), first, controls, accurate))
+            test = compare_distances(run.distances(one), far)
+            distance.append(with_control(test, first, controls, away))
+        tests = map(Against, clean, corrected(robust), corrected(distance))
         found |= dict(zip(models, tests, strict=True))
     return found
+
+
+def _accuracy(run: Run, model: Model, control: str) -> Comparison:
+    return compared(run, run.robust(model), run.robust(run.model(control)))
+
+
+def _distance(run: Run, model: Model, control: str) -> DistanceComparison:
+    return compare_distances(run.distances(model), run.distances(run.model(control)))
 
 
 def columns(test: Compared, column: str = "difference") -> dict[str, Any]:
     """A comparison as columns: difference with interval, what could be shown, p, outcome.
 
-    column: the name of the difference; of bits to chance it is `flips_difference` in any case.
+    column: the name of the difference where it is one of accuracies.
     """
     low, high = test.interval
-    if isinstance(test, FlipComparison):
-        column = "flips_difference"
-    detectable = "detectable_flips" if column == "flips_difference" else "detectable"
+    column, detectable = units_of(test, column)
     return {
         **dict(zip((column, *bounds(column)), (finite(test.difference), low, high), strict=True)),
         detectable: finite(test.detectable),
         **{"p": test.p, "outcome": test.outcome},
     }
+
+
+def units_of(test: Compared, column: str = "difference") -> tuple[str, str]:
+    """The columns of a test's difference and of what could be shown, whose names say the unit."""
+    if isinstance(test, FlipComparison):
+        return "flips_difference", "detectable_flips"
+    is_distance = isinstance(test, DistanceComparison)
+    return ("distance_difference", "detectable_distance") if is_distance else (column, "detectable")
 
 
 def finite(value: float) -> float | None:

@@ -149,6 +149,10 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "p_against_dense": ("p", "of that test, corrected for all models of a dense network"),
     "detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
     "robust_detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
+    **dict.fromkeys(
+        ("counts_detectable", "counts_detectable_distance", "counts_detectable_flips"),
+        ("counts", "the smallest difference that would count, or the largest that is none"),
+    ),
     "sparsity": ("sparsity", "zeros among the stored weights and biases"),
     "prune_ratio": ("prune ratio", "parameters changed or removed"),
     "bits": ("bits", "of a stored weight"),

@@ -4,10 +4,11 @@ A model falls where its robust accuracy is significantly lower than before: by M
 on the same images, or by Fisher's exact test on the two counts where the images differ or are not
 known one by one; or where its distances are significantly smaller on the same images (Wilcoxon's
 signed-rank test). p-values are corrected for all these tests together (Holm). A verdict may not get
-worse.
+worse or be unknown, a model may not vanish, and images and settings of the measurement may not
+change, unless that is allowed by name.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -38,6 +39,7 @@ CAPTION = ("model", "clean % before", "after", "robust % before", "after", "p")
 DISTANCES = ("distance /255 before", "after", "p")
 VERDICTS = ("verdict before", "after", "")
 UNPAIRED = "\\*"
+IMAGES, SETTINGS = "images", "settings"  # what may be allowed to change, besides a model by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +125,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Gate:
-    """Both revisions, model by model; `passed` unless one fell or its verdict got worse."""
+    """Both revisions, model by model; `passed` unless there are failures, a sentence each."""
 
     rows: list[Row]
     alpha: float
+    failures: list[str]
     warnings: list[str]
-
-    @property
-    def failures(self) -> list[str]:
-        """One sentence each."""
-        return [sentence for row in self.rows for sentence in _failures(row, self.alpha)]
 
     @property
     def passed(self) -> bool:
@@ -140,16 +138,49 @@ class Gate:
         return not self.failures
 
 
-def judge(before: Side, after: Side, alpha: float = 0.05, order: Iterable[str] = ()) -> Gate:
+def judge(
+    before: Side,
+    after: Side,
+    alpha: float = 0.05,
+    order: Iterable[str] = (),
+    allow: Collection[str] = (),
+) -> Gate:
     """Compare two revisions. alpha: the level of the tests over all models, in (0, 1).
 
-    order: the names of models in the order of the leaderboard; others follow, sorted.
+    order: the names of models in the order of the leaderboard; others follow, sorted. allow: models
+    that may fall, vanish or be distrusted, and `images` and `settings`, which then may change.
     """
     named = sorted({*before.results, *after.results})
     names = [name for name in dict.fromkeys(order) if name in named]
     rows = [_row(name, before, after) for name in dict.fromkeys([*names, *named])]
     rows = _corrected(rows)
-    return Gate(rows, alpha, list(_warnings(rows, before, after)))
+    failures = [one for row in rows if row.name not in allow for one in _failures(row, alpha)]
+    for kind, changes in _changes(rows, before, after).items():
+        failures += [f"{change} (--allow {kind})." for change in changes if kind not in allow]
+    return Gate(rows, alpha, failures, list(_warnings(rows)))
+
+
+def _changes(rows: list[Row], before: Side, after: Side) -> dict[str, list[str]]:
+    """What changed in the measurement itself, by what it is allowed as."""
+    both = [(r, r.before, r.after) for r in rows if r.before is not None and r.after is not None]
+    fewer = [r.name for r, old, new in both if new.n < old.n]
+    other = [
+        r.name
+        for r, old, new in both
+        if new.n >= old.n and old.images is not None and old.images != new.images
+    ]
+    found: dict[str, list[str]] = {IMAGES: [], SETTINGS: []}
+    if fewer:
+        found[IMAGES].append(f"Fewer images: {_named(fewer)}")
+    if other:
+        found[IMAGES].append(f"Other images: {_named(other)}")
+    if before.settings is not None and before.settings != after.settings:
+        found[SETTINGS].append("The settings of data, seed or attacks differ")
+    return found
+
+
+def _named(names: list[str]) -> str:
+    return listed([markdown(name) for name in names])
 
 
 def _corrected(rows: list[Row]) -> list[Row]:
@@ -191,28 +222,32 @@ def _fisher(hits: int, n: int, others: int, m: int) -> float:
 
 
 def _failures(row: Row, alpha: float) -> Iterator[str]:
-    if row.before is None or row.after is None:
+    name = markdown(row.name)
+    if row.after is None:
+        yield f"{name} is no longer there (--allow {name})."
+        return
+    if row.after.verdict not in RANK:
+        yield f"{name} has no known verdict: {markdown(row.after.verdict)}."
+    if row.before is None:
         return
     if row.fell(alpha):
         before, after = (percent(one.rate.value) for one in (row.before, row.after))
-        yield f"{markdown(row.name)} fell from {before} to {after} % robust ({_p(row)})."
+        yield f"{name} fell from {before} to {after} % robust ({_p(row)})."
     if row.nearer(alpha) and row.farther:
         after, before = (levels(median[0]) for median in (row.farther.first, row.farther.second))
         yield (
-            f"{markdown(row.name)}: the median distance went from {before}/255 to {after}/255, and "
-            f"images are significantly nearer ({p_text(row.farther.p)})."
+            f"{name}: the median distance went from {before}/255 to {after}/255, and images are "
+            f"significantly nearer ({p_text(row.farther.p)})."
         )
     if row.distrusted:
-        yield f"{markdown(row.name)} was {row.before.verdict} and is {row.after.verdict}."
+        yield f"{name} was {row.before.verdict} and is {row.after.verdict}."
 
 
-def _warnings(rows: list[Row], before: Side, after: Side) -> Iterator[str]:
+def _warnings(rows: list[Row]) -> Iterator[str]:
     if vanished := [markdown(row.name) for row in rows if row.after is None]:
         yield f"No longer there: {listed(vanished)}."
     if added := [markdown(row.name) for row in rows if row.before is None]:
         yield f"New: {listed(added)}."
-    if None not in (before.settings, after.settings) and before.settings != after.settings:
-        yield "The settings of data or attacks differ: what changed may be the measurement."
     tested = [row for row in rows if row.p is not None]
     if unpaired := [markdown(row.name) for row in tested if not row.paired]:
         each = "every model" if len(unpaired) == len(tested) else listed(unpaired)
@@ -247,7 +282,7 @@ def _cells(row: Row, alpha: float) -> list[str]:
     for side, one in enumerate((row.before, row.after)):
         if one is not None:
             robust = interval(one.rate.value, *one.rate.interval)
-            cells[side] = percent(one.clean), robust, one.verdict or NOTHING
+            cells[side] = percent(one.clean), robust, markdown(one.verdict or NOTHING)
     clean, robusts, verdicts = zip(*cells, strict=True)
     distances = [NOTHING] * 3
     if row.farther:

@@ -6,9 +6,12 @@ from typing import Any
 
 import pandas as pd
 
+from advprune.core.claims import FILE, read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.report.run import Model, Received, Run, in_order, tensors_of
+
+NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
 
 
 def read_run(params: Params, folder: Path = Path()) -> Run:
@@ -30,6 +33,7 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         classes=described["classes"],
         clean_images=tensors["images"],
         folder=folder,
+        claims=read_claims(folder / FILE),
     )
 
 
@@ -44,7 +48,7 @@ def _read_model(params: Params, runs: Path, name: str, received: dict[str, Recei
         root=params.root(name),
         do=entry.do if entry else "train",
         card=_json(folder / "model.json"),
-        records=_frame(folder / "records.parquet"),
+        records=records_of(folder / "records.parquet"),
         layers=_frame(folder / "layers.parquet"),
         received=received[name],
     )
@@ -64,6 +68,26 @@ def _received(table: pd.DataFrame) -> dict[str, Received]:
     for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
         found.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
     return found
+
+
+def records_of(path: Path) -> pd.DataFrame:
+    """The records of a model; UserError where columns or rows are missing, numbers are none, or an
+    attack does not have each of its images once."""
+    table = _frame(path)
+    if missing := [column for column in NEEDED if column not in table]:
+        raise UserError(f"{path} has no column {missing[0]}; run `dvc repro`")
+    if not len(table):
+        raise UserError(f"{path} has no rows; run `dvc repro`")
+    for column in NEEDED[:-1]:
+        numeric = pd.api.types.is_numeric_dtype(table[column])
+        if not numeric or table[column].isna().any():
+            raise UserError(f"{path} holds what is no number in column {column}; run `dvc repro`")
+    for attack, rows in table.groupby(["attack", "eps", "steps"], sort=False):
+        if sorted(rows["index"]) != list(range(len(rows))):
+            raise UserError(
+                f"{path} lacks images of {attack[0]}, or has some twice; run `dvc repro`"
+            )
+    return table
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns her
 }
 HEX = frozenset("0123456789abcdef")
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
+NUMBERS = ("n", "clean_accuracy", "robust_accuracy")
 REQUIRED = ("model", "images", "robust_images", "image_distances")
 DISTANCE = "<f2"  # how the distance of each image is kept: four hexadecimal digits
 AGAINST = (  # empty for a dense network
@@ -127,13 +128,22 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         raise UserError(f"{where} is damaged: it has no column {missing[0]}")
     if table.model.isna().any() or table.model.duplicated().any() or not len(table):
         raise UserError(f"{where} is damaged: models are missing or named twice")
+    for column in NUMBERS:
+        odd = pd.to_numeric(table[column], errors="coerce").isna()
+        if odd.any():
+            raise UserError(
+                f"{where} is damaged: {column} of {table.model[odd].iloc[0]} is no number"
+            )
+        table[column] = pd.to_numeric(table[column])
     for row in table.to_dict("records"):
         model, hits, n = row["model"], str(row["robust_images"]), row["n"]
-        if not set(hits) <= {"0", "1"} or len(hits) != n or pd.isna(row["images"]):
+        if not set(hits) <= {"0", "1"} or len(hits) != n or not n or pd.isna(row["images"]):
             raise UserError(f"{where} is damaged: outcomes of {model} are not 0 or 1 per image")
         if len(digits := str(row["image_distances"])) != 4 * n or not set(digits) <= HEX:
             raise UserError(f"{where} is damaged: {model} lacks a distance for each image")
-        if abs(hits.count("1") / n - row["robust_accuracy"]) > 1e-6:
+        if not 0 <= row["clean_accuracy"] <= 1:
+            raise UserError(f"{where} is damaged: clean_accuracy of {model} is no rate")
+        if not abs(hits.count("1") / n - row["robust_accuracy"]) <= 1e-6:
             raise UserError(f"{where} is damaged: {model} has another rate than its outcomes")
     return table
 

@@ -10,6 +10,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from advprune.core.attack_settings import AttackSettings
+from advprune.core.claims import Claim
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.profile import FROZEN, RESERVED, Profile
@@ -101,6 +102,7 @@ class Run:
 
     attackers: records of surrogates and substitutes on their own images. source, classes: of the
     data set. clean_images: uint8 [N, C, H, W], those that are attacked. folder: where it lies.
+    claims: published ones, to be tested.
     """
 
     params: Params
@@ -111,6 +113,7 @@ class Run:
     classes: list[str]
     clean_images: np.ndarray
     folder: Path
+    claims: tuple[Claim, ...] = ()
 
     @cached_property
     def profile(self) -> Profile:
@@ -229,11 +232,11 @@ class Run:
         return guessing(self.profile.flips.stop, len(self.classes), labels)
 
     @cache  # noqa: B019
-    def flips(self, model: Model) -> Reached | None:
+    def flips(self, model: Model, variant: str = "untargeted") -> Reached | None:
         """Bits to chance, from the study of the model with most bits; None where there is none."""
         own = [one for one in self.studies_of("bitflip").items() if one[1].of == model.name]
         name, _ = max(own, key=lambda one: int(one[1].bits), default=(None, None))
-        return None if name is None else to_chance(self.studies[name], self.chance)
+        return None if name is None else to_chance(self.studies[name], self.chance, variant)
 
     @cached_property
     def swept(self) -> "Run":

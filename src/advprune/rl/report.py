@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from advprune.evaluate.compare import holm
+from advprune.evaluate.statistics import consistent
 from advprune.rl.settings import CURVES, RlParams
 
 LEVEL = 0.95
@@ -21,7 +22,8 @@ episodes with 95 % t intervals (over episodes, not training seeds). SAP: fractio
 {sap.form}, {draws} draws. lambda: in standard deviations of each observed number. *FGSM* on SAP
 holds the random factors constant, as published; *BPDA*'s backward pass skips SAP's layers; *noise*
 moves each number in a random direction. *relative*: (SAP - dense) / |dense|, dense under FGSM, with
-the interval of a paired difference and the p of a paired t-test (Holm over a game's budgets).
+the interval of a paired difference and the p of a paired t-test, both for all budgets of a game
+together (p by Holm).
 
 ![Rewards over the budget](reward.png)
 """
@@ -34,19 +36,21 @@ def rewards(records: pd.DataFrame, agent: str, attack: str, budget: float) -> np
     return records[rows].sort_values("seed").reward.to_numpy(dtype=float)
 
 
-def interval(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean and Student's t interval `m +- t s / sqrt(n)`, as `name`, `name_low`, `name_high`."""
+def interval(name: str, values: np.ndarray, tests: int = 1) -> dict[str, float]:
+    """Mean and Student's t interval `m +- t s / sqrt(n)`, as `name`, `name_low`, `name_high`; at
+    the level that holds for so many `tests` together."""
     mean, n = float(np.mean(values)), len(values)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    reach = stats.t.ppf(1 - (1 - LEVEL) / 2 / tests, n - 1)
+    half = float(reach * np.std(values, ddof=1) / math.sqrt(n))
     return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
 
 
-def relative(pruned: np.ndarray, dense: np.ndarray) -> dict[str, float]:
+def relative(pruned: np.ndarray, dense: np.ndarray, tests: int = 1) -> dict[str, float]:
     """(R_SAP - R_dense) / |R_dense| of mean rewards, and its paired interval; NaN at R_dense = 0.
 
     |R_dense| keeps the sign right where rewards are negative; the interval takes it as given.
     """
-    return interval("relative", (pruned - dense) / (abs(dense.mean()) or np.nan))
+    return interval("relative", (pruned - dense) / (abs(dense.mean()) or np.nan), tests)
 
 
 def p_value(one: np.ndarray, other: np.ndarray) -> float:
@@ -62,6 +66,7 @@ def results(records: pd.DataFrame) -> pd.DataFrame:
     significantly above that of random play.
     """
     blind, rows = rewards(records, "random", "none", 0), []
+    tests = int(np.sum(records.budget.unique() > 0))
     for agent, attack in (*CURVES, ("random", "none")):
         for budget in sorted(records.budget.unique()):
             found = rewards(records, agent, attack, budget)
@@ -70,12 +75,15 @@ def results(records: pd.DataFrame) -> pd.DataFrame:
             row["useful"] = found.mean() > blind.mean() and p_value(found, blind) < 1 - LEVEL
             if agent == "SAP":
                 dense = rewards(records, "dense", "FGSM", budget)
-                row |= relative(found, dense)
+                row |= relative(found, dense, tests if budget > 0 else 1)
                 row |= {"gain": found.mean() - dense.mean(), "p": p_value(found, dense)}
             rows.append(row)
     table = pd.DataFrame(rows)
     for _, group in table[(table.agent == "SAP") & (table.budget > 0)].groupby("attack"):
-        table.loc[group.index, "p"] = holm(group.p.tolist())
+        for index, p in zip(group.index, holm(group.p.tolist()), strict=True):
+            low, high = table.loc[index, ["relative_low", "relative_high"]]
+            ends = consistent((low, high), table.relative[index], p)
+            table.loc[index, ["p", "relative_low", "relative_high"]] = p, *ends
     return table
 
 

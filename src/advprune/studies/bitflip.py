@@ -34,12 +34,15 @@ class BitFlipSettings(Settings):
     """How the weights are stored, and how they are attacked.
 
     scale: one for each layer or each output channel. variants: what is tried besides untargeted and
-    random flips. budget: most flips a batch; null takes the profile's.
+    random flips. each: how many candidates of each layer the variant `margin` tries by a forward
+    pass; untargeted flips try one, as published. budget: most flips a batch; null takes the
+    profile's.
     """
 
     bits: int = Field(default=8, ge=1, le=8)
     scale: Literal["layer", "channel"] = "layer"
     variants: list[Literal["margin", "targeted"]] = []
+    each: int = Field(default=1, ge=1, le=20)
     budget: int | None = Field(default=None, ge=1, le=1000000)
 
 
@@ -176,6 +179,7 @@ class Flipping:
             budget=most,
             stop=self.level,
             loss="margin" if variant == "margin" else "ce",
+            each=self.entry.each if variant == "margin" else 1,
             target=self.settings.target if variant == "targeted" else None,
             evaluate=self._accuracy,
             every=self.settings.every,

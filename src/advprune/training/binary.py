@@ -24,12 +24,13 @@ MOST_WIDTH = 1024
 def binary_spec(
     spec: ModelSpec, grown: Grown | None = None, widest: ModelSpec | None = None
 ) -> ModelSpec:
-    """The binary network that starts from the network `spec`.
+    """The binary network that starts from the network `spec`, with batch-norm before the classifier
+    as published.
 
     grown: with the stages and inner channels that Early-Growth found. widest: uniformly so wide
     that its number of parameters comes nearest to that of this network. Else of the same width.
     """
-    known = spec.model_dump() | {"binary": True}
+    known = spec.model_dump() | {"binary": True, "pool_norm": True}
     if grown is not None:
         known |= {"stages": grown.stages, "inner": grown.inner}
     base = ModelSpec.model_validate(known)

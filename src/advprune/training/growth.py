@@ -2,10 +2,11 @@
 
 Stage 1 of RA-BNN (Rakin et al., RA-BNN: Constructing Robust & Accurate Binary Neural Network to
 Simultaneously Defend Adversarial Bit-Flip Attack and Improve Accuracy, 2021). A network `factor`
-times as wide is trained with a gate on every channel. At first the gates of the base network's
-channels are on and the others mostly off; cross-entropy alone says which are kept. Nothing
-penalizes width: growth ends because the gates become steep. What is returned are numbers of
-channels; the network of that size is trained from scratch (binary.py).
+times as wide is trained with a gate on every channel. In the first epochs no gate is drawn and
+none learns: gates of a network that has learned nothing follow noise, and the network shrinks. Then
+the gates of the base network's channels are on and the others mostly off; cross-entropy alone says
+which are kept. Nothing penalizes width: growth ends because the gates become steep. What is
+returned are numbers of channels; the network of that size is trained from scratch (binary.py).
 
 A gate acts where its channel is read, so a channel that is off has no part in what later layers
 compute, their means and deviations included. Any channel may be switched off, those of the base
@@ -51,7 +52,8 @@ class Gate(nn.Module):
     logistic noise g (a hard Gumbel-sigmoid at temperature 1); the gradient is that of y. In
     evaluation mode on where m > 0. A group is never all off: its most likely channel stays.
 
-    beta: the steepness of each, 1 at first. on: the last draw.
+    beta: the steepness of each, 1 at first. on: the last draw. frozen: all channels
+    are on in training, and the logits learn nothing.
     """
 
     beta: torch.Tensor
@@ -60,6 +62,7 @@ class Gate(nn.Module):
     def __init__(self, channels: int, base: int, generator: torch.Generator) -> None:
         super().__init__()
         tenths = torch.randint(LEAST, MOST + 1, (channels,), generator=generator)
+        self.frozen = False
         self.logits = nn.Parameter(tenths / 10)
         self.logits.data[:base] = 1.0
         self.register_buffer("beta", torch.ones(channels))
@@ -74,6 +77,8 @@ class Gate(nn.Module):
         """0 or 1 for each channel; noise is drawn on the CPU."""
         if not self.training:
             return self.kept.to(self.logits.dtype)
+        if self.frozen:
+            return 1 + 0 * self.logits
         uniform = torch.rand(len(self.logits), generator=noise, dtype=torch.float64)
         logistic = uniform.logit(eps=1e-12).to(self.logits)
         steep = self.beta * self.logits + logistic
@@ -103,8 +108,9 @@ class SuperNet(nn.Module):
     def __init__(self, spec: ModelSpec, factor: int, seed: int) -> None:
         super().__init__()
         inner = spec.inner or spec.blocks
-        wide = {"stages": [factor * n for n in spec.streams], "inner": [factor * n for n in inner]}
-        network = build_dense(ModelSpec.model_validate(spec.model_dump() | wide))
+        wide = spec.model_dump() | {"pool_norm": True}
+        wide |= {"stages": [factor * n for n in spec.streams], "inner": [factor * n for n in inner]}
+        network = build_dense(ModelSpec.model_validate(wide))
         _part_stem(network)
         initialize(network, torch.Generator().manual_seed(seed))
         self.network = latent(network)
@@ -137,8 +143,10 @@ class SuperNet(nn.Module):
     def begin_epoch(self, epoch: int, settings: GrowthSettings) -> None:
         """Before an epoch, counted from 0: its slopes, steepness after the last one, its noise."""
         begin_epoch(self.network, epoch, settings.epochs, settings.t)
-        for name in self.gates if epoch else ():
-            self.gate(name).steepen(settings.rate)
+        for gate in map(self.gate, self.gates):
+            gate.frozen = epoch < settings.frozen
+            if epoch > settings.frozen:
+                gate.steepen(settings.rate)
         self.noise.manual_seed(salted(self.seed, "gate noise", str(epoch)))
 
     def kept(self) -> dict[str, int]:
@@ -221,7 +229,7 @@ def grow(
         before_epoch=lambda epoch: network.begin_epoch(epoch, settings),
         measure=lambda model: network.density(),
         finished=lambda history: (
-            len(history) > RISING * settings.epochs
+            len(history) > max(RISING * settings.epochs, settings.frozen + settings.patience)
             and settled(history, settings.tolerance, settings.patience)
         ),
         groups=({"params": gates, "lr": settings.gate_lr, "weight_decay": 0.0},),

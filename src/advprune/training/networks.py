@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from advprune.core.errors import UserError
 from advprune.core.params import DENSE, Params
 from advprune.core.train_settings import BinarySettings
 from advprune.data import Split
 from advprune.models.spec import spec_of
 from advprune.training.base import load_or_train, spec_for
-from advprune.training.binary import binary_spec, train_binary
+from advprune.training.binary import binary_spec, parameters_of, train_binary
 from advprune.training.growth import Grown, grow
 from advprune.training.inputs import Inputs
 from advprune.training.surrogate import train_surrogate
@@ -67,6 +68,12 @@ class Training:
         if setting.growth is not None:
             growing = replace(inputs, state=self.state.with_name("growth.pt"))
             grown = grow(base, setting.growth, profile.train, growing)
+            before, after = (parameters_of(binary_spec(base, found)) for found in (None, grown))
+            if after <= before:
+                raise UserError(
+                    f"Early-Growth ended with {after} parameters, not more than the {before} it "
+                    "started from; raise growth.epochs, growth.frozen or growth.gate_lr"
+                )
         widest = spec_of(self.parent) if setting.channels == "uniform" and self.parent else None
         spec = binary_spec(base, grown, widest)
         return *train_binary(spec, setting, profile.train, inputs), grown

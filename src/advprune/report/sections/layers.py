@@ -1,6 +1,5 @@
 """Where in the network the attack acts: how far it moves each layer's feature maps."""
 
-from math import ceil
 from statistics import median
 from typing import Any
 
@@ -25,12 +24,17 @@ def layers(run: Run) -> list[Part]:
     if not known:
         return []
     text = (
-        "Claim (nn-prune): PGD acts on the input layer and on the layer before the classifier. "
-        "Rank 1: the attack moves this layer most. A layer stands out if it is in the top tenth "
-        f"by both measures ({run.main}, eps {budget(run.main_attack.eps)}, n = {run.n})."
+        "Claim (nn-prune): the attack makes small changes to many neurons behind the input and "
+        "abnormally large values before the classifier. Changed: share of units that move by more "
+        "than a tenth of the layer's standard deviation; change: L2 norm of the change over that "
+        "of the maps; growth: maximum and 99.9th percentile of |value| over the clean ones. "
+        "Noise, the control, changes each image by the same amounts at random places and signs. "
+        "Small and many: over half of the units change, and by less than in the median layer. "
+        "Abnormally large: the percentile grows more than under noise and more than in nine of ten "
+        f"layers ({run.main}, eps {budget(run.main_attack.eps)}, n = {run.n})."
     )
-    ranks = pd.DataFrame({"model": model.name} | standing(model.layers) for model in known)
-    parts = [Part("First and last layer", text, ranks)]
+    rows = pd.DataFrame({"model": model.name} | ends(model.layers) for model in known)
+    parts = [Part("First and last layer", text, rows)]
     if len(table := clamped(run)):
         words = (
             "Standard deviation of feature maps under attack over that on clean images, in the "
@@ -53,24 +57,31 @@ def layers(run: Run) -> list[Part]:
     return parts
 
 
-def standing(table: pd.DataFrame) -> dict[str, Any]:
-    """How the input layer and the one before the classifier rank, 1 is the largest change.
+def ends(table: pd.DataFrame) -> dict[str, Any]:
+    """How the attack and noise change the input layer and the one before the classifier.
 
     The input layer is the first one behind the normalization; the last before the classifier is
-    what the classifier reads. stands_out: yes by both measures for both layers, no by none.
+    what the classifier reads.
     """
     table = table.sort_values("depth", ignore_index=True)
-    first, last = table[table.kind != "Normalize"].layer.iloc[0], table.layer.iloc[-2]
-    found: dict[str, Any] = {"input_layer": first, "last_layer": last, "layers": len(table)}
-    ranks: list[int] = []
-    for measure, word in list(MEASURES.items())[:2]:
-        rank = table[measure].rank(method="min", ascending=False).astype(int)
-        for layer, side in ((first, "input"), (last, "last")):
-            ranks.append(int(rank[table.layer == layer].iloc[0]))
-            found[f"rank:{side}, {word}"] = ranks[-1]
-        found[f"most:{word}"] = table.layer.iloc[int(rank.argmin())]
-    out = [rank <= ceil(len(table) / 10) for rank in ranks]
-    return found | {"stands_out": "yes" if all(out) else "partly" if any(out) else "no"}
+    growth = table.adv_top / table.clean_top.clip(lower=1e-12)
+    first, last = table.index[table.kind != "Normalize"][0], table.index[-2]
+    inside, outside = table.loc[first], table.loc[last]
+    found: dict[str, Any] = {"input_layer": inside.layer}
+    for side, change in (("adv", "relative_difference"), ("noise", "noise_relative")):
+        word = {"adv": "attack", "noise": "noise"}[side]
+        found[f"changed_share:{word}"] = float(inside[f"{side}_changed"])
+        found[f"change_ratio:{word}"] = float(inside[change])
+    many = inside.adv_changed > 0.5
+    small = inside.relative_difference < table.relative_difference.median()
+    found |= {"small_and_many": "yes" if many and small else "no", "last_layer": outside.layer}
+    for side, word in (("adv", "attack"), ("noise", "noise")):
+        for part, name in (("max", "maximum"), ("top", "percentile")):
+            ratio = outside[f"{side}_{part}"] / max(outside[f"clean_{part}"], 1e-12)
+            found[f"{name}_growth:{word}"] = float(ratio)
+    above = growth[last] > growth.quantile(0.9, interpolation="lower")
+    larger = found["percentile_growth:attack"] > max(found["percentile_growth:noise"], 1.0)
+    return found | {"abnormally_large": "yes" if above and larger else "no"}
 
 
 def clamped(run: Run) -> pd.DataFrame:

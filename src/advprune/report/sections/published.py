@@ -7,6 +7,7 @@ import pandas as pd
 
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.report.formats import budget, number
+from advprune.report.points import point_of
 from advprune.report.published import SYSTEMS, Figure
 from advprune.report.results import rated
 from advprune.report.run import Run
@@ -59,7 +60,10 @@ def _sweep(run: Run) -> Ours:
 
 
 def _gap(run: Run) -> Ours:
-    """GAP on images of the network that it resists; a quantized copy on its float one's."""
+    """GAP on images of the network that it resists, beside random pruning of nearest clean
+    accuracy; a quantized copy on its float one's."""
+    studied = run.swept  # on as many images as the settings of the study
+    controls = masks.subjects(studied).get(masks.CONTROL, [])
     for model in run.compressed:
         copied = model.kind == "quantized"
         of = model.parent if copied else model.root
@@ -70,6 +74,13 @@ def _gap(run: Run) -> Ours:
             row |= rated("clean_accuracy", clean_accuracy(white))
             row |= rated("transfer_accuracy", remnant_accuracy(model.transferred(run.main, of)))
             row |= rated("accuracy:white-box", remnant_accuracy(white))
+            if controls and not copied and model.parent == of:
+                own = point_of(studied, studied.model(model.name))
+                control = masks.nearest(studied, own, controls)
+                row["control"] = f"{masks.CONTROL} {masks.words(control)}"
+                row |= rated("clean_accuracy:control", clean_accuracy(control.white[run.main]))
+                left = remnant_accuracy(control.transferred[run.main])
+                row |= rated("transfer_accuracy:control", left)
             yield "int8" if copied else family, row
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, corrected, right
 from advprune.evaluate.crossed import Mean, MeanComparison, compare_means, mean
 from advprune.evaluate.robust import union
+from advprune.evaluate.statistics import Rate
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, explained
 from advprune.report.formats import bounds, budget, counted, listed, number
@@ -137,11 +138,14 @@ def as_mapping(setting: Any) -> dict[str, Any]:
 
 
 def ranged(column: str, found: Mean) -> dict[str, Any]:
-    """A mean as a column with its interval; that of an accuracy is cut to [0, 1]."""
-    low, high = found.interval
-    if column.endswith("accuracy"):
-        low, high = (float(end) for end in np.clip((low, high), 0, 1))
-    return dict(zip((column, *bounds(column)), (found.value, low, high), strict=True))
+    """A mean as a column with its interval; that of an accuracy is cut to [0, 1], and where all
+    seeds and images agree it is Wilson's over images: none of n is not never."""
+    ends: tuple[float | None, ...] = found.interval
+    if column.endswith("accuracy") and found.error == 0:
+        ends = Rate(round(found.value * found.images), found.images).interval
+    elif column.endswith("accuracy"):
+        ends = tuple(map(float, np.clip(found.interval, 0, 1)))
+    return dict(zip((column, *bounds(column)), (found.value, *ends), strict=True))
 
 
 def table_of(run: Run, points: list[Point]) -> pd.DataFrame:

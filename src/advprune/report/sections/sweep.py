@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from advprune.evaluate import measures
-from advprune.evaluate.compare import corrected, with_control
+from advprune.evaluate.compare import Comparison, corrected, with_control
 from advprune.report.chart import Chart
 from advprune.report.compared import compared
 from advprune.report.formats import budget, listed, number
@@ -89,6 +90,12 @@ def _settings(run: Run, name: str) -> Iterator[Setting]:
             yield Setting(model.family, "transfer", 0.0, by_attack)
 
 
+def _against(
+    run: Run, table: pd.DataFrame, controls: dict[str, pd.DataFrame], name: str
+) -> Comparison:
+    return compared(run, table, controls[name])
+
+
 def _rows(run: Run, name: str) -> list[dict[str, Any]]:
     """All settings, each against the dense network under each attack, corrected together."""
     dense, *others = _settings(run, name)
@@ -101,7 +108,8 @@ def _rows(run: Run, name: str) -> list[dict[str, Any]]:
                 if other is not one
             }
             test = compared(run, table, dense.records[attack])
-            tests[one, attack] = with_control(test, table, controls)
+            again = partial(_against, run, table, controls)
+            tests[one, attack] = with_control(test, table, controls, again)
     against = dict(zip(tests, corrected(list(tests.values())), strict=True))
     rows = []
     for one in (dense, *others):

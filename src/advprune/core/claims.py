@@ -1,0 +1,133 @@
+"""The register of claims, claims.yaml, as typed settings. Nothing here needs torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from advprune.core.errors import UserError
+from advprune.core.settings import ModelName, Name, Settings, parse, parse_fraction
+
+FILE = "claims.yaml"
+Expected = Literal["higher", "lower", "equal", "no higher"]
+Amount = Annotated[float, BeforeValidator(parse_fraction), Field(gt=0)]
+
+
+class Regime(Settings):
+    """Where a claim was made, in words, and the least that a run must have to refute it.
+
+    data: sources of data. networks: architectures; empty: any. width: of resnet18 and resnet20.
+    epochs: of all trainings of the model after its parent's, or of its own. n: test images. seeds:
+    trainings.
+    """
+
+    published: str
+    data: tuple[str, ...]
+    networks: tuple[str, ...] = ()
+    width: int = Field(default=1, ge=1)
+    epochs: int = Field(default=0, ge=0)
+    n: int = Field(default=1, ge=1)
+    seeds: int = Field(default=1, ge=1)
+
+
+class Criteria(Settings):
+    """What must hold of the model before anything is concluded about its method.
+
+    kernel_distance: most, at the end of a search for tickets. larger_than: a model of fewer
+    parameters. clean_loss: most clean accuracy lost against its dense network, in the
+    place of the guard that calls no model of lower clean accuracy more robust.
+    """
+
+    kernel_distance: float | None = Field(default=None, gt=0)
+    larger_than: ModelName | None = None
+    clean_loss: float | None = Field(default=None, gt=0, lt=1)
+
+
+class Claim(Settings):
+    """A published sentence and its test.
+
+    paper, source: of the claim; where: the place in it. claim: the sentence in our words.
+    published: its figures. metric: a key of `report.claims.METRICS`; null: not measured by this
+    pipeline, but by `run`. model, control: of the leaderboard, or of a study of the kind `study`.
+    expect: how the model compares with the control. effect: the least difference that counts, of
+    higher and lower; margin: the most that is none, of equal and no higher (accuracy as a fraction,
+    distance in pixels, flips in bits). attack, eps, matched, factor, variant: see the metrics. run:
+    the command that makes what a run lacks.
+    """
+
+    id: ModelName
+    paper: str
+    source: str
+    where: str
+    claim: str
+    published: str = ""
+    regime: Regime
+    metric: str | None = None
+    model: ModelName | None = None
+    control: ModelName | None = None
+    study: Literal["seeds", "protocol"] | None = None
+    expect: Expected = "higher"
+    effect: Amount | None = None
+    margin: Amount | None = None
+    attack: Name | None = None
+    eps: str | None = None
+    matched: bool = False
+    factor: float = Field(default=1.0, ge=1)
+    variant: Name = "untargeted"
+    needs: Criteria = Criteria()
+    run: str
+
+    @property
+    def counts(self) -> float:
+        """The effect or the margin."""
+        return float(self.effect or self.margin or 0)
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether a difference is claimed, not that there is none."""
+        return self.expect in ("higher", "lower")
+
+    @model_validator(mode="after")
+    def _tested_or_not(self) -> "Claim":
+        if self.metric is None:
+            return self
+        if self.model is None or self.control is None:
+            raise ValueError("a claim with a metric needs model and control")
+        known, other = ("effect", "margin") if self.is_difference else ("margin", "effect")
+        if getattr(self, known) is None or getattr(self, other) is not None:
+            raise ValueError(f"expect: {self.expect} takes {known}, not {other}")
+        return self
+
+
+def read_claims(path: Path) -> tuple[Claim, ...]:
+    """The claims of a file: a list of papers, each with what its claims share and `claims` by id.
+
+    A claim's `regime` adds to its paper's. UserError where the file is missing or wrong.
+    """
+    try:
+        papers = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    found: dict[str, Claim] = {}
+    for paper in papers if isinstance(papers, list) else [papers]:
+        if not isinstance(paper, Mapping) or not isinstance(paper.get("claims"), Mapping):
+            raise UserError(f"{path}: every paper is a mapping that holds `claims`")
+        shared = {key: value for key, value in paper.items() if key != "claims"}
+        for name, own in paper["claims"].items():
+            if name in found:
+                raise UserError(f"{path}: two claims are called {name!r}")
+            found[name] = parse(Claim, _merged(name, shared, own), f"{path}: {name}")
+    return tuple(found.values())
+
+
+def _merged(name: str, shared: dict[str, Any], own: Any) -> Any:
+    """A claim with what its paper says of all of them."""
+    if not isinstance(own, Mapping):
+        return own
+    regime = {**shared.get("regime", {}), **own.get("regime", {})}
+    return {**shared, **own, "regime": regime, "id": name}

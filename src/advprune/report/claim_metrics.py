@@ -1,0 +1,196 @@
+"""How the model of a claim is compared with its control: one function each, registered by name."""
+
+from collections.abc import Callable
+from math import inf, isclose
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from advprune.core.claims import Claim
+from advprune.core.settings import parse_fraction, relative
+from advprune.evaluate.compare import Compared, compare
+from advprune.evaluate.crossed import Mean, MeanComparison, compare_means
+from advprune.evaluate.distances import compare_distances
+from advprune.evaluate.faults import Reached, compare_flips
+from advprune.evaluate.measures import calibration_error
+from advprune.evaluate.statistics import NORMAL
+from advprune.report.points import point_of
+from advprune.report.run import Model, Run
+from advprune.report.sections.masks import nearest, subjects
+from advprune.report.sections.protocol import Member, members
+from advprune.report.sections.seeds import Point, guarded, points_of
+
+NOT_HERE, NOT_RUN = "not reproduced here", "not run"
+RESAMPLES = 1000  # of the bootstrap of calibration errors
+Metric = Callable[[Run, Claim], Compared]
+METRICS: dict[str, Metric] = {}
+
+
+class Missing(Exception):
+    """A comparison cannot be made: (outcome, reason)."""
+
+
+def metric(function: Metric) -> Metric:
+    """Register a way to compare the model of a claim with its control, under its own name."""
+    METRICS[function.__name__] = function
+    return function
+
+
+@metric
+def clean(run: Run, claim: Claim) -> Compared:
+    """Clean accuracy."""
+    first, second = _pair(run, claim)
+    if isinstance(first, Point):
+        return first.against(second, "clean", claim.counts)
+    return compare(run.robust(first), run.robust(second), "clean", claim.counts)
+
+
+@metric
+def robust(run: Run, claim: Claim) -> Compared:
+    """Robust accuracy: the union of all attacks."""
+    first, second = _pair(run, claim)
+    if isinstance(first, Point):
+        return guarded(run, first, second, first.against(second, "robust", claim.counts))
+    return compare(run.robust(first), run.robust(second), "adv", claim.counts)
+
+
+@metric
+def distance(run: Run, claim: Claim) -> Compared:
+    """The smallest change of an image that fools the model."""
+    first, second = _pair(run, claim)
+    return compare_distances(run.distances(first), run.distances(second))
+
+
+@metric
+def attacked(run: Run, claim: Claim) -> Compared:
+    """Accuracy under `attack` alone, of a member of the protocol at the budget `eps`."""
+    return _compare(claim, _attacked(run, claim))
+
+
+@metric
+def transfer(run: Run, claim: Claim) -> Compared:
+    """Accuracy on images that `attack` crafted on the dense network; of that itself, white-box.
+
+    matched: the control is the setting of its family whose clean accuracy is nearest.
+    """
+    first, second = _pair(run, claim)
+    name = claim.attack or run.main
+    tables = [one.transferred(name, first.root) for one in (first, second)]
+    if claim.matched:
+        swept = run.swept
+        own = point_of(swept, swept.model(first.name))
+        known = subjects(swept).get(second.family) or [point_of(swept, swept.model(second.name))]
+        pair = own, nearest(swept, own, known)
+        tables = [one.transferred.get(name, pd.DataFrame()) for one in pair]
+    return _compare(claim, _recorded(claim, name, tables))
+
+
+@metric
+def flips(run: Run, claim: Claim) -> Compared:
+    """Bits to chance, against `factor` times those of the control under the search `variant`."""
+    first, second = _pair(run, claim)
+    found = run.flips(first), run.flips(second, claim.variant)
+    for name, reached in zip((claim.model, claim.control), found, strict=True):
+        if reached is None or not reached.bits:
+            raise Missing(NOT_RUN, f"no bit flips of {name} in this run")
+    own, other = (one for one in found if one is not None)
+    many = [None if count is None else round(claim.factor * count) for count in other.bits]
+    tried = tuple(round(claim.factor * count) for count in other.tried)
+    return compare_flips(own, Reached(tuple(many), tried))
+
+
+@metric
+def calibration(run: Run, claim: Claim) -> Compared:
+    """Calibration error under `attack`; standard error by the bootstrap over images."""
+    tables = _attacked(run, claim)
+    sides = [
+        (table.adv_confidence.to_numpy(), (table.adv_pred == table.label).to_numpy())
+        for table in tables
+    ]
+    random, n = np.random.default_rng(0), len(tables[0])
+
+    def difference(rows: np.ndarray) -> float:
+        first, second = (calibration_error(sure[rows], right[rows]) for sure, right in sides)
+        return first - second
+
+    value = difference(np.arange(n))
+    drawn = [difference(random.integers(n, size=n)) for _ in range(RESAMPLES)]
+    found = Mean(value, None, float(np.std(drawn, ddof=1)), inf, 1, n)
+    same = 1 - NORMAL.cdf((claim.counts - abs(value)) / max(found.error, 1e-12))
+    return MeanComparison(found, p=found.p, direction=value, p_equivalent=same, margin=claim.counts)
+
+
+@metric
+def input_changes(run: Run, claim: Claim) -> Compared:
+    """Share of units that change behind the input, against noise, over the dense networks."""
+    return _over_networks(run, claim, "changed", None, 0)
+
+
+@metric
+def last_grows(run: Run, claim: Claim) -> Compared:
+    """Largest values before the classifier over clean ones, against noise, likewise."""
+    return _over_networks(run, claim, "top", "clean_top", -2)
+
+
+def _over_networks(run: Run, claim: Claim, of: str, over: str | None, place: int) -> Compared:
+    """A figure of one layer (place: in their order, behind the normalization) under the attack
+    against that under noise, paired by network."""
+    rows = []
+    for one in run.roots:
+        table = one.layers.sort_values("depth") if len(one.layers) else one.layers
+        if f"noise_{of}" not in table:
+            raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
+        row = table[table.kind != "Normalize"].iloc[place]
+        scale = max(float(row[over]), 1e-12) if over else 1.0
+        rows.append([float(row[f"{side}_{of}"]) / scale for side in ("adv", "noise")])
+    if len(rows) < 2:
+        raise Missing(NOT_HERE, "underpowered: a single dense network has no interval")
+    both = np.array(rows)
+    return compare_means(both[:, :1], both[:, 1:], claim.counts)
+
+
+def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
+    """Model and control: of the leaderboard, or members or points of one study."""
+    for known in _known(run, claim.study):
+        if claim.model in known:
+            if claim.control not in known:
+                raise Missing(NOT_HERE, f"control missing: {claim.control}")
+            return known[claim.model], known[claim.control]
+    raise Missing(NOT_RUN, f"{claim.model} is not part of this run")
+
+
+def _known(run: Run, study: str | None) -> list[dict[str, Any]]:
+    if study == "seeds":
+        return [{p.name: p for p in points_of(run, name)} for name in run.studies_of("seeds")]
+    return [{one.name: one for one in (members(run) if study else run.models)}]
+
+
+def _compare(claim: Claim, tables: list[pd.DataFrame]) -> Compared:
+    first, second = tables
+    return compare(first, second, margin=claim.counts)
+
+
+def _attacked(run: Run, claim: Claim) -> list[pd.DataFrame]:
+    """The records of model and control under the claim's attack."""
+    name = claim.attack or run.main
+    return _recorded(claim, name, [_under(run, one, name, claim) for one in _pair(run, claim)])
+
+
+def _under(run: Run, one: Model | Member, attack: str, claim: Claim) -> pd.DataFrame:
+    if isinstance(one, Model):
+        return one.attack(attack)
+    found = one.over_budgets(attack)
+    eps = (
+        parse_fraction(relative(claim.eps, run.profile.eps)) if claim.eps else max(found, default=0)
+    )
+    chosen = [table for at, table in found.items() if isclose(at, eps, rel_tol=1e-6)]
+    return chosen[0] if chosen else one.rows.iloc[:0]
+
+
+def _recorded(claim: Claim, attack: str, tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    for name, table in zip((claim.model, claim.control), tables, strict=True):
+        if table.empty:
+            at = f" at {claim.eps}" if claim.eps else ""
+            raise Missing(NOT_RUN, f"{attack}{at} was not run on {name}")
+    return tables

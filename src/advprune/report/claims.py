@@ -1,0 +1,231 @@
+"""Published claims, tested on a run: each entry of claims.yaml gets an outcome and its reason.
+
+A metric compares the claim's model with its control; every comparison of a run is corrected with
+all the others (Holm). A claim is *reproduced* where what it says is shown, *refuted* where the
+interval excludes it, in a regime that is no easier than the published one and with the method's
+own criteria met. Anything else is not reproduced here, for a reason, or was not run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from math import isfinite
+from typing import Any
+
+import pandas as pd
+
+from advprune.core.claims import FILE, Claim
+from advprune.core.errors import UserError
+from advprune.core.networks import is_library
+from advprune.core.train_settings import FineTuneSettings
+from advprune.evaluate.compare import (
+    ALPHA,
+    AT_CHANCE,
+    LOWER_CLEAN,
+    Compared,
+    Comparison,
+    holm,
+)
+from advprune.evaluate.crossed import MeanComparison
+from advprune.evaluate.distances import DistanceComparison
+from advprune.evaluate.measures import clean_accuracy
+from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.report.claim_metrics import METRICS, NOT_HERE, NOT_RUN, Missing
+from advprune.report.compared import units_of
+from advprune.report.formats import kind_of, percent
+from advprune.report.run import Run
+
+REPRODUCED, REFUTED = "reproduced", "refuted"
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A claim and what the run says of it. p: of what it asks for, corrected for all of the run. n,
+    seeds: test images and trainings behind the test."""
+
+    claim: Claim
+    outcome: str
+    reason: str = ""
+    test: Compared | None = None
+    p: float | None = None
+    n: int | None = None
+    seeds: int | None = None
+
+
+@cache
+def judged(run: Run) -> list[Judged]:
+    """All claims in order, each with its outcome; UserError where a metric is unknown."""
+    found: dict[str, Judged] = {}
+    tests: dict[str, Compared] = {}
+    for claim in run.claims:
+        if claim.metric is not None and claim.metric not in METRICS:
+            known = ", ".join(METRICS)
+            raise UserError(f"{FILE}: {claim.id}: no metric {claim.metric!r}; known: {known}")
+        try:
+            if claim.metric is None:
+                raise Missing(NOT_RUN, "this pipeline does not measure it")
+            tests[claim.id] = METRICS[claim.metric](run, claim)
+        except Missing as lack:
+            outcome, reason = lack.args
+            how = f"; run: {claim.run}" if outcome == NOT_RUN else ""
+            found[claim.id] = Judged(claim, outcome, reason + how)
+    chosen = [claim for claim in run.claims if claim.id in tests]
+    p_values = holm([_own_p(claim, tests[claim.id]) for claim in chosen])
+    for claim, p in zip(chosen, p_values, strict=True):
+        found[claim.id] = _judge(run, claim, _held(claim, tests[claim.id], p, len(chosen)), p)
+    return [found[claim.id] for claim in run.claims]
+
+
+def _own_p(claim: Claim, test: Compared) -> float:
+    """p of the test that the claim asks for: of a difference, or of there being none."""
+    if claim.is_difference:
+        return test.p
+    lower = claim.expect == "no higher" and test.direction < 0  # being lower is no higher
+    return min(test.p_equivalent, test.p) if lower else test.p_equivalent
+
+
+def _held(claim: Claim, test: Compared, p: float, tests: int) -> Compared:
+    """The test as one of so many. A claim that says what may be lost needs no guard against it."""
+    void = "" if test.void == LOWER_CLEAN and claim.needs.clean_loss else test.void
+    whole = p if claim.is_difference else min(1.0, tests * test.p)
+    return replace(test, p=whole, tests=tests, void=void)
+
+
+def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
+    """The outcome of a test that holds for all of the run; p: of what the claim asks for."""
+    n, seeds = _size(run, test)
+    away = "; ".join(_outside(run, claim, n, seeds))
+    excluded = _excluded(claim, test)
+    if reason := _unmet(run, claim) or _doubt(run, claim, test):
+        outcome = NOT_HERE
+    elif _shown(claim, test, p):
+        outcome, reason = REPRODUCED, away and f"in another regime: {away}"
+    elif excluded and not away:
+        outcome, reason = REFUTED, "the interval excludes it"
+    else:
+        why = "the interval excludes it" if excluded else _undecided(claim, test)
+        outcome, reason = NOT_HERE, f"{why}; regime not reached: {away}" if away else why
+    return Judged(claim, outcome, reason, test, p, n, seeds)
+
+
+def _undecided(claim: Claim, test: Compared) -> str:
+    """Why a test shows neither the claim nor its opposite."""
+    text = kind_of(units_of(test)[1]).text
+    if not isfinite(test.detectable):
+        return "underpowered: no difference could be shown"
+    if test.detectable > claim.counts:
+        return (
+            f"underpowered: {text(test.detectable)} can be shown, {text(claim.counts)} would count"
+        )
+    return "smaller than what would count" if claim.is_difference else "not shown within the margin"
+
+
+def _size(run: Run, test: Compared) -> tuple[int, int]:
+    """Test images and trainings behind a test."""
+    if isinstance(test, MeanComparison):
+        images = test.mean.images
+        return images if images > 1 else run.n, test.mean.seeds
+    if isinstance(test, Comparison):
+        return test.first.n, 1
+    return len(test.changes) if isinstance(test, DistanceComparison) else run.n, 1
+
+
+def _shown(claim: Claim, test: Compared, p: float) -> bool:
+    """Whether what the claim says is shown."""
+    sign = -1 if claim.expect == "lower" else 1
+    return p < ALPHA and (not claim.is_difference or sign * test.difference >= claim.counts)
+
+
+def _excluded(claim: Claim, test: Compared) -> bool:
+    """Whether the interval holds nothing that the claim allows, and its direction is not shown."""
+    low, high = test.interval
+    if claim.is_difference:
+        sign = -1 if claim.expect == "lower" else 1
+        most = high if sign > 0 else -low
+        return most < claim.counts and not (test.p < ALPHA and sign * test.difference > 0)
+    return low > claim.counts or (claim.expect == "equal" and high < -claim.counts)
+
+
+def _doubt(run: Run, claim: Claim, test: Compared) -> str:
+    """Why a test says nothing: at chance, lower clean accuracy, a number that is not believed."""
+    gains = test.p < ALPHA and test.direction > 0
+    if test.void == AT_CHANCE or (test.void and gains and claim.expect == "higher"):
+        return test.void
+    if claim.metric in ("robust", "distance") and gains and run.has(str(claim.model)):
+        level = run.verdict(run.model(str(claim.model))).level
+        return "" if level == LEVELS[PASS] else f"its robust accuracy is {level}"
+    return ""
+
+
+def _unmet(run: Run, claim: Claim) -> str:
+    """Which of the method's own criteria is not met; empty if none."""
+    needs, name = claim.needs, str(claim.model)
+    if needs.kernel_distance is not None:
+        far = _kernel_distance(run, claim)
+        if far is None or far > needs.kernel_distance:
+            end = (
+                "is not recorded"
+                if far is None
+                else f"{far:.2f}, at most {needs.kernel_distance:g}"
+            )
+            return f"search did not converge: kernel distance {end}"
+    if needs.larger_than is not None and run.has(needs.larger_than):
+        ours, base = (run.model(one).card["parameters"] for one in (name, needs.larger_than))
+        if ours <= base:
+            return f"not larger than {needs.larger_than}: {ours:,} parameters of {base:,}"
+    if needs.clean_loss is not None and run.has(name):
+        one = run.model(name)
+        rates = [clean_accuracy(run.robust(m)).value or 0.0 for m in (run.dense_of(one), one)]
+        if rates[0] - rates[1] > needs.clean_loss:
+            return f"clean accuracy {percent(rates[1])} %, of its parent {percent(rates[0])} %"
+    return ""
+
+
+def _kernel_distance(run: Run, claim: Claim) -> float | None:
+    """At the end of the search for a ticket: on the model's card, or the mean over seeds."""
+    if claim.study is None:
+        known = run.model(str(claim.model)).card.get("ticket") or {}
+        return known.get("kernel_distance")
+    for name in run.studies_of("seeds"):
+        table = run.studies.get(f"{name}.history", pd.DataFrame())
+        if "kernel_distance" in table:
+            own = table[table.point == claim.model].dropna(subset="kernel_distance")
+            if len(own):
+                return float(own.groupby("seed").kernel_distance.last().mean())
+    return None
+
+
+def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:
+    """In what the run falls short of the regime that a refutation takes."""
+    regime, profile = claim.regime, run.profile
+    network, source = profile.model.network, profile.data.source
+    if source not in regime.data:
+        return [f"{source}, not {' or '.join(regime.data)}"]
+    found = []
+    if regime.networks and network not in regime.networks:
+        found.append(f"{network}, not {' or '.join(regime.networks)}")
+    own = {"width": profile.model.width if is_library(network) else regime.width}
+    own |= {"epochs": _epochs_of(run, claim), "n": n, "seeds": seeds}
+    least = {name: getattr(regime, name) for name in own}
+    return found + [f"{k} {own[k]} of {least[k]}" for k in own if own[k] < least[k]]
+
+
+def _epochs_of(run: Run, claim: Claim) -> int:
+    """Epochs of training of the claim's model: after its parent's, else those of its parent."""
+    setting: Any = None
+    for name in run.studies_of("seeds") if claim.study == "seeds" else ():
+        point = run.params.studies[name].settings["points"].get(claim.model)
+        setting = point["setting"] if point else setting
+    if claim.study is None:
+        setting = run.params.setting(str(claim.model))
+    return _epochs(setting) or run.profile.train.epochs
+
+
+def _epochs(setting: Any) -> int:
+    """All `epochs` of a setting and of the trainings inside it, but those of growth."""
+    known = setting.model_dump() if hasattr(setting, "model_dump") else setting
+    if not isinstance(known, Mapping):
+        return 0
+    inner = {k: v for k, v in known.items() if k != "growth"}
+    tuned = FineTuneSettings().epochs if inner.get("finetune") is True else 0
+    return int(inner.get("epochs") or 0) + tuned + sum(map(_epochs, inner.values()))

@@ -1,0 +1,307 @@
+"""The register of claims: each outcome and its reason on runs made by hand; refused entries."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import N, first, layer_table, model, run_of, settings
+from planted import ROOT
+from scipy.stats import binomtest
+from scipy.stats import t as student
+from test_section_studies import flips, versus
+
+from advprune.core.claims import Claim, read_claims
+from advprune.core.errors import UserError
+from advprune.core.params import load
+from advprune.evaluate.crossed import compare_means
+from advprune.report.claim_metrics import METRICS
+from advprune.report.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
+from advprune.report.run import Run
+from advprune.report.sections.claims import claims as section
+
+HERE: dict[str, Any] = {"published": "digits", "data": ["digits"]}
+ELSEWHERE = HERE | {"data": ["cifar10"]}
+ENTRY = {"paper": "P", "source": "S", "where": "W", "claim": "C", "run": "dvc repro"}
+E = {"metric": "attacked", "model": "E-standard", "control": "dense-standard"}
+
+
+def claim(name: str = "c", regime: dict[str, Any] = HERE, **own: Any) -> Claim:
+    """A claim, by default that E is better under the main attack, made in this run's regime."""
+    return Claim.model_validate({"id": name, "regime": regime} | ENTRY | E | own)
+
+
+def outcomes(run: Run, *claims: Claim) -> list[Judged]:
+    return judged(replace(run, claims=claims))
+
+
+def against(own: int, dense: int, clean: int = N, **card: Any) -> Run:
+    """A dense network and E made of it, which keep so many of N images under the main attack."""
+    params = settings()
+    base = model("dense-standard", params, {"field": dense}, parameters=1000)
+    return run_of([base, model("E-standard", params, {"field": own}, None, clean, **card)], params)
+
+
+@pytest.mark.parametrize(
+    ("own", "dense", "words", "outcome", "reason"),
+    [
+        (30, 2, {"effect": 0.1}, REPRODUCED, ""),
+        (2, 30, {"effect": 0.1, "expect": "lower"}, REPRODUCED, ""),
+        (2, 2, {"effect": 0.5}, REFUTED, "the interval excludes it"),
+        (30, 2, {"effect": 0.1, "expect": "lower"}, REFUTED, "the interval excludes it"),
+        (3, 2, {"effect": 0.01}, NOT_HERE, "underpowered: 19."),
+        (20, 8, {"effect": 0.4}, NOT_HERE, "smaller than what would count"),
+        (12, 8, {"effect": 0.4}, REFUTED, "the interval excludes it"),
+        (2, 2, {"expect": "equal", "margin": 0.2}, REPRODUCED, ""),
+        (2, 2, {"expect": "equal", "margin": 0.01}, NOT_HERE, "underpowered"),
+        (2, 30, {"expect": "equal", "margin": 0.2}, REFUTED, "the interval excludes it"),
+        (2, 30, {"expect": "no higher", "margin": 0.2}, REPRODUCED, ""),
+        (30, 2, {"expect": "no higher", "margin": 0.2}, REFUTED, "the interval excludes it"),
+    ],
+)
+def test_outcomes(own: int, dense: int, words: dict[str, Any], outcome: str, reason: str) -> None:
+    (found,) = outcomes(against(own, dense), claim(**words))
+    assert found.outcome == outcome and found.reason.startswith(reason), found.reason
+    assert bool(found.reason) == bool(reason)
+    assert found.n == N and found.seeds == 1 and found.test is not None
+    assert found.test.difference == pytest.approx((own - dense) / N)
+
+
+@pytest.mark.parametrize(
+    ("regime", "away"),
+    [
+        (ELSEWHERE, "digits, not cifar10"),
+        (HERE | {"networks": ["resnet20"]}, "resnet18, not resnet20"),
+        (HERE | {"width": 64, "n": 1000}, "width 8 of 64; n 40 of 1000"),
+        (HERE | {"epochs": 100, "seeds": 3}, "epochs 25 of 100; seeds 1 of 3"),
+    ],
+)
+def test_nothing_is_refuted_outside_its_regime(regime: dict[str, Any], away: str) -> None:
+    no, yes = outcomes(
+        against(30, 2),
+        claim("no", regime, effect=0.1, expect="lower"),
+        claim("yes", regime, effect=0.1),
+    )
+    assert no.outcome == NOT_HERE
+    assert no.reason == f"the interval excludes it; regime not reached: {away}"
+    assert yes.outcome == REPRODUCED and yes.reason == f"in another regime: {away}"
+
+
+def test_p_is_corrected_for_all_claims_of_the_run_that_were_tested() -> None:
+    run = against(9, 2)
+    alone = binomtest(7, 7, 0.5).pvalue
+    missing = claim("missing", model="clamp-standard", effect=0.1)
+    (single,) = outcomes(run, claim(effect=0.1))
+    pair = outcomes(run, claim("a", effect=0.1), missing, claim("b", effect=0.1))
+    assert single.p == alone and single.outcome == REPRODUCED
+    assert [one.p for one in pair] == [2 * alone, None, 2 * alone]
+    # Of equivalence it is the claim's own p that is corrected.
+    many = [claim(str(k), effect=0.1) for k in range(5)]
+    same = outcomes(against(2, 2), *many, claim("same", expect="equal", margin=0.2))[-1]
+    assert same.test is not None and same.p is not None and same.p < 0.05
+    assert same.outcome == REPRODUCED and same.test.tests == 6
+
+
+def test_what_is_missing_is_named_with_its_command() -> None:
+    lacking = claim("model", model="clamp-standard", run="make it", effect=0.1)
+    control = claim("control", control="clamp-standard", effect=0.1)
+    attack = claim("attack", attack="nes", effect=0.1)
+    outside = claim("outside", metric=None)
+    found = outcomes(against(3, 2), lacking, control, attack, outside)
+    assert [one.outcome for one in found] == [NOT_RUN, NOT_HERE, NOT_RUN, NOT_RUN]
+    assert found[0].reason == "clamp-standard is not part of this run; run: make it"
+    assert found[1].reason == "control missing: clamp-standard"
+    assert found[2].reason == "nes was not run on E-standard; run: dvc repro"
+    assert found[3].reason.startswith("this pipeline does not measure it")
+
+
+def test_a_model_of_lower_clean_accuracy_is_not_called_better() -> None:
+    guarded = claim(effect=0.1)
+    said = claim(effect=0.1, needs={"clean_loss": 0.5})
+    assert outcomes(against(20, 2, 30), guarded)[0].reason == "lower clean accuracy, no control"
+    assert outcomes(against(20, 2, 30), said)[0].outcome == REPRODUCED
+    (far,) = outcomes(against(2, 2, 10), said)
+    assert (far.outcome, far.reason) == (NOT_HERE, "clean accuracy 25.0 %, of its parent 100.0 %")
+
+
+@pytest.mark.parametrize(
+    ("needs", "card", "reason"),
+    [
+        ({"kernel_distance": 0.3}, {"ticket": {"kernel_distance": 0.96}}, "kernel distance 0.96"),
+        ({"kernel_distance": 0.3}, {}, "kernel distance is not recorded"),
+        ({"larger_than": "dense-standard"}, {"parameters": 900}, "900 parameters of 1,000"),
+    ],
+)
+def test_a_method_whose_own_criterion_is_not_met_is_not_refuted(
+    needs: dict[str, Any], card: dict[str, Any], reason: str
+) -> None:
+    (found,) = outcomes(against(2, 30, **card), claim(effect=0.1, needs=needs))
+    assert found.outcome == NOT_HERE and reason in found.reason
+    met = {"ticket": {"kernel_distance": 0.2}, "parameters": 1001}
+    assert outcomes(against(2, 30, **met), claim(effect=0.1, needs=needs))[0].outcome == REFUTED
+
+
+def test_a_robust_accuracy_in_doubt_reproduces_nothing() -> None:
+    # Images of the dense network break what no attack on the model itself does.
+    params = settings()
+    sent = {("dense-standard", attack): 25 for attack in ("field", "momentum")}
+    dense = model("dense-standard", params, {"field": 2})
+    hidden = model("E-standard", params, {"field": N}, sent)
+    (found,) = outcomes(run_of([dense, hidden], params), claim(metric="robust", effect=0.1))
+    assert found.outcome == NOT_HERE and found.reason.startswith("its robust accuracy is")
+
+
+def test_points_over_seeds() -> None:
+    run = versus((30, 31, 32), (10, 11, 12))
+    own = {"metric": "robust", "study": "seeds", "model": "H", "control": "L", "effect": 0.1}
+    found, search = outcomes(run, claim(**own), claim("s", **own, needs={"kernel_distance": 0.3}))
+    hits = [np.stack([first(k) for k in kept]) for kept in ((30, 31, 32), (10, 11, 12))]
+    assert found.test is not None
+    assert found.test.difference == compare_means(*hits).difference == 0.5
+    assert (found.outcome, found.seeds, found.n) == (REPRODUCED, 3, N)
+    assert search.reason == "search did not converge: kernel distance is not recorded"
+    (epochs,) = outcomes(run, claim(regime=HERE | {"epochs": 2}, **own))
+    assert epochs.reason == "in another regime: epochs 1 of 2"
+
+
+def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
+    bits = {"dense": ("dense-standard", 8), "E": ("E-standard", 8)}
+    studies = {
+        name: {"study": "bitflip", "of": of, "bits": many} for name, (of, many) in bits.items()
+    }
+    tables = {"dense": flips((8, 10, 12, 10, 10)), "E": flips((40, 41, 42, 43, 44))}
+    run = replace(against(2, 2), params=settings(studies), studies=tables)
+    own = {"metric": "flips", "effect": 1}
+    more, less = (outcomes(run, claim(**own, factor=factor))[0] for factor in (1, 10))
+    assert more.outcome == REPRODUCED and more.p == pytest.approx(2 / 252)
+    assert less.outcome == REFUTED and less.test is not None
+    assert less.test.difference == 42 - 100  # medians of all pairs
+    chosen = {"model": "dense-standard", "variant": "random", "expect": "lower"}
+    assert outcomes(run, claim(**own, **chosen))[0].outcome == REPRODUCED
+
+
+def test_images_of_the_dense_network_and_calibration() -> None:
+    run = against(2, 2)
+    dense, pruned = run.models
+    sure = pruned.records.assign(adv_confidence=0.9)
+    sent = {
+        ("dense-standard", "field"): pruned.attack("field").assign(
+            adv_pred=pruned.attack("field").label
+        )
+    }
+    run = replace(run, models=[dense, replace(pruned, records=sure, received=sent)])
+    moved, same = outcomes(
+        run,
+        claim("moved", metric="transfer", effect=0.1),
+        claim("ece", metric="calibration", expect="no higher", margin=0.05),
+    )
+    assert moved.test is not None and moved.test.difference == 38 / N
+    # 2 of 40 images are right: the error is the confidence minus that, 0.9 against 0.75.
+    assert same.outcome == REFUTED and same.test is not None
+    assert same.test.difference == pytest.approx(0.15)
+
+
+def test_layers_under_attack_and_under_noise() -> None:
+    params = settings()
+    tables = []
+    for more in (0.3, 0.5):
+        table = layer_table()
+        table["adv_changed"], table["noise_changed"] = 0.4 + more, 0.4
+        table["adv_top"], table["noise_top"], table["clean_top"] = 3 + more, 3.0, 2.0
+        tables.append(table)
+    names = ("dense-standard", "dense-robust")
+    models = [
+        replace(model(name, params, {"field": 2}), layers=table)
+        for name, table in zip(names, tables, strict=True)
+    ]
+    own = {"model": "dense-standard", "effect": 0.1}
+    whole = [claim(m, metric=m, **own) for m in ("input_changes", "last_grows")]
+    inside, last = outcomes(run_of(models, params), *whole)
+    assert inside.test is not None and last.test is not None and inside.seeds == 2
+    assert inside.test.difference == pytest.approx(0.4)
+    assert last.test.difference == pytest.approx(0.2)
+    # Values 0.3 and 0.5: t = 0.4 / 0.1 of one degree of freedom; Holm over both claims.
+    assert inside.p == pytest.approx(2 * 2 * student.sf(4, 1)) and inside.outcome == NOT_HERE
+    assert outcomes(run_of(models[:1], params), whole[0])[0].reason.startswith("underpowered")
+    bare = [replace(one, layers=one.layers.drop(columns="noise_changed")) for one in models]
+    unknown = outcomes(run_of(bare, params), whole[0])[0]
+    assert unknown.outcome == NOT_HERE and unknown.reason.startswith("control missing")
+
+
+def test_the_section_shows_every_claim() -> None:
+    run = against(30, 2)
+    assert section(run) == []
+    chosen = claim("a", effect=0.1), claim("b", model="clamp-standard", effect=0.1)
+    whole, where = section(replace(run, claims=chosen))
+    assert whole.text.startswith(
+        "2 claims: 1 reproduced, 0 refuted, 0 not reproduced here, 1 not run."
+    )
+    assert whole.table is not None and where.table is not None
+    assert whole.table.outcome.tolist() == [REPRODUCED, NOT_RUN]
+    assert whole.table.difference[0] == 0.7 and whole.table.counts_detectable[0] == 0.1
+    assert where.table.command.tolist() == ["dvc repro"] * 2
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+ONE = """
+- {paper: P, source: S, run: dvc repro, regime: {published: theirs, data: [cifar10], n: 10},
+   claims: {a: {where: W, claim: C, metric: attacked, model: E-standard, control: dense-standard,
+                effect: 4/255, regime: {n: 20}}}}
+"""
+
+
+def written(folder: Path, text: str) -> tuple[Claim, ...]:
+    path = folder / "claims.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_claims(path)
+
+
+def test_an_entry_adds_to_what_its_paper_says(tmp_path: Path) -> None:
+    (one,) = written(tmp_path, ONE)
+    assert (one.id, one.effect, one.regime.n, one.regime.data) == ("a", 4 / 255, 20, ("cifar10",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("effect: 4/255", "effects: 1", "a: effects: Extra inputs"),
+        ("effect: 4/255", "margin: 0.1", "a: expect: higher takes effect, not margin"),
+        ("effect: 4/255", "effect: 0.1, expect: equal", "expect: equal takes margin, not effect"),
+        ("control: dense-standard,", "", "a claim with a metric needs model and control"),
+        ("data: [cifar10], ", "", "a: regime.data: Field required"),
+        ("claims: {a:", "claim: {a:", "every paper is a mapping that holds `claims`"),
+        ("- {", "- {{", "is not valid YAML"),
+        ("paper: P", "paper: P, paper: Q", "is not valid YAML"),
+    ],
+)
+def test_wrong_entries_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        written(tmp_path, ONE.replace(old, new, 1))
+
+
+def test_other_wrong_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        read_claims(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="two claims are called 'a'"):
+        written(tmp_path, ONE + ONE)
+    with pytest.raises(UserError, match="c: no metric 'luck'; known: clean, robust"):
+        outcomes(against(2, 2), claim(metric="luck", effect=0.1))
+
+
+def test_claims_of_the_repository_name_what_its_settings_have() -> None:
+    known: set[str] = set()
+    for path in (ROOT / "params.yaml", ROOT / "params" / "cifar10-small.yaml"):
+        params = load(path)
+        known |= {*params.leaderboard()}
+        for study in params.studies.values():
+            known |= {*study.settings.get("members", ()), *study.settings.get("points", ())}
+    found = read_claims(ROOT / "claims.yaml")
+    assert {one.paper for one in found} == {
+        *("nn-prune", "GAP", "SAP", "BFA", "RA-BNN", "AWT", "HYDRA"),
+    }
+    for one in found:
+        assert one.metric is None or one.metric in METRICS, one.id
+        named = {one.model, one.control, one.needs.larger_than} - {None}
+        assert named <= known | {"dense", "dense_ticket-robust"}, one.id

@@ -1,0 +1,502 @@
+"""Hundreds of hostile and damaged inputs at every border, and faults at every write.
+
+`make fuzz` runs it for longer, with other inputs each time.
+"""
+
+import errno
+import io
+import json
+import os
+import resource
+import signal
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hostile import TEXTS, VALUES, changed, damaged, fuzz
+from hypothesis import strategies as st
+from PIL import Image
+from planted import model, run_of
+from ruamel.yaml import YAML
+from safetensors.torch import save
+from torch import nn
+
+from advprune.attacks.registry import attacks_of
+from advprune.attacks.zoo import check_attack
+from advprune.cli.gate import _result
+from advprune.core import files
+from advprune.core.errors import UserError
+from advprune.core.params import Params, load
+from advprune.core.resume import Parts
+from advprune.core.settings import parse, yaml_of
+from advprune.data import prepare
+from advprune.data.split import read_split
+from advprune.models.audit import audit
+from advprune.models.checkpoint import (
+    build,
+    fill,
+    header_spec,
+    load_model,
+    read_weights,
+    save_model,
+    stored,
+)
+from advprune.models.spec import spec_of
+from advprune.models.unmask import plain
+from advprune.pruning import check_settings
+from advprune.report.gate import judge, page, side_of
+from advprune.report.read import records_of
+from advprune.report.results import read_results, results
+from advprune.studies import check_studies
+from conftest import make_network
+
+ROOT = Path(__file__).parent.parent
+PARAMS = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_settings() -> None:
+    def taken(raw: Any) -> None:
+        params = parse(Params, raw, "params.yaml")
+        attacks_of(params.active())
+        check_settings(params)
+        check_studies(params)
+        for extra in params.attack.extra:
+            check_attack(extra.name, extra.arguments())
+
+    extra = {"name": "PGD", "eps": "8/255", "alpha": 0.01, "steps": 2}
+    known = PARAMS | {"attack": PARAMS["attack"] | {"extra": [extra]}}
+    known["profiles"] = {"digits": PARAMS["profiles"]["digits"]}
+    fuzz("settings", changed(known), taken, 150)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: " + "9" * 5000,
+        "seed: !!python/object/apply:os.system ['touch PWNED']",
+        "seed: !what 1",
+        "date: 2026-13-45",
+        "a: " + "[" * 3000 + "]" * 3000,
+        "a: &a [*a]",
+        "a: &a [x, x, x, x, x, x, x, x]\n"
+        + "".join(
+            f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 8)}]\n"
+            for i in range(9)
+        ),
+        "? {a: 1}\n: 2",
+        "a: 1\na: 2",
+        "\0",
+        "x" * (1 << 21),
+    ],
+    ids=range(11),
+)
+def test_yaml_that_is_no_settings(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(Params, yaml_of(text, "params.yaml"), "params.yaml")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
+    assert not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes("profile: digits # é".encode(encoding))
+    with pytest.raises(UserError, match=r"params.yaml is not UTF-8 text; save it"):
+        load(tmp_path / "params.yaml")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is no plain file"):
+        load(tmp_path / "pipe")
+    with pytest.raises(UserError, match="run this in the root of the project"):
+        load(tmp_path / "absent" / "params.yaml")
+
+
+def test_yaml_of_any_bytes() -> None:
+    text = 'profile: digits\nseed: 0\nrecipes: {standard: {method: "x"}}\n- &a [1, *a]\n'
+    inputs = damaged(text.encode()).map(lambda b: b.decode("utf-8", "replace"))
+    fuzz("yaml", inputs, lambda text: yaml_of(text, "params.yaml"), 80)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return make_network(torch.rand(8, 1, 8, 8), "resnet20", 2)
+
+
+def opened(path: Path) -> None:
+    """As `advprune audit` and `load_model` open it."""
+    tensors, metadata = read_weights(path)
+    spec = header_spec(metadata, str(path))
+    found = audit(tensors, spec)
+    if found.sound and found.spec is not None:
+        fill(build(found.spec), plain(tensors).tensors, str(path))
+    if spec is not None and path.suffix == ".safetensors":
+        load_model(path)
+
+
+def test_headers(network: nn.Module, tmp_path: Path) -> None:
+    known = json.loads(spec_of(network).model_dump_json())
+    known["layers"] = [{"kind": "sap", "settings": {"fraction": 1.0}, "where": "relu"}]
+    path = tmp_path / "m.safetensors"
+
+    def taken(spec: Any) -> None:
+        header = {"spec": json.dumps(spec, default=str)}
+        path.write_bytes(save(stored(network), metadata=header))
+        opened(path)
+
+    sizes = st.sampled_from([1, 3, 16384, 100_000, 0, -1, [0.0] * 3, [float("nan")], [0.0]])
+    fuzz("headers", changed(known, VALUES | sizes), taken, 80)
+
+
+def test_bytes_of_checkpoints(network: nn.Module, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"state_dict": stored(network), "epoch": 1}, buffer)
+    header = {"spec": spec_of(network).model_dump_json()}
+    for name, contents in (
+        ("m.safetensors", save(stored(network), metadata=header)),
+        ("m.pt", buffer.getvalue()),
+    ):
+        path = tmp_path / name
+
+        def taken(contents: bytes, path: Path = path) -> None:
+            path.write_bytes(contents)
+            opened(path)
+
+        fuzz(f"bytes of {path.suffix}", damaged(contents), taken, 60)
+
+
+def odd_dicts(network: nn.Module) -> dict[str, Any]:
+    state = stored(network)
+    loop: dict[str, Any] = {"epoch": 1}
+    loop["state_dict"] = loop
+    conv = state["conv1.weight"]
+    return {
+        "self-referential": loop,
+        "stride 0": state | {"conv1.weight": torch.zeros(()).expand(2, 1, 3, 3)},
+        "huge stride 0": state | {"conv1.weight": torch.zeros(()).expand(10**6, 10**5, 3, 3)},
+        "meta": state | {"conv1.weight": torch.empty(2, 1, 3, 3, device="meta")},
+        "float8": state | {"conv1.weight": conv.to(torch.float8_e4m3fn)},
+        "sparse": state | {"conv1.weight": conv.to_sparse()},
+        "complex": state | {"conv1.weight": conv.to(torch.complex64)},
+        "long name": state | {"x" * 301: conv},
+        "numbers as names": {1: conv},
+        "empty": {},
+        "text": "no network",
+        "deep": {"state_dict": {"model": {"net": {"weights": {"state_dict": state}}}}},
+        "numpy": {"model": state, "best": np.float64(1.0)},
+    }
+
+
+def test_odd_state_dicts(network: nn.Module, tmp_path: Path) -> None:
+    for name, content in odd_dicts(network).items():
+        torch.save(content, tmp_path / "theirs.pt")
+        try:
+            opened(tmp_path / "theirs.pt")
+        except UserError as error:
+            assert "\n" not in str(error), name
+            assert name != "deep"
+        else:
+            assert name in ("deep", "sparse", "complex", "stride 0"), name
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def png(**options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((8, 8), 50).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def folder_of(pictures: dict[str, bytes]) -> Path:
+    place = Path(tempfile.mkdtemp())
+    for name, contents in pictures.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(contents)
+    return place
+
+
+def sound() -> dict[str, bytes]:
+    return {f"{part}/{c}/{i}.png": png() for part in ("train", "test") for c in "ab" for i in "123"}
+
+
+def read(place: Path) -> Any:
+    return prepare("imagefolder", root=str(place), cache=place, val_fraction=0.4)
+
+
+def test_bytes_of_pictures() -> None:
+    def taken(contents: bytes) -> None:
+        read(folder_of(sound() | {"train/a/x.png": contents}))
+
+    fuzz("pictures", damaged(png()), taken, 60)
+
+
+def test_names_of_pictures() -> None:
+    def taken(name: str) -> None:
+        if name and not {"/", "\0"} & set(name) and name not in (".", "..") and len(name) < 80:
+            read(folder_of(sound() | {f"train/{name}/x.png": png(), f"train/a/{name}": png()}))
+
+    fuzz("names", TEXTS, taken, 60)
+
+
+def test_bytes_of_archives(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(folder_of(sound()), "x")
+    path = tmp_path / "y.tar"
+
+    def taken(contents: bytes) -> None:
+        path.write_bytes(contents)
+        read(path)
+
+    fuzz("archives", damaged((tmp_path / "x.tar").read_bytes()), taken, 60)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "pipe inside", "device inside", "case", "form"])
+def test_places_that_are_no_pictures(kind: str) -> None:
+    place = folder_of(sound())
+    match kind:
+        case "pipe":
+            os.mkfifo(place := place / "pipe")
+        case "device":
+            place = Path("/dev/zero")
+        case "pipe inside":
+            os.mkfifo(place / "train" / "a" / "y.png")
+        case "device inside":
+            (place / "train" / "a" / "y.png").symlink_to("/dev/zero")
+        case "case":
+            (place / "train" / "A").mkdir()
+        case "form":
+            for name in ("é", "e\u0301"):
+                (place / "train" / name).mkdir()
+    words = "neither a folder nor a file|no plain file|differ in case or Unicode form only"
+    with pytest.raises(UserError, match=words):
+        read(place)
+
+
+def test_pictures_are_seen_as_they_are_meant_to_be() -> None:
+    """EXIF's orientation is followed; 16 bits, transparency and animations are refused."""
+    turned = Image.Exif()
+    turned[0x0112] = 3  # by 180 degrees
+    half = Image.new("L", (8, 8))
+    half.paste(255, (0, 0, 8, 4))
+    buffer = io.BytesIO()
+    half.save(buffer, "PNG", exif=turned)
+    found = read(folder_of(sound() | {"train/a/4.png": buffer.getvalue()}))
+    upside_down = torch.from_numpy(np.asarray(half.rotate(180)).copy())[None]
+    every = torch.cat([found["train"].images, found["val"].images])
+    assert any(torch.equal(image, upside_down) for image in every)
+    clear, film, deep = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(clear, "PNG")
+    half.save(film, "PNG", save_all=True, append_images=[half.rotate(90)])
+    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(deep, "PNG")
+    for contents, words in ((clear, "transparent"), (film, "animated"), (deep, "8 bits")):
+        with pytest.raises(UserError, match=f"is no image that can be used: .*{words}"):
+            read(folder_of(sound() | {"train/a/4.png": contents.getvalue()}))
+
+
+def test_the_same_pictures_in_two_parts_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = sound()
+    pictures["test/a/1.png"] = pictures["train/a/1.png"] = pictures["train/a/2.png"]
+    pictures["train/c/1.png"], pictures["train/c/2.png"] = png(), png()
+    read(folder_of(pictures))
+    said = capsys.readouterr().err
+    assert "test has no picture of class c" in said and "1 of 6 test pictures are in train" in said
+
+
+# --- records and metrics -------------------------------------------------------------------------
+
+
+def test_results_of_a_pull_request() -> None:
+    whole = results(run_of(model("A"), model("B")))
+    before = side_of(read_results(whole.to_csv(index=False), "base"))
+    rows = json.loads(whole.to_json(orient="records"))
+
+    def taken(rows: Any) -> None:
+        table = pd.DataFrame(rows if isinstance(rows, list) else [])
+        text = table.to_csv(index=False)
+        found = page(judge(before, side_of(read_results(text, "results.csv"))), "G")
+        assert "<img" not in found and "\x1b" not in found
+
+    fuzz("results", changed(rows), taken, 80)
+    metrics = {"n": 300, "clean_accuracy": 1.0, "robust_accuracy": 0.5, "verdict": "reliable"}
+    fuzz("metrics", changed(metrics), lambda m: _result(json.dumps(m, default=str), "m.json"), 80)
+    fuzz("metrics, bytes", TEXTS, lambda text: _result(text, "m.json"), 20)
+
+
+def test_records(tmp_path: Path) -> None:
+    table = run_of(model("A")).models[0].records
+    path = tmp_path / "records.parquet"
+    changes: dict[str, Callable[[], pd.DataFrame]] = {
+        "no column": lambda: table.drop(columns="adv_pred"),
+        "no rows": lambda: table.iloc[:0],
+        "twice": lambda: pd.concat([table, table.iloc[:1]]),
+        "missing": lambda: table.drop(index=table.index[3]),
+        "text": lambda: table.assign(adv_pred="x"),
+        "NaN": lambda: table.assign(label=float("nan")),
+    }
+    table.to_parquet(path)
+    assert len(records_of(path)) == len(table)
+    for change in changes.values():
+        change().to_parquet(path)
+        with pytest.raises(UserError, match=r"records\.parquet .*; run `dvc repro`"):
+            records_of(path)
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+Write = Callable[[Path, int], None]  # what is written to a place, in a first or second version
+
+
+def _folder(path: Path, version: int) -> None:
+    with files.atomic(path) as temporary:
+        temporary.mkdir()
+        for name in "ab":
+            (temporary / name).write_text(f"{name}{version}" * 2000)
+
+
+def _model(path: Path, version: int) -> None:
+    net = make_network(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(version)))
+    save_model(net, path)
+
+
+WRITES: dict[str, Write] = {
+    "json": lambda path, version: files.write_json(path, [version] * 3000),
+    "folder": _folder,
+    "model": _model,
+    "parquet": lambda path, version: _parquet(path, version),
+    "torch": lambda path, version: _torch(path, version),
+}
+
+
+def _parquet(path: Path, version: int) -> None:
+    with files.atomic(path) as temporary:
+        pd.DataFrame({"x": np.random.default_rng(version).random(3000)}).to_parquet(temporary)
+
+
+def _torch(path: Path, version: int) -> None:
+    with files.atomic(path) as temporary:
+        torch.save({"x": torch.full((3000,), version)}, temporary)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Run in a process of its own; how it ended, as os.waitpid tells: 0, or a signal, or 256 n."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except UserError:
+            os._exit(2)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a pipeline, and in it one that a stage depends on."""
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").write_text("")
+    Path("runs").mkdir()
+    return tmp_path / "runs" / "x.out"
+
+
+def seen(place: Path) -> str:
+    """What is there; torch's files hold a random number."""
+    if place.is_file() and zipfile.is_zipfile(place):
+        return str(torch.load(place))
+    return files.sha256_of(place)
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what: str, pipeline: Path) -> None:
+    write = WRITES[what]
+    write(pipeline, 2)
+    new = seen(pipeline)
+    write(pipeline, 1)
+    old = seen(pipeline)
+    for fault in ("kill", "full"):
+        for moment in range(6):
+            write(pipeline, 1)
+
+            def work(moment: int = moment, fault: str = fault) -> None:
+                calls = iter(range(100))
+
+                def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+                    def inner(*arguments: Any, **options: Any) -> Any:
+                        if next(calls) == moment:
+                            if fault == "kill":
+                                os.kill(os.getpid(), signal.SIGKILL)
+                            raise OSError(errno.ENOSPC, "No space left on device")
+                        return function(*arguments, **options)
+
+                    return inner
+
+                os.fsync = counted(os.fsync)
+                Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+                files._swap = counted(files._swap)
+                write(pipeline, 2)
+
+            ended = forked(work)
+            assert ended in (0, signal.SIGKILL if fault == "kill" else 2 << 8), (fault, moment)
+            assert seen(pipeline) in ((new,) if ended == 0 else (old, new))
+            assert [p.name for p in Path("runs").iterdir()] == [pipeline.name]  # nothing beside it
+    write(pipeline, 2)
+    assert seen(pipeline) == new
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_disk_that_is_full_is_said_in_one_line(what: str, pipeline: Path) -> None:
+    """The kernel refuses files of more than some bytes, as it does on a full disk."""
+    WRITES[what](pipeline, 1)
+    old = seen(pipeline)
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+        WRITES[what](pipeline, 2)
+
+    assert forked(work) == 2 << 8
+    assert seen(pipeline) == old and [p.name for p in Path("runs").iterdir()] == [pipeline.name]
+
+
+def test_two_at_once_write_one_or_the_other(pipeline: Path) -> None:
+    allowed = set()
+    for version in (1, 2):
+        _folder(pipeline, version)
+        allowed.add(seen(pipeline))
+    for _ in range(5):
+        children = [os.fork() for _ in range(1)]
+        if children[0] == 0:
+            try:
+                _folder(pipeline, 1)
+            finally:
+                os._exit(0)
+        _folder(pipeline, 2)
+        os.waitpid(children[0], 0)
+        assert seen(pipeline) in allowed
+
+
+def test_unfinished_work_has_one_worker(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, "it", files=[])
+    parts.frame("x", lambda: pd.DataFrame({"a": [1]}))
+    assert forked(lambda: Parts(tmp_path, "it", files=[])) == 2 << 8
+    assert forked(lambda: Parts(tmp_path, "other", files=[])) == 0
+    (parts.folder / "x.parquet").write_bytes(b"half")
+    assert parts.frame("x", lambda: pd.DataFrame({"a": [2]})).a.tolist() == [2]
+    parts.discard()
+    assert forked(lambda: Parts(tmp_path, "it", files=[])) == 0
+    with pytest.raises(UserError, match=r"altered|cut short"):
+        path = tmp_path / "s.safetensors"
+        path.write_bytes(b"\0" * 20)
+        read_split(path)
