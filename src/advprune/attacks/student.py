@@ -34,8 +34,8 @@ class StudentOptions(Options):
     of its training, in each round.
     """
 
-    rounds: int = 4
-    steps: int = 150
+    rounds: int = 3
+    steps: int = 100
 
 
 def student(
@@ -86,8 +86,8 @@ class StudentSettings(Attack):
     """Settings of `method: student`: as `StudentOptions`."""
 
     method: Literal["student"]
-    rounds: int = Field(default=4, ge=1, le=100)
-    steps: int = Field(default=150, ge=1, le=100000)
+    rounds: int = Field(default=3, ge=1, le=100)
+    steps: int = Field(default=100, ge=1, le=100000)
     draws: int = Field(default=10, ge=1, le=10000)
 
 
