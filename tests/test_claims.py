@@ -18,8 +18,10 @@ from advprune.core.params import load
 from advprune.evaluate.crossed import compare_means
 from advprune.report.claim_metrics import METRICS
 from advprune.report.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
+from advprune.report.docs import claims_of
 from advprune.report.run import Run
 from advprune.report.sections.claims import claims as section
+from advprune.report.sections.claims import outcomes as outcome_table
 
 HERE: dict[str, Any] = {"published": "digits", "data": ["digits"]}
 ELSEWHERE = HERE | {"data": ["cifar10"]}
@@ -241,6 +243,11 @@ def test_the_section_shows_every_claim() -> None:
     assert whole.table.outcome.tolist() == [REPRODUCED, NOT_RUN]
     assert whole.table.difference[0] == 0.7 and whole.table.counts_detectable[0] == 0.1
     assert where.table.command.tolist() == ["dvc repro"] * 2
+    page = claims_of(
+        chosen, {"digits": outcome_table(replace(run, claims=chosen)).set_index("id").outcome}
+    )
+    assert page.startswith("### Claims: P\n\nSource: S. Theirs: digits.\n\n| claim")
+    assert "| reproduced" in page and "| not run" in page
 
 
 # --- the file ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sections on studies: masks, SAP's protocol, seeds, bit flips and published results."""
+"""Sections on studies: masks, SAP's protocol, seeds, bit flips."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from advprune.evaluate.crossed import compare_means, mean
 from advprune.evaluate.faults import START, pairs_of
 from advprune.report.points import points
 from advprune.report.run import Run
-from advprune.report.sections import bitflips, masks, protocol, published, seeds
+from advprune.report.sections import bitflips, masks, protocol, seeds
 
 # --- compression by masks ------------------------------------------------------------------------
 
@@ -323,40 +323,3 @@ def test_the_first_entry_is_not_compared_with_itself(flipped: Run) -> None:
     parts = {part.title: part.table for part in bitflips.bitflips(flipped)}
     compared = parts["Flips to chance, compared"]
     assert compared is not None and "dense_8" not in set(compared.entry)
-
-
-# --- published results ---------------------------------------------------------------------------
-
-
-def rows_of(run: Run, title: str) -> pd.DataFrame:
-    """A published system's table, by what it was found on."""
-    found = {part.title: part.table for part in published.published(run)}[title]
-    assert found is not None
-    return found.set_index("published_setting")
-
-
-def test_published_counts_stand_beside_the_entry_that_is_stored_alike(flipped: Run) -> None:
-    found = rows_of(flipped, "Bit flips (BFA)")
-    assert found.ours["CIFAR-10, ResNet-20, 8 bits"] == "dense_8"
-    assert found.flips_to_chance["CIFAR-10, ResNet-20, 8 bits"] == 10
-    assert found.ours["CIFAR-10, ResNet-20, 4 bits"] == published.NOT_RUN
-    grown = rows_of(flipped, "RA-BNN").iloc[0]
-    assert grown.ours == "grown" and grown.at_least_flips == 30
-
-
-def test_published_tables_hold_every_row_of_theirs() -> None:
-    run = versus((30, 31, 32), (10, 11, 12))
-    found = rows_of(run, "HYDRA")
-    assert len(found) == 7
-    assert found.published["HYDRA, 90 %"] == "robust 49.5 % (VGG-16), 55.2 % (WRN-28-4)"
-    assert found.robust_accuracy["HYDRA, 90 %"] == pytest.approx(31 / N)
-    assert found.ours["LWM, 99 %"] == published.NOT_RUN
-    assert len(rows_of(run, "The Adversarial Pruning Benchmark")) == 30  # ten at three sparsities
-
-
-def test_the_published_gain_of_sap(sap: Run) -> None:
-    found = rows_of(sap, "SAP and the attacks on it").set_index("ours")
-    assert found.loc["S100, fgsm", "eps"] == EPS / 2
-    assert found.loc["S100, fgsm", "accuracy:SAP"] == 31 / N
-    assert found.loc["S100, long", "published"].endswith("†")
-    assert found.loc["S100, straight", "accuracy:dense"] == 6 / N
