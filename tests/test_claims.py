@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import N, first, layer_table, model, run_of, settings
+from handmade import MODELS, N, first, layer_table, model, run_of, settings
 from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import t as student
@@ -205,18 +205,21 @@ def test_images_of_the_dense_network_and_calibration() -> None:
 
 
 def test_layers_under_attack_and_under_noise() -> None:
-    params = settings()
     tables = []
     for more in (0.3, 0.5):
         table = layer_table()
         table["adv_changed"], table["noise_changed"] = 0.4 + more, 0.4
         table["adv_top"], table["noise_top"], table["clean_top"] = 3 + more, 3.0, 2.0
         tables.append(table)
-    names = ("dense-standard", "dense-robust")
+    names = ("dense-standard", "dense-robust", "E-standard", "E-robust")
+    params = settings(models=MODELS | {"E-robust": MODELS["E-standard"] | {"of": "dense-robust"}})
+    tables += [layer_table(1.1), layer_table(1.2)]
     models = [
         replace(model(name, params, {"field": 2}), layers=table)
         for name, table in zip(names, tables, strict=True)
     ]
+    wider = outcomes(run_of(models, params), claim(metric="stage_spreads", effect=0.1))[0].test
+    assert wider is not None and wider.difference == pytest.approx((0.2 + 0.3) / 2)
     own = {"model": "dense-standard", "effect": 0.1}
     whole = [claim(m, metric=m, **own) for m in ("input_changes", "last_grows")]
     inside, last = outcomes(run_of(models, params), *whole)
