@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import N, first, layer_table, model, run_of, settings
+from handmade import MODELS, N, first, layer_table, model, run_of, settings
 from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import t as student
@@ -18,8 +18,10 @@ from advprune.core.params import load
 from advprune.evaluate.crossed import compare_means
 from advprune.report.claim_metrics import METRICS
 from advprune.report.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
+from advprune.report.docs import claims_of
 from advprune.report.run import Run
 from advprune.report.sections.claims import claims as section
+from advprune.report.sections.claims import outcomes as outcome_table
 
 HERE: dict[str, Any] = {"published": "digits", "data": ["digits"]}
 ELSEWHERE = HERE | {"data": ["cifar10"]}
@@ -203,18 +205,21 @@ def test_images_of_the_dense_network_and_calibration() -> None:
 
 
 def test_layers_under_attack_and_under_noise() -> None:
-    params = settings()
     tables = []
     for more in (0.3, 0.5):
         table = layer_table()
         table["adv_changed"], table["noise_changed"] = 0.4 + more, 0.4
         table["adv_top"], table["noise_top"], table["clean_top"] = 3 + more, 3.0, 2.0
         tables.append(table)
-    names = ("dense-standard", "dense-robust")
+    names = ("dense-standard", "dense-robust", "E-standard", "E-robust")
+    params = settings(models=MODELS | {"E-robust": MODELS["E-standard"] | {"of": "dense-robust"}})
+    tables += [layer_table(1.1), layer_table(1.2)]
     models = [
         replace(model(name, params, {"field": 2}), layers=table)
         for name, table in zip(names, tables, strict=True)
     ]
+    wider = outcomes(run_of(models, params), claim(metric="stage_spreads", effect=0.1))[0].test
+    assert wider is not None and wider.difference == pytest.approx((0.2 + 0.3) / 2)
     own = {"model": "dense-standard", "effect": 0.1}
     whole = [claim(m, metric=m, **own) for m in ("input_changes", "last_grows")]
     inside, last = outcomes(run_of(models, params), *whole)
@@ -241,6 +246,11 @@ def test_the_section_shows_every_claim() -> None:
     assert whole.table.outcome.tolist() == [REPRODUCED, NOT_RUN]
     assert whole.table.difference[0] == 0.7 and whole.table.counts_detectable[0] == 0.1
     assert where.table.command.tolist() == ["dvc repro"] * 2
+    page = claims_of(
+        chosen, {"digits": outcome_table(replace(run, claims=chosen)).set_index("id").outcome}
+    )
+    assert page.startswith("### Claims: P\n\nSource: S. Theirs: digits.\n\n| claim")
+    assert "| reproduced" in page and "| not run" in page
 
 
 # --- the file ------------------------------------------------------------------------------------

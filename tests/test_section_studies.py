@@ -1,4 +1,4 @@
-"""Sections on studies: masks, SAP's protocol, seeds, bit flips and published results."""
+"""Sections on studies: masks, SAP's protocol, seeds, bit flips."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from advprune.evaluate.crossed import compare_means, mean
 from advprune.evaluate.faults import START, pairs_of
 from advprune.report.points import points
 from advprune.report.run import Run
-from advprune.report.sections import bitflips, masks, protocol, published, seeds
+from advprune.report.sections import bitflips, masks, protocol, seeds
 
 # --- compression by masks ------------------------------------------------------------------------
 
@@ -230,13 +230,6 @@ def test_pairs_of_which_both_are_at_chance_are_told_apart() -> None:
     assert table.outcome.tolist() == ["at chance"]
 
 
-def test_none_of_all_images_is_not_never() -> None:
-    row = seeds.ranged("robust_accuracy", mean(np.zeros((3, N))))
-    assert row["robust_accuracy"] == 0 and row["robust_accuracy_high"] == pytest.approx(
-        0.0876, abs=1e-4
-    )
-
-
 def test_a_mask_of_lower_clean_accuracy_gains_nothing() -> None:
     """HYDRA_99 was credited with 4.7 points at 11.9 % clean: only pairs at chance were void."""
     learned, control = networks("H", "HYDRA", (16, 17, 18), 18), networks("L", "LWM", (2, 3, 4))
@@ -330,48 +323,3 @@ def test_the_first_entry_is_not_compared_with_itself(flipped: Run) -> None:
     parts = {part.title: part.table for part in bitflips.bitflips(flipped)}
     compared = parts["Flips to chance, compared"]
     assert compared is not None and "dense_8" not in set(compared.entry)
-
-
-# --- published results ---------------------------------------------------------------------------
-
-
-def rows_of(run: Run, title: str) -> pd.DataFrame:
-    """A published system's table, by what it was found on."""
-    found = {part.title: part.table for part in published.published(run)}[title]
-    assert found is not None
-    return found.set_index("published_setting")
-
-
-def test_published_counts_stand_beside_the_entry_that_is_stored_alike(flipped: Run) -> None:
-    found = rows_of(flipped, "Bit flips (BFA)")
-    assert found.ours["CIFAR-10, ResNet-20, 8 bits"] == "dense_8"
-    assert found.flips_to_chance["CIFAR-10, ResNet-20, 8 bits"] == 10
-    assert found.ours["CIFAR-10, ResNet-20, 4 bits"] == published.NOT_RUN
-    grown = rows_of(flipped, "RA-BNN").iloc[0]
-    assert grown.ours == "grown" and grown.at_least_flips == 30
-
-
-def test_the_published_table_has_the_control_that_the_masks_section_chose(compression: Run) -> None:
-    found = rows_of(compression, "GAP").iloc[0]
-    own = masks.against_control(compression, masks.subjects(compression)).iloc[0]
-    assert found.ours == "GAP_layer-standard" and found.control == f"random {own.control}"
-    for side in ("transfer_accuracy", "transfer_accuracy:control", "clean_accuracy:control"):
-        assert found[side] == own[side]
-
-
-def test_published_tables_hold_every_row_of_theirs() -> None:
-    run = versus((30, 31, 32), (10, 11, 12))
-    found = rows_of(run, "HYDRA")
-    assert len(found) == 7
-    assert found.published["HYDRA, 90 %"] == "robust 49.5 % (VGG-16), 55.2 % (WRN-28-4)"
-    assert found.robust_accuracy["HYDRA, 90 %"] == pytest.approx(31 / N)
-    assert found.ours["LWM, 99 %"] == published.NOT_RUN
-    assert len(rows_of(run, "The Adversarial Pruning Benchmark")) == 30  # ten at three sparsities
-
-
-def test_the_published_gain_of_sap(sap: Run) -> None:
-    found = rows_of(sap, "SAP and the attacks on it").set_index("ours")
-    assert found.loc["S100, fgsm", "eps"] == EPS / 2
-    assert found.loc["S100, fgsm", "accuracy:SAP"] == 31 / N
-    assert found.loc["S100, long", "published"].endswith("†")
-    assert found.loc["S100, straight", "accuracy:dense"] == 6 / N

@@ -29,7 +29,7 @@ SECTIONS = (
         "growth",
         "layers",
     ),
-    *("calibration", "costs", "published"),
+    *("calibration", "costs"),
 )
 
 

@@ -1,7 +1,8 @@
 """How the model of a claim is compared with its control: one function each, registered by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf, isclose
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.statistics import NORMAL
 from advprune.report.points import point_of
 from advprune.report.run import Model, Run
+from advprune.report.sections.layers import spread
 from advprune.report.sections.masks import nearest, subjects
 from advprune.report.sections.protocol import Member, members
 from advprune.report.sections.seeds import Point, guarded, points_of
@@ -124,29 +126,42 @@ def calibration(run: Run, claim: Claim) -> Compared:
 @metric
 def input_changes(run: Run, claim: Claim) -> Compared:
     """Share of units that change behind the input, against noise, over the dense networks."""
-    return _over_networks(run, claim, "changed", None, 0)
+    return _over_networks(claim, [_beside_noise(one, "changed", None, 0) for one in run.roots])
 
 
 @metric
 def last_grows(run: Run, claim: Claim) -> Compared:
     """Largest values before the classifier over clean ones, against noise, likewise."""
-    return _over_networks(run, claim, "top", "clean_top", -2)
+    return _over_networks(claim, [_beside_noise(one, "top", "clean_top", -2) for one in run.roots])
 
 
-def _over_networks(run: Run, claim: Claim, of: str, over: str | None, place: int) -> Compared:
-    """A figure of one layer (place: in their order, behind the normalization) under the attack
-    against that under noise, paired by network."""
-    rows = []
-    for one in run.roots:
-        table = one.layers.sort_values("depth") if len(one.layers) else one.layers
-        if f"noise_{of}" not in table:
-            raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
-        row = table[table.kind != "Normalize"].iloc[place]
-        scale = max(float(row[over]), 1e-12) if over else 1.0
-        rows.append([float(row[f"{side}_{of}"]) / scale for side in ("adv", "noise")])
-    if len(rows) < 2:
-        raise Missing(NOT_HERE, "underpowered: a single dense network has no interval")
-    both = np.array(rows)
+@metric
+def stage_spreads(run: Run, claim: Claim) -> Compared:
+    """Sigma of the last stage under attack over clean, over the pairs of a model of the same
+    family and its dense network."""
+    first, _ = _pair(run, claim)
+    family = [one for one in run.compressed if one.family == first.family]
+    ratios = [
+        [spread(m.layers)[1] for m in (one, run.dense_of(one)) if len(m.layers)] for one in family
+    ]
+    return _over_networks(claim, [tuple(map(fmean, pair)) for pair in ratios if len(pair) == 2])
+
+
+def _beside_noise(one: Model, of: str, over: str | None, place: int) -> tuple[float, float]:
+    """A figure of one layer (by its place behind the normalization) under attack and noise."""
+    table = one.layers.sort_values("depth") if len(one.layers) else one.layers
+    if f"noise_{of}" not in table:
+        raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
+    row = table[table.kind != "Normalize"].iloc[place]
+    scale = max(float(row[over]), 1e-12) if over else 1.0
+    return float(row[f"adv_{of}"]) / scale, float(row[f"noise_{of}"]) / scale
+
+
+def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...]]) -> Compared:
+    """Pairs of figures, one of each network: one value has no interval."""
+    if len(pairs) < 2:
+        raise Missing(NOT_HERE, "underpowered: a single network has no interval")
+    both = np.array(pairs)
     return compare_means(both[:, :1], both[:, 1:], claim.counts)
 
 

@@ -1,25 +1,25 @@
 """The generated parts of README and docs: text between pairs of comments.
 
 Nothing in them is typed by hand: results come from `reports/<profile>/results.csv`, families from
-the docstrings of their modules, published figures from `report.published`.
+the docstrings of their modules, published claims from claims.yaml and their outcomes from
+`reports/<profile>/claims.csv`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from tabulate import tabulate
 
+from advprune.core.claims import FILE, Claim, read_claims
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
-from advprune.report.published import SYSTEMS, System
-from advprune.report.results import RESULTS
+from advprune.report.results import OUTCOMES, RESULTS
 from advprune.report.terminal import markdown_of, read, title_of
 
 README, PUBLISHED = Path("README.md"), Path("docs/published.md")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
-UNREAD = "†"
 
 
 def fill(root: Path = Path()) -> None:
@@ -41,8 +41,12 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
         for name, table in tables.items()
         if f"<!-- results: {name} -->" in readme
     }
-    figures = "\n\n".join(published_of(system) for system in SYSTEMS)
-    return {README: results | {"families": index()}, PUBLISHED: {"published": figures}}
+    outcomes = {
+        path.parent.name: pd.read_csv(path, index_col="id").outcome
+        for path in sorted((root / "reports").glob(f"*/{OUTCOMES}"))
+    }
+    claims = claims_of(read_claims(root / FILE), outcomes)
+    return {README: results | {"families": index()}, PUBLISHED: {"claims": claims}}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:
@@ -63,11 +67,19 @@ def results_of(profile: str, table: pd.DataFrame) -> str:
     return f"**{title_of(profile, table)}** ({report})\n\n{markdown_of(table)}"
 
 
-def published_of(system: System) -> str:
-    """A published system: its source, its regime and its figures."""
-    rows = [
-        (one.setting, f"{one.figure} {UNREAD}" if one.unread else one.figure)
-        for one in system.figures
-    ]
-    table = tabulate(rows, ("setting", "published"), "github", disable_numparse=True)
-    return f"### {system.title}\n\nSource: {system.source}. {system.differs}\n\n{table}"
+def claims_of(claims: Sequence[Claim], outcomes: Mapping[str, "pd.Series[str]"]) -> str:
+    """The claims of each paper with their place in it and their outcomes by profile."""
+    parts = []
+    for paper in dict.fromkeys(claim.paper for claim in claims):
+        own = [claim for claim in claims if claim.paper == paper]
+        source, theirs = own[0].source, own[0].regime.published
+        rows = []
+        for one in own:
+            place = one.where if one.source == source else f"{one.source}, {one.where}"
+            rows.append(
+                (one.claim, place, one.published, *(o.get(one.id) for o in outcomes.values()))
+            )
+        names = ("claim", "where", "published", *outcomes)
+        table = tabulate(rows, names, "github", disable_numparse=True)
+        parts.append(f"### Claims: {paper}\n\nSource: {source}. Theirs: {theirs}.\n\n{table}")
+    return "\n\n".join(parts)

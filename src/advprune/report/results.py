@@ -20,6 +20,7 @@ from advprune.report.formats import bounds, number
 from advprune.report.run import Model, Run
 
 RESULTS = "results.csv"
+OUTCOMES = "claims.csv"
 METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
     **{name: name for name in ("n", "clean_accuracy", "robust_accuracy")},
     **{"robust_low": "robust_accuracy_low", "robust_high": "robust_accuracy_high"},

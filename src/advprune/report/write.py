@@ -9,13 +9,14 @@ from advprune.core.files import atomic, write_json
 from advprune.core.params import FILE, Params
 from advprune.report.chart_png import png
 from advprune.report.page import charts, html, report_markdown, shown_sections
-from advprune.report.results import RESULTS, metrics_of, results
+from advprune.report.results import OUTCOMES, RESULTS, metrics_of, results
 from advprune.report.run import Run
+from advprune.report.sections.claims import outcomes
 
 
 def write_report(run: Run, folder: Path) -> None:
-    """Write report.html, report.md, figures/*.png, results.csv and the settings that it was made
-    with, in place of an older report."""
+    """Write report.html, report.md, figures/*.png, results.csv, claims.csv (if there are any) and
+    the settings that it was made with, in place of an older report."""
     found = shown_sections(run)
     with atomic(folder) as temporary:
         temporary.mkdir()
@@ -23,6 +24,8 @@ def write_report(run: Run, folder: Path) -> None:
         for name, chart in charts(found).items():
             (temporary / "figures" / f"{name}.png").write_bytes(png(chart, run.places))
         results(run).to_csv(temporary / RESULTS, index=False, lineterminator="\n")
+        if run.claims:
+            outcomes(run).to_csv(temporary / OUTCOMES, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(run.params), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(run, found), encoding="utf-8")
         (temporary / "report.html").write_text(html(run, found), encoding="utf-8")

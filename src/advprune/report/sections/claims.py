@@ -31,19 +31,23 @@ def claims(run: Run) -> list[Part]:
         "80 % of all cases. Refuted: the interval excludes the claim, in its regime and with the "
         "method's own criteria met."
     )
-    rows = [_row(one) for one in found]
     where = pd.DataFrame([_regime(one) for one in found])
     here = f"This run: {run.profile.data.source}, {run.profile.model.described}."
     return [
-        Part("Published claims", text, pd.DataFrame(rows)),
+        Part("Published claims", text, outcomes(run).drop(columns="id")),
         Part("Sources, regimes and commands", here, where, folded=True),
     ]
+
+
+def outcomes(run: Run) -> pd.DataFrame:
+    """One row per claim with its test and outcome, raw numbers."""
+    return pd.DataFrame([_row(one) for one in judged(run)])
 
 
 def _row(one: Judged) -> dict[str, Any]:
     """The test of a claim as columns: numbers raw, in columns by their unit."""
     claim, test = one.claim, one.test
-    row: dict[str, Any] = {"paper": claim.paper, "claim": claim.claim}
+    row: dict[str, Any] = {"id": claim.id, "paper": claim.paper, "claim": claim.claim}
     row |= {"outcome": one.outcome, "reason": one.reason}
     if test is not None:
         row |= columns(test) | {f"counts_{units_of(test)[1]}": claim.counts, "p": one.p}
