@@ -19,25 +19,14 @@ from torch import nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 
 from advprune.core.device import device_of
 from advprune.core.errors import InputError
-from advprune.models.spec import ACTIVATIONS, sites
 from advprune.models.stochastic import Stochastic, is_randomized
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
 ONE = 1e-4  # by how much the sum of probabilities may differ from one
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-RECTIFIERS = {
-    getattr(place, name)
-    for place in (nn.functional, torch, torch.Tensor)
-    for name in (
-        *("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu"),
-        *("mish", "softplus", "hardswish", "hardtanh", "prelu", "rrelu"),
-    )
-    if hasattr(place, name)
-}
 
 
 def refuse(who: str, faults: dict[str, bool]) -> None:
@@ -296,61 +285,3 @@ def unshared(model: nn.Module) -> nn.Module:
                 model.set_submodule(name, copy.deepcopy(part))
             first.add(id(part))
     return model
-
-
-@torch.no_grad()
-def own_activations(model: nn.Module) -> list[str]:
-    """The names of modules that act as activations without being torch's: they have no parts and no
-    weights, and map every value on its own by what is no straight line."""
-    found = []
-    known = [id(part) for site in sites(model).values() for part in site.modules()]
-    for name, part in model.named_modules():
-        torchs = type(part).__module__.startswith(("torch.", "advprune."))
-        if torchs or any(part.children()) or list(part.parameters()) or id(part) in known:
-            continue
-        x = torch.linspace(-3, 3, 64).view(1, 1, 8, 8)
-        try:
-            with undisturbed():
-                there, back, middle = part(x), part(x.flip(2, 3)), part(x * 0)
-                single = torch.equal(there, back.flip(2, 3))
-                straight = torch.allclose(there + there.flip(2, 3), 2 * middle, atol=1e-4)
-        except Exception:  # it takes other inputs: no activation
-            continue
-        if single and not straight and not isinstance(part, ACTIVATIONS):
-            found.append(name)
-    return found
-
-
-class _Rectifiers(TorchFunctionMode):
-    """Counts calls of torch's activation functions outside the activation sites."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.depth = 0
-        parts = sites(model).values()
-        self.handles = [part.register_forward_pre_hook(self._enter) for part in parts]
-        self.handles += [part.register_forward_hook(self._leave) for part in parts]
-
-    def _enter(self, *_: Any) -> None:
-        self.depth += 1
-
-    def _leave(self, *_: Any) -> None:
-        self.depth -= 1
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.depth and func in RECTIFIERS:
-            self.names.append(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def functional_activations(model: nn.Module, image: torch.Tensor) -> list[str]:
-    """The activation functions that a pass of one image `[1, C, H, W]` calls outside of modules
-    that are activation sites, by name, one for each call."""
-    with torch.no_grad(), undisturbed(device_of(model)), _Rectifiers(model) as seen:
-        try:
-            model(image.to(device_of(model)))
-        finally:
-            for handle in seen.handles:
-                handle.remove()
-    return seen.names

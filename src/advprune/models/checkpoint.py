@@ -5,15 +5,11 @@ several keys safetensors writes them in random order, and equal models would not
 """
 
 import importlib
-import re
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -21,6 +17,7 @@ from advprune.core.errors import UserError
 from advprune.core.files import atomic, referenced, sha256_of
 from advprune.models import binary, quantized
 from advprune.models.border import hooked, undisturbed
+from advprune.models.dialects import read_tensors, read_weights
 from advprune.models.insert import places, put
 from advprune.models.outside import (
     PREFIXES,
@@ -35,16 +32,7 @@ from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
 LayerFactory = Callable[..., nn.Module]
 _LAYERS: dict[str, LayerFactory] = {}
 _PLUGINS = ("advprune.pruning",)
-WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
-AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones
 USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
-KINDS = {
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool),
-    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex128),
-    *(torch.qint8, torch.quint8, torch.qint32),  # refused as no plain tensors
-}
-MOST_WRAPPINGS = 8  # one inside the other
-LONGEST_NAME = 300  # of a tensor
 
 
 def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
@@ -182,36 +170,6 @@ def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
         raise UserError(f"{where}: the model spec is wrong at {key}: {fault['msg']}") from error
 
 
-def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file or of a PyTorch state dict, and the header's metadata.
-
-    A state dict is read with `weights_only=True`, so that no code in it is run, and taken out of
-    the common wrappings. Of several networks in a file the first is read, and the metadata's entry
-    `several` says which there are: `header_spec` refuses them. Raises UserError where the file
-    cannot be read or holds anything else.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; check the path")
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    tensors, several = _read_state_dict(path)
-    return tensors, {"several": ", ".join(several)} if several else {}
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and its metadata; UserError where it cannot be read."""
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; run `dvc repro` or check the path")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return _sound(tensors, path), dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file ({error}); delete it and make it anew"
-        ) from error
-
-
 def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Put `tensors` into `model`, each into its place; nothing may be missing or left over."""
     wanted = stored(model)
@@ -295,56 +253,3 @@ def canonical(name: str) -> str:
     name = unwrapped(name)
     name = "linear." + name.removeprefix("fc.") if name.startswith("fc.") else name
     return name.replace(".downsample.", ".shortcut.")
-
-
-def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors by name, and the keys of the networks where there are several."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
-            reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
-            if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
-                reason = f"it holds {kind[1]}, and nothing in it is ever run: store "
-                reason += "model.state_dict() alone"
-        raise UserError(f"{path} cannot be read as a plain state dict: {reason}") from error
-    several: list[str] = []
-    for _ in range(MOST_WRAPPINGS):
-        if not isinstance(content, dict) or not (inside := _wrapped(content)):
-            break
-        several = several or (inside if len(inside) > 1 else [])
-        content = content[inside[0]]
-    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
-    if not content or not all(isinstance(name, str) for name in content):
-        raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
-    return _sound(content, path), several
-
-
-def _wrapped(content: dict[Any, Any]) -> list[str]:
-    """Under which keys a file holds state dicts: the common ones first, then those of averages."""
-    usual = [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
-    averaged = [
-        key
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, dict) and key not in usual
-        if any(word in key.lower() for word in AVERAGED)
-    ]
-    beside = any(torch.is_tensor(value) and value.ndim for value in content.values())
-    return usual if beside else usual + averaged
-
-
-def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, where each has numbers of its own and a name of bearable length."""
-    for name, tensor in tensors.items():
-        if len(name) > LONGEST_NAME:
-            raise UserError(f"{path} holds a tensor with a name of {len(name)} characters")
-        if tensor.dtype not in KINDS:
-            raise UserError(f"{path}: {name} is {dtype_name(tensor)}, which is not read here")
-        plain = tensor.layout == torch.strided and not tensor.is_quantized
-        if tensor.is_meta:
-            raise UserError(f"{path}: {name} is a meta tensor, which holds no numbers")
-        if plain and 0 in tensor.stride() and tensor.numel() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path}: {name} repeats one number by a stride of 0; store it in full")
-    return tensors

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.models.border import own_activations
+from advprune.models.activations import own_activations
 from advprune.models.spec import LayerSpec, ModelSpec, Site, Where, attach, sites
 
 NEEDED: dict[Where, str] = {
