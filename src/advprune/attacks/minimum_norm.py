@@ -21,7 +21,7 @@ from torch import nn
 from advprune.attacks.checks import check_numbers
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options, wide
-from advprune.attacks.pgd import ascend, project
+from advprune.attacks.pgd import ascend, project, random_point
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import full_precision
@@ -40,18 +40,21 @@ class MinimumNormSettings(Options):
 
     steps: gradient steps. step: length of the first one, in radii of the ball; it falls to a
     hundredth by a cosine. rate: by which part the ball grows or shrinks in the first step; it falls
-    to a fiftieth likewise. halvings: of the way to the perturbation found, at the end.
-    progress: of `N * steps`.
+    to a fiftieth likewise. restarts: after the first search, which begins at the clean image, the
+    others begin at random points of the ball found so far and can only improve it. halvings: of
+    the way to the perturbation found, at the end. progress: of `N * steps * restarts`.
     """
 
     steps: int = 100
     step: float = 1.0
     rate: float = 0.05
+    restarts: int = 1
     halvings: int = 10
     exact: ClassVar[bool] = True
 
 
 At = Opened[MinimumNormSettings]
+Found = tuple[torch.Tensor, torch.Tensor]  # images `[n, C, H, W]` and distances `[n]`
 
 
 def minimum_norm(
@@ -65,9 +68,12 @@ def minimum_norm(
     model draws at random, its mean logits over draws that chose nothing are wrong there.
     Raises ValueError on shapes, ranges or options that make no sense.
     """
-    check_numbers("minimum_norm", 1, steps=settings.steps)
+    check_numbers("minimum_norm", 1, steps=settings.steps, restarts=settings.restarts)
     with opened("minimum_norm", model, (images, labels), 0.0, settings) as at:
-        found, distances = at.run(partial(_search, at), torch.arange(len(images)))
+        middle = torch.full_like(images, 0.5).repeat_interleave(settings.restarts - 1, 0)
+        noise = random_point(middle, 0.5, settings.norm, at.generator) - 0.5
+        noise = 2 * noise.unflatten(0, (len(images), settings.restarts - 1))  # [N, R - 1, C, H, W]
+        found, distances = at.run(partial(_search, at), torch.arange(len(images)), noise)
     return found, distances
 
 
@@ -76,6 +82,7 @@ class MinimumNormMethod(GradientAttack):
 
     method: Literal["minimum_norm"]
     steps: int = Field(default=100, ge=1, le=100000)
+    restarts: int = Field(default=1, ge=1, le=1000)
 
 
 @method("minimum_norm", MinimumNormMethod)
@@ -91,16 +98,22 @@ def _minimum_norm(
     return (images + wide(stretch) * (found - images)).clamp(0, 1)
 
 
-def _search(at: At, clean: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images `[n, C, H, W]` and distances `[n]`."""
+def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor) -> Found:
+    """Images `[n, C, H, W]` and distances `[n]`; noise: points of the unit ball `[n, R - 1, …]`."""
     found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
     already = _each(at, clean).mean(0).argmax(1) != labels
     distances[already] = 0.0
     at.options.progress(int(already.sum()) * at.options.steps)
     rows = (~already).nonzero()[:, 0]
     if len(rows):
-        start = _silent_start(at, clean[rows], labels[rows]) if at.randomized else None
-        found[rows], distances[rows] = _descend(at, clean[rows], labels[rows], start)
+        own = clean[rows], labels[rows]
+        best = _silent_start(at, *own) if at.randomized else None
+        best = _descend(at, *own, best, None if best is None else best[0])
+        for start in noise[rows].unbind(1):
+            usual = best[1][best[1].isfinite()].mean().nan_to_num(0.1)
+            size = best[1].where(best[1].isfinite(), usual)
+            best = _descend(at, *own, best, (own[0] + wide(size) * start).clamp(0, 1))
+        found[rows], distances[rows] = best
         rows = rows[distances[rows].isfinite()]
     if len(rows):
         change = _halve(at, clean[rows], found[rows] - clean[rows], labels[rows])
@@ -112,8 +125,8 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Te
     return found, distances
 
 
-def _silent_start(at: At, clean: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
-    """Images that fool a random model, found on it without its random layers; else clean ones.
+def _silent_start(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found | None:
+    """What fools a random model, found on it without its random layers.
 
     Noisy gradients alone find perturbations that are too long by a third.
     """
@@ -124,25 +137,28 @@ def _silent_start(at: At, clean: torch.Tensor, labels: torch.Tensor) -> torch.Te
     found, _ = _descend(quiet, clean, labels)
     change = _halve(at, clean, found - clean, labels)
     length = _first(at, clean, change, labels)
-    return (clean + wide(length.where(length.isfinite(), 0.0)) * change).clamp(0, 1)
+    start = (clean + wide(length.where(length.isfinite(), 0.0)) * change).clamp(0, 1)
+    size = _size(start - clean, at.options.norm)
+    return start, torch.where(size > 0, size, torch.inf)
 
 
 def _descend(
-    at: At, clean: torch.Tensor, labels: torch.Tensor, start: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    at: At,
+    clean: torch.Tensor,
+    labels: torch.Tensor,
+    known: Found | None = None,
+    start: torch.Tensor | None = None,
+) -> Found:
     """Algorithm 1: the nearest fooling iterates and their distances (infinite: none).
 
-    start: images to begin from; those that are not clean fool.
+    known: images that fool and their distances, to be improved. start: where to begin; the clean
+    images.
     """
     s = at.options
     surely = s.precision != "float32" or is_quantized(at.exact) or at.randomized
-    current, best = clean.contiguous(memory_format=torch.channels_last), clean.clone()
-    nearest = clean.new_full((len(clean),), torch.inf)
-    radius = torch.zeros_like(nearest)
-    if start is not None:
-        current = best = start.contiguous(memory_format=torch.channels_last)
-        size = _size(start - clean, s.norm)
-        nearest, radius = torch.where(size > 0, size, torch.inf), size
+    best, nearest = known or (clean, clean.new_full((len(clean),), torch.inf))
+    current = (clean if start is None else start).contiguous(memory_format=torch.channels_last)
+    radius = _size(current - clean, s.norm)
     for index in range(s.steps):
         fade = (1 + math.cos(math.pi * index / s.steps)) / 2  # 1 at first, 0 in the end
         rate, step = s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)

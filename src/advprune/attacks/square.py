@@ -124,7 +124,8 @@ class _Search:
             rows = self._left(rows, losses)
             if not len(rows):
                 break
-            candidate = self._with_square(change, rows, side(how.p, tried * 10_000 // how.queries, change.shape))
+            size = side(how.p, tried * 10_000 // how.queries, change.shape)
+            candidate = self._with_square(change, rows, size)
             now = self._losses(rows, candidate)
             better = now > losses[rows]
             change[rows[better]], losses[rows[better]] = candidate[better], now[better]
