@@ -216,7 +216,7 @@ def random_point(
         noise = (torch.rand(images.shape, **there) * 2 - 1) * eps
         return (images + noise.to(images.device)).clamp(0, 1)
     noise = torch.randn(images.shape, **there)
-    size = noise[0].numel()
+    size = noise.shape[1:].numel()
     length = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
     radius = eps * torch.rand(len(images), **there) ** (1 / size)
     noise = noise * (radius / length).view(-1, 1, 1, 1)
