@@ -103,7 +103,11 @@ def test_quantized_models_are_tested_on_the_same_images(exchange: Run) -> None:
 def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
     """20 images are fooled at half the budget by one model and at a third by its dense network."""
     params = settings()
-    dense, pruned = (model(name, params, {}) for name in ("dense-standard", "E-standard"))
+    given = {("dense-standard", "field"): N}
+    dense, pruned = (
+        model(name, params, {}, sent)
+        for name, sent in (("dense-standard", {}), ("E-standard", given))
+    )
 
     def near(one: Model, size: float) -> Model:
         found = records("distance", ~first(20))
