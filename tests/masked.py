@@ -66,10 +66,10 @@ class Noisy(Around):
 
 
 class Tempered(Around):
-    """A softmax at a low temperature in the place of logits."""
+    """Probabilities at a low temperature, their logarithms cut off, in the place of logits."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (30 * self.model(x)).softmax(1)
+        return ((30 * self.model(x)).softmax(1) + 1e-3).log()
 
 
 class _Coarse(nn.Module):

@@ -3,6 +3,7 @@
 `make fuzz` runs it for longer, with other inputs each time.
 """
 
+import csv
 import errno
 import io
 import json
@@ -322,9 +323,13 @@ def test_results_of_a_pull_request() -> None:
     rows = json.loads(whole.to_json(orient="records"))
 
     def taken(rows: Any) -> None:
-        table = pd.DataFrame(rows if isinstance(rows, list) else [])
-        text = table.to_csv(index=False)
-        found = page(judge(before, side_of(read_results(text, "results.csv"))), "G")
+        kept = [row for row in rows if isinstance(row, dict)]
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list({str(key): 0 for row in kept for key in row}))
+        writer.writeheader()
+        writer.writerows({str(key): value for key, value in row.items()} for row in kept)
+        after = side_of(read_results(buffer.getvalue(), "results.csv"))
+        found = page(judge(before, after), "G")
         assert "<img" not in found and "\x1b" not in found
 
     fuzz("results", changed(rows), taken, 80)

@@ -15,6 +15,7 @@ from planted import N, model, planted, point, rows, run_of, searched, settings, 
 
 from advprune.core.errors import UserError
 from advprune.core.params import load
+from advprune.evaluate.statistics import Rate
 from advprune.report import page as page_module
 from advprune.report.chart import COLOURS, Chart, panels
 from advprune.report.chart_png import png
@@ -293,6 +294,18 @@ def test_the_verdict_names_the_checks_that_speak_against_a_model() -> None:
     assert {"gradient-free", "transfer"} <= set(first.table["check"])
     assert tally.table is not None and every.folded
     assert verdict(run_of(model("A")))[0].table is None
+
+
+def test_the_verdict_says_how_often_it_is_wrong(tmp_path: Path) -> None:
+    run = run_of(model("A"))
+    assert "planted" not in verdict(run)[0].text  # not measured here
+    path = tmp_path / "bench" / "verdict.json"
+    path.parent.mkdir()
+    rates = {"false_pass": Rate(0, 16), "false_alarm": Rate(1, 16)}
+    found = {name: {"hits": r.hits, "n": r.n} | r.columns("rate") for name, r in rates.items()}
+    path.write_text(json.dumps(found), encoding="utf-8")
+    text = verdict(replace(run, folder=tmp_path))[0].text
+    assert "0 of 16 (0.0 to 19.4 %" in text and "1 of 16 (1.1 to 28.3 %" in text
 
 
 def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer() -> None:

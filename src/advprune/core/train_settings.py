@@ -73,7 +73,7 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """The optimizer: SGD with Nesterov momentum under a one-cycle schedule.
 
-    eps: the budget of recipes that train on attacked images.
+    eps: the budget of recipes that train on attacked images. label_smoothing: of the others.
     precision: of convolutions and products; auto is bfloat16 on a GPU, float32 elsewhere.
     """
 

@@ -81,12 +81,14 @@ class Method:
 
         Cross-entropy on `crafted`; for TRADES (Zhang et al., Theoretically Principled Trade-off
         between Robustness and Accuracy, 2019) `CE(p(x), y) + beta KL(p(x) || p(x'))`, whose
-        accuracy is that on `x`. Label smoothing is of the cross-entropy alone. Where the recipe
-        clusters, its weight times the clustering penalty is added.
+        accuracy is that on `x`. Label smoothing is of training on clean images alone: a network
+        trained with it on attacked ones hides its gradients. Where the recipe clusters, its weight
+        times the clustering penalty is added.
         """
         trades = self.recipe.method == "trades"
         logits = model(x if trades else crafted)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.settings.label_smoothing)
+        smoothing = 0.0 if self.attacks else self.settings.label_smoothing
+        loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
         if trades:
             divergence = kl(logits.float().log_softmax(1), model(crafted).float())
             loss = loss + self.recipe.beta * divergence / len(y)
