@@ -205,32 +205,32 @@ def test_images_of_the_dense_network_and_calibration() -> None:
 
 
 def test_layers_under_attack_and_under_noise() -> None:
-    tables = []
-    for more in (0.3, 0.5):
-        table = layer_table()
-        table["adv_changed"], table["noise_changed"] = 0.4 + more, 0.4
-        table["adv_top"], table["noise_top"], table["clean_top"] = 3 + more, 3.0, 2.0
-        tables.append(table)
-    names = ("dense-standard", "dense-robust", "E-standard", "E-robust")
-    params = settings(models=MODELS | {"E-robust": MODELS["E-standard"] | {"of": "dense-robust"}})
-    tables += [layer_table(1.1), layer_table(1.2)]
-    models = [
-        replace(model(name, params, {"field": 2}), layers=table)
-        for name, table in zip(names, tables, strict=True)
-    ]
-    wider = outcomes(run_of(models, params), claim(metric="stage_spreads", effect=0.1))[0].test
-    assert wider is not None and wider.difference == pytest.approx((0.2 + 0.3) / 2)
-    own = {"model": "dense-standard", "effect": 0.1}
-    whole = [claim(m, metric=m, **own) for m in ("input_changes", "last_grows")]
-    inside, last = outcomes(run_of(models, params), *whole)
-    assert inside.test is not None and last.test is not None and inside.seeds == 2
-    assert inside.test.difference == pytest.approx(0.4)
-    assert last.test.difference == pytest.approx(0.2)
-    # Values 0.3 and 0.5: t = 0.4 / 0.1 of one degree of freedom; Holm over both claims.
-    assert inside.p == pytest.approx(2 * 2 * student.sf(4, 1)) and inside.outcome == NOT_HERE
-    assert outcomes(run_of(models[:1], params), whole[0])[0].reason.startswith("underpowered")
-    bare = [replace(one, layers=one.layers.drop(columns="noise_changed")) for one in models]
-    unknown = outcomes(run_of(bare, params), whole[0])[0]
+    recipes = ("standard", "robust", "third")
+    entries = {f"E-{name}": MODELS["E-standard"] | {"of": f"dense-{name}"} for name in recipes}
+    method = {name: {"method": "standard"} for name in recipes}
+    params = settings(models=entries, recipes=method)
+    models = []
+    for name, more in zip(recipes, (0.3, 0.4, 0.5), strict=True):
+        table = layer_table().assign(adv_changed=0.4 + more, noise_changed=0.4)
+        table = table.assign(adv_top=3 + more, noise_top=3.0, clean_top=2.0)
+        for model_name, layers in ((f"dense-{name}", table), (f"E-{name}", layer_table(1 + more))):
+            made = model(model_name, params, {"field": 2}, parameters=1000)
+            models.append(replace(made, layers=layers))
+    run, dense = run_of(models, params), {"model": "dense-standard", "effect": 0.1}
+    inside = claim("input", metric="input_changes", **dense)
+    last = claim("last", metric="last_grows", **dense)
+    found = outcomes(run, inside, last, claim("sigma", metric="stage_spreads", effect=0.1))
+    values = [one.test.difference for one in found if one.test is not None]
+    assert values == pytest.approx([0.4, 0.2, 0.5])  # 1.4 over 0.9
+    # Values 0.3, 0.4 and 0.5: t = 0.4 / (0.1 / sqrt(3)) of two degrees of freedom.
+    alone = outcomes(run, inside)[0]
+    assert alone.p == pytest.approx(2 * student.sf(0.4 * 3**0.5 / 0.1, 2))
+    assert (alone.outcome, alone.seeds) == (REPRODUCED, 3)
+    assert alone.test is not None and alone.test.detectable < 0.4
+    (few,) = outcomes(replace(run, models=models[:4]), inside)
+    assert few.outcome == NOT_HERE and few.reason.startswith("underpowered: 2 of at least 3")
+    bare = [replace(one, layers=one.layers.iloc[:, :5]) for one in models]
+    (unknown,) = outcomes(replace(run, models=bare), inside)
     assert unknown.outcome == NOT_HERE and unknown.reason.startswith("control missing")
 
 

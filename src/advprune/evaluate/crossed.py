@@ -69,8 +69,10 @@ class MeanComparison(Compared):
     def detectable(self) -> float:
         """At this standard error, or the one that such a difference has over images alone."""
         known = self.mean
-        least = smallest_mean_difference(known.images, self.alpha, known.freedom)
-        return max(_steps(known.freedom, self.alpha) * known.error, least)
+        seen = _steps(known.freedom, self.alpha) * known.error
+        if known.images == 1:  # figures of whole networks: their spread is all there is
+            return seen
+        return max(seen, smallest_mean_difference(known.images, self.alpha, known.freedom))
 
 
 def smallest_mean_difference(images: int, alpha: float, freedom: float | None = None) -> float:

@@ -25,6 +25,7 @@ from advprune.report.sections.seeds import Point, guarded, points_of
 
 NOT_HERE, NOT_RUN = "not reproduced here", "not run"
 RESAMPLES = 1000  # of the bootstrap of calibration errors
+FEWEST = 3  # networks, where each gives a single figure
 Metric = Callable[[Run, Claim], Compared]
 METRICS: dict[str, Metric] = {}
 
@@ -158,9 +159,10 @@ def _beside_noise(one: Model, of: str, over: str | None, place: int) -> tuple[fl
 
 
 def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...]]) -> Compared:
-    """Pairs of figures, one of each network: one value has no interval."""
-    if len(pairs) < 2:
-        raise Missing(NOT_HERE, "underpowered: a single network has no interval")
+    """Pairs of figures, one of each network."""
+    if len(pairs) < FEWEST:
+        few = f"{len(pairs)} of at least {FEWEST} networks"
+        raise Missing(NOT_HERE, f"underpowered: {few}, whose spread is the only error known")
     both = np.array(pairs)
     return compare_means(both[:, :1], both[:, 1:], claim.counts)
 
