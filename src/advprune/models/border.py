@@ -75,7 +75,7 @@ class Drawn(Stochastic):
     backward rule but its own. Draws of numpy and Python are seeded from torch's.
     """
 
-    rules = ()
+    rules = ("constant",)
     shared = True
 
     def __init__(self, model: nn.Module) -> None:
