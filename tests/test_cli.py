@@ -42,7 +42,7 @@ DENSE = Path("runs/digits/dense-standard/model.safetensors")
 TINY = {
     "profiles/digits/model/width": 2,
     "profiles/digits/data/test_limit": 12,
-    "profiles/digits/attacks/square/queries": 3,
+    "profiles/digits/attacks": {"square": {"queries": 3}},
     "profiles/digits/curves": {"eps": ["48/255"], "steps": [1]},
     "profiles/digits/suite/table": ["field"],
     "profiles/digits/suite/transfer": ["field"],

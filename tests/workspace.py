@@ -64,7 +64,7 @@ TINY = {
         "flips": {"study": "bitflip", "of": "dense-standard", "bits": 4, "variants": ["margin"]},
     },
     "profiles/digits/flips": {"images": 16, "seeds": 2, "budget": 3, "random": 2},
-    "profiles/digits/attacks/square/queries": 5,
+    "profiles/digits/attacks": {"square": {"queries": 5}},
     "profiles/digits/protocol": {"images": 10, "draws": 3, "eps": [0, "eps"]},
     "profiles/digits/sweep_images": 30,
     "profiles/digits/data/train_limit": 200,

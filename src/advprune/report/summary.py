@@ -33,7 +33,9 @@ def effect(run: Run) -> str:
         f"smaller for {_named(run, nearer) or 'none'}",
     ]
     parts += [f"not significantly different for {len(same)} of {len(tests)}"] if same else []
-    parts += [f"not to be compared for {void} that lose clean accuracy"] if void else []
+    parts += (
+        [f"not to be compared for {void} (random, or less accurate when clean)"] if void else []
+    )
     return f"{', '.join(parts[:-1])} and {parts[-1]} (Wilcoxon's test, Holm's correction)."
 
 
