@@ -13,7 +13,6 @@ from advprune.evaluate.faults import FlipComparison
 from advprune.report.formats import bounds
 from advprune.report.run import Model, Run
 
-
 LOOSE = "random: its distances are looser bounds"  # the search follows noisy gradients
 
 
