@@ -30,6 +30,7 @@ from torch import nn
 from advprune.attacks.registry import typed
 from advprune.core import params
 from advprune.core.attack_settings import OtherAttack
+from advprune.core.errors import InputError
 from advprune.core.progress import silence
 from advprune.core.resume import Parts
 from advprune.data import load_split
@@ -162,7 +163,12 @@ def main(
         rows.append({"kind": "honest"} | trial.judge(name, model, own[name], recipe))
         console.print(rows[-1])
     for name, model, recipe in trial.planted():
-        row = trial.judge(name, model, trial.records(name, model, recipe)[0], recipe)
+        try:
+            row = trial.judge(name, model, trial.records(name, model, recipe)[0], recipe)
+        except InputError as error:  # the border for models says no: there is no verdict
+            rows.append({"model": name, "kind": "masked", "masks": False, "refused": str(error)})
+            console.print(rows[-1])
+            continue
         row |= {"kind": "masked", "written": "before" if name in masked.BEFORE else "after"}
         row |= trial.knowing(model)
         row["truth"] = min(row["truth"], row["robust"])

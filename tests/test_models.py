@@ -58,6 +58,7 @@ def test_strides_are_a_setting_that_older_files_do_not_hold(tmp_path: Path) -> N
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         stage.register_forward_hook(lambda *given: sides.append(given[2].shape[-1]))
     model(torch.rand(1, 1, 8, 8))
+    model = build(ours)
     assert sides == [4, 2, 2, 2]
     save_model(model, tmp_path / "model")
     assert spec_of(load_model(tmp_path / "model")) == ours

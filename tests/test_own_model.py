@@ -26,7 +26,7 @@ CUT = {  # what takes long, and no more
     "profiles/mine/train": {"epochs": 3, "batch": 32, "lr": 0.1, "flip": True, "crop": 1},
     "profiles/mine/attacks": {
         "square": {"queries": 5},
-        "margin": {"steps": 12},
+        "momentum": {"steps": 12},
         "published_40": {"steps": 12},
     },
     "profiles/mine/curves": {"eps": [0, "eps"], "steps": [1, 3]},

@@ -25,7 +25,7 @@ TINY = {
     },
     "quantize": {"int8": {"bits": 8}},
     "binary": {
-        "BNN": {"channels": "grown", "epochs": 1, "growth": {"factor": 2, "epochs": 1}},
+        "BNN": {"channels": "base", "epochs": 1},
         "wide": {"channels": "uniform", "epochs": 1},
     },
     "surrogates": {"seed1": {"seed": 1, "epochs": 1}},

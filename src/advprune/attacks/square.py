@@ -23,7 +23,7 @@ from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
 from advprune.models.stochastic import is_randomized
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def square(
 
     From `x + eps * stripes`, set a random square to `x +- eps`, one sign per channel, and keep it
     where the margin loss `max_{i != y} z_i - z_y` rises. The square's side is the whole number
-    nearest to `sqrt(p_i * H * W)`, where `p_i` starts at `p` and halves after `HALVINGS`, in
-    proportion to the queries, as in AutoAttack.
+    nearest to `sqrt(p_i * H * W)`, where `p_i` starts at `p` and halves after `HALVINGS` squares;
+    these are not rescaled to other budgets, as in AutoAttack.
 
     An image that is misclassified, from the start or later, gets no more queries, unless the model
     draws at random: there the next draws may be right again, and every image gets all of them.
@@ -124,8 +124,7 @@ class _Search:
             rows = self._left(rows, losses)
             if not len(rows):
                 break
-            size = side(how.p, tried * 10_000 // how.queries, change.shape)
-            candidate = self._with_square(change, rows, size)
+            candidate = self._with_square(change, rows, side(how.p, tried, change.shape))
             now = self._losses(rows, candidate)
             better = now > losses[rows]
             change[rows[better]], losses[rows[better]] = candidate[better], now[better]
@@ -169,7 +168,7 @@ class _Search:
 
 
 def side(p: float, tried: int, shape: torch.Size) -> int:
-    """Side of the next square in pixels, after `tried` of 10,000, on images of `[N, C, H, W]`."""
+    """Side of the next square in pixels, after `tried` squares, on images of `[N, C, H, W]`."""
     height, width = shape[2:]
     share = p / 2 ** sum(tried > at for at in HALVINGS)
     return min(max(round((share * height * width) ** 0.5), 1), height, width)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from advprune.report.run import Model, Run
 
 DENSE, MODEL = "dense", "model"  # the names in a run of one or two checkpoints
-AGAINST_DENSE = ("transfer_", "against_dense", "p_against_dense", "robust_difference")
+AGAINST_DENSE = (
+    *("transfer_", "against_dense", "p_against_dense", "robust_d", "distance_", "p_distance"),
+)
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
 OWN = ("model", "family", "parent", "root", "recipe", "do", "group", "images", "robust_images")
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}

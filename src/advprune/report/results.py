@@ -64,7 +64,7 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
         **{"attack": run.main, "norm": run.main_attack.norm, "eps": run.main_attack.eps},
         **found,
         **robust_rates(robust),
-        **{name: round(value, 6) for name, value in median.items()},
+        **{name: _rounded(value) for name, value in median.items()},
         "area_accuracy": round(area(distances, 2 * run.main_attack.eps), 6),
         **dict.fromkeys(AGAINST),
         **({} if model.is_dense else _compared(against_dense(run)[model])),
@@ -91,11 +91,17 @@ def _compared(tests: Against) -> dict[str, Any]:
     robust = zip(_ends("robust_difference"), (accuracy.difference, *accuracy.interval), strict=True)
     far = zip(_ends("distance_difference"), (distance.difference, *distance.interval), strict=True)
     return {
-        **{name: round(value, 6) for name, value in (*robust, *far)},
-        "robust_detectable": finite(round(accuracy.detectable, 6)),
+        **{name: _rounded(value) for name, value in (*robust, *far)},
+        "robust_detectable": _rounded(accuracy.detectable),
         **{"p_against_dense": round(accuracy.p, 6), "against_dense": accuracy.outcome},
         **{"p_distance": round(distance.p, 6), "distance_against_dense": distance.outcome},
     }
+
+
+def _rounded(value: float) -> float | None:
+    """To 6 places; None where it is infinite."""
+    known = finite(value)
+    return None if known is None else round(known, 6)
 
 
 def _ends(column: str) -> tuple[str, ...]:

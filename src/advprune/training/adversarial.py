@@ -81,13 +81,14 @@ class Method:
 
         Cross-entropy on `crafted`; for TRADES (Zhang et al., Theoretically Principled Trade-off
         between Robustness and Accuracy, 2019) `CE(p(x), y) + beta KL(p(x) || p(x'))`, whose
-        accuracy is that on `x`. Label smoothing is of training on clean images alone: a network
-        trained with it on attacked ones hides its gradients. Where the recipe clusters, its weight
-        times the clustering penalty is added.
+        accuracy is that on `x`. Label smoothing is of cross-entropy on clean images alone: a
+        network trained with it on attacked ones hides its gradients. Where the recipe clusters, its
+        weight times the clustering penalty is added.
         """
         trades = self.recipe.method == "trades"
         logits = model(x if trades else crafted)
-        smoothing = 0.0 if self.attacks else self.settings.label_smoothing
+        clean = self.recipe.method in ("standard", "trades")
+        smoothing = self.settings.label_smoothing if clean else 0.0
         loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
         if trades:
             divergence = kl(logits.float().log_softmax(1), model(crafted).float())
@@ -101,7 +102,8 @@ class Method:
 
         An image stops where it is misclassified: the result is for counting accuracy only.
         """
-        x, steps = to_float(images), self.recipe.probe_steps
+        x = to_float(images).to(next(model.parameters()).dtype)
+        steps = self.recipe.probe_steps
         batch = 256 if device_of(model).type == "cpu" else 1024
         step = crossing(steps) * self.eps
         return pgd(model, x, labels, self.eps, step, steps, drop=True, batch=batch)

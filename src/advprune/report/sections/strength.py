@@ -21,8 +21,8 @@ def strength(run: Run) -> list[Part]:
     if found["profile"] != run.params.profile:
         return []
     text = (
-        f"The suite beside official AutoAttack (standard), on one thread ({MEASURED}). Both attack "
-        "only what their earlier attacks have not broken; images are rounded to 8 bits and scored "
-        "on the model itself. Passes: forward and backward, per image."
+        f"Ours: suite, probes and curves; beside official AutoAttack (standard), on one thread "
+        f"({MEASURED}). Images are rounded to 8 bits and scored on the model itself. Passes: "
+        "forward and backward, per image."
     )
-    return [Part("The suite beside AutoAttack", text, pd.DataFrame(found["rows"]))]
+    return [Part("Beside AutoAttack", text, pd.DataFrame(found["rows"]))]
