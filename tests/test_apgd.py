@@ -189,3 +189,13 @@ def test_refuses_options_that_make_no_sense(
 ) -> None:
     with pytest.raises(ValueError, match="apgd"):
         apgd(network, *digits, APGDSettings(0.1, **wrong))  # type: ignore[arg-type]
+
+
+def test_two_classes_are_attacked_towards_the_other_one() -> None:
+    """A linear model: the margin falls by `2 eps |w|_1`, which breaks the first image alone."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]))
+    images = torch.tensor([[0.55, 0.5, 0.5, 0.5], [0.9, 0.9, 0.1, 0.1]]).view(2, 1, 2, 2)
+    found = apgd(model, images, torch.zeros(2).long(), APGDSettings(0.1, 20, "targeted"))
+    assert model(found).argmax(1).tolist() == [1, 0]

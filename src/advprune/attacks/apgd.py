@@ -144,12 +144,14 @@ def _move(s: APGDSettings, pool: Pool) -> None:
 def targeted_dlr(logits: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
     """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`, shape `[N]`, of labels and targets `[N, 2]`.
 
-    Croce and Hein (2020), section 4. Needs at least four classes.
+    Croce and Hein (2020), section 4. Of fewer than four classes: the difference alone.
     """
-    top = logits.topk(4, dim=1).values
     own, target = logits.gather(1, aim).unbind(1)
+    if logits.shape[1] < 4:
+        return target - own
+    top = logits.topk(4, dim=1).values
     return (target - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "targeted": targeted_dlr}
-FEWEST_CLASSES = {"ce": 2, "dlr": 3, "targeted": 4}
+FEWEST_CLASSES = {"ce": 2, "dlr": 3, "targeted": 2}

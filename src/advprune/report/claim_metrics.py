@@ -145,7 +145,10 @@ def stage_spreads(run: Run, claim: Claim) -> Compared:
     ratios = [
         [spread(m.layers)[1] for m in (one, run.dense_of(one)) if len(m.layers)] for one in family
     ]
-    return _over_networks(claim, [tuple(map(fmean, pair)) for pair in ratios if len(pair) == 2])
+    whole = [
+        pair for pair in ratios if len(pair) == 2 and all(pair)
+    ]  # a network without stages: none
+    return _over_networks(claim, [tuple(map(fmean, pair)) for pair in whole])
 
 
 def _beside_noise(one: Model, of: str, over: str | None, place: int) -> tuple[float, float]:
