@@ -145,9 +145,7 @@ def stage_spreads(run: Run, claim: Claim) -> Compared:
     ratios = [
         [spread(m.layers)[1] for m in (one, run.dense_of(one)) if len(m.layers)] for one in family
     ]
-    whole = [
-        pair for pair in ratios if len(pair) == 2 and all(pair)
-    ]  # a network without stages: none
+    whole = [pair for pair in ratios if len(pair) == 2 and all(pair)]  # of networks with stages
     return _over_networks(claim, [tuple(map(fmean, pair)) for pair in whole])
 
 
