@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 PARTS = (
     *("dvc.yaml", "params.yaml", "claims.yaml", "stages", "src", "docs", "networks"),
-    *(".dvcignore", ".gitignore"),
+    *("bench", ".dvcignore", ".gitignore"),
 )
 FINETUNE = {"epochs": 1}
 TINY = {
