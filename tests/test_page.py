@@ -35,7 +35,8 @@ def test_the_answer_comes_first_and_counts_what_differs() -> None:
     )
     assert "different for 2 of 2 (Wilcoxon" in none and "no compressed model is" in floor
     two = run_of(firm("A"), model("B"))
-    assert effect(two).startswith(f"{start}for A-standard, smaller for none and not significantly")
+    assert effect(two).startswith(f"{start}for A-standard (by at most ")
+    assert ", smaller for none and not significantly" in effect(two)
     assert "A-standard is significantly more robust" in accuracy(two)
     worse = run_of(firm("dense"), model("A"), firm("B"))
     assert "smaller for A-standard and" in effect(worse)

@@ -5,7 +5,7 @@ from advprune.evaluate.distances import DistanceComparison
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
 from advprune.report.compared import against_dense, compared
-from advprune.report.formats import budget, counted, listed, p_text, percent, points, spell
+from advprune.report.formats import budget, counted, levels, listed, p_text, percent, points, spell
 from advprune.report.run import Model, Run
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
@@ -27,15 +27,15 @@ def effect(run: Run) -> str:
     by = {outcome: _with(tests, outcome) for outcome in ("higher", "lower", "not significant")}
     void = len(tests) - sum(map(len, by.values()))
     farther, nearer, same = by.values()
+    most = max((tests[model].difference for model in farther), default=0.0)
+    by_most = f" (by at most {levels(most)}/255)" if farther else ""
     parts = [
         f"The distance to a misclassification is significantly larger than the dense network's for "
-        f"{_named(run, farther) or 'no compressed model'}",
+        f"{_named(run, farther) or 'no compressed model'}{by_most}",
         f"smaller for {_named(run, nearer) or 'none'}",
     ]
     parts += [f"not significantly different for {len(same)} of {len(tests)}"] if same else []
-    parts += (
-        [f"not to be compared for {void} (random, or less accurate when clean)"] if void else []
-    )
+    parts += [f"not compared for {void} (random, or less accurate when clean)"] if void else []
     return f"{', '.join(parts[:-1])} and {parts[-1]} (Wilcoxon's test, Holm's correction)."
 
 

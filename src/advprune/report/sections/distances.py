@@ -6,7 +6,7 @@ import pandas as pd
 from advprune.evaluate.robust import ROUNDING
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
-from advprune.report.compared import against_dense
+from advprune.report.compared import against_dense, finite
 from advprune.report.results import rated, results
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
@@ -25,9 +25,10 @@ def distances(run: Run) -> list[Part]:
         test = tests.distance
         ends = dict(zip(("low", "high"), test.interval, strict=True))
         row = {"model": model.name, "median_distance:of dense": test.second[0]}
-        row |= {"distance_difference": test.difference}
-        row |= {f"distance_difference_{end}": value for end, value in ends.items()}
-        row |= {"p": test.p, "against dense": test.outcome, "detectable_distance": test.detectable}
+        row |= {"distance_difference": finite(test.difference)}
+        row |= {f"distance_difference_{end}": finite(value) for end, value in ends.items()}
+        row |= {"p": test.p, "against dense": test.outcome}
+        row |= {"detectable_distance": finite(test.detectable)}
         rows.append(row)
     table = results(run)[[*COLUMNS, "area_accuracy"]]
     if rows:
