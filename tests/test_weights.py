@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 from functools import cache
 from pathlib import Path
@@ -255,3 +256,22 @@ def test_the_commands_of_a_readme_are_made_of_settings_that_exist(folder: Path) 
         RecipeSettings(**read["recipe"])
         for name, setting in read["family"].items():
             setting_of(name, setting, place=name)
+
+
+def test_claims_on_reference_networks_are_judged_as_committed(tmp_path: Path) -> None:
+    for name in ("pruned.records.parquet", "pruned.notes.json", "dense-robust.fp16.safetensors"):
+        (tmp_path / name).symlink_to(W32 / name)
+    runpy.run_path(str(ROOT / "bench" / "claims.py"))["main"](tmp_path)
+    found, committed = (pd.read_csv(folder / "claims.csv") for folder in (tmp_path, W32))
+    pd.testing.assert_frame_equal(found, committed, rtol=1e-6)
+    attacks = attacked(W32)
+    for percent in (95, 99):  # the mean over seeds of the records' own share
+        hydra, lwm = (
+            np.mean(
+                [robust(attacks[f"{name}-{percent}-seed{k}"], "apgd_ce").mean() for k in range(3)]
+            )
+            for name in ("HYDRA", "LWM")
+        )
+        row = found.set_index("id").loc[f"hydra-{percent}"]
+        assert row.difference == pytest.approx(hydra - lwm)
+        assert row.outcome == "reproduced" and row.seeds == 3 and row.n == 10_000

@@ -1,8 +1,8 @@
 """The generated parts of README and docs: text between pairs of comments.
 
 Nothing in them is typed by hand: results come from `reports/<profile>/results.csv`, families from
-the docstrings of their modules, published claims from claims.yaml and their outcomes from
-`reports/<profile>/claims.csv`.
+the docstrings of their modules, published claims from claims.yaml and their outcomes from the
+`claims.csv` of each report and of the reference networks in weights/.
 """
 
 import re
@@ -43,7 +43,8 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
     }
     outcomes = {
         path.parent.name: pd.read_csv(path, index_col="id").outcome
-        for path in sorted((root / "reports").glob(f"*/{OUTCOMES}"))
+        for place in ("reports", "weights")
+        for path in sorted((root / place).glob(f"*/{OUTCOMES}"))
     }
     claims = claims_of(read_claims(root / FILE), outcomes)
     return {README: results | {"families": index()}, PUBLISHED: {"claims": claims}}
