@@ -113,10 +113,12 @@ def test_gradients_reach_every_weight(trained: nn.Module, splits: dict[str, Pair
 def test_what_is_trained_is_what_the_integers_compute(
     trained: nn.Module, splits: dict[str, Pair], bits: int
 ) -> None:
-    images, labels = splits["train"]
-    form = training_form(trained, images[:CALIBRATION], bits, 100.0)
+    images, few = splits["train"][0], splits["train"][0][:CALIBRATION]
+    untrained = integer_form(training_form(trained, few, bits, 99.0))
+    assert same_weights(untrained, quantize(trained, few, bits, 99.0))
+    form = training_form(trained, few, bits, 100.0)
     setting = FineTuneSettings(epochs=1, lr=0.01)
-    finetune(form, setting, Data(images, labels, TRAIN), 0)
+    finetune(form, setting, Data(images, splits["train"][1], TRAIN), 0)
     test = splits["test"][0]
     with torch.no_grad():
         logits, in_training = form(test), form.train()(test)
@@ -125,15 +127,6 @@ def test_what_is_trained_is_what_the_integers_compute(
     assert torch.allclose(logits, in_training, rtol=1e-5, atol=1e-5)
     same_predictions, gap = agreement(model, test)
     assert same_predictions > 0.98 and gap < 0.1
-
-
-def test_untrained_integers_are_those_of_quantize(
-    trained: nn.Module, splits: dict[str, Pair]
-) -> None:
-    images = splits["train"][0][:CALIBRATION]
-    assert same_weights(
-        integer_form(training_form(trained, images, 5, 99.0)), quantize(trained, images, 5, 99.0)
-    )
 
 
 @pytest.mark.parametrize("bits", [4, 3])

@@ -1,11 +1,11 @@
 """Which network a checkpoint without a header is, by options and by names and shapes."""
 
 from collections.abc import Container, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.models.checkpoint import build, canonical, is_stored
@@ -23,19 +23,13 @@ def naming(
 
 
 def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
-    """What a network of that spec holds: names, shapes and types, of this library's networks
-    without memory for numbers."""
+    """What a checkpoint of a network of that spec holds: parameters as such, and buffers; of this
+    library's networks without memory for numbers, which the code of others may need."""
     if spec is None:
         return {}
-    if spec.outside:  # its code may need real numbers
-        return _tensors(build(spec, factory))
-    with torch.device("meta"):
-        return _tensors(build(spec))
-
-
-def _tensors(model: nn.Module) -> Tensors:
-    """What a checkpoint of a network holds: parameters as such, and buffers."""
-    return {n: t for n, t in model.state_dict(keep_vars=True).items() if is_stored(n)}
+    with nullcontext() if spec.outside else torch.device("meta"):
+        held = build(spec, factory).state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in held.items() if is_stored(name)}
 
 
 def outside_spec(given: Mapping[str, Any]) -> ModelSpec:
@@ -77,7 +71,15 @@ def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
                 raise
         else:
             candidates.append(_with_inner(tensors, spec))
-    return max(candidates, key=lambda spec: _fit(spec, tensors), default=None)
+
+    def fit(spec: ModelSpec) -> tuple[int, int]:
+        """How many tensors have a place of their shape, and (less is better) how many have none."""
+        wanted = wanted_of(spec)
+        shared = wanted.keys() & tensors.keys()
+        right = sum(tensors[name].shape == wanted[name].shape for name in shared)
+        return right, -len(wanted.keys() ^ tensors.keys())
+
+    return max(candidates, key=fit, default=None)
 
 
 def _spec(sizes: Mapping[str, Any]) -> ModelSpec:
@@ -94,11 +96,11 @@ def _spec(sizes: Mapping[str, Any]) -> ModelSpec:
 
 def _with_inner(tensors: Tensors, spec: ModelSpec) -> ModelSpec:
     """The spec with the filters that the first convolution of each block has, if some are gone."""
-    places = [
+    places = (
         f"layer{stage + 1}.{place}.conv1.weight"
         for stage, count in enumerate(BLOCKS[spec.architecture])
         for place in range(count)
-    ]
+    )
     inner = tuple(
         int(tensors[name].shape[0]) if name in tensors and tensors[name].ndim == 4 else width
         for name, width in zip(places, spec.blocks, strict=True)
@@ -109,11 +111,3 @@ def _with_inner(tensors: Tensors, spec: ModelSpec) -> ModelSpec:
         return ModelSpec(**spec.model_dump() | {"inner": inner})
     except ValidationError:
         return spec
-
-
-def _fit(spec: ModelSpec, tensors: Tensors) -> tuple[int, int]:
-    """How many tensors have a place of their shape, and (less is better) how many have none."""
-    wanted = wanted_of(spec)
-    shared = [name for name in wanted if name in tensors]
-    right = sum(tensors[name].shape == wanted[name].shape for name in shared)
-    return right, -(len(wanted) + len(tensors) - 2 * len(shared))
