@@ -124,16 +124,20 @@ def audit(
         wanted = wanted_of(spec, factory)
     known = {name: found.tensors[name] for name in wanted if name in found.tensors}
     ordered = known | found.tensors
-    faults = [*found.faults, *_contradictions(said, spec)]
+    faults = found.faults
+    if spec is None:
+        fault = "no convolution conv1 and linear layer to tell the architecture by"
+        faults.append(f"architecture: {fault}")
+    for key, value in said.items() if spec else ():  # a header may declare layers without tensors
+        if (told := getattr(spec, key)) != value:
+            faults.append(f"header: {key} is {told}, and not {value}")
     if spec and len(known) < KNOWN_SHARE * len(wanted):
         faults.append(
             f"architecture: none fits; the nearest, {spec.described}, finds "
             f"{len(known)} of its {len(wanted)} tensors"
         )
-        spec, known = None, {}
-    elif spec:
-        faults += _misfits(ordered, wanted)
-    faults += [*_numbers(ordered, known), *_twice(found.tensors, wanted)]
+        spec = None
+    faults += _faults(ordered, wanted, spec is not None)
     layers, zeros, count = _counted(ordered, tolerance)
     notes = [*found.notes, *_oddities(ordered, layers, spec)]
     if spec and source == "inferred":
@@ -145,45 +149,28 @@ def audit(
     return Audit(spec, source, layers, zeros, count, tuple(faults), tuple(notes))
 
 
-def _contradictions(said: Mapping[str, Any], spec: ModelSpec | None) -> Iterator[str]:
-    """Where the spec is not what was said of it: a header may declare layers without tensors."""
-    if spec is None:
-        yield "architecture: no convolution conv1 and linear layer to tell the architecture by"
-        return
-    for key, value in said.items():
-        if (told := getattr(spec, key)) != value:
-            yield f"header: {key} is {told}, and not {value}"
-
-
-def _misfits(tensors: Tensors, wanted: Tensors) -> Iterator[str]:
-    """What is missing, left over, or does not fit its place."""
-    yield from (f"missing: {n} {list(t.shape)}" for n, t in wanted.items() if n not in tensors)
-    yield from (f"left over: {n} {list(t.shape)}" for n, t in tensors.items() if n not in wanted)
-    for name, tensor in tensors.items():
-        if name in wanted and (fault := misfit(tensor, wanted[name])):
-            yield f"misfit: {name} {fault}"
-
-
-def _numbers(tensors: Tensors, compared: Tensors) -> Iterator[str]:
-    """NaN and infinite numbers, where `misfit` has not looked, and variances below zero, of which
-    batch-norm would make NaN."""
-    for name, tensor in tensors.items():
-        if name not in compared and (bad := int((~tensor.isfinite()).sum())):
+def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
+    """What is missing, left over or does not fit its place, where the tensors are to fit; numbers
+    that are none; weights that are, bit for bit, those of another layer."""
+    if fits:
+        yield from (f"missing: {n} {list(t.shape)}" for n, t in wanted.items() if n not in tensors)
+        left = {name: tensor for name, tensor in tensors.items() if name not in wanted}
+        yield from (f"left over: {name} {list(tensor.shape)}" for name, tensor in left.items())
+        for name, tensor in tensors.items():
+            if name in wanted and (fault := misfit(tensor, wanted[name])):
+                yield f"misfit: {name} {fault}"
+    for name, tensor in (left if fits else tensors).items():  # `misfit` has looked at the others
+        if bad := int((~tensor.isfinite()).sum()):
             yield f"numbers: {name} holds {bad} that are NaN or infinite"
     for name, tensor in tensors.items():
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            yield f"numbers: {name} holds negative variances"
-
-
-def _twice(tensors: Tensors, wanted: Tensors) -> Iterator[str]:
-    """Weights that are, bit for bit, those of another layer; constant ones and what is no parameter
-    of the network prove nothing."""
+            yield f"numbers: {name} holds negative variances"  # batch-norm would make NaN of them
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in tensors.items():
+        # Constant weights prove nothing, nor do a network's own buffers of floating numbers.
         own = name in wanted and not isinstance(wanted[name], nn.Parameter)
-        if tensor.ndim < 2 or not tensor.numel() or (own and tensor.is_floating_point()):
-            continue
-        if bool((tensor == tensor.flatten()[0]).all()):
+        small = tensor.ndim < 2 or not tensor.numel() or (own and tensor.is_floating_point())
+        if small or bool((tensor == tensor.flatten()[0]).all()):
             continue
         numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         key = (tensor.dtype, tuple(tensor.shape), hashlib.sha256(numbers.data).digest())
