@@ -1,5 +1,6 @@
 """Binary networks: hand-computed bits and slopes, a deployed form that says the same, its bits."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from advprune.attacks.bit_search import bitflip
@@ -52,6 +52,7 @@ from advprune.training.binary import (
 )
 from advprune.training.growth import Grown
 from advprune.training.inputs import Inputs
+from conftest import same_weights, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 ROOT2 = 2**0.5
@@ -193,25 +194,25 @@ def test_the_deployed_form_says_what_the_training_form_says(
 
 
 def test_its_bits_are_the_whole_network(digits: Pair, form: nn.Module, frozen: nn.Module) -> None:
-    stored = store(frozen, bits=1, scale="channel")
-    assert torch.equal(stored.model(digits[0]), frozen(digits[0]))
-    layers = [m for m in frozen.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert stored.size == stored_bits_of(frozen) == sum(m.weight.numel() for m in layers)
-    assert set(stored.layers) == set(binary_layers(frozen))
+    bits, layers = store(frozen, bits=1, scale="channel"), binary_layers(frozen)
+    assert torch.equal(bits.model(digits[0]), frozen(digits[0]))
+    assert bits.layers.keys() == layers.keys()
+    count = sum(layer.weight.numel() for layer in layers.values())
+    assert bits.size == stored_bits_of(frozen) == count
     with pytest.raises(ValueError, match="no convolution or linear layer"):
         store(form, bits=1, scale="channel")
 
 
 def test_a_bit_flip_changes_the_sign_of_a_weight(digits: Pair, frozen: nn.Module) -> None:
     images, labels = digits[0][:16], digits[1][:16]
-    stored = store(frozen, bits=1, scale="channel")
-    assert rerun(stored.model, {n: stored.weight(n) for n in stored.layers}) is not None
-    traces = [bitflip(stored, images, labels, budget=3, reuse=reuse) for reuse in (True, False)]
-    assert traces[0].table.equals(traces[1].table) and len(traces[0].table) == 3
-    assert hamming(stored, traces[0].stored) == 3
+    bits = store(frozen, bits=1, scale="channel")
+    assert rerun(bits.model, {n: bits.weight(n) for n in bits.layers}) is not None
+    found, again = (bitflip(bits, images, labels, budget=3, reuse=reuse) for reuse in (True, False))
+    assert found.table.equals(again.table) and len(found.table) == 3
+    assert hamming(bits, found.stored) == 3
     before, after = (
         torch.cat([layer.weight.flatten() for layer in binary_layers(model).values()])
-        for model in (stored.model, traces[0].stored.model)
+        for model in (bits.model, found.stored.model)
     )
     assert int((before != after).sum()) == 3 and torch.equal(before.abs(), after.abs())
 
@@ -261,20 +262,15 @@ def test_a_binary_network_comes_back_and_its_card_counts_bits(
     assert sparsity_of(frozen) < 0.05  # biases of batch-norm alone
 
 
-def test_weights_that_are_no_bits_are_refused(frozen: nn.Module, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_model(frozen, path)
-    tensors = load_file(path)
+def test_what_would_lose_the_signs_is_refused(
+    digits: Pair, frozen: nn.Module, tmp_path: Path
+) -> None:
     for value in (0.0, 0.7):
-        broken = tensors["layer2.0.conv1.weight"].clone()
-        broken[1, 0, 0, 0] = value
-        changed = tensors | {"layer2.0.conv1.weight": broken}
-        save_file(changed, path, {"spec": spec_of(frozen).model_dump_json()})
+        broken = copy.deepcopy(frozen)
+        broken.layer2[0].conv1.weight.data[1, 0, 0, 0] = value
+        save_model(broken, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=r"the weights of layer2.0.conv1 are not"):
-            load_model(path)
-
-
-def test_what_would_lose_the_signs_is_refused(digits: Pair, frozen: nn.Module) -> None:
+            load_model(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="binary"):
         quantize(frozen, digits[0])
     with pytest.raises(UserError, match="BinaryConv2d"):
@@ -355,37 +351,18 @@ def train(
     return train_binary(spec(**changes), settings, optimizer, inputs)
 
 
-def test_a_killed_training_gives_the_same_bits(
-    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_training_gives_the_same_bits(digits: Pair, tmp_path: Path) -> None:
     whole, history = train(digits, None)
-    begun: list[int] = []
-
-    def killed(model: nn.Module, epoch: int, *rest: Any) -> None:
-        begun.append(epoch)
-        if len(begun) == 3:
-            raise KeyboardInterrupt
-        begin_epoch(model, epoch, *rest)
-
-    monkeypatch.setattr("advprune.training.binary.begin_epoch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with stored(kill_after=2):
         train(digits, tmp_path / "state.pt")
     again, told = train(digits, tmp_path / "state.pt")
-    assert begun == [0, 1, 2, 2] and told == history
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert told == history and same_weights(again, whole)
 
 
-def test_a_binary_network_learns(digits: Pair) -> None:
+def test_a_binary_network_learns_from_attacked_images_too(digits: Pair) -> None:
     _, history = train(digits, None, epochs=12)
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
-
-
-def test_it_trains_on_attacked_images_too(digits: Pair) -> None:
     model, history = train(digits, None, epochs=1, method="pgd")
     assert "val_robust_accuracy" in history[0] and is_binary(model)
-
-
-def test_a_float_network_is_not_trained_as_a_binary_one(digits: Pair) -> None:
     with pytest.raises(UserError, match="not that of a binary network"):
         train(digits, None, binary=False)
