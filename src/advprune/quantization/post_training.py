@@ -3,15 +3,13 @@
 Nagel et al., A White Paper on Neural Network Quantization (2021), sections 2 and 3. Batch-norm is
 folded; weights are symmetric per output channel, `W ~ s_w q_w`; the input of every convolution and
 linear layer is affine per tensor, `x ~ s_x (q_x - z)`. Biases are 32-bit integers on the scale
-`s_x s_w`. The integer model multiplies and adds whole numbers only (carried in float64, in which
-sums below 2^53 are exact, or in float32 where they stay below 2^24, so every machine gets the same
-ones); between layers (residual sums, ReLU, pooling) values are real, as in a dequantize-quantize
-graph.
+`s_x s_w`. The integer model multiplies and adds whole numbers only, carried in floats that hold
+them exactly, so that every machine gets the same ones; between layers (residual sums, ReLU,
+pooling) values are real, as in a dequantize-quantize graph.
 
 The twin computes the same map in float32 with straight-through gradients: rounding and clipping
 have derivative one (BPDA, Athalye et al. 2018). Attacks run on the twin and are scored on the
-integer model; `agreement` says how far the two are the same. Training through the same map is in
-training.py.
+integer model.
 """
 
 import torch
@@ -34,11 +32,10 @@ def quantize(
     """Quantize a dense model; input ranges come from `images` `[N, C, H, W]` in [0, 1].
 
     bits: 2 to 8. percentile: the part of each layer's inputs that the range covers; 100 is minimum
-    to maximum. The given model stays as it was. In a foreign network, layers that are
-    more than nn.Conv2d or nn.Linear, or whose weight is read without calling them, are left in
-    floating point; the spec names them. Raises ValueError for other bits, and UserError for a
-    binary network, where a family put a layer on a weight or behind a convolution, and where no
-    layer is left to be quantized.
+    to maximum. The given model stays as it was. In a foreign network, layers that are more than
+    nn.Conv2d or nn.Linear, or whose weight is read without calling them, are left in floating
+    point; the spec names them. ValueError for other bits; UserError for a binary network, where a
+    family put a layer on a weight or behind a convolution, and where there is nothing to quantize.
     """
     folded, integers = calibrated(model, images, bits, percentile)
     layers = float_layers(folded)
@@ -51,11 +48,9 @@ def quantize(
 def calibrated(
     model: nn.Module, images: torch.Tensor, bits: int, percentile: float
 ) -> tuple[nn.Module, dict[str, QuantizedLayer]]:
-    """The folded float network, and by name the integer layers that are to replace its own.
-
-    Their input ranges are set, from what the float layers receive on `images`; their weights are
-    not. The network carries the quantized form's spec.
-    """
+    """The folded float network, with the quantized form's spec, and by name the integer layers that
+    are to replace its own: their input ranges are set, from what the float layers receive on
+    `images`, and their weights are not."""
     QuantizationSpec(bits=bits)  # refuses bits that are out of range
     check_images("quantize", images, None)
     model = compressible("quantize", model, images)
@@ -104,11 +99,8 @@ def _ends(x: torch.Tensor, percentile: float) -> tuple[float, float]:
 
 @torch.no_grad()
 def agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float]:
-    """How far a quantized model and its twin are the same on `images`.
-
-    Returns the share of equal predictions, and the largest logit difference over the largest
-    absolute logit.
-    """
+    """How far a quantized model and its twin are the same on `images`: the share of equal
+    predictions, and the largest difference of logits over the largest absolute logit."""
     differentiable = twin(model)
     same, gap, size = 0, 0.0, 1e-12
     for part in images.split(BATCH):

@@ -4,10 +4,9 @@ Nagel et al., A White Paper on Neural Network Quantization (2021), section 4. Ba
 first, and the input ranges are calibrated on the float network and stay. In every forward pass a
 layer quantizes its current weights, bias and input as `quantize` would, and computes with the real
 numbers that the integers stand for: the twin's map. Rounding has derivative one, so the float
-weights behind the integers learn; clipping an input to its range has derivative zero outside it,
-because a change there changes nothing. In evaluation mode, in which training images are attacked,
-clipping has derivative one as in the twin: the attack is the one that the model will meet. In the
-end the integers are kept, and what comes out is a model like that of `quantize`.
+weights behind the integers learn. Clipping an input to its range has derivative zero outside it;
+in evaluation mode, in which training images are attacked, it has derivative one as in the twin, so
+that the attack is the one that the model will meet.
 """
 
 from collections.abc import Callable
