@@ -147,15 +147,6 @@ def test_what_passes_is_what_fill_accepts(tensors: Tensors, name: str, fault: st
         assert any("type:" in note for note in found.notes) == (fault == "half")
 
 
-def test_no_number_of_a_filled_network_is_its_own(tensors: Tensors) -> None:
-    given = {n: torch.full_like(t, 7 + place) for place, (n, t) in enumerate(tensors.items())}
-    model = network()
-    fill(model, given, "here")
-    for place, (name, tensor) in enumerate(stored(model).items()):
-        assert bool((tensor == 7 + place).all()), name
-    assert all(n.endswith("num_batches_tracked") for n in {*model.state_dict()} - {*given})
-
-
 def test_masks_of_torch_are_applied_as_torch_applies_them() -> None:
     model = network()
     for layer in (model.layer1[0].conv1, model.linear):

@@ -73,6 +73,7 @@ def test_strides_are_a_setting_that_older_files_do_not_hold(tmp_path: Path) -> N
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), 2, None),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Using padding")
 def test_places_that_meet_no_value_by_hand(
     layer: nn.Conv2d, side: int, expected: list[list[int]] | None
 ) -> None:

@@ -40,30 +40,19 @@ def test_quantizer_by_hand() -> None:
     assert abs(float(layer(x)) - total * 0.01 / 127) < 1e-5
 
 
-def test_convolution_is_exact_integer_arithmetic() -> None:
-    layer = layer_of(nn.Conv2d(2, 3, 3, padding=1, stride=2), 8, -0.7, 1.1)
-    x = torch.rand(1, 2, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 0.8
+@pytest.mark.parametrize(("fan_in", "sums"), [(2, torch.float32), (600, torch.float64)])
+def test_convolution_is_exact_integer_arithmetic(fan_in: int, sums: torch.dtype) -> None:
+    conv = nn.Conv2d(fan_in, 3, 3, padding=1, stride=2)
+    conv.weight.data = conv.weight.data.abs()  # so that sums become large
+    layer = layer_of(conv, 8, -0.7, 1.1)
+    x = torch.rand(1, fan_in, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 0.8
     q = np.pad(layer.integers(x)[0].long().numpy(), ((0, 0), (1, 1), (1, 1)))
-    sums = np.stack([correlate(q, w, "valid", "direct")[0] for w in layer.weight.long().numpy()])
-    assert sums.dtype == np.int64 and sums.shape == (3, 5, 5)
-    whole = torch.from_numpy(sums[:, ::2, ::2]) + layer.bias.view(-1, 1, 1)
+    whole = np.stack([correlate(q, w, "valid", "direct")[0] for w in layer.weight.long().numpy()])
+    assert whole.dtype == np.int64 and whole.shape == (3, 5, 5)
+    total = torch.from_numpy(whole[:, ::2, ::2]) + layer.bias.view(-1, 1, 1)
     scale = (layer.weight_scale * layer.input_scale).view(-1, 1, 1)
-    assert torch.equal(layer(x)[0], (whole * scale).float())
-
-
-@pytest.mark.parametrize(
-    ("fan_in", "bits", "exact"), [(8, 8, True), (64, 8, True), (600, 8, False)]
-)
-def test_float32_is_used_only_where_its_sums_are_whole(fan_in: int, bits: int, exact: bool) -> None:
-    generator = torch.Generator().manual_seed(fan_in)
-    conv = nn.Conv2d(fan_in, 32, 3, padding=1, bias=False)
-    conv.weight.data = torch.rand(conv.weight.shape, generator=generator) - 0.4
-    layer = layer_of(conv, bits, 0.0, 1.0)
-    x = torch.rand(4, fan_in, 16, 16, generator=generator)
-    whole = nn.functional.conv2d(layer.integers(x).double(), layer.weight.double(), padding=1)
-    scale = (layer.weight_scale * layer.input_scale).view(1, -1, 1, 1)
-    assert torch.equal(layer(x), (whole * scale).to(torch.float32))
-    assert (layer._exact_type(x) == torch.float32) == exact
+    assert torch.equal(layer(x)[0], (total * scale).float())
+    assert layer._exact_type(x) == sums  # float32 where no sum can reach 2^24
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -93,19 +82,13 @@ def test_the_bias_of_a_channel_without_weights_fits_32_bits() -> None:
         assert torch.allclose(layer(x), linear(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["RNW", "SAP"])
-def test_layers_that_integers_have_no_place_for_are_refused(
-    network: nn.Module, digits: Pair, family: str
-) -> None:
-    setting = {"fraction": 1.0, "where": "conv"} if family == "SAP" else 0.1
-    with pytest.raises(UserError, match="has another layer on its weight or behind it"):
-        quantize(prune(family, network, setting).model, digits[0])
-
-
-@pytest.mark.parametrize("bits", [1, 9])
-def test_other_bits_are_refused(network: nn.Module, digits: Pair, bits: int) -> None:
-    with pytest.raises(ValueError, match="bits"):
-        quantize(network, digits[0], bits)
+def test_what_integers_cannot_do_is_refused(network: nn.Module, digits: Pair) -> None:
+    for family, setting in (("RNW", 0.1), ("SAP", {"fraction": 1.0, "where": "conv"})):
+        with pytest.raises(UserError, match="has another layer on its weight or behind it"):
+            quantize(prune(family, network, setting).model, digits[0])
+    for bits in (1, 9):
+        with pytest.raises(ValueError, match="bits"):
+            quantize(network, digits[0], bits)
 
 
 def test_eight_bits_stay_near_the_float_model_and_fewer_bits_do_not(
