@@ -9,9 +9,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 from advprune.core.errors import UserError
 from advprune.models.checkpoint import build, load_foreign, load_model, save_model
+from advprune.models.fold import Following
 from advprune.models.inert import inert_of, met
 from advprune.models.spec import ModelSpec, sites, spec_of
 
@@ -79,6 +81,13 @@ def test_places_that_meet_no_value_by_hand(
 ) -> None:
     found = met(nn.Sequential(layer), (1, side, side))
     assert [places.int().tolist() for places in found.values()] == ([expected] if expected else [])
+
+
+def test_a_network_whose_masks_live_in_hooks_has_no_folded_form() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
+    assert Following.of(model) is not None
+    torch_prune.l1_unstructured(model[0], "weight", amount=1)  # its weight is made in each pass
+    assert Following.of(model) is None
 
 
 def test_the_parts_of_a_network(network: nn.Module) -> None:
