@@ -1,5 +1,6 @@
 """Binary networks: hand-computed bits and slopes, a deployed form that says the same, its bits."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from advprune.attacks.bit_search import bitflip
@@ -52,6 +52,7 @@ from advprune.training.binary import (
 )
 from advprune.training.growth import Grown
 from advprune.training.inputs import Inputs
+from conftest import same_weights, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 ROOT2 = 2**0.5
@@ -63,9 +64,10 @@ def spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**(base | {"mean": (0.3,), "std": (0.4,)} | changes))
 
 
-def trained(digits: Pair, **changes: Any) -> nn.Module:
-    """A training form after a few steps, some of its scales negative."""
-    model = build_dense(spec(**changes))
+@pytest.fixture(scope="module")
+def form(digits: Pair) -> nn.Module:
+    """A training form after a few steps, some of its scales negative; not to be changed."""
+    model = build_dense(spec())
     initialize(model, torch.Generator().manual_seed(0))
     latent(model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -78,11 +80,6 @@ def trained(digits: Pair, **changes: Any) -> nn.Module:
         if isinstance(layer, LatentConv2d):
             layer.alpha.data[::2] *= -1
     return model.eval()
-
-
-@pytest.fixture(scope="module")
-def form(digits: Pair) -> nn.Module:
-    return trained(digits)
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +101,6 @@ def test_signs_and_slopes_by_hand() -> None:
     assert float(slope(torch.tensor(50.0), 0.01, 100.0)) == pytest.approx(0.914214, abs=1e-5)
 
 
-@pytest.mark.parametrize(("t", "k"), [(0.01, 100.0), (1.0, 1.0), (10.0, 1.0)])
-def test_the_area_of_the_slope_does_not_depend_on_t(t: float, k: float) -> None:
-    x = torch.linspace(-ROOT2 / t, ROOT2 / t, 100_001, dtype=torch.float64)
-    assert float(torch.trapezoid(slope(x, t, k), x)) == pytest.approx(2 * k, rel=1e-6)
-    assert not slope(1.01 * x[[0, -1]], t, k).any()
-
-
 def test_the_schedule_is_the_published_one() -> None:
     assert schedule(0, 10) == pytest.approx((0.01, 100.0))
     assert schedule(5, 10) == pytest.approx((10**-0.5, 10**0.5))
@@ -118,20 +108,16 @@ def test_the_schedule_is_the_published_one() -> None:
     assert schedule(2, 4, last=1.0) == pytest.approx((0.1, 10.0))
 
 
-def test_samples_are_standardized_each_by_itself() -> None:
+def test_samples_are_standardized_each_by_itself_without_masked_channels() -> None:
     x = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]], [[[10.0, 20.0]], [[30.0, 40.0]]]])
     one = torch.tensor([-1.5, -0.5, 0.5, 1.5]) / 1.25**0.5
     assert torch.allclose(standardized(x).flatten(1), one.expand(2, 4))
     channels_last = x.to(memory_format=torch.channels_last)
     assert torch.equal(standardized(channels_last), standardized(x))
     assert standardized(torch.full((1, 2, 2, 2), 0.3)).isfinite().all()
-
-
-def test_channels_that_a_mask_leaves_out_do_not_count() -> None:
-    x = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
-    kept = mask > 0
-    assert torch.allclose(standardized(x, mask)[:, kept], standardized(x[:, kept]), atol=1e-6)
+    more = torch.cat([x[:, :1], 100 * x, x[:, 1:]], 1)
+    found = standardized(more, torch.tensor([1.0, 0.0, 0.0, 1.0]))[:, [0, 3]]
+    assert torch.allclose(found, standardized(x), atol=1e-6)
 
 
 # --- the layers in training ----------------------------------------------------------------------
@@ -158,6 +144,9 @@ def test_a_negative_scale_moves_into_the_bits() -> None:
     assert layer.weight.flatten(1).tolist() == [[-0.5, -0.5, 0.5, 0.5], [-0.25, -0.25, 0.25, 0.25]]
     x = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(layer(x), hand_made()(x))
+    lost = hand_made()
+    lost.alpha.data[0] = 0.0
+    assert (lost.frozen().weight.abs() > 0).all()
 
 
 def test_the_classifier_by_hand() -> None:
@@ -186,56 +175,38 @@ def test_the_gradient_of_a_latent_weight_is_that_of_its_bit_through_the_slope() 
 # --- the deployed form ---------------------------------------------------------------------------
 
 
-def test_the_deployed_form_says_what_the_training_form_says(digits: Pair) -> None:
-    form = trained(digits)
-    deployed = freeze(form)
-    assert torch.equal(deployed(digits[0]), form(digits[0]))
-    assert deployed.state_dict().keys() == build(spec()).state_dict().keys()  # nothing is left
-    assert latent_layers(form) and not latent_layers(deployed)
-    for layer in binary_layers(deployed).values():
+def test_the_deployed_form_says_what_the_training_form_says(
+    digits: Pair, form: nn.Module, frozen: nn.Module
+) -> None:
+    assert torch.equal(frozen(digits[0]), form(digits[0]))
+    assert frozen.state_dict().keys() == build(spec()).state_dict().keys()  # nothing else is there
+    assert latent_layers(form) and not latent_layers(frozen)
+    for layer in binary_layers(frozen).values():
         sizes = layer.weight.abs().flatten(1)
         assert (sizes == sizes[:, :1]).all() and (sizes > 0).all()
 
 
-def test_a_lost_scale_stays_positive() -> None:
-    layer = hand_made()
-    layer.alpha.data[0] = 0.0
-    assert (layer.frozen().weight.abs() > 0).all()
-
-
-def test_its_bits_are_the_whole_network(digits: Pair, frozen: nn.Module) -> None:
-    stored = store(frozen, bits=1, scale="channel")
-    assert torch.equal(stored.model(digits[0]), frozen(digits[0]))
-    assert stored.size == stored_bits_of(frozen) == sum(p.numel() for p in weights(frozen))
-    assert set(stored.layers) == set(binary_layers(frozen))
-
-
-def weights(model: nn.Module) -> list[torch.Tensor]:
-    """The weights of convolutions and linear layers."""
-    return [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-
-
-def test_the_training_form_has_no_bits_to_store(form: nn.Module) -> None:
+def test_its_bits_are_the_whole_network(digits: Pair, form: nn.Module, frozen: nn.Module) -> None:
+    bits, layers = store(frozen, bits=1, scale="channel"), binary_layers(frozen)
+    assert torch.equal(bits.model(digits[0]), frozen(digits[0]))
+    assert bits.layers.keys() == layers.keys()
+    count = sum(layer.weight.numel() for layer in layers.values())
+    assert bits.size == stored_bits_of(frozen) == count
     with pytest.raises(ValueError, match="no convolution or linear layer"):
         store(form, bits=1, scale="channel")
 
 
-def test_bit_flips_turn_bits_over(digits: Pair, frozen: nn.Module) -> None:
+def test_a_bit_flip_changes_the_sign_of_a_weight(digits: Pair, frozen: nn.Module) -> None:
     images, labels = digits[0][:16], digits[1][:16]
-    stored = store(frozen, bits=1, scale="channel")
-    assert rerun(stored.model, {n: stored.weight(n) for n in stored.layers}) is not None
-    traces = [bitflip(stored, images, labels, budget=3, reuse=reuse) for reuse in (True, False)]
-    assert traces[0].table.equals(traces[1].table) and len(traces[0].table) == 3
-    assert hamming(stored, traces[0].stored) == 3
-    changed = [
-        (a.weight.flatten(), b.weight.flatten())
-        for a, b in zip(
-            binary_layers(stored.model).values(),
-            binary_layers(traces[0].stored.model).values(),
-            strict=True,
-        )
-    ]
-    before, after = (torch.cat(side) for side in zip(*changed, strict=True))
+    bits = store(frozen, bits=1, scale="channel")
+    assert rerun(bits.model, {n: bits.weight(n) for n in bits.layers}) is not None
+    found, again = (bitflip(bits, images, labels, budget=3, reuse=reuse) for reuse in (True, False))
+    assert found.table.equals(again.table) and len(found.table) == 3
+    assert hamming(bits, found.stored) == 3
+    before, after = (
+        torch.cat([layer.weight.flatten() for layer in binary_layers(model).values()])
+        for model in (bits.model, found.stored.model)
+    )
     assert int((before != after).sum()) == 3 and torch.equal(before.abs(), after.abs())
 
 
@@ -248,13 +219,9 @@ def test_the_gradient_of_a_deployed_weight_is_exact() -> None:
     assert torch.allclose(layer.weight.grad, plain.grad, atol=1e-5)
 
 
-def test_the_attacks_copy_says_the_same(digits: Pair, frozen: nn.Module) -> None:
-    private = attack_copy(frozen, torch.device("cpu"))
-    assert torch.equal(private(digits[0]), frozen(digits[0]))
-    assert is_binary(private)
-
-
 def test_attacks_by_gradient_find_a_way(digits: Pair, frozen: nn.Module) -> None:
+    private = attack_copy(frozen, torch.device("cpu"))
+    assert torch.equal(private(digits[0]), frozen(digits[0])) and is_binary(private)
     x = digits[0].clone().requires_grad_(True)
     F.cross_entropy(frozen(x), digits[1]).backward()
     assert float((x.grad.flatten(1).abs().amax(1) > 0).float().mean()) > 0.9
@@ -288,20 +255,15 @@ def test_a_binary_network_comes_back_and_its_card_counts_bits(
     assert sparsity_of(frozen) < 0.05  # biases of batch-norm alone
 
 
-def test_weights_that_are_no_bits_are_refused(frozen: nn.Module, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_model(frozen, path)
-    tensors = load_file(path)
+def test_what_would_lose_the_signs_is_refused(
+    digits: Pair, frozen: nn.Module, tmp_path: Path
+) -> None:
     for value in (0.0, 0.7):
-        broken = tensors["layer2.0.conv1.weight"].clone()
-        broken[1, 0, 0, 0] = value
-        changed = tensors | {"layer2.0.conv1.weight": broken}
-        save_file(changed, path, {"spec": spec_of(frozen).model_dump_json()})
+        broken = copy.deepcopy(frozen)
+        broken.layer2[0].conv1.weight.data[1, 0, 0, 0] = value
+        save_model(broken, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=r"the weights of layer2.0.conv1 are not"):
-            load_model(path)
-
-
-def test_what_would_lose_the_signs_is_refused(digits: Pair, frozen: nn.Module) -> None:
+            load_model(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="binary"):
         quantize(frozen, digits[0])
     with pytest.raises(UserError, match="BinaryConv2d"):
@@ -317,11 +279,8 @@ def test_the_text_of_other_specs_is_as_it_was() -> None:
         '{"architecture":"resnet20","width":4,"channels":1,"classes":10,"mean":[0.3],'
         '"std":[0.4],"layers":[],"quantization":null}'
     )
-    assert (
-        spec(binary=False, inner=[4] * 9)
-        .model_dump_json()
-        .endswith('"quantization":null,"inner":[4,4,4,4,4,4,4,4,4]}')
-    )
+    narrow = spec(binary=False, inner=[4] * 9).model_dump_json()
+    assert narrow.endswith('"quantization":null,"inner":[4,4,4,4,4,4,4,4,4]}')
     grown = spec(stages=[5, 7, 9, 3], inner=[30] * 9)
     assert ModelSpec.model_validate_json(grown.model_dump_json()) == grown
     assert '"binary":true,"stages":[5,7,9,3]' in grown.model_dump_json()
@@ -345,11 +304,8 @@ def test_channels_that_make_no_network_are_refused(changes: dict[str, Any], word
 def test_a_grown_network_has_the_channels_it_says(digits: Pair) -> None:
     model = build(spec(stages=[5, 7, 9, 3], inner=[2, 3, 4, 5, 6, 7, 8, 9, 30], binary=False))
     assert model.conv1.out_channels == 5 and model.linear.in_features == 3
-    block = model.layer3[2]
-    assert (block.conv1.in_channels, block.conv1.out_channels, block.conv2.out_channels) == (
-        *(3, 30),
-        3,
-    )
+    last = model.layer3[2]
+    assert (*last.conv1.weight.shape[:2], last.conv2.weight.shape[0]) == (30, 3, 3)
     assert len(model.layer1[0].shortcut) == 2 and not len(model.layer1[1].shortcut)
     assert model(digits[0]).shape == (64, 10)
 
@@ -388,37 +344,18 @@ def train(
     return train_binary(spec(**changes), settings, optimizer, inputs)
 
 
-def test_a_killed_training_gives_the_same_bits(
-    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_training_gives_the_same_bits(digits: Pair, tmp_path: Path) -> None:
     whole, history = train(digits, None)
-    begun: list[int] = []
-
-    def killed(model: nn.Module, epoch: int, *rest: Any) -> None:
-        begun.append(epoch)
-        if len(begun) == 3:
-            raise KeyboardInterrupt
-        begin_epoch(model, epoch, *rest)
-
-    monkeypatch.setattr("advprune.training.binary.begin_epoch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with stored(kill_after=2):
         train(digits, tmp_path / "state.pt")
     again, told = train(digits, tmp_path / "state.pt")
-    assert begun == [0, 1, 2, 2] and told == history
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert told == history and same_weights(again, whole)
 
 
-def test_a_binary_network_learns(digits: Pair) -> None:
+def test_a_binary_network_learns_from_attacked_images_too(digits: Pair) -> None:
     _, history = train(digits, None, epochs=12)
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
-
-
-def test_it_trains_on_attacked_images_too(digits: Pair) -> None:
     model, history = train(digits, None, epochs=1, method="pgd")
     assert "val_robust_accuracy" in history[0] and is_binary(model)
-
-
-def test_a_float_network_is_not_trained_as_a_binary_one(digits: Pair) -> None:
     with pytest.raises(UserError, match="not that of a binary network"):
         train(digits, None, binary=False)

@@ -1,14 +1,12 @@
 """Quantization-aware training against its own integers; the integers against torchao's."""
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
 from advprune.attacks import pgd
-from advprune.core.attack_settings import AttackSettings
 from advprune.core.train_settings import (
     DataSettings,
     FineTuneSettings,
@@ -17,7 +15,6 @@ from advprune.core.train_settings import (
     TrainSettings,
 )
 from advprune.data import prepare
-from advprune.evaluate.craft import craft
 from advprune.models.card import sparsity_of
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
@@ -113,10 +110,12 @@ def test_gradients_reach_every_weight(trained: nn.Module, splits: dict[str, Pair
 def test_what_is_trained_is_what_the_integers_compute(
     trained: nn.Module, splits: dict[str, Pair], bits: int
 ) -> None:
-    images, labels = splits["train"]
-    form = training_form(trained, images[:CALIBRATION], bits, 100.0)
+    images, few = splits["train"][0], splits["train"][0][:CALIBRATION]
+    untrained = integer_form(training_form(trained, few, bits, 99.0))
+    assert same_weights(untrained, quantize(trained, few, bits, 99.0))
+    form = training_form(trained, few, bits, 100.0)
     setting = FineTuneSettings(epochs=1, lr=0.01)
-    finetune(form, setting, Data(images, labels, TRAIN), 0)
+    finetune(form, setting, Data(images, splits["train"][1], TRAIN), 0)
     test = splits["test"][0]
     with torch.no_grad():
         logits, in_training = form(test), form.train()(test)
@@ -125,15 +124,6 @@ def test_what_is_trained_is_what_the_integers_compute(
     assert torch.allclose(logits, in_training, rtol=1e-5, atol=1e-5)
     same_predictions, gap = agreement(model, test)
     assert same_predictions > 0.98 and gap < 0.1
-
-
-def test_untrained_integers_are_those_of_quantize(
-    trained: nn.Module, splits: dict[str, Pair]
-) -> None:
-    images = splits["train"][0][:CALIBRATION]
-    assert same_weights(
-        integer_form(training_form(trained, images, 5, 99.0)), quantize(trained, images, 5, 99.0)
-    )
 
 
 @pytest.mark.parametrize("bits", [4, 3])
@@ -158,14 +148,9 @@ def test_the_result_is_a_quantized_model_like_any(
     shapes = [{n: (t.shape, t.dtype) for n, t in m.state_dict().items()} for m in (model, rounded)]
     assert shapes[0] == shapes[1]
     assert all(layer.weight.abs().max() == 3 for layer in integers_of(model))
-    images, labels = (t[:64] for t in splits["test"])
     save_model(model, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(loaded(images), model(images))
-    crafted = craft(loaded, images, labels, AttackSettings(eps=0.2, step=0.05, steps=5))
-    adv = crafted.pixels / 255
-    assert (adv - images).abs().max() <= 0.2 + 1e-6
-    assert errors(loaded, (adv, labels)) > errors(loaded, (images, labels)) + 0.3
+    images = splits["test"][0]
+    assert torch.equal(load_model(tmp_path / "model.safetensors")(images), model(images))
 
 
 def test_pruned_weights_stay_zero(trained: nn.Module, splits: dict[str, Pair]) -> None:
@@ -205,19 +190,6 @@ def test_a_killed_run_ends_with_the_integers_of_an_unbroken_one(
     assert same_weights(resumed, learned(trained, pair, 4, epochs=3))
 
 
-def converted(
-    quantize_pt2e: ModuleType, inductor: ModuleType, model: nn.Module, images: torch.Tensor
-) -> nn.Module:
-    """The model as torchao quantizes it for x86 processors: a quantize-dequantize graph."""
-    batch = {0: torch.export.Dim("n", min=2, max=4096)}
-    graph = torch.export.export(model, (images,), dynamic_shapes=(batch,)).module()
-    quantizer = inductor.X86InductorQuantizer()
-    quantizer.set_global(inductor.get_default_x86_inductor_quantization_config())
-    prepared = quantize_pt2e.prepare_pt2e(graph, quantizer)
-    prepared(images)
-    return quantize_pt2e.convert_pt2e(prepared)
-
-
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
 def test_eight_bits_against_torchao(trained: nn.Module, splits: dict[str, Pair]) -> None:
@@ -231,7 +203,13 @@ def test_eight_bits_against_torchao(trained: nn.Module, splits: dict[str, Pair])
     peer = pytest.importorskip(f"{pt2e}.quantize_pt2e")
     inductor = pytest.importorskip(f"{pt2e}.quantizer.x86_inductor_quantizer")
     images, (test, labels) = splits["train"][0][:CALIBRATION], splits["test"]
-    theirs, ours = converted(peer, inductor, trained, images), quantize(trained, images)
+    batch = {0: torch.export.Dim("n", min=2, max=4096)}
+    graph = torch.export.export(trained, (images,), dynamic_shapes=(batch,)).module()
+    quantizer = inductor.X86InductorQuantizer()
+    quantizer.set_global(inductor.get_default_x86_inductor_quantization_config())
+    prepared = peer.prepare_pt2e(graph, quantizer)
+    prepared(images)
+    theirs, ours = peer.convert_pt2e(prepared), quantize(trained, images)
     weights = [b for b in theirs.buffers() if b.dtype == torch.int8]
     layers = integers_of(ours)
     assert [w.shape for w in weights] == [layer.weight.shape for layer in layers]

@@ -216,23 +216,22 @@ def test_prose_about_width_32_is_what_histories_and_notes_say() -> None:
     notes, pruned = (
         json.loads((W32 / f"{name}.notes.json").read_text()) for name in ("dense-robust", "pruned")
     )
-    ours = [notes[name] for name in ("apgd_ce", "apgd_targeted")]
+    official, ours = notes["autoattack"], [notes[name] for name in ("apgd_ce", "apgd_targeted")]
     passes = [
         sum(note["forwards"] + note["gradients"] for note in some) / some[0]["n"]
-        for some in ([notes["autoattack"]], ours)
+        for some in ([official], ours)
     ]
     training = notes["training"]["ended s"] - notes["training"]["began s"]
     best = history.val_robust_accuracy.idxmax()
-    kept, last = history.loc[best], history.loc[60]
+    kept, last = 100 * history.loc[best], 100 * history.loc[60]
     for sentence in (
         f"the best epoch ({best})",
         f"took {training:.0f} s, while",
-        f"clean validation accuracy is {last.val_accuracy:.1%}".replace("%", " %"),
-        f"robust {100 * last.val_robust_accuracy:.1f} instead of "
-        f"{100 * kept.val_robust_accuracy:.1f} %",
-        f"leaves {notes['autoattack']['square']} of the first 1,000 images",
+        f"clean validation accuracy is {last.val_accuracy:.1f} %",
+        f"robust {last.val_robust_accuracy:.1f} instead of {kept.val_robust_accuracy:.1f} %",
+        f"leaves {official['square']} of the first 1,000 images",
         f"{passes[0]:,.0f} (forward and backward counted apart) against {passes[1]:.0f}; "
-        f"{notes['autoattack']['s']:.1f} s for 1,000 images against "
+        f"{official['s']:.1f} s for 1,000 images against "
         f"{sum(note['s'] for note in ours):.1f} s for 10,000",
         "two calls of {} and {} s".format(*pruned["run"]["calls s"]),
         "{networks at once} networks at a time".format(**pruned["run"]),

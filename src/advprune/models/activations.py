@@ -1,5 +1,6 @@
 """Activations that are no sites, behind which layers of families would be missing."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from advprune.core.device import device_of
 from advprune.models.border import undisturbed
-from advprune.models.spec import ACTIVATIONS, sites
+from advprune.models.spec import sites
 
 RECTIFIERS = {
     getattr(place, name)
@@ -26,7 +27,7 @@ def own_activations(model: nn.Module) -> list[str]:
     """The names of modules that act as activations without being torch's: they have no parts and no
     weights, and map every value on its own by what is no straight line."""
     found = []
-    known = [id(part) for site in sites(model).values() for part in site.modules()]
+    known = {id(part) for site in sites(model).values() for part in site.modules()}
     for name, part in model.named_modules():
         torchs = type(part).__module__.startswith(("torch.", "advprune."))
         if torchs or any(part.children()) or list(part.parameters()) or id(part) in known:
@@ -39,26 +40,23 @@ def own_activations(model: nn.Module) -> list[str]:
                 straight = torch.allclose(there + there.flip(2, 3), 2 * middle, atol=1e-4)
         except Exception:  # it takes other inputs: no activation
             continue
-        if single and not straight and not isinstance(part, ACTIVATIONS):
+        if single and not straight:
             found.append(name)
     return found
 
 
-class _Rectifiers(TorchFunctionMode):
-    """Counts calls of torch's activation functions outside the activation sites."""
+class _Calls(TorchFunctionMode):
+    """Notes calls of torch's activation functions, but those inside activation sites."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
-        self.depth = 0
-        parts = sites(model).values()
-        self.handles = [part.register_forward_pre_hook(self._enter) for part in parts]
-        self.handles += [part.register_forward_hook(self._leave) for part in parts]
+        self.depth = 0  # of sites
 
-    def _enter(self, *_: Any) -> None:
+    def enter(self, *_: Any) -> None:
         self.depth += 1
 
-    def _leave(self, *_: Any) -> None:
+    def leave(self, *_: Any) -> None:
         self.depth -= 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,13 +65,14 @@ class _Rectifiers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@torch.no_grad()
 def functional_activations(model: nn.Module, image: torch.Tensor) -> list[str]:
     """The activation functions that a pass of one image `[1, C, H, W]` calls outside of modules
     that are activation sites, by name, one for each call."""
-    with torch.no_grad(), undisturbed(device_of(model)), _Rectifiers(model) as seen:
-        try:
-            model(image.to(device_of(model)))
-        finally:
-            for handle in seen.handles:
-                handle.remove()
-    return seen.names
+    device = device_of(model)
+    with undisturbed(device), ExitStack() as hooks, _Calls() as calls:
+        for site in sites(model).values():
+            hooks.enter_context(site.register_forward_pre_hook(calls.enter))
+            hooks.enter_context(site.register_forward_hook(calls.leave))
+        model(image.to(device))
+    return calls.names

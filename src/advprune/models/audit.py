@@ -68,13 +68,12 @@ class Audit:
     @property
     def prunable(self) -> tuple[int, int]:
         """Zeros and numbers in the weights of convolutions and linear layers."""
-        return sum(layer.zeros for layer in self.layers), sum(layer.count for layer in self.layers)
+        return _sums(self.layers)
 
     @property
     def prunable_sparsity(self) -> float:
         """Zeros over all weights of convolutions and linear layers, in [0, 1]."""
-        zeros, count = self.prunable
-        return zeros / max(count, 1)
+        return self.prunable[0] / max(self.prunable[1], 1)
 
     @property
     def sparsity(self) -> float:
@@ -85,9 +84,12 @@ class Audit:
     def remaining(self) -> float | None:
         """Sparsity of the prunable weights without first and last layer; None where there are no
         others, or where without an architecture these are unknown."""
-        inner = self.layers[1:-1] if self.spec else ()
-        count = sum(layer.count for layer in inner)
-        return sum(layer.zeros for layer in inner) / count if count else None
+        zeros, count = _sums(self.layers[1:-1] if self.spec else ())
+        return zeros / count if count else None
+
+
+def _sums(layers: tuple[Layer, ...]) -> tuple[int, int]:
+    return sum(layer.zeros for layer in layers), sum(layer.count for layer in layers)
 
 
 def audit(
@@ -111,95 +113,64 @@ def audit(
     """
     if tolerance < 0:
         raise UserError(f"the tolerance of zeros is at least 0 (got {tolerance})")
-    source, said = "header", given or {}
+    said = given or {}
+    source = "header" if spec else "given" if said else "inferred"
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
-        source, spec = "given", outside_spec(said)
+        spec = outside_spec(said)
     wanted = wanted_of(spec, factory)
     found = plain(tensors, keep, naming(spec, tensors, wanted), wanted)
     if spec is None:
-        source = "given" if given else "inferred"
         spec = inferred(found.tensors, said)
         wanted = wanted_of(spec, factory)
-    faults = list(found.faults)
+    known = {name: found.tensors[name] for name in wanted if name in found.tensors}
+    ordered = known | found.tensors
+    faults = found.faults
+    if spec is None:
+        fault = "no convolution conv1 and linear layer to tell the architecture by"
+        faults.append(f"architecture: {fault}")
     for key, value in said.items() if spec else ():  # a header may declare layers without tensors
         if (told := getattr(spec, key)) != value:
             faults.append(f"header: {key} is {told}, and not {value}")
-    known = {name: found.tensors[name] for name in wanted if name in found.tensors}
-    rest = {name: tensor for name, tensor in found.tensors.items() if name not in known}
-    ordered = known | rest
-    if spec is None:
-        faults.append(
-            "architecture: no convolution conv1 and linear layer to tell the architecture by"
-        )
-    elif len(known) < KNOWN_SHARE * len(wanted):
+    if spec and len(known) < KNOWN_SHARE * len(wanted):
         faults.append(
             f"architecture: none fits; the nearest, {spec.described}, finds "
             f"{len(known)} of its {len(wanted)} tensors"
         )
         spec = None
-    else:
-        faults += _against(wanted, found.tensors)
-    own = {n for n, t in wanted.items() if n in found.tensors and not isinstance(t, nn.Parameter)}
-    compared = {n: t for n, t in found.tensors.items() if n not in own or not t.is_floating_point()}
-    faults += [*_numbers(ordered, rest if spec else ordered), *_twice(compared)]
-    weights = {n: t for n, t in ordered.items() if n.rpartition(".")[2] in ("weight", "bias")}
-    zeros = {name: _zeros(tensor, tolerance) for name, tensor in weights.items()}
-    layers = tuple(
-        Layer(name, tuple(t.shape), dtype_name(t), zeros[name], t.numel())
-        for name, t in weights.items()
-        if name.rpartition(".")[2] == "weight" and t.ndim >= 2
-    )
-    count = sum(tensor.numel() for tensor in weights.values())
+    faults += _faults(ordered, wanted, spec is not None)
+    layers, zeros, count = _counted(ordered, tolerance)
     notes = [*found.notes, *_oddities(ordered, layers, spec)]
-    if spec is not None and source == "inferred":
+    if spec and source == "inferred":
         notes.append(
             f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they "
             "do not show pooling, strides or activations"
         )
-    lines = tuple(faults), tuple(notes)
-    return Audit(spec, source if spec else "none", layers, sum(zeros.values()), count, *lines)
+    source = source if spec else "none"
+    return Audit(spec, source, layers, zeros, count, tuple(faults), tuple(notes))
 
 
-def _against(wanted: Tensors, tensors: Tensors) -> Iterator[str]:
-    """What is missing, left over, or does not fit its place."""
-    for name in wanted:
-        if name not in tensors:
-            yield f"missing: {name} {list(wanted[name].shape)}"
-    for name in tensors:
-        if name not in wanted:
-            yield f"left over: {name} {list(tensors[name].shape)}"
-    for name in wanted:
-        if name in tensors and (fault := misfit(tensors[name], wanted[name])):
-            yield f"misfit: {name} {fault}"
-
-
-def _numbers(tensors: Tensors, without_place: Tensors) -> Iterator[str]:
-    """NaN and infinite numbers, where `misfit` has not looked, and variances below zero, of which
-    batch-norm would make NaN."""
-    for name, tensor in without_place.items():
+def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
+    """What is missing, left over or does not fit its place, where the tensors are to fit; numbers
+    that are none; weights that are, bit for bit, those of another layer."""
+    if fits:
+        yield from (f"missing: {n} {list(t.shape)}" for n, t in wanted.items() if n not in tensors)
+        left = {name: tensor for name, tensor in tensors.items() if name not in wanted}
+        yield from (f"left over: {name} {list(tensor.shape)}" for name, tensor in left.items())
+        for name, tensor in tensors.items():
+            if name in wanted and (fault := misfit(tensor, wanted[name])):
+                yield f"misfit: {name} {fault}"
+    for name, tensor in (left if fits else tensors).items():  # `misfit` has looked at the others
         if bad := int((~tensor.isfinite()).sum()):
             yield f"numbers: {name} holds {bad} that are NaN or infinite"
     for name, tensor in tensors.items():
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            yield f"numbers: {name} holds negative variances"
-
-
-def _oddities(tensors: Tensors, layers: tuple[Layer, ...], spec: ModelSpec | None) -> Iterator[str]:
-    """What a reader should know and `fill` would accept."""
-    if spec is None or spec.quantization is None:
-        kinds = [dtype_name(tensor) for tensor in tensors.values()]
-        for kind in sorted(set(kinds) - {"float32"}):
-            yield f"type: {kinds.count(kind)} of {len(kinds)} tensors are {kind}"
-    for layer in layers:
-        if layer.zeros == layer.count:
-            yield f"empty: every number of {layer.name} is zero"
-
-
-def _twice(tensors: Tensors) -> Iterator[str]:
-    """Weights that are, bit for bit, those of another layer; constant ones prove nothing."""
+            yield f"numbers: {name} holds negative variances"  # batch-norm would make NaN of them
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in tensors.items():
-        if tensor.ndim < 2 or not tensor.numel() or bool((tensor == tensor.flatten()[0]).all()):
+        # Constant weights prove nothing, nor do a network's own buffers of floating numbers.
+        own = name in wanted and not isinstance(wanted[name], nn.Parameter)
+        small = tensor.ndim < 2 or not tensor.numel() or (own and tensor.is_floating_point())
+        if small or bool((tensor == tensor.flatten()[0]).all()):
             continue
         numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         key = (tensor.dtype, tuple(tensor.shape), hashlib.sha256(numbers.data).digest())
@@ -208,9 +179,27 @@ def _twice(tensors: Tensors) -> Iterator[str]:
         seen.setdefault(key, name)
 
 
-def _zeros(tensor: torch.Tensor, tolerance: float = 0.0) -> int:
-    if not tolerance:
-        return int((tensor == 0).sum())
-    # As float64: the magnitude of the smallest int8 is no int8.
-    size = tensor.abs() if tensor.is_complex() else tensor.double().abs()
-    return int((size <= tolerance).sum())
+def _counted(tensors: Tensors, tolerance: float) -> tuple[tuple[Layer, ...], int, int]:
+    """The layers; zeros and numbers in all weights and biases."""
+    layers, zeros, count = [], 0, 0
+    for name, tensor in tensors.items():
+        kind = name.rpartition(".")[2]
+        if kind not in ("weight", "bias"):
+            continue
+        # As float64: the magnitude of the smallest int8 is no int8.
+        size = (tensor if tensor.is_complex() else tensor.double()).abs()
+        own = int((size <= tolerance).sum())
+        zeros, count = zeros + own, count + tensor.numel()
+        if kind == "weight" and tensor.ndim >= 2:
+            shape = tuple(tensor.shape)
+            layers.append(Layer(name, shape, dtype_name(tensor), own, tensor.numel()))
+    return tuple(layers), zeros, count
+
+
+def _oddities(tensors: Tensors, layers: tuple[Layer, ...], spec: ModelSpec | None) -> Iterator[str]:
+    """What a reader should know and `fill` would accept."""
+    if spec is None or spec.quantization is None:
+        kinds = [dtype_name(tensor) for tensor in tensors.values()]
+        for kind in sorted(set(kinds) - {"float32"}):
+            yield f"type: {kinds.count(kind)} of {len(kinds)} tensors are {kind}"
+    yield from (f"empty: every number of {x.name} is zero" for x in layers if x.zeros == x.count)

@@ -1,14 +1,14 @@
 """Binary networks as they are deployed: one stored bit per weight, binary inputs.
 
 The layers are those of RBNN (Lin et al., Rotated Binary Neural Network, NeurIPS 2020), which RA-BNN
-(Rakin et al., RA-BNN: Constructing Robust & Accurate Binary Neural Network to Simultaneously Defend
-Adversarial Bit-Flip Attack and Improve Accuracy, 2021) builds on. A weight is `alpha_c b` with b in
+(Rakin et al., RA-BNN, 2021) builds on. A weight is `alpha_c b` with b in
 {-1, 1} and one alpha_c > 0 per output channel; the input of a convolution is standardized over the
 whole sample and replaced by its sign. Batch-norm and a Hardtanh follow: after a ReLU nothing would
 be negative. The layer that sees the image and the classifier keep real inputs. Training is in
 latent.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,30 +101,35 @@ def form_of(layer: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names}
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """The binary form of a dense network, in place, its weights not set."""
-    for name, module, sees_image in convertible(model):
+def convert(
+    model: nn.Module,
+    convolution: Callable[[nn.Conv2d, bool], nn.Module],
+    linear: Callable[[nn.Linear], nn.Module],
+) -> nn.Module:
+    """A dense network, in place, with other layers, and a Hardtanh for every ReLU.
+
+    convolution: is told whether the input becomes binary, which that of the first does not: it is
+    the image.
+    """
+    first = True
+    for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d):
-            conv = BinaryConv2d(**form_of(module), binary_input=not sees_image)
-            model.set_submodule(name, conv)
-        else:
-            model.set_submodule(name, BinaryLinear(module.in_features, module.out_features))
-    harden(model)
+            model.set_submodule(name, convolution(module, not first))
+            first = False
+        elif isinstance(module, nn.Linear):
+            model.set_submodule(name, linear(module))
+        elif isinstance(module, nn.ReLU):
+            model.set_submodule(name, nn.Hardtanh(inplace=True))
     return model
 
 
-def convertible(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear, bool]]:
-    """The convolutions and linear layers of a dense network by name, and whether each sees the
-    image, as the first one does."""
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    return [(name, module, index == 0) for index, (name, module) in enumerate(found)]
-
-
-def harden(model: nn.Module) -> None:
-    """Put a Hardtanh in the place of every ReLU, in place."""
-    relus = [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)]
-    for name in relus:
-        model.set_submodule(name, nn.Hardtanh(inplace=True))
+def skeleton(model: nn.Module) -> nn.Module:
+    """The binary form of a dense network, in place, its weights not set."""
+    return convert(
+        model,
+        lambda layer, binary_input: BinaryConv2d(**form_of(layer), binary_input=binary_input),
+        lambda layer: BinaryLinear(layer.in_features, layer.out_features),
+    )
 
 
 def binary_layers(model: nn.Module) -> dict[str, BinaryConv2d | BinaryLinear]:

@@ -8,23 +8,25 @@ import torch
 from torch import nn
 
 from advprune.core.files import sha256_of, write_json
+from advprune.models.border import undisturbed
 from advprune.models.checkpoint import load_model
 from advprune.models.inert import inert_of
 from advprune.models.outside import WEIGHTED, code_files
+from advprune.models.quantized import QuantizedLayer
 from advprune.models.spec import ModelSpec, spec_of
+from advprune.models.watch import watched
 
-BINS = 121
-REACH = 4.0  # the histogram spans the dense weights' mean +- this many sigmas
+BINS, REACH = 121, 4.0  # of a histogram, which spans the parent's mean +- so many deviations
 
 
 def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Weights and biases by name: parameters, and the integers of quantized layers."""
-    parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
-    if spec_of(model).quantization is None:
-        return parameters
-    buffers = model.named_buffers()
-    integers = {name: b for name, b in buffers if name.rpartition(".")[2] in ("weight", "bias")}
-    return integers | parameters
+    integers = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if spec_of(model).quantization and name.rpartition(".")[2] in ("weight", "bias")
+    }
+    return integers | dict(model.named_parameters())
 
 
 def sparsity_of(model: nn.Module) -> float:
@@ -51,11 +53,12 @@ def stored_bits_of(model: nn.Module) -> int:
 
     In a quantized model, weights that are left in floating point have 32.
     """
-    spec, tensors = spec_of(model), stored_weights(model).items()
-    weights = [t for name, t in tensors if name.endswith("weight") and t.ndim > 1]
-    if spec.quantization is None:
-        return bits_of(spec) * sum(t.numel() for t in weights)
-    return sum(t.numel() * (32 if t.is_floating_point() else bits_of(spec)) for t in weights)
+    spec = spec_of(model)
+    return sum(
+        t.numel() * (bits_of(spec) if spec.binary or not t.is_floating_point() else 32)
+        for name, t in stored_weights(model).items()
+        if name.endswith("weight") and t.ndim > 1
+    )
 
 
 @torch.no_grad()
@@ -69,38 +72,25 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """
     counts: list[int] = []
 
-    def count(module: Any, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
-        if isinstance(module, nn.MultiheadAttention):
-            counts.append(4 * inputs[0].numel() * module.embed_dim)
+    def look(name: str, layer: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        if isinstance(layer, nn.MultiheadAttention):
+            counts.append(4 * inputs[0].numel() * layer.embed_dim)
         else:
-            counts.append(out.numel() * module.weight[0].numel())
+            counts.append(out.numel() * layer.weight[0].numel())
 
-    layers = [m for m in model.modules() if _multiplies(m)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        with torch.random.fork_rng(devices=[]):  # layers that draw leave the global state alone
-            model(torch.zeros(1, *image_shape))
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (*WEIGHTED, nn.MultiheadAttention, QuantizedLayer))
+    }
+    with watched(layers, look), undisturbed():
+        model(torch.zeros(1, *image_shape))
     return sum(counts)
 
 
-def _multiplies(module: nn.Module) -> bool:
-    """Whether a layer multiplies its input by a matrix or filters, of floats or of integers."""
-    integers = dict(module.named_buffers(recurse=False)).get("weight")
-    layers = (*WEIGHTED, nn.MultiheadAttention)
-    return isinstance(module, layers) or (integers is not None and integers.ndim > 1)
-
-
 NO_FACTS: dict[str, Any] = {
-    "setting": None,
-    "prune_ratio": 0.0,
-    "twin_agreement": None,
-    "twin_logit_gap": None,
-    "history": [],
-    "growth": None,
-    "ticket": None,
+    **{"setting": None, "prune_ratio": 0.0, "twin_agreement": None, "twin_logit_gap": None},
+    **{"history": [], "growth": None, "ticket": None},
 }
 
 
@@ -120,10 +110,11 @@ def card_of(
     H, W]`, for `macs` and `inert`, which are null without it. `code` is the sha256 of the file of a
     network of the user's own, so that a change of the code is noticed.
     """
-    files = code_files(spec_of(model).factory)
+    spec = spec_of(model)
+    files = code_files(spec.factory)
     return {
         "parameters": sum(t.numel() for t in stored_weights(model).values()),
-        "bits": bits_of(spec_of(model)),
+        "bits": bits_of(spec),
         "stored_bits": stored_bits_of(model),
         "sparsity": round(sparsity_of(model), 4),
         "nonzero": nonzero_of(model),
@@ -159,15 +150,10 @@ def write_card(
 
 @torch.no_grad()
 def histograms(before: nn.Module, after: nn.Module) -> dict[str, Any]:
-    """Counts of all weights and biases before and after, on one common set of bins.
-
-    The two outer bins take in everything beyond the range.
-    """
+    """Counts of all weights and biases before and after, on common bins, of which the outer two
+    take in everything beyond the range."""
     old, new = (torch.cat([p.flatten() for p in model.parameters()]) for model in (before, after))
-    low = float(old.mean() - REACH * old.std())
-    high = float(old.mean() + REACH * old.std())
-
-    def count(values: torch.Tensor) -> list[int]:
-        return [int(c) for c in torch.histc(values.clamp(low, high), BINS, low, high)]
-
-    return {"low": low, "high": high, "before": count(old), "after": count(new)}
+    low, high = (float(old.mean() + side * REACH * old.std()) for side in (-1, 1))
+    counts = (torch.histc(values.clamp(low, high), BINS, low, high) for values in (old, new))
+    first, second = ([int(count) for count in found] for found in counts)
+    return {"low": low, "high": high, "before": first, "after": second}

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
 from advprune.models.binary import BinaryConv2d
-from advprune.models.border import hooked
+from advprune.models.border import hooked, plain_copy
 from advprune.models.spec import Normalize, Site
 from advprune.models.stochastic import Stochastic
 
@@ -49,8 +49,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     without folding.
     """
     model = copy.deepcopy(model).eval()
-    traced = _traced(model)
-    if traced is None:
+    if (traced := _traced(model)) is None:
         return model
     _merge(traced)
     return traced.eval()
@@ -69,20 +68,19 @@ class Following:
             (live(c), live(bn), traced.get_submodule(c)) for c, bn in pairs
         ]
         computed = {id(t) for *_, fused in self.pairs for t in fused.parameters()}
+        tensors = dict(traced.named_parameters()) | dict(traced.named_buffers())
         self.model = model
-        self.copied = {name: t for name, t in _tensors(traced).items() if id(t) not in computed}
+        self.copied = {name: t for name, t in tensors.items() if id(t) not in computed}
         self.network = channels_last(traced.eval().requires_grad_(False))
 
     @classmethod
     def of(cls, model: nn.Module) -> "Following | None":
         """None for a model that holds more than torch's own layers and ways to join them, or whose
         weights are computed from others by foreign code."""
-        bare = copy.deepcopy(model).eval()
-        for module in list(bare.modules()):
-            _compute(module)
-        if not all(_plain(module) for module in bare.modules()):
+        if hooked(model) or not all(_computed_here(module) for module in model.modules()):
             return None
-        traced = _traced(bare)
+        bare = plain_copy(model)
+        traced = _traced(bare) if all(_usual(module) for module in bare.modules()) else None
         if traced is None or any(node.op == "get_attr" for node in traced.graph.nodes):
             return None
         return cls(model, traced)
@@ -100,34 +98,19 @@ class Following:
         return self.network
 
 
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
+def _computed_here(module: nn.Module) -> bool:
+    """Whether weights that are computed from others, such as masked ones, are so by this library's
+    own code."""
+    chains: Any = module.parametrizations if is_parametrized(module) else {}
+    return all(type(p).__module__.startswith("advprune.") for c in chains.values() for p in c)
 
 
-def _compute(module: nn.Module) -> None:
-    """Put plain parameters, in place, where this library's own code computes them from others,
-    such as masked weights."""
-    if not is_parametrized(module):
-        return
-    chains: Any = module.parametrizations
-    if all(type(one).__module__.startswith("advprune.") for c in chains.values() for one in c):
-        values = {name: getattr(module, name).detach() for name in chains}
-        # torch's own way would change the class, which the module that this is a copy of shares.
-        module.__class__ = type(module).__bases__[0]
-        del module.parametrizations
-        for name, value in values.items():
-            module.register_parameter(name, nn.Parameter(value))
-
-
-def _plain(module: nn.Module) -> bool:
-    """Whether a module is a usual layer, or joins others in a known way, and nothing was added."""
+def _usual(module: nn.Module) -> bool:
+    """Whether a module is a usual layer, or joins others in a known way."""
     torchs = type(module).__module__.startswith("torch.nn.modules.")
     layer = torchs or isinstance(module, Normalize | Site)
-    added = module._forward_hooks or module._forward_pre_hooks or is_parametrized(module)
     affine = getattr(module, "affine", True)  # else batch-norm has no weight
-    joins = any(module.children()) and _own(module)
-    return (layer or joins) and affine and not added
+    return (layer or (any(module.children()) and _own(module))) and affine
 
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:
@@ -142,34 +125,25 @@ def _traced(model: nn.Module) -> fx.GraphModule | None:
 
 
 def _merge(traced: fx.GraphModule) -> list[tuple[str, str]]:
-    """Put one convolution in the place of every conv-bn pair; the names of each pair."""
+    """Put one convolution in the place of every conv-bn pair; the names of each pair.
+
+    Of a pair, the batch-norm alone reads the convolution, which is not used again.
+    """
     modules, names = dict(traced.named_modules()), []
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in list(traced.graph.nodes):
-        pair = _conv_before(node, modules)
-        if pair is None or calls[pair[0].target] > 1:  # one that is used again stays as it is
+        bn = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(bn, nn.BatchNorm2d) or bn.running_mean is None:
             continue
-        conv_node, conv, bn = pair
-        names.append((str(conv_node.target), str(node.target)))
-        traced.set_submodule(str(conv_node.target), fuse_conv_bn_eval(conv, bn))
-        node.replace_all_uses_with(conv_node)
-        traced.graph.erase_node(node)
+        before: Any = node.args[0]
+        alone = isinstance(before, fx.Node) and before.op == "call_module"
+        alone = alone and len(before.users) == 1 and calls[before.target] == 1
+        conv = modules.get(str(before.target)) if alone else None
+        if isinstance(conv, nn.Conv2d) and not isinstance(conv, BinaryConv2d):
+            names.append((str(before.target), str(node.target)))
+            traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, bn))
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return names
-
-
-def _conv_before(
-    node: fx.Node, modules: dict[str, nn.Module]
-) -> tuple[fx.Node, nn.Conv2d, nn.BatchNorm2d] | None:
-    """The convolution whose only reader is the batch-norm at `node`, if there is one."""
-    bn = modules.get(str(node.target)) if node.op == "call_module" else None
-    if not isinstance(bn, nn.BatchNorm2d) or bn.running_mean is None:
-        return None
-    before = node.args[0]
-    if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
-        return None
-    conv = modules.get(str(before.target))
-    if not isinstance(conv, nn.Conv2d) or isinstance(conv, BinaryConv2d):
-        return None
-    return before, conv, bn

@@ -4,12 +4,13 @@ On a map of 1x1, only the middle of a 3x3 filter meets a value: the rest has no 
 gradient of exactly zero. Where such weights are many, sparsity and counts of bits mean little.
 """
 
-from typing import Any
-
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from advprune.core.device import device_of
+from advprune.models.border import undisturbed
+from advprune.models.watch import watched
 
 
 @torch.no_grad()
@@ -17,28 +18,26 @@ def met(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.
     """By name of a convolution, which places of its filters, `[kh, kw]`, ever meet a value on
     images `[C, H, W]`."""
     found: dict[str, torch.Tensor] = {}
+
+    def look(
+        name: str, layer: nn.Conv2d, inputs: tuple[torch.Tensor, ...], out: torch.Tensor
+    ) -> None:
+        """Of an image of ones, the derivative by a weight counts the values that it meets."""
+        weight = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64, requires_grad=True)
+        ones = torch.ones(1, 1, *inputs[0].shape[2:], dtype=torch.float64)
+        with torch.enable_grad():
+            out = F.conv2d(ones, weight, None, layer.stride, layer.padding, layer.dilation)
+            (counts,) = torch.autograd.grad(out.sum(), weight)
+        places = counts[0, 0] > 0.5
+        found[name] = places | found.get(name, places)
+
     layers = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
     }
-    names = {module: name for name, module in layers.items()}
-
-    def look(module: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-        rows, columns = (
-            _met(int(inputs[0].shape[axis]), int(out.shape[axis]), module, axis - 2)
-            for axis in (2, 3)
-        )
-        places, name = rows[:, None] & columns, names[module]
-        found[name] = places | found[name] if name in found else places
-
-    handles = [layer.register_forward_hook(look) for layer in layers.values()]
-    try:
-        with torch.random.fork_rng(devices=[]):  # layers that draw leave the global state alone
-            model(torch.zeros(1, *image_shape, device=device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched(layers, look), undisturbed():
+        model(torch.zeros(1, *image_shape, device=device_of(model)))
     return found
 
 
@@ -48,19 +47,3 @@ def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
     for name, places in met(model, image_shape).items():
         idle += int((~places).sum()) * model.get_parameter(f"{name}.weight")[:, :, 0, 0].numel()
     return idle / max(sum(p.numel() for p in model.parameters()), 1)
-
-
-def _met(size: int, steps: int, layer: nn.Conv2d, axis: int) -> torch.Tensor:
-    """Which rows (or columns) of a filter ever meet one of the map's `size`."""
-    stride, dilation = layer.stride[axis], layer.dilation[axis]
-    first = dilation * torch.arange(layer.kernel_size[axis]) - _padding(layer, axis)
-    at = first[:, None] + stride * torch.arange(steps)  # [k, steps]
-    return ((at >= 0) & (at < size)).any(1)
-
-
-def _padding(layer: nn.Conv2d, axis: int) -> int:
-    """How many rows (or columns) of zeros stand before a map; `same` puts the fewer ones first."""
-    if not isinstance(layer.padding, str):
-        return int(layer.padding[axis])
-    whole = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-    return whole // 2 if layer.padding == "same" else 0

@@ -1,11 +1,11 @@
 """Which network a checkpoint without a header is, by options and by names and shapes."""
 
 from collections.abc import Container, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.models.checkpoint import build, canonical, is_stored
@@ -23,61 +23,63 @@ def naming(
 
 
 def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
-    """What a network of that spec holds: names, shapes and types, of this library's networks
-    without memory for numbers."""
+    """What a checkpoint of a network of that spec holds: parameters as such, and buffers; of this
+    library's networks without memory for numbers, which the code of others may need."""
     if spec is None:
         return {}
-    if spec.outside:  # its code may need real numbers
-        return _tensors(build(spec, factory))
-    with torch.device("meta"):
-        return _tensors(build(spec))
-
-
-def _tensors(model: nn.Module) -> Tensors:
-    """What a checkpoint of a network holds: parameters as such, and buffers."""
-    return {n: t for n, t in model.state_dict(keep_vars=True).items() if is_stored(n)}
+    with nullcontext() if spec.outside else torch.device("meta"):
+        held = build(spec, factory).state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in held.items() if is_stored(name)}
 
 
 def outside_spec(given: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a network that is none of this library's, from what is given of it.
-
-    That is its architecture, classes, channels and options, if it has some. UserError where one is
-    missing or wrong.
-    """
+    """The spec of a network that is none of this library's, from what is given of it: architecture,
+    classes, channels and options, if it has some. UserError where one is missing or wrong."""
     if missing := [key for key in ("classes", "channels") if key not in given]:
         raise UserError(
             f"the {missing[0]} of {given['architecture']} cannot be inferred; give --{missing[0]}"
         )
-    return _spec(dict(given))
+    return _spec(given)
 
 
 def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
-    """The architecture that fits the tensors' names and shapes best; None where none can.
+    """The network of this library that the tensors' names and shapes fit best; None where there is
+    none.
 
-    Width and channels are those of `conv1.weight`, classes those of the last linear layer, unless
-    `given` says otherwise; normalization cannot be told from weights and is none. UserError where
-    what is given describes no network.
+    A fourth stage makes it a ResNet18. Width and channels are those of `conv1.weight`, classes
+    those of the last linear layer, unless `given` says otherwise; normalization cannot be told from
+    weights and is none. UserError where what is given describes no network.
     """
     stem = tensors.get("conv1.weight")
     linear = [t for name, t in tensors.items() if name.endswith("weight") and t.ndim == 2]
-    sizes: dict[str, Any] = {}
+    fourth = any(name.startswith("layer4.") for name in tensors)
+    sizes: dict[str, Any] = {"architecture": "resnet18" if fourth else "resnet20"}
     if stem is not None and stem.ndim == 4:
-        sizes = {"width": stem.shape[0], "channels": stem.shape[1]}
+        sizes |= {"width": stem.shape[0], "channels": stem.shape[1]}
     if linear:
         sizes["classes"] = tensors.get("linear.weight", linear[-1]).shape[0]
     sizes |= given
     if not {"width", "channels", "classes"} <= sizes.keys():
         return None
-    candidates = []
-    for architecture in [sizes["architecture"]] if "architecture" in sizes else list(BLOCKS):
-        try:
-            spec = _spec(sizes | {"architecture": architecture})
-        except UserError:
-            if given:
-                raise
-        else:
-            candidates.append(_with_inner(tensors, spec))
-    return max(candidates, key=lambda spec: _fit(spec, tensors), default=None)
+    try:
+        spec = _spec(sizes)
+    except UserError:
+        if given:
+            raise
+        return None
+    firsts = (  # the first convolution of each block, some of whose filters may be gone
+        f"layer{stage + 1}.{place}.conv1.weight"
+        for stage, count in enumerate(BLOCKS[spec.architecture])
+        for place in range(count)
+    )
+    inner = tuple(
+        int(tensors[name].shape[0]) if name in tensors and tensors[name].ndim == 4 else width
+        for name, width in zip(firsts, spec.blocks, strict=True)
+    )
+    try:
+        return spec if inner == spec.blocks else _spec(sizes | {"inner": inner})
+    except UserError:
+        return spec
 
 
 def _spec(sizes: Mapping[str, Any]) -> ModelSpec:
@@ -90,30 +92,3 @@ def _spec(sizes: Mapping[str, Any]) -> ModelSpec:
         key, words = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
         text = f"{key}: {words} (got {fault['input']!r})" if key else words
         raise UserError(text) from error
-
-
-def _with_inner(tensors: Tensors, spec: ModelSpec) -> ModelSpec:
-    """The spec with the filters that the first convolution of each block has, if some are gone."""
-    places = [
-        f"layer{stage + 1}.{place}.conv1.weight"
-        for stage, count in enumerate(BLOCKS[spec.architecture])
-        for place in range(count)
-    ]
-    inner = tuple(
-        int(tensors[name].shape[0]) if name in tensors and tensors[name].ndim == 4 else width
-        for name, width in zip(places, spec.blocks, strict=True)
-    )
-    if inner == spec.blocks:
-        return spec
-    try:
-        return ModelSpec(**spec.model_dump() | {"inner": inner})
-    except ValidationError:
-        return spec
-
-
-def _fit(spec: ModelSpec, tensors: Tensors) -> tuple[int, int]:
-    """How many tensors have a place of their shape, and (less is better) how many have none."""
-    wanted = wanted_of(spec)
-    shared = [name for name in wanted if name in tensors]
-    right = sum(tensors[name].shape == wanted[name].shape for name in shared)
-    return right, -(len(wanted) + len(tensors) - 2 * len(shared))

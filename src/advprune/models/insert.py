@@ -51,11 +51,8 @@ def places(model: nn.Module, where: Where) -> list[str]:
     """The modules that layers of that kind of place belong to, by name."""
     if where == "relu":
         return list(sites(model))
-    kinds: dict[Where, tuple[type[nn.Module], ...]] = {
-        "conv": (nn.Conv2d,),
-        "weight": (nn.Conv2d, nn.Linear),
-    }
-    return [name for name, module in model.named_modules() if isinstance(module, kinds[where])]
+    kinds = nn.Conv2d if where == "conv" else nn.Conv2d | nn.Linear
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def inserted(model: nn.Module) -> Counter[str]:
@@ -96,11 +93,8 @@ def insert(model: nn.Module, kind: Callable[..., nn.Module], spec: LayerSpec) ->
 def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
     """Put a layer at the place `name`."""
     module = model.get_submodule(name)
-    if isinstance(module, Site):
-        module.append(layer)
-        return
     if where == "relu":
-        site = Site(module).train(module.training)
+        site = module if isinstance(module, Site) else Site(module).train(module.training)
         site.append(layer)
         model.set_submodule(name, site)
         return
@@ -118,9 +112,10 @@ def _wrapped(name: str, module: nn.Module) -> nn.Module:
     if type(module) is nn.Linear:
         wrapped = WrappedLinear(module.in_features, module.out_features)
     elif type(module) is nn.Conv2d:  # a derived class's own forward pass would be lost
-        size = (module.in_channels, module.out_channels, module.kernel_size)
-        names = ("stride", "padding", "dilation", "groups", "padding_mode")
-        wrapped = WrappedConv2d(*size, **{name: getattr(module, name) for name in names})
+        wrapped = WrappedConv2d(
+            *(module.in_channels, module.out_channels, module.kernel_size, module.stride),
+            *(module.padding, module.dilation, module.groups, True, module.padding_mode),
+        )
     else:
         raise UserError(
             f"{name} is a {type(module).__name__}; layers can be put on or behind nn.Conv2d and "

@@ -16,9 +16,8 @@ from advprune.models.binary import (
     BinaryConv2d,
     BinaryLinear,
     binarize,
-    convertible,
+    convert,
     form_of,
-    harden,
     standardized,
 )
 from advprune.models.resnet import BasicBlock
@@ -123,16 +122,10 @@ def latent(model: nn.Module) -> nn.Module:
     The last batch-norm of each residual branch starts at a scale of zero (Goyal et al., Accurate,
     Large Minibatch SGD, 2017): a deep network of signs learns little before its branches are quiet.
     """
-    for name, module, sees_image in convertible(model):
-        if isinstance(module, nn.Conv2d):
-            model.set_submodule(name, LatentConv2d(module, not sees_image))
-        else:
-            model.set_submodule(name, LatentLinear(module))
     for block in model.modules():
         if isinstance(block, BasicBlock):
             nn.init.zeros_(block.bn2.weight)
-    harden(model)
-    return model
+    return convert(model, LatentConv2d, LatentLinear)
 
 
 def latent_layers(model: nn.Module) -> dict[str, Latent]:

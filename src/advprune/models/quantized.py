@@ -4,7 +4,6 @@ How the integers are found is in `advprune.quantization`.
 """
 
 import copy
-from collections.abc import Container
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +34,11 @@ class QuantizedLayer(nn.Module):
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int) -> None:
         super().__init__()
-        out, device = layer.weight.shape[0], layer.weight.device
         self.levels, self.differentiable = 2**bits - 1, False
         names = ("stride", "padding", "dilation", "groups")
         convolves = isinstance(layer, nn.Conv2d)
         self.conv = {name: getattr(layer, name) for name in names} if convolves else None
+        out, device = layer.weight.shape[0], layer.weight.device
         self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out, device=device))
         self.register_buffer("bias", torch.zeros(out, dtype=torch.float64, device=device))
@@ -60,7 +59,7 @@ class QuantizedLayer(nn.Module):
             self.weight_scale = torch.maximum(self.weight_scale, least)
             scale = self.weight_scale.double() * self.input_scale.double()
             self.bias = (layer.bias.detach().double() / scale).round()
-        q = (w / _by_row(self.weight_scale, w)).round()
+        q = (w / self._spread(self.weight_scale, 1)).round()
         self.weight = q.clamp(-most, most).to(torch.int8)
 
     def set_input_range(self, low: float, high: float) -> None:
@@ -75,6 +74,10 @@ class QuantizedLayer(nn.Module):
         q = (x / self.input_scale).round() + self.input_zero
         return q.clamp(0, self.levels) - self.input_zero
 
+    def _spread(self, values: torch.Tensor, behind: int) -> torch.Tensor:
+        """Values `[out]` in a shape that broadcasts over weights (behind 1) or outputs (0)."""
+        return values.view(-1, *[1] * (self.weight.ndim - 2 + behind))
+
     def _apply_weights(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if self.conv is None:
             return F.linear(x, weight)
@@ -87,18 +90,14 @@ class QuantizedLayer(nn.Module):
         most = int(sums.max()) * int((self.levels - self.input_zero).abs().max(self.input_zero))
         return torch.float32 if x.device.type == "cpu" and most < 2**24 else torch.float64
 
-    def _channels(self, values: torch.Tensor) -> torch.Tensor:
-        """Values `[out]` in a shape that broadcasts over the layer's output."""
-        return values.view((1, -1) if self.conv is None else (1, -1, 1, 1))
-
     def simulate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """The layer on real numbers: `x` rounded to the input's grid, with derivative one."""
         real = straight_through(x, self.integers(x.detach()) * self.input_scale)
-        return self._apply_weights(real, weight) + self._channels(bias)
+        return self._apply_weights(real, weight) + self._spread(bias, 0)
 
     def real(self, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         """The weight `s_w q_w` and the bias `s_w s_x q_b` that the integers stand for."""
-        weight = self.weight.to(dtype) * _by_row(self.weight_scale, self.weight)
+        weight = self.weight.to(dtype) * self._spread(self.weight_scale, 1)
         return weight, self.bias.to(dtype) * (self.weight_scale * self.input_scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -106,22 +105,19 @@ class QuantizedLayer(nn.Module):
             return self.simulate(x, *self.real(x.dtype))
         exact = self._exact_type(x)
         total = self._apply_weights(self.integers(x).to(exact), self.weight.to(exact)).double()
-        scale = self._channels(self.weight_scale * self.input_scale)
-        return ((total + self._channels(self.bias)) * scale).to(x.dtype)
+        scale = self._spread(self.weight_scale * self.input_scale, 0)
+        return ((total + self._spread(self.bias, 0)) * scale).to(x.dtype)
 
 
-def _by_row(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Values `[out]` in a shape that broadcasts over a weight `[out, ...]`."""
-    return values.view((-1,) + (1,) * (weight.ndim - 1))
-
-
-def float_layers(model: nn.Module, left: Container[str] = ()) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers of a float network that quantization replaces, by name; `left` stay."""
+def float_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The convolutions and linear layers of a float network by name; UserError where integers have
+    no place for what they do."""
     if is_binary(model):
         raise UserError(
             "quantize: the network is binary: its weights are stored in one bit as it is"
         )
-    found = {n: m for n, m in every_layer(model).items() if n not in left}
+    kinds = nn.Conv2d, nn.Linear
+    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     for name, layer in found.items():
         if isinstance(layer, WrappedConv2d | WrappedLinear):
             raise UserError(
@@ -131,23 +127,12 @@ def float_layers(model: nn.Module, left: Container[str] = ()) -> dict[str, nn.Co
     return found
 
 
-def every_layer(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """All convolutions and linear layers by name."""
-    kinds = nn.Conv2d, nn.Linear
-    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
-
-
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where `name` is, in place."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
-
-
 def skeleton(model: nn.Module, spec: QuantizationSpec) -> nn.Module:
     """The quantized form of a dense model with empty weights, for loading a checkpoint."""
     folded = fold_batchnorm(model)
-    for name, layer in float_layers(folded, spec.left).items():
-        replace(folded, name, QuantizedLayer(layer, spec.bits))
+    for name, layer in float_layers(folded).items():
+        if name not in spec.left:
+            folded.set_submodule(name, QuantizedLayer(layer, spec.bits))
     return folded.eval()
 
 

@@ -43,9 +43,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, of any size."""
 
-    def __init__(self, spec: ModelSpec, blocks: tuple[int, ...]) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, blocks = spec, BLOCKS[spec.architecture]
         self.normalize = Normalize(spec.mean, spec.std)
         stem, widths = spec.streams[0], spec.blocks
         self.conv1 = _conv3x3(spec.channels, stem, 1)
@@ -73,11 +73,8 @@ class ResNet(nn.Module):
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """He initialization of all convolutions and linear layers, from a generator, in place.
-
-    A foreign network initializes itself.
-    """
-    if isinstance(model, Outside):
+    """He initialization of all convolutions and linear layers, from a generator, in place."""
+    if isinstance(model, Outside):  # a foreign network initializes itself
         model.initialize(generator)
         return
     for module in model.modules():
@@ -89,4 +86,4 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
 
 def build_dense(spec: ModelSpec) -> ResNet:
     """The network of a spec, without inserted layers or quantization; weights not trained."""
-    return ResNet(spec, BLOCKS[spec.architecture])
+    return ResNet(spec)

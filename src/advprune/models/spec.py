@@ -1,16 +1,18 @@
 """What a model is: a description that rebuilds exactly that module, and its common layers."""
 
+from operator import not_
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
-from advprune.core.networks import Network, Options, check_strides, is_factory, is_library
+from advprune.core.networks import Network, Options, is_factory, is_library
 
 Where = Literal["relu", "conv", "weight"]
 BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
 MOST_CHANNELS = 16384  # of a layer
+UNSAID = Field(exclude_if=not_)  # left out of the stored text where it is false or empty
 
 
 class LayerSpec(BaseModel):
@@ -29,7 +31,7 @@ class QuantizationSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     bits: int = Field(ge=2, le=8)
-    left: tuple[str, ...] = Field(default=(), exclude_if=lambda left: not left)
+    left: Annotated[tuple[str, ...], UNSAID] = ()
 
 
 class ModelSpec(BaseModel):
@@ -41,37 +43,29 @@ class ModelSpec(BaseModel):
     (models/binary.py). `stages` are the channels of the stem and of each stage's residual stream;
     empty means width, width, 2 width, 4 width, and so on. `strides` are the steps of each stage's
     first convolution; empty means 1, 2, 2, and so on. `pool_norm`: batch-norm between pooling and
-    the classifier. `inner` is the number of channels between
-    the two convolutions of each block, in order of the blocks, at least 1 and, where `stages` are
-    not given, at most the block's width; empty means as wide as the block. What is false or empty
-    of these is left out of the stored text.
+    the classifier. `inner` is the number of channels between the two convolutions of each block, at
+    least 1 and, where `stages` are not given, at most the block's width, which empty means.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     architecture: Network
-    width: int = Field(
-        default=0, ge=0, le=1024, exclude_if=lambda width: not width, validate_default=True
-    )
+    width: Annotated[int, Field(ge=0, le=1024, validate_default=True), UNSAID] = 0
     channels: int = Field(ge=1, le=4)
     classes: int = Field(ge=2, le=100_000)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layers: tuple[LayerSpec, ...] = ()
     quantization: QuantizationSpec | None = None
-    binary: bool = Field(default=False, exclude_if=lambda binary: not binary)
-    stages: tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...] = Field(
-        default=(), exclude_if=lambda stages: not stages
-    )
-    strides: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
-        default=(), exclude_if=lambda strides: not strides
-    )
-    pool_norm: bool = Field(default=False, exclude_if=lambda pool_norm: not pool_norm)
-    inner: tuple[int, ...] = Field(default=(), exclude_if=lambda inner: not inner)
-    options: Options = Field(default={}, exclude_if=lambda options: not options)
+    binary: Annotated[bool, UNSAID] = False
+    stages: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...], UNSAID] = ()
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], UNSAID] = ()
+    pool_norm: Annotated[bool, UNSAID] = False
+    inner: Annotated[tuple[int, ...], UNSAID] = ()
+    options: Annotated[Options, UNSAID] = {}
 
     @property
     def outside(self) -> bool:
-        """whether the network is foreign (models/outside.py)."""
+        """Whether the network is foreign (models/outside.py)."""
         return not is_library(self.architecture)
 
     @property
@@ -84,6 +78,23 @@ class ModelSpec(BaseModel):
         """The network in a few words."""
         return self.architecture if self.outside else f"{self.architecture} of width {self.width}"
 
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """The channels of the stem and of each stage."""
+        doubled = (self.width * 2**i for i in range(len(BLOCKS[self.architecture])))
+        return self.stages or (self.width, *doubled)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The stride of each stage."""
+        return self.strides or (1, *(2,) * (len(BLOCKS[self.architecture]) - 1))
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The output channels of each residual block, in order."""
+        each = zip(self.streams[1:], BLOCKS[self.architecture], strict=True)
+        return tuple(width for width, count in each for _ in range(count))
+
     @model_validator(mode="after")
     def _parts_are_of_the_library(self) -> "ModelSpec":
         parts = ("width", "binary", "stages", "strides", "pool_norm", "inner")
@@ -92,6 +103,13 @@ class ModelSpec(BaseModel):
         if self.options and not self.outside:
             raise ValueError(f"{self.architecture} has no options")
         return self
+
+    @field_validator("width")
+    @classmethod
+    def _width_of_the_library(cls, width: int, info: ValidationInfo) -> int:
+        if not width and is_library(info.data.get("architecture", "")):
+            raise ValueError("Input should be greater than or equal to 1")
+        return width
 
     @field_validator("mean", "std")
     @classmethod
@@ -104,71 +122,28 @@ class ModelSpec(BaseModel):
             raise ValueError("a standard deviation is above 0")
         return numbers
 
-    @field_validator("width")
+    @field_validator("stages", "strides", "inner")
     @classmethod
-    def _width_of_the_library(cls, width: int, info: ValidationInfo) -> int:
-        if not width and is_library(info.data.get("architecture", "")):
-            raise ValueError("Input should be greater than or equal to 1")
-        return width
-
-    @property
-    def streams(self) -> tuple[int, ...]:
-        """The channels of the stem and of each stage."""
-        return self.stages or streams(self.architecture, self.width)
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The stride of each stage."""
-        return self.strides or (1, *(2,) * (len(BLOCKS[self.architecture]) - 1))
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The output channels of each residual block, in order."""
-        return block_widths(self.architecture, self.streams)
-
-    @field_validator("stages")
-    @classmethod
-    def _stages_fit_the_architecture(cls, stages: tuple[int, ...], info: ValidationInfo) -> Any:
-        architecture = info.data.get("architecture")
-        if stages and architecture in BLOCKS and len(stages) != len(BLOCKS[architecture]) + 1:
-            raise ValueError(
-                f"{architecture} has a stem and {len(BLOCKS[architecture])} stages, "
-                f"not {len(stages)} in all"
-            )
-        return stages
-
-    @field_validator("strides")
-    @classmethod
-    def _strides_fit_the_architecture(cls, strides: tuple[int, ...], info: ValidationInfo) -> Any:
-        check_strides(info.data.get("architecture", ""), strides)
-        return strides
-
-    @field_validator("inner")
-    @classmethod
-    def _inner_fits_the_blocks(cls, inner: tuple[int, ...], info: ValidationInfo) -> Any:
-        if not inner or not {"architecture", "width", "stages"} <= info.data.keys():
-            return inner
-        architecture, stages = info.data["architecture"], info.data["stages"]
-        if architecture not in BLOCKS:
-            return inner
-        widths = block_widths(architecture, streams(architecture, info.data["width"]))
-        widths = (MOST_CHANNELS,) * len(widths) if stages else widths
-        if len(inner) != len(widths):
-            raise ValueError(f"{architecture} has {len(widths)} blocks, not {len(inner)}")
-        if any(not 1 <= found <= most for found, most in zip(inner, widths, strict=True)):
-            raise ValueError(f"a block has from 1 to {list(widths)} inner channels")
-        return inner
-
-
-def streams(architecture: str, width: int) -> tuple[int, ...]:
-    """The usual channels of the stem and of each stage: the stages double."""
-    return (width, *(width * 2**i for i in range(len(BLOCKS[architecture]))))
-
-
-def block_widths(architecture: str, stages: tuple[int, ...]) -> tuple[int, ...]:
-    """The output channels of each residual block, in order, from those of stem and stages."""
-    each = zip(stages[1:], BLOCKS[architecture], strict=True)
-    return tuple(width for width, count in each for _ in range(count))
+    def _as_many_as_there_are_parts(
+        cls, numbers: tuple[int, ...], info: ValidationInfo
+    ) -> tuple[int, ...]:
+        known, field = info.data, info.field_name
+        architecture = known.get("architecture", "")
+        if not numbers or not is_library(architecture):
+            return numbers
+        blocks = BLOCKS[architecture]
+        count, parts = {
+            "stages": (len(blocks) + 1, f"a stem and {len(blocks)} stages"),
+            "strides": (len(blocks), f"{len(blocks)} stages"),
+        }.get(str(field), (sum(blocks), f"{sum(blocks)} blocks"))
+        if len(numbers) != count:
+            raise ValueError(f"{architecture} has {parts}, not {len(numbers)} in all")
+        if field == "inner" and {"width", "stages"} <= known.keys():
+            usual = [known["width"] * 2**i for i, n in enumerate(blocks) for _ in range(n)]
+            most = [MOST_CHANNELS] * count if known["stages"] else usual
+            if any(not 1 <= found <= limit for found, limit in zip(numbers, most, strict=True)):
+                raise ValueError(f"a block has from 1 to {most} inner channels")
+        return numbers
 
 
 class Normalize(nn.Module):

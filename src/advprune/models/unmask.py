@@ -10,7 +10,6 @@ from advprune.models.checkpoint import canonical, is_stored
 from advprune.models.outside import Rename
 
 SCORES = "popup_scores"
-MASK_ENDS = ("_mask", ".mask")
 
 
 @dataclass
@@ -50,33 +49,27 @@ def plain(
         else:
             origin[new] = name
             found.tensors[new] = tensor
-    _scores_to_masks(found, keep)
+    scores = [name for name in found.tensors if name.endswith(f".{SCORES}")]
+    if scores and keep is None:
+        found.faults.append(
+            f"mask: {len(scores)} tensors of {SCORES} rank the weights, but the file does not say "
+            "how many are kept: give that share (--keep)"
+        )
+    for name in scores:
+        ranks = found.tensors.pop(name)
+        if keep is not None:  # int((1 - keep) n) smallest |scores| go
+            mask = torch.ones(ranks.numel())
+            mask[ranks.flatten().abs().argsort(stable=True)[: int((1 - keep) * len(mask))]] = 0
+            found.tensors[name.removesuffix(SCORES) + "weight_mask"] = mask.view_as(ranks)
     _apply_masks(found, wanted)
     return found
 
 
-def _scores_to_masks(found: Plain, keep: float | None) -> None:
-    """Turn `popup_scores` into masks: of each layer, int((1 - keep) n) smallest |scores| go."""
-    names = [name for name in found.tensors if name.endswith(f".{SCORES}")]
-    if names and keep is None:
-        found.faults.append(
-            f"mask: {len(names)} tensors of {SCORES} rank the weights, but the file does not say "
-            "how many are kept: give that share (--keep)"
-        )
-    for name in names:
-        scores = found.tensors.pop(name)
-        if keep is not None:
-            gone = int((1 - keep) * scores.numel())
-            mask = torch.ones(scores.numel())
-            mask[scores.flatten().abs().argsort(stable=True)[:gone]] = 0
-            found.tensors[name.removesuffix(SCORES) + "weight_mask"] = mask.view_as(scores)
-
-
 def _apply_masks(found: Plain, wanted: Container[str]) -> None:
     """Multiply masks into their weights, and note what share of these was zero before."""
-    applied, zeros, count = 0, 0, 0
-    masks = [name for name in found.tensors if name.endswith(MASK_ENDS) and name not in wanted]
-    for name in masks:
+    applied: list[torch.Tensor] = []
+    ends = ("_mask", ".mask")
+    for name in [n for n in found.tensors if n.endswith(ends) and n not in wanted]:
         mask = found.tensors.pop(name)
         stem = name.removesuffix("_mask") if name.endswith("_mask") else f"{name[:-5]}.weight"
         source = f"{stem}_orig" if f"{stem}_orig" in found.tensors else stem
@@ -88,10 +81,12 @@ def _apply_masks(found: Plain, wanted: Container[str]) -> None:
         if mask.shape != weight.shape or not bool(((mask == 0) | (mask == 1)).all()):
             found.faults.append(f"mask: {name} is not 0 or 1 for each number of {source}")
             continue
-        applied, zeros = applied + 1, zeros + int((weight == 0).sum())
-        count += weight.numel()
+        applied.append(weight)
         # Not a product: a NaN that is masked is gone, as it is where the weights are stored masked.
         found.tensors[stem] = torch.where(mask != 0, weight, torch.zeros_like(weight))
     if applied:
-        share = f"{100 * zeros / max(count, 1):.2f} %"
-        found.notes.append(f"{applied} masks were applied; without them {share} would be zeros")
+        zeros = sum(int((weight == 0).sum()) for weight in applied)
+        share = f"{100 * zeros / max(sum(w.numel() for w in applied), 1):.2f} %"
+        found.notes.append(
+            f"{len(applied)} masks were applied; without them {share} would be zeros"
+        )

@@ -4,10 +4,9 @@ Nagel et al., A White Paper on Neural Network Quantization (2021), section 4. Ba
 first, and the input ranges are calibrated on the float network and stay. In every forward pass a
 layer quantizes its current weights, bias and input as `quantize` would, and computes with the real
 numbers that the integers stand for: the twin's map. Rounding has derivative one, so the float
-weights behind the integers learn; clipping an input to its range has derivative zero outside it,
-because a change there changes nothing. In evaluation mode, in which training images are attacked,
-clipping has derivative one as in the twin: the attack is the one that the model will meet. In the
-end the integers are kept, and what comes out is a model like that of `quantize`.
+weights behind the integers learn. Clipping an input to its range has derivative zero outside it;
+in evaluation mode, in which training images are attacked, it has derivative one as in the twin, so
+that the attack is the one that the model will meet.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.train_settings import FineTuneSettings, QuantizeSettings
 from advprune.models.backward import straight_through
-from advprune.models.quantized import QuantizedLayer, float_layers, replace
+from advprune.models.quantized import QuantizedLayer, float_layers
 from advprune.quantization.post_training import calibrated
 from advprune.training.finetune import finetune
 from advprune.training.inputs import Data
@@ -55,22 +54,19 @@ def quantization_aware(
     setting: QuantizeSettings,
     data: Data,
     seed: int,
-    calibration: torch.Tensor | None = None,
+    calibration: torch.Tensor,
 ) -> nn.Module:
     """The quantized form of a dense model, its integers found by training.
 
-    setting: `training` there says how; where it is None, by its defaults. calibration: the training
-    images that ranges are taken from, all where None.
-
-    The given model stays as it was. Weights that are exactly zero once batch-norm is folded stay
-    zero, so a pruned network stays as sparse; biases are free. Raises as `quantize` does, and
-    UserError where the loss stops being a number.
+    setting: `training` there says how, by its defaults where it is None. calibration: the images
+    `[N, C, H, W]` that ranges are taken from. The given model stays as it was. Weights that are
+    exactly zero once batch-norm is folded stay zero, so a pruned network stays as sparse; biases
+    are free. Raises as `quantize` does, and UserError where the loss stops being a number.
     """
-    chosen = data.images if calibration is None else calibration
     training = setting.training or FineTuneSettings()
     with torch.random.fork_rng():  # for the layers that draw at random
         torch.manual_seed(salted(seed, "quantization"))
-        form = training_form(model, chosen, setting.bits, setting.percentile)
+        form = training_form(model, calibration, setting.bits, setting.percentile)
         finetune(form, training, data, seed, after_step=zeros_held(form))
     return integer_form(form)
 
@@ -83,9 +79,9 @@ def training_form(
     images: `[N, C, H, W]` in [0, 1], which input ranges are taken from.
     """
     folded, integers = calibrated(model, images, bits, percentile)
-    for name, layer in float_layers(folded).items():
-        if name in integers:
-            replace(folded, name, TrainedLayer(layer, integers[name]))
+    layers = float_layers(folded)
+    for name, quantized in integers.items():
+        folded.set_submodule(name, TrainedLayer(layers[name], quantized))
     return folded.requires_grad_().eval()
 
 
@@ -97,12 +93,11 @@ def trained_layers(form: nn.Module) -> dict[str, TrainedLayer]:
 def zeros_held(form: nn.Module) -> Callable[[nn.Module], None]:
     """A function that sets the weights of a training form that are zero now to zero again."""
     zeros = {name: m.layer.weight == 0 for name, m in trained_layers(form).items()}
-    zeros = {name: zero for name, zero in zeros.items() if zero.any()}
 
     @torch.no_grad()
     def hold(model: nn.Module) -> None:
-        for name, zero in zeros.items():
-            model.get_parameter(f"{name}.layer.weight").masked_fill_(zero, 0.0)
+        for name, layer in trained_layers(model).items():
+            layer.layer.weight.masked_fill_(zeros[name], 0.0)
 
     return hold
 
@@ -111,5 +106,5 @@ def integer_form(form: nn.Module) -> nn.Module:
     """A training form turned, in place, into the quantized model that it computes as."""
     for name, trained in trained_layers(form).items():
         trained.quantized.set_weights(trained.layer)
-        replace(form, name, trained.quantized)
+        form.set_submodule(name, trained.quantized)
     return form.eval()
