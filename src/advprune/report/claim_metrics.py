@@ -16,11 +16,10 @@ from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
 from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.statistics import NORMAL
-from advprune.report.points import point_of
+from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import Model, Run
 from advprune.report.sections.layers import spread
-from advprune.report.sections.masks import nearest, subjects
-from advprune.report.sections.protocol import Member, members
+from advprune.report.sections.protocol import models_of
 from advprune.report.sections.seeds import Point, guarded, points_of
 
 NOT_HERE, NOT_RUN = "not reproduced here", "not run"
@@ -67,8 +66,8 @@ def distance(run: Run, claim: Claim) -> Compared:
 
 @metric
 def attacked(run: Run, claim: Claim) -> Compared:
-    """Accuracy under `attack` alone, of a member of the protocol at the budget `eps`."""
-    return _compare(claim, _attacked(run, claim))
+    """Accuracy under `attack` alone, of a model of the protocol at the budget `eps`."""
+    return compare(*_attacked(run, claim), margin=claim.counts)
 
 
 @metric
@@ -82,11 +81,10 @@ def transfer(run: Run, claim: Claim) -> Compared:
     tables = [one.transferred(name, first.root) for one in (first, second)]
     if claim.matched:
         swept = run.swept
-        own = point_of(swept, swept.model(first.name))
-        known = subjects(swept).get(second.family) or [point_of(swept, swept.model(second.name))]
-        pair = own, nearest(swept, own, known)
+        own, other = (point_of(swept, swept.model(one.name)) for one in (first, second))
+        pair = own, nearest(swept, own, by_family(swept).get(second.family) or [other])
         tables = [one.transferred.get(name, pd.DataFrame()) for one in pair]
-    return _compare(claim, _recorded(claim, name, tables))
+    return compare(*_recorded(claim, name, tables), margin=claim.counts)
 
 
 @metric
@@ -169,41 +167,33 @@ def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...]]) -> Compared
 
 
 def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
-    """Model and control: of the leaderboard, or members or points of one study."""
-    for known in _known(run, claim.study):
-        if claim.model in known:
-            if claim.control not in known:
+    """Model and control: of the leaderboard, or models or points of one study."""
+    known: list[dict[str, Any]] = [{one.name: one for one in run.models}]
+    if claim.study == "protocol":
+        known = [{one.name: one for one in models_of(run)}]
+    elif claim.study == "seeds":
+        known = [{p.name: p for p in points_of(run, name)} for name in run.studies_of("seeds")]
+    for models in known:
+        if claim.model in models:
+            if claim.control not in models:
                 raise Missing(NOT_HERE, f"control missing: {claim.control}")
-            return known[claim.model], known[claim.control]
+            return models[claim.model], models[claim.control]
     raise Missing(NOT_RUN, f"{claim.model} is not part of this run")
-
-
-def _known(run: Run, study: str | None) -> list[dict[str, Any]]:
-    if study == "seeds":
-        return [{p.name: p for p in points_of(run, name)} for name in run.studies_of("seeds")]
-    return [{one.name: one for one in (members(run) if study else run.models)}]
-
-
-def _compare(claim: Claim, tables: list[pd.DataFrame]) -> Compared:
-    first, second = tables
-    return compare(first, second, margin=claim.counts)
 
 
 def _attacked(run: Run, claim: Claim) -> list[pd.DataFrame]:
     """The records of model and control under the claim's attack."""
-    name = claim.attack or run.main
-    return _recorded(claim, name, [_under(run, one, name, claim) for one in _pair(run, claim)])
-
-
-def _under(run: Run, one: Model | Member, attack: str, claim: Claim) -> pd.DataFrame:
-    if isinstance(one, Model):
-        return one.attack(attack)
-    found = one.over_budgets(attack)
-    eps = (
-        parse_fraction(relative(claim.eps, run.profile.eps)) if claim.eps else max(found, default=0)
-    )
-    chosen = [table for at, table in found.items() if isclose(at, eps, rel_tol=1e-6)]
-    return chosen[0] if chosen else one.rows.iloc[:0]
+    name, tables = claim.attack or run.main, []
+    for one in _pair(run, claim):
+        if isinstance(one, Model):
+            tables.append(one.attack(name))
+        else:
+            found = one.over_budgets(name)
+            known = relative(claim.eps, run.profile.eps) if claim.eps else max(found, default=0)
+            eps = parse_fraction(known)
+            alike = [table for at, table in found.items() if isclose(at, eps, rel_tol=1e-6)]
+            tables.append(alike[0] if alike else one.rows.iloc[:0])
+    return _recorded(claim, name, tables)
 
 
 def _recorded(claim: Claim, attack: str, tables: list[pd.DataFrame]) -> list[pd.DataFrame]:

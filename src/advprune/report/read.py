@@ -17,19 +17,16 @@ NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
 
 def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
-    profile = params.profile
-    received = _received(_frame(folder / "records" / profile / "transfer.parquet"))
-    runs = folder / "runs" / profile
-    models = [_read_model(params, runs, name, received) for name in params.leaderboard()]
-    tensors, header = tensors_of(folder / "data" / profile / "test.safetensors")
+    records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
+    received = _received(_frame(records / "transfer.parquet"))
+    own = [received[name] for name in params.attackers()]
+    tensors, header = tensors_of(folder / "data" / params.profile / "test.safetensors")
     described = json.loads(header["split"])
     return Run(
         params=params,
-        models=models,
-        attackers={
-            key: table for name in params.attackers() for key, table in received[name].items()
-        },
-        studies=_read_studies(params, folder / "records" / profile),
+        models=[_read_model(params, runs, name, received) for name in params.leaderboard()],
+        attackers={key: table for tables in own for key, table in tables.items()},
+        studies=_read_studies(params, records),
         source=described["source"],
         classes=described["classes"],
         clean_images=tensors["images"],
@@ -58,9 +55,9 @@ def _read_model(params: Params, runs: Path, name: str, received: dict[str, Recei
 def _read_studies(params: Params, folder: Path) -> dict[str, pd.DataFrame]:
     """The records of each study by its name, and what else it recorded as `<name>.history`."""
     found = {name: _frame(folder / name / "records.parquet") for name in params.studies}
-    others = [path for name in found for path in (folder / name).glob("*.parquet")]
-    more = {f"{path.parent.name}.{path.stem}": path for path in others if path.stem != "records"}
-    return found | {name: _frame(path) for name, path in more.items()}
+    more = [path for name in found for path in sorted((folder / name).glob("*.parquet"))]
+    others = {f"{path.parent.name}.{path.stem}": path for path in more if path.stem != "records"}
+    return found | {name: _frame(path) for name, path in others.items()}
 
 
 def _received(table: pd.DataFrame) -> dict[str, Received]:
@@ -74,22 +71,23 @@ def _received(table: pd.DataFrame) -> dict[str, Received]:
 def records_of(path: Path) -> pd.DataFrame:
     """The records of a model; UserError where columns or rows are missing, numbers are none, or an
     attack does not have each of its images once (a probe: at most once)."""
+
+    def damaged(what: str) -> UserError:
+        return UserError(f"{path} {what}; run `dvc repro`")
+
     table = _frame(path)
     if missing := [column for column in NEEDED if column not in table]:
-        raise UserError(f"{path} has no column {missing[0]}; run `dvc repro`")
+        raise damaged(f"has no column {missing[0]}")
     if not len(table):
-        raise UserError(f"{path} has no rows; run `dvc repro`")
+        raise damaged("has no rows")
     for column in NEEDED[:-1]:
-        numeric = pd.api.types.is_numeric_dtype(table[column])
-        if not numeric or table[column].isna().any():
-            raise UserError(f"{path} holds what is no number in column {column}; run `dvc repro`")
-    for attack, rows in table.groupby(["attack", "eps", "steps"], sort=False):
-        partly = attack[0] in PROBES  # some look only at what the suite did not break
+        if not pd.api.types.is_numeric_dtype(table[column]) or table[column].isna().any():
+            raise damaged(f"holds what is no number in column {column}")
+    for (attack, *_), rows in table.groupby(["attack", "eps", "steps"], sort=False):
+        partly = attack in PROBES  # some look only at what the suite did not break
         whole = rows["index"].is_unique if partly else sorted(rows["index"]) == [*range(len(rows))]
         if not whole:
-            raise UserError(
-                f"{path} lacks images of {attack[0]}, or has some twice; run `dvc repro`"
-            )
+            raise damaged(f"lacks images of {attack}, or has some twice")
     return table
 
 

@@ -75,11 +75,6 @@ class Model:
         """The records of one attack, in the order of the images; empty where it was not run."""
         return in_order(self.records[self.records.attack == name])
 
-    def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
-        """The points of a curve in rising order: (eps or steps, records by image)."""
-        found = by(self.records[self.records.attack == name], column)
-        return [(float(value), found[value]) for value in sorted(found)]
-
     def transferred(self, attack: str, source: str = "") -> pd.DataFrame:
         """Records of images crafted on `source`, by default its dense network.
 
@@ -135,6 +130,12 @@ class Run:
         """The main attack's settings."""
         return self.attacks[self.main]
 
+    @property
+    def transfer_attacks(self) -> list[str]:
+        """The attacks whose images of dense networks and attackers are tried on all models, the
+        main one first."""
+        return sorted(self.profile.suite.transfer, key=lambda name: name != self.main)
+
     @cached_property
     def n(self) -> int:
         """How many images are attacked."""
@@ -150,16 +151,19 @@ class Run:
         """All other models."""
         return [model for model in self.models if not model.is_dense]
 
+    @cached_property
+    def _by_name(self) -> dict[str, Model]:
+        return {model.name: model for model in self.models}
+
     def model(self, name: str) -> Model:
         """A model by name; UserError where it is not on the leaderboard."""
-        for model in self.models:
-            if model.name == name:
-                return model
-        raise UserError(f"{name} is not on the leaderboard of this run; run `dvc repro`")
+        if not self.has(name):
+            raise UserError(f"{name} is not on the leaderboard of this run; run `dvc repro`")
+        return self._by_name[name]
 
     def has(self, name: str) -> bool:
         """Whether a model is on the leaderboard."""
-        return any(model.name == name for model in self.models)
+        return name in self._by_name
 
     def dense_of(self, model: Model) -> Model:
         """The dense network that a model descends from and is compared with."""

@@ -1,5 +1,7 @@
 """A few images, clean and under the main attack on each dense network, with predictions."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -13,23 +15,21 @@ GREY = 128  # no change, in the pictures of the change
 
 
 @section("Images", order=120)
-def images(run: Run) -> list[Part]:
+def images(run: Run) -> Iterator[Part]:
     """Pictures of the first test images; none where the profile does not show them."""
-    if not run.profile.show_images:
-        return []
-    text = (
-        "Predicted classes are in the headings of rows and columns; the change is shown around "
-        f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}."
-    )
-    parts = []
-    for dense in run.roots:
-        name, cells = f"images-{dense.recipe}", _cells(run, dense)
-        chart = Chart(name, "images", cells, x="image", y="row", value="pixels")
-        parts.append(Part(f"Under {run.main} on {dense.name}", text, chart=chart))
-    return parts
+    for dense in run.roots if run.profile.show_images else ():
+        axes = ("image", "row")
+        yield Part(
+            f"Under {run.main} on {dense.name}",
+            "Predicted classes are in the headings of rows and columns; the change is shown around "
+            f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}.",
+            chart=Chart(
+                f"images-{dense.recipe}", "images", cells(run, dense), *axes, value="pixels"
+            ),
+        )
 
 
-def _cells(run: Run, dense: Model) -> pd.DataFrame:
+def cells(run: Run, dense: Model) -> pd.DataFrame:
     """Clean, attacked and the change of each image, with the classes that are predicted."""
     records, attacked = dense.attack(run.main), run.adversarial(dense)
     found = []
