@@ -12,7 +12,7 @@ from test_sections import check_charts, mcnemar
 from advprune.core.params import CARRIED
 from advprune.evaluate.crossed import compare_means, mean
 from advprune.evaluate.faults import START, pairs_of
-from advprune.report.points import points
+from advprune.report.points import by_family, points
 from advprune.report.run import Run
 from advprune.report.sections import bitflips, masks, protocol, seeds
 
@@ -54,14 +54,14 @@ def compression() -> Run:
 
 
 def test_points_are_read_in_the_order_of_the_settings(compression: Run) -> None:
-    found = points(compression, "compression")
+    found = points(compression)
     assert [p.setting["compression"] for p in found["GAP_layer"]] == [2, 16, 4]
     assert set(found["random"][0].white) == {"field"}
     assert set(found["random"][0].transferred) == {"field", "momentum"}
 
 
 def test_gap_is_set_beside_random_pruning_of_the_nearest_clean_accuracy(compression: Run) -> None:
-    found = masks.against_control(compression, masks.subjects(compression))
+    found = masks.against_control(compression, by_family(compression))
     rows = found[found.attack == "field"].set_index("setting")
     # Variants of GAP are left out. 37 right: 38 (at 4) and 36 (at 2) are as near, the same wins.
     assert rows.control.tolist() == ["compression 4", "compression 2", "compression 16"]
@@ -82,11 +82,11 @@ def test_all_sources_are_set_beside_the_parents_images(compression: Run) -> None
 
 
 def test_curves_hold_what_is_fine_tuned_alike(compression: Run) -> None:
-    found = masks.curves(compression, masks.subjects(compression))
+    found = masks.curves(compression, by_family(compression))
     own = found[(found.family == "GAP_layer") & (found.images == "transfer")]
     assert own.compression.tolist() == [2, 4, 16]
     assert own.accuracy.tolist() == [11 / N, 30 / N, 10 / N]
-    check_charts(compression, masks.masks)
+    check_charts(compression, "masks")
 
 
 # --- SAP's protocol ------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def sap() -> Run:
 
 
 def test_gains_are_corrected_for_the_budgets_of_an_attack(sap: Run) -> None:
-    found = protocol.gains(sap, protocol.members(sap))
-    assert set(found.member) == {"S100"}  # the fraction nearest to 1, not on convolutions
+    found = protocol.gains(sap, protocol.models_of(sap))
+    assert set(found.model) == {"S100"}  # the fraction nearest to 1, not on convolutions
     fgsm = found[found.attack == "fgsm"].set_index("eps")
     assert fgsm.p[EPS] == pytest.approx(2 * mcnemar(15, 0)) and fgsm.outcome[EPS] == "higher"
     assert fgsm.difference.tolist() == pytest.approx([1 / N, 15 / N])
@@ -142,7 +142,7 @@ def test_gains_are_corrected_for_the_budgets_of_an_attack(sap: Run) -> None:
 
 
 def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
-    found = protocol.adaptive_table(sap, protocol.members(sap)).set_index(["member", "attack"])
+    found = protocol.adaptive_table(sap, protocol.models_of(sap)).set_index(["model", "attack"])
     row = found.loc[("S100", "worst case")]
     assert row["accuracy:mean logits"] == 8 / N and row.gradients == 20  # of two attacks
     assert found.loc[("S100", "one"), "backward"] == "factors held constant"
@@ -150,11 +150,11 @@ def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
 
 
 def test_members_over_the_budget(sap: Run) -> None:
-    chosen = [one for one in protocol.members(sap) if one.name == "S100"]
+    chosen = [one for one in protocol.models_of(sap) if one.name == "S100"]
     rows = protocol.wide(chosen).set_index("attack")
     assert rows.loc["fgsm", "accuracy:eps 48/255"] == 25 / N
     assert rows.loc["fgsm", "accuracy:clean"] == 39 / N
-    check_charts(sap, protocol.protocol)
+    check_charts(sap, "protocol")
 
 
 # --- seeds ---------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_distances_of_tickets_are_means_over_seeds() -> None:
     found = seeds.search(history).set_index(["of", "steps"])
     assert found.distance["tangent kernel", 10] == pytest.approx(0.6)
     assert found.distance["outputs", 10] == 3
-    check_charts(versus((30, 31, 32), (10, 11, 12)), seeds.seeds)
+    check_charts(versus((30, 31, 32), (10, 11, 12)), "seeds")
 
 
 # --- bit flips -----------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_entries_are_compared_by_ranks_and_corrected(flipped: Run) -> None:
 
 
 def test_the_first_entry_is_not_compared_with_itself(flipped: Run) -> None:
-    check_charts(flipped, bitflips.bitflips)
+    check_charts(flipped, "bitflips")
     parts = {part.title: part.table for part in bitflips.bitflips(flipped)}
     compared = parts["Flips to chance, compared"]
     assert compared is not None and "dense_8" not in set(compared.entry)

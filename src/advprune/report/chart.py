@@ -103,31 +103,30 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
     data, x, y = chart.data, kind_of(chart.x), kind_of(chart.y)
     named = chart.ordered or not is_numeric_dtype(data[chart.x])
     names = list(dict.fromkeys(data[chart.x])) if named else None
-    nothing = pd.Series("", index=data.index)
-    owner = data[chart.series].map(str) if chart.series else nothing
-    panel = data[chart.panel].map(str) if chart.panel else nothing
-    order = {name: places.get(name, place) for place, name in enumerate(dict.fromkeys(owner))}
     low, high = (data[c] if chart.interval else data[chart.y] for c in bounds(chart.y))
-    sizes = data[chart.size].astype(float) if chart.size else nothing.map(lambda _: 0.0)
     marks = pd.DataFrame(
         {
             "x": data[chart.x].map(names.index) if names else data[chart.x] * x.scale,
             "y": data[chart.y].astype(float) * y.scale,
             "low": low.astype(float) * y.scale,
             "high": high.astype(float) * y.scale,
-            "size": SMALLEST + (LARGEST - SMALLEST) * sizes,
+            "size": SMALLEST + (LARGEST - SMALLEST) * (data[chart.size] if chart.size else 0.0),
             "sign": data[chart.marker].map(markers_of(chart)) if chart.marker else MARKERS[0],
             "words": _words(chart, data),
+            "series": data[chart.series].map(str) if chart.series else "",
+            "panel": data[chart.panel].map(str) if chart.panel else "",
         }
     )
+    titles, owners = marks.panel.unique(), marks.series.unique()
+    order = {name: places.get(name, place) for place, name in enumerate(owners)}
     marks = marks.dropna(subset=["x", "y"]).sort_values("x", kind="stable")
     parts = {
         title: [
             Series(name, own, place)
             for name, place in order.items()
-            if len(own := marks[(owner == name) & (panel == title)])
+            if len(own := marks[(marks.series == name) & (marks.panel == title)])
         ]
-        for title in dict.fromkeys(panel)
+        for title in titles
     }
     labels = chart.x_label or heading(chart.x), chart.y_label or heading(chart.y)
     ticks = None if names is None else [n if isinstance(n, str) else x.text(n) for n in names]

@@ -135,14 +135,15 @@ def _figure(chart: Chart, panel: Panel, height: int) -> Any:
                 made.varea("x", "low", "high", source=source, color=SOFT, alpha=0.15)
             width = 2.5 if series.place < 0 else 1.3
             _slim(made.line("x", "y", line_width=width, **alike))
-            look = {"marker": MARKERS[series.marker], "size": 7 if len(data) <= 40 else 3}
+            small = 7 if len(data) <= 40 else 3
+            look: dict[str, Any] = {"marker": MARKERS[series.marker], "size": small}
             look |= {"fill_alpha": 0.3}
         else:
             shown["sign"] = [MARKERS[sign] for sign in data.sign]
             alike["source"] = source = ColumnDataSource(shown)
             if chart.interval:
-                ends = {"base": "x", "upper": "high", "lower": "low", "line_color": shade}
-                made.add_layout(Whisker(source=source, **ends))
+                ends = Whisker(base="x", upper="high", lower="low", source=source, line_color=shade)
+                made.add_layout(ends)
             look = {"marker": "sign", "size": "size", "fill_alpha": 0.35, "line_width": 1.5}
         marks.append(_slim(made.scatter("x", "y", **look, **alike)))
     made.add_tools(HoverTool(tooltips=[("", "@words")], renderers=marks, limit=AT_ONCE))

@@ -67,7 +67,8 @@ def distance(run: Run, claim: Claim) -> Compared:
 @metric
 def attacked(run: Run, claim: Claim) -> Compared:
     """Accuracy under `attack` alone, of a model of the protocol at the budget `eps`."""
-    return compare(*_attacked(run, claim), margin=claim.counts)
+    first, second = _attacked(run, claim)
+    return compare(first, second, margin=claim.counts)
 
 
 @metric
@@ -84,7 +85,8 @@ def transfer(run: Run, claim: Claim) -> Compared:
         own, other = (point_of(swept, swept.model(one.name)) for one in (first, second))
         pair = own, nearest(swept, own, by_family(swept).get(second.family) or [other])
         tables = [one.transferred.get(name, pd.DataFrame()) for one in pair]
-    return compare(*_recorded(claim, name, tables), margin=claim.counts)
+    own, there = _recorded(claim, name, tables)
+    return compare(own, there, margin=claim.counts)
 
 
 @metric

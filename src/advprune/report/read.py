@@ -19,12 +19,13 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
     received = _received(_frame(records / "transfer.parquet"))
+    models = [_read_model(params, runs, name, received) for name in params.leaderboard()]
     own = [received[name] for name in params.attackers()]
     tensors, header = tensors_of(folder / "data" / params.profile / "test.safetensors")
     described = json.loads(header["split"])
     return Run(
         params=params,
-        models=[_read_model(params, runs, name, received) for name in params.leaderboard()],
+        models=models,
         attackers={key: table for tables in own for key, table in tables.items()},
         studies=_read_studies(params, records),
         source=described["source"],

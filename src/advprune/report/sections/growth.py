@@ -63,16 +63,16 @@ def _pair(run: Run, one: Model, other: Model) -> Iterator[dict[str, Any]]:
         "clean accuracy": compared(run, first, second, "clean"),
         "robust accuracy": compared(run, first, second),
     }
-    flips = run.flips(one), run.flips(other)
-    if flips[0] and flips[1]:
-        tests["flips to chance"] = compare_flips(*flips)
+    flips = {"grown": run.flips(one), "uniform": run.flips(other)}
+    known = {name: reached for name, reached in flips.items() if reached}
+    if len(known) == 2:
+        tests["flips to chance"] = compare_flips(*known.values())
     for measure, test in jointly(tests).items():
         row = names | {"measure": measure}
         if isinstance(test, Comparison):
             row |= rated("accuracy:grown", test.first) | rated("accuracy:uniform", test.second)
         else:
-            least = zip(("grown", "uniform"), flips, strict=True)
-            row |= {f"at_least_flips:{name}": reached.least for name, reached in least if reached}
+            row |= {f"at_least_flips:{name}": reached.least for name, reached in known.items()}
         yield row | columns(test)
 
 

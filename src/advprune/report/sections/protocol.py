@@ -71,15 +71,17 @@ def protocol(run: Run) -> Iterator[Part]:
     if not found:
         return
     settings, n = run.profile.protocol, found[0].rows["index"].nunique()
+    text = (
+        f"FGSM with gradients and predictions averaged over {settings.draws} draws; the iterative "
+        f"attack ({counted(settings.iterative.steps, 'step')}, "
+        f"{counted(settings.iterative.draws, 'draw')} each) and the adaptive ones are scored by "
+        f"mean logits over {run.params.attack.score_draws} draws; n = {n} test images."
+    )
     yield Part(
         "Does SAP's published gain survive adaptive attacks?",
-        "SAP at the fraction nearest to 1 against its dense network. FGSM with gradients and "
-        f"predictions averaged over {settings.draws} draws; the iterative attack "
-        f"({counted(settings.iterative.steps, 'step')}, {counted(settings.iterative.draws, 'draw')}"
-        " each) and the adaptive ones are scored by mean logits over "
-        f"{run.params.attack.score_draws} draws; n = {n} test images. p: McNemar on the same "
-        f"images. {explained('the budgets of an attack')} Worst case: per image, over the adaptive "
-        "attacks of one budget.",
+        f"SAP at the fraction nearest to 1 against its dense network. {text} p: McNemar on the "
+        f"same images. {explained('the budgets of an attack')} Worst case: per image, over the "
+        "adaptive attacks of one budget.",
         gains(run, found),
     )
     yield Part(
@@ -98,7 +100,7 @@ def protocol(run: Run) -> Iterator[Part]:
         axes, look = ("eps", "accuracy", "model", "attack"), ("family", "setting")
         marks = over_budgets(chosen)
         chart = Chart(name, "line", marks, *axes, interval=True, ordered=True, hover=look)
-        yield Part(title, "", wide(chosen), chart, folded=name == "controls")
+        yield Part(title, text, wide(chosen), chart, folded=name == "controls")
 
 
 def models_of(run: Run) -> list[ProtocolModel]:
