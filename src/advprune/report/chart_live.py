@@ -126,7 +126,9 @@ def _figure(chart: Chart, panel: Panel, height: int) -> Any:
     marks = []
     for place, series in enumerate(panel.series):
         data, shade = series.data, series.colour(INK)
-        shown = {key: [float(f"{v:.5g}") for v in data[key]] for key in ("x", "y", "low", "high")}
+        shown: dict[str, Any] = {
+            key: [float(f"{value:.5g}") for value in data[key]] for key in ("x", "y", "low", "high")
+        }
         shown |= {"words": list(data.words), "size": [round(one, 1) for one in data["size"]]}
         alike: dict[str, Any] = {"name": plain(series.name), "color": shade}
         if chart.kind == "line":

@@ -83,10 +83,11 @@ def _line(ax: Axes, series: Series, interval: bool, place: int) -> None:
 def _points(ax: Axes, series: Series, interval: bool, place: int) -> None:
     look: dict[str, Any] = {"facecolors": "none", "edgecolors": series.colour("black")}
     for sign, data in series.data.groupby("sign", sort=False):
-        ax.scatter(data.x, data.y, s=np.square(data["size"]), marker=sign, **look)
+        ax.scatter(data.x, data.y, s=np.square(data["size"]), marker=str(sign), **look)
     if interval:
-        data, ends = series.data, {"ecolor": series.colour("black"), "elinewidth": 0.8}
-        ax.errorbar(data.x, data.y, [data.y - data.low, data.high - data.y], fmt="none", **ends)
+        data, shade = series.data, series.colour("black")
+        ends = [data.y - data.low, data.high - data.y]
+        ax.errorbar(data.x, data.y, ends, fmt="none", ecolor=shade, elinewidth=0.8)
     if series.name:
         ax.scatter([], [], marker="o", label=series.name, **look)
 

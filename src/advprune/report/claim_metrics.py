@@ -82,8 +82,8 @@ def transfer(run: Run, claim: Claim) -> Compared:
     tables = [one.transferred(name, first.root) for one in (first, second)]
     if claim.matched:
         swept = run.swept
-        own, other = (point_of(swept, swept.model(one.name)) for one in (first, second))
-        pair = own, nearest(swept, own, by_family(swept).get(second.family) or [other])
+        point, other = (point_of(swept, swept.model(one.name)) for one in (first, second))
+        pair = point, nearest(swept, point, by_family(swept).get(second.family) or [other])
         tables = [one.transferred.get(name, pd.DataFrame()) for one in pair]
     own, there = _recorded(claim, name, tables)
     return compare(own, there, margin=claim.counts)

@@ -97,7 +97,6 @@ class Run:
 
     attackers: records of surrogates and substitutes on their own images. source, classes: of the
     data set. clean_images: uint8 [N, C, H, W], those that are attacked. folder: where it lies.
-    claims: published ones, to be tested.
     """
 
     params: Params
@@ -207,18 +206,6 @@ class Run:
         known = model.received, parent, model.card["twin_agreement"]
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
-    def own(self, source: str, attack: str) -> pd.DataFrame:
-        """The records of a source, a model or an attacker, on images crafted on itself."""
-        known = self.attackers.get((source, attack))
-        return self.model(source).attack(attack) if known is None else known
-
-    @cached_property
-    def sources(self) -> list[str]:
-        """Where images of the main attack came from: models first, then attackers."""
-        sent = {source for model in self.models for source, _ in model.received}
-        names = [model.name for model in self.models if model.name in sent]
-        return names + list(dict.fromkeys(name for name, _ in self.attackers))
-
     def studies_of(self, kind: str) -> dict[str, Any]:
         """The settings of the studies of one kind that have records, by name."""
         chosen = self.params.studies.items()
@@ -253,12 +240,6 @@ class Run:
             return self
         attackers = {source: _first(table, n) for source, table in self.attackers.items()}
         return replace(self, models=[m.first(n) for m in self.models], attackers=attackers)
-
-    @cache  # noqa: B019
-    def adversarial(self, model: Model) -> np.ndarray:
-        """The main attack's images, uint8 [N, C, H, W]."""
-        path = self.folder / "runs" / self.params.profile / model.name / "adversarial.safetensors"
-        return tensors_of(path)[0][self.main]
 
 
 def in_order(records: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import budget
-from advprune.report.run import Model, Run
+from advprune.report.run import Model, Run, tensors_of
 from advprune.report.section import Part, section
 
 SHOWN = 8  # images, the first ones
@@ -31,14 +31,14 @@ def images(run: Run) -> Iterator[Part]:
 
 def cells(run: Run, dense: Model) -> pd.DataFrame:
     """Clean, attacked and the change of each image, with the classes that are predicted."""
-    records, attacked = dense.attack(run.main), run.adversarial(dense)
-    found = []
+    path = run.folder / "runs" / run.params.profile / dense.name / "adversarial.safetensors"
+    attacked, records, found = tensors_of(path)[0][run.main], dense.attack(run.main), []
     for index in range(min(SHOWN, len(records))):
         row, clean, adv = records.iloc[index], run.clean_images[index], attacked[index]
-        change = (adv.astype(float) - clean) / (255 * run.main_attack.eps)
         classes = [run.classes[int(row[side])] for side in ("clean_pred", "adv_pred")]
-        image = f"{index + 1}: {classes[0]} → {classes[1]}"
+        change = (adv.astype(float) - clean) / (255 * run.main_attack.eps)
         scaled = np.clip(GREY + 127 * change, 0, 255).astype(np.uint8)
         for name, pixels in (("clean", clean), ("attacked", adv), ("change", scaled)):
+            image = f"{index + 1}: {classes[0]} → {classes[1]}"
             found.append({"image": image, "row": name, "pixels": pixels})
     return pd.DataFrame(found)

@@ -59,14 +59,16 @@ def matrix(run: Run) -> pd.DataFrame:
 
     success_rate counts only images that source and target both classify correctly when clean.
     """
+    received = {source for model in run.models for source, _ in model.received}
+    own = {model.name: model.attack(run.main) for model in run.models if model.name in received}
+    own |= {name: table for (name, attack), table in run.attackers.items() if attack == run.main}
     rows = []
-    for source in run.sources:
+    for source, crafted in own.items():
         for model in run.models:
             if len(records := model.transferred(run.main, source)):
                 row = {"source": source, "target": model.name, "n": len(records)}
-                row |= _accuracy(records)
-                success = transfer_success(records, run.own(source, run.main))
-                rows.append(row | {"success_rate": success.value})
+                success = transfer_success(records, crafted)
+                rows.append(row | _accuracy(records) | {"success_rate": success.value})
     return pd.DataFrame(rows)
 
 
