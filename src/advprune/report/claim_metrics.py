@@ -15,12 +15,13 @@ from advprune.evaluate.crossed import Mean, MeanComparison, compare_means
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
 from advprune.evaluate.measures import calibration_error
+from advprune.evaluate.seeds import SeededPoint, guarded
 from advprune.evaluate.statistics import NORMAL
 from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import Model, Run
 from advprune.report.sections.layers import spread
 from advprune.report.sections.protocol import models_of
-from advprune.report.sections.seeds import Point, guarded, points_of
+from advprune.report.sections.seeds import points_of
 
 NOT_HERE, NOT_RUN = "not reproduced here", "not run"
 RESAMPLES = 1000  # of the bootstrap of calibration errors
@@ -43,7 +44,7 @@ def metric(function: Metric) -> Metric:
 def clean(run: Run, claim: Claim) -> Compared:
     """Clean accuracy."""
     first, second = _pair(run, claim)
-    if isinstance(first, Point):
+    if isinstance(first, SeededPoint):
         return first.against(second, "clean", claim.counts)
     return compare(run.robust(first), run.robust(second), "clean", claim.counts)
 
@@ -52,8 +53,9 @@ def clean(run: Run, claim: Claim) -> Compared:
 def robust(run: Run, claim: Claim) -> Compared:
     """Robust accuracy: the union of all attacks."""
     first, second = _pair(run, claim)
-    if isinstance(first, Point):
-        return guarded(run, first, second, first.against(second, "robust", claim.counts))
+    if isinstance(first, SeededPoint):
+        test = first.against(second, "robust", claim.counts)
+        return guarded(first, second, len(run.classes), test)
     return compare(run.robust(first), run.robust(second), "adv", claim.counts)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Mapping
 from functools import cache
 from math import isfinite
 from typing import Any
@@ -155,3 +156,9 @@ def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
 def rated(column: str, rate: Rate) -> dict[str, Any]:
     """A rate as a column with its interval, not rounded."""
     return with_interval(column, rate.value, *rate.interval)
+
+
+def accuracies(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """The accuracy of several records as columns `accuracy:<name>` with their intervals."""
+    found = [rated(f"accuracy:{name}", remnant_accuracy(one)) for name, one in tables.items()]
+    return {column: value for columns in found for column, value in columns.items()}

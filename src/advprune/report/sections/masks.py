@@ -17,7 +17,7 @@ from advprune.report.chart import Chart
 from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import budget, percent
 from advprune.report.points import GREEDY, Point, by_family, nearest
-from advprune.report.results import qualified, rated
+from advprune.report.results import accuracies, qualified, rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 from advprune.report.sections.transfer import all_sources
@@ -73,11 +73,9 @@ def every(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
         white, tuned = point.white[run.main], bool(point.setting.get("finetune"))
         row: dict[str, Any] = {"family": point.family, "setting": point.words}
         row |= {"fine_tuned": tuned, "sparsity": point.sparsity}
-        row |= rated("clean_accuracy", clean_accuracy(white))
-        row |= rated("accuracy:white-box", remnant_accuracy(white))
-        for attack, records in point.transferred.items():
-            row |= rated(f"accuracy:transfer, {attack}", remnant_accuracy(records))
-        rows.append(row)
+        row |= rated("clean_accuracy", clean_accuracy(white)) | accuracies({"white-box": white})
+        there = {f"transfer, {attack}": records for attack, records in point.transferred.items()}
+        rows.append(row | accuracies(there))
     return pd.DataFrame(rows)
 
 
@@ -124,8 +122,7 @@ def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
             row |= {"clean_accuracy:control": clean.second.value, "attack": attack}
             row |= rated("transfer_accuracy", test.first)
             row |= rated("transfer_accuracy:control", test.second)
-            row |= rated("accuracy:white-box", remnant_accuracy(white))
-            rows.append(row | {"outcome": UNMATCHED})
+            rows.append(row | accuracies({"white-box": white}) | {"outcome": UNMATCHED})
     for place, test in jointly(tests).items():
         rows[place] |= columns(test)
     return pd.DataFrame(rows)
@@ -147,8 +144,7 @@ def other_sources(run: Run) -> pd.DataFrame:
         robust, from_dense = all_sources(run, model), right(transferred)
         for attack in run.transfer_attacks[1:]:
             from_dense = from_dense & right(model.transferred(attack))
-        row: dict[str, Any] = {"model": model.name}
-        row |= rated("accuracy:parent's images", remnant_accuracy(transferred))
+        row: dict[str, Any] = {"model": model.name} | accuracies({"parent's images": transferred})
         row |= rated("accuracy:parent's, all attacks", rate(from_dense))
         row |= rated("accuracy:all sources", rate(robust))
         tests[len(rows), "all sources"] = compare_hits(robust, from_dense)

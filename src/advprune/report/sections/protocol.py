@@ -6,23 +6,23 @@ erratum (Dhillon and Carlini, arXiv 2010.00071) says that this attack does not b
 published, and that a straight-through backward does.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pandas as pd
 
 from advprune.evaluate.compare import Comparison
 from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
+from advprune.evaluate.protocol import ProtocolModel, by_budget, pairs, worst_of
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import budget, counted, number
-from advprune.report.results import rated
-from advprune.report.run import Run, by, in_order
+from advprune.report.results import accuracies, rated
+from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-SAP, DROPOUT = "SAP", "dropout"
 FGSM, ITERATIVE = "fgsm", "iterative"
 WORST = "worst case"
 RULES = {
@@ -31,37 +31,6 @@ RULES = {
     "identity": "straight through (BPDA)",
     None: "the model's own",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class ProtocolModel:
-    """A model of the protocol. family: None for the dense network itself. rows: its records."""
-
-    name: str
-    parent: str
-    family: str | None
-    setting: Any
-    rows: pd.DataFrame
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Its setting as a mapping: a bare number is SAP's draws as a fraction of a map."""
-        return self.setting if isinstance(self.setting, Mapping) else {"fraction": self.setting}
-
-    @property
-    def as_published(self) -> bool:
-        """Whether it is the dense network, dropout or SAP, but not SAP on convolutions."""
-        return self.family in (None, SAP, DROPOUT) and self.options.get("where") != "conv"
-
-    def over_budgets(self, attack: str) -> dict[float, pd.DataFrame]:
-        """Its records under an attack by budget, rising."""
-        found = by(self.rows[self.rows.attack == attack], "eps")
-        return {float(eps): found[eps] for eps in sorted(found)}
-
-    def adaptive(self, run: Run) -> dict[str, pd.DataFrame]:
-        """Its records under each adaptive attack that it went through."""
-        tables = {name: self.over_budgets(name) for name in run.profile.protocol.adaptive}
-        return {name: next(iter(found.values())) for name, found in tables.items() if found}
 
 
 @section("SAP's published protocol", order=60)
@@ -113,30 +82,6 @@ def models_of(run: Run) -> list[ProtocolModel]:
     ]
 
 
-def pairs(found: list[ProtocolModel]) -> Iterator[tuple[ProtocolModel, ProtocolModel]]:
-    """SAP as published at the fraction nearest to 1 (SAP-100), with its dense network."""
-    for parent in dict.fromkeys(one.parent for one in found):
-        own = [one for one in found if one.parent == parent and one.as_published]
-        dense = [one for one in own if one.family is None]
-        sap = [one for one in own if one.family == SAP]
-        if dense and sap:
-            yield min(sap, key=lambda one: abs(float(one.options["fraction"]) - 1)), dense[0]
-
-
-def worst_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Per image, the row of the attack that leaves the smallest margin."""
-    rows = pd.concat(tables.values(), ignore_index=True)
-    return in_order(rows.loc[rows.groupby("index").adv_margin.idxmin()])
-
-
-def by_budget(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
-    """Attacks in groups of one budget each: a worst case over several budgets is meaningless."""
-    groups: dict[float, dict[str, pd.DataFrame]] = {}
-    for name, table in tables.items():
-        groups.setdefault(round(float(table.eps.iloc[0]), 6), {})[name] = table
-    return list(groups.values())
-
-
 def gains(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
     """SAP against its dense network: clean, under both attacks by budget, and the worst case."""
     rows: list[dict[str, Any]] = []
@@ -150,8 +95,12 @@ def gains(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
                 tests.append(("none", {0.0: compared(run, own[eps], others[eps], "clean")}))
             both = {eps: compared(run, own[eps], others[eps]) for eps in budgets}
             tests.append((attack, jointly(both)))
-        theirs = dense.adaptive(run)
-        known = {name: table for name, table in sap.adaptive(run).items() if name in theirs}
+        theirs = dense.under(run.profile.protocol.adaptive)
+        known = {
+            name: table
+            for name, table in sap.under(run.profile.protocol.adaptive).items()
+            if name in theirs
+        }
         for group in by_budget(known):
             worst, eps = worst_of(group), float(next(iter(group.values())).eps.iloc[0])
             test = compared(run, worst, worst_of({name: theirs[name] for name in group}))
@@ -182,14 +131,12 @@ def over_budgets(chosen: list[ProtocolModel]) -> pd.DataFrame:
 def wide(chosen: list[ProtocolModel]) -> pd.DataFrame:
     """One row per model and attack, one column per budget."""
     rows = []
-    for one in chosen:
-        for attack in (FGSM, ITERATIVE):
-            row = {"model": one.name, "parent": one.parent, "setting": number(one.setting)}
-            row |= {"attack": attack}
-            for eps, records in one.over_budgets(attack).items():
-                name = f"eps {budget(eps)}" if eps else "clean"
-                row |= rated(f"accuracy:{name}", remnant_accuracy(records))
-            rows.append(row)
+    for one, attack in product(chosen, (FGSM, ITERATIVE)):
+        found = one.over_budgets(attack)
+        names = {eps: f"eps {budget(eps)}" if eps else "clean" for eps in found}
+        row = {"model": one.name, "parent": one.parent, "setting": number(one.setting)}
+        row |= {"attack": attack}
+        rows.append(row | accuracies({names[eps]: records for eps, records in found.items()}))
     return pd.DataFrame(rows)
 
 
@@ -197,7 +144,7 @@ def adaptive_table(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
     """Models under each adaptive attack with its schedule, and in the worst case per budget."""
     rows = []
     for one in found:
-        tables = one.adaptive(run)
+        tables = one.under(run.profile.protocol.adaptive)
         for name, table in tables.items():
             own = run.profile.protocol.adaptive[name]
             rule = RULES.get(own.backward, str(own.backward))

@@ -6,64 +6,23 @@ networks of the same seeds: the differences are paired in both.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, right
-from advprune.evaluate.crossed import Mean, MeanComparison, compare_means, mean
-from advprune.evaluate.robust import union
+from advprune.evaluate.crossed import Mean
+from advprune.evaluate.seeds import CONTROLS, SeededPoint, controls_of, guarded, seeded_points
 from advprune.evaluate.statistics import Rate
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, explained, jointly
 from advprune.report.formats import budget, counted, listed, number, with_interval
-from advprune.report.run import Run, in_order
+from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-DENSE = "dense"  # the point without compression
-# Families that learn which weights remain, and their controls.
-CONTROLS = {"HYDRA": ("LWM",), "AWT": ("NTT", "magnitude_ticket", "random_ticket")}
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
-Side = Literal["clean", "robust", "area"]
-
-
-@dataclass(frozen=True, eq=False)
-class Point:
-    """A point of the study: which images its networks have right, `[S, n]`, one row per seed.
-
-    zeros: share of all weights and biases that is zero, the mean over seeds. area: distances as
-    parts of twice the main attack's budget, at most 1; their mean is the area under the security
-    curve, which tells networks apart that are all broken at the budget.
-    """
-
-    name: str
-    family: str
-    setting: dict[str, Any]
-    zeros: float
-    clean: np.ndarray
-    robust: np.ndarray
-    area: np.ndarray
-
-    @property
-    def sparsity(self) -> float | None:
-        """The share of weights removed, as set; 0 of the dense network, None where not set."""
-        return 0.0 if self.family == DENSE else self.setting.get("sparsity")
-
-    @property
-    def is_tuned(self) -> bool:
-        """Whether weights were trained after pruning, or nothing was pruned."""
-        return self.family == DENSE or any(self.setting.get(key) for key in ("finetune", "train"))
-
-    def mean(self, side: Side) -> Mean:
-        """Mean accuracy over seeds and images."""
-        return mean(getattr(self, side))
-
-    def against(self, other: "Point", side: Side, margin: float) -> MeanComparison:
-        """Paired with another point by seed and image."""
-        return compare_means(getattr(self, side), getattr(other, side), margin)
 
 
 @section("Families over seeds", order=70)
@@ -74,7 +33,7 @@ def seeds(run: Run) -> Iterator[Part]:
             yield from _parts(run, name, points)
 
 
-def _parts(run: Run, name: str, points: list[Point]) -> Iterator[Part]:
+def _parts(run: Run, name: str, points: list[SeededPoint]) -> Iterator[Part]:
     study, (count, n) = run.params.studies[name], points[0].clean.shape
     attacks = list(dict.fromkeys([run.main, *study.settings.get("attacks", [])]))
     axes, hover = ("point", "accuracy", "family", "images"), ("sparsity", "seed_deviation")
@@ -110,28 +69,12 @@ def _parts(run: Run, name: str, points: list[Point]) -> Iterator[Part]:
 
 
 @cache
-def points_of(run: Run, name: str) -> list[Point]:
+def points_of(run: Run, name: str) -> list[SeededPoint]:
     """The dense networks, then the points of a study in params order."""
-    records, given = run.studies[name], run.params.studies[name].settings["points"]
-    settings: dict[str, dict[str, Any]] = {DENSE: {}}
-    settings |= {key: as_mapping(one.get("setting")) for key, one in given.items()}
-    found, norm, eps = [], run.main_attack.norm, run.main_attack.eps
-    for key, setting in settings.items():
-        if len(own := records[records.point == key]):
-            by_seed = own.groupby("seed", sort=True)
-            clean = [right(in_order(one[one.attack == run.main]), "clean") for _, one in by_seed]
-            whole = [union(one, [], norm, eps) for _, one in by_seed]
-            area = np.stack([one.distance for one in whole]).clip(0, 2 * eps) / (2 * eps)
-            tables = np.stack(clean), np.stack([right(one) for one in whole]), area
-            zeros = float(by_seed.sparsity.first().mean())
-            found.append(Point(key, own.family.iloc[0], setting, zeros, *tables))
-    return found
-
-
-def as_mapping(setting: Any) -> dict[str, Any]:
-    """A setting as a mapping: a bare number is a sparsity."""
-    given = {} if setting is None else {"sparsity": setting}
-    return setting if isinstance(setting, dict) else given
+    given = run.params.studies[name].settings["points"]
+    settings = {key: one.get("setting") for key, one in given.items()}
+    budget = run.main_attack.norm, run.main_attack.eps
+    return seeded_points(run.studies[name], settings, run.main, *budget)
 
 
 def ranged(column: str, found: Mean) -> dict[str, Any]:
@@ -143,11 +86,11 @@ def ranged(column: str, found: Mean) -> dict[str, Any]:
     return with_interval(column, found.value, low, high)
 
 
-def table_of(run: Run, points: list[Point]) -> pd.DataFrame:
+def table_of(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
     """One row per point: accuracies, and the area under the security curve against dense."""
-    dense, margin = points[0], run.params.statistics.margin
+    dense, margin, classes = points[0], run.params.statistics.margin, len(run.classes)
     others = {one: one.against(dense, "area", margin) for one in points[1:]}
-    against = jointly({one: guarded(run, one, dense, test) for one, test in others.items()})
+    against = jointly({one: guarded(one, dense, classes, test) for one, test in others.items()})
     rows = []
     for one in points:
         row: dict[str, Any] = {"point": one.name, "family": one.family}
@@ -162,17 +105,7 @@ def table_of(run: Run, points: list[Point]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def guarded(run: Run, one: Point, other: Point, test: MeanComparison) -> MeanComparison:
-    """A robust comparison, void where the first is at chance (the interval of its clean accuracy
-    reaches down to guessing), or where its clean accuracy is significantly lower: then it may only
-    be what it always answers."""
-    clean = one.against(other, "clean", test.margin)
-    lower = clean.p < ALPHA and clean.direction < 0
-    guesses = one.mean("clean").interval[0] <= 1 / len(run.classes)
-    return replace(test, void=AT_CHANCE if guesses else LOWER_CLEAN if lower else "")
-
-
-def over_sparsity(points: list[Point]) -> pd.DataFrame:
+def over_sparsity(points: list[SeededPoint]) -> pd.DataFrame:
     """One row per point and side, from dense to sparse; points without a sparsity are left out."""
     known = [one for one in points if one.sparsity is not None]
     return pd.DataFrame(
@@ -184,26 +117,14 @@ def over_sparsity(points: list[Point]) -> pd.DataFrame:
     )
 
 
-def controls_of(points: list[Point], one: Point) -> list[Point]:
-    """Controls of a learned mask: of the same sparsity, trained afterwards like it; where no weight
-    is trained the whole network, and the same training with nothing pruned."""
-    if one.family not in CONTROLS or not one.sparsity:
-        return []
-    if not one.is_tuned:
-        alike = [p for p in points if p.family == one.family and not p.is_tuned]
-        return [points[0], *(whole for whole in alike if whole.sparsity == 0)]
-    others = [p for p in points if p.family in CONTROLS[one.family] and p.is_tuned]
-    return [p for p in others if p.sparsity == one.sparsity]
-
-
-def pair_table(run: Run, points: list[Point]) -> pd.DataFrame:
+def pair_table(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
     """One row per point and control, the robust differences of a family corrected together."""
     rows: list[dict[str, Any]] = []
-    margin = run.params.statistics.margin
+    margin, classes = run.params.statistics.margin, len(run.classes)
     for family in CONTROLS:
         learned = [one for one in points if one.family == family]
         tests = {
-            (one, other): guarded(run, one, other, one.against(other, "robust", margin))
+            (one, other): guarded(one, other, classes, one.against(other, "robust", margin))
             for one in learned
             for other in controls_of(points, one)
         }

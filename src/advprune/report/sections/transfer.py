@@ -14,7 +14,7 @@ from advprune.evaluate.transfer import transfer_success
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import budget, listed
-from advprune.report.results import qualified, rated
+from advprune.report.results import accuracies, qualified, rated
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -68,7 +68,8 @@ def matrix(run: Run) -> pd.DataFrame:
             if len(records := model.transferred(run.main, source)):
                 row = {"source": source, "target": model.name, "n": len(records)}
                 success = transfer_success(records, crafted)
-                rows.append(row | _accuracy(records) | {"success_rate": success.value})
+                row |= rated("accuracy", remnant_accuracy(records))
+                rows.append(row | {"success_rate": success.value})
     return pd.DataFrame(rows)
 
 
@@ -94,11 +95,10 @@ def scenarios(run: Run) -> pd.DataFrame:
         between = [remnant_accuracy(model.transferred(main, other.name)).value for other in others]
         known = [value for value in between if value is not None]
         row: dict[str, Any] = {"model": model.name}
-        row |= _accuracy(model.attack(main), "white-box") | _accuracy(there, "from dense")
+        row |= accuracies({"white-box": model.attack(main), "from dense": there})
         row |= {"success_rate:from dense": transfer_success(there, dense.attack(main)).value}
-        for attack in run.transfer_attacks[1:]:
-            row |= _accuracy(model.transferred(attack), f"from dense, {attack}")
-        row |= _accuracy(dense.transferred(main, model.name), "to dense")
+        more = {f"from dense, {name}": model.transferred(name) for name in run.transfer_attacks[1:]}
+        row |= accuracies(more | {"to dense": dense.transferred(main, model.name)})
         row["accuracy:from compressed, mean"] = float(np.mean(known)) if known else None
         for name in run.params.attackers():
             row[f"accuracy:from {name}"] = lowest(run, model, name).value
@@ -116,7 +116,7 @@ def attackers(run: Run) -> pd.DataFrame:
             on = "labels" if entry.section == "surrogates" else "the target's answers"
             dense = target.records.iloc[:0] if target.is_dense else target.transferred(run.main)
             row = {"attacker": name, "trained_on": on, "target": target.name}
-            row |= _accuracy(target.attack(run.main), "white-box") | _accuracy(dense, "from dense")
+            row |= accuracies({"white-box": target.attack(run.main), "from dense": dense})
             rows.append(row | rated("accuracy:from the attacker", lowest(run, target, name)))
     return pd.DataFrame(rows)
 
@@ -126,8 +126,8 @@ def quantized(run: Run) -> pd.DataFrame:
     models = [m for m in run.models if m.kind == "quantized" and run.has(m.parent)]
     own = {m: m.attack(run.main) for m in models}
     copied = {m: m.transferred(run.main, m.parent) for m in models}
-    twins = jointly({m: compared(run, own[m], copied[m]) for m in models if len(copied[m])})
     dense = {m: run.dense_of(m).attack(run.main) for m in models}
+    twins = jointly({m: compared(run, own[m], copied[m]) for m in models if len(copied[m])})
     rows = []
     for model, test in jointly({m: compared(run, own[m], dense[m]) for m in models}).items():
         known = model.name in run.params.models
@@ -136,14 +136,9 @@ def quantized(run: Run) -> pd.DataFrame:
         row |= {"parent": model.parent, "made_by": "training" if training else "rounding"}
         row |= {"twin_agreement": model.card["twin_agreement"]}
         row |= rated("clean_accuracy", clean_accuracy(own[model]))
-        row |= _accuracy(own[model], "through its twin")
-        row |= _accuracy(copied[model], "by its float copy")
+        row |= accuracies({"through its twin": own[model], "by its float copy": copied[model]})
         if model in twins:
             row |= qualified(columns(twins[model]), "twin or copy")
-        row |= _accuracy(run.model(model.parent).attack(run.main), "float copy, white-box")
+        row |= accuracies({"float copy, white-box": run.model(model.parent).attack(run.main)})
         rows.append(row | qualified(columns(test), "against dense"))
     return pd.DataFrame(rows)
-
-
-def _accuracy(records: pd.DataFrame, qualifier: str = "") -> dict[str, Any]:
-    return rated(f"accuracy:{qualifier}".rstrip(":"), remnant_accuracy(records))
