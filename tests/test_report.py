@@ -19,8 +19,17 @@ from advprune.evaluate.statistics import Rate
 from advprune.report import page as page_module
 from advprune.report.chart import COLOURS, Chart, panels
 from advprune.report.chart_png import png
-from advprune.report.formats import budget, heading, listed, markdown, number, p_value, texts, with_interval
-from advprune.report.page import charts, grid, markdown_table, pictures, shown_sections
+from advprune.report.formats import (
+    budget,
+    heading,
+    listed,
+    markdown,
+    number,
+    p_value,
+    texts,
+    with_interval,
+)
+from advprune.report.page import charts, grid, markdown_table, pictures
 from advprune.report.read import read_run
 from advprune.report.results import METRICS, results
 from advprune.report.section import Part, sections
