@@ -9,12 +9,14 @@ import pytest
 from handmade import EPS, N, first, layer_table, model, records, run_of, settings
 from scipy.stats import binomtest
 
+from advprune.evaluate.acting import ends, spread
+from advprune.evaluate.calibration import reliability_bins
 from advprune.report.chart import panels
 from advprune.report.formats import bounds
 from advprune.report.results import results
 from advprune.report.run import Run
 from advprune.report.section import sections
-from advprune.report.sections import calibration, costs, distances, growth, layers, transfer
+from advprune.report.sections import costs, distances, growth, layers, transfer
 
 EMPTY = {"transfer", "distances", "curves", "masks", "protocol", "seeds", "bitflips", "growth"}
 EMPTY |= {"layers", "calibration", "costs"}  # without records, they say nothing
@@ -128,26 +130,26 @@ def test_what_lost_its_clean_accuracy_is_set_beside_a_control_on_the_leaderboard
 
 
 def test_many_small_changes_behind_the_input_and_large_values_before_the_classifier() -> None:
-    found = layers.ends(layer_table())
+    found = ends(layer_table())
     assert (found["input_layer"], found["last_layer"]) == ("conv1", "pool")
     assert (found["changed_share:attack"], found["changed_share:noise"]) == (0.85, 0.3)
-    assert found["change_ratio:attack"] == 0.11 and found["small_and_many"] == "yes"
+    assert found["change_ratio:attack"] == 0.11 and found["small_and_many"] is True
     assert found["percentile_growth:attack"] == 3.0 and found["maximum_growth:noise"] == 1.05
-    assert found["abnormally_large"] == "yes"
+    assert found["abnormally_large"] is True
     for changes, part in (
         ({"adv_changed": 0.4}, "small_and_many"),
         ({"relative_difference": 0.1}, "small_and_many"),
         ({"noise_top": 7.0}, "abnormally_large"),  # no more than noise does
         ({"adv_top": 6.0}, "abnormally_large"),  # as in every layer
     ):
-        assert layers.ends(layer_table().assign(**changes))[part] == "no"
+        assert ends(layer_table().assign(**changes))[part] is False
 
 
 def test_spread_of_the_last_stage() -> None:
     table = layer_table().assign(adv_sigma=np.linspace(1, 3, 12))
-    stage, ratios = layers.spread(table)
+    stage, ratios = spread(table)
     assert stage == "layer2" and ratios == pytest.approx(np.linspace(0.5, 1.5, 12)[6:10])
-    assert layers.spread(table[~table.layer.str.contains(r"\.")]) == ("", [])
+    assert spread(table[~table.layer.str.contains(r"\.")]) == ("", [])
 
 
 def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
@@ -165,7 +167,7 @@ def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
 def test_bins_of_the_reliability_diagram() -> None:
     table = records("field", first(3, 6))
     table = table.assign(adv_confidence=[0.2, 0.15, 0.8, 0.9, 0.21, 1.0])
-    found = calibration.reliability_bins(table, "adv", bins=5)  # (0, .2], (.2, .4], …, (.8, 1]
+    found = reliability_bins(table, "adv", bins=5)  # (0, .2], (.2, .4], …, (.8, 1]
     assert found.n.tolist() == [2, 1, 1, 2]
     assert found.confidence.tolist() == pytest.approx([0.175, 0.21, 0.8, 0.95])
     assert found.accuracy.tolist() == [1, 0, 1, 0]

@@ -1,7 +1,7 @@
 """How the model of a claim is compared with its control: one function each, registered by name."""
 
 from collections.abc import Callable, Sequence
-from math import inf, isclose
+from math import isclose
 from statistics import fmean
 from typing import Any
 
@@ -10,21 +10,19 @@ import pandas as pd
 
 from advprune.core.claims import Claim
 from advprune.core.settings import parse_fraction, relative
+from advprune.evaluate.acting import beside_noise, spread
+from advprune.evaluate.calibration import compare_calibration
 from advprune.evaluate.compare import Compared, compare
-from advprune.evaluate.crossed import Mean, MeanComparison, compare_means
+from advprune.evaluate.crossed import compare_means
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
-from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.seeds import SeededPoint, guarded
-from advprune.evaluate.statistics import NORMAL
 from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import Model, Run
-from advprune.report.sections.layers import spread
 from advprune.report.sections.protocol import models_of
 from advprune.report.sections.seeds import points_of
 
 NOT_HERE, NOT_RUN = "not reproduced here", "not run"
-RESAMPLES = 1000  # of the bootstrap of calibration errors
 FEWEST = 3  # networks, where each gives a single figure
 Metric = Callable[[Run, Claim], Compared]
 METRICS: dict[str, Metric] = {}
@@ -108,34 +106,21 @@ def flips(run: Run, claim: Claim) -> Compared:
 @metric
 def calibration(run: Run, claim: Claim) -> Compared:
     """Calibration error under `attack`; standard error by the bootstrap over images."""
-    tables = _attacked(run, claim)
-    sides = [
-        (table.adv_confidence.to_numpy(), (table.adv_pred == table.label).to_numpy())
-        for table in tables
-    ]
-    random, n = np.random.default_rng(0), len(tables[0])
-
-    def difference(rows: np.ndarray) -> float:
-        first, second = (calibration_error(sure[rows], right[rows]) for sure, right in sides)
-        return first - second
-
-    value = difference(np.arange(n))
-    drawn = [difference(random.integers(n, size=n)) for _ in range(RESAMPLES)]
-    found = Mean(value, None, float(np.std(drawn, ddof=1)), inf, 1, n)
-    same = 1 - NORMAL.cdf((claim.counts - abs(value)) / max(found.error, 1e-12))
-    return MeanComparison(found, p=found.p, direction=value, p_equivalent=same, margin=claim.counts)
+    first, second = _attacked(run, claim)
+    return compare_calibration(first, second, claim.counts)
 
 
 @metric
 def input_changes(run: Run, claim: Claim) -> Compared:
     """Share of units that change behind the input, against noise, over the dense networks."""
-    return _over_networks(claim, [_beside_noise(one, "changed", None, 0) for one in run.roots])
+    return _over_networks(claim, [beside_noise(one.layers, "changed", "", 0) for one in run.roots])
 
 
 @metric
 def last_grows(run: Run, claim: Claim) -> Compared:
     """Largest values before the classifier over clean ones, against noise, likewise."""
-    return _over_networks(claim, [_beside_noise(one, "top", "clean_top", -2) for one in run.roots])
+    pairs = [beside_noise(one.layers, "top", "clean_top", -2) for one in run.roots]
+    return _over_networks(claim, pairs)
 
 
 @metric
@@ -151,18 +136,10 @@ def stage_spreads(run: Run, claim: Claim) -> Compared:
     return _over_networks(claim, [tuple(map(fmean, pair)) for pair in whole])
 
 
-def _beside_noise(one: Model, of: str, over: str | None, place: int) -> tuple[float, float]:
-    """A figure of one layer (by its place behind the normalization) under attack and noise."""
-    table = one.layers.sort_values("depth") if len(one.layers) else one.layers
-    if f"noise_{of}" not in table:
-        raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
-    row = table[table.kind != "Normalize"].iloc[place]
-    scale = max(float(row[over]), 1e-12) if over else 1.0
-    return float(row[f"adv_{of}"]) / scale, float(row[f"noise_{of}"]) / scale
-
-
-def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...]]) -> Compared:
+def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...] | None]) -> Compared:
     """Pairs of figures, one of each network."""
+    if None in pairs:
+        raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
     if len(pairs) < FEWEST:
         few = f"{len(pairs)} of at least {FEWEST} networks"
         raise Missing(NOT_HERE, f"underpowered: {few}, whose spread is the only error known")

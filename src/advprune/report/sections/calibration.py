@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
+from advprune.evaluate.calibration import BINS, reliability_bins
 from advprune.report.chart import Chart
 from advprune.report.results import results
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
-BINS = 15
 FEW = 5  # a bin of fewer images is not drawn
 SIDES = {"clean": "clean", "adv": "attacked"}
 SCORES = ("ece", "nll", "brier", "ece_attacked", "nll_attacked", "brier_attacked")
@@ -52,16 +51,3 @@ def reliability(run: Run, models: list[Model]) -> pd.DataFrame:
     ]
     found = pd.concat(tables, ignore_index=True)
     return found[found.n >= FEW].reset_index(drop=True)
-
-
-def reliability_bins(records: pd.DataFrame, side: str, bins: int = BINS) -> pd.DataFrame:
-    """Equal-width bins of the confidence, as ECE has them: (k/bins, (k+1)/bins].
-
-    side: clean or adv. One row per bin that is not empty: n, confidence (mean) and accuracy.
-    """
-    sure = records[f"{side}_confidence"].to_numpy()
-    index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    hits = (records[f"{side}_pred"] == records.label).to_numpy().astype(float)
-    table = pd.DataFrame({"bin": index, "n": 1, "confidence": sure, "accuracy": hits})
-    how = {"n": "sum", "confidence": "mean", "accuracy": "mean"}
-    return table.groupby("bin").agg(how).reset_index(drop=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from advprune.evaluate.acting import ends, sigma_growth, spread
 from advprune.report.chart import Chart
-from advprune.report.formats import budget, number, with_interval
+from advprune.report.formats import budget, with_interval
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -16,7 +17,6 @@ MEASURES = {
     "distance": "distance of distributions",
     "sigma": "sigma attacked / clean",
 }
-SIDES = {"adv": "attack", "noise": "noise"}
 
 
 @section("Where the attack acts", order=90)
@@ -56,32 +56,6 @@ def layers(run: Run) -> Iterator[Part]:
         )
 
 
-def ends(table: pd.DataFrame) -> dict[str, Any]:
-    """How the attack and noise change the input layer and the one before the classifier.
-
-    The input layer is the first one behind the normalization; the last before the classifier is
-    what the classifier reads.
-    """
-    table = table.sort_values("depth", ignore_index=True)
-    growth = table.adv_top / table.clean_top.clip(lower=1e-12)
-    inside, outside = table[table.kind != "Normalize"].iloc[0], table.iloc[-2]
-    found: dict[str, Any] = {"input_layer": inside.layer}
-    for side, word in SIDES.items():
-        change = inside["relative_difference" if side == "adv" else "noise_relative"]
-        found |= {f"changed_share:{word}": float(inside[f"{side}_changed"])}
-        found |= {f"change_ratio:{word}": float(change)}
-    small = inside.relative_difference < table.relative_difference.median()
-    found |= {"small_and_many": number(bool(inside.adv_changed > 0.5 and small))}
-    found |= {"last_layer": outside.layer}
-    for side, word in SIDES.items():
-        for part, name in (("max", "maximum"), ("top", "percentile")):
-            ratio = outside[f"{side}_{part}"] / max(outside[f"clean_{part}"], 1e-12)
-            found[f"{name}_growth:{word}"] = float(ratio)
-    above = growth.iloc[-2] > growth.quantile(0.9, interpolation="lower")
-    larger = found["percentile_growth:attack"] > max(found["percentile_growth:noise"], 1.0)
-    return found | {"abnormally_large": number(bool(above and larger))}
-
-
 def clamped(run: Run) -> pd.DataFrame:
     """Two rows per model with clamped feature maps: its own and its dense network's."""
     rows = []
@@ -96,16 +70,6 @@ def clamped(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def spread(table: pd.DataFrame) -> tuple[str, list[float]]:
-    """The last residual stage, and sigma under attack over clean sigma of each of its layers."""
-    inside = table[table.layer.str.match(r"layer\d+\.")]
-    if inside.empty:
-        return "", []
-    stage = inside.sort_values("depth").layer.iloc[-1].partition(".")[0]
-    chosen = inside[inside.layer.str.startswith(f"{stage}.")]
-    return stage, [float(ratio) for ratio in _sigma(chosen)]
-
-
 def over_depth(models: list[Model]) -> pd.DataFrame:
     """The measures of each model over depth; layers that the first model lacks are left out."""
     rows: list[pd.DataFrame] = []
@@ -115,12 +79,10 @@ def over_depth(models: list[Model]) -> pd.DataFrame:
         places = places or {name: place for place, name in enumerate(table.layer)}
         # A wrapped layer (`conv1.0` of a quantized model) takes the place of its parent.
         known = [places.get(name, places.get(name.rpartition(".")[0])) for name in table.layer]
-        table = table.assign(depth=pd.Series(known), sigma=_sigma(table)).dropna(subset="depth")
+        table = table.assign(depth=pd.Series(known), sigma=sigma_growth(table)).dropna(
+            subset="depth"
+        )
         for measure, words in MEASURES.items():
             columns = table[["depth", "layer"]].assign(number=table[measure])
             rows.append(columns.assign(family=model.family, measure=words))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
-
-
-def _sigma(table: pd.DataFrame) -> "pd.Series[float]":
-    return table.adv_sigma / table.clean_sigma.clip(lower=1e-12)
