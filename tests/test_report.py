@@ -272,7 +272,7 @@ def test_the_verdict_says_how_often_it_is_wrong(tmp_path: Path) -> None:
     found = {name: {"hits": r.hits, "n": r.n} | r.columns("rate") for name, r in rates.items()}
     path.write_text(json.dumps(found), encoding="utf-8")
     text = calibration(path)
-    assert "0 of 16 (0.0 to 19.4 %" in text and "1 of 16 (1.1 to 28.3 %" in text
+    assert "0 of 16 (0.0–19.4 %)" in text and "1 of 16 (1.1–28.3 %)" in text
 
 
 def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer() -> None:

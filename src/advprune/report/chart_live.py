@@ -4,7 +4,6 @@ Colours are those of a light page; `DARK` says what they become on a dark one. N
 and axes as text: bokeh escapes what it inserts, and `plain` keeps it from reading them as formulas.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from bokeh.embed import json_item
@@ -33,19 +32,6 @@ HEIGHT, SMALL = 400, 240  # pixels: of a single panel, of one of several
 AT_ONCE = 4  # marks that a tooltip tells of where they cover each other
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A bokeh document, its legend (name of the marks, colour) and its height in pixels.
-
-    wide: takes a whole row of the page.
-    """
-
-    item: dict[str, Any]
-    legend: list[tuple[str, str]]
-    height: int
-    wide: bool = False
-
-
 def library() -> str:
     """Bokeh's script, without widgets and tables."""
     text = (static_path() / "js/bokeh.min.js").read_text(encoding="utf-8")
@@ -57,11 +43,15 @@ def plain(text: str) -> str:
     return text.replace("$", "$\u200b")
 
 
-def live(chart: Chart, places: Places) -> Plot:
-    """The interactive form of a chart that is not of images."""
+def live(chart: Chart, places: Places) -> dict[str, Any]:
+    """The interactive form of a chart that is not of images.
+
+    item: a bokeh document. legend: names of marks and their colours. height: in pixels. wide: it
+    takes a whole row of the page.
+    """
     if chart.kind == "heatmap":
-        made = _heatmap(chart)
-        return Plot(_item(made, chart.name), [], made.height, wide=True)
+        root = _heatmap(chart)
+        return {"item": _item(root, chart.name), "legend": [], "height": root.height, "wide": True}
     found = panels(chart, places)
     height = HEIGHT if len(found) == 1 else SMALL
     made = [_figure(chart, panel, height) for panel in found]
@@ -70,7 +60,8 @@ def live(chart: Chart, places: Places) -> Plot:
     root = made[0] if len(made) == 1 else column(made, sizing_mode="stretch_width")
     names = {s.name: s.colour(INK) for panel in found for s in panel.series if s.name}
     legend = [(plain(name), shade) for name, shade in names.items()]
-    return Plot(_item(root, chart.name), legend, height * len(found), wide=chart.kind == "points")
+    drawn = {"item": _item(root, chart.name), "legend": legend, "height": height * len(found)}
+    return drawn | {"wide": chart.kind == "points"}
 
 
 def _item(root: Any, name: str) -> dict[str, Any]:

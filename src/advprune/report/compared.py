@@ -19,8 +19,8 @@ Key = TypeVar("Key")
 def explained(tests: str) -> str:
     """What a table of comparisons says: of which tests its figures hold together."""
     return (
-        f"Differences have 95 % intervals that hold for {tests} together, and p is corrected for "
-        "them (Holm); detectable: the smallest difference that is shown in 80 % of all cases."
+        f"95 % intervals and p hold for {tests} together (Holm); detectable: the smallest "
+        "difference that is shown in 80 % of all cases."
     )
 
 

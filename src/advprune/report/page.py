@@ -2,7 +2,7 @@
 
 import base64
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ def charts(found: list[Shown]) -> dict[str, Chart]:
 def html(run: Run, found: list[Shown]) -> str:
     """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped."""
     named = charts(found)
-    drawn = {name: asdict(live(c, run.places)) for name, c in named.items() if c.kind != "images"}
+    drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: pictures(c) for name, c in named.items() if c.kind == "images"}
     more = {"dark": DARK, "bokeh": Markup(library() if drawn else "")}
     return _render("page.html.j2", run, found, plots=drawn, pictures=images, **more)

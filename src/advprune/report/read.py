@@ -18,9 +18,9 @@ NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
 def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
-    received = _received(_frame(records / "transfer.parquet"))
-    models = [_read_model(params, runs, name, received) for name in params.leaderboard()]
-    own = [received[name] for name in params.attackers()]
+    transfers = _transfers(_frame(records / "transfer.parquet"))
+    models = [_read_model(params, runs, name, transfers) for name in params.leaderboard()]
+    own = [transfers[name] for name in params.attackers()]
     tensors, header = tensors_of(folder / "data" / params.profile / "test.safetensors")
     described = json.loads(header["split"])
     return Run(
@@ -36,8 +36,8 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     )
 
 
-def _read_model(params: Params, runs: Path, name: str, received: dict[str, Received]) -> Model:
-    if name not in received:
+def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Received]) -> Model:
+    if name not in transfers:
         raise UserError(f"the transfer stage has no {name}; run `dvc repro`")
     entry, folder = params.models.get(name), runs / name
     return Model(
@@ -49,7 +49,7 @@ def _read_model(params: Params, runs: Path, name: str, received: dict[str, Recei
         card=_json(folder / "model.json"),
         records=records_of(folder / "records.parquet"),
         layers=_frame(folder / "layers.parquet"),
-        received=received[name],
+        received=transfers[name],
     )
 
 
@@ -61,7 +61,7 @@ def _read_studies(params: Params, folder: Path) -> dict[str, pd.DataFrame]:
     return found | {name: _frame(path) for name, path in others.items()}
 
 
-def _received(table: pd.DataFrame) -> dict[str, Received]:
+def _transfers(table: pd.DataFrame) -> dict[str, Received]:
     """The records of the transfer stage by target, and then by (source, attack)."""
     found: dict[str, Received] = {}
     for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):

@@ -32,7 +32,7 @@ def effect(run: Run) -> str:
         f"{_named(run, farther)}{f' (by at most {levels(most)}/255)' if farther else ''}, smaller "
         f"for {_named(run, nearer)}, not significantly different for {len(same)} of {len(tests)} "
         f"and not compared for {len(tests) - len(farther) - len(nearer) - len(same)} (random, or "
-        "less accurate when clean) (Wilcoxon's test, Holm's correction)."
+        "less accurate when clean). Wilcoxon's test, Holm's correction."
     )
 
 
@@ -47,7 +47,7 @@ def accuracy(run: Run) -> str:
     return (
         f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly higher than the "
         f"dense network's for {_named(run, better)} and lower for {_named(run, worse)}; for "
-        f"{len(floor)} of {len(tests)} both have 0 % (McNemar's test, Holm's correction)."
+        f"{len(floor)} of {len(tests)} both have 0 %. McNemar's test, Holm's correction."
     )
 
 

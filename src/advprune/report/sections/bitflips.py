@@ -46,11 +46,10 @@ def bitflips(run: Run) -> Iterator[Part]:
     yield Part(
         "Flips to chance",
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
-        f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
-        f"training images without labels; mean and 95 % interval over {flips.seeds} batches. At "
-        "least: the lower bound if a batch did not reach chance. Margin: a loss that ignores "
-        f"images already misclassified; targeted: all images into class {flips.target}; random: "
-        "accuracy after as many random flips.",
+        f"images is at most {percent(run.chance)} %: progressive bit search on {flips.images} "
+        f"training images without labels, mean and 95 % interval over {flips.seeds} batches; at "
+        "least: if a batch did not reach chance. Margin: a loss that ignores images already "
+        f"misclassified; targeted: into class {flips.target}; random: after as many random flips.",
         table_of(found),
         Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
     )

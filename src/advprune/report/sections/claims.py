@@ -8,7 +8,7 @@ import pandas as pd
 from advprune.core.claims import Claim
 from advprune.report.claim_metrics import NOT_HERE, NOT_RUN
 from advprune.report.claims import REFUTED, REPRODUCED, judged
-from advprune.report.compared import columns, units_of
+from advprune.report.compared import columns, explained, units_of
 from advprune.report.formats import counted
 from advprune.report.run import Run
 from advprune.report.section import Part, section
@@ -26,12 +26,11 @@ def claims(run: Run) -> Iterator[Part]:
     counts = [f"{sum(one.outcome == name for one in found)} {name}" for name in OUTCOMES]
     yield Part(
         "Published claims",
-        f"{counted(len(found), 'claim')}: {', '.join(counts)}. Difference: model minus control, "
-        f"with an interval that holds for all {counted(tests, 'claim')} tested here together; p is "
-        "corrected for them (Holm), of equivalence where no difference is claimed. Counts: the "
-        "smallest difference that would bear a claim out, or the largest that is none; detectable: "
-        "the smallest that is shown in 80 % of all cases. Refuted: the interval excludes the claim,"
-        " in its regime and with the method's own criteria met.",
+        f"{counted(len(found), 'claim')}: {', '.join(counts)}. Difference: model minus control. "
+        f"{explained(f'all {tests} that were tested')} p: of equivalence where no difference is "
+        "claimed. Counts: the smallest difference that would bear a claim out, or the largest that "
+        "is none. Refuted: the interval excludes the claim, in its regime and with the method's "
+        "own criteria met.",
         outcomes(run).drop(columns="id"),
     )
     yield Part(

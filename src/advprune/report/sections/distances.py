@@ -8,7 +8,7 @@ import pandas as pd
 from advprune.evaluate.robust import ROUNDING
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
-from advprune.report.compared import against_dense, columns
+from advprune.report.compared import against_dense, columns, explained
 from advprune.report.formats import bounds
 from advprune.report.results import rated, results
 from advprune.report.run import Model, Run
@@ -30,11 +30,9 @@ def distances(run: Run) -> Iterator[Part]:
     yield Part(
         "Distances",
         f"Smallest change of an image found that fools the model ({run.main_attack.norm}, in grey "
-        "levels): median over the test images with 95 % bootstrap interval. Difference: how much "
-        "farther than for the dense network, image by image (Hodges–Lehmann), with an interval "
-        "that holds for all models of a dense network together; p: Wilcoxon's signed-rank test on "
-        "the same images, Holm's correction. Detectable: the smallest difference that this number "
-        "of images shows with 80 % power.",
+        "levels): median with 95 % bootstrap interval. Against the dense network: the difference "
+        "image by image (Hodges–Lehmann), Wilcoxon's signed-rank test. "
+        f"{explained('all models of a dense network')}",
         table_of(run),
     )
     for group, models in run.groups.items():

@@ -27,9 +27,9 @@ def growth(run: Run) -> Iterator[Part]:
     grown = [model for model in run.models if model.card.get("growth")]
     yield Part(
         "Does growth help beyond width?",
-        "Grown: channels chosen by Early-Growth; uniform: every layer equally wider. p: McNemar on "
-        "the same images, and Gehan's test for flips to chance. "
-        f"{explained('the measures of a pair')} Each network was trained once.",
+        "Grown: channels chosen by Early-Growth; uniform: every layer equally wider, each trained "
+        "once. McNemar on the same images, Gehan's test for flips to chance. "
+        f"{explained('the measures of a pair')}",
         beside(run, grown),
     )
     for model in grown:

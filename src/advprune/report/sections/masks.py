@@ -51,15 +51,14 @@ def masks(run: Run) -> Iterator[Part]:
     yield Part(
         "GAP against random pruning",
         "Accuracy on images of the uncompressed network, beside random pruning at the setting "
-        "nearest in clean accuracy. p: McNemar on the same images. "
-        f"{explained('all settings and attacks')} Unmatched: clean accuracies differ (p < 0.05) or "
-        "are at chance.",
+        f"nearest in clean accuracy (McNemar). {explained('all settings and attacks')} Unmatched: "
+        "clean accuracies differ (p < 0.05) or are at chance.",
         against_control(run, found),
     )
     yield Part(
         "GAP on images of other networks",
-        f"GAP on its parent's images ({run.main}) and on those of all sources; and the parent on "
-        "images of unrelated networks: the effect of being another network, not pruned. "
+        f"GAP on its parent's images ({run.main}) and on all others; and its parent on images of "
+        "unrelated networks, which shows what being another network does without pruning. "
         f"{explained('all of this table')}",
         other_sources(run),
     )

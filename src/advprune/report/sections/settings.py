@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import pandas as pd
 
@@ -32,13 +32,5 @@ def settings(run: Run) -> Iterator[Part]:
     table = pd.DataFrame({"attack": name, **known.get(name, {})} for name in used)
     yield Part("Attacks", f"Seed {run.params.seed}.", table[[c for c in COLUMNS if c in table]])
     versions = {"advprune": advprune.__version__, "python": platform.python_version()}
-    versions |= {name: _version(name) for name in PACKAGES}
+    versions |= {name: version(name) for name in PACKAGES}
     yield Part("Versions", table=pd.DataFrame(versions.items(), columns=["package", "version"]))
-
-
-def _version(name: str) -> str:
-    """Of an installed package, without importing it."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

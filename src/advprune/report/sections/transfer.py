@@ -26,16 +26,15 @@ def transfer(run: Run) -> Iterator[Part]:
         return
     yield Part(
         "Transfer between models",
-        f"Accuracy of each target (column) on the images that {run.main} (eps "
-        f"{budget(run.main_attack.eps)}) crafted on each source (row). The diagonal is white-box.",
+        f"Accuracy of each target (column) on images that {run.main} (eps "
+        f"{budget(run.main_attack.eps)}) crafted on each source (row); white-box on the diagonal.",
         chart=Chart("transfer", "heatmap", matrix(run), "target", "source", value="accuracy"),
     )
     yield Part(
         "Transfer scenarios",
-        f"Accuracy on images of other networks, n = {run.n}. Images of dense networks and of "
-        f"attackers' networks are from {listed(run.transfer_attacks)}, those of other models from "
-        f"{run.main}; for an attacker's network the more harmful attack counts. All sources: "
-        "images with which no other source fools the model.",
+        f"Accuracy on n = {run.n} images of other networks: of dense and attackers' networks by "
+        f"{listed(run.transfer_attacks)} (of an attacker's, the more harmful one counts), of other "
+        f"models by {run.main}. All sources: images on which none of them fools the model.",
         scenarios(run),
     )
     yield Part(
@@ -46,10 +45,9 @@ def transfer(run: Run) -> Iterator[Part]:
     )
     yield Part(
         "Quantized models",
-        "A quantized model is attacked through its differentiable twin and with the images of its "
-        "float copy, as published with GAP. Two comparisons by McNemar on the same images: the "
-        "twin's images against the float copy's, and the model against its dense network. "
-        f"{explained('the models of a comparison')}",
+        "Attacked through its differentiable twin, and with the images of its float copy as "
+        "published with GAP. McNemar's tests on the same images: the twin's images against the "
+        f"copy's, the model against its dense network. {explained('the models of a comparison')}",
         quantized(run),
     )
 
@@ -59,8 +57,8 @@ def matrix(run: Run) -> pd.DataFrame:
 
     success_rate counts only images that source and target both classify correctly when clean.
     """
-    received = {source for model in run.models for source, _ in model.received}
-    own = {model.name: model.attack(run.main) for model in run.models if model.name in received}
+    sources = {source for model in run.models for source, _ in model.received}
+    own = {model.name: model.attack(run.main) for model in run.models if model.name in sources}
     own |= {name: table for (name, attack), table in run.attackers.items() if attack == run.main}
     rows = []
     for source, crafted in own.items():

@@ -45,12 +45,11 @@ def calibration(path: Path) -> str:
     if not path.is_file():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
-    said = {}
-    for name, rate in ((name, found[name]) for name in ("false_pass", "false_alarm")):
-        low, high = percent(rate["rate_low"]), percent(rate["rate_high"])
-        said[name] = f"{rate['hits']} of {rate['n']} ({low} to {high} %"
+    passed, alarmed = (
+        f"{one['hits']} of {one['n']} ({percent(one['rate_low'])}–{percent(one['rate_high'])} %)"
+        for one in (found["false_pass"], found["false_alarm"])
+    )
     return (
-        f" On planted models ({CALIBRATION}), {said['false_pass']} with 95 % confidence) of those "
-        f"whose gradients mislead were called reliable, and {said['false_alarm']}) of the honest "
-        "ones were not."
+        f" On planted models, {passed} of those whose gradients mislead were called reliable, and "
+        f"{alarmed} of the honest ones were not (95 % intervals; {CALIBRATION})."
     )
