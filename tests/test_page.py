@@ -56,8 +56,7 @@ def test_every_dense_network_is_named_with_its_accuracies() -> None:
 
 
 def test_the_price_is_the_largest_loss_of_clean_accuracy() -> None:
-    found = price(run_of(model("A", clean=30), model("B")))
-    assert found == (
+    assert price(run_of(model("A", clean=30), model("B"))) == (
         "Clean accuracy is significantly lower for 1 of 2 compressed models, most for A-standard: "
         "-25.0 points at 20.0 % sparsity."
     )
