@@ -20,7 +20,6 @@ from advprune.core.networks import is_library
 from advprune.core.train_settings import FineTuneSettings
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, Comparison, holm
 from advprune.evaluate.crossed import MeanComparison
-from advprune.evaluate.distances import DistanceComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
 from advprune.report.claim_metrics import METRICS, NOT_HERE, NOT_RUN, Missing
@@ -84,7 +83,11 @@ def _own_p(claim: Claim, test: Compared) -> float:
 
 def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     """The outcome of a test that holds for all of the run; p: of what the claim asks for."""
-    n, seeds = _size(run, test)
+    n, seeds = run.n, 1
+    if isinstance(test, Comparison):
+        n = test.first.n
+    elif isinstance(test, MeanComparison):  # a single image: figures of whole networks
+        n, seeds = test.mean.images if test.mean.images > 1 else run.n, test.mean.seeds
     away = "; ".join(_outside(run, claim, n, seeds))
     (low, high), sign = test.interval, -1 if claim.expect == "lower" else 1
     shown = p < ALPHA and (not claim.is_difference or sign * test.difference >= claim.counts)
@@ -115,16 +118,6 @@ def _undecided(claim: Claim, test: Compared) -> str:
             f"underpowered: {text(test.detectable)} can be shown, {text(claim.counts)} would count"
         )
     return "smaller than what would count" if claim.is_difference else "not shown within the margin"
-
-
-def _size(run: Run, test: Compared) -> tuple[int, int]:
-    """Test images and trainings behind a test."""
-    if isinstance(test, MeanComparison):
-        images = test.mean.images
-        return images if images > 1 else run.n, test.mean.seeds
-    if isinstance(test, Comparison):
-        return test.first.n, 1
-    return len(test.changes) if isinstance(test, DistanceComparison) else run.n, 1
 
 
 def _doubt(run: Run, claim: Claim, test: Compared) -> str:

@@ -29,6 +29,11 @@ def compared(run: Run, first: pd.DataFrame, second: pd.DataFrame, side: str = "a
     return compare(first, second, side, run.params.statistics.margin)
 
 
+def farther(first: pd.DataFrame, second: pd.DataFrame) -> DistanceComparison:
+    """The distances of two tables of the union (`Run.robust`) on the same images."""
+    return compare_distances(first.distance.to_numpy(), second.distance.to_numpy())
+
+
 def jointly(tests: dict[Key, Some]) -> dict[Key, Some]:
     """The comparisons of one question, corrected together."""
     return dict(zip(tests, corrected(list(tests.values())), strict=True))
@@ -58,27 +63,19 @@ def against_dense(run: Run) -> dict[Model, Against]:
         robust: dict[Model, Comparison] = {}
         distance: dict[Model, DistanceComparison] = {}
         for one in models:
-            first, unlike = run.robust(one), (one.name, one.parent)
+            own, unlike = run.robust(one), (one.name, one.parent)
             others = [m for m in models if m.name not in unlike and m.parent != one.name]
             controls = {m.name: run.robust(m) for m in others}
-            accurate, away = partial(_accuracy, run, one), partial(_distance, run, one)
-            far = away(dense.name)
+            accurate, away = partial(compared, run, own), partial(farther, own)
+            far = away(run.robust(dense))
             # The search follows noisy gradients of random models: they are never called farther.
             far = replace(far, void="not compared: random") if one.kind == "randomized" else far
-            clean[one] = compared(run, first, run.robust(dense), "clean")
-            robust[one] = with_control(accurate(dense.name), first, controls, accurate)
-            distance[one] = with_control(far, first, controls, away)
+            clean[one] = compared(run, own, run.robust(dense), "clean")
+            robust[one] = with_control(accurate(run.robust(dense)), own, controls, accurate)
+            distance[one] = with_control(far, own, controls, away)
         clean, robust, distance = jointly(clean), jointly(robust), jointly(distance)
         found |= {one: Against(clean[one], robust[one], distance[one]) for one in models}
     return found
-
-
-def _accuracy(run: Run, model: Model, other: str) -> Comparison:
-    return compared(run, run.robust(model), run.robust(run.model(other)))
-
-
-def _distance(run: Run, model: Model, other: str) -> DistanceComparison:
-    return compare_distances(run.distances(model), run.distances(run.model(other)))
 
 
 def columns(test: Compared, column: str = "difference") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -18,16 +17,23 @@ NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
 def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
-    transfers = _transfers(_frame(records / "transfer.parquet"))
+    transfers: dict[str, Received] = {}  # by target, and then by (source, attack)
+    table = _frame(records / "transfer.parquet")
+    for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
+        transfers.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
     models = [_read_model(params, runs, name, transfers) for name in params.leaderboard()]
     own = [transfers[name] for name in params.attackers()]
+    studies = {name: _frame(records / name / "records.parquet") for name in params.studies}
+    for path in (path for name in params.studies for path in (records / name).glob("*.parquet")):
+        if path.stem != "records":  # what else a study recorded: `<name>.history`
+            studies[f"{path.parent.name}.{path.stem}"] = _frame(path)
     tensors, header = tensors_of(folder / "data" / params.profile / "test.safetensors")
     described = json.loads(header["split"])
     return Run(
         params=params,
         models=models,
         attackers={key: table for tables in own for key, table in tables.items()},
-        studies=_read_studies(params, records),
+        studies=studies,
         source=described["source"],
         classes=described["classes"],
         clean_images=tensors["images"],
@@ -40,33 +46,22 @@ def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Rece
     if name not in transfers:
         raise UserError(f"the transfer stage has no {name}; run `dvc repro`")
     entry, folder = params.models.get(name), runs / name
+    try:
+        card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        path = folder / "model.json"
+        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
     return Model(
         name=name,
         family=params.family(name),
         parent=entry.of if entry else name,
         root=params.root(name),
         do=entry.do if entry else "train",
-        card=_json(folder / "model.json"),
+        card=card,
         records=records_of(folder / "records.parquet"),
         layers=_frame(folder / "layers.parquet"),
         received=transfers[name],
     )
-
-
-def _read_studies(params: Params, folder: Path) -> dict[str, pd.DataFrame]:
-    """The records of each study by its name, and what else it recorded as `<name>.history`."""
-    found = {name: _frame(folder / name / "records.parquet") for name in params.studies}
-    more = [path for name in found for path in sorted((folder / name).glob("*.parquet"))]
-    others = {f"{path.parent.name}.{path.stem}": path for path in more if path.stem != "records"}
-    return found | {name: _frame(path) for name, path in others.items()}
-
-
-def _transfers(table: pd.DataFrame) -> dict[str, Received]:
-    """The records of the transfer stage by target, and then by (source, attack)."""
-    found: dict[str, Received] = {}
-    for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
-        found.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
-    return found
 
 
 def records_of(path: Path) -> pd.DataFrame:
@@ -90,14 +85,6 @@ def records_of(path: Path) -> pd.DataFrame:
         if not whole:
             raise damaged(f"lacks images of {attack}, or has some twice")
     return table
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
-    return found
 
 
 def _frame(path: Path) -> pd.DataFrame:

@@ -96,16 +96,15 @@ def channels(found: dict[str, Any]) -> pd.DataFrame:
 def course(found: dict[str, Any]) -> pd.DataFrame:
     """Shares of channels that are on over epochs, inside blocks the mean of a stage's blocks."""
     history = pd.DataFrame(found["history"])
-    shares = history[[SHARE + group for group in groups(history)]]
-    stage = shares.columns.str.removeprefix(SHARE).str.partition("_").get_level_values(0)
-    inside = shares.columns.str.removeprefix(SHARE).str.contains("_")
+    names = groups(history)
+    stages = [name for name in names if "_" not in name]
+    blocks = {stage: [SHARE + n for n in names if n.startswith(f"{stage}_")] for stage in stages}
     lines = {(BETWEEN, "all"): history.density}
-    lines[BETWEEN, "of the base network"] = history.base_density
-    lines |= {(BETWEEN, name): shares[SHARE + name] for name in stage[~inside]}
-    for name in dict.fromkeys(stage[inside]):
-        lines[INSIDE, name] = shares.loc[:, inside & (stage == name)].mean(axis=1)
-    lines[WHOLE, "validation"] = history.val_accuracy
-    lines[WHOLE, "training"] = history.train_accuracy
+    lines |= {(BETWEEN, "of the base network"): history.base_density}
+    lines |= {(BETWEEN, stage): history[SHARE + stage] for stage in stages}
+    lines |= {(INSIDE, stage): history[own].mean(axis=1) for stage, own in blocks.items() if own}
+    lines |= {(WHOLE, "validation"): history.val_accuracy}
+    lines |= {(WHOLE, "training"): history.train_accuracy}
     tables = [
         pd.DataFrame({"epoch": history.epoch, "share": values, "channels": name, "of": of})
         for (of, name), values in lines.items()

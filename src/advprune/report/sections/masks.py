@@ -94,9 +94,8 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
             ):
                 more = {"setting": point.words, "images": images}
                 lines.append(x | more | rated("accuracy", one))
-    columns = ["family", "compression", "setting", "images", "accuracy"]
-    table = pd.DataFrame(lines, columns=[*columns, "accuracy_low", "accuracy_high"])
-    return table.sort_values("compression", kind="stable", ignore_index=True)
+    table = pd.DataFrame(lines)
+    return table.sort_values("compression", kind="stable", ignore_index=True) if lines else table
 
 
 def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:

@@ -81,12 +81,6 @@ def settings(run: Run, name: str) -> Iterator[Setting]:
             yield Setting(model.family, "transfer", 0.0, by_attack)
 
 
-def _against(
-    run: Run, table: pd.DataFrame, controls: dict[str, pd.DataFrame], name: str
-) -> Comparison:
-    return compared(run, table, controls[name])
-
-
 def table_of(run: Run, name: str) -> pd.DataFrame:
     """All settings, each against the dense network under each attack, corrected together."""
     dense, *others = settings(run, name)
@@ -95,8 +89,7 @@ def table_of(run: Run, name: str) -> pd.DataFrame:
         table, rest = one.records[attack], [other for other in others if other is not one]
         controls = {f"{other.family} {other.setting}": other.records[attack] for other in rest}
         test = compared(run, table, dense.records[attack])
-        again = partial(_against, run, table, controls)
-        tests[one, attack] = with_control(test, table, controls, again)
+        tests[one, attack] = with_control(test, table, controls, partial(compared, run, table))
     against, rows = jointly(tests), []
     for one in (dense, *others):
         row: dict[str, Any] = {"family": one.family, "setting": one.setting}
