@@ -32,7 +32,8 @@ class ProtocolModel:
     def over_budgets(self, attack: str) -> dict[float, pd.DataFrame]:
         """Its records under an attack by budget, rising."""
         own = self.rows[self.rows.attack == attack].sort_values("index")
-        return {float(str(eps)): rows.reset_index(drop=True) for eps, rows in own.groupby("eps")}
+        budgets = sorted(own.eps.unique())
+        return {float(eps): own[own.eps == eps].reset_index(drop=True) for eps in budgets}
 
     def under(self, attacks: Collection[str]) -> dict[str, pd.DataFrame]:
         """Its records under each of these attacks that it went through, at the lowest budget."""

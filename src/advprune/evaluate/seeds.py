@@ -81,15 +81,16 @@ def seeded_points(
 
 
 def guarded(
-    one: SeededPoint, other: SeededPoint, classes: int, test: MeanComparison
+    one: SeededPoint, other: SeededPoint, side: Side, margin: float, classes: int
 ) -> MeanComparison:
-    """A robust comparison, void where the first is at chance (the interval of its clean accuracy
-    reaches down to guessing), or where its clean accuracy is significantly lower: then it may only
-    be what it always answers."""
-    clean = one.against(other, "clean", test.margin)
+    """One point against another, void where the first is at chance (the interval of its clean
+    accuracy reaches down to guessing), or where its clean accuracy is significantly lower: then it
+    may only be what it always answers."""
+    clean = one.against(other, "clean", margin)
     lower = clean.p < ALPHA and clean.direction < 0
     guesses = one.mean("clean").interval[0] <= 1 / classes
-    return replace(test, void=AT_CHANCE if guesses else LOWER_CLEAN if lower else "")
+    void = AT_CHANCE if guesses else LOWER_CLEAN if lower else ""
+    return replace(one.against(other, side, margin), void=void)
 
 
 def controls_of(points: list[SeededPoint], one: SeededPoint) -> list[SeededPoint]:

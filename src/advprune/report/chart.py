@@ -19,7 +19,7 @@ class Chart:
     """A figure in long form: one row of `data` is one mark.
 
     name: unique in the report and a file name, `security-standard`. kind: `line`, `points`,
-    `heatmap` (x and y are names, `value` is the coloured number) or `images` (x and y name the
+    `heatmap` (x and y are names, `value` is the coloured rate) or `images` (x and y name the
     column and the row of a grid; `value` holds uint8 arrays `[C, H, W]`).
     x: numbers, or names, which are placed side by side in the order of appearance. ordered: numbers
     on x are placed side by side as well, with their values as labels (budgets, layers).

@@ -159,17 +159,15 @@ def _heatmap(chart: Chart) -> Any:
     made.xaxis.major_label_orientation = "vertical"
     made.axis.major_label_text_font_size = "11px"
     made.grid.grid_line_color = None
-    low, high = (0.0, 100.0) if kind.scale == 100 else (numbers.min(), numbers.max())
-    middle = (low + high) / 2
     source = ColumnDataSource(
         {
             **{"x": x, "y": y},
             "value": [float(f"{one:.4g}") for one in numbers],
             "text": [cell_text(kind, one) for one in data[value]],
-            "ink": ["#ffffff" if one < middle else "#000000" for one in numbers],
+            "ink": ["#ffffff" if one < 50 else "#000000" for one in numbers],
         }
     )
-    mapper = LinearColorMapper(palette=Cividis256, low=float(low), high=float(high))
+    mapper = LinearColorMapper(palette=Cividis256, low=0.0, high=100.0)
     fill = {"field": "value", "transform": mapper}
     cells = made.rect("x", "y", 1, 1, source=source, fill_color=fill, line_color=None)
     look: dict[str, Any] = {"text_align": "center", "text_baseline": "middle"}

@@ -52,8 +52,7 @@ def robust(run: Run, claim: Claim) -> Compared:
     """Robust accuracy: the union of all attacks."""
     first, second = _pair(run, claim)
     if isinstance(first, SeededPoint):
-        test = first.against(second, "robust", claim.counts)
-        return guarded(first, second, len(run.classes), test)
+        return guarded(first, second, "robust", claim.counts, len(run.classes))
     return compare(run.robust(first), run.robust(second), "adv", claim.counts)
 
 
