@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -10,27 +9,17 @@ import pytest
 from handmade import EPS, N, first, layer_table, model, records, run_of, settings
 from scipy.stats import binomtest
 
+from advprune.evaluate.acting import ends, spread
+from advprune.evaluate.calibration import reliability_bins
 from advprune.report.chart import panels
 from advprune.report.formats import bounds
 from advprune.report.results import results
-from advprune.report.run import Model, Run
-from advprune.report.section import Build, sections
-from advprune.report.sections import calibration, costs, distances, growth, layers, transfer
+from advprune.report.run import Run
+from advprune.report.section import sections
+from advprune.report.sections import costs, distances, growth, layers, transfer
 
-SECTIONS = (
-    *(
-        "transfer",
-        "distances",
-        "curves",
-        "masks",
-        "protocol",
-        "seeds",
-        "bitflips",
-        "growth",
-        "layers",
-    ),
-    *("calibration", "costs"),
-)
+EMPTY = {"transfer", "distances", "curves", "masks", "protocol", "seeds", "bitflips", "growth"}
+EMPTY |= {"layers", "calibration", "costs"}  # without records, they say nothing
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -104,21 +93,16 @@ def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
     """20 images are fooled at half the budget by one model and at a third by its dense network."""
     params = settings()
     given = {("dense-standard", "field"): N}
-    dense, pruned = (
-        model(name, params, {}, sent)
-        for name, sent in (("dense-standard", {}), ("E-standard", given))
-    )
-
-    def near(one: Model, size: float) -> Model:
-        found = records("distance", ~first(20))
+    models = []
+    for name, sent, size in (("dense-standard", {}, EPS / 3), ("E-standard", given, EPS / 2)):
+        one, found = model(name, params, {}, sent), records("distance", ~first(20))
         found = found.assign(distance=np.where(first(20), size, np.inf))
-        return replace(one, records=pd.concat([one.records, found], ignore_index=True))
-
-    run = run_of([near(dense, EPS / 3), near(pruned, EPS / 2)], params)
+        models.append(replace(one, records=pd.concat([one.records, found], ignore_index=True)))
+    run = run_of(models, params)
     curve = distances.curve(run, run.models[1]).set_index("eps").accuracy
     assert curve[0.0] == 1.0 and curve[EPS / 2 - EPS / 16] == 1.0 and curve[EPS / 2] == 0.5
     assert curve[EPS] == 0.5 and curve[2 * EPS] == 0  # curve_eps, twice the budget
-    row = distances.distances(run)[0].table.set_index("model").loc["E-standard"]  # type: ignore[union-attr]
+    row = distances.table_of(run).set_index("model").loc["E-standard"]
     assert row["against dense"] == "higher" and row.p < 0.001
     assert results(run).set_index("model").distance_against_dense["E-standard"] == "higher"
 
@@ -131,9 +115,8 @@ def test_what_lost_its_clean_accuracy_is_set_beside_a_control_on_the_leaderboard
     small = model("int8-standard", params, {"field": 1}, there)
     alone = results(run_of([dense, poor, small], params)).set_index("model")
     assert alone.against_dense["E-standard"] == "lower clean accuracy, no control"
-    assert alone.robust_difference["E-standard"] == 12 / N and pd.isna(
-        alone.p_against_dense.iloc[0]
-    )
+    assert alone.robust_difference["E-standard"] == 12 / N
+    assert pd.isna(alone.p_against_dense.iloc[0])
     alike = model("clamp-standard", params, {"field": 3}, there, clean=20)
     found = results(run_of([dense, poor, small, alike], params)).set_index("model")
     assert found.against_dense["E-standard"] == "higher (control: clamp-standard)"
@@ -147,31 +130,32 @@ def test_what_lost_its_clean_accuracy_is_set_beside_a_control_on_the_leaderboard
 
 
 def test_many_small_changes_behind_the_input_and_large_values_before_the_classifier() -> None:
-    found = layers.ends(layer_table())
+    found = ends(layer_table())
     assert (found["input_layer"], found["last_layer"]) == ("conv1", "pool")
     assert (found["changed_share:attack"], found["changed_share:noise"]) == (0.85, 0.3)
-    assert found["change_ratio:attack"] == 0.11 and found["small_and_many"] == "yes"
+    assert found["change_ratio:attack"] == 0.11 and found["small_and_many"] is True
     assert found["percentile_growth:attack"] == 3.0 and found["maximum_growth:noise"] == 1.05
-    assert found["abnormally_large"] == "yes"
+    assert found["abnormally_large"] is True
     for changes, part in (
         ({"adv_changed": 0.4}, "small_and_many"),
         ({"relative_difference": 0.1}, "small_and_many"),
         ({"noise_top": 7.0}, "abnormally_large"),  # no more than noise does
         ({"adv_top": 6.0}, "abnormally_large"),  # as in every layer
     ):
-        assert layers.ends(layer_table().assign(**changes))[part] == "no"
+        assert ends(layer_table().assign(**changes))[part] is False
 
 
 def test_spread_of_the_last_stage() -> None:
     table = layer_table().assign(adv_sigma=np.linspace(1, 3, 12))
-    stage, ratios = layers.spread(table)
+    stage, ratios = spread(table)
     assert stage == "layer2" and ratios == pytest.approx(np.linspace(0.5, 1.5, 12)[6:10])
-    assert layers.spread(table[~table.layer.str.contains(r"\.")]) == ("", [])
+    assert spread(table[~table.layer.str.contains(r"\.")]) == ("", [])
 
 
 def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
     other = layer_table().replace({"layer": {"conv1": "conv1.0", "pool": "new"}})
-    rows = layers.over_depth([("dense", layer_table()), ("int8", other)])
+    models = [model(name, settings(), {}) for name in ("dense-standard", "int8-standard")]
+    rows = layers.over_depth([models[0], replace(models[1], layers=other)])
     own = rows[(rows.family == "int8") & (rows.measure == "relative change")]
     assert "new" not in set(own.layer)
     assert own[own.layer == "conv1.0"].depth.tolist() == [1]
@@ -183,7 +167,7 @@ def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
 def test_bins_of_the_reliability_diagram() -> None:
     table = records("field", first(3, 6))
     table = table.assign(adv_confidence=[0.2, 0.15, 0.8, 0.9, 0.21, 1.0])
-    found = calibration.reliability_bins(table, "adv", bins=5)  # (0, .2], (.2, .4], …, (.8, 1]
+    found = reliability_bins(table, "adv", bins=5)  # (0, .2], (.2, .4], …, (.8, 1]
     assert found.n.tolist() == [2, 1, 1, 2]
     assert found.confidence.tolist() == pytest.approx([0.175, 0.21, 0.8, 0.95])
     assert found.accuracy.tolist() == [1, 0, 1, 0]
@@ -251,23 +235,23 @@ def test_growth_is_compared_by_all_measures_together() -> None:
 # --- all sections --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SECTIONS)
-def test_a_run_without_its_records_gives_no_parts(name: str) -> None:
-    chosen = next(one for one in sections() if one.id == name)
-    assert chosen.build(run_of([], settings())) == []
+def test_a_run_without_its_records_gives_no_parts() -> None:
+    empty = run_of([], settings())
+    assert not [one.id for one in sections() if one.id in EMPTY and one.parts(empty)]
+    assert {one.id for one in sections()} > EMPTY
 
 
 @pytest.mark.parametrize("name", ["transfer", "curves", "layers", "calibration", "costs", "growth"])
 def test_charts_refer_to_columns_that_are_there(name: str, exchange: Run) -> None:
-    build = getattr(import_module(f"advprune.report.sections.{name}"), name)
     there = {("dense-standard", "field"): 20, ("dense-standard", "momentum"): 20}
     grown = model("RA_BNN-standard", exchange.params, {"field": 9}, there, growth=GROWN)
-    check_charts(replace(exchange, models=[*exchange.models, grown]), build)
+    check_charts(replace(exchange, models=[*exchange.models, grown]), name)
 
 
-def check_charts(run: Run, build: Build) -> None:
-    """Charts have names of their own and columns that exist, and can be drawn."""
-    charts = [part.chart for part in build(run) if part.chart is not None]
+def check_charts(run: Run, name: str) -> None:
+    """Charts of a section have names of their own and columns that exist, and can be drawn."""
+    chosen = next(one for one in sections() if one.id == name)
+    charts = [part.chart for part in chosen.parts(run) if part.chart is not None]
     names = [chart.name for chart in charts]
     assert len(set(names)) == len(names)
     for chart in charts:

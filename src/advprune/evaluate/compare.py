@@ -169,7 +169,7 @@ def with_control(
     test: Some,
     first: pd.DataFrame,
     controls: Mapping[str, pd.DataFrame],
-    again: Callable[[str], Some],
+    again: Callable[[pd.DataFrame], Some],
 ) -> Some:
     """A comparison of `first` that is void for its lower clean accuracy, with a control instead.
 
@@ -184,7 +184,7 @@ def with_control(
     if not alike:
         return test
     name = min(alike, key=alike.__getitem__)
-    return replace(again(name), control=name)
+    return replace(again(controls[name]), control=name)
 
 
 def corrected(tests: Sequence[Some]) -> list[Some]:

@@ -6,7 +6,7 @@ is a rate is drawn in percent, one of budgets is labelled `8/255`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype, is_string_dtype
@@ -19,7 +19,7 @@ class Chart:
     """A figure in long form: one row of `data` is one mark.
 
     name: unique in the report and a file name, `security-standard`. kind: `line`, `points`,
-    `heatmap` (x and y are names, `value` is the coloured number) or `images` (x and y name the
+    `heatmap` (x and y are names, `value` is the coloured rate) or `images` (x and y name the
     column and the row of a grid; `value` holds uint8 arrays `[C, H, W]`).
     x: numbers, or names, which are placed side by side in the order of appearance. ordered: numbers
     on x are placed side by side as well, with their values as labels (budgets, layers).
@@ -37,9 +37,9 @@ class Chart:
     x: str
     y: str
     series: str | None = None
+    panel: str | None = None
     value: str | None = None
     interval: bool = False
-    panel: str | None = None
     size: str | None = None
     marker: str | None = None
     ordered: bool = False
@@ -54,14 +54,16 @@ COLOURS = (  # told apart by colour-blind readers (Okabe and Ito; Tol)
     *("#332288", "#999933", "#44AA99", "#AA4499", "#117733"),
 )
 MARKERS = "osD^vP*Xph<>d"  # as matplotlib names them; of dense networks the first
+SMALLEST, LARGEST = 6.0, 16.0  # markers, points across
 LABELS = 14  # names that fit under an axis
 Places = Mapping[str, int]  # the place of a name's colour, -1 for dense networks: `Run.places`
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One colour of a panel. data: columns x, y, low, high in the units of the axes, size, marker,
-    and `words`, the texts of the tooltip. place: of its colour."""
+    """One colour of a panel. data: one row per mark from left to right: x, y, low and high in the
+    units of the axes, size (points across), sign (of `MARKERS`), and `words`, the texts of the
+    tooltip. place: of its colour, -1 for dense networks."""
 
     name: str
     data: pd.DataFrame
@@ -73,7 +75,7 @@ class Series:
 
     @property
     def marker(self) -> str:
-        """Its marker."""
+        """The marker of its line."""
         return MARKERS[0] if self.place < 0 else MARKERS[1 + self.place % (len(MARKERS) - 1)]
 
 
@@ -98,40 +100,38 @@ class Panel:
 
 def panels(chart: Chart, places: Places) -> list[Panel]:
     """What both back ends draw: values in the units of the axes, names in the order of the data."""
-    data = chart.data
+    data, x, y = chart.data, kind_of(chart.x), kind_of(chart.y)
     named = chart.ordered or not is_numeric_dtype(data[chart.x])
     names = list(dict.fromkeys(data[chart.x])) if named else None
-    groups = [("", data)] if chart.panel is None else list(data.groupby(chart.panel, sort=False))
-    series = [""] if chart.series is None else list(dict.fromkeys(data[chart.series].map(str)))
-    order = {name: places.get(name, place) for place, name in enumerate(series)}
-    return [_panel(chart, str(title), part, names, order) for title, part in groups]
-
-
-def _panel(
-    chart: Chart, title: str, data: pd.DataFrame, names: list[Any] | None, order: Places
-) -> Panel:
-    scale, x_scale = kind_of(chart.y).scale, kind_of(chart.x).scale
-    found = pd.DataFrame({"y": data[chart.y].astype(float) * scale}, index=data.index)
-    found["x"] = data[chart.x].map(names.index) if names else data[chart.x] * x_scale
-    for end, column in zip(("low", "high"), bounds(chart.y), strict=True):
-        found[end] = data[column].astype(float) * scale if chart.interval else found.y
-    found["size"] = data[chart.size].astype(float) if chart.size else 0.0
-    found["marker"] = data[chart.marker] if chart.marker else ""
-    found["words"] = _words(chart, data)
-    owner = data[chart.series].map(str) if chart.series else pd.Series("", index=data.index)
-    found = found.dropna(subset=["x", "y"])
-    parts = [
-        Series(name, found[owner[found.index] == name], place) for name, place in order.items()
-    ]
-    text = kind_of(chart.x).text
-    return Panel(
-        title=title,
-        x_label=chart.x_label or heading(chart.x),
-        y_label=chart.y_label or heading(chart.y),
-        series=[one for one in parts if len(one.data)],
-        ticks=None if names is None else [n if isinstance(n, str) else text(n) for n in names],
-        reference=None if chart.reference is None else chart.reference * scale,
+    low, high = (data[c] if chart.interval else data[chart.y] for c in bounds(chart.y))
+    marks = pd.DataFrame(
+        {
+            "x": data[chart.x].map(names.index) if names else data[chart.x] * x.scale,
+            "y": data[chart.y].astype(float) * y.scale,
+            "low": low.astype(float) * y.scale,
+            "high": high.astype(float) * y.scale,
+            "size": SMALLEST + (LARGEST - SMALLEST) * (data[chart.size] if chart.size else 0.0),
+            "sign": data[chart.marker].map(markers_of(chart)) if chart.marker else MARKERS[0],
+            "words": _words(chart, data),
+            "series": data[chart.series].map(str) if chart.series else "",
+            "panel": data[chart.panel].map(str) if chart.panel else "",
+        }
     )
+    titles, owners = marks.panel.unique(), marks.series.unique()
+    order = {name: places.get(name, place) for place, name in enumerate(owners)}
+    marks = marks.dropna(subset=["x", "y"]).sort_values("x", kind="stable")
+    parts = {
+        title: [
+            Series(name, own, place)
+            for name, place in order.items()
+            if len(own := marks[(marks.series == name) & (marks.panel == title)])
+        ]
+        for title in titles
+    }
+    labels = chart.x_label or heading(chart.x), chart.y_label or heading(chart.y)
+    ticks = None if names is None else [n if isinstance(n, str) else x.text(n) for n in names]
+    reference = None if chart.reference is None else chart.reference * y.scale
+    return [Panel(title, *labels, own, ticks, reference) for title, own in parts.items()]
 
 
 def _words(chart: Chart, data: pd.DataFrame) -> list[str]:

@@ -4,7 +4,6 @@ Colours are those of a light page; `DARK` says what they become on a dark one. N
 and axes as text: bokeh escapes what it inserts, and `plain` keeps it from reading them as formulas.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from bokeh.embed import json_item
@@ -15,8 +14,7 @@ from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from bokeh.util.paths import static_path
 
-from advprune.report.chart import Chart, Panel, Places, Series, markers_of, panels
-from advprune.report.chart_png import LARGEST, SMALLEST
+from advprune.report.chart import Chart, Panel, Places, panels
 from advprune.report.formats import cell_text, heading, kind_of
 
 INK, SOFT, LINE = "#1d2126", "#59626d", "#d9dde2"
@@ -34,19 +32,6 @@ HEIGHT, SMALL = 400, 240  # pixels: of a single panel, of one of several
 AT_ONCE = 4  # marks that a tooltip tells of where they cover each other
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A bokeh document, its legend (name of the marks, colour) and its height in pixels.
-
-    wide: takes a whole row of the page.
-    """
-
-    item: dict[str, Any]
-    legend: list[tuple[str, str]]
-    height: int
-    wide: bool = False
-
-
 def library() -> str:
     """Bokeh's script, without widgets and tables."""
     text = (static_path() / "js/bokeh.min.js").read_text(encoding="utf-8")
@@ -58,22 +43,25 @@ def plain(text: str) -> str:
     return text.replace("$", "$\u200b")
 
 
-def live(chart: Chart, places: Places) -> Plot:
-    """The interactive form of a chart that is not of images."""
+def live(chart: Chart, places: Places) -> dict[str, Any]:
+    """The interactive form of a chart that is not of images.
+
+    item: a bokeh document. legend: names of marks and their colours. height: in pixels. wide: it
+    takes a whole row of the page.
+    """
     if chart.kind == "heatmap":
-        made = _heatmap(chart)
-        return Plot(_item(made, chart.name), [], made.height, wide=True)
+        root = _heatmap(chart)
+        return {"item": _item(root, chart.name), "legend": [], "height": root.height, "wide": True}
     found = panels(chart, places)
-    draw = {"line": _lines, "points": _points}[chart.kind]
     height = HEIGHT if len(found) == 1 else SMALL
-    made_all = [_figure(panel, height) for panel in found]
-    for one, panel in zip(made_all, found, strict=True):
-        one.x_range = made_all[0].x_range
-        draw(one, chart, panel)
-    root = made_all[0] if len(made_all) == 1 else column(made_all, sizing_mode="stretch_width")
+    made = [_figure(chart, panel, height) for panel in found]
+    for one in made:
+        one.x_range = made[0].x_range
+    root = made[0] if len(made) == 1 else column(made, sizing_mode="stretch_width")
     names = {s.name: s.colour(INK) for panel in found for s in panel.series if s.name}
     legend = [(plain(name), shade) for name, shade in names.items()]
-    return Plot(_item(root, chart.name), legend, height * len(found), wide=chart.kind == "points")
+    drawn = {"item": _item(root, chart.name), "legend": legend, "height": height * len(found)}
+    return drawn | {"wide": chart.kind == "points"}
 
 
 def _item(root: Any, name: str) -> dict[str, Any]:
@@ -110,7 +98,7 @@ def _axes(height: int, **options: Any) -> Any:
     return made
 
 
-def _figure(panel: Panel, height: int) -> Any:
+def _figure(chart: Chart, panel: Panel, height: int) -> Any:
     made = _axes(height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label))
     if panel.title:
         made.title.text = plain(panel.title)
@@ -126,44 +114,33 @@ def _figure(panel: Panel, height: int) -> Any:
     if panel.reference is not None:
         dash: dict[str, Any] = {"line_color": SOFT, "line_dash": "dotted"}
         made.add_layout(Span(location=panel.reference, dimension="width", **dash))
-    return made
-
-
-def _source(series: Series, **more: Any) -> ColumnDataSource:
-    data = series.data.sort_values("x", kind="stable")
-    rounded = {key: [float(f"{one:.5g}") for one in data[key]] for key in ("x", "y", "low", "high")}
-    size = [round(SMALLEST + (LARGEST - SMALLEST) * one, 1) for one in data["size"]]
-    return ColumnDataSource({**rounded, "words": list(data.words), "size": size, **more})
-
-
-def _lines(made: Any, chart: Chart, panel: Panel) -> None:
     marks = []
     for place, series in enumerate(panel.series):
-        source, shade, name = _source(series), series.colour(INK), plain(series.name)
-        if chart.interval and not place:
-            made.varea("x", "low", "high", source=source, color=SOFT, alpha=0.15)
-        alike: dict[str, Any] = {"source": source, "name": name, "color": shade}
-        _slim(made.line("x", "y", line_width=2.5 if series.place < 0 else 1.3, **alike))
-        sign, size = MARKERS[series.marker], 7 if len(series.data) <= 40 else 3
-        marks.append(made.scatter("x", "y", marker=sign, size=size, fill_alpha=0.3, **alike))
-        _slim(marks[-1])
-    _hover(made, marks)
-
-
-def _points(made: Any, chart: Chart, panel: Panel) -> None:
-    signs, marks = markers_of(chart), []
-    for series in panel.series:
-        signed = series.data.sort_values("x", kind="stable").marker
-        source = _source(series, sign=[MARKERS[signs.get(str(one), "o")] for one in signed])
-        alike: dict[str, Any] = {"source": source, "name": plain(series.name)}
-        shade = series.colour(INK)
-        if chart.interval:
-            ends = Whisker(base="x", upper="high", lower="low", source=source, line_color=shade)
-            made.add_layout(ends)
-        look: dict[str, Any] = {"color": shade, "fill_alpha": 0.35, "line_width": 1.5}
-        marks.append(made.scatter("x", "y", size="size", marker="sign", **look, **alike))
-        _slim(marks[-1])
-    _hover(made, marks)
+        data, shade = series.data, series.colour(INK)
+        shown: dict[str, Any] = {
+            key: [float(f"{value:.5g}") for value in data[key]] for key in ("x", "y", "low", "high")
+        }
+        shown |= {"words": list(data.words), "size": [round(one, 1) for one in data["size"]]}
+        alike: dict[str, Any] = {"name": plain(series.name), "color": shade}
+        if chart.kind == "line":
+            alike["source"] = source = ColumnDataSource(shown)
+            if chart.interval and not place:
+                made.varea("x", "low", "high", source=source, color=SOFT, alpha=0.15)
+            width = 2.5 if series.place < 0 else 1.3
+            _slim(made.line("x", "y", line_width=width, **alike))
+            small = 7 if len(data) <= 40 else 3
+            look: dict[str, Any] = {"marker": MARKERS[series.marker], "size": small}
+            look |= {"fill_alpha": 0.3}
+        else:
+            shown["sign"] = [MARKERS[sign] for sign in data.sign]
+            alike["source"] = source = ColumnDataSource(shown)
+            if chart.interval:
+                ends = Whisker(base="x", upper="high", lower="low", source=source, line_color=shade)
+                made.add_layout(ends)
+            look = {"marker": "sign", "size": "size", "fill_alpha": 0.35, "line_width": 1.5}
+        marks.append(_slim(made.scatter("x", "y", **look, **alike)))
+    made.add_tools(HoverTool(tooltips=[("", "@words")], renderers=marks, limit=AT_ONCE))
+    return made
 
 
 def _heatmap(chart: Chart) -> Any:
@@ -182,17 +159,15 @@ def _heatmap(chart: Chart) -> Any:
     made.xaxis.major_label_orientation = "vertical"
     made.axis.major_label_text_font_size = "11px"
     made.grid.grid_line_color = None
-    low, high = (0.0, 100.0) if kind.scale == 100 else (numbers.min(), numbers.max())
-    middle = (low + high) / 2
     source = ColumnDataSource(
         {
             **{"x": x, "y": y},
             "value": [float(f"{one:.4g}") for one in numbers],
             "text": [cell_text(kind, one) for one in data[value]],
-            "ink": ["#ffffff" if one < middle else "#000000" for one in numbers],
+            "ink": ["#ffffff" if one < 50 else "#000000" for one in numbers],
         }
     )
-    mapper = LinearColorMapper(palette=Cividis256, low=float(low), high=float(high))
+    mapper = LinearColorMapper(palette=Cividis256, low=0.0, high=100.0)
     fill = {"field": "value", "transform": mapper}
     cells = made.rect("x", "y", 1, 1, source=source, fill_color=fill, line_color=None)
     look: dict[str, Any] = {"text_align": "center", "text_baseline": "middle"}
@@ -202,11 +177,8 @@ def _heatmap(chart: Chart) -> Any:
     return made
 
 
-def _slim(drawn: Any) -> None:
+def _slim(drawn: Any) -> Any:
     """Without the looks of what is (not) selected, which is never asked for; muted is faint."""
     drawn.nonselection_glyph = None
     drawn.muted_glyph = "auto"
-
-
-def _hover(made: Any, marks: list[Any]) -> None:
-    made.add_tools(HoverTool(tooltips=[("", "@words")], renderers=marks, limit=AT_ONCE))
+    return drawn

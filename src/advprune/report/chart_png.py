@@ -10,12 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from advprune.report.chart import Chart, Panel, Places, markers_of, panels
+from advprune.report.chart import Chart, Panel, Places, Series, markers_of, panels
 from advprune.report.formats import heading, kind_of
 
 WIDTH, DPI = 5.2, 150  # inches: narrow, so that letters stay readable when a phone shrinks them
 LABEL, TICK = 12, 10.5  # points
-SMALLEST, LARGEST = 6.0, 16.0  # markers, points across
 
 
 def png(chart: Chart, places: Places) -> bytes:
@@ -44,8 +43,11 @@ def _drawn(chart: Chart, places: Places) -> Figure:
     found = panels(chart, places)
     figure, axes = _figure(len(found), 3.4 if len(found) == 1 else 2.3)
     for ax, panel in zip(axes, found, strict=True):
-        (_lines if chart.kind == "line" else _points)(ax, chart, panel)
+        for place, series in enumerate(panel.series):
+            (_line if chart.kind == "line" else _points)(ax, series, chart.interval, place)
         _axes(ax, panel, last=panel is found[-1])
+    for name, sign in markers_of(chart).items():
+        axes[0].scatter([], [], marker=sign, facecolors="none", edgecolors="#666666", label=name)
     drawn = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
     if handles := {label: handle for marks in drawn for handle, label in marks}:
         longest = max(len(label) for label in handles)
@@ -69,32 +71,25 @@ def _axes(ax: Axes, panel: Panel, last: bool) -> None:
         ax.axhline(panel.reference, color="#666666", linestyle=":", linewidth=1)
 
 
-def _lines(ax: Axes, chart: Chart, panel: Panel) -> None:
-    for place, series in enumerate(panel.series):
-        data = series.data.sort_values("x")
-        drawn = series.colour("black")
-        look: dict[str, Any] = {"color": drawn, "linewidth": 2.2 if series.place < 0 else 1.1}
-        few = series.marker if len(data) <= 40 else ""
-        ax.plot(data.x, data.y, marker=few, ms=4, mfc="none", label=series.name or None, **look)
-        if chart.interval and not place:
-            ax.fill_between(data.x, data.low, data.high, color=drawn, alpha=0.13, lw=0)
+def _line(ax: Axes, series: Series, interval: bool, place: int) -> None:
+    data, drawn = series.data, series.colour("black")
+    look: dict[str, Any] = {"color": drawn, "linewidth": 2.2 if series.place < 0 else 1.1}
+    few = series.marker if len(data) <= 40 else ""
+    ax.plot(data.x, data.y, marker=few, ms=4, mfc="none", label=series.name or None, **look)
+    if interval and not place:
+        ax.fill_between(data.x, data.low, data.high, color=drawn, alpha=0.13, lw=0)
 
 
-def _points(ax: Axes, chart: Chart, panel: Panel) -> None:
-    signs = markers_of(chart)
-    for series in panel.series:
-        drawn = series.colour("black")
-        for sign, data in series.data.groupby("marker", sort=False):
-            size = np.square(SMALLEST + (LARGEST - SMALLEST) * data["size"])
-            look: dict[str, Any] = {"facecolors": "none", "edgecolors": drawn}
-            ax.scatter(data.x, data.y, s=size, marker=signs.get(str(sign), "o"), **look)
-            if chart.interval:
-                ends = [data.y - data.low, data.high - data.y]
-                ax.errorbar(data.x, data.y, ends, fmt="none", ecolor=drawn, elinewidth=0.8)
-        if series.name:
-            ax.scatter([], [], marker="o", facecolors="none", edgecolors=drawn, label=series.name)
-    for name, sign in signs.items():
-        ax.scatter([], [], marker=sign, facecolors="none", edgecolors="#666666", label=name)
+def _points(ax: Axes, series: Series, interval: bool, place: int) -> None:
+    look: dict[str, Any] = {"facecolors": "none", "edgecolors": series.colour("black")}
+    for sign, data in series.data.groupby("sign", sort=False):
+        ax.scatter(data.x, data.y, s=np.square(data["size"]), marker=str(sign), **look)
+    if interval:
+        data, shade = series.data, series.colour("black")
+        ends = [data.y - data.low, data.high - data.y]
+        ax.errorbar(data.x, data.y, ends, fmt="none", ecolor=shade, elinewidth=0.8)
+    if series.name:
+        ax.scatter([], [], marker="o", label=series.name, **look)
 
 
 def _heatmap(chart: Chart) -> Figure:

@@ -1,7 +1,7 @@
 """How the model of a claim is compared with its control: one function each, registered by name."""
 
 from collections.abc import Callable, Sequence
-from math import inf, isclose
+from math import isclose
 from statistics import fmean
 from typing import Any
 
@@ -10,21 +10,19 @@ import pandas as pd
 
 from advprune.core.claims import Claim
 from advprune.core.settings import parse_fraction, relative
+from advprune.evaluate.acting import beside_noise, spread
+from advprune.evaluate.calibration import compare_calibration
 from advprune.evaluate.compare import Compared, compare
-from advprune.evaluate.crossed import Mean, MeanComparison, compare_means
+from advprune.evaluate.crossed import compare_means
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
-from advprune.evaluate.measures import calibration_error
-from advprune.evaluate.statistics import NORMAL
-from advprune.report.points import point_of
+from advprune.evaluate.seeds import SeededPoint, guarded
+from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import Model, Run
-from advprune.report.sections.layers import spread
-from advprune.report.sections.masks import nearest, subjects
-from advprune.report.sections.protocol import Member, members
-from advprune.report.sections.seeds import Point, guarded, points_of
+from advprune.report.sections.protocol import models_of
+from advprune.report.sections.seeds import points_of
 
 NOT_HERE, NOT_RUN = "not reproduced here", "not run"
-RESAMPLES = 1000  # of the bootstrap of calibration errors
 FEWEST = 3  # networks, where each gives a single figure
 Metric = Callable[[Run, Claim], Compared]
 METRICS: dict[str, Metric] = {}
@@ -44,7 +42,7 @@ def metric(function: Metric) -> Metric:
 def clean(run: Run, claim: Claim) -> Compared:
     """Clean accuracy."""
     first, second = _pair(run, claim)
-    if isinstance(first, Point):
+    if isinstance(first, SeededPoint):
         return first.against(second, "clean", claim.counts)
     return compare(run.robust(first), run.robust(second), "clean", claim.counts)
 
@@ -53,8 +51,8 @@ def clean(run: Run, claim: Claim) -> Compared:
 def robust(run: Run, claim: Claim) -> Compared:
     """Robust accuracy: the union of all attacks."""
     first, second = _pair(run, claim)
-    if isinstance(first, Point):
-        return guarded(run, first, second, first.against(second, "robust", claim.counts))
+    if isinstance(first, SeededPoint):
+        return guarded(first, second, "robust", claim.counts, len(run.classes))
     return compare(run.robust(first), run.robust(second), "adv", claim.counts)
 
 
@@ -67,8 +65,9 @@ def distance(run: Run, claim: Claim) -> Compared:
 
 @metric
 def attacked(run: Run, claim: Claim) -> Compared:
-    """Accuracy under `attack` alone, of a member of the protocol at the budget `eps`."""
-    return _compare(claim, _attacked(run, claim))
+    """Accuracy under `attack` alone, of a model of the protocol at the budget `eps`."""
+    first, second = _attacked(run, claim)
+    return compare(first, second, margin=claim.counts)
 
 
 @metric
@@ -82,11 +81,11 @@ def transfer(run: Run, claim: Claim) -> Compared:
     tables = [one.transferred(name, first.root) for one in (first, second)]
     if claim.matched:
         swept = run.swept
-        own = point_of(swept, swept.model(first.name))
-        known = subjects(swept).get(second.family) or [point_of(swept, swept.model(second.name))]
-        pair = own, nearest(swept, own, known)
+        point, other = (point_of(swept, swept.model(one.name)) for one in (first, second))
+        pair = point, nearest(swept, point, by_family(swept).get(second.family) or [other])
         tables = [one.transferred.get(name, pd.DataFrame()) for one in pair]
-    return _compare(claim, _recorded(claim, name, tables))
+    own, there = _recorded(claim, name, tables)
+    return compare(own, there, margin=claim.counts)
 
 
 @metric
@@ -106,34 +105,21 @@ def flips(run: Run, claim: Claim) -> Compared:
 @metric
 def calibration(run: Run, claim: Claim) -> Compared:
     """Calibration error under `attack`; standard error by the bootstrap over images."""
-    tables = _attacked(run, claim)
-    sides = [
-        (table.adv_confidence.to_numpy(), (table.adv_pred == table.label).to_numpy())
-        for table in tables
-    ]
-    random, n = np.random.default_rng(0), len(tables[0])
-
-    def difference(rows: np.ndarray) -> float:
-        first, second = (calibration_error(sure[rows], right[rows]) for sure, right in sides)
-        return first - second
-
-    value = difference(np.arange(n))
-    drawn = [difference(random.integers(n, size=n)) for _ in range(RESAMPLES)]
-    found = Mean(value, None, float(np.std(drawn, ddof=1)), inf, 1, n)
-    same = 1 - NORMAL.cdf((claim.counts - abs(value)) / max(found.error, 1e-12))
-    return MeanComparison(found, p=found.p, direction=value, p_equivalent=same, margin=claim.counts)
+    first, second = _attacked(run, claim)
+    return compare_calibration(first, second, claim.counts)
 
 
 @metric
 def input_changes(run: Run, claim: Claim) -> Compared:
     """Share of units that change behind the input, against noise, over the dense networks."""
-    return _over_networks(claim, [_beside_noise(one, "changed", None, 0) for one in run.roots])
+    return _over_networks(claim, [beside_noise(one.layers, "changed", "", 0) for one in run.roots])
 
 
 @metric
 def last_grows(run: Run, claim: Claim) -> Compared:
     """Largest values before the classifier over clean ones, against noise, likewise."""
-    return _over_networks(claim, [_beside_noise(one, "top", "clean_top", -2) for one in run.roots])
+    pairs = [beside_noise(one.layers, "top", "clean_top", -2) for one in run.roots]
+    return _over_networks(claim, pairs)
 
 
 @metric
@@ -149,18 +135,10 @@ def stage_spreads(run: Run, claim: Claim) -> Compared:
     return _over_networks(claim, [tuple(map(fmean, pair)) for pair in whole])
 
 
-def _beside_noise(one: Model, of: str, over: str | None, place: int) -> tuple[float, float]:
-    """A figure of one layer (by its place behind the normalization) under attack and noise."""
-    table = one.layers.sort_values("depth") if len(one.layers) else one.layers
-    if f"noise_{of}" not in table:
-        raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
-    row = table[table.kind != "Normalize"].iloc[place]
-    scale = max(float(row[over]), 1e-12) if over else 1.0
-    return float(row[f"adv_{of}"]) / scale, float(row[f"noise_{of}"]) / scale
-
-
-def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...]]) -> Compared:
+def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...] | None]) -> Compared:
     """Pairs of figures, one of each network."""
+    if None in pairs:
+        raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
     if len(pairs) < FEWEST:
         few = f"{len(pairs)} of at least {FEWEST} networks"
         raise Missing(NOT_HERE, f"underpowered: {few}, whose spread is the only error known")
@@ -169,41 +147,33 @@ def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...]]) -> Compared
 
 
 def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
-    """Model and control: of the leaderboard, or members or points of one study."""
-    for known in _known(run, claim.study):
-        if claim.model in known:
-            if claim.control not in known:
+    """Model and control: of the leaderboard, or models or points of one study."""
+    known: list[dict[str, Any]] = [{one.name: one for one in run.models}]
+    if claim.study == "protocol":
+        known = [{one.name: one for one in models_of(run)}]
+    elif claim.study == "seeds":
+        known = [{p.name: p for p in points_of(run, name)} for name in run.studies_of("seeds")]
+    for models in known:
+        if claim.model in models:
+            if claim.control not in models:
                 raise Missing(NOT_HERE, f"control missing: {claim.control}")
-            return known[claim.model], known[claim.control]
+            return models[claim.model], models[claim.control]
     raise Missing(NOT_RUN, f"{claim.model} is not part of this run")
-
-
-def _known(run: Run, study: str | None) -> list[dict[str, Any]]:
-    if study == "seeds":
-        return [{p.name: p for p in points_of(run, name)} for name in run.studies_of("seeds")]
-    return [{one.name: one for one in (members(run) if study else run.models)}]
-
-
-def _compare(claim: Claim, tables: list[pd.DataFrame]) -> Compared:
-    first, second = tables
-    return compare(first, second, margin=claim.counts)
 
 
 def _attacked(run: Run, claim: Claim) -> list[pd.DataFrame]:
     """The records of model and control under the claim's attack."""
-    name = claim.attack or run.main
-    return _recorded(claim, name, [_under(run, one, name, claim) for one in _pair(run, claim)])
-
-
-def _under(run: Run, one: Model | Member, attack: str, claim: Claim) -> pd.DataFrame:
-    if isinstance(one, Model):
-        return one.attack(attack)
-    found = one.over_budgets(attack)
-    eps = (
-        parse_fraction(relative(claim.eps, run.profile.eps)) if claim.eps else max(found, default=0)
-    )
-    chosen = [table for at, table in found.items() if isclose(at, eps, rel_tol=1e-6)]
-    return chosen[0] if chosen else one.rows.iloc[:0]
+    name, tables = claim.attack or run.main, []
+    for one in _pair(run, claim):
+        if isinstance(one, Model):
+            tables.append(one.attack(name))
+        else:
+            found = one.over_budgets(name)
+            known = relative(claim.eps, run.profile.eps) if claim.eps else max(found, default=0)
+            eps = parse_fraction(known)
+            alike = [table for at, table in found.items() if isclose(at, eps, rel_tol=1e-6)]
+            tables.append(alike[0] if alike else one.rows.iloc[:0])
+    return _recorded(claim, name, tables)
 
 
 def _recorded(claim: Claim, attack: str, tables: list[pd.DataFrame]) -> list[pd.DataFrame]:

@@ -18,16 +18,8 @@ from advprune.core.claims import FILE, Claim
 from advprune.core.errors import UserError
 from advprune.core.networks import is_library
 from advprune.core.train_settings import FineTuneSettings
-from advprune.evaluate.compare import (
-    ALPHA,
-    AT_CHANCE,
-    LOWER_CLEAN,
-    Compared,
-    Comparison,
-    holm,
-)
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, Comparison, holm
 from advprune.evaluate.crossed import MeanComparison
-from advprune.evaluate.distances import DistanceComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
 from advprune.report.claim_metrics import METRICS, NOT_HERE, NOT_RUN, Missing
@@ -72,7 +64,12 @@ def judged(run: Run) -> list[Judged]:
     chosen = [claim for claim in run.claims if claim.id in tests]
     p_values = holm([_own_p(claim, tests[claim.id]) for claim in chosen])
     for claim, p in zip(chosen, p_values, strict=True):
-        found[claim.id] = _judge(run, claim, _held(claim, tests[claim.id], p, len(chosen)), p)
+        # All tests hold together; a claim that says what may be lost needs no guard against it.
+        test = tests[claim.id]
+        whole = p if claim.is_difference else min(1.0, len(chosen) * test.p)
+        excused = test.void == LOWER_CLEAN and claim.needs.clean_loss
+        test = replace(test, p=whole, tests=len(chosen), void="" if excused else test.void)
+        found[claim.id] = _judge(run, claim, test, p)
     return [found[claim.id] for claim in run.claims]
 
 
@@ -84,21 +81,24 @@ def _own_p(claim: Claim, test: Compared) -> float:
     return min(test.p_equivalent, test.p) if lower else test.p_equivalent
 
 
-def _held(claim: Claim, test: Compared, p: float, tests: int) -> Compared:
-    """The test as one of so many. A claim that says what may be lost needs no guard against it."""
-    void = "" if test.void == LOWER_CLEAN and claim.needs.clean_loss else test.void
-    whole = p if claim.is_difference else min(1.0, tests * test.p)
-    return replace(test, p=whole, tests=tests, void=void)
-
-
 def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     """The outcome of a test that holds for all of the run; p: of what the claim asks for."""
-    n, seeds = _size(run, test)
+    n, seeds = run.n, 1
+    if isinstance(test, Comparison):
+        n = test.first.n
+    elif isinstance(test, MeanComparison):  # a single image: figures of whole networks
+        n, seeds = test.mean.images if test.mean.images > 1 else run.n, test.mean.seeds
     away = "; ".join(_outside(run, claim, n, seeds))
-    excluded = _excluded(claim, test)
+    (low, high), sign = test.interval, -1 if claim.expect == "lower" else 1
+    shown = p < ALPHA and (not claim.is_difference or sign * test.difference >= claim.counts)
+    if claim.is_difference:  # it is excluded, unless its direction is shown
+        is_shown = test.p < ALPHA and sign * test.difference > 0
+        excluded = (high if sign > 0 else -low) < claim.counts and not is_shown
+    else:
+        excluded = low > claim.counts or (claim.expect == "equal" and high < -claim.counts)
     if reason := _unmet(run, claim) or _doubt(run, claim, test):
         outcome = NOT_HERE
-    elif _shown(claim, test, p):
+    elif shown:
         outcome, reason = REPRODUCED, away and f"in another regime: {away}"
     elif excluded and not away:
         outcome, reason = REFUTED, "the interval excludes it"
@@ -120,32 +120,6 @@ def _undecided(claim: Claim, test: Compared) -> str:
     return "smaller than what would count" if claim.is_difference else "not shown within the margin"
 
 
-def _size(run: Run, test: Compared) -> tuple[int, int]:
-    """Test images and trainings behind a test."""
-    if isinstance(test, MeanComparison):
-        images = test.mean.images
-        return images if images > 1 else run.n, test.mean.seeds
-    if isinstance(test, Comparison):
-        return test.first.n, 1
-    return len(test.changes) if isinstance(test, DistanceComparison) else run.n, 1
-
-
-def _shown(claim: Claim, test: Compared, p: float) -> bool:
-    """Whether what the claim says is shown."""
-    sign = -1 if claim.expect == "lower" else 1
-    return p < ALPHA and (not claim.is_difference or sign * test.difference >= claim.counts)
-
-
-def _excluded(claim: Claim, test: Compared) -> bool:
-    """Whether the interval holds nothing that the claim allows, and its direction is not shown."""
-    low, high = test.interval
-    if claim.is_difference:
-        sign = -1 if claim.expect == "lower" else 1
-        most = high if sign > 0 else -low
-        return most < claim.counts and not (test.p < ALPHA and sign * test.difference > 0)
-    return low > claim.counts or (claim.expect == "equal" and high < -claim.counts)
-
-
 def _doubt(run: Run, claim: Claim, test: Compared) -> str:
     """Why a test says nothing: at chance, lower clean accuracy, a number that is not believed."""
     gains = test.p < ALPHA and test.direction > 0
@@ -159,25 +133,22 @@ def _doubt(run: Run, claim: Claim, test: Compared) -> str:
 
 def _unmet(run: Run, claim: Claim) -> str:
     """Which of the method's own criteria is not met; empty if none."""
-    needs, name = claim.needs, str(claim.model)
+    needs, model = claim.needs, run.model(str(claim.model)) if run.has(str(claim.model)) else None
     if needs.kernel_distance is not None:
-        far = _kernel_distance(run, claim)
-        if far is None or far > needs.kernel_distance:
-            end = (
-                "is not recorded"
-                if far is None
-                else f"{far:.2f}, at most {needs.kernel_distance:g}"
-            )
+        far, most = _kernel_distance(run, claim), needs.kernel_distance
+        if far is None or far > most:
+            end = "is not recorded" if far is None else f"{far:.2f}, at most {most:g}"
             return f"search did not converge: kernel distance {end}"
-    if needs.larger_than is not None and run.has(needs.larger_than):
-        ours, base = (run.model(one).card["parameters"] for one in (name, needs.larger_than))
+    if model and needs.larger_than is not None and run.has(needs.larger_than):
+        ours, base = (one.card["parameters"] for one in (model, run.model(needs.larger_than)))
         if ours <= base:
             return f"not larger than {needs.larger_than}: {ours:,} parameters of {base:,}"
-    if needs.clean_loss is not None and run.has(name):
-        one = run.model(name)
-        rates = [clean_accuracy(run.robust(m)).value or 0.0 for m in (run.dense_of(one), one)]
-        if rates[0] - rates[1] > needs.clean_loss:
-            return f"clean accuracy {percent(rates[1])} %, of its parent {percent(rates[0])} %"
+    if model and needs.clean_loss is not None:
+        dense, own = (
+            clean_accuracy(run.robust(m)).value or 0 for m in (run.dense_of(model), model)
+        )
+        if dense - own > needs.clean_loss:
+            return f"clean accuracy {percent(own)} %, of its parent {percent(dense)} %"
     return ""
 
 
@@ -212,12 +183,10 @@ def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:
 
 def _epochs_of(run: Run, claim: Claim) -> int:
     """Epochs of training of the claim's model: after its parent's, else those of its parent."""
-    setting: Any = None
-    for name in run.studies_of("seeds") if claim.study == "seeds" else ():
-        point = run.params.studies[name].settings["points"].get(claim.model)
-        setting = point["setting"] if point else setting
-    if claim.study is None:
-        setting = run.params.setting(str(claim.model))
+    setting = run.params.setting(str(claim.model)) if claim.study is None else None
+    for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
+        if point := study.settings["points"].get(claim.model):
+            setting = point["setting"]
     return _epochs(setting) or run.profile.train.epochs
 
 

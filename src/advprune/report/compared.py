@@ -3,30 +3,40 @@
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
-from advprune.evaluate.compare import Compared, Comparison, compare, corrected, with_control
+from advprune.evaluate.compare import Compared, Comparison, Some, compare, corrected, with_control
 from advprune.evaluate.distances import DistanceComparison, compare_distances
 from advprune.evaluate.faults import FlipComparison
-from advprune.report.formats import bounds
+from advprune.report.formats import with_interval
 from advprune.report.run import Model, Run
 
-LOOSE = "not compared: random"  # the search follows noisy gradients
+Key = TypeVar("Key")
 
 
 def explained(tests: str) -> str:
     """What a table of comparisons says: of which tests its figures hold together."""
     return (
-        f"Differences have 95 % intervals that hold for {tests} together, and p is corrected for "
-        "them (Holm); detectable: the smallest difference that is shown in 80 % of all cases."
+        f"95 % intervals and p hold for {tests} together (Holm); detectable: the smallest "
+        "difference that is shown in 80 % of all cases."
     )
 
 
 def compared(run: Run, first: pd.DataFrame, second: pd.DataFrame, side: str = "adv") -> Comparison:
     """Two tables of records on the same images, by the margin of the run's settings."""
     return compare(first, second, side, run.params.statistics.margin)
+
+
+def farther(first: pd.DataFrame, second: pd.DataFrame) -> DistanceComparison:
+    """The distances of two tables of the union (`Run.robust`) on the same images."""
+    return compare_distances(first.distance.to_numpy(), second.distance.to_numpy())
+
+
+def jointly(tests: dict[Key, Some]) -> dict[Key, Some]:
+    """The comparisons of one question, corrected together."""
+    return dict(zip(tests, corrected(list(tests.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -44,36 +54,28 @@ def against_dense(run: Run) -> dict[Model, Against]:
 
     Where a model of significantly lower clean accuracy is more robust or farther away than the
     dense network, one of equal clean accuracy takes the dense network's place, if there is one of
-    the same dense network that is not made of it, nor it of that. A model that draws at random is
-    never called farther away.
+    the same dense network that is not made of it, nor it of that.
     """
     found: dict[Model, Against] = {}
     for dense in run.roots:
-        models, own, far = run.descendants(dense), run.robust(dense), run.distances(dense)
-        clean = corrected([compared(run, run.robust(one), own, "clean") for one in models])
-        robust, distance = [], []
+        models = run.descendants(dense)
+        clean: dict[Model, Comparison] = {}
+        robust: dict[Model, Comparison] = {}
+        distance: dict[Model, DistanceComparison] = {}
         for one in models:
-            first = run.robust(one)
-            others = [m for m in models if m.name not in (one.name, one.parent)]
-            controls = {m.name: run.robust(m) for m in others if m.parent != one.name}
-            accurate, away = partial(_accuracy, run, one), partial(_distance, run, one)
-            robust.append(with_control(compared(run, first, own), first, controls, accurate))
-            test = compare_distances(run.distances(one), far)
-            if one.kind == "randomized":
-                distance.append(replace(test, void=LOOSE))
-            else:
-                distance.append(with_control(test, first, controls, away))
-        tests = map(Against, clean, corrected(robust), corrected(distance))
-        found |= dict(zip(models, tests, strict=True))
+            own, unlike = run.robust(one), (one.name, one.parent)
+            others = [m for m in models if m.name not in unlike and m.parent != one.name]
+            controls = {m.name: run.robust(m) for m in others}
+            accurate, away = partial(compared, run, own), partial(farther, own)
+            far = away(run.robust(dense))
+            # The search follows noisy gradients of random models: they are never called farther.
+            far = replace(far, void="not compared: random") if one.kind == "randomized" else far
+            clean[one] = compared(run, own, run.robust(dense), "clean")
+            robust[one] = with_control(accurate(run.robust(dense)), own, controls, accurate)
+            distance[one] = with_control(far, own, controls, away)
+        clean, robust, distance = jointly(clean), jointly(robust), jointly(distance)
+        found |= {one: Against(clean[one], robust[one], distance[one]) for one in models}
     return found
-
-
-def _accuracy(run: Run, model: Model, control: str) -> Comparison:
-    return compared(run, run.robust(model), run.robust(run.model(control)))
-
-
-def _distance(run: Run, model: Model, control: str) -> DistanceComparison:
-    return compare_distances(run.distances(model), run.distances(run.model(control)))
 
 
 def columns(test: Compared, column: str = "difference") -> dict[str, Any]:
@@ -81,13 +83,9 @@ def columns(test: Compared, column: str = "difference") -> dict[str, Any]:
 
     column: the name of the difference where it is one of accuracies.
     """
-    low, high = test.interval
     column, detectable = units_of(test, column)
-    return {
-        **dict(zip((column, *bounds(column)), (finite(test.difference), low, high), strict=True)),
-        detectable: finite(test.detectable),
-        **{"p": test.p, "outcome": test.outcome},
-    }
+    found = with_interval(column, finite(test.difference), *test.interval)
+    return found | {detectable: finite(test.detectable), "p": test.p, "outcome": test.outcome}
 
 
 def units_of(test: Compared, column: str = "difference") -> tuple[str, str]:

@@ -7,9 +7,10 @@ and are merged into it. `COLUMNS` gives headings and explanations where the name
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite, isnan
+from math import isfinite
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 NOTHING = "–"
@@ -19,61 +20,51 @@ _MARKDOWN = str.maketrans(
 )
 
 
-def percent(value: float | None) -> str:
-    """A fraction as percent without the sign: `54.0`."""
-    return NOTHING if _missing(value) else f"{100 * value:.1f}"  # type: ignore[operator]
+def _missing(value: Any) -> bool:
+    return value is None or (not isinstance(value, str | dict | list | tuple) and pd.isna(value))
 
 
-def points(value: float | None) -> str:
-    """A difference of fractions in percentage points: `+1.2`."""
-    return NOTHING if _missing(value) else f"{100 * value:+.1f}"  # type: ignore[operator]
+def _written(form: str, scale: float = 1.0) -> Callable[[Any], str]:
+    """Numbers in one way: multiplied by `scale`, then by a format specification."""
+    return lambda value: (
+        NOTHING if _missing(value) else format(scale * value, form).replace("inf", "∞")
+    )
+
+
+percent = _written(".1f", 100)  # a fraction as percent without the sign: `54.0`
+points = _written("+.1f", 100)  # a difference of fractions in percentage points: `+1.2`
+levels = _written(".3g", 255)  # a distance in grey levels of 255: `18.7`, `0.312`
 
 
 def p_value(value: float | None) -> str:
     """`0.031`, or `< 0.001`."""
-    if value is None or isnan(value):
+    if value is None or _missing(value):
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
 def budget(value: float | None) -> str:
     """An eps or a step: `8/255` where that is short, else the number."""
-    if value is None or isnan(value):
+    if value is None or _missing(value):
         return NOTHING
-    pixels = value * 255
-    short = abs(pixels * 10 - round(pixels * 10)) < 1e-6
-    return f"{round(pixels, 1):g}/255" if short and value else f"{value:.4g}"
-
-
-def levels(value: float | None) -> str:
-    """A distance in grey levels of 255: `18.7`, `0.312`."""
-    return NOTHING if _missing(value) else f"{255 * value:.3g}"  # type: ignore[operator]
-
-
-def more_levels(value: float | None) -> str:
-    """A difference of distances likewise: `+1.2`."""
-    return NOTHING if _missing(value) else f"{255 * value:+.3g}"  # type: ignore[operator]
+    tenths = value * 2550
+    short = abs(tenths - round(tenths)) < 1e-6
+    return f"{round(value * 255, 1):g}/255" if short and value else f"{value:.4g}"
 
 
 def count(value: float | None) -> str:
     """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
-    if value is None or isnan(value):
+    if value is None or _missing(value):
         return NOTHING
     whole = float(value).is_integer() or abs(value) >= 100
     return f"{value:,.0f}" if whole else f"{value:,.1f}"
 
 
-def _fixed(digits: str) -> Callable[[Any], str]:
-    return lambda value: NOTHING if _missing(value) else format(value, digits).replace("inf", "∞")
-
-
 def number(value: Any) -> str:
     """Anything else: floats to four digits, integers whole, texts as they are."""
-    if isinstance(value, str):
-        return value
     if _missing(value):
         return NOTHING
-    if isinstance(value, bool) or type(value).__name__ == "bool":
+    if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key} {number(one)}" for key, one in value.items()) or NOTHING
@@ -81,11 +72,7 @@ def number(value: Any) -> str:
         return ", ".join(map(number, value)) or NOTHING
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) or hasattr(value, "dtype") else str(value)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (not isinstance(value, str | dict | list | tuple) and pd.isna(value))
+    return f"{value:,}" if isinstance(value, int | np.number) else str(value)
 
 
 @dataclass(frozen=True)
@@ -101,33 +88,31 @@ class Kind:
     signed: bool = False
 
 
-RATE, POINTS = Kind(percent, "%", 100.0), Kind(points, "points", 100.0, signed=True)
-P, BUDGET, COUNT, NUMBER = Kind(p_value), Kind(budget), Kind(count), Kind(number)
-SCORE, MEAN = Kind(_fixed(".3f")), Kind(_fixed(",.1f"))  # losses, means of counts
+RATE, NUMBER = Kind(percent, "%", 100.0), Kind(number)
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
-    **dict.fromkeys(("accuracy", "rate", "ratio", "share", "sparsity", "agreement"), RATE),
-    "confidence": RATE,
-    **dict.fromkeys(("difference", "margin_of_equality"), POINTS),
-    **dict.fromkeys(("deviation", "detectable"), Kind(percent, "points", 100.0)),
-    **dict.fromkeys(("p", "p_against_dense", "p_distance"), P),
-    **dict.fromkeys(("median_distance", "detectable_distance"), Kind(levels, "/255", 255.0)),
-    "distance_difference": Kind(more_levels, "/255", 255.0, signed=True),
-    **dict.fromkeys(("eps", "step"), BUDGET),
-    **dict.fromkeys(("ece", "ece_attacked", "nll", "nll_attacked"), SCORE),
-    **dict.fromkeys(("brier", "brier_attacked"), SCORE),
-    **dict.fromkeys(("flips_to_chance", "flips"), MEAN),
-    "flips_difference": Kind(_fixed("+,.1f"), signed=True),
-    **dict.fromkeys(("forwards", "gradients", "passes"), COUNT),
-    **dict.fromkeys(("n", "parameters", "nonzero", "macs", "file_bytes", "stored_bits"), COUNT),
+    name: kind
+    for names, kind in {
+        "accuracy rate ratio share sparsity agreement confidence": RATE,
+        "difference": Kind(points, "points", 100.0, signed=True),
+        "deviation detectable": Kind(percent, "points", 100.0),
+        "p p_against_dense p_distance": Kind(p_value),
+        "median_distance detectable_distance": Kind(levels, "/255", 255.0),
+        "distance_difference": Kind(_written("+.3g", 255), "/255", 255.0, signed=True),
+        "eps step": Kind(budget),
+        "ece ece_attacked nll nll_attacked brier brier_attacked": Kind(_written(".3f")),
+        "flips_to_chance flips": Kind(_written(",.1f")),
+        "flips_difference": Kind(_written("+,.1f"), signed=True),
+        "forwards gradients passes n parameters nonzero macs": Kind(count),
+        "file_bytes stored_bits": Kind(count),
+    }.items()
+    for name in names.split()
 }
 
 
 COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line of explanation
-    "model": ("model", ""),
     "family": ("family", "how the network was compressed"),
     "recipe": ("dense network", "how the network that it descends from was trained"),
     "parent": ("parent", "the model that it was made from"),
-    "accuracy": ("accuracy", ""),
     "clean_accuracy": ("clean", "accuracy without an attack"),
     "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
     "main_accuracy": ("main attack", "accuracy under the main attack alone"),
@@ -141,14 +126,10 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "remnant_accuracy": ("remnant", "accuracy under attack"),
     "attack_success_rate": ("success", "of images that were right before the attack"),
     "prediction_change_rate": ("changed", "predictions that the attack changes"),
-    "robust_difference": (
-        "robust − dense",
-        "robust accuracy minus the dense network's or the control's",
-    ),
+    "robust_difference": ("robust − dense", "against the dense network or the control"),
     "against_dense": ("against dense", "robust accuracy, McNemar's test on the same images"),
     "p_against_dense": ("p", "of that test, corrected for all models of a dense network"),
     "detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
-    "robust_detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
     **dict.fromkeys(
         ("counts_detectable", "counts_detectable_distance", "counts_detectable_flips"),
         ("counts", "the smallest difference that would count, or the largest that is none"),
@@ -160,10 +141,8 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "ece": ("ECE", "calibration error, clean"),
     "ece_attacked": ("ECE attacked", "calibration error under the main attack"),
     "macs": ("MACs", "multiply-accumulates per image"),
-    "file_bytes": ("file bytes", ""),
     "passes": ("passes", "forward and backward passes of the suite per image"),
     "verdict": ("verdict", "whether the robust accuracy can be believed"),
-    "p": ("p", ""),
     "n": ("n", "images"),
 }
 
@@ -200,6 +179,11 @@ def bounds(column: str) -> tuple[str, str]:
     return f"{quantity}_low{colon}{qualifier}", f"{quantity}_high{colon}{qualifier}"
 
 
+def with_interval(column: str, value: Any, low: Any, high: Any) -> dict[str, Any]:
+    """A number and its interval as columns: `a:q`, `a_low:q` and `a_high:q`."""
+    return dict(zip((column, *bounds(column)), (value, low, high), strict=True))
+
+
 def interval(value: float | None, low: float | None, high: float | None) -> str:
     """A rate and its interval: `54.0 (50.1–57.9)`."""
     return cell_text(RATE, value, low, high)
@@ -216,10 +200,9 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
     """A table of raw numbers as text: cells formatted, intervals merged, columns still by name."""
     found = {}
     for column in shown_columns(table):
-        kind, ends = kind_of(column), bounds(column)
-        columns = [table[name] for name in (column, *ends) if name in table]
-        cells = zip(*(values.astype(object) for values in columns), strict=True)
-        found[column] = [cell_text(kind, *cell) for cell in cells]
+        kind, cells = kind_of(column), table[[c for c in (column, *bounds(column)) if c in table]]
+        rows = cells.astype(object).itertuples(index=False, name=None)
+        found[column] = [cell_text(kind, *row) for row in rows]
     return pd.DataFrame(found, columns=shown_columns(table))
 
 

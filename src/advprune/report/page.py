@@ -2,10 +2,11 @@
 
 import base64
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -42,7 +43,7 @@ class Grid(NamedTuple):
     """A table as the page shows it, and whether it is long."""
 
     columns: list[Column]
-    rows: list[list[Cell]]
+    rows: list[tuple[Cell, ...]]
     folded: bool
 
 
@@ -56,13 +57,8 @@ class Shown:
 
 
 def shown_sections(run: Run) -> list[Shown]:
-    """All sections that have parts, in order; a chart without a mark is left out."""
-
-    def drawable(part: Part) -> Part:
-        empty = part.chart is not None and part.chart.data.empty
-        return replace(part, chart=None) if empty else part
-
-    found = [Shown(one.id, one.title, list(map(drawable, one.build(run)))) for one in sections()]
+    """All sections that have parts, in order."""
+    found = [Shown(one.id, one.title, one.parts(run)) for one in sections()]
     return [one for one in found if one.parts]
 
 
@@ -79,7 +75,7 @@ def charts(found: list[Shown]) -> dict[str, Chart]:
 def html(run: Run, found: list[Shown]) -> str:
     """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped."""
     named = charts(found)
-    drawn = {name: asdict(live(c, run.places)) for name, c in named.items() if c.kind != "images"}
+    drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: pictures(c) for name, c in named.items() if c.kind == "images"}
     more = {"dark": DARK, "bokeh": Markup(library() if drawn else "")}
     return _render("page.html.j2", run, found, plots=drawn, pictures=images, **more)
@@ -104,14 +100,10 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     # Bokeh names an object where it first comes: in the order of writing, not of the alphabet.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     environment.filters |= {"grid": grid, "table": markdown_table, "unbroken": unbroken}
-    content = {
-        "profile": run.params.profile,
-        "origin": f"Data: {run.source}, n = {run.n} test images. {run.profile.note}".strip(),
-        "question": QUESTION,
-        "summary": summary(run),
-        "sections": found,
-    }
-    return environment.get_template(template).render(content | more)
+    origin = f"Data: {run.source}, n = {run.n} test images. {run.profile.note}".strip()
+    known = {"profile": run.params.profile, "origin": origin, "question": QUESTION}
+    content = known | {"summary": summary(run), "sections": found} | more
+    return environment.get_template(template).render(content)
 
 
 def grid(table: pd.DataFrame) -> Grid:
@@ -119,19 +111,14 @@ def grid(table: pd.DataFrame) -> Grid:
     kept = [c for c in shown_columns(table) if table[c].map(sort_value).notna().any()]
     read = texts(table)
     columns = [Column(heading(c), hint(c), c in CHOSEN, _look(read[c])) for c in kept]
-    cells = [
-        [Cell(text, sort_value(raw)) for text, raw in zip(read[c], table[c], strict=True)]
-        for c in kept
-    ]
-    rows = [list(row) for row in zip(*cells, strict=True)]
+    cells = [map(Cell, read[c], map(sort_value, table[c])) for c in kept]
+    rows = list(zip(*cells, strict=True))
     return Grid(columns, rows, folded=len(rows) > LONG)
 
 
-def _look(cells: pd.Series) -> str:
-    """The class of a column: sentences are notes, longer figures may wrap."""
-    longest = int(cells.str.len().max()) if len(cells) else 0
-    if not cells.str.contains(" ").any():
-        return ""  # a name is not broken
+def _look(cells: "pd.Series[str]") -> str:
+    """The class of a column: sentences are notes, longer figures may wrap, a name is not broken."""
+    longest = int(cells.str.len().max()) if cells.str.contains(" ").any() else 0
     return "note" if longest > 44 else "wrap" if longest > 24 else ""
 
 
@@ -147,18 +134,16 @@ def markdown_table(table: pd.DataFrame) -> Markup:
 
 def pictures(chart: Chart) -> list[list[str]]:
     """A chart of images as rows of cells: names and data addresses of small PNGs."""
+
+    def address(pixels: np.ndarray) -> str:
+        buffer = BytesIO()
+        picture(pixels).save(buffer, "png", optimize=True)
+        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
     table = grid_of(chart)
-    rows = [["", *map(str, table.columns)]]
-    return rows + [
-        [str(name), *map(_address, row)]
-        for name, row in zip(table.index, table.to_numpy(), strict=True)
-    ]
-
-
-def _address(pixels: Any) -> str:
-    buffer, image = BytesIO(), picture(pixels)
-    image.save(buffer, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    rows = zip(table.index, table.to_numpy(), strict=True)
+    head = ["", *map(str, table.columns)]
+    return [head, *([str(name), *map(address, cells)] for name, cells in rows)]
 
 
 def unbroken(text: str) -> str:

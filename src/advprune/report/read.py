@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -17,19 +16,24 @@ NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
 
 def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
-    profile = params.profile
-    received = _received(_frame(folder / "records" / profile / "transfer.parquet"))
-    runs = folder / "runs" / profile
-    models = [_read_model(params, runs, name, received) for name in params.leaderboard()]
-    tensors, header = tensors_of(folder / "data" / profile / "test.safetensors")
+    records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
+    transfers: dict[str, Received] = {}  # by target, and then by (source, attack)
+    table = _frame(records / "transfer.parquet")
+    for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
+        transfers.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
+    models = [_read_model(params, runs, name, transfers) for name in params.leaderboard()]
+    own = [transfers[name] for name in params.attackers()]
+    studies = {name: _frame(records / name / "records.parquet") for name in params.studies}
+    for path in (path for name in params.studies for path in (records / name).glob("*.parquet")):
+        if path.stem != "records":  # what else a study recorded: `<name>.history`
+            studies[f"{path.parent.name}.{path.stem}"] = _frame(path)
+    tensors, header = tensors_of(folder / "data" / params.profile / "test.safetensors")
     described = json.loads(header["split"])
     return Run(
         params=params,
         models=models,
-        attackers={
-            key: table for name in params.attackers() for key, table in received[name].items()
-        },
-        studies=_read_studies(params, folder / "records" / profile),
+        attackers={key: table for tables in own for key, table in tables.items()},
+        studies=studies,
         source=described["source"],
         classes=described["classes"],
         clean_images=tensors["images"],
@@ -38,67 +42,49 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     )
 
 
-def _read_model(params: Params, runs: Path, name: str, received: dict[str, Received]) -> Model:
-    if name not in received:
+def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Received]) -> Model:
+    if name not in transfers:
         raise UserError(f"the transfer stage has no {name}; run `dvc repro`")
     entry, folder = params.models.get(name), runs / name
+    try:
+        card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        path = folder / "model.json"
+        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
     return Model(
         name=name,
         family=params.family(name),
         parent=entry.of if entry else name,
         root=params.root(name),
         do=entry.do if entry else "train",
-        card=_json(folder / "model.json"),
+        card=card,
         records=records_of(folder / "records.parquet"),
         layers=_frame(folder / "layers.parquet"),
-        received=received[name],
+        received=transfers[name],
     )
-
-
-def _read_studies(params: Params, folder: Path) -> dict[str, pd.DataFrame]:
-    """The records of each study by its name, and what else it recorded as `<name>.history`."""
-    found = {name: _frame(folder / name / "records.parquet") for name in params.studies}
-    others = [path for name in found for path in (folder / name).glob("*.parquet")]
-    more = {f"{path.parent.name}.{path.stem}": path for path in others if path.stem != "records"}
-    return found | {name: _frame(path) for name, path in more.items()}
-
-
-def _received(table: pd.DataFrame) -> dict[str, Received]:
-    """The records of the transfer stage by target, and then by (source, attack)."""
-    found: dict[str, Received] = {}
-    for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
-        found.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
-    return found
 
 
 def records_of(path: Path) -> pd.DataFrame:
     """The records of a model; UserError where columns or rows are missing, numbers are none, or an
     attack does not have each of its images once (a probe: at most once)."""
+
+    def damaged(what: str) -> UserError:
+        return UserError(f"{path} {what}; run `dvc repro`")
+
     table = _frame(path)
     if missing := [column for column in NEEDED if column not in table]:
-        raise UserError(f"{path} has no column {missing[0]}; run `dvc repro`")
+        raise damaged(f"has no column {missing[0]}")
     if not len(table):
-        raise UserError(f"{path} has no rows; run `dvc repro`")
+        raise damaged("has no rows")
     for column in NEEDED[:-1]:
-        numeric = pd.api.types.is_numeric_dtype(table[column])
-        if not numeric or table[column].isna().any():
-            raise UserError(f"{path} holds what is no number in column {column}; run `dvc repro`")
-    for attack, rows in table.groupby(["attack", "eps", "steps"], sort=False):
-        partly = attack[0] in PROBES  # some look only at what the suite did not break
+        if not pd.api.types.is_numeric_dtype(table[column]) or table[column].isna().any():
+            raise damaged(f"holds what is no number in column {column}")
+    for (attack, *_), rows in table.groupby(["attack", "eps", "steps"], sort=False):
+        partly = attack in PROBES  # some look only at what the suite did not break
         whole = rows["index"].is_unique if partly else sorted(rows["index"]) == [*range(len(rows))]
         if not whole:
-            raise UserError(
-                f"{path} lacks images of {attack[0]}, or has some twice; run `dvc repro`"
-            )
+            raise damaged(f"lacks images of {attack}, or has some twice")
     return table
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
-    return found
 
 
 def _frame(path: Path) -> pd.DataFrame:

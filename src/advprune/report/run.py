@@ -75,11 +75,6 @@ class Model:
         """The records of one attack, in the order of the images; empty where it was not run."""
         return in_order(self.records[self.records.attack == name])
 
-    def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
-        """The points of a curve in rising order: (eps or steps, records by image)."""
-        found = by(self.records[self.records.attack == name], column)
-        return [(float(value), found[value]) for value in sorted(found)]
-
     def transferred(self, attack: str, source: str = "") -> pd.DataFrame:
         """Records of images crafted on `source`, by default its dense network.
 
@@ -102,7 +97,6 @@ class Run:
 
     attackers: records of surrogates and substitutes on their own images. source, classes: of the
     data set. clean_images: uint8 [N, C, H, W], those that are attacked. folder: where it lies.
-    claims: published ones, to be tested.
     """
 
     params: Params
@@ -135,6 +129,12 @@ class Run:
         """The main attack's settings."""
         return self.attacks[self.main]
 
+    @property
+    def transfer_attacks(self) -> list[str]:
+        """The attacks whose images of dense networks and attackers are tried on all models, the
+        main one first."""
+        return sorted(self.profile.suite.transfer, key=lambda name: name != self.main)
+
     @cached_property
     def n(self) -> int:
         """How many images are attacked."""
@@ -150,16 +150,19 @@ class Run:
         """All other models."""
         return [model for model in self.models if not model.is_dense]
 
+    @cached_property
+    def _by_name(self) -> dict[str, Model]:
+        return {model.name: model for model in self.models}
+
     def model(self, name: str) -> Model:
         """A model by name; UserError where it is not on the leaderboard."""
-        for model in self.models:
-            if model.name == name:
-                return model
-        raise UserError(f"{name} is not on the leaderboard of this run; run `dvc repro`")
+        if not self.has(name):
+            raise UserError(f"{name} is not on the leaderboard of this run; run `dvc repro`")
+        return self._by_name[name]
 
     def has(self, name: str) -> bool:
         """Whether a model is on the leaderboard."""
-        return any(model.name == name for model in self.models)
+        return name in self._by_name
 
     def dense_of(self, model: Model) -> Model:
         """The dense network that a model descends from and is compared with."""
@@ -203,18 +206,6 @@ class Run:
         known = model.received, parent, model.card["twin_agreement"]
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
-    def own(self, source: str, attack: str) -> pd.DataFrame:
-        """The records of a source, a model or an attacker, on images crafted on itself."""
-        known = self.attackers.get((source, attack))
-        return self.model(source).attack(attack) if known is None else known
-
-    @cached_property
-    def sources(self) -> list[str]:
-        """Where images of the main attack came from: models first, then attackers."""
-        sent = {source for model in self.models for source, _ in model.received}
-        names = [model.name for model in self.models if model.name in sent]
-        return names + list(dict.fromkeys(name for name, _ in self.attackers))
-
     def studies_of(self, kind: str) -> dict[str, Any]:
         """The settings of the studies of one kind that have records, by name."""
         chosen = self.params.studies.items()
@@ -249,12 +240,6 @@ class Run:
             return self
         attackers = {source: _first(table, n) for source, table in self.attackers.items()}
         return replace(self, models=[m.first(n) for m in self.models], attackers=attackers)
-
-    @cache  # noqa: B019
-    def adversarial(self, model: Model) -> np.ndarray:
-        """The main attack's images, uint8 [N, C, H, W]."""
-        path = self.folder / "runs" / self.params.profile / model.name / "adversarial.safetensors"
-        return tensors_of(path)[0][self.main]
 
 
 def in_order(records: pd.DataFrame) -> pd.DataFrame:

@@ -1,14 +1,14 @@
 """Sections of the report: one file each in `sections/`, found by looking into that folder.
 
-A section is a function of a run that returns parts; its id is its file's name:
+A section is a function of a run that yields parts; its id is its file's name:
 
     @section("Layers", order=60)
-    def layers(run: Run) -> list[Part]: ...
+    def layers(run: Run) -> Iterator[Part]: ...
 """
 
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 
@@ -33,7 +33,7 @@ class Part:
     folded: bool = False
 
 
-Build = Callable[[Run], list[Part]]
+Build = Callable[[Run], Iterable[Part]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,17 @@ class Section:
     title: str
     order: int
     build: Build
+
+    def parts(self, run: Run) -> list[Part]:
+        """What it has to show: without tables and charts of no rows, and parts of these alone."""
+        found = []
+        for part in self.build(run):
+            table = part.table if part.table is not None and len(part.table) else None
+            chart = part.chart if part.chart is not None and len(part.chart.data) else None
+            is_text = part.table is None and part.chart is None
+            if is_text or table is not None or chart is not None:
+                found.append(replace(part, table=table, chart=chart))
+        return found
 
 
 _REGISTRY: dict[str, Section] = {}

@@ -1,10 +1,8 @@
-"""The answer in five sentences, each computed from the run."""
+"""The answer in a few sentences, each computed from the run."""
 
-from advprune.evaluate.compare import corrected
-from advprune.evaluate.distances import DistanceComparison
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
-from advprune.report.compared import against_dense, compared
+from advprune.report.compared import against_dense, compared, jointly
 from advprune.report.formats import budget, counted, levels, listed, p_text, percent, points, spell
 from advprune.report.run import Model, Run
 
@@ -24,52 +22,33 @@ def effect(run: Run) -> str:
     tests = {model: against.distance for model, against in against_dense(run).items()}
     if not tests:
         return "No compressed model is part of this run."
-    by = {outcome: _with(tests, outcome) for outcome in ("higher", "lower", "not significant")}
-    void = len(tests) - sum(map(len, by.values()))
-    farther, nearer, same = by.values()
+    farther, nearer, same = (
+        [model for model, test in tests.items() if test.outcome == outcome]
+        for outcome in ("higher", "lower", "not significant")
+    )
     most = max((tests[model].difference for model in farther), default=0.0)
-    by_most = f" (by at most {levels(most)}/255)" if farther else ""
-    parts = [
-        f"The distance to a misclassification is significantly larger than the dense network's for "
-        f"{_named(run, farther) or 'no compressed model'}{by_most}",
-        f"smaller for {_named(run, nearer) or 'none'}",
-    ]
-    parts += [f"not significantly different for {len(same)} of {len(tests)}"] if same else []
-    parts += [f"not compared for {void} (random, or less accurate when clean)"] if void else []
-    return f"{', '.join(parts[:-1])} and {parts[-1]} (Wilcoxon's test, Holm's correction)."
+    return (
+        "The distance to a misclassification is significantly larger than the dense network's for "
+        f"{_named(run, farther)}{f' (by at most {levels(most)}/255)' if farther else ''}, smaller "
+        f"for {_named(run, nearer)}, not significantly different for {len(same)} of {len(tests)} "
+        f"and not compared for {len(tests) - len(farther) - len(nearer) - len(same)} (random, or "
+        "less accurate when clean). Wilcoxon's test, Holm's correction."
+    )
 
 
 def accuracy(run: Run) -> str:
     """The same of robust accuracy at the budget."""
     tests = {model: against.robust for model, against in against_dense(run).items()}
+    if not tests:
+        return ""
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
-    if not tests:
-        return ""
-    parts = [
-        f"At eps {budget(run.main_attack.eps)}, {_named(run, better) or 'no compressed model'} "
-        f"{_is(better)} significantly more robust",
-    ]
-    parts += [f"{_named(run, worse)} {_is(worse)} less robust"] if worse else []
-    parts += [f"for {len(floor)} of {len(tests)} both have 0 %"] if floor else []
-    return f"{'; '.join(parts)} (McNemar's test, Holm's correction)."
-
-
-def _with(tests: dict[Model, DistanceComparison], outcome: str) -> list[Model]:
-    return [model for model, test in tests.items() if test.outcome == outcome]
-
-
-def _is(models: list[Model]) -> str:
-    return "are" if len(models) > 1 else "is"
-
-
-def _named(run: Run, models: list[Model]) -> str:
-    """Models by name with their verdict where few, their number where many."""
-    if len(models) > NAMED:
-        return counted(len(models), "compressed model")
-    levels = [(model.name, run.verdict(model).level) for model in models]
-    return listed([n if level == LEVELS[PASS] else f"{n} ({level})" for n, level in levels])
+    return (
+        f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly higher than the "
+        f"dense network's for {_named(run, better)} and lower for {_named(run, worse)}; for "
+        f"{len(floor)} of {len(tests)} both have 0 %. McNemar's test, Holm's correction."
+    )
 
 
 def start(run: Run) -> str:
@@ -81,42 +60,38 @@ def start(run: Run) -> str:
         for dense in run.roots
     ]
     return (
-        f"Without compression, {listed(parts)} (n = {run.n}, worst case over the suite, "
-        f"{setting.norm}, eps {budget(setting.eps)})."
+        f"Without compression, {listed(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
+        f"n = {run.n}; an image counts as robust only if no attack broke it)."
     )
 
 
 def price(run: Run) -> str:
     """What compression costs in clean accuracy."""
     tests = {model: against.clean for model, against in against_dense(run).items()}
-    lost = {model: test for model, test in tests.items() if test.differs and test.difference < 0}
-    if not tests:
-        return ""
+    lost = [model for model, test in tests.items() if test.differs and not test.better]
     if not lost:
-        return "No compressed model has a significantly lower clean accuracy."
-    model, test = min(lost.items(), key=lambda item: item[1].difference)
-    verb = "loses" if len(lost) == 1 else "lose"
+        return "No compressed model has a significantly lower clean accuracy." if tests else ""
+    most = min(lost, key=lambda model: tests[model].difference)
     return (
-        f"{len(lost)} of {counted(len(tests), 'compressed model')} significantly {verb} clean "
-        f"accuracy, {model.name} most: {points(test.difference)} points at "
-        f"{percent(model.card['sparsity'])} % sparsity."
+        f"Clean accuracy is significantly lower for {len(lost)} of "
+        f"{counted(len(tests), 'compressed model')}, most for {most.name}: "
+        f"{points(tests[most].difference)} points at {percent(most.card['sparsity'])} % sparsity."
     )
 
 
 def transfer(run: Run) -> str:
     """Whether attacks on the dense network overstate the robustness of compressed models."""
-    targets = [model for model in run.compressed if len(model.transferred(run.main))]
-    if not targets:
-        return ""
-    found = corrected([compared(run, m.transferred(run.main), run.robust(m)) for m in targets])
-    tests = dict(zip(targets, found, strict=True))
-    higher = [model for model, test in tests.items() if test.better]
+    targets = {one: one.transferred(run.main) for one in run.compressed}
+    known = {one: there for one, there in targets.items() if len(there)}
+    tests = jointly({one: compared(run, there, run.robust(one)) for one, there in known.items()})
+    higher = sum(test.better for test in tests.values())
     if not higher:
-        return "Transfer attacks overstate robustness significantly for no compressed model."
+        none = "Transfer attacks overstate robustness significantly for no compressed model."
+        return none if tests else ""
     model, test = max(tests.items(), key=lambda item: item[1].difference)
     return (
-        f"Transfer attacks overstate robustness for {len(higher)} of "
-        f"{counted(len(targets), 'compressed model')}: {model.name} has {spell(test.first)} "
+        f"Transfer attacks overstate robustness for {higher} of "
+        f"{counted(len(tests), 'compressed model')}: {model.name} has {spell(test.first)} "
         f"accuracy on images crafted on its dense network, and {spell(test.second)} when "
         f"attacked directly ({p_text(test.p)})."
     )
@@ -129,6 +104,15 @@ def trust(run: Run) -> str:
     if not doubts:
         return f"All checks are passed for {total}."
     return (
-        f"{len(run.models) - len(doubts)} of {total} passed every check; {_named(run, doubts)} "
-        f"{'is' if len(doubts) == 1 else 'are'} in doubt and should be read as an upper bound."
+        f"{len(run.models) - len(doubts)} of {total} passed every check; to be read as an upper "
+        f"bound: {_named(run, doubts)}."
     )
+
+
+def _named(run: Run, models: list[Model]) -> str:
+    """Models by name with their verdict where few, their number where many."""
+    if len(models) > NAMED:
+        return counted(len(models), "model")
+    levels = [(model.name, run.verdict(model).level) for model in models]
+    named = [name if level == LEVELS[PASS] else f"{name} ({level})" for name, level in levels]
+    return listed(named) or "no model"

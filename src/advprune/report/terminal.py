@@ -41,8 +41,8 @@ def title_of(profile: str, table: pd.DataFrame) -> str:
     """Profile, norm, budget and number of images in one line."""
     first = table.iloc[0]
     return (
-        f"{profile}: accuracy in percent, robust in the worst case over the suite "
-        f"({first.norm}, eps {budget(first.eps)}), n = {first.n}"
+        f"{profile}: accuracy in percent, robust: no attack broke the image ({first.norm}, eps "
+        f"{budget(first.eps)}), n = {first.n}"
     )
 
 

@@ -5,7 +5,7 @@ and t interval over batches that the attacker may have. If a batch did not reach
 bound is given instead of the mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from advprune.evaluate import faults
 from advprune.evaluate.compare import AT_CHANCE, corrected
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, explained
-from advprune.report.formats import percent
+from advprune.report.formats import percent, with_interval
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
@@ -37,34 +37,29 @@ class Entry(faults.Stored):
 
 
 @section("Bit flips", order=80)
-def bitflips(run: Run) -> list[Part]:
+def bitflips(run: Run) -> Iterator[Part]:
     """Flips to chance, each entry against the first and the dense network stored alike."""
     found = entries(run)
     if not found:
-        return []
-    flips = run.profile.flips
-    text = (
+        return
+    flips, axes = run.profile.flips, ("flips", "accuracy", "entry", "search")
+    yield Part(
+        "Flips to chance",
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
-        f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
-        f"training images without labels; mean and 95 % interval over {flips.seeds} batches. At "
-        "least: the lower bound if a batch did not reach chance. Margin: a loss that ignores "
-        f"images already misclassified; targeted: all images into class {flips.target}; random: "
-        "accuracy after as many random flips."
+        f"images is at most {percent(run.chance)} %: progressive bit search on {flips.images} "
+        f"training images without labels, mean and 95 % interval over {flips.seeds} batches; at "
+        "least: if a batch did not reach chance. Margin: a loss that ignores images already "
+        f"misclassified; targeted: into class {flips.target}; random: after as many random flips.",
+        table_of(found),
+        Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
     )
-    axes = ("flips", "accuracy", "entry")
-    curve = Chart(
-        "bitflip", "line", curves(found), *axes, interval=True, panel="search", reference=run.chance
+    yield Part(
+        "Flips to chance, compared",
+        f"p: Gehan's exact rank test over batches. {explained('all comparisons')} Each network "
+        "was trained once, and greedy search gives an upper bound: a higher count may only mean "
+        "that the search failed.",
+        pair_table(faults.pairs_of(found, run.roots[0].name)),
     )
-    parts = [Part("Flips to chance", text, table_of(found), curve)]
-    pairs = faults.pairs_of(found, run.roots[0].name)
-    if pairs:
-        words = (
-            f"p: Gehan's exact rank test over batches. {explained('all comparisons')} Each network "
-            "was trained once, and greedy search gives an upper bound: a higher count may only "
-            "mean that the search failed."
-        )
-        parts.append(Part("Flips to chance, compared", words, pair_table(pairs)))
-    return parts
 
 
 def entries(run: Run) -> list[Entry]:
@@ -80,15 +75,12 @@ def entries(run: Run) -> list[Entry]:
 
 def counts(reached: faults.Reached) -> dict[str, Any]:
     """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
-    spread = reached.spread
-    # A t interval may reach below what can be counted.
-    low = None if spread is None or spread.low is None else max(spread.low, 0.0)
-    return {
-        "flips_to_chance": spread.mean if spread else None,
-        "flips_to_chance_low": low,
-        "flips_to_chance_high": spread.high if spread else None,
-        "at_least_flips": reached.least if reached.bits and spread is None else None,
-    }
+    one = reached.spread
+    if one is None:
+        least = reached.least if reached.bits else None
+        return with_interval("flips_to_chance", None, None, None) | {"at_least_flips": least}
+    low = None if one.low is None else max(one.low, 0.0)  # t may reach below what can be counted
+    return with_interval("flips_to_chance", one.mean, low, one.high) | {"at_least_flips": None}
 
 
 def table_of(found: Sequence[Entry]) -> pd.DataFrame:
@@ -116,15 +108,16 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
 
 def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
     """One row per pair; all are corrected together. times: the ratio of the means."""
-    tests = [faults.compare_flips(entry.under(), other.under()) for entry, other in pairs]
-    for place, pair in enumerate(pairs):
-        if any(faults.clean_accuracy(one.records) <= one.level for one in pair):
-            tests[place] = replace(tests[place], void=AT_CHANCE)
+    tests = []
+    for pair in pairs:
+        guesses = any(faults.clean_accuracy(one.records) <= one.level for one in pair)
+        test = faults.compare_flips(*(one.under() for one in pair))
+        tests.append(replace(test, void=AT_CHANCE) if guesses else test)
     rows = []
     for (entry, other), test in zip(pairs, corrected(tests), strict=True):
         row: dict[str, Any] = {"entry": entry.name, "model": entry.model, "reference": other.name}
         row |= counts(entry.under())
-        row["flips_to_chance:reference"] = counts(other.under())["flips_to_chance"]
+        row |= {"flips_to_chance:reference": counts(other.under())["flips_to_chance"]}
         rows.append(row | {"times": test.ratio} | columns(test))
     return pd.DataFrame(rows)
 
@@ -133,10 +126,8 @@ def curves(found: Sequence[Entry]) -> pd.DataFrame:
     """Accuracy over chosen and random flips: mean and range over batches."""
     names = {"mean": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     tables = [
-        faults.over_flips(entry.records, variant)
-        .rename(columns=names)
-        .assign(entry=entry.name, search=name)
-        for variant, name in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))
+        faults.over_flips(entry.records, variant).assign(entry=entry.name, search=words)
+        for variant, words in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))
         for entry in found
     ]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True).rename(columns=names)

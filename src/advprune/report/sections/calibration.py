@@ -1,46 +1,45 @@
 """Calibration: whether confidence matches accuracy, clean and under the main attack."""
 
-import numpy as np
+from collections.abc import Iterator
+
 import pandas as pd
 
+from advprune.evaluate.calibration import BINS, reliability_bins
 from advprune.report.chart import Chart
 from advprune.report.results import results
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
-BINS = 15
 FEW = 5  # a bin of fewer images is not drawn
 SIDES = {"clean": "clean", "adv": "attacked"}
-SCORES = ("ece", "nll", "brier")
+SCORES = ("ece", "nll", "brier", "ece_attacked", "nll_attacked", "brier_attacked")
 
 
 @section("Calibration", order=95)
-def calibration(run: Run) -> list[Part]:
+def calibration(run: Run) -> Iterator[Part]:
     """ECE, negative log likelihood and Brier score of each model, and reliability diagrams."""
     if not run.models:
-        return []
-    text = (
-        f"ECE ({BINS} equal-width bins), negative log likelihood, Brier score and mean confidence, "
-        f"on clean images and on those of {run.main}."
-    )
-    parts = [Part("Calibration", text, table_of(run), folded=True)]
-    for group, models in run.groups.items():
-        name, bins = f"reliability-{group}", reliability(run, models)
-        axes = ("confidence", "accuracy", "model")
-        chart = Chart(name, "line", bins, *axes, panel="side", hover=("n",))
-        words = f"Accuracy over mean confidence in each bin of at least {FEW} images."
-        parts.append(Part(f"Reliability, {group}", words, None, chart, folded=True))
-    return parts
-
-
-def table_of(run: Run) -> pd.DataFrame:
-    """One row per model."""
-    found = results(run)[["model", *(s + end for end in ("", "_attacked") for s in SCORES)]]
-    tables = [model.attack(run.main) for model in run.models]
+        return
+    table = results(run)[["model", *SCORES]]
     for side, word in SIDES.items():
-        means = [float(table[f"{side}_confidence"].mean()) for table in tables]
-        found = found.assign(**{f"confidence:{word}": means})
-    return found
+        means = [model.attack(run.main)[f"{side}_confidence"].mean() for model in run.models]
+        table = table.assign(**{f"confidence:{word}": means})
+    yield Part(
+        "Calibration",
+        f"ECE ({BINS} equal-width bins), negative log likelihood, Brier score and mean confidence, "
+        f"on clean images and on those of {run.main}.",
+        table,
+        folded=True,
+    )
+    for group, models in run.groups.items():
+        axes = ("confidence", "accuracy", "model", "side")
+        bins = reliability(run, models)
+        yield Part(
+            f"Reliability, {group}",
+            f"Accuracy over mean confidence in each bin of at least {FEW} images.",
+            chart=Chart(f"reliability-{group}", "line", bins, *axes, hover=("n",)),
+            folded=True,
+        )
 
 
 def reliability(run: Run, models: list[Model]) -> pd.DataFrame:
@@ -52,16 +51,3 @@ def reliability(run: Run, models: list[Model]) -> pd.DataFrame:
     ]
     found = pd.concat(tables, ignore_index=True)
     return found[found.n >= FEW].reset_index(drop=True)
-
-
-def reliability_bins(records: pd.DataFrame, side: str, bins: int = BINS) -> pd.DataFrame:
-    """Equal-width bins of the confidence, as ECE has them: (k/bins, (k+1)/bins].
-
-    side: clean or adv. One row per bin that is not empty: n, confidence (mean) and accuracy.
-    """
-    sure = records[f"{side}_confidence"].to_numpy()
-    index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    hits = (records[f"{side}_pred"] == records.label).to_numpy().astype(float)
-    table = pd.DataFrame({"bin": index, "n": 1, "confidence": sure, "accuracy": hits})
-    how = {"n": "sum", "confidence": "mean", "accuracy": "mean"}
-    return table.groupby("bin").agg(how).reset_index(drop=True)

@@ -1,12 +1,14 @@
 """Published claims and what this run says of them: the report opens with this table."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
+from advprune.core.claims import Claim
 from advprune.report.claim_metrics import NOT_HERE, NOT_RUN
-from advprune.report.claims import REFUTED, REPRODUCED, Judged, judged
-from advprune.report.compared import columns, units_of
+from advprune.report.claims import REFUTED, REPRODUCED, judged
+from advprune.report.compared import columns, explained, units_of
 from advprune.report.formats import counted
 from advprune.report.run import Run
 from advprune.report.section import Part, section
@@ -15,48 +17,45 @@ OUTCOMES = (REPRODUCED, REFUTED, NOT_HERE, NOT_RUN)
 
 
 @section("Published claims", order=5)
-def claims(run: Run) -> list[Part]:
+def claims(run: Run) -> Iterator[Part]:
     """Every claim with its test, then where it was made, and how to run what is missing."""
     found = judged(run)
     if not found:
-        return []
+        return
     tests = sum(one.test is not None for one in found)
     counts = [f"{sum(one.outcome == name for one in found)} {name}" for name in OUTCOMES]
-    text = (
-        f"{counted(len(found), 'claim')}: {', '.join(counts)}. "
-        "Difference: model minus control, with an interval that holds for all "
-        f"{counted(tests, 'claim')} tested here together; p is corrected for them (Holm), of "
-        "equivalence where no difference is claimed. Counts: the smallest difference that would "
-        "bear a claim out, or the largest that is none; detectable: the smallest that is shown in "
-        "80 % of all cases. Refuted: the interval excludes the claim, in its regime and with the "
-        "method's own criteria met."
+    yield Part(
+        "Published claims",
+        f"{counted(len(found), 'claim')}: {', '.join(counts)}. Difference: model minus control. "
+        f"{explained(f'all {tests} that were tested')} p: of equivalence where no difference is "
+        "claimed. Counts: the smallest difference that would bear a claim out, or the largest that "
+        "is none. Refuted: the interval excludes the claim, in its regime and with the method's "
+        "own criteria met.",
+        outcomes(run).drop(columns="id"),
     )
-    where = pd.DataFrame([_regime(one) for one in found])
-    here = f"This run: {run.profile.data.source}, {run.profile.model.described}."
-    return [
-        Part("Published claims", text, outcomes(run).drop(columns="id")),
-        Part("Sources, regimes and commands", here, where, folded=True),
-    ]
+    yield Part(
+        "Sources, regimes and commands",
+        f"This run: {run.profile.data.source}, {run.profile.model.described}.",
+        pd.DataFrame(map(_regime, [one.claim for one in found])),
+        folded=True,
+    )
 
 
 def outcomes(run: Run) -> pd.DataFrame:
-    """One row per claim with its test and outcome, raw numbers."""
-    return pd.DataFrame([_row(one) for one in judged(run)])
+    """One row per claim with its test and outcome, raw numbers in columns by their unit."""
+    rows = []
+    for one in judged(run):
+        claim, test = one.claim, one.test
+        row: dict[str, Any] = {"id": claim.id, "paper": claim.paper, "claim": claim.claim}
+        row |= {"outcome": one.outcome, "reason": one.reason}
+        if test is not None:
+            row |= columns(test) | {f"counts_{units_of(test)[1]}": claim.counts, "p": one.p}
+            row |= {"n": one.n, "seeds": one.seeds, "outcome": one.outcome}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _row(one: Judged) -> dict[str, Any]:
-    """The test of a claim as columns: numbers raw, in columns by their unit."""
-    claim, test = one.claim, one.test
-    row: dict[str, Any] = {"id": claim.id, "paper": claim.paper, "claim": claim.claim}
-    row |= {"outcome": one.outcome, "reason": one.reason}
-    if test is not None:
-        row |= columns(test) | {f"counts_{units_of(test)[1]}": claim.counts, "p": one.p}
-        row |= {"n": one.n, "seeds": one.seeds, "outcome": one.outcome}
-    return row
-
-
-def _regime(one: Judged) -> dict[str, Any]:
-    claim = one.claim
+def _regime(claim: Claim) -> dict[str, str]:
     pair = f"{claim.model} against {claim.control}: {claim.metric}, {claim.expect}"
     return {
         **{"claim": claim.id, "source": f"{claim.source}, {claim.where}"},

@@ -1,32 +1,35 @@
 """What the attacks cost in passes per image, and accuracy after each part of AutoAttack."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from advprune.evaluate.measures import remnant_accuracy
+from advprune.report.formats import with_interval
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-COSTS = ("gradients", "forwards")
 SUITE = "suite and checks"
 
 
 @section("Costs", order=110)
-def costs(run: Run) -> list[Part]:
+def costs(run: Run) -> Iterator[Part]:
     """Passes per attack and kind of model; AutoAttack part by part."""
-    if not run.models:
-        return []
-    text = (
+    yield Part(
+        "Passes per image",
         "Passes through the network per image: median, minimum and maximum over the models of a "
-        "kind; every draw counts."
+        "kind; every draw counts.",
+        passes(run),
+        folded=True,
     )
-    parts = [Part("Passes per image", text, passes(run), folded=True)]
-    if len(table := breakdown(run)):
-        text = "Images still classified correctly after each part, and when scored again."
-        parts.append(Part("AutoAttack, part by part", text, table, folded=True))
-    return parts
+    yield Part(
+        "AutoAttack, part by part",
+        "Images still classified correctly after each part, and when scored again.",
+        breakdown(run),
+        folded=True,
+    )
 
 
 def passes(run: Run) -> pd.DataFrame:
@@ -40,10 +43,9 @@ def passes(run: Run) -> pd.DataFrame:
         for name, own in tables.items():
             if known := [table for table in own if len(table)]:
                 row: dict[str, Any] = {"kind": kind, "attack": name, "models": len(known)}
-                for cost in COSTS:
+                for cost in ("gradients", "forwards"):
                     means = pd.Series([float(table[cost].mean()) for table in known])
-                    row |= {cost: means.median(), f"{cost}_low": means.min()}
-                    row |= {f"{cost}_high": means.max()}
+                    row |= with_interval(cost, means.median(), means.min(), means.max())
                 rows.append(row)
     return pd.DataFrame(rows)
 

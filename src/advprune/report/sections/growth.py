@@ -4,74 +4,76 @@ Rakin et al. (RA-BNN, 2021) compare grown networks with the narrow one they grew
 here is a network that is wider everywhere, with as many parameters.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.compare import Compared, Comparison, corrected
+from advprune.evaluate.compare import Compared, Comparison
 from advprune.evaluate.faults import compare_flips
 from advprune.report.chart import Chart
-from advprune.report.compared import columns, compared, explained
+from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.results import rated
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
 SHARE = "density_"  # before a group's name: the column of its share of channels that are on
-SIDES = {"clean": "clean accuracy", "adv": "robust accuracy"}
+BETWEEN, INSIDE, WHOLE = "channels between blocks", "channels inside blocks", "accuracy"
 
 
 @section("Early-Growth", order=85)
-def growth(run: Run) -> list[Part]:
+def growth(run: Run) -> Iterator[Part]:
     """Grown against uniformly wider networks, the channels, and the course of growth."""
     grown = [model for model in run.models if model.card.get("growth")]
-    parts = []
-    if len(table := beside(run, grown)):
-        text = (
-            "Grown: channels chosen by Early-Growth; uniform: every layer equally wider. p: "
-            "McNemar on the same images, and Gehan's test for flips to chance. "
-            f"{explained('the measures of a pair')} Each network was trained once."
-        )
-        parts.append(Part("Does growth help beyond width?", text, table))
+    yield Part(
+        "Does growth help beyond width?",
+        "Grown: channels chosen by Early-Growth; uniform: every layer equally wider, each trained "
+        "once. McNemar on the same images, Gehan's test for flips to chance. "
+        f"{explained('the measures of a pair')}",
+        beside(run, grown),
+    )
     for model in grown:
-        found = model.card["growth"]
-        text = (
+        found, axes = model.card["growth"], ("epoch", "share", "channels", "of")
+        yield Part(
+            f"Channels of {model.family}",
             f"{model.name}: a network several times as wide is trained with a gate on every "
             "channel; the channels whose gates are open at the end are those of the grown network, "
-            "which is trained from scratch. Share: of the wide network's channels."
+            "which is trained from scratch. Share: of the wide network's channels.",
+            channels(found),
+            Chart(f"growth-{model.name}", "line", course(found), *axes),
+            folded=True,
         )
-        name, axes = f"growth-{model.name}", ("epoch", "share", "channels")
-        chart = Chart(name, "line", course(found), *axes, panel="of")
-        parts.append(Part(f"Channels of {model.family}", text, channels(found), chart, folded=True))
-    return parts
 
 
 def beside(run: Run, grown: list[Model]) -> pd.DataFrame:
     """Each grown network with each uniform one: accuracies and flips to chance."""
-    rows = []
-    for one in grown:
-        for other in run.models:
-            if getattr(run.params.setting(other.name), "channels", None) == "uniform":
-                rows += _pair(run, one, other)
-    return pd.DataFrame(rows)
+
+    def is_uniform(model: Model) -> bool:
+        return getattr(run.params.setting(model.name), "channels", None) == "uniform"
+
+    pairs = [(one, other) for one in grown for other in run.models if is_uniform(other)]
+    return pd.DataFrame(row for pair in pairs for row in _pair(run, *pair))
 
 
-def _pair(run: Run, one: Model, other: Model) -> list[dict[str, Any]]:
-    who = {"grown": one.name, "uniform": other.name}
-    who |= {f"parameters:{name}": run.model(of).card["parameters"] for name, of in who.items()}
-    ours, theirs = run.flips(one), run.flips(other)
-    tests: list[Compared] = [
-        compared(run, run.robust(one), run.robust(other), side) for side in SIDES
-    ]
-    rows: list[dict[str, Any]] = [who | {"measure": measure} for measure in SIDES.values()]
-    if ours and theirs:
-        tests.append(compare_flips(ours, theirs))
-        least = {"at_least_flips:grown": ours.least, "at_least_flips:uniform": theirs.least}
-        rows.append(who | {"measure": "flips to chance"} | least)
-    for row, test in zip(rows, corrected(tests), strict=True):
+def _pair(run: Run, one: Model, other: Model) -> Iterator[dict[str, Any]]:
+    names: dict[str, Any] = {"grown": one.name, "uniform": other.name}
+    names |= {f"parameters:{name}": run.model(of).card["parameters"] for name, of in names.items()}
+    first, second = run.robust(one), run.robust(other)
+    tests: dict[str, Compared] = {
+        "clean accuracy": compared(run, first, second, "clean"),
+        "robust accuracy": compared(run, first, second),
+    }
+    flips = {"grown": run.flips(one), "uniform": run.flips(other)}
+    known = {name: reached for name, reached in flips.items() if reached}
+    if len(known) == 2:
+        tests["flips to chance"] = compare_flips(*known.values())
+    for measure, test in jointly(tests).items():
+        row = names | {"measure": measure}
         if isinstance(test, Comparison):
             row |= rated("accuracy:grown", test.first) | rated("accuracy:uniform", test.second)
-        row |= columns(test)
-    return rows
+        else:
+            row |= {f"at_least_flips:{name}": reached.least for name, reached in known.items()}
+        yield row | columns(test)
 
 
 def groups(history: pd.DataFrame) -> list[str]:
@@ -82,34 +84,29 @@ def groups(history: pd.DataFrame) -> list[str]:
 def channels(found: dict[str, Any]) -> pd.DataFrame:
     """Each group of channels: how many the base network has, and how many the grown one."""
     history = pd.DataFrame(found["history"])
-    last, grown = history.iloc[-1], (*found["stages"], *found["inner"])
-    rows = []
+    grown, rows = (*found["stages"], *found["inner"]), []
     for group, before, after in zip(groups(history), found["base"], grown, strict=True):
         stage, _, block = group.partition("_")  # `layer1_1`: layer1, inside block 2
         name = f"{stage}, inside block {int(block) + 1}" if block else stage
         row = {"channels": name, "base_network": int(before), "grown": int(after)}
-        rows.append(row | {"share": float(last[SHARE + group])})
+        rows.append(row | {"share": float(history[SHARE + group].iloc[-1])})
     return pd.DataFrame(rows)
 
 
 def course(found: dict[str, Any]) -> pd.DataFrame:
     """Shares of channels that are on over epochs, inside blocks the mean of a stage's blocks."""
     history = pd.DataFrame(found["history"])
-    between, inside, wide = "channels between blocks", "channels inside blocks", "accuracy"
-    base = ("of the base network", between, history.base_density)
-    lines = [("all", between, history.density), base]
-    for group in groups(history):
-        if "_" not in group:
-            lines.append((group, between, history[SHARE + group]))
-            blocks = [SHARE + name for name in groups(history) if name.startswith(f"{group}_")]
-            if blocks:
-                lines.append((group, inside, history[blocks].mean(axis=1)))
-    lines.append(("validation", wide, history.val_accuracy))
-    lines.append(("training", wide, history.train_accuracy))
+    names = groups(history)
+    stages = [name for name in names if "_" not in name]
+    blocks = {stage: [SHARE + n for n in names if n.startswith(f"{stage}_")] for stage in stages}
+    lines = {(BETWEEN, "all"): history.density}
+    lines |= {(BETWEEN, "of the base network"): history.base_density}
+    lines |= {(BETWEEN, stage): history[SHARE + stage] for stage in stages}
+    lines |= {(INSIDE, stage): history[own].mean(axis=1) for stage, own in blocks.items() if own}
+    lines |= {(WHOLE, "validation"): history.val_accuracy}
+    lines |= {(WHOLE, "training"): history.train_accuracy}
     tables = [
         pd.DataFrame({"epoch": history.epoch, "share": values, "channels": name, "of": of})
-        for name, of, values in lines
+        for (of, name), values in lines.items()
     ]
-    order = {of: place for place, of in enumerate((between, inside, wide))}
-    rows = pd.concat(tables, ignore_index=True)
-    return rows.sort_values("of", key=lambda of: of.map(order), kind="stable")
+    return pd.concat(tables, ignore_index=True)

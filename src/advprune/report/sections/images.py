@@ -1,11 +1,13 @@
 """A few images, clean and under the main attack on each dense network, with predictions."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import budget
-from advprune.report.run import Model, Run
+from advprune.report.run import Model, Run, tensors_of
 from advprune.report.section import Part, section
 
 SHOWN = 8  # images, the first ones
@@ -13,32 +15,30 @@ GREY = 128  # no change, in the pictures of the change
 
 
 @section("Images", order=120)
-def images(run: Run) -> list[Part]:
+def images(run: Run) -> Iterator[Part]:
     """Pictures of the first test images; none where the profile does not show them."""
-    if not run.profile.show_images:
-        return []
-    text = (
-        "Predicted classes are in the headings of rows and columns; the change is shown around "
-        f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}."
-    )
-    parts = []
-    for dense in run.roots:
-        name, cells = f"images-{dense.recipe}", _cells(run, dense)
-        chart = Chart(name, "images", cells, x="image", y="row", value="pixels")
-        parts.append(Part(f"Under {run.main} on {dense.name}", text, chart=chart))
-    return parts
+    for dense in run.roots if run.profile.show_images else ():
+        axes = ("image", "row")
+        yield Part(
+            f"Under {run.main} on {dense.name}",
+            "Predicted classes are in the headings of rows and columns; the change is shown around "
+            f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}.",
+            chart=Chart(
+                f"images-{dense.recipe}", "images", cells(run, dense), *axes, value="pixels"
+            ),
+        )
 
 
-def _cells(run: Run, dense: Model) -> pd.DataFrame:
+def cells(run: Run, dense: Model) -> pd.DataFrame:
     """Clean, attacked and the change of each image, with the classes that are predicted."""
-    records, attacked = dense.attack(run.main), run.adversarial(dense)
-    found = []
+    path = run.folder / "runs" / run.params.profile / dense.name / "adversarial.safetensors"
+    attacked, records, found = tensors_of(path)[0][run.main], dense.attack(run.main), []
     for index in range(min(SHOWN, len(records))):
         row, clean, adv = records.iloc[index], run.clean_images[index], attacked[index]
-        change = (adv.astype(float) - clean) / (255 * run.main_attack.eps)
         classes = [run.classes[int(row[side])] for side in ("clean_pred", "adv_pred")]
-        image = f"{index + 1}: {classes[0]} → {classes[1]}"
+        change = (adv.astype(float) - clean) / (255 * run.main_attack.eps)
         scaled = np.clip(GREY + 127 * change, 0, 255).astype(np.uint8)
         for name, pixels in (("clean", clean), ("attacked", adv), ("change", scaled)):
+            image = f"{index + 1}: {classes[0]} → {classes[1]}"
             found.append({"image": image, "row": name, "pixels": pixels})
     return pd.DataFrame(found)

@@ -1,7 +1,8 @@
 """How to repeat the run: the settings of every attack, and the versions of the packages."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
+from importlib.metadata import version
 
 import pandas as pd
 
@@ -20,28 +21,16 @@ COLUMNS = (
 
 
 @section("Settings and versions", order=200)
-def settings(run: Run) -> list[Part]:
+def settings(run: Run) -> Iterator[Part]:
     """One row per attack that was run, and one per package."""
     from advprune.attacks.registry import attacks_of  # needs torch
 
     used = dict.fromkeys(name for model in run.models for name in run.attack_names(model))
     known = {name: one.model_dump() for name, one in attacks_of(run.profile).items()}
-    extra = {
-        one.key: {"method": "torchattacks", **one.arguments()} for one in run.params.attack.extra
-    }
-    rows = [{"attack": name, **(known | extra).get(name, {})} for name in used]
-    table = pd.DataFrame(rows)
+    for one in run.params.attack.extra:
+        known[one.key] = {"method": "torchattacks", **one.arguments()}
+    table = pd.DataFrame({"attack": name, **known.get(name, {})} for name in used)
+    yield Part("Attacks", f"Seed {run.params.seed}.", table[[c for c in COLUMNS if c in table]])
     versions = {"advprune": advprune.__version__, "python": platform.python_version()}
-    versions |= {name: _version(name) for name in PACKAGES}
-    return [
-        Part("Attacks", f"Seed {run.params.seed}.", table[[c for c in COLUMNS if c in table]]),
-        Part("Versions", table=pd.DataFrame(versions.items(), columns=["package", "version"])),
-    ]
-
-
-def _version(name: str) -> str:
-    """Of an installed package, without importing it."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+    versions |= {name: version(name) for name in PACKAGES}
+    yield Part("Versions", table=pd.DataFrame(versions.items(), columns=["package", "version"]))

@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pandas as pd
 
 from advprune.evaluate import measures
-from advprune.evaluate.compare import Comparison, corrected, with_control
+from advprune.evaluate.compare import Comparison, with_control
 from advprune.report.chart import Chart
-from advprune.report.compared import compared
+from advprune.report.compared import compared, jointly
 from advprune.report.formats import budget, listed, number
 from advprune.report.results import qualified, rated
 from advprune.report.run import Run, in_order
@@ -18,50 +19,41 @@ from advprune.report.section import Part, section
 
 
 @section("nn-prune's table", order=50)
-def sweep(run: Run) -> list[Part]:
-    """One table and one chart for each study of kind sweep."""
-    return [part for name in run.studies_of("sweep") for part in _parts(run.swept, name)]
+def sweep(run: Run) -> Iterator[Part]:
+    """One table and one chart per family for each study of kind sweep."""
+    for name, study in run.studies_of("sweep").items():
+        yield from _parts(run.swept, name, study)
 
 
-def _parts(run: Run, name: str) -> Iterator[Part]:
-    study = run.params.studies[name]
-    table = pd.DataFrame(_rows(run, name))
-    attacks = [
-        f"{key}: eps {budget(one.eps)}, {one.steps} steps" for key, one in run.attacks.items()
-    ]
+def _parts(run: Run, name: str, study: Any) -> Iterator[Part]:
+    table = table_of(run, name)
+    schedules = [f"{k}: eps {budget(one.eps)}, {one.steps} steps" for k, one in run.attacks.items()]
     yield Part(
         f"Settings on {study.of}",
-        f"Remnant accuracy, as nn-prune calls it, of n = {run.n} images under {listed(attacks)}; "
+        f"Remnant accuracy, as nn-prune calls it, of n = {run.n} images under {listed(schedules)}; "
         "int8 is scored on images crafted on the dense network. Against dense: McNemar on the same "
         "images, p corrected for all settings and attacks (Holm).",
         table,
     )
     points = table[table.family.isin(study.settings["points"])]
+    columns, dense = ["setting", "prune_ratio", "clean_accuracy"], f"accuracy:{run.main}"
     for family, own in points.groupby("family", sort=False):
+        rows = [
+            own[columns].assign(attack=attack, remnant_accuracy=own[f"accuracy:{attack}"])
+            for attack in run.attacks
+        ]
+        axes = ("setting", "remnant_accuracy", "attack")
+        look: dict[str, Any] = {"ordered": True, "hover": ("prune_ratio", "clean_accuracy")}
+        look |= {"reference": float(table[dense].iloc[0])}
         if len(own) > 1:
             yield Part(
                 f"Remnant accuracy over settings of {family}",
                 f"The dotted line is the dense network under {run.main}.",
                 chart=Chart(
-                    *(f"{name}-{family}", "line", _by_attack(run, own), "setting"),
-                    y="remnant_accuracy",
-                    series="attack",
-                    ordered=True,
-                    hover=("prune_ratio", "clean_accuracy"),
-                    reference=float(table[f"accuracy:{run.main}"].iloc[0]),
+                    f"{name}-{family}", "line", pd.concat(rows, ignore_index=True), *axes, **look
                 ),
                 folded=True,
             )
-
-
-def _by_attack(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """Settings under each attack: one row per mark of the chart."""
-    columns = ["setting", "prune_ratio", "clean_accuracy"]
-    tables = [
-        rows[columns].assign(attack=attack, remnant_accuracy=rows[f"accuracy:{attack}"])
-        for attack in run.attacks
-    ]
-    return pd.concat(tables, ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +66,11 @@ class Setting:
     records: dict[str, pd.DataFrame]
 
 
-def _settings(run: Run, name: str) -> Iterator[Setting]:
+def settings(run: Run, name: str) -> Iterator[Setting]:
     """The dense network, each setting of each family, and the int8 model of the same network."""
     records, study = run.studies[name], run.params.studies[name]
-    dense = run.model(study.of)
+    dense, points = run.model(study.of), study.settings["points"]
     yield Setting("dense", None, 0.0, {a: dense.attack(a) for a in run.attacks})
-    points = study.settings["points"]
     for (family, order), part in records.groupby(["family", "order"], sort=False):
         shown = number(points[family][int(str(order))])
         by_attack = {a: in_order(part[part.attack == a]) for a in run.attacks}
@@ -90,39 +81,27 @@ def _settings(run: Run, name: str) -> Iterator[Setting]:
             yield Setting(model.family, "transfer", 0.0, by_attack)
 
 
-def _against(
-    run: Run, table: pd.DataFrame, controls: dict[str, pd.DataFrame], name: str
-) -> Comparison:
-    return compared(run, table, controls[name])
-
-
-def _rows(run: Run, name: str) -> list[dict[str, Any]]:
+def table_of(run: Run, name: str) -> pd.DataFrame:
     """All settings, each against the dense network under each attack, corrected together."""
-    dense, *others = _settings(run, name)
-    tests = {}
-    for one in others:
-        for attack, table in one.records.items():
-            controls = {
-                f"{other.family} {other.setting}": other.records[attack]
-                for other in others
-                if other is not one
-            }
-            test = compared(run, table, dense.records[attack])
-            again = partial(_against, run, table, controls)
-            tests[one, attack] = with_control(test, table, controls, again)
-    against = dict(zip(tests, corrected(list(tests.values())), strict=True))
-    rows = []
+    dense, *others = settings(run, name)
+    tests: dict[tuple[Setting, str], Comparison] = {}
+    for one, attack in product(others, run.attacks):
+        table, rest = one.records[attack], [other for other in others if other is not one]
+        controls = {f"{other.family} {other.setting}": other.records[attack] for other in rest}
+        test = compared(run, table, dense.records[attack])
+        tests[one, attack] = with_control(test, table, controls, partial(compared, run, table))
+    against, rows = jointly(tests), []
     for one in (dense, *others):
         row: dict[str, Any] = {"family": one.family, "setting": one.setting}
         row |= {"prune_ratio": one.prune_ratio}
-        row["clean_accuracy"] = measures.clean_accuracy(one.records[run.main]).value
+        row |= {"clean_accuracy": measures.clean_accuracy(one.records[run.main]).value}
         for attack, table in one.records.items():
             found = rated("accuracy", measures.remnant_accuracy(table))
-            if one is not dense:
+            if (one, attack) in against:
                 test = against[one, attack]
                 found |= {"against_dense": test.outcome, "p": test.p}
             found |= {"prediction_change_rate": measures.prediction_change_rate(table).value}
             found |= {"attack_success_rate": measures.attack_success_rate(table).value}
             row |= qualified(found, attack)
         rows.append(row)
-    return rows
+    return pd.DataFrame(rows)

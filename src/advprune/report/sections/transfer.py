@@ -1,61 +1,55 @@
 """Transfer: every model on the images of every other model and of an attacker's networks."""
 
+from collections.abc import Iterator
 from math import inf
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.compare import corrected, right
+from advprune.evaluate.compare import right
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, rate
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.chart import Chart
-from advprune.report.compared import columns, compared, explained
+from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import budget, listed
-from advprune.report.points import exchanged
-from advprune.report.results import qualified, rated
+from advprune.report.results import accuracies, qualified, rated
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
 
 @section("Transfer", order=40)
-def transfer(run: Run) -> list[Part]:
+def transfer(run: Run) -> Iterator[Part]:
     """The matrix of sources and targets, the published scenarios, quantized models."""
     if not any(model.received for model in run.models):
-        return []
-    main = run.main_attack
-    matrix_text = (
-        f"Accuracy of each target (column) on the images that {run.main} (eps {budget(main.eps)}) "
-        "crafted on each source (row). The diagonal is white-box."
+        return
+    yield Part(
+        "Transfer between models",
+        f"Accuracy of each target (column) on images that {run.main} (eps "
+        f"{budget(run.main_attack.eps)}) crafted on each source (row); white-box on the diagonal.",
+        chart=Chart("transfer", "heatmap", matrix(run), "target", "source", value="accuracy"),
     )
-    scenario_text = (
-        f"Accuracy on images of other networks, n = {run.n}. Images of dense networks and "
-        f"of attackers' networks are from {listed(exchanged(run))}, those of other models from "
-        f"{run.main}; for an attacker's network the more harmful attack counts. All sources: "
-        "images with which no other source fools the model."
+    yield Part(
+        "Transfer scenarios",
+        f"Accuracy on n = {run.n} images of other networks: of dense and attackers' networks by "
+        f"{listed(run.transfer_attacks)} (of an attacker's, the more harmful one counts), of other "
+        f"models by {run.main}. All sources: images on which none of them fools the model.",
+        scenarios(run),
     )
-    chart = Chart("transfer", "heatmap", matrix(run), x="target", y="source", value="accuracy")
-    parts = [
-        Part("Transfer between models", matrix_text, chart=chart),
-        Part("Transfer scenarios", scenario_text, scenarios(run)),
-    ]
-    if len(table := attackers(run)):
-        text = (
-            "Surrogates are trained on labels, substitutes on the answers of their target. "
-            "Accuracy of the target on their images, on images of its dense network and on its own "
-            "(white-box)."
-        )
-        parts.append(Part("An attacker's own networks", text, table))
-    if len(table := quantized(run)):
-        text = (
-            "A quantized model is attacked through its differentiable twin and with the images of "
-            "its float copy, as published with GAP. Two comparisons by McNemar on the same "
-            "images: the twin's images against the float copy's, and the model against its dense "
-            f"network. {explained('the models of a comparison')}"
-        )
-        parts.append(Part("Quantized models", text, table))
-    return parts
+    yield Part(
+        "An attacker's own networks",
+        "Surrogates are trained on labels, substitutes on the answers of their target. Accuracy of "
+        "the target on their images, on images of its dense network and on its own (white-box).",
+        attackers(run),
+    )
+    yield Part(
+        "Quantized models",
+        "Attacked through its differentiable twin, and with the images of its float copy as "
+        "published with GAP. McNemar's tests on the same images: the twin's images against the "
+        f"copy's, the model against its dense network. {explained('the models of a comparison')}",
+        quantized(run),
+    )
 
 
 def matrix(run: Run) -> pd.DataFrame:
@@ -63,28 +57,29 @@ def matrix(run: Run) -> pd.DataFrame:
 
     success_rate counts only images that source and target both classify correctly when clean.
     """
+    sources = {source for model in run.models for source, _ in model.received}
+    own = {model.name: model.attack(run.main) for model in run.models if model.name in sources}
+    own |= {name: table for (name, attack), table in run.attackers.items() if attack == run.main}
     rows = []
-    for source in run.sources:
+    for source, crafted in own.items():
         for model in run.models:
-            records = model.transferred(run.main, source)
-            if records.empty:
-                continue
-            success = transfer_success(records, run.own(source, run.main)).value
-            row = {"source": source, "target": model.name, "n": len(records)}
-            accuracy = rated("accuracy", remnant_accuracy(records))
-            rows.append(row | accuracy | {"success_rate": success})
+            if len(records := model.transferred(run.main, source)):
+                row = {"source": source, "target": model.name, "n": len(records)}
+                success = transfer_success(records, crafted)
+                row |= rated("accuracy", remnant_accuracy(records))
+                rows.append(row | {"success_rate": success.value})
     return pd.DataFrame(rows)
 
 
 def all_sources(run: Run, model: Model) -> np.ndarray:
     """Which images a model classifies correctly from every other source and attack, `[n]`."""
-    found, attacks = model.received.items(), exchanged(run)
+    found, attacks = model.received.items(), run.transfer_attacks
     return np.logical_and.reduce([right(one) for (_, name), one in found if name in attacks])
 
 
 def lowest(run: Run, model: Model, source: str) -> Rate:
     """A model's accuracy on an attacker's images under the most harmful attack."""
-    found = [remnant_accuracy(model.transferred(name, source)) for name in exchanged(run)]
+    found = [remnant_accuracy(model.transferred(name, source)) for name in run.transfer_attacks]
     return min(found, key=lambda one: one.hits if one.n else inf)
 
 
@@ -98,12 +93,10 @@ def scenarios(run: Run) -> pd.DataFrame:
         between = [remnant_accuracy(model.transferred(main, other.name)).value for other in others]
         known = [value for value in between if value is not None]
         row: dict[str, Any] = {"model": model.name}
-        row |= _accuracy(model.attack(main), "white-box")
-        row |= _accuracy(there, "from dense")
+        row |= accuracies({"white-box": model.attack(main), "from dense": there})
         row |= {"success_rate:from dense": transfer_success(there, dense.attack(main)).value}
-        for attack in exchanged(run)[1:]:
-            row |= _accuracy(model.transferred(attack), f"from dense, {attack}")
-        row |= _accuracy(dense.transferred(main, model.name), "to dense")
+        more = {f"from dense, {name}": model.transferred(name) for name in run.transfer_attacks[1:]}
+        row |= accuracies(more | {"to dense": dense.transferred(main, model.name)})
         row["accuracy:from compressed, mean"] = float(np.mean(known)) if known else None
         for name in run.params.attackers():
             row[f"accuracy:from {name}"] = lowest(run, model, name).value
@@ -116,42 +109,34 @@ def attackers(run: Run) -> pd.DataFrame:
     rows = []
     for name in run.params.attackers():
         entry = run.params.models[name]
-        if not run.has(entry.of):
-            continue
-        target = run.model(entry.of)
-        on = "labels" if entry.section == "surrogates" else "the target's answers"
-        row: dict[str, Any] = {"attacker": name, "trained_on": on}
-        row |= {"target": target.name} | _accuracy(target.attack(run.main), "white-box")
-        dense = target.records.iloc[:0] if target.is_dense else target.transferred(run.main)
-        row |= _accuracy(dense, "from dense")
-        rows.append(row | rated("accuracy:from the attacker", lowest(run, target, name)))
+        if run.has(entry.of):
+            target = run.model(entry.of)
+            on = "labels" if entry.section == "surrogates" else "the target's answers"
+            dense = target.records.iloc[:0] if target.is_dense else target.transferred(run.main)
+            row = {"attacker": name, "trained_on": on, "target": target.name}
+            row |= accuracies({"white-box": target.attack(run.main), "from dense": dense})
+            rows.append(row | rated("accuracy:from the attacker", lowest(run, target, name)))
     return pd.DataFrame(rows)
 
 
 def quantized(run: Run) -> pd.DataFrame:
     """One row per quantized model: through its twin, by its float copy, and the float copy."""
     models = [m for m in run.models if m.kind == "quantized" and run.has(m.parent)]
-    copied = {m: images for m in models if len(images := m.transferred(run.main, m.parent))}
-    by_twin = [compared(run, m.attack(run.main), images) for m, images in copied.items()]
-    twins = dict(zip(copied, corrected(by_twin), strict=True))
-    dense = [run.dense_of(m).attack(run.main) for m in models]
-    against = [compared(run, m.attack(run.main), d) for m, d in zip(models, dense, strict=True)]
+    own = {m: m.attack(run.main) for m in models}
+    copied = {m: m.transferred(run.main, m.parent) for m in models}
+    dense = {m: run.dense_of(m).attack(run.main) for m in models}
+    twins = jointly({m: compared(run, own[m], copied[m]) for m in models if len(copied[m])})
     rows = []
-    for model, test in zip(models, corrected(against), strict=True):
-        copy, own = run.model(model.parent), model.attack(run.main)
+    for model, test in jointly({m: compared(run, own[m], dense[m]) for m in models}).items():
         known = model.name in run.params.models
         training = known and getattr(run.params.setting(model.name), "training", None)
         row: dict[str, Any] = {"model": model.name, "bits": int(model.card["bits"])}
-        row |= {"parent": copy.name, "made_by": "training" if training else "rounding"}
+        row |= {"parent": model.parent, "made_by": "training" if training else "rounding"}
         row |= {"twin_agreement": model.card["twin_agreement"]}
-        row |= rated("clean_accuracy", clean_accuracy(own)) | _accuracy(own, "through its twin")
-        row |= _accuracy(model.transferred(run.main, copy.name), "by its float copy")
+        row |= rated("clean_accuracy", clean_accuracy(own[model]))
+        row |= accuracies({"through its twin": own[model], "by its float copy": copied[model]})
         if model in twins:
             row |= qualified(columns(twins[model]), "twin or copy")
-        row |= _accuracy(copy.attack(run.main), "float copy, white-box")
+        row |= accuracies({"float copy, white-box": run.model(model.parent).attack(run.main)})
         rows.append(row | qualified(columns(test), "against dense"))
     return pd.DataFrame(rows)
-
-
-def _accuracy(records: pd.DataFrame, qualifier: str) -> dict[str, Any]:
-    return rated(f"accuracy:{qualifier}", remnant_accuracy(records))

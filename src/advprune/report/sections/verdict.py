@@ -1,6 +1,7 @@
 """Whether each robust accuracy can be believed: checks on the records of every model."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ CALIBRATION = Path("bench/verdict.json")
 
 
 @section("Verdict", order=20)
-def verdict(run: Run) -> list[Part]:
+def verdict(run: Run) -> Iterator[Part]:
     """The checks that are not passed, how often each check is passed, and all figures."""
     checks = pd.DataFrame(
         {
@@ -24,19 +25,19 @@ def verdict(run: Run) -> list[Part]:
         for model in run.models
         for check in run.verdict(model).checks
     )
-    passed = checks.outcome == PASS
-    text = (
-        f"{int(passed.sum())} of {counted(len(checks), 'check')} on {len(run.models)} models are "
-        "passed. A check in doubt makes the robust accuracy suspect, a failed one makes it broken."
+    against = checks[checks.outcome != PASS]
+    yield Part(
+        "Verdict",
+        f"{len(checks) - len(against)} of {counted(len(checks), 'check')} on {len(run.models)} "
+        "models are passed. A check in doubt makes the robust accuracy suspect, a failed one makes "
+        f"it broken.{calibration(run.folder / CALIBRATION)}",
+        against if len(against) else None,
     )
-    text += calibration(run.folder / CALIBRATION)
-    against = checks[~passed]
-    parts = [Part("Verdict", text, against if len(against) else None)]
     tally = pd.crosstab(checks.check, checks.outcome).reindex(checks.check.unique())
-    parts.append(Part("By check", table=tally.rename_axis(columns=None).reset_index()))
+    yield Part("By check", table=tally.rename_axis(columns=None).reset_index())
     every = checks.pivot_table("figure", "model", "check", aggfunc="; ".join, sort=False)
-    shown = every.rename_axis(columns=None).reset_index()
-    return [*parts, Part("The figures of all checks", table=shown, folded=True)]
+    every = every.rename_axis(columns=None).reset_index()
+    yield Part("The figures of all checks", table=every, folded=True)
 
 
 def calibration(path: Path) -> str:
@@ -44,12 +45,11 @@ def calibration(path: Path) -> str:
     if not path.is_file():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
-    said = {}
-    for name, rate in ((name, found[name]) for name in ("false_pass", "false_alarm")):
-        low, high = percent(rate["rate_low"]), percent(rate["rate_high"])
-        said[name] = f"{rate['hits']} of {rate['n']} ({low} to {high} %"
+    passed, alarmed = (
+        f"{one['hits']} of {one['n']} ({percent(one['rate_low'])}–{percent(one['rate_high'])} %)"
+        for one in (found["false_pass"], found["false_alarm"])
+    )
     return (
-        f" On planted models ({CALIBRATION}), {said['false_pass']} with 95 % confidence) of those "
-        f"whose gradients mislead were called reliable, and {said['false_alarm']}) of the honest "
-        "ones were not."
+        f" On planted models, {passed} of those whose gradients mislead were called reliable, and "
+        f"{alarmed} of the honest ones were not (95 % intervals; {CALIBRATION})."
     )

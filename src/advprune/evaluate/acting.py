@@ -1,0 +1,61 @@
+"""Where in a network the attack acts: pure functions of the records of its layers."""
+
+from typing import Any
+
+import pandas as pd
+
+SIDES = {"adv": "attack", "noise": "noise"}
+
+
+def ends(table: pd.DataFrame) -> dict[str, Any]:
+    """How the attack and noise change the input layer and the one before the classifier.
+
+    The input layer is the first one behind the normalization; the last before the classifier is
+    what the classifier reads.
+    """
+    table = table.sort_values("depth", ignore_index=True)
+    growth = table.adv_top / table.clean_top.clip(lower=1e-12)
+    inside, outside = table[table.kind != "Normalize"].iloc[0], table.iloc[-2]
+    found: dict[str, Any] = {"input_layer": inside.layer}
+    for side, word in SIDES.items():
+        change = inside["relative_difference" if side == "adv" else "noise_relative"]
+        found |= {f"changed_share:{word}": float(inside[f"{side}_changed"])}
+        found |= {f"change_ratio:{word}": float(change)}
+    small = inside.relative_difference < table.relative_difference.median()
+    found |= {"small_and_many": bool(inside.adv_changed > 0.5 and small)}
+    found |= {"last_layer": outside.layer}
+    for side, word in SIDES.items():
+        for part, name in (("max", "maximum"), ("top", "percentile")):
+            ratio = outside[f"{side}_{part}"] / max(outside[f"clean_{part}"], 1e-12)
+            found[f"{name}_growth:{word}"] = float(ratio)
+    above = growth.iloc[-2] > growth.quantile(0.9, interpolation="lower")
+    larger = found["percentile_growth:attack"] > max(found["percentile_growth:noise"], 1.0)
+    return found | {"abnormally_large": bool(above and larger)}
+
+
+def spread(table: pd.DataFrame) -> tuple[str, list[float]]:
+    """The last residual stage, and sigma under attack over clean sigma of each of its layers."""
+    inside = table[table.layer.str.match(r"layer\d+\.")]
+    if inside.empty:
+        return "", []
+    stage = inside.sort_values("depth").layer.iloc[-1].partition(".")[0]
+    chosen = inside[inside.layer.str.startswith(f"{stage}.")]
+    return stage, [float(ratio) for ratio in sigma_growth(chosen)]
+
+
+def sigma_growth(table: pd.DataFrame) -> "pd.Series[float]":
+    """Standard deviation of each layer's values under attack over that on clean images."""
+    return table.adv_sigma / table.clean_sigma.clip(lower=1e-12)
+
+
+def beside_noise(table: pd.DataFrame, of: str, over: str, place: int) -> tuple[float, float] | None:
+    """A figure of one layer, by its place behind the normalization, under attack and under noise.
+
+    over: the column that both are divided by, if any. None where noise was not recorded.
+    """
+    if f"noise_{of}" not in table:
+        return None
+    table = table.sort_values("depth")
+    row = table[table.kind != "Normalize"].iloc[place]
+    scale = max(float(row[over]), 1e-12) if over else 1.0
+    return float(row[f"adv_{of}"]) / scale, float(row[f"noise_{of}"]) / scale

@@ -1,0 +1,105 @@
+"""What the study of seeds found: pure functions of its records.
+
+A point is a family at one setting, trained once for each seed. Two points are compared on the same
+images and on dense networks of the same seeds: the differences are paired in both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, right
+from advprune.evaluate.crossed import Mean, MeanComparison, compare_means, mean
+from advprune.evaluate.robust import union
+
+DENSE = "dense"  # the point without compression
+# Families that learn which weights remain, and their controls.
+CONTROLS = {"HYDRA": ("LWM",), "AWT": ("NTT", "magnitude_ticket", "random_ticket")}
+Side = Literal["clean", "robust", "area"]
+
+
+@dataclass(frozen=True, eq=False)
+class SeededPoint:
+    """A point of the study: which images its networks have right, `[S, n]`, one row per seed.
+
+    zeros: share of all weights and biases that is zero, the mean over seeds. area: distances as
+    parts of twice the main attack's budget, at most 1; their mean is the area under the security
+    curve, which tells networks apart that are all broken at the budget.
+    """
+
+    name: str
+    family: str
+    setting: dict[str, Any]
+    zeros: float
+    clean: np.ndarray
+    robust: np.ndarray
+    area: np.ndarray
+
+    @property
+    def sparsity(self) -> float | None:
+        """The share of weights removed, as set; 0 of the dense network, None where not set."""
+        return 0.0 if self.family == DENSE else self.setting.get("sparsity")
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether weights were trained after pruning, or nothing was pruned."""
+        return self.family == DENSE or any(self.setting.get(key) for key in ("finetune", "train"))
+
+    def mean(self, side: Side) -> Mean:
+        """Mean accuracy over seeds and images."""
+        return mean(getattr(self, side))
+
+    def against(self, other: "SeededPoint", side: Side, margin: float) -> MeanComparison:
+        """Paired with another point by seed and image."""
+        return compare_means(getattr(self, side), getattr(other, side), margin)
+
+
+def seeded_points(
+    records: pd.DataFrame, settings: Mapping[str, Any], main: str, norm: str, eps: float
+) -> list[SeededPoint]:
+    """The dense networks, then the points of a study that have records, in the order of `settings`.
+
+    main: the attack whose clean predictions count. norm, eps: of the union of all attacks.
+    """
+    found = []
+    for key, setting in ({DENSE: None} | dict(settings)).items():
+        if len(own := records[records.point == key].sort_values("index")):
+            by_seed = own.groupby("seed", sort=True)
+            clean = [right(one[one.attack == main], "clean") for _, one in by_seed]
+            whole = [union(one, [], norm, eps) for _, one in by_seed]
+            area = np.stack([one.distance for one in whole]).clip(0, 2 * eps) / (2 * eps)
+            tables = np.stack(clean), np.stack([right(one) for one in whole]), area
+            zeros = float(by_seed.sparsity.first().mean())
+            # A bare number is a sparsity.
+            chosen = setting if isinstance(setting, dict) else {"sparsity": setting}
+            known = {} if setting is None else chosen
+            found.append(SeededPoint(key, own.family.iloc[0], known, zeros, *tables))
+    return found
+
+
+def guarded(
+    one: SeededPoint, other: SeededPoint, side: Side, margin: float, classes: int
+) -> MeanComparison:
+    """One point against another, void where the first is at chance (the interval of its clean
+    accuracy reaches down to guessing), or where its clean accuracy is significantly lower: then it
+    may only be what it always answers."""
+    clean = one.against(other, "clean", margin)
+    lower = clean.p < ALPHA and clean.direction < 0
+    guesses = one.mean("clean").interval[0] <= 1 / classes
+    void = AT_CHANCE if guesses else LOWER_CLEAN if lower else ""
+    return replace(one.against(other, side, margin), void=void)
+
+
+def controls_of(points: list[SeededPoint], one: SeededPoint) -> list[SeededPoint]:
+    """Controls of a learned mask: of the same sparsity, trained afterwards like it; where no weight
+    is trained the whole network, and the same training with nothing pruned."""
+    if one.family not in CONTROLS or not one.sparsity:
+        return []
+    if not one.is_tuned:
+        alike = [p for p in points if p.family == one.family and not p.is_tuned]
+        return [points[0], *(whole for whole in alike if whole.sparsity == 0)]
+    others = [p for p in points if p.family in CONTROLS[one.family] and p.is_tuned]
+    return [p for p in others if p.sparsity == one.sparsity]
