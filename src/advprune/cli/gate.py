@@ -1,24 +1,22 @@
 """`advprune gate`: the results of the working tree against those of another revision."""
 
 import json
-import re
 import subprocess
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from advprune.cli.options import ProfileOption
 from advprune.core.errors import UserError
-from advprune.core.settings import MODEL_NAME
 
 if TYPE_CHECKING:
-    from advprune.report.gate import Result, Side
+    from advprune.report.gate import Side
 
-MOST_BY_RATE = 5000  # images: a rate rounded to four digits still gives the exact count
-MODEL = re.compile(MODEL_NAME)
-Read = Callable[[str], str | None]  # a path below the current folder -> its text, None: not there
+FOLDERS = ("reports", "metrics")
 
 
 def gate(
@@ -27,121 +25,165 @@ def gate(
     alpha: Annotated[
         float, typer.Option(help="Level of the tests, over all models together.")
     ] = 0.05,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Points of accuracy: fail unless a larger loss is ruled out."),
+    ] = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(help="Least robust accuracy in percent: 30, or <model>=30. Repeatable."),
+    ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Judge the records of the run, not results.csv.")
+    ] = False,
     allow: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model that may fall or vanish, or: images, settings. May be given repeatedly."
+            help="A model that may fall or vanish, a profile that may change without its records, "
+            "or: images, settings. Repeatable."
         ),
     ] = None,
 ) -> None:
     """Did robustness fall? Compares the committed results with those of another revision.
 
     Reads `reports/<profile>/results.csv` of working tree and revision, of every profile that has
-    results or metrics in one of them, and prints a Markdown table of each
-    for a pull request: clean and robust accuracy before and after, the p of a test on the same
-    images (McNemar's, corrected for the number of models), and both verdicts. If a revision
-    lacks the outcome of each image, the counts are compared instead.
+    results or metrics in one of them, and prints a Markdown table of each for a pull request:
+    clean and robust accuracy, distances and verdicts before and after, with tests on the same
+    images.
 
-    Exit status: 0 passed; 1 if a model's robust accuracy fell, its verdict got worse or is unknown,
-    if a model vanished, or if test images, seed, data or attacks changed, unless that is allowed by
-    name; 2 if there is nothing to compare, or results are damaged or contradict the metrics. New
-    models are listed.
+    With --recompute, the results of the active profile are computed from the records of its run.
+    results.csv is then judged as well: it may not claim more than the records show. Results of
+    other profiles may not differ from the revision's, since nothing here shows them.
+
+    Exit status: 0 passed; 1 if a model's robust accuracy or its distances fell, its verdict got
+    worse or is unknown, a model vanished, or test images, seed, data or attacks changed, unless
+    that is allowed by name, or if a --margin or a --floor is not kept; 2 if there is nothing to
+    compare, or results are damaged or contradict the metrics. New models are listed.
     """
-    from advprune.cli.repository import Repository
-    from advprune.report.formats import markdown
-    from advprune.report.gate import Side, judge, page
+    from advprune.core.params import load
+    from advprune.report.gate import Side, code, judge, page, quoted
+    from advprune.report.margin import Rules
 
     if not 0 < alpha < 1:
         raise UserError(f"--alpha lies between 0 and 1 (got {alpha})")
-    params = Repository(profile).params
+    if margin is not None and not 0 < margin < 100:
+        raise UserError(f"--margin is a number of points, between 0 and 100 (got {margin})")
+    allowed = frozenset(allow or ())
+    rules = Rules(alpha, None if margin is None else margin / 100, floors(floor or []), allowed)
+    params = load(profile=profile)
     commit = git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}").strip()
-    if side(params.profile, _text) is None:
-        raise UserError(f"there are no results in reports/{params.profile}; run `dvc repro`")
-    judged = []
-    for name in [params.profile] if profile else profiles(params.profile, commit):
-        after = side(name, _text) or _metrics(name, _listed_here(name), _text)
-        before = side(name, lambda path: _shown(commit, path), f"{base}:")
-        before = before or _metrics(
-            name, _listed(commit, name), lambda path: _shown(commit, path), f"{base}:"
-        )
-        order = params.leaderboard() if name == params.profile else ()
-        found = judge(before, after or Side({}), alpha, order, allow or ())
-        judged.append(found)
-        title = f"Robustness of `{markdown(name)}` against `{markdown(base)}` ({commit[:7]})"
-        print(page(found, title), end="\n\n")
-    if not all(found.passed for found in judged):
+    here, there = Tree(), Tree(f"{base}:", commit)
+    active, against = params.profile, f"{code(base)} ({commit[:7]})"
+    made = recomputed(params) if recompute else here.side(active)
+    if made is None:
+        raise UserError(f"there are no results in reports/{active}; run `dvc repro`")
+    found = []
+    for name in [active] if profile else dict.fromkeys([active, *there.profiles, *here.profiles]):
+        before, after = there.side(name) or Side({}), made if name == active else here.side(name)
+        judged = judge(before, after or Side({}), rules, params.leaderboard())
+        shown = not recompute or name == active or name in allowed
+        if not shown and here.files(name) != there.files(name):
+            why = f"The results changed, and no records here show them (--allow {quoted(name)})."
+            judged = replace(judged, failures=[*judged.failures, why])
+        found.append((f"Robustness of {code(name)} against {against}", judged))
+    if recompute and (committed := here.side(active)):
+        judged = judge(committed, made, Rules(alpha, allow=allowed), params.leaderboard())
+        found.append((f"Records of {code(active)} against its results.csv", judged))
+    for title, judged in found:
+        print(page(judged, title), end="\n\n")
+    if not all(judged.passed for _, judged in found):
         raise typer.Exit(1)
 
 
-def profiles(active: str, commit: str) -> list[str]:
-    """The profiles that have results or metrics in the working tree or a revision."""
-    here = [path.parent.name for path in Path("reports").glob("*/results.csv")]
-    here += [path.parent.name for path in Path("metrics").glob("*/*.json")]
-    there = git("ls-tree", "-rz", "--name-only", commit, "reports/", "metrics/").split("\0")
-    paths = [PurePosixPath(name) for name in there]
-    known = [p.parts[1] for p in paths if len(p.parts) == 3 and p.suffix in (".csv", ".json")]
-    return list(dict.fromkeys([active, *sorted({*here, *known})]))
+def floors(given: list[str]) -> dict[str, float]:
+    """Fractions by the name of a model, under "" that of all others."""
+    found = {}
+    for text in given:
+        name, _, percent = text.rpartition("=")
+        try:
+            found[name] = float(percent) / 100
+        except ValueError:
+            found[name] = -1.0
+        if not 0 <= found[name] <= 1:
+            raise UserError(f"--floor is a percentage, or <model>=<percentage> (got {text!r})")
+    return found
 
 
-def _listed_here(profile: str) -> list[str]:
-    return sorted(path.as_posix() for path in Path("metrics", profile).glob("*.json"))
-
-
-def _listed(commit: str, profile: str) -> list[str]:
-    listing = git("ls-tree", "-z", "--name-only", commit, f"metrics/{profile}/").split("\0")
-    return [name for name in listing if name.endswith(".json")]
-
-
-def side(profile: str, read: Read, where: str = "") -> "Side | None":
-    """What the report of one revision says; None where it has no results.csv."""
-    from advprune.core.params import FILE
+def recomputed(params: Any) -> "Side":
+    """The results of the active profile, computed from the records of its run."""
     from advprune.report.gate import side_of
-    from advprune.report.results import RESULTS, metrics_of, read_results
+    from advprune.report.read import read_run
+    from advprune.report.results import results
+    from advprune.report.write import settings_of
 
-    place = f"reports/{profile}"
-    results, settings = read(f"{place}/{RESULTS}"), read(f"{place}/{FILE}")
-    if results is None:
-        return None
-    known = measured(settings, profile) if settings is not None else None
-    table = read_results(results, f"{where}{place}/{RESULTS}")
-    for model, row in metrics_of(table).items():
-        path = f"metrics/{profile}/{model}.json"
-        text = read(path) if MODEL.fullmatch(model) else None
-        if text is not None and _json(text, where + path) != row:
-            raise UserError(f"{where}{path} contradicts {place}/{RESULTS}; run `dvc repro`")
-    return side_of(table, known)
+    return side_of(results(read_run(params)), measured(settings_of(params), params.profile))
 
 
-def _metrics(profile: str, names: list[str], read: Read, where: str = "") -> "Side":
-    """A revision from before results.csv existed: the rates of its metrics, as counts."""
-    from advprune.report.gate import Side
+@dataclass(frozen=True)
+class Tree:
+    """The results and metrics of the working tree, or of a commit; where: how messages name it."""
 
-    found = {PurePosixPath(name).stem: _result(read(name), where + name) for name in names}
-    return Side({name: result for name, result in found.items() if result})
+    where: str = ""
+    commit: str | None = None
 
+    @cached_property
+    def paths(self) -> list[str]:
+        """`<folder>/<profile>/<file>` of each."""
+        if self.commit is None:
+            found = (path for folder in FOLDERS for path in Path(folder).glob("*/*"))
+            return sorted(path.as_posix() for path in found if path.is_file())
+        listed = git("ls-tree", "-rz", "--name-only", self.commit, *(f"{f}/" for f in FOLDERS))
+        return [path for path in listed.split("\0") if path.count("/") == 2]
 
-def _result(text: str | None, where: str) -> "Result | None":
-    """None in metrics from before robust accuracy was recorded."""
-    from advprune.report.gate import Result
+    @property
+    def profiles(self) -> list[str]:
+        """Those that have results or metrics."""
+        known = [path.split("/")[1] for path in self.paths if path.endswith((".csv", ".json"))]
+        return list(dict.fromkeys(known))
 
-    found = _json(text or "", where)
-    try:
-        robust, n = found.get("robust_accuracy"), found["n"]
-        clean, verdict = found["clean_accuracy"], found.get("verdict")
-        if n > MOST_BY_RATE:
-            raise ValueError(f"a rate of four digits does not give counts of {n} images")
-        if robust is not None and not (0 <= robust <= 1 and n > 0):
-            raise ValueError(f"a rate of {robust} of {n} images")
-        return None if robust is None else Result(round(robust * n), int(n), clean, verdict)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{where} is damaged: {error}") from error
+    def files(self, profile: str) -> dict[str, str | None]:
+        """The texts of results and metrics."""
+        kinds = f"reports/{profile}/results.csv", f"reports/{profile}/params.yaml"
+        chosen = [p for p in self.paths if p in kinds or p.startswith(f"metrics/{profile}/")]
+        return {path: self.read(path) for path in chosen}
 
+    def read(self, path: str) -> str | None:
+        """A file; None where there is none."""
+        if path not in self.paths:
+            return None
+        if self.commit is not None:
+            return git("show", f"{self.commit}:./{path}")
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged: {error}") from error
+    def side(self, profile: str) -> "Side | None":
+        """What a profile's results say; None where it has neither results nor metrics. UserError
+        where they are damaged, or where metrics say something else."""
+        from advprune.core.params import FILE
+        from advprune.report.gate import side_of
+        from advprune.report.results import RESULTS, metrics_of, read_results
+
+        place, folder = f"reports/{profile}", f"metrics/{profile}"
+        found = {Path(p).stem: p for p in self.paths if p.startswith(f"{folder}/")}
+        if (text := self.read(f"{place}/{RESULTS}")) is None:
+            if found:
+                raise UserError(f"{self.where}{folder} has no {place}/{RESULTS}; run `dvc repro`")
+            return None
+        table = read_results(text, f"{self.where}{place}/{RESULTS}")
+        rows = metrics_of(table)
+        for model, path in found.items():
+            try:
+                known = json.loads(self.read(path) or "")
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{self.where}{path} is damaged: {error}") from error
+            if known != rows.get(model):
+                raise UserError(
+                    f"{self.where}{path} contradicts {place}/{RESULTS}; run `dvc repro`"
+                )
+        settings = self.read(f"{place}/{FILE}")
+        return side_of(table, None if settings is None else measured(settings, profile))
 
 
 def measured(text: str, profile: str) -> Any:
@@ -157,23 +199,6 @@ def measured(text: str, profile: str) -> Any:
         return None
     shared = {key: settings.get(key) for key in ("seed", "attack", "attacks", "suite", "curves")}
     return shared | {f"own {key}": chosen.get(key) for key in ("data", "eps", *shared)}
-
-
-def _text(path: str) -> str | None:
-    """A file of the working tree."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
-def _shown(commit: str, path: str) -> str | None:
-    """A file of a revision; None where it has none of that name."""
-    if not git("ls-tree", "--name-only", commit, path).strip():
-        return None
-    return git("show", f"{commit}:./{path}")
 
 
 def git(*command: str) -> str:
