@@ -31,7 +31,7 @@ def gate(
     ] = None,
     floor: Annotated[
         list[str] | None,
-        typer.Option(help="Least robust accuracy in percent: 30, or <model>=30. Repeatable."),
+        typer.Option(help="Least robust accuracy in percent: 30, or `<model>=30`. Repeatable."),
     ] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Judge the records of the run, not results.csv.")
