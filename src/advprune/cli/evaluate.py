@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from advprune.report.run import Model, Run
 
 DENSE, MODEL = "dense", "model"  # the names in a run of one or two checkpoints
-AGAINST_DENSE = (
-    *("transfer_", "against_dense", "p_against_dense", "robust_d", "distance_", "p_distance"),
-)
+AGAINST_DENSE = ("transfer_", "against_dense", "p_against", "robust_d", "distance_", "p_distance")
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
 OWN = ("model", "family", "parent", "root", "recipe", "do", "group", "images", "robust_images")
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
@@ -125,9 +123,8 @@ def run_of(
             key: received(network, images, split.labels, {key: pixels}, suite.work)
             for key, pixels in sent.items()
         }
-        models.append(
-            Model(name, name, DENSE, DENSE, "given", card, records, pd.DataFrame(), tables)
-        )
+        made = card, records, pd.DataFrame(), tables
+        models.append(Model(name, name, DENSE, DENSE, "given", *made))
         parent, sent = network, {(DENSE, main): adv[main]}
     about = split.source, list(split.classes), split.images.numpy()
     return Run(params, models, {}, {}, *about, folder=place)
@@ -171,17 +168,11 @@ def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
     from advprune.cli.tables import show
     from advprune.report.formats import percent
 
-    n = found["n"]
-    same = recorded["n"] == n
-    rows = [
-        [
-            words,
-            percent(found[key]),
-            percent(recorded[key]),
-            f"{round(n * (found[key] - recorded[key])):+d}" if same else "other images",
-        ]
-        for key, words in BESIDE.items()
-    ]
+    n, rows = found["n"], []
+    for key, words in BESIDE.items():
+        images = f"{round(n * (found[key] - recorded[key])):+d}"
+        rates = percent(found[key]), percent(recorded[key])
+        rows.append([words, *rates, images if recorded["n"] == n else "other images"])
     print()
     show((f"beside the file, n = {n}", "here %", "there %", "images"), rows)
 
@@ -220,9 +211,8 @@ def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
         if len(records := model.attack(name)):
             yield row(name, remnant_accuracy(records), *costs(records))
     if len(run.models) > 1:
-        yield row(
-            f"{run.main}, on the dense", remnant_accuracy(model.transferred(run.main)), "", ""
-        )
+        transferred = remnant_accuracy(model.transferred(run.main))
+        yield row(f"{run.main}, on the dense", transferred, "", "")
     robust = run.robust(model)
     yield row("robust", remnant_accuracy(robust), *costs(robust))
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from advprune.report.gate import Side
 
 FOLDERS = ("reports", "metrics")
+RESULTS_OF = "reports/{}/results.csv"
 
 
 def gate(
@@ -81,9 +82,8 @@ def gate(
     for name in [active] if profile else dict.fromkeys([active, *there.profiles, *here.profiles]):
         before, after = there.side(name) or Side({}), made if name == active else here.side(name)
         judged = judge(before, after or Side({}), rules, params.leaderboard())
-        shown = not recompute or name == active or name in allowed
-        if not shown and here.files(name) != there.files(name):
-            why = f"The results changed, and no records here show them (--allow {quoted(name)})."
+        if recompute and name not in allowed and (why := unshown(name, active, here, there)):
+            why = f"{why} (--allow {quoted(name)})."
             judged = replace(judged, failures=[*judged.failures, why])
         found.append((f"Robustness of {code(name)} against {against}", judged))
     if recompute and (committed := here.side(active)):
@@ -97,15 +97,15 @@ def gate(
 
 def floors(given: list[str]) -> dict[str, float]:
     """Fractions by the name of a model, under "" that of all others."""
-    found = {}
-    for text in given:
-        name, _, percent = text.rpartition("=")
-        try:
-            found[name] = float(percent) / 100
-        except ValueError:
-            found[name] = -1.0
-        if not 0 <= found[name] <= 1:
-            raise UserError(f"--floor is a percentage, or <model>=<percentage> (got {text!r})")
+    parted = {name: percent for name, _, percent in (text.rpartition("=") for text in given)}
+    try:
+        found = {name: float(percent) / 100 for name, percent in parted.items()}
+    except ValueError:
+        found = {"": -1.0}
+    if not all(0 <= floor <= 1 for floor in found.values()):
+        raise UserError(
+            f"--floor is a percentage, or <model>=<percentage> (got {', '.join(given)})"
+        )
     return found
 
 
@@ -117,6 +117,20 @@ def recomputed(params: Any) -> "Side":
     from advprune.report.write import settings_of
 
     return side_of(results(read_run(params)), measured(settings_of(params), params.profile))
+
+
+def unshown(profile: str, active: str, here: "Tree", there: "Tree") -> str:
+    """Why the records of the active profile do not show how robust the models of a profile are."""
+    from advprune.core.settings import yaml_of
+
+    if profile == active:
+        before = git("show", f"{there.commit}:./params.yaml") if there.paths else "{}"
+        known = yaml_of(before, there.where + "params.yaml")
+        other = isinstance(known, Mapping) and known.get("profile", active) != active
+        return "It was not the active profile, which is then not measured" if other else ""
+    place = RESULTS_OF.format(profile)
+    changed = here.read(place) != there.read(place)
+    return "The results changed, and no records here show them" if changed else ""
 
 
 @dataclass(frozen=True)
@@ -141,12 +155,6 @@ class Tree:
         known = [path.split("/")[1] for path in self.paths if path.endswith((".csv", ".json"))]
         return list(dict.fromkeys(known))
 
-    def files(self, profile: str) -> dict[str, str | None]:
-        """The texts of results and metrics."""
-        kinds = f"reports/{profile}/results.csv", f"reports/{profile}/params.yaml"
-        chosen = [p for p in self.paths if p in kinds or p.startswith(f"metrics/{profile}/")]
-        return {path: self.read(path) for path in chosen}
-
     def read(self, path: str) -> str | None:
         """A file; None where there is none."""
         if path not in self.paths:
@@ -161,17 +169,16 @@ class Tree:
     def side(self, profile: str) -> "Side | None":
         """What a profile's results say; None where it has neither results nor metrics. UserError
         where they are damaged, or where metrics say something else."""
-        from advprune.core.params import FILE
         from advprune.report.gate import side_of
-        from advprune.report.results import RESULTS, metrics_of, read_results
+        from advprune.report.results import metrics_of, read_results
 
-        place, folder = f"reports/{profile}", f"metrics/{profile}"
-        found = {Path(p).stem: p for p in self.paths if p.startswith(f"{folder}/")}
-        if (text := self.read(f"{place}/{RESULTS}")) is None:
+        place, folder = RESULTS_OF.format(profile), f"metrics/{profile}/"
+        found = {Path(path).stem: path for path in self.paths if path.startswith(folder)}
+        if (text := self.read(place)) is None:
             if found:
-                raise UserError(f"{self.where}{folder} has no {place}/{RESULTS}; run `dvc repro`")
+                raise UserError(f"{self.where}{folder} has no {place}; run `dvc repro`")
             return None
-        table = read_results(text, f"{self.where}{place}/{RESULTS}")
+        table = read_results(text, self.where + place)
         rows = metrics_of(table)
         for model, path in found.items():
             try:
@@ -179,10 +186,8 @@ class Tree:
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{self.where}{path} is damaged: {error}") from error
             if known != rows.get(model):
-                raise UserError(
-                    f"{self.where}{path} contradicts {place}/{RESULTS}; run `dvc repro`"
-                )
-        settings = self.read(f"{place}/{FILE}")
+                raise UserError(f"{self.where}{path} contradicts {place}; run `dvc repro`")
+        settings = self.read(f"reports/{profile}/params.yaml")
         return side_of(table, None if settings is None else measured(settings, profile))
 
 
@@ -204,12 +209,10 @@ def measured(text: str, profile: str) -> Any:
 def git(*command: str) -> str:
     """What git prints, in the current folder; UserError with its last line where it fails."""
     try:
-        done = subprocess.run(["git", *command], capture_output=True, check=True)
-        return done.stdout.decode("utf-8")
-    except FileNotFoundError as error:
-        raise UserError("git is not installed; gate needs it to read the other revision") from error
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-        raise UserError(f"git {command[0]}: {said[-1]}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"git {command[0]}: its output is not text") from error
+        done = subprocess.run(["git", *command], capture_output=True, check=False)
+    except OSError as error:
+        raise UserError(f"gate reads the other revision with git: {error}") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise UserError(f"git {command[0]}: {said[-1]}")
+    return done.stdout.decode("utf-8", "replace")
