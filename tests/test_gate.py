@@ -119,6 +119,9 @@ def test_other_settings_of_the_measurement_are_red() -> None:
         ]
         assert judge(one, changed, Rules(allow=["settings"])).passed
     assert judge(one, one).passed and judge(side(A=planted(9)), one).passed
+    before, after = (run_of(model("A"), model("B", suite=more)) for more in (None, []))
+    failures = judge(side_of(results(before)), side_of(results(after))).failures
+    assert failures[-1] == "B-standard went without square (--allow settings)."
 
 
 @pytest.mark.parametrize(
@@ -154,11 +157,12 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
         (RESULTS_TEXT.replace(",1111000", ",1111100"), "another rate than its outcomes"),
         (RESULTS_TEXT.replace("A-standard", "dense-standard", 1), "named twice"),
         (RESULTS_TEXT[:900], "is damaged"),
+        (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",007e\1", RESULTS_TEXT), "no number"),
     ],
 )
 def test_damaged_results_are_refused(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        read_results(text, "here")
+        side_of(read_results(text, "here"))
 
 
 # --- a margin and a floor ------------------------------------------------------------------------
@@ -179,15 +183,15 @@ def test_ten_drops_that_each_pass_fail_against_the_first_revision() -> None:
     assert "| 30 " in page(judge(revisions[0], revisions[-1]), "G")  # right before, wrong now
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01])
-def test_the_images_needed_are_those_at_which_the_margin_is_kept(share: float) -> None:
-    n = 40 if share == 0 else 300
-    why = loss(round(share * n), 0, n, 0.02, 0.05)
-    needed = int(re.findall(r"about ([\d,]+) images", why)[0].replace(",", ""))
-    if share == 0:  # Tango's bound is then z^2 / (n + z^2)
-        assert 0.98 * 1.645**2 / 0.02 < needed < 1.06 * 0.98 * 1.645**2 / 0.02
-    assert loss(int(share * 1.1 * needed), 0, round(1.1 * needed), 0.02, 0.05) == ""
-    assert loss(round(share * needed / 1.2), 0, round(needed / 1.2), 0.02, 0.05) != ""
+@pytest.mark.parametrize(("lost", "n"), [(0, 40), (3, 300)])
+def test_the_images_needed_are_those_at_which_the_margin_is_kept(lost: int, n: int) -> None:
+    found = re.findall(r"about ([\d,]+) images", loss(lost, 0, n, 0.02, 0.05))
+    needed = int(found[0].replace(",", ""))
+    if lost == 0:  # Tango's bound is then z^2 / (n + z^2)
+        assert 1 < needed / (0.98 * 1.645**2 / 0.02) < 1.06
+    more, less = round(1.1 * needed), round(needed / 1.2)
+    assert loss(lost * more // n, 0, more, 0.02, 0.05) == ""
+    assert loss(round(lost * less / n), 0, less, 0.02, 0.05) != ""
 
 
 def test_clean_accuracy_and_distances_are_bounded_too() -> None:
@@ -341,9 +345,8 @@ def test_a_harmful_branch_fails(repository: Path, capsys: pytest.CaptureFixture[
 def test_every_profile_is_compared_and_metrics_may_not_contradict(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = Path("reports/cifar10/results.csv")
+    other, table = Path("reports/cifar10/results.csv"), results(planted_run(standing("A")))
     other.parent.mkdir()
-    table = results(planted_run(standing("A")))
     table.to_csv(other, index=False)
     git("add", ".")
     git("commit", "-q", "-m", "another profile")
@@ -353,17 +356,17 @@ def test_every_profile_is_compared_and_metrics_may_not_contradict(
     assert "Robustness of `cifar10`" in out and "Robustness of `digits`" in out
     other.unlink()
     assert run(capsys, "--base", "branch")[0] == 1
-    forged = Path("metrics/cifar10/A-standard.json")
-    forged.parent.mkdir(parents=True)
-    forged.write_text(json.dumps({"verdict": "reliable"}))
-    assert "has no reports/cifar10/results.csv" in run(capsys, "--base", "branch")[2]
-    forged = forged.rename(Path("metrics") / "A-standard.json")
-    Path("metrics/digits").mkdir()
-    for name in ("A-standard", "renamed"):
-        moved = shutil.copy(forged, Path("metrics/digits", f"{name}.json"))
+    for place, words in (
+        ("cifar10/A-standard", "metrics/cifar10/ has no reports/cifar10/results.csv"),
+        ("digits/A-standard", "A-standard.json contradicts reports/digits/results.csv"),
+        ("digits/renamed", "renamed.json contradicts reports/digits/results.csv"),
+    ):
+        forged = Path(f"metrics/{place}.json")
+        forged.parent.mkdir(parents=True, exist_ok=True)
+        forged.write_text(json.dumps({"verdict": "reliable"}))
         status, _, err = run(capsys, "--base", "branch")
-        assert status == 2 and f"{name}.json contradicts reports/digits/results.csv" in err
-        Path(moved).unlink()
+        assert status == 2 and words in err
+        forged.unlink()
 
 
 def test_a_base_without_results_compares_nothing_and_fails_nothing(
@@ -400,14 +403,16 @@ def test_damaged_results_of_either_side_are_refused(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = Path("reports/digits/results.csv")
-    place.write_text(place.read_text()[:400])
-    status, out, err = run(capsys)
-    assert status == 2 and out == "" and "reports/digits/results.csv is damaged" in err
-    git("commit", "-q", "-am", "damaged")
-    write(model("A"), model("B"))
-    assert "branch:reports/digits/results.csv is damaged" in run(capsys, "--base", "branch")[2]
-    place.unlink()
-    assert "there are no results in reports/digits" in run(capsys)[2]
+    whole = place.read_text()
+    for text, base, words in (
+        (whole[:400], "main", "error: reports/digits/results.csv is damaged"),
+        (whole, "branch", "branch:reports/digits/results.csv is damaged"),
+        (None, "main", "there are no results in reports/digits"),
+    ):
+        place.unlink() if text is None else place.write_text(text)
+        status, out, err = run(capsys, "--base", base)
+        assert status == 2 and out == "" and words in err
+        git("commit", "-q", "--allow-empty", "-am", "as it is")
 
 
 def test_results_that_the_records_do_not_show_are_red(

@@ -19,6 +19,7 @@ import pandas as pd
 from scipy.stats import fisher_exact
 from tabulate import tabulate
 
+from advprune.core.errors import UserError
 from advprune.evaluate.compare import holm
 from advprune.evaluate.distances import DistanceComparison, compare_distances
 from advprune.evaluate.statistics import Rate, mcnemar, rate
@@ -42,6 +43,7 @@ COLUMNS = (
     *("distance /255 before", "after", "p", "verdict before", "after", ""),
 )
 UNPAIRED = "\\*"
+ATTACK = "accuracy:"  # and the name of an attack: a column of the results
 PLAIN = re.compile(r"(?!www)\w[\w-]*", re.ASCII)
 IMAGES, SETTINGS = "images", "settings"  # what may be allowed to change, besides a model by name
 
@@ -51,7 +53,8 @@ class Result:
     """What one revision says of a model, image by image.
 
     robust: bool `[n]`, whether each withstands all attacks; distances: `[n]`, 0 where it is
-    misclassified without an attack. images: the fingerprint of the test images.
+    misclassified without an attack. images: the fingerprint of the test images. attacks: those of
+    the suite that it went through.
     """
 
     robust: np.ndarray
@@ -59,6 +62,7 @@ class Result:
     clean: float
     verdict: str | None
     images: str
+    attacks: frozenset[str] = frozenset()
 
     @property
     def rate(self) -> Rate:
@@ -80,12 +84,15 @@ class Side:
 
 def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
     """A revision from its results (`results.results`, `results.read_results`)."""
-    found = {}
+    found, tried = {}, table.columns[table.columns.str.startswith(ATTACK)]
     for row in table.to_dict("records"):
         robust = np.array(list(row["robust_images"])) == "1"
         distances = np.frombuffer(bytes.fromhex(row["image_distances"]), DISTANCE)
+        if not (distances >= 0).all():
+            raise UserError(f"{row['model']}: a distance is negative or no number; run `dvc repro`")
+        attacks = frozenset(name for name in tried if pd.notna(row[name]))
         facts = row["clean_accuracy"], row["verdict"], row["images"]
-        found[row["model"]] = Result(robust, distances, *facts)
+        found[row["model"]] = Result(robust, distances, *facts, attacks)
     return Side(found, settings)
 
 
@@ -215,13 +222,17 @@ def _failures(row: Row, alpha: float) -> Iterator[str]:
 
 def _changes(rows: list[Row], before: Side, after: Side) -> Iterator[tuple[str, str]]:
     """What changed in the measurement itself: what it is allowed as, and a sentence."""
-    pairs = [(row.name, row.before, row.after) for row in rows if row.farther is None]
-    other = {name: len(new.robust) < len(old.robust) for name, old, new in pairs if old and new}
+    both = [(r.name, r.before, r.after, r.farther) for r in rows if r.before and r.after]
+    other = {name: len(b.robust) < len(a.robust) for name, a, b, far in both if far is None}
+    gone = {name: sorted(a.attacks - b.attacks) for name, a, b, _ in both if a.attacks - b.attacks}
     for what, fewer in (("Fewer", True), ("Other", False)):
         if names := [quoted(name) for name, less in other.items() if less == fewer]:
             yield IMAGES, f"{what} images: {listed(names)}"
     if before.settings is not None and before.settings != after.settings:
         yield SETTINGS, "The settings of data, seed or attacks differ"
+    for name, attacks in gone.items():
+        missing = listed([quoted(one.removeprefix(ATTACK)) for one in attacks])
+        yield SETTINGS, f"{quoted(name)} went without {missing}"
 
 
 def _warnings(rows: list[Row]) -> Iterator[str]:
