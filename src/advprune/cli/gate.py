@@ -14,7 +14,9 @@ from advprune.cli.options import ProfileOption
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
-    from advprune.report.gate import Side
+    from advprune.core.params import Params
+    from advprune.report.gate import Gate, Side
+    from advprune.report.margin import Rules
 
 FOLDERS = ("reports", "metrics")
 RESULTS_OF = "reports/{}/results.csv"
@@ -62,37 +64,48 @@ def gate(
     compare, or results are damaged or contradict the metrics. New models are listed.
     """
     from advprune.core.params import load
-    from advprune.report.gate import Side, code, judge, page, quoted
+    from advprune.report.gate import page
     from advprune.report.margin import Rules
 
     if not 0 < alpha < 1:
         raise UserError(f"--alpha lies between 0 and 1 (got {alpha})")
     if margin is not None and not 0 < margin < 100:
         raise UserError(f"--margin is a number of points, between 0 and 100 (got {margin})")
-    allowed = frozenset(allow or ())
-    rules = Rules(alpha, None if margin is None else margin / 100, floors(floor or []), allowed)
-    params = load(profile=profile)
+    points = None if margin is None else margin / 100
+    rules = Rules(alpha, points, floors(floor or []), frozenset(allow or ()))
     commit = git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}").strip()
-    here, there = Tree(), Tree(f"{base}:", commit)
-    active, against = params.profile, f"{code(base)} ({commit[:7]})"
-    made = recomputed(params) if recompute else here.side(active)
-    if made is None:
-        raise UserError(f"there are no results in reports/{active}; run `dvc repro`")
-    found = []
-    for name in [active] if profile else dict.fromkeys([active, *there.profiles, *here.profiles]):
-        before, after = there.side(name) or Side({}), made if name == active else here.side(name)
-        judged = judge(before, after or Side({}), rules, params.leaderboard())
-        if recompute and name not in allowed and (why := unshown(name, active, here, there)):
-            why = f"{why} (--allow {quoted(name)})."
-            judged = replace(judged, failures=[*judged.failures, why])
-        found.append((f"Robustness of {code(name)} against {against}", judged))
-    if recompute and (committed := here.side(active)):
-        judged = judge(committed, made, Rules(alpha, allow=allowed), params.leaderboard())
-        found.append((f"Records of {code(active)} against its results.csv", judged))
+    params, there = load(profile=profile), Tree(f"{base}:", commit)
+    found = compared(params, there, rules, recompute, only=profile is not None)
     for title, judged in found:
         print(page(judged, title), end="\n\n")
     if not all(judged.passed for _, judged in found):
         raise typer.Exit(1)
+
+
+def compared(
+    params: "Params", there: "Tree", rules: "Rules", recompute: bool, only: bool
+) -> "list[tuple[str, Gate]]":
+    """The working tree against another revision, profile by profile, each with a title; the records
+    of the active profile against its results.csv, if they are what is judged."""
+    from advprune.report.gate import Side, code, judge, quoted
+    from advprune.report.margin import Rules
+
+    here, active, order = Tree(), params.profile, params.leaderboard()
+    made = recomputed(params) if recompute else here.side(active)
+    if made is None:
+        raise UserError(f"there are no results in reports/{active}; run `dvc repro`")
+    found, base = [], f"{code(there.where[:-1])} ({str(there.commit)[:7]})"
+    for name in [active] if only else dict.fromkeys([active, *there.profiles, *here.profiles]):
+        before, after = there.side(name) or Side({}), made if name == active else here.side(name)
+        judged = judge(before, after or Side({}), rules, order)
+        if recompute and name not in rules.allow and (why := unshown(name, active, here, there)):
+            why = f"{why} (--allow {quoted(name)})."
+            judged = replace(judged, failures=[*judged.failures, why])
+        found.append((f"Robustness of {code(name)} against {base}", judged))
+    if recompute and (committed := here.side(active)):
+        judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
+        found.append((f"Records of {code(active)} against its results.csv", judged))
+    return found
 
 
 def floors(given: list[str]) -> dict[str, float]:
@@ -109,7 +122,7 @@ def floors(given: list[str]) -> dict[str, float]:
     return found
 
 
-def recomputed(params: Any) -> "Side":
+def recomputed(params: "Params") -> "Side":
     """The results of the active profile, computed from the records of its run."""
     from advprune.report.gate import side_of
     from advprune.report.read import read_run

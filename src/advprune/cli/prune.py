@@ -33,8 +33,8 @@ def prune(
 
     The card is written beside the result, with the suffix .json: what was changed, the sparsity
     found in the saved file, multiply-accumulates, histograms. Families that train or use gradients
-    take the profile's training images and training settings; a killed fine-tuning
-    resumes where it stopped. Each family's settings are in docs/families/.
+    take the profile's training images and training settings; a killed fine-tuning resumes where it
+    stopped. Each family's settings are in docs/families/.
 
     Exit status: 0, or 2 if nothing was written.
     """
@@ -65,17 +65,11 @@ def prune(
     with locked(state.parent):
         pruned = prune_model(family, dense, value, data, seed)
     save_model(pruned.model, out)
-    write_card(
-        out,
-        {"setting": value, "prune_ratio": round(pruned.ratio, 4)},
-        parent=dense,
-        image_shape=data.shape,
-        factory=factory,
-    )
+    card = {"setting": value, "prune_ratio": round(pruned.ratio, 4)}
+    write_card(out, card, parent=dense, image_shape=data.shape, factory=factory)
     shutil.rmtree(state.parent, ignore_errors=True)
-    card = out.with_suffix(".json").name
     at = f" at {pruned.notes['sites']} sites" if "sites" in pruned.notes else ""
-    print(f"{out} and {card}: {pruned.ratio:.2%} of the weights and biases changed{at}")
+    print(f"{out} and {out.stem}.json: {pruned.ratio:.2%} of the weights and biases changed{at}")
     spec = spec_of(pruned.model)
     normalizes = (set(spec.mean), set(spec.std)) != ({0.0}, {1.0})
     print(f"images are {'normalized' if normalizes else 'taken as they are, in [0, 1]'}")
