@@ -2,10 +2,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := PATH="$$PWD/.venv/bin:$$PATH" python
 
-.PHONY: repro test fuzz bench lint setup
+# Sums over more threads round otherwise: with a number that is given, that of cores changes no byte.
+THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
+
+.PHONY: repro test fuzz bench lint setup lock
 
 repro: setup  ## run what is out of date of the pipeline and show the results
-	@$(RUN) -m dvc repro
+	@$(THREADS) $(RUN) -m dvc repro
 	@$(RUN) -m advprune leaderboard
 
 test: setup  ## run the tests
@@ -32,6 +35,12 @@ setup: .venv/ready
 
 .venv/ready: requirements.lock
 	"$(PYTHON)" -m venv .venv
-	$(RUN) -m pip install --disable-pip-version-check -q --no-deps -r requirements.lock
+	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements.lock
 	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch .venv/ready
+
+lock:  ## after a version in requirements.lock was changed: the sha256 of all its files (needs uv)
+	{ grep '^#' requirements.lock; grep '==' requirements.lock | tr -d '\\' | uv pip compile -q \
+	--universal --no-deps --generate-hashes --no-annotate --no-header --python-version 3.11 -; \
+	} > .venv/requirements.lock
+	mv .venv/requirements.lock requirements.lock

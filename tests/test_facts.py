@@ -13,6 +13,7 @@ import torch
 from workspace import change, copy_pipeline, run
 
 from advprune.cli.app import main
+from advprune.cli.options import Network
 from advprune.cli.repository import Repository
 from advprune.core.attack_settings import ExtraAttack
 from advprune.core.ending import ended
@@ -147,7 +148,7 @@ def test_normalization_is_not_invented_and_may_be_said(
     assert command(*command_line, "usual.safetensors") == 0
     plain, usual = (load_model(f"{name}.safetensors") for name in ("plain", "usual"))
     assert spec_of(plain).mean == (0.0,) != spec_of(usual).mean
-    found = Repository(None).network(Path("usual.safetensors"), normalize=False)
+    found = Repository(None).network(Path("usual.safetensors"), Network(normalize=False))
     assert spec_of(found).mean == (0.0,)
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(found(images), theirs.eval()(images))

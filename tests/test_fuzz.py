@@ -31,7 +31,6 @@ from torch import nn
 
 from advprune.attacks.registry import attacks_of
 from advprune.attacks.zoo import check_attack
-from advprune.cli.gate import _result
 from advprune.core import files
 from advprune.core.errors import UserError
 from advprune.core.params import Params, load
@@ -333,9 +332,6 @@ def test_results_of_a_pull_request() -> None:
         assert "<img" not in found and "\x1b" not in found
 
     fuzz("results", changed(rows), taken, 80)
-    metrics = {"n": 300, "clean_accuracy": 1.0, "robust_accuracy": 0.5, "verdict": "reliable"}
-    fuzz("metrics", changed(metrics), lambda m: _result(json.dumps(m, default=str), "m.json"), 80)
-    fuzz("metrics, bytes", TEXTS, lambda text: _result(text, "m.json"), 20)
 
 
 def test_records(tmp_path: Path) -> None:

@@ -6,33 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import (
-    ArchitectureOption,
-    ChannelsOption,
-    CheckpointArgument,
-    ClassesOption,
-    FactoryOption,
-    KeepOption,
-    WidthOption,
-    given,
-)
+from advprune.cli.options import CheckpointArgument, Known, told
 
 if TYPE_CHECKING:
-    from advprune.models.audit import Audit, Layer
+    from advprune.models.audit import Audit
     from advprune.models.spec import ModelSpec
 
 
+@told(Known)
 def audit(
     file: CheckpointArgument,
-    architecture: ArchitectureOption = None,
-    factory: FactoryOption = None,
-    width: WidthOption = None,
-    classes: ClassesOption = None,
-    channels: ChannelsOption = None,
+    known: Known,
     mask_tolerance: Annotated[
         float, typer.Option(help="Weights of at most this magnitude count as zeros.")
     ] = 0.0,
-    keep: KeepOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Is this checkpoint the network that it is said to be, and how sparse is it?
@@ -51,10 +38,10 @@ def audit(
 
     tensors, metadata = read_weights(file)
     several = metadata.pop("several", None)
-    said = given(architecture, factory, width, classes, channels)
     spec = header_spec(metadata, where=str(file))
+    keep, factory = known.keep, known.factory
     found = audit_tensors(
-        tensors, spec, given=said, tolerance=mask_tolerance, keep=keep, factory=factory
+        tensors, spec, given=known.given(), tolerance=mask_tolerance, keep=keep, factory=factory
     )
     if several:
         fault = f"several: the file holds {several}, of which this is the first; store one alone"
@@ -71,6 +58,7 @@ def audit(
 def described(found: "Audit") -> dict[str, Any]:
     """An audit as plain values, the same keys for each."""
     zeros, count = found.prunable
+    keys = ("name", "shape", "dtype", "zeros", "count", "sparsity")
     return {
         "sound": found.sound,
         "architecture": found.spec.model_dump(mode="json") if found.spec else None,
@@ -78,26 +66,16 @@ def described(found: "Audit") -> dict[str, Any]:
         "prunable": {"zeros": zeros, "count": count, "sparsity": found.prunable_sparsity},
         "all": {"zeros": found.zeros, "count": found.count, "sparsity": found.sparsity},
         "without_first_and_last": found.remaining,
-        "layers": [_layer(layer) for layer in found.layers],
-        "faults": list(found.faults),
-        "notes": list(found.notes),
-    }
-
-
-def _layer(layer: "Layer") -> dict[str, Any]:
-    return {
-        "name": layer.name,
-        "shape": list(layer.shape),
-        "dtype": layer.dtype,
-        "zeros": layer.zeros,
-        "count": layer.count,
-        "sparsity": layer.sparsity,
+        "layers": [{key: getattr(layer, key) for key in keys} for layer in found.layers],
+        "faults": found.faults,
+        "notes": found.notes,
     }
 
 
 def _print(found: "Audit", facts: dict[str, Any]) -> None:
     """The facts, the layers and what was found, for a terminal."""
     from advprune.cli.tables import one_line, show
+    from advprune.report.formats import counted
 
     zeros, count = found.prunable
     print(f"file          {facts['file']} ({facts['bytes']:,} bytes)")
@@ -106,12 +84,12 @@ def _print(found: "Audit", facts: dict[str, Any]) -> None:
     print(f"sparsity      {found.prunable_sparsity:.4%} of {count:,} prunable weights ({zeros:,})")
     print(f"              {found.sparsity:.4%} of {found.count:,} weights and biases")
     if found.remaining is not None:
-        print(
-            f"              {found.remaining:.4%} of the prunable weights but first and last layer"
-        )
+        outer = "of the prunable weights but first and last layer"
+        print(f"              {found.remaining:.4%} {outer}")
+    ends = {found.layers[-1].name: " (last)", found.layers[0].name: " (first)"}
     rows = [
         [
-            _name(found, layer),
+            layer.name.removesuffix(".weight") + (ends.get(layer.name, "") if found.spec else ""),
             "x".join(map(str, layer.shape)),
             layer.dtype,
             f"{layer.zeros:,}",
@@ -124,21 +102,16 @@ def _print(found: "Audit", facts: dict[str, Any]) -> None:
     for kind, lines in (("note", found.notes), ("fault", found.faults)):
         for line in lines:
             print(f"{kind}: {one_line(line)}")
-    faults = len(found.faults)
-    print("sound" if found.sound else f"{faults} fault{'s' if faults > 1 else ''}")
-
-
-def _name(found: "Audit", layer: "Layer") -> str:
-    ends = {found.layers[-1].name: " (last)", found.layers[0].name: " (first)"}
-    end = ends.get(layer.name, "") if found.spec else ""
-    return layer.name.removesuffix(".weight") + end
+    print("sound" if found.sound else counted(len(found.faults), "fault"))
 
 
 def _architecture(spec: "ModelSpec | None") -> str:
     """An architecture on one line."""
+    from advprune.report.formats import counted
+
     if spec is None:
         return "unknown"
-    channels = f"{spec.channels} channel{'s' if spec.channels > 1 else ''}"
+    channels = counted(spec.channels, "channel")
     parts = [f"{spec.described}, {channels}, {spec.classes} classes"]
     if spec.inner:
         parts.append(f"{'-'.join(map(str, spec.inner))} filters inside the blocks")

@@ -2,26 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import (
-    ArchitectureOption,
-    ChannelsOption,
-    CheckpointArgument,
-    ClassesOption,
-    FactoryOption,
-    KeepOption,
-    NormalizeOption,
-    ProfileOption,
-    WidthOption,
-    given,
-)
+from advprune.cli.options import CheckpointArgument, Network, ProfileOption, told
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,35 +21,28 @@ if TYPE_CHECKING:
     from advprune.report.run import Model, Run
 
 DENSE, MODEL = "dense", "model"  # the names in a run of one or two checkpoints
-AGAINST_DENSE = (
-    *("transfer_", "against_dense", "p_against_dense", "robust_d", "distance_", "p_distance"),
-)
+AGAINST_DENSE = ("transfer_", "against_dense", "p_against", "robust_d", "distance_", "p_distance")
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
 OWN = ("model", "family", "parent", "root", "recipe", "do", "group", "images", "robust_images")
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
 
 
+@told(Network)
 def evaluate(
     checkpoint: CheckpointArgument,
+    known: Network,
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
         typer.Option(help="The parent of this network: adds transfer and a paired comparison."),
     ] = None,
-    architecture: ArchitectureOption = None,
-    factory: FactoryOption = None,
-    width: WidthOption = None,
-    classes: ClassesOption = None,
-    channels: ChannelsOption = None,
-    keep: KeepOption = None,
-    normalize: NormalizeOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
     ] = None,
     beside: Annotated[
         Path | None,
-        typer.Option(help="A metrics file, as in metrics/<profile>/, to show next to these."),
+        typer.Option(help="A metrics file, as in `metrics/<profile>/`, to show next to these."),
     ] = None,
 ) -> None:
     """How robust is this network, and can the number be believed?
@@ -75,43 +58,32 @@ def evaluate(
     """
     from advprune.cli.repository import Repository
 
-    repository, networks = Repository(profile), {}
+    repository = Repository(profile)
     recorded = None if beside is None else read_metrics(beside)
-    said = given(architecture, factory, width, classes, channels)
-    if dense is not None:
-        networks[DENSE] = dense, repository.network(dense, said, keep, normalize)
-    name = MODEL if networks else DENSE
-    networks[name] = checkpoint, repository.network(checkpoint, said, keep, normalize)
-    with _workplace(out) as place:
-        run = run_of(repository, networks, place, said, keep, normalize)
+    files = [checkpoint] if dense is None else [dense, checkpoint]
+    networks = [(path, repository.network(path, known)) for path in files]
+    # Finished attacks are kept below `out` until all are done.
+    with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as place:
+        run = run_of(repository, networks, Path(place), known)
         _print(run, checkpoint)
         if recorded is not None:
             _print_beside(metrics_of(run), recorded)
         if out is not None:
             _write(run, out)
-
-
-@contextmanager
-def _workplace(out: Path | None) -> Iterator[Path]:
-    """A folder for finished attacks until all are done: below `out`, or a temporary one."""
-    if out is None:
-        with TemporaryDirectory() as folder:
-            yield Path(folder)
-    else:
-        yield out / "unfinished"
+    if out is not None:
         shutil.rmtree(out / "unfinished", ignore_errors=True)
 
 
 def run_of(
     repository: "Repository",
-    networks: "Mapping[str, tuple[Path, nn.Module]]",
+    networks: "Sequence[tuple[Path, nn.Module]]",
     place: Path,
-    *settings: Any,
+    known: Network,
 ) -> "Run":
     """The networks through the profile's suite, as a run: what the report is computed from.
 
-    networks: file and network by name: dense, and after it a model that is compared with it.
-    place: where finished attacks are kept. settings: what else the networks depend on.
+    networks: with their files; a second one is compared with the first. place: where finished
+    attacks are kept.
     """
     import pandas as pd
 
@@ -131,30 +103,29 @@ def run_of(
     main, images, device = params.attack.main, to_float(split.images), setup()
     facts = profile.model_dump(include={"data", "attacks", "suite", "curves", "batch"})
     facts |= {"attack": params.attack.model_dump(), "seed": params.seed}
-    digest = sha256_of_split(split)
+    facts |= {"known": asdict(known), "images": sha256_of_split(split)}
     models: list[Model] = []
-    made: dict[str, Any] = {}
-    for name, (path, network) in networks.items():
-        known = card_beside(path)
+    parent: nn.Module | None = None
+    sent: dict[tuple[str, str], Any] = {}  # images made on the first, for the second
+    for name, (path, network) in zip((DENSE, MODEL), networks, strict=False):
+        facts_of = card_beside(path)
         if spec_of(network).quantization:
-            known["twin_agreement"] = round(agreement(network, images)[0], 4)
-        card = card_of(path, network, known, image_shape=split.shape)  # before it moves to a GPU
+            facts_of["twin_agreement"] = round(agreement(network, images)[0], 4)
+        # The card is made before the network moves to a GPU.
+        card = card_of(path, network, facts_of, image_shape=split.shape)
         network.to(device)
-        code = code_files(spec_of(network).factory)
-        dense = [one for one in networks if one == DENSE != name]
-        files = [path, *(networks[one][0] for one in dense), *code]
-        parts = Parts(place, name, facts, *settings, digest, files=files)
-        parent = next((networks[one][1] for one in dense), None)
+        known_files = [file for file, _ in networks[: len(models) + 1]]
+        files = [*known_files, *code_files(spec_of(network).factory)]
+        parts = Parts(place, name, facts, files=files)
         suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, parent)
         records, adv = suite.attack(path.name, network)
-        others = {(source, main): pixels for source, pixels in made.items()}
         tables = {
             key: received(network, images, split.labels, {key: pixels}, suite.work)
-            for key, pixels in others.items()
+            for key, pixels in sent.items()
         }
-        facts_of = card, records, pd.DataFrame(), tables
-        models.append(Model(name, name, DENSE, DENSE, "given", *facts_of))
-        made[name] = adv[main]
+        made = card, records, pd.DataFrame(), tables
+        models.append(Model(name, name, DENSE, DENSE, "given", *made))
+        parent, sent = network, {(DENSE, main): adv[main]}
     about = split.source, list(split.classes), split.images.numpy()
     return Run(params, models, {}, {}, *about, folder=place)
 
@@ -197,17 +168,11 @@ def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
     from advprune.cli.tables import show
     from advprune.report.formats import percent
 
-    n = found["n"]
-    same = recorded["n"] == n
-    rows = [
-        [
-            words,
-            percent(found[key]),
-            percent(recorded[key]),
-            f"{round(n * (found[key] - recorded[key])):+d}" if same else "other images",
-        ]
-        for key, words in BESIDE.items()
-    ]
+    n, rows = found["n"], []
+    for key, words in BESIDE.items():
+        images = f"{round(n * (found[key] - recorded[key])):+d}"
+        rates = percent(found[key]), percent(recorded[key])
+        rows.append([words, *rates, images if recorded["n"] == n else "other images"])
     print()
     show((f"beside the file, n = {n}", "here %", "there %", "images"), rows)
 
@@ -246,17 +211,14 @@ def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
         if len(records := model.attack(name)):
             yield row(name, remnant_accuracy(records), *costs(records))
     if len(run.models) > 1:
-        yield row(
-            f"{run.main}, on the dense", remnant_accuracy(model.transferred(run.main)), "", ""
-        )
+        transferred = remnant_accuracy(model.transferred(run.main))
+        yield row(f"{run.main}, on the dense", transferred, "", "")
     robust = run.robust(model)
     yield row("robust", remnant_accuracy(robust), *costs(robust))
 
 
 def _write(run: "Run", folder: Path) -> None:
     """Metrics, verdict and records of the last network."""
-    from dataclasses import asdict
-
     from advprune.core.files import atomic, write_json
 
     model, verdict = run.models[-1], run.verdict(run.models[-1])

@@ -1,24 +1,25 @@
 """`advprune gate`: the results of the working tree against those of another revision."""
 
 import json
-import re
 import subprocess
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from advprune.cli.options import ProfileOption
 from advprune.core.errors import UserError
-from advprune.core.settings import MODEL_NAME
 
 if TYPE_CHECKING:
-    from advprune.report.gate import Result, Side
+    from advprune.core.params import Params
+    from advprune.report.gate import Gate, Side
+    from advprune.report.margin import Rules
 
-MOST_BY_RATE = 5000  # images: a rate rounded to four digits still gives the exact count
-MODEL = re.compile(MODEL_NAME)
-Read = Callable[[str], str | None]  # a path below the current folder -> its text, None: not there
+FOLDERS = ("reports", "metrics")
+RESULTS_OF = "reports/{}/results.csv"
 
 
 def gate(
@@ -27,121 +28,180 @@ def gate(
     alpha: Annotated[
         float, typer.Option(help="Level of the tests, over all models together.")
     ] = 0.05,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Points of accuracy: fail unless a larger loss is ruled out."),
+    ] = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(help="Least robust accuracy in percent: 30, or `<model>=30`. Repeatable."),
+    ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Judge the records of the run, not results.csv.")
+    ] = False,
     allow: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model that may fall or vanish, or: images, settings. May be given repeatedly."
+            help="A model that may fall or vanish, a profile that may change without its records, "
+            "or: images, settings. Repeatable."
         ),
     ] = None,
 ) -> None:
     """Did robustness fall? Compares the committed results with those of another revision.
 
     Reads `reports/<profile>/results.csv` of working tree and revision, of every profile that has
-    results or metrics in one of them, and prints a Markdown table of each
-    for a pull request: clean and robust accuracy before and after, the p of a test on the same
-    images (McNemar's, corrected for the number of models), and both verdicts. If a revision
-    lacks the outcome of each image, the counts are compared instead.
+    results or metrics in one of them, and prints a Markdown table of each for a pull request:
+    clean and robust accuracy, distances and verdicts before and after, with tests on the same
+    images.
 
-    Exit status: 0 passed; 1 if a model's robust accuracy fell, its verdict got worse or is unknown,
-    if a model vanished, or if test images, seed, data or attacks changed, unless that is allowed by
-    name; 2 if there is nothing to compare, or results are damaged or contradict the metrics. New
-    models are listed.
+    With --recompute, the results of the active profile are computed from the records of its run.
+    results.csv is then judged as well: it may not claim more than the records show. Results of
+    other profiles may not differ from the revision's, since nothing here shows them.
+
+    Exit status: 0 passed; 1 if a model's robust accuracy or its distances fell, its verdict got
+    worse or is unknown, a model vanished, or test images, seed, data or attacks changed, unless
+    that is allowed by name, or if a --margin or a --floor is not kept; 2 if there is nothing to
+    compare, or results are damaged or contradict the metrics. New models are listed.
     """
-    from advprune.cli.repository import Repository
-    from advprune.report.formats import markdown
-    from advprune.report.gate import Side, judge, page
+    from advprune.core.params import load
+    from advprune.report.gate import page
+    from advprune.report.margin import Rules
 
     if not 0 < alpha < 1:
         raise UserError(f"--alpha lies between 0 and 1 (got {alpha})")
-    params = Repository(profile).params
+    if margin is not None and not 0 < margin < 100:
+        raise UserError(f"--margin is a number of points, between 0 and 100 (got {margin})")
+    points = None if margin is None else margin / 100
+    rules = Rules(alpha, points, floors(floor or []), frozenset(allow or ()))
     commit = git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}").strip()
-    if side(params.profile, _text) is None:
-        raise UserError(f"there are no results in reports/{params.profile}; run `dvc repro`")
-    judged = []
-    for name in [params.profile] if profile else profiles(params.profile, commit):
-        after = side(name, _text) or _metrics(name, _listed_here(name), _text)
-        before = side(name, lambda path: _shown(commit, path), f"{base}:")
-        before = before or _metrics(
-            name, _listed(commit, name), lambda path: _shown(commit, path), f"{base}:"
-        )
-        order = params.leaderboard() if name == params.profile else ()
-        found = judge(before, after or Side({}), alpha, order, allow or ())
-        judged.append(found)
-        title = f"Robustness of `{markdown(name)}` against `{markdown(base)}` ({commit[:7]})"
-        print(page(found, title), end="\n\n")
-    if not all(found.passed for found in judged):
+    params, there = load(profile=profile), Tree(f"{base}:", commit)
+    found = compared(params, there, rules, recompute, only=profile is not None)
+    for title, judged in found:
+        print(page(judged, title), end="\n\n")
+    if not all(judged.passed for _, judged in found):
         raise typer.Exit(1)
 
 
-def profiles(active: str, commit: str) -> list[str]:
-    """The profiles that have results or metrics in the working tree or a revision."""
-    here = [path.parent.name for path in Path("reports").glob("*/results.csv")]
-    here += [path.parent.name for path in Path("metrics").glob("*/*.json")]
-    there = git("ls-tree", "-rz", "--name-only", commit, "reports/", "metrics/").split("\0")
-    paths = [PurePosixPath(name) for name in there]
-    known = [p.parts[1] for p in paths if len(p.parts) == 3 and p.suffix in (".csv", ".json")]
-    return list(dict.fromkeys([active, *sorted({*here, *known})]))
+def compared(
+    params: "Params", there: "Tree", rules: "Rules", recompute: bool, only: bool
+) -> "list[tuple[str, Gate]]":
+    """The working tree against another revision, profile by profile, each with a title; the records
+    of the active profile against its results.csv, if they are what is judged."""
+    from advprune.report.gate import Side, code, judge, quoted
+    from advprune.report.margin import Rules
+
+    here, active, order = Tree(), params.profile, params.leaderboard()
+    made = recomputed(params) if recompute else here.side(active)
+    if made is None:
+        raise UserError(f"there are no results in reports/{active}; run `dvc repro`")
+    found, base = [], f"{code(there.where[:-1])} ({str(there.commit)[:7]})"
+    for name in [active] if only else dict.fromkeys([active, *there.profiles, *here.profiles]):
+        before, after = there.side(name) or Side({}), made if name == active else here.side(name)
+        judged = judge(before, after or Side({}), rules, order)
+        if recompute and name not in rules.allow and (why := unshown(name, active, here, there)):
+            why = f"{why} (--allow {quoted(name)})."
+            judged = replace(judged, failures=[*judged.failures, why])
+        found.append((f"Robustness of {code(name)} against {base}", judged))
+    if recompute and (committed := here.side(active)):
+        judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
+        found.append((f"Records of {code(active)} against its results.csv", judged))
+    return found
 
 
-def _listed_here(profile: str) -> list[str]:
-    return sorted(path.as_posix() for path in Path("metrics", profile).glob("*.json"))
+def floors(given: list[str]) -> dict[str, float]:
+    """Fractions by the name of a model, under "" that of all others."""
+    parted = {name: percent for name, _, percent in (text.rpartition("=") for text in given)}
+    try:
+        found = {name: float(percent) / 100 for name, percent in parted.items()}
+    except ValueError:
+        found = {"": -1.0}
+    if not all(0 <= floor <= 1 for floor in found.values()):
+        raise UserError(
+            f"--floor is a percentage, or <model>=<percentage> (got {', '.join(given)})"
+        )
+    return found
 
 
-def _listed(commit: str, profile: str) -> list[str]:
-    listing = git("ls-tree", "-z", "--name-only", commit, f"metrics/{profile}/").split("\0")
-    return [name for name in listing if name.endswith(".json")]
-
-
-def side(profile: str, read: Read, where: str = "") -> "Side | None":
-    """What the report of one revision says; None where it has no results.csv."""
-    from advprune.core.params import FILE
+def recomputed(params: "Params") -> "Side":
+    """The results of the active profile, computed from the records of its run."""
     from advprune.report.gate import side_of
-    from advprune.report.results import RESULTS, metrics_of, read_results
+    from advprune.report.read import read_run
+    from advprune.report.results import results
+    from advprune.report.write import settings_of
 
-    place = f"reports/{profile}"
-    results, settings = read(f"{place}/{RESULTS}"), read(f"{place}/{FILE}")
-    if results is None:
-        return None
-    known = measured(settings, profile) if settings is not None else None
-    table = read_results(results, f"{where}{place}/{RESULTS}")
-    for model, row in metrics_of(table).items():
-        path = f"metrics/{profile}/{model}.json"
-        text = read(path) if MODEL.fullmatch(model) else None
-        if text is not None and _json(text, where + path) != row:
-            raise UserError(f"{where}{path} contradicts {place}/{RESULTS}; run `dvc repro`")
-    return side_of(table, known)
+    return side_of(results(read_run(params)), measured(settings_of(params), params.profile))
 
 
-def _metrics(profile: str, names: list[str], read: Read, where: str = "") -> "Side":
-    """A revision from before results.csv existed: the rates of its metrics, as counts."""
-    from advprune.report.gate import Side
+def unshown(profile: str, active: str, here: "Tree", there: "Tree") -> str:
+    """Why the records of the active profile do not show how robust the models of a profile are."""
+    from advprune.core.settings import yaml_of
 
-    found = {PurePosixPath(name).stem: _result(read(name), where + name) for name in names}
-    return Side({name: result for name, result in found.items() if result})
-
-
-def _result(text: str | None, where: str) -> "Result | None":
-    """None in metrics from before robust accuracy was recorded."""
-    from advprune.report.gate import Result
-
-    found = _json(text or "", where)
-    try:
-        robust, n = found.get("robust_accuracy"), found["n"]
-        clean, verdict = found["clean_accuracy"], found.get("verdict")
-        if n > MOST_BY_RATE:
-            raise ValueError(f"a rate of four digits does not give counts of {n} images")
-        if robust is not None and not (0 <= robust <= 1 and n > 0):
-            raise ValueError(f"a rate of {robust} of {n} images")
-        return None if robust is None else Result(round(robust * n), int(n), clean, verdict)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{where} is damaged: {error}") from error
+    if profile == active:
+        before = git("show", f"{there.commit}:./params.yaml") if there.paths else "{}"
+        known = yaml_of(before, there.where + "params.yaml")
+        other = isinstance(known, Mapping) and known.get("profile", active) != active
+        return "It was not the active profile, which is then not measured" if other else ""
+    place = RESULTS_OF.format(profile)
+    changed = here.read(place) != there.read(place)
+    return "The results changed, and no records here show them" if changed else ""
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged: {error}") from error
+@dataclass(frozen=True)
+class Tree:
+    """The results and metrics of the working tree, or of a commit; where: how messages name it."""
+
+    where: str = ""
+    commit: str | None = None
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """`<folder>/<profile>/<file>` of each."""
+        if self.commit is None:
+            found = (path for folder in FOLDERS for path in Path(folder).glob("*/*"))
+            return sorted(path.as_posix() for path in found if path.is_file())
+        listed = git("ls-tree", "-rz", "--name-only", self.commit, *(f"{f}/" for f in FOLDERS))
+        return [path for path in listed.split("\0") if path.count("/") == 2]
+
+    @property
+    def profiles(self) -> list[str]:
+        """Those that have results or metrics."""
+        known = [path.split("/")[1] for path in self.paths if path.endswith((".csv", ".json"))]
+        return list(dict.fromkeys(known))
+
+    def read(self, path: str) -> str | None:
+        """A file; None where there is none."""
+        if path not in self.paths:
+            return None
+        if self.commit is not None:
+            return git("show", f"{self.commit}:./{path}")
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+
+    def side(self, profile: str) -> "Side | None":
+        """What a profile's results say; None where it has neither results nor metrics. UserError
+        where they are damaged, or where metrics say something else."""
+        from advprune.report.gate import side_of
+        from advprune.report.results import metrics_of, read_results
+
+        place, folder = RESULTS_OF.format(profile), f"metrics/{profile}/"
+        found = {Path(path).stem: path for path in self.paths if path.startswith(folder)}
+        if (text := self.read(place)) is None:
+            if found:
+                raise UserError(f"{self.where}{folder} has no {place}; run `dvc repro`")
+            return None
+        table = read_results(text, self.where + place)
+        rows = metrics_of(table)
+        for model, path in found.items():
+            try:
+                known = json.loads(self.read(path) or "")
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{self.where}{path} is damaged: {error}") from error
+            if known != rows.get(model):
+                raise UserError(f"{self.where}{path} contradicts {place}; run `dvc repro`")
+        settings = self.read(f"reports/{profile}/params.yaml")
+        return side_of(table, None if settings is None else measured(settings, profile))
 
 
 def measured(text: str, profile: str) -> Any:
@@ -159,32 +219,13 @@ def measured(text: str, profile: str) -> Any:
     return shared | {f"own {key}": chosen.get(key) for key in ("data", "eps", *shared)}
 
 
-def _text(path: str) -> str | None:
-    """A file of the working tree."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
-def _shown(commit: str, path: str) -> str | None:
-    """A file of a revision; None where it has none of that name."""
-    if not git("ls-tree", "--name-only", commit, path).strip():
-        return None
-    return git("show", f"{commit}:./{path}")
-
-
 def git(*command: str) -> str:
     """What git prints, in the current folder; UserError with its last line where it fails."""
     try:
-        done = subprocess.run(["git", *command], capture_output=True, check=True)
-        return done.stdout.decode("utf-8")
-    except FileNotFoundError as error:
-        raise UserError("git is not installed; gate needs it to read the other revision") from error
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-        raise UserError(f"git {command[0]}: {said[-1]}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"git {command[0]}: its output is not text") from error
+        done = subprocess.run(["git", *command], capture_output=True, check=False)
+    except OSError as error:
+        raise UserError(f"gate reads the other revision with git: {error}") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise UserError(f"git {command[0]}: {said[-1]}")
+    return done.stdout.decode("utf-8", "replace")

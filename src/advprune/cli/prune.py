@@ -1,50 +1,40 @@
 """`advprune prune`: one family at one setting, applied to one checkpoint."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from advprune.cli.options import (
-    ArchitectureOption,
-    ChannelsOption,
     CheckpointArgument,
-    ClassesOption,
-    FactoryOption,
     FamilyArgument,
-    KeepOption,
-    NormalizeOption,
+    Network,
     ProfileOption,
-    WidthOption,
-    given,
+    told,
 )
 from advprune.core.errors import UserError
 from advprune.core.settings import yaml_of
 
 
+@told(Network)
 def prune(
     family: FamilyArgument,
     checkpoint: CheckpointArgument,
+    known: Network,
     setting: Annotated[
         str, typer.Option(help="As in params.yaml: 0.01, or '{compression: 4, finetune: {}}'.")
     ],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     profile: ProfileOption = None,
-    architecture: ArchitectureOption = None,
-    factory: FactoryOption = None,
-    width: WidthOption = None,
-    classes: ClassesOption = None,
-    channels: ChannelsOption = None,
-    keep: KeepOption = None,
-    normalize: NormalizeOption = None,
 ) -> None:
     """Compress a checkpoint: apply a family at a setting, write the result and its card.
 
     The card is written beside the result, with the suffix .json: what was changed, the sparsity
     found in the saved file, multiply-accumulates, histograms. Families that train or use gradients
-    take the profile's training images and training settings; a killed fine-tuning
-    resumes where it stopped. Each family's settings are in docs/families/.
+    take the profile's training images and training settings; a killed fine-tuning resumes where it
+    stopped. Each family's settings are in docs/families/.
 
     Exit status: 0, or 2 if nothing was written.
     """
@@ -64,29 +54,22 @@ def prune(
     value = yaml_of(setting, "--setting")
     setting_of(family, value, place="--setting")
     repository = Repository(profile)
-    said = given(architecture, factory, width, classes, channels)
-    dense, split = repository.network(checkpoint, said, keep, normalize), repository.split("train")
+    dense, split = repository.network(checkpoint, known), repository.split("train")
     train, seed = repository.profile.train, repository.params.seed
     facts = repository.profile.model_dump(include={"data", "train"})
-    code = code_files(repository.factory(said))
-    known = family, value, said, keep, normalize, facts, seed, sha256_of(split)
-    key = fingerprint(*known, files=[checkpoint, *code])
+    factory = repository.factory(known.given())
+    files = [checkpoint, *code_files(factory)]
+    key = fingerprint(family, value, asdict(known), facts, seed, sha256_of(split), files=files)
     state = Path("checkpoints") / key / "training.pt"
     data = Data(to_float(split.images), split.labels, train, state)
     with locked(state.parent):
         pruned = prune_model(family, dense, value, data, seed)
     save_model(pruned.model, out)
-    write_card(
-        out,
-        {"setting": value, "prune_ratio": round(pruned.ratio, 4)},
-        parent=dense,
-        image_shape=data.shape,
-        factory=repository.factory(said),
-    )
+    card = {"setting": value, "prune_ratio": round(pruned.ratio, 4)}
+    write_card(out, card, parent=dense, image_shape=data.shape, factory=factory)
     shutil.rmtree(state.parent, ignore_errors=True)
-    card = out.with_suffix(".json").name
     at = f" at {pruned.notes['sites']} sites" if "sites" in pruned.notes else ""
-    print(f"{out} and {card}: {pruned.ratio:.2%} of the weights and biases changed{at}")
+    print(f"{out} and {out.stem}.json: {pruned.ratio:.2%} of the weights and biases changed{at}")
     spec = spec_of(pruned.model)
     normalizes = (set(spec.mean), set(spec.std)) != ({0.0}, {1.0})
     print(f"images are {'normalized' if normalizes else 'taken as they are, in [0, 1]'}")

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advprune.cli.options import Network
 from advprune.core.errors import UserError
 from advprune.core.networks import is_factory, is_library
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
     from advprune.core.params import Params, Profile
     from advprune.data import Split
-    from advprune.models.spec import ModelSpec
+
+UNKNOWN = Network()
 
 
 class Repository:
@@ -53,77 +55,52 @@ class Repository:
 
         return prepare(self.profile.data, self.params.seed)
 
-    def network(
-        self,
-        path: Path,
-        given: Mapping[str, Any] | None = None,
-        keep: float | None = None,
-        normalize: bool | None = None,
-    ) -> "nn.Module":
+    def network(self, path: Path, known: Network = UNKNOWN) -> "nn.Module":
         """The network in a checkpoint that passes the audit, ready for the profile's images.
 
-        Checkpoints of this library describe themselves. Of others the architecture is `given` or
-        inferred, or the profile's if that is not one of this library's; images are normalized as in
-        the profile. `normalize` overrides both. keep: see `models.audit`. Raises UserError
-        if the audit finds a fault, or if the network does not fit the images.
+        Checkpoints of this library describe themselves. Of others the architecture is the one that
+        is `known` or inferred, or the profile's if that is not one of this library's; images are
+        normalized as in the profile. `known.normalize` overrides both. Raises UserError if the
+        audit finds a fault, or if the network does not fit the images.
         """
         from advprune.models.audit import audit
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
         from advprune.models.infer import naming
         from advprune.models.outside import check_answers
         from advprune.models.unmask import plain
+        from advprune.training.base import spec_for
 
         tensors, metadata = read_weights(path)
-        spec = header_spec(metadata, where=str(path))
-        said = dict(given or {}) if spec else self._said(given or {})
-        allowed = self.factory(said)
-        found = audit(tensors, spec, given=said, keep=keep, factory=allowed)
+        spec, said, own = header_spec(metadata, str(path)), known.given(), self.profile.model
+        images = self.split("test")
+        fits = {"channels": images.images.shape[1], "classes": len(images.classes)}
+        made = {"architecture": own.network} | said
+        if spec is None and not is_library(made["architecture"]):
+            profiles = own.options and made["architecture"] == own.network
+            said = fits | ({"options": own.options} if profiles else {}) | made
+        factory = self.factory(said)
+        found = audit(tensors, spec, given=said, keep=known.keep, factory=factory)
         if found.spec is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
-        if spec is None or normalize is not None:
-            spec = self._with_normalization(found.spec, normalize)
-        self._check(spec, path)
-        model = build(spec, allowed)
-        names = naming(spec, tensors, stored(model))
+        if spec is None or known.normalize is not None:
+            chosen = own.normalize if known.normalize is None else known.normalize
+            ours = spec_for(own.model_copy(update={"normalize": chosen}), self.split("train"))
+            spec = found.spec.model_copy(update={"mean": ours.mean, "std": ours.std})
+        for what, needs in fits.items():
+            if (has := getattr(spec, what)) != needs:
+                raise UserError(
+                    f"{path} is a network of {has} {what}, but profile {self.params.profile} has "
+                    f"{needs}; choose another with --profile"
+                )
+        model = build(spec, factory)
         wanted = stored(model)
-        fill(model, plain(tensors, keep, names, wanted).tensors, where=str(path))
-        check_answers(model, self.split("test").shape)
+        names = naming(spec, tensors, wanted)
+        fill(model, plain(tensors, known.keep, names, wanted).tensors, where=str(path))
+        check_answers(model, images.shape)
         return model
 
     def factory(self, given: Mapping[str, Any]) -> str | None:
         """The function that may be called to make a network: the one given, or the profile's."""
         name = given.get("architecture", self.profile.model.factory)
         return name if name and is_factory(name) else None
-
-    def _said(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What is known of a foreign network: what was given, and the profile's network if it is
-        not one of this library's."""
-        own, images = self.profile.model, self.split("test")
-        known = {"architecture": own.network} | dict(given)
-        if is_library(known["architecture"]):
-            return dict(given)
-        if own.options and known["architecture"] == own.network:
-            known = {"options": own.options} | known
-        return {"classes": len(images.classes), "channels": images.images.shape[1]} | known
-
-    def _with_normalization(self, spec: "ModelSpec", normalize: bool | None) -> "ModelSpec":
-        """The spec of a foreign network with the mean and std of the training images."""
-        from advprune.training.base import spec_for
-
-        chosen = self.profile.model.normalize if normalize is None else normalize
-        settings = self.profile.model.model_copy(update={"normalize": chosen})
-        own = spec_for(settings, self.split("train"))
-        return spec.model_copy(update={"mean": own.mean, "std": own.std})
-
-    def _check(self, spec: "ModelSpec", path: Path) -> None:
-        images = self.split("test")
-        for what, has, needs in (
-            ("channels", spec.channels, images.images.shape[1]),
-            ("classes", spec.classes, len(images.classes)),
-        ):
-            if has != needs:
-                raise UserError(
-                    f"{path} is a network of {has} {what}, but profile {self.params.profile} has "
-                    f"{needs}; choose another with --profile"
-                )

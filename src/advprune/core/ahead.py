@@ -23,14 +23,23 @@ def ahead(what: str, jobs: Sequence[Callable[[], object]]) -> None:
     """Run jobs that keep their results themselves (`resume.Parts`); raises what a job raises.
 
     Workers are forked, so jobs may be closures, compute with one thread and die with this process.
-    With one worker, inside a job, under torchrun or on a GPU nothing is done ahead.
+    With one worker they run here. Inside a job, under torchrun or on a GPU nothing is done ahead.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     given = os.environ.get(WORKERS) or str(cores)
     if not given.isdecimal() or given == "0":
         raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
     workers = min(int(given), len(jobs))
-    if workers < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
+    if len(jobs) < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
+        return
+    if workers < 2:  # here, but with one thread as there: sums over more would round otherwise
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for job in jobs:
+                job()
+        finally:
+            torch.set_num_threads(threads)
         return
     pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (jobs, os.getpid()))
     try:

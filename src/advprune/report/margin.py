@@ -1,0 +1,101 @@
+"""What the gate's margin and floor ask: that a loss is ruled out, by one-sided bounds.
+
+A test that finds no fall does not show that there is none: many small ones pass, one after another.
+All models have to pass, so each is tested at the whole level alpha (an intersection-union test:
+Berger, Technometrics, 1982).
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from advprune.evaluate.statistics import Rate, difference_interval
+from advprune.report.formats import p_text, percent
+
+if TYPE_CHECKING:
+    from advprune.report.gate import Row
+
+SIZES = [round(1.05**k) for k in range(1, 300)]  # numbers of images, up to two millions
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may be merged.
+
+    alpha: the level of the tests for a fall, over all models together, and of each bound, in
+    (0, 1). margin: the loss that has to be ruled out, a fraction of accuracies and of distances.
+    floors: the least robust accuracy by model, of all others under "". allow: models that may fall,
+    vanish or be distrusted, and `images` and `settings`, which then may change.
+    """
+
+    alpha: float = 0.05
+    margin: float | None = None
+    floors: Mapping[str, float] = field(default_factory=dict)
+    allow: Collection[str] = ()
+
+
+def not_ruled_out(row: "Row", rules: Rules) -> Iterator[str]:
+    """Each loss that a margin or a floor forbids and that the bounds leave possible."""
+    before, after, margin = row.before, row.after, rules.margin
+    if after is None:
+        return
+    floor = rules.floors.get(row.name, rules.floors.get("", 0.0))
+    if (low := least(after.rate, rules.alpha)) < floor:
+        found = f"{percent(after.rate.value)} % robust, at least {percent(low)} % for certain"
+        yield f"{found}; the floor is {percent(floor)} %"
+    if margin is None or before is None:
+        return
+    if row.farther is None:
+        yield "a loss cannot be bounded where the images differ"
+        return
+    for kind, (lost, gained) in row.turned().items():
+        if why := loss(lost, gained, len(after.robust), margin, rules.alpha):
+            yield f"{kind} accuracy, {why}"
+    if (p := nearer(before.distances, after.distances, margin)) >= rules.alpha:
+        yield f"distances smaller by {100 * margin:g} % are not ruled out ({p_text(p)})"
+
+
+def least(rate: Rate, alpha: float) -> float:
+    """Wilson's one-sided lower bound of a rate."""
+    from scipy.stats import binomtest
+
+    test = binomtest(rate.hits, rate.n, alternative="greater")
+    return float(test.proportion_ci(1 - alpha, "wilson").low)
+
+
+def loss(lost: int, gained: int, n: int, margin: float, alpha: float) -> str:
+    """Why it is not ruled out that an accuracy fell by `margin` or more; empty where it is.
+
+    Of the same n images, `lost` were right before alone and `gained` are right after alone; Tango's
+    score bound of the paired difference.
+    """
+    worst = -difference_interval(gained, lost, n, 2 * alpha)[0]
+    if worst < margin:
+        return ""
+    shares = gained / n, lost / n
+    inside = (
+        size
+        for size in SIZES
+        if difference_interval(*(s * size for s in shares), size, 2 * alpha)[0] > -margin
+    )
+    needed = next(inside, None) if lost - gained < margin * n else None
+    return (
+        f"{lost} images lost and {gained} gained of {n}: a loss of {100 * worst:.1f} points is not "
+        f"ruled out, {100 * margin:g} are allowed"
+        + (f"; about {needed:,} images would decide" if needed else "")
+    )
+
+
+def nearer(before: np.ndarray, after: np.ndarray, margin: float) -> float:
+    """One-sided p that the distances `[n]` of the same images fell by the share `margin` or more
+    (Wilcoxon's signed-rank test, zeros by Pratt's rule)."""
+    from scipy.stats import wilcoxon
+
+    old, new = (1 - margin) * before.astype(float), after.astype(float)
+    with np.errstate(invalid="ignore"):
+        changes = np.where(np.isinf(old) & np.isinf(new), 0.0, new - old)
+    if not changes.any():
+        return 0.0  # each image is misclassified in both, or fooled in neither
+    return float(wilcoxon(changes, zero_method="pratt", alternative="greater").pvalue)
