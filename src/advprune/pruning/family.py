@@ -14,9 +14,7 @@ from advprune.core.settings import Settings, parse
 from advprune.models.activations import functional_activations
 from advprune.models.border import check_images, compressible, undisturbed
 from advprune.models.insert import inserted, places
-from advprune.training.inputs import Data
-
-Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
+from advprune.training.inputs import Data, Pair
 
 
 class Setting(Settings):
@@ -93,7 +91,7 @@ def chosen(key: str, value: Any) -> tuple[str, Any]:
 
 
 def prune(
-    name: str, model: nn.Module, setting: Any, data: Data | Images | None = None, seed: int = 0
+    name: str, model: nn.Module, setting: Any, data: Data | Pair | None = None, seed: int = 0
 ) -> Pruned:
     """Apply the family `name` to a copy of `model`; the model itself stays as it was.
 
@@ -117,22 +115,17 @@ def prune(
             before = inserted(mine)
             found = _REGISTRY[name][1](mine, checked, known, generator)
             added = inserted(found.model) - before
+            # Layers stand behind modules alone: a pass of one image shows what is called otherwise.
             if images is not None and added["relu"]:
-                _everywhere(found.model, images[:1])
+                if missed := functional_activations(found.model, images[:1]):
+                    raise UserError(
+                        f"it would act at {len(places(found.model, 'relu'))} activation modules but "
+                        f"not at {len(missed)} calls of functions such as {missed[0]}; make modules "
+                        "of them (nn.ReLU and the like)"
+                    )
     except (UserError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
     return replace(found, notes=found.notes | ({"sites": added.total()} if added else {}))
-
-
-def _everywhere(model: nn.Module, image: torch.Tensor) -> None:
-    """UserError where a pass of one image calls activations that are functions, not modules: layers
-    stand behind modules alone."""
-    if missed := functional_activations(model, image):
-        count = len(places(model, "relu"))
-        raise UserError(
-            f"it would act at {count} activation modules but not at {len(missed)} calls of "
-            f"functions such as {missed[0]}; make modules of them (nn.ReLU and the like)"
-        )
 
 
 def unchanged(model: nn.Module) -> Pruned:

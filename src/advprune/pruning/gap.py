@@ -57,29 +57,28 @@ from advprune.training.augment import augment
 Gradients = dict[str, torch.Tensor]  # by name of the prunable weights
 
 
-class Gradient(Amount):
-    """gradient_global, gradient_layer: how much is removed, and how many training images are used.
-
-    images: the number of training images, the first ones; null takes all.
-    """
-
-    images: int | None = Field(default=None, ge=1)
-
-
 class GAP(Amount):
     """GAP_global, GAP_layer: how much is removed, by what score, and how images are attacked.
 
     score: `signed` gradient, `absolute` one, or `product` with the weight, signed; null takes the
     family's own (global: signed, layer: absolute). remove: which end of the ranking. steps: of PGD,
-    at the profile's training eps. images: the number of training images, the first ones;
-    null takes all. published: exactly what the published code does.
+    at the profile's training eps. published: exactly what the published code does.
     """
 
     score: Literal["signed", "absolute", "product"] | None = None
     remove: End = "largest"
     steps: int = Field(default=10, ge=0, le=1000)
-    images: int | None = Field(default=None, ge=1)
     published: bool = False
+
+
+def _collected(model: nn.Module) -> Gradients:
+    """What backward passes have added up at the prunable weights; the model forgets it."""
+    found = {
+        name: torch.zeros_like(weight) if weight.grad is None else weight.grad
+        for name, weight in prunable(model).items()
+    }
+    model.zero_grad()
+    return found
 
 
 def summed_gradients(
@@ -89,38 +88,32 @@ def summed_gradients(
 
     images: float `[N, C, H, W]` in [0, 1]. batch: images a pass, which does not matter to the sum.
     """
-    model.eval().requires_grad_(True)
-    device, weights = device_of(model), prunable(model)
-    total = [torch.zeros_like(weight) for weight in weights.values()]
+    model.eval().requires_grad_(True).zero_grad()
+    device, weights = device_of(model), list(prunable(model).values())
     with progress("gradients, images", len(images)) as advance:
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             loss = F.cross_entropy(model(x.to(device)), y.to(device), reduction="sum")
-            total = _plus(total, torch.autograd.grad(loss, list(weights.values())))
+            loss.backward(inputs=weights)
             advance(len(x))
-    return dict(zip(weights, total, strict=True))
+    return _collected(model)
 
 
-def _plus(total: list[torch.Tensor], found: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    return [one + other for one, other in zip(total, found, strict=True)]
-
-
-def clean_scores(model: nn.Module, data: Data, images: int | None) -> Scores:
-    """`|w g|`, g the gradient of the mean loss of the first `images` training images."""
-    x, y = data.images[:images], data.labels[:images]
-    gradients = summed_gradients(model, x, y, data.train.batch)
-    weights = prunable(model)
-    return {name: (weights[name].detach() * g / len(x)).abs() for name, g in gradients.items()}
+def clean_scores(model: nn.Module, data: Data) -> Scores:
+    """`|w g|`, g the gradient of the mean loss of the training images."""
+    gradients = summed_gradients(model, data.images, data.labels, data.train.batch)
+    weights, n = prunable(model), len(data.images)
+    return {name: (weights[name].detach() * g / n).abs() for name, g in gradients.items()}
 
 
 def adversarial_gradients(
     model: nn.Module, data: Data, setting: GAP, generator: torch.Generator
 ) -> Gradients:
-    """The summed gradients at PGD images of the first training images, by their true labels.
+    """The summed gradients at PGD images of the training images, by their true labels.
 
     PGD is Linf in pixel space, from a random start, by the cross-entropy of the model in
     evaluation mode.
     """
-    x, y, train = data.images[: setting.images], data.labels[: setting.images], data.train
+    x, y, train = data.images, data.labels, data.train
     budget = train.eps, crossing(setting.steps) * train.eps, setting.steps
     with progress("GAP, attack steps", len(x) * setting.steps) as advance:
         adversarial = pgd(
@@ -140,13 +133,11 @@ def published_gradients(
     left out; UserError where there is no other. Budget and step are those of normalized images, so
     in pixels they are `std` times as large; pixels may leave [0, 1].
     """
-    images, labels, train = data.images[: setting.images], data.labels, data.train
+    images, labels, train = data.images, data.labels, data.train
     if len(images) < 2:
         raise UserError("published: batch-norm needs at least two images in a batch")
-    model.train().requires_grad_(True)
-    device, named = device_of(model), prunable(model)
-    weights = list(named.values())
-    total = [torch.zeros_like(weight) for weight in weights]
+    model.train().requires_grad_(True).zero_grad()
+    device, weights = device_of(model), list(prunable(model).values())
     std = next((m.std for m in model.modules() if isinstance(m, Normalize)), torch.ones(1))
     with progress("GAP as published, images", len(images)) as advance:
         for rows in torch.randperm(len(images), generator=generator).split(train.batch):
@@ -161,29 +152,24 @@ def published_gradients(
                 guessed = model(x).argmax(1)  # PGD moves away from the model's own predictions
             for _ in range(setting.steps):
                 point = point.detach().requires_grad_()
-                loss = F.cross_entropy(model(point), guessed)
-                *found, direction = torch.autograd.grad(loss, [*weights, point])
-                total = _plus(total, tuple(found))
-                moved = point.detach() + step * direction.sign()
+                F.cross_entropy(model(point), guessed).backward(inputs=[*weights, point])
+                assert point.grad is not None
+                moved = point.detach() + step * point.grad.sign()
                 point = x + (moved - x).clamp(-reach, reach)
             loss = F.cross_entropy(model(point.detach()), labels[rows].to(device))
-            total = _plus(total, torch.autograd.grad(loss, weights))
+            loss.backward(inputs=weights)
     model.eval()
-    return dict(zip(named, total, strict=True))
+    return _collected(model)
 
 
-@family("gradient_global", Gradient, scope="global")
-@family("gradient_layer", Gradient, scope="layer")
+@family("gradient_global", Amount, scope="global")
+@family("gradient_layer", Amount, scope="layer")
 def by_gradient(
-    model: nn.Module,
-    setting: Gradient,
-    data: Data | None,
-    generator: torch.Generator,
-    scope: Scope,
+    model: nn.Module, setting: Amount, data: Data | None, generator: torch.Generator, scope: Scope
 ) -> Pruned:
     """The weights of the smallest |w g| on clean images."""
     known, count = require(data), removals(model, setting)
-    removed = select(clean_scores(model, known, setting.images), count, scope)
+    removed = select(clean_scores(model, known), count, scope)
     return masked(model, removed, setting.finetune, known, generator)
 
 

@@ -34,7 +34,6 @@ from advprune.pruning.family import Data, Pruned, Setting, family
 NORMALITY_P = 1e-5  # the published code's threshold
 NORMALTEST_MINIMUM = 8  # scipy's normaltest is defined from 8 values on
 
-Rule = Callable[[torch.Tensor], torch.Tensor]
 Gate = Literal["non_normal", "normal", "none"]
 
 
@@ -105,7 +104,7 @@ def add_noise(w: torch.Tensor, radius: float, generator: torch.Generator) -> tor
     return w + noise.to(w.device)
 
 
-def apply(model: nn.Module, rule: Rule) -> Pruned:
+def apply(model: nn.Module, rule: Callable[[torch.Tensor], torch.Tensor]) -> Pruned:
     """Replace every parameter `w` of `model` by `rule(w)`, in place, and note what changed."""
     changed = {}
     with torch.no_grad():
