@@ -42,15 +42,6 @@ def test_clamped_maps_stay_in_their_range_on_any_input(network: nn.Module, digit
         assert h.min() >= layer.low and h.max() <= layer.high
 
 
-def test_percentile_ranges_leave_out_the_tails(network: nn.Module, digits: Pair) -> None:
-    whole = prune("clamp", network, {"percentile": 100, "images": 64}, digits).model
-    assert torch.allclose(whole(digits[0]), network(digits[0]), atol=1e-5)
-    tight = prune("clamp", network, {"percentile": 90, "images": 64}, digits).model
-    first = maps(network, digits[0])["act1"]
-    high = sites(tight)["act1"][-1].high
-    assert abs(float((first > high).float().mean()) - 0.1) < 0.01
-
-
 def test_round_by_hand_and_straight_through() -> None:
     h = torch.tensor([0.04, 0.06, -0.26, 1.234], requires_grad=True)
     rounded = Round(decimals=1)(h)

@@ -116,13 +116,13 @@ def prune(
             found = _REGISTRY[name][1](mine, checked, known, generator)
             added = inserted(found.model) - before
             # Layers stand behind modules alone: a pass of one image shows what is called otherwise.
-            if images is not None and added["relu"]:
-                if missed := functional_activations(found.model, images[:1]):
-                    raise UserError(
-                        f"it would act at {len(places(found.model, 'relu'))} activation modules but "
-                        f"not at {len(missed)} calls of functions such as {missed[0]}; make modules "
-                        "of them (nn.ReLU and the like)"
-                    )
+            seen = images[:1] if images is not None and added["relu"] else None
+            if seen is not None and (missed := functional_activations(found.model, seen)):
+                raise UserError(
+                    f"it would act at {len(places(found.model, 'relu'))} activation modules but "
+                    f"not at {len(missed)} calls of functions such as {missed[0]}; make modules of "
+                    "them (nn.ReLU and the like)"
+                )
     except (UserError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
     return replace(found, notes=found.notes | ({"sites": added.total()} if added else {}))

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import nn
 
 from advprune.attacks.bit_search import bitflip, random_flips
-from advprune.attacks.flip_trace import FlipTrace
 from advprune.attacks.stored_bits import StoredModel, store
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import FlipSettings
@@ -120,7 +119,7 @@ class Flipping:
         stored = store(model, self.entry.bits, self.entry.scale, (channels, height, width))
         tried = [v for v in VARIANTS if v in ("untargeted", "random", *self.entry.variants)]
         runs = [(variant, seed) for variant in tried for seed in range(self.settings.seeds)]
-        most = {variant: self.budget for variant in tried} | {"random": self.settings.random}
+        most = dict.fromkeys(tried, self.budget) | {"random": self.settings.random}
 
         def kept(variant: str, seed: int, advance: Advance = _alone) -> pd.DataFrame:
             """A run's records, computed or read back."""
@@ -173,8 +172,8 @@ class Flipping:
         )
         rows = [pd.DataFrame([start]), flips] if len(flips) else [pd.DataFrame([start])]
         found = pd.concat(rows, ignore_index=True)[list(START)]
-        whole = {"reason": trace.reason, "layers": len(depths), "stored_bits": stored.size}
-        return found.assign(**whole, variant=variant, seed=seed)
+        found = found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)
+        return found.assign(variant=variant, seed=seed)
 
     def images_of(self, seed: int) -> torch.Tensor:
         """The training images of a seed, the same for all studies and variants."""

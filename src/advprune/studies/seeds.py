@@ -152,9 +152,7 @@ def _dense(given: Given, recipe: str, seed: int) -> Made:
     return model, {"family": DENSE, "prune_ratio": 0.0}, {"train": history}
 
 
-def _sparse(
-    given: Given, point: Point, dense: Callable[[], Made], seed: int, state: Path
-) -> Made:
+def _sparse(given: Given, point: Point, dense: Callable[[], Made], seed: int, state: Path) -> Made:
     val = given.splits["val"]
     judged = to_float(val.images[:PROBED]), val.labels[:PROBED]
     data = Data(*given.train, given.profile.train, state, probe=judged)

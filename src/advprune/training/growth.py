@@ -13,7 +13,7 @@ compute, their means and deviations included. Any channel may be switched off, t
 network too, but not all of a group.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -112,7 +112,7 @@ class SuperNet(nn.Module):
         network = build_dense(ModelSpec.model_validate(wide))
         # The stem's channels and those of the first stage are to be other channels: the first
         # block's shortcut projects, as it does where their numbers differ.
-        block = network.get_submodule("layer1.0")
+        block: Any = network.get_submodule("layer1.0")
         if not len(block.shortcut):
             sizes = block.conv1.in_channels, block.conv2.out_channels
             project = nn.Conv2d(*sizes, 1, bias=False)
@@ -170,8 +170,9 @@ def readers(network: ResNet) -> dict[str, list[Latent]]:
     inside: dict[str, list[nn.Module]] = {}
     before = "stem"
     for stage in (f"layer{index}" for index in range(1, network.stages + 1)):
+        blocks: Any = network.get_submodule(stage)
         streams[stage] = []
-        for place, block in enumerate(network.get_submodule(stage)):
+        for place, block in enumerate(blocks):
             streams[stage if place else before] += [block.conv1, *block.shortcut]
             inside[f"{stage}_{place}"] = [block.conv2]
         before = stage
@@ -192,7 +193,7 @@ def settled(history: History, tolerance: float, patience: int) -> bool:
 @dataclass(frozen=True)
 class _Growing(Trainer):
     model: SuperNet
-    growth: GrowthSettings = GrowthSettings()
+    growth: GrowthSettings = field(default_factory=GrowthSettings)
 
     def before_epoch(self, epoch: int) -> None:
         self.model.begin_epoch(epoch, self.growth)

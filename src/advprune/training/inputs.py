@@ -72,6 +72,4 @@ def load_state(path: Path | None, device: torch.device | str = "cpu") -> dict[st
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
-        raise UserError(
-            f"the training state {path} is damaged; delete it to start anew"
-        ) from error
+        raise UserError(f"the training state {path} is damaged; delete it to start anew") from error

@@ -249,8 +249,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(STARTS + self.seed)
         rows = torch.randperm(len(run.images), generator=generator)[: self.settings.batch]
         x, y = self.train[0][rows], self.train[1][rows]
-        attacked = (t.to(run.images.device) for t in (x / 255, y))
-        fast = pgd_images(self.model, *attacked, self.method.inner, generator)
+        images, labels = (t.to(run.images.device) for t in (x / 255, y))
+        fast = pgd_images(self.model, images, labels, self.method.inner, generator)
         return {
             "probe_accuracy": self._robust_accuracy(self.model, x, y),
             "fgsm_accuracy": round(accuracy(self.model, fast, y), 4),
