@@ -43,7 +43,7 @@ class Pruned:
         return sum(int(c.sum()) for c in self.changed.values()) / max(total, 1)
 
 
-Family = Callable[..., Pruned]  # (model, setting, data, generator, **fixed)
+Family = Callable[..., Pruned]  # (model, setting, data, **fixed)
 _REGISTRY: dict[str, tuple[type[Setting], Family]] = {}
 
 
@@ -104,16 +104,16 @@ def prune(
     """
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
-    known = Data(*data) if isinstance(data, tuple) else data
-    known = known and replace(known, seed=seed)
+    given = Data(*data) if isinstance(data, tuple) else data or Data(torch.zeros(0), torch.zeros(0))
+    given = replace(given, seed=seed, generator=generator)
+    images = None if data is None else given.images
     try:
-        if known is not None:
-            check_images("training data", known.images, known.labels)
-        images = None if known is None else known.images
+        if images is not None:
+            check_images("training data", images, given.labels)
         with undisturbed():
             mine = compressible("model", model, images)
             before = inserted(mine)
-            found = _REGISTRY[name][1](mine, checked, known, generator)
+            found = _REGISTRY[name][1](mine, checked, given)
             added = inserted(found.model) - before
             # Layers stand behind modules alone: a pass of one image shows what is called otherwise.
             seen = images[:1] if images is not None and added["relu"] else None
@@ -134,8 +134,8 @@ def unchanged(model: nn.Module) -> Pruned:
     return Pruned(model, {name: torch.zeros_like(p, dtype=torch.bool) for name, p in names})
 
 
-def require(data: Data | None) -> Data:
-    """The data, or a UserError where a family needs it."""
-    if data is None or not len(data.images):
+def require(data: Data) -> Data:
+    """The data; UserError where there are no training images, which a family needs."""
+    if not len(data.images):
         raise UserError("this family learns from training images; pass data=(images, labels)")
     return data

@@ -111,12 +111,10 @@ def calibrate(
 
 
 @family("clamp", ClampMaps)
-def clamp_maps(
-    model: nn.Module, setting: ClampMaps, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def clamp_maps(model: nn.Module, setting: ClampMaps, data: Data) -> Pruned:
     """Clamp every feature map to the range that clean training images use."""
     images = require(data).images
-    chosen = torch.randperm(len(images), generator=generator)[: setting.images]
+    chosen = torch.randperm(len(images), generator=data.generator)[: setting.images]
     ranges = calibrate(model, images[chosen.sort().values], setting.sigmas)
     for name, layer in insert(model, Clamp, LayerSpec(kind="clamp")).items():
         layer.low.fill_(ranges[name][0])
@@ -125,9 +123,7 @@ def clamp_maps(
 
 
 @family("round", RoundMaps)
-def round_maps(
-    model: nn.Module, setting: RoundMaps, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def round_maps(model: nn.Module, setting: RoundMaps, data: Data) -> Pruned:
     """Round every feature map to a number of decimals."""
     insert(model, Round, LayerSpec(kind="round", settings=setting.model_dump()))
     return unchanged(model)

@@ -75,9 +75,7 @@ def shrink(model: nn.Module, chosen: Masks) -> None:
 
 
 @family("filters", Filters)
-def filters(
-    model: nn.Module, setting: Filters, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
     """The filters of the smallest L1 norm in the first convolution of each block.
 
     The ratio counts what is gone from the dense network, in a smaller network too.
@@ -97,8 +95,8 @@ def filters(
             weight = blocks[name].get_parameter(key)
             removed[f"{name}.{key}"] = mask.expand_as(weight).clone()
     if not setting.small:
-        return masked(model, removed, setting.finetune, data, generator)
+        return masked(model, removed, setting.finetune, data)
     changed = everywhere(model, removed)
     shrink(model, chosen)
-    history = tune(model, {}, setting.finetune, data, generator)
+    history = tune(model, {}, setting.finetune, data)
     return Pruned(model, changed, {"finetune": history})

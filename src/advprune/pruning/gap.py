@@ -28,7 +28,7 @@ using Greedy Adversarial Pruning (AICAS 2022, arXiv 2206.07406) and its code
 Estimation for Neural Network Pruning (CVPR 2019), for the score by clean gradients.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -105,9 +105,7 @@ def clean_scores(model: nn.Module, data: Data) -> Scores:
     return {name: (weights[name].detach() * g / n).abs() for name, g in gradients.items()}
 
 
-def adversarial_gradients(
-    model: nn.Module, data: Data, setting: GAP, generator: torch.Generator
-) -> Gradients:
+def adversarial_gradients(model: nn.Module, data: Data, setting: GAP) -> Gradients:
     """The summed gradients at PGD images of the training images, by their true labels.
 
     PGD is Linf in pixel space, from a random start, by the cross-entropy of the model in
@@ -115,16 +113,13 @@ def adversarial_gradients(
     """
     x, y, train = data.images, data.labels, data.train
     budget = train.eps, crossing(setting.steps) * train.eps, setting.steps
+    how: dict[str, Any] = {"generator": data.generator, "batch": train.batch}
     with progress("GAP, attack steps", len(x) * setting.steps) as advance:
-        adversarial = pgd(
-            model, x, y, *budget, generator=generator, batch=train.batch, progress=advance
-        )
+        adversarial = pgd(model, x, y, *budget, progress=advance, **how)
     return summed_gradients(model, adversarial, y, train.batch)
 
 
-def published_gradients(
-    model: nn.Module, data: Data, setting: GAP, generator: torch.Generator
-) -> Gradients:
+def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Gradients:
     """What the published code ranks by: the sum, over batches of training images, of the gradient
     of the mean loss at the PGD images *and* at all points that PGD passed through.
 
@@ -133,7 +128,7 @@ def published_gradients(
     left out; UserError where there is no other. Budget and step are those of normalized images, so
     in pixels they are `std` times as large; pixels may leave [0, 1].
     """
-    images, labels, train = data.images, data.labels, data.train
+    images, labels, train, generator = data.images, data.labels, data.train, data.generator
     if len(images) < 2:
         raise UserError("published: batch-norm needs at least two images in a batch")
     model.train().requires_grad_(True).zero_grad()
@@ -164,24 +159,20 @@ def published_gradients(
 
 @family("gradient_global", Amount, scope="global")
 @family("gradient_layer", Amount, scope="layer")
-def by_gradient(
-    model: nn.Module, setting: Amount, data: Data | None, generator: torch.Generator, scope: Scope
-) -> Pruned:
+def by_gradient(model: nn.Module, setting: Amount, data: Data, scope: Scope) -> Pruned:
     """The weights of the smallest |w g| on clean images."""
-    known, count = require(data), removals(model, setting)
-    removed = select(clean_scores(model, known), count, scope)
-    return masked(model, removed, setting.finetune, known, generator)
+    count = removals(model, setting)
+    removed = select(clean_scores(model, require(data)), count, scope)
+    return masked(model, removed, setting.finetune, data)
 
 
 @family("GAP_global", GAP, scope="global")
 @family("GAP_layer", GAP, scope="layer")
-def gap(
-    model: nn.Module, setting: GAP, data: Data | None, generator: torch.Generator, scope: Scope
-) -> Pruned:
+def gap(model: nn.Module, setting: GAP, data: Data, scope: Scope) -> Pruned:
     """The weights of the largest adversarial gradients; `GAP` says by what score."""
-    known, count = require(data), removals(model, setting)
+    count = removals(model, setting)
     gradients = published_gradients if setting.published else adversarial_gradients
-    scores = gradients(model, known, setting, generator)
+    scores = gradients(model, require(data), setting)
     score = setting.score or ("signed" if scope == "global" else "absolute")
     if score == "absolute":
         scores = {name: g.abs() for name, g in scores.items()}
@@ -189,4 +180,4 @@ def gap(
         weights = prunable(model)
         scores = {name: weights[name].detach() * g for name, g in scores.items()}
     removed = select(scores, count, scope, setting.remove)
-    return masked(model, removed, setting.finetune, known, generator)
+    return masked(model, removed, setting.finetune, data)

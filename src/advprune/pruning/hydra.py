@@ -151,13 +151,11 @@ def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
     return found
 
 
-def train_scores(
-    model: nn.Module, setting: Hydra, data: Data, generator: torch.Generator
-) -> tuple[Masks, History]:
+def train_scores(model: nn.Module, setting: Hydra, data: Data) -> tuple[Masks, History]:
     """Train scores and batch-norm; the last epoch's are taken.
 
     Returns the removed weights, by parameter name, and the history. Of `model` only batch-norm
-    changes, in place; the seed is drawn from `generator`.
+    changes, in place.
     """
     learner = copy.deepcopy(model)
     seen = attach_scores(learner, setting.sparsity)
@@ -170,7 +168,7 @@ def train_scores(
         learner,
         FineTuneSettings(**setting.scores.model_dump()),
         replace(data, state=data.phase("scores"), probe=None),
-        seed=int(torch.randint(2**31, (), generator=generator)),
+        seed=int(torch.randint(2**31, (), generator=data.generator)),
         after_step=refresh,
     )
     model.load_state_dict(learner.state_dict(), strict=False)
@@ -186,9 +184,7 @@ def least(model: nn.Module, sparsity: float) -> Masks:
 
 
 @family("HYDRA", Hydra)
-def hydra(
-    model: nn.Module, setting: Hydra, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def hydra(model: nn.Module, setting: Hydra, data: Data) -> Pruned:
     """Weights whose trained score is small go; the given network is the pretraining.
 
     The notes hold `moved` (share of the kept weights that LWM would have removed), `scores` and
@@ -197,16 +193,13 @@ def hydra(
     removed = start = least(model, setting.sparsity)
     history: History = []
     if setting.scores.epochs:
-        removed, history = train_scores(model, setting, require(data), generator)
+        removed, history = train_scores(model, setting, require(data))
     kept = sum(int((~mask).sum()) for mask in removed.values())
     moved = sum(int((start[name] & ~mask).sum()) for name, mask in removed.items()) / max(kept, 1)
-    tuning = setting.finetune, data, generator
-    return masked(model, removed, *tuning, moved=moved, scores=history)
+    return masked(model, removed, setting.finetune, data, moved=moved, scores=history)
 
 
 @family("LWM", Magnitude)
-def lwm(
-    model: nn.Module, setting: Magnitude, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def lwm(model: nn.Module, setting: Magnitude, data: Data) -> Pruned:
     """The weights of least magnitude of each layer go."""
-    return masked(model, least(model, setting.sparsity), setting.finetune, data, generator)
+    return masked(model, least(model, setting.sparsity), setting.finetune, data)

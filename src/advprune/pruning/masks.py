@@ -166,16 +166,10 @@ def everywhere(model: nn.Module, removed: Masks) -> Masks:
     }
 
 
-def tune(
-    model: nn.Module,
-    removed: Masks,
-    setting: FineTuneSettings | None,
-    data: Data | None,
-    generator: torch.Generator,
-) -> History:
+def tune(model: nn.Module, removed: Masks, setting: FineTuneSettings | None, data: Data) -> History:
     """Fine-tune in place, if asked to, with what is removed held at zero after every step.
 
-    The seed is drawn from `generator`. UserError where there are no training images.
+    UserError where there are no training images.
     """
     if setting is None:
         return []
@@ -183,20 +177,15 @@ def tune(
         model.requires_grad_(True),
         setting,
         require(data),
-        seed=int(torch.randint(2**31, (), generator=generator)),
+        seed=int(torch.randint(2**31, (), generator=data.generator)),
         after_step=lambda trained: clear(trained, removed),
     )
 
 
 def masked(
-    model: nn.Module,
-    removed: Masks,
-    setting: FineTuneSettings | None,
-    data: Data | None,
-    generator: torch.Generator,
-    **notes: Any,
+    model: nn.Module, removed: Masks, setting: FineTuneSettings | None, data: Data, **notes: Any
 ) -> Pruned:
     """Remove, fine-tune the rest if asked to, and note the history as `finetune`."""
     clear(model, removed)
-    history = tune(model, removed, setting, data, generator)
+    history = tune(model, removed, setting, data)
     return Pruned(model, everywhere(model, removed), notes | {"finetune": history})

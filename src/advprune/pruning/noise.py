@@ -95,8 +95,7 @@ LAYERS = {"dropout": Dropout, "added_noise": AddedNoise, "scaled_noise": ScaledN
 def noise(
     model: nn.Module,
     setting: DropoutSetting | NoiseSetting,
-    data: Data | None,
-    generator: torch.Generator,
+    data: Data,
     kind: str,
     where: Where = "relu",
 ) -> Pruned:
@@ -107,7 +106,7 @@ def noise(
 
 
 @family("DWP", DWP)
-def dwp(model: nn.Module, setting: DWP, data: Data | None, generator: torch.Generator) -> Pruned:
+def dwp(model: nn.Module, setting: DWP, data: Data) -> Pruned:
     """The largest weights of each layer are kept, the others become zero; ties: the first stay."""
     removed = {
         name: ~first(weight.abs(), round(setting.keep * weight.numel()), "largest")

@@ -35,6 +35,7 @@ Tangent Transfer (ICML 2020); Frankle et al., Pruning Neural Networks at Initial
 """
 
 import copy
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -130,52 +131,39 @@ def trained(
     one row per epoch).
     """
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
-    pruned = masked(model, removed, setting.train, data, generator, search=rows, ticket=rows[-1])
+    same = replace(data, generator=generator)
+    pruned = masked(model, removed, setting.train, same, search=rows, ticket=rows[-1])
     model.eval()
     return pruned
 
 
 @family("AWT", SearchedTicket, attacked=True)
 @family("NTT", SearchedTicket, attacked=False)
-def searched(
-    model: nn.Module,
-    setting: SearchedTicket,
-    data: Data | None,
-    generator: torch.Generator,
-    attacked: bool,
-) -> Pruned:
+def searched(model: nn.Module, setting: SearchedTicket, data: Data, attacked: bool) -> Pruned:
     """Mask and weights of the same outputs and tangent kernel as the dense network's: the mixed
     kernel of clean and attacked images (AWT) or that of clean ones (NTT, which needs no labels)."""
-    known = require(data)
-    dense = at_initialization(model, known)
+    dense = at_initialization(model, require(data))
 
     def choose(weights: dict[str, torch.Tensor]) -> Masks:
         return setting.smallest(magnitudes(weights))
 
-    student, removed, rows = Search(dense, choose, setting.search, known, attacked).run()
-    pruned = trained(student, removed, setting, known, rows)
+    student, removed, rows = Search(dense, choose, setting.search, data, attacked).run()
+    pruned = trained(student, removed, setting, data, rows)
     pruned.notes["ticket"] = rows[-1] | {"converged": rows[-1]["kernel_distance"] <= CONVERGED}
     return pruned
 
 
 @family("random_ticket", ControlTicket, by="random")
 @family("magnitude_ticket", ControlTicket, by="magnitude")
-def control(
-    model: nn.Module,
-    setting: ControlTicket,
-    data: Data | None,
-    generator: torch.Generator,
-    by: str,
-) -> Pruned:
+def control(model: nn.Module, setting: ControlTicket, data: Data, by: str) -> Pruned:
     """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself.
 
     The distance from the dense network is measured as AWT's search does.
     """
-    known = require(data)
-    dense = at_initialization(model, known)
+    dense = at_initialization(model, require(data))
     weights = prunable_weights(dense)
-    scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, generator)
+    scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, data.generator)
     removed = setting.smallest(scores)
-    gauge = Gauge(dense, known, setting.gauge, attacked=True)
+    gauge = Gauge(dense, data, setting.gauge, attacked=True)
     clear(dense, removed)
-    return trained(dense, removed, setting, known, [{"step": 0, **gauge(dense, removed)}])
+    return trained(dense, removed, setting, data, [{"step": 0, **gauge(dense, removed)}])

@@ -43,7 +43,7 @@ class Data:
     fine-tuning and attacks on training images take their budget from it. state: where unfinished
     fine-tuning is kept, to be resumed after a kill; None keeps nothing. probe: images that each
     epoch of training is judged on, for its history alone. seed: the run's, which the dense network
-    was initialized with; `prune` sets it.
+    was initialized with; generator: what a family draws from. `prune` sets both.
     """
 
     images: torch.Tensor
@@ -52,6 +52,7 @@ class Data:
     state: Path | None = None
     probe: Pair | None = None
     seed: int = 0
+    generator: torch.Generator = field(default_factory=torch.Generator)
 
     def phase(self, name: str) -> Path | None:
         """Where an earlier phase of the training keeps its state: beside that of the last."""
