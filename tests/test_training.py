@@ -26,10 +26,9 @@ from advprune.data import Split, prepare
 from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Inner, Method, clustering, collapsed, pgd_images
 from advprune.training.augment import augment
-from advprune.training.average import Average
 from advprune.training.base import load_or_train
 from advprune.training.inputs import Inputs
-from advprune.training.standard import Trainer
+from advprune.training.standard import Trainer, follow
 from conftest import Linear, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -265,13 +264,12 @@ def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path
 
 def test_average_by_hand(digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Weights] = []
-    update = Average.update
 
-    def record(self: Average, model: nn.Module) -> None:
+    def record(average: nn.Module, model: nn.Module, *rest: Any) -> None:
         steps.append(state_of(model))
-        update(self, model)
+        follow(average, model, *rest)
 
-    monkeypatch.setattr(Average, "update", record)
+    monkeypatch.setattr("advprune.training.standard.follow", record)
     run = trainer(
         (digits[0][:32], digits[1][:32]), tmp_path / "a.pt", recipe={"ema": 0.2}, epochs=1
     )

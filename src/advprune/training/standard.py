@@ -8,6 +8,7 @@ Under torchrun each process trains on its share of every batch, with random star
 torch averages the gradients, and batch-norm takes the statistics of a share.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,6 @@ from advprune.models.fold import Following, channels_last
 from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Method, collapsed, overfit, pgd_images
 from advprune.training.augment import augment
-from advprune.training.average import Average
 from advprune.training.inputs import Pair, load_state, save_state
 from advprune.training.replay import Replayed
 
@@ -42,8 +42,9 @@ class _Run:
     """What changes while training, besides the model.
 
     network: the model as gradients are taken of it, which averages them over processes. folded: a
-    quicker form of it to attack, where there is one; replayed: on a GPU, a quicker one still. best:
-    the weights that would be returned now, where epochs are chosen between.
+    quicker form of it to attack, where there is one; replayed: on a GPU, a quicker one still.
+    parts: all that keeps a state, by name; `average` where weights are averaged. best: the weights
+    that would be returned now, where epochs are chosen between.
     """
 
     network: nn.Module
@@ -52,7 +53,7 @@ class _Run:
     labels: torch.Tensor
     optimizer: SGD
     schedule: OneCycleLR
-    average: Average | None
+    parts: dict[str, Any]
     history: History = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None
     replayed: Replayed | None = None
@@ -135,8 +136,8 @@ class Trainer:
                 self._judge(run)
                 self._store(run)
                 self.after_epoch(len(history) - 1)
-        if run.best or run.average:
-            self.model.load_state_dict(run.best or self._judged(run).state_dict())
+        if run.best or (judged := self._judged(run)) is not self.model:
+            self.model.load_state_dict(run.best or judged.state_dict())
         self.model.to(memory_format=torch.contiguous_format).eval()
         return history
 
@@ -152,10 +153,12 @@ class Trainer:
         optimizer = SGD(groups, settings.lr, momentum, weight_decay=decay, nesterov=momentum > 0)
         steps = max(self.epochs * self._batches(len(images)), 2)
         schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
-        average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
+        parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer, "schedule": schedule}
+        if self.recipe.ema:
+            parts["average"] = copy.deepcopy(self.model).requires_grad_(False)
         folded = Following.of(self.model) if self.method.attacks else None
         network = distributed.parallel(self.model)
-        return _Run(network, folded, images, labels, optimizer, schedule, average)
+        return _Run(network, folded, images, labels, optimizer, schedule, parts)
 
     def _batches(self, n: int) -> int:
         """Batches an epoch; a last one of a single image is left out (batch-norm needs two)."""
@@ -211,14 +214,14 @@ class Trainer:
         run.schedule.step()
         distributed.agree(self.model)
         self.after_step(self.model)
-        if run.average:
-            run.average.update(self.model)
+        if self.recipe.ema:
+            follow(run.parts["average"], self.model, self.recipe.ema, run.schedule.last_epoch)
         classes = y if y.ndim == 1 else y.argmax(1)
         return loss.detach(), (logits.detach().argmax(1) == classes).sum()
 
     def _judged(self, run: _Run) -> nn.Module:
         """The model that is validated and returned: the average, where there is one."""
-        return run.average.model if run.average else self.model
+        return run.parts.get("average", self.model)
 
     def _judge(self, run: _Run) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""
@@ -258,27 +261,27 @@ class Trainer:
 
     def _store(self, run: _Run) -> None:
         if distributed.is_main():
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": run.optimizer.state_dict(),
-                "schedule": run.schedule.state_dict(),
-                "history": run.history,
-                "best": run.best,
-                "average": run.average and run.average.model.state_dict(),
-                "average_steps": run.average and run.average.steps,
-            }
-            save_state(self.state_path, state)
+            state = {name: part.state_dict() for name, part in run.parts.items()}
+            save_state(self.state_path, state | {"history": run.history, "best": run.best})
 
     def _resume(self, run: _Run) -> None:
         """Load a stored state, if there is one; that of the first process, for all."""
         state = distributed.from_main(lambda: load_state(self.state_path))
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.schedule.load_state_dict(state["schedule"])
-        run.history.extend(state["history"])
-        run.best = state["best"]
-        if run.average:
-            run.average.model.load_state_dict(state["average"])
-            run.average.steps = state["average_steps"]
+        if state is not None:
+            for name, part in run.parts.items():
+                part.load_state_dict(state[name])
+            run.history.extend(state["history"])
+            run.best = state["best"]
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float, steps: int) -> None:
+    """Exponential moving average of parameters and batch-norm statistics, in place: after step
+    t = 1, 2, ... `a <- d a + (1 - d) w` with `d = min(decay, (1 + t) / (10 + t))`. It starts at the
+    initial weights, which the smaller d of the first steps soon forgets."""
+    decay, current = min(decay, (1 + steps) / (10 + steps)), model.state_dict()
+    for name, mean in average.state_dict().items():
+        if mean.is_floating_point():
+            mean.lerp_(current[name], 1 - decay)
+        else:  # batch-norm's count of batches
+            mean.copy_(current[name])
