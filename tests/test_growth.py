@@ -16,7 +16,7 @@ from advprune.core.params import load
 from advprune.core.settings import parse
 from advprune.core.train_settings import GrowthSettings, TrainSettings
 from advprune.data import Split
-from advprune.models.latent import LatentConv2d, LatentLinear, begin_epoch, latent
+from advprune.models.latent import begin_epoch, latent
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
@@ -141,18 +141,6 @@ def test_channels_that_are_off_are_as_good_as_absent(digits: Pair) -> None:
     assert 0 < float(network.density()["density"]) < 1
     # Batch-norm before the classifier divides by small deviations.
     assert torch.allclose(network(images), small(images), atol=1e-6)
-
-
-def test_every_layer_reads_gated_channels_but_the_first() -> None:
-    network = SuperNet(PLAIN, 2, 0)
-    reading = [layer for layers in network.readers.values() for layer in layers]
-    every = [m for m in network.modules() if isinstance(m, LatentConv2d | LatentLinear)]
-    assert len(reading) == len(set(map(id, reading))) == len(every) - 1
-    for name, layers in network.readers.items():
-        for layer in layers:
-            assert layer.weight.shape[1] == len(network.gates[name].logits)
-    assert list(network.readers)[:4] == ["stem", "layer1", "layer2", "layer3"]
-    assert all(layer.mask is None for layer in every)
 
 
 def test_the_base_network_may_lose_channels_too() -> None:
