@@ -45,6 +45,12 @@ class Member(Settings):
     setting: Any = None
     adaptive: bool = False
 
+    @property
+    def is_published_sap(self) -> bool:
+        """Whether it is SAP as published, not the variant on the outputs of convolutions."""
+        on_convolutions = isinstance(self.setting, Mapping) and self.setting.get("where") == "conv"
+        return self.family == "SAP" and not on_convolutions
+
 
 class MemberSettings(Settings):
     """members: models of the protocol, by names of your own."""
@@ -56,12 +62,6 @@ class MemberSettings(Settings):
         for name, member in self.members.items():
             if member.family is not None:
                 yield f"members.{name}", member.family, member.setting
-
-
-def is_published_sap(family: str | None, setting: Any) -> bool:
-    """Whether a member is SAP as published, not the variant on the outputs of convolutions."""
-    on_convolutions = isinstance(setting, Mapping) and setting.get("where") == "conv"
-    return family == "SAP" and not on_convolutions
 
 
 @study("protocol", MemberSettings)
