@@ -1,6 +1,5 @@
 """HYDRA and LWM: masks against sorted lists, gradients by hand, weights that stay as they were."""
 
-from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
-from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
 from advprune.pruning.hydra import (
-    Hydra,
     Scored,
     attach_scores,
     scaled,
     smallest,
-    train_scores,
 )
 from advprune.pruning.masks import layers
 from advprune.training.standard import Trainer
@@ -189,22 +184,13 @@ def test_masks_are_exact_after_every_batch_of_both_phases(
         assert all(torch.equal(zero, later[name]) for phase, later in seen if not phase)
 
 
-def test_fine_tuning_starts_from_the_pretrained_weights_and_ends_in_the_file(
-    small: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
-    before = {name: t.clone() for name, t in small.state_dict().items()}
+def test_fine_tuning_starts_from_the_pretrained_weights(small: nn.Module, digits: Pair) -> None:
     whisper = BOTH | {"finetune": BRIEF | {"lr": 1e-9}}
     pruned = prune("HYDRA", small, whisper, Data(*digits, TRAIN))
-    for name in before:
-        if name not in pruned.changed or before[name].ndim < 2:
-            continue
-        kept = ~pruned.changed[name]
-        assert torch.allclose(pruned.model.get_parameter(name)[kept], before[name][kept], atol=1e-6)
-    assert all(torch.equal(t, before[name]) for name, t in small.state_dict().items())
-    save_model(pruned.model, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(loaded(digits[0]), pruned.model(digits[0]))
-    assert list(loaded.state_dict()) == list(small.state_dict())
+    for name, before in small.named_parameters():
+        after, kept = pruned.model.get_parameter(name), ~pruned.changed[name]
+        assert before.ndim < 2 or torch.allclose(after[kept], before[kept], atol=1e-6)
+    assert list(pruned.model.state_dict()) == list(small.state_dict())
 
 
 # --- seeds, resuming, settings -------------------------------------------------------------------
@@ -212,16 +198,6 @@ def test_fine_tuning_starts_from_the_pretrained_weights_and_ends_in_the_file(
 
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([t.flatten().double() for t in model.state_dict().values()])
-
-
-def test_runs_follow_the_seed(small: nn.Module, digits: Pair) -> None:
-    data = Data(*digits, TRAIN)
-    one, same, other = (weights(prune("HYDRA", small, BOTH, data, s).model) for s in (1, 1, 2))
-    assert torch.equal(one, same) and not torch.equal(one, other)
-    changed = prune("HYDRA", small, BOTH, data, 1).changed
-    drawn = replace(data, generator=generator(salted(1, "prune", "HYDRA")))
-    masks, _ = train_scores(small, Hydra(**BOTH), drawn)
-    assert all(torch.equal(mask, changed[name]) for name, mask in masks.items())
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])

@@ -12,8 +12,6 @@ from advprune.core.errors import UserError
 from advprune.pruning import prune
 from advprune.pruning.masks import End, Masks, Scope, portions, prunable, select
 
-MASKS = ("random", "magnitude_global", "magnitude_layer")
-
 
 def tiny() -> nn.Module:
     """Two convolutions, batch-norm, a hidden layer and a classifier, full of equal magnitudes."""
@@ -109,35 +107,14 @@ def test_portions_by_hand() -> None:
     assert portions([3, 5], 8) == [3, 5] and portions([3, 5], 0) == [0, 0] and portions([], 0) == []
 
 
-@pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.99])
-@pytest.mark.parametrize("family", MASKS)
-def test_sparsity_is_a_share_of_the_prunable_parameters(
-    network: nn.Module, family: str, sparsity: float
-) -> None:
-    most = sum(p.numel() for p in prunable(network).values())
-    pruned = prune(family, network, {"sparsity": sparsity})
-    assert sum(int(c.sum()) for c in pruned.changed.values()) == round(sparsity * most)
-    if family == "magnitude_layer":
-        for name, parameter in prunable(network).items():
-            exact = sparsity * parameter.numel()
-            assert abs(int(pruned.changed[name].sum()) - exact) < 1 + 1e-3
-
-
-def test_random_masks_follow_their_seed_and_the_scores_are_the_generators(
-    network: nn.Module,
-) -> None:
-    one, same, other = (entries(prune("random", network, 4, seed=s).changed) for s in (1, 1, 2))
-    assert one == same and one != other
+def test_random_masks_are_of_the_generators_scores(network: nn.Module) -> None:
+    one = entries(prune("random", network, 4, seed=1).changed)
     generator = torch.Generator().manual_seed(salted(1, "prune", "random"))
     drawn = {
         name: torch.rand(p.shape, generator=generator, dtype=torch.float64)
         for name, p in prunable(network).items()
     }
     assert one == ranked(drawn, len(one), "smallest")
-    sizes = torch.tensor([p.numel() for p in prunable(network).values()], dtype=torch.float)
-    gone = torch.tensor([sum(n == name for n, _ in one) for name in drawn], dtype=torch.float)
-    rate = len(one) / float(sizes.sum())
-    assert ((gone - rate * sizes).abs() <= 4 * (sizes * rate * (1 - rate)).sqrt()).all()
 
 
 def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module) -> None:

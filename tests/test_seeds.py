@@ -23,7 +23,6 @@ from advprune.evaluate.crossed import mean
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies import Given, run_study
-from advprune.studies.seeds import histories_of
 from advprune.training.base import load_or_train
 from advprune.training.inputs import Inputs
 from conftest import stored
@@ -216,9 +215,3 @@ def test_wrong_studies_are_refused(
         run_study("it", replace(ran[0], params=chosen(**changes)))
     with pytest.raises(UserError, match=r"studies.it.of: E-robust is no dense network"):
         run_study("it", replace(ran[0], of="E-robust"))
-
-
-def test_histories_are_found_among_notes() -> None:
-    history = [{"epoch": 1, "train_loss": 0.5}]
-    notes = {"layers": {"a": 0.5}, "train": history, "scores": [], "order": [1, 2], "moved": 0.1}
-    assert histories_of(notes) == {"train": history}
