@@ -87,11 +87,11 @@ class ScaledNoise(AddedNoise):
 LAYERS = {"dropout": Dropout, "added_noise": AddedNoise, "scaled_noise": ScaledNoise}
 
 
-@family("dropout", DropoutSetting, kind="dropout")
 @family("RNA", NoiseSetting, kind="added_noise")
 @family("RSA", NoiseSetting, kind="scaled_noise")
 @family("RNW", NoiseSetting, kind="added_noise", where="weight")
 @family("RSW", NoiseSetting, kind="scaled_noise", where="weight")
+@family("dropout", DropoutSetting, kind="dropout")
 def noise(
     model: nn.Module,
     setting: DropoutSetting | NoiseSetting,
