@@ -72,13 +72,7 @@ class Gate(nn.Module):
     @property
     def kept(self) -> torch.Tensor:
         """Which channels are on without noise, bool `[C]`."""
-        return self._some(self.logits.detach())
-
-    def _some(self, logits: torch.Tensor) -> torch.Tensor:
-        """Which logits are above zero; the largest where none is."""
-        on = logits > 0
-        on[logits.argmax()] = True
-        return on
+        return some(self.logits.detach())
 
     def forward(self, noise: torch.Generator) -> torch.Tensor:
         """0 or 1 for each channel; noise is drawn on the CPU."""
@@ -88,13 +82,20 @@ class Gate(nn.Module):
             return 1 + 0 * self.logits
         uniform = torch.rand(len(self.logits), generator=noise, dtype=torch.float64)
         steep = self.beta * self.logits + uniform.logit(eps=1e-12).to(self.logits)
-        self.on = self._some(steep.detach())
+        self.on = some(steep.detach())
         soft = steep.sigmoid()
         return self.on.to(soft.dtype) + (soft - soft.detach())
 
     def steepen(self, rate: float) -> None:
         """Multiply by `rate` the steepness of the channels that were on in the last draw."""
         self.beta = torch.where(self.on, self.beta * rate, self.beta)
+
+
+def some(logits: torch.Tensor) -> torch.Tensor:
+    """Which logits are above zero; the largest where none is."""
+    on = logits > 0
+    on[logits.argmax()] = True
+    return on
 
 
 class SuperNet(nn.Module):
