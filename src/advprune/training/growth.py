@@ -86,10 +86,6 @@ class Gate(nn.Module):
         soft = steep.sigmoid()
         return self.on.to(soft.dtype) + (soft - soft.detach())
 
-    def steepen(self, rate: float) -> None:
-        """Multiply by `rate` the steepness of the channels that were on in the last draw."""
-        self.beta = torch.where(self.on, self.beta * rate, self.beta)
-
 
 def some(logits: torch.Tensor) -> torch.Tensor:
     """Which logits are above zero; the largest where none is."""
@@ -145,8 +141,8 @@ class SuperNet(nn.Module):
         begin_epoch(self.network, epoch, settings.epochs, settings.t)
         for gate in self.gates.values():
             gate.frozen = epoch < settings.frozen
-            if epoch > settings.frozen:
-                gate.steepen(settings.rate)
+            if epoch > settings.frozen:  # of the channels that were on in the last draw
+                gate.beta = torch.where(gate.on, gate.beta * settings.rate, gate.beta)
         self.noise.manual_seed(salted(self.seed, "gate noise", str(epoch)))
 
     def density(self) -> Row:
