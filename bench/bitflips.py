@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.stored_bits import StoredModel, store
@@ -28,25 +29,16 @@ from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
 
 
-def untrained(width: int, images: torch.Tensor) -> StoredModel:
-    """A ResNet18 of a width on the images' device, stored with 8 bits; batch-norm has seen them."""
-    spec = ModelSpec(
-        architecture="resnet18",
-        width=width,
-        channels=3,
-        classes=10,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-    )
-    model = build(spec)
+def untrained(width: int, images: torch.Tensor) -> nn.Module:
+    """A ResNet18 of a width on the images' device, whose batch-norm has seen them."""
+    known = {"channels": 3, "classes": 10, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    model = build(ModelSpec(architecture="resnet18", width=width, **known))
     initialize(model, torch.Generator().manual_seed(0))
     model.train().to(images.device)
     with torch.no_grad():
         for _ in range(10):
             model(images)
-    stored = store(model.eval())
-    stored.model.to(memory_format=torch.channels_last)
-    return stored
+    return model.eval()
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -56,12 +48,6 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def forward(stored: StoredModel, images: torch.Tensor) -> None:
-    """A whole forward pass."""
-    with torch.no_grad():
-        stored.model(images)
 
 
 def gradient(stored: StoredModel, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -86,13 +72,15 @@ def flip_seconds(stored: StoredModel, images: torch.Tensor, flips: int) -> tuple
 
 def compare(table: Table, width: int, images: torch.Tensor, flips: int, rounds: int) -> None:
     """Time flips and passes in turn, and add a row of medians over rounds."""
-    stored, device = untrained(width, images), images.device
+    stored, device = store(untrained(width, images)), images.device
+    stored.model.to(memory_format=torch.channels_last)
     with torch.no_grad():
         labels = stored.model(images).argmax(1)
     found, bounds = [], []
     for turn in range(rounds + 1):  # the first round warms up and is not counted
         seconds, passes = flip_seconds(stored, images, flips)
-        trying = timed(lambda: [forward(stored, images) for _ in stored.layers], device)
+        with torch.no_grad():
+            trying = timed(lambda: [stored.model(images) for _ in stored.layers], device)
         bound = timed(lambda: gradient(stored, images, labels), device)
         bound += (passes - 1) * trying / len(stored.layers)  # the gradient's own is in it already
         if turn:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 import typer
-from attack import untrained
+from bitflips import untrained
 from rich.console import Console
 from rich.table import Table
 from torch import nn

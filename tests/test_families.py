@@ -15,7 +15,7 @@ from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
 from advprune.pruning import Data, families, prune
-from conftest import make_network
+from conftest import make_network, same_weights
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
@@ -34,8 +34,8 @@ RANDOM: dict[str, Any] = {  # in every forward pass
 DRAWN: dict[str, Any] = {"R": 0.1, "ESR": {"E": 0.05, "S": 2, "R": 0.01}, "random": HALF}
 MASKS: dict[str, Any] = {
     **dict.fromkeys(("random", "magnitude_global", "magnitude_layer"), HALF),
-    **{name: HALF | {"images": 32} for name in ("gradient_global", "gradient_layer")},
-    **{name: HALF | {"images": 32, "steps": 1} for name in ("GAP_global", "GAP_layer")},
+    **dict.fromkeys(("gradient_global", "gradient_layer"), HALF),
+    **dict.fromkeys(("GAP_global", "GAP_layer"), HALF | {"steps": 1}),
 }
 TRAINED: dict[str, Any] = {
     **MASKS,
@@ -59,14 +59,6 @@ def data(digits: Pair) -> Data:
     return Data(digits[0][:32], digits[1][:32], TRAIN)
 
 
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
-
-
 def test_every_family_is_tested_here() -> None:
     assert {*PLAIN, *RANDOM, *DRAWN, *TRAINED} == {*families()}
 
@@ -75,10 +67,10 @@ def test_every_family_is_tested_here() -> None:
 def test_a_family_survives_saving_and_leaves_the_given_network_alone(
     small: nn.Module, data: Data, tmp_path: Path, name: str, setting: Any
 ) -> None:
-    before = state(small)
+    before = copy.deepcopy(small)
     model = prune(name, small, setting, data).model
     twice = prune("round", model, 1).model  # families can be stacked
-    assert same(before, state(small)) and not model.training
+    assert same_weights(before, small) and not model.training
     for one in (model, twice):
         save_model(one, tmp_path / "model.safetensors")
         loaded = load_model(tmp_path / "model.safetensors")
@@ -99,10 +91,9 @@ def test_a_family_survives_saving_and_leaves_the_given_network_alone(
 def test_what_is_removed_stays_zero_through_training_and_in_the_file(
     small: nn.Module, data: Data, tmp_path: Path, name: str, setting: Any
 ) -> None:
-    before = state(small)
     frozen = copy.deepcopy(small).requires_grad_(False)  # no obstacle, and left as it was
     pruned = prune(name, frozen, setting, data)
-    assert same(before, state(frozen)) and not any(p.requires_grad for p in frozen.parameters())
+    assert same_weights(small, frozen) and not any(p.requires_grad for p in frozen.parameters())
     assert len(pruned.notes["finetune"]) == 1 and not pruned.model.training
     save_model(pruned.model, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path / "model.safetensors")
@@ -119,8 +110,8 @@ def test_what_is_removed_stays_zero_through_training_and_in_the_file(
 )  # those: test_tickets.py
 def test_a_family_follows_its_seed(small: nn.Module, data: Data, name: str) -> None:
     setting = (TRAINED | DRAWN)[name]
-    one, again, other = (state(prune(name, small, setting, data, s).model) for s in (1, 1, 2))
-    assert same(one, again) and not same(one, other)
+    one, again, other = (prune(name, small, setting, data, s).model for s in (1, 1, 2))
+    assert same_weights(one, again) and not same_weights(one, other)
 
 
 @pytest.mark.parametrize("compression", [1, 4, 16])
@@ -146,17 +137,14 @@ def test_images_are_needed(small: nn.Module, name: str, setting: Any) -> None:
     ("name", "setting", "words"),
     [
         ("E", -1, "threshold.*greater than or equal to 0.*-1"),
-        ("E", "abc", "number.*abc"),
-        ("E", {"threshold": 1, "extra": 2}, "extra"),
         ("S", 0, "sigmas.*greater than 0"),
         ("S", {"sigmas": 3, "gate": "maybe"}, "gate.*maybe"),
         ("R", float("nan"), "radius"),
         ("ESR", 3, "mapping"),
         ("Q", 3, "no family 'Q'; known: AWT, DWP, E, ESR"),
-        ("clamp", {"sigmas": 1, "percentile": 99}, "either sigmas or percentile"),
+        ("clamp", 0, "sigmas.*greater than 0"),
         ("round", -1, "decimals.*-1"),
         ("SAP", 0, "fraction"),
-        ("SAP", {"fraction": 1, "form": "exact"}, "form"),
         ("SAP", {"fraction": 1, "where": "weight"}, "where"),
         ("dropout", 1.0, "rate"),
         ("RNA", -1, "sigma"),
@@ -164,29 +152,15 @@ def test_images_are_needed(small: nn.Module, name: str, setting: Any) -> None:
         ("random", {}, "either compression or sparsity"),
         ("random", {"compression": 2, "sparsity": 0.5}, "either compression or sparsity"),
         ("random", 0.5, "compression.*greater than or equal to 1.*0.5"),
-        ("random", {"sparsity": 1.0}, "sparsity.*less than 1"),
-        ("random", {"sparsity": -0.1}, "sparsity.*greater than or equal to 0"),
         ("random", {"compression": 2, "finetune": {"epochs": 0}}, r"finetune\.epochs"),
-        ("random", {"compression": 2, "scope": "layer"}, "scope"),
-        ("GAP_global", {"compression": 2, "score": "squared"}, "score.*squared"),
-        ("GAP_global", {"compression": 2, "remove": "middle"}, "remove.*middle"),
         ("GAP_global", {"compression": 2, "steps": -1}, "steps.*-1"),
-        ("GAP_global", {"compression": 2, "images": 0}, "images.*0"),
-        ("GAP_global", {"score": "signed"}, "either compression or sparsity"),
         ("filters", 1.0, "fraction.*less than 1"),
-        ("filters", -0.1, "fraction.*greater than or equal to 0"),
-        ("filters", {"small": True}, "fraction"),
         ("filters", {"fraction": 0.5, "small": "maybe"}, "small"),
         ("LWM", 1.0, "sparsity.*less than 1"),
         ("LWM", {"sparsity": 0.5, "scores": {}}, "scores"),
-        ("LWM", {"sparsity": 0.5, "finetune": {"beta": -1}}, r"finetune\.beta"),
         ("HYDRA", -0.1, "sparsity.*greater than or equal to 0"),
-        ("HYDRA", {"sparsity": 0.5, "scores": {"epochs": -1}}, r"scores\.epochs"),
         ("HYDRA", {"sparsity": 0.5, "scores": {"method": "fgsm"}}, r"scores\.method.*fgsm"),
-        ("AWT", 1.0, "sparsity.*less than 1"),
-        ("AWT", {"sparsity": 0.5, "scope": "block"}, "scope"),
         ("AWT", {"sparsity": 0.5, "search": {"projections": 0}}, r"search\.projections"),
-        ("AWT", {"sparsity": 0.5, "search": {"gamma": -1}}, r"search\.gamma.*-1"),
         ("AWT", {"sparsity": 0.5, "train": {"epochs": 0}}, r"train\.epochs"),
     ],
 )

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from advprune.attacks import pgd
 from advprune.models.spec import sites
 from advprune.pruning import prune
 from advprune.pruning.feature_maps import Round
@@ -42,28 +41,9 @@ def test_clamped_maps_stay_in_their_range_on_any_input(network: nn.Module, digit
         assert h.min() >= layer.low and h.max() <= layer.high
 
 
-def test_percentile_ranges_leave_out_the_tails(network: nn.Module, digits: Pair) -> None:
-    whole = prune("clamp", network, {"percentile": 100, "images": 64}, digits).model
-    assert torch.allclose(whole(digits[0]), network(digits[0]), atol=1e-5)
-    tight = prune("clamp", network, {"percentile": 90, "images": 64}, digits).model
-    first = maps(network, digits[0])["act1"]
-    high = sites(tight)["act1"][-1].high
-    assert abs(float((first > high).float().mean()) - 0.1) < 0.01
-
-
 def test_round_by_hand_and_straight_through() -> None:
     h = torch.tensor([0.04, 0.06, -0.26, 1.234], requires_grad=True)
     rounded = Round(decimals=1)(h)
     assert torch.allclose(rounded, torch.tensor([0.0, 0.1, -0.3, 1.2]))
     rounded.sum().backward()
     assert torch.equal(h.grad, torch.ones(4))
-
-
-def test_rounding_does_not_hide_the_gradient(network: nn.Module, digits: Pair) -> None:
-    images, labels = digits[0], network(digits[0]).argmax(1)
-    rounded = prune("round", network, 1).model
-    adv = pgd(rounded, images, labels, 0.2, 0.05, 10)
-    dense = pgd(network, images, labels, 0.2, 0.05, 10)
-    fooled = (rounded(adv).argmax(1) != labels).float().mean()
-    assert fooled >= (network(dense).argmax(1) != labels).float().mean() - 0.05
-    assert fooled > 0.9

@@ -2,7 +2,6 @@
 
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +9,8 @@ from torch import nn
 
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.core.train_settings import TrainSettings
-from advprune.pruning import Data, prune
+from advprune.pruning import prune
 from advprune.pruning.masks import End, Masks, Scope, portions, prunable, select
-from advprune.training.accuracy import accuracy
-from conftest import make_network
-
-Pair = tuple[torch.Tensor, torch.Tensor]
-TRAIN = TrainSettings(batch=16, eps=16 / 255)
-MASKS = ("random", "magnitude_global", "magnitude_layer")
 
 
 def tiny() -> nn.Module:
@@ -115,50 +107,14 @@ def test_portions_by_hand() -> None:
     assert portions([3, 5], 8) == [3, 5] and portions([3, 5], 0) == [0, 0] and portions([], 0) == []
 
 
-@pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.99])
-@pytest.mark.parametrize("family", MASKS)
-def test_sparsity_is_a_share_of_the_prunable_parameters(
-    network: nn.Module, family: str, sparsity: float
-) -> None:
-    most = sum(p.numel() for p in prunable(network).values())
-    pruned = prune(family, network, {"sparsity": sparsity})
-    assert sum(int(c.sum()) for c in pruned.changed.values()) == round(sparsity * most)
-    if family == "magnitude_layer":
-        for name, parameter in prunable(network).items():
-            exact = sparsity * parameter.numel()
-            assert abs(int(pruned.changed[name].sum()) - exact) < 1 + 1e-3
-
-
-def test_random_masks_follow_their_seed_and_the_scores_are_the_generators(
-    network: nn.Module,
-) -> None:
-    one, same, other = (entries(prune("random", network, 4, seed=s).changed) for s in (1, 1, 2))
-    assert one == same and one != other
+def test_random_masks_are_of_the_generators_scores(network: nn.Module) -> None:
+    one = entries(prune("random", network, 4, seed=1).changed)
     generator = torch.Generator().manual_seed(salted(1, "prune", "random"))
     drawn = {
         name: torch.rand(p.shape, generator=generator, dtype=torch.float64)
         for name, p in prunable(network).items()
     }
     assert one == ranked(drawn, len(one), "smallest")
-    sizes = torch.tensor([p.numel() for p in prunable(network).values()], dtype=torch.float)
-    gone = torch.tensor([sum(n == name for n, _ in one) for name in drawn], dtype=torch.float)
-    rate = len(one) / float(sizes.sum())
-    assert ((gone - rate * sizes).abs() <= 4 * (sizes * rate * (1 - rate)).sqrt()).all()
-
-
-def test_fine_tuning_repairs_a_network(digits: Pair) -> None:
-    setting = {"compression": 2, "finetune": {"epochs": 40, "lr": 0.05}}
-    pruned = prune("magnitude_layer", make_network(digits[0]), setting, Data(*digits, TRAIN))
-    assert accuracy(pruned.model, *digits) > 0.9
-
-
-def test_killed_fine_tuning_is_resumed(network: nn.Module, digits: Pair, tmp_path: Path) -> None:
-    setting = {"compression": 2, "finetune": {"epochs": 1}}
-    data = Data(*digits, TRAIN, tmp_path / "state.pt")
-    pruned = prune("magnitude_layer", network, setting, data)
-    assert (tmp_path / "state.pt").is_file()
-    again = prune("magnitude_layer", network, setting, data)  # finds the training finished
-    assert torch.equal(again.model.conv1.weight, pruned.model.conv1.weight)
 
 
 def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module) -> None:
@@ -176,10 +132,7 @@ def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("scope", ["global", "layer"])
-def test_scores_that_are_no_numbers_are_refused(
-    network: nn.Module, scope: str, value: float
-) -> None:
+def test_scores_that_are_no_numbers_are_refused(network: nn.Module, value: float) -> None:
     network.layer1[0].conv1.weight.data[0, 0, 0, 0] = value
     with pytest.raises(UserError, match=r"scores of layer1\.0\.conv1\.weight hold NaN or infinite"):
-        prune(f"magnitude_{scope}", network, 2)
+        prune("magnitude_global", network, 2)

@@ -23,7 +23,6 @@ from advprune.evaluate.crossed import mean
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies import Given, run_study
-from advprune.studies.seeds import histories_of
 from advprune.training.base import load_or_train
 from advprune.training.inputs import Inputs
 from conftest import stored
@@ -33,14 +32,14 @@ CPU = torch.device("cpu")
 # --- intervals -----------------------------------------------------------------------------------
 
 
-def test_with_equal_seeds_the_interval_is_that_over_images() -> None:
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_with_one_or_equal_seeds_the_interval_is_that_over_images(seeds: int) -> None:
     images = np.array([1, 1, 0, 1, 0, 1, 1, 1, 0, 1], float)
-    found = mean(np.tile(images, (3, 1)))
-    low, high = ttest_1samp(images, 0).confidence_interval(0.95)
-    assert found.interval == pytest.approx((low, high))
-    assert found.p == pytest.approx(ttest_1samp(images, 0).pvalue)
-    assert (found.freedom, found.seeds, found.images) == (pytest.approx(9), 3, 10)
-    assert found.deviation == pytest.approx(0)
+    found, expected = mean(np.tile(images, (seeds, 1))), ttest_1samp(images, 0)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.freedom, found.seeds, found.images) == (pytest.approx(9), seeds, 10)
+    assert found.deviation == (pytest.approx(0) if seeds > 1 else None)
 
 
 def test_with_equal_images_the_interval_is_that_over_seeds() -> None:
@@ -61,13 +60,6 @@ def test_mean_squares_by_hand() -> None:
     assert (found.value, found.error, found.freedom) == pytest.approx((0.5, error, freedom))
     assert found.interval[1] == pytest.approx(0.5 + t.ppf(0.975, freedom) * error)
     assert found.p == pytest.approx(2 * t.sf(0.5 / error, freedom))
-
-
-def test_a_single_seed_leaves_the_images() -> None:
-    images = np.array([[1, 0, 1, 1, 1.0]])
-    found = mean(images)
-    assert found.deviation is None and found.freedom == pytest.approx(4)
-    assert found.interval == pytest.approx(tuple(ttest_1samp(images[0], 0).confidence_interval()))
 
 
 def test_where_nothing_varies_there_is_no_doubt() -> None:
@@ -98,6 +90,7 @@ POINTS: dict[str, Any] = {
         "family": "HYDRA",
         "setting": {"sparsity": 0.25, "scores": {"method": "standard", "epochs": 1}},
     },
+    "bits": {"family": "BNN", "setting": {"epochs": 1, "lr": 0.1}},
 }
 DENSE = [{"epoch": 0, "val_accuracy": 0.5}]  # its history
 
@@ -148,15 +141,18 @@ def ran(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any
 def test_every_point_is_attacked_once_a_seed(ran: tuple[Any, Any, Any]) -> None:
     _, records, histories = ran
     found = records.groupby(["point", "seed", "attack"]).size()
-    names = ("dense", "half", "sub")
+    names = ("dense", *POINTS)
     expected = {(p, seed, name) for p in names for seed in (5, 6) for name in ("field", "few")}
     assert set(found.index) == expected and (found == 14).all()
+    bits = records[records.point == "bits"]
+    assert set(bits.family) == {"BNN"}
+    assert not np.array_equal(*(part.adv_margin.to_numpy() for _, part in bits.groupby("seed")))
     assert (records.base == "robust").all()
     shares = records.groupby("point")[["prune_ratio", "sparsity"]].mean()
     assert (shares.loc["dense"] == 0).all() and (shares.loc["half"] > 0.45).all()
     phases = histories.groupby(["point", "seed"]).phase.unique().map(list).to_dict()
     assert phases["half", 6] == ["finetune"] and phases["sub", 5] == ["scores"]
-    assert phases["dense", 5] == phases["dense", 6] == ["train"]
+    assert phases["dense", 5] == phases["dense", 6] == phases["bits", 6] == ["train"]
     assert histories[histories.seed == 6].train_loss.notna().all()
 
 
@@ -184,33 +180,19 @@ def test_records_are_what_the_pieces_give_by_themselves(
     assert (found.sparsity == sparsity_of(model)).all() and (found.prune_ratio == ratio).all()
 
 
-@pytest.mark.parametrize("epoch", [2, 4])
+@pytest.mark.parametrize("epoch", [3, 5])
 def test_a_killed_study_goes_on_where_it_was(
     ran: tuple[Any, Any, Any], digits: Any, tmp_path: Path, epoch: int
 ) -> None:
-    """Five trainings of an epoch: two points on the given network, another, and its two."""
+    """Seven trainings of an epoch: three points on the given network, another, and its three."""
     given = course(digits, tmp_path, chosen())
     with stored(kill_after=epoch) as first:
         run_study("it", given)
     with stored() as rest:
         found = run_study("it", given)
-    assert len([*first, *rest]) == len({*first, *rest}) == 5
+    assert len([*first, *rest]) == len({*first, *rest}) == 7
     pd.testing.assert_frame_equal(found["records"], ran[1])
     pd.testing.assert_frame_equal(found["history"], ran[2])
-
-
-def test_a_binary_network_is_trained_from_scratch_with_each_seed(
-    ran: tuple[Any, Any, Any], tmp_path: Path
-) -> None:
-    points = {"bits": {"family": "BNN", "setting": {"epochs": 1, "lr": 0.1}}}
-    given = replace(ran[0], params=chosen(points=points), parts=Parts(tmp_path, files=[]))
-    found = run_study("it", given)
-    own = found["records"][found["records"].point == "bits"]
-    assert set(own.family) == {"BNN"} and own.groupby("seed").size().tolist() == [28, 28]
-    images = [part.adv_margin.to_numpy() for _, part in own.groupby("seed")]
-    assert not np.array_equal(*images)
-    phases = found["history"].groupby(["point", "seed"]).phase.unique().map(list).to_dict()
-    assert phases["bits", 6] == ["train"]
 
 
 def test_without_points_nothing_is_done(ran: tuple[Any, Any, Any], tmp_path: Path) -> None:
@@ -231,14 +213,5 @@ def test_wrong_studies_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         run_study("it", replace(ran[0], params=chosen(**changes)))
-
-
-def test_only_dense_networks_have_other_seeds(ran: tuple[Any, Any, Any]) -> None:
     with pytest.raises(UserError, match=r"studies.it.of: E-robust is no dense network"):
         run_study("it", replace(ran[0], of="E-robust"))
-
-
-def test_histories_are_found_among_notes() -> None:
-    history = [{"epoch": 1, "train_loss": 0.5}]
-    notes = {"layers": {"a": 0.5}, "train": history, "scores": [], "order": [1, 2], "moved": 0.1}
-    assert histories_of(notes) == {"train": history}

@@ -12,13 +12,10 @@ from advprune.pruning import prune
 from advprune.pruning.threshold import add_noise, clamp_sigmas, zero_small
 
 
-def test_e_by_hand() -> None:
+def test_e_and_s_by_hand() -> None:
     w = torch.tensor([-0.02, -0.01, -0.009, 0.0, 0.009, 0.01, 3.0])
     expected = torch.tensor([-0.02, -0.01, 0.0, 0.0, 0.0, 0.01, 3.0])  # |w| < E, not <=
     assert torch.equal(zero_small(w, 0.01), expected)
-
-
-def test_s_by_hand() -> None:
     w = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 10.0])
     mean, sigma = 1.25, math.sqrt((7 * 1.25**2 + 8.75**2) / 8)
     expected = torch.tensor([0.0] * 7 + [mean + sigma])

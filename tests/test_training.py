@@ -24,12 +24,11 @@ from advprune.core.train_settings import (
 )
 from advprune.data import Split, prepare
 from advprune.training.accuracy import accuracy
-from advprune.training.adversarial import Inner, Method, collapsed, kl, pgd_images
+from advprune.training.adversarial import Inner, Method, clustering, collapsed, pgd_images
 from advprune.training.augment import augment
-from advprune.training.average import Average
 from advprune.training.base import load_or_train
 from advprune.training.inputs import Inputs
-from advprune.training.standard import Trainer
+from advprune.training.standard import Trainer, follow
 from conftest import Linear, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -88,7 +87,7 @@ def splits() -> dict[str, Split]:
 
 
 @pytest.mark.parametrize(
-    "recipe", [{}, {"ema": 0.9}, {"method": "pgd", "steps": 2, "ema": 0.5}, {"method": "fgsm"}]
+    "recipe", [{"ema": 0.9}, {"method": "pgd", "steps": 2, "ema": 0.5}, {"method": "fgsm"}]
 )
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
     recipe: dict[str, Any], digits: Pair, tmp_path: Path
@@ -122,22 +121,13 @@ def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> No
             optimizer.step()
             schedule.step()
     history = run.run()
-    assert same(state_of(model), state_of(run.model))
+    assert same(state_of(model), state_of(run.model)) and not run.model.training
     assert list(history[0]) == ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
-
-
-def test_training_learns(digits: Pair, tmp_path: Path) -> None:
-    run = trainer(digits, tmp_path / "a.pt", epochs=40, lr=0.1, crop=0)
-    images = (digits[0] * 255).round().to(torch.uint8)
-    before = accuracy(run.model, images, digits[1])
-    history = run.run()
-    assert before < 0.4 and accuracy(run.model, images, digits[1]) > 0.9
-    assert history[-1]["val_accuracy"] == round(accuracy(run.model, images, digits[1]), 4)
-    assert not run.model.training
+    assert history[-1]["val_accuracy"] == round(accuracy(run.model, images, labels), 4)
     assert all(parameter.is_contiguous() for parameter in run.model.parameters())
 
 
-@pytest.mark.parametrize("method", ["standard", *ATTACKING])
+@pytest.mark.parametrize("method", ["standard", "pgd"])
 def test_a_loss_that_is_no_number_is_an_error(method: str, digits: Pair, tmp_path: Path) -> None:
     run = trainer(digits, tmp_path / "a.pt", recipe={"method": method})
     run.model.linear.bias.data[0] = float("nan")
@@ -225,6 +215,8 @@ def test_mixed_attacks_a_share_of_the_batch(linear: Linear) -> None:
     found = method.craft(linear, x, y, generator)
     assert torch.allclose(found[:3], (x + 0.1 * worst(linear, y))[:3], atol=1e-6)
     assert torch.equal(found[3:], x[3:])
+    none = Method(RecipeSettings(method="mixed", share=0.0), TrainSettings())
+    assert none.craft(linear, x, y, generator) is x
 
 
 def test_trades_moves_away_from_its_own_prediction(linear: Linear) -> None:
@@ -235,17 +227,6 @@ def test_trades_moves_away_from_its_own_prediction(linear: Linear) -> None:
     along = (found - x) * worst(linear, torch.zeros(8))  # either way raises the divergence
     sides = along.flatten(1).mean(1).sign().view(-1, 1, 1, 1)
     assert torch.allclose(along, 0.1 * sides.expand_as(along), atol=1e-6)
-
-
-def test_kl_is_the_divergence_of_the_distributions() -> None:
-    p, q = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    pairs = torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
-    expected = torch.distributions.kl_divergence(*pairs).sum()
-    assert torch.allclose(kl(p.log_softmax(1), q), expected)
-
-
-def gradients(model: nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
-    return list(torch.autograd.grad(loss, list(model.parameters())))
 
 
 def test_trades_loss_by_its_formula(digits: Pair, network: nn.Module) -> None:
@@ -259,28 +240,6 @@ def test_trades_loss_by_its_formula(digits: Pair, network: nn.Module) -> None:
     expected = F.cross_entropy(natural, y, label_smoothing=0.1) + 3 * divergence
     assert torch.allclose(loss, expected, rtol=1e-5) and torch.equal(logits, natural)
     assert divergence > 1e-3
-
-
-def test_trades_without_beta_is_cross_entropy(digits: Pair, network: nn.Module) -> None:
-    x, y = digits
-    method = Method(RecipeSettings(method="trades", beta=0.0, steps=2), SETTINGS)
-    crafted = method.craft(network, x, y, torch.Generator().manual_seed(0))
-    network.train()
-    found = gradients(network, method.loss(network, x, crafted, y)[0])
-    plain = gradients(network, F.cross_entropy(network(x), y, label_smoothing=0.1))
-    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(found, plain, strict=True))
-
-
-def test_mixed_without_a_share_is_standard_training(digits: Pair, tmp_path: Path) -> None:
-    plain: list[Weights] = []
-    mixed: list[Weights] = []
-    same_loss: dict[str, Any] = {"label_smoothing": 0.0}
-    standard = trainer(digits, tmp_path / "a.pt", seen=plain, **same_loss).run()
-    recipe = {"method": "mixed", "share": 0.0}
-    history = trainer(digits, tmp_path / "b.pt", recipe=recipe, seen=mixed, **same_loss).run()
-    assert all(same(a, b) for a, b in zip(plain, mixed, strict=True))
-    assert [{k: row[k] for k in standard[0]} for row in history] == standard
-    assert all(0 <= row["val_robust_accuracy"] <= row["val_accuracy"] for row in history)
 
 
 def test_the_epoch_of_highest_robust_accuracy_is_kept(
@@ -305,13 +264,12 @@ def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path
 
 def test_average_by_hand(digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Weights] = []
-    update = Average.update
 
-    def record(self: Average, model: nn.Module) -> None:
+    def record(average: nn.Module, model: nn.Module, *rest: Any) -> None:
         steps.append(state_of(model))
-        update(self, model)
+        follow(average, model, *rest)
 
-    monkeypatch.setattr(Average, "update", record)
+    monkeypatch.setattr("advprune.training.standard.follow", record)
     run = trainer(
         (digits[0][:32], digits[1][:32]), tmp_path / "a.pt", recipe={"ema": 0.2}, epochs=1
     )
@@ -353,31 +311,23 @@ def test_collapse_needs_a_history_and_more_than_noise() -> None:
     assert not collapsed(rows((0.05, 0.1), (0.0, 0.2), (0.0, 0.3)))
 
 
-def test_a_collapse_ends_the_training_with_the_best_weights(
-    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_collapse_ends_the_training(
+    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validated: bool
 ) -> None:
+    """With the weights of the best epoch, or without validation images the last before it;
+    fine-tuning, which has none, used to end with the weights that had collapsed."""
     seen: list[Weights] = []
-    script(monkeypatch, "_robust_accuracy", [0.3, 0.5, 0.1, 0.0])
-    script(monkeypatch, "_probe", rows((0.3, 0.4), (0.6, 0.6), (0.1, 0.9), (0.0, 1.0)))
-    recipe = {"method": "fgsm", "epochs": 8}
-    run = trainer(digits, tmp_path / "a.pt", recipe=recipe, seen=seen)
-    history = run.run()
-    assert [row["collapsed"] for row in history] == [0, 0, 0, 1]
-    assert same(state_of(run.model), seen[1])
-    resumed = trainer(digits, tmp_path / "a.pt", recipe=recipe)
-    assert resumed.run() == history and same(state_of(resumed.model), seen[1])
-
-
-def test_without_validation_images_a_collapse_ends_it_with_the_last_weights_before(
-    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fine-tuning has none: it used to end with the weights that had collapsed."""
-    seen: list[Weights] = []
+    if validated:
+        script(monkeypatch, "_robust_accuracy", [0.3, 0.6, 0.5, 0.1, 0.0])
     script(monkeypatch, "_probe", rows((0.3, 0.4), (0.6, 0.6), (0.5, 0.5), (0.1, 0.9), (0.0, 1.0)))
-    run = trainer(digits, tmp_path / "a.pt", recipe={"method": "fgsm", "epochs": 8}, seen=seen)
-    history = replace(run, val=None).run()
+    known: dict[str, Any] = {"recipe": {"method": "fgsm", "epochs": 8}}
+    run = trainer(digits, tmp_path / "a.pt", seen=seen, **known)
+    history = replace(run, val=run.val if validated else None).run()
     assert [row["collapsed"] for row in history] == [0, 0, 0, 0, 1]
-    assert same(state_of(run.model), seen[2])
+    assert same(state_of(run.model), seen[1 if validated else 2])
+    resumed = trainer(digits, tmp_path / "a.pt", **known)
+    assert resumed.run() == history and same(state_of(resumed.model), state_of(run.model))
 
 
 def test_the_usual_inner_steps_cross_the_ball() -> None:
@@ -416,20 +366,42 @@ def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: P
 
 
 def test_weights_given_for_a_recipe_are_loaded(splits: dict[str, Split], tmp_path: Path) -> None:
-    val = splits["val"]
-    first_inputs = Inputs(splits["train"], val, 0, torch.device("cpu"))
-    inputs = replace(first_inputs, seed=1)
-    model, recipe = ModelSettings(width=4), RecipeSettings()
-    short = SETTINGS.model_copy(update={"epochs": 1, "batch": 256})
-    settings = Profile.model_construct(model=model, train=short)
-    first, _ = load_or_train(settings, "a", recipe, first_inputs)
+    val, short = splits["val"], SETTINGS.model_copy(update={"epochs": 1, "batch": 256})
+    inputs = Inputs(splits["train"], val, 0, torch.device("cpu"))
+    first = make_network(val.images / 255)
     torch.save(first.state_dict(), tmp_path / "w.pt")
     given = WeightsSettings(path=str(tmp_path / "w.pt"), sha256=sha256_of(tmp_path / "w.pt"))
-    model = ModelSettings(width=4, weights={"b": given})
+    model = ModelSettings(width=4, weights={"given": given})
     settings = Profile.model_construct(model=model, train=short)
-    found, history = load_or_train(settings, "b", recipe, inputs)
-    other, trained = load_or_train(settings, "c", recipe, inputs)
-    expected = {"epoch": 0, "val_accuracy": round(accuracy(first, val.images, val.labels), 4)}
+    found, history = load_or_train(settings, "given", RecipeSettings(), inputs)
+    other, trained = load_or_train(settings, "other", RecipeSettings(), inputs)
+    expected = {"epoch": 0, "val_accuracy": round(accuracy(found, val.images, val.labels), 4)}
     assert history == [expected] and "train_loss" in trained[0]
     assert torch.equal(found.linear.weight, first.linear.weight)
     assert not torch.equal(other.linear.weight, first.linear.weight)
+
+
+def test_clustering_by_hand() -> None:
+    """Linear: means 2 and -4, (1 + 1) + (4 + 4) = 10. Convolution: mean 2, 4 + 0 + 4 = 8, and the
+    zero on the other side alone, 0. The gradient is twice the distance to the mean."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(4, 1))
+    model[0].weight.data = torch.tensor([0.0, 2.0, 4.0]).view(3, 1, 1, 1)
+    model[3].weight.data = torch.tensor([[1.0, 3.0, -2.0, -6.0]])
+    value = clustering(model)
+    assert value.item() == 18.0
+    value.backward()
+    assert model[3].weight.grad.tolist() == [[-2.0, 2.0, 4.0, -4.0]]
+    assert model[0].weight.grad.flatten().tolist() == [-4.0, 0.0, 4.0]
+    assert model[3].bias.grad is None and model[1].weight.grad is None
+    model[3].weight.data = torch.tensor([[1.0, 3.0, 1.0, 3.0]])  # of one sign: no NaN
+    assert clustering(model[3]).item() == 4.0 and clustering(nn.ReLU()).item() == 0.0
+
+
+@pytest.mark.parametrize("method", ["standard", "trades"])
+def test_the_recipe_adds_clustering_with_its_weight(method: str) -> None:
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), *grey(5)
+    losses = [
+        Method(RecipeSettings(method=method, clustering=w), SETTINGS).loss(model, x, x, y)[0]
+        for w in (0.0, 0.25)
+    ]
+    assert torch.isclose(losses[1] - losses[0], 0.25 * clustering(model), atol=1e-6)

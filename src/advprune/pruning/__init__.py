@@ -1,6 +1,6 @@
 """Families: one file each, found in this folder.
 
-A family is a function `(model, setting, data, generator) -> Pruned`, registered under its key in
+A family is a function `(model, setting, data) -> Pruned`, registered under its key in
 params.yaml with `@family(key, Setting)`. It never changes the model it was given.
 """
 

@@ -14,9 +14,7 @@ from advprune.core.settings import Settings, parse
 from advprune.models.activations import functional_activations
 from advprune.models.border import check_images, compressible, undisturbed
 from advprune.models.insert import inserted, places
-from advprune.training.inputs import Data
-
-Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
+from advprune.training.inputs import Data, Pair
 
 
 class Setting(Settings):
@@ -45,7 +43,7 @@ class Pruned:
         return sum(int(c.sum()) for c in self.changed.values()) / max(total, 1)
 
 
-Family = Callable[..., Pruned]  # (model, setting, data, generator, **fixed)
+Family = Callable[..., Pruned]  # (model, setting, data, **fixed)
 _REGISTRY: dict[str, tuple[type[Setting], Family]] = {}
 
 
@@ -93,7 +91,7 @@ def chosen(key: str, value: Any) -> tuple[str, Any]:
 
 
 def prune(
-    name: str, model: nn.Module, setting: Any, data: Data | Images | None = None, seed: int = 0
+    name: str, model: nn.Module, setting: Any, data: Data | Pair | None = None, seed: int = 0
 ) -> Pruned:
     """Apply the family `name` to a copy of `model`; the model itself stays as it was.
 
@@ -106,33 +104,28 @@ def prune(
     """
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
-    known = Data(*data) if isinstance(data, tuple) else data
-    known = known and replace(known, seed=seed)
+    given = Data(*data) if isinstance(data, tuple) else data or Data(torch.zeros(0), torch.zeros(0))
+    given = replace(given, seed=seed, generator=generator)
+    images = None if data is None else given.images
     try:
-        if known is not None:
-            check_images("training data", known.images, known.labels)
-        images = None if known is None else known.images
+        if images is not None:
+            check_images("training data", images, given.labels)
         with undisturbed():
             mine = compressible("model", model, images)
             before = inserted(mine)
-            found = _REGISTRY[name][1](mine, checked, known, generator)
+            found = _REGISTRY[name][1](mine, checked, given)
             added = inserted(found.model) - before
-            if images is not None and added["relu"]:
-                _everywhere(found.model, images[:1])
+            # Layers stand behind modules alone: a pass of one image shows what is called otherwise.
+            seen = images[:1] if images is not None and added["relu"] else None
+            if seen is not None and (missed := functional_activations(found.model, seen)):
+                raise UserError(
+                    f"it would act at {len(places(found.model, 'relu'))} activation modules but "
+                    f"not at {len(missed)} calls of functions such as {missed[0]}; make modules of "
+                    "them (nn.ReLU and the like)"
+                )
     except (UserError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
     return replace(found, notes=found.notes | ({"sites": added.total()} if added else {}))
-
-
-def _everywhere(model: nn.Module, image: torch.Tensor) -> None:
-    """UserError where a pass of one image calls activations that are functions, not modules: layers
-    stand behind modules alone."""
-    if missed := functional_activations(model, image):
-        count = len(places(model, "relu"))
-        raise UserError(
-            f"it would act at {count} activation modules but not at {len(missed)} calls of "
-            f"functions such as {missed[0]}; make modules of them (nn.ReLU and the like)"
-        )
 
 
 def unchanged(model: nn.Module) -> Pruned:
@@ -141,8 +134,8 @@ def unchanged(model: nn.Module) -> Pruned:
     return Pruned(model, {name: torch.zeros_like(p, dtype=torch.bool) for name, p in names})
 
 
-def require(data: Data | None) -> Data:
-    """The data, or a UserError where a family needs it."""
-    if data is None or not len(data.images):
+def require(data: Data) -> Data:
+    """The data; UserError where there are no training images, which a family needs."""
+    if not len(data.images):
         raise UserError("this family learns from training images; pass data=(images, labels)")
     return data

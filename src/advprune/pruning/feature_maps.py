@@ -5,8 +5,8 @@ the input, abnormally large values before the classifier, and a mean and sigma t
 clamping and rounding the maps and concludes that quantizing them does not help.
 
 Formula. A layer behind every ReLU. clamp: `h = min(max(h, low), high)`, one range per layer, taken
-from clean training images: mean ± k sigma over all values of the layer, or a percentile at both
-tails. round: `h = round(h, decimals)`.
+from clean training images: mean ± k sigma over all values of the layer. round: `h = round(h,
+decimals)`.
 
 Gradient. Rounding is flat almost everywhere, so an attack that uses its true gradient finds
 nothing, however weak the network is. Its backward pass is the identity for every attacker (straight
@@ -17,10 +17,11 @@ over the clamp.
 Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), clamped and rounded maps.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from advprune.core.device import device_of
@@ -30,25 +31,15 @@ from advprune.models.insert import insert
 from advprune.models.spec import LayerSpec, sites
 from advprune.pruning.family import Data, Pruned, Setting, family, require, unchanged
 
-QUANTILE_SAMPLE = 1 << 20  # values a layer: torch.quantile takes at most 2^24
-
 
 class ClampMaps(Setting):
-    """clamp: a layer's maps are kept inside a range found on clean training images.
-
-    Give `sigmas` (mean ± sigmas * std) or `percentile` (of the values, both tails), not both.
+    """clamp: a layer's maps are kept inside mean ± `sigmas` * std of their values on clean training
+    images, drawn from the run's seed.
     """
 
     shorthand: ClassVar[str | None] = "sigmas"
-    sigmas: float | None = Field(default=None, gt=0, le=1e6)
-    percentile: float | None = Field(default=None, gt=50, le=100)
+    sigmas: float = Field(gt=0, le=1e6)
     images: int = Field(default=512, ge=1)
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> "ClampMaps":
-        if (self.sigmas is None) == (self.percentile is None):
-            raise ValueError("give either sigmas or percentile")
-        return self
 
 
 class RoundMaps(Setting):
@@ -90,60 +81,41 @@ class Round(nn.Module):
         return straight_through(h, h.round(decimals=self.decimals))
 
 
+@torch.no_grad()
 def calibrate(
-    model: nn.Module, images: torch.Tensor, setting: ClampMaps, batch: int = 64
+    model: nn.Module, images: torch.Tensor, sigmas: float, batch: int = 64
 ) -> dict[str, tuple[float, float]]:
-    """The clamp range of each activation site, from images `[N, C, H, W]` in [0, 1].
+    """The clamp range of each activation site, from images `[N, C, H, W]` in [0, 1]."""
+    sums: dict[str, list[tuple[int, float, float]]] = {name: [] for name in sites(model)}
 
-    Percentiles are those of an even sample of the values.
-    """
-    batches = images.split(batch)
-    ranges = {name: _Range(QUANTILE_SAMPLE // len(batches)) for name in sites(model)}
-    handles = [site.register_forward_hook(ranges[name]) for name, site in sites(model).items()]
+    def note(name: str, module: nn.Module, inputs: object, h: torch.Tensor) -> None:
+        flat = h.flatten()
+        squares = float(flat.double().square().sum())
+        sums[name].append((len(flat), float(flat.sum(dtype=torch.float64)), squares))
+
+    found = sites(model).items()
+    handles = [site.register_forward_hook(partial(note, name)) for name, site in found]
     try:
-        with torch.no_grad():
-            for part in batches:
-                model(part.to(device_of(model)))
+        for part in images.split(batch):
+            model(part.to(device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found.limits(setting) for name, found in ranges.items()}
-
-
-class _Range:
-    """A forward hook that keeps a layer's sums and an even sample of its values."""
-
-    def __init__(self, share: int) -> None:
-        self.share = share  # values to keep a batch
-        self.count, self.total, self.squares = 0, 0.0, 0.0
-        self.values: list[torch.Tensor] = []
-
-    def __call__(self, module: nn.Module, inputs: object, h: torch.Tensor) -> None:
-        flat = h.detach().flatten()
-        self.count += flat.numel()
-        self.total += float(flat.sum(dtype=torch.float64))
-        self.squares += float(flat.double().square().sum())
-        self.values.append(flat[:: max(1, flat.numel() // self.share)].clone())
-
-    def limits(self, setting: ClampMaps) -> tuple[float, float]:
-        """The clamp range that a setting asks for."""
-        if setting.percentile is not None:
-            tail = setting.percentile / 100
-            low, high = torch.quantile(torch.cat(self.values), torch.tensor([1 - tail, tail]))
-            return float(low), float(high)
-        mean = self.total / self.count
-        reach = (setting.sigmas or 0.0) * max(self.squares / self.count - mean**2, 0.0) ** 0.5
-        return mean - reach, mean + reach
+    ranges = {}
+    for name, noted in sums.items():
+        count, total, squares = map(sum, zip(*noted, strict=True))
+        mean = total / count
+        reach = sigmas * max(squares / count - mean**2, 0.0) ** 0.5
+        ranges[name] = mean - reach, mean + reach
+    return ranges
 
 
 @family("clamp", ClampMaps)
-def clamp_maps(
-    model: nn.Module, setting: ClampMaps, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def clamp_maps(model: nn.Module, setting: ClampMaps, data: Data) -> Pruned:
     """Clamp every feature map to the range that clean training images use."""
     images = require(data).images
-    chosen = torch.randperm(len(images), generator=generator)[: setting.images]
-    ranges = calibrate(model, images[chosen.sort().values], setting)
+    chosen = torch.randperm(len(images), generator=data.generator)[: setting.images]
+    ranges = calibrate(model, images[chosen.sort().values], setting.sigmas)
     for name, layer in insert(model, Clamp, LayerSpec(kind="clamp")).items():
         layer.low.fill_(ranges[name][0])
         layer.high.fill_(ranges[name][1])
@@ -151,9 +123,7 @@ def clamp_maps(
 
 
 @family("round", RoundMaps)
-def round_maps(
-    model: nn.Module, setting: RoundMaps, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def round_maps(model: nn.Module, setting: RoundMaps, data: Data) -> Pruned:
     """Round every feature map to a number of decimals."""
     insert(model, Round, LayerSpec(kind="round", settings=setting.model_dump()))
     return unchanged(model)

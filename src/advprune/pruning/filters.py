@@ -55,19 +55,6 @@ def smallest_filters(weight: torch.Tensor, fraction: float) -> torch.Tensor:
     return first(norms, min(part(fraction, len(norms)), len(norms) - 1))
 
 
-def filter_masks(model: nn.Module, chosen: Masks) -> Masks:
-    """What goes with the chosen filters `[out]`, by name of the residual block: their batch-norm,
-    and the channels that read them."""
-    masks = {}
-    for block, gone in chosen.items():
-        along_first, along_second = gone.view(-1, 1, 1, 1), gone.view(1, -1, 1, 1)
-        parts = {"conv1.weight": along_first, "bn1.weight": gone, "bn1.bias": gone}
-        for name, mask in (parts | {"conv2.weight": along_second}).items():
-            weight = model.get_parameter(f"{block}.{name}")
-            masks[f"{block}.{name}"] = mask.expand_as(weight).clone()
-    return masks
-
-
 def shrink(model: nn.Module, chosen: Masks) -> None:
     """Take the chosen filters out of the network, in place, and let its spec say so."""
     import torch_pruning
@@ -88,9 +75,7 @@ def shrink(model: nn.Module, chosen: Masks) -> None:
 
 
 @family("filters", Filters)
-def filters(
-    model: nn.Module, setting: Filters, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
     """The filters of the smallest L1 norm in the first convolution of each block.
 
     The ratio counts what is gone from the dense network, in a smaller network too.
@@ -102,10 +87,16 @@ def filters(
             "family out"
         )
     chosen = {n: smallest_filters(b.conv1.weight, setting.fraction) for n, b in blocks.items()}
-    removed = filter_masks(model, chosen)
+    removed: Masks = {}
+    for name, gone in chosen.items():  # with their batch-norm, and the channels that read them
+        first_rows, read = gone.view(-1, 1, 1, 1), gone.view(1, -1, 1, 1)
+        parts = {"conv1.weight": first_rows, "bn1.weight": gone, "bn1.bias": gone}
+        for key, mask in (parts | {"conv2.weight": read}).items():
+            weight = blocks[name].get_parameter(key)
+            removed[f"{name}.{key}"] = mask.expand_as(weight).clone()
     if not setting.small:
-        return masked(model, removed, setting.finetune, data, generator)
+        return masked(model, removed, setting.finetune, data)
     changed = everywhere(model, removed)
     shrink(model, chosen)
-    history = tune(model, {}, setting.finetune, data, generator)
+    history = tune(model, {}, setting.finetune, data)
     return Pruned(model, changed, {"finetune": history})

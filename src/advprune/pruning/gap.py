@@ -28,7 +28,8 @@ using Greedy Adversarial Pruning (AICAS 2022, arXiv 2206.07406) and its code
 Estimation for Neural Network Pruning (CVPR 2019), for the score by clean gradients.
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +66,13 @@ class Gradient(Amount):
 
     images: int | None = Field(default=None, ge=1)
 
+    def seen(self, data: Data) -> Data:
+        """The images that the score is of; UserError where there are none."""
+        images, labels = (t[: self.images] for t in (require(data).images, data.labels))
+        return replace(data, images=images, labels=labels)
 
-class GAP(Amount):
+
+class GAP(Gradient):
     """GAP_global, GAP_layer: how much is removed, by what score, and how images are attacked.
 
     score: `signed` gradient, `absolute` one, or `product` with the weight, signed; null takes the
@@ -78,8 +84,17 @@ class GAP(Amount):
     score: Literal["signed", "absolute", "product"] | None = None
     remove: End = "largest"
     steps: int = Field(default=10, ge=0, le=1000)
-    images: int | None = Field(default=None, ge=1)
     published: bool = False
+
+
+def _collected(model: nn.Module) -> Gradients:
+    """What backward passes have added up at the prunable weights; the model forgets it."""
+    found = {
+        name: torch.zeros_like(weight) if weight.grad is None else weight.grad
+        for name, weight in prunable(model).items()
+    }
+    model.zero_grad()
+    return found
 
 
 def summed_gradients(
@@ -89,49 +104,38 @@ def summed_gradients(
 
     images: float `[N, C, H, W]` in [0, 1]. batch: images a pass, which does not matter to the sum.
     """
-    model.eval().requires_grad_(True)
-    device, weights = device_of(model), prunable(model)
-    total = [torch.zeros_like(weight) for weight in weights.values()]
+    model.eval().requires_grad_(True).zero_grad()
+    device, weights = device_of(model), list(prunable(model).values())
     with progress("gradients, images", len(images)) as advance:
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             loss = F.cross_entropy(model(x.to(device)), y.to(device), reduction="sum")
-            total = _plus(total, torch.autograd.grad(loss, list(weights.values())))
+            loss.backward(inputs=weights)
             advance(len(x))
-    return dict(zip(weights, total, strict=True))
+    return _collected(model)
 
 
-def _plus(total: list[torch.Tensor], found: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    return [one + other for one, other in zip(total, found, strict=True)]
+def clean_scores(model: nn.Module, data: Data) -> Scores:
+    """`|w g|`, g the gradient of the mean loss of the training images."""
+    gradients = summed_gradients(model, data.images, data.labels, data.train.batch)
+    weights, n = prunable(model), len(data.images)
+    return {name: (weights[name].detach() * g / n).abs() for name, g in gradients.items()}
 
 
-def clean_scores(model: nn.Module, data: Data, images: int | None) -> Scores:
-    """`|w g|`, g the gradient of the mean loss of the first `images` training images."""
-    x, y = data.images[:images], data.labels[:images]
-    gradients = summed_gradients(model, x, y, data.train.batch)
-    weights = prunable(model)
-    return {name: (weights[name].detach() * g / len(x)).abs() for name, g in gradients.items()}
-
-
-def adversarial_gradients(
-    model: nn.Module, data: Data, setting: GAP, generator: torch.Generator
-) -> Gradients:
-    """The summed gradients at PGD images of the first training images, by their true labels.
+def adversarial_gradients(model: nn.Module, data: Data, setting: GAP) -> Gradients:
+    """The summed gradients at PGD images of the training images, by their true labels.
 
     PGD is Linf in pixel space, from a random start, by the cross-entropy of the model in
     evaluation mode.
     """
-    x, y, train = data.images[: setting.images], data.labels[: setting.images], data.train
+    x, y, train = data.images, data.labels, data.train
     budget = train.eps, crossing(setting.steps) * train.eps, setting.steps
+    how: dict[str, Any] = {"generator": data.generator, "batch": train.batch}
     with progress("GAP, attack steps", len(x) * setting.steps) as advance:
-        adversarial = pgd(
-            model, x, y, *budget, generator=generator, batch=train.batch, progress=advance
-        )
+        adversarial = pgd(model, x, y, *budget, progress=advance, **how)
     return summed_gradients(model, adversarial, y, train.batch)
 
 
-def published_gradients(
-    model: nn.Module, data: Data, setting: GAP, generator: torch.Generator
-) -> Gradients:
+def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Gradients:
     """What the published code ranks by: the sum, over batches of training images, of the gradient
     of the mean loss at the PGD images *and* at all points that PGD passed through.
 
@@ -140,13 +144,11 @@ def published_gradients(
     left out; UserError where there is no other. Budget and step are those of normalized images, so
     in pixels they are `std` times as large; pixels may leave [0, 1].
     """
-    images, labels, train = data.images[: setting.images], data.labels, data.train
+    images, labels, train, generator = data.images, data.labels, data.train, data.generator
     if len(images) < 2:
         raise UserError("published: batch-norm needs at least two images in a batch")
-    model.train().requires_grad_(True)
-    device, named = device_of(model), prunable(model)
-    weights = list(named.values())
-    total = [torch.zeros_like(weight) for weight in weights]
+    model.train().requires_grad_(True).zero_grad()
+    device, weights = device_of(model), list(prunable(model).values())
     std = next((m.std for m in model.modules() if isinstance(m, Normalize)), torch.ones(1))
     with progress("GAP as published, images", len(images)) as advance:
         for rows in torch.randperm(len(images), generator=generator).split(train.batch):
@@ -161,41 +163,32 @@ def published_gradients(
                 guessed = model(x).argmax(1)  # PGD moves away from the model's own predictions
             for _ in range(setting.steps):
                 point = point.detach().requires_grad_()
-                loss = F.cross_entropy(model(point), guessed)
-                *found, direction = torch.autograd.grad(loss, [*weights, point])
-                total = _plus(total, tuple(found))
-                moved = point.detach() + step * direction.sign()
+                F.cross_entropy(model(point), guessed).backward(inputs=[*weights, point])
+                assert point.grad is not None
+                moved = point.detach() + step * point.grad.sign()
                 point = x + (moved - x).clamp(-reach, reach)
             loss = F.cross_entropy(model(point.detach()), labels[rows].to(device))
-            total = _plus(total, torch.autograd.grad(loss, weights))
+            loss.backward(inputs=weights)
     model.eval()
-    return dict(zip(named, total, strict=True))
+    return _collected(model)
 
 
 @family("gradient_global", Gradient, scope="global")
 @family("gradient_layer", Gradient, scope="layer")
-def by_gradient(
-    model: nn.Module,
-    setting: Gradient,
-    data: Data | None,
-    generator: torch.Generator,
-    scope: Scope,
-) -> Pruned:
+def by_gradient(model: nn.Module, setting: Gradient, data: Data, scope: Scope) -> Pruned:
     """The weights of the smallest |w g| on clean images."""
-    known, count = require(data), removals(model, setting)
-    removed = select(clean_scores(model, known, setting.images), count, scope)
-    return masked(model, removed, setting.finetune, known, generator)
+    count = removals(model, setting)
+    removed = select(clean_scores(model, setting.seen(data)), count, scope)
+    return masked(model, removed, setting.finetune, data)
 
 
 @family("GAP_global", GAP, scope="global")
 @family("GAP_layer", GAP, scope="layer")
-def gap(
-    model: nn.Module, setting: GAP, data: Data | None, generator: torch.Generator, scope: Scope
-) -> Pruned:
+def gap(model: nn.Module, setting: GAP, data: Data, scope: Scope) -> Pruned:
     """The weights of the largest adversarial gradients; `GAP` says by what score."""
-    known, count = require(data), removals(model, setting)
+    count = removals(model, setting)
     gradients = published_gradients if setting.published else adversarial_gradients
-    scores = gradients(model, known, setting, generator)
+    scores = gradients(model, setting.seen(data), setting)
     score = setting.score or ("signed" if scope == "global" else "absolute")
     if score == "absolute":
         scores = {name: g.abs() for name, g in scores.items()}
@@ -203,4 +196,4 @@ def gap(
         weights = prunable(model)
         scores = {name: weights[name].detach() * g for name, g in scores.items()}
     removed = select(scores, count, scope, setting.remove)
-    return masked(model, removed, setting.finetune, known, generator)
+    return masked(model, removed, setting.finetune, data)

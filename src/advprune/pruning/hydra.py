@@ -28,6 +28,7 @@ Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neura
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
@@ -38,8 +39,9 @@ from torch.nn.utils import parametrize
 
 from advprune.core.errors import UserError
 from advprune.core.train_settings import FineTune, FineTuneSettings, InnerSettings
+from advprune.models.backward import straight_through
 from advprune.pruning.family import Data, Pruned, Setting, family, require
-from advprune.pruning.masks import Masks, masked, part
+from advprune.pruning.masks import Masks, first, layers, masked, part
 from advprune.training.finetune import finetune
 from advprune.training.standard import History
 
@@ -49,15 +51,13 @@ class ScoreSettings(InnerSettings):
 
     method: on clean images (standard), on attacked ones (pgd), or TRADES with the weight `beta` as
     published. epochs: 0 leaves the scores as they start. lr: the peak of the one-cycle schedule.
-    steps, step: inner ones. freeze_bn: hold batch-norm's weights and biases too, which as published
-    are trained along; its running statistics follow either way.
+    steps, step: inner ones. Batch-norm is trained along, as published.
     """
 
     method: Literal["standard", "pgd", "trades"] = "trades"
     epochs: int = Field(default=20, ge=0, le=10000)
     lr: float = Field(default=0.1, gt=0, le=10)
     steps: int = Field(default=10, ge=1, le=1000)
-    freeze_bn: bool = False
 
 
 class Magnitude(Setting):
@@ -80,31 +80,16 @@ class Hydra(Magnitude):
 def check_equal_epochs(named: Mapping[str, Any]) -> None:
     """UserError where LWM is trained for other epochs than HYDRA at the same sparsity, whose scores
     and fine-tuning count; `named`: typed settings by their place in params.yaml."""
-    for place, one in named.items():
-        for other, control in named.items():
-            if type(one) is not Hydra or type(control) is not Magnitude:
-                continue
-            epochs = one.scores.epochs + (one.finetune.epochs if one.finetune else 0)
-            found = control.finetune.epochs if control.finetune else 0
-            if one.sparsity == control.sparsity and epochs != found:
-                raise UserError(
-                    f"{other}.finetune.epochs: {place} is trained for {epochs} epochs, its scores "
-                    f"included, and LWM, its control, for {found}; give both the same"
-                )
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The mask forward; backward, its gradient goes to |s| as if the mask were |s| itself."""
-
-    @staticmethod
-    def forward(ctx: Any, magnitudes: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """`kept` as numbers, of the shape of `magnitudes`."""
-        return kept.to(magnitudes.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """The mask's gradient, and none to `kept`."""
-        return gradients[0], None
+    learned = {place: one for place, one in named.items() if type(one) is Hydra}
+    controls = {place: one for place, one in named.items() if type(one) is Magnitude}
+    for (place, one), (other, control) in product(learned.items(), controls.items()):
+        epochs = one.scores.epochs + (one.finetune.epochs if one.finetune else 0)
+        found = control.finetune.epochs if control.finetune else 0
+        if one.sparsity == control.sparsity and epochs != found:
+            raise UserError(
+                f"{other}.finetune.epochs: {place} is trained for {epochs} epochs, its scores "
+                f"included, and LWM, its control, for {found}; give both the same"
+            )
 
 
 class Scored(nn.Module):
@@ -124,19 +109,12 @@ class Scored(nn.Module):
         self.refresh()
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        mask: torch.Tensor = _StraightThrough.apply(self.scores.abs(), self.kept)
-        return weight * mask
+        return weight * straight_through(self.scores.abs(), self.kept.to(weight.dtype))
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Rank the scores anew."""
         self.kept.copy_(~smallest(self.scores, self.sparsity))
-
-
-def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """All convolutions and linear layers by name, in the order of the modules."""
-    kinds = nn.Conv2d, nn.Linear
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def scaled(weight: torch.Tensor) -> torch.Tensor:
@@ -153,22 +131,9 @@ def scaled(weight: torch.Tensor) -> torch.Tensor:
 
 
 def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """True, in the scores' shape, for the `floor(sparsity * numel)` of smallest |s|, exactly.
-
-    Of equal ones the first. On the CPU the threshold is selected, in time linear in numel; a GPU
-    sorts sooner than it selects.
-    """
-    magnitudes = scores.detach().abs().flatten()
-    count = part(sparsity, len(magnitudes))
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    if magnitudes.is_cuda:
-        threshold = magnitudes.sort().values[count - 1]
-    else:
-        threshold = magnitudes.kthvalue(count).values
-    below, level = magnitudes < threshold, magnitudes == threshold
-    gone = below | (level & (level.cumsum(0) <= count - below.sum()))
-    return gone.view_as(scores)
+    """True, in the scores' shape, for the `floor(sparsity * numel)` of smallest |s|, exactly; of
+    equal ones the first."""
+    return first(scores.abs(), part(sparsity, scores.numel()))
 
 
 def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
@@ -186,19 +151,14 @@ def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
     return found
 
 
-def train_scores(
-    model: nn.Module, setting: Hydra, data: Data, generator: torch.Generator
-) -> tuple[Masks, History]:
-    """Train scores and, unless it is frozen, batch-norm; the last epoch's are taken.
+def train_scores(model: nn.Module, setting: Hydra, data: Data) -> tuple[Masks, History]:
+    """Train scores and batch-norm; the last epoch's are taken.
 
     Returns the removed weights, by parameter name, and the history. Of `model` only batch-norm
-    changes, in place; the seed is drawn from `generator`.
+    changes, in place.
     """
-    learner, how = copy.deepcopy(model), setting.scores
+    learner = copy.deepcopy(model)
     seen = attach_scores(learner, setting.sparsity)
-    if how.freeze_bn:
-        for norm in (m for m in learner.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.requires_grad_(False)
 
     def refresh(_: nn.Module) -> None:
         for one in seen.values():
@@ -206,9 +166,9 @@ def train_scores(
 
     history = finetune(
         learner,
-        FineTuneSettings(**how.model_dump(exclude={"freeze_bn"})),
+        FineTuneSettings(**setting.scores.model_dump()),
         replace(data, state=data.phase("scores"), probe=None),
-        seed=int(torch.randint(2**31, (), generator=generator)),
+        seed=int(torch.randint(2**31, (), generator=data.generator)),
         after_step=refresh,
     )
     model.load_state_dict(learner.state_dict(), strict=False)
@@ -224,9 +184,7 @@ def least(model: nn.Module, sparsity: float) -> Masks:
 
 
 @family("HYDRA", Hydra)
-def hydra(
-    model: nn.Module, setting: Hydra, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def hydra(model: nn.Module, setting: Hydra, data: Data) -> Pruned:
     """Weights whose trained score is small go; the given network is the pretraining.
 
     The notes hold `moved` (share of the kept weights that LWM would have removed), `scores` and
@@ -235,16 +193,13 @@ def hydra(
     removed = start = least(model, setting.sparsity)
     history: History = []
     if setting.scores.epochs:
-        removed, history = train_scores(model, setting, require(data), generator)
+        removed, history = train_scores(model, setting, require(data))
     kept = sum(int((~mask).sum()) for mask in removed.values())
     moved = sum(int((start[name] & ~mask).sum()) for name, mask in removed.items()) / max(kept, 1)
-    tuning = setting.finetune, data, generator
-    return masked(model, removed, *tuning, moved=moved, scores=history)
+    return masked(model, removed, setting.finetune, data, moved=moved, scores=history)
 
 
 @family("LWM", Magnitude)
-def lwm(
-    model: nn.Module, setting: Magnitude, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def lwm(model: nn.Module, setting: Magnitude, data: Data) -> Pruned:
     """The weights of least magnitude of each layer go."""
-    return masked(model, least(model, setting.sparsity), setting.finetune, data, generator)
+    return masked(model, least(model, setting.sparsity), setting.finetune, data)

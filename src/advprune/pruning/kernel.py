@@ -1,27 +1,20 @@
 """Tangent kernels: how a gradient step on some images moves a network's outputs on others.
 
-With J(X) the derivative of the outputs f(X) by the trainable parameters theta, the mixed tangent
-kernel between clean images X and attacked ones X~ is (Shi et al., Finding Dynamics Preserving
-Adversarial Winning Tickets, 2022)
-
-    Theta(X, X~)[i, j, a, b] = <d f_a(x_i) / d theta, d f_b(x~_j) / d theta>
-
-and, at X~ = X, the empirical neural tangent kernel. Under gradient flow on the loss at X~ it is all
-that decides how f(X) moves, `df(X)/dt = -Theta dL/df(X~)`: two networks of equal outputs and equal
+With J(X) the derivative of the outputs f(X) by the trainable parameters, the mixed tangent kernel
+between clean images X and attacked ones X~ is `Theta = J(X) J(X~)^T` (Shi et al., Finding Dynamics
+Preserving Adversarial Winning Tickets, 2022). Under gradient flow on the loss at X~ it is all that
+decides how f(X) moves, `df(X)/dt = -Theta dL/df(X~)`: two networks of equal outputs and equal
 kernel start to learn alike.
 
 It is never formed: Jacobians would take `N O n` numbers for N images, O outputs and n parameters.
 Each of its products `Theta v = J(X) (J(X~)^T v)` with P vectors v of random signs takes a backward
 pass at X~ and a forward derivative at X. For any matrix D `E ||D v||^2 = ||D||_F^2`, so distances
 of kernels are estimated without bias. With `A = D^T D`, the variance of one product is
-`2 (||A||_F^2 - sum_k A_kk^2)`, small where D has many directions (Hutchinson, 1989).
+`2 (||A||_F^2 - sum_k A_kk^2)`, small where D has many directions (Hutchinson, 1989). Products can
+be differentiated by the parameters once more.
 
-Random directions u in parameter space would do as well, `E (J u)(J~ u)^T = Theta`, but the variance
-of that estimate is larger by about the square of the kernel's effective rank.
-
-Parameters that a mask removes have no derivative: f is a function of `mask * w`. Products can be
-differentiated by the parameters once more. Networks are in evaluation mode, where batch-norm is a
-fixed map and images do not depend on each other.
+Parameters that a mask removes have no derivative: f is a function of `mask * w`. Networks are in
+evaluation mode, where batch-norm is a fixed map and images do not depend on each other.
 """
 
 import warnings

@@ -21,7 +21,6 @@ Source. Han et al., Learning both Weights and Connections for Efficient Neural N
 Greedy Adversarial Pruning (AICAS 2022).
 """
 
-import torch
 from torch import nn
 
 from advprune.pruning.family import Data, Pruned, family
@@ -38,19 +37,15 @@ from advprune.pruning.masks import (
 
 
 @family("random", Amount)
-def random(
-    model: nn.Module, setting: Amount, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def random(model: nn.Module, setting: Amount, data: Data) -> Pruned:
     """Any weights."""
-    removed = select(random_scores(prunable(model), generator), removals(model, setting))
-    return masked(model, removed, setting.finetune, data, generator)
+    removed = select(random_scores(prunable(model), data.generator), removals(model, setting))
+    return masked(model, removed, setting.finetune, data)
 
 
 @family("magnitude_global", Amount, scope="global")
 @family("magnitude_layer", Amount, scope="layer")
-def magnitude(
-    model: nn.Module, setting: Amount, data: Data | None, generator: torch.Generator, scope: Scope
-) -> Pruned:
+def magnitude(model: nn.Module, setting: Amount, data: Data, scope: Scope) -> Pruned:
     """The smallest weights, of all or of each tensor."""
     removed = select(magnitudes(prunable(model)), removals(model, setting), scope)
-    return masked(model, removed, setting.finetune, data, generator)
+    return masked(model, removed, setting.finetune, data)

@@ -8,6 +8,7 @@ ties and zeros cannot change how much is removed.
 """
 
 from collections.abc import Mapping
+from itertools import repeat
 from math import floor
 from typing import Any, ClassVar, Literal
 
@@ -47,17 +48,21 @@ class Amount(Setting):
         return self
 
 
+def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """All convolutions and linear layers by name, in the order of the modules."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights and biases of convolutions and linear layers by name, in the order of the modules.
 
     The classifier, which is the last linear layer, is not among them.
     """
-    kinds = nn.Conv2d, nn.Linear
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
-    linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    found = layers(model)
+    linear = [name for name, layer in found.items() if isinstance(layer, nn.Linear)]
     return {
         f"{name}.{part}": parameter
-        for name, layer in layers.items()
+        for name, layer in found.items()
         if name not in linear[-1:]
         for part, parameter in layer.named_parameters(recurse=False)
     }
@@ -92,14 +97,13 @@ def select(scores: Scores, count: int, scope: Scope = "global", remove: End = "s
         if not score.isfinite().all():
             raise UserError(f"the scores of {name} hold NaN or infinite numbers; nothing is pruned")
     sizes = [score.numel() for score in scores.values()]
-    flat = [score.detach().flatten().cpu() for score in scores.values()]
+    flat = [score.detach().flatten() for score in scores.values()]
     if scope == "global":
-        chosen = list(first(torch.cat(flat), count, remove).split(sizes)) if flat else []
+        chosen = first(torch.cat(flat), count, remove).split(sizes) if flat else ()
     else:
-        shares = portions(sizes, count)
-        chosen = [first(score, n, remove) for score, n in zip(flat, shares, strict=True)]
+        chosen = tuple(map(first, flat, portions(sizes, count), repeat(remove)))
     pairs = zip(scores.items(), chosen, strict=True)
-    return {name: mask.view(score.shape).to(score.device) for (name, score), mask in pairs}
+    return {name: mask.view_as(score) for (name, score), mask in pairs}
 
 
 def random_scores(weights: Mapping[str, torch.Tensor], generator: torch.Generator) -> Scores:
@@ -116,9 +120,18 @@ def magnitudes(weights: Mapping[str, torch.Tensor]) -> Scores:
 
 
 def first(scores: torch.Tensor, count: int, end: End = "smallest") -> torch.Tensor:
-    """True at the `count` smallest or largest scores `[n]`; of equal ones the first."""
-    order = scores.argsort(descending=end == "largest", stable=True)
-    return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, order[:count], True)
+    """True at the `count` smallest or largest scores, in their shape; of equal ones the first.
+
+    On the CPU the threshold is selected, in time linear in their number; a GPU sorts sooner.
+    """
+    values = scores.detach().flatten()
+    values = -values if end == "largest" else values
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    ranked = values.sort().values[count - 1] if values.is_cuda else values.kthvalue(count).values
+    below, level = values < ranked, values == ranked
+    chosen = below | (level & (level.cumsum(0) <= count - below.sum()))
+    return chosen.view_as(scores)
 
 
 def part(share: float, count: int) -> int:
@@ -153,16 +166,10 @@ def everywhere(model: nn.Module, removed: Masks) -> Masks:
     }
 
 
-def tune(
-    model: nn.Module,
-    removed: Masks,
-    setting: FineTuneSettings | None,
-    data: Data | None,
-    generator: torch.Generator,
-) -> History:
+def tune(model: nn.Module, removed: Masks, setting: FineTuneSettings | None, data: Data) -> History:
     """Fine-tune in place, if asked to, with what is removed held at zero after every step.
 
-    The seed is drawn from `generator`. UserError where there are no training images.
+    UserError where there are no training images.
     """
     if setting is None:
         return []
@@ -170,20 +177,15 @@ def tune(
         model.requires_grad_(True),
         setting,
         require(data),
-        seed=int(torch.randint(2**31, (), generator=generator)),
+        seed=int(torch.randint(2**31, (), generator=data.generator)),
         after_step=lambda trained: clear(trained, removed),
     )
 
 
 def masked(
-    model: nn.Module,
-    removed: Masks,
-    setting: FineTuneSettings | None,
-    data: Data | None,
-    generator: torch.Generator,
-    **notes: Any,
+    model: nn.Module, removed: Masks, setting: FineTuneSettings | None, data: Data, **notes: Any
 ) -> Pruned:
     """Remove, fine-tune the rest if asked to, and note the history as `finetune`."""
     clear(model, removed)
-    history = tune(model, removed, setting, data, generator)
+    history = tune(model, removed, setting, data)
     return Pruned(model, everywhere(model, removed), notes | {"finetune": history})

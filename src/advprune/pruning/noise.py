@@ -84,41 +84,34 @@ class ScaledNoise(AddedNoise):
         return h * (1 + self.sigma * self.normal(h))
 
 
-@family("dropout", DropoutSetting)
-def dropout(
-    model: nn.Module, setting: DropoutSetting, data: Data | None, generator: torch.Generator
-) -> Pruned:
-    """Dropout behind every ReLU that stays on."""
-    insert(model, Dropout, LayerSpec(kind="dropout", settings=setting.model_dump()))
-    return unchanged(model)
+LAYERS = {"dropout": Dropout, "added_noise": AddedNoise, "scaled_noise": ScaledNoise}
 
 
-@family("RNA", NoiseSetting, kind="added_noise", where="relu")
-@family("RSA", NoiseSetting, kind="scaled_noise", where="relu")
+@family("RNA", NoiseSetting, kind="added_noise")
+@family("RSA", NoiseSetting, kind="scaled_noise")
 @family("RNW", NoiseSetting, kind="added_noise", where="weight")
 @family("RSW", NoiseSetting, kind="scaled_noise", where="weight")
+@family("dropout", DropoutSetting, kind="dropout")
 def noise(
     model: nn.Module,
-    setting: NoiseSetting,
-    data: Data | None,
-    generator: torch.Generator,
+    setting: DropoutSetting | NoiseSetting,
+    data: Data,
     kind: str,
-    where: Where,
+    where: Where = "relu",
 ) -> Pruned:
-    """Gaussian noise, added to activations (RNA) or weights (RNW), or multiplied (RSA, RSW)."""
-    layer = {"added_noise": AddedNoise, "scaled_noise": ScaledNoise}[kind]
-    insert(model, layer, LayerSpec(kind=kind, settings=setting.model_dump(), where=where))
+    """Activations dropped, or Gaussian noise added to activations (RNA) or weights (RNW), or
+    multiplied (RSA, RSW)."""
+    insert(model, LAYERS[kind], LayerSpec(kind=kind, settings=setting.model_dump(), where=where))
     return unchanged(model)
 
 
 @family("DWP", DWP)
-def dwp(model: nn.Module, setting: DWP, data: Data | None, generator: torch.Generator) -> Pruned:
+def dwp(model: nn.Module, setting: DWP, data: Data) -> Pruned:
     """The largest weights of each layer are kept, the others become zero; ties: the first stay."""
-    removed = {}
-    for name, weight in model.named_parameters():
-        if weight.ndim > 1:
-            size = weight.detach().abs().flatten()
-            kept = first(size, round(setting.keep * len(size)), "largest")
-            removed[name] = ~kept.view_as(weight)
+    removed = {
+        name: ~first(weight.abs(), round(setting.keep * weight.numel()), "largest")
+        for name, weight in model.named_parameters()
+        if weight.ndim > 1
+    }
     clear(model, removed)
     return Pruned(model, everywhere(model, removed))

@@ -100,7 +100,7 @@ class StochasticPruning(Stochastic):
 
 
 @family("SAP", SAP)
-def sap(model: nn.Module, setting: SAP, data: Data | None, generator: torch.Generator) -> Pruned:
+def sap(model: nn.Module, setting: SAP, data: Data) -> Pruned:
     """Stochastic activation pruning, behind every ReLU or every convolution."""
     settings = setting.model_dump(exclude={"where"})
     spec = LayerSpec(kind="sap", settings=settings, where=setting.where)
@@ -109,7 +109,7 @@ def sap(model: nn.Module, setting: SAP, data: Data | None, generator: torch.Gene
 
 
 @family("SWP", SWP)
-def swp(model: nn.Module, setting: SWP, data: Data | None, generator: torch.Generator) -> Pruned:
+def swp(model: nn.Module, setting: SWP, data: Data) -> Pruned:
     """SAP's rule on weights."""
     spec = LayerSpec(kind="sap", settings=setting.model_dump(), where="weight")
     insert(model, StochasticPruning, spec)

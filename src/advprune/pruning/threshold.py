@@ -34,7 +34,6 @@ from advprune.pruning.family import Data, Pruned, Setting, family
 NORMALITY_P = 1e-5  # the published code's threshold
 NORMALTEST_MINIMUM = 8  # scipy's normaltest is defined from 8 values on
 
-Rule = Callable[[torch.Tensor], torch.Tensor]
 Gate = Literal["non_normal", "normal", "none"]
 
 
@@ -105,7 +104,7 @@ def add_noise(w: torch.Tensor, radius: float, generator: torch.Generator) -> tor
     return w + noise.to(w.device)
 
 
-def apply(model: nn.Module, rule: Rule) -> Pruned:
+def apply(model: nn.Module, rule: Callable[[torch.Tensor], torch.Tensor]) -> Pruned:
     """Replace every parameter `w` of `model` by `rule(w)`, in place, and note what changed."""
     changed = {}
     with torch.no_grad():
@@ -117,37 +116,29 @@ def apply(model: nn.Module, rule: Rule) -> Pruned:
 
 
 @family("E", Threshold)
-def prune_e(
-    model: nn.Module, setting: Threshold, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def prune_e(model: nn.Module, setting: Threshold, data: Data) -> Pruned:
     """Small weights to zero."""
     return apply(model, lambda w: zero_small(w, setting.threshold))
 
 
 @family("S", Clamp)
-def prune_s(
-    model: nn.Module, setting: Clamp, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def prune_s(model: nn.Module, setting: Clamp, data: Data) -> Pruned:
     """Weights clamped to a multiple of sigma."""
     return apply(model, lambda w: clamp_sigmas(w, setting.sigmas, setting.gate))
 
 
 @family("R", Noise)
-def prune_r(
-    model: nn.Module, setting: Noise, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def prune_r(model: nn.Module, setting: Noise, data: Data) -> Pruned:
     """Uniform noise on the weights."""
-    return apply(model, lambda w: add_noise(w, setting.radius, generator))
+    return apply(model, lambda w: add_noise(w, setting.radius, data.generator))
 
 
 @family("ESR", ESR)
-def prune_esr(
-    model: nn.Module, setting: ESR, data: Data | None, generator: torch.Generator
-) -> Pruned:
+def prune_esr(model: nn.Module, setting: ESR, data: Data) -> Pruned:
     """Small weights to zero, then the clamp, then the noise."""
 
     def rule(w: torch.Tensor) -> torch.Tensor:
         clamped = clamp_sigmas(zero_small(w, setting.E), setting.S, setting.gate, of=w)
-        return add_noise(clamped, setting.R, generator)
+        return add_noise(clamped, setting.R, data.generator)
 
     return apply(model, rule)

@@ -1,24 +1,12 @@
 """The search for a ticket that learns as the dense network does, by outputs and tangent kernel.
 
-AWT (Shi et al., Finding Dynamics Preserving Adversarial Winning Tickets, AISTATS 2022): with f_0
-the dense network at initialization and f_s the sparse one, mask and weights minimize
-
-    1/N ||f_0(X) - f_s(X)||^2 + gamma^2/N^2 ||Theta_0(X, X~) - Theta_s(X, X~)||_F^2
-
-over batches X of training images, X~ the same images under attack. NTT (Liu and Zenke, Finding
-Trainable Sparse Networks through Neural Tangent Transfer, ICML 2020) is the same at X~ = X.
-
-NTT adds `l2 / density ||m w||^2`, which keeps the remaining weights small.
-
-Here each term is relative to that of an all-zero network, `||f_0||^2 / N` and `||Theta_0||_F^2 /
-N^2` (the third to the dense network's `||w||^2`), so that one gamma suits networks of any size;
-Adam ignores the common factor. The published gamma, which is not known to us, is
-`gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
+What AWT and NTT minimize is in tickets.py. Each term is relative to that of an all-zero network, so
+that one gamma suits networks of any size; Adam ignores the common factor. The published gamma,
+which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
 """
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -26,17 +14,16 @@ from torch import nn
 
 from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError
-from advprune.core.files import atomic
 from advprune.core.progress import progress
 from advprune.core.settings import Settings
 from advprune.core.train_settings import crossing
-from advprune.pruning.family import Data, Images
+from advprune.pruning.family import Data
 from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
-from advprune.pruning.masks import Masks
+from advprune.pruning.masks import Masks, layers
 from advprune.training.adversarial import Inner, pgd_images
+from advprune.training.inputs import Pair, load_state, save_state
+from advprune.training.standard import Row
 
-Row = dict[str, float]
-Pair = tuple[torch.Tensor, torch.Tensor]  # X and X~
 Choose = Callable[[dict[str, torch.Tensor]], Masks]  # from weights to what is removed
 MEASURED = 8  # reported distances use this many times the vectors of a step
 
@@ -71,11 +58,7 @@ class SearchSettings(GaugeSettings):
 
 def prunable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of all convolutions and linear layers by name, in the order of the modules."""
-    return {
-        f"{name}.weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
+    return {f"{name}.weight": module.weight for name, module in layers(model).items()}
 
 
 def mean_square(values: torch.Tensor) -> torch.Tensor:
@@ -86,16 +69,14 @@ def mean_square(values: torch.Tensor) -> torch.Tensor:
 
 
 def pair(
-    model: nn.Module, batch: Images, data: Data, steps: int | None, generator: torch.Generator
+    model: nn.Module, batch: Pair, data: Data, steps: int | None, generator: torch.Generator
 ) -> Pair:
     """X and X~ of a batch: PGD of that many steps on `model` by the true labels; None: X itself."""
     x, y = (t.to(device_of(model)) for t in batch)
     if steps is None:
         return x, x
-    train = data.train
-    return x, pgd_images(
-        model, x, y, Inner(train.eps, crossing(steps) * train.eps, steps), generator
-    )
+    eps = data.train.eps
+    return x, pgd_images(model, x, y, Inner(eps, crossing(steps) * eps, steps), generator)
 
 
 class Gauge:
@@ -164,7 +145,11 @@ class Search:
     def run(self) -> tuple[nn.Module, Masks, list[Row]]:
         """The sparse network, its mask, and the rows, the first before any step."""
         setting = self.setting
-        if not self._resumed():
+        if state := load_state(self.path, device_of(self.student)):
+            self.student.load_state_dict(state.pop("student"))
+            self.optimizer.load_state_dict(state.pop("optimizer"))
+            vars(self).update(state)
+        else:
             self._refresh()
             self._note()
         with progress("ticket search, steps", setting.steps) as advance:
@@ -197,6 +182,13 @@ class Search:
                 if key in self.optimizer.state.get(weight, {}):
                     self.optimizer.state[weight][key].masked_fill_(gone, 0.0)
 
+    def _note(self) -> None:
+        """Add a row, and keep the state."""
+        self.rows.append({"step": self.step, **self.gauge(self.student, self.removed)})
+        names = ("removed", "parked", "rows", "step")
+        known = {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+        save_state(self.path, known | {name: getattr(self, name) for name in names})
+
     def _descend(self) -> None:
         """One step of Adam on the distance from the dense network on a batch."""
         # A generator for each step, so that a resumed search goes on the same way.
@@ -221,8 +213,14 @@ class Search:
         with torch.no_grad():
             target = self.dense(images[0])
         loss = mean_square(target - self.student(images[0])) / self.gauge.output_norm
-        if self.setting.l2:
-            loss = loss + self.setting.l2 * self._size()
+        if self.setting.l2:  # ||m w||^2 / density, relative to the dense network's ||w||^2
+            squares, whole = (
+                torch.stack([w.square().sum() for w in prunable_weights(one).values()]).sum()
+                for one in (self.student, self.dense)
+            )
+            gone = sum(int(mask.sum()) for mask in self.removed.values())
+            density = 1 - gone / sum(mask.numel() for mask in self.removed.values())
+            loss = loss + self.setting.l2 * (squares / whole.detach() / max(density, 1e-12))
         loss.backward()
         vectors = probing_vectors(target, self.setting.projections, generator)
         for part in vectors.split(1):
@@ -235,43 +233,3 @@ class Search:
             loss = loss.detach() + term.detach()
         if not torch.isfinite(loss):
             raise UserError("ticket search: the distance is not a number; lower search.lr")
-
-    def _size(self) -> torch.Tensor:
-        """`||m w||^2 / density`, relative to the dense network's `||w||^2`."""
-        sparse, dense = prunable_weights(self.student), prunable_weights(self.dense)
-        gone = sum(int(mask.sum()) for mask in self.removed.values())
-        density = 1 - gone / sum(weight.numel() for weight in dense.values())
-        squares = torch.stack([weight.square().sum() for weight in sparse.values()]).sum()
-        whole = torch.stack([weight.square().sum() for weight in dense.values()]).sum()
-        return squares / whole.detach() / max(density, 1e-12)
-
-    def _note(self) -> None:
-        """Add a row, and keep the state."""
-        self.rows.append({"step": self.step, **self.gauge(self.student, self.removed)})
-        if self.path is None:
-            return
-        state = {
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            **{name: getattr(self, name) for name in ("removed", "parked", "rows", "step")},
-        }
-        with atomic(self.path) as temporary:
-            torch.save(state, temporary)
-
-    def _resumed(self) -> bool:
-        """Load a kept state; False where there is none."""
-        if self.path is None or not self.path.is_file():
-            return False
-        try:
-            state: dict[str, Any] = torch.load(
-                self.path, map_location=device_of(self.student), weights_only=True
-            )
-        except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
-            raise UserError(
-                f"the search's state {self.path} is damaged; delete it to start anew"
-            ) from error
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.removed, self.parked = state["removed"], state["parked"]
-        self.rows, self.step = state["rows"], state["step"]
-        return True

@@ -10,9 +10,9 @@ Formula. With f_0 the dense network at initialization and f_s the sparse one, AW
 mask and weights `1/N ||f_0(X) - f_s(X)||² + gamma²/N² ||Theta_0(X, X~) - Theta_s(X, X~)||²`, where
 `Theta(X, X~)[i, j, a, b] = <d f_a(x_i)/d theta, d f_b(x~_j)/d theta>` is the tangent kernel, X are
 training images and X~ the same under PGD on the sparse network (kernel.py, ticket_search.py). NTT
-takes X~ = X. The mask keeps the weights of largest magnitude, per layer or over the network, and is
-chosen anew every `refresh` steps. Both terms are relative to those of an all-zero network. As in
-NTT, a third holds the remaining weights small, `l2 / density ||m w||²`, relative to the dense
+takes X~ = X. The mask keeps the weights of largest magnitude of each layer, and is chosen anew
+every `refresh` steps. Both terms are relative to those of an all-zero network. As in NTT, a third
+holds the remaining weights small, `l2 / density ||m w||²`, relative to the dense
 network's `||w||²`. Batch-norm is calibrated on 512 training images before the search. Distances
 are measured on training images that the search does not see; above a kernel distance of 0.3 the
 search did not converge, and its ticket says nothing about the claim.
@@ -35,6 +35,7 @@ Tangent Transfer (ICML 2020); Frankle et al., Pruning Neural Networks at Initial
 """
 
 import copy
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -48,7 +49,6 @@ from advprune.models.resnet import initialize
 from advprune.pruning.family import Data, Pruned, Setting, family, require
 from advprune.pruning.masks import (
     Masks,
-    Scope,
     Scores,
     clear,
     magnitudes,
@@ -59,11 +59,11 @@ from advprune.pruning.masks import (
 from advprune.pruning.ticket_search import (
     Gauge,
     GaugeSettings,
-    Row,
     Search,
     SearchSettings,
     prunable_weights,
 )
+from advprune.training.standard import Row
 
 CALIBRATION = 512  # training images that batch-norm takes its statistics from before a search
 CONVERGED = 0.3  # kernel distance on held-out images above which a search did not converge
@@ -75,8 +75,12 @@ class Ticket(Setting):
 
     shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
-    scope: Scope = "layer"
     train: FineTuneSettings | None = TRAINING
+
+    def smallest(self, scores: Scores) -> Masks:
+        """The weights of the smallest scores, the same share of each layer."""
+        count = round(self.sparsity * sum(score.numel() for score in scores.values()))
+        return select(scores, count, "layer")
 
 
 class ControlTicket(Ticket):
@@ -89,9 +93,8 @@ class ControlTicket(Ticket):
 class SearchedTicket(Ticket):
     """AWT, NTT: how mask and weights are searched for.
 
-    sparsity: removed share of all weights of convolutions and linear layers. scope: the same share
-    of each layer, or one ranking of all. train: the training of the ticket, its mask fixed;
-    null leaves it at initialization.
+    sparsity: removed share of the weights of each convolution and linear layer. train: the training
+    of the ticket, its mask fixed; null leaves it at initialization.
     """
 
     search: SearchSettings = SearchSettings()
@@ -105,24 +108,17 @@ def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     variance 1, as it begins, it would compute another function than the one that starts to learn.
     """
     dense = copy.deepcopy(model).requires_grad_(True)
-    for module in dense.modules():
-        if isinstance(module, _BatchNorm):
-            module.reset_parameters()
-    initialize(dense, torch.Generator().manual_seed(data.seed))
     norms = [module for module in dense.modules() if isinstance(module, _BatchNorm)]
-    momenta = [module.momentum for module in norms]
-    for module in norms:
-        module.momentum = 1.0  # the statistics of the last batch alone, and there is one
+    for norm in norms:
+        norm.reset_parameters()
+    initialize(dense, torch.Generator().manual_seed(data.seed))
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics of the last batch alone, and there is one
     dense.train()(data.images[:CALIBRATION].to(device_of(dense)))
-    for module, momentum in zip(norms, momenta, strict=True):
-        module.momentum = momentum
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return dense.eval()
-
-
-def smallest(scores: Scores, setting: Ticket) -> Masks:
-    """The weights of the smallest scores, as many as the sparsity says."""
-    count = round(setting.sparsity * sum(score.numel() for score in scores.values()))
-    return select(scores, count, setting.scope)
 
 
 def trained(
@@ -135,55 +131,39 @@ def trained(
     one row per epoch).
     """
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
-    pruned = masked(model, removed, setting.train, data, generator, search=rows, ticket=rows[-1])
+    same = replace(data, generator=generator)
+    pruned = masked(model, removed, setting.train, same, search=rows, ticket=rows[-1])
     model.eval()
     return pruned
 
 
 @family("AWT", SearchedTicket, attacked=True)
 @family("NTT", SearchedTicket, attacked=False)
-def searched(
-    model: nn.Module,
-    setting: SearchedTicket,
-    data: Data | None,
-    generator: torch.Generator,
-    attacked: bool,
-) -> Pruned:
+def searched(model: nn.Module, setting: SearchedTicket, data: Data, attacked: bool) -> Pruned:
     """Mask and weights of the same outputs and tangent kernel as the dense network's: the mixed
     kernel of clean and attacked images (AWT) or that of clean ones (NTT, which needs no labels)."""
-    known = require(data)
-    dense = at_initialization(model, known)
-    search = Search(
-        dense,
-        lambda weights: smallest(magnitudes(weights), setting),
-        setting.search,
-        known,
-        attacked,
-    )
-    student, removed, rows = search.run()
-    pruned = trained(student, removed, setting, known, rows)
+    dense = at_initialization(model, require(data))
+
+    def choose(weights: dict[str, torch.Tensor]) -> Masks:
+        return setting.smallest(magnitudes(weights))
+
+    student, removed, rows = Search(dense, choose, setting.search, data, attacked).run()
+    pruned = trained(student, removed, setting, data, rows)
     pruned.notes["ticket"] = rows[-1] | {"converged": rows[-1]["kernel_distance"] <= CONVERGED}
     return pruned
 
 
 @family("random_ticket", ControlTicket, by="random")
 @family("magnitude_ticket", ControlTicket, by="magnitude")
-def control(
-    model: nn.Module,
-    setting: ControlTicket,
-    data: Data | None,
-    generator: torch.Generator,
-    by: str,
-) -> Pruned:
+def control(model: nn.Module, setting: ControlTicket, data: Data, by: str) -> Pruned:
     """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself.
 
     The distance from the dense network is measured as AWT's search does.
     """
-    known = require(data)
-    dense = at_initialization(model, known)
+    dense = at_initialization(model, require(data))
     weights = prunable_weights(dense)
-    scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, generator)
-    removed = smallest(scores, setting)
-    gauge = Gauge(dense, known, setting.gauge, attacked=True)
+    scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, data.generator)
+    removed = setting.smallest(scores)
+    gauge = Gauge(dense, data, setting.gauge, attacked=True)
     clear(dense, removed)
-    return trained(dense, removed, setting, known, [{"step": 0, **gauge(dense, removed)}])
+    return trained(dense, removed, setting, data, [{"step": 0, **gauge(dense, removed)}])

@@ -39,9 +39,8 @@ def rewards(records: pd.DataFrame, agent: str, attack: str, budget: float) -> np
 def interval(name: str, values: np.ndarray, tests: int = 1) -> dict[str, float]:
     """Mean and Student's t interval `m +- t s / sqrt(n)`, as `name`, `name_low`, `name_high`; at
     the level that holds for so many `tests` together."""
-    mean, n = float(np.mean(values)), len(values)
-    reach = stats.t.ppf(1 - (1 - LEVEL) / 2 / tests, n - 1)
-    half = float(reach * np.std(values, ddof=1) / math.sqrt(n))
+    mean, reach = float(np.mean(values)), stats.t.ppf(1 - (1 - LEVEL) / 2 / tests, len(values) - 1)
+    half = float(reach * stats.sem(values))
     return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
 
 

@@ -9,16 +9,17 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advprune.core.attack_settings import Attack
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings, parse
 from advprune.data import Split, to_float
-from advprune.evaluate.craft import Work
+from advprune.evaluate.craft import Work, craft_shown, rows
 from advprune.pruning import check_equal_epochs, setting_of
+from advprune.training.inputs import Pair
 
-Images = tuple[torch.Tensor, torch.Tensor]  # float32 [N, C, H, W] in [0, 1] and int64 labels [N]
 Tables = dict[str, pd.DataFrame]  # by file name without ending; `records` is always among them
 
 
@@ -52,13 +53,13 @@ class Given:
         return Work(params.seed, self.profile.batch, params.attack.score_draws, self.parts)
 
     @cached_property
-    def train(self) -> Images:
-        """The training images."""
+    def train(self) -> Pair:
+        """The training images, float32 `[N, C, H, W]` in [0, 1], and their labels."""
         return to_float(self.splits["train"].images), self.splits["train"].labels
 
     @cached_property
-    def test(self) -> Images:
-        """The test images; only these are ever attacked."""
+    def test(self) -> Pair:
+        """The test images likewise; only these are ever attacked."""
         return to_float(self.splits["test"].images), self.splits["test"].labels
 
 
@@ -102,3 +103,15 @@ def run_study(name: str, given: Given) -> Tables:
     """Run an entry of `studies` on what it starts from."""
     settings = settings_of(given.params, name)
     return _REGISTRY[given.params.studies[name].study][1](settings, given)
+
+
+def attacked(
+    what: str, model: nn.Module, test: Pair, attacks: Mapping[str, Attack], work: Work
+) -> pd.DataFrame:
+    """Records of a model under each attack, one after the other; `what`: shown meanwhile."""
+    tables = []
+    for name, setting in attacks.items():
+        images, labels = (t[: getattr(setting, "images", None)] for t in test)
+        crafted = craft_shown(f"{what} {name}", model, (images, labels), setting, work)
+        tables.append(rows(model, images, crafted, labels, name, work))
+    return pd.concat(tables, ignore_index=True)

@@ -1,6 +1,6 @@
 """The bit-flip attack as an experiment: several batches, other objectives and random flips."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import nn
 
 from advprune.attacks.bit_search import bitflip, random_flips
-from advprune.attacks.flip_trace import FlipTrace
 from advprune.attacks.stored_bits import StoredModel, store
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import FlipSettings
@@ -23,8 +22,9 @@ from advprune.core.resume import Parts
 from advprune.core.settings import Settings
 from advprune.evaluate.faults import START, VARIANTS, Stored, guessing
 from advprune.models.stochastic import is_randomized
-from advprune.studies.base import Given, Images, Tables, settings_of, study
+from advprune.studies.base import Given, Tables, settings_of, study
 from advprune.training.accuracy import accuracy
+from advprune.training.inputs import Pair
 
 Advance = Callable[[int], None]
 KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
@@ -87,8 +87,8 @@ class Flipping:
     name: str
     entry: BitFlipSettings
     settings: FlipSettings
-    train: Images
-    test: Images
+    train: Pair
+    test: Pair
     classes: int
     batch: int
     seed: int
@@ -99,12 +99,6 @@ class Flipping:
         return guessing(self.settings.stop, self.classes, self.test[1].tolist())
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image, `(C, H, W)`."""
-        channels, height, width = self.test[0].shape[1:]
-        return channels, height, width
-
-    @property
     def budget(self) -> int:
         """Most flips per seed."""
         return self.entry.budget or self.settings.budget
@@ -112,17 +106,6 @@ class Flipping:
     def run(self, model: nn.Module, parts: Parts) -> pd.DataFrame:
         """Records (see `evaluate.faults`) of every variant and seed; finished ones are kept in
         `parts`. UserError for a model that draws at random or a target that is no class."""
-        self._check(model)
-        stored = store(model, self.entry.bits, self.entry.scale, self.shape)
-        runs = list(self._runs())
-        ahead(
-            f"{self.name}, runs", [partial(self._kept, stored, *run, parts, _alone) for run in runs]
-        )
-        with progress(f"{self.name}, flips", sum(most for *_, most in runs)) as advance:
-            tables = [self._kept(stored, *run, parts, advance) for run in runs]
-        return pd.concat(tables, ignore_index=True)
-
-    def _check(self, model: nn.Module) -> None:
         if is_randomized(model):
             raise UserError(
                 f"studies.{self.name}.of: this model draws at random, so that losses cannot be "
@@ -132,68 +115,65 @@ class Flipping:
             raise UserError(
                 f"flips.target is {self.settings.target}; classes are 0 to {self.classes - 1}"
             )
+        channels, height, width = self.test[0].shape[1:]
+        stored = store(model, self.entry.bits, self.entry.scale, (channels, height, width))
+        tried = [v for v in VARIANTS if v in ("untargeted", "random", *self.entry.variants)]
+        runs = [(variant, seed) for variant in tried for seed in range(self.settings.seeds)]
+        most = dict.fromkeys(tried, self.budget) | {"random": self.settings.random}
 
-    def _runs(self) -> Iterator[tuple[str, int, int]]:
-        """Variant, seed and most flips of each run."""
-        for variant in VARIANTS:
-            if variant in ("untargeted", "random", *self.entry.variants):
-                most = self.settings.random if variant == "random" else self.budget
-                yield from ((variant, seed, most) for seed in range(self.settings.seeds))
+        def kept(variant: str, seed: int, advance: Advance = _alone) -> pd.DataFrame:
+            """A run's records, computed or read back."""
+            done = [0]
 
-    def _kept(
-        self,
-        stored: StoredModel,
-        variant: str,
-        seed: int,
-        most: int,
-        parts: Parts,
-        advance: Advance,
-    ) -> pd.DataFrame:
-        """A run's records, computed or read back."""
-        done = 0
+            def count(flips: int) -> None:
+                done.append(flips)
+                advance(flips)
 
-        def count(flips: int) -> None:
-            nonlocal done
-            done += flips
-            advance(flips)
+            def records() -> pd.DataFrame:
+                return self._records(stored, variant, seed, most[variant], count)
 
-        table = parts.frame(
-            f"{variant}-{seed}", lambda: self._records(stored, variant, seed, most, count)
-        )
-        advance(most - done)  # flips that were not needed, or were made before a kill
-        return table
+            table = parts.frame(f"{variant}-{seed}", records)
+            advance(most[variant] - sum(done))  # those not needed, or made before a kill
+            return table
+
+        ahead(f"{self.name}, runs", [partial(kept, *run) for run in runs])
+        with progress(f"{self.name}, flips", sum(most[variant] for variant, _ in runs)) as advance:
+            tables = [kept(*run, advance) for run in runs]
+        return pd.concat(tables, ignore_index=True)
 
     def _records(
         self, stored: StoredModel, variant: str, seed: int, most: int, count: Advance
     ) -> pd.DataFrame:
-        attack = self._random if variant == "random" else self._searched
-        trace = attack(stored, variant, seed, most, count)
-        return _rows(trace, stored).assign(variant=variant, seed=seed)
-
-    def _searched(
-        self, stored: StoredModel, variant: str, seed: int, most: int, count: Advance
-    ) -> FlipTrace:
-        return bitflip(
-            stored,
-            self.images_of(seed),
-            budget=most,
-            stop=self.level,
-            loss="margin" if variant == "margin" else "ce",
-            each=self.entry.each if variant == "margin" else 1,
-            target=self.settings.target if variant == "targeted" else None,
-            evaluate=self._accuracy,
-            every=self.settings.every,
-            batch=self.batch,
-            progress=count,
+        """A run's trace as records: the row before any flip, then one row per flip."""
+        common: Any = {"budget": most, "evaluate": self._accuracy, "progress": count}
+        if variant == "random":
+            salt = salted(self.seed, variant, "flips", str(seed))
+            common |= {"generator": torch.Generator().manual_seed(salt)}
+            trace = random_flips(stored, every=self.settings.random_every, **common)
+        else:
+            trace = bitflip(
+                stored,
+                self.images_of(seed),
+                stop=self.level,
+                loss="margin" if variant == "margin" else "ce",
+                each=self.entry.each if variant == "margin" else 1,
+                target=self.settings.target if variant == "targeted" else None,
+                every=self.settings.every,
+                batch=self.batch,
+                **common,
+            )
+        table, depths = trace.table, {name: depth for depth, name in enumerate(stored.layers)}
+        before = table.loss_before.iloc[0] if len(table) else float("nan")
+        start = START | {"loss": before, "accuracy": trace.clean_accuracy}
+        flips = table[KEPT].assign(
+            depth=table.layer.map(depths).astype("int64"),
+            loss=table.loss_after,
+            accuracy=table.accuracy,
         )
-
-    def _random(
-        self, stored: StoredModel, variant: str, seed: int, most: int, count: Advance
-    ) -> FlipTrace:
-        generator = torch.Generator().manual_seed(salted(self.seed, variant, "flips", str(seed)))
-        every = self.settings.random_every
-        options: dict[str, Any] = {"evaluate": self._accuracy, "every": every, "progress": count}
-        return random_flips(stored, budget=most, generator=generator, **options)
+        rows = [pd.DataFrame([start]), flips] if len(flips) else [pd.DataFrame([start])]
+        found = pd.concat(rows, ignore_index=True)[list(START)]
+        found = found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)
+        return found.assign(variant=variant, seed=seed)
 
     def images_of(self, seed: int) -> torch.Tensor:
         """The training images of a seed, the same for all studies and variants."""
@@ -207,19 +187,3 @@ class Flipping:
 
 def _alone(flips: int) -> None:
     """Nobody is told."""
-
-
-def _rows(trace: FlipTrace, stored: StoredModel) -> pd.DataFrame:
-    """A trace as records: the row before any flip, then one row per flip."""
-    depths = {name: depth for depth, name in enumerate(stored.layers)}
-    table = trace.table
-    before = table.loss_before.iloc[0] if len(table) else float("nan")
-    start = START | {"loss": before, "accuracy": trace.clean_accuracy}
-    flips = table[KEPT].assign(
-        depth=table.layer.map(depths).astype("int64"),
-        loss=table.loss_after,
-        accuracy=table.accuracy,
-    )
-    rows = [pd.DataFrame([start]), flips] if len(flips) else [pd.DataFrame([start])]
-    found = pd.concat(rows, ignore_index=True)[list(START)]
-    return found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)

@@ -5,8 +5,10 @@ no image is lost where some are gained; all seeds agree. What a study has to be 
 published gain where there is one.
 """
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
+from typing import Any
 
 from advprune.core.errors import UserError
 from advprune.core.params import Params
@@ -15,7 +17,7 @@ from advprune.evaluate.faults import pairs_of, smallest_flip_p
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.studies.base import settings_of
 from advprune.studies.bitflip import stored_entries
-from advprune.studies.protocol import MemberSettings, is_published_sap
+from advprune.studies.protocol import Member, MemberSettings
 from advprune.studies.seeds import SeedsSettings
 
 SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
@@ -28,9 +30,8 @@ def check_studies(params: Params) -> None:
     UserError where one is wrong, or compares what it could never tell apart, with the number of
     images, batches or seeds that could. A study that compares nothing may be of any size.
     """
-    for name in params.studies:
-        settings_of(params, name)
-    for refusal in (*_flips(params), *_sap(params), *_seeds(params)):
+    typed = {name: settings_of(params, name) for name in params.studies}
+    for refusal in (*_flips(params), *_sap(params, typed), *_seeds(params, typed)):
         raise UserError(refusal)
 
 
@@ -50,18 +51,17 @@ def _flips(params: Params) -> Iterator[str]:
         )
 
 
-def _sap(params: Params) -> Iterator[str]:
+def _sap(params: Params, typed: Mapping[str, Any]) -> Iterator[str]:
     """SAP beside its dense network: the budgets of an attack are corrected together."""
-    chosen, members = params.active().protocol, dict[str, list[tuple[str | None, object]]]()
-    for name, study in params.studies.items():
-        if isinstance(settings := settings_of(params, name), MemberSettings):
-            members.setdefault(study.of, []).extend(
-                (one.family, one.setting) for one in settings.members.values()
-            )
+    members: dict[str, list[Member]] = defaultdict(list)
+    for name, settings in typed.items():
+        if isinstance(settings, MemberSettings):
+            members[params.studies[name].of] += settings.members.values()
     is_compared = any(
-        any(family is None for family, _ in own) and any(is_published_sap(*one) for one in own)
+        any(one.family is None for one in own) and any(one.is_published_sap for one in own)
         for own in members.values()
     )
+    chosen = params.active().protocol
     tests, images = sum(eps > 0 for eps in chosen.eps), _images(params, chosen.images)
 
     def least(images: int) -> float:
@@ -76,26 +76,25 @@ def _sap(params: Params) -> Iterator[str]:
         )
 
 
-def _seeds(params: Params) -> Iterator[str]:
+def _seeds(params: Params, typed: Mapping[str, Any]) -> Iterator[str]:
     """The points of a study are compared with the dense networks together."""
     images = _images(params)
-    for name in params.studies:
-        settings = settings_of(params, name)
+    for name, settings in typed.items():
         if not isinstance(settings, SeedsSettings) or not settings.points:
             continue
+        points = len(settings.points)
         if settings.seeds < 2:
             yield f"studies.{name}.seeds: points are compared over 2 seeds at least (got 1)"
-        alpha = ALPHA / len(settings.points)
 
-        def least(images: int, alpha: float = alpha) -> float:
+        def least(images: int, alpha: float = ALPHA / points) -> float:
             return smallest_mean_difference(images, alpha)
 
         if images is not None and least(images) > SEEDS_EFFECT:
             enough = _first(lambda n: least(n) <= SEEDS_EFFECT)
             yield (
                 f"studies.{name}: {images} test images cannot show a difference of "
-                f"{100 * SEEDS_EFFECT:.0f} points for {len(settings.points)} points (Holm, 80 % "
-                f"power); {enough} can (data.test_limit)"
+                f"{100 * SEEDS_EFFECT:.0f} points for {points} points (Holm, 80 % power); {enough} "
+                "can (data.test_limit)"
             )
 
 

@@ -22,7 +22,7 @@ from advprune.attacks.losses import cross_entropy
 from advprune.attacks.opening import expected_gradient
 from advprune.attacks.pgd import ascend, project
 from advprune.core.ahead import ahead
-from advprune.core.attack_settings import ProtocolSettings
+from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.device import device_of, salted
 from advprune.core.progress import progress
 from advprune.core.settings import Name, Settings
@@ -31,7 +31,8 @@ from advprune.evaluate.records import Scoring, answers
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized
 from advprune.pruning import prune
-from advprune.studies.base import Given, Images, Tables, study
+from advprune.studies.base import Given, Tables, study
+from advprune.training.inputs import Pair
 
 
 class Member(Settings):
@@ -44,6 +45,12 @@ class Member(Settings):
     setting: Any = None
     adaptive: bool = False
 
+    @property
+    def is_published_sap(self) -> bool:
+        """Whether it is SAP as published, not the variant on the outputs of convolutions."""
+        on_convolutions = isinstance(self.setting, Mapping) and self.setting.get("where") == "conv"
+        return self.family == "SAP" and not on_convolutions
+
 
 class MemberSettings(Settings):
     """members: models of the protocol, by names of your own."""
@@ -55,12 +62,6 @@ class MemberSettings(Settings):
         for name, member in self.members.items():
             if member.family is not None:
                 yield f"members.{name}", member.family, member.setting
-
-
-def is_published_sap(family: str | None, setting: Any) -> bool:
-    """Whether a member is SAP as published, not the variant on the outputs of convolutions."""
-    on_convolutions = isinstance(setting, Mapping) and setting.get("where") == "conv"
-    return family == "SAP" and not on_convolutions
 
 
 @study("protocol", MemberSettings)
@@ -83,16 +84,20 @@ class Protocol:
     work: Work
 
     def run(
-        self, dense: nn.Module, members: dict[str, Member], train: Images, device: torch.device
+        self, dense: nn.Module, members: dict[str, Member], train: Pair, device: torch.device
     ) -> pd.DataFrame:
         """The records of all members (column `member`), made from the network `dense`.
 
         work.parts keeps the members that are finished.
         """
-        computed = {
-            name: partial(self._member, dense, member, train, device)
-            for name, member in members.items()
-        }
+
+        def records(member: Member) -> pd.DataFrame:
+            model = dense
+            if member.family is not None:
+                model = prune(member.family, dense, member.setting, train, self.work.seed).model
+            return self.record(model.to(device), member.adaptive)
+
+        computed = {name: partial(records, member) for name, member in members.items()}
         if self.work.parts:
             keep = self.work.parts.frame
             computed = {name: partial(keep, name, made) for name, made in computed.items()}
@@ -104,68 +109,48 @@ class Protocol:
                 advance(1)
         return pd.concat(tables, ignore_index=True)
 
-    def _member(
-        self, dense: nn.Module, member: Member, train: Images, device: torch.device
-    ) -> pd.DataFrame:
-        model = dense
-        if member.family is not None:
-            model = prune(member.family, dense, member.setting, train, self.work.seed).model
-        return self.record(model.to(device), member.adaptive)
-
     def record(self, model: nn.Module, adaptive: bool) -> pd.DataFrame:
         """Records of the single-step and the iterative attack at every budget (attack `fgsm`,
         `iterative`) and, where asked for, of the adaptive attacks by name."""
         model = admitted("protocol", model, self.images)
-        tables = [*self._single_step(model), *self._iterative(model)]
-        if adaptive:
-            for name, setting in self.settings.adaptive.items():
-                crafted = craft(model, self.images, self.labels, setting, self.work)
-                tables.append(rows(model, self.images, crafted, self.labels, name, self.work))
+
+        def under(name: str, setting: AttackSettings) -> pd.DataFrame:
+            crafted = craft(model, self.images, self.labels, setting, self.work)
+            return rows(model, self.images, crafted, self.labels, name, self.work)
+
+        chosen = self.settings
+        tables = [*self._single_step(model)]
+        for eps in chosen.eps:
+            tables.append(under("iterative", at_budget(chosen.iterative, eps)).assign(eps=eps))
+        tables += [under(*one) for one in chosen.adaptive.items() if adaptive]
         return pd.concat(tables, ignore_index=True)
 
     def _single_step(self, model: nn.Module) -> Iterator[pd.DataFrame]:
-        """`x + eps * sign(mean gradient)`: one gradient serves all budgets."""
-        draws = self.settings.draws if is_randomized(model) else 1
-        cost = Cost()
-        gradient = self._gradient(model, draws, cost)
-        clean = self._answers("clean", model, self.images)
+        """`x + eps * sign(mean gradient)` of the cross-entropy, over draws and by the model's own
+        backward rule: one gradient serves all budgets."""
+        images, labels, batch, cost = self.images, self.labels, self.work.batch, Cost()
+        device, draws = device_of(model), self.settings.draws if is_randomized(model) else 1
+        private, found = attack_copy(model, device), []
+        cost.watch(private)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(salted(self.work.seed, "protocol"))
+            for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+                at = x.to(device), y.to(device)
+                found.append(expected_gradient(private, *at, cross_entropy, draws, most=batch)[0])
+        gradient = torch.cat(found).cpu()
+        asked = Scoring(batch, self.settings.draws, "probabilities", self.work.seed)
+        clean = answers("clean", model, images, labels, asked)
         for eps in self.settings.eps:
-            adv = project(ascend(self.images, gradient, eps, "Linf"), self.images, eps, "Linf")
-            pixels = to_pixels(adv, self.images, eps, "Linf")
+            adv = project(ascend(images, gradient, eps, "Linf"), images, eps, "Linf")
+            pixels = to_pixels(adv, images, eps, "Linf")
             facts = {
-                "index": range(len(self.labels)),
-                "label": self.labels.numpy(),
+                "index": range(len(labels)),
+                "label": labels.numpy(),
                 "attack": "fgsm",
                 "eps": eps,
                 "steps": 1,
                 "draws": draws,
-                "forwards": cost.forwards / len(self.labels),
-                "gradients": cost.gradients / len(self.labels),
+                "forwards": cost.forwards / len(labels),
+                "gradients": cost.gradients / len(labels),
             }
-            yield pd.DataFrame(facts | clean | self._answers("adv", model, pixels / 255))
-
-    def _gradient(self, model: nn.Module, draws: int, cost: Cost) -> torch.Tensor:
-        """The mean gradient of the cross-entropy over draws, by the model's own backward rule."""
-        private, device, found = attack_copy(model, device_of(model)), device_of(model), []
-        cost.watch(private)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(salted(self.work.seed, "protocol"))
-            batches = zip(
-                self.images.split(self.work.batch), self.labels.split(self.work.batch), strict=True
-            )
-            for x, y in batches:
-                at, most = (x.to(device), y.to(device)), self.work.batch
-                one, _ = expected_gradient(private, *at, cross_entropy, draws, most=most)
-                found.append(one.cpu())
-        return torch.cat(found)
-
-    def _answers(self, side: str, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
-        asked = Scoring(self.work.batch, self.settings.draws, "probabilities", self.work.seed)
-        return answers(side, model, images, self.labels, asked)
-
-    def _iterative(self, model: nn.Module) -> Iterator[pd.DataFrame]:
-        for eps in self.settings.eps:
-            setting = at_budget(self.settings.iterative, eps)
-            crafted = craft(model, self.images, self.labels, setting, self.work)
-            table = rows(model, self.images, crafted, self.labels, "iterative", self.work)
-            yield table.assign(eps=eps)
+            yield pd.DataFrame(facts | clean | answers("adv", model, pixels / 255, labels, asked))

@@ -1,7 +1,11 @@
-"""Sweep: families at many settings, each applied to one network and attacked; no model is kept."""
+"""Sweeps and compression curves: families at many settings, each applied to one network and
+attacked; no model is kept.
+
+A compression curve is attacked by its parent's images as well. The published claim about GAP is a
+comparison at equal clean accuracy, so the control (random) needs points of its own on the curve.
+"""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,11 +17,10 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.params import CARRIED
 from advprune.core.settings import Name, Settings
-from advprune.evaluate.craft import craft_shown, rows
 from advprune.evaluate.exchange import received
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
-from advprune.studies.base import Given, Tables, study
+from advprune.studies.base import Given, Tables, attacked, study
 
 
 class SweepSettings(Settings):
@@ -32,52 +35,50 @@ class SweepSettings(Settings):
                 yield f"points.{family}.{order}", family, value
 
 
-@dataclass(frozen=True, eq=False)
-class Points:
-    """Families at settings, under `attacks` and images that were crafted elsewhere (`carried`)."""
-
-    given: Given
-    attacks: Mapping[str, AttackSettings]
-    carried: Mapping[str, torch.Tensor]
-
-    def records(self, settings: SweepSettings) -> pd.DataFrame:
-        """Records of all points, with the columns family, value (as text), order, prune_ratio and
-        sparsity; images crafted elsewhere have `params.CARRIED` before the attack's name."""
-        pieces = [
-            (family, order, partial(self._kept, family, order, value))
-            for family, values in settings.points.items()
-            for order, value in enumerate(values)
-        ]
-        ahead(f"{self.given.name}, settings", [piece for *_, piece in pieces])
-        tables = [piece().assign(family=family, order=order) for family, order, piece in pieces]
-        return pd.concat(tables, ignore_index=True)
-
-    def _kept(self, family: str, order: int, value: Any) -> pd.DataFrame:
-        made = partial(self._point, family, value)
-        return self.given.parts.frame(f"{family}-{order}", made)
-
-    def _point(self, family: str, value: Any) -> pd.DataFrame:
-        given, work = self.given, self.given.work
-        data = Data(*given.train, given.profile.train)
-        pruned = prune(family, given.model, value, data, given.params.seed)
-        facts = {"prune_ratio": pruned.ratio, "sparsity": sparsity_of(pruned.model)}
-        model, first = pruned.model.to(given.device), slice(given.profile.sweep_images)
-        images, labels = (t[first] for t in given.test)
-        tables = []
-        for attack, setting in self.attacks.items():
-            what = f"{family}={value} {attack}"
-            crafted = craft_shown(what, model, (images, labels), setting, work)
-            tables.append(rows(model, images, crafted, labels, attack, work))
-        if self.carried:
-            elsewhere = {
-                ("dense", CARRIED + attack): pixels[first]
-                for attack, pixels in self.carried.items()
-            }
-            tables.append(received(model, images, labels, elsewhere, work))
-        return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
-
-
 @study("sweep", SweepSettings)
 def sweep(settings: SweepSettings, given: Given) -> Tables:
     """Every point under the attacks of the suite's table."""
-    return {"records": Points(given, given.profile.table(), {}).records(settings)}
+    return {"records": _records(settings, given, given.profile.table(), {})}
+
+
+@study("compression", SweepSettings)
+def compression(settings: SweepSettings, given: Given) -> Tables:
+    """Every point under the main attack and under the exchanged images of its parent."""
+    main, profile = given.params.attack.main, given.profile
+    carried = {attack: given.adversarial[attack] for attack in profile.exchanged()}
+    return {"records": _records(settings, given, {main: profile.table()[main]}, carried)}
+
+
+def _records(
+    settings: SweepSettings,
+    given: Given,
+    attacks: Mapping[str, AttackSettings],
+    carried: Mapping[str, torch.Tensor],
+) -> pd.DataFrame:
+    """Records of all points, with the columns family, value (as text), order, prune_ratio and
+    sparsity; images crafted elsewhere have `params.CARRIED` before the attack's name."""
+    work, first = given.work, slice(given.profile.sweep_images)
+    test = given.test[0][first], given.test[1][first]
+
+    def records(family: str, value: Any) -> pd.DataFrame:
+        data = Data(*given.train, given.profile.train)
+        pruned = prune(family, given.model, value, data, given.params.seed)
+        facts = {"prune_ratio": pruned.ratio, "sparsity": sparsity_of(pruned.model)}
+        model = pruned.model.to(given.device)
+        tables = [attacked(f"{family}={value}", model, test, attacks, work)]
+        if carried:
+            images = {("dense", CARRIED + name): x[first] for name, x in carried.items()}
+            tables.append(received(model, *test, images, work))
+        return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
+
+    def kept(family: str, order: int, value: Any) -> pd.DataFrame:
+        return given.parts.frame(f"{family}-{order}", partial(records, family, value))
+
+    points = [
+        (family, order, partial(kept, family, order, value))
+        for family, values in settings.points.items()
+        for order, value in enumerate(values)
+    ]
+    ahead(f"{given.name}, settings", [point for *_, point in points])
+    tables = [point().assign(family=family, order=order) for family, order, point in points]
+    return pd.concat(tables, ignore_index=True)

@@ -20,7 +20,6 @@ from advprune.attacks.pgd import ascend, pgd, project, random_point
 from advprune.core.device import device_of
 from advprune.core.train_settings import RecipeSettings, TrainSettings, crossing
 from advprune.data import to_float
-from advprune.training.clustering import clustering
 
 Objective = Callable[[torch.Tensor], torch.Tensor]  # logits [N, K] -> a number to be raised
 FGSM_STEP = 1.25  # in units of eps, as Wong et al. advise
@@ -49,30 +48,36 @@ class Method:
         return self.recipe.method != "standard"
 
     @property
-    def eps(self) -> float:
-        """The Linf budget."""
-        return self.settings.eps * self.recipe.budget
-
-    @property
     def inner(self) -> Inner:
-        """The attack inside a training step."""
-        return Inner(self.eps, self.recipe.stride * self.eps, self.recipe.steps)
+        """The attack inside a training step; of fgsm and mixed a single step."""
+        eps = self.settings.eps * self.recipe.budget
+        single = {"fgsm": FGSM_STEP * eps, "mixed": eps}
+        if self.recipe.method in single:
+            return Inner(eps, single[self.recipe.method], 1)
+        return Inner(eps, self.recipe.stride * eps, self.recipe.steps)
 
     def craft(
         self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn
         from `generator`, on its device. The model is left as it was.
+
+        pgd: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (2018).
+        fgsm: one step of `1.25 eps` from a uniform start, projected (Wong et al., Fast is better
+        than free: Revisiting adversarial training, 2020). trades: `trades_images`. mixed: the first
+        `share` of the batch becomes FGSM images, one step of eps without a random start (Goodfellow
+        et al., 2015). So do Dhillon et al., Stochastic Activation Pruning (2018), 20 % at lambda =
+        2, but with the previous epoch's model. Batches are shuffled, so the first images are any.
         """
-        if self.recipe.method == "pgd":
+        if self.recipe.method in ("pgd", "fgsm"):
             return pgd_images(model, x, y, self.inner, generator)
-        if self.recipe.method == "fgsm":
-            return fgsm_images(model, x, y, self.eps, generator)
         if self.recipe.method == "trades":
             return trades_images(model, x, self.inner, generator)
-        if self.recipe.method == "mixed":
-            return mixed_images(model, x, y, self.eps, self.recipe.share)
-        return x
+        count = round(self.recipe.share * len(x)) if self.recipe.method == "mixed" else 0
+        if not count:
+            return x
+        attacked = climb(model, x[:count], x[:count], _error(y[:count]), self.inner)
+        return torch.cat([attacked, x[count:]])
 
     def loss(
         self, model: nn.Module, x: torch.Tensor, crafted: torch.Tensor, y: torch.Tensor
@@ -83,7 +88,7 @@ class Method:
         between Robustness and Accuracy, 2019) `CE(p(x), y) + beta KL(p(x) || p(x'))`, whose
         accuracy is that on `x`. Label smoothing is of cross-entropy on clean images alone: a
         network trained with it on attacked ones hides its gradients. Where the recipe clusters, its
-        weight times the clustering penalty is added.
+        weight times `clustering` is added.
         """
         trades = self.recipe.method == "trades"
         logits = model(x if trades else crafted)
@@ -102,11 +107,10 @@ class Method:
 
         An image stops where it is misclassified: the result is for counting accuracy only.
         """
-        x = to_float(images).to(next(model.parameters()).dtype)
-        steps = self.recipe.probe_steps
+        x, steps = to_float(images).to(next(model.parameters()).dtype), self.recipe.probe_steps
         batch = 256 if device_of(model).type == "cpu" else 1024
-        step = crossing(steps) * self.eps
-        return pgd(model, x, labels, self.eps, step, steps, drop=True, batch=batch)
+        budget = self.inner.eps, crossing(steps) * self.inner.eps, steps
+        return pgd(model, x, labels, *budget, drop=True, batch=batch)
 
 
 @contextmanager
@@ -145,18 +149,8 @@ def climb(
 def pgd_images(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, inner: Inner, generator: torch.Generator
 ) -> torch.Tensor:
-    """PGD from a uniform start (Madry et al., Towards Deep Learning Models Resistant to
-    Adversarial Attacks, 2018): an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
-    start = random_point(x, inner.eps, "Linf", generator)
-    return climb(model, x, start, _error(y), inner)
-
-
-def fgsm_images(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float, generator: torch.Generator
-) -> torch.Tensor:
-    """One step of `1.25 eps` from a uniform start, projected (Wong et al., Fast is better than
-    free: Revisiting adversarial training, 2020)."""
-    return pgd_images(model, x, y, Inner(eps, FGSM_STEP * eps, 1), generator)
+    """PGD from a uniform start: an approximation of `max_{|d| <= eps} CE(f(x + d), y)`."""
+    return climb(model, x, random_point(x, inner.eps, "Linf", generator), _error(y), inner)
 
 
 def trades_images(
@@ -173,28 +167,34 @@ def trades_images(
     return climb(model, x, start, lambda logits: kl(target, logits), inner)
 
 
-def mixed_images(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float, share: float
-) -> torch.Tensor:
-    """The batch with its first `share` replaced by FGSM images: one step of eps, no random start
-    (Goodfellow et al., 2015).
-
-    The adversarial training that Dhillon et al., Stochastic Activation Pruning (2018), compare
-    with: 80 % clean images and 20 % FGSM images at lambda = 2. They attack the previous epoch's
-    model; here it is the current weights. Batches are shuffled, so the first images are any.
-    """
-    count = round(share * len(x))
-    if count == 0:
-        return x
-    chosen = x[:count]
-    return torch.cat(
-        [climb(model, chosen, chosen, _error(y[:count]), Inner(eps, eps, 1)), x[count:]]
-    )
+def _error(labels: torch.Tensor) -> Objective:
+    """Cross-entropy without label smoothing, summed: signs do not depend on the batch size."""
+    return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
 
 
 def kl(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """`sum_n KL(p_n || softmax(z_n))` of log-probabilities `target` and logits z, both `[N, K]`."""
     return F.kl_div(logits.log_softmax(1), target, reduction="sum", log_target=True)
+
+
+def clustering(model: nn.Module) -> torch.Tensor:
+    """Piecewise weight clustering, which makes flips of stored bits less harmful: `sum_l
+    |W_l+ - mean W_l+|^2 + |W_l- - mean W_l-|^2` over the weights of all convolutions and linear
+    layers l, where W+ are those of at least 0 and W- those of at most 0; a scalar.
+
+    He et al., Defending and Harnessing the Bit-Flip based Adversarial Weight Attack (CVPR 2020).
+    Sums over weights, not means, so large layers count more. Two values a layer are what a binary
+    layer has, whose bits are all worth the same. The gradient by a weight is twice its distance to
+    the mean on its side.
+    """
+
+    def spread(weight: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        mean = (weight * chosen).sum() / chosen.sum().clamp(min=1)
+        return ((weight - mean) * chosen).square().sum()
+
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    spreads = [spread(w, w >= 0) + spread(w, w <= 0) for w in weights]
+    return torch.stack(spreads).sum() if spreads else torch.zeros(())
 
 
 def collapsed(history: list[dict[str, float]]) -> bool:
@@ -217,8 +217,3 @@ def overfit(row: dict[str, float], history: list[dict[str, float]]) -> bool:
     reached, before = row["probe_accuracy"], best["probe_accuracy"]
     fallen = reached < before / 2 and before - reached >= CLIFF
     return fallen and row["fgsm_accuracy"] >= best["fgsm_accuracy"]
-
-
-def _error(labels: torch.Tensor) -> Objective:
-    """Cross-entropy without label smoothing, summed: signs do not depend on the batch size."""
-    return lambda logits: F.cross_entropy(logits, labels, reduction="sum")

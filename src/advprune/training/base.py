@@ -67,14 +67,13 @@ def load_or_train(
 
     Weights that the profile gives for the recipe of this name are loaded instead of trained.
     """
-    train, val, model_settings = inputs.train, inputs.val, profile.model
-    weights = model_settings.weights.get(recipe_name)
-    if weights is not None:
-        known = weights.path, weights.sha256, model_settings.factory
-        model = load_foreign(spec_for(model_settings, train), *known)
+    train, val, settings = inputs.train, inputs.val, profile.model
+    if (weights := settings.weights.get(recipe_name)) is not None:
+        known = weights.path, weights.sha256, settings.factory
+        model = load_foreign(spec_for(settings, train), *known)
         check_answers(model, train.shape)
         reached = accuracy(model.to(inputs.device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
-    model = begin(model_settings, train, inputs.seed).to(inputs.device)
-    pairs, seed, state = inputs.pairs, inputs.seed, inputs.state
-    return model, Trainer(model, *pairs, profile.train, recipe, seed, state).run()
+    model = begin(settings, train, inputs.seed).to(inputs.device)
+    trainer = Trainer(model, *inputs.pairs, profile.train, recipe, inputs.seed, inputs.state)
+    return model, trainer.run()

@@ -5,6 +5,9 @@ Stage 2 of RA-BNN (Rakin et al., 2021): the network whose channels Early-Growth 
 in the paper, a uniformly wider one with as many parameters.
 """
 
+from bisect import bisect_left
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -49,19 +52,23 @@ def parameters_of(spec: ModelSpec) -> int:
 
 
 def uniform_width(spec: ModelSpec, parameters: int) -> int:
-    """The width whose network comes nearest to `parameters`, the smaller of two as near.
+    """The width from 1 to 1024 whose network comes nearest to `parameters`, the smaller of two as
+    near. A wider network has more parameters."""
 
-    It lies in 1 to 1024; a wider network has more parameters, so halving finds it.
-    """
-    low, high = 1, MOST_WIDTH  # the narrowest network with enough parameters, or the widest
-    while low < high:
-        middle = (low + high) // 2
-        if parameters_of(at_width(spec, middle)) < parameters:
-            low = middle + 1
-        else:
-            high = middle
-    near = [width for width in (low - 1, low) if width]
-    return min(near, key=lambda width: abs(parameters_of(at_width(spec, width)) - parameters))
+    def count(width: int) -> int:
+        return parameters_of(at_width(spec, width))
+
+    enough = 1 + bisect_left(range(1, MOST_WIDTH), parameters, key=count)
+    near = [width for width in (enough - 1, enough) if width]
+    return min(near, key=lambda width: abs(count(width) - parameters))
+
+
+@dataclass(frozen=True)
+class _BinaryTrainer(Trainer):
+    t: float = 1.0
+
+    def before_epoch(self, epoch: int) -> None:
+        begin_epoch(self.model, epoch, self.epochs, self.t)
 
 
 def train_binary(
@@ -77,15 +84,8 @@ def train_binary(
     model = build_dense(spec)
     initialize(model, torch.Generator().manual_seed(inputs.seed))
     latent(model).to(inputs.device)
+    optimizer = optimizer.model_copy(update={"lr": settings.lr})
     recipe = RecipeSettings(**settings.model_dump(exclude={"channels", "growth", "lr", "t"}))
-    trainer = Trainer(
-        model,
-        *inputs.pairs,
-        optimizer.model_copy(update={"lr": settings.lr}),
-        recipe,
-        inputs.seed,
-        inputs.state,
-        before_epoch=lambda epoch: begin_epoch(model, epoch, settings.epochs, settings.t),
-    )
-    history = trainer.run()
+    known = model, *inputs.pairs, optimizer, recipe, inputs.seed, inputs.state
+    history = _BinaryTrainer(*known, t=settings.t).run()
     return freeze(model.cpu()), history

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from advprune.core.train_settings import FineTuneSettings, RecipeSettings
-from advprune.training.inputs import Data
+from advprune.training.inputs import Data, Pair
 from advprune.training.standard import History, Trainer
 
 
@@ -22,21 +22,18 @@ def finetune(
     seed: of this training, in place of that of `data`. after_step: called after every step, to hold
     what must not change. Returns the history, one row per epoch.
     """
-    recipe = RecipeSettings(**setting.model_dump(exclude={"lr"}))
-    trainer = Trainer(
+
+    def pixels(pair: Pair) -> Pair:
+        return (pair[0] * 255).round().to(torch.uint8), pair[1]
+
+    return Trainer(
         model,
-        (to_uint8(data.images), data.labels),
+        pixels((data.images, data.labels)),
         None,
         data.train.model_copy(update={"lr": setting.lr}),
-        recipe,
+        RecipeSettings(**setting.model_dump(exclude={"lr"})),
         seed,
         data.state,
         after_step=after_step,
-        probe=data.probe and (to_uint8(data.probe[0]), data.probe[1]),
-    )
-    return trainer.run()
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Float images in [0, 1] as the 8-bit pixels that they came from."""
-    return (images * 255).round().to(torch.uint8)
+        probe=data.probe and pixels(data.probe),
+    ).run()

@@ -13,8 +13,9 @@ compute, their means and deviations included. Any channel may be switched off, t
 network too, but not all of a group.
 """
 
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -23,7 +24,7 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSettings
 from advprune.models.latent import Latent, begin_epoch, latent
-from advprune.models.resnet import BasicBlock, ResNet, build_dense, initialize
+from advprune.models.resnet import ResNet, build_dense, initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Row, Trainer
@@ -80,15 +81,10 @@ class Gate(nn.Module):
         if self.frozen:
             return 1 + 0 * self.logits
         uniform = torch.rand(len(self.logits), generator=noise, dtype=torch.float64)
-        logistic = uniform.logit(eps=1e-12).to(self.logits)
-        steep = self.beta * self.logits + logistic
+        steep = self.beta * self.logits + uniform.logit(eps=1e-12).to(self.logits)
         self.on = some(steep.detach())
         soft = steep.sigmoid()
         return self.on.to(soft.dtype) + (soft - soft.detach())
-
-    def steepen(self, rate: float) -> None:
-        """Multiply by `rate` the steepness of the channels that were on in the last draw."""
-        self.beta = torch.where(self.on, self.beta * rate, self.beta)
 
 
 def some(logits: torch.Tensor) -> torch.Tensor:
@@ -111,27 +107,27 @@ class SuperNet(nn.Module):
         wide = spec.model_dump() | {"pool_norm": True}
         wide |= {"stages": [factor * n for n in spec.streams], "inner": [factor * n for n in inner]}
         network = build_dense(ModelSpec.model_validate(wide))
-        _part_stem(network)
+        # The stem's channels and those of the first stage are to be other channels: the first
+        # block's shortcut projects, as it does where their numbers differ.
+        block: Any = network.get_submodule("layer1.0")
+        if not len(block.shortcut):
+            sizes = block.conv1.in_channels, block.conv2.out_channels
+            project = nn.Conv2d(*sizes, 1, bias=False)
+            block.shortcut = nn.Sequential(project, nn.BatchNorm2d(sizes[1]))
         initialize(network, torch.Generator().manual_seed(seed))
         self.network = latent(network)
         generator = torch.Generator().manual_seed(salted(seed, "gates"))
         self.readers = readers(network)
-        widths = zip(self.readers, (*spec.streams, *inner), strict=True)
-        self.base = dict(widths)
-        self.gates = nn.ModuleDict(
-            {name: Gate(factor * n, n, generator) for name, n in self.base.items()}
-        )
+        self.base = dict(zip(self.readers, (*spec.streams, *inner), strict=True))
+        self.gates: dict[str, Gate] = {
+            name: Gate(factor * n, n, generator) for name, n in self.base.items()
+        }
+        self.registered = nn.ModuleDict(self.gates)
         self.seed, self.noise = seed, torch.Generator()
-
-    def gate(self, name: str) -> Gate:
-        """The gate of a group."""
-        found = self.gates[name]
-        assert isinstance(found, Gate)
-        return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for name, layers in self.readers.items():
-            mask = self.gate(name)(self.noise)
+            mask = self.gates[name](self.noise)
             for layer in layers:
                 layer.mask = mask
         try:
@@ -143,62 +139,45 @@ class SuperNet(nn.Module):
     def begin_epoch(self, epoch: int, settings: GrowthSettings) -> None:
         """Before an epoch, counted from 0: its slopes, steepness after the last one, its noise."""
         begin_epoch(self.network, epoch, settings.epochs, settings.t)
-        for gate in map(self.gate, self.gates):
+        for gate in self.gates.values():
             gate.frozen = epoch < settings.frozen
-            if epoch > settings.frozen:
-                gate.steepen(settings.rate)
+            if epoch > settings.frozen:  # of the channels that were on in the last draw
+                gate.beta = torch.where(gate.on, gate.beta * settings.rate, gate.beta)
         self.noise.manual_seed(salted(self.seed, "gate noise", str(epoch)))
 
-    def kept(self) -> dict[str, int]:
-        """How many channels of each group are on."""
-        return {name: int(self.gate(name).kept.sum()) for name in self.gates}
-
     def density(self) -> Row:
-        """The share of channels that are on: of all, of each group, and of the base network's."""
-        kept, size = self.kept(), {name: len(self.gate(name).logits) for name in self.gates}
-        first = sum(int(self.gate(name).kept[:n].sum()) for name, n in self.base.items())
-        row = {
-            "density": sum(kept.values()) / sum(size.values()),
-            "base_density": first / sum(self.base.values()),
-        }
-        row |= {f"density_{name}": kept[name] / size[name] for name in kept}
-        return {name: round(value, 4) for name, value in row.items()}
+        """The share of channels that are on: of all, of the base network's, and of each group."""
+        kept = {name: gate.kept for name, gate in self.gates.items()}
+        every = torch.cat([*kept.values()])
+        first = torch.cat([kept[name][:n] for name, n in self.base.items()])
+        shares = {"density": every, "base_density": first}
+        shares |= {f"density_{name}": on for name, on in kept.items()}
+        return {name: round(int(on.sum()) / len(on), 4) for name, on in shares.items()}
 
     def channels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """How many channels are on: of the stem and the stages, and inside each block."""
-        kept = self.kept()
+        kept = {name: int(gate.kept.sum()) for name, gate in self.gates.items()}
         inside = tuple(n for name, n in kept.items() if "_" in name)
         return tuple(n for name, n in kept.items() if "_" not in name), inside
 
 
-def _part_stem(network: ResNet) -> None:
-    """Let the stem's channels and those of the first stage be other channels: the first block's
-    shortcut projects, as it does where their numbers differ."""
-    block = getattr(network, "layer1")[0]  # noqa: B009 (added by name)
-    if not len(block.shortcut):
-        sizes = block.conv1.in_channels, block.conv2.out_channels
-        project = nn.Conv2d(*sizes, 1, bias=False)
-        block.shortcut = nn.Sequential(project, nn.BatchNorm2d(sizes[1]))
-
-
 def readers(network: ResNet) -> dict[str, list[Latent]]:
     """The layers that read each group of channels, streams first."""
-    streams: dict[str, list[Latent]] = {"stem": []}
-    inside: dict[str, list[Latent]] = {}
-    for index in range(1, network.stages + 1):
-        stage, before = f"layer{index}", list(streams)[-1]
-        for place, block in enumerate(getattr(network, stage)):
-            assert isinstance(block, BasicBlock)
-            found = _latent((block.conv1, *block.shortcut))
-            streams.setdefault(stage if place else before, []).extend(found)
-            inside[f"{stage}_{place}"] = _latent([block.conv2])
-        streams.setdefault(stage, [])
-    streams[stage].extend(_latent([network.linear]))
-    return streams | inside
-
-
-def _latent(layers: Iterable[nn.Module]) -> list[Latent]:
-    return [layer for layer in layers if isinstance(layer, Latent)]
+    streams: dict[str, list[nn.Module]] = {"stem": []}
+    inside: dict[str, list[nn.Module]] = {}
+    before = "stem"
+    for stage in (f"layer{index}" for index in range(1, network.stages + 1)):
+        blocks: Any = network.get_submodule(stage)
+        streams[stage] = []
+        for place, block in enumerate(blocks):
+            streams[stage if place else before] += [block.conv1, *block.shortcut]
+            inside[f"{stage}_{place}"] = [block.conv2]
+        before = stage
+    streams[before].append(network.linear)
+    return {
+        name: [layer for layer in layers if isinstance(layer, Latent)]
+        for name, layers in (streams | inside).items()
+    }
 
 
 def settled(history: History, tolerance: float, patience: int) -> bool:
@@ -206,6 +185,27 @@ def settled(history: History, tolerance: float, patience: int) -> bool:
     last = [row["density"] for row in history[-patience - 1 :]]
     steps = [abs(b - a) for a, b in pairwise(last)]
     return len(steps) == patience and max(steps) < tolerance
+
+
+@dataclass(frozen=True)
+class _Growing(Trainer):
+    model: SuperNet
+    growth: GrowthSettings = field(default_factory=GrowthSettings)
+
+    def before_epoch(self, epoch: int) -> None:
+        self.model.begin_epoch(epoch, self.growth)
+
+    def measure(self) -> Row:
+        return self.model.density()
+
+    def finished(self, history: History) -> bool:
+        how = self.growth
+        early = len(history) <= max(RISING * how.epochs, how.frozen + how.patience)
+        return not early and settled(history, how.tolerance, how.patience)
+
+    def groups(self) -> list[dict[str, Any]]:
+        gates = [gate.logits for gate in self.model.gates.values()]
+        return [{"params": gates, "lr": self.growth.gate_lr, "weight_decay": 0.0}]
 
 
 def grow(
@@ -218,22 +218,9 @@ def grow(
     channels and by group). UserError where the loss stops being a number.
     """
     network = SuperNet(spec, settings.factor, inputs.seed).to(inputs.device)
-    gates = [network.gate(name).logits for name in network.gates]
-    trainer = Trainer(
-        network,
-        *inputs.pairs,
-        optimizer.model_copy(update={"lr": settings.lr, "label_smoothing": 0.0}),
-        RecipeSettings(epochs=settings.epochs),
-        inputs.seed,
-        inputs.state,
-        before_epoch=lambda epoch: network.begin_epoch(epoch, settings),
-        measure=lambda model: network.density(),
-        finished=lambda history: (
-            len(history) > max(RISING * settings.epochs, settings.frozen + settings.patience)
-            and settled(history, settings.tolerance, settings.patience)
-        ),
-        groups=({"params": gates, "lr": settings.gate_lr, "weight_decay": 0.0},),
-    )
-    history = trainer.run()
+    optimizer = optimizer.model_copy(update={"lr": settings.lr, "label_smoothing": 0.0})
+    recipe = RecipeSettings(epochs=settings.epochs)
+    known = network, *inputs.pairs, optimizer, recipe, inputs.seed, inputs.state
+    history = _Growing(*known, growth=settings).run()
     stages, inner = network.channels()
     return Grown(stages=stages, inner=inner, base=tuple(network.base.values()), history=history)

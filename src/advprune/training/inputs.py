@@ -1,10 +1,13 @@
-"""What a training is given besides its network and its recipe."""
+"""What a training is given besides its network and its recipe, and what it keeps meanwhile."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from advprune.core.errors import UserError
+from advprune.core.files import atomic
 from advprune.core.train_settings import TrainSettings
 from advprune.data import Split
 
@@ -40,7 +43,7 @@ class Data:
     fine-tuning and attacks on training images take their budget from it. state: where unfinished
     fine-tuning is kept, to be resumed after a kill; None keeps nothing. probe: images that each
     epoch of training is judged on, for its history alone. seed: the run's, which the dense network
-    was initialized with; `prune` sets it.
+    was initialized with; generator: what a family draws from. `prune` sets both.
     """
 
     images: torch.Tensor
@@ -49,6 +52,7 @@ class Data:
     state: Path | None = None
     probe: Pair | None = None
     seed: int = 0
+    generator: torch.Generator = field(default_factory=torch.Generator)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,3 +63,20 @@ class Data:
     def phase(self, name: str) -> Path | None:
         """Where an earlier phase of the training keeps its state: beside that of the last."""
         return self.state and self.state.with_name(f"{name}-{self.state.name}")
+
+
+def save_state(path: Path | None, state: dict[str, Any]) -> None:
+    """Keep the state of an unfinished training; None keeps nothing."""
+    if path is not None:
+        with atomic(path) as temporary:
+            torch.save(state, temporary)
+
+
+def load_state(path: Path | None, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """A state that was kept, or None; UserError where the file is damaged."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
+        raise UserError(f"the training state {path} is damaged; delete it to start anew") from error

@@ -15,7 +15,7 @@ from advprune.data import Split
 from advprune.models.spec import spec_of
 from advprune.training.base import load_or_train, spec_for
 from advprune.training.binary import binary_spec, parameters_of, train_binary
-from advprune.training.growth import Grown, grow
+from advprune.training.growth import grow
 from advprune.training.inputs import Inputs
 from advprune.training.surrogate import train_surrogate
 
@@ -37,43 +37,30 @@ class Training:
     def run(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
         """The network of a recipe (`dense-<recipe>`) or of an entry of `models` with `do: train`,
         and its facts for the card: setting, history and, where channels were grown, growth."""
-        params, setting = self.params, self.params.setting(name)
-        profile, inputs = params.active(), self.inputs
-        growth: Grown | None = None
+        params, setting, parent = self.params, self.params.setting(name), self.parent
+        profile, grown = params.active(), None
+        splits = self.splits["train"], self.splits["val"]
+        inputs = Inputs(*splits, params.seed, self.device, self.state)
         if name not in params.models:
             recipe = name.removeprefix(f"{DENSE}-")
             model, history = load_or_train(profile, recipe, setting, inputs)
         elif isinstance(setting, BinarySettings):
-            model, history, growth = self._binary(setting)
+            base = spec_for(profile.model, inputs.train)
+            if setting.growth is not None:
+                growing = replace(inputs, state=self.state.with_name("growth.pt"))
+                grown = grow(base, setting.growth, profile.train, growing)
+                before, after = (parameters_of(binary_spec(base, found)) for found in (None, grown))
+                if after <= before:
+                    raise UserError(
+                        f"Early-Growth ended with {after} parameters, not more than the {before} "
+                        "it started from; raise growth.epochs, growth.frozen or growth.gate_lr"
+                    )
+            widest = spec_of(parent) if setting.channels == "uniform" and parent else None
+            spec = binary_spec(base, grown, widest)
+            model, history = train_binary(spec, setting, profile.train, inputs)
         else:
-            target = None
-            if params.models[name].section == "substitutes" and self.parent is not None:
-                target = self.parent.to(self.device)
+            copies = params.models[name].section == "substitutes"
+            target = parent.to(self.device) if copies and parent else None
             model, history = train_surrogate(profile, setting, inputs, target)
         facts = {"setting": setting.model_dump(exclude_none=True), "history": history}
-        return model, facts | ({"growth": growth.model_dump()} if growth else {})
-
-    @property
-    def inputs(self) -> Inputs:
-        """What every one of these trainings is given."""
-        splits = self.splits["train"], self.splits["val"]
-        return Inputs(*splits, self.params.seed, self.device, self.state)
-
-    def _binary(
-        self, setting: BinarySettings
-    ) -> tuple[nn.Module, list[dict[str, float]], Grown | None]:
-        """A binary network, after Early-Growth where the setting asks for it."""
-        profile, inputs = self.params.active(), self.inputs
-        base, grown = spec_for(profile.model, inputs.train), None
-        if setting.growth is not None:
-            growing = replace(inputs, state=self.state.with_name("growth.pt"))
-            grown = grow(base, setting.growth, profile.train, growing)
-            before, after = (parameters_of(binary_spec(base, found)) for found in (None, grown))
-            if after <= before:
-                raise UserError(
-                    f"Early-Growth ended with {after} parameters, not more than the {before} it "
-                    "started from; raise growth.epochs, growth.frozen or growth.gate_lr"
-                )
-        widest = spec_of(self.parent) if setting.channels == "uniform" and self.parent else None
-        spec = binary_spec(base, grown, widest)
-        return *train_binary(spec, setting, profile.train, inputs), grown
+        return model, facts | ({"growth": grown.model_dump()} if grown else {})

@@ -8,6 +8,7 @@ Under torchrun each process trains on its share of every batch, with random star
 torch averages the gradients, and batch-norm takes the statistics of a share.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +22,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 from advprune.core import distributed
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
-from advprune.core.files import atomic
 from advprune.core.progress import progress
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
 from advprune.training.accuracy import accuracy
-from advprune.training.adversarial import Method, collapsed, fgsm_images, overfit
+from advprune.training.adversarial import Method, collapsed, overfit, pgd_images
 from advprune.training.augment import augment
-from advprune.training.average import Average
+from advprune.training.inputs import Pair, load_state, save_state
 from advprune.training.replay import Replayed
 
 Row = dict[str, float]
@@ -39,12 +39,12 @@ STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
 
 @dataclass
 class _Run:
-    """What changes while training, besides the model; with it, all that a killed run needs.
+    """What changes while training, besides the model.
 
-    network: the model as gradients are taken of it, which averages them over processes.
-    folded: a quicker form of it to attack, where there is one. replayed: on a GPU, a quicker one
-    still, made at the first step.
-    best: the weights that would be returned now, where epochs are chosen between.
+    network: the model as gradients are taken of it, which averages them over processes. folded: a
+    quicker form of it to attack, where there is one; replayed: on a GPU, a quicker one still.
+    parts: all that keeps a state, by name; `average` where weights are averaged. best: the weights
+    that would be returned now, where epochs are chosen between.
     """
 
     network: nn.Module
@@ -53,7 +53,7 @@ class _Run:
     labels: torch.Tensor
     optimizer: SGD
     schedule: OneCycleLR
-    average: Average | None
+    parts: dict[str, Any]
     history: History = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None
     replayed: Replayed | None = None
@@ -67,33 +67,42 @@ class Trainer:
     Of recipes that attack their images, the weights of the epoch of highest robust accuracy on the
     validation images are kept (early stopping: Rice et al., Overfitting in adversarially robust
     deep learning, 2020), of several such epochs the last, which has had more training at a lower
-    rate. Of standard training, the last epoch's.
-
-    Without validation images the last epoch's weights are kept, of fgsm those before a collapse.
+    rate. Without validation images and of standard training, the last epoch's weights are kept; of
+    fgsm without validation images those before a collapse.
 
     state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
-    nothing. after_step: called with the model after every step, which it may change in place.
-    before_epoch: called with the epoch, counted from 0; what it does to the model must follow from
-    that and from the model's own state, or a resumed run would differ. measure: more columns of an
-    epoch's row. finished: ends the training before the last epoch. groups: parameters of the model
-    with a weight decay or rate of their own, as SGD takes them.
-    probe: images and labels that each epoch is judged on, for the history alone.
+    nothing. after_epoch: called with the epoch, counted from 0. after_step: called with the model
+    after every step, which it may change in place. probe: images and labels that each epoch is
+    judged on, for the history alone. A derived class may say more: see `before_epoch`, `measure`,
+    `finished` and `groups`.
     """
 
     model: nn.Module
-    train: tuple[torch.Tensor, torch.Tensor]
-    val: tuple[torch.Tensor, torch.Tensor] | None
+    train: Pair
+    val: Pair | None
     settings: TrainSettings
     recipe: RecipeSettings
     seed: int
     state_path: Path | None
     after_epoch: Callable[[int], None] = lambda epoch: None
     after_step: Callable[[nn.Module], None] = lambda model: None
-    before_epoch: Callable[[int], None] = lambda epoch: None
-    measure: Callable[[nn.Module], Row] = lambda model: {}
-    finished: Callable[[History], bool] = lambda history: False
-    groups: tuple[dict[str, Any], ...] = ()
-    probe: tuple[torch.Tensor, torch.Tensor] | None = None
+    probe: Pair | None = None
+
+    def before_epoch(self, epoch: int) -> None:
+        """Called with the epoch, counted from 0; what it does to the model must follow from that
+        and from the model's own state, or a resumed run would differ."""
+
+    def measure(self) -> Row:
+        """More columns of an epoch's row."""
+        return {}
+
+    def finished(self, history: History) -> bool:
+        """Whether the training ends before the last epoch."""
+        return False
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters of the model with a weight decay or rate of their own, as SGD takes them."""
+        return []
 
     @property
     def method(self) -> Method:
@@ -109,44 +118,47 @@ class Trainer:
         """Train for all epochs; returns one row per epoch.
 
         Columns: epoch; loss and accuracy on the training batches as they were trained on (TRADES:
-        accuracy on the clean images); accuracy on validation images; where the recipe attacks its
-        images, `val_robust_accuracy` under PGD; and of fgsm `probe_accuracy` (PGD) and
+        accuracy on the clean images); `measure`; accuracy on validation images; where the recipe
+        attacks its images, `val_robust_accuracy` under PGD; and of fgsm `probe_accuracy` (PGD) and
         `fgsm_accuracy` on a training minibatch, and `collapsed`, 1 where catastrophic overfitting
         ended the training; of a `probe` `probe_clean` and, under PGD, `probe_robust`. UserError
         where the loss stops being a number.
         """
         channels_last(self.model)
-        run, per_epoch = self._begin(), self._batches(len(self.train[0]))
+        run = self._begin()
         self._resume(run)
-        history = run.history
+        history, per_epoch = run.history, self._batches(len(run.images))
         with progress("train, batches", self.epochs * per_epoch) as advance:
             advance(len(history) * per_epoch)
             while len(history) < self.epochs and not (collapsed(history) or self.finished(history)):
                 self.before_epoch(len(history))
-                history.append(self._epoch(run, advance) | self.measure(self.model))
+                history.append(self._epoch(run, advance) | self.measure())
                 self._judge(run)
                 self._store(run)
                 self.after_epoch(len(history) - 1)
-        if run.best or run.average:
-            self.model.load_state_dict(run.best or self._judged(run).state_dict())
+        if run.best or (judged := self._judged(run)) is not self.model:
+            self.model.load_state_dict(run.best or judged.state_dict())
         self.model.to(memory_format=torch.contiguous_format).eval()
         return history
 
     def _begin(self) -> _Run:
-        device, settings = device_of(self.model), self.settings
+        settings, device = self.settings, device_of(self.model)
         images, labels = (t.to(device) for t in self.train)
-        apart = {id(parameter) for group in self.groups for parameter in group["params"]}
+        own = self.groups()
+        apart = {id(parameter) for group in own for parameter in group["params"]}
         rest = [p for p in self.model.parameters() if id(p) not in apart]
-        groups = [{"lr": settings.lr} | group for group in ({"params": rest}, *self.groups)]
-        rates = [group["lr"] for group in groups]
-        momentum, decay = settings.momentum, settings.weight_decay
+        groups = [{"lr": settings.lr} | group for group in ({"params": rest}, *own)]
+        rates, momentum = [group["lr"] for group in groups], settings.momentum
+        decay = settings.weight_decay
         optimizer = SGD(groups, settings.lr, momentum, weight_decay=decay, nesterov=momentum > 0)
         steps = max(self.epochs * self._batches(len(images)), 2)
         schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
-        average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
+        parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer, "schedule": schedule}
+        if self.recipe.ema:
+            parts["average"] = copy.deepcopy(self.model).requires_grad_(False)
         folded = Following.of(self.model) if self.method.attacks else None
         network = distributed.parallel(self.model)
-        return _Run(network, folded, images, labels, optimizer, schedule, average)
+        return _Run(network, folded, images, labels, optimizer, schedule, parts)
 
     def _batches(self, n: int) -> int:
         """Batches an epoch; a last one of a single image is left out (batch-norm needs two)."""
@@ -174,8 +186,7 @@ class Trainer:
             advance(1)
         losses, corrects, counts = zip(*steps, strict=True)
         found = zip(torch.stack(losses).tolist(), counts, strict=True)
-        loss_sum = sum(loss * count for loss, count in found)
-        right = int(torch.stack(corrects).sum())
+        loss_sum, right = sum(loss * n for loss, n in found), int(torch.stack(corrects).sum())
         total_loss, total_right, seen = distributed.total(loss_sum, right, sum(counts))
         return {
             "epoch": epoch + 1,
@@ -187,8 +198,15 @@ class Trainer:
         self, run: _Run, x: torch.Tensor, y: torch.Tensor, starts: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step; returns the mean loss and how many images are right."""
-        with self._autocast(x.device):
-            crafted = self.method.craft(self._attacked(run, x), x, y, starts)
+        usual = "bfloat16" if x.is_cuda else "float32"
+        precision = usual if self.settings.precision == "auto" else self.settings.precision
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            attacked = self.model
+            if run.folded is not None:
+                attacked = run.folded.refresh()
+            if run.folded is not None and x.is_cuda and distributed.processes() == 1:
+                attacked = run.replayed = run.replayed or Replayed(attacked, x)
+            crafted = self.method.craft(attacked, x, y, starts)
             loss, logits = self.method.loss(run.network, x, crafted, y)
         run.optimizer.zero_grad()
         loss.backward()
@@ -196,39 +214,21 @@ class Trainer:
         run.schedule.step()
         distributed.agree(self.model)
         self.after_step(self.model)
-        if run.average:
-            run.average.update(self.model)
+        if self.recipe.ema:
+            follow(run.parts["average"], self.model, self.recipe.ema, run.schedule.last_epoch)
         classes = y if y.ndim == 1 else y.argmax(1)
         return loss.detach(), (logits.detach().argmax(1) == classes).sum()
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        """Mixed precision, where the settings ask for it."""
-        usual = "bfloat16" if device.type == "cuda" else "float32"
-        chosen = usual if self.settings.precision == "auto" else self.settings.precision
-        return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16")
-
-    def _attacked(self, run: _Run, x: torch.Tensor) -> nn.Module:
-        """What is attacked in the place of the model: folded where possible, replayed on a GPU."""
-        if run.folded is None:
-            return self.model
-        network = run.folded.refresh()
-        if not x.is_cuda or distributed.processes() > 1:
-            return network
-        if run.replayed is None:
-            run.replayed = Replayed(network, x)
-        return run.replayed
-
     def _judged(self, run: _Run) -> nn.Module:
         """The model that is validated and returned: the average, where there is one."""
-        return run.average.model if run.average else self.model
+        return run.parts.get("average", self.model)
 
     def _judge(self, run: _Run) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""
-        row, model = run.history[-1], self._judged(run)
+        row, model, keep = run.history[-1], self._judged(run), False
         if self.probe is not None:
             row["probe_clean"] = round(accuracy(model, *self.probe), 4)
             row["probe_robust"] = self._robust_accuracy(model, *self.probe)
-        keep = False
         if self.recipe.method == "fgsm":
             row |= self._probe(run)
             row["collapsed"] = int(collapsed(run.history))
@@ -252,49 +252,36 @@ class Trainer:
         generator = torch.Generator().manual_seed(STARTS + self.seed)
         rows = torch.randperm(len(run.images), generator=generator)[: self.settings.batch]
         x, y = self.train[0][rows], self.train[1][rows]
-        device, eps = device_of(self.model), self.method.eps
-        fast = fgsm_images(self.model, (x / 255).to(device), y.to(device), eps, generator)
+        images, labels = (t.to(run.images.device) for t in (x / 255, y))
+        fast = pgd_images(self.model, images, labels, self.method.inner, generator)
         return {
             "probe_accuracy": self._robust_accuracy(self.model, x, y),
             "fgsm_accuracy": round(accuracy(self.model, fast, y), 4),
         }
 
     def _store(self, run: _Run) -> None:
-        if self.state_path is None or not distributed.is_main():
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "schedule": run.schedule.state_dict(),
-            "history": run.history,
-            "best": run.best,
-            "average": run.average and run.average.model.state_dict(),
-            "average_steps": run.average and run.average.steps,
-        }
-        with atomic(self.state_path) as temporary:
-            torch.save(state, temporary)
+        if distributed.is_main():
+            state = {name: part.state_dict() for name, part in run.parts.items()}
+            save_state(self.state_path, state | {"history": run.history, "best": run.best})
 
     def _resume(self, run: _Run) -> None:
         """Load a stored state, if there is one; that of the first process, for all."""
-        state = distributed.from_main(self._read)
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.schedule.load_state_dict(state["schedule"])
-        run.history.extend(state["history"])
-        run.best = state["best"]
-        if run.average:
-            run.average.model.load_state_dict(state["average"])
-            run.average.steps = state["average_steps"]
+        state = distributed.from_main(lambda: load_state(self.state_path))
+        if state is not None:
+            for name, part in run.parts.items():
+                part.load_state_dict(state[name])
+            run.history.extend(state["history"])
+            run.best = state["best"]
 
-    def _read(self) -> dict[str, Any] | None:
-        path = self.state_path
-        if path is None or not path.is_file():
-            return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
-            raise UserError(
-                f"the training state {path} is damaged; delete it to start anew"
-            ) from error
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float, steps: int) -> None:
+    """Exponential moving average of parameters and batch-norm statistics, in place: after step
+    t = 1, 2, ... `a <- d a + (1 - d) w` with `d = min(decay, (1 + t) / (10 + t))`. It starts at the
+    initial weights, which the smaller d of the first steps soon forgets."""
+    decay, current = min(decay, (1 + steps) / (10 + steps)), model.state_dict()
+    for name, mean in average.state_dict().items():
+        if mean.is_floating_point():
+            mean.lerp_(current[name], 1 - decay)
+        else:  # batch-norm's count of batches
+            mean.copy_(current[name])
