@@ -83,11 +83,13 @@ def _own_p(claim: Claim, test: Compared) -> float:
 
 def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     """The outcome of a test that holds for all of the run; p: of what the claim asks for."""
-    n, seeds = run.n, 1
+    seeds = test.mean.seeds if isinstance(test, MeanComparison) else 1
     if isinstance(test, Comparison):
         n = test.first.n
-    elif isinstance(test, MeanComparison):  # a single image: figures of whole networks
-        n, seeds = test.mean.images if test.mean.images > 1 else run.n, test.mean.seeds
+    elif isinstance(test, MeanComparison) and test.mean.images > 1:
+        n = test.mean.images
+    else:  # distances, or figures of whole networks
+        n = run.n
     away = "; ".join(_outside(run, claim, n, seeds))
     (low, high), sign = test.interval, -1 if claim.expect == "lower" else 1
     shown = p < ALPHA and (not claim.is_difference or sign * test.difference >= claim.counts)
