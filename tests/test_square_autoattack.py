@@ -16,7 +16,7 @@ from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
-from advprune.attacks.square import _Search, side, square
+from advprune.attacks.square import side, square
 from advprune.core.errors import UserError
 from advprune.core.resume import Parts
 from advprune.pruning import prune
@@ -189,9 +189,9 @@ def test_square_nears_the_optimum_where_nothing_can_be_fooled(linear: Linear) ->
     assert share.max() <= 1 + 1e-4 and share.min() > 0.98
 
 
-def all_places_but_the_last(search: Any, n: int, length: int, size: int) -> torch.Tensor:
+def all_places_but_the_last(at: Any, n: int, length: int, size: int) -> torch.Tensor:
     """Where the authors' code puts squares: never at the last row or column."""
-    first = torch.randint(max(length - size, 1), (n, 1), generator=search.at.generator)
+    first = torch.randint(max(length - size, 1), (n, 1), generator=at.generator)
     return (torch.arange(length) >= first) & (torch.arange(length) < first + size)
 
 
@@ -218,7 +218,7 @@ def test_square_fools_as_many_as_its_authors_code(
         return int(wrong(network, adv, labels).sum())
 
     everywhere = sum(map(ours, seeds))
-    monkeypatch.setattr(_Search, "_offsets", all_places_but_the_last)
+    monkeypatch.setattr("advprune.attacks.square._offsets", all_places_but_the_last)
     mine, peers, trials = sum(map(ours, seeds)), sum(map(theirs, seeds)), len(seeds) * 64
     rate = (mine + peers) / (2 * trials)
     assert 0.15 < rate < 0.85
