@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from advprune.attacks import pgd
-from advprune.attacks.cost import Cost
 from advprune.attacks.losses import margin
 from advprune.attacks.registry import Context, method_of, typed
 from advprune.core.attack_settings import OtherAttack
