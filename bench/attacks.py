@@ -36,7 +36,7 @@ from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.opening import expected_gradient
 from advprune.data import load_split, prepare
 from advprune.models.checkpoint import load_model
-from advprune.training.adversarial import climb
+from advprune.training.adversarial import Inner, climb
 from advprune.training.replay import Replayed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +91,7 @@ def replayed(s: Setting, bf16: bool) -> Attack:
                 network,
                 *(x, x),
                 lambda logits: nn.functional.cross_entropy(logits, y, reduction="sum"),
-                *(s.eps, s.eps / 4, s.steps),
+                Inner(s.eps, s.eps / 4, s.steps),
             ).clone()
 
     return attack
@@ -281,7 +281,11 @@ def main(
     show(f"what the device can do: {name}, {torch.get_num_threads()} threads", bounds)
     show(f"{weights.name}, {len(x)} images, eps {eps:g}/255", table)
     if out is not None:
-        about = {"device": name, "torch": torch.__version__, "weights": weights.name}
+        about: dict[str, Any] = {
+            "device": name,
+            "torch": torch.__version__,
+            "weights": weights.name,
+        }
         about |= {"threads": torch.get_num_threads(), "images": len(x), "settings": asdict(s)}
         out.write_text(json.dumps(about | {"limits": bounds, "attacks": table}, indent=1) + "\n")
 

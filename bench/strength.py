@@ -62,12 +62,12 @@ def official(model: nn.Module, pair: Images, eps: float) -> pd.DataFrame:
 
 
 def kept(made: Callable[[], pd.DataFrame], path: Path | None) -> pd.DataFrame:
-    """A side's table with the seconds it took, read back where it is there."""
+    """A side's table with the seconds of one core that it took, read back where it is there."""
     if path is not None and path.is_file():
         return pd.read_parquet(path)
-    started = time.perf_counter()
+    started = time.process_time()
     table = made()
-    table = table.assign(seconds=time.perf_counter() - started)
+    table = table.assign(seconds=time.process_time() - started)
     if path is not None:
         table.to_parquet(path)
     return table
@@ -82,24 +82,22 @@ def main(
     ] = "dense-robust,HYDRA-robust,int8:dense-robust",
     profile: Annotated[str, typer.Option(help="Of params.yaml.")] = "digits",
     images: Annotated[int, typer.Option(help="Test images.")] = 300,
-    runs: Annotated[Path | None, typer.Option(help="Networks: <model>/model.safetensors.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The profile's splits.")] = None,
+    run: Annotated[Path, typer.Option(help="Folder with runs/ and data/ of the profile.")] = ROOT,
     keep: Annotated[Path | None, typer.Option(help="Folder for finished sides.")] = None,
 ) -> None:
     """Measure, print a table and write it, model by model."""
     torch.set_num_threads(1)
     os.environ["ADVPRUNE_WORKERS"] = "1"
     settings = load(ROOT / "params.yaml", profile)
-    runs, data = runs or ROOT / "runs" / profile, data or ROOT / "data" / profile
-    x, y = load_split(data, "test")
+    x, y = load_split(run / "data" / profile, "test")
     pair, eps = (x[:images], y[:images]), settings.active().eps
     found = json.loads(out.read_text())["rows"] if out.is_file() else []
     for entry in models.split(","):
         bits, _, of = entry.rpartition(":")
-        parent = load_model(runs / of / "model.safetensors")
+        parent = load_model(run / "runs" / profile / of / "model.safetensors")
         network = parent
         if bits:
-            network = quantize(parent, load_split(data, "train")[0][:CALIBRATION])
+            network = quantize(parent, load_split(run / "data" / profile, "train")[0][:CALIBRATION])
         row: dict[str, Any] = {"model": entry.replace(":", " of "), "n": len(pair[1])}
         sides = {
             "ours": partial(ours, network, parent if bits else None, pair, settings),

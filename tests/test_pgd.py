@@ -1,6 +1,5 @@
 """The attack engine against closed forms, a peer's implementation and its own promises."""
 
-
 import pytest
 import torch
 from torch import nn

@@ -7,7 +7,7 @@ images lie.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,13 +56,12 @@ def student(
         answers = ask(known)
         network = _network(images.shape[1], answers.shape[1]).to(images.device)
         optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-        attack = partial(
-            *(pgd, network, images, labels, s.eps, s.eps / 8, 20),
-            **{"norm": s.norm, "loss": "margin", "keep": "best", "generator": at.generator},
-        )
+        how_to: dict[str, Any] = {"norm": s.norm, "loss": "margin", "keep": "best"}
+        step, how_to["generator"] = s.eps / 8, at.generator
         for _ in range(s.rounds):
             _fit(network, optimizer, (known, answers), s.steps)
-            found = at.shown(attack(), images)
+            found = pgd(network, images, labels, s.eps, step, 20, **how_to)
+            found = at.shown(found, images)
             said = ask(found)
             now = margin(said, labels)
             better = now > reached

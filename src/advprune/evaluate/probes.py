@@ -84,7 +84,12 @@ def stronger(settings: ProbeSettings, classes: int, randomized: bool) -> AttackS
     starts, draws = (1, most("draws") + 1) if randomized else (most("restarts") + 1, 1)
     passes = max(effort(one, classes, randomized) for one in suite)
     restarts = max(starts, STARTS * (not randomized), passes // (2 * steps * draws) + 1)
-    change = {"step": main.step / 2, "steps": steps, "restarts": restarts, "draws": draws}
+    change: dict[str, object] = {
+        "step": main.step / 2,
+        "steps": steps,
+        "restarts": restarts,
+        "draws": draws,
+    }
     change |= {"loss": "margin", "keep": "best", "drop": True, "backward": "identity"}
     return main.model_copy(update=change)
 
