@@ -50,8 +50,8 @@ class MinimumNormSettings(Options):
     hundredth by a cosine. rate: by which part the ball grows or shrinks in the first step; it falls
     to a fiftieth likewise. restarts: after the first search, which begins at the clean image, the
     others begin at random points of the ball found so far and can only improve it; a random model
-    has one search of `steps * restarts` steps and twice the rate. halvings: of the way to the
-    perturbation found, at the end. progress: of `N * steps * restarts`.
+    has one search of `steps * restarts` steps, 0.7 times as long, at twice the rate. halvings: of
+    the way to the perturbation found, at the end. progress: of `N * steps * restarts`.
     """
 
     steps: int = 100
@@ -150,7 +150,7 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
     slope, late, recent = torch.zeros_like(clean), torch.zeros_like(clean), at.logits(current)
     for index in range(steps):
         fade = (1 + math.cos(math.pi * index / steps)) / 2  # as in `_descend`
-        rate, step = 2 * s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)
+        rate, step = 2 * s.rate * (0.02 + 0.98 * fade), 0.7 * s.step * (0.01 + 0.99 * fade)
         rival = recent.scatter(1, labels[:, None], -torch.inf).argmax(1)
         gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), _lead)
         s.progress(len(clean))
