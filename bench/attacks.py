@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import gettempdir
@@ -29,13 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from advprune.attacks import pgd
 from advprune.attacks.apgd import APGDSettings, apgd
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import attack_copy
+from advprune.attacks.engine import Mixed, attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.opening import expected_gradient
 from advprune.data import load_split, prepare
 from advprune.models.checkpoint import load_model
-from advprune.training.adversarial import climb
+from advprune.training.adversarial import Inner, climb
 from advprune.training.replay import Replayed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +91,7 @@ def replayed(s: Setting, bf16: bool) -> Attack:
                 network,
                 *(x, x),
                 lambda logits: nn.functional.cross_entropy(logits, y, reduction="sum"),
-                *(s.eps, s.eps / 4, s.steps),
+                Inner(s.eps, s.eps / 4, s.steps),
             ).clone()
 
     return attack
@@ -187,19 +188,12 @@ def limits(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[dict[str,
     per_image, size = 2 * counter.get_total_flops() / len(x), 8192 if cuda else 1024
     found = []
     for name in ("float32", "TF32", "bfloat16") if cuda else ("float32", "bfloat16"):
-        kind = torch.bfloat16 if name == "bfloat16" else torch.float32
+        rounded = name == "bfloat16"
+        kind, bare = (torch.bfloat16, Mixed(network)) if rounded else (torch.float32, network)
         a, b = (torch.randn(size, size, device=x.device, dtype=kind) for _ in range(2))
+        work = partial(torch.matmul, a, b), partial(expected_gradient, bare, point, y, margin)
         with matmul_precision(name == "TF32"):
-            product = min(timed(lambda a=a, b=b: a @ b, x.device)[1] for _ in range(6))
-            passes = min(
-                timed(
-                    lambda bf16=name == "bfloat16": expected_gradient(
-                        network, point, y, margin, bf16=bf16
-                    ),
-                    x.device,
-                )[1]
-                for _ in range(6)
-            )
+            product, passes = (min(timed(w, x.device)[1] for _ in range(6)) for w in work)
         rate = 2 * size**3 / product
         found.append(
             {
@@ -287,7 +281,11 @@ def main(
     show(f"what the device can do: {name}, {torch.get_num_threads()} threads", bounds)
     show(f"{weights.name}, {len(x)} images, eps {eps:g}/255", table)
     if out is not None:
-        about = {"device": name, "torch": torch.__version__, "weights": weights.name}
+        about: dict[str, Any] = {
+            "device": name,
+            "torch": torch.__version__,
+            "weights": weights.name,
+        }
         about |= {"threads": torch.get_num_threads(), "images": len(x), "settings": asdict(s)}
         out.write_text(json.dumps(about | {"limits": bounds, "attacks": table}, indent=1) + "\n")
 

@@ -1,8 +1,5 @@
-"""Pixels, the private copy, and the harness round torchattacks."""
+"""Pixels, and the private copy."""
 
-import random
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,8 +7,6 @@ from torch.nn.utils import parametrize
 
 from advprune.attacks import to_pixels
 from advprune.attacks.engine import attack_copy
-from advprune.attacks.zoo import zoo
-from advprune.core.errors import UserError
 from advprune.models.binary import skeleton
 from advprune.models.fold import Following, fold_batchnorm
 from advprune.pruning.hydra import attach_scores
@@ -169,24 +164,3 @@ def test_a_model_that_cannot_be_traced_is_copied_as_it_is() -> None:
     assert torch.allclose(private(x), model(x))
     assert not any(p.requires_grad for p in private.parameters())
     assert all(p.requires_grad for p in model.parameters())
-
-
-@pytest.mark.parametrize("name", ["MIFGSM", "APGD", "FAB"])
-def test_the_zoo_leaves_no_trace(network: nn.Module, digits: Pair, name: str) -> None:
-    images, labels = digits[0][:8], digits[1][:8]
-    network.train()
-    torch.manual_seed(1)
-    states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    adv = zoo(network, images, labels, name, {"eps": 0.1, "steps": 2})
-    assert (adv - images).abs().max() <= 0.1 + 1e-5
-    assert torch.equal(torch.random.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all() and random.getstate() == states[2]
-    assert network.training and all(p.grad is None for p in network.parameters())
-    assert torch.equal(adv, zoo(network, images, labels, name, {"eps": 0.1, "steps": 2}))
-
-
-def test_the_zoo_refuses_unknown_attacks_and_arguments(network: nn.Module, digits: Pair) -> None:
-    with pytest.raises(UserError, match="no attack 'PGDD'"):
-        zoo(network, *digits, "PGDD")
-    with pytest.raises(UserError, match="takes no 'epsilon'; it takes eps"):
-        zoo(network, *digits, "MIFGSM", {"epsilon": 0.1})

@@ -1,6 +1,7 @@
 """The minimum-norm attack against closed forms, a peer, and what it promises of each image."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.registry import Context, method_of, typed
 from advprune.core.attack_settings import OtherAttack
-from advprune.models.stochastic import Stochastic
+from advprune.models.checkpoint import load_model
+from advprune.models.stochastic import Stochastic, mean_logits
+from advprune.pruning import prune
 from conftest import Linear
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -43,29 +46,50 @@ def linear_problem(norm: str) -> tuple[Linear, torch.Tensor, torch.Tensor, torch
     return model, images, labels, (gap / size).masked_fill(size == 0, torch.inf).amin(1)
 
 
-class Blurred(Stochastic):
-    """Factors drawn evenly from [0.7, 1.3]: their mean is 1."""
+class Noise(Stochastic):
+    """Gaussian noise on every pixel: the mean logits of a linear model are those without it."""
 
     def noisy(self, h: torch.Tensor) -> torch.Tensor:
-        return h * (0.7 + 0.6 * self.uniform(h))
+        return h + 0.05 * self.normal(h)
 
 
 @NORMS
-def test_distances_of_a_model_that_draws_are_those_of_its_mean(norm: str) -> None:
-    """Asked afresh, each image fools; lucky draws alone would give distances far too small."""
+def test_distances_of_a_linear_model_behind_noise_are_those_of_its_mean(norm: str) -> None:
+    """In closed form, within 5 %; of single draws near the border, every other one is wrong."""
     model, images, labels, known = linear_problem(norm)
-    random = nn.Sequential(Blurred(), model).eval()
-    settings = MinimumNormSettings(norm=norm, draws=4, backward="identity", seed=3)
+    random = nn.Sequential(Noise(), model).eval()
+    settings = MinimumNormSettings(norm=norm, restarts=2, draws=4, backward="identity", seed=3)
     found, distances = minimum_norm(random, images, labels, settings)
-    mean = torch.stack([random(found) for _ in range(200)]).mean(0)
-    wrong = mean.argmax(1) != labels
-    right = distances > 0  # the noise alone may decide an image that lies next to a border
-    assert (known[~right] < 0.03).all() and right.sum() >= 30
-    assert wrong[right].float().mean() >= 0.8
-    ratio = distances[right] / known[right]
-    assert ratio.isfinite().all() and 0.9 < ratio.median() < 1.25
+    far = known > known.quantile(0.2)  # the draws decide of the others whether they are right
+    ratio = distances[far] / known[far]
+    assert abs(ratio.mean() - 1) < 0.05 and ((ratio - 1).abs() < 0.05).float().mean() > 0.8
+    assert (ratio - 1).abs().max() < 0.25
+    single = (random(found).argmax(1) != labels)[far].float().mean()
+    assert 0.2 < single < 0.8
     again = minimum_norm(random, images, labels, settings)
     assert again[0].equal(found) and again[1].equal(distances)
+
+
+@pytest.mark.parametrize("family", ["SAP", "dropout"])
+def test_a_random_model_is_no_farther_than_averaged_gradients_reach(
+    family: str, digits: Pair
+) -> None:
+    """At the median distance, PGD on ten draws breaks hardly more; for about as many passes."""
+    model = load_model(
+        Path(__file__).parent.parent / "weights/digits/dense-standard.fp16.safetensors"
+    )
+    random = prune(family, model, 1.0 if family == "SAP" else 0.1).model
+    images, labels = (part[:40] for part in digits)
+    cost, other = Cost(), Cost()
+    how = MinimumNormSettings(steps=60, restarts=2, draws=2, backward="identity", cost=cost)
+    _, distances = minimum_norm(random, images, labels, how)
+    eps = float(distances.median())
+    options = {"loss": "margin", "draws": 10, "backward": "identity", "cost": other}
+    adv = pgd(random, images, labels, eps, eps / 12, 40, **options)
+    with torch.no_grad():
+        broken = mean_logits(random, adv, 100).argmax(1) != labels
+    assert (distances <= eps).float().mean() >= broken.float().mean() - 0.08
+    assert cost.forwards + cost.gradients < 1.2 * (other.forwards + other.gradients)
 
 
 def test_the_method_notes_distances_and_stretches_to_the_budget() -> None:
@@ -131,19 +155,13 @@ def test_a_model_that_nothing_fools_gives_infinite_distances_and_the_clean_image
     assert distances.isinf().all() and found.equal(images)
 
 
-def test_cost_progress_and_the_model_are_as_promised(network: nn.Module, digits: Pair) -> None:
-    pair = digits[0], network(digits[0]).argmax(1)
-    network.train()
-    state, cost, done = torch.get_rng_state(), Cost(), []
+def test_cost_and_progress_are_as_promised(network: nn.Module, digits: Pair) -> None:
+    pair, cost, done = (digits[0], network(digits[0]).argmax(1)), Cost(), list[int]()
     settings = MinimumNormSettings(steps=7, batch=20, cost=cost, progress=done.append)
     one = minimum_norm(network, *pair, settings)
     assert sum(done) == cost.gradients == 64 * 7 < cost.forwards
-    assert network.training and torch.get_rng_state().equal(state)
-    assert all(p.grad is None and p.requires_grad for p in network.parameters())
     other = minimum_norm(network, *pair, replace(settings, batch=64))
     assert (one[1].nan_to_num(posinf=1) - other[1].nan_to_num(posinf=1)).abs().max() < 0.02
-    with pytest.raises(ValueError, match="norm"):
-        minimum_norm(network, *pair, replace(settings, norm="L1"))
 
 
 def test_an_image_at_a_tie_has_a_distance_too(network: nn.Module, digits: Pair) -> None:

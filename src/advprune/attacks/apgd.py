@@ -16,12 +16,13 @@ from pydantic import Field
 from torch import nn
 
 from advprune.attacks.apgd_state import APGDSettings, Pool, Queue
-from advprune.attacks.checks import check_choice, check_numbers, refuse
+from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.losses import Loss, cross_entropy, dlr
 from advprune.attacks.opening import Opened, opened, options, wide
 from advprune.attacks.pgd import ascend, project
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
+from advprune.models.border import refuse
 
 TOGETHER = 16  # batches' worth of images that share a queue: however many processes there are
 At = Opened[APGDSettings]
@@ -57,6 +58,10 @@ class APGDMethod(GradientAttack):
     targets: int = Field(default=9, ge=1, le=1000)
     restarts: int = Field(default=1, ge=1, le=1000)
     drop: bool = True
+
+    def runs(self, classes: int) -> int:
+        """How often each image is attacked from every start."""
+        return min(self.targets, classes - 1) if self.loss == "targeted" else 1
 
 
 @method("apgd", APGDMethod)

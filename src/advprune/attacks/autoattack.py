@@ -10,7 +10,6 @@ mirrors `AutoAttack.run_standard_evaluation`, without its checks of the kind of 
 
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -41,22 +40,15 @@ class AutoAttackOptions(Options):
     version: `standard` for deterministic models, `rand` for randomized ones, whose images count as
     fooled by a single draw, as published. With fewer than 10 classes all wrong ones are targets.
     seed: every batch of every attack starts from it, so a resumed run gives the same images.
-    cost: counts the work, that of resumed parts included. parts: keeps each finished batch of an
-    attack, under `name`.
+    cost: counts the work, that of resumed parts included. parts: keeps each finished batch.
     """
 
     version: str = "standard"
     parts: Parts | None = None
-    name: str = "autoattack"
 
 
 def autoattack(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    eps: float,
-    options: AutoAttackOptions | None = None,
-    **changes: Any,
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, **changes: Any
 ) -> tuple[torch.Tensor, dict[str, int]]:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return float32 images and how many stay right.
 
@@ -66,16 +58,51 @@ def autoattack(
     Images that no attack fools, and those misclassified from the start, come back unchanged: they
     are not adversarial, so use none of these images to measure transfer.
 
-    options, changes: AutoAttackOptions, and fields of it by name. Raises UserError where
-    pyautoattack is missing or the model has too few classes, ValueError on shapes, ranges or
-    options that make no sense.
+    changes: fields of AutoAttackOptions. Raises UserError where pyautoattack is missing or the
+    model has too few classes, ValueError on shapes, ranges or options that make no sense.
     """
-    how = replace(options or AutoAttackOptions(), **changes)
+    how, spent = AutoAttackOptions(**changes), Cost()
     check_choice("autoattack", "version", how.version, tuple(FEWEST))
-    spent = Cost()
     with opened("autoattack", model, (images, labels), eps, replace(how, cost=spent)) as at:
-        run = _Run(at.quick, _official(at.quick, eps, how, at.device), how, spent)
-        found, counts = run(images.float().contiguous().to(at.device), labels.to(at.device))
+        official = _official(at.quick, eps, how, at.device)
+        shown, labels = images.float().contiguous().to(at.device), labels.to(at.device)
+        found = shown.clone()
+        torch.manual_seed(how.seed)
+        with torch.no_grad():
+            logits = torch.cat([at.quick(part) for part in shown.split(how.batch)])
+        _fit_targets(official, logits.shape[1], how.version)
+        right = logits.argmax(1) == labels
+        counts = {"clean": int(right.sum())}
+
+        def piece(item: tuple[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            """Images of a chunk after one attack, and which of them are wrong; on the CPU."""
+            (name, rows), before = item, replace(spent)
+
+            def compute() -> Noted:
+                torch.manual_seed(how.seed)
+                attack = _tool(official, name.partition(" ")[0])
+                adv = attack.perturb(shown[rows], labels[rows]).detach()
+                with torch.no_grad():
+                    wrong = at.quick(adv).argmax(1) != labels[rows]
+                forwards = spent.forwards - before.forwards
+                gradients = spent.gradients - before.gradients
+                facts = {"wrong": wrong.tolist(), "forwards": forwards, "gradients": gradients}
+                return adv.cpu(), facts
+
+            part = f"autoattack-{name.replace(' ', '-')}"
+            adv, facts = compute() if how.parts is None else how.parts.tensor(part, compute)
+            spent.forwards = before.forwards + facts["forwards"]
+            spent.gradients = before.gradients + facts["gradients"]
+            return adv, torch.tensor(facts["wrong"])
+
+        for name in official.attacks_to_run:
+            chunks = right.nonzero()[:, 0].split(how.batch) if right.any() else ()
+            items = [(f"{name} {number}", rows) for number, rows in enumerate(chunks)]
+            answers = by_batch(at.quick, items, piece, spent)
+            for rows, (adv, wrong) in zip(chunks, answers, strict=True):
+                fooled = rows[wrong.to(rows.device)]
+                found[fooled], right[fooled] = adv[wrong].to(found), False
+            counts[name] = int(right.sum())
     if how.cost is not None:
         how.cost.forwards += spent.forwards
         how.cost.gradients += spent.gradients
@@ -98,83 +125,25 @@ class AutoAttackSettings(Attack):
         """What records call its steps: those of each of its gradient attacks."""
         return 100
 
+    def runs(self, classes: int) -> int:
+        """APGD once, its targeted form and FAB for each target class."""
+        return 1 + 2 * min(TARGETS, classes - 1)
+
 
 @method("autoattack", AutoAttackSettings)
 def _autoattack(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
-    setting: AutoAttackSettings,
+    s: AutoAttackSettings,
     how: Context,
 ) -> torch.Tensor:
     fitting = "rand" if is_randomized(model) else "standard"
-    version = fitting if setting.version == "auto" else setting.version
-    chosen = options(AutoAttackOptions, setting, how, version=version)
-    found, counts = autoattack(model, images, labels, setting.eps, chosen)
+    version = fitting if s.version == "auto" else s.version
+    chosen = vars(options(AutoAttackOptions, s, how, version=version))
+    found, counts = autoattack(model, images, labels, s.eps, **chosen)
     how.breakdown.update(counts)
     return found
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One evaluation. `spent`: the cost so far, counted by hooks and read back from parts."""
-
-    model: nn.Module
-    official: Any
-    how: AutoAttackOptions
-    spent: Cost
-
-    def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, int]]:
-        right = self._clean(images, labels)
-        found, counts = images.clone(), {"clean": int(right.sum())}
-        for attack in self.official.attacks_to_run:
-            chunks = right.nonzero()[:, 0].split(self.how.batch) if right.any() else ()
-            do = partial(self._chunk, attack, images, labels)
-            answers = by_batch(self.model, list(enumerate(chunks)), do, self.spent)
-            for rows, (adv, wrong) in zip(chunks, answers, strict=True):
-                fooled = rows[wrong.to(rows.device)]
-                found[fooled], right[fooled] = adv[wrong].to(found), False
-            counts[attack] = int(right.sum())
-        return found, counts
-
-    @torch.no_grad()
-    def _clean(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Which images are right before any attack, `[N]`; fits the targets to the classes."""
-        torch.manual_seed(self.how.seed)
-        right = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        for rows in torch.arange(len(images)).split(self.how.batch) if len(images) else ():
-            logits = self.model(images[rows])
-            right[rows] = logits.argmax(1) == labels[rows]
-            _fit_targets(self.official, logits.shape[1], self.how.version)
-        return right
-
-    def _chunk(
-        self,
-        attack: str,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        item: tuple[int, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images of a numbered chunk after one attack, and which of them are wrong; on the CPU."""
-        (number, rows), before = item, replace(self.spent)
-
-        def compute() -> Noted:
-            torch.manual_seed(self.how.seed)
-            adv = _tool(self.official, attack).perturb(images[rows], labels[rows]).detach()
-            with torch.no_grad():
-                wrong = self.model(adv).argmax(1) != labels[rows]
-            forwards = self.spent.forwards - before.forwards
-            gradients = self.spent.gradients - before.gradients
-            facts = {"wrong": wrong.tolist(), "forwards": forwards, "gradients": gradients}
-            return adv.cpu(), facts
-
-        keep, part = self.how.parts, f"{self.how.name}-{attack}-{number}"
-        adv, facts = compute() if keep is None else keep.tensor(part, compute)
-        self.spent.forwards = before.forwards + facts["forwards"]
-        self.spent.gradients = before.gradients + facts["gradients"]
-        return adv, torch.tensor(facts["wrong"])
 
 
 def _official(model: nn.Module, eps: float, how: AutoAttackOptions, device: torch.device) -> Any:

@@ -12,7 +12,6 @@ from the published code.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ def bitflip(
     model: nn.Module | StoredModel,
     images: torch.Tensor,
     labels: torch.Tensor | None = None,
-    options: FlipOptions | None = None,
     **changes: Any,
 ) -> FlipTrace:
     """Progressive bit search on one fixed batch of images `[N, C, H, W]` in [0, 1].
@@ -52,13 +50,12 @@ def bitflip(
     (rerun.py), which halves them.
 
     model: a float network, or a StoredModel, attacked as it is. labels: `[N]`; without them the
-    stored model's own predictions before the first flip. options, changes: FlipOptions, and fields
-    of it by name.
+    stored model's own predictions before the first flip. changes: fields of FlipOptions.
 
-    Raises ValueError on shapes, ranges, options or a state that make no sense, on a model that
-    draws at random, and where the loss is not finite to begin with.
+    Raises ValueError on shapes, ranges or options that make no sense, on a model that draws at
+    random, and where the loss is not finite to begin with.
     """
-    how = replace(options or FlipOptions(), **changes)
+    how = FlipOptions(**changes)
     stored = _private(model, how)
     objective = Objective.of(stored, images, labels, how)
     run = Run(stored, objective, how)
@@ -71,7 +68,6 @@ def random_flips(
     model: nn.Module | StoredModel,
     images: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
-    options: FlipOptions | None = None,
     **changes: Any,
 ) -> FlipTrace:
     """Flip stored bits at random: each bit of all is as likely as any other, none twice.
@@ -79,14 +75,12 @@ def random_flips(
     images: a batch on which the loss is measured after every flip; without it losses are NaN. The
     flips of a smaller budget are the first of a larger one. All else is as in `bitflip`.
     """
-    how = replace(options or FlipOptions(), **changes, reuse=False, target=None)
+    how = replace(FlipOptions(**changes), reuse=False, target=None)
     stored, objective = _private(model, how), None
     if images is not None:
         objective = Objective.of(stored, images, labels, how)
     run = Run(stored, objective, how)
     draws = random_bits(stored, how.generator or torch.Generator().manual_seed(0))
-    if any(next(draws, None) != flip for flip in run.flips()):
-        raise ValueError("bitflip: the state's random flips are not those of this generator")
     while (reason := run.over()) is None:
         if (flip := next(draws, None)) is None:
             return run.trace("exhausted")
@@ -143,45 +137,19 @@ def rank(name: str, layer: StoredLayer, gradient: torch.Tensor, most: int) -> li
     """A layer's flips that raise the height most to first order, at most `most`, the best first.
 
     gradient: of the height by the weight, in its shape. Flips that do not raise it are left out.
-    The best `most` bits lie in the `most` weights whose single best bit is best, so that only
-    those weights' bits are compared.
     """
     pull = (gradient * layer.scale).flatten().nan_to_num(0.0, 0.0, 0.0)  # dJ/dq
-    codes, values = layer.codes.flatten(), place_values(layer.bits)
-    chosen = _most_gain(pull, codes, layer.bits).topk(min(most, len(pull))).indices
+    codes = layer.codes.flatten()
     gains = torch.stack(
-        [  # [bits, chosen]
-            pull[chosen] * value * torch.where((codes[chosen] >> bit) & 1 == 0, 1, -1)
-            for bit, value in enumerate(values)
+        [
+            pull * value * torch.where((codes >> bit) & 1 == 0, 1, -1)
+            for bit, value in enumerate(place_values(layer.bits))
         ]
-    ).flatten()
-    order = gains.argsort(descending=True, stable=True)[:most]
-    rising = order[gains[order] > 0]
-    indices = chosen[rising % len(chosen)].tolist()
-    bits = (rising // len(chosen)).tolist()
+    )  # [bits, n]
+    best, places = gains.flatten().topk(min(most, gains.numel()))
+    rising = places[best > 0]
+    indices, bits = (rising % len(pull)).tolist(), (rising // len(pull)).tolist()
     return [Flip(name, index, bit) for index, bit in zip(indices, bits, strict=True)]
-
-
-def _most_gain(pull: torch.Tensor, codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """By weight, `[n]`, the most that a single flip raises the height to first order; 0 for none.
-
-    With the sign bit inverted all place values are positive: then clear bits raise the number, set
-    bits lower it, and the highest of the right ones counts.
-    """
-    raised = codes if bits == 1 else codes ^ 2 ** (bits - 1)
-    useful = torch.where(pull > 0, raised ^ (2**bits - 1), raised)
-    table = torch.tensor(_highest_values(bits), dtype=pull.dtype, device=pull.device)
-    return pull.abs() * table[useful.int()]
-
-
-@cache
-def _highest_values(bits: int) -> tuple[int, ...]:
-    """For every pattern of bits the largest size of a place value among those set."""
-    sizes = [abs(value) for value in place_values(bits)]
-    return tuple(
-        max((size for bit, size in enumerate(sizes) if pattern >> bit & 1), default=0)
-        for pattern in range(2**bits)
-    )
 
 
 class _Tried(NamedTuple):

@@ -1,28 +1,14 @@
-"""What every attack refuses: images, labels, budgets and options that make no sense."""
+"""What every attack refuses of its options; images and models: `models.border`."""
 
 from typing import Any
 
-from advprune.models.border import check_images, check_model, refuse
-
-__all__ = ["check_budget", "check_choice", "check_images", "check_model", "check_numbers", "refuse"]
-
-
-def check_budget(attack: str, eps: float, norm: str) -> None:
-    """ValueError where a budget is NaN or below 0, or an Linf budget above 1."""
-    check_numbers(attack, 0, eps=eps)
-    above = norm == "Linf" and eps > 1
-    refuse(attack, {f"eps is {eps}; an Linf budget lies between 0 and 1": above})
+from advprune.models.border import refuse
 
 
 def check_numbers(attack: str, least: int, **numbers: float) -> None:
     """ValueError where a number is NaN or below `least`."""
-    refuse(
-        attack,
-        {
-            f"{key} is {n}; it must be at least {least}": not n >= least
-            for key, n in numbers.items()
-        },
-    )
+    for key, n in numbers.items():
+        refuse(attack, {f"{key} is {n}; it must be at least {least}": not n >= least})
 
 
 def check_choice(attack: str, key: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import pandas as pd
 import torch
 from torch import nn
 
-from advprune.attacks.checks import check_choice, check_images, check_numbers, refuse
+from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.engine import Progress, no_progress
 from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.rerun import Rerun, Values, rerun
 from advprune.attacks.stored_bits import StoredModel
 from advprune.core.device import device_of
+from advprune.models.border import check_images, refuse
 
 LOSSES = ("ce", "margin")
 LEAK = 0.01  # what raising the margin of an image counts once it is where the attack wants it
@@ -31,17 +31,13 @@ class FlipOptions:
     loss: `ce`, cross-entropy, or `margin`, `max_{i != y} z_i - z_y`, which counts a hundredth
     (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those.
     batch: images that pass together, for memory's sake; the loss is that of all.
-    state: the rows of an earlier trace of the same model, images and options, which is gone on
-    with: the result is that of an unbroken run, counts included. save: called with the rows so
-    far whenever `evaluate` is due. progress: called with the number of flips done (of `budget`),
-    those of `state` included.
+    progress: called with the number of flips done (of `budget`).
     candidates, most_candidates: the first and the largest number of flips that are tried together.
     each: how many such sets of each layer are tried.
     target: a class that all images are to be pushed into: labels are that class, and L is lowered.
     reuse: keep what lies before a changed layer instead of computing it again; the result is the
     same. It needs memory for what convolutions take in, on all images and up to three times over.
-    generator: a CPU generator of random flips; to go on from a `state`, give it as it was at the
-    first call.
+    generator: a CPU generator of random flips.
     """
 
     bits: int = 8
@@ -52,8 +48,6 @@ class FlipOptions:
     every: int = 1
     loss: str = "ce"
     batch: int = 128
-    state: pd.DataFrame | None = None
-    save: Callable[[pd.DataFrame], None] | None = None
     progress: Progress = no_progress
     candidates: int = 1
     most_candidates: int = 20

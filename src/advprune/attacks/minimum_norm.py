@@ -5,8 +5,14 @@ Constraints (NeurIPS 2021), Algorithm 1: gradient steps on the margin inside a b
 shrinks while the image fools and grows while it does not. Three things are added: Linf steps follow
 the gradient's sign and are measured in radii, so that no pixel lags behind; only what float32
 confirms counts as fooling; and at the end the perturbation found is shortened by bisection towards
-the clean image. Of a model that draws at random, the mean logits of some draws decide; what looked
-like fooling in lucky draws is asked again in fresh ones and, if need be, lengthened.
+the clean image.
+
+Of a model that draws at random, the mean logits decide. Each step sees the mean of a few draws
+only, so the smallest radius at which one seemed to fool means nothing. There the radius follows
+those decisions in ever smaller steps, which settle where the mean does not lean to either side
+(Robbins and Monro, A Stochastic Approximation Method, 1951); gradients are averaged over steps,
+too. The length is then decided by bisection, every length on the same draws, and confirmed in
+fresh ones.
 """
 
 import math
@@ -26,12 +32,14 @@ from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import full_precision
 from advprune.models.quantized import is_quantized
-from advprune.models.stochastic import drawn_logits, silent_copy
+from advprune.models.stochastic import mean_logits, silent_copy
 
 CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: above rounding noise
 # Lengths at which a perturbation is tried that fools by a hair only, or in lucky draws.
 LENGTHS = (1.0, 1.01, 1.03, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
-SURE_DRAWS = 20  # the fewest that confirm that an image fools a model that draws at random
+FAR = (5.0, 10.0, 30.0)  # more of them for a random model, whose radius may rest on luck
+SURE_DRAWS = 20  # the fewest that decide a length for a model that draws at random
+MOMENTUM, MEMORY = 0.75, 0.5  # of a random model's gradients and logits, from step to step
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class MinimumNormSettings(Options):
     steps: gradient steps. step: length of the first one, in radii of the ball; it falls to a
     hundredth by a cosine. rate: by which part the ball grows or shrinks in the first step; it falls
     to a fiftieth likewise. restarts: after the first search, which begins at the clean image, the
-    others begin at random points of the ball found so far and can only improve it. halvings: of
+    others begin at random points of the ball found so far and can only improve it; a random model
+    has one search of `steps * restarts` steps, 0.7 times as long, at twice the rate. halvings: of
     the way to the perturbation found, at the end. progress: of `N * steps * restarts`.
     """
 
@@ -65,7 +74,7 @@ def minimum_norm(
     Returns images of the same shape, in [0, 1], and distances `[N]` in units of the pixel range: 0
     where the clean image is misclassified, infinite (and the clean image) where nothing was found.
     Distances are upper bounds, of float images: rounding these to 8 bits changes them. Where the
-    model draws at random, its mean logits over draws that chose nothing are wrong there.
+    model draws at random, they are where its mean logits over `SURE_DRAWS` draws turn wrong.
     Raises ValueError on shapes, ranges or options that make no sense.
     """
     check_numbers("minimum_norm", 1, steps=settings.steps, restarts=settings.restarts)
@@ -101,15 +110,14 @@ def _minimum_norm(
 def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor) -> Found:
     """Images `[n, C, H, W]` and distances `[n]`; noise: points of the unit ball `[n, R - 1, …]`."""
     found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
-    already = _each(at, clean).mean(0).argmax(1) != labels
+    already = _mean(at, clean).argmax(1) != labels
     distances[already] = 0.0
     at.options.progress(int(already.sum()) * at.options.steps)
     rows = (~already).nonzero()[:, 0]
     if len(rows):
         own = clean[rows], labels[rows]
-        best = _silent_start(at, *own) if at.randomized else None
-        best = _descend(at, *own, best, None if best is None else best[0])
-        for start in noise[rows].unbind(1):
+        best = _of_the_mean(at, *own) if at.randomized else _descend(at, *own)
+        for start in () if at.randomized else noise[rows].unbind(1):
             usual = best[1][best[1].isfinite()].mean().nan_to_num(0.1)
             size = best[1].where(best[1].isfinite(), usual)
             best = _descend(at, *own, best, (own[0] + wide(size) * start).clamp(0, 1))
@@ -117,7 +125,7 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
         rows = rows[distances[rows].isfinite()]
     if len(rows):
         change = _halve(at, clean[rows], found[rows] - clean[rows], labels[rows])
-        length = _first(at, clean[rows], change, labels[rows])
+        length = _first(at, clean[rows], change, labels[rows], fresh=True)
         fools = length.isfinite()
         found[rows] = (clean[rows] + wide(length.where(fools, 0.0)) * change).clamp(0, 1)
         size = _size(found[rows] - clean[rows], at.options.norm)
@@ -125,21 +133,51 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
     return found, distances
 
 
-def _silent_start(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found | None:
-    """What fools a random model, found on it without its random layers.
+def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
+    """Of a model that draws at random: images near the border of its mean logits, and distances.
 
-    Noisy gradients alone find perturbations that are too long by a third.
+    The search begins at what fools the model without its random layers, where that can be asked.
+    Of three ways to fool it, the one of largest mean margin at the same length is taken.
     """
-    silent = silent_copy(at.quick)
-    if silent is None:
-        return None
-    quiet = replace(at, quick=silent, exact=silent, randomized=False)
-    found, _ = _descend(quiet, clean, labels)
-    change = _halve(at, clean, found - clean, labels)
-    length = _first(at, clean, change, labels)
-    start = (clean + wide(length.where(length.isfinite(), 0.0)) * change).clamp(0, 1)
-    size = _size(start - clean, at.options.norm)
-    return start, torch.where(size > 0, size, torch.inf)
+    s, tried, start = at.options, [], clean
+    if (silent := silent_copy(at.quick)) is not None:
+        start, _ = _descend(
+            replace(at, quick=silent, exact=silent, randomized=False), clean, labels
+        )
+        tried.append(start - clean)
+    current, steps = start.contiguous(memory_format=torch.channels_last), s.steps * s.restarts
+    radius, ever = _size(current - clean, s.norm), torch.zeros_like(labels, dtype=torch.bool)
+    slope, late, recent = torch.zeros_like(clean), torch.zeros_like(clean), at.logits(current)
+    for index in range(steps):
+        fade = (1 + math.cos(math.pi * index / steps)) / 2  # as in `_descend`
+        rate, step = 2 * s.rate * (0.02 + 0.98 * fade), 0.7 * s.step * (0.01 + 0.99 * fade)
+        rival = recent.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), _lead)
+        s.progress(len(clean))
+        recent = MEMORY * recent + (1 - MEMORY) * logits
+        scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
+        slope = MOMENTUM * slope + (1 - MOMENTUM) * gradient / scale
+        fooled = margin(logits, labels) > 0
+        ever |= fooled
+        outward = torch.where(ever, radius * (1 + rate), 1.1 * radius + 0.01)
+        radius = torch.where(fooled, radius * (1 - rate), outward)
+        current = project(
+            ascend(current, slope, step * wide(radius), s.norm), clean, wide(radius), s.norm
+        )
+        late += (current - clean) * (index >= 0.7 * steps)
+    best, reached = clean, torch.full_like(radius, -torch.inf)
+    for change in (*tried, current - clean, late):
+        scaled = change * wide(radius / _size(change, s.norm).clamp_min(1e-12))
+        points = (clean + scaled).clamp(0, 1)
+        now = margin(_mean(at, points), labels)
+        best, reached = torch.where(wide(now > reached), points, best), now.maximum(reached)
+    return best, _size(best - clean, s.norm)
+
+
+def _lead(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+    """By how much a class leads the label, `[n]`, of labels and classes `[n, 2]`."""
+    own, rival = logits.gather(1, pair).unbind(1)
+    return rival - own
 
 
 def _descend(
@@ -155,7 +193,7 @@ def _descend(
     images.
     """
     s = at.options
-    surely = s.precision != "float32" or is_quantized(at.exact) or at.randomized
+    surely = s.precision != "float32" or is_quantized(at.exact)
     best, nearest = known or (clean, clean.new_full((len(clean),), torch.inf))
     current = (clean if start is None else start).contiguous(memory_format=torch.channels_last)
     radius = _size(current - clean, s.norm)
@@ -166,7 +204,7 @@ def _descend(
         s.progress(len(clean))
         gap, size = margin(logits, labels), _size(current - clean, s.norm)
         fooled, closer = gap > 0, size < nearest
-        if surely and (asked := fooled & closer).any():  # other arithmetic and lucky draws err
+        if surely and (asked := fooled & closer).any():  # other arithmetic errs
             fooled[asked] = _fools(at, current[asked], labels[asked])
         nearer = fooled & closer
         best = torch.where(wide(nearer), current, best)
@@ -188,7 +226,7 @@ def _descend(
 
 def _halve(at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The shortest changes along the way to `clean + change` that surely fool."""
-    outer = _first(at, clean, change, labels).clamp_max(LENGTHS[-1])
+    outer = _first(at, clean, change, labels).clamp_max(FAR[-1] if at.randomized else LENGTHS[-1])
     inner = torch.zeros_like(outer)
     for _ in range(at.options.halvings):
         middle = (inner + outer) / 2
@@ -197,36 +235,35 @@ def _halve(at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tens
     return (clean + wide(outer) * change).clamp(0, 1) - clean
 
 
-def _first(at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _first(
+    at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor, fresh: bool = False
+) -> torch.Tensor:
     """The first of `LENGTHS` (in units of `change`) that fools, `[n]`; infinite: none."""
     found = clean.new_full((len(clean),), torch.inf)
-    for length in LENGTHS:
+    for length in LENGTHS + FAR * at.randomized:
         rows = found.isinf().nonzero()[:, 0]
         if len(rows):
             tried = (clean[rows] + length * change[rows]).clamp(0, 1)
-            fools = _fools(at, tried, labels[rows])
+            fools = _fools(at, tried, labels[rows], fresh)
             found[rows[fools]] = length
     return found
 
 
-def _fools(at: At, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Which images surely fool: by more than rounding, and a mean by its standard error."""
-    each = _each(at, images)
-    logits, count = each.mean(0), len(each)
-    clear = CLEAR * logits.abs().amax(1)
-    if at.randomized:
-        other = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
-        pair = each.gather(2, torch.stack([other, labels], 1).expand(count, -1, -1))
-        clear = clear.maximum((pair[:, :, 0] - pair[:, :, 1]).std(0) / count**0.5)
-    return margin(logits, labels) > clear
+def _fools(at: At, images: torch.Tensor, labels: torch.Tensor, fresh: bool = False) -> torch.Tensor:
+    """Which images surely fool: by more than rounding."""
+    logits = _mean(at, images, fresh)
+    return margin(logits, labels) > CLEAR * logits.abs().amax(1)
 
 
 @torch.no_grad()
-def _each(at: At, images: torch.Tensor) -> torch.Tensor:
-    """Logits `[D, n, K]`; of a random model, of more draws than are behind gradients."""
+def _mean(at: At, images: torch.Tensor, fresh: bool = False) -> torch.Tensor:
+    """Logits `[n, K]`; of a random model, over draws that are the same in every call, or fresh."""
     draws = max(2 * at.draws, SURE_DRAWS) if at.randomized else 1
-    with full_precision():
-        return torch.cat(list(drawn_logits(at.exact, images, draws, at.options.batch)))
+    devices = [at.device] if at.device.type == "cuda" else []
+    with full_precision(), torch.random.fork_rng(devices, enabled=at.randomized and not fresh):
+        if at.randomized and not fresh:
+            torch.manual_seed(at.generator.initial_seed())
+        return mean_logits(at.exact, images, draws, at.options.batch)
 
 
 def _size(change: torch.Tensor, norm: str) -> torch.Tensor:

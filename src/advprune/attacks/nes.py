@@ -6,15 +6,13 @@ directions u, `g = mean of (L(x + sigma u) - L(x - sigma u)) u / (2 sigma)`, the
 margin L smoothed over sigma; then a step as of PGD, with momentum.
 """
 
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.attacks.checks import check_numbers, refuse
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options
 from advprune.attacks.pgd import ascend, project
@@ -22,82 +20,59 @@ from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
 from advprune.core.device import salted
 from advprune.core.settings import L2Budget
-from advprune.models.stochastic import is_randomized
 
 MOMENTUM = 0.9  # of the estimates, as published
 
 
-@dataclass(frozen=True)
-class NESOptions(Options):
-    """Samples: directions of an estimate, two queries each; sigma: how far along them, in units of
-    the pixel range. progress: of `N * steps`. More in `Options`."""
-
-    steps: int = 40
-    step: float = 0.01
-    samples: int = 32
-    sigma: float = 0.01
-
-
-def nes(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    eps: float,
-    options: NESOptions | None = None,
-    **changes: Any,
-) -> torch.Tensor:
-    """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
-
-    A misclassified image gets no more queries and comes back so; any other at its highest margin,
-    or where the model draws at random at its last iterate. options, changes: NESOptions, and fields
-    of it by name. Raises ValueError on shapes, ranges or options that make no sense.
-    """
-    how = replace(options or NESOptions(), **changes)
-    check_numbers("nes", 1, steps=how.steps, samples=how.samples)
-    refuse("nes", {f"sigma is {how.sigma}; it must be above 0": not how.sigma > 0})
-    with opened("nes", model, (images, labels), eps, how) as at, torch.no_grad():
-        every = torch.arange(len(images))
-        (found,) = at.run(partial(_search, at), every, every)
-    return found
-
-
 class NESSettings(Attack):
-    """Settings of `method: nes`: as `NESOptions`."""
+    """Settings of `method: nes`.
+
+    samples: directions of an estimate, two queries each. sigma: how far along them.
+    """
 
     method: Literal["nes"]
     steps: int = Field(default=40, ge=1, le=100000)
     step: L2Budget
     samples: int = Field(default=32, ge=1, le=100000)
-    sigma: L2Budget
+    sigma: L2Budget = Field(gt=0)
     draws: int = Field(default=1, ge=1, le=10000)
 
 
 @method("nes", NESSettings, differentiates=False)
-def _nes(
+def nes(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: NESSettings, how: Context
 ) -> torch.Tensor:
-    draws = s.draws if is_randomized(model) else 1
-    return nes(model, images, labels, s.eps, options(NESOptions, s, how, draws=draws))
+    """A misclassified image gets no more queries and comes back so; any other at its highest
+    margin, or where the model draws at random at its last iterate."""
+    chosen = options(Options, s, how)
+    with opened("nes", model, (images, labels), s.eps, chosen) as at, torch.no_grad():
+        every = torch.arange(len(images))
+        (found,) = at.run(partial(_search, at, s), every, every)
+    return found
 
 
 def _search(
-    at: Opened[NESOptions], clean: torch.Tensor, labels: torch.Tensor, numbers: torch.Tensor
+    at: Opened[Options],
+    s: NESSettings,
+    clean: torch.Tensor,
+    labels: torch.Tensor,
+    numbers: torch.Tensor,
 ) -> tuple[torch.Tensor]:
     """The images found; directions depend on `numbers`, theirs in the whole set, alone."""
-    how, seed = at.options, at.generator.initial_seed()
+    seed = at.generator.initial_seed()
     drawn = [torch.Generator().manual_seed(salted(seed, str(n))) for n in numbers.tolist()]
     found, best = clean.clone(), margin(at.logits(clean), labels)
     current, slope = clean.clone(), torch.zeros_like(clean)
     rows = torch.arange(len(clean), device=clean.device)  # images still worked on
-    for _ in range(how.steps):
+    for _ in range(s.steps):
         rows = rows if at.randomized else rows[best[rows] <= 0]
         if not len(rows):
             break
-        estimate = _estimate(at, current[rows], labels[rows], [drawn[row] for row in rows])
+        estimate = _estimate(at, s, (current[rows], labels[rows]), [drawn[row] for row in rows])
         slope[rows] = MOMENTUM * slope[rows] + (1 - MOMENTUM) * estimate
-        moved = ascend(current[rows], slope[rows], how.step, how.norm)
-        current[rows] = project(moved, clean[rows], at.eps, how.norm)
-        how.progress(len(rows))
+        moved = ascend(current[rows], slope[rows], s.step, s.norm)
+        current[rows] = project(moved, clean[rows], at.eps, s.norm)
+        at.options.progress(len(rows))
         shown = at.shown(current[rows], clean[rows])
         now = margin(at.logits(shown), labels[rows])
         take = (now > best[rows]) | at.randomized
@@ -106,15 +81,18 @@ def _search(
 
 
 def _estimate(
-    at: Opened[NESOptions], x: torch.Tensor, labels: torch.Tensor, drawn: list[torch.Generator]
+    at: Opened[Options],
+    s: NESSettings,
+    points: tuple[torch.Tensor, torch.Tensor],
+    drawn: list[torch.Generator],
 ) -> torch.Tensor:
-    """The smoothed gradient of the margin at `x` `[n, C, H, W]`."""
-    how, total = at.options, torch.zeros_like(x)
-    shape = how.samples, *x.shape[1:]
+    """The smoothed gradient of the margin at images `[n, C, H, W]` of labels `[n]`."""
+    x, labels = points
+    total, shape = torch.zeros_like(x), (s.samples, *x.shape[1:])
     every = torch.stack([torch.randn(shape, generator=one) for one in drawn], 1).to(x)
-    for u in every.split(max(1, how.batch // (2 * len(x)))):  # [s, n, C, H, W]
-        both = torch.stack([x + how.sigma * u, x - how.sigma * u]).clamp(0, 1)
+    for u in every.split(max(1, at.options.batch // (2 * len(x)))):  # [s, n, C, H, W]
+        both = torch.stack([x + s.sigma * u, x - s.sigma * u]).clamp(0, 1)
         losses = margin(at.logits(both.flatten(0, 2)), labels.repeat(2 * len(u)))
         rise = losses.view(2, len(u), len(x)).diff(dim=0)[0].neg()  # [s, n]
         total += (rise[:, :, None, None, None] * u).sum(0)
-    return total / (2 * how.sigma * how.samples)
+    return total / (2 * s.sigma * s.samples)

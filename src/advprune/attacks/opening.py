@@ -11,14 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
-from advprune.attacks.checks import (
-    check_budget,
-    check_choice,
-    check_images,
-    check_model,
-    check_numbers,
-    refuse,
-)
+from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Ensemble, Mixed, Progress, attack_copy, by_batch, no_progress
 from advprune.attacks.losses import Loss
@@ -27,6 +20,7 @@ from advprune.attacks.registry import Context
 from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of, full_precision, salted
 from advprune.models.backward import OF_NETWORKS, RULES, set_backward
+from advprune.models.border import check_images, check_model, refuse
 from advprune.models.quantized import differentiable, is_quantized
 from advprune.models.stochastic import drawn_logits, is_randomized, mean_logits
 
@@ -173,8 +167,10 @@ def opened(
     ValueError on shapes, ranges or options that make no sense.
     """
     check_images(name, *attacked)
-    check_budget(name, eps, how.norm)
+    check_numbers(name, 0, eps=eps)
     check_numbers(name, 1, batch=how.batch, draws=how.draws)
+    above = how.norm == "Linf" and eps > 1
+    refuse(name, {f"eps is {eps}; an Linf budget lies between 0 and 1": above})
     check_choice(name, "norm", how.norm, ("Linf", "L2"))
     check_choice(name, "precision", how.precision, ("float32", "bfloat16"))
     check_choice(name, "backward", how.backward, (None, *RULES))

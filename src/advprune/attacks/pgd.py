@@ -5,18 +5,19 @@ Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (ICL
 loss gradient and project back.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from advprune.attacks.checks import check_choice, check_numbers, refuse
+from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.losses import LOSSES
 from advprune.attacks.opening import Opened, Options, opened, options
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import AttackSettings
+from advprune.models.border import refuse
 from advprune.models.stochastic import is_randomized
 
 BETAS = 0.9, 0.999  # of Adam (Kingma and Ba, 2015), as published
@@ -56,16 +57,15 @@ def pgd(
     eps: float,
     step: float,
     steps: int,
-    options: PGDOptions | None = None,
     **changes: Any,
 ) -> torch.Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
     eps, step: budget and step size in units of the pixel range, in the given norm (`Linf`, `L2`).
-    steps: gradient steps; 0 gives the starting points. options, changes: PGDOptions, and fields of
-    it by name. Raises ValueError on shapes, ranges or options that make no sense.
+    steps: gradient steps; 0 gives the starting points. changes: fields of PGDOptions.
+    Raises ValueError on shapes, ranges or options that make no sense.
     """
-    how = replace(options or PGDOptions(), **changes)
+    how = PGDOptions(**changes)
     check_numbers("pgd", 0, step=step, steps=steps)
     check_numbers("pgd", 1, restarts=how.restarts)
     check_choice("pgd", "loss", how.loss, tuple(LOSSES))
@@ -108,7 +108,8 @@ def _pgd(
     """A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
     its first misclassified draw, or choosing its best iterate, would reward a lucky draw."""
     own = {"drop": False, "keep": "last"} if is_randomized(model) else {}
-    return pgd(model, images, labels, s.eps, s.step, s.steps, options(PGDOptions, s, how, **own))
+    chosen = vars(options(PGDOptions, s, how, **own))
+    return pgd(model, images, labels, s.eps, s.step, s.steps, **chosen)
 
 
 def _search(

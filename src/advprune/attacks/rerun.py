@@ -7,7 +7,7 @@ numbers, so results are the same to the last bit.
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -15,6 +15,7 @@ from torch import fx, nn
 from advprune.attacks.stored_bits import LAYERS
 
 Values = dict[fx.Node, Any]  # what nodes of the graph gave
+Step = tuple[fx.Node, Callable[[Values], Any], list[fx.Node]]
 IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "pow")}
 IN_PLACE |= {operator.ifloordiv, operator.imod, operator.imatmul, operator.iand, operator.ior}
 IN_PLACE |= {operator.ixor, operator.ilshift, operator.irshift, operator.setitem}
@@ -32,30 +33,27 @@ def _known(module: nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] in ("advprune", "torch")
 
 
-class _Step(NamedTuple):
-    """A node, how its value comes from others', and whose values are not needed afterwards."""
-
-    node: fx.Node
-    compute: Callable[[Values], Any]
-    done: list[fx.Node]
-
-
 class Rerun:
     """A network's graph, and which nodes each of some weights reaches."""
 
     def __init__(self, traced: fx.GraphModule, weights: Mapping[str, torch.Tensor]) -> None:
-        first, *nodes = traced.graph.nodes
-        self.input = first
+        self.input, *nodes = traced.graph.nodes
         self.reached = {name: _reached(traced, weight) for name, weight in weights.items()}
-        reaches = self.reached.values()
-        self.kept = {n for n in (first, *nodes) if any(_border(n, reach) for reach in reaches)}
-        ends = _last_uses(nodes)
-        self.steps = [
-            _Step(n, _computation(traced, n), [d for d in ends.get(n, []) if d not in self.kept])
-            for n in nodes
-        ]
+        # Nodes whose values stay while one that needs them is computed again.
+        self.kept = {
+            node
+            for node in (self.input, *nodes)
+            for reached in self.reached.values()
+            if node not in reached and not reached.isdisjoint(node.users)
+        }
+        done: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
+        for given, last in {g: node for node in nodes for g in node.all_input_nodes}.items():
+            if given not in self.kept:
+                done[last].append(given)
+        # A node, how its value comes from others', and whose values nobody needs afterwards.
+        self.steps = [(node, _computation(traced, node), done[node]) for node in nodes]
         self.after = {
-            name: [step for step in self.steps if step.node in reached]
+            name: [step for step in self.steps if step[0] in reached]
             for name, reached in self.reached.items()
         }
 
@@ -67,22 +65,13 @@ class Rerun:
         """Logits and values after the weight `name` has changed since `values` were computed."""
         return self._run(dict(values), self.after[name])
 
-    def _run(self, values: Values, steps: list[_Step]) -> tuple[torch.Tensor, Values]:
+    def _run(self, values: Values, steps: list[Step]) -> tuple[torch.Tensor, Values]:
         found = torch.empty(0)
-        for step in steps:
-            found = values[step.node] = step.compute(values)
-            for done in step.done:
-                del values[done]
+        for node, compute, done in steps:
+            found = values[node] = compute(values)
+            for given in done:
+                del values[given]
         return found, {node: value for node, value in values.items() if node in self.kept}
-
-
-def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """By node: those whose values it is the last to need."""
-    last = {given: node for node in nodes for given in node.all_input_nodes}
-    ends: dict[fx.Node, list[fx.Node]] = {}
-    for given, node in last.items():
-        ends.setdefault(node, []).append(given)
-    return ends
 
 
 def _computation(traced: fx.GraphModule, node: fx.Node) -> Callable[[Values], Any]:
@@ -125,7 +114,7 @@ def rerun(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Rerun | None
     if len(inputs) != 1 or any(_unsafe(traced, node) for node in traced.graph.nodes):
         return None
     found = Rerun(traced, weights)
-    logits = found.steps[-1].node
+    logits, *_ = found.steps[-1]
     return found if all(logits in reached for reached in found.reached.values()) else None
 
 
@@ -172,8 +161,3 @@ def _uses(traced: fx.GraphModule, node: fx.Node, weight: torch.Tensor) -> bool:
     for part in str(node.target).split("."):
         found = getattr(found, part)
     return found is weight
-
-
-def _border(node: fx.Node, reached: set[fx.Node]) -> bool:
-    """Whether a node's value stays while one that needs it is computed again."""
-    return node not in reached and not reached.isdisjoint(node.users)

@@ -8,20 +8,20 @@ Two differences from the authors' code, both as the paper has it: each image has
 of its own, and squares reach the last row and column, which that code leaves out.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.attacks.checks import check_choice, check_numbers, refuse
+from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
-from advprune.models.stochastic import is_randomized
+from advprune.models.border import refuse
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
 
@@ -32,8 +32,8 @@ class SquareOptions(Options):
 
     queries: per image, the stripes included (the look at the clean image is not).
     p: share of the image that the first squares take.
-    draws: of any model that draws; whether the loss rose rests on the mean logits. Its noise stays
-    in it, and the loss that is kept is that of a lucky draw, so score the images afresh.
+    draws: whether the loss rose rests on the mean logits of so many. Noise stays in them, and the
+    loss that is kept is that of a lucky draw, so score the images afresh.
     progress: of at most `N * queries`: those that decided images save are not reported.
     """
 
@@ -42,12 +42,7 @@ class SquareOptions(Options):
 
 
 def square(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    eps: float,
-    options: SquareOptions | None = None,
-    **changes: Any,
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, **changes: Any
 ) -> torch.Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
@@ -61,18 +56,16 @@ def square(
     Every image comes back at its highest loss so far, fooled or not; never below the loss of the
     clean image, which it then is.
 
-    options, changes: SquareOptions, and fields of it by name. Raises ValueError on shapes, ranges
-    or options that make no sense.
+    changes: fields of SquareOptions. Raises ValueError on shapes, ranges or options that make no
+    sense.
     """
-    how = replace(options or SquareOptions(), **changes)
+    how = SquareOptions(**changes)
     check_numbers("square", 1, queries=how.queries)
     check_choice("square", "norm", how.norm, ("Linf",))
     part = f"p is {how.p}; it is a part of the image, above 0 and at most 1"
     refuse("square", {part: not 0 < how.p <= 1})
     with opened("square", model, (images, labels), eps, how) as at, torch.no_grad():
-        shown = images.to(at.device).contiguous(memory_format=torch.channels_last)
-        change = _Search(at, shown, labels.to(at.device))()
-    return (images + change.to(images.device)).clamp(0, 1)
+        return _search(at).to(images.device)
 
 
 class SquareSettings(Attack):
@@ -96,75 +89,56 @@ class SquareSettings(Attack):
 def _square(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: SquareSettings, how: Context
 ) -> torch.Tensor:
-    draws = s.draws if is_randomized(model) else 1
-    return square(model, images, labels, s.eps, options(SquareOptions, s, how, draws=draws))
+    return square(model, images, labels, s.eps, **vars(options(SquareOptions, s, how)))
 
 
-@dataclass(frozen=True)
-class _Search:
-    """The search over all images. Changes hold `+-eps` (or 0) and are cut to [0, 1] when shown."""
+def _search(at: Opened[SquareOptions]) -> torch.Tensor:
+    """The images found, `[N, C, H, W]`. Changes hold `+-eps` (or 0) and are cut to [0, 1] when
+    shown; they are drawn for all images, so that one does not depend on which others are left."""
+    clean = at.images.to(at.device).contiguous(memory_format=torch.channels_last)
+    labels, how, (n, channels, height, width) = at.labels.to(at.device), at.options, clean.shape
 
-    at: Opened[SquareOptions]
-    images: torch.Tensor
-    labels: torch.Tensor
+    def signs(*shape: int) -> torch.Tensor:
+        drawn = 2 * torch.randint(2, shape, generator=at.generator) - 1
+        return at.eps * drawn.to(clean)
 
-    def __call__(self) -> torch.Tensor:
-        """The change of every image, `[N, C, H, W]`."""
-        (n, channels, height, width), how = self.images.shape, self.at.options
-        rows = torch.arange(n, device=self.images.device)
-        change = torch.zeros_like(self.images)
-        clean = self._losses(rows, change)
-        losses = clean.clone()
-        rows = self._left(rows, losses)
-        stripes = self.at.eps * self._signs(n, channels, 1, width).expand(-1, -1, height, -1)
-        change[rows] = stripes[rows]
-        losses[rows] = self._losses(rows, change[rows])
-        how.progress(len(rows))
-        for tried in range(how.queries - 1):
-            rows = self._left(rows, losses)
-            if not len(rows):
-                break
-            candidate = self._with_square(change, rows, side(how.p, tried, change.shape))
-            now = self._losses(rows, candidate)
-            better = now > losses[rows]
-            change[rows[better]], losses[rows[better]] = candidate[better], now[better]
-            how.progress(len(rows))
-        change[losses < clean] = 0
-        return change
-
-    def _left(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """Those of `rows` that are worked on: the images still right, or all of a random model."""
-        return rows if self.at.randomized else rows[losses[rows] <= 0]
-
-    def _losses(self, rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        """The margins of `images[rows] + change`, `[len(rows)]`, on the mean logits."""
+    def losses(rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """The margins of `clean[rows] + change`, `[len(rows)]`, on the mean logits."""
 
         def of(part: torch.Tensor) -> torch.Tensor:
-            points = (self.images[rows[part]] + change[part]).clamp(0, 1)
-            return margin(self.at.logits(points), self.labels[rows[part]]).cpu()
+            points = (clean[rows[part]] + change[part]).clamp(0, 1)
+            return margin(at.logits(points), labels[rows[part]]).cpu()
 
-        parts = torch.arange(len(rows), device=rows.device).split(self.at.options.batch)
-        return torch.cat(by_batch(self.at.exact, parts, of, self.at.cost)).to(self.images)
+        parts = torch.arange(len(rows), device=rows.device).split(how.batch)
+        return torch.cat(by_batch(at.exact, parts, of, at.cost)).to(clean)
 
-    def _with_square(self, change: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
-        """`change[rows]` with a random square set to `+-eps`, a sign for each channel.
+    rows, change = torch.arange(n, device=clean.device), torch.zeros_like(clean)
+    before = losses(rows, change)
+    best = before.clone()
+    for query in range(how.queries):
+        rows = rows if at.randomized else rows[best[rows] <= 0]  # those that are still right
+        if not len(rows):
+            break
+        if query == 0:  # stripes, which are kept whatever they do
+            tried = signs(n, channels, 1, width).expand(-1, -1, height, -1)[rows]
+        else:
+            size = side(how.p, query - 1, clean.shape)
+            down = _offsets(at, n, height, size)[rows, None, :, None]  # [rows, 1, H, 1]
+            across = _offsets(at, n, width, size)[rows, None, None, :]  # [rows, 1, 1, W]
+            tried = torch.where(down & across, signs(n, channels, 1, 1)[rows], change[rows])
+        now = losses(rows, tried)
+        better = (now > best[rows]) | (query == 0)
+        change[rows[better]], best[rows[better]] = tried[better], now[better]
+        how.progress(len(rows))
+    change[best < before] = 0
+    return (clean + change).clamp(0, 1)
 
-        Drawn for all images, so that an image's squares do not depend on which others are left.
-        """
-        n, channels, height, width = change.shape
-        down = self._offsets(n, height, size)[rows, None, :, None]  # [rows, 1, H, 1]
-        across = self._offsets(n, width, size)[rows, None, None, :]  # [rows, 1, 1, W]
-        signs = self.at.eps * self._signs(n, channels, 1, 1)[rows]
-        return torch.where(down & across, signs, change[rows])
 
-    def _offsets(self, n: int, length: int, size: int) -> torch.Tensor:
-        """`[n, length]`: true on `size` neighbours from a place that is uniform over all."""
-        first = torch.randint(length - size + 1, (n, 1), generator=self.at.generator)
-        place = torch.arange(length)
-        return ((place >= first) & (place < first + size)).to(self.images.device)
-
-    def _signs(self, *shape: int) -> torch.Tensor:
-        return (2 * torch.randint(2, shape, generator=self.at.generator) - 1).to(self.images)
+def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> torch.Tensor:
+    """`[n, length]`: true on `size` neighbours from a place that is uniform over all."""
+    first = torch.randint(length - size + 1, (n, 1), generator=at.generator)
+    place = torch.arange(length)
+    return ((place >= first) & (place < first + size)).to(at.device)
 
 
 def side(p: float, tried: int, shape: torch.Size) -> int:

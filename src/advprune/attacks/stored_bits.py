@@ -179,29 +179,20 @@ def replay(stored: StoredModel, table: pd.DataFrame) -> StoredModel:
     the integers that are there.
     """
     copied = stored.copy()
-    redo(copied, table)
-    return copied
-
-
-def redo(stored: StoredModel, table: pd.DataFrame) -> None:
-    """`replay` in place."""
     columns = table[["layer", "index", "bit", "before", "after"]]
-    for row, (name, index, bit, before, after) in enumerate(columns.itertuples(index=False)):
-        _check_place(stored, row, Flip(name, index, bit))
-        found = [stored.integer(name, index)]
-        stored.flip(Flip(name, index, bit))
-        found.append(stored.integer(name, index))
-        if found != [before, after]:
+    for row, (name, index, bit, *expected) in enumerate(columns.itertuples(index=False)):
+        layer = copied.layers.get(name)
+        if layer is None or not (0 <= index < layer.codes.numel() and 0 <= bit < layer.bits):
+            raise ValueError(f"replay: row {row}: there is no bit {bit} of {name}[{index}]")
+        found = [copied.integer(name, index)]
+        copied.flip(Flip(name, index, bit))
+        found.append(copied.integer(name, index))
+        if found != expected:
             raise ValueError(
-                f"replay: row {row} takes {before} to {after}, but there {found[0]} goes to "
-                f"{found[1]}; the rows belong to another network or width"
+                f"replay: row {row} takes {expected[0]} to {expected[1]}, but there {found[0]} "
+                f"goes to {found[1]}; the rows belong to another network or width"
             )
-
-
-def _check_place(stored: StoredModel, row: int, flip: Flip) -> None:
-    layer = stored.layers.get(flip.layer)
-    if layer is None or not (0 <= flip.index < layer.codes.numel() and 0 <= flip.bit < layer.bits):
-        raise ValueError(f"replay: row {row}: there is no such bit as {flip}")
+    return copied
 
 
 def hamming(one: StoredModel, other: StoredModel) -> int:
@@ -231,29 +222,17 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _stored(name: str, weight: torch.Tensor, bits: int, scale: str) -> StoredLayer:
     if not weight.isfinite().all():
         raise ValueError(f"store: the weight of {name} holds NaN or infinite numbers")
-    s = _scale(weight, bits, scale)
+    size, most = weight.detach().abs(), 2 ** (bits - 1) - 1
+    rows = size.flatten(1) if scale == "channel" else size.reshape(1, -1)
+    # Means are taken in float64.
+    s = rows.double().mean(1).to(weight.dtype) if bits == 1 else rows.amax(1) / most
+    s = s.view((-1,) + (1,) * (weight.ndim - 1))  # broadcasts over the weight
     if bits == 1:
         q = torch.where(weight >= 0, 1, -1)
     else:
         q = (weight / torch.where(s > 0, s, torch.ones_like(s))).round()
-        most = 2 ** (bits - 1) - 1
         q = q.clamp(-most, most)  # a scale too small for its float type may lead beyond
     return StoredLayer(encode(q, bits).contiguous(), s, bits)
-
-
-def _scale(weight: torch.Tensor, bits: int, scale: str) -> torch.Tensor:
-    """s, in a shape that broadcasts over the weight; means are taken in float64."""
-    rows = (
-        weight.detach().abs().flatten(1)
-        if scale == "channel"
-        else weight.detach().abs().reshape(1, -1)
-    )
-    s = (
-        rows.double().mean(1).to(weight.dtype)
-        if bits == 1
-        else rows.amax(1) / (2 ** (bits - 1) - 1)
-    )
-    return s.view((-1,) + (1,) * (weight.ndim - 1))
 
 
 @torch.no_grad()

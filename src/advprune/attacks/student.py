@@ -6,7 +6,7 @@ its own; here it learns the budget's ball around each attacked image, and where 
 images lie.
 """
 
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,76 +14,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from advprune.attacks.checks import check_numbers
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Options, opened, options
-from advprune.attacks.pgd import PGDOptions, pgd, random_point
+from advprune.attacks.pgd import pgd, random_point
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
-from advprune.models.stochastic import is_randomized
 
 COPIES = 8  # random points of the ball that the student learns each image from, at first
 BATCH = 64
 
 
-@dataclass(frozen=True)
-class StudentOptions(Options):
-    """How `student` searches; more in `Options`.
+class StudentSettings(Attack):
+    """Settings of `method: student`.
 
     rounds: how often the student attacks; between them it learns the model's answers there. steps:
     of its training, in each round.
     """
-
-    rounds: int = 3
-    steps: int = 100
-
-
-def student(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    eps: float,
-    options: StudentOptions | None = None,
-    **changes: Any,
-) -> torch.Tensor:
-    """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
-
-    Of each image, what the student found at which the model's own margin loss is largest. options,
-    changes: StudentOptions, and fields of it by name. Raises ValueError on shapes, ranges or
-    options that make no sense.
-    """
-    how = replace(options or StudentOptions(), **changes)
-    check_numbers("student", 1, rounds=how.rounds, steps=how.steps)
-    best, reached = images.clone(), torch.full((len(images),), -torch.inf)
-    if not len(images):
-        return best
-    with opened("student", model, (images, labels), eps, how) as at:
-
-        def ball(centres: torch.Tensor, radius: float) -> torch.Tensor:
-            return random_point(centres, radius, how.norm, at.generator)
-
-        def ask(points: torch.Tensor) -> torch.Tensor:
-            return at.logits(points.to(at.device)).to(images.device)
-
-        known = torch.cat([images, *(ball(images, eps) for _ in range(COPIES))])
-        answers = ask(known)
-        network = _network(images.shape[1], answers.shape[1]).to(images.device)
-        optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-        attack = PGDOptions(norm=how.norm, loss="margin", keep="best", generator=at.generator)
-        for _ in range(how.rounds):
-            _fit(network, optimizer, known, answers, how.steps)
-            found = at.shown(pgd(network, images, labels, eps, eps / 8, 20, attack), images)
-            said = ask(found)
-            now = margin(said, labels)
-            better = now > reached
-            best[better], reached[better] = found[better], now[better]
-            near = ball(found, eps / 4)
-            known, answers = torch.cat([known, found, near]), torch.cat([answers, said, ask(near)])
-    return best
-
-
-class StudentSettings(Attack):
-    """Settings of `method: student`: as `StudentOptions`."""
 
     method: Literal["student"]
     rounds: int = Field(default=3, ge=1, le=100)
@@ -92,31 +38,57 @@ class StudentSettings(Attack):
 
 
 @method("student", StudentSettings, differentiates=False)
-def _student(
+def student(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: StudentSettings, how: Context
 ) -> torch.Tensor:
-    draws = s.draws if is_randomized(model) else 1
-    return student(model, images, labels, s.eps, options(StudentOptions, s, how, draws=draws))
+    """Of each image, what the student found at which the model's own margin loss is largest."""
+    best, reached = images.clone(), torch.full((len(images),), -torch.inf)
+    if not len(images):
+        return best
+    with opened("student", model, (images, labels), s.eps, options(Options, s, how)) as at:
+        ball = partial(random_point, norm=s.norm, generator=at.generator)
+
+        def ask(points: torch.Tensor) -> torch.Tensor:
+            return at.logits(points.to(at.device)).to(images.device)
+
+        torch.manual_seed(at.generator.initial_seed())  # of the student, and what it learns first
+        known = torch.cat([images, *(ball(images, s.eps) for _ in range(COPIES))])
+        answers = ask(known)
+        network = _network(images.shape[1], answers.shape[1]).to(images.device)
+        optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+        how_to: dict[str, Any] = {"norm": s.norm, "loss": "margin", "keep": "best"}
+        step, how_to["generator"] = s.eps / 8, at.generator
+        for _ in range(s.rounds):
+            _fit(network, optimizer, (known, answers), s.steps)
+            found = pgd(network, images, labels, s.eps, step, 20, **how_to)
+            found = at.shown(found, images)
+            said = ask(found)
+            now = margin(said, labels)
+            better = now > reached
+            best[better], reached[better] = found[better], now[better]
+            near = ball(found, s.eps / 4)
+            known, answers = torch.cat([known, found, near]), torch.cat([answers, said, ask(near)])
+    return best
 
 
 def _network(channels: int, classes: int) -> nn.Module:
     """Smooth, so that its gradients reach far."""
-    wide = nn.Sequential(
+    return nn.Sequential(
         *(nn.Conv2d(channels, 24, 3, padding=1), nn.SiLU()),
         *(nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.SiLU()),
         *(nn.Conv2d(48, 48, 3, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()),
+        *(nn.Linear(768, 128), nn.SiLU(), nn.Linear(128, classes)),
     )
-    return nn.Sequential(wide, nn.Linear(768, 128), nn.SiLU(), nn.Linear(128, classes))
 
 
 def _fit(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    known: torch.Tensor,
-    answers: torch.Tensor,
+    lessons: tuple[torch.Tensor, torch.Tensor],
     steps: int,
 ) -> None:
     """Learn logits, up to a constant for each image and a common scale."""
+    known, answers = lessons
     goal = answers - answers.mean(1, keepdim=True)
     goal = goal / goal.std().clamp_min(1e-12)
     for _ in range(steps):

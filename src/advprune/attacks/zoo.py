@@ -43,38 +43,6 @@ def attack_class(name: str) -> Any:
     return found
 
 
-def zoo(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    name: str,
-    arguments: dict[str, Any] | None = None,
-    options: Options | None = None,
-) -> torch.Tensor:
-    """Run the torchattacks attack `name` on `images` `[N, C, H, W]` in [0, 1].
-
-    `arguments` are the attack's own (`eps`, `alpha`, `steps`, …). Returns float32 images in [0, 1]
-    on the images' device. `seed + i` of the options seeds the i-th batch.
-    Raises UserError for an unknown attack or arguments that it does not take.
-    """
-    check_attack(name, arguments or {})
-    kind, how = attack_class(name), options or Options()
-
-    def run(item: tuple[int, torch.Tensor]) -> torch.Tensor:
-        index, rows = item
-        torch.manual_seed(how.seed + index)
-        seeded = {"seed": how.seed + index} if "seed" in inspect.signature(kind).parameters else {}
-        attack = kind(at.quick, **seeded | (arguments or {}))
-        with torch.enable_grad():
-            found = attack(images[rows].to(at.device), labels[rows].to(at.device))
-        return found.detach().clamp(0, 1).to(images.device)
-
-    with opened(name, model, (images, labels), 0.0, how) as at:
-        batches = list(enumerate(torch.arange(len(images)).split(how.batch)))
-        results = by_batch(at.quick, batches, run, at.cost)
-    return torch.cat(results) if results else images.clone()
-
-
 class ZooSettings(Attack):
     """Settings of an entry of `attack.extra`: the class, and its own arguments, budget included.
 
@@ -102,10 +70,29 @@ class ZooSettings(Attack):
 
 
 @method("torchattacks", ZooSettings)
-def _zoo(
+def zoo(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: ZooSettings, how: Context
 ) -> torch.Tensor:
-    return zoo(model, images, labels, s.name, s.arguments, options(Options, s, how))
+    """Run a class of torchattacks; `seed + i` seeds the i-th batch.
+
+    UserError for an unknown attack or arguments that it does not take.
+    """
+    check_attack(s.name, s.arguments)
+    kind = attack_class(s.name)
+
+    def run(item: tuple[int, torch.Tensor]) -> torch.Tensor:
+        index, rows = item
+        torch.manual_seed(how.seed + index)
+        seeded = {"seed": how.seed + index} if "seed" in inspect.signature(kind).parameters else {}
+        attack = kind(at.quick, **seeded | s.arguments)
+        with torch.enable_grad():
+            found = attack(images[rows].to(at.device), labels[rows].to(at.device))
+        return found.detach().clamp(0, 1).to(images.device)
+
+    with opened(s.name, model, (images, labels), 0.0, options(Options, s, how)) as at:
+        batches = list(enumerate(torch.arange(len(images)).split(how.batch)))
+        results = by_batch(at.quick, batches, run, at.cost)
+    return torch.cat(results) if results else images.clone()
 
 
 def check_attack(name: str, arguments: dict[str, Any]) -> None:

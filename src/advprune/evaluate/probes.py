@@ -19,7 +19,7 @@ from advprune.attacks.engine import attack_copy, by_batch
 from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.opening import expected_gradient
 from advprune.attacks.pgd import random_point
-from advprune.attacks.registry import typed
+from advprune.attacks.registry import method_of, typed
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackSettings, OtherAttack
 from advprune.core.device import device_of, salted
@@ -34,8 +34,7 @@ from advprune.models.stochastic import frozen_copy, is_randomized
 
 NOISE_TRIES = 20
 NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
-STRONGER_DRAWS = 5
-STRONGER_STARTS = 5
+STARTS = 3  # of the stronger probe, at least
 NES_STEPS = 20
 HONESTY_IMAGES = 100  # the first ones
 
@@ -57,15 +56,14 @@ class ProbeSettings:
 
 
 def effort(setting: Attack, classes: int, randomized: bool) -> int:
-    """Steps x restarts x draws of an attack; a targeted one runs for each wrong class (at most 9),
-    and AutoAttack for two attacks so."""
-    product = 1
-    for key in ("steps", "restarts", "draws" if randomized else "restarts"):
+    """Passes, forward and backward, that an attack gives an image that it does not break: twice its
+    steps x restarts x draws x runs (a targeted attack's: one for each target class), or its
+    queries x draws where it takes no gradient."""
+    product = 2 if method_of(setting).differentiates else 1
+    for key in ("steps", "restarts", "draws" if randomized else ""):
         product *= int(getattr(setting, key, 1))
-    targets = min(9, classes - 1)
-    if setting.method == "autoattack":
-        return product * (1 + 2 * targets)
-    return product * (targets if getattr(setting, "loss", "") == "targeted" else 1)
+    runs = getattr(setting, "runs", None)
+    return product * (runs(classes) if runs else 1)
 
 
 def single_step(main: AttackSettings) -> AttackSettings:
@@ -74,23 +72,25 @@ def single_step(main: AttackSettings) -> AttackSettings:
 
 
 def stronger(settings: ProbeSettings, classes: int, randomized: bool) -> AttackSettings:
-    """More steps x restarts x draws than any attack of the suite, from several starts, on the
-    margin; where the model draws at random, by straight-through gradients averaged over draws."""
-    main, suite = settings.attack, settings.suite.values()
-    restarts = main.restarts if randomized else max(main.restarts, STRONGER_STARTS)
-    draws = max([STRONGER_DRAWS, *(int(getattr(one, "draws", 1)) for one in suite)])
-    each = restarts * (draws if randomized else 1)
-    most = max(effort(one, classes, randomized) for one in suite)
-    change = {
+    """More steps, starts and draws than any attack by gradient of the suite, and more passes for
+    each image than any attack at all, on the margin; where the model draws at random, by
+    straight-through gradients averaged over draws, which take the place of starts."""
+    main, suite = settings.attack, list(settings.suite.values())
+
+    def most(key: str) -> int:
+        return max(int(getattr(s, key, 1)) for s in suite if method_of(s).differentiates)
+
+    steps = max(2 * main.steps, most("steps") + 1)
+    starts, draws = (1, most("draws") + 1) if randomized else (most("restarts") + 1, 1)
+    passes = max(effort(one, classes, randomized) for one in suite)
+    restarts = max(starts, STARTS * (not randomized), passes // (2 * steps * draws) + 1)
+    change: dict[str, object] = {
         "step": main.step / 2,
-        "steps": max(2 * main.steps, most // each + 1),
-        "loss": "margin",
-        "keep": "best",
-        "drop": True,
+        "steps": steps,
         "restarts": restarts,
         "draws": draws,
-        "backward": "identity",
     }
+    change |= {"loss": "margin", "keep": "best", "drop": True, "backward": "identity"}
     return main.model_copy(update=change)
 
 

@@ -1,0 +1,133 @@
+"""What every attack promises: it leaves no trace, stays in its budget, and refuses nonsense."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from advprune.attacks import bitflip, pgd
+from advprune.attacks.apgd import APGDSettings, apgd
+from advprune.attacks.autoattack import autoattack
+from advprune.attacks.bit_search import random_flips
+from advprune.attacks.cost import Cost
+from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
+from advprune.attacks.square import square
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Attack = Callable[..., torch.Tensor]
+# Of images, labels and a budget; other options by name.
+IN_A_BALL: dict[str, Attack] = {
+    "pgd": lambda m, x, y, eps, **o: pgd(m, x, y, eps, 0.05, 3, **o),
+    "apgd": lambda m, x, y, eps, **o: apgd(m, x, y, APGDSettings(eps, **({"steps": 3} | o))),
+    "square": lambda m, x, y, eps, **o: square(m, x, y, eps, **({"queries": 5} | o)),
+    "autoattack": lambda m, x, y, eps, **o: autoattack(m, x, y, eps, **o)[0],
+}
+OTHERS: dict[str, Attack] = {
+    "minimum_norm": lambda m, x, y, eps, **o: minimum_norm(
+        m, x, y, MinimumNormSettings(**({"steps": 3} | o))
+    )[0],
+    "bitflip": lambda m, x, y, eps, **o: [bitflip(m, x, y, budget=2), random_flips(m, x, budget=2)],
+}
+OF_ALL = pytest.mark.parametrize("attack", [*IN_A_BALL, *OTHERS])
+
+
+def traces(model: nn.Module) -> list[Any]:
+    """What a caller could notice of an attack."""
+    named = dict(model.named_parameters())
+    return [
+        [m.training for m in model.modules()],
+        copy.deepcopy(model.state_dict()),
+        {k: None if p.grad is None else p.grad.clone() for k, p in named.items()},
+        [p.requires_grad for p in named.values()],
+        torch.random.get_rng_state(),
+        [len(m._forward_pre_hooks) for m in model.modules()],
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+@OF_ALL
+def test_no_trace_is_left(network: nn.Module, digits: Pair, attack: str) -> None:
+    """Nor in the images; in evaluation as in training, a frozen batch-norm inside, without grad."""
+    images, labels = (part[:4] for part in digits)
+    network.train()
+    network.bn1.eval()
+    network.linear.weight.grad = torch.ones_like(network.linear.weight)
+    before, kept, call = traces(network), images.clone(), (IN_A_BALL | OTHERS)[attack]
+    found = call(network, images, labels, 0.3)
+    assert same(before, traces(network)) and torch.equal(kept, images)
+    with torch.no_grad():
+        again = call(network, images, labels, 0.3)
+    if attack != "bitflip":
+        assert torch.equal(again, found)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "square", "drop", "best"])
+def test_never_leaves_the_budget_or_the_pixel_range(
+    network: nn.Module, digits: Pair, attack: str, norm: str
+) -> None:
+    if attack == "square" and norm == "L2":
+        return
+    more = {"drop": {"drop": True, "restarts": 2}, "best": {"keep": "best"}}.get(attack, {})
+    for eps in (0.0, 0.15 if norm == "Linf" else 0.8):
+        adv = IN_A_BALL.get(attack, IN_A_BALL["pgd"])(network, *digits, eps, norm=norm, **more)
+        change = (adv - digits[0]).flatten(1)
+        size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
+        assert size.max() <= eps + 1e-6 and adv.min() >= 0 and adv.max() <= 1
+        assert adv.shape == digits[0].shape and (eps == 0) == torch.equal(adv, digits[0])
+
+
+@pytest.mark.parametrize("attack", [*IN_A_BALL, "minimum_norm"])
+def test_no_images_give_none(network: nn.Module, digits: Pair, attack: str) -> None:
+    call = (IN_A_BALL | OTHERS)[attack]
+    assert call(network, digits[0][:0], digits[1][:0], 0.1).shape == digits[0][:0].shape
+
+
+OPTIONS = [
+    *[(attack, key, {key: value}) for attack in IN_A_BALL for key, value in (("norm", "L1"),)],
+    *[(attack, "eps", {"eps": e}) for attack in IN_A_BALL for e in (-0.1, 1.5, float("nan"))],
+    *[(attack, "batch", {"batch": 0}) for attack in [*IN_A_BALL, "minimum_norm"]],
+    *(("pgd", "loss", {"loss": "hinge"}), ("pgd", "keep", {"keep": "first"})),
+    *(("pgd", "restarts", {"restarts": 0}), ("pgd", "precision", {"precision": "float16"})),
+    *(("apgd", "loss", {"loss": "margin"}), ("apgd", "steps", {"steps": 0})),
+    *(("square", "queries", {"queries": 0}), ("square", "p is", {"p": 0.0})),
+    *(("square", "draws", {"draws": 0}), ("autoattack", "version", {"version": "auto"})),
+    ("minimum_norm", "norm", {"norm": "L1"}),
+]
+IMAGES = [
+    (torch.full((2, 1, 8, 8), 1.5), "outside"),
+    (torch.full((2, 1, 8, 8), float("nan")), "outside"),
+    (torch.full((2, 1, 8, 8), -0.1), "outside"),
+    (torch.zeros(2, 8, 8), "shape"),
+    (torch.zeros(3, 1, 8, 8), "2 labels for 3"),
+]
+
+
+@pytest.mark.parametrize(("attack", "word", "change"), OPTIONS)
+def test_options_that_make_no_sense_are_refused(
+    network: nn.Module, digits: Pair, attack: str, word: str, change: dict[str, Any]
+) -> None:
+    pair = digits[0][:2], digits[1][:2]
+    with pytest.raises(ValueError, match=word):
+        (IN_A_BALL | OTHERS)[attack](network, *pair, **({"eps": 0.1} | change))
+
+
+@pytest.mark.parametrize(("images", "word"), IMAGES)
+@OF_ALL
+def test_images_that_make_no_sense_are_refused(
+    network: nn.Module, attack: str, images: torch.Tensor, word: str
+) -> None:
+    with pytest.raises(ValueError, match=word):
+        (IN_A_BALL | OTHERS)[attack](network, images, torch.zeros(2).long(), 0.1, cost=Cost())
