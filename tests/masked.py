@@ -1,10 +1,12 @@
 """Planted models whose gradients mislead attacks: the verdict must not call them reliable.
 
-Shared by the tests and by bench/verdict.py. An attacker who knows the trick differentiates `model`,
-the network inside; that tells how robust the planted model is in truth.
+Shared by the tests and by bench/verdict.py, which plants every kind on both dense networks. An
+attacker who knows the trick differentiates `model`, the network inside; that tells how robust the
+planted model is in truth.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -73,10 +75,10 @@ class Tempered(Around):
 
 
 class _Coarse(nn.Module):
-    """ReLU with values rounded to sixteenths of the largest, and no gradient through that."""
+    """ReLU, rounded to fifteenths of a sample's largest value, and no gradient through that."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = x.detach().amax().clamp_min(1e-6) / 15
+        scale = x.detach().amax(tuple(range(1, x.ndim)), keepdim=True).clamp_min(1e-6) / 15
         return (x.relu() / scale).round() * scale
 
 
@@ -133,22 +135,23 @@ def half_wrong(model: nn.Module) -> PartlyWrong:
     return PartlyWrong(model, 1.0)
 
 
-# By name: how it is made, and of which dense network.
-BEFORE: dict[str, tuple[Callable[[nn.Module], Around], str]] = {
-    "saturated logits": (Saturated, "standard"),
-    "rounded input": (Rounded, "standard"),
-    "wrong sign": (Backwards, "standard"),
-    "noise of the image": (Noisy, "standard"),
-    "low temperature": (Tempered, "standard"),
-    "quantized without a twin": (Quantized, "standard"),
-    "detached half": (Detached, "standard"),
-    "gradient a third wrong": (PartlyWrong, "robust"),
-    "gradient half wrong": (half_wrong, "robust"),
+BEFORE: dict[str, Callable[[nn.Module], Around]] = {
+    "saturated logits": Saturated,
+    "rounded input": Rounded,
+    "wrong sign": Backwards,
+    "noise of the image": Noisy,
+    "low temperature": Tempered,
+    "quantized without a twin": Quantized,
+    "detached half": Detached,
+    "gradient a third wrong": PartlyWrong,
+    "gradient half wrong": half_wrong,
 }
 
 
-# --- Written after the checks, by the defences that Athalye et al. (2018) and Tramer et al.
-# (On Adaptive Attacks to Adversarial Example Defenses, 2020) went through, not by trial ----------
+# --- Written after the checks, by lists of defences that were published as broken, not by trial:
+# those of Athalye et al. (2018), of Tramer et al. (On Adaptive Attacks to Adversarial Example
+# Defenses, 2020) and of Croce et al. (Evaluating the Adversarial Robustness of Adaptive Test-time
+# Defenses, 2022), as far as they are classifiers whose trick is in the forward or backward pass --
 
 
 class Thermometer(Around):
@@ -165,6 +168,10 @@ def _cosines(size: int, like: torch.Tensor) -> torch.Tensor:
     basis = torch.cos(torch.pi * (n + 0.5) * k / size) * (2 / size) ** 0.5
     basis[0] /= 2**0.5
     return basis.to(like)
+
+
+def _blurred(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 class Jpeg(Around):
@@ -310,26 +317,168 @@ class Purified(Around):
     gradient is that of the blur once, not of the search."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        blur = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        blur = _blurred(x)
         with torch.no_grad():
             found = x.clone()
             for _ in range(3):
-                near = nn.functional.avg_pool2d(found, 3, 1, 1, count_include_pad=False)
+                near = _blurred(found)
                 found = torch.where((found - near).abs() > 0.3, found, 0.7 * found + 0.3 * near)
             found = (8 * found).round() / 8
         return self.model(found + blur - blur.detach())
 
 
-AFTER: dict[str, tuple[Callable[[nn.Module], Around], str]] = {
-    "thermometer coding": (Thermometer, "standard"),
-    "JPEG": (Jpeg, "standard"),
-    "random shifts": (Shifted, "standard"),
-    "ME-Net": (Completed, "standard"),
-    "mixup inference": (MixedIn, "standard"),
-    "k winners": (Winners, "standard"),
-    "ensemble of low precision": (Ensemble, "standard"),
-    "sparse Fourier": (SparseFourier, "standard"),
-    "output codes": (Codes, "standard"),
-    "fixed centres": (Centres, "standard"),
-    "purified": (Purified, "standard"),
+class Smoothest(Around):
+    """Half of the pixels dropped at random, and filled in as smoothly as can be (total variance
+    minimization, Guo et al. 2018); plain torch randomness, no gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            kept = torch.rand_like(x) < 0.5
+            filled = torch.where(kept, x, _blurred(x * kept) / _blurred(kept.to(x)).clamp_min(0.1))
+            for _ in range(10):
+                filled = torch.where(kept, x, _blurred(filled))
+        return self.model(filled)
+
+
+class Quilted(Around):
+    """Each patch replaced by the nearest one of a fixed set (image quilting, Guo et al. 2018)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, channels, height, width = x.shape
+        drawn = torch.rand(256, 4, generator=torch.Generator().manual_seed(0))
+        corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+        known = torch.cat([corners, drawn]).to(x)  # [P, 4]
+        patches = nn.functional.unfold(x.reshape(-1, 1, height, width), 2, stride=2)  # [N C, 4, L]
+        nearest = torch.cdist(patches.transpose(1, 2), known[None]).argmin(2)
+        found = known[nearest].transpose(1, 2)
+        whole = nn.functional.fold(found, (height, width), 2, stride=2)
+        return self.model(whole.reshape(n, channels, height, width))
+
+
+def _resized(x: torch.Tensor, size: int) -> torch.Tensor:
+    return nn.functional.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+
+
+class Cropped(Around):
+    """A random part of the image, enlarged (crop and rescale, Guo et al. 2018), the same for the
+    whole batch; plain torch randomness."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[3]
+        down, across = torch.randint(2, (2,)).tolist()
+        return self.model(
+            _resized(x[:, :, down : down + size - 1, across : across + size - 1], size)
+        )
+
+
+class Resized(Around):
+    """The image at a random size, at a random place among zeros (Xie et al. 2018), likewise."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[3]
+        small = size - int(torch.randint(3, ()))
+        down, across = torch.randint(size - small + 1, (2,)).tolist()
+        margins = across, size - small - across, down, size - small - down
+        return self.model(nn.functional.pad(_resized(x, small), margins))
+
+
+class Projected(Around):
+    """The nearest image that a generator makes, here of 20 smooth patterns, found without gradient
+    (Defense-GAN, Samangouei et al. 2018)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            c, r = _cosines(x.shape[2], x), _cosines(x.shape[3], x)
+            places = torch.arange(x.shape[2])[:, None] + torch.arange(x.shape[3])
+            low = (places.flatten().argsort(stable=True).argsort() < 20).view(places.shape)
+            found = (c.T @ ((c @ x @ r.T) * low.to(x)) @ r).clamp(0, 1)
+        return self.model(found)
+
+
+class Unrolled(Around):
+    """Pixels drawn step by step to the nearest of four levels: differentiable, but so deep that the
+    gradient vanishes or explodes (the third kind of Athalye et al.)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(20):
+            x = x - torch.sin(6 * torch.pi * x) / (6 * torch.pi)
+        return self.model(x)
+
+
+class _Countered(Around, ABC):
+    """The image moved by signed steps on the model's own gradient before it is classified, with no
+    gradient through that."""
+
+    @abstractmethod
+    def lowered(self, logits: torch.Tensor) -> torch.Tensor:
+        """The sum over images of what the steps lower."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        moved = x.detach()
+        with torch.enable_grad():
+            for _ in range(2):
+                moved = moved.requires_grad_()
+                (g,) = torch.autograd.grad(self.lowered(self.model(moved)), moved)
+                moved = (moved - 0.1 * g.sign()).detach()
+        return self.model(x + moved - x.detach())
+
+
+class AntiAdversary(_Countered):
+    """Steps towards the predicted class (Alfarra et al. 2022)."""
+
+    def lowered(self, logits: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, logits.argmax(1), reduction="sum")
+
+
+class Hedged(_Countered):
+    """Steps away from all classes at once (hedge defense, Wu et al. 2021)."""
+
+    def lowered(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.log_softmax(1).sum()
+
+
+class Branched(Around):
+    """Two branches, of which the one that decides is detached; the other sees a blurred image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x.detach()) + 0.1 * self.model(_blurred(x))
+
+
+class Dropped(Around):
+    """A fifth of the pixels dropped at random; plain torch randomness."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x * (torch.rand_like(x) < 0.8).to(x))
+
+
+class NoiseAdded(Around):
+    """Normal noise added to the image; plain torch randomness."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x + 0.2 * torch.randn_like(x))
+
+
+AFTER: dict[str, Callable[[nn.Module], Around]] = {
+    "thermometer coding": Thermometer,
+    "JPEG": Jpeg,
+    "random shifts": Shifted,
+    "ME-Net": Completed,
+    "mixup inference": MixedIn,
+    "k winners": Winners,
+    "ensemble of low precision": Ensemble,
+    "sparse Fourier": SparseFourier,
+    "output codes": Codes,
+    "fixed centres": Centres,
+    "purified": Purified,
+    "total variance": Smoothest,
+    "image quilting": Quilted,
+    "crop and rescale": Cropped,
+    "random resize": Resized,
+    "Defense-GAN": Projected,
+    "unrolled denoiser": Unrolled,
+    "anti-adversary": AntiAdversary,
+    "hedge defense": Hedged,
+    "detached branch": Branched,
+    "input dropout": Dropped,
+    "added noise": NoiseAdded,
 }

@@ -105,10 +105,11 @@ def craft_shown(
     work: Work,
 ) -> Crafted:
     """`craft` on images and labels, under a progress bar that counts image-steps."""
-    (images, labels), steps = attacked, getattr(setting, "steps", 0)
+    steps = getattr(setting, "steps", 0)
     title = f"{what} eps {setting.eps:.3f} steps {steps}"
-    with progress(title, len(images) * steps * getattr(setting, "restarts", 1)) as advance:
-        return craft(model, images, labels, setting, replace(work, progress=advance))
+    total = len(attacked[1]) * steps * getattr(setting, "restarts", 1)
+    with progress(title, total) as advance:
+        return craft(model, *attacked, setting, replace(work, progress=advance))
 
 
 def rows(
