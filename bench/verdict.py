@@ -32,7 +32,6 @@ import torch
 import typer
 from rich.console import Console
 from scipy.stats import binomtest
-from torch import nn
 
 from advprune.attacks.registry import typed
 from advprune.core import params
@@ -77,7 +76,7 @@ class Trial:
         told = self._told(model.records, self.run.verdict(model), self.run.robust(model))
         return {"kind": "honest"} | told
 
-    def planted(self, make: Callable[[nn.Module], masked.Around], recipe: str) -> dict[str, Any]:
+    def planted(self, make: masked.Planted, recipe: str) -> dict[str, Any]:
         """The same of a masked model on a dense network, and how much its trick hides."""
         dense, run = self.run.model(f"dense-{recipe}"), self.run
         network = load_model(self.runs / dense.name / "model.safetensors")

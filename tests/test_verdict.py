@@ -83,15 +83,15 @@ def test_an_honest_network_is_reliable(trained: tuple[nn.Module, Pair], tmp_path
     assert "probe_nes" not in set(records.attack)  # its gradients are its own
 
 
-@pytest.mark.parametrize("kind", [masked.Saturated, masked.Rounded, masked.Backwards])
+@pytest.mark.parametrize("kind", [masked.saturated, masked.Rounded, masked.Backwards])
 def test_a_network_that_hides_its_gradients_is_called_out(
-    kind: type[masked.Around], trained: tuple[nn.Module, Pair], tmp_path: Path
+    kind: masked.Planted, trained: tuple[nn.Module, Pair], tmp_path: Path
 ) -> None:
     found, records = judged(kind(trained[0]).eval(), trained[1], tmp_path, trained[0])
     assert found.level == "broken"
     if kind is not masked.Backwards:
         assert "zero gradients" in names(found)
-    if kind is not masked.Saturated:  # the margin loss sees through saturation
+    if kind is not masked.saturated:  # the margin loss sees through saturation
         assert any(name.startswith("wrong gradients") for name in names(found))
     if kind is masked.Rounded:
         assert {"transfer", "gradient-free", "estimated gradients"} <= names(found)
