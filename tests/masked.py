@@ -249,8 +249,8 @@ class _Shift(Stochastic):
 
 
 class _LowRank(Stochastic):
-    """Half of the pixels dropped, and completed by a matrix of rank 4 without gradient (ME-Net, Yang
-    et al. 2019)."""
+    """Half of the pixels dropped, and completed by a matrix of rank 4 without gradient (ME-Net,
+    Yang et al. 2019)."""
 
     @torch.no_grad()
     def noisy(self, h: torch.Tensor) -> torch.Tensor:
