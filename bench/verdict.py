@@ -122,6 +122,20 @@ def rate(rows: list[dict[str, Any]], wrong: Callable[[str], bool]) -> dict[str, 
     return {"hits": hits, "n": n, "rate": round(hits / n, 6)} | ends
 
 
+def summary(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
+    """Both rates, and of how many kinds the masked models are."""
+    judged = [row for row in rows if "refused" not in row]
+    hiding = [row for row in judged if row.get("hidden", 0) > SPARED]
+    honest = [row for row in judged if "hidden" not in row]
+    return {
+        "false_pass": rate(hiding, lambda level: level == "reliable"),
+        "false_alarm": rate(honest, lambda level: level != "reliable"),
+        "kinds": len({row["kind"] for row in hiding}),
+        "images": images,
+        "seconds": sum(row["seconds"] for row in rows),
+    }
+
+
 def main(
     folder: Annotated[Path, typer.Option(help="Where a finished run lies.")] = ROOT,
     images: Annotated[int, typer.Option(help="How many test images.")] = 100,
@@ -152,16 +166,7 @@ def main(
         with kept.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[name]) + "\n")
         console.print(done[name])
-    judged = {name: row for name, row in done.items() if "refused" not in row}
-    hiding = [row for row in judged.values() if row.get("hidden", 0) > SPARED]
-    honest = [row for row in judged.values() if "hidden" not in row]
-    found = {
-        "false_pass": rate(hiding, lambda level: level == "reliable"),
-        "false_alarm": rate(honest, lambda level: level != "reliable"),
-        "kinds": len({row["kind"] for row in hiding}),
-        "images": images,
-        "seconds": sum(row["seconds"] for row in done.values()),
-    }
+    found = summary(list(done.values()), images)
     console.print(found)
     out.write_text(json.dumps(found | {"models": list(done.values())}, indent=1) + "\n")
     kept.unlink()
