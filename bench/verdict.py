@@ -123,12 +123,17 @@ def rate(rows: list[dict[str, Any]], wrong: Callable[[str], bool]) -> dict[str, 
 
 
 def summary(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
-    """Both rates, and of how many kinds the masked models are."""
+    """Both rates, that of false passes also among the models whose tricks deceive the suite's own
+    attacks by gradient by as much, and of how many kinds the masked models are."""
     judged = [row for row in rows if "refused" not in row]
     hiding = [row for row in judged if row.get("hidden", 0) > SPARED]
+    planted = [row for row in judged if "hidden" in row]
+    gap = {row["name"]: row["white_box"] - min(row["robust"], row["knowing"]) for row in planted}
+    deceived = [row for row in planted if gap[row["name"]] > SPARED]
     honest = [row for row in judged if "hidden" not in row]
     return {
         "false_pass": rate(hiding, lambda level: level == "reliable"),
+        "false_pass_suite": rate(deceived, lambda level: level == "reliable"),
         "false_alarm": rate(honest, lambda level: level != "reliable"),
         "kinds": len({row["kind"] for row in hiding}),
         "images": images,
