@@ -1,20 +1,26 @@
 """How often the verdict is wrong: on planted models whose gradients mislead, and on honest ones.
 
-Needs a finished run of the digits profile (make repro). Honest models are all of its networks;
-masked ones are planted on its dense networks (tests/masked.py), half of them written before the
-checks, half after. Each goes through the suite and the probes on the first images and gets the
-images of the others, as in the pipeline. A masked model that is called reliable is a false pass, an
-honest one that is not is a false alarm. What is masked is told by attacks that know the trick: they
-leave at least five points less than the main attack does, or than the suite's attacks by gradient.
+Needs a finished run of the digits profile (make repro). Honest models are those of its leaderboard,
+by their records on the first images. Each kind of masked model (tests/masked.py) is planted on both
+dense networks, goes through the suite and the probes on the same images, and gets the images that
+the run's models and attackers made.
+
+How much a trick hides: the robust accuracy that the main attack reports, minus the lowest that is
+known, by everything together or by attacks on the network inside; less the same difference of the
+dense network without the trick. A model counts as masked where that is above 5 points. One that is
+called reliable is a false pass, an honest model that is not is a false alarm.
 """
 
 import json
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
@@ -25,7 +31,7 @@ import pandas as pd
 import torch
 import typer
 from rich.console import Console
-from torch import nn
+from scipy.stats import binomtest
 
 from advprune.attacks.registry import typed
 from advprune.core import params
@@ -37,147 +43,138 @@ from advprune.data import load_split
 from advprune.evaluate.craft import Work, craft
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.exchange import received
+from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.records import predictions
-from advprune.evaluate.robust import union, worst_case
-from advprune.evaluate.statistics import Rate
+from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
-from advprune.evaluate.verdict import Evidence, verdict
-from advprune.models.checkpoint import load_model
-from advprune.models.stochastic import is_randomized
+from advprune.evaluate.verdict import Evidence, Verdict, verdict
+from advprune.models.checkpoint import load_model, read_tensors
+from advprune.report.read import read_run
+from advprune.report.run import Model
 
 ROOT = Path(__file__).resolve().parent.parent
-SPARED = 0.05  # of the images: a trick that saves no more masks nothing
-Sent = dict[tuple[str, str], torch.Tensor]
+SPARED = 0.05  # of the images: a trick that hides no more masks nothing
 
 
 class Trial:
-    """The digits profile on the first images, and what the models send to each other."""
+    """A run on its first images, and the images that its networks made."""
 
-    def __init__(self, runs: Path, data: Path, images: int) -> None:
-        self.settings = params.load(ROOT / "params.yaml", profile="digits")
-        self.images, self.labels = (part[:images] for part in load_split(data, "test"))
-        self.runs, self.sent, self.parents = runs, Sent(), {}
+    def __init__(self, folder: Path, images: int) -> None:
+        settings = params.load(ROOT / "params.yaml", profile="digits")
+        run = read_run(settings, folder)
+        self.run = replace(run, models=[model.first(images) for model in run.models])
+        data = load_split(folder / "data/digits", "test")
+        self.images, self.labels = (part[:images] for part in data)
+        self.runs, self.sent = folder / "runs/digits", {}
+        for source in (*settings.leaderboard(), *settings.attackers()):
+            kept, _ = read_tensors(self.runs / source / "adversarial.safetensors")
+            for attack in settings.active().exchanged():
+                self.sent[source, attack] = kept[attack][:images]
 
-    @property
-    def main(self) -> str:
-        """The main attack's name."""
-        return self.settings.attack.main
+    def honest(self, model: Model) -> dict[str, Any]:
+        """The verdict on a model of the run, and what its attacks leave."""
+        told = self._told(model.records, self.run.verdict(model), self.run.robust(model))
+        return {"kind": "honest"} | told
 
-    def honest(self) -> Iterator[tuple[str, nn.Module, str]]:
-        """Every network of the run with the recipe of its dense network, those first."""
-        names = sorted(path.parent.name for path in self.runs.glob("*/model.safetensors"))
-        for name in sorted(names, key=lambda name: not name.startswith("dense-")):
-            recipe = "robust" if name.endswith("robust") else "standard"
-            yield name, load_model(self.runs / name / "model.safetensors"), recipe
+    def planted(self, make: masked.Planted, recipe: str) -> dict[str, Any]:
+        """The same of a masked model on a dense network, and how much its trick hides."""
+        dense, run = self.run.model(f"dense-{recipe}"), self.run
+        network = load_model(self.runs / dense.name / "model.safetensors")
+        model, work = make(network).eval(), Work(batch=run.profile.batch)
+        with TemporaryDirectory() as place:
+            known = run.profile, run.params.attack, 0, Parts(Path(place), files=[]), network
+            records, _ = Suite(self.images, self.labels, *known).attack("planted", model)
+        table = received(model, self.images, self.labels, self.sent, work)
+        found = dict(iter(table.groupby(["source", "attack"])))
+        evidence = Evidence(records, run.main, len(run.classes), found, run.robust(dense))
+        budget = run.main_attack.norm, run.main_attack.eps
+        robust = union(records, found.values(), *budget, evidence.is_random)
+        row = self._told(records, verdict(evidence), robust)
+        row["knowing"] = self._knowing(model, work)
+        plain = self.honest(dense)
+        gaps = [one["main"] - min(one["robust"], one.get("knowing", 1)) for one in (row, plain)]
+        return row | {"hidden": round(gaps[0] - gaps[1], 6)}
 
-    def planted(self) -> Iterator[tuple[str, nn.Module, str]]:
-        """The masked models."""
-        for name, (make, recipe) in (masked.BEFORE | masked.AFTER).items():
-            path = self.runs / f"dense-{recipe}" / "model.safetensors"
-            yield name, make(load_model(path)).eval(), recipe
+    def _told(self, records: pd.DataFrame, found: Verdict, robust: pd.DataFrame) -> dict[str, Any]:
+        own = records[records.attack == self.run.main]
+        tables = {"main": own, "white_box": white_box(records, self.run.main), "robust": robust}
+        left = {name: remnant_accuracy(table).value for name, table in tables.items()}
+        against = {check.name: check.figure for check in found.against}
+        return {"level": found.level, **left, "against": against}
 
-    def records(
-        self, name: str, model: nn.Module, recipe: str
-    ) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-        """What the suite, the probes and the curves find, and the images that are sent."""
-        parent = load_model(self.runs / f"dense-{recipe}" / "model.safetensors")
-        profile, choice = self.settings.active(), self.settings.attack
-        with tempfile.TemporaryDirectory() as folder:
-            parts = Parts(Path(folder), name, files=[])
-            suite = Suite(self.images, self.labels, profile, choice, 0, parts, parent)
-            records, adv = suite.attack(name, model)
-        return records, {key: adv[key] for key in profile.suite.transfer}
-
-    def judge(
-        self, name: str, model: nn.Module, records: pd.DataFrame, recipe: str
-    ) -> dict[str, Any]:
-        """The verdict and the numbers that it is about."""
-        others = {key: pixels for key, pixels in self.sent.items() if key[0] != name}
-        found = received(model, self.images, self.labels, others, Work(batch=1000))
-        by = dict(iter(found.groupby(["source", "attack"])))
-        path = self.runs / name / "model.json"
-        card = json.loads(path.read_text()) if path.is_file() else {}
-        own = records[records.attack == self.main]
-        parent = self.parents.get(recipe) if name != f"dense-{recipe}" else None
-        evidence = Evidence(records, self.main, 10, by, parent, card.get("twin_agreement"))
-        judgement = verdict(evidence)
-        robust = union(
-            records, by.values(), own.norm.iloc[0], own.eps.iloc[0], is_randomized(model)
-        )
-        white = white_box(records, self.main)
-        return {
-            "name": name,
-            "level": judgement.level,
-            "main": float((own.adv_pred == own.label).mean()),
-            "white_box": float((white.adv_pred == white.label).mean()),
-            "robust": float((robust.adv_pred == robust.label).mean()),
-            "against": {check.name: check.figure for check in judgement.against},
-        }
-
-    def knowing(self, model: nn.Module) -> dict[str, float]:
-        """Robust accuracy under attacks on what the trick hides: the main one, and with APGD."""
-        known, profile = model.model, self.settings.active()
-        apgd = {"method": "apgd", "eps": profile.eps, "drop": False}
-        attacks = [profile.attacks[self.main]]
+    def _knowing(self, model: masked.Around, work: Work) -> float:
+        """Robust accuracy under attacks on the network inside: the main one, and both of APGD."""
+        apgd = {"method": "apgd", "eps": self.run.profile.eps}
+        attacks = [self.run.main_attack]
         attacks += [OtherAttack.model_validate(apgd | {"loss": x}) for x in ("ce", "targeted")]
-        found, left = [], torch.ones(len(self.images), dtype=torch.bool)
+        left = torch.ones(len(self.images), dtype=torch.bool)
         for setting in attacks:
-            work = Work(batch=1000)
-            adv = craft(known, self.images, self.labels, typed("known", setting), work).pixels
-            left &= predictions(model, adv / 255) == self.labels
-            found.append(float(left.float().mean()))
-        return {"main_known": found[0], "truth": found[-1]}
+            made = craft(model.model, self.images, self.labels, typed("known", setting), work)
+            left &= predictions(model, made.pixels / 255) == self.labels
+        return float(left.double().mean())
 
 
-def rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """False passes and false alarms, with Wilson's intervals."""
-    hidden = [row for row in rows if row["kind"] == "masked" and row["masks"]]
-    honest = [row for row in rows if row["kind"] == "honest"]
-    passes = Rate(sum(row["level"] == "reliable" for row in hidden), len(hidden))
-    alarms = Rate(sum(row["level"] != "reliable" for row in honest), len(honest))
-    named = {"false_pass": passes, "false_alarm": alarms}
+def rate(rows: list[dict[str, Any]], wrong: Callable[[str], bool]) -> dict[str, Any]:
+    """How many verdicts are wrong, with the interval of Clopper and Pearson (95 %)."""
+    hits, n = sum(wrong(row["level"]) for row in rows), len(rows)
+    found = binomtest(hits, n).proportion_ci(0.95, "exact")
+    ends = {"rate_low": round(float(found.low), 6), "rate_high": round(float(found.high), 6)}
+    return {"hits": hits, "n": n, "rate": round(hits / n, 6)} | ends
+
+
+def summary(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
+    """Both rates, that of false passes also among the models whose tricks deceive the suite's own
+    attacks by gradient by as much, and of how many kinds the masked models are."""
+    judged = [row for row in rows if "refused" not in row]
+    hiding = [row for row in judged if row.get("hidden", 0) > SPARED]
+    planted = [row for row in judged if "hidden" in row]
+    gap = {row["name"]: row["white_box"] - min(row["robust"], row["knowing"]) for row in planted}
+    deceived = [row for row in planted if gap[row["name"]] > SPARED]
+    honest = [row for row in judged if "hidden" not in row]
     return {
-        name: {"hits": rate.hits, "n": rate.n} | rate.columns("rate")
-        for name, rate in named.items()
+        "false_pass": rate(hiding, lambda level: level == "reliable"),
+        "false_pass_suite": rate(deceived, lambda level: level == "reliable"),
+        "false_alarm": rate(honest, lambda level: level != "reliable"),
+        "kinds": len({row["kind"] for row in hiding}),
+        "images": images,
+        "seconds": sum(row["seconds"] for row in rows),
     }
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="Networks of a finished run.")] = ROOT / "runs/digits",
-    data: Annotated[Path, typer.Option(help="Its splits.")] = ROOT / "data/digits",
+    folder: Annotated[Path, typer.Option(help="Where a finished run lies.")] = ROOT,
     images: Annotated[int, typer.Option(help="How many test images.")] = 100,
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = ROOT / "bench/verdict.json",
 ) -> None:
-    """Judge all models, print each verdict and write both rates."""
+    """Judge all models, print each verdict and write both rates; a killed bench resumes."""
     os.environ["ADVPRUNE_WORKERS"] = "1"
     torch.set_num_threads(1)
     silence()
-    trial, rows, console, started = Trial(runs, data, images), [], Console(), time.process_time()
-    own = {}
-    for name, model, recipe in trial.honest():
-        own[name], adv = trial.records(name, model, recipe)
-        trial.sent |= {(name, attack): pixels for attack, pixels in adv.items()}
-        if name == f"dense-{recipe}":
-            trial.parents[recipe] = worst_case(own[name], trial.main)
-    for name, model, recipe in trial.honest():
-        rows.append({"kind": "honest"} | trial.judge(name, model, own[name], recipe))
-        console.print(rows[-1])
-    for name, model, recipe in trial.planted():
-        try:
-            row = trial.judge(name, model, trial.records(name, model, recipe)[0], recipe)
-        except InputError as error:  # the border for models says no: there is no verdict
-            rows.append({"model": name, "kind": "masked", "masks": False, "refused": str(error)})
-            console.print(rows[-1])
+    trial, console = Trial(folder, images), Console()
+    kept = out.with_suffix(".part")
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
+    done = {row["name"]: row for row in map(json.loads, lines)}
+    kinds = masked.BEFORE | masked.AFTER
+    jobs = {model.name: partial(trial.honest, model) for model in trial.run.models}
+    for recipe, kind in product(("standard", "robust"), kinds):
+        jobs[f"{kind}, {recipe}"] = partial(trial.planted, kinds[kind], recipe)
+    for name, judge in jobs.items():
+        if name in done:
             continue
-        row |= {"kind": "masked", "written": "before" if name in masked.BEFORE else "after"}
-        row |= trial.knowing(model)
-        row["truth"] = min(row["truth"], row["robust"])
-        hidden = row["main"] - row["main_known"], row["white_box"] - row["truth"]
-        rows.append(row | {"masks": max(hidden) > SPARED})
-        console.print(rows[-1])
-    found = rates(rows) | {"images": images, "seconds": round(time.process_time() - started)}
+        started = time.process_time()
+        try:
+            row = judge()
+        except InputError as error:  # the border for models says no: there is no verdict
+            row = {"refused": str(error)}
+        row |= {"seconds": round(time.process_time() - started)}
+        done[name] = {"name": name, "kind": name.partition(",")[0], **row}
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(done[name]) + "\n")
+        console.print(done[name])
+    found = summary(list(done.values()), images)
     console.print(found)
-    out.write_text(json.dumps(found | {"models": rows}, indent=1) + "\n")
+    out.write_text(json.dumps(found | {"models": list(done.values())}, indent=1) + "\n")
+    kept.unlink()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Planted models whose gradients mislead attacks: the verdict must not call them reliable.
 
-Shared by the tests and by bench/verdict.py. An attacker who knows the trick differentiates `model`,
-the network inside; that tells how robust the planted model is in truth.
+Shared by the tests and by bench/verdict.py, which plants every kind on both dense networks. An
+attacker who knows the trick differentiates `model`, the network inside; that tells how robust the
+planted model is in truth.
 """
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,23 +16,41 @@ from torch import nn
 
 from advprune.models.stochastic import Stochastic
 
+Change = Callable[[torch.Tensor], torch.Tensor]
+Planted = Callable[[nn.Module], "Around"]
+
 
 class Around(nn.Module):
     """A network with something done to its images, its logits or its gradients."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, images: Change | None = None, logits: Change | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.images, self.logits = images or nn.Identity(), logits or nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits(self.model(self.images(x)))
+
+
+def on_images(change: Change) -> Planted:
+    """The kind of planted model that does this to its images."""
+    return partial(Around, images=change)
+
+
+def on_logits(change: Change) -> Planted:
+    """The kind of planted model that does this to its logits."""
+    return partial(Around, logits=change)
 
 
 # --- Written before the checks of this version of the verdict -----------------------------------
 
 
-class Saturated(Around):
+@on_logits
+def saturated(logits: torch.Tensor) -> torch.Tensor:
     """Logits so large that the cross-entropy has no gradient in float32."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 1e4 * self.model(x)
+    return 1e4 * logits
 
 
 class Rounded(Around):
@@ -58,47 +79,52 @@ class Backwards(Around):
         return self.model(_Astray.apply(x))
 
 
-class Noisy(Around):
+@on_images
+def noisy(x: torch.Tensor) -> torch.Tensor:
     """Noise that is a function of the image, so rough that its gradient drowns the network's."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(x + 0.15 * torch.sin(1e5 * x))
+    return x + 0.15 * torch.sin(1e5 * x)
 
 
-class Tempered(Around):
+@on_logits
+def tempered(logits: torch.Tensor) -> torch.Tensor:
     """Probabilities at a low temperature, their logarithms cut off, in the place of logits."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ((30 * self.model(x)).softmax(1) + 1e-3).log()
+    return ((30 * logits).softmax(1) + 1e-3).log()
 
 
 class _Coarse(nn.Module):
-    """ReLU with values rounded to sixteenths of the largest, and no gradient through that."""
+    """ReLU, rounded to fifteenths of a sample's largest value, and no gradient through that."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = x.detach().amax().clamp_min(1e-6) / 15
+        scale = x.detach().amax(tuple(range(1, x.ndim)), keepdim=True).clamp_min(1e-6) / 15
         return (x.relu() / scale).round() * scale
 
 
-class Quantized(Around):
-    """Rounded activations without a differentiable twin."""
+class Replaced(Around):
+    """Another `activation` in the place of each ReLU."""
+
+    activation: Callable[[], nn.Module]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.rounded = copy.deepcopy(model)
+        self.changed = copy.deepcopy(model)
         for name in [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)]:
-            self.rounded.set_submodule(name, _Coarse())
+            self.changed.set_submodule(name, type(self).activation())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.rounded(x)
+        return self.changed(x)
 
 
-class Detached(Around):
+class Quantized(Replaced):
+    """Rounded activations without a differentiable twin."""
+
+    activation = _Coarse
+
+
+@on_images
+def detached(x: torch.Tensor) -> torch.Tensor:
     """The gradient passes through the upper half of the image alone."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        upper, lower = x.chunk(2, dim=2)
-        return self.model(torch.cat([upper, lower.detach()], dim=2))
+    upper, lower = x.chunk(2, dim=2)
+    return torch.cat([upper, lower.detach()], dim=2)
 
 
 class _Mixed(torch.autograd.Function):
@@ -133,30 +159,30 @@ def half_wrong(model: nn.Module) -> PartlyWrong:
     return PartlyWrong(model, 1.0)
 
 
-# By name: how it is made, and of which dense network.
-BEFORE: dict[str, tuple[Callable[[nn.Module], Around], str]] = {
-    "saturated logits": (Saturated, "standard"),
-    "rounded input": (Rounded, "standard"),
-    "wrong sign": (Backwards, "standard"),
-    "noise of the image": (Noisy, "standard"),
-    "low temperature": (Tempered, "standard"),
-    "quantized without a twin": (Quantized, "standard"),
-    "detached half": (Detached, "standard"),
-    "gradient a third wrong": (PartlyWrong, "robust"),
-    "gradient half wrong": (half_wrong, "robust"),
+BEFORE: dict[str, Planted] = {
+    "saturated logits": saturated,
+    "rounded input": Rounded,
+    "wrong sign": Backwards,
+    "noise of the image": noisy,
+    "low temperature": tempered,
+    "quantized without a twin": Quantized,
+    "detached half": detached,
+    "gradient a third wrong": PartlyWrong,
+    "gradient half wrong": half_wrong,
 }
 
 
-# --- Written after the checks, by the defences that Athalye et al. (2018) and Tramer et al.
-# (On Adaptive Attacks to Adversarial Example Defenses, 2020) went through, not by trial ----------
+# --- Written after the checks, by lists of defences that were published as broken, not by trial:
+# those of Athalye et al. (2018), of Tramer et al. (On Adaptive Attacks to Adversarial Example
+# Defenses, 2020) and of Croce et al. (Evaluating the Adversarial Robustness of Adaptive Test-time
+# Defenses, 2022), as far as they are classifiers whose trick is in the forward or backward pass --
 
 
-class Thermometer(Around):
+@on_images
+def thermometer(x: torch.Tensor) -> torch.Tensor:
     """Pixels as 15 thresholds crossed or not (Buckman et al. 2018), read back as their share."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        levels = (torch.arange(15, device=x.device) + 0.5) / 15
-        return self.model((x[..., None] > levels).to(x).mean(-1))
+    levels = (torch.arange(15, device=x.device) + 0.5) / 15
+    return (x[..., None] > levels).to(x).mean(-1)
 
 
 def _cosines(size: int, like: torch.Tensor) -> torch.Tensor:
@@ -167,19 +193,48 @@ def _cosines(size: int, like: torch.Tensor) -> torch.Tensor:
     return basis.to(like)
 
 
-class Jpeg(Around):
-    """Cosine coefficients of the image rounded, the more coarsely the higher (Guo et al. 2018)."""
+def _in_cosines(x: torch.Tensor, change: Change) -> torch.Tensor:
+    """The image after a change of its cosine coefficients."""
+    c, r = _cosines(x.shape[2], x), _cosines(x.shape[3], x)
+    return c.T @ change(c @ x @ r.T) @ r
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        c, r = _cosines(x.shape[2], x), _cosines(x.shape[3], x)
-        place = torch.arange(x.shape[2], device=x.device)[:, None] + torch.arange(x.shape[3]).to(x)
-        grid = 0.15 * (1 + place / 2)
-        found = ((c @ x @ r.T) / grid).round() * grid
-        return self.model(c.T @ found @ r)
+
+def _order(x: torch.Tensor) -> torch.Tensor:
+    """How high each cosine coefficient is, `[H, W]`: 0 for the mean."""
+    return torch.arange(x.shape[2], device=x.device)[:, None] + torch.arange(x.shape[3]).to(x)
+
+
+@on_images
+def jpeg(x: torch.Tensor) -> torch.Tensor:
+    """Cosine coefficients of the image rounded, the more coarsely the higher (Guo et al. 2018)."""
+    grid = 0.15 * (1 + _order(x) / 2)
+    return _in_cosines(x, lambda found: (found / grid).round() * grid)
+
+
+@on_images
+def sparse_fourier(x: torch.Tensor) -> torch.Tensor:
+    """The 16 largest cosine coefficients of the image (Bafna et al. 2018)."""
+
+    def largest(found: torch.Tensor) -> torch.Tensor:
+        least = found.abs().flatten(1).topk(16, dim=1).values[:, -1].view(-1, 1, 1, 1)
+        return found * (found.abs() >= least)
+
+    return _in_cosines(x, largest)
+
+
+@on_images
+@torch.no_grad()
+def projected(x: torch.Tensor) -> torch.Tensor:
+    """The nearest image that a generator makes, here of 20 smooth patterns, found without gradient
+    (Defense-GAN, Samangouei et al. 2018)."""
+    order = _order(x)
+    low = (order.flatten().argsort(stable=True).argsort() < 20).view(order.shape)
+    return _in_cosines(x, lambda found: found * low.to(x)).clamp(0, 1)
 
 
 class _Shift(Stochastic):
-    """Each image moved by up to a pixel in both directions, the gap filled with zeros."""
+    """Each image moved by up to a pixel in both directions, the gap filled with zeros (Xie et al.
+    2018)."""
 
     def noisy(self, h: torch.Tensor) -> torch.Tensor:
         drawn = self.uniform(h)[..., 0, 0, :2].expand(len(h), 2)
@@ -187,59 +242,33 @@ class _Shift(Stochastic):
         padded = nn.functional.pad(h, (1, 1, 1, 1))
         down, across = (drawn * 3).long().clamp_max(2).unbind(-1)
         height, width = h.shape[2:]
-        for i in range(3):
-            for j in range(3):
-                here = ((down == i) & (across == j)).view(-1, 1, 1, 1)
-                moved = torch.where(here, padded[:, :, i : i + height, j : j + width], moved)
+        for i, j in product(range(3), range(3)):
+            here = ((down == i) & (across == j)).view(-1, 1, 1, 1)
+            moved = torch.where(here, padded[:, :, i : i + height, j : j + width], moved)
         return moved
 
 
-class _Drawn(Around):
-    """A random layer before the network."""
-
-    layer: Callable[[], nn.Module]
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.draw = type(self).layer()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(self.draw(x))
-
-
-class Shifted(_Drawn):
-    """Random shifts of the image (Xie et al. 2018)."""
-
-    layer = _Shift
-
-
 class _LowRank(Stochastic):
-    """Half of the pixels dropped, the rest completed by a matrix of rank 4; no gradient."""
+    """Half of the pixels dropped, and completed by a matrix of rank 4 without gradient (ME-Net,
+    Yang et al. 2019)."""
 
+    @torch.no_grad()
     def noisy(self, h: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            kept = h * 2 * (self.uniform(h) < 0.5).to(h)
-            u, s, v = torch.linalg.svd((kept + h) / 2, full_matrices=False)
-            return (u[..., :4] * s[..., None, :4]) @ v[..., :4, :]
-
-
-class Completed(_Drawn):
-    """ME-Net (Yang et al. 2019): pixels dropped at random and completed."""
-
-    layer = _LowRank
+        kept = h * 2 * (self.uniform(h) < 0.5).to(h)
+        u, s, v = torch.linalg.svd((kept + h) / 2, full_matrices=False)
+        return (u[..., :4] * s[..., None, :4]) @ v[..., :4, :]
 
 
 class _Mixup(Stochastic):
-    """The image mixed with random noise in the place of another image."""
+    """The image mixed with noise in the place of another image (Pang et al. 2020)."""
 
     def noisy(self, h: torch.Tensor) -> torch.Tensor:
         return 0.8 * h + 0.2 * self.uniform(h)
 
 
-class MixedIn(_Drawn):
-    """Mixup inference (Pang et al. 2020)."""
-
-    layer = _Mixup
+def drawn(layer: type[Stochastic]) -> Planted:
+    """The kind of planted model with this random layer before its network."""
+    return lambda model: Around(model, layer())
 
 
 class _Winners(nn.Module):
@@ -251,17 +280,10 @@ class _Winners(nn.Module):
         return (flat * (flat >= least).to(x)).view_as(x)
 
 
-class Winners(Around):
+class Winners(Replaced):
     """k-winners-take-all in the place of ReLU (Xiao et al. 2020)."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.changed = copy.deepcopy(model)
-        for name in [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)]:
-            self.changed.set_submodule(name, _Winners())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.changed(x)
+    activation = _Winners
 
 
 class Ensemble(Around):
@@ -276,60 +298,159 @@ class Ensemble(Around):
         return sum(((5 * logits).softmax(1) for logits in members), torch.zeros(()))
 
 
-class SparseFourier(Around):
-    """The 16 largest cosine coefficients of the image (Bafna et al. 2018)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        c, r = _cosines(x.shape[2], x), _cosines(x.shape[3], x)
-        found = c @ x @ r.T
-        least = found.abs().flatten(1).topk(16, dim=1).values[:, -1].view(-1, 1, 1, 1)
-        return self.model(c.T @ (found * (found.abs() >= least)) @ r)
-
-
-class Codes(Around):
+@on_logits
+def codes(logits: torch.Tensor) -> torch.Tensor:
     """Error-correcting output codes (Verma and Swami 2019): steep sigmoids of sums of classes."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shares = self.model(x).softmax(1)
-        drawn = torch.randn(32, shares.shape[1], generator=torch.Generator().manual_seed(0))
-        code = drawn.sign().to(shares)
-        return torch.tanh(20 * shares @ code.T) @ code
+    shares = logits.softmax(1)
+    random = torch.randn(32, shares.shape[1], generator=torch.Generator().manual_seed(0))
+    code = random.sign().to(shares)
+    return torch.tanh(20 * shares @ code.T) @ code
 
 
-class Centres(Around):
+@on_logits
+def centres(logits: torch.Tensor) -> torch.Tensor:
     """Distances to fixed centres of the classes (Pang et al. 2020), steeply scaled."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shares = (3 * self.model(x)).softmax(1)
-        centres = torch.eye(shares.shape[1]).to(shares)
-        return -1e3 * (shares[:, None] - centres).square().sum(2)
+    shares = (3 * logits).softmax(1)
+    fixed = torch.eye(shares.shape[1]).to(shares)
+    return -1e3 * (shares[:, None] - fixed).square().sum(2)
 
 
-class Purified(Around):
+def _blurred(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+@on_images
+def purified(x: torch.Tensor) -> torch.Tensor:
     """The image moved towards its own blur until it is smooth (PixelDefend, Song et al. 2018); the
     gradient is that of the blur once, not of the search."""
+    found, blur = x.detach(), _blurred(x)
+    for _ in range(3):
+        near = _blurred(found)
+        found = torch.where((found - near).abs() > 0.3, found, 0.7 * found + 0.3 * near)
+    return (8 * found).round() / 8 + blur - blur.detach()
+
+
+@on_images
+@torch.no_grad()
+def smoothest(x: torch.Tensor) -> torch.Tensor:
+    """Half of the pixels dropped at random, and filled in as smoothly as can be (total variance
+    minimization, Guo et al. 2018); plain torch randomness, no gradient."""
+    kept = torch.rand_like(x) < 0.5
+    filled = torch.where(kept, x, _blurred(x * kept) / _blurred(kept.to(x)).clamp_min(0.1))
+    for _ in range(10):
+        filled = torch.where(kept, x, _blurred(filled))
+    return filled
+
+
+@on_images
+def quilted(x: torch.Tensor) -> torch.Tensor:
+    """Each patch replaced by the nearest one of a fixed set (image quilting, Guo et al. 2018)."""
+    random = torch.rand(256, 4, generator=torch.Generator().manual_seed(0))
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+    known = torch.cat([corners, random]).to(x)  # [P, 4]
+    patches = nn.functional.unfold(x.reshape(-1, 1, *x.shape[2:]), 2, stride=2)  # [N C, 4, L]
+    nearest = torch.cdist(patches.transpose(1, 2), known[None]).argmin(2)
+    found = known[nearest].transpose(1, 2)
+    return nn.functional.fold(found, x.shape[2:], 2, stride=2).view_as(x)
+
+
+def _resized(x: torch.Tensor, size: int) -> torch.Tensor:
+    return nn.functional.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+
+
+@on_images
+def cropped(x: torch.Tensor) -> torch.Tensor:
+    """A random part of the image, enlarged (crop and rescale, Guo et al. 2018), the same for the
+    whole batch; plain torch randomness."""
+    size = x.shape[3]
+    down, across = torch.randint(2, (2,)).tolist()
+    return _resized(x[:, :, down : down + size - 1, across : across + size - 1], size)
+
+
+@on_images
+def resized(x: torch.Tensor) -> torch.Tensor:
+    """The image at a random size, at a random place among zeros (Xie et al. 2018), likewise."""
+    size = x.shape[3]
+    small = size - int(torch.randint(3, ()))
+    down, across = torch.randint(size - small + 1, (2,)).tolist()
+    margins = across, size - small - across, down, size - small - down
+    return nn.functional.pad(_resized(x, small), margins)
+
+
+@on_images
+def unrolled(x: torch.Tensor) -> torch.Tensor:
+    """Pixels drawn step by step to the nearest of four levels: differentiable, but so deep that the
+    gradient vanishes or explodes (the third kind of Athalye et al.)."""
+    for _ in range(20):
+        x = x - torch.sin(6 * torch.pi * x) / (6 * torch.pi)
+    return x
+
+
+class Countered(Around):
+    """The image moved by signed steps on the model's own gradient before it is classified, with no
+    gradient through that: towards the predicted class (anti-adversary, Alfarra et al. 2022)."""
+
+    def lowered(self, logits: torch.Tensor) -> torch.Tensor:
+        """The sum over images of what the steps lower."""
+        return nn.functional.cross_entropy(logits, logits.argmax(1), reduction="sum")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        blur = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        with torch.no_grad():
-            found = x.clone()
-            for _ in range(3):
-                near = nn.functional.avg_pool2d(found, 3, 1, 1, count_include_pad=False)
-                found = torch.where((found - near).abs() > 0.3, found, 0.7 * found + 0.3 * near)
-            found = (8 * found).round() / 8
-        return self.model(found + blur - blur.detach())
+        moved = x.detach()
+        with torch.enable_grad():
+            for _ in range(2):
+                moved = moved.requires_grad_()
+                (g,) = torch.autograd.grad(self.lowered(self.model(moved)), moved)
+                moved = (moved - 0.1 * g.sign()).detach()
+        return self.model(x + moved - x.detach())
 
 
-AFTER: dict[str, tuple[Callable[[nn.Module], Around], str]] = {
-    "thermometer coding": (Thermometer, "standard"),
-    "JPEG": (Jpeg, "standard"),
-    "random shifts": (Shifted, "standard"),
-    "ME-Net": (Completed, "standard"),
-    "mixup inference": (MixedIn, "standard"),
-    "k winners": (Winners, "standard"),
-    "ensemble of low precision": (Ensemble, "standard"),
-    "sparse Fourier": (SparseFourier, "standard"),
-    "output codes": (Codes, "standard"),
-    "fixed centres": (Centres, "standard"),
-    "purified": (Purified, "standard"),
+class Hedged(Countered):
+    """Steps away from all classes at once (hedge defense, Wu et al. 2021)."""
+
+    def lowered(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.log_softmax(1).sum()
+
+
+class Branched(Around):
+    """Two branches, of which the one that decides is detached; the other sees a blurred image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x.detach()) + 0.1 * self.model(_blurred(x))
+
+
+@on_images
+def dropped(x: torch.Tensor) -> torch.Tensor:
+    """A fifth of the pixels dropped at random; plain torch randomness."""
+    return x * (torch.rand_like(x) < 0.8).to(x)
+
+
+@on_images
+def noise_added(x: torch.Tensor) -> torch.Tensor:
+    """Normal noise added to the image; plain torch randomness."""
+    return x + 0.2 * torch.randn_like(x)
+
+
+AFTER: dict[str, Planted] = {
+    "thermometer coding": thermometer,
+    "JPEG": jpeg,
+    "random shifts": drawn(_Shift),
+    "ME-Net": drawn(_LowRank),
+    "mixup inference": drawn(_Mixup),
+    "k winners": Winners,
+    "ensemble of low precision": Ensemble,
+    "sparse Fourier": sparse_fourier,
+    "output codes": codes,
+    "fixed centres": centres,
+    "purified": purified,
+    "total variance": smoothest,
+    "image quilting": quilted,
+    "crop and rescale": cropped,
+    "random resize": resized,
+    "Defense-GAN": projected,
+    "unrolled denoiser": unrolled,
+    "anti-adversary": Countered,
+    "hedge defense": Hedged,
+    "detached branch": Branched,
+    "input dropout": dropped,
+    "added noise": noise_added,
 }

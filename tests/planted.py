@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.core.attack_settings import KINDS
-from advprune.core.params import CARRIED, Params, load
+from advprune.core.params import Params, load
 from advprune.core.settings import parse
 from advprune.evaluate.layers import SIDES
 from advprune.report.run import Model, Run
@@ -131,33 +131,6 @@ def model(
     return Model(name, family, root, root, do, card | more, records, layers, received)
 
 
-def exchange(models: Sequence[Model], own: Sequence[str] = ()) -> list[Model]:
-    """The models tried on each other's images, and on those of the attacker's own networks.
-
-    As the transfer stage does: of the others the main attack's, of the dense network of their base
-    all, of the attacker's own networks the exchanged ones. What was not planted is as under the
-    images of the dense network.
-    """
-    main, pairs = EXCHANGED[0], [(name, attack) for name in own for attack in EXCHANGED]
-    return [
-        replace(
-            one,
-            received={
-                (name, attack): one.transferred(attack)
-                for name, attack in [*((other.name, main) for other in models), *pairs]
-                if name != one.name
-            }
-            | one.received,
-        )
-        for one in models
-    ]
-
-
-def hears(one: Model, planted_here: Mapping[tuple[str, str], pd.DataFrame]) -> Model:
-    """A model with records planted for images that were crafted elsewhere."""
-    return replace(one, received=one.received | planted_here)
-
-
 def settings(**changes: Any) -> Params:
     """The settings of a planted run: attacks, suite and curves of its own, and no studies."""
     raw = load(ROOT / "params.yaml", "digits").model_dump(exclude_unset=True)
@@ -183,39 +156,6 @@ def swept_on(n: int, params: Params) -> Params:
     return parse(Params, raw, "test")
 
 
-def flipping(
-    counts: Sequence[int | None],
-    *,
-    variants: Sequence[str] = (),
-    bits: int = 8,
-    tried: int = 30,
-    level: float = 0.2,
-    clean: float = 0.9,
-    stored_bits: int = 1000,
-) -> pd.DataFrame:
-    """Records of the bit-flip attack in which each seed is at the level after so many flips.
-
-    Accuracy stays clean until then; None: not within `tried` flips. All flips are of the sign bit,
-    of the last of three layers but for the first. Random flips, `tried` of them, do nothing.
-    """
-    tables = []
-    for variant in ("untargeted", *variants, "random"):
-        for seed, reached in enumerate(counts):
-            most = tried if variant == "random" or reached is None else reached
-            flip = np.arange(most + 1)
-            accuracy = np.full(most + 1, clean)
-            if variant != "random" and reached is not None:
-                accuracy[-1] = level
-            depth = np.where(flip == 0, -1, np.where(flip == 1, 0, 2))
-            table = {"flip": flip, "step": flip, "depth": depth, "index": flip - 1}
-            table |= {"layer": np.array(["", "conv1", "linear"])[np.clip(depth, -1, 1) + 1]}
-            table |= {"bit": np.where(flip == 0, -1, bits - 1), "loss": 0.1 * flip}
-            table |= {"hamming": flip, "accuracy": accuracy, "n_b": 1, "forwards": 5 * flip}
-            table |= {"gradients": flip, "reason": "level", "layers": 3, "variant": variant}
-            tables.append(pd.DataFrame(table | {"stored_bits": stored_bits, "seed": seed}))
-    return pd.concat(tables, ignore_index=True)
-
-
 def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
     """The records of a setting of a sweep."""
     tables = [
@@ -226,61 +166,28 @@ def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).assign(**facts)
 
 
-def compressed(
-    order: int, white: int, carried: Sequence[int], clean: int = N, sparsity: float = 0.5
-) -> pd.DataFrame:
-    """The records of a compression: under main, and on the dense network's images."""
-    tables = [rows("main", planted(white), clean=clean)]
-    tables += [
-        elsewhere(CARRIED + name, planted(kept), clean).assign(source="dense")
-        for name, kept in zip(EXCHANGED, carried, strict=True)
-    ]
-    facts = {"order": order, "value": str(order), "prune_ratio": sparsity, "sparsity": sparsity}
-    return pd.concat(tables, ignore_index=True).assign(**facts)
-
-
-def sparse(
-    name: str,
-    family: str,
-    right: Sequence[int | np.ndarray],
-    *,
-    clean: Sequence[int] = (N, N, N),
-    base: str = "robust",
-    more: int = N,
-    sparsity: float = 0.5,
-) -> pd.DataFrame:
-    """A point of the study of sparse networks: which of N images each seed's network keeps under
-    main (the first so many, or those given), how many it has right when clean, and how many it
-    keeps under short."""
-    tables = []
-    for seed, (kept, whole) in enumerate(zip(right, clean, strict=False)):
-        hits = planted(kept) if isinstance(kept, int) else kept
-        for attack, own in (("main", hits), ("short", planted(more))):
-            facts = {"point": name, "family": family, "base": base, "seed": seed}
-            facts |= {"sparsity": sparsity, "prune_ratio": sparsity}
-            tables.append(rows(attack, own, clean=whole).assign(**facts))
-    return pd.concat(tables, ignore_index=True)
-
-
 def run_of(
     *models: Model,
     params: Params | None = None,
     studies: Mapping[str, pd.DataFrame] | None = None,
-    attackers: Mapping[tuple[str, str], pd.DataFrame] | None = None,
 ) -> Run:
-    """A run: a dense network first, then the given models, tried on each other's images.
+    """A run: a dense network first, then the given models, tried on each other's main images.
 
-    studies: records by the name of a study of `params`. attackers: records of attackers' networks
-    on their own images, by (name, attack).
+    What was not planted of that is as under the images of the dense network. studies: records by
+    the name of a study of `params`.
     """
     chosen = list(models) or [model("A"), model("B")]
     if chosen[0].family != "dense":
         chosen = [model("dense"), *chosen]
-    own = dict(attackers or {})
+    main = EXCHANGED[0]
+    heard = [
+        {(o.name, main): one.transferred(main) for o in chosen if o is not one} | one.received
+        for one in chosen
+    ]
     return Run(
         params=params or settings(),
-        models=exchange(chosen, list(dict.fromkeys(name for name, _ in own))),
-        attackers=own,
+        models=[replace(one, received=found) for one, found in zip(chosen, heard, strict=True)],
+        attackers={},
         studies=dict(studies or {}),
         source="planted",
         classes=list("abcd"),

@@ -95,32 +95,43 @@ def test_what_only_the_weaker_attack_breaks_counts_whatever_it_misses() -> None:
     assert "1 of 300 images only it breaks" in {check.figure for check in passed.checks}
 
 
-def test_weaker_attacks_that_do_more_harm_contradict_the_number() -> None:
-    strong, search = rows("main", 30), rows("s", 35, **SEARCH)
-    for name, columns in (("probe_noise", {}), ("probe_single", {}), ("x", SEARCH)):
-        assert judged(strong, search, rows(name, 10, **columns))[0] == "broken", name
-    assert judged(strong, search)[0] == "reliable"
-    assert judged(strong)[0] == "suspect"  # nothing without gradients
-    beyond = rows("probe_noise", 10, linf=0.3)  # outside the budget
-    assert judged(strong, search, beyond)[0] == "reliable"
+STRONG, WEAK = rows("main", 30), rows("s", 35, **SEARCH)
+STRAIGHT = rows("probe_honesty", 40, **HONEST | {"declared": True, "slope_error": np.nan})
+OWN = {("dense", "main"): STRONG}
+SINGLE = rows("probe_single", 10, steps=1)
 
 
-@pytest.mark.parametrize("source", [("surrogate", "main"), ("dense", "momentum")])
-def test_images_of_any_other_network_contradict_the_number(source: tuple[str, str]) -> None:
-    strong, search = rows("main", 30), rows("s", 35, **SEARCH)
-    none = {("dense", "main"): rows("main", 30)}
-    assert judged(strong, search, received=none)[0] == "reliable"
-    found = judged(strong, search, received=none | {source: rows("main", 10)})
-    assert found == ("broken", {"transfer"})
-
-
-def test_an_iterative_attack_that_falls_behind_one_step_is_a_failed_check() -> None:
-    """Another attack of the suite makes up for it, so the union shows nothing."""
-    tables = rows("main", 4), rows("s", 35, **SEARCH), rows("probe_single", 10, steps=1)
-    assert judged(*tables)[0] == "reliable"
-    assert judged(*tables, rows("behind", 30)) == ("broken", {"iterative attacks"})
-    short = rows("short", 30, step=0.001)  # cannot cross the budget
-    assert judged(*tables, short)[0] == "reliable"
+@pytest.mark.parametrize(
+    ("tables", "received", "expected"),
+    [
+        ([STRONG, WEAK], {}, set()),
+        ([STRONG], {}, {"gradient-free"}),  # nothing without gradients: in doubt
+        ([STRONG, WEAK, rows("probe_noise", 10)], {}, {"random noise"}),
+        ([STRONG, WEAK, rows("probe_noise", 10, linf=0.3)], {}, set()),  # outside the budget
+        ([STRONG, WEAK, rows("probe_single", 10)], {}, {"single step", "iterative attacks"}),
+        ([STRONG, WEAK, rows("x", 10, **SEARCH)], {}, {"gradient-free"}),
+        ([STRONG, WEAK], OWN, set()),
+        ([STRONG, WEAK], OWN | {("surrogate", "main"): rows("main", 10)}, {"transfer"}),
+        ([STRONG, WEAK], OWN | {("dense", "momentum"): rows("main", 10)}, {"transfer"}),
+        # Another attack of the suite makes up for one that falls behind: the union shows nothing.
+        ([rows("main", 4), WEAK, SINGLE], {}, set()),
+        ([rows("main", 4), WEAK, SINGLE, rows("behind", 30)], {}, {"iterative attacks"}),
+        ([rows("main", 4), WEAK, SINGLE, rows("short", 30, step=0.001)], {}, set()),  # cannot cross
+        ([STRONG, WEAK, STRAIGHT, rows("probe_nes", 30, method="nes")], {}, set()),
+        (
+            [STRONG, WEAK, STRAIGHT, rows("probe_student", 20, method="student")],
+            *({}, {"estimated gradients"}),
+        ),
+    ],
+)
+def test_what_should_be_weaker_and_does_more_harm_contradicts_the_number(
+    tables: list[pd.DataFrame],
+    received: dict[tuple[str, str], pd.DataFrame],
+    expected: set[str],
+) -> None:
+    level, against = judged(*tables, received=received)
+    assert against == expected
+    assert level == ("reliable" if not against else "suspect" if len(tables) == 1 else "broken")
 
 
 @pytest.mark.parametrize(
@@ -164,14 +175,6 @@ def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:
     assert judged(white, lucky, frozen)[0] == "reliable"
     unlucky = white.assign(chosen_margin=-0.1)  # broken in the draws that chose it
     assert judged(unlucky, search, frozen)[0] == "reliable"
-
-
-def test_what_answers_alone_break_is_added() -> None:
-    honesty = rows("probe_honesty", 40, **HONEST | {"declared": True, "slope_error": np.nan})
-    strong, search = rows("main", 30), rows("s", 35, **SEARCH)
-    assert judged(strong, search, honesty, rows("probe_nes", 30, method="nes"))[0] == "reliable"
-    found = judged(strong, search, honesty, rows("probe_student", 20, method="student"))
-    assert found == ("broken", {"estimated gradients"})
 
 
 def test_curves_that_rise_contradict_and_that_end_lower_cast_doubt() -> None:

@@ -15,14 +15,13 @@ from advprune.attacks.registry import typed
 from advprune.core import params
 from advprune.core.attack_settings import KINDS
 from advprune.data import prepare
-from advprune.evaluate.checks import dishonest
 from advprune.evaluate.craft import Work, craft, rows
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.honesty import slope_errors
 from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.probes import ProbeSettings, effort, probes, stronger
 from advprune.evaluate.robust import union
-from advprune.evaluate.verdict import Evidence, verdict
+from advprune.evaluate.verdict import Evidence, dishonest, verdict
 from advprune.models.checkpoint import load_model
 
 ROOT = Path(__file__).parent.parent

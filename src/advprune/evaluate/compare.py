@@ -17,6 +17,8 @@ import pandas as pd
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.statistics import (
     ALPHA,
+    NORMAL,
+    POWER,
     Rate,
     consistent,
     difference_interval,
@@ -40,6 +42,7 @@ class Compared(ABC):
     that the difference is `margin` or more (1 where nobody asks). tests: how many comparisons these
     hold for together. void: why the first is not called higher; at chance, nothing is concluded.
     control: the model that took the second's place.
+    A kind of comparison says what its `difference` is, and of which `ends` its interval is.
     """
 
     p: float
@@ -57,18 +60,30 @@ class Compared(ABC):
 
     @property
     @abstractmethod
-    def interval(self) -> tuple[float, float]:
-        """Of the difference, for all tests together, and never against p."""
+    def ends(self) -> tuple[float, float]:
+        """The differences that the test does not reject at `alpha`."""
 
     @property
-    @abstractmethod
+    def interval(self) -> tuple[float, float]:
+        """Of the difference, for all tests together, and never against p."""
+        return consistent(self.ends, self.direction, self.p)
+
+    @property
     def detectable(self) -> float:
-        """The smallest difference that is shown in 80 % of all cases; infinite if there is none."""
+        """The smallest difference that is shown in 80 % of all cases, infinite if there is none: by
+        the interval's width, unless a kind of comparison knows better."""
+        low, high = self.ends
+        return (high - low) / 2 * (1 + NORMAL.inv_cdf(POWER) / self.critical)
 
     @property
     def alpha(self) -> float:
         """The level of intervals and power: that of a single test."""
         return ALPHA / self.tests
+
+    @property
+    def critical(self) -> float:
+        """The standard normal statistic from which on a test rejects."""
+        return NORMAL.inv_cdf(1 - self.alpha / 2)
 
     @property
     def differs(self) -> bool:
@@ -112,12 +127,10 @@ class Comparison(Compared):
         return (self.first.value or 0.0) - (self.second.value or 0.0)
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """Tango's score interval."""
-        if not self.first.n:
-            return -1.0, 1.0
-        ends = difference_interval(self.gained, self.lost, self.first.n, self.alpha)
-        return consistent(ends, self.difference, self.p)
+        n = self.first.n
+        return difference_interval(self.gained, self.lost, n, self.alpha) if n else (-1.0, 1.0)
 
     @property
     def detectable(self) -> float:
@@ -201,9 +214,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Holm, A simple sequentially rejective multiple test procedure (Scand. J. Statist., 1979).
     """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    corrected, reached = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        reached = max(reached, min(1.0, (len(order) - rank) * p_values[index]))
-        corrected[index] = reached
-    return corrected
+    p, order = np.asarray(p_values, dtype=float), np.argsort(p_values)
+    steps = np.minimum(1.0, np.arange(len(p), 0, -1) * p[order])
+    return [float(one) for one in np.maximum.accumulate(steps)[np.argsort(order)]]

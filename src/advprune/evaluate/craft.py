@@ -105,10 +105,11 @@ def craft_shown(
     work: Work,
 ) -> Crafted:
     """`craft` on images and labels, under a progress bar that counts image-steps."""
-    (images, labels), steps = attacked, getattr(setting, "steps", 0)
+    steps = getattr(setting, "steps", 0)
     title = f"{what} eps {setting.eps:.3f} steps {steps}"
-    with progress(title, len(images) * steps * getattr(setting, "restarts", 1)) as advance:
-        return craft(model, images, labels, setting, replace(work, progress=advance))
+    total = len(attacked[1]) * steps * getattr(setting, "restarts", 1)
+    with progress(title, total) as advance:
+        return craft(model, *attacked, setting, replace(work, progress=advance))
 
 
 def rows(
@@ -127,21 +128,13 @@ def rows(
     setting, n = crafted.setting, max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
     facts = {
-        "index": range(len(labels)),
-        "label": labels.numpy(),
-        "attack": name,
-        "method": getattr(setting, "recorded", setting.method),
-        "seed": work.seed,
-        "norm": setting.norm,
-        "eps": setting.eps,
-        "step": getattr(setting, "step", 0.0),
-        "steps": getattr(setting, "steps", 0),
-        "draws": averaged,
-        "forwards": crafted.cost.forwards / n,
-        "gradients": crafted.cost.gradients / n,
+        **{"index": range(len(labels)), "label": labels.numpy(), "attack": name},
+        **{"method": getattr(setting, "recorded", setting.method), "seed": work.seed},
+        **{"norm": setting.norm, "eps": setting.eps, "step": getattr(setting, "step", 0.0)},
+        **{"steps": getattr(setting, "steps", 0), "draws": averaged},
+        **{side: total / n for side, total in vars(crafted.cost).items()},
         "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
-        "distance": float("nan"),
-        **crafted.found,
+        **{"distance": float("nan"), **crafted.found},
     }
     adv = crafted.pixels / 255
     clean = work.clean or answers("clean", model, images, labels, work.scoring)

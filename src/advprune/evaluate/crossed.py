@@ -13,7 +13,7 @@ from math import inf, sqrt
 import numpy as np
 
 from advprune.evaluate.compare import MARGIN, Compared
-from advprune.evaluate.statistics import ALPHA, POWER, consistent
+from advprune.evaluate.statistics import ALPHA, POWER
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class MeanComparison(Compared):
         return self.mean.value
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """By t, with the degrees of freedom of the mean."""
-        return consistent(self.mean.interval_at(self.alpha), self.difference, self.p)
+        return self.mean.interval_at(self.alpha)
 
     @property
     def detectable(self) -> float:

@@ -7,12 +7,11 @@ misclassified, infinite where none was found.
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
-from statistics import NormalDist
 
 import numpy as np
 
 from advprune.evaluate.compare import LOWER_CLEAN, Compared, compare_hits
-from advprune.evaluate.statistics import ALPHA, POWER, consistent, median_distance
+from advprune.evaluate.statistics import ALPHA, median_distance
 
 HALVINGS = 60  # of the range of differences: to the last digits
 
@@ -37,23 +36,9 @@ class DistanceComparison(Compared):
         return self._shift(0.0)
 
     @cached_property
-    def interval(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """All shifts that the test does not reject."""
-        return consistent(self._ends, self.direction, self.p)
-
-    @property
-    def detectable(self) -> float:
-        """From the interval's width."""
-        low, high = self._ends
-        return (high - low) / 2 * (1 + NormalDist().inv_cdf(POWER) / self._critical)
-
-    @cached_property
-    def _ends(self) -> tuple[float, float]:
-        return self._shift(self._critical), self._shift(-self._critical)
-
-    @property
-    def _critical(self) -> float:
-        return NormalDist().inv_cdf(1 - self.alpha / 2)
+        return self._shift(self.critical), self._shift(-self.critical)
 
     def _shift(self, wanted: float) -> float:
         """The shift at which the statistic, which falls with it, passes `wanted`; by bisection."""

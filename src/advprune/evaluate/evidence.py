@@ -52,12 +52,9 @@ class Evidence:
 
     def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
         """The points of a curve in rising order."""
-        found = self.records[self.records.attack == name]
-        return [
-            (float(value), part.sort_values("index", ignore_index=True))
-            for value, part in found.groupby(column, sort=True)
-            if isinstance(value, int | float)
-        ]
+        found = self.records[self.records.attack == name].sort_values("index")
+        parts = dict(iter(found.groupby(found[column].astype(float), sort=True)))
+        return [(value, part.reset_index(drop=True)) for value, part in parts.items()]
 
     @property
     def is_random(self) -> bool:

@@ -23,22 +23,18 @@ def received(
 ) -> pd.DataFrame:
     """A target's answers to images crafted elsewhere: one row per image and (source, attack).
 
-    images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
-    by (source, attack). Columns: source, attack, index, label, clean_pred, the answers `ANSWERS`
-    (records.score), and linf and l2, the size of the change. ValueError where logits are not
-    finite.
-
-    The clean images are scored once, so the cost is (1 + crafted) * N forward passes, times the
-    draws of a randomized target.
+    images: float `[N, C, H, W]` in [0, 1], the clean ones, which are scored once. crafted: uint8
+    images of the same shape by (source, attack). Columns: source, attack, index, label, clean_pred,
+    the answers `ANSWERS` (records.score), and linf and l2, the size of the change. ValueError where
+    logits are not finite.
     """
     clean = answers("clean", target, images, labels, work.scoring)
     same = {"index": range(len(labels)), "label": labels.numpy(), "clean_pred": clean["clean_pred"]}
     tables = []
     for key, pixels in crafted.items():
-        adv = pixels / 255
-        found = answers("adv", target, adv, labels, work.scoring)
-        found = {column: found[column] for column in ANSWERS}
-        whose = dict(zip(SOURCE, key, strict=True))
+        adv, whose = pixels / 255, dict(zip(SOURCE, key, strict=True))
+        told = answers("adv", target, adv, labels, work.scoring)
+        found = {column: told[column] for column in ANSWERS}
         tables.append(table_of(whose | same, {}, found, adv - images))
         work.progress(1)
     return pd.concat(tables, ignore_index=True)
@@ -52,11 +48,8 @@ def exchanged(
     The main attack's images of every other model; all that were kept of its own dense network; the
     exchanged ones of attackers' own networks. Such a network is tried on its own images alone.
     """
-    main, attackers, transferred = (
-        params.attack.main,
-        params.attackers(),
-        params.active().exchanged(),
-    )
+    main, attackers = params.attack.main, params.attackers()
+    transferred = params.active().exchanged()
 
     def wanted(source: str, attack: str) -> bool:
         if target in attackers or source in attackers:

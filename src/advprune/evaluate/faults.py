@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import pairwise
 from math import comb, inf, sqrt
 from statistics import fmean, stdev
 from typing import TypeVar
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.evaluate.compare import Compared
-from advprune.evaluate.statistics import LEVEL, NORMAL, POWER, consistent
+from advprune.evaluate.statistics import LEVEL
 
 End = tuple[float, bool]  # a count of bits, and whether it is censored
 VARIANTS = ("untargeted", "margin", "targeted", "random")
@@ -61,9 +61,9 @@ def pairs_of(found: Sequence[Entry], root: str) -> list[tuple[Entry, Entry]]:
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds with its deviation and 95 % t interval; None where it is not known."""
+    """A mean over seeds; deviation and 95 % t interval, None of a single one."""
 
-    mean: float | None
+    mean: float
     deviation: float | None
     low: float | None
     high: float | None
@@ -107,10 +107,15 @@ class Reached:
         return spread(self.uncensored) if self.bits and not self.censored else None
 
     @property
+    def ends(self) -> list[End]:
+        """The count of each seed, and whether it is censored: then it is what was tried."""
+        pairs = zip(self.bits, self.tried, strict=True)
+        return [(tried, True) if bits is None else (bits, False) for bits, tried in pairs]
+
+    @property
     def least(self) -> float:
         """The mean, with what was tried and not enough in the place of censored counts."""
-        pairs = zip(self.bits, self.tried, strict=True)
-        return fmean(tried if bits is None else bits for bits, tried in pairs)
+        return fmean(count for count, _ in self.ends)
 
 
 def guessing(stop: float, classes: int, labels: Sequence[int]) -> float:
@@ -128,15 +133,10 @@ def to_chance(records: pd.DataFrame, level: float, variant: str = "untargeted") 
 
     As fine as accuracy was asked for. A network that is there before any flip needs 0.
     """
-    runs = list(_runs(records, variant))
-    return Reached(
-        tuple(_first(run, level) for run in runs), tuple(int(run.hamming.iloc[-1]) for run in runs)
-    )
-
-
-def _first(run: pd.DataFrame, level: float) -> int | None:
-    reached = run.loc[run.accuracy <= level, "hamming"]
-    return None if reached.empty else int(reached.iloc[0])
+    runs = _runs(records, variant)
+    down = [run.hamming[run.accuracy <= level].tolist() for run in runs]
+    bits = tuple(int(counts[0]) if counts else None for counts in down)
+    return Reached(bits, tuple(int(run.hamming.iloc[-1]) for run in runs))
 
 
 def _runs(records: pd.DataFrame, variant: str) -> list[pd.DataFrame]:
@@ -192,38 +192,28 @@ class FlipComparison(Compared):
     def difference(self) -> float:
         """How many bits more the first needs: the median over all pairs of batches, not finite
         where censoring leaves it open."""
-        pairs = product(self.first.bits, self.second.bits)
-        both = [(inf if a is None else a, inf if b is None else b) for a, b in pairs]
-        return float(np.median([a - b for a, b in both]))  # inf - inf: nothing is known
+        own, others = ([inf if a is None else a for a in r.bits] for r in (self.first, self.second))
+        return float(np.median([a - b for a in own for b in others]))  # inf - inf: nothing is known
 
     @property
     def ratio(self) -> float | None:
         """The first mean over the second; None where either is censored."""
-        means = [one.spread.mean if one.spread else None for one in (self.first, self.second)]
-        return means[0] / means[1] if means[0] is not None and means[1] else None
+        own, other = self.first.spread, self.second.spread
+        return own.mean / other.mean if own and other and other.mean else None
 
     @cached_property
-    def interval(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """Every shift that the test does not reject.
 
         p changes only at differences of two counts, and falls away from the middle; infinite where
         censored or too few batches leave it open.
         """
-        own, others = _ends(self.first), _ends(self.second)
+        own, others = self.first.ends, self.second.ends
         steps = sorted({count - other for count, _ in own for other, _ in others})
         between = [steps[0] - 1, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 1]
-        kept = [_gehan(own, others, shift)[0] >= self.alpha for shift in between]
-        if not any(kept):
-            return consistent((steps[0], steps[-1]), self.direction, self.p)
-        first, last = kept.index(True), len(kept) - 1 - kept[::-1].index(True)
+        places = [i for i, s in enumerate(between) if _gehan(own, others, s)[0] >= self.alpha]
         bounds = [-inf, *map(float, steps), inf]
-        return consistent((bounds[first], bounds[last + 1]), self.direction, self.p)
-
-    @property
-    def detectable(self) -> float:
-        """From the interval's width."""
-        low, high = self.interval
-        return (high - low) / 2 * (1 + NORMAL.inv_cdf(POWER) / NORMAL.inv_cdf(1 - self.alpha / 2))
+        return (bounds[places[0]], bounds[places[-1] + 1]) if places else (steps[0], steps[-1])
 
 
 def smallest_flip_p(first: int, second: int) -> float:
@@ -246,7 +236,7 @@ def compare_flips(first: Reached, second: Reached) -> FlipComparison:
     """
     if not first.bits or not second.bits:
         raise ValueError("compare_flips: an entry has no seeds")
-    p, higher = _gehan(_ends(first), _ends(second))
+    p, higher = _gehan(first.ends, second.ends)
     return FlipComparison(first, second, p=p, direction=higher)
 
 
@@ -260,12 +250,6 @@ def _gehan(own: list[End], others: list[End], shift: float = 0.0) -> tuple[float
     return _permuted(scores, len(own)), higher
 
 
-def _ends(reached: Reached) -> list[End]:
-    """The count of each seed, and whether it is censored."""
-    pairs = zip(reached.bits, reached.tried, strict=True)
-    return [(tried, True) if bits is None else (bits, False) for bits, tried in pairs]
-
-
 def _surely_more(one: End, other: End) -> int:
     """1 where the first needs more bits than the second, whatever was not seen."""
     (count, censored), (limit, unknown) = one, other
@@ -274,11 +258,11 @@ def _surely_more(one: End, other: End) -> int:
 
 def _permuted(scores: Sequence[int], chosen: int) -> float:
     """Share of all choices of `chosen` scores whose sum is as far from 0 as that of the first."""
-    ways: list[dict[int, int]] = [{0: 1}, *({} for _ in range(chosen))]
+    ways = [Counter({0: 1}), *(Counter[int]() for _ in range(chosen))]  # of each size, by sum
     for score in scores:
         for size in range(chosen, 0, -1):
             for total, count in ways[size - 1].items():
-                ways[size][total + score] = ways[size].get(total + score, 0) + count
+                ways[size][total + score] += count
     seen = abs(sum(scores[:chosen]))
     far = sum(count for total, count in ways[chosen].items() if abs(total) >= seen)
     return far / comb(len(scores), chosen)
@@ -286,8 +270,9 @@ def _permuted(scores: Sequence[int], chosen: int) -> float:
 
 def flips_metric(reached: Reached | None) -> dict[str, float | None]:
     """`flips_to_chance` with its interval for the leaderboard; None where it is not known."""
-    found = None if reached is None else reached.spread
-    values = (None, None, None) if found is None else (found.mean, found.low, found.high)
-    names = ("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high")
-    pairs = zip(names, values, strict=True)
-    return {name: None if value is None else round(value, 2) for name, value in pairs}
+    found = reached.spread if reached else None
+    values = (found.mean, found.low, found.high) if found else (None, None, None)
+    rounded = [None if value is None else round(value, 2) for value in values]
+    return {
+        f"flips_to_chance{end}": v for end, v in zip(("", "_low", "_high"), rounded, strict=True)
+    }

@@ -101,7 +101,12 @@ class _Field:
         Slopes are means over `nearby` points, drawn within the step.
         """
         reach, claimed, measured = max(steps), [], []
-        point = self._inside(images + eps * self._uniform(images), reach)
+
+        def inside(images: torch.Tensor) -> torch.Tensor:
+            # Away from 0 and 1, where a model may cut its images: differences go to both sides.
+            return images.clamp(reach, 1 - reach)
+
+        point = inside(images + eps * self._uniform(images))
         for _ in range(POINTS):
             weights = self._weights(point)  # [2, N, K]
             own = self._gradients(point, weights[:1])[0].sign()
@@ -109,14 +114,13 @@ class _Field:
             directions = torch.stack([own, *signs])  # [V, N, C, H, W]
             slopes, differences = [], []
             for number in range(nearby):
-                moved = point + reach * self._uniform(images) * (number > 0)
-                moved = self._inside(moved, reach)
+                moved = inside(point + reach * self._uniform(images) * (number > 0))
                 gradients = self._gradients(moved, weights)  # [2, N, C, H, W]
                 slopes.append((gradients[:, None] * directions).sum((3, 4, 5)))  # [2, V, N]
                 differences.append(self._differences(moved, weights, directions, steps))
             claimed.append(torch.stack(slopes).mean(0))
             measured.append(torch.stack(differences).mean(0))  # [steps, 2, V, N]
-            point = self._inside((point + eps * own).clamp(images - eps, images + eps), reach)
+            point = inside((point + eps * own).clamp(images - eps, images + eps))
         a, f = torch.cat(claimed), torch.cat(measured, dim=1)  # [M, V, N], [steps, M, V, N]
         found = [_relative(a[:, part], f[:, :, part]) for part in (slice(1), slice(1, None))]
         return torch.stack(found, 2)
@@ -125,34 +129,27 @@ class _Field:
         drawn = torch.rand(images.shape, generator=self.generator, dtype=images.dtype)
         return 2 * drawn.to(images.device) - 1
 
-    def _inside(self, images: torch.Tensor, reach: float) -> torch.Tensor:
-        """Away from 0 and 1, where a model may cut its images: differences go to both sides."""
-        return images.clamp(reach, 1 - reach)
-
     @torch.no_grad()
     def _weights(self, point: torch.Tensor) -> torch.Tensor:
         """Combinations of logits `[2, N, K]`: the margin (wrong minus label), and a random one."""
-        logits = self.answers(point)
-        rival = logits.scatter(1, self.labels[:, None], float("-inf")).argmax(1)
-        margin = torch.zeros_like(logits).scatter_(1, rival[:, None], 1.0)
-        margin.scatter_(1, self.labels[:, None], -1.0)
+        logits, truth = self.answers(point), self.labels[:, None]
+        rival = logits.scatter(1, truth, float("-inf")).argmax(1, keepdim=True)
+        margin = torch.zeros_like(logits).scatter_(1, rival, 1.0).scatter_(1, truth, -1.0)
         drawn = torch.randn(logits.shape, generator=self.generator, dtype=logits.dtype)
         return torch.stack([margin, drawn.to(logits)])
 
     def _gradients(self, point: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Of each combination by the images, `[weights, N, C, H, W]`; 0 where there is none."""
         point = point.detach().requires_grad_()
+        found = [torch.zeros_like(point) for _ in weights]
         with torch.enable_grad():
             logits = self.derived(point)
-            if not logits.requires_grad:
-                return torch.zeros(len(weights), *point.shape).to(point)
-            sums = [(logits * w).sum() for w in weights]
-            found = [
-                torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)[0]
-                for total in sums
-            ]
-        empty = torch.zeros_like(point)
-        return torch.stack([empty if g is None else g.nan_to_num(0.0, 0.0, 0.0) for g in found])
+            for place, w in enumerate(weights if logits.requires_grad else ()):
+                total = (logits * w).sum()
+                (g,) = torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)
+                if g is not None:
+                    found[place] = g.nan_to_num(0.0, 0.0, 0.0)
+        return torch.stack(found)
 
     @torch.no_grad()
     def _differences(

@@ -1,5 +1,6 @@
 """Where an attack acts: clean against adversarial feature maps, layer by layer."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,74 +20,58 @@ CHANGED = 0.1  # in clean standard deviations of the layer: a smaller change of 
 TOP = 0.999  # the percentile of sizes that stands for a layer's largest values
 
 
-def _zeros() -> dict[str, float]:
-    return dict.fromkeys(SIDES, 0.0)
-
-
 @dataclass
 class _Sums:
-    """Running figures over batches of one layer's output: clean, attacked and, if it is there, with
-    noise. Percentiles and the distance are means over batches."""
+    """Figures of one layer's output over batches, by side: `of` are sums, `largest` are not. The
+    percentile and the distance are summed over batches, all else over values."""
 
     count: int = 0
     batches: int = 0
-    distance: float = 0.0
-    largest_difference: float = 0.0
-    differences: dict[str, float] = field(default_factory=_zeros)
-    squared_differences: dict[str, float] = field(default_factory=_zeros)
-    changed: dict[str, float] = field(default_factory=_zeros)
-    sums: dict[str, float] = field(default_factory=_zeros)
-    squares: dict[str, float] = field(default_factory=_zeros)
-    largest: dict[str, float] = field(default_factory=_zeros)
-    tops: dict[str, float] = field(default_factory=_zeros)
+    of: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    largest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
         """Take in one batch: outputs `[N, ...]` of the same layer by side."""
         values = {side: part.flatten().double() for side, part in parts.items()}
         clean = values["clean"]
         self.count, self.batches = self.count + clean.numel(), self.batches + 1
-        self.distance += wasserstein(clean, values["adv"])
+        self.of["distance"] += wasserstein(clean, values["adv"])
         least = CHANGED * float(clean.std(correction=0))
+        rank = max(1, round(TOP * clean.numel()))
         for side, found in values.items():
             change, size = (found - clean).abs(), found.abs()
-            self.differences[side] += float(change.sum())
-            self.squared_differences[side] += float(change.square().sum())
-            self.changed[side] += float((change > least).sum())
-            self.sums[side] += float(found.sum())
-            self.squares[side] += float(found.square().sum())
-            self.largest[side] = max(self.largest[side], float(size.max()))
-            rank = max(1, round(TOP * size.numel()))
-            self.tops[side] += float(size.kthvalue(rank).values)
-        change = (values["adv"] - clean).abs()
-        self.largest_difference = max(self.largest_difference, float(change.max()))
+            added = {
+                **{"change": change.sum(), "squared_change": change.square().sum()},
+                **{"changed": (change > least).sum(), "top": size.kthvalue(rank).values},
+                **{"sum": found.sum(), "square": found.square().sum()},
+            }
+            for name, total in added.items():
+                self.of[f"{side}_{name}"] += float(total)
+            for name, most in (("size", size.max()), ("change", change.max())):
+                key = f"{side}_{name}"
+                self.largest[key] = max(self.largest[key], float(most))
 
     def row(self, sides: tuple[str, ...]) -> dict[str, float]:
         """The layer's figures."""
-        moments = {side: self._moments(side) for side in sides}
-        row = {
-            "mean_difference": self.differences["adv"] / self.count,
-            "max_difference": self.largest_difference,
-            "relative_difference": self._relative("adv"),
-            "distance": self.distance / self.batches / max(moments["clean"][1], 1e-12),
-        }
+        of, size = self.of, max(self.of["clean_square"], 1e-24)
+        relative = {side: (of[f"{side}_squared_change"] / size) ** 0.5 for side in sides}
+        figures: dict[str, float] = {}
         for side in sides:
-            row |= {f"{side}_mean": moments[side][0], f"{side}_sigma": moments[side][1]}
-            row |= {
-                f"{side}_max": self.largest[side],
-                f"{side}_top": self.tops[side] / self.batches,
-            }
+            mean = of[f"{side}_sum"] / self.count
+            variance = max(of[f"{side}_square"] / self.count - mean**2, 0.0)
+            figures |= {f"{side}_mean": mean, f"{side}_sigma": variance**0.5}
+            figures[f"{side}_max"] = self.largest[f"{side}_size"]
+            figures[f"{side}_top"] = of[f"{side}_top"] / self.batches
             if side != "clean":
-                row[f"{side}_changed"] = self.changed[side] / self.count
-        if "noise" in sides:
-            row["noise_relative"] = self._relative("noise")
-        return row
-
-    def _relative(self, side: str) -> float:
-        return (self.squared_differences[side] / max(self.squares["clean"], 1e-24)) ** 0.5
-
-    def _moments(self, side: str) -> tuple[float, float]:
-        mean = self.sums[side] / self.count
-        return mean, max(self.squares[side] / self.count - mean**2, 0.0) ** 0.5
+                figures[f"{side}_changed"] = of[f"{side}_changed"] / self.count
+        return {
+            "mean_difference": of["adv_change"] / self.count,
+            "max_difference": self.largest["adv_change"],
+            "relative_difference": relative["adv"],
+            "distance": of["distance"] / self.batches / max(figures["clean_sigma"], 1e-12),
+            **figures,
+            **({"noise_relative": relative["noise"]} if "noise" in sides else {}),
+        }
 
 
 def wasserstein(first: torch.Tensor, second: torch.Tensor) -> float:

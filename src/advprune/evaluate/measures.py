@@ -48,10 +48,9 @@ MOST_DRAWS = 0.9  # an image counts as broken where at least this share of draws
 def robust_rates(records: pd.DataFrame) -> dict[str, Any]:
     """Robust accuracy of the worst case, `robust_accuracy`, with its interval and its cost.
 
-    Randomized models are scored in three ways: by the mean logits
-    (robust_accuracy), by a single draw, and with an image counted as broken only where at least 9
-    of 10 draws are wrong. For deterministic models they are the same. forwards and gradients: what
-    the attacks cost, per image.
+    Randomized models are scored by the mean logits, by a single draw, and with an image counted as
+    broken only where at least 9 of 10 draws are wrong; for others it is the same. forwards and
+    gradients: what the attacks cost, per image.
     """
     found: dict[str, Any] = remnant_accuracy(records).columns("robust_accuracy")
     single = (records.adv_single_pred == records.label).to_numpy()
@@ -70,18 +69,13 @@ def metrics(records: pd.DataFrame) -> dict[str, Any]:
     rounded to 6 places; a rate over no images is None.
     """
     found: dict[str, Any] = {"n": len(records)}
-    for measure in (
-        clean_accuracy,
-        remnant_accuracy,
-        prediction_change_rate,
-        attack_success_rate,
-    ):
+    rates = clean_accuracy, remnant_accuracy, prediction_change_rate, attack_success_rate
+    for measure in rates:
         found |= measure(records).columns(measure.__name__)
     for side, suffix in (("clean", ""), ("adv", "_attacked")):
         right = (records[f"{side}_pred"] == records.label).to_numpy()
-        found[f"ece{suffix}"] = round(
-            calibration_error(records[f"{side}_confidence"].to_numpy(), right), 4
-        )
+        error = calibration_error(records[f"{side}_confidence"].to_numpy(), right)
+        found[f"ece{suffix}"] = round(error, 4)
         found[f"nll{suffix}"] = round(float(records[f"{side}_nll"].mean()), 4)
         found[f"brier{suffix}"] = round(float(records[f"{side}_brier"].mean()), 4)
     return found

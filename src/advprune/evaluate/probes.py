@@ -24,11 +24,11 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackSettings, OtherAttack
 from advprune.core.device import device_of, salted
 from advprune.core.profile import FROZEN
-from advprune.evaluate.checks import dishonest
 from advprune.evaluate.craft import Crafted, Work, craft, rows
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.honesty import declares_rule, slope_errors
 from advprune.evaluate.records import all_logits
+from advprune.evaluate.verdict import dishonest
 from advprune.models.quantized import differentiable
 from advprune.models.stochastic import frozen_copy, is_randomized
 

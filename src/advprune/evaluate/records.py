@@ -127,22 +127,17 @@ def answers(
     logits = draws.mean(0)
     if scoring.average == "probabilities" and len(draws) > 1:
         logits = draws.softmax(2).mean(0).clamp_min(1e-38).log()
-    probabilities = logits.softmax(1)
-    truth = F.one_hot(labels, logits.shape[1])
+    probabilities, truth = logits.softmax(1), F.one_hot(labels, logits.shape[1])
     each = draws.argmax(2)  # [D, N]
-    chosen = {"chosen_margin": label_margin(choosing.mean(0), labels).numpy()}
-    return {
+    found = {
         f"{side}_pred": logits.argmax(1).numpy(),
         f"{side}_confidence": probabilities.amax(1).numpy(),
-        f"{side}_margin": label_margin(logits, labels).numpy(),
+        f"{side}_margin": -margin(logits, labels).numpy(),
         f"{side}_nll": F.cross_entropy(logits, labels, reduction="none").numpy(),
         f"{side}_brier": (probabilities - truth).square().sum(1).numpy(),
         f"{side}_single_pred": each[0].numpy(),
         f"{side}_wrong": (each != labels).float().mean(0).numpy(),
-        **(chosen if side == "adv" else {}),
     }
-
-
-def label_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The label's logit minus the largest other, `[N]`: negative where the image fools."""
-    return -margin(logits, labels)
+    if side == "adv":
+        found["chosen_margin"] = -margin(choosing.mean(0), labels).numpy()
+    return found

@@ -64,11 +64,6 @@ def union(
     return worst.assign(distance=distance, **_cost(records))
 
 
-def accuracy_at(distances: np.ndarray, eps: float) -> float:
-    """Share of images whose distance is larger than `eps`."""
-    return float(np.mean(distances > eps + ROUNDING))
-
-
 def area(distances: np.ndarray, up_to: float) -> float:
     """Mean accuracy over all budgets from 0 to `up_to`: the area under the security curve."""
     return float(np.clip(distances, 0, up_to).mean() / up_to)

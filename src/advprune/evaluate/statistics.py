@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import copysign, inf, sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -34,24 +35,24 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float] | tuple[None, None]:
         """Wilson's score interval."""
-        return _wilson(self.hits, self.n) if self.n else (None, None)
+        if not self.n:
+            return None, None
+        found = _binomial(self.hits, self.n).proportion_ci(LEVEL, method="wilson")
+        return float(found.low), float(found.high)
 
     def columns(self, name: str) -> dict[str, float | None]:
         """`name`, `name_low` and `name_high`, rounded to 6 places."""
-        low, high = self.interval
-        return {
-            name: _rounded(self.value),
-            f"{name}_low": _rounded(low),
-            f"{name}_high": _rounded(high),
-        }
+        names, values = (name, f"{name}_low", f"{name}_high"), (self.value, *self.interval)
+        pairs = zip(names, values, strict=True)
+        return {key: None if value is None else round(value, 6) for key, value in pairs}
 
 
 @cache
-def _wilson(hits: int, n: int) -> tuple[float, float]:
+def _binomial(hits: int, n: int) -> Any:
+    """scipy's two-sided test of the share 1/2."""
     from scipy.stats import binomtest  # half a second, which stages that only record save
 
-    found = binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    return binomtest(hits, n)
 
 
 def rate(hits: np.ndarray) -> Rate:
@@ -66,14 +67,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """
     if len(first) != len(second):
         raise ValueError(f"mcnemar: {len(first)} and {len(second)} images are not the same images")
-    return _sign_test(int(np.sum(first & ~second)), int(np.sum(second & ~first)))
-
-
-@cache
-def _sign_test(gained: int, lost: int) -> float:
-    from scipy.stats import binomtest
-
-    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+    gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    return float(_binomial(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def _score(gained: int, lost: int, n: int, difference: float) -> float:
@@ -169,7 +164,3 @@ def median_distance(values: np.ndarray, level: float = LEVEL) -> tuple[float, fl
     medians, tail = ordered[places].mean(0), (1 - level) / 2
     low, high = (float(np.quantile(medians, q, method="inverted_cdf")) for q in (tail, 1 - tail))
     return float(np.median(ordered)), low, high
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

@@ -1,6 +1,6 @@
 """The attacks of a profile on one model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 from advprune.attacks.cost import Cost
 from advprune.attacks.registry import typed
 from advprune.core.ahead import ahead
-from advprune.core.attack_settings import Attack, AttackChoice, AttackSettings
+from advprune.core.attack_settings import Attack, AttackChoice
 from advprune.core.profile import Profile
 from advprune.core.resume import Noted, Parts
 from advprune.evaluate.compare import right
@@ -61,26 +61,25 @@ class Suite:
         those whose images models exchange.
         """
         model = admitted("suite", model, self.images)
-        attacks, curves = dict(self._attacks(model)), list(self._curves())
-        self._clean(model)  # for all pieces
-        chains = [partial(self._chain, name, model, chain) for chain in _chains(attacks)]
-        crafted_ahead = [partial(self._run, name, model, *it) for it in curves]
-        ahead(f"{name}, attacks", [*chains, *crafted_ahead])
+        attacks, run = dict(self._attacks(model)), partial(self._run, name, model)
+        main = self.profile.table()[self.choice.main]
+        points = enumerate(curve_settings(main, self.profile.curves))
+        curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
+        clean = self._clean(model)  # for all pieces
+        pieces = [[(one, one, attacks[one]) for one in chain] for chain in _chains(attacks)]
+        pieces += [[curve] for curve in curves]
+        ahead(f"{name}, attacks", [partial(_each, run, piece) for piece in pieces])
         adv, tables = {}, []
-        for attack in attacks:
-            crafted, table = self._run(name, model, attack, attack, attacks[attack])
+        for attack, setting in attacks.items():
+            crafted, table = run(attack, attack, setting)
             tables.append(table)
             if attack in self.profile.suite.kept:
                 adv[attack] = crafted.pixels
-        work = replace(self.work, clean=self._clean(model), parts=self.parts)
-        known = self.images, self.labels, ProbeSettings(attacks, self.choice.main), work
-        tables.append(probes(model, *known, pd.concat(tables, ignore_index=True)))
-        tables += [self._run(name, model, *curve)[1] for curve in curves]
+        known = ProbeSettings(attacks, self.choice.main), replace(self.work, clean=clean)
+        found = pd.concat(tables, ignore_index=True)
+        tables.append(probes(model, self.images, self.labels, *known, found))
+        tables += [run(*curve)[1] for curve in curves]
         return pd.concat(tables, ignore_index=True), adv
-
-    def _chain(self, name: str, model: nn.Module, chain: dict[str, Attack]) -> None:
-        for attack, setting in chain.items():
-            self._run(name, model, attack, attack, setting)
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
         """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
@@ -97,12 +96,6 @@ class Suite:
                 yield attack, setting
         for extra in self.choice.extra:
             yield extra.key, typed(extra.key, extra.setting)
-
-    def _curves(self) -> Iterator[tuple[str, str, AttackSettings]]:
-        """The points of both curves: part, curve and setting."""
-        main = self.profile.table()[self.choice.main]
-        for index, (curve, setting) in enumerate(curve_settings(main, self.profile.curves)):
-            yield f"{curve}-{index}", curve, setting
 
     def _run(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
@@ -125,31 +118,34 @@ class Suite:
     def _crafted(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> Crafted:
-        """What was crafted: read back if the part was finished before, else computed and kept.
-
-        An attack that comes `after` another works on the images which that one did not break, and
-        has its images of the others. A random model is attacked as a whole: an image that it got
-        wrong once may be right in the next draws.
-        """
+        """What was crafted: read back if the part was finished before, else computed and kept."""
 
         def compute() -> Noted:
-            images, labels = self._images_for(setting)
-            made = partial(craft_shown, f"{name} {attack}", model, setting=setting, work=self.work)
-            kind = kind_of(model)
-            if setting.after not in self.profile.suite.of(kind) or kind == "randomized":
-                return _noted(made((images, labels)))
-            first = typed(setting.after, self.profile.attacks[setting.after])
-            before, table = self._run(name, model, setting.after, setting.after, first)
-            left = torch.tensor(right(table))[: len(images)]
-            pixels = before.pixels[: len(images)].clone()
-            if not left.any():
-                return _noted(Crafted(pixels, setting))
-            found = made((images[left], labels[left]))
-            pixels[left] = found.pixels
-            return _noted(replace(found, pixels=pixels))
+            made = self._made(name, model, attack, setting)
+            facts = {"cost": vars(made.cost), "breakdown": made.breakdown, "found": made.found}
+            return made.pixels, facts
 
         pixels, facts = self.parts.tensor(part, compute)
         return Crafted(pixels, setting, Cost(**facts.pop("cost")), **facts)
+
+    def _made(self, name: str, model: nn.Module, attack: str, setting: Attack) -> Crafted:
+        """An attack that comes `after` another works on the images which that one did not break,
+        and has its images of the others. A random model is attacked as a whole: an image that it
+        got wrong once may be right in the next draws."""
+        images, labels = self._images_for(setting)
+        craft = partial(craft_shown, f"{name} {attack}", model, setting=setting, work=self.work)
+        kind, after = kind_of(model), setting.after
+        if after is None or after not in self.profile.suite.of(kind) or kind == "randomized":
+            return craft((images, labels))
+        first = typed(after, self.profile.attacks[after])
+        before, table = self._run(name, model, after, after, first)
+        left = torch.tensor(right(table))[: len(images)]
+        pixels = before.pixels[: len(images)].clone()
+        if not left.any():
+            return Crafted(pixels, setting)
+        found = craft((images[left], labels[left]))
+        pixels[left] = found.pixels
+        return replace(found, pixels=pixels)
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
@@ -157,16 +153,15 @@ class Suite:
         return answers("clean", model, self.images, self.labels, self.work.scoring)
 
 
-def _chains(attacks: dict[str, Attack]) -> list[dict[str, Attack]]:
+def _chains(attacks: dict[str, Attack]) -> list[list[str]]:
     """Attacks that come after one another, together and in order."""
-    chains: dict[str, dict[str, Attack]] = {}
+    chains: dict[str, list[str]] = {}
     for name, setting in attacks.items():
-        chains[name] = chains.get(setting.after or "", {})
-        chains[name][name] = setting
+        chains[name] = chains.get(setting.after or "", [])
+        chains[name].append(name)
     return list({id(chain): chain for chain in chains.values()}.values())
 
 
-def _noted(made: Crafted) -> Noted:
-    """The images, and what JSON holds of the rest."""
-    facts = {"cost": vars(made.cost), "breakdown": made.breakdown, "found": made.found}
-    return made.pixels, facts
+def _each(run: Callable[..., object], pieces: Iterable[tuple[str, str, Attack]]) -> None:
+    for piece in pieces:
+        run(*piece)

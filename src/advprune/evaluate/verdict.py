@@ -2,16 +2,42 @@
 
 A failed check makes the number `broken`, a doubtful one `suspect`; a number that passes all is
 `reliable`. How often that is wrong is measured on planted models (bench/verdict.py).
+
+Each check asks what an honest evaluation would show: Athalye et al., Obfuscated Gradients Give a
+False Sense of Security (2018), section 3.1; Carlini et al., On Evaluating Adversarial Robustness
+(2019), section 5; Croce and Hein, AutoAttack (2020); Pintor et al., Indicators of Attack Failure
+(2022). Something that should be weaker than the white-box attacks is judged by what it adds to
+their union, not by whether it is better alone.
 """
 
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
-from advprune.evaluate.checks import CHECKS
-from advprune.evaluate.evidence import DOUBT, FAIL, PASS, Check, Evidence
+import pandas as pd
+
+from advprune.core.profile import FROZEN, RESERVED
+from advprune.evaluate.compare import ALPHA, Comparison, at_chance, compare, corrected
+from advprune.evaluate.evidence import (
+    CONTRADICTION,
+    DOUBT,
+    FAIL,
+    PASS,
+    Check,
+    Evidence,
+    accuracy,
+    judged,
+)
+from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 
 LEVELS = {PASS: "reliable", DOUBT: "suspect", FAIL: "broken"}
-
-__all__ = ["DOUBT", "FAIL", "LEVELS", "PASS", "Check", "Evidence", "Verdict", "verdict"]
+MASKED = {DOUBT: 0.01, FAIL: 0.1}  # share of images without a gradient, or with a wrong one
+AGREEMENT = 0.99  # of a quantized model with its twin
+ALL_GREY = 0.5  # a budget that makes any image any other's equal: no model beats guessing there
+SLOPE_ERROR = 0.1  # relative, of the derivative over steps that are next to nothing
+STEP_ERROR = 0.9  # over a larger step: the model's answers do not follow the derivative
+BENT = {DOUBT: 0.25, FAIL: 0.5}  # share of images with such an error; honest networks bend, too
 
 
 @dataclass(frozen=True)
@@ -24,11 +50,8 @@ class Verdict:
     @property
     def against(self) -> list[Check]:
         """The checks that were not passed, the worst first."""
-        rank = list(LEVELS)
-        return sorted(
-            (c for c in self.checks if c.outcome != PASS),
-            key=lambda check: -rank.index(check.outcome),
-        )
+        doubted = [check for check in self.checks if check.outcome != PASS]
+        return sorted(doubted, key=lambda check: check.outcome != FAIL)
 
 
 def verdict(evidence: Evidence) -> Verdict:
@@ -36,3 +59,205 @@ def verdict(evidence: Evidence) -> Verdict:
     checks = [check for make in CHECKS for check in make(evidence)]
     worst = max((check.outcome for check in checks), key=list(LEVELS).index, default=PASS)
     return Verdict(LEVELS[worst], checks)
+
+
+def _either(holds: bool, name: str, figure: str, good: str, bad: str, worst: str = DOUBT) -> Check:
+    """A check that is passed where something holds."""
+    return Check(name, PASS, figure, good) if holds else Check(name, worst, figure, bad)
+
+
+def _by_share(
+    name: str, share: float, bad: str, good: str, limits: dict[str, float] = MASKED
+) -> Check:
+    """A check that is in doubt or failed by the share of images that are masked."""
+    worst = FAIL if share > limits[FAIL] else DOUBT
+    return _either(share <= limits[DOUBT], name, f"{100 * share:.1f} % of images", good, bad, worst)
+
+
+def not_guessing(evidence: Evidence) -> Iterator[Check]:
+    """A constant answer cannot be fooled."""
+    records = evidence.records[evidence.records.attack == evidence.main]
+    clean = f"{100 * (clean_accuracy(records).value or 0.0):.1f} % clean"
+    words = "above guessing", "at chance: a constant answer cannot be fooled"
+    yield _either(not at_chance(records), "clean accuracy", clean, *words)
+
+
+def has_gradients(evidence: Evidence) -> Iterator[Check]:
+    """The loss has a gradient at the images."""
+    records = evidence.of("probe_gradient")
+    if records is not None:
+        lost = float((records.gradient == 0).mean())
+        reasons = "gradient attacks fail without a gradient", "the loss has a gradient"
+        yield _by_share("zero gradients", lost, *reasons)
+
+
+def dishonest(honesty: pd.DataFrame) -> bool:
+    """Whether the records of the probe say that the gradient is wrong."""
+    wrong, bent = _errors(honesty)
+    return wrong > MASKED[DOUBT] or bent > BENT[DOUBT]
+
+
+def _errors(honesty: pd.DataFrame) -> tuple[float, float]:
+    """The shares of images on which the derivative is wrong, and not followed over a step."""
+    wrong, bent = honesty.slope_error > SLOPE_ERROR, honesty.step_error > STEP_ERROR
+    return float(wrong.mean()), float(bent.mean())
+
+
+def honest_gradients(evidence: Evidence) -> Iterator[Check]:
+    """The derivative that attacks follow agrees with the model's answers (honesty.py)."""
+    records, name = evidence.of("probe_honesty"), "wrong gradients"
+    if records is None:
+        return
+    found = [evidence.of(probe) for probe in ("probe_nes", "probe_student")]
+    if tables := [table for table in found if table is not None]:
+        count, n = len(evidence.added(pd.concat(tables))), len(evidence.white_box)
+        yield judged(count, n, "estimated gradients", "an attack by answers alone")
+    wrong, bent = _errors(records)
+    reasons = "the answers do not follow the derivative", "the answers follow the derivative"
+    yield _by_share(f"{name}, over a step", bent, *reasons, BENT)
+    if not records.declared.iloc[0]:  # a straight-through rule is no derivative by nature
+        reasons = "it is not the derivative of the answers", "it agrees with finite differences"
+        yield _by_share(name, wrong, *reasons)
+
+
+def _rises(curve: list[tuple[float, pd.DataFrame]]) -> list[tuple[float, Comparison]]:
+    """The points of a curve that are shown to lie above the one before, corrected for several."""
+    tests = corrected([compare(b, a) for (_, a), (_, b) in pairwise(curve)])
+    return [(value, test) for (value, _), test in zip(curve[1:], tests, strict=True) if test.better]
+
+
+def more_steps(evidence: Evidence) -> Iterator[Check]:
+    """The curve never rises, and its end finds no more than the suite already has."""
+    points, name = evidence.curve("curve_steps", "steps"), "more steps"
+    if len(points) < 2:
+        return
+    last, later = points[-1]
+    if risen := _rises(points):
+        figure = f"{accuracy(later)} at {last:.0f} steps"
+        reason = f"more steps do less harm from {risen[0][0]:.0f} steps on: it does not converge"
+        yield Check(name, FAIL, figure, reason)
+    else:
+        count = len(evidence.added(later))
+        yield judged(count, len(later), name, f"an attack of {last:.0f} steps", DOUBT)
+
+
+def larger_budgets(evidence: Evidence) -> Iterator[Check]:
+    """A larger budget never does less harm, and the largest leaves no more than guessing."""
+    points, name = evidence.curve("curve_eps", "eps"), "larger budgets"
+    if len(points) > 1:
+        figure = f"{accuracy(points[0][1])} to {accuracy(points[-1][1])}"
+        risen = [f"{255 * eps:.4g}/255" for eps, _ in _rises(points)]
+        good = "a larger budget never does less harm"
+        bad = f"a larger budget does less harm at eps {risen[0]}" if risen else ""
+        yield _either(not risen, name, figure, good, bad, FAIL)
+    if points:
+        eps, records = points[-1]
+        low, _ = remnant_accuracy(records).interval
+        figure = f"{accuracy(records)} at eps {255 * eps:.4g}/255"
+        good = "no better than guessing, as it must be"
+        bad = "above guessing where nearly any image is allowed"
+        guesses = low is None or low <= 1 / evidence.classes
+        worst = FAIL if eps >= ALL_GREY else DOUBT
+        yield _either(guesses, "largest budget", figure, good, bad, worst)
+
+
+def iterations_help(evidence: Evidence) -> Iterator[Check]:
+    """FGSM breaks nothing that iterative attacks do not, and none of them does less harm alone."""
+    single = evidence.of("probe_single")
+    if single is None:
+        return
+    yield judged(len(evidence.added(single)), len(single), "single step", "a single step")
+    own = evidence.records[evidence.records.attack == evidence.main].iloc[0]
+    named = evidence.records[~evidence.records.attack.isin(RESERVED)]
+    # Those that can cross the budget.
+    reach = (named.steps * named.step >= own.eps) | (named.method == "apgd")
+    alike = named.method.isin(["pgd", "apgd"]) & (named.norm == own.norm) & (named.eps == own.eps)
+    alike &= reach & (named.steps > 1)
+    if evidence.is_random:  # others may average less, or pass over no layer
+        alike &= named.attack == evidence.main
+    tables = {n: evidence.of(n) for n in named.attack[alike].unique()}
+    tests = corrected([compare(table, single) for table in tables.values() if table is not None])
+    behind = [(n, test) for n, test in zip(tables, tests, strict=True) if test.better]
+    for attack, test in behind:
+        left = 100 * (test.first.value or 0)
+        figure = f"{accuracy(single)} after one step, {left:.1f} % after all"
+        reason = f"{attack} does less harm than a single step (p = {test.p:.2g})"
+        yield Check("iterative attacks", FAIL, figure, reason)
+    if tables and not behind:
+        figure = f"{len(tables)} attacks"
+        yield Check("iterative attacks", PASS, figure, "each does more harm than a single step")
+
+
+def noise(evidence: Evidence) -> Iterator[Check]:
+    """Random points of the ball break nothing that the attacks do not."""
+    found = evidence.of("probe_noise")
+    if found is not None:
+        yield judged(len(evidence.added(found)), len(found), "random noise", "random noise")
+
+
+def transfer(evidence: Evidence) -> Iterator[Check]:
+    """Images from other networks, all sources together, break nothing that the attacks do not."""
+    if not evidence.received:
+        return
+    added = {key: evidence.added(table) for key, table in evidence.received.items()}
+    count = len(set().union(*added.values()))
+    source, attack = max(added, key=lambda key: len(added[key]))
+    what = f"transfer from {len(added)} sets of images (most from {source}, {attack})"
+    yield judged(count, len(evidence.white_box), "transfer", what if count else "transfer")
+
+
+def gradient_free(evidence: Evidence) -> Iterator[Check]:
+    """Searches without gradients break nothing that the attacks do not; one at least is needed."""
+    name, searches = "gradient-free", evidence.searches
+    if not searches:
+        yield Check(name, DOUBT, "none", "no attack without gradients in the suite")
+    for attack, records in searches.items():
+        count = len(evidence.added(records))
+        if (records.method == "autoattack").all():  # its random search comes after others
+            left = json.loads(records.breakdown.iloc[0] or "{}")
+            before = dict(zip(list(left)[1:], left.values(), strict=False))
+            count = min(count, before["square"] - left["square"] if "square" in left else 0)
+        yield judged(count, len(records), name, attack)
+
+
+def stronger(evidence: Evidence) -> Iterator[Check]:
+    """More steps, starts and draws than any attack of the suite, on what that left."""
+    found, name = evidence.of("probe_stronger"), "more steps, starts and draws"
+    if found is not None:
+        n = len(evidence.white_box)
+        yield judged(len(evidence.added(found)), n, name, "a stronger attack")
+
+
+def randomness(evidence: Evidence) -> Iterator[Check]:
+    """For randomized models: averaged gradients, and a fall once the draws are fixed."""
+    frozen = evidence.of(FROZEN)
+    if frozen is None:
+        return
+    named = evidence.records[~evidence.records.attack.isin(RESERVED)]
+    most = int(named[named.method.isin(["pgd", "apgd"])].draws.max())
+    good = "attacks average over the randomness"
+    bad = "no attack of the suite averages its gradients over draws"
+    yield _either(most > 1, "averaged gradients", f"{most} draws", good, bad)
+    if evidence.parent is not None:
+        test = compare(frozen, evidence.parent)
+        figure = f"{accuracy(frozen)} against {accuracy(evidence.parent)} dense"
+        # By p alone: lower clean accuracy is no excuse for resisting.
+        falls = test.p >= ALPHA or test.difference < CONTRADICTION
+        good = "with its draws fixed it falls as the dense network does"
+        bad = "it resists with its draws fixed: not only randomness hides the gradient"
+        yield _either(falls, "frozen randomness", figure, good, bad)
+
+
+def twin(evidence: Evidence) -> Iterator[Check]:
+    """A quantized model's differentiable twin gives its answers."""
+    agreement = evidence.twin_agreement
+    if agreement is not None:
+        good = "the attack's gradients are the quantized model's"
+        bad = "the differentiable twin is not the quantized model"
+        yield _either(agreement >= AGREEMENT, "twin", f"{100 * agreement:.2f} %", good, bad)
+
+
+CHECKS: tuple[Callable[[Evidence], Iterator[Check]], ...] = (
+    *(not_guessing, has_gradients, honest_gradients, more_steps, larger_budgets, iterations_help),
+    *(noise, transfer, gradient_free, stronger, randomness, twin),
+)
