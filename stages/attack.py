@@ -20,7 +20,6 @@ def attack(
     from safetensors.torch import save_file
 
     from advprune.core.device import setup
-    from advprune.core.distributed import is_main
     from advprune.core.files import atomic
     from advprune.core.resume import Parts
     from advprune.data import to_float
@@ -44,13 +43,12 @@ def attack(
         adversarial = suite.images_of(name, model)
     else:
         records, adversarial = suite.attack(name, model)
-        if is_main():
+        if workspace.writes:
             shown = adversarial[params.attack.main] / 255
             layers = where(model, images, shown, noisy_images(images, shown, params.seed))
-    if is_main():
-        for file, table in (("records", records), ("layers", layers)):
-            with atomic(workspace.run(name, f"{file}.parquet")) as temporary:
-                table.to_parquet(temporary, index=False)
+    workspace.write_table(workspace.run(name, "records.parquet"), records)
+    workspace.write_table(workspace.run(name, "layers.parquet"), layers)
+    if workspace.writes:
         with atomic(workspace.run(name, "adversarial.safetensors")) as temporary:
             save_file(adversarial, temporary)
     parts.discard()

@@ -1,6 +1,5 @@
 """What every stage script shares: the library on the path, places of files, one-line errors."""
 
-import json
 import os
 import shutil
 import sys
@@ -20,6 +19,7 @@ from advprune.core.params import Params, load
 from advprune.core.profile import Profile
 
 if TYPE_CHECKING:  # torch takes a while, and not every script needs it
+    import pandas as pd
     from torch import nn
 
     from advprune.data import Split
@@ -51,6 +51,13 @@ class Workspace:
         """The user's function that may be called to make a network, for loading checkpoints."""
         return self.profile.model.factory
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files: under torchrun the first one alone."""
+        from advprune.core.distributed import is_main
+
+        return is_main()
+
     def place(self, kind: str, name: str = "") -> Path:
         """`<kind>/<profile>/<name>`."""
         return Path(kind) / self.params.profile / name
@@ -79,15 +86,26 @@ class Workspace:
 
     def card(self, model: str) -> dict[str, Any]:
         """The facts of a model's checkpoint."""
-        return dict(json.loads(self.run(model, "model.json").read_text(encoding="utf-8")))
+        from advprune.core.files import read_json
+
+        return dict(read_json(self.run(model, "model.json")))
 
     def save(self, name: str, model: "nn.Module", facts: dict[str, Any], **known: Any) -> None:
         """Write a model's checkpoint and its card (`models.card`)."""
         from advprune.models.card import write_card
         from advprune.models.checkpoint import save_model
 
-        save_model(model, self.run(name))
-        write_card(self.run(name), facts, factory=self.factory, **known)
+        if self.writes:
+            save_model(model, self.run(name))
+            write_card(self.run(name), facts, factory=self.factory, **known)
+
+    def write_table(self, path: Path, table: "pd.DataFrame") -> None:
+        """Write a table as parquet."""
+        from advprune.core.files import atomic
+
+        if self.writes:
+            with atomic(path) as temporary:
+                table.to_parquet(temporary, index=False)
 
     def entry(self, name: str, do: str) -> Any:
         """An entry of `models` that is made by a script; UserError for any other name."""
@@ -100,6 +118,8 @@ class Workspace:
 
     def code(self) -> list[Path]:
         """The files of the user's own code, which unfinished work depends on."""
+        if self.factory is None:
+            return []
         from advprune.models.outside import code_files
 
         return code_files(self.factory)
@@ -127,8 +147,10 @@ class Workspace:
 
         Stages depend on the file, so that dvc.lock does not repeat the settings at each of them.
         """
+        from advprune.core.files import read_json
+
         place = self.place("data", "attacks.json")
-        if not place.is_file() or json.loads(place.read_text(encoding="utf-8")) != self.attacks:
+        if not place.is_file() or read_json(place) != self.attacks:
             raise UserError(f"{place} is not up to date; run `dvc repro` or stages/settings.py")
         return place
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hostile import TEXTS, VALUES, changed, damaged, fuzz
+from hostile import TEXTS, VALUES, changed, fuzz, fuzz_bytes
 from hypothesis import strategies as st
 from PIL import Image
 from planted import model, run_of
@@ -36,8 +36,9 @@ from advprune.core import files
 from advprune.core.errors import UserError
 from advprune.core.params import Params, load
 from advprune.core.resume import Parts
-from advprune.core.settings import parse, yaml_of
+from advprune.core.settings import parse, text_of, yaml_of
 from advprune.data import prepare
+from advprune.data.imagefolder import read_image_folder
 from advprune.data.split import read_split
 from advprune.models.audit import audit
 from advprune.models.checkpoint import (
@@ -120,10 +121,15 @@ def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
         load(tmp_path / "absent" / "params.yaml")
 
 
-def test_yaml_of_any_bytes() -> None:
-    text = 'profile: digits\nseed: 0\nrecipes: {standard: {method: "x"}}\n- &a [1, *a]\n'
-    inputs = damaged(text.encode()).map(lambda b: b.decode("utf-8", "replace"))
-    fuzz("yaml", inputs, lambda text: yaml_of(text, "params.yaml"), 80)
+def test_yaml_of_any_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = b'profile: digits\nseed: 0\nrecipes: {standard: {method: "x"}}\n- &a [1, *a]\n<<: *a\n'
+
+    def taken(contents: bytes) -> None:
+        path.write_bytes(contents)
+        yaml_of(text_of(path), "params.yaml")
+
+    fuzz_bytes("yaml", [text], taken, 10_000)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -160,20 +166,18 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
 
 
 def test_bytes_of_checkpoints(network: nn.Module, tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save({"state_dict": stored(network), "epoch": 1}, buffer)
+    state, zipped, legacy = stored(network), io.BytesIO(), io.BytesIO()
+    torch.save({"state_dict": state, "epoch": 1}, zipped)
+    torch.save({"state_dict": state}, legacy, _use_new_zipfile_serialization=False)
     header = {"spec": spec_of(network).model_dump_json()}
-    for name, contents in (
-        ("m.safetensors", save(stored(network), metadata=header)),
-        ("m.pt", buffer.getvalue()),
-    ):
-        path = tmp_path / name
+    own = save(state, metadata=header)
 
-        def taken(contents: bytes, path: Path = path) -> None:
-            path.write_bytes(contents)
-            opened(path)
+    def taken(contents: bytes) -> None:
+        (tmp_path / "m.safetensors").write_bytes(contents)
+        (tmp_path / "m.pt").write_bytes(contents)
+        opened(tmp_path / "m.pt" if contents[:1] in (b"P", b"\x80") else tmp_path / "m.safetensors")
 
-        fuzz(f"bytes of {path.suffix}", damaged(contents), taken, 60)
+    fuzz_bytes("checkpoints", [own, zipped.getvalue(), legacy.getvalue()], taken, 2_000)
 
 
 def odd_dicts(network: nn.Module) -> dict[str, Any]:
@@ -235,11 +239,26 @@ def read(place: Path) -> Any:
     return prepare("imagefolder", root=str(place), cache=place, val_fraction=0.4)
 
 
-def test_bytes_of_pictures() -> None:
-    def taken(contents: bytes) -> None:
-        read(folder_of(sound() | {"train/a/x.png": contents}))
+def encoded(kind: str, mode: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((8, 8), 50).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
 
-    fuzz("pictures", damaged(png()), taken, 60)
+
+def test_bytes_of_pictures(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    modes = ("1", "L", "P", "RGB", "RGBA")
+    files = [png(), *(encoded("PNG", mode) for mode in modes), encoded("JPEG", "CMYK")]
+    files += [encoded("JPEG", "RGB", exif=turned), encoded("PNG", "L", transparency=7)]
+    path = tmp_path / "train" / "a" / "x.png"
+    path.parent.mkdir(parents=True)
+
+    def taken(contents: bytes) -> None:
+        path.write_bytes(contents)
+        read_image_folder(str(tmp_path), None)
+
+    fuzz_bytes("pictures", files, taken, 100_000)
 
 
 def test_names_of_pictures() -> None:
@@ -251,15 +270,19 @@ def test_names_of_pictures() -> None:
 
 
 def test_bytes_of_archives(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        archive.add(folder_of(sound()), "x")
+    place, files = folder_of({"train/a/x.png": png(), "train/b/y.png": png()}), []
+    for mode in ("w", "w:gz", "w:bz2", "w:xz"):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+            archive.add(place, "x")
+        files.append(buffer.getvalue())
     path = tmp_path / "y.tar"
 
     def taken(contents: bytes) -> None:
         path.write_bytes(contents)
-        read(path)
+        read_image_folder(str(path), None)
 
-    fuzz("archives", damaged((tmp_path / "x.tar").read_bytes()), taken, 60)
+    fuzz_bytes("archives", files, taken, 10_000)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "pipe inside", "device inside", "case", "form"])

@@ -1,5 +1,6 @@
 """What every attack refuses: images, labels, budgets and options that make no sense."""
 
+from numbers import Integral, Real
 from typing import Any
 
 from advprune.models.border import check_images, check_model, refuse
@@ -7,22 +8,24 @@ from advprune.models.border import check_images, check_model, refuse
 __all__ = ["check_budget", "check_choice", "check_images", "check_model", "check_numbers", "refuse"]
 
 
+MOST = 1 << 31
+REAL = ("eps", "step", "momentum")  # the others are counts
+
+
 def check_budget(attack: str, eps: float, norm: str) -> None:
-    """ValueError where a budget is NaN or below 0, or an Linf budget above 1."""
+    """ValueError where a budget is no number from 0, or an Linf budget above 1."""
     check_numbers(attack, 0, eps=eps)
     above = norm == "Linf" and eps > 1
     refuse(attack, {f"eps is {eps}; an Linf budget lies between 0 and 1": above})
 
 
 def check_numbers(attack: str, least: int, **numbers: float) -> None:
-    """ValueError where a number is NaN or below `least`."""
-    refuse(
-        attack,
-        {
-            f"{key} is {n}; it must be at least {least}": not n >= least
-            for key, n in numbers.items()
-        },
-    )
+    """ValueError where a number is none, NaN, infinite or below `least`, or a count not whole."""
+    for key, n in numbers.items():
+        kind = Real if key in REAL else Integral
+        sound = isinstance(n, kind) and not isinstance(n, bool) and least <= n < MOST
+        what = "a number" if kind is Real else "a whole number"
+        refuse(attack, {f"{key} is {n!r}; it must be {what}, at least {least}": not sound})
 
 
 def check_choice(attack: str, key: str, value: Any, allowed: tuple[Any, ...]) -> None:

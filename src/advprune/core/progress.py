@@ -10,18 +10,12 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
-
-
-class _What(ProgressColumn):
-    """What is being done, cut short where the terminal is narrow."""
-
-    def render(self, task: Task) -> Text:
-        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class _Rate(ProgressColumn):
@@ -60,7 +54,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """
     console = Console(stderr=True, quiet=_quiet)
     columns = (
-        _What(),
+        # What is being done, cut short where the terminal is narrow.
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         _Rate(table_column=Column(no_wrap=True)),

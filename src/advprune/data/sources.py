@@ -39,7 +39,7 @@ def prepare(
     """
     if isinstance(settings, str):
         settings = parse(DataSettings, {"source": settings, **fields}, "prepare")
-    source, root, size = settings.source, settings.root, settings.size
+    source, root, size = settings.source, settings.place, settings.size
     if size is not None and size != {"digits": 8, "cifar10": 32, "imagefolder": size}[source]:
         raise UserError(f"size {size} is not available from {source}; leave `size` out")
     if source == "digits":
@@ -74,11 +74,11 @@ def prepare(
 
 
 def key_of(settings: DataSettings, seed: int) -> str:
-    """Sixteen hex digits of the sha256 of the settings of data, of the seed, and of what lies at
-    `root`."""
+    """Sixteen hex digits of the sha256 of the settings of data, of the seed, and of the pictures on
+    disk."""
     known = [settings.model_dump_json(), str(seed)]
-    if settings.root is not None:
-        known.append(sha256_of(existing(settings.root)))
+    if settings.place is not None:
+        known.append(sha256_of(existing(settings.place)))
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 

@@ -141,7 +141,6 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     _check_size(spec, tensors, where=str(path))
     model = build(spec, factory)
     fill(model, tensors, where=str(path))
-    binary.check_binary(model, where=str(path))
     return model
 
 
@@ -166,7 +165,7 @@ def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
         return ModelSpec.model_validate_json(metadata["spec"])
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
+        key = ".".join(map(str, fault["loc"])) or "its beginning"
         raise UserError(f"{where}: the model spec is wrong at {key}: {fault['msg']}") from error
 
 
@@ -184,6 +183,7 @@ def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None
             raise UserError(f"{where} does not fit {describe(model)}: {name} {fault}")
     # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
     model.load_state_dict(tensors, strict=False)
+    binary.check_binary(model, where)
 
 
 def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:

@@ -3,6 +3,7 @@
 No pickle is ever run.
 """
 
+import os
 import re
 from pathlib import Path
 from pickle import UnpicklingError
@@ -32,7 +33,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     `several` says which there are: `header_spec` refuses them. Raises UserError where the file
     cannot be read or holds anything else.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # not path.is_file(), which raises where a name is too long
         raise UserError(f"there is no checkpoint {path}; check the path")
     if path.suffix == ".safetensors":
         return read_tensors(path)
@@ -42,13 +43,13 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata; UserError where it cannot be read."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no checkpoint {path}; run `dvc repro` or check the path")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return _sound(tensors, path), dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(
             f"{path} is damaged or no safetensors file ({error}); delete it and make it anew"
         ) from error
@@ -72,24 +73,29 @@ def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
             break
         several = several or (inside if len(inside) > 1 else [])
         content = content[inside[0]]
-    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no state dict of tensors, but {type(content).__name__}")
+    for name, tensor in content.items():
+        if not torch.is_tensor(tensor):
+            kind = type(tensor).__name__
+            raise UserError(f"{path} holds no state dict of tensors: {name!r} is {kind}")
     if not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
     return _sound(content, path), several
 
 
 def _wrapped(content: dict[Any, Any]) -> list[str]:
-    """Under which keys a file holds state dicts: the common ones first, then those of averages."""
-    usual = [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
-    averaged = [
-        key
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, dict) and key not in usual
-        if any(word in key.lower() for word in AVERAGED)
-    ]
-    beside = any(torch.is_tensor(value) and value.ndim for value in content.values())
-    return usual if beside else usual + averaged
+    """Under which keys a file holds state dicts: the common ones first, then those of averages,
+    then others of about as many tensors. None where tensors lie beside them."""
+    if any(torch.is_tensor(value) and value.ndim for value in content.values()):
+        return [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
+    inside = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, dict)}
+    usual = [key for key in WRAPPINGS if key in inside]
+    averaged = [k for k in inside if k not in usual and any(word in k.lower() for word in AVERAGED)]
+    counts = {key: sum(map(torch.is_tensor, inside[key].values())) for key in inside}
+    most = max(counts.values(), default=0)
+    others = [k for k, n in counts.items() if n > 1 and 2 * n >= most]
+    return list(dict.fromkeys([*usual, *averaged, *others]))
 
 
 def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
+from advprune.core.errors import InputError
 from advprune.core.networks import Network, Options, check_strides, is_factory, is_library
 
 Where = Literal["relu", "conv", "weight"]
@@ -56,7 +57,7 @@ class ModelSpec(BaseModel):
     classes: int = Field(ge=2, le=100_000)
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    layers: tuple[LayerSpec, ...] = ()
+    layers: tuple[LayerSpec, ...] = Field(default=(), max_length=16)
     quantization: QuantizationSpec | None = None
     binary: bool = Field(default=False, exclude_if=lambda binary: not binary)
     stages: tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...] = Field(
@@ -225,5 +226,5 @@ def spec_of(model: nn.Module) -> ModelSpec:
     """The spec that a model of this library carries."""
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
-        raise TypeError(f"{type(model).__name__} carries no ModelSpec; build it with models.build")
+        raise InputError(f"{type(model).__name__} carries no ModelSpec; build it with models.build")
     return spec

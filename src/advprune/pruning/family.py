@@ -106,8 +106,11 @@ def prune(
     """
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
-    known = Data(*data) if isinstance(data, tuple) else data
-    known = known and replace(known, seed=seed)
+    if isinstance(data, tuple) and len(data) == 2:
+        data = Data(*data)
+    if not isinstance(data, Data | None):
+        raise UserError(f"{name}: data is a tuple of images and labels, or a Data")
+    known = data and replace(data, seed=seed)
     try:
         if known is not None:
             check_images("training data", known.images, known.labels)

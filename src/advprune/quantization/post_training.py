@@ -21,6 +21,7 @@ from torch import nn
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
+from advprune.core.settings import parse
 from advprune.models.border import check_images, compressible, undisturbed
 from advprune.models.fold import fold_batchnorm
 from advprune.models.quantized import QuantizedLayer, every_layer, float_layers, replace, twin
@@ -55,7 +56,7 @@ def quantize(
 
 def quantized_spec(model: nn.Module, bits: int, left: Iterable[str] = ()) -> ModelSpec:
     """The spec of a model's quantized form; ValueError for bits outside 2 to 8."""
-    quantization = QuantizationSpec(bits=bits, left=tuple(left))
+    quantization = parse(QuantizationSpec, {"bits": bits, "left": tuple(left)}, "quantize")
     return spec_of(model).model_copy(update={"quantization": quantization})
 
 
@@ -67,7 +68,7 @@ def calibrated(
     Their input ranges are set, from what the float layers receive on `images`; their weights are
     not. The network carries the quantized form's spec.
     """
-    check_images("quantize", images, None)
+    check_images("quantize", images)
     model = compressible("quantize", model, images)
     quantized_spec(model, bits)  # refuses bits that are out of range
     float_layers(model)  # before folding, which looks through wrapped layers

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from advprune.core.errors import UserError
-from advprune.core.settings import Name, Settings, parse
+from advprune.core.settings import Name, Settings, parse, text_of, yaml_of
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -74,8 +72,4 @@ class RlParams(Settings):
 
 def load(path: Path = Path("rl/params.yaml")) -> RlParams:
     """Read and check the settings; UserError names the key, its value and what is allowed."""
-    try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, YAMLError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    return parse(RlParams, raw, where=str(path))
+    return parse(RlParams, yaml_of(text_of(path), str(path)), where=str(path))
