@@ -31,6 +31,7 @@ SMALL = {
 
 def small(folder: Path) -> Path:
     change(copy_pipeline(folder), SMALL)
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return folder
 
 

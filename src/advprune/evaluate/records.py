@@ -93,7 +93,6 @@ def score(
     shapes = f"{list(images.shape)} images, {list(adv.shape)} attacked"
     refuse("score", {shapes: images.shape != adv.shape})
     check_model("score", model, images, labels)
-    images, adv = images.detach(), adv.detach()
     scoring = Scoring(batch, passes, seed=columns.get("seed", 0))
     return table_of(
         {"index": range(len(labels)), "label": labels.numpy(), **columns},

@@ -183,8 +183,8 @@ def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     refuse(who, {f"the model returns {shape} for {count} images, not [N, classes]": wrong})
     dense = logits.layout == torch.strided
     refuse(who, {f"the model returns a tensor of layout {logits.layout}": not dense})
-    floats = logits.is_floating_point()
-    refuse(who, {f"the model returns {logits.dtype}, not floats": not floats})
+    other = logits.dtype != images.dtype
+    refuse(who, {f"the model returns {logits.dtype}, not floats of the images' type": other})
     refuse(who, {"the model has one class; give it one logit a class": shape[1] == 1})
     refuse(who, {"the model returns NaN": bool(logits.isnan().any())})
     refuse(who, {"the model returns infinite logits": bool(logits.isinf().any())})
@@ -202,6 +202,7 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
     refuse(who, {f"images of shape {shape} have no pixels": len(images) and not images.numel()})
     dense = images.layout == torch.strided and not images.is_meta
     refuse(who, {"images are sparse or hold no numbers": not dense})
+    refuse(who, {"images require a gradient; give images.detach()": images.requires_grad})
     floating = images.is_floating_point()
     refuse(who, {f"images are {images.dtype}; give floats in [0, 1]": not floating})
     inside = not len(images) or bool(((images >= 0) & (images <= 1)).all())
@@ -260,6 +261,8 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
 def _unwrapped(who: str, model: Any) -> nn.Module:
     """What torch.compile or data parallelism wraps; InputError for anything but an nn.Module."""
     refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
+    scripted = "is a ScriptModule; give the network that it was made from"
+    refuse(who, {f"the model {scripted}": isinstance(model, torch.jit.ScriptModule)})
     while isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
         model = inside
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
