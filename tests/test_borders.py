@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from PIL import Image
 from torch import nn
 
 from advprune import attacks, evaluate, load_model, prune
@@ -25,7 +24,6 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.square import square
 from advprune.core.errors import UserError
-from advprune.data import prepare
 from advprune.evaluate.records import Scoring, all_logits
 from advprune.models.border import admitted, plain_copy
 from advprune.models.checkpoint import save_model
@@ -250,19 +248,6 @@ def test_images_of_0_to_255_are_no_training_data(network: nn.Module, digits: Pai
             prune("clamp", network, 3.0, (wrong, labels))
         with pytest.raises(ValueError, match="quantize: images"):
             quantize(network, wrong)
-
-
-def test_pictures_of_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
-    for kind in ("cat", "dog"):
-        (tmp_path / "train" / kind).mkdir(parents=True)
-        for index in range(8):
-            picture = Image.new("RGB", (8, 8), (20 * index, 0, 0))
-            picture.save(tmp_path / "train" / kind / f"{index}.png")
-    (tmp_path / "train" / "dog" / "notes.txt").write_text("not a picture")
-    assert sum(len(s.labels) for s in prepare("imagefolder", root=str(tmp_path)).values()) == 16
-    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "dog" / "x.bmp")
-    with pytest.raises(UserError, match=r"1 pictures are neither PNG nor JPEG by .*'train/dog"):
-        prepare("imagefolder", root=str(tmp_path))
 
 
 class Noisy(nn.Module):

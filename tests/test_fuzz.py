@@ -33,6 +33,7 @@ from advprune.attacks.registry import attacks_of
 from advprune.attacks.zoo import check_attack
 from advprune.cli.gate import _result
 from advprune.core import files
+from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import Params, load
 from advprune.core.resume import Parts
@@ -56,6 +57,7 @@ from advprune.pruning import check_settings
 from advprune.report.gate import judge, page, side_of
 from advprune.report.read import records_of
 from advprune.report.results import read_results, results
+from advprune.rl.settings import load as rl_load
 from advprune.studies import check_studies
 from conftest import make_network
 
@@ -119,6 +121,11 @@ def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
         load(tmp_path / "pipe")
     with pytest.raises(UserError, match="run this in the root of the project"):
         load(tmp_path / "absent" / "params.yaml")
+    for reads in (read_claims, rl_load):
+        for contents in (b"\xff\xfe", b"- claims: {2020-13-45: 1}", b"- {claims: {x: 1}}", b"[" * 3000):
+            (tmp_path / "x.yaml").write_bytes(contents)
+            with pytest.raises(UserError, match=r"x\.yaml"):
+                reads(tmp_path / "x.yaml")
 
 
 def test_yaml_of_any_bytes(tmp_path: Path) -> None:
@@ -161,6 +168,10 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
         path.write_bytes(save(stored(network), metadata=header))
         opened(path)
 
+    known["layers"] *= 17
+    with pytest.raises(UserError, match="at layers: .*at most 16 items"):
+        taken(known)
+    known["layers"] = known["layers"][:1]
     sizes = st.sampled_from([1, 3, 16384, 100_000, 0, -1, [0.0] * 3, [float("nan")], [0.0]])
     fuzz("headers", changed(known, VALUES | sizes), taken, 80)
 
@@ -199,19 +210,26 @@ def odd_dicts(network: nn.Module) -> dict[str, Any]:
         "text": "no network",
         "deep": {"state_dict": {"model": {"net": {"weights": {"state_dict": state}}}}},
         "numpy": {"model": state, "best": np.float64(1.0)},
+        "scalars": state | {"epoch": 3},
+        "encoder": {"encoder": state, "optimizer": {"state": {}, "param_groups": []}},
+        "optimizer": torch.optim.Adam(network.parameters()).state_dict(),
     }
 
 
 def test_odd_state_dicts(network: nn.Module, tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="a has the shape"):
+        opened(tmp_path / "a.safetensors")
     for name, content in odd_dicts(network).items():
         torch.save(content, tmp_path / "theirs.pt")
         try:
             opened(tmp_path / "theirs.pt")
         except UserError as error:
             assert "\n" not in str(error), name
-            assert name != "deep"
+            assert name not in ("deep", "encoder")
         else:
-            assert name in ("deep", "sparse", "complex", "stride 0"), name
+            assert name in ("deep", "encoder", "sparse", "complex", "stride 0"), name
 
 
 # --- pictures ------------------------------------------------------------------------------------

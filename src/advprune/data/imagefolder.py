@@ -182,7 +182,9 @@ def _from_tar(place: Path) -> Generator[Item, None, None]:
             start = 0 if path.parts[:1] and path.parts[0] in SPLITS else 1
             parts = path.parts[start:]
             if not parts or parts[0] not in SPLITS:
-                _check_part(place, parts[0] if parts else "")
+                loose = len(path.parts) == 3 and member.name.lower().endswith(SUFFIXES)
+                for name in (*parts[:1], *path.parts[: int(loose)]):
+                    _check_part(place, name)
                 continue
             leading.add(path.parts[:start])
             if len(leading) > 1:

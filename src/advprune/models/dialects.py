@@ -3,6 +3,7 @@
 No pickle is ever run.
 """
 
+import math
 import os
 import re
 from pathlib import Path
@@ -23,6 +24,7 @@ KINDS = {
 }
 MOST_WRAPPINGS = 8  # one inside the other
 LONGEST_NAME = 300  # of a tensor
+LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -49,7 +51,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return _sound(tensors, path), dict(file.metadata() or {})
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is damaged or no safetensors file ({error}); delete it and make it anew"
         ) from error
@@ -107,6 +109,8 @@ def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tens
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{path}: {name} is {kind}, which is not read here")
         plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if math.prod(max(size, 1) for size in tensor.shape) > LARGEST:
+            raise UserError(f"{path}: {name} has the shape {list(tensor.shape)}, which none has")
         if tensor.is_meta:
             raise UserError(f"{path}: {name} is a meta tensor, which holds no numbers")
         if plain and 0 in tensor.stride() and tensor.numel() > tensor.untyped_storage().nbytes():
