@@ -82,7 +82,10 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "meta": (lambda: flat().to("meta"), "on the meta device"),
     "class": (lambda: nn.Linear, "type is no nn.Module"),
     "probabilities": (changed(lambda z: z.softmax(1)), "returns probabilities"),
-    "half probabilities": (changed(lambda z: z.bfloat16().softmax(1).float()), "returns probabilities"),
+    "half probabilities": (
+        changed(lambda z: z.bfloat16().softmax(1).float()),
+        "returns probabilities",
+    ),
     "sigmoid": (changed(torch.sigmoid), "returns probabilities"),
     "integers": (changed(lambda z: z.argmax(1, keepdim=True)), "not floats"),
     "double": (changed(lambda z: z.double()), "returns torch.float64, not floats of the im"),

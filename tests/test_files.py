@@ -66,7 +66,7 @@ def test_hashes_follow_links_and_tell_names_from_contents(tmp_path: Path) -> Non
         (place / name).write_text(contents)
         found.add(sha256_of(place))
     assert len(found) == 3
-    with pytest.raises(UserError, match="cannot read .*absent"):
+    with pytest.raises(UserError, match=r"cannot read .*absent"):
         sha256_of(tmp_path / "absent")
 
 

@@ -122,7 +122,12 @@ def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run this in the root of the project"):
         load(tmp_path / "absent" / "params.yaml")
     for reads in (read_claims, rl_load):
-        for contents in (b"\xff\xfe", b"- claims: {2020-13-45: 1}", b"- {claims: {x: 1}}", b"[" * 3000):
+        for contents in (
+            b"\xff\xfe",
+            b"- claims: {2020-13-45: 1}",
+            b"- {claims: {x: 1}}",
+            b"[" * 3000,
+        ):
             (tmp_path / "x.yaml").write_bytes(contents)
             with pytest.raises(UserError, match=r"x\.yaml"):
                 reads(tmp_path / "x.yaml")
@@ -169,7 +174,7 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
         opened(path)
 
     known["layers"] *= 17
-    with pytest.raises(UserError, match="at layers: .*at most 16 items"):
+    with pytest.raises(UserError, match=r"at layers: .*at most 16 items"):
         taken(known)
     known["layers"] = known["layers"][:1]
     sizes = st.sampled_from([1, 3, 16384, 100_000, 0, -1, [0.0] * 3, [float("nan")], [0.0]])

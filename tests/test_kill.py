@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from hostile import SECONDS
-from workspace import environment, TINY, change, copy_pipeline, run
+from workspace import TINY, change, copy_pipeline, environment, run
 
 from advprune.core.files import sha256_of
 
@@ -25,7 +25,7 @@ CHAINS = 2 if SECONDS else 1  # pipelines that are broken off four times each
 FAULTS = ("kill", "interrupt", "full", "terminate")
 SMALL = {
     "models": {name: TINY["models"][name] for name in ("GAP_layer-standard", "GAP_int8", "seed1")},
-    **dict.fromkeys(("studies", "substitutes", "binary"), {}),
+    **{key: {} for key in ("studies", "substitutes", "binary")},
 }
 
 
@@ -49,6 +49,11 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], 
     done = run(folder, "-m", "dvc", "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     return seen(folder), time.monotonic() - begun
+
+
+def heard() -> None:
+    """A shell that starts tests in the background has them ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def members(group: int) -> Iterator[int]:
@@ -93,6 +98,7 @@ def test_after_any_fault_the_next_run_gives_the_same_bytes(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=heard,
         )
         try:
             process.wait(timeout=seconds * draw.uniform(0.15, 0.35))

@@ -25,8 +25,8 @@ from advprune.attacks.losses import Loss
 from advprune.attacks.pixels import to_pixels
 from advprune.attacks.registry import Context
 from advprune.core.attack_settings import Attack
-from advprune.core.errors import InputError, first_line
 from advprune.core.device import device_of, full_precision, salted
+from advprune.core.errors import InputError, first_line
 from advprune.models.backward import OF_NETWORKS, RULES, set_backward
 from advprune.models.quantized import differentiable, is_quantized
 from advprune.models.stochastic import drawn_logits, is_randomized, mean_logits

@@ -112,12 +112,24 @@ def locked(folder: Path) -> Iterator[None]:
             place.unlink(missing_ok=True)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a plain file; not so where the name is too long to be one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def existing(root: str) -> Path:
     """The absolute path of a place that settings or environment name; UserError if none."""
-    path = Path(os.path.expanduser(root)).absolute()
-    if not os.path.exists(path):  # not path.exists(), which raises where a name is too long
+    try:
+        path = Path(root).expanduser().absolute()
+        there, usual = path.exists(), path.is_dir() or path.is_file()
+    except (OSError, RuntimeError):  # a name that is too long, a user that is unknown
+        there = False
+    if not there:
         raise UserError(f"{root} does not exist; check data.root or ADVPRUNE_DATA")
-    if not (path.is_dir() or path.is_file()):
+    if not usual:
         raise UserError(f"{root} is neither a folder nor a file; check data.root or ADVPRUNE_DATA")
     return path
 
@@ -128,8 +140,10 @@ def referenced(reference: str) -> Path:
     No package is imported to find it.
     """
     if not reference.startswith("package:"):
-        path = Path(os.path.expanduser(reference))
-        if not os.path.isfile(path):
+        path = Path(reference)
+        with suppress(RuntimeError):  # a user that is unknown
+            path = path.expanduser()
+        if not is_file(path):
             raise UserError(f"there is no weights file {reference}; check `model.weights.path`")
         return path
     package, _, inside = reference.removeprefix("package:").partition("/")
@@ -191,7 +205,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
     seen: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        here = os.stat(place)
+        here = Path(place).stat()
         if (here.st_dev, here.st_ino) in seen:
             folders.clear()
             continue

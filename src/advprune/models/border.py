@@ -6,13 +6,10 @@ random state.
 """
 
 import copy
-import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import nn
@@ -22,7 +19,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from advprune.core.device import device_of
 from advprune.core.errors import InputError, first_line
-from advprune.models.stochastic import Stochastic, is_randomized
+from advprune.models.draws import Drawn, states, undisturbed
+from advprune.models.stochastic import is_randomized
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
 MANY = 64  # images whose logits must lie in [0, 1] to be taken for probabilities
@@ -34,73 +32,6 @@ def refuse(who: str, faults: dict[str, bool]) -> None:
     for fault, holds in faults.items():
         if holds:
             raise InputError(f"{who}: {fault}")
-
-
-@contextmanager
-def undisturbed(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
-    """Inside, code may draw; the global random states of torch, numpy and Python are put back.
-
-    seed: that of all three inside; None leaves them as they are.
-    """
-    cuda = [device] if device is not None and device.type == "cuda" else []
-    numpys, pythons = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(cuda):
-        try:
-            if seed is not None:
-                torch.manual_seed(seed)
-                _seed_others(seed)
-            yield
-        finally:
-            np.random.set_state(numpys)
-            random.setstate(pythons)
-
-
-def _seed_others(seed: int) -> None:
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _states(device: torch.device) -> tuple[Any, ...]:
-    """The global random states, to be compared."""
-    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    numpys = tuple(np.random.get_state())
-    numbers = np.asarray(numpys[1]).tobytes(), numpys[2:]
-    return torch.get_rng_state().numpy().tobytes(), cuda, *numbers, random.getstate()
-
-
-class Drawn(Stochastic):
-    """A model whose own code draws from global random states, seen as one random layer.
-
-    What it draws may be the same for a whole batch, so each draw takes a pass of its own. It has no
-    backward rule but its own. Draws of numpy and Python are seeded from torch's.
-    """
-
-    rules = ("constant",)
-    shared = True
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        if "spec" in vars(model):
-            vars(self)["spec"] = vars(model)["spec"]
-
-    def noisy(self, h: torch.Tensor) -> torch.Tensor:
-        if self.frozen is None:
-            numpys, pythons = np.random.get_state(), random.getstate()
-            _seed_others(int(torch.randint(2**31, ())))
-            try:
-                return self.model(h)
-            finally:
-                np.random.set_state(numpys)
-                random.setstate(pythons)
-        each = []
-        for image in h.split(1):  # the same draws for every image
-            with undisturbed(h.device, self.frozen):
-                each.append(self.model(image))
-        return torch.cat(each)
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return self.noisy(h)
 
 
 def admitted(who: str, model: nn.Module, images: torch.Tensor) -> nn.Module:
@@ -139,14 +70,13 @@ def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Modu
         return given if isinstance(given, Drawn) else model, 0
     device = device_of(model)
     with torch.no_grad(), undisturbed(device):
-        # Of images that gradients are taken of, no more than the numbers.
-        pair, before = images[:2].detach().to(device), _states(device)
+        pair, before = images[:2].to(device), states(device)
         logits = _logits(who, model, pair)
-        drew = _states(device) != before
+        drew = states(device) != before
         drew |= not torch.equal(logits, _logits(who, model, pair))
         alone = torch.cat([_logits(who, model, one) for one in pair.split(1)])
         if _are_shares(logits):
-            every = _logits(who, model, images[:MANY].detach().to(device))
+            every = _logits(who, model, images[:MANY].to(device))
             fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
             refuse(who, {fault: _are_shares(every)})
     randomized = is_randomized(model)
@@ -199,7 +129,8 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
         refuse(who, {f"{name} are {kind}; give a torch.Tensor": not torch.is_tensor(value)})
     shape = list(images.shape)
     refuse(who, {f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4})
-    refuse(who, {f"images of shape {shape} have no pixels": len(images) and not images.numel()})
+    hollow = len(images) > 0 == images.numel()
+    refuse(who, {f"images of shape {shape} have no pixels": hollow})
     dense = images.layout == torch.strided and not images.is_meta
     refuse(who, {"images are sparse or hold no numbers": not dense})
     refuse(who, {"images require a gradient; give images.detach()": images.requires_grad})
@@ -240,7 +171,7 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
     parts = {id(part) for part in model.modules()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, nn.UninitializedParameter):
-            yield f"{name} has no shape before the first image; run one, or give its layer all sizes"
+            yield f"{name} has no shape before the first image; give its layer all sizes"
             continue
         place = parameter.data_ptr()  # of a view, too, such as a transposed weight
         if place and place in seen:
@@ -254,8 +185,8 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
                 continue
             inside = value.values() if isinstance(value, dict) else value
             if any(isinstance(one, nn.Module) and id(one) not in parts for one in inside):
-                place = f"{name}.{key}".lstrip(".")
-                yield f"the layers in {place} are no part of it; make that an nn.ModuleList"
+                listed = f"{name}.{key}".lstrip(".")
+                yield f"the layers in {listed} are no part of it; make that an nn.ModuleList"
 
 
 def _unwrapped(who: str, model: Any) -> nn.Module:

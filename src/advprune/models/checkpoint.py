@@ -16,8 +16,9 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, referenced, sha256_of
 from advprune.models import binary, quantized
-from advprune.models.border import hooked, undisturbed
+from advprune.models.border import hooked
 from advprune.models.dialects import read_tensors, read_weights
+from advprune.models.draws import undisturbed
 from advprune.models.insert import places, put
 from advprune.models.outside import (
     PREFIXES,

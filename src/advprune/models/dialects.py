@@ -4,7 +4,6 @@ No pickle is ever run.
 """
 
 import math
-import os
 import re
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from advprune.core.errors import UserError
+from advprune.core.files import is_file
 
 WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
 AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones
@@ -35,7 +35,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     `several` says which there are: `header_spec` refuses them. Raises UserError where the file
     cannot be read or holds anything else.
     """
-    if not os.path.isfile(path):  # not path.is_file(), which raises where a name is too long
+    if not is_file(path):
         raise UserError(f"there is no checkpoint {path}; check the path")
     if path.suffix == ".safetensors":
         return read_tensors(path)
@@ -45,7 +45,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata; UserError where it cannot be read."""
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise UserError(f"there is no checkpoint {path}; run `dvc repro` or check the path")
     try:
         with safe_open(path, framework="pt") as file:
@@ -79,8 +79,8 @@ def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         raise UserError(f"{path} holds no state dict of tensors, but {type(content).__name__}")
     for name, tensor in content.items():
         if not torch.is_tensor(tensor):
-            kind = type(tensor).__name__
-            raise UserError(f"{path} holds no state dict of tensors: {name!r} is {kind}")
+            other = type(tensor).__name__
+            raise UserError(f"{path} holds no state dict of tensors: {name!r} is {other}")
     if not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
     return _sound(content, path), several

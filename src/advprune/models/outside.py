@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError, first_line
-from advprune.models.border import admitted, undisturbed, unshared, weight_faults
+from advprune.models.border import admitted, unshared, weight_faults
+from advprune.models.draws import undisturbed
 from advprune.models.spec import ModelSpec, Normalize
 
 Make = Callable[[], nn.Module]

@@ -12,7 +12,8 @@ from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.settings import Settings, parse
 from advprune.models.activations import functional_activations
-from advprune.models.border import check_images, compressible, undisturbed
+from advprune.models.border import check_images, compressible
+from advprune.models.draws import undisturbed
 from advprune.models.insert import inserted, places
 from advprune.training.inputs import Data
 

@@ -22,7 +22,8 @@ from torch import nn
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.settings import parse
-from advprune.models.border import check_images, compressible, undisturbed
+from advprune.models.border import check_images, compressible
+from advprune.models.draws import undisturbed
 from advprune.models.fold import fold_batchnorm
 from advprune.models.quantized import QuantizedLayer, every_layer, float_layers, replace, twin
 from advprune.models.spec import ModelSpec, QuantizationSpec, attach, spec_of
