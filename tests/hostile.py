@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from advprune.core.errors import UserError
+from advprune.core.progress import silent
 
 SECONDS = float(os.environ.get("ADVPRUNE_FUZZ", "0"))  # for each border; 0: a fixed, short run
 COUNTS: dict[str, dict[str, int]] = {}  # by border: how many were taken and refused
@@ -100,7 +101,8 @@ def once(border: str, value: Any, check: Callable[[Any], Any]) -> None:
     """An input is taken, or refused by a UserError of one line, and soon."""
     counts, begun = COUNTS.setdefault(border, {"taken": 0, "refused": 0}), time.monotonic()
     try:
-        check(value)
+        with silent():
+            check(value)
     except UserError as error:
         said = str(error)
         assert said.strip() and "\n" not in said and len(said) < 2000, said

@@ -112,10 +112,3 @@ def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
     assert calls == ["table", "tensor", "table"]  # other settings, other work
     parts.discard()
     assert not parts.folder.exists() and other.folder.exists()
-
-
-def test_a_damaged_part_is_computed_again(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, files=[])
-    parts.tensor("i", noted)
-    (parts.folder / "i.safetensors").write_bytes(b"half")
-    assert torch.equal(parts.tensor("i", noted)[0], noted()[0])

@@ -545,6 +545,10 @@ def test_unfinished_work_has_one_worker(tmp_path: Path) -> None:
     assert forked(lambda: Parts(tmp_path, "other", files=[])) == 0
     (parts.folder / "x.parquet").write_bytes(b"half")
     assert parts.frame("x", lambda: pd.DataFrame({"a": [2]})).a.tolist() == [2]
+    for facts in ({"a": 1}, {"a": 2}):  # the first is damaged, the second is kept
+        value = parts.tensor("i", lambda facts=facts: (torch.ones(2), facts))
+        assert value[1] == facts
+        (parts.folder / "i.safetensors").write_bytes(b"half")
     parts.discard()
     assert forked(lambda: Parts(tmp_path, "it", files=[])) == 0
     with pytest.raises(UserError, match=r"altered|cut short"):

@@ -20,11 +20,8 @@ _jobs: Jobs = ()  # in a worker: what it was forked for
 
 
 def ahead(what: str, jobs: Jobs) -> None:
-    """Run jobs, closures too, that keep their results themselves; raises what a job raises.
-
-    Each computes with one thread. With one worker, inside a job, under torchrun or on a GPU nothing
-    is done ahead.
-    """
+    """Run jobs, closures too, that keep their results themselves, each with one thread; raises what
+    a job raises. With one worker, inside a job, under torchrun or on a GPU nothing is done."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if not (given := os.environ.get(WORKERS) or str(cores)).isdecimal() or given == "0":
         raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")

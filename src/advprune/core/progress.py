@@ -10,12 +10,18 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
+
+
+class _What(ProgressColumn):
+    """What is being done, cut short where the terminal is narrow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class _Rate(ProgressColumn):
@@ -54,8 +60,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """
     console = Console(stderr=True, quiet=_quiet)
     columns = (
-        # What is being done, cut short where the terminal is narrow.
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        _What(),
         BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         _Rate(table_column=Column(no_wrap=True)),

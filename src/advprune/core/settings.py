@@ -123,12 +123,6 @@ def text_of(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _short(value: Any) -> str:
-    """A value as it is shown in a message."""
-    shown = repr(value)
-    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
-
-
 def _kinds(annotation: Any) -> set[Any]:
     """The plain types in an annotation."""
     inside = get_args(annotation)
@@ -144,5 +138,7 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         unclear = first["type"] == "missing" or isinstance(first["input"], Mapping)
-        given = "" if unclear else f" (got {_short(first['input'])})"
+        shown = repr(first["input"])
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+        given = "" if unclear else f" (got {shown})"
         raise UserError(f"{where}: {key + ': ' if key else ''}{message}{given}") from error

@@ -128,11 +128,6 @@ def _check_names(place: Path, folders: Folders) -> None:
             )
 
 
-def _readable(path: Path) -> bool:
-    """Whether a path is a plain file, no pipe or device, of bearable size."""
-    return path.is_file() and path.stat().st_size <= LARGEST_FILE
-
-
 def _other(name: str, read: Callable[[], bytes]) -> bool:
     """Whether a file is a picture by a name that is not read, or by its first bytes."""
     suffix = PurePosixPath(name.lower()).suffix
@@ -159,7 +154,8 @@ def _from_folder(place: Path) -> Generator[Item, None, None]:
     with progress(f"reading {place.name}, files", len(paths)) as advance:
         for path in paths:
             parts = path.relative_to(place).parts
-            if path.exists() and not path.is_dir() and not _readable(path):
+            plain = path.is_file() and path.stat().st_size <= LARGEST_FILE  # no pipe, no device
+            if path.exists() and not (plain or path.is_dir()):
                 raise UserError(f"{place}: {'/'.join(parts)!r} is no plain file of up to 256 MB")
             yield parts, None if path.is_dir() else path.read_bytes
             advance(1)
