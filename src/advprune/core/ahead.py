@@ -21,12 +21,22 @@ _jobs: Jobs = ()  # in a worker: what it was forked for
 
 def ahead(what: str, jobs: Jobs) -> None:
     """Run jobs, closures too, that keep their results themselves, each with one thread; raises what
-    a job raises. With one worker, inside a job, under torchrun or on a GPU nothing is done."""
+    a job raises. With one worker they run here. Inside a job, under torchrun or on a GPU nothing is
+    done ahead."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if not (given := os.environ.get(WORKERS) or str(cores)).isdecimal() or given == "0":
         raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
     workers = min(int(given), len(jobs))
-    if workers < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
+    if len(jobs) < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
+        return
+    if workers < 2:  # here, but with one thread as there: sums over more would round otherwise
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for job in jobs:
+                job()
+        finally:
+            torch.set_num_threads(threads)
         return
     pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (jobs, os.getpid()))
     try:

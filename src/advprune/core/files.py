@@ -171,11 +171,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; UserError where it is missing or damaged."""
+    """What a JSON file holds; UserError where it is missing, no plain file or damaged."""
+    if not is_file(path):
+        raise UserError(f"there is no file {path}; run `dvc repro`")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro`") from error
 
 
 def sha256_of(path: Path) -> str:
