@@ -63,6 +63,8 @@ def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if found := re.search(r"TorchScript archive|legacy \.tar format", reason):
+            reason = f"it is a {found[0]}, which is not read here; store model.state_dict()"
         if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
             reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
             if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
