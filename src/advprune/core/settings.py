@@ -84,10 +84,8 @@ MOST_NODES, DEEPEST, LONGEST = 100_000, 50, 1 << 20  # of a YAML text: values, l
 
 
 def yaml_of(text: str, where: str) -> Any:
-    """The plain values of a YAML text; UserError with one line where it is none.
-
-    Also where aliases make it endless or too large to be settings.
-    """
+    """The plain values of a YAML text; UserError where it is none, or where aliases make it endless
+    or too large to be settings."""
     from ruamel.yaml import YAML
 
     if len(text) > LONGEST:
