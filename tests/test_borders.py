@@ -288,6 +288,10 @@ def with_hook(model: nn.Module) -> None:
     model[3].register_forward_hook(lambda m, x, out: 2 * out)
 
 
+def with_a_hook_on_a_weight(model: nn.Module) -> None:
+    model[3].weight.register_hook(lambda gradient: 0 * gradient)
+
+
 def with_own_forward(model: nn.Module) -> None:
     inner = model.forward
     model.forward = lambda x: -inner(x)  # type: ignore[method-assign]
@@ -313,6 +317,7 @@ def with_lazy_layers(model: nn.Module) -> None:
     ("change", "words"),
     [
         (with_hook, "3 has hooks, which a stored"),
+        (with_a_hook_on_a_weight, r"3\.weight has hooks, which a copy"),
         (with_own_forward, "the model has hooks, which a stored"),
         (with_hidden_layers, "the layers in more are no part of it"),
         (with_a_view, r"1\.weight and 3\.weight are one tensor"),

@@ -173,6 +173,8 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
         if isinstance(parameter, nn.UninitializedParameter):
             yield f"{name} has no shape before the first image; give its layer all sizes"
             continue
+        if parameter._backward_hooks:
+            yield f"{name} has hooks, which a copy would lose; remove them"
         place = parameter.data_ptr()  # of a view, too, such as a transposed weight
         if place and place in seen:
             yield f"{seen[place]} and {name} are one tensor; give each layer its own"
