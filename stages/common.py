@@ -15,6 +15,7 @@ import typer
 
 from advprune.core.ending import WRONG, ended
 from advprune.core.errors import UserError
+from advprune.core.files import atomic, fingerprint, locked
 from advprune.core.params import Params, load
 from advprune.core.profile import Profile
 
@@ -47,11 +48,6 @@ class Workspace:
         return self.params.active()
 
     @property
-    def factory(self) -> str | None:
-        """The user's function that may be called to make a network, for loading checkpoints."""
-        return self.profile.model.factory
-
-    @property
     def writes(self) -> bool:
         """Whether this process writes files: under torchrun the first one alone."""
         from advprune.core.distributed import is_main
@@ -82,13 +78,7 @@ class Workspace:
 
         if model not in (known := [*self.params.dense(), *self.params.models]):
             raise UserError(f"there is no model {model!r}; known: {', '.join(known)}")
-        return load_model(self.run(model), self.factory)
-
-    def card(self, model: str) -> dict[str, Any]:
-        """The facts of a model's checkpoint."""
-        from advprune.core.files import read_json
-
-        return dict(read_json(self.run(model, "model.json")))
+        return load_model(self.run(model), self.profile.model.factory)
 
     def save(self, name: str, model: "nn.Module", facts: dict[str, Any], **known: Any) -> None:
         """Write a model's checkpoint and its card (`models.card`)."""
@@ -97,12 +87,10 @@ class Workspace:
 
         if self.writes:
             save_model(model, self.run(name))
-            write_card(self.run(name), facts, factory=self.factory, **known)
+            write_card(self.run(name), facts, factory=self.profile.model.factory, **known)
 
     def write_table(self, path: Path, table: "pd.DataFrame") -> None:
         """Write a table as parquet."""
-        from advprune.core.files import atomic
-
         if self.writes:
             with atomic(path) as temporary:
                 table.to_parquet(temporary, index=False)
@@ -118,17 +106,15 @@ class Workspace:
 
     def code(self) -> list[Path]:
         """The files of the user's own code, which unfinished work depends on."""
-        if self.factory is None:
+        if self.profile.model.factory is None:
             return []
         from advprune.models.outside import code_files
 
-        return code_files(self.factory)
+        return code_files(self.profile.model.factory)
 
     @contextmanager
     def unfinished(self, *settings: Any, files: list[Path]) -> Iterator[Path]:
         """Where unfinished training is kept, under all that it depends on; removed in the end."""
-        from advprune.core.files import fingerprint, locked
-
         known = *settings, self.params.seed
         folder = Path("checkpoints") / fingerprint(*known, files=[*files, *self.code()])
         with locked(folder):
@@ -141,18 +127,6 @@ class Workspace:
         kept = {"attacks", "suite", "curves", "batch"}
         profile = self.profile.model_dump(mode="json", include=kept)
         return {"attack": self.params.attack.model_dump(mode="json"), **profile}
-
-    def attacks_file(self) -> Path:
-        """Where they are written down; UserError where that file holds others, or is missing.
-
-        Stages depend on the file, so that dvc.lock does not repeat the settings at each of them.
-        """
-        from advprune.core.files import read_json
-
-        place = self.place("data", "attacks.json")
-        if not place.is_file() or read_json(place) != self.attacks:
-            raise UserError(f"{place} is not up to date; run `dvc repro` or stages/settings.py")
-        return place
 
 
 def script(command: Any, shared: bool = False) -> None:

@@ -14,6 +14,7 @@ def study(
 ) -> None:
     """Write records/<profile>/<name>/records.parquet, and what else the study records."""
     from advprune.core.device import setup
+    from advprune.core.files import read_json
     from advprune.core.resume import Parts
     from advprune.models.checkpoint import read_tensors
     from advprune.studies import Given, run_study, settings_of
@@ -37,7 +38,7 @@ def study(
         of,
         params,
         workspace.load(of),
-        workspace.card(of),
+        read_json(workspace.run(of, "model.json")),
         read_tensors(adversarial)[0],
         workspace.splits(*SPLITS),
         parts,
