@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,12 @@ def break_off(process: "subprocess.Popen[bytes]", fault: str) -> None:
     group = process.pid
     if fault == "terminate":  # as a supervisor does, who knows of DVC alone
         process.terminate()
-    elif fault == "full":  # files of more than some bytes are refused from now on
-        for member in members(group):
-            resource.prlimit(member, resource.RLIMIT_FSIZE, (500, 500))
+    elif fault == "full":  # of a stage; a full disk leaves DVC's own lock file damaged
+        while process.poll() is None and not (stage := set(members(group)) - {group}):
+            time.sleep(0.01)
+        for member in stage:
+            with suppress(ProcessLookupError):
+                resource.prlimit(member, resource.RLIMIT_FSIZE, (500, 500))
     else:
         os.killpg(group, signal.SIGKILL if fault == "kill" else signal.SIGINT)
     process.wait(timeout=120)
