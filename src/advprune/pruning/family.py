@@ -73,7 +73,7 @@ def registered() -> dict[str, tuple[type[Setting], Family]]:
 def setting_of(name: str, value: Any, place: str = "") -> Any:
     """Check a family's setting; UserError names the key (`place`), the value and the range."""
     place = place or f"prune.{name}"
-    if name not in _REGISTRY:
+    if name not in families():  # settings may give anything, a list too
         known = ", ".join(families())
         raise UserError(f"{place}: there is no family {name!r}; known: {known}")
     kind = _REGISTRY[name][0]
