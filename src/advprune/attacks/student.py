@@ -65,6 +65,7 @@ def student(
         def ask(points: torch.Tensor) -> torch.Tensor:
             return at.logits(points.to(at.device)).to(images.device)
 
+        torch.manual_seed(at.generator.initial_seed())  # of the student, and what it learns first
         known = torch.cat([images, *(ball(images, eps) for _ in range(COPIES))])
         answers = ask(known)
         network = _network(images.shape[1], answers.shape[1]).to(images.device)
