@@ -21,8 +21,7 @@ from torch import nn
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
-from advprune.core.settings import parse
-from advprune.models.border import check_images, compressible
+from advprune.models.border import check_images, compressible, refuse
 from advprune.models.draws import undisturbed
 from advprune.models.fold import fold_batchnorm
 from advprune.models.quantized import QuantizedLayer, every_layer, float_layers, replace, twin
@@ -57,7 +56,8 @@ def quantize(
 
 def quantized_spec(model: nn.Module, bits: int, left: Iterable[str] = ()) -> ModelSpec:
     """The spec of a model's quantized form; ValueError for bits outside 2 to 8."""
-    quantization = parse(QuantizationSpec, {"bits": bits, "left": tuple(left)}, "quantize")
+    refuse("quantize", {f"bits: {bits!r} is not from 2 to 8": bits not in range(2, 9)})
+    quantization = QuantizationSpec(bits=bits, left=tuple(left))
     return spec_of(model).model_copy(update={"quantization": quantization})
 
 
