@@ -15,8 +15,8 @@ test: setup  ## run the tests
 	@$(RUN) -m pytest -n auto --dist loadfile
 
 FUZZ ?= 90
-fuzz: setup  ## hostile input at every border for FUZZ seconds each; counts of inputs taken and refused
-	@ADVPRUNE_FUZZ=$(FUZZ) $(RUN) -m pytest -s tests/test_fuzz.py
+fuzz: setup  ## hostile input at every border for FUZZ seconds each, damaged bytes, kills; counts of what is taken
+	@ADVPRUNE_FUZZ=$(FUZZ) $(RUN) -m pytest -s tests/test_fuzz.py tests/test_kill.py
 
 bench: setup  ## time the attack engine beside torchattacks, filters taken out, and bit flips
 	@$(RUN) bench/attacks.py

@@ -20,8 +20,8 @@ def attack(
     from safetensors.torch import save_file
 
     from advprune.core.device import setup
-    from advprune.core.distributed import is_main
-    from advprune.core.files import atomic
+    from advprune.core.errors import UserError
+    from advprune.core.files import atomic, read_json
     from advprune.core.resume import Parts
     from advprune.data import to_float
     from advprune.evaluate.layers import noisy_images, where
@@ -31,7 +31,10 @@ def attack(
     params, settings = workspace.params, workspace.profile
     model, test = workspace.load(name).to(setup()), workspace.splits("test")["test"]
     images = to_float(test.images)
-    files = [workspace.run(name), workspace.data("test"), workspace.attacks_file()]
+    attacks = workspace.place("data", "attacks.json")  # on which DVC has this stage depend
+    if not attacks.is_file() or read_json(attacks) != workspace.attacks:
+        raise UserError(f"{attacks} is not up to date; run `dvc repro` or stages/settings.py")
+    files = [workspace.run(name), workspace.data("test"), attacks]
     files += workspace.code()
     entry, parent = params.models.get(name), None
     if entry is not None and entry.do == "quantize":
@@ -44,13 +47,12 @@ def attack(
         adversarial = suite.images_of(name, model)
     else:
         records, adversarial = suite.attack(name, model)
-        if is_main():
+        if workspace.writes:
             shown = adversarial[params.attack.main] / 255
             layers = where(model, images, shown, noisy_images(images, shown, params.seed))
-    if is_main():
-        for file, table in (("records", records), ("layers", layers)):
-            with atomic(workspace.run(name, f"{file}.parquet")) as temporary:
-                table.to_parquet(temporary, index=False)
+    workspace.write_table(workspace.run(name, "records.parquet"), records)
+    workspace.write_table(workspace.run(name, "layers.parquet"), layers)
+    if workspace.writes:
         with atomic(workspace.run(name, "adversarial.safetensors")) as temporary:
             save_file(adversarial, temporary)
     parts.discard()

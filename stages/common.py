@@ -1,6 +1,5 @@
 """What every stage script shares: the library on the path, places of files, one-line errors."""
 
-import json
 import os
 import shutil
 import sys
@@ -16,10 +15,12 @@ import typer
 
 from advprune.core.ending import WRONG, ended
 from advprune.core.errors import UserError
+from advprune.core.files import atomic, fingerprint, locked
 from advprune.core.params import Params, load
 from advprune.core.profile import Profile
 
 if TYPE_CHECKING:  # torch takes a while, and not every script needs it
+    import pandas as pd
     from torch import nn
 
     from advprune.data import Split
@@ -47,9 +48,11 @@ class Workspace:
         return self.params.active()
 
     @property
-    def factory(self) -> str | None:
-        """The user's function that may be called to make a network, for loading checkpoints."""
-        return self.profile.model.factory
+    def writes(self) -> bool:
+        """Whether this process writes files: under torchrun the first one alone."""
+        from advprune.core.distributed import is_main
+
+        return is_main()
 
     def place(self, kind: str, name: str = "") -> Path:
         """`<kind>/<profile>/<name>`."""
@@ -75,19 +78,22 @@ class Workspace:
 
         if model not in (known := [*self.params.dense(), *self.params.models]):
             raise UserError(f"there is no model {model!r}; known: {', '.join(known)}")
-        return load_model(self.run(model), self.factory)
-
-    def card(self, model: str) -> dict[str, Any]:
-        """The facts of a model's checkpoint."""
-        return dict(json.loads(self.run(model, "model.json").read_text(encoding="utf-8")))
+        return load_model(self.run(model), self.profile.model.factory)
 
     def save(self, name: str, model: "nn.Module", facts: dict[str, Any], **known: Any) -> None:
         """Write a model's checkpoint and its card (`models.card`)."""
         from advprune.models.card import write_card
         from advprune.models.checkpoint import save_model
 
-        save_model(model, self.run(name))
-        write_card(self.run(name), facts, factory=self.factory, **known)
+        if self.writes:
+            save_model(model, self.run(name))
+            write_card(self.run(name), facts, factory=self.profile.model.factory, **known)
+
+    def write_table(self, path: Path, table: "pd.DataFrame") -> None:
+        """Write a table as parquet."""
+        if self.writes:
+            with atomic(path) as temporary:
+                table.to_parquet(temporary, index=False)
 
     def entry(self, name: str, do: str) -> Any:
         """An entry of `models` that is made by a script; UserError for any other name."""
@@ -100,15 +106,15 @@ class Workspace:
 
     def code(self) -> list[Path]:
         """The files of the user's own code, which unfinished work depends on."""
+        if self.profile.model.factory is None:
+            return []
         from advprune.models.outside import code_files
 
-        return code_files(self.factory)
+        return code_files(self.profile.model.factory)
 
     @contextmanager
     def unfinished(self, *settings: Any, files: list[Path]) -> Iterator[Path]:
         """Where unfinished training is kept, under all that it depends on; removed in the end."""
-        from advprune.core.files import fingerprint, locked
-
         known = *settings, self.params.seed
         folder = Path("checkpoints") / fingerprint(*known, files=[*files, *self.code()])
         with locked(folder):
@@ -121,16 +127,6 @@ class Workspace:
         kept = {"attacks", "suite", "curves", "batch"}
         profile = self.profile.model_dump(mode="json", include=kept)
         return {"attack": self.params.attack.model_dump(mode="json"), **profile}
-
-    def attacks_file(self) -> Path:
-        """Where they are written down; UserError where that file holds others, or is missing.
-
-        Stages depend on the file, so that dvc.lock does not repeat the settings at each of them.
-        """
-        place = self.place("data", "attacks.json")
-        if not place.is_file() or json.loads(place.read_text(encoding="utf-8")) != self.attacks:
-            raise UserError(f"{place} is not up to date; run `dvc repro` or stages/settings.py")
-        return place
 
 
 def script(command: Any, shared: bool = False) -> None:

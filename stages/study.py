@@ -14,8 +14,7 @@ def study(
 ) -> None:
     """Write records/<profile>/<name>/records.parquet, and what else the study records."""
     from advprune.core.device import setup
-    from advprune.core.distributed import is_main
-    from advprune.core.files import atomic
+    from advprune.core.files import read_json
     from advprune.core.resume import Parts
     from advprune.models.checkpoint import read_tensors
     from advprune.studies import Given, run_study, settings_of
@@ -39,16 +38,14 @@ def study(
         of,
         params,
         workspace.load(of),
-        workspace.card(of),
+        read_json(workspace.run(of, "model.json")),
         read_tensors(adversarial)[0],
         workspace.splits(*SPLITS),
         parts,
         setup(),
     )
     for file, table in run_study(name, given).items():
-        if is_main():
-            with atomic(workspace.place("records", name) / f"{file}.parquet") as temporary:
-                table.to_parquet(temporary, index=False)
+        workspace.write_table(workspace.place("records", name) / f"{file}.parquet", table)
     parts.discard()
 
 

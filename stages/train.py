@@ -15,7 +15,6 @@ def train(
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}."""
     from advprune.core.device import setup
-    from advprune.core.distributed import is_main
     from advprune.training.networks import Training
 
     workspace = Workspace.open(profile)
@@ -31,8 +30,7 @@ def train(
             params, splits, setup(), state, workspace.load(parent) if parent else None
         )
         model, facts = training.run(name)
-        if is_main():
-            workspace.save(name, model, facts, image_shape=splits["train"].shape)
+        workspace.save(name, model, facts, image_shape=splits["train"].shape)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ def transfer(profile: ProfileOption = None) -> None:
 
     from advprune.core.ahead import ahead
     from advprune.core.device import setup
-    from advprune.core.distributed import is_main
-    from advprune.core.files import atomic
     from advprune.core.progress import progress
     from advprune.core.resume import Parts
     from advprune.data import to_float
@@ -54,9 +52,8 @@ def transfer(profile: ProfileOption = None) -> None:
         for piece in pieces:
             tables.append(piece())
             advance(1)
-    if is_main():
-        with atomic(workspace.place("records", "transfer.parquet")) as temporary:
-            pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+    whole = pd.concat(tables, ignore_index=True)
+    workspace.write_table(workspace.place("records", "transfer.parquet"), whole)
     parts.discard()
 
 

@@ -3,14 +3,17 @@
 import copy
 import json
 import os
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from advprune.core.errors import UserError
+from advprune.core.progress import silent
 
 SECONDS = float(os.environ.get("ADVPRUNE_FUZZ", "0"))  # for each border; 0: a fixed, short run
 COUNTS: dict[str, dict[str, int]] = {}  # by border: how many were taken and refused
@@ -62,49 +65,64 @@ def changed(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any] = VALUES
     return found
 
 
-@st.composite
-def damaged(draw: st.DrawFn, contents: bytes) -> bytes:
-    """Bytes that are cut short, repeated, or changed at some places."""
+def damaged(contents: bytes, draw: random.Random) -> bytes:
+    """Bytes that are cut short, repeated, or changed at one to four places."""
     found = bytearray(contents)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(len(found) - 1, 0)))
-        match draw(st.sampled_from(["cut", "flip", "insert", "repeat"])):
-            case "cut":
-                del found[at:]
-            case "flip" if found:
-                found[at % len(found)] = draw(st.integers(0, 255))
-            case "insert":
-                found[at:at] = draw(st.binary(max_size=8))
-            case _:
-                found += found[at : at + 64]
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(len(found) + 1)
+        kind = draw.choice(("cut", "flip", "flip", "insert", "repeat", "zero"))
+        if kind == "cut":
+            del found[at:]
+        elif kind == "flip":
+            found[at : at + 1] = draw.randbytes(1)
+        elif kind == "insert":
+            found[at:at] = draw.randbytes(draw.randint(1, 8))
+        elif kind == "zero":
+            found[at : at + 8] = bytes(8)
+        else:
+            found += found[at : at + 64]
     return bytes(found)
 
 
+def fuzz_bytes(border: str, files: Sequence[bytes], check: Callable[[bytes], Any], n: int) -> None:
+    """`n` damaged copies of files, a hundredth of them in a short run, are taken or refused."""
+    draw = random.Random(time.time_ns() if SECONDS else 0)
+    for _ in range(n if SECONDS else n // 100):
+        contents = damaged(draw.choice(files), draw)
+        try:
+            once(border, contents, check)
+        except BaseException:
+            Path(f"found-{border.replace(' ', '-')}.bin").write_bytes(contents)
+            raise
+    print(border, json.dumps(COUNTS[border]))
+
+
+def once(border: str, value: Any, check: Callable[[Any], Any]) -> None:
+    """An input is taken, or refused by a UserError of one line, and soon."""
+    counts, begun = COUNTS.setdefault(border, {"taken": 0, "refused": 0}), time.monotonic()
+    try:
+        with silent():
+            check(value)
+    except UserError as error:
+        said = str(error)
+        assert said.strip() and "\n" not in said and len(said) < 2000, said
+        counts["refused"] += 1
+    else:
+        counts["taken"] += 1
+    assert time.monotonic() - begun < 20, "too slow"
+
+
 def fuzz(border: str, inputs: st.SearchStrategy[Any], check: Callable[[Any], Any], n: int) -> None:
-    """Every input is taken, or refused by a UserError of one line.
+    """Every input that hypothesis draws is taken or refused.
 
     n: inputs of a short run, the same each time; a long one draws others until its time is up.
     """
-    counts = COUNTS.setdefault(border, {"taken": 0, "refused": 0})
-
-    def once(value: Any) -> None:
-        begun = time.monotonic()
-        try:
-            check(value)
-        except UserError as error:
-            said = str(error)
-            assert said.strip() and "\n" not in said and len(said) < 2000, said
-            counts["refused"] += 1
-        else:
-            counts["taken"] += 1
-        assert time.monotonic() - begun < 20, "too slow"
-
     phases = (Phase.explicit, Phase.generate, Phase.shrink)
     known = {"deadline": None, "database": None, "phases": phases, "max_examples": n}
     quiet = {"suppress_health_check": list(HealthCheck), "derandomize": not SECONDS}
-    run = settings(**known, **quiet)(given(inputs)(once))
+    run = settings(**known, **quiet)(given(inputs)(lambda value: once(border, value, check)))
     end = time.monotonic() + SECONDS
     run()
     while time.monotonic() < end:
         run()
-    print(border, json.dumps(counts))
+    print(border, json.dumps(COUNTS[border]))

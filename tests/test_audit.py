@@ -248,10 +248,15 @@ def test_two_networks_in_a_file_are_never_chosen_between(tensors: Tensors, tmp_p
     for content in (
         {"state_dict": tensors, "state_dict_ema": tensors},
         {"net": {"ema": tensors} | tensors},
+        {"module": tensors, "module_ema": tensors},
+        {"teacher": tensors, "student": tensors},
     ):
         torch.save(content, path)
-        with pytest.raises(UserError, match=r"several networks .*ema|holds no state dict"):
+        with pytest.raises(UserError, match=r"several networks .*(ema|student)|'ema' is dict"):
             load_foreign(spec_of(network()), str(path), None)
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+    with pytest.raises(UserError, match="it is a TorchScript archive, which is not read here"):
+        read_weights(path)
     torch.save({"model": tensors, "args": argparse.Namespace(lr=0.1)}, path)
     with pytest.raises(UserError, match=r"it holds argparse\.Namespace, and nothing"):
         read_weights(path)

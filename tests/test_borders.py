@@ -2,15 +2,18 @@
 
 import copy
 import random
+import sys
+import threading
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from PIL import Image
 from torch import nn
 
 from advprune import attacks, evaluate, load_model, prune
@@ -21,7 +24,6 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.square import square
 from advprune.core.errors import UserError
-from advprune.data import prepare
 from advprune.evaluate.records import Scoring, all_logits
 from advprune.models.border import admitted, plain_copy
 from advprune.models.checkpoint import save_model
@@ -52,17 +54,53 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "square": lambda m, x, y, eps=0.1: square(m, x, y, eps, queries=2),
     "apgd": lambda m, x, y, eps=0.1: apgd(m, x, y, APGDSettings(eps=eps, steps=2)),
     "minimum_norm": lambda m, x, y, eps=0.1: minimum_norm(m, x, y, MinimumNormSettings(steps=2)),
+    "score": lambda m, x, y, eps=0.1: evaluate.score(m, x, x, y),
 }
-MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "dict": (lambda: Wrapped(flat(), lambda z: {"logits": z}), "returns dict, not logits"),
-    "tuple": (lambda: Wrapped(flat(), lambda z: (z, None)), "returns tuple, not logits"),
-    "squeezed": (lambda: Wrapped(flat(), lambda z: z[0]), r"returns \[10\] for 2 images"),
+Logits = namedtuple("Logits", "logits")
+
+
+def changed(change: Callable[[torch.Tensor], Any]) -> Callable[[], nn.Module]:
+    return lambda: Wrapped(flat(), change)
+
+
+def seeing(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
+    """A model that sees other images."""
+    return lambda: nn.Sequential(Wrapped(nn.Identity(), change), flat())
+
+
+MODELS: dict[str, tuple[Callable[[], Any], str]] = {
+    "dict": (changed(lambda z: {"logits": z}), "returns dict, not logits"),
+    "tuple": (changed(lambda z: (z, None)), "returns tuple, not logits"),
+    "namedtuple": (changed(Logits), "returns Logits, not logits"),
+    "list": (changed(lambda z: [z]), "returns list, not logits"),
+    "nothing": (changed(lambda z: None), "returns NoneType, not logits"),
+    "squeezed": (changed(lambda z: z[0]), r"returns \[10\] for 2 images"),
+    "maps": (changed(lambda z: z[:, :, None, None]), r"returns \[2, 10, 1, 1\] for 2"),
+    "no classes": (changed(lambda z: z[:, :0]), r"returns \[2, 0\] for 2 images"),
+    "one class": (changed(lambda z: z[:, :1]), "has one class"),
     "half": (lambda: copy.deepcopy(flat()).bfloat16(), "computes in torch.bfloat16"),
-    "probabilities": (lambda: Wrapped(flat(), lambda z: z.softmax(1)), "returns probabilities"),
-    "integers": (lambda: Wrapped(flat(), lambda z: z.argmax(1, keepdim=True)), "not floats"),
-    "NaN": (lambda: Wrapped(flat(), lambda z: z * float("nan")), "returns NaN"),
-    "squeezed alone": (lambda: Wrapped(flat(), lambda z: z.squeeze()), r"\[10\] for 1 images"),
-    "batch": (lambda: Wrapped(flat(), lambda z: z - z.mean(0)), "depend on the other images"),
+    "meta": (lambda: flat().to("meta"), "on the meta device"),
+    "class": (lambda: nn.Linear, "type is no nn.Module"),
+    "probabilities": (changed(lambda z: z.softmax(1)), "returns probabilities"),
+    "half probabilities": (
+        changed(lambda z: z.bfloat16().softmax(1).float()),
+        "returns probabilities",
+    ),
+    "sigmoid": (changed(torch.sigmoid), "returns probabilities"),
+    "integers": (changed(lambda z: z.argmax(1, keepdim=True)), "not floats"),
+    "double": (changed(lambda z: z.double()), "returns torch.float64, not floats of the im"),
+    "scripted": (lambda: torch.jit.script(flat()), "is a ScriptModule"),
+    "complex": (changed(lambda z: z.to(torch.complex64)), "not floats"),
+    "sparse": (changed(lambda z: z.to_sparse()), "a tensor of layout torch.sparse"),
+    "NaN": (changed(lambda z: z * float("nan")), "returns NaN"),
+    "infinite": (changed(lambda z: z / 0), "returns infinite logits"),
+    "squeezed alone": (changed(lambda z: z.squeeze()), r"\[10\] for 1 images"),
+    "batch": (changed(lambda z: z - z.mean(0)), "depend on the other images"),
+    "of six": (seeing(lambda x: x.view(6, 1, 8, 8)), r"fails on images \[2, 1, 8, 8\]: Runtime"),
+    "arguments": (lambda: nn.Bilinear(64, 64, 10), "fails on .*: TypeError"),
+    "exits": (seeing(lambda x: sys.exit(0)), "fails on .*: SystemExit"),
+    "in place": (seeing(lambda x: x.sub_(0.5)), "changes its input in place"),
+    "unseen in place": (seeing(nn.ReLU(inplace=True)), "changes its input in place"),
 }
 
 
@@ -76,6 +114,25 @@ def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        changed(lambda z: z.log_softmax(1))(),
+        changed(torch.detach)(),
+        nn.DataParallel(flat()),
+        flat().requires_grad_(False),
+        torch.ao.quantization.quantize_dynamic(flat(), {nn.Linear}, dtype=torch.qint8),
+    ],
+    ids=range(5),
+)
+def test_logits_of_another_kind_are_taken(model: nn.Module, digits: Pair) -> None:
+    images, labels = digits[0][:4], digits[1][:4]
+    for attack in set(ATTACKS) - {"score"}:
+        ATTACKS[attack](model, images, labels)
+    found = evaluate.score(model, images, images, labels)
+    assert found.clean_pred.tolist() == model(images).argmax(1).tolist()
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -83,7 +140,21 @@ def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits:
         (lambda x, y: (x.double(), y), "images are torch.float64"),
         (lambda x, y: ((255 * x).to(torch.uint8), y), "images are torch.uint8"),
         (lambda x, y: (255 * x, y), "outside"),
+        (lambda x, y: (2 * x - 1, y), "outside"),
+        (lambda x, y: (x * float("nan"), y), "NaN"),
+        (lambda x, y: (x.clone().requires_grad_(), y), "require a gradient"),
+        (lambda x, y: (x.numpy(), y), "images are ndarray"),
+        (lambda x, y: (x[:, 0], y), "not .N, C, H, W"),
+        (lambda x, y: (x[:, :, :0], y), "no pixels"),
+        (lambda x, y: (x.to_sparse(), y), "sparse"),
+        (lambda x, y: (x.to("meta"), y), "hold no numbers"),
+        (lambda x, y: (x.repeat(1, 3, 1, 1), y), "fails on images"),
         (lambda x, y: (x, y.int()), "labels are torch.int32"),
+        (lambda x, y: (x, y.float()), "labels are torch.float32"),
+        (lambda x, y: (x, torch.eye(10)[y]), r"\[64, 10\] labels for 64"),
+        (lambda x, y: (x, y[0]), r"\[\] labels for 64"),
+        (lambda x, y: (x, y.tolist()), "labels are list"),
+        (lambda x, y: (x, None), "labels are NoneType"),
         (lambda x, y: (x, y * 0 - 100), "a label is below 0"),
         (lambda x, y: (x, y + 10), "label 19 is none of 10 classes"),
         (lambda x, y: (x, y[1:]), "63 labels for 64 images"),
@@ -96,11 +167,66 @@ def test_images_and_labels_of_another_kind_are_refused(
         ATTACKS[attack](flat(), *change(*digits))
 
 
-@pytest.mark.parametrize("attack", sorted(set(ATTACKS) - {"minimum_norm"}))
-@pytest.mark.parametrize("eps", [8, float("nan"), -0.1])
-def test_a_budget_that_makes_no_sense_is_refused(attack: str, eps: float, digits: Pair) -> None:
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    ],
+)
+def test_images_of_any_layout_give_the_same(attack: str, layout: Any, digits: Pair) -> None:
+    torch.manual_seed(0)
+    model, (images, labels) = flat(), digits
+    expected, found = (ATTACKS[attack](model, x, labels) for x in (images, layout(images)))
+    if attack == "score":
+        assert expected.equals(found)
+        return
+    pairs = zip(*(e if isinstance(e, tuple) else (e,) for e in (expected, found)), strict=True)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "square", "apgd"])
+@pytest.mark.parametrize(
+    "eps", [8, float("nan"), -0.1, float("inf"), "8/255", None, True, 1j, [0.1]]
+)
+def test_a_budget_that_makes_no_sense_is_refused(attack: str, eps: Any, digits: Pair) -> None:
     with pytest.raises(ValueError, match=f"{attack}: eps is"):
         ATTACKS[attack](flat(), *digits, eps)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"steps": n} for n in (-1, 2.5, "5", None, float("inf"), True)),
+        *({"step": n} for n in (-1, "2/255", None, float("nan"))),
+        *({"batch": n} for n in (0, 2.5, "8", 2**70)),
+        *({"draws": 0}, {"restarts": 1.5}, {"momentum": 2}, {"momentum": "a"}, {"norm": "linf"}),
+        *({"start": torch.rand(2, 1, 8, 8)}, {"start": np.zeros(3)}, {"start": "best"}),
+    ],
+    ids=str,
+)
+def test_numbers_that_make_no_sense_are_refused(change: dict[str, Any], digits: Pair) -> None:
+    known = {"eps": 0.1, "step": 0.02, "steps": 2} | change
+    (key,) = change
+    with pytest.raises(ValueError, match=rf"pgd: {key}"):
+        attacks.pgd(flat(), *digits, **known)
+
+
+@pytest.mark.parametrize("change", [{"batch": 0}, {"batch": "8"}, {"passes": 0}, {"passes": 2.5}])
+def test_scores_of_no_passes_are_refused(change: dict[str, Any], digits: Pair) -> None:
+    with pytest.raises(ValueError, match=f"score: {next(iter(change))} is"):
+        evaluate.score(flat(), digits[0], *digits, **change)
+
+
+def test_metrics_are_of_one_attack_and_whole_records(digits: Pair) -> None:
+    records = evaluate.score(flat(), digits[0], *digits)
+    for wrong, words in (
+        (records.drop(columns="adv_pred"), "no column adv_pred"),
+        (pd.concat([records, records]), "several attacks"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate.metrics(wrong)
 
 
 def test_a_model_in_training_mode_is_scored_in_evaluation_mode(
@@ -125,19 +251,6 @@ def test_images_of_0_to_255_are_no_training_data(network: nn.Module, digits: Pai
             prune("clamp", network, 3.0, (wrong, labels))
         with pytest.raises(ValueError, match="quantize: images"):
             quantize(network, wrong)
-
-
-def test_pictures_of_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
-    for kind in ("cat", "dog"):
-        (tmp_path / "train" / kind).mkdir(parents=True)
-        for index in range(8):
-            picture = Image.new("RGB", (8, 8), (20 * index, 0, 0))
-            picture.save(tmp_path / "train" / kind / f"{index}.png")
-    (tmp_path / "train" / "dog" / "notes.txt").write_text("not a picture")
-    assert sum(len(s.labels) for s in prepare("imagefolder", root=str(tmp_path)).values()) == 16
-    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "dog" / "x.bmp")
-    with pytest.raises(UserError, match=r"1 pictures are neither PNG nor JPEG by .*'train/dog"):
-        prepare("imagefolder", root=str(tmp_path))
 
 
 class Noisy(nn.Module):
@@ -171,16 +284,85 @@ def test_plain_randomness_is_found_and_averaged_over(source: str, digits: Pair) 
     assert (states[1] == np.random.get_state()[1]).all()
 
 
-def test_hooks_are_neither_dropped_nor_stored(network: nn.Module, digits: Pair) -> None:
-    images, _ = digits
-    network.get_submodule("layer1").register_forward_hook(lambda m, x, out: 0 * out)
-    folded = attack_copy(network, torch.device("cpu"))
-    assert torch.allclose(folded(images), network(images), atol=1e-5)
-    for refusing in (lambda: prune("E", network, 0.1), lambda: quantize(network, images)):
-        with pytest.raises(UserError, match="layer1 has hooks, which a stored"):
+def with_hook(model: nn.Module) -> None:
+    model[3].register_forward_hook(lambda m, x, out: 2 * out)
+
+
+def with_a_hook_on_a_weight(model: nn.Module) -> None:
+    model[3].weight.register_hook(lambda gradient: 0 * gradient)
+
+
+def with_own_forward(model: nn.Module) -> None:
+    inner = model.forward
+    model.forward = lambda x: -inner(x)  # type: ignore[method-assign]
+
+
+def with_hidden_layers(model: nn.Module) -> None:
+    model.more = [nn.Linear(10, 10)]  # type: ignore[assignment]
+
+
+def with_a_view(model: nn.Module) -> None:
+    model[3].weight = nn.Parameter(model[1].weight.detach()[:10])
+
+
+def with_a_lock(model: nn.Module) -> None:
+    model.lock = threading.Lock()  # type: ignore[assignment]
+
+
+def with_lazy_layers(model: nn.Module) -> None:
+    model.more = nn.LazyLinear(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_hook, "3 has hooks, which a stored"),
+        (with_a_hook_on_a_weight, r"3\.weight has hooks, which a copy"),
+        (with_own_forward, "the model has hooks, which a stored"),
+        (with_hidden_layers, "the layers in more are no part of it"),
+        (with_a_view, r"1\.weight and 3\.weight are one tensor"),
+        (with_a_lock, "the model cannot be copied: cannot pickle"),
+        (with_lazy_layers, r"more\.weight has no shape"),
+    ],
+)
+def test_what_a_stored_network_would_lose_is_refused(
+    change: Callable[[nn.Module], None], words: str, digits: Pair
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    change(model)
+    for refusing in (
+        lambda: prune("E", model, 0.1),
+        lambda: prune("clamp", model, 3.0, digits),
+        lambda: quantize(model, digits[0]),
+    ):
+        with pytest.raises(UserError, match=words):
             refusing()
+
+
+@pytest.mark.parametrize("change", [with_hook, with_own_forward])
+def test_hooks_are_attacked_and_never_stored(
+    change: Callable[[nn.Module], None], digits: Pair
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    change(model)
+    private = attack_copy(model, torch.device("cpu"))
+    assert torch.equal(private(digits[0]), model(digits[0]))
     with pytest.raises(UserError, match="has hooks, which no file can hold"):
-        save_model(network, Path("never.safetensors"))
+        save_model(model, Path("never.safetensors"))
+
+
+@pytest.mark.parametrize("data", [(1,), "x", {"images": 1}, [1, 2], (None, None)], ids=str)
+def test_training_data_of_another_kind_are_refused(data: Any) -> None:
+    with pytest.raises(UserError, match=r"clamp: (data is a tuple|training data: images are None)"):
+        prune("clamp", flat(), 3.0, data)
+
+
+@pytest.mark.parametrize("bits", [1, 9, 2.5, "8x", None])
+def test_bits_that_make_no_sense_are_refused(bits: Any, network: nn.Module, digits: Pair) -> None:
+    with pytest.raises(UserError, match="quantize: bits: "):
+        quantize(network, digits[0], bits)
+    with pytest.raises(UserError, match="carries no ModelSpec"):
+        quantize(flat(), digits[0])
 
 
 def shared_relu(act: Callable[[], nn.Module]) -> nn.Module:
@@ -218,22 +400,12 @@ def test_layers_stand_behind_every_activation_or_none(digits: Pair) -> None:
         prune("SAP", Functional().eval(), 1.0, digits)
 
 
-class Tied(nn.Module):
-    """Two layers with one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
-        self.b.weight = self.a.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.b(self.a(x.flatten(1)).relu()).relu())
-
-
 def test_tied_weights_are_attacked_but_not_compressed(digits: Pair) -> None:
-    attacks.pgd(Tied().eval(), *digits, 0.1, 0.02, 1)
-    with pytest.raises(UserError, match=r"a\.weight and b\.weight are one tensor"):
-        prune("magnitude_global", Tied().eval(), 2.0)
+    model = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(2)), nn.Linear(64, 10))
+    model[2].weight = model[1].weight
+    attacks.pgd(model.eval(), *digits, 0.1, 0.02, 1)
+    with pytest.raises(UserError, match=r"1\.weight and 2\.weight are one tensor"):
+        prune("magnitude_global", model, 2.0)
 
 
 REPARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {

@@ -11,6 +11,7 @@ import tarfile
 import threading
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -405,10 +406,13 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def gif() -> bytes:
+def encoded(kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.new("L", (4, 4)).save(buffer, "GIF")
+    Image.new("L", (4, 4)).save(buffer, kind)
     return buffer.getvalue()
+
+
+gif, bmp = partial(encoded, "GIF"), partial(encoded, "BMP")
 
 
 @pytest.mark.parametrize(
@@ -428,6 +432,18 @@ def gif() -> bytes:
         ({"train/loose.png": png((1, 2, 3))}, ["'train/loose.png'", "out of place"]),
         ({"train/cat/more/1.png": png((1, 2, 3))}, ["'train/cat/more", "out of place"]),
         ({"train/emu/1.png": png((1, 2, 3))}, ["'emu'", "1 image", "at least 2"]),
+        *(
+            ({f"train/cat/{name}": contents}, [f"'train/cat/{name}'", "neither PNG nor JPEG"])
+            for name, contents in (
+                *(("x.bmp", b"x"), ("x.heic", b"x"), ("x.svg", b"<svg/>"), ("x.npy", b"x")),
+                *(("x.png.bak", png(1, mode="L")), ("x.png ", png(1, mode="L")), ("x", gif())),
+                *(("y", bmp()), ("x.download", bmp())),
+            )
+        ),
+        *(
+            ({f"{name}/cat/1.png": png((1, 2, 3))}, [f"{name!r} is not read", "train, val and"])
+            for name in ("Train", "valid", "validation", "TEST", "testing")
+        ),
     ],
 )
 @pytest.mark.parametrize("form", ["folder", "tar"])
@@ -441,6 +457,13 @@ def test_bad_content_is_named(
     )
     message = refused("imagefolder", place)
     assert all(word in message for word in [*words, "pets"])
+
+
+def test_a_picture_that_an_archive_holds_twice_is_refused(tmp_path: Path) -> None:
+    place = tar(tmp_path / "pets.tar", animals())
+    with tarfile.open(place, "a") as archive:
+        archive.addfile(tarfile.TarInfo("./train/cat/1.png"))
+    assert "holds 'train/cat/1.png' twice" in refused("imagefolder", place)
 
 
 @pytest.mark.parametrize("empty", ["train", "train/cow", "test", "val", "test/cat"])

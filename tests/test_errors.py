@@ -2,16 +2,11 @@
 
 import importlib
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from workspace import change, copy_pipeline, run
@@ -140,61 +135,7 @@ def test_weights_of_another_width(bench: Bench) -> None:
     assert "other.safetensors" in message and "another width" in message
 
 
-def test_a_label_outside_the_classes(bench: Bench) -> None:
-    spoil(Path("data/digits/test.safetensors"), "labels", 10)
-    message = bench.refused("attack", "dense-standard")
-    assert "test.safetensors" in message
-
-
-def test_an_image_that_is_none_and_an_archive_cut_short(bench: Bench) -> None:
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            folder = Path("pictures", split, name)
-            folder.mkdir(parents=True)
-            for index in range(6):
-                Image.new("RGB", (8, 8), (index * 20, 0, 0)).save(folder / f"{index}.png")
-    shutil.make_archive("pictures", "xztar", "pictures")
-    bench.put("profiles/digits/data/source", "imagefolder")
-    bench.put("profiles/digits/data/root", "pictures")
-    Path("pictures/train/dog/3.png").write_text("no image")
-    assert "dog/3.png" in bench.refused("prepare")
-    archive = Path("pictures.tar.xz")
-    archive.write_bytes(archive.read_bytes()[:-40])
-    bench.put("profiles/digits/data/root", "pictures.tar.xz")
-    assert "pictures.tar.xz" in bench.refused("prepare")
-
-
 def test_a_place_that_cannot_be_written(bench: Bench) -> None:
     shutil.rmtree("runs/digits")
     Path("runs/digits").write_text("a file where a folder should be")
     assert "cannot write runs/digits" in bench.refused("train", "dense-standard")
-
-
-def test_cifar10_out_of_reach_says_how_to_provide_it(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*arguments: object, **options: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", unreachable)
-    message = bench.refused("prepare", "--profile", "cifar10")
-    assert all(word in message for word in ("data.root", "ADVPRUNE_DATA", "profile: digits"))
-
-
-def test_a_killed_training_goes_on_where_it_was(bench: Bench) -> None:
-    bench.put("profiles/digits/train/epochs", 12)
-    assert run(bench.folder, "stages/train.py", "dense-standard").returncode == 0
-    unbroken = load_file(WEIGHTS)
-    shutil.rmtree("runs/digits")
-    command = [sys.executable, "stages/train.py", "dense-standard"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(Path("checkpoints").rglob("training.pt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    state = torch.load(next(Path("checkpoints").rglob("training.pt")), weights_only=True)
-    assert 0 < len(state["history"]) < 12 and not Path(WEIGHTS).exists()
-    assert run(bench.folder, "stages/train.py", "dense-standard").returncode == 0
-    resumed = load_file(WEIGHTS)
-    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)

@@ -2,7 +2,7 @@
 attacks, the data and code that a result is from, and how a command ended."""
 
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +19,8 @@ from advprune.core.attack_settings import ExtraAttack
 from advprune.core.ending import ended
 from advprune.core.errors import UserError
 from advprune.core.files import referenced
+from advprune.core.train_settings import DataSettings
+from advprune.data.sources import key_of
 from advprune.models.audit import audit
 from advprune.models.checkpoint import build, load_model, save_model, stored
 from advprune.models.outside import code_files
@@ -171,15 +173,38 @@ def test_pictures_and_weights_are_noted_by_what_they_hold(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(pipeline)
-    Path("given.pt").write_bytes(b"1")
     change(pipeline, {"profiles/digits/model/weights": {"standard": {"path": "given.pt"}}})
+    change(pipeline, {"profiles/digits/data/source": "cifar10"})
+    monkeypatch.setenv("ADVPRUNE_DATA", "link")
     notes = []
-    for contents in (b"1", b"2"):
+    for contents in (b"1", b"2"):  # of one size and time, behind one link
         Path("given.pt").write_bytes(contents)
-        done = subprocess.run([sys.executable, "stages/inputs.py"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        notes.append(json.loads(Path("data/digits/weights.json").read_text())["standard"])
-    assert notes[0] != notes[1] and json.loads(Path("data/digits/pictures.json").read_text()) == {}
+        os.utime("given.pt", (0, 0))
+        place = Path(f"pictures{contents.decode()}")
+        place.mkdir()
+        (place / "x.png").write_bytes(contents)
+        Path("link").unlink(missing_ok=True)
+        Path("link").symlink_to(place)
+        assert run(pipeline, "stages/inputs.py").returncode == 0
+        files = (Path("data/digits", f"{name}.json") for name in ("weights", "pictures"))
+        notes.append([json.loads(file.read_text()) for file in files])
+        data = DataSettings(source="cifar10")
+        notes[-1].append(key_of(data, 0))
+    assert all(one and one != other for one, other in zip(*notes, strict=True))
+
+
+def test_code_that_dvc_does_not_watch_is_named(
+    theirs: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pipeline)
+    (pipeline / "theirs_facts.py").write_text(THEIRS)
+    (pipeline / "networks" / "theirs_facts.py").write_text(THEIRS)
+    change(pipeline, {"models": {}, "studies": {}, "profiles/digits/data/source": "digits"})
+    change(pipeline, {"profiles/digits/model": {}})
+    for factory, noted in (("theirs_facts:net", True), ("networks.theirs_facts:net", False)):
+        change(pipeline, {"profiles/digits/model/factory": factory})
+        done = run(pipeline, "stages/inputs.py")
+        assert done.returncode == 0 and ("DVC does not watch" in done.stdout) == noted, done.stderr
 
 
 def test_a_network_that_is_larger_than_its_file_is_not_made(theirs: Path) -> None:

@@ -1,11 +1,14 @@
 """Files: whole or not at all, known by content, and unfinished work that is resumed."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from advprune.core import files
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, fingerprint, sha256_of, write_json
 from advprune.core.resume import Noted, Parts
@@ -45,6 +48,44 @@ def test_hashes_follow_content_and_names(tmp_path: Path) -> None:
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2})
 
 
+def test_hashes_follow_links_and_tell_names_from_contents(tmp_path: Path) -> None:
+    """A data set behind links is known by what lies there; a link back does no harm."""
+    folder, one = tmp_path / "data", tmp_path / "one"
+    folder.mkdir()
+    one.mkdir()
+    (one / "x").write_text("1")
+    (folder / "train").symlink_to(one)
+    (folder / "loop").symlink_to(folder)
+    (folder / os.fsdecode(b"\xff")).write_text("")
+    before = sha256_of(folder)
+    (one / "x").write_text("2")
+    assert sha256_of(folder) != before
+    found = set()
+    for name, contents in (("ab", "c"), ("a", "bc"), ("abc", "")):
+        (place := tmp_path / f"of {name}").mkdir()
+        (place / name).write_text(contents)
+        found.add(sha256_of(place))
+    assert len(found) == 3
+    with pytest.raises(UserError, match=r"cannot read .*absent"):
+        sha256_of(tmp_path / "absent")
+
+
+def test_the_key_of_unfinished_work_follows_every_module_and_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "advprune"
+    shutil.copytree(Path(files.__file__).parent.parent, library)
+    monkeypatch.setattr(files, "__file__", str(library / "core" / "files.py"))
+    keys = {fingerprint(1)}
+    modules = sorted(library.rglob("*.py"))
+    for module in modules:
+        module.write_text(module.read_text() + "# changed\n")
+        keys.add(fingerprint(1))
+    monkeypatch.setattr(files, "version", lambda package: "0")
+    keys.add(fingerprint(1))
+    assert len(modules) > 100 and len(keys) == len(modules) + 2
+
+
 def noted() -> Noted:
     return torch.arange(6, dtype=torch.uint8).view(2, 3), {"cost": [1, 2], "by": "a"}
 
@@ -71,10 +112,3 @@ def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
     assert calls == ["table", "tensor", "table"]  # other settings, other work
     parts.discard()
     assert not parts.folder.exists() and other.folder.exists()
-
-
-def test_a_damaged_part_is_computed_again(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, files=[])
-    parts.tensor("i", noted)
-    (parts.folder / "i.safetensors").write_bytes(b"half")
-    assert torch.equal(parts.tensor("i", noted)[0], noted()[0])

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hostile import TEXTS, VALUES, changed, damaged, fuzz
+from hostile import TEXTS, VALUES, changed, fuzz, fuzz_bytes
 from hypothesis import strategies as st
 from PIL import Image
 from planted import model, run_of
@@ -32,11 +32,13 @@ from torch import nn
 from advprune.attacks.registry import attacks_of
 from advprune.attacks.zoo import check_attack
 from advprune.core import files
+from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import Params, load
 from advprune.core.resume import Parts
-from advprune.core.settings import parse, yaml_of
+from advprune.core.settings import parse, text_of, yaml_of
 from advprune.data import prepare
+from advprune.data.imagefolder import read_image_folder
 from advprune.data.split import read_split
 from advprune.models.audit import audit
 from advprune.models.checkpoint import (
@@ -54,6 +56,7 @@ from advprune.pruning import check_settings
 from advprune.report.gate import judge, page, side_of
 from advprune.report.read import records_of
 from advprune.report.results import read_results, results
+from advprune.rl.settings import load as rl_load
 from advprune.studies import check_studies
 from conftest import make_network
 
@@ -117,12 +120,27 @@ def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
         load(tmp_path / "pipe")
     with pytest.raises(UserError, match="run this in the root of the project"):
         load(tmp_path / "absent" / "params.yaml")
+    for reads in (read_claims, rl_load):
+        for contents in (
+            b"\xff\xfe",
+            b"- claims: {2020-13-45: 1}",
+            b"- {claims: {x: 1}}",
+            b"[" * 3000,
+        ):
+            (tmp_path / "x.yaml").write_bytes(contents)
+            with pytest.raises(UserError, match=r"x\.yaml"):
+                reads(tmp_path / "x.yaml")
 
 
-def test_yaml_of_any_bytes() -> None:
-    text = 'profile: digits\nseed: 0\nrecipes: {standard: {method: "x"}}\n- &a [1, *a]\n'
-    inputs = damaged(text.encode()).map(lambda b: b.decode("utf-8", "replace"))
-    fuzz("yaml", inputs, lambda text: yaml_of(text, "params.yaml"), 80)
+def test_yaml_of_any_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = b'profile: digits\nseed: 0\nrecipes: {standard: {method: "x"}}\n- &a [1, *a]\n<<: *a\n'
+
+    def taken(contents: bytes) -> None:
+        path.write_bytes(contents)
+        yaml_of(text_of(path), "params.yaml")
+
+    fuzz_bytes("yaml", [text], taken, 10_000)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -154,25 +172,27 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
         path.write_bytes(save(stored(network), metadata=header))
         opened(path)
 
+    known["layers"] *= 17
+    with pytest.raises(UserError, match=r"at layers: .*at most 16 items"):
+        taken(known)
+    known["layers"] = known["layers"][:1]
     sizes = st.sampled_from([1, 3, 16384, 100_000, 0, -1, [0.0] * 3, [float("nan")], [0.0]])
     fuzz("headers", changed(known, VALUES | sizes), taken, 80)
 
 
 def test_bytes_of_checkpoints(network: nn.Module, tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save({"state_dict": stored(network), "epoch": 1}, buffer)
+    state, zipped, legacy = stored(network), io.BytesIO(), io.BytesIO()
+    torch.save({"state_dict": state, "epoch": 1}, zipped)
+    torch.save({"state_dict": state}, legacy, _use_new_zipfile_serialization=False)
     header = {"spec": spec_of(network).model_dump_json()}
-    for name, contents in (
-        ("m.safetensors", save(stored(network), metadata=header)),
-        ("m.pt", buffer.getvalue()),
-    ):
-        path = tmp_path / name
+    own = save(state, metadata=header)
 
-        def taken(contents: bytes, path: Path = path) -> None:
-            path.write_bytes(contents)
-            opened(path)
+    def taken(contents: bytes) -> None:
+        (tmp_path / "m.safetensors").write_bytes(contents)
+        (tmp_path / "m.pt").write_bytes(contents)
+        opened(tmp_path / "m.pt" if contents[:1] in (b"P", b"\x80") else tmp_path / "m.safetensors")
 
-        fuzz(f"bytes of {path.suffix}", damaged(contents), taken, 60)
+    fuzz_bytes("checkpoints", [own, zipped.getvalue(), legacy.getvalue()], taken, 2_000)
 
 
 def odd_dicts(network: nn.Module) -> dict[str, Any]:
@@ -194,19 +214,26 @@ def odd_dicts(network: nn.Module) -> dict[str, Any]:
         "text": "no network",
         "deep": {"state_dict": {"model": {"net": {"weights": {"state_dict": state}}}}},
         "numpy": {"model": state, "best": np.float64(1.0)},
+        "scalars": state | {"epoch": 3},
+        "encoder": {"encoder": state, "optimizer": {"state": {}, "param_groups": []}},
+        "optimizer": torch.optim.Adam(network.parameters()).state_dict(),
     }
 
 
 def test_odd_state_dicts(network: nn.Module, tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="a has the shape"):
+        opened(tmp_path / "a.safetensors")
     for name, content in odd_dicts(network).items():
         torch.save(content, tmp_path / "theirs.pt")
         try:
             opened(tmp_path / "theirs.pt")
         except UserError as error:
             assert "\n" not in str(error), name
-            assert name != "deep"
+            assert name not in ("deep", "encoder")
         else:
-            assert name in ("deep", "sparse", "complex", "stride 0"), name
+            assert name in ("deep", "encoder", "sparse", "complex", "stride 0"), name
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -234,11 +261,26 @@ def read(place: Path) -> Any:
     return prepare("imagefolder", root=str(place), cache=place, val_fraction=0.4)
 
 
-def test_bytes_of_pictures() -> None:
-    def taken(contents: bytes) -> None:
-        read(folder_of(sound() | {"train/a/x.png": contents}))
+def encoded(kind: str, mode: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((8, 8), 50).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
 
-    fuzz("pictures", damaged(png()), taken, 60)
+
+def test_bytes_of_pictures(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    modes = ("1", "L", "P", "RGB", "RGBA")
+    files = [png(), *(encoded("PNG", mode) for mode in modes), encoded("JPEG", "CMYK")]
+    files += [encoded("JPEG", "RGB", exif=turned), encoded("PNG", "L", transparency=7)]
+    path = tmp_path / "train" / "a" / "x.png"
+    path.parent.mkdir(parents=True)
+
+    def taken(contents: bytes) -> None:
+        path.write_bytes(contents)
+        read_image_folder(str(tmp_path), None)
+
+    fuzz_bytes("pictures", files, taken, 100_000)
 
 
 def test_names_of_pictures() -> None:
@@ -250,15 +292,19 @@ def test_names_of_pictures() -> None:
 
 
 def test_bytes_of_archives(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        archive.add(folder_of(sound()), "x")
+    place, files = folder_of({"train/a/x.png": png(), "train/b/y.png": png()}), []
+    for mode in ("w", "w:gz", "w:bz2", "w:xz"):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+            archive.add(place, "x")
+        files.append(buffer.getvalue())
     path = tmp_path / "y.tar"
 
     def taken(contents: bytes) -> None:
         path.write_bytes(contents)
-        read(path)
+        read_image_folder(str(path), None)
 
-    fuzz("archives", damaged((tmp_path / "x.tar").read_bytes()), taken, 60)
+    fuzz_bytes("archives", files, taken, 10_000)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "pipe inside", "device inside", "case", "form"])
@@ -495,6 +541,10 @@ def test_unfinished_work_has_one_worker(tmp_path: Path) -> None:
     assert forked(lambda: Parts(tmp_path, "other", files=[])) == 0
     (parts.folder / "x.parquet").write_bytes(b"half")
     assert parts.frame("x", lambda: pd.DataFrame({"a": [2]})).a.tolist() == [2]
+    for facts in ({"a": 1}, {"a": 2}):  # the first is damaged, the second is kept
+        value = parts.tensor("i", lambda facts=facts: (torch.ones(2), facts))
+        assert value[1] == facts
+        (parts.folder / "i.safetensors").write_bytes(b"half")
     parts.discard()
     assert forked(lambda: Parts(tmp_path, "it", files=[])) == 0
     with pytest.raises(UserError, match=r"altered|cut short"):

@@ -152,6 +152,8 @@ def test_a_profile_overrides_key_by_key() -> None:
         # families and studies, which are checked where they are typed
         ("prune/GAPP", 1, ["prune.GAPP: there is no family 'GAPP'; known: AWT, DWP, E, ESR"]),
         ("prune/mine", {"family": "odd"}, ["prune.mine: there is no family 'odd'"]),
+        ("prune/mine", {"family": ["E"]}, ["prune.mine: there is no family ['E']"]),
+        ("profiles/digits/eps", True, ["profiles.digits.eps: write the budget"]),
         ("prune/mine", {"family": "E", "threshold": -2}, ["prune.mine: threshold", "-2"]),
         ("prune/GAP_layer/compression", 0.5, ["prune.GAP_layer: compression", "0.5"]),
         ("studies/x", {"study": "fit", "of": "seed1"}, ["studies.x.study: there is no kind 'fit'"]),

@@ -104,14 +104,18 @@ def change(folder: Path, changes: dict[str, Any]) -> None:
         yaml.dump(content, file)
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run `python <command>` in the folder, with this Python first on the path."""
+def environment() -> dict[str, str]:
+    """That of this process, with this Python first on the path."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "ADVPRUNE_WORKERS": "2"}
+    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "ADVPRUNE_WORKERS": "2"}
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run `python <command>` in the folder."""
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -1,14 +1,21 @@
 """What every attack refuses of its options; images and models: `models.border`."""
 
+from numbers import Integral, Real
 from typing import Any
 
 from advprune.models.border import refuse
 
+MOST = 1 << 31
+REAL = ("eps", "step", "momentum")  # the others are counts
+
 
 def check_numbers(attack: str, least: int, **numbers: float) -> None:
-    """ValueError where a number is NaN or below `least`."""
+    """ValueError where a number is none, NaN, infinite or below `least`, or a count not whole."""
     for key, n in numbers.items():
-        refuse(attack, {f"{key} is {n}; it must be at least {least}": not n >= least})
+        kind = Real if key in REAL else Integral
+        sound = isinstance(n, kind) and not isinstance(n, bool) and least <= n < MOST
+        what = "a number" if kind is Real else "a whole number"
+        refuse(attack, {f"{key} is {n!r}; it must be {what}, at least {least}": not sound})
 
 
 def check_choice(attack: str, key: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -99,7 +99,7 @@ class Objective:
         how: FlipOptions,
     ) -> "Objective":
         """Checked and on the model's device; labels are the target, those given or predicted."""
-        check_images("bitflip", images, labels)
+        check_images("bitflip", images, *([] if labels is None else [labels]))
         refuse("bitflip", {"there are no images": not len(images)})
         shown, target = images.to(device_of(stored.model)), how.target
         with torch.no_grad():

@@ -19,6 +19,7 @@ from advprune.attacks.pixels import to_pixels
 from advprune.attacks.registry import Context
 from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of, full_precision, salted
+from advprune.core.errors import InputError, first_line
 from advprune.models.backward import OF_NETWORKS, RULES, set_backward
 from advprune.models.border import check_images, check_model, refuse
 from advprune.models.quantized import differentiable, is_quantized
@@ -218,8 +219,12 @@ def expected_gradient(
             if logits.requires_grad:  # else the model has cut its graph: there is no gradient
                 repeated = labels.repeat(len(logits), *[1] * (labels.ndim - 1))
                 losses = loss(logits.flatten(0, 1), repeated)
-                (one,) = torch.autograd.grad(losses.sum(), point)
-                gradient += one.nan_to_num(0.0, 0.0, 0.0)
+                try:
+                    (one,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
+                except RuntimeError as error:
+                    raise InputError(f"no gradient of the model: {first_line(error)}") from error
+                if one is not None:  # as where integers stand in between
+                    gradient += one.nan_to_num(0.0, 0.0, 0.0)
             total = total.to(logits) + logits.detach().sum(0)
     return gradient / draws, total / draws
 

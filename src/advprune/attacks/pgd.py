@@ -17,7 +17,7 @@ from advprune.attacks.losses import LOSSES
 from advprune.attacks.opening import Opened, Options, opened, options
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import AttackSettings
-from advprune.models.border import refuse
+from advprune.models.border import check_images, refuse
 from advprune.models.stochastic import is_randomized
 
 BETAS = 0.9, 0.999  # of Adam (Kingma and Ba, 2015), as published
@@ -70,12 +70,15 @@ def pgd(
     check_numbers("pgd", 1, restarts=how.restarts)
     check_choice("pgd", "loss", how.loss, tuple(LOSSES))
     check_choice("pgd", "keep", how.keep, ("last", "best"))
+    check_numbers("pgd", 0, momentum=how.momentum)
+    if how.start is not None:
+        check_images("pgd: start", how.start)
     faults = {
-        f"momentum is {how.momentum}; it lies in [0, 1]": not 0 <= how.momentum <= 1,
+        f"momentum is {how.momentum}; it lies in [0, 1]": how.momentum > 1,
         "adam has a momentum of its own, and Linf alone": how.adam
         and (how.momentum > 0 or how.norm != "Linf"),
-        "start must have the images' shape": how.start is not None
-        and how.start.shape != images.shape,
+        "start must have the images' shape and type": how.start is not None
+        and (how.start.shape, how.start.dtype) != (images.shape, images.dtype),
         "with a given start there is one restart": how.start is not None and how.restarts > 1,
     }
     refuse("pgd", faults)

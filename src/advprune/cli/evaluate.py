@@ -1,6 +1,5 @@
 """`advprune evaluate`: one checkpoint through the profile's attacks, with a verdict."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -132,14 +131,14 @@ def run_of(
 
 def card_beside(path: Path) -> dict[str, Any]:
     """What only the card beside a checkpoint says, if its sha256 is that of the file."""
-    from advprune.core.files import sha256_of
+    from advprune.core.files import read_json, sha256_of
     from advprune.models.card import NO_FACTS
 
     try:
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        card = read_json(path.with_suffix(".json"))
         if card["sha256"] == sha256_of(path):
             return {key: card[key] for key in NO_FACTS}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         pass  # a checkpoint from elsewhere has none
     return NO_FACTS | {"prune_ratio": None}
 
@@ -156,10 +155,12 @@ def metrics_of(run: "Run") -> dict[str, Any]:
 
 def read_metrics(path: Path) -> dict[str, float]:
     """The rates to compare from a metrics file; UserError if it lacks them."""
+    from advprune.core.files import read_json
+
+    found = read_json(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
         return {key: float(found[key]) for key in ("n", *BESIDE)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
 
 

@@ -2,14 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from advprune.core.errors import UserError
-from advprune.core.settings import ModelName, Name, Settings, parse, parse_fraction
+from advprune.core.settings import (
+    ModelName,
+    Name,
+    Settings,
+    parse,
+    parse_fraction,
+    text_of,
+    yaml_of,
+)
 
 FILE = "claims.yaml"
 Expected = Literal["higher", "lower", "equal", "no higher"]
@@ -107,12 +113,7 @@ def read_claims(path: Path) -> tuple[Claim, ...]:
 
     A claim's `regime` adds to its paper's. UserError where the file is missing or wrong.
     """
-    try:
-        papers = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    papers = yaml_of(text_of(path), str(path))
     found: dict[str, Claim] = {}
     for paper in papers if isinstance(papers, list) else [papers]:
         if not isinstance(paper, Mapping) or not isinstance(paper.get("claims"), Mapping):
@@ -121,13 +122,12 @@ def read_claims(path: Path) -> tuple[Claim, ...]:
         for name, own in paper["claims"].items():
             if name in found:
                 raise UserError(f"{path}: two claims are called {name!r}")
-            found[name] = parse(Claim, _merged(name, shared, own), f"{path}: {name}")
+            where = f"{path}: {name}"
+            mappings = [shared.get("regime", {}), own]
+            mappings += [own.get("regime", {})] if isinstance(own, Mapping) else []
+            if not all(isinstance(one, Mapping) for one in mappings):
+                raise UserError(f"{where}: a claim and its regime are mappings")
+            regime = {**shared.get("regime", {}), **own.get("regime", {})}
+            known = {**shared, **own, "regime": regime, "id": name}
+            found[name] = parse(Claim, known, where)
     return tuple(found.values())
-
-
-def _merged(name: str, shared: dict[str, Any], own: Any) -> Any:
-    """A claim with what its paper says of all of them."""
-    if not isinstance(own, Mapping):
-        return own
-    regime = {**shared.get("regime", {}), **own.get("regime", {})}
-    return {**shared, **own, "regime": regime, "id": name}

@@ -46,22 +46,16 @@ def full_precision() -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Keep freed memory for the next tensor, where the C library can be asked to.
-
-    A feature map of some megabytes is else given back to the system and fetched anew, page by page,
-    in every layer.
-    """
+    """Keep freed memory for the next tensor, where the C library can be asked to; else a feature
+    map of some megabytes is given back and fetched anew, page by page, in every layer."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that is allowed
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def salted(seed: int, *words: str) -> int:
-    """A seed of its own for each use of the setting `seed`, named by words.
-
-    Equal seeds give equal streams: noise that is drawn with the seed of the initialization would
-    be correlated with the weights.
-    """
+    """A seed of its own for each use of the setting `seed`, named by words: noise drawn with the
+    seed of the initialization would be correlated with the weights."""
     digest = hashlib.sha256("/".join((str(seed), *words)).encode()).digest()
     return int.from_bytes(digest[:6], "big")
 

@@ -1,9 +1,9 @@
 """Several processes on one stage, started by torchrun, on one machine or on many.
 
-All of them run the same script with the same numbers. Attacks and scores divide their batches
-(`spread`), and all processes get all results. Training is torch's DistributedDataParallel, on a
-share of each batch. Everything else each process computes for itself; only the first one reads and
-writes files. Without torchrun there is one process, and nothing here has an effect.
+All run the same script. Attacks and scores divide their batches (`spread`), and all processes get
+all results. Training is torch's DistributedDataParallel, on a share of each batch. All else each
+process computes for itself; only the first one reads and writes files. Without torchrun there is
+one process, and nothing here has an effect.
 """
 
 import os
@@ -26,10 +26,7 @@ _alone = False  # while this process works on its share of the pieces
 
 
 def start() -> None:
-    """Join the others, where torchrun has started several; only the first one shows progress.
-
-    Each takes a GPU of its machine, if there is one.
-    """
+    """Join the others, where torchrun has started several; each takes a GPU, if there is one."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
     backend, gpus = "gloo", torch.cuda.device_count()
@@ -64,11 +61,8 @@ def is_main() -> bool:
 
 
 def spread(pieces: Sequence[Piece], do: Callable[[Piece], Result]) -> list[Result]:
-    """`do` of every piece, in order; each process takes every n-th, and all get all results.
-
-    The pieces must not depend on each other; results lie on the CPU. A piece is computed as one
-    process would, so the results are the same to the last bit.
-    """
+    """`do` of every independent piece, in order; each process takes every n-th, and all get all
+    results, on the CPU, to the last bit those of one process."""
     global _alone
     if (size := processes()) == 1:
         return [do(piece) for piece in pieces]
@@ -115,7 +109,6 @@ def _gather(value: Any) -> list[Any]:
     try:
         dist.all_gather_object(found, value)
     except RuntimeError as error:
-        raise UserError(
-            "torchrun: a process was lost, perhaps killed for lack of memory; see its own report"
-        ) from error
+        lost = "torchrun: a process was lost, perhaps killed for lack of memory; see its own report"
+        raise UserError(lost) from error
     return found

@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +112,24 @@ def locked(folder: Path) -> Iterator[None]:
             place.unlink(missing_ok=True)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a plain file; not so where the name is too long to be one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def existing(root: str) -> Path:
     """The absolute path of a place that settings or environment name; UserError if none."""
-    path = Path(root).expanduser().absolute()
-    if not path.exists():
+    try:
+        path = Path(root).expanduser().absolute()
+        there, usual = path.exists(), path.is_dir() or path.is_file()
+    except (OSError, RuntimeError):  # a name that is too long, a user that is unknown
+        there = False
+    if not there:
         raise UserError(f"{root} does not exist; check data.root or ADVPRUNE_DATA")
-    if not (path.is_dir() or path.is_file()):
+    if not usual:
         raise UserError(f"{root} is neither a folder nor a file; check data.root or ADVPRUNE_DATA")
     return path
 
@@ -126,8 +140,10 @@ def referenced(reference: str) -> Path:
     No package is imported to find it.
     """
     if not reference.startswith("package:"):
-        path = Path(reference).expanduser()
-        if not path.is_file():
+        path = Path(reference)
+        with suppress(RuntimeError):  # a user that is unknown
+            path = path.expanduser()
+        if not is_file(path):
             raise UserError(f"there is no weights file {reference}; check `model.weights.path`")
         return path
     package, _, inside = reference.removeprefix("package:").partition("/")
@@ -154,28 +170,66 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; UserError where it is missing, no plain file or damaged."""
+    if not is_file(path):
+        raise UserError(f"there is no file {path}; run `dvc repro`")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro`") from error
+
+
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes, or of a folder's relative names and bytes in sorted order."""
+    """Hex sha256 of a file's bytes, or of the relative names and bytes of all files in a folder.
+
+    Links are followed, as they are by what reads the files. UserError where one cannot be read.
+    """
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if "__pycache__" in file.parts:
-            continue
-        if path.is_dir():
-            digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+    try:
+        for file in sorted(_below(path)) if path.is_dir() else [path]:
+            if path.is_dir():
+                digest.update(os.fsencode(file.relative_to(path)) + b"\0")
+                digest.update(f"{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
     return digest.hexdigest()
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    """All files in a folder but Python's caches; one that a link leads back to is taken once."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        here = Path(place).stat()
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        yield from (path for name in names if (path := Path(place, name)).is_file())
+
+
+PACKAGES = ("numpy", "torch", "torchvision", "timm", "torchattacks", "pyautoattack")
+
+
 def fingerprint(*settings: Any, files: list[Path] | None = None) -> str:
-    """Short hash of JSON-able settings, of the named files' contents and of this library's code.
+    """Short hash of JSON-able settings, of the named files' contents, of this library's code and of
+    the versions of what computes.
 
     Names a folder in which unfinished work may be resumed: any change in what the work depends
     on gives another name, so work is never resumed under other settings.
     """
     library = Path(__file__).parent.parent
-    parts = [json.dumps(settings, sort_keys=True, default=str), sha256_of(library)]
+    parts = [json.dumps(settings, sort_keys=True, default=str), sha256_of(library), sys.version]
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            parts.append(f"{package} {version(package)}")
     parts += [sha256_of(file) for file in files or []]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, Field
 
 STAGES = {"resnet18": 4, "resnet20": 3}  # how many each has
 LIBRARY = tuple(STAGES)
-COLLECTIONS = ("torchvision", "timm")
 _OF_COLLECTION = re.compile(r"(torchvision|timm)/[A-Za-z0-9_]+")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 # Options of torchvision's and timm's functions that would load weights, or read a file.
@@ -38,8 +37,8 @@ def is_factory(name: str) -> bool:
 def _architecture(name: str) -> str:
     if name in LIBRARY or _OF_COLLECTION.fullmatch(name):
         return name
-    kinds = ", ".join(f"{collection}/<name>" for collection in COLLECTIONS)
-    raise ValueError(f"there is no such architecture; known: {', '.join(LIBRARY)}, {kinds}")
+    known = ", ".join((*LIBRARY, "torchvision/<name>", "timm/<name>"))
+    raise ValueError(f"there is no such architecture; known: {known}")
 
 
 def _factory(name: str) -> str:

@@ -6,7 +6,7 @@ beside each, in `advprune.pruning` and `advprune.studies`; here they are kept as
 this module needs torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,18 +100,12 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":
-        if self.profile not in self.profiles:
-            known = ", ".join(self.profiles)
-            raise ValueError(f"profile: there is no profile {self.profile!r}; known: {known}")
+        models = [*self.dense(), *self.models]
+        _known("profile", "profile", self.profile, self.profiles)
         for name, entry in self.models.items():
             self._check_entry(name, entry)
-        known_models = [*self.dense(), *self.models]
         for name, study in self.studies.items():
-            if study.of not in known_models:
-                raise ValueError(
-                    f"studies.{name}.of: there is no model {study.of!r}; known: "
-                    f"{', '.join(known_models)}"
-                )
+            _known(f"studies.{name}.of", "model", study.of, models)
         return self
 
     def _check_entry(self, name: str, entry: Entry) -> None:
@@ -129,11 +123,7 @@ class Params(Settings):
             )
         chain = [name]
         while (parent := self.models[chain[-1]].of) not in self.dense():
-            if parent not in self.models:
-                known_models = ", ".join([*self.dense(), *self.models])
-                raise ValueError(
-                    f"models.{chain[-1]}.of: there is no model {parent!r}; known: {known_models}"
-                )
+            _known(f"models.{chain[-1]}.of", "model", parent, [*self.dense(), *self.models])
             if parent in chain:
                 raise ValueError(f"{where}.of: {' of '.join([*chain, parent])} is circular")
             if parent in self.attackers():
@@ -179,12 +169,11 @@ class Params(Settings):
         return self.models[model].key if model in self.models else DENSE
 
     def active(self) -> Profile:
-        """The settings of the chosen profile."""
+        """The settings of the chosen profile: shared ones and its own, budgets as numbers."""
         return self._active
 
     @cached_property
     def _active(self) -> Profile:
-        """Shared settings and the profile's own put together, budgets as numbers."""
         shared = {name: getattr(self, name) for name in SHARED}
         where = f"{FILE}: profiles.{self.profile}"
         profile = resolve(shared, self.profiles[self.profile], where)
@@ -193,14 +182,13 @@ class Params(Settings):
 
     def _check_active(self, profile: Profile) -> None:
         """What the models and the suite need is there in the resolved profile."""
+        main = self.attack.main
         for kind in ("table", "transfer"):
-            if self.attack.main not in (names := getattr(profile.suite, kind)):
-                raise UserError(
-                    f"{FILE}: attack.main: {self.attack.main!r} is not in suite.{kind} "
-                    f"({', '.join(names)})"
-                )
+            if main not in (names := getattr(profile.suite, kind)):
+                names = ", ".join(names)
+                raise UserError(f"{FILE}: attack.main: {main!r} is not in suite.{kind} ({names})")
         try:
-            profile.check_path(self.attack.main)
+            profile.check_path(main)
         except ValueError as error:
             raise UserError(f"{FILE}: {error}") from error
         extras = [extra.key for extra in self.attack.extra]
@@ -214,6 +202,12 @@ class Params(Settings):
                 f"{FILE}: binary networks are made of resnet18 or resnet20, and {network} is "
                 f"neither; take {', '.join(binary)} out of models"
             )
+
+
+def _known(where: str, what: str, name: str, names: Iterable[str]) -> None:
+    """ValueError where there is none of that name."""
+    if name not in names:
+        raise ValueError(f"{where}: there is no {what} {name!r}; known: {', '.join(names)}")
 
 
 def load(path: Path = Path(FILE), profile: str | None = None) -> Params:

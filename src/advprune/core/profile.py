@@ -114,7 +114,8 @@ def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -
     the key below `where`, its value and what is allowed.
     """
     try:
-        eps = float(parse_fraction(profile.get("eps")))
+        given = profile.get("eps")
+        eps = float(parse_fraction(None if isinstance(given, bool) else given))
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}.eps: write the budget, such as 8/255") from error
     own = {name: _mapping(profile.get(name), f"{where}.{name}") for name in (*SHARED, "train")}

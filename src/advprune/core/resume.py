@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from advprune.core.distributed import from_main, is_main
 from advprune.core.files import atomic, fingerprint, locked
 
+Kept = TypeVar("Kept")
 Noted = tuple[torch.Tensor, dict[str, Any]]  # a tensor and facts about it, which JSON can hold
 
 
@@ -31,13 +32,10 @@ class Parts:
             self.lock.enter_context(locked(self.folder))
 
     def frame(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The table `name`: read back if it was finished before, else computed and kept.
-
-        Read back in both cases, so that a column of text is of the same kind whoever computed it.
-        """
+        """The table `name`: read back if it was finished before, else computed, kept and read
+        back, so that a column of text is of the same kind whoever computed it."""
         path = self.folder / f"{name}.parquet"
-        kept = from_main(lambda: _table(path))
-        if kept is not None:
+        if (kept := from_main(lambda: _read(path, pd.read_parquet))) is not None:
             return kept
         table = compute()
         if is_main():
@@ -48,8 +46,7 @@ class Parts:
     def tensor(self, name: str, compute: Callable[[], Noted]) -> Noted:
         """The tensor `name` and the facts that are noted beside it, likewise."""
         path = self.folder / f"{name}.safetensors"
-        kept = from_main(lambda: _read(path))
-        if kept is not None:
+        if (kept := from_main(lambda: _read(path, _noted))) is not None:
             return kept
         value, facts = compute()
         if is_main():
@@ -64,22 +61,15 @@ class Parts:
         self.lock.close()
 
 
-def _table(path: Path) -> pd.DataFrame | None:
-    """A kept table; None where there is none. A damaged file is removed."""
-    try:
-        return pd.read_parquet(path) if path.is_file() else None
-    except (OSError, ValueError):  # what Arrow raises of a damaged file
-        path.unlink()
-        return None
+def _noted(path: Path) -> Noted:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("value"), json.loads(file.metadata()["facts"])
 
 
-def _read(path: Path) -> Noted | None:
-    """A kept tensor and its facts; None where there is none. A damaged file is removed."""
-    if not path.is_file():
-        return None
+def _read(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
+    """What a file keeps; None where there is none. A damaged file is removed."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("value"), json.loads(file.metadata()["facts"])
-    except (SafetensorError, KeyError, TypeError, ValueError):
+        return read(path) if path.is_file() else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         path.unlink()
         return None

@@ -84,10 +84,8 @@ MOST_NODES, DEEPEST, LONGEST = 100_000, 50, 1 << 20  # of a YAML text: values, l
 
 
 def yaml_of(text: str, where: str) -> Any:
-    """The plain values of a YAML text; UserError with one line where it is none.
-
-    Also where aliases make it endless or too large to be settings.
-    """
+    """The plain values of a YAML text; UserError where it is none, or where aliases make it endless
+    or too large to be settings."""
     from ruamel.yaml import YAML
 
     if len(text) > LONGEST:
@@ -123,12 +121,6 @@ def text_of(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _short(value: Any) -> str:
-    """A value as it is shown in a message."""
-    shown = repr(value)
-    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
-
-
 def _kinds(annotation: Any) -> set[Any]:
     """The plain types in an annotation."""
     inside = get_args(annotation)
@@ -144,5 +136,7 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         unclear = first["type"] == "missing" or isinstance(first["input"], Mapping)
-        given = "" if unclear else f" (got {_short(first['input'])})"
+        shown = repr(first["input"])
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+        given = "" if unclear else f" (got {shown})"
         raise UserError(f"{where}: {key + ': ' if key else ''}{message}{given}") from error

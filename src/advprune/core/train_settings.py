@@ -1,5 +1,6 @@
 """Typed settings of data, networks and training. Nothing here needs torch."""
 
+import os
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -22,6 +23,13 @@ class DataSettings(Settings):
     size: int | None = Field(default=None, ge=4, le=512)
     train_limit: int | None = Field(default=None, ge=1)
     test_limit: int | None = Field(default=None, ge=1)
+
+    @property
+    def place(self) -> str | None:
+        """Where pictures lie on disk: `root`, or of CIFAR-10 what ADVPRUNE_DATA says; None where
+        they are a package's or downloaded."""
+        given = os.environ.get("ADVPRUNE_DATA") if self.source == "cifar10" else None
+        return self.root or given or None
 
 
 class WeightsSettings(Settings):

@@ -3,7 +3,6 @@
 The official files are pickles; torchvision opens them only after it has checked their md5.
 """
 
-import os
 import socket
 import sys
 from pathlib import Path
@@ -25,11 +24,10 @@ WAYS = (
 )
 
 
-def read_cifar10(root: str | None, cache: Path) -> dict[str, Split]:
-    """Train and test (and val, where a folder has it) from `root`, else from ADVPRUNE_DATA, else
+def read_cifar10(place: str | None, cache: Path) -> dict[str, Split]:
+    """Train and test (and val, where a folder has it) from `place`, where there is one, else
     downloaded to `cache`. UserError where the files are not those of CIFAR-10."""
-    place = root or os.environ.get("ADVPRUNE_DATA")
-    if not place:
+    if place is None:
         return _official(_downloaded(cache))
     path = existing(place)
     if path.name == FOLDER and path.is_dir():

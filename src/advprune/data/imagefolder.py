@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import existing, sha256_of
@@ -26,6 +26,10 @@ from advprune.core.progress import progress
 from advprune.data.split import SPLITS, Split
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+# Pictures and other inputs that PIL does not know by their names.
+OTHERS = ".heic .heif .svg .svgz .jxl .exr .raw .dng .cr2 .nef .arw .npy .npz .dcm .mp4 .avi .mov"
+MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
+ALIKE = ("valid", "validation", "dev", "training", "testing")  # names that others give the parts
 LARGEST_FILE = 1 << 28  # bytes of one picture: more than PIL accepts once decoded
 
 Pictures = dict[tuple[str, str, str], NDArray[np.uint8]]  # (split, class, file): [1 or 3, H, W]
@@ -86,6 +90,8 @@ def _pictures(place: Path, size: int | None) -> Pictures:
                 if read and not picture and _other(name, read):
                     others.append(name)
                 if read and picture:
+                    if parts in pictures:
+                        raise UserError(f"{place}: holds {name!r} twice")
                     pictures[parts[0], parts[1], parts[2]] = _decode(place, name, read(), size)
     except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         what = "cannot be read" if place.is_dir() else "is no tar archive, cut short or corrupt"
@@ -122,29 +128,34 @@ def _check_names(place: Path, folders: Folders) -> None:
             )
 
 
-def _readable(path: Path) -> bool:
-    """Whether a path is a plain file, no pipe or device, of bearable size."""
-    return path.is_file() and path.stat().st_size <= LARGEST_FILE
-
-
 def _other(name: str, read: Callable[[], bytes]) -> bool:
-    """Whether a file is a picture by a name that is not read, or without one."""
+    """Whether a file is a picture by a name that is not read, or by its first bytes."""
     suffix = PurePosixPath(name.lower()).suffix
-    if suffix:
-        return suffix in set(Image.registered_extensions()) - set(SUFFIXES)
-    return read()[:4] in (b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*") or (
-        read()[:3] == b"\xff\xd8\xff"
-    )
+    if suffix in Image.registered_extensions() or suffix in OTHERS.split():
+        return True
+    contents = read()
+    bitmap = contents[:2] == b"BM" and contents[2:6] == len(contents).to_bytes(4, "little")
+    return contents.startswith(MAGIC) or bitmap
+
+
+def _check_part(place: Path, name: str) -> None:
+    """UserError where a folder beside train/ would be left out because of its name."""
+    if name not in SPLITS and name.casefold() in (*SPLITS, *ALIKE):
+        raise UserError(f"{place}: folder {name!r} is not read; the parts are train, val and test")
 
 
 def _from_folder(place: Path) -> Generator[Item, None, None]:
     """All that lies down to <split>/<class>/<file>, following links."""
+    for path in place.iterdir():
+        if path.is_dir():
+            _check_part(place, path.name)
     patterns = [split + below for split in SPLITS for below in ("", "/*", "/*/*")]
     paths = [path for pattern in patterns for path in place.glob(pattern)]
     with progress(f"reading {place.name}, files", len(paths)) as advance:
         for path in paths:
             parts = path.relative_to(place).parts
-            if path.exists() and not path.is_dir() and not _readable(path):
+            plain = path.is_file() and path.stat().st_size <= LARGEST_FILE  # no pipe, no device
+            if path.exists() and not (plain or path.is_dir()):
                 raise UserError(f"{place}: {'/'.join(parts)!r} is no plain file of up to 256 MB")
             yield parts, None if path.is_dir() else path.read_bytes
             advance(1)
@@ -167,6 +178,9 @@ def _from_tar(place: Path) -> Generator[Item, None, None]:
             start = 0 if path.parts[:1] and path.parts[0] in SPLITS else 1
             parts = path.parts[start:]
             if not parts or parts[0] not in SPLITS:
+                loose = len(path.parts) == 3 and member.name.lower().endswith(SUFFIXES)
+                for name in (*parts[:1], *path.parts[: int(loose)]):
+                    _check_part(place, name)
                 continue
             leading.add(path.parts[:start])
             if len(leading) > 1:
@@ -208,6 +222,8 @@ def _decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArra
         converted = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     except Exception as error:  # PIL raises many kinds
         why = first_line(error) if contents else "the file is empty"
+        if isinstance(error, UnidentifiedImageError) and contents:
+            why = "it is neither PNG nor JPEG"
         raise UserError(f"{place}: {name!r} is no image that can be used: {why}") from error
     if size is not None:
         converted = converted.resize((size, size), Image.Resampling.BILINEAR)

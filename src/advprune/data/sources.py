@@ -39,11 +39,16 @@ def prepare(
     """
     if isinstance(settings, str):
         settings = parse(DataSettings, {"source": settings, **fields}, "prepare")
-    source, root, size = settings.source, settings.root, settings.size
+    source, root, size = settings.source, settings.place, settings.size
     if size is not None and size != {"digits": 8, "cifar10": 32, "imagefolder": size}[source]:
         raise UserError(f"size {size} is not available from {source}; leave `size` out")
     if source == "digits":
-        found = {"train": _digits()}
+        from sklearn.datasets import load_digits
+
+        values, digits = load_digits(return_X_y=True)
+        shown = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
+        known = torch.from_numpy(shown), torch.from_numpy(digits.astype(np.int64))
+        found = {"train": Split(*known, tuple("0123456789"), "scikit-learn digits")}
     elif source == "cifar10":
         found = read_cifar10(root, cache)
     elif root:
@@ -74,18 +79,21 @@ def prepare(
 
 
 def key_of(settings: DataSettings, seed: int) -> str:
-    """Sixteen hex digits of the sha256 of the settings of data, of the seed, and of what lies at
-    `root`."""
+    """Sixteen hex digits of the sha256 of the settings of data, of the seed, and of the pictures on
+    disk."""
     known = [settings.model_dump_json(), str(seed)]
-    if settings.root is not None:
-        known.append(sha256_of(existing(settings.root)))
+    if settings.place is not None:
+        known.append(sha256_of(existing(settings.place)))
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 
 def notes_of(splits: dict[str, Split]) -> Iterator[str]:
     """What a user should know of train, val and test: classes that a part lacks, and pictures that
     are in train too."""
-    pixels = {name: _pictures(split) for name, split in splits.items()}
+    pixels = {
+        name: [hashlib.sha256(image.numpy().tobytes()).digest() for image in split.images]
+        for name, split in splits.items()
+    }
     train = set(pixels["train"])
     for name in ("val", "test"):
         split = splits[name]
@@ -94,11 +102,6 @@ def notes_of(splits: dict[str, Split]) -> Iterator[str]:
             yield f"{split.source}: {name} has no picture of class {', '.join(lacking[:8])}"
         if same := sum(one in train for one in pixels[name]):
             yield f"{split.source}: {same} of {len(pixels[name])} {name} pictures are in train too"
-
-
-def _pictures(split: Split) -> list[bytes]:
-    """A hash of each picture."""
-    return [hashlib.sha256(image.numpy().tobytes()).digest() for image in split.images]
 
 
 def _cut(split: Split, name: str, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -117,13 +120,3 @@ def _cut(split: Split, name: str, fraction: float, seed: int) -> tuple[Split, Sp
             f"few to take {name}_fraction {fraction} away; a class needs at least 2"
         )
     return split.pick(kept), split.pick(taken)
-
-
-def _digits() -> Split:
-    from sklearn.datasets import load_digits
-
-    values, labels = load_digits(return_X_y=True)
-    images = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
-    names = tuple(str(digit) for digit in range(10))
-    labels = torch.from_numpy(labels.astype(np.int64))
-    return Split(torch.from_numpy(images), labels, names, "scikit-learn digits")

@@ -5,7 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from advprune.core.errors import UserError
 from advprune.evaluate.statistics import Rate, rate
+
+COLUMNS = ("pred", "confidence", "nll", "brier")  # of records, clean and attacked
 
 
 def clean_accuracy(records: pd.DataFrame) -> Rate:
@@ -66,8 +69,14 @@ def metrics(records: pd.DataFrame) -> dict[str, Any]:
     """The four rates with intervals, n, and calibration clean and under attack.
 
     `records` are the rows of one attack on one model (`evaluate.score`). Rates are fractions
-    rounded to 6 places; a rate over no images is None.
+    rounded to 6 places; a rate over no images is None. UserError where a column is missing, or an
+    image has several rows.
     """
+    columns = [f"{side}_{what}" for side in ("clean", "adv") for what in COLUMNS]
+    if missing := [name for name in ("index", "label", *columns) if name not in records]:
+        raise UserError(f"metrics: the records have no column {missing[0]}")
+    if records["index"].duplicated().any():
+        raise UserError("metrics: the records are of several attacks or models; choose one")
     found: dict[str, Any] = {"n": len(records)}
     rates = clean_accuracy, remnant_accuracy, prediction_change_rate, attack_success_rate
     for measure in rates:

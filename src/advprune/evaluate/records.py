@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advprune.attacks.checks import check_numbers
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
 from advprune.core.device import device_of, salted
-from advprune.models.border import admitted, check_images
+from advprune.models.border import admitted, check_images, check_model, refuse
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
@@ -86,12 +87,12 @@ def score(
     Raises ValueError where shapes differ, images are not in [0, 1], the model is not admitted
     (`models.border`) or logits are not finite.
     """
-    if images.shape != adv.shape or len(labels) != len(images):
-        raise ValueError(
-            f"score: {list(images.shape)} images, {list(adv.shape)} attacked, {len(labels)} labels"
-        )
     check_images("score", images, labels)
-    check_images("score", adv, None)
+    check_images("score: adv", adv)
+    check_numbers("score", 1, batch=batch, passes=passes)
+    shapes = f"{list(images.shape)} images, {list(adv.shape)} attacked"
+    refuse("score", {shapes: images.shape != adv.shape})
+    check_model("score", model, images, labels)
     scoring = Scoring(batch, passes, seed=columns.get("seed", 0))
     return table_of(
         {"index": range(len(labels)), "label": labels.numpy(), **columns},

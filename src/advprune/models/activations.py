@@ -8,7 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from advprune.core.device import device_of
-from advprune.models.border import undisturbed
+from advprune.models.draws import undisturbed
 from advprune.models.spec import sites
 
 RECTIFIERS = {

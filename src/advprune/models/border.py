@@ -6,13 +6,10 @@ random state.
 """
 
 import copy
-import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import nn
@@ -21,11 +18,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from advprune.core.device import device_of
-from advprune.core.errors import InputError
-from advprune.models.stochastic import Stochastic, is_randomized
+from advprune.core.errors import InputError, first_line
+from advprune.models.draws import Drawn, states, undisturbed
+from advprune.models.stochastic import is_randomized
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
-ONE = 1e-4  # by how much the sum of probabilities may differ from one
+MANY = 64  # images whose logits must lie in [0, 1] to be taken for probabilities
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -34,73 +32,6 @@ def refuse(who: str, faults: dict[str, bool]) -> None:
     for fault, holds in faults.items():
         if holds:
             raise InputError(f"{who}: {fault}")
-
-
-@contextmanager
-def undisturbed(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
-    """Inside, code may draw; the global random states of torch, numpy and Python are put back.
-
-    seed: that of all three inside; None leaves them as they are.
-    """
-    cuda = [device] if device is not None and device.type == "cuda" else []
-    numpys, pythons = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(cuda):
-        try:
-            if seed is not None:
-                torch.manual_seed(seed)
-                _seed_others(seed)
-            yield
-        finally:
-            np.random.set_state(numpys)
-            random.setstate(pythons)
-
-
-def _seed_others(seed: int) -> None:
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _states(device: torch.device) -> tuple[Any, ...]:
-    """The global random states, to be compared."""
-    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    numpys = tuple(np.random.get_state())
-    numbers = np.asarray(numpys[1]).tobytes(), numpys[2:]
-    return torch.get_rng_state().numpy().tobytes(), cuda, *numbers, random.getstate()
-
-
-class Drawn(Stochastic):
-    """A model whose own code draws from global random states, seen as one random layer.
-
-    What it draws may be the same for a whole batch, so each draw takes a pass of its own. It has no
-    backward rule but its own. Draws of numpy and Python are seeded from torch's.
-    """
-
-    rules = ("constant",)
-    shared = True
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        if "spec" in vars(model):
-            vars(self)["spec"] = vars(model)["spec"]
-
-    def noisy(self, h: torch.Tensor) -> torch.Tensor:
-        if self.frozen is None:
-            numpys, pythons = np.random.get_state(), random.getstate()
-            _seed_others(int(torch.randint(2**31, ())))
-            try:
-                return self.model(h)
-            finally:
-                np.random.set_state(numpys)
-                random.setstate(pythons)
-        each = []
-        for image in h.split(1):  # the same draws for every image
-            with undisturbed(h.device, self.frozen):
-                each.append(self.model(image))
-        return torch.cat(each)
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return self.noisy(h)
 
 
 def admitted(who: str, model: nn.Module, images: torch.Tensor) -> nn.Module:
@@ -130,6 +61,8 @@ def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Modu
     model = _unwrapped(who, model.model if isinstance(model, Drawn) else model)
     if any(module.training for module in model.modules()) or _reparametrized(model):
         model = plain_copy(model)
+    hollow = any(parameter.is_meta for parameter in model.parameters())
+    refuse(who, {"the model lies on the meta device, which holds no numbers": hollow})
     types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
     shown = f"the model computes in {next(iter(types), None)}, and images are {images.dtype}"
     refuse(who, {shown: bool(types)})
@@ -137,11 +70,15 @@ def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Modu
         return given if isinstance(given, Drawn) else model, 0
     device = device_of(model)
     with torch.no_grad(), undisturbed(device):
-        pair, before = images[:2].to(device), _states(device)
+        pair, before = images[:2].to(device), states(device)
         logits = _logits(who, model, pair)
-        drew = _states(device) != before
+        drew = states(device) != before
         drew |= not torch.equal(logits, _logits(who, model, pair))
         alone = torch.cat([_logits(who, model, one) for one in pair.split(1)])
+        if _are_shares(logits):
+            every = _logits(who, model, images[:MANY].to(device))
+            fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
+            refuse(who, {fault: _are_shares(every)})
     randomized = is_randomized(model)
     if not (drew or randomized):
         gap = (alone - logits).abs().amax(1) > ROUNDING * (1 + logits.abs().max())  # [N]
@@ -153,71 +90,112 @@ def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Modu
     return model, logits.shape[1]
 
 
+def _are_shares(logits: torch.Tensor) -> bool:
+    """Whether all numbers lie in [0, 1], as those of a softmax or sigmoid, and not all at its
+    ends."""
+    return bool(((logits >= 0) & (logits <= 1)).all() and (logits % 1 > 0).any())
+
+
 def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits `[N, classes]` of some images; InputError where they are none."""
-    logits = model(images)
+    shape, count, given = list(images.shape), len(images), images.clone()
+    try:
+        logits = model(given)
+    except (Exception, SystemExit) as error:  # whatever the model's code does
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{who}: the model fails on images {shape}: {said}") from error
+    changed = given._version > 0  # torch counts what is written into a tensor
+    refuse(who, {"the model changes its input in place; let it work on a copy": changed})
     kind = type(logits).__name__
     refuse(who, {f"the model returns {kind}, not logits": not isinstance(logits, torch.Tensor)})
-    shape, count = list(logits.shape), len(images)
-    wrong = logits.ndim != 2 or len(logits) != count
+    shape = list(logits.shape)
+    wrong = logits.ndim != 2 or len(logits) != count or not logits.shape[1]
     refuse(who, {f"the model returns {shape} for {count} images, not [N, classes]": wrong})
-    floats = logits.is_floating_point()
-    refuse(who, {f"the model returns {logits.dtype}, not floats": not floats})
+    dense = logits.layout == torch.strided
+    refuse(who, {f"the model returns a tensor of layout {logits.layout}": not dense})
+    other = logits.dtype != images.dtype
+    refuse(who, {f"the model returns {logits.dtype}, not floats of the images' type": other})
+    refuse(who, {"the model has one class; give it one logit a class": shape[1] == 1})
     refuse(who, {"the model returns NaN": bool(logits.isnan().any())})
-    sums = (logits.sum(1) - 1).abs()
-    shares = bool((logits >= 0).all() and (sums < ONE).all() and (logits % 1 > 0).any())
-    refuse(who, {"the model returns probabilities; leave its softmax out, give logits": shares})
+    refuse(who, {"the model returns infinite logits": bool(logits.isinf().any())})
     return logits
 
 
-def check_images(who: str, images: torch.Tensor, labels: torch.Tensor | None) -> None:
-    """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels (if any) not
-    int64 `[N]` from 0."""
-    refuse(who, {f"images have shape {list(images.shape)}, not [N, C, H, W]": images.ndim != 4})
+def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
+    """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels, where they
+    are given, not int64 `[N]` from 0."""
+    for name, value in zip(("images", "labels"), (images, *labels), strict=False):
+        kind = type(value).__name__
+        refuse(who, {f"{name} are {kind}; give a torch.Tensor": not torch.is_tensor(value)})
+    shape = list(images.shape)
+    refuse(who, {f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4})
+    hollow = len(images) > 0 == images.numel()
+    refuse(who, {f"images of shape {shape} have no pixels": hollow})
+    dense = images.layout == torch.strided and not images.is_meta
+    refuse(who, {"images are sparse or hold no numbers": not dense})
+    refuse(who, {"images require a gradient; give images.detach()": images.requires_grad})
     floating = images.is_floating_point()
     refuse(who, {f"images are {images.dtype}; give floats in [0, 1]": not floating})
     inside = not len(images) or bool(((images >= 0) & (images <= 1)).all())
     refuse(who, {"images hold NaN or lie outside [0, 1]": not inside})
-    if labels is not None:
-        fits, whole = labels.shape == images.shape[:1], labels.dtype == torch.int64
-        refuse(who, {f"{len(labels)} labels for {len(images)} images": not fits})
-        refuse(who, {f"labels are {labels.dtype}; give torch.int64": not whole})
-        refuse(who, {"a label is below 0": bool((labels < 0).any())})
+    for one in labels:
+        count = len(one) if one.ndim == 1 else list(one.shape)
+        refuse(who, {f"{count} labels for {len(images)} images": one.shape != images.shape[:1]})
+        refuse(who, {f"labels are {one.dtype}; give torch.int64": one.dtype != torch.int64})
+        refuse(who, {"a label is below 0": bool((one < 0).any())})
 
 
 def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
     """A copy for `prune` and `quantize`: evaluation mode, plain weights, and a module of its own
     behind every name (`unshared`).
 
-    images: where given, the model must pass `admitted` as well. InputError where weights are shared
-    or without shape, and where hooks would be lost once it is stored or folded.
+    images: where given, the model must pass `admitted` as well. InputError where weights are
+    missing, shared, hidden or without shape, and where hooks would be lost once it is stored or
+    folded.
     """
     model = _unwrapped(who, model.model if isinstance(model, Drawn) else model)
-    shapeless = [n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)]
-    refuse(who, {f"{n} has no shape before the first image; run one": True for n in shapeless})
     if images is not None:
-        admitted(who, model, images[:2])
-    copied = plain_copy(model)
-    for fault in shared_weights(copied):
+        admitted(who, model, images)
+    for fault in weight_faults(model):
         refuse(who, {fault: True})
+    copied = plain_copy(model)
     hooks = hooked(copied)
     fault = f"{', '.join(hooks[:3])} {'has' if len(hooks) == 1 else 'have'} hooks, which a stored "
     refuse(who, {fault + "or folded network would lose; write them into forward": bool(hooks)})
     return unshared(copied)
 
 
-def shared_weights(model: nn.Module) -> Iterator[str]:
-    """Parameters that have several names, and so cannot be compressed and stored by name."""
+def weight_faults(model: nn.Module) -> Iterator[str]:
+    """Why the weights of a model cannot be compressed and stored by their names."""
     seen: dict[int, str] = {}
+    parts = {id(part) for part in model.modules()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in seen:
-            yield f"{seen[id(parameter)]} and {name} are one tensor; give each layer its own"
-        seen[id(parameter)] = name
+        if isinstance(parameter, nn.UninitializedParameter):
+            yield f"{name} has no shape before the first image; give its layer all sizes"
+            continue
+        if parameter._backward_hooks:
+            yield f"{name} has hooks, which a copy would lose; remove them"
+        place = parameter.data_ptr()  # of a view, too, such as a transposed weight
+        if place and place in seen:
+            yield f"{seen[place]} and {name} are one tensor; give each layer its own"
+        seen[place] = name
+    if not any(isinstance(part, nn.Conv2d | nn.Linear) for part in model.modules()):
+        yield "it has no nn.Conv2d or nn.Linear whose weights could be compressed"
+    for name, part in model.named_modules():
+        for key, value in vars(part).items():
+            if key.startswith("_") or not isinstance(value, list | tuple | dict):
+                continue
+            inside = value.values() if isinstance(value, dict) else value
+            if any(isinstance(one, nn.Module) and id(one) not in parts for one in inside):
+                listed = f"{name}.{key}".lstrip(".")
+                yield f"the layers in {listed} are no part of it; make that an nn.ModuleList"
 
 
 def _unwrapped(who: str, model: Any) -> nn.Module:
     """What torch.compile or data parallelism wraps; InputError for anything but an nn.Module."""
     refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
+    scripted = "is a ScriptModule; give the network that it was made from"
+    refuse(who, {f"the model {scripted}": isinstance(model, torch.jit.ScriptModule)})
     while isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
         model = inside
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
@@ -244,10 +222,11 @@ def _reparametrized(model: nn.Module) -> bool:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, with the weights that re-parametrizations (torch's pruning, weight
     and spectral norm, parametrizations) give there in their place."""
-    derived = _derived(model)  # deepcopy refuses them
-    copied = copy.deepcopy(
-        model, {id(tensor): tensor.detach().clone() for tensor in derived}
-    ).eval()
+    derived = {id(tensor): tensor.detach().clone() for tensor in _derived(model)}
+    try:
+        copied = copy.deepcopy(model, derived).eval()  # which refuses the derived ones
+    except Exception as error:  # of locks, open files and others of the user's attributes
+        raise InputError(f"the model cannot be copied: {first_line(error)}") from error
     for module in list(copied.modules()):
         for hook in _old_hooks(module):
             if isinstance(hook, WeightNorm):
@@ -268,9 +247,13 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def hooked(model: nn.Module) -> list[str]:
-    """The names of modules with hooks; the model itself is called `the model`."""
-    parts = model.named_modules()
-    return [name or "the model" for name, part in parts if any(getattr(part, h) for h in HOOKS)]
+    """The names of modules with hooks, or with another `forward` than their class has; the model
+    itself is called `the model`."""
+
+    def has(part: nn.Module) -> bool:
+        return "forward" in vars(part) or any(getattr(part, hooks, None) for hooks in HOOKS)
+
+    return [name or "the model" for name, part in model.named_modules() if has(part)]
 
 
 def unshared(model: nn.Module) -> nn.Module:

@@ -16,8 +16,9 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, referenced, sha256_of
 from advprune.models import binary, quantized
-from advprune.models.border import hooked, undisturbed
+from advprune.models.border import hooked
 from advprune.models.dialects import read_tensors, read_weights
+from advprune.models.draws import undisturbed
 from advprune.models.insert import places, put
 from advprune.models.outside import (
     PREFIXES,
@@ -31,7 +32,6 @@ from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
 
 LayerFactory = Callable[..., nn.Module]
 _LAYERS: dict[str, LayerFactory] = {}
-_PLUGINS = ("advprune.pruning",)
 USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
 
 
@@ -55,35 +55,31 @@ def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
         if spec.binary:
             model = binary.skeleton(model)
         for inserted in spec.layers:
-            layer = _layer_factory(inserted.kind)
-            for name in places(model, inserted.where):
-                put(model, inserted.where, name, _layer(layer, inserted))
+            if not (names := places(model, inserted.where)):
+                raise UserError(f"the spec's layers of kind {inserted.kind!r} have no place")
+            for name in names:
+                put(model, inserted.where, name, _layer(inserted))
         if spec.quantization is not None:
             model = quantized.skeleton(model, spec.quantization)
     attach(model, spec)
     return model.eval()
 
 
-def _layer(factory: LayerFactory, inserted: LayerSpec) -> nn.Module:
-    """One layer with its settings; UserError where it does not take them."""
+def _layer(inserted: LayerSpec) -> nn.Module:
+    """One layer that a family inserts; families register theirs when their package is imported.
+    UserError where there is no such kind, or it does not take these settings."""
+    if inserted.kind not in _LAYERS:
+        importlib.import_module("advprune.pruning")
+    if inserted.kind not in _LAYERS:
+        raise UserError(f"the checkpoint uses layers of an unknown kind {inserted.kind!r}")
     try:
-        layer = factory(**inserted.settings)
+        layer = _LAYERS[inserted.kind](**inserted.settings)
         sample = torch.ones(1, 1, 1, 1)
         if not sample.is_meta:
             layer(sample)
         return layer
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the spec's layers of kind {inserted.kind!r}: {error}") from error
-
-
-def _layer_factory(kind: str) -> LayerFactory:
-    """Find a layer type; families register theirs when their package is imported."""
-    if kind not in _LAYERS:
-        for plugin in _PLUGINS:
-            importlib.import_module(plugin)
-    if kind not in _LAYERS:
-        raise UserError(f"the checkpoint uses layers of an unknown kind {kind!r}")
-    return _LAYERS[kind]
 
 
 def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -95,22 +91,16 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -
     """
     if hooks := hooked(model):
         raise UserError(f"{path}: {hooks[0]} has hooks, which no file can hold; remove them")
-    tensors = {
-        name: _rounded(name, t.detach().cpu(), dtype).clone().contiguous()
-        for name, t in stored(model).items()
-    }
+    tensors = {}
+    for name, tensor in stored(model).items():
+        kept = tensor.detach().cpu()
+        if dtype is not None and kept.is_floating_point():
+            kept = kept.to(dtype)
+            if not kept.isfinite().all():
+                raise UserError(f"{name} is too large for {dtype_name(kept)}; keep it as it is")
+        tensors[name] = kept.clone().contiguous()
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"spec": spec_of(model).model_dump_json()})
-
-
-def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """A tensor as it is stored; integers are never rounded."""
-    if dtype is None or not tensor.is_floating_point():
-        return tensor
-    rounded = tensor.to(dtype)
-    if not rounded.isfinite().all():
-        raise UserError(f"{name} is too large for {dtype_name(rounded)}; keep it as it is")
-    return rounded
 
 
 def stored(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -141,7 +131,6 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     _check_size(spec, tensors, where=str(path))
     model = build(spec, factory)
     fill(model, tensors, where=str(path))
-    binary.check_binary(model, where=str(path))
     return model
 
 
@@ -166,7 +155,7 @@ def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
         return ModelSpec.model_validate_json(metadata["spec"])
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
+        key = ".".join(map(str, fault["loc"])) or "its beginning"
         raise UserError(f"{where}: the model spec is wrong at {key}: {fault['msg']}") from error
 
 
@@ -184,6 +173,7 @@ def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None
             raise UserError(f"{where} does not fit {describe(model)}: {name} {fault}")
     # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
     model.load_state_dict(tensors, strict=False)
+    binary.check_binary(model, where)
 
 
 def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:

@@ -3,6 +3,7 @@
 No pickle is ever run.
 """
 
+import math
 import re
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from advprune.core.errors import UserError
+from advprune.core.files import is_file
 
 WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
 AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones
@@ -22,6 +24,7 @@ KINDS = {
 }
 MOST_WRAPPINGS = 8  # one inside the other
 LONGEST_NAME = 300  # of a tensor
+LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -32,7 +35,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     `several` says which there are: `header_spec` refuses them. Raises UserError where the file
     cannot be read or holds anything else.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"there is no checkpoint {path}; check the path")
     if path.suffix == ".safetensors":
         return read_tensors(path)
@@ -42,7 +45,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata; UserError where it cannot be read."""
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"there is no checkpoint {path}; run `dvc repro` or check the path")
     try:
         with safe_open(path, framework="pt") as file:
@@ -60,6 +63,8 @@ def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if found := re.search(r"TorchScript archive|legacy \.tar format", reason):
+            reason = f"it is a {found[0]}, which is not read here; store model.state_dict()"
         if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
             reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
             if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -72,24 +77,29 @@ def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
             break
         several = several or (inside if len(inside) > 1 else [])
         content = content[inside[0]]
-    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no state dict of tensors, but {type(content).__name__}")
+    for name, tensor in content.items():
+        if not torch.is_tensor(tensor):
+            other = type(tensor).__name__
+            raise UserError(f"{path} holds no state dict of tensors: {name!r} is {other}")
     if not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
     return _sound(content, path), several
 
 
 def _wrapped(content: dict[Any, Any]) -> list[str]:
-    """Under which keys a file holds state dicts: the common ones first, then those of averages."""
-    usual = [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
-    averaged = [
-        key
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, dict) and key not in usual
-        if any(word in key.lower() for word in AVERAGED)
-    ]
-    beside = any(torch.is_tensor(value) and value.ndim for value in content.values())
-    return usual if beside else usual + averaged
+    """Under which keys a file holds state dicts: the common ones first, then those of averages,
+    then others of about as many tensors. None where tensors lie beside them."""
+    if any(torch.is_tensor(value) and value.ndim for value in content.values()):
+        return [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
+    inside = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, dict)}
+    usual = [key for key in WRAPPINGS if key in inside]
+    averaged = [k for k in inside if k not in usual and any(word in k.lower() for word in AVERAGED)]
+    counts = {key: sum(map(torch.is_tensor, inside[key].values())) for key in inside}
+    most = max(counts.values(), default=0)
+    others = [k for k, n in counts.items() if n > 1 and 2 * n >= most]
+    return list(dict.fromkeys([*usual, *averaged, *others]))
 
 
 def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
@@ -101,6 +111,8 @@ def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tens
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{path}: {name} is {kind}, which is not read here")
         plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if math.prod(max(size, 1) for size in tensor.shape) > LARGEST:
+            raise UserError(f"{path}: {name} has the shape {list(tensor.shape)}, which none has")
         if tensor.is_meta:
             raise UserError(f"{path}: {name} is a meta tensor, which holds no numbers")
         if plain and 0 in tensor.stride() and tensor.numel() > tensor.untyped_storage().nbytes():

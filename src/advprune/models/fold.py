@@ -115,12 +115,12 @@ def _usual(module: nn.Module) -> bool:
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:
     """The model's graph, of the same layers; None where torch.fx may not or cannot follow it, or
-    would lose hooks or a model's own randomness (`border.Drawn`)."""
+    would lose hooks or a model's own randomness (`draws.Drawn`)."""
     if not _own(model) or isinstance(model, Stochastic) or hooked(model):
         return None
     try:
         return fx.GraphModule(model, _LeafTracer().trace(model))
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError):
+    except Exception:  # whatever its code does with the tracer's proxies
         return None
 
 

@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError, first_line
-from advprune.models.border import admitted, shared_weights, undisturbed, unshared
+from advprune.models.border import admitted, unshared, weight_faults
+from advprune.models.draws import undisturbed
 from advprune.models.spec import ModelSpec, Normalize
 
 Make = Callable[[], nn.Module]
@@ -169,18 +170,14 @@ def _said(error: BaseException) -> str:
 
 def _faults(model: Outside) -> Iterator[str]:
     """Why a network cannot be compressed and stored by the names of its tensors."""
+    yield from weight_faults(model)
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            yield f"{name} has no shape before the first image; give its layer all sizes"
-        elif parameter.dtype != torch.float32:
+        if parameter.dtype != torch.float32:
             yield f"{name} is {dtype_name(parameter)}; all parameters must be float32"
-    yield from shared_weights(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
     for name, layer in layers.items():
         if "weight" not in layer._parameters:
             yield f"{name} has no weight of its own; remove its parametrization"
-    if not any(isinstance(layer, nn.Conv2d | nn.Linear) for layer in layers.values()):
-        yield "it has no nn.Conv2d or nn.Linear whose weights could be compressed"
 
 
 def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
+from advprune.core.errors import InputError
 from advprune.core.networks import Network, Options, is_factory, is_library
 
 Where = Literal["relu", "conv", "weight"]
@@ -54,7 +55,7 @@ class ModelSpec(BaseModel):
     classes: int = Field(ge=2, le=100_000)
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    layers: tuple[LayerSpec, ...] = ()
+    layers: tuple[LayerSpec, ...] = Field(default=(), max_length=16)
     quantization: QuantizationSpec | None = None
     binary: Annotated[bool, UNSAID] = False
     stages: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...], UNSAID] = ()
@@ -200,5 +201,5 @@ def spec_of(model: nn.Module) -> ModelSpec:
     """The spec that a model of this library carries."""
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
-        raise TypeError(f"{type(model).__name__} carries no ModelSpec; build it with models.build")
+        raise InputError(f"{type(model).__name__} carries no ModelSpec; build it with models.build")
     return spec

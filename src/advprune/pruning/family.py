@@ -12,7 +12,8 @@ from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.settings import Settings, parse
 from advprune.models.activations import functional_activations
-from advprune.models.border import check_images, compressible, undisturbed
+from advprune.models.border import check_images, compressible
+from advprune.models.draws import undisturbed
 from advprune.models.insert import inserted, places
 from advprune.training.inputs import Data, Pair
 
@@ -70,7 +71,7 @@ def registered() -> dict[str, tuple[type[Setting], Family]]:
 def setting_of(name: str, value: Any, place: str = "") -> Any:
     """Check a family's setting; UserError names the key (`place`), the value and the range."""
     place = place or f"prune.{name}"
-    if name not in _REGISTRY:
+    if name not in families():  # settings may give anything, a list too
         known = ", ".join(families())
         raise UserError(f"{place}: there is no family {name!r}; known: {known}")
     kind = _REGISTRY[name][0]
@@ -104,7 +105,11 @@ def prune(
     """
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
-    given = Data(*data) if isinstance(data, tuple) else data or Data(torch.zeros(0), torch.zeros(0))
+    if isinstance(data, tuple) and len(data) == 2:
+        data = Data(*data)
+    if not isinstance(data, Data | None):
+        raise UserError(f"{name}: data is a tuple of images and labels, or a Data")
+    given = data or Data(torch.zeros(0), torch.zeros(0))
     given = replace(given, seed=seed, generator=generator)
     images = None if data is None else given.images
     try:

@@ -17,7 +17,8 @@ from torch import nn
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
-from advprune.models.border import check_images, compressible, undisturbed
+from advprune.models.border import check_images, compressible, refuse
+from advprune.models.draws import undisturbed
 from advprune.models.fold import fold_batchnorm
 from advprune.models.quantized import QuantizedLayer, float_layers, twin
 from advprune.models.spec import QuantizationSpec, attach, spec_of
@@ -51,8 +52,8 @@ def calibrated(
     """The folded float network, with the quantized form's spec, and by name the integer layers that
     are to replace its own: their input ranges are set, from what the float layers receive on
     `images`, and their weights are not."""
-    QuantizationSpec(bits=bits)  # refuses bits that are out of range
-    check_images("quantize", images, None)
+    refuse("quantize", {f"bits: {bits!r} is not from 2 to 8": bits not in range(2, 9)})
+    check_images("quantize", images)
     model = compressible("quantize", model, images)
     float_layers(model)  # before folding, which looks through wrapped layers
     folded = fold_batchnorm(model)

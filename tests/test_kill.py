@@ -1,0 +1,137 @@
+"""A pipeline that is killed, interrupted, or meets a full disk: the next run gives the same bytes.
+
+`make fuzz` does it at other moments.
+"""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hostile import SECONDS
+from workspace import TINY, change, copy_pipeline, environment, run
+
+from advprune.core.files import sha256_of
+
+MADE = ("data", "runs", "records", "metrics", "reports", "dvc.lock")
+CHAINS = 2 if SECONDS else 1  # pipelines that are broken off four times each
+FAULTS = ("kill", "interrupt", "full", "terminate")
+SMALL = {
+    "models": {name: TINY["models"][name] for name in ("GAP_layer-standard", "GAP_int8", "seed1")},
+    **{key: {} for key in ("studies", "substitutes", "binary")},
+}
+
+
+def small(folder: Path) -> Path:
+    change(copy_pipeline(folder), SMALL)
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    return folder
+
+
+def seen(folder: Path) -> dict[str, str]:
+    """What the stages made, and what else lies there."""
+    places = [folder / name for name in MADE]
+    files = [p for place in places for p in (place, *place.rglob("*")) if p.is_file()]
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """What an unbroken run makes, and how many seconds it takes."""
+    folder, begun = small(tmp_path_factory.mktemp("whole") / "work"), time.monotonic()
+    done = run(folder, "-m", "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return seen(folder), time.monotonic() - begun
+
+
+def heard() -> None:
+    """A shell that starts tests in the background has them ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def members(group: int) -> Iterator[int]:
+    """The processes of a group that have not ended."""
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, found = entry.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has just ended
+            continue
+        if int(found) == group and state != "Z":
+            yield int(entry.parent.name)
+
+
+def break_off(process: "subprocess.Popen[bytes]", fault: str) -> None:
+    """What happens to a running `dvc repro`; returns when nothing of it runs any more."""
+    group = process.pid
+    if fault == "terminate":  # as a supervisor does, who knows of DVC alone
+        process.terminate()
+    elif fault == "full":  # of a stage; a full disk leaves DVC's own lock file damaged
+        while process.poll() is None and not (stage := set(members(group)) - {group}):
+            time.sleep(0.01)
+        for member in stage:
+            with suppress(ProcessLookupError):
+                resource.prlimit(member, resource.RLIMIT_FSIZE, (500, 500))
+    else:
+        os.killpg(group, signal.SIGKILL if fault == "kill" else signal.SIGINT)
+    process.wait(timeout=120)
+    end = time.monotonic() + 120
+    while list(members(group)):
+        assert time.monotonic() < end, "a stage goes on"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("chain", range(CHAINS))
+def test_after_any_fault_the_next_run_gives_the_same_bytes(
+    chain: int, unbroken: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    expected, seconds = unbroken
+    folder, draw = small(tmp_path / "work"), random.Random(time.time_ns() if SECONDS else 0)
+    for fault in draw.sample(FAULTS, 4) if SECONDS else FAULTS:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=heard,
+        )
+        try:
+            process.wait(timeout=seconds * draw.uniform(0.12, 0.22))
+        except subprocess.TimeoutExpired:
+            break_off(process, fault)
+        else:
+            break  # all was done before
+    done = run(folder, "-m", "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert seen(folder) == expected
+    left = list((folder / "checkpoints").rglob("*")) if (folder / "checkpoints").exists() else []
+    assert all("writing" in path.parts for path in left if path.is_file()), left
+
+
+def test_of_two_runs_at_once_one_is_refused(
+    unbroken: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    folder = small(tmp_path / "work")
+    for stage, *name in (("prepare",), ("settings",)):
+        assert run(folder, f"stages/{stage}.py", *name).returncode == 0
+    command = [sys.executable, "stages/train.py", "dense-standard"]
+    both = [
+        subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1].decode() for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes in ([0, 2], [0, 0])  # one may have ended before the other began
+    assert codes == [0, 0] or any("another process is at the same work" in text for text in said)
+    place = "runs/digits/dense-standard/model.safetensors"
+    assert sha256_of(folder / place) == unbroken[0][place]
+    shutil.rmtree(folder)
