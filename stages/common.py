@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch: the number of cores changes no byte
 
 import typer
 

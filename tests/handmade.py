@@ -11,7 +11,7 @@ from planted import planted as first
 from ruamel.yaml import YAML
 
 from advprune.core.params import Params
-from advprune.report.run import Model, Received, Run
+from advprune.report.run import Model, Run, Transfers
 
 EPS = 48 / 255
 MODELS = {
@@ -53,7 +53,7 @@ def model(
     name: str,
     params: Params,
     kept: Mapping[str, int | np.ndarray],
-    received: Mapping[tuple[str, str], int | np.ndarray] | None = None,
+    transfers: Mapping[tuple[str, str], int | np.ndarray] | None = None,
     clean: int = N,
     **card: Any,
 ) -> Model:
@@ -88,9 +88,9 @@ def model(
         card=facts | {"stored_bits": 32000, "inert": 0.0} | card,
         records=pd.concat(tables, ignore_index=True),
         layers=layer_table(),
-        received={
+        transfers={
             (source, attack): records(attack, hits(value), clean)
-            for (source, attack), value in (received or {}).items()
+            for (source, attack), value in (transfers or {}).items()
         },
     )
 
@@ -109,7 +109,7 @@ def run_of(
     models: list[Model],
     params: Params,
     studies: Mapping[str, pd.DataFrame] | None = None,
-    attackers: Received | None = None,
+    attackers: Transfers | None = None,
 ) -> Run:
     """A run of these models and records of studies on four classes."""
     return Run(

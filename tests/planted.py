@@ -114,10 +114,10 @@ def model(
     budgets = (0, 16 / 255, 48 / 255, 96 / 255)
     tables += [rows("curve_eps", planted(k), eps=e) for e, k in zip(budgets, curve, strict=True)]
     tables += [rows("curve_steps", planted(k), s) for s, k in zip((1, 5, 50), steps, strict=True)]
-    received = {}
+    transfers = {}
     if family != "dense":
         kept = dict.fromkeys(ATTACKS, carried) if isinstance(carried, int) else carried
-        received = {
+        transfers = {
             (f"dense-{base}", name): elsewhere(name, planted(k), clean) for name, k in kept.items()
         }
     name, root = f"{family}-{base}", f"dense-{base}"
@@ -128,7 +128,7 @@ def model(
     layers = more.pop("layers", layer_table())
     records = pd.concat(tables, ignore_index=True)
     do = "train" if family == "dense" else "prune"
-    return Model(name, family, root, root, do, card | more, records, layers, received)
+    return Model(name, family, root, root, do, card | more, records, layers, transfers)
 
 
 def settings(**changes: Any) -> Params:
@@ -181,12 +181,12 @@ def run_of(
         chosen = [model("dense"), *chosen]
     main = EXCHANGED[0]
     heard = [
-        {(o.name, main): one.transferred(main) for o in chosen if o is not one} | one.received
+        {(o.name, main): one.transferred(main) for o in chosen if o is not one} | one.transfers
         for one in chosen
     ]
     return Run(
         params=params or settings(),
-        models=[replace(one, received=found) for one, found in zip(chosen, heard, strict=True)],
+        models=[replace(one, transfers=found) for one, found in zip(chosen, heard, strict=True)],
         attackers={},
         studies=dict(studies or {}),
         source="planted",

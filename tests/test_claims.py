@@ -185,7 +185,7 @@ def test_images_of_the_dense_network_and_calibration() -> None:
     dense, pruned = run.models
     sure, own = pruned.records.assign(adv_confidence=0.9), pruned.attack("field")
     there = {("dense-standard", "field"): own.assign(adv_pred=own.label)}
-    run = replace(run, models=[dense, replace(pruned, records=sure, received=there)])
+    run = replace(run, models=[dense, replace(pruned, records=sure, transfers=there)])
     ece = claim("ece", metric="calibration", expect="no higher", margin=0.05)
     moved, same = outcomes(run, claim("moved", metric="transfer", effect=0.1), ece)
     assert moved.test is not None and moved.test.difference == 38 / N

@@ -266,7 +266,7 @@ def record(*models: Model) -> None:
         one.layers.to_parquet(folder / "layers.parquet")
         tables += [
             table.assign(target=one.name, source=source, attack=attack)
-            for (source, attack), table in one.received.items()
+            for (source, attack), table in one.transfers.items()
         ]
     images, labels = torch.from_numpy(whole.clean_images), torch.zeros(N, dtype=torch.int64)
     save_split(

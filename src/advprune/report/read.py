@@ -9,7 +9,7 @@ from advprune.core.claims import FILE, read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.profile import PROBES
-from advprune.report.run import Model, Received, Run, in_order, tensors_of
+from advprune.report.run import Model, Run, Transfers, in_order, tensors_of
 
 NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
 
@@ -17,7 +17,7 @@ NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
 def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
-    transfers: dict[str, Received] = {}  # by target, and then by (source, attack)
+    transfers: dict[str, Transfers] = {}  # by target, and then by (source, attack)
     table = _frame(records / "transfer.parquet")
     for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
         transfers.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
@@ -42,7 +42,7 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     )
 
 
-def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Received]) -> Model:
+def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Transfers]) -> Model:
     if name not in transfers:
         raise UserError(f"the transfer stage has no {name}; run `dvc repro`")
     entry, folder = params.models.get(name), runs / name
@@ -60,7 +60,7 @@ def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Rece
         card=card,
         records=records_of(folder / "records.parquet"),
         layers=_frame(folder / "layers.parquet"),
-        received=transfers[name],
+        transfers=transfers[name],
     )
 
 

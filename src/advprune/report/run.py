@@ -19,7 +19,7 @@ from advprune.evaluate.robust import union
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 
 MOSTLY_ZERO = 0.5  # from this sparsity on a model is shown among the sparse ones
-Received = dict[tuple[str, str], pd.DataFrame]  # (source, attack) -> records of a target
+Transfers = dict[tuple[str, str], pd.DataFrame]  # (source, attack) -> records of a target
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Model:
 
     parent: the model it was made from, root: the dense network it descends from (its own name for a
     dense network). do: train, prune or quantize. card: facts of the checkpoint. records: every
-    attack, curve and probe. layers: where the main attack acts. received: its answers to images
+    attack, curve and probe. layers: where the main attack acts. transfers: its answers to images
     that were crafted on other models, by (source, attack).
     """
 
@@ -40,7 +40,7 @@ class Model:
     card: dict[str, Any]
     records: pd.DataFrame
     layers: pd.DataFrame
-    received: Received
+    transfers: Transfers
 
     @property
     def is_dense(self) -> bool:
@@ -83,12 +83,12 @@ class Model:
         source = source or self.root
         if source == self.name:
             return self.attack(attack)
-        return self.received.get((source, attack), self.records.iloc[:0])
+        return self.transfers.get((source, attack), self.records.iloc[:0])
 
     def first(self, n: int) -> "Model":
         """The same with what was recorded on the first `n` images alone."""
-        received = {source: _first(table, n) for source, table in self.received.items()}
-        return replace(self, records=_first(self.records, n), received=received)
+        transfers = {source: _first(table, n) for source, table in self.transfers.items()}
+        return replace(self, records=_first(self.records, n), transfers=transfers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class Run:
 
     params: Params
     models: list[Model]
-    attackers: Received
+    attackers: Transfers
     studies: dict[str, pd.DataFrame]
     source: str
     classes: list[str]
@@ -192,8 +192,8 @@ class Run:
     def robust(self, model: Model) -> pd.DataFrame:
         """Per image, what does most harm within the budget, and the distance (robust.union)."""
         budget = self.main_attack.norm, self.main_attack.eps
-        received = model.received.values()
-        return union(model.records, received, *budget, model.kind == "randomized")
+        transfers = model.transfers.values()
+        return union(model.records, transfers, *budget, model.kind == "randomized")
 
     def distances(self, model: Model) -> np.ndarray:
         """Smallest perturbation found that fools the model, by image `[n]`; infinite: none."""
@@ -203,7 +203,7 @@ class Run:
     def verdict(self, model: Model) -> Verdict:
         """Whether the model's robust accuracy can be believed."""
         parent = None if model.is_dense else self.robust(self.dense_of(model))
-        known = model.received, parent, model.card["twin_agreement"]
+        known = model.transfers, parent, model.card["twin_agreement"]
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
     def studies_of(self, kind: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from advprune.report.section import Part, section
 @section("Transfer", order=40)
 def transfer(run: Run) -> Iterator[Part]:
     """The matrix of sources and targets, the published scenarios, quantized models."""
-    if not any(model.received for model in run.models):
+    if not any(model.transfers for model in run.models):
         return
     yield Part(
         "Transfer between models",
@@ -57,7 +57,7 @@ def matrix(run: Run) -> pd.DataFrame:
 
     success_rate counts only images that source and target both classify correctly when clean.
     """
-    sources = {source for model in run.models for source, _ in model.received}
+    sources = {source for model in run.models for source, _ in model.transfers}
     own = {model.name: model.attack(run.main) for model in run.models if model.name in sources}
     own |= {name: table for (name, attack), table in run.attackers.items() if attack == run.main}
     rows = []
@@ -73,7 +73,7 @@ def matrix(run: Run) -> pd.DataFrame:
 
 def all_sources(run: Run, model: Model) -> np.ndarray:
     """Which images a model classifies correctly from every other source and attack, `[n]`."""
-    found, attacks = model.received.items(), run.transfer_attacks
+    found, attacks = model.transfers.items(), run.transfer_attacks
     return np.logical_and.reduce([right(one) for (_, name), one in found if name in attacks])
 
 
@@ -86,7 +86,7 @@ def lowest(run: Run, model: Model, source: str) -> Rate:
 def scenarios(run: Run) -> pd.DataFrame:
     """One row per compressed model: from and to its dense network, from models and attackers."""
     rows, main = [], run.main
-    for model in (model for model in run.compressed if model.received):
+    for model in (model for model in run.compressed if model.transfers):
         dense, there = run.dense_of(model), model.transferred(main)
         # int8 is left out of the mean: it is nearly the dense network itself.
         others = [m for m in run.descendants(dense) if m.family != "int8" and m is not model]
