@@ -54,6 +54,15 @@ def test_committed_settings_are_valid_in_every_profile(path: Path) -> None:
         assert set(read.leaderboard()) | set(read.attackers()) == {*read.dense(), *read.models}
 
 
+@pytest.mark.parametrize("path", (ROOT / "params").glob("*.yaml"), ids=lambda path: path.stem)
+def test_a_wider_run_attacks_as_the_default_run_does(path: Path) -> None:
+    default, wide = (YAML(typ="safe").load(one) for one in (ROOT / "params.yaml", path))
+    for section in ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics"):
+        assert wide[section] == default[section], section
+    for name, profile in wide["profiles"].items():
+        assert profile == default["profiles"][name]
+
+
 @pytest.mark.parametrize("text", ["1e-5", "1e-05", "0.00001", "1.0e-5"])
 def test_numbers_as_dvc_writes_them_are_numbers(tmp_path: Path, text: str) -> None:
     content = (ROOT / "params.yaml").read_text(encoding="utf-8")
