@@ -54,7 +54,7 @@ def test_committed_settings_are_valid_in_every_profile(path: Path) -> None:
         assert set(read.leaderboard()) | set(read.attackers()) == {*read.dense(), *read.models}
 
 
-@pytest.mark.parametrize("path", (ROOT / "params").glob("*.yaml"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_wider_run_attacks_as_the_default_run_does(path: Path) -> None:
     default, wide = (YAML(typ="safe").load(one) for one in (ROOT / "params.yaml", path))
     for section in ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics"):
