@@ -1,29 +1,50 @@
 """Reading a run: its files, each either whole or refused with what to do."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from advprune.core.claims import FILE, read_claims
 from advprune.core.errors import UserError
+from advprune.core.files import read_json
 from advprune.core.params import Params
 from advprune.core.profile import PROBES
 from advprune.report.run import Model, Run, Transfers, in_order, tensors_of
 
-NEEDED = ("index", "label", "clean_pred", "adv_pred", "eps", "steps", "attack")
+ANSWERS = ("index", "label", "clean_pred", "adv_pred")
+NEEDED = (*ANSWERS, "eps", "steps", "attack")
+COLUMNS = {  # of the records of the transfer stage and of each kind of study
+    "transfer": (*ANSWERS, "linf", "l2", "source", "attack", "target"),
+    "sweep": (*NEEDED, "family", "order", "value"),
+    "compression": (*ANSWERS, "attack", "family", "order", "value"),
+    "protocol": (*NEEDED, "member"),
+    "seeds": (*NEEDED, "point", "seed", "family", "sparsity"),
+    "bitflip": ("flip", "accuracy", "seed", "stored_bits", "variant"),
+}
+TEXT = (
+    *("attack", "source", "target", "family", "value", "member", "point", "variant"),
+    *("layer", "kind"),
+)
+LAYER = ("depth", "layer", "kind", "clean_sigma", "adv_sigma")
+CARD = ("bits", "parameters", "setting", "sparsity", "twin_agreement")
 
 
 def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
     transfers: dict[str, Transfers] = {}  # by target, and then by (source, attack)
-    table = _frame(records / "transfer.parquet")
+    path = records / "transfer.parquet"
+    table = _checked(_frame(path), path, COLUMNS["transfer"])
     for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
         transfers.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
     models = [_read_model(params, runs, name, transfers) for name in params.leaderboard()]
     own = [transfers[name] for name in params.attackers()]
-    studies = {name: _frame(records / name / "records.parquet") for name in params.studies}
+    studies = {}
+    for name, study in params.studies.items():
+        path = records / name / "records.parquet"
+        studies[name] = _checked(_frame(path), path, COLUMNS.get(study.study, ()))
     for path in (path for name in params.studies for path in (records / name).glob("*.parquet")):
         if path.stem != "records":  # what else a study recorded: `<name>.history`
             studies[f"{path.parent.name}.{path.stem}"] = _frame(path)
@@ -46,11 +67,10 @@ def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Tran
     if name not in transfers:
         raise UserError(f"the transfer stage has no {name}; run `dvc repro`")
     entry, folder = params.models.get(name), runs / name
-    try:
-        card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        path = folder / "model.json"
-        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error
+    card, layers = read_json(folder / "model.json"), _frame(folder / "layers.parquet")
+    if not isinstance(card, dict) or not set(CARD) <= card.keys():
+        need = ", ".join(CARD)
+        raise UserError(f"{folder / 'model.json'} does not hold {need}; run `dvc repro`")
     return Model(
         name=name,
         family=params.family(name),
@@ -59,7 +79,7 @@ def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Tran
         do=entry.do if entry else "train",
         card=card,
         records=records_of(folder / "records.parquet"),
-        layers=_frame(folder / "layers.parquet"),
+        layers=_checked(layers, folder / "layers.parquet", LAYER) if len(layers) else layers,
         transfers=transfers[name],
     )
 
@@ -67,23 +87,25 @@ def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Tran
 def records_of(path: Path) -> pd.DataFrame:
     """The records of a model; UserError where columns or rows are missing, numbers are none, or an
     attack does not have each of its images once (a probe: at most once)."""
-
-    def damaged(what: str) -> UserError:
-        return UserError(f"{path} {what}; run `dvc repro`")
-
-    table = _frame(path)
-    if missing := [column for column in NEEDED if column not in table]:
-        raise damaged(f"has no column {missing[0]}")
+    table = _checked(_frame(path), path, NEEDED)
     if not len(table):
-        raise damaged("has no rows")
-    for column in NEEDED[:-1]:
-        if not pd.api.types.is_numeric_dtype(table[column]) or table[column].isna().any():
-            raise damaged(f"holds what is no number in column {column}")
+        raise UserError(f"{path} has no rows; run `dvc repro`")
     for (attack, *_), rows in table.groupby(["attack", "eps", "steps"], sort=False):
         partly = attack in PROBES  # some look only at what the suite did not break
         whole = rows["index"].is_unique if partly else sorted(rows["index"]) == [*range(len(rows))]
         if not whole:
-            raise damaged(f"lacks images of {attack}, or has some twice")
+            raise UserError(f"{path} lacks images of {attack}, or has some twice; run `dvc repro`")
+    return table
+
+
+def _checked(table: pd.DataFrame, path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """The table; UserError where a column is missing or a number is none."""
+    for column in columns:
+        if column not in table:
+            raise UserError(f"{path} has no column {column}; run `dvc repro`")
+        numeric = column in TEXT or pd.api.types.is_numeric_dtype(table[column])
+        if not numeric or (column in NEEDED and table[column].isna().any()):
+            raise UserError(f"{path} holds what is no number in column {column}; run `dvc repro`")
     return table
 
 
