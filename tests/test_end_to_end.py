@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 from workspace import ROOT, TINY, copy_pipeline, run
 
+from advprune.core.errors import UserError
+from advprune.core.params import load
 from advprune.models.checkpoint import load_model
+from advprune.report.read import read_run
 
 KEYS = {
     *("n", "clean_accuracy", "robust_accuracy", "robust_low", "robust_high", "median_distance"),
@@ -97,6 +100,38 @@ def test_every_study_is_recorded(pipeline: tuple[Path, str]) -> None:
     runs = flips.groupby(["variant", "seed"], sort=False)
     assert list(runs.groups) == [(v, s) for v in ("untargeted", "margin", "random") for s in (0, 1)]
     assert (runs.flip.first() == 0).all() and runs.accuracy.first().nunique() == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "column"),
+    [
+        ("records/digits/transfer.parquet", "target"),
+        ("records/digits/sweep/records.parquet", "value"),
+        ("records/digits/seeds/records.parquet", "adv_pred"),
+        ("records/digits/flips/records.parquet", "accuracy"),
+        ("runs/digits/E-standard/layers.parquet", "depth"),
+        ("runs/digits/E-standard/model.json", "bits"),
+    ],
+)
+def test_a_damaged_record_is_named(
+    pipeline: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, file: str, column: str
+) -> None:
+    monkeypatch.chdir(pipeline[0])
+    path, whole = Path(file), Path(file).read_bytes()
+    try:
+        if path.suffix == ".json":
+            kept = {key: value for key, value in json.loads(whole).items() if key != column}
+            path.unlink()  # DVC may have made it a link, or read-only
+            path.write_text(json.dumps(kept))
+        else:
+            table = pd.read_parquet(path).drop(columns=column)
+            path.unlink()
+            table.to_parquet(path)
+        with pytest.raises(UserError, match=f"{path}.*{column}.*dvc repro"):
+            read_run(load())
+    finally:
+        path.unlink()
+        path.write_bytes(whole)
 
 
 def test_the_matrix_of_transfer_is_whole(pipeline: tuple[Path, str]) -> None:
