@@ -1,6 +1,6 @@
 """Comparisons as the report shows them: with the margin of the settings, in the same columns."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from math import isfinite
 from typing import Any, TypeVar
@@ -68,8 +68,6 @@ def against_dense(run: Run) -> dict[Model, Against]:
             controls = {m.name: run.robust(m) for m in others}
             accurate, away = partial(compared, run, own), partial(farther, own)
             far = away(run.robust(dense))
-            # The search follows noisy gradients of random models: they are never called farther.
-            far = replace(far, void="not compared: random") if one.kind == "randomized" else far
             clean[one] = compared(run, own, run.robust(dense), "clean")
             robust[one] = with_control(accurate(run.robust(dense)), own, controls, accurate)
             distance[one] = with_control(far, own, controls, away)

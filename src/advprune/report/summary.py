@@ -31,8 +31,8 @@ def effect(run: Run) -> str:
         "The distance to a misclassification is significantly larger than the dense network's for "
         f"{_named(run, farther)}{f' (by at most {levels(most)}/255)' if farther else ''}, smaller "
         f"for {_named(run, nearer)}, not significantly different for {len(same)} of {len(tests)} "
-        f"and not compared for {len(tests) - len(farther) - len(nearer) - len(same)} (random, or "
-        "less accurate when clean). Wilcoxon's test, Holm's correction."
+        f"and not compared for {len(tests) - len(farther) - len(nearer) - len(same)} (less "
+        "accurate when clean). Wilcoxon's test, Holm's correction."
     )
 
 
