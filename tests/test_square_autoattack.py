@@ -206,8 +206,8 @@ class Counting(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         Counting.seen.append(len(x))
-        first = x[:, 0, 0, 0]
-        return torch.stack([first, 0.9 - first], dim=1)
+        first = 10 * x[:, 0, 0, 0]
+        return torch.stack([first, 9 - first], dim=1)
 
 
 def test_square_counts_its_cost() -> None:

@@ -134,11 +134,12 @@ def recomputed(params: "Params") -> "Side":
 
 def unshown(profile: str, active: str, here: "Tree", there: "Tree") -> str:
     """Why the records of the active profile do not show how robust the models of a profile are."""
+    from advprune.core.params import FILE
     from advprune.core.settings import yaml_of
 
     if profile == active:
-        before = git("show", f"{there.commit}:./params.yaml") if there.paths else "{}"
-        known = yaml_of(before, there.where + "params.yaml")
+        before = git("show", f"{there.commit}:./{FILE}") if there.paths else "{}"
+        known = yaml_of(before, there.where + FILE)
         other = isinstance(known, Mapping) and known.get("profile", active) != active
         return "It was not the active profile, which is then not measured" if other else ""
     place = RESULTS_OF.format(profile)

@@ -113,8 +113,8 @@ def prune(
     given = replace(given, seed=seed, generator=generator)
     images = None if data is None else given.images
     try:
-        if images is not None:
-            check_images("training data", images, given.labels)
+        if data is not None:
+            check_images("training data", given.images, given.labels)
         with undisturbed():
             mine = compressible("model", model, images)
             before = inserted(mine)
