@@ -23,16 +23,17 @@ def effect(run: Run) -> str:
     if not tests:
         return "No compressed model is part of this run."
     farther, nearer, same = (
-        [model for model, test in tests.items() if test.outcome == outcome]
+        [model for model, test in tests.items() if test.outcome.partition(" (")[0] == outcome]
         for outcome in ("higher", "lower", "not significant")
     )
     most = max((tests[model].difference for model in farther), default=0.0)
+    rest = len(tests) - len(farther) - len(nearer) - len(same)
+    void = f" and not compared for {rest} (less accurate when clean)" if rest else ""
     return (
         "The distance to a misclassification is significantly larger than the dense network's for "
         f"{_named(run, farther)}{f' (by at most {levels(most)}/255)' if farther else ''}, smaller "
-        f"for {_named(run, nearer)}, not significantly different for {len(same)} of {len(tests)} "
-        f"and not compared for {len(tests) - len(farther) - len(nearer) - len(same)} (less "
-        "accurate when clean). Wilcoxon's test, Holm's correction."
+        f"for {_named(run, nearer)}{',' if rest else ' and'} not significantly different for "
+        f"{len(same)} of {len(tests)}{void}. Wilcoxon's test, Holm's correction."
     )
 
 
