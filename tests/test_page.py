@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,18 +31,31 @@ def firm(name: str, **more: Any) -> Model:
 def test_the_answer_comes_first_and_counts_what_differs() -> None:
     begin = "The distance to a misclassification is significantly larger than the dense network's "
     none, floor = summary(run_of())[:2]
-    assert none.startswith(f"{begin}for no model, smaller for no model, not significantly")
-    assert "different for 2 of 2 and not compared for 0 (" in none
+    assert none.startswith(f"{begin}for no model, smaller for no model and not significantly")
+    assert "different for 2 of 2. Wilcoxon" in none
     assert "higher than the dense network's for no model and lower for no model" in floor
     two = run_of(firm("A"), model("B"))
     assert effect(two).startswith(f"{begin}for A-standard (by at most ")
     assert "higher than the dense network's for A-standard and" in accuracy(two)
     worse = run_of(firm("dense"), model("A"), firm("B"))
-    assert "smaller for A-standard, " in effect(worse) and "lower for A-standard" in accuracy(worse)
+    assert "smaller for A-standard and " in effect(worse)
+    assert "lower for A-standard" in accuracy(worse)
     fallen = run_of(*(model(name, (0, 0, 0), carried=0) for name in ("dense", "A", "B")))
     assert "for 2 of 2 both have 0 %" in accuracy(fallen)
     rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
     assert "for A-standard (broken) and" in accuracy(run_of(rising))
+
+
+def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(firm("dense"), model("A"), model("B"))
+    outcomes = {"A-standard": "higher (control: B-standard)", "B-standard": "lower clean accuracy"}
+    tests = {
+        run.model(name): SimpleNamespace(distance=SimpleNamespace(outcome=said, difference=1 / 255))
+        for name, said in outcomes.items()
+    }
+    monkeypatch.setattr("advprune.report.summary.against_dense", lambda run: tests)
+    assert "larger than the dense network's for A-standard (by at most 1/255), " in effect(run)
+    assert "of 2 and not compared for 1 (less accurate when clean). Wil" in effect(run)
 
 
 def test_every_dense_network_is_named_with_its_accuracies() -> None:
