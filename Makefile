@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := PATH="$$PWD/.venv/bin:$$PATH" python
 
-# Sums over more threads round otherwise: with a number that is given, that of cores changes no byte.
+# Another number of threads rounds sums differently. A fixed number makes results independent of the
+# number of cores.
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
 
 .PHONY: repro test fuzz bench lint setup lock
