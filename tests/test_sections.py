@@ -19,7 +19,7 @@ from advprune.report.section import sections
 from advprune.report.sections import costs, distances, growth, layers, transfer
 
 EMPTY = {"transfer", "distances", "curves", "masks", "protocol", "seeds", "bitflips", "growth"}
-EMPTY |= {"layers", "calibration", "costs"}  # without records, they say nothing
+EMPTY |= {"layers", "calibration", "costs", "corruptions"}  # without records, they say nothing
 
 
 def mcnemar(one: int, other: int) -> float:
