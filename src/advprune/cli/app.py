@@ -11,6 +11,7 @@ from advprune.cli.gate import gate
 from advprune.cli.leaderboard import leaderboard
 from advprune.cli.prune import prune
 from advprune.cli.report import report
+from advprune.cli.time import time
 from advprune.core.ending import ended
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (audit, evaluate, prune, export, report, leaderboard, gate):
+for command in (audit, evaluate, prune, export, report, leaderboard, time, gate):
     app.command()(command)
 
 
