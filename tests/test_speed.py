@@ -11,8 +11,10 @@ import torch
 from handmade import N, model, run_of, settings
 from test_cli import Run, folder, here, run  # noqa: F401 (fixtures)
 from torch import nn
+from workspace import change
 
 from advprune.evaluate import timing
+from advprune.models.card import write_card
 from advprune.report.section import sections
 from advprune.report.sections.speed import TIMINGS
 from advprune.report.write import settings_of
@@ -91,5 +93,8 @@ def test_evaluate_adds_corruptions_and_times(here: Path, run: Run, tmp_path: Pat
 
 
 def test_time_measures_a_run_for_its_report(here: Path, run: Run) -> None:  # noqa: F811
-    status, _, err = run("time")
-    assert status == 2 and "does not exist" in err  # models that were not made yet
+    change(Path(), {"models": {}, "recipes": {"standard": {"method": "standard"}}})
+    write_card(here, image_shape=(1, 8, 8))
+    status, out, err = run("time", "--batch", 8)
+    assert status == 0 and out.splitlines()[-1] == "timings/digits.csv", err
+    assert pd.read_csv("timings/digits.csv").batch.tolist() == [1, 8]
