@@ -1,6 +1,7 @@
-"""The repository as a command sees it: settings, paths, images, networks."""
+"""What a command works in: settings, images, networks; of a repository, or of none."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from advprune.data import Split
 
 UNKNOWN = Network()
+COLOUR = 3  # channels
 
 
 class Repository:
@@ -56,7 +58,7 @@ class Repository:
         return prepare(self.profile.data, self.params.seed)
 
     def network(self, path: Path, known: Network = UNKNOWN) -> "nn.Module":
-        """The network in a checkpoint that passes the audit, ready for the profile's images.
+        """The network in a checkpoint that passes the audit, ready for these images.
 
         Checkpoints of this library describe themselves. Of others the architecture is the one that
         is `known` or inferred, or the profile's if that is not one of this library's; images are
@@ -85,14 +87,12 @@ class Repository:
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
         if spec is None or known.normalize is not None:
             chosen = own.normalize if known.normalize is None else known.normalize
-            ours = spec_for(own.model_copy(update={"normalize": chosen}), self.split("train"))
+            of = self.split("train") if chosen else images
+            ours = spec_for(own.model_copy(update={"normalize": chosen}), of)
             spec = found.spec.model_copy(update={"mean": ours.mean, "std": ours.std})
         for what, needs in fits.items():
             if (has := getattr(spec, what)) != needs:
-                raise UserError(
-                    f"{path} is a network of {has} {what}, but profile {self.params.profile} has "
-                    f"{needs}; choose another with --profile"
-                )
+                raise UserError(f"{path} is a network of {has} {what}, but {self.has(needs)}")
         model = build(spec, factory)
         wanted = stored(model)
         names = naming(spec, tensors, wanted)
@@ -100,7 +100,47 @@ class Repository:
         check_answers(model, images.shape)
         return model
 
+    def has(self, count: int) -> str:
+        """What has so many channels or classes, and what to do where a network has others."""
+        return f"profile {self.params.profile} has {count}; choose another with --profile"
+
     def factory(self, given: Mapping[str, Any]) -> str | None:
         """The function that may be called to make a network: the one given, or the profile's."""
         name = given.get("architecture", self.profile.model.factory)
         return name if name and is_factory(name) else None
+
+
+class Pictures(Repository):
+    """No repository: pictures of one's own, under the settings that come with the package."""
+
+    def __init__(
+        self,
+        known: Network,
+        *,
+        data: Path,
+        eps: float = 8 / 255,
+        norm: str = "Linf",
+        images: int = 500,
+        names: Path | None = None,
+    ) -> None:
+        """Read the pictures; UserError where they or the settings cannot be used."""
+        from advprune.data.given import read_given, read_names
+        from advprune.defaults import defaults
+
+        test = read_given(data, images, classes=read_names(names) if names else ())
+        if known.channels == COLOUR and test.images.shape[1] == 1:
+            test = replace(test, images=test.images.repeat(1, COLOUR, 1, 1))
+        self.test = test
+        self.params = defaults(eps, norm, test.shape)
+
+    def has(self, count: int) -> str:
+        advice = "--names FILE names its classes, --channels 3 shows it grey pictures in colour"
+        return f"the pictures have {count}; {advice}"
+
+    def split(self, name: str) -> "Split":
+        if name != "test":
+            raise UserError(
+                "images are normalized by training images, and there are none; give the network's "
+                "mean and standard deviation"
+            )
+        return self.test

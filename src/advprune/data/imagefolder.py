@@ -92,7 +92,7 @@ def _pictures(place: Path, size: int | None) -> Pictures:
                 if read and picture:
                     if parts in pictures:
                         raise UserError(f"{place}: holds {name!r} twice")
-                    pictures[parts[0], parts[1], parts[2]] = _decode(place, name, read(), size)
+                    pictures[parts[0], parts[1], parts[2]] = decode(place, name, read(), size)
     except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         what = "cannot be read" if place.is_dir() else "is no tar archive, cut short or corrupt"
         raise UserError(f"{place} {what}: {first_line(error)}") from error
@@ -104,7 +104,7 @@ def _pictures(place: Path, size: int | None) -> Pictures:
     filled = {key[:depth] for key in pictures for depth in (1, 2)}
     if ("train",) not in folders:
         raise UserError(f"{place}: has no folder train/ with one folder of PNG or JPEG per class")
-    _check_names(place, folders)
+    check_names(place, folders)
     for folder in sorted(folders - filled, key=lambda folder: (-len(folder), folder)):
         raise UserError(f"{place}: folder {'/'.join(folder)!r} holds no PNG or JPEG pictures")
     for split, kind, _ in sorted(pictures):
@@ -113,7 +113,7 @@ def _pictures(place: Path, size: int | None) -> Pictures:
     return dict(sorted(pictures.items()))
 
 
-def _check_names(place: Path, folders: Folders) -> None:
+def check_names(place: Path, folders: Folders) -> None:
     """UserError where names of classes are no text, or the same but for case or Unicode form."""
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     for folder in sorted(folders):
@@ -128,10 +128,16 @@ def _check_names(place: Path, folders: Folders) -> None:
             )
 
 
+def is_other(name: str) -> bool:
+    """Whether a file is a picture by its name, of a format that is not read."""
+    suffix = PurePosixPath(name.lower()).suffix
+    known = suffix in Image.registered_extensions() or suffix in OTHERS.split()
+    return known and suffix not in SUFFIXES
+
+
 def _other(name: str, read: Callable[[], bytes]) -> bool:
     """Whether a file is a picture by a name that is not read, or by its first bytes."""
-    suffix = PurePosixPath(name.lower()).suffix
-    if suffix in Image.registered_extensions() or suffix in OTHERS.split():
+    if is_other(name):
         return True
     contents = read()
     bitmap = contents[:2] == b"BM" and contents[2:6] == len(contents).to_bytes(4, "little")
@@ -201,7 +207,7 @@ def _from_tar(place: Path) -> Generator[Item, None, None]:
             raise tarfile.ReadError("a member's header is damaged or the end is missing")
 
 
-def _decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArray[np.uint8]:
+def decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArray[np.uint8]:
     """Return uint8 [1 or 3, H, W], resized to `size` x `size` pixels if that is given."""
     try:
         with warnings.catch_warnings():
