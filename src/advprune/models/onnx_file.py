@@ -1,7 +1,7 @@
 """The answers of an ONNX file, by onnxruntime on the CPU: the network as it is deployed."""
 
-from collections.abc import Callable
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ TYPES = {
     "tensor(float16)": torch.float16,
     "tensor(uint8)": torch.uint8,
 }
-INTEGERS = ("int8", "uint8", "int4", "uint4", "int16", "uint16")
+BITS = {"INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "BFLOAT16": 16}
 
 
 def package(name: str) -> Any:
@@ -93,9 +93,17 @@ def _said(error: Exception) -> str:
 
 
 def weight_facts(path: Path) -> dict[str, Any]:
-    """What the card says of a file's weights, that is its stored arrays of two or more dimensions
-    and those of one: how many numbers, how many are not zero, and in how many bits the weights are.
-    """
-    onnx = package("onnx")
-    numpy_helper = import_module("onnx.numpy_helper")
-    held = onnx.load(str(path)).graph.initializer
+    """What the card says of a file's weights, that is of its stored arrays of two dimensions or
+    more: how many, how many are not zero, and the fewest bits that one of them is stored in."""
+    onnx, arrays = package("onnx"), import_module("onnx.numpy_helper")
+    held = [one for one in onnx.load(str(path)).graph.initializer if len(one.dims) > 1]
+    bits = [BITS.get(onnx.TensorProto.DataType.Name(one.data_type), 32) for one in held]
+    counts = [prod(one.dims) for one in held]
+    nonzero = sum(int((arrays.to_array(one) != 0).sum()) for one in held)
+    return {
+        "parameters": sum(counts),
+        "nonzero": nonzero,
+        "sparsity": round(1 - nonzero / max(sum(counts), 1), 4),
+        "bits": min(bits, default=32),
+        "stored_bits": sum(count * width for count, width in zip(counts, bits, strict=True)),
+    }

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.core.errors import InputError, first_line
-from advprune.models.border import MANY, admitted, check_images, refuse
+from advprune.models.border import MANY, refuse
 from advprune.models.stochastic import is_randomized
 
 Answer = Callable[[torch.Tensor], Any]
@@ -45,16 +45,26 @@ class Target(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Target":
         """With the same function: a runtime's session cannot be copied."""
-        source = copy.deepcopy(self.source, memo)
+        return self.following(copy.deepcopy(self.source, memo))
+
+    def following(self, source: nn.Module | None) -> "Target":
+        """The same with a network whose gradients are followed; its answers should be the target's.
+
+        InputError where it draws at random.
+        """
+        refuse("target", {"the network beside it draws at random": source is not None and is_randomized(source)})
         kinds = {"labels": self.labels, "shares": self.shares}
         return Target(self.answer, self.classes, source, **kinds)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         said = asked(self.answer, x)
+        shape = (len(x),) if self.labels else (len(x), self.classes)
+        fault = f"it answers {list(said.shape)} to {len(x)} images, and {list(shape)} before"
+        refuse("target", {fault: said.shape != shape})
         if self.labels:
             inside = bool(((said >= 0) & (said < self.classes)).all())
             refuse("target", {f"it answers a label that is none of {self.classes}": not inside})
-            said = F.one_hot(said.flatten().long(), self.classes)
+            said = F.one_hot(said.long(), self.classes)
         said = said.to(x)
         return said.clamp_min(LEAST).log() if self.shares else said
 
@@ -71,39 +81,25 @@ def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
         raise InputError(f"target: it fails on images {list(images.shape)}: {said}") from error
 
 
-def target_of(
-    answer: Answer, images: torch.Tensor, source: nn.Module | None = None, classes: int = 0
-) -> Target:
+def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:
     """The target of a function from images `[N, C, H, W]` in [0, 1], float32, to scores
     `[N, classes]` or labels `[N]`: tensors, arrays or lists.
 
-    images: some that it is tried on. source: a network with gradients, whose answers should be the
-    target's. classes: how many there are, where only labels are answered; else those of `source`.
+    images: some that it is tried on. classes: at least so many, where labels alone are answered.
     InputError for other answers, and where they change from call to call.
     """
-    check_images("target", images)
-    few = images[:MANY]
+    few = images[:MANY].cpu()
     said = asked(answer, few)
-    if said.shape == (len(few), 1) and not said.is_floating_point():
-        said = said.flatten()
     labels = said.ndim == 1
-    shape = f"it answers {list(said.shape)} to {len(few)} images; give [N, classes] or labels [N]"
+    fault = f"it answers {list(said.shape)} to {len(few)} images; give [N, classes] or labels [N]"
     fits = said.ndim in (1, 2) and len(said) == len(few) and (labels or said.shape[1] > 1)
-    refuse("target", {shape: not fits})
+    refuse("target", {fault: not fits})
     refuse("target", {"it answers NaN or infinite scores": not bool(said.isfinite().all())})
-    whole = not labels or bool((said == said.floor()).all() and (said >= 0).all())
-    refuse("target", {"it answers numbers that are no labels; give whole ones from 0": not whole})
-    again = bool((asked(answer, few).view(said.shape) == said).all())
+    whole = not labels or bool(((said == said.floor()) & (said >= 0)).all())
+    refuse("target", {"it answers one number an image, and no whole one; give labels": not whole})
+    again = torch.equal(asked(answer, few), said)
     refuse("target", {"it answers the same images differently from call to call": not again})
-    if source is not None:
-        source = admitted("target: its network", source, images)
-        refuse("target", {"its network draws at random": is_randomized(source)})
-        with torch.no_grad():
-            known = source(few[:1].to(next(source.parameters()).device)).shape[1]
-        classes = classes or known
-    classes = said.shape[1] if not labels else max(classes, int(said.max()) + 1)
-    both = source is None or known == classes
-    refuse("target", {f"it has {classes} classes, and its network {known}" if source else "": not both})
-    floating = said.is_floating_point() and not labels
-    shares = floating and bool(((said >= 0) & (said <= 1)).all())
-    return Target(answer, classes, source, labels=labels, shares=shares)
+    if labels:
+        return Target(answer, max(classes, int(said.max()) + 1), labels=True)
+    inside = said.is_floating_point() and bool(((said >= 0) & (said <= 1)).all())
+    return Target(answer, said.shape[1], shares=inside)
