@@ -145,9 +145,10 @@ def benchmark(
     """Attack a network by the suite for its kind, curves and probes, as `advprune evaluate` does.
 
     model: images `[N, C, H, W]` in [0, 1] to logits `[N, K]`; normalization belongs inside. It
-    stays on its device and as it is. Or any function from such images to scores or labels `[N]`,
-    such as a deployed file behind its runtime (docs/deployed.md). images: uint8, or floats in [0, 1], which are rounded to 8
-    bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03 or "8/255". norm: Linf or L2.
+    stays on its device and as it is. Or any function of such images that gives scores or labels
+    `[N]`, such as a deployed file in its runtime (docs/deployed.md). images: uint8, or floats in
+    [0, 1], which are rounded to 8 bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03
+    or "8/255". norm: Linf or L2.
     dense: the network that `model` was compressed from; adds transfer and paired comparisons.
     twin: of a function, a network with the same answers and with gradients, which are followed in
     its place; by default `dense`.

@@ -47,7 +47,7 @@ class HopSkipJumpSettings(Attack):
         return self.queries
 
 
-@method("hopskipjump", HopSkipJumpSettings, differentiates=False)
+@method("hopskipjump", HopSkipJumpSettings, False)
 def _hopskipjump(
     model: nn.Module,
     images: torch.Tensor,
@@ -95,13 +95,15 @@ def _search(
     already = walk.wrong(every, clean)
     distances[already] = 0.0
     rows, border = walk.begin(every[~already], queries)  # on the far side of the border
-    move, turn = torch.zeros_like(clean), 0
+    move, turn, told = torch.zeros_like(clean), 0, 0
     while len(rows):
         border[rows] = walk.towards_clean(rows, border[rows])
         size = _size(border[rows] - clean[rows], at.options.norm)
         closer = size < distances[rows]
         found[rows[closer]], distances[rows[closer]] = border[rows[closer]], size[closer]
-        turn += 1
+        turn, asked = turn + 1, int(walk.spent.sum())
+        at.options.progress(asked - told)
+        told = asked
         count = int(FIRST * turn**0.5)
         enough = walk.spent[rows] + count + HALVINGS + walk.halvings <= queries
         rows, size = rows[enough], size[enough]
@@ -116,7 +118,7 @@ def _search(
             left, step = left[~fools], step[~fools] / 2
             if not len(left):
                 break
-    at.options.progress(queries * len(clean))
+    at.options.progress(queries * len(clean) - told)
     return found, distances
 
 

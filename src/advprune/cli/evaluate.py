@@ -256,7 +256,8 @@ def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
 
     yield row("clean", clean_accuracy(model.attack(run.main)), "", "")
     for name in run.attack_names(model):
-        if len(records := model.attack(name)):
+        records = model.attack(name)
+        if len(records) and (records.steps > 0).all():  # else a random point
             yield row(name, remnant_accuracy(records), *costs(records))
     if len(run.models) > 1:
         transferred = remnant_accuracy(model.transferred(run.main))

@@ -99,9 +99,10 @@ class SuiteSettings(Settings):
     table: those of the published table; every model and every setting of a sweep gets them, and the
     dense network's images are tried on its compressed models. transfer: every model gets them;
     the main one's images are tried on all other models, the others' where they were crafted on a
-    dense network or an attacker's own. clamped: models with clamped or rounded feature maps. labels:
-    targets (models/target.py) that answer classes alone. blackbox: targets without a network whose
-    gradients could be followed; of table and transfer they get a random point of the main attack.
+    dense network or an attacker's own. clamped: models with clamped or rounded feature maps.
+    labels: targets (models/target.py) that answer classes alone. blackbox: targets without a
+    network whose gradients could be followed; of table and transfer they get a random point of the
+    main attack.
     """
 
     table: list[Name] = Field(min_length=1)

@@ -259,8 +259,8 @@ def twin(evidence: Evidence) -> Iterator[Check]:
     """A quantized model's differentiable twin gives its answers; a target's source likewise."""
     agreement = evidence.twin_agreement
     if agreement is not None:
-        good = "the attack's gradients are the quantized model's"
-        bad = "the differentiable twin is not the quantized model"
+        good = "attacks follow the gradients of a network with the same answers"
+        bad = "attacks follow the gradients of a network with other answers"
         yield _either(agreement >= AGREEMENT, "twin", f"{100 * agreement:.2f} %", good, bad)
 
 

@@ -6,7 +6,11 @@ int32 biases behind DequantizeLinear, as ONNX runtimes read them: the same integ
 """
 
 import copy
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +19,61 @@ from torch import nn
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import atomic
+from advprune.models.binary import is_binary
+from advprune.models.onnx_file import package
 from advprune.models.quantized import QuantizedLayer
+from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
 
 OPSET = 17
 MOST = 255  # of an 8-bit input; narrower ones are cut before they are rounded
+USUAL = 32  # height and width of the image that a network for images of any size is traced on
 
 
-def export_onnx(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> None:
-    """Write `model` to `path`, for batches of any size of images of `shape`, float32 in [0, 1].
+def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = None) -> None:
+    """Write a model to `path`, for batches of any size of float32 images in [0, 1].
 
-    Its input is called `images`, its output `scores`. UserError where the package onnx is missing,
-    where the model draws at random, and where torch cannot write one of its operations.
+    size: height and width of an image; None: any, which networks of this library bear. The input is
+    called `images`, the output `scores`. UserError where the package onnx is missing, and where
+    the model draws at random, is binary, or does what torch cannot write as ONNX.
     """
+    package("onnx")
+    spec, axes = spec_of(model), {0: "n"} if size else {0: "n", 2: "height", 3: "width"}
     if is_randomized(model):
         raise UserError("the network draws at random, which an ONNX file cannot repeat")
+    if is_binary(model):
+        raise UserError("the network is binary, for which ONNX has no layers")
+    if spec.outside and size is None:
+        raise UserError(f"{spec.architecture}: give the size of its images, such as --size 224")
     copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
     for name, layer in list(copied.named_modules()):
         if isinstance(layer, QuantizedLayer):
             copied.set_submodule(name, _Layer(layer))
-    axes = {name: {0: "n"} for name in ("images", "scores")}
-    with warnings.catch_warnings(), atomic(path) as temporary:
+    image = torch.zeros(2, spec.channels, *(size or (USUAL, USUAL)))
+    known: dict[str, Any] = {"input_names": ["images"], "output_names": ["scores"]}
+    known |= {"dynamic_axes": {"images": axes, "scores": {0: "n"}}, "opset_version": OPSET}
+    with warnings.catch_warnings(), atomic(path) as temporary, _unprinted():
         warnings.simplefilter("ignore")  # on torch's newer exporter, which needs more packages
         try:
-            torch.onnx.export(
-                copied,
-                (torch.rand(2, *shape),),
-                str(temporary),
-                input_names=["images"],
-                output_names=["scores"],
-                dynamic_axes=axes,
-                opset_version=OPSET,
-                dynamo=False,
-            )
-        except Exception as error:  # of operations that have no counterpart, and of missing packages
-            raise UserError(f"the network cannot be written as ONNX: {first_line(error)}") from error
+            torch.onnx.export(copied, (image,), str(temporary), dynamo=False, **known)
+        except Exception as error:  # of operations that have no counterpart
+            raise UserError(
+                f"the network cannot be written as ONNX: {first_line(error)}"
+            ) from error
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Without what is printed below Python: where torch fails it prints the whole graph."""
+    sys.stdout.flush()
+    before = os.dup(1)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
 
 
 class _Quantize(torch.autograd.Function):

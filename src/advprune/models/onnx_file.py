@@ -23,7 +23,9 @@ def package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"ONNX files need the package {name}; pip install 'advprune[onnx]'") from error
+        raise UserError(
+            f"ONNX files need the package {name}; pip install 'advprune[onnx]'"
+        ) from error
 
 
 class OnnxFile:
@@ -62,7 +64,7 @@ class OnnxFile:
         first = takes(*shape)
         self.channels_last = not first and takes(height, width, channels)
         if not (first or self.channels_last):
-            raise UserError(f"{path} takes {given}, and images are [N, C, H, W] = [N, {channels}, {height}, {width}]")
+            raise UserError(f"{path} takes {given}; channels, height, width are {list(shape)}")
         self.batch = given[0] if isinstance(given[0], int) else 0
         outputs = self.session.get_outputs()
         scores = [one for one in outputs if len(one.shape or ()) == 2 and "float" in one.type]
@@ -82,7 +84,9 @@ class OnnxFile:
             try:
                 (said,) = self.session.run([self.output], {self.name: filled.numpy()})
             except Exception as error:  # of many kinds
-                raise UserError(f"the file fails on images {list(part.shape)}: {_said(error)}") from error
+                raise UserError(
+                    f"the file fails on images {list(part.shape)}: {_said(error)}"
+                ) from error
             answers.append(torch.as_tensor(said)[: len(part)])
         return torch.cat(answers)
 

@@ -52,7 +52,10 @@ class Target(nn.Module):
 
         InputError where it draws at random.
         """
-        refuse("target", {"the network beside it draws at random": source is not None and is_randomized(source)})
+        refuse(
+            "target",
+            {"the network beside it draws at random": source is not None and is_randomized(source)},
+        )
         kinds = {"labels": self.labels, "shares": self.shares}
         return Target(self.answer, self.classes, source, **kinds)
 
