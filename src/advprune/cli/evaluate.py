@@ -231,8 +231,9 @@ def _print(found: "Benchmark", checkpoint: Path) -> None:
 
     run, metrics, verdict = found.run, found.metrics, found.verdict
     main = run.main_attack
+    eps = budget(main.eps) if main.norm == "Linf" else f"{main.eps:g}"
     print(f"{one_line(str(checkpoint))}: {metrics['n']} images of {one_line(run.source)}")
-    print(f"robust: the worst case over the suite within {main.norm} eps {budget(main.eps)}\n")
+    print(f"robust: the worst case over the suite within {main.norm} eps {eps}\n")
     rows = list(_rates(run, run.models[-1]))
     show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), rows)
     if len(run.models) > 1:

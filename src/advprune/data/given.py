@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from advprune.core.errors import UserError, first_line
-from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, check_names, decode, is_other
+from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, Fit, check_names, decode, is_other
 from advprune.data.sampling import interleaved
 from advprune.data.split import Split, read_split
 
@@ -17,16 +17,25 @@ HELD = "images (uint8 [N, C, H, W] or [N, H, W, C]) and labels (whole numbers [N
 
 
 def read_given(
-    place: Path, most: int | None = None, seed: int = 0, classes: Sequence[str] = ()
+    place: Path,
+    most: int | None = None,
+    seed: int = 0,
+    classes: Sequence[str] = (),
+    fit: Fit | None = None,
 ) -> Split:
     """Read the pictures at `place`: at most that many, drawn by seed, each class with its share.
 
     classes: names in the order of the network's outputs; by default those of a folder's sub-folders
     in alphabetical order, of a split its own, of a `.npz` file its numbers. Fewer pictures than
-    `most` come in the order in which they are stored. UserError on what cannot be used.
+    `most` come in the order in which they are stored. fit: resizes or cuts the pictures of a
+    folder. UserError on what cannot be used.
     """
     if place.is_dir():
-        return _from_folder(place, most, seed, classes)
+        names, files = _listed(place, classes)
+        labels = torch.tensor([label for label, _ in files])
+        drawn = _drawn(labels, most, seed)
+        images = _decoded([files[number][1] for number in drawn.tolist()], fit)
+        return Split(images, labels[drawn], names, f"{place.name}/")
     if place.suffix == ".npz":
         split = _from_npz(place, classes)
     elif place.suffix == ".safetensors":
@@ -60,7 +69,8 @@ def _drawn(labels: torch.Tensor, most: int | None, seed: int) -> torch.Tensor:
     return interleaved(labels, seed)[:most]
 
 
-def _from_folder(place: Path, most: int | None, seed: int, classes: Sequence[str]) -> Split:
+def _listed(place: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[int, Path]]]:
+    """The classes of a folder of pictures, and its files with their labels."""
     top = place / "test" if (place / "test").is_dir() else place
     if top == place and (place / "train").is_dir():
         raise UserError(f"{place} has train/ and no test/; give a folder of one sub-folder a class")
@@ -82,22 +92,26 @@ def _from_folder(place: Path, most: int | None, seed: int, classes: Sequence[str
         raise UserError(
             f"{place}: give a folder of at least two sub-folders, one a class, of PNG or JPEG"
         )
-    labels = torch.tensor([label for label, _ in files])
-    drawn = _drawn(labels, most, seed)
-    pictures = [_read(top, files[number][1]) for number in drawn.tolist()]
+    return names, files
+
+
+def _decoded(paths: list[Path], fit: Fit | None) -> torch.Tensor:
+    """Pictures as uint8 [N, C, H, W]."""
+    pictures = []
+    for path in paths:
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path} is no plain file of up to 256 MB")
+        pictures.append(decode(path.parent, path.name, path.read_bytes(), fit))
     sizes = sorted({picture.shape[1:] for picture in pictures})
     if len(sizes) > 1:
         (height, width), (tall, wide) = sizes[0], sizes[-1]
-        raise UserError(f"{top}: pictures are from {width}x{height} to {wide}x{tall} pixels")
+        raise UserError(
+            f"pictures are from {width}x{height} to {wide}x{tall} pixels, such as those of "
+            f"{paths[0].parent}; bring them to one size (--resize, --crop)"
+        )
     channels = max(len(picture) for picture in pictures)  # a grey one among RGB fills all three
     images = np.stack([np.broadcast_to(p, (channels, *p.shape[1:])) for p in pictures])
-    return Split(torch.from_numpy(images), labels[drawn], names, f"pictures of {place.name}")
-
-
-def _read(top: Path, path: Path) -> np.ndarray:
-    if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-        raise UserError(f"{path} is no plain file of up to 256 MB")
-    return decode(top, str(path.relative_to(top)), path.read_bytes(), None)
+    return torch.from_numpy(images)
 
 
 def _from_npz(place: Path, classes: Sequence[str]) -> Split:

@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -33,6 +34,7 @@ ALIKE = ("valid", "validation", "dev", "training", "testing")  # names that othe
 LARGEST_FILE = 1 << 28  # bytes of one picture: more than PIL accepts once decoded
 
 Pictures = dict[tuple[str, str, str], NDArray[np.uint8]]  # (split, class, file): [1 or 3, H, W]
+Fit = Callable[[Image.Image], Image.Image]  # from a picture of any size to a network's
 Folders = set[tuple[str, ...]]  # (split,) and (split, class)
 # Path parts below the image folder, and how to read the file; None for a folder.
 Item = tuple[tuple[str, ...], Callable[[], bytes] | None]
@@ -44,7 +46,8 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     Images are grey where all pictures are. UserError on a layout or a picture that cannot be used.
     """
     place = existing(root)
-    pictures = _pictures(place, size)
+    fit = None if size is None else partial(_square, size)
+    pictures = _pictures(place, fit)
     shapes = Counter(image.shape[1:] for image in pictures.values())
     (height, width), _ = shapes.most_common(1)[0]
     for key, image in pictures.items():
@@ -70,7 +73,11 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     return found
 
 
-def _pictures(place: Path, size: int | None) -> Pictures:
+def _square(size: int, picture: Image.Image) -> Image.Image:
+    return picture.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _pictures(place: Path, fit: Fit | None) -> Pictures:
     """Decode every picture, sorted by split, class and file name, and check the layout."""
     pictures: Pictures = {}
     folders: Folders = set()
@@ -92,7 +99,7 @@ def _pictures(place: Path, size: int | None) -> Pictures:
                 if read and picture:
                     if parts in pictures:
                         raise UserError(f"{place}: holds {name!r} twice")
-                    pictures[parts[0], parts[1], parts[2]] = decode(place, name, read(), size)
+                    pictures[parts[0], parts[1], parts[2]] = decode(place, name, read(), fit)
     except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         what = "cannot be read" if place.is_dir() else "is no tar archive, cut short or corrupt"
         raise UserError(f"{place} {what}: {first_line(error)}") from error
@@ -207,8 +214,8 @@ def _from_tar(place: Path) -> Generator[Item, None, None]:
             raise tarfile.ReadError("a member's header is damaged or the end is missing")
 
 
-def decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArray[np.uint8]:
-    """Return uint8 [1 or 3, H, W], resized to `size` x `size` pixels if that is given."""
+def decode(place: Path, name: str, contents: bytes, fit: Fit | None = None) -> NDArray[np.uint8]:
+    """Return uint8 [1 or 3, H, W], resized or cut by `fit` if that is given."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -231,7 +238,5 @@ def decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArray
         if isinstance(error, UnidentifiedImageError) and contents:
             why = "it is neither PNG nor JPEG"
         raise UserError(f"{place}: {name!r} is no image that can be used: {why}") from error
-    if size is not None:
-        converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(converted)
+    pixels = np.asarray(fit(converted) if fit else converted)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
