@@ -16,6 +16,7 @@ from test_cli import Run, folder, here, run  # noqa: F401 (fixtures)
 from torch import nn
 from workspace import ROOT, change
 
+from advprune.core.errors import UserError
 from advprune.core.settings import yaml_of
 from advprune.evaluate import timing
 from advprune.evaluate.corruptions import KINDS
@@ -43,7 +44,7 @@ class Slow(nn.Module):
 
 def test_latency_is_the_median_of_calls_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "CALLS", 6)
-    images, models = torch.rand(3, 1, 2, 2), {"fast": Slow(0.002), "slow": Slow(0.01)}
+    images, models = torch.rand(3, 1, 2, 2), {"fast": Slow(0.0), "slow": Slow(0.02)}
     given = {name: (one.eval(), CARD) for name, one in models.items()}
     found = timing.timings(given, images, 4).set_index(["model", "batch"])
     assert list(found.index) == [("fast", 1), ("slow", 1), ("fast", 4), ("slow", 4)]
@@ -81,6 +82,10 @@ def test_the_section_is_there_only_where_times_were_measured(tmp_path: Path) -> 
     assert "P, 2 threads: median and quartiles of 50 calls" in table.text
     assert first.chart and second.chart and len(second.chart.data) == 2
     assert second.chart.data.latency.tolist() == [0.064, 0.064]
+    for text in ("", "model,batch\nE-standard,1\n", "\0"):
+        (tmp_path / TIMINGS / "digits.csv").write_text(text)
+        with pytest.raises(UserError, match=r"digits.csv is damaged"):
+            section.parts(whole)
     assert not results(whole).columns.str.contains("latency").any()  # nor does a gate know it
 
 
