@@ -9,7 +9,7 @@ import pytest
 from handmade import EPS, N, first, model, records, run_of, settings
 from test_sections import check_charts, mcnemar
 
-from advprune.core.params import CARRIED
+from advprune.core.params import FROM_DENSE
 from advprune.evaluate.crossed import compare_means, mean
 from advprune.evaluate.faults import START, pairs_of
 from advprune.report.points import by_family, points
@@ -24,7 +24,9 @@ TUNED = {"finetune": {"epochs": 6}}
 def compressed(family: str, order: int, clean: int, white: int, there: int) -> pd.DataFrame:
     """A point of the study: how many images are right clean, white-box and from dense."""
     tables = [records("field", first(white), clean)]
-    tables += [records(CARRIED + attack, first(there), clean) for attack in ("field", "momentum")]
+    tables += [
+        records(FROM_DENSE + attack, first(there), clean) for attack in ("field", "momentum")
+    ]
     whole = pd.concat(tables, ignore_index=True)
     return whole.assign(family=family, order=order, prune_ratio=0.5, sparsity=0.5, value="")
 

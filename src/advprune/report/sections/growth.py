@@ -24,8 +24,8 @@ def growth(run: Run) -> Iterator[Part]:
         yield Part(
             f"Channels of {model.family}",
             f"{model.name}: a network several times as wide is trained with a gate on every "
-            "channel; the channels whose gates are open at the end are those of the grown network, "
-            "which is trained from scratch. Share: of the wide network's channels.",
+            "channel. The channels whose gates are open at the end make the grown network, which "
+            "is trained from scratch. Shares are of the wide network's channels.",
             channels(found),
             Chart(f"growth-{model.name}", "line", course(found), *axes),
             folded=True,

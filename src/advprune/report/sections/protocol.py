@@ -33,17 +33,14 @@ def protocol(run: Run) -> Iterator[Part]:
     if not found:
         return
     settings, n = run.profile.protocol, found[0].rows["index"].nunique()
-    text = (
-        f"FGSM with gradients and predictions averaged over {settings.draws} draws; the iterative "
-        f"attack ({counted(settings.iterative.steps, 'step')}, "
-        f"{counted(settings.iterative.draws, 'draw')} each) and the adaptive ones are scored by "
-        f"mean logits over {run.params.attack.score_draws} draws; n = {n} test images."
-    )
     yield Part(
         "Does SAP's published gain survive adaptive attacks?",
-        f"SAP at the fraction nearest to 1 against its dense network. {text} p: McNemar on the "
-        f"same images. {explained('the budgets of an attack')} Worst case: per image, over the "
-        "adaptive attacks of one budget.",
+        f"SAP (fraction nearest to 1) against its dense network, on the same {n} images (McNemar). "
+        f"FGSM takes gradients and predictions averaged over {settings.draws} draws; the iterative "
+        f"attack ({counted(settings.iterative.steps, 'step')} of "
+        f"{counted(settings.iterative.draws, 'draw')}) and the adaptive ones are scored by mean "
+        f"logits over {run.params.attack.score_draws} draws. Worst case: per image, over the "
+        f"adaptive attacks of one budget. {explained('the budgets of an attack')}",
         gains(run, found),
     )
     yield Part(
@@ -62,7 +59,7 @@ def protocol(run: Run) -> Iterator[Part]:
         axes, look = ("eps", "accuracy", "model", "attack"), ("family", "setting")
         marks = over_budgets(chosen)
         chart = Chart(name, "line", marks, *axes, interval=True, ordered=True, hover=look)
-        yield Part(title, text, chart=chart, folded=name == "controls")
+        yield Part(title, chart=chart, folded=name == "controls")
 
 
 def models_of(run: Run) -> list[ProtocolModel]:
