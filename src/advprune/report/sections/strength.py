@@ -20,8 +20,8 @@ def strength(run: Run) -> Iterator[Part]:
     if found.get("profile") == run.params.profile:
         yield Part(
             "Beside AutoAttack",
-            "Our suite with probes and curves, and official AutoAttack (standard), on one thread "
-            f"({MEASURED}). Images are rounded to 8 bits and scored on the model itself; passes "
-            "are forward and backward, per image.",
+            "Ours: suite, probes and curves; beside official AutoAttack (standard), on one thread "
+            f"({MEASURED}). Images are rounded to 8 bits and scored on the model itself. Passes: "
+            "forward and backward, per image.",
             pd.DataFrame(found["rows"]),
         )
