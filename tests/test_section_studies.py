@@ -185,8 +185,8 @@ def test_a_point_is_a_mean_over_seeds_and_images() -> None:
     assert (row.area_difference_low, row.area_difference_high) == found.interval_at(0.05 / 2)
     assert row.outcome == "lower" and row.area_difference_high < 0 < row.detectable
     difference, pair = compare_means(hits(10, 14, 18), hits(10, 11, 12)), pairs_in(run).iloc[0]
-    assert pair.robust_difference == pytest.approx(3 / N) == difference.difference
-    assert (pair.robust_difference_low, pair.robust_difference_high) == difference.interval
+    assert pair.difference == pytest.approx(3 / N) == difference.difference
+    assert (pair.difference_low, pair.difference_high) == difference.interval
     assert pair.detectable == difference.detectable
 
 

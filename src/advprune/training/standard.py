@@ -69,9 +69,8 @@ class Trainer:
     rate. Without validation images and of standard training, the last epoch's weights are kept.
 
     state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
-    nothing. after_epoch: called with the epoch, counted from 0. after_step: called with the model
-    after every step, which it may change in place. A derived class may say more: see
-    `before_epoch`, `measure`, `finished` and `groups`.
+    nothing. after_step: called with the model after every step, which it may change in place. A
+    derived class may say more: see `before_epoch`, `measure`, `finished` and `groups`.
     """
 
     model: nn.Module
@@ -81,7 +80,6 @@ class Trainer:
     recipe: RecipeSettings
     seed: int
     state_path: Path | None
-    after_epoch: Callable[[int], None] = lambda epoch: None
     after_step: Callable[[nn.Module], None] = lambda model: None
 
     def before_epoch(self, epoch: int) -> None:
@@ -133,10 +131,7 @@ class Trainer:
                 self.before_epoch(len(history))
                 history.append(self._epoch(run, advance) | self.measure())
                 self._judge(run)
-                if distributed.is_main():
-                    state = {name: part.state_dict() for name, part in run.parts.items()}
-                    save_state(self.state_path, state | {"history": history, "best": run.best})
-                self.after_epoch(len(history) - 1)
+                self._store(run)
         if run.best:
             self.model.load_state_dict(run.best)
         self.model.to(memory_format=torch.contiguous_format).eval()
@@ -228,3 +223,8 @@ class Trainer:
 
     def _robust_accuracy(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
         return round(accuracy(model, self.method.probe(model, x, y), y), 4)
+
+    def _store(self, run: _Run) -> None:
+        if distributed.is_main():
+            state = {name: part.state_dict() for name, part in run.parts.items()}
+            save_state(self.state_path, state | {"history": run.history, "best": run.best})

@@ -27,7 +27,7 @@ def claims(run: Run) -> Iterator[Part]:
         "Published claims",
         f"{counted(len(found), 'claim')}: {', '.join(counts)}. Each compares a model with its "
         f"control. {explained(f'all {tests} tested claims')} Where no difference is claimed, p is "
-        "that of an equivalence test. Counts: the smallest difference that would support the "
+        "that of an equivalence test. Threshold: the smallest difference that supports the "
         "claim, or the largest that is still equivalent. Refuted: the interval excludes the claim, "
         "in its regime and with the method's own criteria met. Sources: docs/published.md.",
         outcomes(run).drop(columns="id"),

@@ -131,7 +131,7 @@ def pair_table(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
             row |= {"sparsity": one.sparsity, "robust_accuracy": one.mean("robust").value}
             row |= {"robust_accuracy:control": other.mean("robust").value}
             row |= with_interval("clean_difference", clean.difference, *clean.interval)
-            rows.append(row | columns(test, "robust_difference"))
+            rows.append(row | columns(test))
     return pd.DataFrame(rows)
 
 
