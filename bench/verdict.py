@@ -88,7 +88,7 @@ class Trial:
         found = dict(iter(table.groupby(["source", "attack"])))
         evidence = Evidence(records, run.main, len(run.classes), found, run.robust(dense))
         budget = run.main_attack.norm, run.main_attack.eps
-        robust = union(records, found.values(), *budget, evidence.is_random)
+        robust = union(records, found.values(), *budget)
         row = self._told(records, verdict(evidence), robust)
         row["knowing"] = self._knowing(model, work)
         plain = self.honest(dense)

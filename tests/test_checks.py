@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from advprune.evaluate.evidence import follows_gradient
+from advprune.attacks.registry import follows_gradient
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import worst_case
 from advprune.evaluate.verdict import Evidence, Verdict, verdict

@@ -10,7 +10,6 @@ False Sense of Security (2018), section 3.1; Carlini et al., On Evaluating Adver
 their union, not by whether it is better alone.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -208,16 +207,15 @@ def transfer(evidence: Evidence) -> Iterator[Check]:
 
 def gradient_free(evidence: Evidence) -> Iterator[Check]:
     """Searches without gradients break nothing that the attacks do not; one at least is needed."""
+    from advprune.attacks.registry import broken_by_search  # needs torch
+
     name, searches = "gradient-free", evidence.searches
     if not searches:
         yield Check(name, DOUBT, "none", "no attack without gradients in the suite")
     for attack, records in searches.items():
         count = len(evidence.added(records))
-        if (records.method == "autoattack").all():  # its random search comes after others
-            left = json.loads(records.breakdown.iloc[0] or "{}")
-            before = dict(zip(list(left)[1:], left.values(), strict=False))
-            count = min(count, before["square"] - left["square"] if "square" in left else 0)
-        yield judged(count, len(records), name, attack)
+        most = broken_by_search(records.method.iloc[0], records.breakdown.iloc[0])
+        yield judged(count if most is None else min(count, most), len(records), name, attack)
 
 
 def stronger(evidence: Evidence) -> Iterator[Check]:

@@ -192,8 +192,7 @@ class Run:
     def robust(self, model: Model) -> pd.DataFrame:
         """Per image, what does most harm within the budget, and the distance (robust.union)."""
         budget = self.main_attack.norm, self.main_attack.eps
-        transfers = model.transfers.values()
-        return union(model.records, transfers, *budget, model.kind == "randomized")
+        return union(model.records, model.transfers.values(), *budget)
 
     def distances(self, model: Model) -> np.ndarray:
         """Smallest perturbation found that fools the model, by image `[n]`; infinite: none."""
