@@ -166,6 +166,17 @@ def test_what_square_finds_stays_a_contradiction_beside_autoattack() -> None:
     assert judged(white, auto.assign(breakdown=by_gradient))[0] == "reliable"
 
 
+def test_little_that_each_of_several_attacks_adds_counts_together() -> None:
+    """Three that break three other images of 300 each are tolerated one by one; nine images are not
+    chance, and more than the gradients of the suite found."""
+    main, kept = rows("main", 300, 300), np.arange(300)
+    few = [rows(f"s{i}", (kept < 3 * i) | (kept >= 3 * i + 3), 300, **SEARCH) for i in range(3)]
+    assert judged(main, *few[:1])[0] == "reliable"
+    assert judged(main, *few) == ("suspect", {"all together"})
+    transferred = {("a", "main"): few[0], ("b", "main"): few[1]}
+    assert judged(main, few[2], received=transferred) == ("suspect", {"all together"})
+
+
 def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:
     frozen = rows("probe_frozen", 4)
     white = rows("main", 30, draws=2)

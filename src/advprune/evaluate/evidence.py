@@ -34,7 +34,7 @@ class Evidence:
 
     records: all rows of one model: its suite, its curves, its probes. main: the name of the main
     attack. classes: how many there are. received: the model's rows on images that were crafted on
-    other networks, by (source, attack). parent: the dense network's rows under its worst case.
+    other networks, by (source, attack). parent: the dense network's rows under the main attack.
     twin_agreement: of a quantized model.
     """
 

@@ -27,6 +27,7 @@ from advprune.evaluate.evidence import (
     Evidence,
     accuracy,
     judged,
+    more_than_tolerated,
 )
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 
@@ -226,8 +227,18 @@ def stronger(evidence: Evidence) -> Iterator[Check]:
         yield judged(len(evidence.added(found)), n, name, "a stronger attack")
 
 
+def together(evidence: Evidence) -> Iterator[Check]:
+    """What is tolerated of each attack that adds a little is tolerated of all of them as well."""
+    own = evidence.records[evidence.records.attack != FROZEN].groupby("attack")
+    tables, n = [*dict(iter(own)).values(), *evidence.received.values()], len(evidence.white_box)
+    added = [evidence.added(table) for table in tables]
+    little = [images for images in added if more_than_tolerated(len(images), n) >= ALPHA]
+    yield judged(len(set().union(*little)), n, "all together", "all that adds a little", DOUBT)
+
+
 def randomness(evidence: Evidence) -> Iterator[Check]:
-    """For randomized models: averaged gradients, and a fall once the draws are fixed."""
+    """For randomized models: averaged gradients, and a fall once the draws are fixed, under the
+    main attack as that of the dense network."""
     frozen = evidence.of(FROZEN)
     if frozen is None:
         return
@@ -257,5 +268,5 @@ def twin(evidence: Evidence) -> Iterator[Check]:
 
 CHECKS: tuple[Callable[[Evidence], Iterator[Check]], ...] = (
     *(not_guessing, has_gradients, honest_gradients, more_steps, larger_budgets, iterations_help),
-    *(noise, transfer, gradient_free, stronger, randomness, twin),
+    *(noise, transfer, gradient_free, stronger, together, randomness, twin),
 )

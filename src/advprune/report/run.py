@@ -201,7 +201,7 @@ class Run:
     @cache  # noqa: B019
     def verdict(self, model: Model) -> Verdict:
         """Whether the model's robust accuracy can be believed."""
-        parent = None if model.is_dense else self.robust(self.dense_of(model))
+        parent = None if model.is_dense else self.dense_of(model).attack(self.main)
         known = model.transfers, parent, model.card["twin_agreement"]
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
