@@ -41,16 +41,14 @@ class Data:
 
     images: float32 `[N, C, H, W]` in [0, 1]. labels: int64 `[N]`. train: how the profile trains;
     fine-tuning and attacks on training images take their budget from it. state: where unfinished
-    fine-tuning is kept, to be resumed after a kill; None keeps nothing. probe: images that each
-    epoch of training is judged on, for its history alone. seed: the run's, which the dense network
-    was initialized with; generator: what a family draws from. `prune` sets both.
+    fine-tuning is kept, to be resumed after a kill; None keeps nothing. seed: the run's, which the
+    dense network was initialized with; generator: what a family draws from. `prune` sets both.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     train: TrainSettings = field(default_factory=TrainSettings)
     state: Path | None = None
-    probe: Pair | None = None
     seed: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)
 
