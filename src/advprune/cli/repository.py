@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from advprune.cli.options import Network
 from advprune.core.errors import UserError
 from advprune.core.networks import is_factory, is_library
+from advprune.core.settings import parse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,18 +61,22 @@ class Repository:
 
         Checkpoints of this library describe themselves. Of others the architecture is the one that
         is `known` or inferred, or the profile's if that is not one of this library's; images are
-        normalized as in the profile. `known.normalize` overrides both. Raises UserError if the
-        audit finds a fault, or if the network does not fit the images.
+        normalized as timm or torchvision trained the network, else as in the profile. What is
+        `known` overrides both. Raises UserError if the audit finds a fault, or if the network does
+        not fit the images.
         """
         from advprune.models.audit import audit
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
         from advprune.models.infer import naming
         from advprune.models.outside import check_answers
+        from advprune.models.preprocessing import preprocessing_of
+        from advprune.models.spec import ModelSpec
         from advprune.models.unmask import plain
         from advprune.training.base import spec_for
 
         tensors, metadata = read_weights(path)
-        spec, said, own = header_spec(metadata, str(path)), known.given(), self.profile.model
+        spec, own = header_spec(metadata, str(path)), self.profile.model
+        said = known.given(path if spec is None else None)
         images = self.split("test")
         fits = {"channels": images.images.shape[1], "classes": len(images.classes)}
         made = {"architecture": own.network} | said
@@ -83,10 +88,14 @@ class Repository:
         if found.spec is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
-        if spec is None or known.normalize is not None:
-            chosen = own.normalize if known.normalize is None else known.normalize
-            ours = spec_for(own.model_copy(update={"normalize": chosen}), self.split("train"))
-            spec = found.spec.model_copy(update={"mean": ours.mean, "std": ours.std})
+        trained, spec = spec is None, found.spec
+        how = preprocessing_of(spec.architecture, spec.options, path) if trained else None
+        seen = known.preprocessing(how, spec.channels)
+        if "mean" not in seen and (trained or known.normalize):
+            chosen = own.model_copy(update={"normalize": known.normalize or own.normalize})
+            ours = spec_for(chosen, self.split("train"))
+            seen |= {"mean": ours.mean, "std": ours.std}
+        spec = parse(ModelSpec, dict(spec) | seen, str(path))
         for what, needs in fits.items():
             if (has := getattr(spec, what)) != needs:
                 raise UserError(

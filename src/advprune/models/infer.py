@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from advprune.core.errors import UserError
+from advprune.core.networks import is_factory
 from advprune.models.checkpoint import build, canonical, is_stored
 from advprune.models.outside import Rename, renaming
 from advprune.models.spec import BLOCKS, ModelSpec
@@ -32,9 +33,17 @@ def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
     return {name: tensor for name, tensor in held.items() if is_stored(name)}
 
 
-def outside_spec(given: Mapping[str, Any]) -> ModelSpec:
+def outside_spec(given: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
     """The spec of a network that is none of this library's, from what is given of it: architecture,
-    classes, channels and options, if it has some. UserError where one is missing or wrong."""
+    classes, channels and options, if it has some. Of timm's and torchvision's networks, the first
+    convolution shows the channels and the last linear layer the classes. UserError where one is
+    missing or wrong."""
+    if not is_factory(given["architecture"]):
+        weights = [t for name, t in tensors.items() if name.endswith("weight")]
+        stems = [t.shape[1] for t in weights if t.ndim == 4][:1]
+        heads = [t.shape[0] for t in weights if t.ndim == 2][-1:]
+        shown = zip(("channels", "classes"), (stems, heads), strict=True)
+        given = {key: found[0] for key, found in shown if found} | dict(given)
     if missing := [key for key in ("classes", "channels") if key not in given]:
         raise UserError(
             f"the {missing[0]} of {given['architecture']} cannot be inferred; give --{missing[0]}"

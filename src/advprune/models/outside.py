@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError, first_line
+from advprune.core.networks import collection_of
 from advprune.models.border import admitted, unshared, weight_faults
 from advprune.models.draws import undisturbed
 from advprune.models.spec import ModelSpec, Normalize
@@ -97,7 +98,7 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
 
 def _maker(spec: ModelSpec) -> Make:
     """What makes the network anew: the user's function, or that of torchvision or timm."""
-    collection, _, name = spec.architecture.partition("/")
+    collection, name = collection_of(spec.architecture)
     sizes: dict[str, Any]
     if spec.factory is not None:
         module, _, name = spec.factory.partition(":")
@@ -119,17 +120,24 @@ def _maker(spec: ModelSpec) -> Make:
             )
         function, sizes = models.get_model, {"weights": None, "num_classes": spec.classes}
     else:
-        try:
-            timm = importlib.import_module("timm")
-        except ImportError as error:
-            raise UserError(
-                f"{spec.architecture} needs the package timm; pip install 'advprune[timm]', or timm"
-            ) from error
-        if name not in timm.list_models():
-            raise UserError(f"timm has no model {name!r}; timm.list_models() gives their names")
-        function = timm.create_model
+        function = installed_timm(spec.architecture).create_model
         sizes = {"num_classes": spec.classes, "in_chans": spec.channels, "pretrained": False}
     return partial(_called, spec.architecture, function, name, **sizes, **spec.options)
+
+
+def installed_timm(architecture: str) -> Any:
+    """The package timm; UserError where it is missing or has no such network."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(
+            f"{architecture} needs the package timm; pip install 'advprune[timm]', or timm"
+        ) from error
+    name = collection_of(architecture)[1]
+    plain, _, tag = name.partition(".")
+    if plain not in timm.list_models() or (tag and name not in timm.list_pretrained(plain)):
+        raise UserError(f"timm has no model {name!r}; timm.list_models() gives their names")
+    return timm
 
 
 def imported(module: str) -> Any:

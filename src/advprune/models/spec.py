@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from torch import nn
 
 from advprune.core.errors import InputError
+from advprune.core.fit import Fit
 from advprune.core.networks import Network, Options, is_factory, is_library
 
 Where = Literal["relu", "conv", "weight"]
@@ -45,7 +46,8 @@ class ModelSpec(BaseModel):
     empty means width, width, 2 width, 4 width, and so on. `strides` are the steps of each stage's
     first convolution; empty means 1, 2, 2, and so on. `pool_norm`: batch-norm between pooling and
     the classifier. `inner` is the number of channels between the two convolutions of each block, at
-    least 1 and, where `stages` are not given, at most the block's width, which empty means.
+    least 1 and, where `stages` are not given, at most the block's width, which empty means. `fit`:
+    how pictures become images of the size that the network takes; null where they have it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -63,6 +65,7 @@ class ModelSpec(BaseModel):
     pool_norm: Annotated[bool, UNSAID] = False
     inner: Annotated[tuple[int, ...], UNSAID] = ()
     options: Annotated[Options, UNSAID] = {}
+    fit: Annotated[Fit | None, UNSAID] = None
 
     @property
     def outside(self) -> bool:
