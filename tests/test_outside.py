@@ -366,9 +366,9 @@ SETTINGS: dict[str, Any] = {
 BEHIND = {"clamp", "round", "SAP", "dropout", "RNA", "RSA"}
 ON = {"RNW", "RSW", "SWP"}
 REFUSED = {
-    "theirs:Functional": {"filters", *BEHIND},
+    "theirs:Functional": BEHIND,
     "theirs:Attention": {"filters", *ON},
-    "theirs:modules": {"filters"},
+    "theirs:modules": set(),
 }
 
 

@@ -29,6 +29,7 @@ from advprune.core.errors import UserError, first_line
 from advprune.core.networks import collection_of
 from advprune.models.border import admitted, unshared, weight_faults
 from advprune.models.draws import undisturbed
+from advprune.models.sizes import resized
 from advprune.models.spec import ModelSpec, Normalize
 
 Make = Callable[[], nn.Module]
@@ -54,7 +55,7 @@ class Outside(nn.Module):
         self.normalize = Normalize(spec.mean, spec.std)
         grey = spec.architecture.startswith("torchvision/") and spec.channels == 1
         self.copies = COLOUR if grey else 1
-        self.add_module(INSIDE, make())
+        self.add_module(INSIDE, resized(make(), spec.sizes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.normalize(x)
@@ -67,7 +68,7 @@ class Outside(nn.Module):
     def initialize(self, generator: torch.Generator) -> None:
         """The network as its maker initializes it, from a seed that `generator` draws, in place."""
         with undisturbed(seed=int(torch.randint(2**31, (), generator=generator))):
-            fresh = self.make()
+            fresh = resized(self.make(), self.spec.sizes)
         self.get_submodule(INSIDE).load_state_dict(fresh.state_dict())
 
 
