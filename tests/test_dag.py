@@ -212,7 +212,7 @@ def test_settings_hold_every_key_that_stages_ask_for(
 
 
 ABOVE = (  # who may import whom: a room only its own and those of the rows before
-    {"core"},
+    {"core", "defaults"},
     {"data", "models"},
     {"attacks"},
     {"training"},
@@ -220,6 +220,7 @@ ABOVE = (  # who may import whom: a room only its own and those of the rows befo
     {"evaluate"},
     {"studies", "rl"},
     {"report"},
+    {"benchmarking"},
     {"cli"},
 )
 

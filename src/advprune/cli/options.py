@@ -169,8 +169,9 @@ class Network(Known):
             found = {"mean": (0.0,), "std": (1.0,)}
         found = {key: for_channels(f"--{key}", found[key], channels) for key in found}
         if self.resize is not None or self.crop is not None:
-            way = {"interpolation": own.fit.interpolation} if own and own.fit else {}
-            return found | {"fit": Fit(resize=self.resize, crop=self.crop, **way)}
+            way = (own.fit if own and own.fit else Fit()).interpolation
+            found["fit"] = Fit(resize=self.resize, crop=self.crop, interpolation=way)
+            return found
         return found | ({} if own is None else {"fit": own.fit})
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse, parse_fraction
+from advprune.core.settings import PATH, L2Budget, Name, Settings, parse, parse_fraction
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
@@ -130,7 +130,7 @@ class ProtocolSettings(Settings):
 
     images: int | None = Field(default=None, ge=1)
     draws: int = Field(default=100, ge=1, le=10000)
-    eps: list[Budget] = Field(min_length=1)
+    eps: list[L2Budget] = Field(min_length=1)
     iterative: AttackSettings
     adaptive: dict[Name, AttackSettings] = {}
 
@@ -138,7 +138,7 @@ class ProtocolSettings(Settings):
 class CurveSettings(Settings):
     """Accuracy over the budget and over the number of steps, around the main attack."""
 
-    eps: list[Budget] = Field(min_length=1)
+    eps: list[L2Budget] = Field(min_length=1)
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
 
     @model_validator(mode="after")

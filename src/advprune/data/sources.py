@@ -43,8 +43,12 @@ def prepare(
     if size is not None and size != {"digits": 8, "cifar10": 32, "imagefolder": size}[source]:
         raise UserError(f"size {size} is not available from {source}; leave `size` out")
     if source == "digits":
-        from sklearn.datasets import load_digits
-
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise UserError(
+                "digits are those of scikit-learn; pip install 'advprune[pipeline]'"
+            ) from error
         values, digits = load_digits(return_X_y=True)
         shown = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
         known = torch.from_numpy(shown), torch.from_numpy(digits.astype(np.int64))

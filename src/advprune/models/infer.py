@@ -33,17 +33,23 @@ def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
     return {name: tensor for name, tensor in held.items() if is_stored(name)}
 
 
-def outside_spec(given: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
-    """The spec of a network that is none of this library's, from what is given of it: architecture,
-    classes, channels and options, if it has some. Of timm's and torchvision's networks, the first
-    convolution shows the channels and the last linear layer the classes. UserError where one is
-    missing or wrong."""
-    if not is_factory(given["architecture"]):
-        weights = [t for name, t in tensors.items() if name.endswith("weight")]
-        stems = [t.shape[1] for t in weights if t.ndim == 4][:1]
-        heads = [t.shape[0] for t in weights if t.ndim == 2][-1:]
-        shown = zip(("channels", "classes"), (stems, heads), strict=True)
-        given = {key: found[0] for key, found in shown if found} | dict(given)
+def shown(architecture: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """What the weights of a network of timm or torchvision show of it: the first convolution its
+    channels, the last linear layer its classes."""
+    if is_factory(architecture):
+        return {}
+    weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
+    stems = [tensor.shape[1] for tensor in weights if tensor.ndim == 4]
+    heads = [tensor.shape[0] for tensor in weights if tensor.ndim == 2]
+    found = ("channels", stems[:1]), ("classes", heads[-1:])
+    return {key: sizes[0] for key, sizes in found if sizes}
+
+
+def outside_spec(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
+    """The spec of a network that is none of this library's, from what is given of it (architecture,
+    classes, channels and options, if it has some) or `shown` by its tensors. UserError where one
+    is missing or wrong."""
+    given = shown(given["architecture"], tensors) | dict(given)
     if missing := [key for key in ("classes", "channels") if key not in given]:
         raise UserError(
             f"the {missing[0]} of {given['architecture']} cannot be inferred; give --{missing[0]}"

@@ -77,7 +77,7 @@ def groups(model: nn.Module, image: torch.Tensor) -> dict[str, Group]:
     import torch_pruning
 
     model.requires_grad_(True)  # the dependencies are read off the graph of gradients
-    graph, found = torch_pruning.DependencyGraph(), {}
+    graph, found = torch_pruning.DependencyGraph(), dict[str, Group]()
     try:
         with undisturbed(device_of(model)), warnings.catch_warnings(action="ignore"):
             graph.build_dependency(model, image.to(device_of(model)))
@@ -157,7 +157,8 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
             "other layers, or are read by none; leave the family out"
         )
     removed: Masks = {}
-    chosen = {n: smallest_filters(model.get_submodule(n).weight, setting.fraction) for n in found}
+    weights = {name: model.get_parameter(f"{name}.weight") for name in found}
+    chosen = {name: smallest_filters(w, setting.fraction) for name, w in weights.items()}
     names = {m: n for n, m in model.named_modules()}
     for name, gone in chosen.items():
         rows = gone.nonzero()[:, 0].tolist()

@@ -2,7 +2,8 @@
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import pandas as pd
 
@@ -32,5 +33,7 @@ def settings(run: Run) -> Iterator[Part]:
     table = pd.DataFrame({"attack": name, **known.get(name, {})} for name in used)
     yield Part("Attacks", f"Seed {run.params.seed}.", table[[c for c in COLUMNS if c in table]])
     versions = {"advprune": advprune.__version__, "python": platform.python_version()}
-    versions |= {name: version(name) for name in PACKAGES}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # of an extra
+            versions[name] = version(name)
     yield Part("Versions", table=pd.DataFrame(versions.items(), columns=["package", "version"]))
