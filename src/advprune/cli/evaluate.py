@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import CheckpointArgument, Network, ProfileOption, told
+from advprune.cli.options import CheckpointArgument, Network, ProfileOption, checkpoint_file, told
 from advprune.core.errors import UserError
 from advprune.core.settings import parse_fraction
 
@@ -54,7 +54,11 @@ def evaluate(
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="The parent of this network: adds transfer and a paired comparison."),
+        typer.Option(
+            help="The parent of this network: adds transfer and a paired comparison.",
+            parser=checkpoint_file,
+            metavar="CHECKPOINT",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -90,6 +94,7 @@ def evaluate(
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     recorded = None if beside is None else read_metrics(beside)
     if data is None:
+        given |= {name: 1 for name in ("resize", "crop") if getattr(known, name) is not None}
         if given:
             raise UserError(f"--{next(iter(given))} goes with --data; a profile has its own")
         place = Repository(profile)
