@@ -60,6 +60,13 @@ def evaluate(
             metavar="CHECKPOINT",
         ),
     ] = None,
+    twin: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an .onnx file: the checkpoint with the same answers, whose gradients are "
+            "followed in its place. By default --dense."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
@@ -105,10 +112,16 @@ def evaluate(
             given["eps"] = budget_of(eps)
         place = Pictures(known, data=data, **given)
     files = [checkpoint] if dense is None else [dense, checkpoint]
+    for option, path in (("dense", dense), ("twin", twin)):
+        if path is not None and path.suffix in LOADERS:
+            raise UserError(f"--{option} {path} has no gradients; give the network's checkpoint")
+    if twin is not None and checkpoint.suffix not in LOADERS:
+        raise UserError(f"--twin goes with an .onnx file, which has no gradients; {checkpoint} has")
     subjects = [loader(path)(place, path, known) for path in files]
+    beside_it = None if twin is None else read_checkpoint(place, twin, known)
     # Finished attacks are kept below `out` until all are done.
     with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
-        found = measured(subjects, place.split("test"), place.params, Path(parts))
+        found = measured(subjects, place.split("test"), place.params, Path(parts), beside_it)
         _print(found, checkpoint)
         if recorded is not None:
             _print_beside(found.metrics, recorded)
@@ -157,7 +170,24 @@ def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject
     return Subject(network.to(setup()), card, files, asdict(known))
 
 
-LOADERS: dict[str, Loader] = {}
+def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
+    """A deployed file, which is only asked."""
+    from advprune.benchmarking import Subject
+    from advprune.data import to_float
+    from advprune.models.card import card_of
+    from advprune.models.onnx_file import OnnxFile, weight_facts
+    from advprune.models.target import target_of
+
+    split = place.split("test")
+    target = target_of(OnnxFile(path, split.shape), to_float(split.images), len(split.classes))
+    if target.classes != len(split.classes):
+        has = place.has(len(split.classes))
+        raise UserError(f"{path} is a network of {target.classes} classes, but {has}")
+    card = card_of(path, target, card_beside(path)) | weight_facts(path)
+    return Subject(target, card, [path], asdict(known))
+
+
+LOADERS: dict[str, Loader] = {".onnx": read_onnx}
 
 
 def card_beside(path: Path) -> dict[str, Any]:
@@ -232,7 +262,8 @@ def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
 
     yield row("clean", clean_accuracy(model.attack(run.main)), "", "")
     for name in run.attack_names(model):
-        if len(records := model.attack(name)):
+        records = model.attack(name)
+        if len(records) and (records.steps > 0).all():  # else a random point
             yield row(name, remnant_accuracy(records), *costs(records))
     if len(run.models) > 1:
         transferred = remnant_accuracy(model.transferred(run.main))
