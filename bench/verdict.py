@@ -86,9 +86,9 @@ class Trial:
             records, _ = Suite(self.images, self.labels, *known).attack("planted", model)
         table = received(model, self.images, self.labels, self.sent, work)
         found = dict(iter(table.groupby(["source", "attack"])))
-        evidence = Evidence(records, run.main, len(run.classes), found, run.robust(dense))
+        evidence = Evidence(records, run.main, len(run.classes), found, dense.attack(run.main))
         budget = run.main_attack.norm, run.main_attack.eps
-        robust = union(records, found.values(), *budget, evidence.is_random)
+        robust = union(records, found.values(), *budget)
         row = self._told(records, verdict(evidence), robust)
         row["knowing"] = self._knowing(model, work)
         plain = self.honest(dense)

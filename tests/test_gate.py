@@ -415,6 +415,26 @@ def test_damaged_results_of_either_side_are_refused(
         git("commit", "-q", "--allow-empty", "-am", "as it is")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link"])
+@pytest.mark.parametrize("place", ["reports/digits/results.csv", "metrics/digits/A-standard.json"])
+def test_results_and_metrics_are_plain_files(
+    repository: Path, capsys: pytest.CaptureFixture[str], kind: str, place: str
+) -> None:
+    path = Path(place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else Path("params.yaml").absolute())
+    status, out, err = run(capsys, "--base", "main")
+    assert (
+        status == 2 and out == "" and err == f"error: {place} is no plain file; run `dvc repro`\n"
+    )
+
+
 def test_results_that_the_records_do_not_show_are_red(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from advprune.report.sections import distances, growth, layers, transfer
 EMPTY = {  # without records, they say nothing
     *("transfer", "distances", "curves", "masks", "protocol", "seeds", "bitflips", "growth"),
     "layers",
+    "corruptions",
 }
 
 

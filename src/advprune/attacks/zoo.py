@@ -36,7 +36,9 @@ def attack_class(name: str) -> Any:
     try:
         import torchattacks
     except ImportError as error:
-        raise UserError("attack.extra needs the package torchattacks; pip install it") from error
+        raise UserError(
+            "attack.extra needs the package torchattacks; pip install 'advprune[torchattacks]'"
+        ) from error
     found = getattr(torchattacks, name, None)
     if not (inspect.isclass(found) and issubclass(found, torchattacks.attack.Attack)):
         raise UserError(f"attack.extra: torchattacks has no attack {name!r} (names as PGD, MIFGSM)")
@@ -69,7 +71,7 @@ class ZooSettings(Attack):
         return values
 
 
-@method("torchattacks", ZooSettings)
+@method("torchattacks", ZooSettings, gradients=FOLLOW_GRADIENT)
 def zoo(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: ZooSettings, how: Context
 ) -> torch.Tensor:

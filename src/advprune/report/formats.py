@@ -104,6 +104,7 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
         "flips_difference": Kind(_written("+,.1f"), signed=True),
         "forwards gradients passes n parameters nonzero macs": Kind(count),
         "file_bytes stored_bits": Kind(count),
+        "latency": Kind(_written(".3g", 1000), "ms", 1000.0),
     }.items()
     for name in names.split()
 }
@@ -147,6 +148,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "ece": ("ECE", "calibration error, clean"),
     "ece_attacked": ("ECE attacked", "calibration error under the main attack"),
     "macs": ("MACs", "multiply-accumulates per image"),
+    "latency": ("latency", "of a forward pass: median and quartiles"),
     "passes": ("passes", "forward and backward passes of the suite per image"),
     "verdict": ("verdict", "whether the robust accuracy can be believed"),
     "n": ("n", "images"),

@@ -75,7 +75,7 @@ def points_of(run: Run, name: str) -> list[SeededPoint]:
     given = run.params.studies[name].settings["points"]
     settings = {key: one.get("setting") for key, one in given.items()}
     budget = run.main_attack.norm, run.main_attack.eps
-    return seeded_points(run.studies[name], settings, run.main, *budget)
+    return seeded_points(run.studies[name], settings, *budget)
 
 
 def ranged(column: str, found: Mean) -> dict[str, Any]:
