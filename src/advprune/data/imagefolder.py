@@ -1,4 +1,5 @@
-"""An image folder `<split>/<class>/<file>`, or a tar of one that is read in memory.
+"""An image folder `<split>/<class>/<file>`, or a tar of one that is read in memory. In a folder
+without parts, `<class>/<file>`, all is train.
 
 Nothing is unpacked, and every picture that cannot be used is named.
 """
@@ -153,15 +154,17 @@ def _check_part(place: Path, name: str) -> None:
 
 
 def _from_folder(place: Path) -> Generator[Item, None, None]:
-    """All that lies down to <split>/<class>/<file>, following links."""
+    """All that lies down to <split>/<class>/<file>, following links; <class>/<file> is train."""
     for path in place.iterdir():
         if path.is_dir():
             _check_part(place, path.name)
+    if flat := not any((place / split).is_dir() for split in SPLITS):
+        yield ("train",), None
     patterns = [split + below for split in SPLITS for below in ("", "/*", "/*/*")]
-    paths = [path for pattern in patterns for path in place.glob(pattern)]
+    paths = [path for one in (("*", "*/*") if flat else patterns) for path in place.glob(one)]
     with progress(f"reading {place.name}, files", len(paths)) as advance:
         for path in paths:
-            parts = path.relative_to(place).parts
+            parts = ("train",) * flat + path.relative_to(place).parts
             plain = path.is_file() and path.stat().st_size <= LARGEST_FILE  # no pipe, no device
             if path.exists() and not (plain or path.is_dir()):
                 raise UserError(f"{place}: {'/'.join(parts)!r} is no plain file of up to 256 MB")
