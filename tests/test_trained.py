@@ -2,6 +2,9 @@
 the Hugging Face Hub or the command line; vision transformers and depthwise convolutions."""
 
 import json
+import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
+from workspace import ROOT
 
 from advprune import attacks
 from advprune.attacks.engine import attack_copy
@@ -171,13 +176,18 @@ def test_weights_of_a_profile_are_normalized_as_they_were_trained() -> None:
 # --- the Hugging Face Hub ------------------------------------------------------------------------
 
 
+def without_connection(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Only what lies in `cache` is found."""
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 def test_a_checkpoint_of_the_hub_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub = pytest.importorskip("huggingface_hub")
     cache = tmp_path / "cache"
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    without_connection(monkeypatch, cache)
     for reference in ("hf:someone/tiny", "hf:someone/tiny@v2/weights.bin"):
         status, said = run(monkeypatch, capsys, "audit", reference)
         assert status == 2 and said.count("\n") == 1
@@ -258,3 +268,59 @@ def test_what_is_measured_works_on_them(tmp_path: Path, name: str, places: int) 
         assert 0 < float((adv - X).abs().max()) <= 0.1 + 1e-6
     adv, loss = attacks.pgd(model, X, Y, eps=0.1, step=0.02, steps=5), nn.CrossEntropyLoss()
     assert loss(model(adv), Y) > loss(before, Y)
+
+
+# --- docs/own-model.md ---------------------------------------------------------------------------
+
+GUIDE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^advprune (?!.*theirs|.*runs/)(.+)$", GUIDE, re.MULTILINE)
+
+
+@pytest.fixture
+def followed(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the guide's commands are run."""
+    monkeypatch.chdir(tmp_path)
+    export(tmp_path / "vit")
+    network = make_foreign("torchvision/mobilenet_v2", X).get_submodule("network")
+    torch.save(network.state_dict(), tmp_path / "mobilenet.pt")
+    for folder in pictures.iterdir():
+        for number in range(4):
+            image = Image.fromarray((X[number % 8].permute(1, 2, 0) * 255).byte().numpy())
+            image.resize((40, 50)).save(folder / f"{number}.png")
+        (folder / "a.png").unlink(missing_ok=True)
+    settings = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    settings["profiles"]["digits"]["data"] = {
+        "source": "imagefolder",
+        "root": "pictures",
+        "size": 32,
+    }
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(settings, file)
+    return tmp_path
+
+
+def test_the_commands_of_the_guide(
+    followed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_connection(monkeypatch, followed)
+    repository = followed / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(followed / "vit", repository / "snapshots" / ("0" * 40))
+    seen: list[tuple[list[torch.Tensor], tuple[int, ...]]] = []
+
+    def only_answers(subjects: Any, split: Split, *_: Any) -> None:  # attacks would take long
+        images = to_float(split.images[:2])
+        seen.append(([one.network(images) for one in subjects], split.shape))
+
+    monkeypatch.setattr("advprune.benchmarking.measured", only_answers)
+    monkeypatch.setattr("advprune.cli.evaluate._print", lambda *_: None)
+    assert len(COMMANDS) == 6
+    for command in COMMANDS:
+        status, said = run(monkeypatch, capsys, *shlex.split(command))
+        assert status == 0, said
+    assert said.endswith("sound\n") and (followed / "small.json").is_file()
+    (alone,), (dense, again), (by_name,), (told,) = (logits for logits, _ in seen)
+    assert torch.equal(alone, dense) and torch.equal(alone, again)
+    assert [shape for _, shape in seen] == [(3, 32, 32)] * 2 + [(3, 224, 224), (3, 32, 32)]
+    assert by_name.shape == told.shape == (2, 10)
