@@ -19,7 +19,7 @@ from advprune.models.spec import ModelSpec, spec_of
 from advprune.pruning import Data, prune
 from advprune.pruning.filters import smallest_filters
 from advprune.quantization.post_training import quantize
-from conftest import make_network
+from conftest import FOREIGN, VIT, make_foreign, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
@@ -217,34 +217,18 @@ def test_what_goes_with_a_filter_of_a_chain_by_hand() -> None:
     assert torch.allclose(small.model(x), pruned.model(x), atol=1e-6)
 
 
-VIT = {"img_size": 32, "patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2}
-
-
 @pytest.mark.parametrize(
-    ("name", "options", "root", "whole"),
+    ("name", "root", "whole"),
     [
-        (
-            "torchvision/mobilenet_v2",
-            {"width_mult": 0.25},
-            "features.2.conv.0.0",
-            "features.2.conv.2",
-        ),
-        ("timm/vit_tiny_patch16_224", VIT, "blocks.0.mlp.fc1", "blocks.0.attn.qkv"),
+        ("torchvision/mobilenet_v2", "features.2.conv.0.0", "features.2.conv.2"),
+        (VIT, "blocks.0.mlp.fc1", "blocks.0.attn.qkv"),
     ],
 )
 def test_the_small_network_of_any_architecture(
-    tmp_path: Path, name: str, options: dict[str, Any], root: str, whole: str
+    tmp_path: Path, name: str, root: str, whole: str
 ) -> None:
-    if name.startswith("timm/"):
-        pytest.importorskip("timm", reason="timm is not installed")
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    sizes = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "classes": 10, "channels": 3}
-    network = build(ModelSpec(architecture=name, options=options, **sizes))
-    initialize(network, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for _ in range(5):
-            network.train()(x)
-    network.eval()
+    network = make_foreign(name, x)
     setting, data = {"fraction": 0.5, "small": True}, Data(x, torch.arange(6) % 3, TRAIN)
     masked, small = prune("filters", network, 0.5, data), prune("filters", network, setting, data)
     assert torch.allclose(small.model(x), masked.model(x), rtol=1e-4, atol=1e-5)
@@ -277,8 +261,8 @@ def test_the_small_network_of_any_architecture(
 def test_sizes_in_a_file_fit_the_network(sizes: dict[str, Any], words: str) -> None:
     known = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "classes": 10, "channels": 3, "sizes": sizes}
     with pytest.raises(UserError, match=words):
-        name, options = "torchvision/mobilenet_v2", {"width_mult": 0.25}
-        build(ModelSpec(architecture=name, options=options, **known))
+        name = "torchvision/mobilenet_v2"
+        build(ModelSpec(architecture=name, options=FOREIGN[name], **known))
 
 
 def test_pruning_needs_outputs_that_are_only_read() -> None:

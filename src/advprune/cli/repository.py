@@ -75,10 +75,10 @@ class Repository:
         """The network in a checkpoint that passes the audit, ready for these images.
 
         Checkpoints of this library describe themselves. Of others the architecture is the one that
-        is `known` or inferred, or the profile's if that is not one of this library's; images are
-        normalized as timm or torchvision trained the network, else as in the profile. What is
-        `known` overrides both. Raises UserError if the audit finds a fault, or if the network does
-        not fit the images.
+        is `known` or inferred, or the profile's if that is not one of this library's. Images are
+        normalized as timm or torchvision trained the network, or as in the profile where that has
+        such a network; what is `known` overrides both. Raises UserError if the audit finds a fault,
+        or if the network does not fit the images.
         """
         from advprune.models.audit import audit
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
@@ -103,7 +103,9 @@ class Repository:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
         trained, spec = spec is None, found.spec
-        how = preprocessing_of(spec.architecture, spec.options, path) if trained else None
+        # A network of the profile's kind is taken for one that was trained on its images.
+        elsewhere = trained and (own.network != spec.architecture or bool(own.weights))
+        how = preprocessing_of(spec.architecture, spec.options, path) if elsewhere else None
         seen = known.preprocessing(how, spec.channels)
         if "mean" not in seen and (trained or known.normalize):
             normalize = own.normalize if known.normalize is None else known.normalize

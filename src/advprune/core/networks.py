@@ -16,7 +16,7 @@ _OF_COLLECTION = re.compile(r"torchvision/\w+|timm/\w+(\.\w+)?", re.ASCII)
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 # Options of torchvision's and timm's functions that would load weights, or read a file.
 _LOADING = ("weights", "pretrained", "checkpoint", "cache", "progress")
-_GIVEN = ("classes", "channels", "num_classes", "in_chans")  # passed by the library itself
+GIVEN = ("classes", "channels", "num_classes", "in_chans")  # passed by the library itself
 
 
 def is_library(name: str) -> bool:
@@ -60,7 +60,7 @@ def _network(name: str) -> str:
 
 def _harmless(options: dict[str, "Option"]) -> dict[str, "Option"]:
     for name in options:
-        if not name.isidentifier() or name in _GIVEN or name.startswith(_LOADING):
+        if not name.isidentifier() or name in GIVEN or name.startswith(_LOADING):
             raise ValueError(f"{name!r} cannot be given as an option of a network")
     return options
 

@@ -15,7 +15,7 @@ from advprune.core.errors import UserError, first_line
 from advprune.core.files import read_json
 from advprune.core.fit import Fit
 from advprune.core.hub import CONFIGURATION
-from advprune.core.networks import collection_of
+from advprune.core.networks import GIVEN, collection_of
 from advprune.models.outside import COLOUR, installed_timm
 
 
@@ -37,7 +37,8 @@ def described(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "architecture" not in config:
         return {}
     own = config.get("pretrained_cfg", config)
-    found = {"architecture": f"timm/{config['architecture']}", "options": config.get("model_args")}
+    options = {k: v for k, v in (config.get("model_args") or {}).items() if k not in GIVEN}
+    found = {"architecture": f"timm/{config['architecture']}", "options": options}
     found |= {"channels": own.get("input_size", [COLOUR])[0]}
     found |= {"classes": config.get("num_classes", own.get("num_classes"))}
     return {key: value for key, value in found.items() if value}
@@ -68,7 +69,9 @@ def preprocessing_of(
         return None
     timm = installed_timm(architecture)
     place = checkpoint.with_name(CONFIGURATION) if checkpoint else Path()
-    given = {"img_size": options["img_size"]} if isinstance(options.get("img_size"), int) else {}
+    side = options.get("img_size")
+    sides = (side, side) if isinstance(side, int) else side
+    given = {"input_size": (COLOUR, *sides)} if isinstance(sides, list | tuple) else {}
     try:
         if checkpoint and described(checkpoint):
             config = read_json(place)
