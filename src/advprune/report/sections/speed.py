@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from advprune.core.errors import UserError
 from advprune.report.chart import Chart
-from advprune.report.formats import counted
+from advprune.report.formats import bounds, counted
 from advprune.report.results import results
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
+NEEDED = ("model", "batch", "latency", *bounds("latency"), "calls", "macs", "nonzero", "file_bytes")
 TIMINGS = Path("timings")  # holds `<profile>.csv` (`evaluate.timing.timings`); not in git
 
 
@@ -20,15 +22,19 @@ def speed(run: Run) -> Iterator[Part]:
     path = run.folder / TIMINGS / f"{run.params.profile}.csv"
     if not path.is_file():
         return
-    found = pd.read_csv(path)
-    about = found.iloc[0]
+    try:
+        found = pd.read_csv(path)
+        found, about = found[list(NEEDED)], found.iloc[0]
+    except (ValueError, KeyError, IndexError) as error:  # pandas' own are ValueErrors
+        raise UserError(f"{path} is damaged; delete it and run `advprune time`") from error
     threads = "" if pd.isna(about.threads) else f", {counted(int(about.threads), 'thread')}"
     yield Part(
         "Speed and size",
         f"Time of a forward pass on {about.processor}{threads}: median and quartiles of "
-        f"{int(found.calls.min())} calls or more, networks taking turns. As PyTorch runs them "
-        "here: zeros of a mask are multiplied, and integers are simulated in floating point.",
-        found.drop(columns=["processor", "threads"]),
+        f"{int(found.calls.min())} calls or more, networks taking turns. As PyTorch runs "
+        "checkpoints (zeros of a mask are multiplied, integers are simulated in floating point) and "
+        "onnxruntime runs deployed files.",
+        found,
     )
     look = ("model", "robust_accuracy", "macs", "file_bytes")
     board = results(run).drop(columns=["macs", "nonzero", "file_bytes"])
