@@ -1,6 +1,7 @@
 """Sections on studies: masks, SAP's protocol, seeds, bit flips."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from handmade import EPS, N, first, model, records, run_of, settings
 from test_sections import check_charts, mcnemar
 
+from advprune.core.claims import Claim
 from advprune.core.params import FROM_DENSE
 from advprune.evaluate.crossed import compare_means, mean
 from advprune.evaluate.faults import START, pairs_of
+from advprune.report.claims import judged
 from advprune.report.points import by_family, points
 from advprune.report.run import Run
 from advprune.report.sections import bitflips, masks, protocol, seeds
@@ -138,6 +141,20 @@ def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
     assert row["accuracy:mean logits"] == 8 / N and row.gradients == 20  # of two attacks
     assert ("S50", "one") not in found.index
     check_charts(sap, "protocol")
+
+
+def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap: Run) -> None:
+    """The iterative attack leaves S100 as much as dense, but where it leaves it all that one step
+    breaks, it is the attack that has failed."""
+    own = {"metric": "attacked", "study": "protocol", "model": "S100", "control": "dense"}
+    own |= {"eps": "eps", "expect": "no higher", "margin": 0.5, "attack": "iterative"}
+    entry = {"id": "c", "paper": "P", "source": "S", "where": "W", "claim": "C", "run": "r"}
+    claim = Claim.model_validate(entry | own | {"regime": {"published": "p", "data": ["digits"]}})
+    assert judged(replace(sap, claims=(claim,)))[0].outcome == "reproduced"
+    rows = sap.studies["sap"].copy()
+    rows.loc[rows.attack == "iterative", "adv_pred"] = rows.label
+    (found,) = judged(replace(sap, studies={"sap": rows}, claims=(claim,)))
+    assert found.reason == "iterative does less harm than FGSM"
 
 
 # --- seeds ---------------------------------------------------------------------------------------

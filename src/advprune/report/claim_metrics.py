@@ -17,7 +17,7 @@ from advprune.evaluate.faults import Reached, compare_flips
 from advprune.evaluate.seeds import SeededPoint, guarded
 from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import Model, Run
-from advprune.report.sections.protocol import models_of
+from advprune.report.sections.protocol import FGSM, models_of
 from advprune.report.sections.seeds import points_of
 
 NOT_HERE, NOT_RUN = "not reproduced here", "not run"
@@ -65,6 +65,15 @@ def attacked(run: Run, claim: Claim) -> Compared:
     """Accuracy under `attack` alone, of a model of the protocol at the budget `eps`."""
     first, second = _attacked(run, claim)
     return compare(first, second, margin=claim.counts)
+
+
+def falls_behind(run: Run, claim: Claim) -> bool:
+    """Whether the attack of a protocol's claim does less harm than FGSM at the same budget."""
+    if claim.study != "protocol" or claim.attack == FGSM:
+        return False
+    found, single = _attacked(run, claim)[0], _pair(run, claim)[0].over_budgets(FGSM)
+    alike = [t for eps, t in single.items() if isclose(eps, found.eps.iloc[0], rel_tol=1e-6)]
+    return any(compare(found, table).better for table in alike)
 
 
 @metric

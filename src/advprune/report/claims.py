@@ -22,7 +22,7 @@ from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, C
 from advprune.evaluate.crossed import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
-from advprune.report.claim_metrics import METRICS, NOT_HERE, NOT_RUN, Missing
+from advprune.report.claim_metrics import METRICS, NOT_HERE, NOT_RUN, Missing, falls_behind
 from advprune.report.compared import units_of
 from advprune.report.formats import kind_of, percent
 from advprune.report.run import Run
@@ -133,7 +133,7 @@ def _doubt(run: Run, claim: Claim, test: Compared) -> str:
     if claim.metric in ("robust", "distance") and gains and run.has(str(claim.model)):
         level = run.verdict(run.model(str(claim.model))).level
         return "" if level == LEVELS[PASS] else f"its robust accuracy is {level}"
-    return ""
+    return f"{claim.attack} does less harm than FGSM" if falls_behind(run, claim) else ""
 
 
 def _unmet(run: Run, claim: Claim) -> str:

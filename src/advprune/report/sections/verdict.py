@@ -51,11 +51,12 @@ def calibration(path: Path) -> str:
     if not path.is_file():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
-    passed, alarmed = (
+    passed, wrong, alarmed = (
         f"{one['hits']} of {one['n']} ({percent(one['rate_low'])}–{percent(one['rate_high'])} %)"
-        for one in (found["false_pass"], found["false_alarm"])
+        for one in (found[f"false_{name}"] for name in ("pass", "number", "alarm"))
     )
     return (
-        f" On planted models, {passed} with misleading gradients were called reliable, and "
-        f"{alarmed} honest ones were not (95 % intervals; {CALIBRATION})."
+        f" On planted models, {passed} of those on which the main attack is misled were called "
+        f"reliable, {wrong} with a robust accuracy more than 5 points above the lowest known; "
+        f"{alarmed} of the honest ones were not (95 % intervals; {CALIBRATION})."
     )
