@@ -87,7 +87,7 @@ def training(
         model = Linear(weight) if linear else make_network(images[:32] / 255, width=2)
         recipe = RecipeSettings(method=method, epochs=epochs, steps=2, clustering=1e-2, ema=0.5)
 
-        def stop(epoch: int) -> None:
+        def stop(history: list[dict[str, float]]) -> None:
             if killed:
                 raise InterruptedError
 

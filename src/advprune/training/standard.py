@@ -71,9 +71,9 @@ class Trainer:
     fgsm without validation images those before a collapse.
 
     state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
-    nothing. after_epoch: called with the epoch, counted from 0. after_step: called with the model
-    after every step, which it may change in place. probe: images and labels that each epoch is
-    judged on, for the history alone. A derived class may say more: see `before_epoch`, `measure`,
+    nothing. after_epoch: called with the history so far. after_step: called with the model after
+    every step, which it may change in place. probe: images and labels that each epoch is judged
+    on, for the history alone. A derived class may say more: see `before_epoch`, `measure`,
     `finished` and `groups`.
     """
 
@@ -84,7 +84,7 @@ class Trainer:
     recipe: RecipeSettings
     seed: int
     state_path: Path | None
-    after_epoch: Callable[[int], None] = lambda epoch: None
+    after_epoch: Callable[[History], None] = lambda history: None
     after_step: Callable[[nn.Module], None] = lambda model: None
     probe: Pair | None = None
 
@@ -135,7 +135,7 @@ class Trainer:
                 history.append(self._epoch(run, advance) | self.measure())
                 self._judge(run)
                 self._store(run)
-                self.after_epoch(len(history) - 1)
+                self.after_epoch(history)
         if run.best or (judged := self._judged(run)) is not self.model:
             self.model.load_state_dict(run.best or judged.state_dict())
         self.model.to(memory_format=torch.contiguous_format).eval()
