@@ -1,5 +1,6 @@
 """What a training is given besides its network and its recipe, and what it keeps meanwhile."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Inputs:
 
     train, val: uint8 images and labels to learn from, and to choose between epochs. device: where
     the training runs. state: where its state is kept after each epoch, to be resumed after a kill;
-    None keeps nothing.
+    None keeps nothing. after_epoch: called with the history so far.
     """
 
     train: Split
@@ -28,6 +29,7 @@ class Inputs:
     seed: int
     device: torch.device
     state: Path | None = None
+    after_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None
 
     @property
     def pairs(self) -> tuple[Pair, Pair]:

@@ -69,8 +69,9 @@ class Trainer:
     rate. Without validation images and of standard training, the last epoch's weights are kept.
 
     state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
-    nothing. after_step: called with the model after every step, which it may change in place. A
-    derived class may say more: see `before_epoch`, `measure`, `finished` and `groups`.
+    nothing. after_epoch: called with the history so far. after_step: called with the model after
+    every step, which it may change in place. A derived class may say more: see `before_epoch`,
+    `measure`, `finished` and `groups`.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class Trainer:
     recipe: RecipeSettings
     seed: int
     state_path: Path | None
+    after_epoch: Callable[[History], None] = lambda history: None
     after_step: Callable[[nn.Module], None] = lambda model: None
 
     def before_epoch(self, epoch: int) -> None:
@@ -132,6 +134,7 @@ class Trainer:
                 history.append(self._epoch(run, advance) | self.measure())
                 self._judge(run)
                 self._store(run)
+                self.after_epoch(history)
         if run.best:
             self.model.load_state_dict(run.best)
         self.model.to(memory_format=torch.contiguous_format).eval()
