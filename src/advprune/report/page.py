@@ -11,6 +11,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from advprune import __version__
 from advprune.report.chart import Chart
 from advprune.report.chart_live import library, live
 from advprune.report.chart_png import png
@@ -21,7 +22,7 @@ from advprune.report.summary import QUESTION, summary
 
 CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
 LONG = 16  # rows from which a table is folded
-PACKAGES = ("advprune", "torch", "torchattacks", "numpy", "scipy", "pandas", "dvc")
+PACKAGES = ("torch", "numpy", "scipy", "pandas")
 
 
 class Cell(NamedTuple):
@@ -110,7 +111,7 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
         question=QUESTION,
         summary=summary(run),
         sections=found,
-        made_with=f"Python {platform.python_version()}, {packages}",
+        made_with=f"advprune {__version__}, Python {platform.python_version()}, {packages}",
         **more,
     )
 
