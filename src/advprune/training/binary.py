@@ -87,5 +87,6 @@ def train_binary(
     optimizer = optimizer.model_copy(update={"lr": settings.lr})
     recipe = RecipeSettings(**settings.model_dump(exclude={"channels", "growth", "lr", "t"}))
     known = optimizer, recipe, inputs.seed, inputs.state, inputs.after_epoch
-    history = _BinaryTrainer(model, *inputs.pairs, *known, t=settings.t).run()
+    images, held_out = inputs.pairs
+    history = _BinaryTrainer(model, images, held_out, *known, t=settings.t).run()
     return freeze(model.cpu()), history
