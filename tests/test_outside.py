@@ -366,9 +366,9 @@ SETTINGS: dict[str, Any] = {
 }
 BEHIND = {"clamp", "round", "SAP", "dropout", "RNA"}
 REFUSED = {
-    "theirs:Functional": {"filters", *BEHIND},
+    "theirs:Functional": BEHIND,
     "theirs:Attention": {"filters"},
-    "theirs:modules": {"filters"},
+    "theirs:modules": set(),
 }
 
 

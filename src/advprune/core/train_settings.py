@@ -16,7 +16,7 @@ InnerStep = Annotated[
 class DataSettings(Settings):
     """Where the images come from and how many are used."""
 
-    source: Literal["digits", "cifar10", "imagefolder"]
+    source: Literal["digits", "mnist5k", "cifar10", "imagefolder"]
     root: str | None = None
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
@@ -45,7 +45,8 @@ class ModelSettings(Settings):
     factory: `package.module:function`, in the place of `architecture` (`models.outside` says how it
     is called). options: what it is called with besides, or a model of torchvision or timm. width,
     strides (one for each stage; empty: 1, 2, 2, ...): of resnet18 and resnet20, which take no
-    options.
+    options. normalize: by `mean` and `std` of each channel, in [0, 1]; where these are empty, as
+    timm or torchvision trained the `weights` that are given, else by those of the training images.
     """
 
     architecture: Architecture = "resnet18"
@@ -54,6 +55,8 @@ class ModelSettings(Settings):
     width: int = Field(default=64, ge=1, le=1024)
     strides: tuple[Annotated[int, Field(ge=1, le=4)], ...] = ()
     normalize: bool = True
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     weights: dict[Name, WeightsSettings] = {}
 
     @model_validator(mode="after")
@@ -64,6 +67,8 @@ class ModelSettings(Settings):
             raise ValueError(f"options: {self.network} has none but width and strides")
         if self.strides and not is_library(self.network):
             raise ValueError(f"strides: {self.network} takes none")
+        if len(self.mean) != len(self.std):
+            raise ValueError("mean and std: give one number for each channel")
         check_strides(self.network, self.strides)
         return self
 

@@ -3,16 +3,15 @@
 import base64
 import platform
 import re
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from advprune import __version__
 from advprune.report.chart import Chart
 from advprune.report.chart_live import library, live
 from advprune.report.chart_png import png
@@ -23,7 +22,7 @@ from advprune.report.summary import QUESTION, summary
 
 CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
 LONG = 16  # rows from which a table is folded
-PACKAGES = ("advprune", "torch", "torchattacks", "numpy", "scipy", "pandas", "dvc")
+PACKAGES = ("torch", "numpy", "scipy", "pandas")
 
 
 class Cell(NamedTuple):
@@ -110,22 +109,16 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     environment.filters |= {"grid": grid, "table": markdown_table, "unbroken": unbroken}
     origin = f"Data: {run.source}, n = {run.n} test images. {run.profile.note}".strip()
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return environment.get_template(template).render(
         profile=run.params.profile,
         origin=origin,
         question=QUESTION,
         summary=summary(run),
         sections=found,
-        made_with=f"Python {platform.python_version()}, {', '.join(_installed())}",
+        made_with=f"advprune {__version__}, Python {platform.python_version()}, {packages}",
         **more,
     )
-
-
-def _installed() -> Iterator[str]:
-    """The packages that results depend on, with their versions; extras where they are there."""
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            yield f"{name} {version(name)}"
 
 
 def grid(table: pd.DataFrame) -> Grid:
