@@ -9,7 +9,7 @@ networks that are not part of a pipeline become a `Run`, which is what reports a
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,12 +22,15 @@ from torch import nn
 from advprune.core.device import device_of
 from advprune.core.errors import InputError
 from advprune.core.files import atomic, write_json
-from advprune.core.params import Params
+from advprune.core.params import Params, StudyEntry
+from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.core.settings import parse_fraction
 from advprune.data import Split, to_float
 from advprune.data.split import sha256_of
 from advprune.defaults import defaults
+from advprune.evaluate.corruptions import KINDS
+from advprune.evaluate.craft import Work
 from advprune.evaluate.deployed import agreement
 from advprune.evaluate.exchange import received
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
@@ -40,6 +43,7 @@ from advprune.models.target import Answer, Target, target_of
 from advprune.report.formats import spell
 from advprune.report.results import results
 from advprune.report.run import Model, Run
+from advprune.studies.corruptions import corrupted
 
 DENSE, MODEL = "dense", "model"  # the names in a run of one or two networks
 AGAINST_DENSE = ("transfer_", "against_dense", "p_against", "robust_d", "distance_", "p_distance")
@@ -224,3 +228,22 @@ def measured(
         parent, sent = network, {(names[0], main): adv[main]}
     about = split.source, list(split.classes), split.images.numpy()
     return Benchmark(Run(params, models, {}, {}, *about, folder=place))
+
+
+def with_corruptions(found: Benchmark, subjects: Sequence[Subject], split: Split) -> Benchmark:
+    """The same with records of common corruptions of the same images; its page shows them. The
+    robust accuracy and the verdict know nothing of them."""
+    run, records, entries = found.run, {}, {}
+    work = Work(run.params.seed, run.profile.batch, run.params.attack.score_draws)
+    jobs = [(m, one, kind) for m, one in zip(run.models, subjects, strict=True) for kind in KINDS]
+    tables: dict[str, list[pd.DataFrame]] = {}
+    with progress("corruptions", len(jobs)) as advance:
+        for model, subject, kind in jobs:
+            table = corrupted(subject.network, split.images, split.labels, work, kind)
+            tables.setdefault(model.name, []).append(table)
+            advance(1)
+    for name, parts in tables.items():
+        records[f"corruptions-{name}"] = pd.concat(parts, ignore_index=True)
+        entries[f"corruptions-{name}"] = StudyEntry(study="corruptions", of=name)
+    params = run.params.model_copy(update={"studies": entries})
+    return Benchmark(replace(run, params=params, studies=records))

@@ -1,7 +1,7 @@
 """`advprune evaluate`: one network through the attacks, with a verdict."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import CheckpointArgument, Network, ProfileOption, told
+from advprune.cli.options import CheckpointArgument, Network, ProfileOption, checkpoint_file, told
 from advprune.core.errors import UserError
 from advprune.core.settings import parse_fraction
 
 if TYPE_CHECKING:
     from advprune.benchmarking import Benchmark, Subject
     from advprune.cli.repository import Repository
+    from advprune.data import Split
     from advprune.report.run import Model, Run
 
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
@@ -62,7 +63,11 @@ def evaluate(
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="The parent of this network: adds transfer and a paired comparison."),
+        typer.Option(
+            help="The parent of this network: adds transfer and a paired comparison.",
+            parser=checkpoint_file,
+            metavar="CHECKPOINT",
+        ),
     ] = None,
     twin: Annotated[
         Path | None,
@@ -78,6 +83,16 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option(help="The report, as one HTML file to be written.")
     ] = None,
+    corruptions: Annotated[
+        bool,
+        typer.Option(
+            "--corruptions", help="Also on noise, blur, contrast, JPEG, …, at 5 severities."
+        ),
+    ] = False,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Also measure latency on this machine, at batch 1 and 64."),
+    ] = False,
     beside: Annotated[
         Path | None,
         typer.Option(help="A metrics file, as in `metrics/<profile>/`, to show next to these."),
@@ -98,13 +113,14 @@ def evaluate(
 
     Exit status: 0 for any verdict, 2 if there is none.
     """
-    from advprune.benchmarking import measured
+    from advprune.benchmarking import measured, with_corruptions
     from advprune.cli.repository import Pictures, Repository
 
     options = {"eps": eps, "norm": norm, "images": images, "names": names, "queries": queries}
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     recorded = None if beside is None else read_metrics(beside)
     if data is None:
+        given |= {name: 1 for name in ("resize", "crop") if getattr(known, name) is not None}
         if given:
             raise UserError(f"--{next(iter(given))} goes with --data; a profile has its own")
         place = Repository(profile)
@@ -126,6 +142,11 @@ def evaluate(
     with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
         found = measured(subjects, place.split("test"), place.params, Path(parts), beside_it)
         _print(found, checkpoint)
+        if corruptions:
+            found = with_corruptions(found, subjects, place.split("test"))
+            _print_corruptions(found)
+        if time:
+            _time(found, subjects, place.split("test"))
         if recorded is not None:
             _print_beside(found.metrics, recorded)
         if page is not None:
@@ -133,6 +154,8 @@ def evaluate(
             print(f"report: {page}")
         if out is not None:
             found.write(out)
+            for name, table in found.run.studies.items():
+                table.to_parquet(out / f"{name}.parquet", index=False)
     if out is not None:
         shutil.rmtree(out / "unfinished", ignore_errors=True)
 
@@ -250,6 +273,36 @@ def _print(found: "Benchmark", checkpoint: Path) -> None:
     print(f"verdict: {verdict.level}\n")
     rows = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
     show(("check", "figure", ""), rows, left=3)
+
+
+def _print_corruptions(found: "Benchmark") -> None:
+    """Accuracy by severity; of two networks, their means compared."""
+    from advprune.cli.tables import show_frame
+    from advprune.report.sections.corruptions import by_severity, records_of
+
+    table = by_severity(found.run, records_of(found.run))
+    wide = "^accuracy_low:|^accuracy_high:|^detectable"
+    print()
+    show_frame(table.loc[:, ~table.columns.str.contains(wide)])
+
+
+def _time(found: "Benchmark", subjects: "Sequence[Subject]", split: "Split") -> None:
+    """Time the networks, print the table, and leave it where the page looks for it."""
+    from advprune.cli.tables import show_frame
+    from advprune.cli.time import BATCH
+    from advprune.data import to_float
+    from advprune.evaluate.timing import timings
+    from advprune.report.sections.speed import TIMINGS
+
+    run = found.run
+    pairs = zip(run.models, subjects, strict=True)
+    models = {model.name: (one.network, one.card) for model, one in pairs}
+    table = timings(models, to_float(split.images), BATCH)
+    place = run.folder / TIMINGS
+    place.mkdir(parents=True, exist_ok=True)
+    table.to_csv(place / f"{run.params.profile}.csv", index=False)
+    print()
+    show_frame(table)
 
 
 def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from advprune.core.errors import UserError, first_line
-from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, Fit, check_names, decode, is_other
+from advprune.core.fit import Fit
+from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, check_names, decode, is_other
 from advprune.data.sampling import interleaved
 from advprune.data.split import Split, read_split
 

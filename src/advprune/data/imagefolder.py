@@ -1,4 +1,5 @@
-"""An image folder `<split>/<class>/<file>`, or a tar of one that is read in memory.
+"""An image folder `<split>/<class>/<file>`, or a tar of one that is read in memory. In a folder
+without parts, `<class>/<file>`, all is train.
 
 Nothing is unpacked, and every picture that cannot be used is named.
 """
@@ -12,7 +13,6 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import existing, sha256_of
+from advprune.core.fit import Fit
 from advprune.core.progress import progress
 from advprune.data.split import SPLITS, Split
 
@@ -34,7 +35,6 @@ ALIKE = ("valid", "validation", "dev", "training", "testing")  # names that othe
 LARGEST_FILE = 1 << 28  # bytes of one picture: more than PIL accepts once decoded
 
 Pictures = dict[tuple[str, str, str], NDArray[np.uint8]]  # (split, class, file): [1 or 3, H, W]
-Fit = Callable[[Image.Image], Image.Image]  # from a picture of any size to a network's
 Folders = set[tuple[str, ...]]  # (split,) and (split, class)
 # Path parts below the image folder, and how to read the file; None for a folder.
 Item = tuple[tuple[str, ...], Callable[[], bytes] | None]
@@ -46,7 +46,7 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     Images are grey where all pictures are. UserError on a layout or a picture that cannot be used.
     """
     place = existing(root)
-    fit = None if size is None else partial(_square, size)
+    fit = None if size is None else Fit(resize=size, squash=True)
     pictures = _pictures(place, fit)
     shapes = Counter(image.shape[1:] for image in pictures.values())
     (height, width), _ = shapes.most_common(1)[0]
@@ -71,10 +71,6 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
             labels = torch.tensor([classes.index(kind) for _, kind, _ in keys])
             found[name] = Split(torch.from_numpy(images), labels, tuple(classes), source)
     return found
-
-
-def _square(size: int, picture: Image.Image) -> Image.Image:
-    return picture.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _pictures(place: Path, fit: Fit | None) -> Pictures:
@@ -158,15 +154,17 @@ def _check_part(place: Path, name: str) -> None:
 
 
 def _from_folder(place: Path) -> Generator[Item, None, None]:
-    """All that lies down to <split>/<class>/<file>, following links."""
+    """All that lies down to <split>/<class>/<file>, following links; <class>/<file> is train."""
     for path in place.iterdir():
         if path.is_dir():
             _check_part(place, path.name)
+    if flat := not any((place / split).is_dir() for split in SPLITS):
+        yield ("train",), None
     patterns = [split + below for split in SPLITS for below in ("", "/*", "/*/*")]
-    paths = [path for pattern in patterns for path in place.glob(pattern)]
+    paths = [path for one in (("*", "*/*") if flat else patterns) for path in place.glob(one)]
     with progress(f"reading {place.name}, files", len(paths)) as advance:
         for path in paths:
-            parts = path.relative_to(place).parts
+            parts = ("train",) * flat + path.relative_to(place).parts
             plain = path.is_file() and path.stat().st_size <= LARGEST_FILE  # no pipe, no device
             if path.exists() and not (plain or path.is_dir()):
                 raise UserError(f"{place}: {'/'.join(parts)!r} is no plain file of up to 256 MB")
