@@ -52,6 +52,14 @@ def evaluate(
             "default the sub-folders' in alphabetical order."
         ),
     ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often a search without gradients may ask about a picture of --data "
+            "[default: 300 by Square, 1000 by HopSkipJump]",
+        ),
+    ] = None,
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
@@ -98,7 +106,7 @@ def evaluate(
 
     Anywhere: `advprune evaluate net.pt --data pictures/ --eps 8/255 --page net.html`. In a
     repository, without --data: the images and attacks of the profile, with numbers equal to the
-    pipeline's.
+    pipeline's. A deployed file: `advprune evaluate net.onnx --dense net.pt`, see docs/deployed.md.
 
     Writes nothing without --out or --page; with --out, a killed evaluation resumes where it
     stopped.
@@ -108,7 +116,7 @@ def evaluate(
     from advprune.benchmarking import measured, with_corruptions
     from advprune.cli.repository import Pictures, Repository
 
-    options = {"eps": eps, "norm": norm, "images": images, "names": names}
+    options = {"eps": eps, "norm": norm, "images": images, "names": names, "queries": queries}
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     recorded = None if beside is None else read_metrics(beside)
     if data is None:
