@@ -29,7 +29,7 @@ from advprune.report.formats import (
     texts,
     with_interval,
 )
-from advprune.report.page import charts, grid, markdown_table, pictures
+from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
 from advprune.report.results import METRICS, results
 from advprune.report.section import Part, sections
@@ -208,16 +208,9 @@ def test_png_are_the_same_bytes_and_show_the_colours_of_their_series() -> None:
     assert png(Chart("h", "heatmap", heat, "x", "y", value="transfer_accuracy"), {})
     points = line(ordered=False, marker="model", size="robust_accuracy_low")
     assert png(replace(points, kind="points"), places)
-
-
-def test_pictures_are_shown_as_they_are() -> None:
-    grey, colour = np.full((1, 4, 4), 7, np.uint8), np.full((3, 4, 4), 9, np.uint8)
-    data = pd.DataFrame({"image": [1, 2], "row": ["clean"] * 2, "pixels": [grey, colour]})
-    chart = Chart("i", "images", data, "image", "row", value="pixels")
-    head, row = pictures(chart)
-    assert head == ["", "1", "2"] and row[0] == "clean"
-    assert all(cell.startswith("data:image/png;base64,") for cell in row[1:])
-    assert png(chart, {})
+    pixels = [np.full((1, 4, 4), 7, np.uint8), np.full((3, 4, 4), 9, np.uint8)]
+    images = pd.DataFrame({"image": [1, 2], "row": ["clean"] * 2, "pixels": pixels})
+    assert png(Chart("i", "images", images, "image", "row", value="pixels"), {})
 
 
 # --- sections ------------------------------------------------------------------------------------
@@ -250,11 +243,11 @@ def test_the_verdict_names_the_checks_that_speak_against_a_model() -> None:
 def test_the_verdict_says_how_often_it_is_wrong(tmp_path: Path) -> None:
     assert calibration(tmp_path / CALIBRATION) == ""  # not measured here
     path = tmp_path / CALIBRATION.name
-    rates = {"false_pass": Rate(0, 16), "false_alarm": Rate(1, 16)}
-    found = {name: {"hits": r.hits, "n": r.n} | r.columns("rate") for name, r in rates.items()}
+    rates = {"pass": Rate(2, 16), "number": Rate(0, 16), "alarm": Rate(1, 16)}
+    found = {f"false_{k}": {"hits": r.hits, "n": r.n} | r.columns("rate") for k, r in rates.items()}
     path.write_text(json.dumps(found), encoding="utf-8")
     text = calibration(path)
-    assert "0 of 16 (0.0–19.4 %)" in text and "1 of 16 (1.1–28.3 %)" in text
+    assert "2 of 16" in text and "0 of 16 (0.0–19.4 %)" in text and "1 of 16 (1.1–28.3 %)" in text
 
 
 def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer() -> None:

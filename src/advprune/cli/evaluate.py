@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import CheckpointArgument, Network, ProfileOption, told
+from advprune.cli.options import CheckpointArgument, Network, ProfileOption, checkpoint_file, told
 from advprune.core.errors import UserError
 from advprune.core.settings import parse_fraction
 
@@ -52,10 +52,22 @@ def evaluate(
             "default the sub-folders' in alphabetical order."
         ),
     ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often a search without gradients may ask about a picture of --data "
+            "[default: 300 by Square, 1000 by HopSkipJump]",
+        ),
+    ] = None,
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="The parent of this network: adds transfer and a paired comparison."),
+        typer.Option(
+            help="The parent of this network: adds transfer and a paired comparison.",
+            parser=checkpoint_file,
+            metavar="CHECKPOINT",
+        ),
     ] = None,
     twin: Annotated[
         Path | None,
@@ -94,7 +106,7 @@ def evaluate(
 
     Anywhere: `advprune evaluate net.pt --data pictures/ --eps 8/255 --page net.html`. In a
     repository, without --data: the images and attacks of the profile, with numbers equal to the
-    pipeline's.
+    pipeline's. A deployed file: `advprune evaluate net.onnx --dense net.pt`, see docs/deployed.md.
 
     Writes nothing without --out or --page; with --out, a killed evaluation resumes where it
     stopped.
@@ -104,10 +116,11 @@ def evaluate(
     from advprune.benchmarking import measured, with_corruptions
     from advprune.cli.repository import Pictures, Repository
 
-    options = {"eps": eps, "norm": norm, "images": images, "names": names}
+    options = {"eps": eps, "norm": norm, "images": images, "names": names, "queries": queries}
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     recorded = None if beside is None else read_metrics(beside)
     if data is None:
+        given |= {name: 1 for name in ("resize", "crop") if getattr(known, name) is not None}
         if given:
             raise UserError(f"--{next(iter(given))} goes with --data; a profile has its own")
         place = Repository(profile)
@@ -137,7 +150,7 @@ def evaluate(
         if recorded is not None:
             _print_beside(found.metrics, recorded)
         if page is not None:
-            found.page(page)
+            found.page(page, " against ".join(one.name for one in reversed(files)))
             print(f"report: {page}")
         if out is not None:
             found.write(out)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from advprune.cli.options import Network
 from advprune.core.errors import UserError
 from advprune.core.networks import is_factory, is_library
+from advprune.core.settings import parse
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from advprune.core.fit import Fit
     from advprune.core.params import Params, Profile
     from advprune.core.train_settings import ModelSettings
     from advprune.data import Split
@@ -73,34 +75,44 @@ class Repository:
         """The network in a checkpoint that passes the audit, ready for these images.
 
         Checkpoints of this library describe themselves. Of others the architecture is the one that
-        is `known` or inferred, or the profile's if that is not one of this library's; images are
-        normalized as in the profile. `known.normalize` overrides both. Raises UserError if the
-        audit finds a fault, or if the network does not fit the images.
+        is `known` or inferred, or the profile's if that is not one of this library's. Images are
+        normalized as timm or torchvision trained the network, or as in the profile where that has
+        such a network; what is `known` overrides both. Raises UserError if the audit finds a fault,
+        or if the network does not fit the images.
         """
         from advprune.models.audit import audit
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
-        from advprune.models.infer import naming
+        from advprune.models.infer import naming, shown
         from advprune.models.outside import check_answers
+        from advprune.models.preprocessing import preprocessing_of
+        from advprune.models.spec import ModelSpec
         from advprune.models.unmask import plain
         from advprune.training.base import spec_for
 
         tensors, metadata = read_weights(path)
-        spec, said, own = header_spec(metadata, str(path)), known.given(), self.model
-        fits = self.fits
+        spec, own = header_spec(metadata, str(path)), self.model
+        said = known.given(path if spec is None else None)
         made = {"architecture": own.network} | said
         if spec is None and not is_library(made["architecture"]):
             profiles = own.options and made["architecture"] == own.network
-            said = fits | ({"options": own.options} if profiles else {}) | made
+            said = self.fits | shown(made["architecture"], tensors) | made
+            said = ({"options": own.options} if profiles else {}) | said
         factory = self.factory(said)
         found = audit(tensors, spec, given=said, keep=known.keep, factory=factory)
         if found.spec is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
-        if spec is None or known.normalize is not None:
-            chosen = own.normalize if known.normalize is None else known.normalize
-            of = self.split("train" if chosen else "test")
-            ours = spec_for(own.model_copy(update={"normalize": chosen}), of)
-            spec = found.spec.model_copy(update={"mean": ours.mean, "std": ours.std})
+        trained, spec = spec is None, found.spec
+        # A network of the profile's kind is taken for one that was trained on its images.
+        elsewhere = trained and (own.network != spec.architecture or bool(own.weights))
+        how = preprocessing_of(spec.architecture, spec.options, path) if elsewhere else None
+        seen = known.preprocessing(how, spec.channels)
+        if "mean" not in seen and (trained or known.normalize):
+            normalize = own.normalize if known.normalize is None else known.normalize
+            of = self.split("train" if normalize else "test")
+            ours = spec_for(own.model_copy(update={"normalize": normalize}), of)
+            seen |= {"mean": ours.mean, "std": ours.std}
+        spec = parse(ModelSpec, dict(spec) | seen, str(path))
         for what, needs in self.fits_of(spec).items():
             if (has := getattr(spec, what)) != needs:
                 raise UserError(f"{path} is a network of {has} {what}, but {self.has(needs)}")
@@ -143,16 +155,20 @@ class Pictures(Repository):
         norm: str = "Linf",
         images: int = 500,
         names: Path | None = None,
+        queries: int | None = None,
     ) -> None:
         """Look at the pictures; UserError where they or the settings cannot be used."""
         from advprune.data.given import read_given, read_names
         from advprune.defaults import defaults
 
+        if (known.resize or known.crop) and not data.is_dir():
+            raise UserError("--resize and --crop are for folders of pictures")
         named = read_names(names) if names else ()
         self.read = partial(read_given, data, images, classes=named)
+        self.fit: Fit | None = None
         self.first = read_given(data, 1, classes=named)
         self.channels = known.channels or self.first.images.shape[1]
-        self.settings = partial(defaults, eps, norm)
+        self.settings = partial(defaults, eps, norm, queries=queries)
 
     @cached_property
     def params(self) -> "Params":
@@ -173,7 +189,12 @@ class Pictures(Repository):
         return {"channels": self.channels, "classes": len(self.first.classes)}
 
     def fits_of(self, spec: "ModelSpec") -> dict[str, int]:
-        """Grey pictures are shown to a network of three channels in colour."""
+        """Grey pictures are shown to a network of three channels in colour, and all at the size
+        that it takes. UserError where that is another than the network's before."""
+        if "_test" in vars(self) and spec.fit not in (None, self.fit):
+            raise UserError("the networks take pictures of other sizes; give --resize and --crop")
+        if "_test" not in vars(self):
+            self.fit = spec.fit
         if self.channels == 1 and spec.channels == COLOUR:
             self.channels = COLOUR
         return self.fits
@@ -188,7 +209,7 @@ class Pictures(Repository):
 
     @cached_property
     def _test(self) -> "Split":
-        found = self.read()
+        found = self.read(fit=self.fit)
         if found.images.shape[1] == 1 < self.channels:
             return replace(found, images=found.images.repeat(1, self.channels, 1, 1))
         return found

@@ -13,7 +13,6 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -24,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import existing, sha256_of
+from advprune.core.fit import Fit
 from advprune.core.progress import progress
 from advprune.data.split import SPLITS, Split
 
@@ -35,7 +35,6 @@ ALIKE = ("valid", "validation", "dev", "training", "testing")  # names that othe
 LARGEST_FILE = 1 << 28  # bytes of one picture: more than PIL accepts once decoded
 
 Pictures = dict[tuple[str, str, str], NDArray[np.uint8]]  # (split, class, file): [1 or 3, H, W]
-Fit = Callable[[Image.Image], Image.Image]  # from a picture of any size to a network's
 Folders = set[tuple[str, ...]]  # (split,) and (split, class)
 # Path parts below the image folder, and how to read the file; None for a folder.
 Item = tuple[tuple[str, ...], Callable[[], bytes] | None]
@@ -47,7 +46,7 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     Images are grey where all pictures are. UserError on a layout or a picture that cannot be used.
     """
     place = existing(root)
-    fit = None if size is None else partial(_square, size)
+    fit = None if size is None else Fit(resize=size, squash=True)
     pictures = _pictures(place, fit)
     shapes = Counter(image.shape[1:] for image in pictures.values())
     (height, width), _ = shapes.most_common(1)[0]
@@ -72,10 +71,6 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
             labels = torch.tensor([classes.index(kind) for _, kind, _ in keys])
             found[name] = Split(torch.from_numpy(images), labels, tuple(classes), source)
     return found
-
-
-def _square(size: int, picture: Image.Image) -> Image.Image:
-    return picture.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _pictures(place: Path, fit: Fit | None) -> Pictures:
@@ -138,7 +133,7 @@ def check_names(place: Path, folders: Folders) -> None:
 
 def is_other(name: str) -> bool:
     """Whether a file is a picture by its name, of a format that is not read."""
-    suffix = PurePosixPath(name.lower()).suffix
+    suffix = "." + name.lower().rpartition(".")[2]
     known = suffix in Image.registered_extensions() or suffix in OTHERS.split()
     return known and suffix not in SUFFIXES
 

@@ -25,8 +25,8 @@ def images(run: Run) -> Iterator[Part]:
         axes = ("image", "row")
         yield Part(
             f"Under {run.main} on {dense.name}",
-            "Predicted classes are in the headings of rows and columns; the change is shown around "
-            f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}.",
+            "Each column is an image with its predicted classes, clean → attacked. The change is "
+            f"drawn around grey: white and black are ±{budget(run.main_attack.eps)}.",
             chart=Chart(
                 f"images-{dense.recipe}", "images", cells(run, dense), *axes, value="pixels"
             ),
