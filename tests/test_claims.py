@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import MODELS, N, layer_table, model, run_of, settings
+from handmade import N, layer_table, model, run_of, settings
 from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
