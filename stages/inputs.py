@@ -16,8 +16,10 @@ def inputs(profile: ProfileOption = None) -> None:
     write_json(workspace.place("data", "pictures.json"), pictures)
     given = {name: sha256_of(referenced(one.path)) for name, one in weights.items()}
     write_json(workspace.place("data", "weights.json"), given)
+    pipeline = Path("dvc.yaml").read_text(encoding="utf-8")
     for file in workspace.code():
-        if not file.resolve().is_relative_to(Path("networks").resolve()):
+        own = file.resolve().is_relative_to(Path("networks").resolve())
+        if not own and f"- {file.name}\n" not in pipeline:  # as `advprune init` names it there
             print(f"note: DVC does not watch {file}; after a change there run `dvc repro -f`")
 
 

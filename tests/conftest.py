@@ -59,6 +59,27 @@ def make_network(
     return model.eval()
 
 
+# Small networks of other collections: name and options.
+VIT = "timm/vit_tiny_patch16_224"
+FOREIGN: dict[str, dict[str, Any]] = {
+    VIT: {"img_size": 32, "patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2},
+    "torchvision/mobilenet_v2": {"width_mult": 0.25},
+}
+
+
+def make_foreign(name: str, images: torch.Tensor) -> nn.Module:
+    """An untrained network of FOREIGN for 10 classes whose batch-norm statistics have seen the
+    images; skips the test where its package is missing."""
+    pytest.importorskip(name.partition("/")[0])
+    sizes = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "classes": 10, "channels": 3}
+    model = build(ModelSpec(architecture=name, options=FOREIGN[name], **sizes))
+    initialize(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(20):
+            model.train()(images)
+    return model.eval()
+
+
 @pytest.fixture
 def network(digits: tuple[torch.Tensor, torch.Tensor]) -> nn.Module:
     """A narrow ResNet18 for digits, untrained, in evaluation mode."""

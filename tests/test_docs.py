@@ -128,7 +128,7 @@ def test_files_of_code_that_are_named_are_there(page: Path) -> None:
 
 
 def test_every_stage_is_described() -> None:
-    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").split("\nartifacts:")[0]
     assert text.count("    desc: ") == text.count("    cmd: ")
 
 

@@ -15,6 +15,7 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.models.checkpoint import load_model
 from advprune.report.read import read_run
+from conftest import same_weights
 
 KEYS = {
     *("n", "clean_accuracy", "robust_accuracy", "robust_low", "robust_high", "median_distance"),
@@ -200,12 +201,30 @@ def test_models_are_left_out_and_added_from_the_command_line(pipeline: tuple[Pat
     assert {path.stem for path in (folder / "metrics/digits").iterdir()} == left
 
 
-def test_the_library_example_of_the_readme_runs(pipeline: tuple[Path, str]) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
-    done = run(pipeline[0], "-c", f"import sys; sys.path.insert(0, 'src')\n{example}")
+def test_the_examples_in_python_run(pipeline: tuple[Path, str]) -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "dvc.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    parts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = run(pipeline[0], "-c", "\n".join(["import sys; sys.path.insert(0, 'src')", *parts]))
     assert done.returncode == 0, done.stderr
     assert "'remnant_accuracy':" in done.stdout and "'n': 40" in done.stdout
+    assert "\n0.01\n" in done.stdout  # prune.E, as committed
+    named = load_model(pipeline[0] / "model.safetensors")
+    assert same_weights(
+        named, load_model(pipeline[0] / "runs/digits/dense-standard/model.safetensors")
+    )
+
+
+def test_dvclive_shows_the_history_of_each_training(pipeline: tuple[Path, str]) -> None:
+    pytest.importorskip("dvclive")
+    folder, _ = pipeline
+    for name in ("dense-standard", "BNN-standard", "seed1"):
+        history = json.loads((folder / f"runs/digits/{name}/model.json").read_text())["history"]
+        place = f"dvclive/digits/{name}/plots/metrics/val_accuracy.tsv"
+        table = pd.read_csv(folder / place, sep="\t")
+        assert table.val_accuracy.tolist() == [row["val_accuracy"] for row in history]
+    assert "file://" in dvc(folder, "plots", "show", place)
+    assert "dvclive" not in git(folder, "status", "--porcelain", "-uall")
 
 
 def test_the_closing_table_says_where_the_report_is(pipeline: tuple[Path, str]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,15 @@ from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
+from advprune.models.audit import audit
 from advprune.models.card import macs_of, nonzero_of, sparsity_of, write_card
-from advprune.models.checkpoint import build, load_model, save_model
-from advprune.models.resnet import BasicBlock
+from advprune.models.checkpoint import build, header_spec, load_model, read_weights, save_model
+from advprune.models.resnet import BasicBlock, initialize
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.pruning import Data, prune
 from advprune.pruning.filters import smallest_filters
 from advprune.quantization.post_training import quantize
-from conftest import make_network
+from conftest import FOREIGN, VIT, make_foreign, make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
@@ -95,7 +97,7 @@ def test_a_smaller_network_can_be_pruned_again_and_quantized(
     assert torch.equal(loaded(digits[0]), integers(digits[0]))
 
 
-@pytest.mark.parametrize("family", ["clamp", "round", "SAP", "RNW"])
+@pytest.mark.parametrize("family", ["clamp", "round", "SAP"])
 def test_layers_that_other_families_put_in_stay(
     network: nn.Module, digits: Pair, tmp_path: Path, family: str
 ) -> None:
@@ -190,6 +192,81 @@ def test_wrong_channel_counts_in_a_file_are_refused(
         load_model(tmp_path / "model.safetensors")
 
 
-def test_pruning_needs_blocks() -> None:
-    with pytest.raises(UserError, match="no residual blocks"):
-        prune("filters", nn.Sequential(nn.Conv2d(1, 2, 3)), 0.5)
+def test_what_goes_with_a_filter_of_a_chain_by_hand() -> None:
+    chain = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Conv2d(4, 4, 3, groups=4)),
+        *(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)),
+    ).eval()
+    order = [2, 0, 3, 1]  # of the first convolution's filters, from the smallest on
+    chain[0].weight.data = torch.tensor([2.0, 4, 1, 3]).view(4, 1, 1, 1).expand(4, 1, 3, 3).clone()
+    chain[5].weight.data *= torch.tensor([1.0, 9, 9, 2, 9]).view(5, 1)
+    pruned = prune("filters", chain, 0.5)
+    gone = torch.tensor([k in order[:2] for k in range(4)])
+    expected = {
+        **{"0.weight": gone.view(4, 1, 1, 1), "0.bias": gone, "1.weight": gone, "1.bias": gone},
+        **{"2.weight": torch.tensor([False]), "3.weight": gone.view(4, 1, 1, 1), "3.bias": gone},
+    }
+    columns, rows = gone.repeat_interleave(16), torch.tensor([1, 0, 0, 1, 0]).bool()
+    expected |= {"5.weight": columns.view(1, -1) | rows.view(-1, 1), "5.bias": rows}
+    expected |= {"7.weight": rows.view(1, -1), "7.bias": torch.zeros(3).bool()}
+    for name, parameter in chain.named_parameters():
+        assert torch.equal(pruned.changed[name], expected[name].expand_as(parameter)), name
+    x = torch.rand(5, 1, 8, 8)
+    small = prune("filters", chain, {"fraction": 0.5, "small": True}, (x, torch.arange(5) % 3))
+    assert small.model[0].weight.shape == (2, 1, 3, 3) and small.model[5].weight.shape == (3, 32)
+    assert torch.allclose(small.model(x), pruned.model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "whole"),
+    [
+        ("torchvision/mobilenet_v2", "features.2.conv.0.0", "features.2.conv.2"),
+        (VIT, "blocks.0.mlp.fc1", "blocks.0.attn.qkv"),
+    ],
+)
+def test_the_small_network_of_any_architecture(
+    tmp_path: Path, name: str, root: str, whole: str
+) -> None:
+    x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    network = make_foreign(name, x)
+    setting, data = {"fraction": 0.5, "small": True}, Data(x, torch.arange(6) % 3, TRAIN)
+    masked, small = prune("filters", network, 0.5, data), prune("filters", network, setting, data)
+    assert torch.allclose(small.model(x), masked.model(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(masked.model(x), network(x), atol=1e-3)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (network, small.model))
+    assert small.ratio == masked.ratio == 1 - after / before
+    assert nonzero_of(small.model) == nonzero_of(masked.model)
+    shapes = [
+        [tuple(m.get_submodule(f"network.{n}").weight.shape) for n in (root, whole)]
+        for m in (network, small.model)
+    ]
+    assert shapes[1][0][0] == shapes[0][0][0] // 2 and shapes[1][1][0] == shapes[0][1][0]
+    twice = prune("filters", small.model, setting, data)
+    for model in (small.model, twice.model, quantize(small.model, x)):
+        save_model(model, tmp_path / "model.safetensors")
+        tensors, metadata = read_weights(tmp_path / "model.safetensors")
+        assert audit(tensors, header_spec(metadata, "here")).sound
+        assert torch.equal(load_model(tmp_path / "model.safetensors")(x), model(x))
+    initialize(twice.model, torch.Generator().manual_seed(3))  # as tickets do
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"features.0.0": (9, 3)}, "has .* outputs and inputs"),
+        ({"features.0": (4, 3)}, "no layer 'features.0'"),
+        ({"nowhere": (4, 3)}, "no layer 'nowhere'"),
+    ],
+)
+def test_sizes_in_a_file_fit_the_network(sizes: dict[str, Any], words: str) -> None:
+    known = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "classes": 10, "channels": 3, "sizes": sizes}
+    with pytest.raises(UserError, match=words):
+        name = "torchvision/mobilenet_v2"
+        build(ModelSpec(architecture=name, options=FOREIGN[name], **known))
+
+
+def test_pruning_needs_outputs_that_are_only_read() -> None:
+    with pytest.raises(UserError, match="no layer whose filters can be removed"):
+        prune("filters", nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), 0.5)
+    with pytest.raises(UserError, match="cannot be followed on an image"):
+        prune("filters", nn.Sequential(nn.Conv2d(1, 2, 9), nn.Flatten(), nn.Linear(2, 2)), 0.5)

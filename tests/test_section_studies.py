@@ -11,7 +11,7 @@ from handmade import EPS, N, first, model, records, run_of, settings
 from test_sections import check_charts, mcnemar
 
 from advprune.core.claims import Claim
-from advprune.core.params import CARRIED
+from advprune.core.params import FROM_DENSE
 from advprune.evaluate.crossed import compare_means, mean
 from advprune.evaluate.faults import START, pairs_of
 from advprune.report.claims import judged
@@ -27,7 +27,9 @@ TUNED = {"finetune": {"epochs": 6}}
 def compressed(family: str, order: int, clean: int, white: int, there: int) -> pd.DataFrame:
     """A point of the study: how many images are right clean, white-box and from dense."""
     tables = [records("field", first(white), clean)]
-    tables += [records(CARRIED + attack, first(there), clean) for attack in ("field", "momentum")]
+    tables += [
+        records(FROM_DENSE + attack, first(there), clean) for attack in ("field", "momentum")
+    ]
     whole = pd.concat(tables, ignore_index=True)
     return whole.assign(family=family, order=order, prune_ratio=0.5, sparsity=0.5, value="")
 
@@ -43,10 +45,8 @@ def compression() -> Run:
     prune |= {"E": 0.01, "clamp": {"sigmas": 3}}
     params = settings({"compression": study}, prune=prune)
     there = {("dense-standard", attack): 30 for attack in ("field", "momentum")}
-    there |= {("seed1", "field"): first(N) & ~first(20), ("seed1", "momentum"): 40}
-    stranger = {("seed1", "field"): 22, ("seed1", "momentum"): 22}
     models = [
-        model("dense-standard", params, {"field": 1}, stranger),
+        model("dense-standard", params, {"field": 1}),
         model("random-standard", params, {"field": 3}, dict.fromkeys(there, 20), 38),
         model("GAP_layer-standard", params, {"field": 2}, there, 37),
     ]
@@ -74,14 +74,6 @@ def test_gap_is_set_beside_random_pruning_of_the_nearest_clean_accuracy(compress
     assert rows.p["compression 4"] == pytest.approx(4 * mcnemar(10, 0))
     assert rows.outcome.tolist() == ["higher", "not significant", "unmatched"]
     assert rows["accuracy:white-box"].tolist() == [2 / N, 0, 0]
-
-
-def test_all_sources_are_set_beside_the_parents_images(compression: Run) -> None:
-    row = masks.other_sources(compression).iloc[0]
-    assert row["accuracy:parent's images"] == 30 / N and row["accuracy:all sources"] == 10 / N
-    assert row["p:all sources"] == 2 * mcnemar(20, 0)
-    assert row["accuracy:parent on seed1"] == 22 / N and row["p:parent on seed1"] == mcnemar(8, 0)
-    assert row["outcome:all sources"] == "lower" and row["outcome:parent on seed1"] == "higher"
 
 
 def test_curves_hold_what_is_fine_tuned_alike(compression: Run) -> None:
@@ -147,8 +139,8 @@ def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
     found = protocol.adaptive_table(sap, protocol.models_of(sap)).set_index(["model", "attack"])
     row = found.loc[("S100", "worst case")]
     assert row["accuracy:mean logits"] == 8 / N and row.gradients == 20  # of two attacks
-    assert found.loc[("S100", "one"), "backward"] == "factors held constant"
     assert ("S50", "one") not in found.index
+    check_charts(sap, "protocol")
 
 
 def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap: Run) -> None:
@@ -163,14 +155,6 @@ def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap: Run) -> N
     rows.loc[rows.attack == "iterative", "adv_pred"] = rows.label
     (found,) = judged(replace(sap, studies={"sap": rows}, claims=(claim,)))
     assert found.reason == "iterative does less harm than FGSM"
-
-
-def test_models_over_the_budget(sap: Run) -> None:
-    chosen = [one for one in protocol.models_of(sap) if one.name == "S100"]
-    rows = protocol.wide(chosen).set_index("attack")
-    assert rows.loc["fgsm", "accuracy:eps 48/255"] == 25 / N
-    assert rows.loc["fgsm", "accuracy:clean"] == 39 / N
-    check_charts(sap, "protocol")
 
 
 # --- seeds ---------------------------------------------------------------------------------------
@@ -218,8 +202,8 @@ def test_a_point_is_a_mean_over_seeds_and_images() -> None:
     assert (row.area_difference_low, row.area_difference_high) == found.interval_at(0.05 / 2)
     assert row.outcome == "lower" and row.area_difference_high < 0 < row.detectable
     difference, pair = compare_means(hits(10, 14, 18), hits(10, 11, 12)), pairs_in(run).iloc[0]
-    assert pair.robust_difference == pytest.approx(3 / N) == difference.difference
-    assert (pair.robust_difference_low, pair.robust_difference_high) == difference.interval
+    assert pair.difference == pytest.approx(3 / N) == difference.difference
+    assert (pair.difference_low, pair.difference_high) == difference.interval
     assert pair.detectable == difference.detectable
 
 

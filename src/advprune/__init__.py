@@ -2,7 +2,7 @@
 
 The public face is small::
 
-    from advprune import attacks, evaluate, load_model, load_split, prune
+    from advprune import attacks, benchmark, evaluate, load_model, load_split, prune
 
 Names are resolved on first use, so that `import advprune` does not import torch.
 """
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advprune import attacks, evaluate
+    from advprune.benchmarking import benchmark
     from advprune.data import load_split
     from advprune.models.checkpoint import load_model
     from advprune.pruning import Pruned, prune
 
 __version__ = "0.5.0"
-__all__ = ["Pruned", "attacks", "evaluate", "load_model", "load_split", "prune"]
+__all__ = ["Pruned", "attacks", "benchmark", "evaluate", "load_model", "load_split", "prune"]
 
 _HOMES = {
     "Pruned": "advprune.pruning",
+    "benchmark": "advprune.benchmarking",
     "load_model": "advprune.models.checkpoint",
     "load_split": "advprune.data",
     "prune": "advprune.pruning",

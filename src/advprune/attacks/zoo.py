@@ -36,7 +36,9 @@ def attack_class(name: str) -> Any:
     try:
         import torchattacks
     except ImportError as error:
-        raise UserError("attack.extra needs the package torchattacks; pip install it") from error
+        raise UserError(
+            "attack.extra needs the package torchattacks; pip install 'advprune[torchattacks]'"
+        ) from error
     found = getattr(torchattacks, name, None)
     if not (inspect.isclass(found) and issubclass(found, torchattacks.attack.Attack)):
         raise UserError(f"attack.extra: torchattacks has no attack {name!r} (names as PGD, MIFGSM)")

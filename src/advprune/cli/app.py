@@ -8,17 +8,21 @@ from advprune.cli.audit import audit
 from advprune.cli.evaluate import evaluate
 from advprune.cli.export import export
 from advprune.cli.gate import gate
+from advprune.cli.init import init
 from advprune.cli.leaderboard import leaderboard
 from advprune.cli.prune import prune
 from advprune.cli.report import report
+from advprune.cli.time import time
 from advprune.core.ending import ended
 
 app = typer.Typer(
     name="advprune",
     help=(
         "What does compressing a neural network do to its adversarial robustness?\n\n"
-        "Audit a checkpoint, attack it, compress it, and compare one branch with another. Run it "
-        "in the root of the repository, where all but audit and export read params.yaml.\n\n"
+        "Anywhere: audit a checkpoint, export it, and evaluate it on pictures of your own, "
+        "`advprune evaluate net.pt --data pictures/ --eps 8/255`; init makes a project of both. In "
+        "the root of a repository or project, where params.yaml is: evaluate and prune with its "
+        "settings, report, leaderboard, and gate, which compares one branch with another.\n\n"
         "Exit status: 0, success; 1, audit found a fault or gate a drop in robustness; 2, a file "
         "that cannot be read, a wrong setting or option, or a fault of the program."
     ),
@@ -26,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (audit, evaluate, prune, export, report, leaderboard, gate):
+for command in (audit, evaluate, init, prune, export, report, leaderboard, time, gate):
     app.command()(command)
 
 

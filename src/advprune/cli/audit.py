@@ -41,7 +41,12 @@ def audit(
     spec = header_spec(metadata, where=str(file))
     keep, factory = known.keep, known.factory
     found = audit_tensors(
-        tensors, spec, given=known.given(), tolerance=mask_tolerance, keep=keep, factory=factory
+        tensors,
+        spec,
+        given=known.given(None if spec else file),
+        tolerance=mask_tolerance,
+        keep=keep,
+        factory=factory,
     )
     if several:
         fault = f"several: the file holds {several}, of which this is the first; store one alone"

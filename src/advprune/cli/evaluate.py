@@ -1,7 +1,7 @@
-"""`advprune evaluate`: one checkpoint through the profile's attacks, with a verdict."""
+"""`advprune evaluate`: one network through the attacks, with a verdict."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import CheckpointArgument, Network, ProfileOption, told
+from advprune.cli.options import CheckpointArgument, Network, ProfileOption, checkpoint_file, told
 from advprune.core.errors import UserError
+from advprune.core.settings import parse_fraction
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from advprune.benchmarking import Benchmark, Subject
     from advprune.cli.repository import Repository
+    from advprune.data import Split
     from advprune.report.run import Model, Run
 
-DENSE, MODEL = "dense", "model"  # the names in a run of one or two checkpoints
-AGAINST_DENSE = ("transfer_", "against_dense", "p_against", "robust_d", "distance_", "p_distance")
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
-OWN = ("model", "family", "parent", "root", "recipe", "do", "group", "images", "robust_images")
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
 
 
@@ -30,15 +28,63 @@ MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
 def evaluate(
     checkpoint: CheckpointArgument,
     known: Network,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pictures of your own: a folder of one sub-folder a class, a split "
+            "(.safetensors) or images and labels (.npz). No repository is needed then."
+        ),
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Budget of attacks on --data, such as 8/255 [default: 8/255]")
+    ] = None,
+    norm: Annotated[
+        str | None, typer.Option(help="Norm of the budget: Linf or L2 [default: Linf]")
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many pictures of --data are drawn [default: 500]"),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of class names, one a line, in the order of the network's outputs; by "
+            "default the sub-folders' in alphabetical order."
+        ),
+    ] = None,
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="The parent of this network: adds transfer and a paired comparison."),
+        typer.Option(
+            help="The parent of this network: adds transfer and a paired comparison.",
+            parser=checkpoint_file,
+            metavar="CHECKPOINT",
+        ),
+    ] = None,
+    twin: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an .onnx file: the checkpoint with the same answers, whose gradients are "
+            "followed in its place. By default --dense."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="The report, as one HTML file to be written.")
+    ] = None,
+    corruptions: Annotated[
+        bool,
+        typer.Option(
+            "--corruptions", help="Also on noise, blur, contrast, JPEG, …, at 5 severities."
+        ),
+    ] = False,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Also measure latency on this machine, at batch 1 and 64."),
+    ] = False,
     beside: Annotated[
         Path | None,
         typer.Option(help="A metrics file, as in `metrics/<profile>/`, to show next to these."),
@@ -46,87 +92,120 @@ def evaluate(
 ) -> None:
     """How robust is this network, and can the number be believed?
 
-    Attacks the checkpoint as the pipeline does its own models (the suite that the profile has for
-    its kind, the curves, the probes) and prints clean and robust accuracy with 95 % intervals, each
-    attack, and the verdict with its checks. The checkpoint must pass `advprune audit`. Test images
-    are those of `data/<profile>`, or made in memory.
+    Attacks the network by the suite for its kind, the curves and the probes, and prints clean and
+    robust accuracy with 95 % intervals, each attack, and the verdict with its checks. A checkpoint
+    must pass `advprune audit`.
 
-    Writes nothing without --out; with it, a killed evaluation resumes where it stopped.
+    Anywhere: `advprune evaluate net.pt --data pictures/ --eps 8/255 --page net.html`. In a
+    repository, without --data: the images and attacks of the profile, with numbers equal to the
+    pipeline's.
+
+    Writes nothing without --out or --page; with --out, a killed evaluation resumes where it
+    stopped.
 
     Exit status: 0 for any verdict, 2 if there is none.
     """
-    from advprune.cli.repository import Repository
+    from advprune.benchmarking import measured, with_corruptions
+    from advprune.cli.repository import Pictures, Repository
 
-    repository = Repository(profile)
+    options = {"eps": eps, "norm": norm, "images": images, "names": names}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     recorded = None if beside is None else read_metrics(beside)
+    if data is None:
+        given |= {name: 1 for name in ("resize", "crop") if getattr(known, name) is not None}
+        if given:
+            raise UserError(f"--{next(iter(given))} goes with --data; a profile has its own")
+        place = Repository(profile)
+    else:
+        if profile is not None:
+            raise UserError("give either --data or --profile")
+        if eps is not None:
+            given["eps"] = budget_of(eps)
+        place = Pictures(known, data=data, **given)
     files = [checkpoint] if dense is None else [dense, checkpoint]
-    networks = [(path, repository.network(path, known)) for path in files]
+    for option, path in (("dense", dense), ("twin", twin)):
+        if path is not None and path.suffix in LOADERS:
+            raise UserError(f"--{option} {path} has no gradients; give the network's checkpoint")
+    if twin is not None and checkpoint.suffix not in LOADERS:
+        raise UserError(f"--twin goes with an .onnx file, which has no gradients; {checkpoint} has")
+    subjects = [loader(path)(place, path, known) for path in files]
+    beside_it = None if twin is None else read_checkpoint(place, twin, known)
     # Finished attacks are kept below `out` until all are done.
-    with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as place:
-        run = run_of(repository, networks, Path(place), known)
-        _print(run, checkpoint)
+    with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
+        found = measured(subjects, place.split("test"), place.params, Path(parts), beside_it)
+        _print(found, checkpoint)
+        if corruptions:
+            found = with_corruptions(found, subjects, place.split("test"))
+            _print_corruptions(found)
+        if time:
+            _time(found, subjects, place.split("test"))
         if recorded is not None:
-            _print_beside(metrics_of(run), recorded)
+            _print_beside(found.metrics, recorded)
+        if page is not None:
+            found.page(page)
+            print(f"report: {page}")
         if out is not None:
-            _write(run, out)
+            found.write(out)
+            for name, table in found.run.studies.items():
+                table.to_parquet(out / f"{name}.parquet", index=False)
     if out is not None:
         shutil.rmtree(out / "unfinished", ignore_errors=True)
 
 
-def run_of(
-    repository: "Repository",
-    networks: "Sequence[tuple[Path, nn.Module]]",
-    place: Path,
-    known: Network,
-) -> "Run":
-    """The networks through the profile's suite, as a run: what the report is computed from.
+def budget_of(text: str) -> float:
+    """A budget from the command line."""
+    try:
+        return float(parse_fraction(text))
+    except ValueError as error:
+        raise UserError(f"--eps: {error} (got {text!r})") from error
 
-    networks: with their files; a second one is compared with the first. place: where finished
-    attacks are kept.
-    """
-    import pandas as pd
 
+Loader = Callable[["Repository", Path, Network], "Subject"]
+
+
+def loader(path: Path) -> Loader:
+    """What reads a network, by the suffix of its file; a checkpoint where it has none of these."""
+    return LOADERS.get(path.suffix, read_checkpoint)
+
+
+def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject":
+    """A checkpoint that passes the audit, on the device where it is attacked."""
+    from advprune.benchmarking import Subject
     from advprune.core.device import setup
-    from advprune.core.resume import Parts
     from advprune.data import to_float
-    from advprune.data.split import sha256_of as sha256_of_split
-    from advprune.evaluate.exchange import received
-    from advprune.evaluate.suite import Suite
     from advprune.models.card import card_of
     from advprune.models.outside import code_files
     from advprune.models.spec import spec_of
     from advprune.quantization.post_training import agreement
-    from advprune.report.run import Model, Run
 
-    params, profile, split = repository.params, repository.profile, repository.split("test")
-    main, images, device = params.attack.main, to_float(split.images), setup()
-    facts = profile.model_dump(include={"data", "attacks", "suite", "curves", "batch"})
-    facts |= {"attack": params.attack.model_dump(), "seed": params.seed}
-    facts |= {"known": asdict(known), "images": sha256_of_split(split)}
-    models: list[Model] = []
-    parent: nn.Module | None = None
-    sent: dict[tuple[str, str], Any] = {}  # images made on the first, for the second
-    for name, (path, network) in zip((DENSE, MODEL), networks, strict=False):
-        facts_of = card_beside(path)
-        if spec_of(network).quantization:
-            facts_of["twin_agreement"] = round(agreement(network, images)[0], 4)
-        # The card is made before the network moves to a GPU.
-        card = card_of(path, network, facts_of, image_shape=split.shape)
-        network.to(device)
-        known_files = [file for file, _ in networks[: len(models) + 1]]
-        files = [*known_files, *code_files(spec_of(network).factory)]
-        parts = Parts(place, name, facts, files=files)
-        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, parent)
-        records, adv = suite.attack(path.name, network)
-        tables = {
-            key: received(network, images, split.labels, {key: pixels}, suite.work)
-            for key, pixels in sent.items()
-        }
-        made = card, records, pd.DataFrame(), tables
-        models.append(Model(name, name, DENSE, DENSE, "given", *made))
-        parent, sent = network, {(DENSE, main): adv[main]}
-    about = split.source, list(split.classes), split.images.numpy()
-    return Run(params, models, {}, {}, *about, folder=place)
+    network, split, facts = place.network(path, known), place.split("test"), card_beside(path)
+    spec = spec_of(network)
+    if spec.quantization:
+        facts["twin_agreement"] = round(agreement(network, to_float(split.images))[0], 4)
+    # The card is made before the network moves to a GPU.
+    card = card_of(path, network, facts, image_shape=split.shape)
+    files = [path, *code_files(spec.factory)]
+    return Subject(network.to(setup()), card, files, asdict(known))
+
+
+def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
+    """A deployed file, which is only asked."""
+    from advprune.benchmarking import Subject
+    from advprune.data import to_float
+    from advprune.models.card import card_of
+    from advprune.models.onnx_file import OnnxFile, weight_facts
+    from advprune.models.target import target_of
+
+    split = place.split("test")
+    target = target_of(OnnxFile(path, split.shape), to_float(split.images), len(split.classes))
+    if target.classes != len(split.classes):
+        has = place.has(len(split.classes))
+        raise UserError(f"{path} is a network of {target.classes} classes, but {has}")
+    card = card_of(path, target, card_beside(path)) | weight_facts(path)
+    return Subject(target, card, [path], asdict(known))
+
+
+LOADERS: dict[str, Loader] = {".onnx": read_onnx}
 
 
 def card_beside(path: Path) -> dict[str, Any]:
@@ -141,16 +220,6 @@ def card_beside(path: Path) -> dict[str, Any]:
     except (UserError, KeyError, TypeError):
         pass  # a checkpoint from elsewhere has none
     return NO_FACTS | {"prune_ratio": None}
-
-
-def metrics_of(run: "Run") -> dict[str, Any]:
-    """The metrics of the last network; without a dense network, none of the comparisons."""
-    from advprune.report.results import results
-
-    row = results(run).astype(object).iloc[-1]
-    row = row.where(row.notna(), None)
-    left_out = OWN if len(run.models) > 1 else (*OWN, *AGAINST_DENSE)
-    return {str(key): row[key] for key in row.index if not str(key).startswith(left_out)}
 
 
 def read_metrics(path: Path) -> dict[str, float]:
@@ -178,22 +247,54 @@ def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
     show((f"beside the file, n = {n}", "here %", "there %", "images"), rows)
 
 
-def _print(run: "Run", checkpoint: Path) -> None:
+def _print(found: "Benchmark", checkpoint: Path) -> None:
     """Rates, attacks and verdict of the last network, for a terminal."""
     from advprune.cli.tables import one_line, show
     from advprune.report.formats import budget, p_text
 
-    model, found = run.models[-1], metrics_of(run)
-    verdict, main = run.verdict(model), run.main_attack
-    print(f"{one_line(str(checkpoint))}: {found['n']} images of {run.source}")
-    print(f"robust: the worst case over the suite within {main.norm} eps {budget(main.eps)}\n")
-    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), list(_rates(run, model)))
+    run, metrics, verdict = found.run, found.metrics, found.verdict
+    main = run.main_attack
+    eps = budget(main.eps) if main.norm == "Linf" else f"{main.eps:g}"
+    print(f"{one_line(str(checkpoint))}: {metrics['n']} images of {one_line(run.source)}")
+    print(f"robust: the worst case over the suite within {main.norm} eps {eps}\n")
+    rows = list(_rates(run, run.models[-1]))
+    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), rows)
     if len(run.models) > 1:
-        against, p = found["against_dense"], p_text(found["p_against_dense"])
+        against, p = metrics["against_dense"], p_text(metrics["p_against_dense"])
         print(f"against the dense network: {against} ({p})")
     print(f"verdict: {verdict.level}\n")
     rows = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
     show(("check", "figure", ""), rows, left=3)
+
+
+def _print_corruptions(found: "Benchmark") -> None:
+    """Accuracy by severity; of two networks, their means compared."""
+    from advprune.cli.tables import show_frame
+    from advprune.report.sections.corruptions import by_severity, records_of
+
+    table = by_severity(found.run, records_of(found.run))
+    wide = "^accuracy_low:|^accuracy_high:|^detectable"
+    print()
+    show_frame(table.loc[:, ~table.columns.str.contains(wide)])
+
+
+def _time(found: "Benchmark", subjects: "Sequence[Subject]", split: "Split") -> None:
+    """Time the networks, print the table, and leave it where the page looks for it."""
+    from advprune.cli.tables import show_frame
+    from advprune.cli.time import BATCH
+    from advprune.data import to_float
+    from advprune.evaluate.timing import timings
+    from advprune.report.sections.speed import TIMINGS
+
+    run = found.run
+    pairs = zip(run.models, subjects, strict=True)
+    models = {model.name: (one.network, one.card) for model, one in pairs}
+    table = timings(models, to_float(split.images), BATCH)
+    place = run.folder / TIMINGS
+    place.mkdir(parents=True, exist_ok=True)
+    table.to_csv(place / f"{run.params.profile}.csv", index=False)
+    print()
+    show_frame(table)
 
 
 def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
@@ -209,22 +310,11 @@ def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
 
     yield row("clean", clean_accuracy(model.attack(run.main)), "", "")
     for name in run.attack_names(model):
-        if len(records := model.attack(name)):
+        records = model.attack(name)
+        if len(records) and (records.steps > 0).all():  # else a random point
             yield row(name, remnant_accuracy(records), *costs(records))
     if len(run.models) > 1:
         transferred = remnant_accuracy(model.transferred(run.main))
         yield row(f"{run.main}, on the dense", transferred, "", "")
     robust = run.robust(model)
     yield row("robust", remnant_accuracy(robust), *costs(robust))
-
-
-def _write(run: "Run", folder: Path) -> None:
-    """Metrics, verdict and records of the last network."""
-    from advprune.core.files import atomic, write_json
-
-    model, verdict = run.models[-1], run.verdict(run.models[-1])
-    write_json(folder / "metrics.json", metrics_of(run))
-    checks = [asdict(check) for check in verdict.checks]
-    write_json(folder / "verdict.json", {"verdict": verdict.level, "checks": checks})
-    with atomic(folder / "records.parquet") as temporary:
-        model.records.to_parquet(temporary, index=False)

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from advprune.core.errors import UserError
 from advprune.core.networks import LIBRARY, is_factory
+from advprune.core.settings import yaml_of
+
+if TYPE_CHECKING:
+    from advprune.models.preprocessing import Preprocessing
 
 
 def _profiles(incomplete: str) -> list[str]:
@@ -51,8 +55,22 @@ FamilyArgument = Annotated[
         help="The family's key, such as E or magnitude_global.", autocompletion=_families
     ),
 ]
+
+
+def checkpoint_file(text: str) -> Path:
+    """The file that an argument names; of the Hub (`hf:owner/name`) its local copy."""
+    from advprune.core.hub import downloaded, on_hub
+
+    return downloaded(text) if on_hub(text) else Path(text)
+
+
 CheckpointArgument = Annotated[
-    Path, typer.Argument(help="A .safetensors file, or a PyTorch state dict.")
+    Path,
+    typer.Argument(
+        help="A .safetensors file or PyTorch state dict; `hf:owner/name` of the Hugging Face Hub.",
+        parser=checkpoint_file,
+        metavar="CHECKPOINT",
+    ),
 ]
 
 
@@ -78,6 +96,12 @@ class Known:
     width: Annotated[int | None, typer.Option(help="Channels of the first convolution.")] = None
     classes: Annotated[int | None, typer.Option(help="Outputs of the last layer.")] = None
     channels: Annotated[int | None, typer.Option(help="Channels of an image.")] = None
+    options: Annotated[
+        str | None,
+        typer.Option(
+            help="What the network is made with besides, as in params.yaml: '{img_size: 32}'."
+        ),
+    ] = None
     keep: Annotated[
         float | None,
         typer.Option(
@@ -85,8 +109,9 @@ class Known:
         ),
     ] = None
 
-    def given(self) -> dict[str, Any]:
-        """What describes the network, for the audit; a factory counts as an architecture."""
+    def given(self, checkpoint: Path | None = None) -> dict[str, Any]:
+        """What describes the network, for the audit; a factory counts as an architecture. What is
+        not said is taken from a config.json beside the checkpoint."""
         if self.architecture and self.factory:
             raise UserError("give either --architecture or --factory")
         for option in ("architecture", "factory"):
@@ -97,7 +122,13 @@ class Known:
                 )
         said = {key: getattr(self, key) for key in ("width", "classes", "channels")}
         said = {"architecture": self.architecture or self.factory} | said
-        return {key: value for key, value in said.items() if value is not None}
+        said |= {"options": _mapping(self.options, "--options") if self.options else None}
+        found = {key: value for key, value in said.items() if value is not None}
+        if checkpoint is not None and "architecture" not in found:
+            from advprune.models.preprocessing import described
+
+            found = described(checkpoint) | found
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,9 +139,54 @@ class Network(Known):
         bool | None,
         typer.Option(
             help="Whether the network is given normalized images; by default as its header says, "
-            "else as in the profile."
+            "else as timm or torchvision trained it, else as in the profile."
         ),
     ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(help="Of the training images, by which they were normalized: 0.485,0.456,…"),
+    ] = None
+    std: Annotated[str | None, typer.Option(help="Their standard deviation, likewise.")] = None
+    resize: Annotated[
+        int | None, typer.Option(min=1, help="Resize the shorter side of pictures, in pixels.")
+    ] = None
+    crop: Annotated[
+        int | None, typer.Option(min=1, help="Cut out the middle square of this side.")
+    ] = None
+
+    def preprocessing(self, own: "Preprocessing | None", channels: int) -> dict[str, Any]:
+        """mean, std and fit of the network's spec: what is given here, else how it was trained
+        (`own`), as far as either says. UserError where numbers are wrong, or too many."""
+        from advprune.core.fit import Fit
+        from advprune.models.preprocessing import for_channels
+
+        if (self.mean is None) != (self.std is None):
+            raise UserError("give --mean and --std together")
+        found: dict[str, Any] = {} if own is None else {"mean": own.mean, "std": own.std}
+        if self.mean is not None and self.std is not None:
+            found = {"mean": _numbers(self.mean, "--mean"), "std": _numbers(self.std, "--std")}
+        if self.normalize is False:
+            found = {"mean": (0.0,), "std": (1.0,)}
+        found = {key: for_channels(f"--{key}", found[key], channels) for key in found}
+        if self.resize is not None or self.crop is not None:
+            way = (own.fit if own and own.fit else Fit()).interpolation
+            found["fit"] = Fit(resize=self.resize, crop=self.crop, interpolation=way)
+            return found
+        return found | ({} if own is None else {"fit": own.fit})
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise UserError(f"{option}: write numbers with commas between (got {text!r})") from error
+
+
+def _mapping(text: str, option: str) -> dict[str, Any]:
+    value = yaml_of(text, option)
+    if not isinstance(value, dict):
+        raise UserError(f"{option}: write a mapping of settings (got {text!r})")
+    return value
 
 
 def told(kind: type[Known]) -> Callable[[Callable[..., None]], Callable[..., None]]:

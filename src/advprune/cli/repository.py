@@ -1,21 +1,27 @@
-"""The repository as a command sees it: settings, paths, images, networks."""
+"""What a command works in: settings, images, networks; of a repository, or of none."""
 
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advprune.cli.options import Network
 from advprune.core.errors import UserError
 from advprune.core.networks import is_factory, is_library
+from advprune.core.settings import parse
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from advprune.core.fit import Fit
     from advprune.core.params import Params, Profile
+    from advprune.core.train_settings import ModelSettings
     from advprune.data import Split
+    from advprune.models.spec import ModelSpec
 
 UNKNOWN = Network()
+COLOUR = 3  # channels
 
 
 class Repository:
@@ -25,7 +31,17 @@ class Repository:
         """Read params.yaml; UserError where it is missing or wrong."""
         from advprune.core.params import load
 
-        self.params: Params = load(profile=profile)
+        self._params = load(profile=profile)
+
+    @property
+    def params(self) -> "Params":
+        """The settings."""
+        return self._params
+
+    @property
+    def model(self) -> "ModelSettings":
+        """The settings of the network."""
+        return self.profile.model
 
     @property
     def profile(self) -> "Profile":
@@ -56,51 +72,143 @@ class Repository:
         return prepare(self.profile.data, self.params.seed)
 
     def network(self, path: Path, known: Network = UNKNOWN) -> "nn.Module":
-        """The network in a checkpoint that passes the audit, ready for the profile's images.
+        """The network in a checkpoint that passes the audit, ready for these images.
 
         Checkpoints of this library describe themselves. Of others the architecture is the one that
-        is `known` or inferred, or the profile's if that is not one of this library's; images are
-        normalized as in the profile. `known.normalize` overrides both. Raises UserError if the
-        audit finds a fault, or if the network does not fit the images.
+        is `known` or inferred, or the profile's if that is not one of this library's. Images are
+        normalized as timm or torchvision trained the network, or as in the profile where that has
+        such a network; what is `known` overrides both. Raises UserError if the audit finds a fault,
+        or if the network does not fit the images.
         """
         from advprune.models.audit import audit
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
-        from advprune.models.infer import naming
+        from advprune.models.infer import naming, shown
         from advprune.models.outside import check_answers
+        from advprune.models.preprocessing import preprocessing_of
+        from advprune.models.spec import ModelSpec
         from advprune.models.unmask import plain
         from advprune.training.base import spec_for
 
         tensors, metadata = read_weights(path)
-        spec, said, own = header_spec(metadata, str(path)), known.given(), self.profile.model
-        images = self.split("test")
-        fits = {"channels": images.images.shape[1], "classes": len(images.classes)}
+        spec, own = header_spec(metadata, str(path)), self.model
+        said = known.given(path if spec is None else None)
         made = {"architecture": own.network} | said
         if spec is None and not is_library(made["architecture"]):
             profiles = own.options and made["architecture"] == own.network
-            said = fits | ({"options": own.options} if profiles else {}) | made
+            said = self.fits | shown(made["architecture"], tensors) | made
+            said = ({"options": own.options} if profiles else {}) | said
         factory = self.factory(said)
         found = audit(tensors, spec, given=said, keep=known.keep, factory=factory)
         if found.spec is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
-        if spec is None or known.normalize is not None:
-            chosen = own.normalize if known.normalize is None else known.normalize
-            ours = spec_for(own.model_copy(update={"normalize": chosen}), self.split("train"))
-            spec = found.spec.model_copy(update={"mean": ours.mean, "std": ours.std})
-        for what, needs in fits.items():
+        trained, spec = spec is None, found.spec
+        # A network of the profile's kind is taken for one that was trained on its images.
+        elsewhere = trained and (own.network != spec.architecture or bool(own.weights))
+        how = preprocessing_of(spec.architecture, spec.options, path) if elsewhere else None
+        seen = known.preprocessing(how, spec.channels)
+        if "mean" not in seen and (trained or known.normalize):
+            normalize = own.normalize if known.normalize is None else known.normalize
+            of = self.split("train" if normalize else "test")
+            ours = spec_for(own.model_copy(update={"normalize": normalize}), of)
+            seen |= {"mean": ours.mean, "std": ours.std}
+        spec = parse(ModelSpec, dict(spec) | seen, str(path))
+        for what, needs in self.fits_of(spec).items():
             if (has := getattr(spec, what)) != needs:
-                raise UserError(
-                    f"{path} is a network of {has} {what}, but profile {self.params.profile} has "
-                    f"{needs}; choose another with --profile"
-                )
+                raise UserError(f"{path} is a network of {has} {what}, but {self.has(needs)}")
         model = build(spec, factory)
         wanted = stored(model)
         names = naming(spec, tensors, wanted)
         fill(model, plain(tensors, known.keep, names, wanted).tensors, where=str(path))
-        check_answers(model, images.shape)
+        check_answers(model, self.split("test").shape)
         return model
+
+    @property
+    def fits(self) -> dict[str, int]:
+        """Channels and classes of the images."""
+        images = self.split("test")
+        return {"channels": images.images.shape[1], "classes": len(images.classes)}
+
+    def fits_of(self, spec: "ModelSpec") -> dict[str, int]:
+        """What the images are to a network of that spec."""
+        return self.fits
+
+    def has(self, count: int) -> str:
+        """What has so many channels or classes, and what to do where a network has others."""
+        return f"profile {self.params.profile} has {count}; choose another with --profile"
 
     def factory(self, given: Mapping[str, Any]) -> str | None:
         """The function that may be called to make a network: the one given, or the profile's."""
-        name = given.get("architecture", self.profile.model.factory)
+        name = given.get("architecture", self.model.factory)
         return name if name and is_factory(name) else None
+
+
+class Pictures(Repository):
+    """No repository: pictures of one's own, under the settings that come with the package."""
+
+    def __init__(
+        self,
+        known: Network,
+        *,
+        data: Path,
+        eps: float = 8 / 255,
+        norm: str = "Linf",
+        images: int = 500,
+        names: Path | None = None,
+    ) -> None:
+        """Look at the pictures; UserError where they or the settings cannot be used."""
+        from advprune.data.given import read_given, read_names
+        from advprune.defaults import defaults
+
+        if (known.resize or known.crop) and not data.is_dir():
+            raise UserError("--resize and --crop are for folders of pictures")
+        named = read_names(names) if names else ()
+        self.read = partial(read_given, data, images, classes=named)
+        self.fit: Fit | None = None
+        self.first = read_given(data, 1, classes=named)
+        self.channels = known.channels or self.first.images.shape[1]
+        self.settings = partial(defaults, eps, norm)
+
+    @cached_property
+    def params(self) -> "Params":
+        """Those that come with the package."""
+        return self.settings(self._test.shape)
+
+    @property
+    def model(self) -> "ModelSettings":
+        from advprune.core.train_settings import ModelSettings
+
+        return ModelSettings(normalize=False)
+
+    def has(self, count: int) -> str:
+        return f"the pictures have {count}; --names FILE names its classes in order"
+
+    @property
+    def fits(self) -> dict[str, int]:
+        return {"channels": self.channels, "classes": len(self.first.classes)}
+
+    def fits_of(self, spec: "ModelSpec") -> dict[str, int]:
+        """Grey pictures are shown to a network of three channels in colour, and all at the size
+        that it takes. UserError where that is another than the network's before."""
+        if "_test" in vars(self) and spec.fit not in (None, self.fit):
+            raise UserError("the networks take pictures of other sizes; give --resize and --crop")
+        if "_test" not in vars(self):
+            self.fit = spec.fit
+        if self.channels == 1 and spec.channels == COLOUR:
+            self.channels = COLOUR
+        return self.fits
+
+    def split(self, name: str) -> "Split":
+        if name != "test":
+            raise UserError(
+                "images are normalized by training images, and there are none; give the network's "
+                "mean and standard deviation"
+            )
+        return self._test
+
+    @cached_property
+    def _test(self) -> "Split":
+        found = self.read(fit=self.fit)
+        if found.images.shape[1] == 1 < self.channels:
+            return replace(found, images=found.images.repeat(1, self.channels, 1, 1))
+        return found

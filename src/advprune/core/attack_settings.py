@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from advprune.core.settings import PATH, Budget, L2Budget, Name, Settings, parse, parse_fraction
+from advprune.core.settings import PATH, L2Budget, Name, Settings, parse, parse_fraction
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
@@ -90,7 +90,7 @@ def _by_method(value: Any) -> Any:
 
 
 AnyAttack = Annotated[AttackSettings | OtherAttack, BeforeValidator(_by_method)]
-KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped")
+KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped", "labels", "blackbox")
 
 
 class SuiteSettings(Settings):
@@ -100,6 +100,9 @@ class SuiteSettings(Settings):
     dense network's images are tried on its compressed models. transfer: every model gets them;
     the main one's images are tried on all other models, the others' where they were crafted on a
     dense network or an attacker's own. clamped: models with clamped or rounded feature maps.
+    labels: targets (models/target.py) that answer classes alone. blackbox: targets without a
+    network whose gradients could be followed; of table and transfer they get a random point of the
+    main attack.
     """
 
     table: list[Name] = Field(min_length=1)
@@ -109,6 +112,8 @@ class SuiteSettings(Settings):
     quantized: list[Name] = []
     binary: list[Name] = []
     clamped: list[Name] = []
+    labels: list[Name] = []
+    blackbox: list[Name] = []
 
     def of(self, kind: str) -> list[str]:
         """The names of all attacks of a kind of model, those whose images are kept first."""
@@ -130,7 +135,7 @@ class ProtocolSettings(Settings):
 
     images: int | None = Field(default=None, ge=1)
     draws: int = Field(default=100, ge=1, le=10000)
-    eps: list[Budget] = Field(min_length=1)
+    eps: list[L2Budget] = Field(min_length=1)
     iterative: AttackSettings
     adaptive: dict[Name, AttackSettings] = {}
 
@@ -138,7 +143,7 @@ class ProtocolSettings(Settings):
 class CurveSettings(Settings):
     """Accuracy over the budget and over the number of steps, around the main attack."""
 
-    eps: list[Budget] = Field(min_length=1)
+    eps: list[L2Budget] = Field(min_length=1)
     steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from advprune.core.errors import UserError
+from advprune.core.hub import downloaded, on_hub
 
 WRITING = Path("checkpoints/writing")  # temporary files of a pipeline
 
@@ -135,10 +136,13 @@ def existing(root: str) -> Path:
 
 
 def referenced(reference: str) -> Path:
-    """The file that a path or `package:<package>/<file>` names; UserError where there is none.
+    """The file that a path, `package:<package>/<file>` or `hf:<owner>/<name>` (core/hub.py) names;
+    UserError where there is none.
 
-    No package is imported to find it.
+    No package is imported to find its file.
     """
+    if on_hub(reference):
+        return downloaded(reference)
     if not reference.startswith("package:"):
         path = Path(reference)
         with suppress(RuntimeError):  # a user that is unknown

@@ -1,7 +1,8 @@
 """How a network is named, in settings and in the headers of checkpoints; nothing is imported here.
 
 Three kinds of names: one of this library's networks; `torchvision/<name>` or `timm/<name>`, a model
-of those packages; and `package.module:function`, a function of the user's that makes the network.
+of those packages (`timm/<name>.<tag>`, with the weights that are meant); and
+`package.module:function`, a function of the user's that makes the network.
 """
 
 import re
@@ -11,11 +12,11 @@ from pydantic import AfterValidator, Field
 
 STAGES = {"resnet18": 4, "resnet20": 3}  # how many each has
 LIBRARY = tuple(STAGES)
-_OF_COLLECTION = re.compile(r"(torchvision|timm)/[A-Za-z0-9_]+")
+_OF_COLLECTION = re.compile(r"torchvision/\w+|timm/\w+(\.\w+)?", re.ASCII)
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 # Options of torchvision's and timm's functions that would load weights, or read a file.
 _LOADING = ("weights", "pretrained", "checkpoint", "cache", "progress")
-_GIVEN = ("classes", "channels", "num_classes", "in_chans")  # passed by the library itself
+GIVEN = ("classes", "channels", "num_classes", "in_chans")  # passed by the library itself
 
 
 def is_library(name: str) -> bool:
@@ -32,6 +33,12 @@ def check_strides(name: str, strides: tuple[int, ...]) -> None:
 def is_factory(name: str) -> bool:
     """Whether a name is that of a function, which would have to be imported and called."""
     return ":" in name
+
+
+def collection_of(name: str) -> tuple[str, str]:
+    """The package that a network is of and its name there; of others an empty text and the name."""
+    collection, separator, inside = name.partition("/")
+    return (collection, inside) if separator else ("", name)
 
 
 def _architecture(name: str) -> str:
@@ -53,7 +60,7 @@ def _network(name: str) -> str:
 
 def _harmless(options: dict[str, "Option"]) -> dict[str, "Option"]:
     for name in options:
-        if not name.isidentifier() or name in _GIVEN or name.startswith(_LOADING):
+        if not name.isidentifier() or name in GIVEN or name.startswith(_LOADING):
             raise ValueError(f"{name!r} cannot be given as an option of a network")
     return options
 

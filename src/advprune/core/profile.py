@@ -1,7 +1,7 @@
 """A profile: everything that depends on the data set, resolved to numbers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from advprune.core.attack_settings import (
     SuiteSettings,
 )
 from advprune.core.errors import UserError
-from advprune.core.settings import PATH, Budget, Name, Settings, parse, parse_fraction, relative
+from advprune.core.settings import PATH, L2Budget, Name, Settings, parse, parse_fraction, relative
 from advprune.core.train_settings import DataSettings, ModelSettings, TrainSettings
 
 SHARED = ("attacks", "suite", "curves", "protocol", "flips")  # said once for all profiles
@@ -33,14 +33,16 @@ RESERVED = (*CURVES, *PROBES, WORST)
 class Profile(Settings):
     """Everything that depends on the data set and on the time one has, resolved to numbers.
 
-    eps: the budget that attacks, curves and training are written relative to (Linf). sweep_images:
-    how many test images, the first ones, the settings of sweeps and of compression curves are
-    attacked on; null takes all. note: printed on the page beside the data: machine and time.
+    eps: the budget that attacks, curves and training are written relative to. norm: of attacks that
+    name none. sweep_images: how many test images, the first ones, the settings of sweeps and of
+    compression curves are attacked on; null takes all. note: printed on the page beside the data:
+    machine and time.
     """
 
     data: DataSettings
     model: ModelSettings
-    eps: Budget
+    eps: L2Budget
+    norm: Literal["Linf", "L2"] = "Linf"
     train: TrainSettings
     attacks: dict[Name, AnyAttack] = Field(min_length=1)
     suite: SuiteSettings
@@ -54,6 +56,17 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _suites_name_attacks(self) -> "Profile":
+        budgets = {
+            "eps": [self.eps],
+            "curves.eps": self.curves.eps,
+            "protocol.eps": self.protocol.eps,
+        }
+        for place, found in budgets.items() if self.norm == "Linf" else ():
+            if max(found) > 1:
+                raise ValueError(
+                    f"{place}: a budget is a fraction of the pixel range and lies between 0 and 1 "
+                    f"(got {max(found):g})"
+                )
         for kind, names in self.suite:
             for name in names:
                 if name not in self.attacks:
@@ -110,8 +123,8 @@ class Profile(Settings):
 def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -> Profile:
     """A profile's own settings over the shared ones, budgets as numbers.
 
-    An attack's `eps` is relative to the profile's, and its `step` to its own `eps`. UserError names
-    the key below `where`, its value and what is allowed.
+    An attack's `eps` is relative to the profile's, and its `step` to its own `eps`; its norm is the
+    profile's. UserError names the key below `where`, its value and what is allowed.
     """
     try:
         given = profile.get("eps")
@@ -121,19 +134,20 @@ def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -
     own = {name: _mapping(profile.get(name), f"{where}.{name}") for name in (*SHARED, "train")}
     found = {name: _merged(shared[name], own[name]) for name in SHARED}
     protocol, curves, train = found["protocol"], found["curves"], own["train"]
+    norm = {"norm": profile["norm"]} if "norm" in profile else {}
     adaptive = _mapping(protocol.get("adaptive"), f"{where}.protocol.adaptive")
     resolved = {
         **profile,
         **found,
         "eps": eps,
         "train": {**train, "eps": relative(train.get("eps", eps), eps)},
-        "attacks": {name: _attack(one, eps) for name, one in found["attacks"].items()},
+        "attacks": {name: _attack(one, eps, norm) for name, one in found["attacks"].items()},
         "curves": {**curves, "eps": _budgets(curves.get("eps"), eps)},
         "protocol": {
             **protocol,
             "eps": _budgets(protocol.get("eps"), eps),
-            "iterative": _attack(protocol.get("iterative"), eps),
-            "adaptive": {name: _attack(one, eps) for name, one in adaptive.items()},
+            "iterative": _attack(protocol.get("iterative"), eps, norm),
+            "adaptive": {name: _attack(one, eps, norm) for name, one in adaptive.items()},
         },
     }
     return parse(Profile, resolved, where)
@@ -155,15 +169,16 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _attack(setting: Any, eps: float) -> Any:
-    """An attack with numbers: its eps relative to the profile's, its lengths to its own."""
+def _attack(setting: Any, eps: float, norm: Mapping[str, Any]) -> Any:
+    """An attack with numbers, its eps relative to the profile's, its lengths to its own; and with
+    the profile's norm, where there is one."""
     if not isinstance(setting, Mapping):
         return setting
     try:
         own = parse_fraction(relative(setting.get("eps", eps), eps))
     except ValueError:
         return setting  # refused with its name where it is typed
-    known = {**setting, "eps": own}
+    known = {**norm, **setting, "eps": own}
     if isinstance(own, int | float):
         known |= {key: relative(known[key], own) for key in ("step", "sigma") if key in known}
     return known

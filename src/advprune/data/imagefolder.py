@@ -1,4 +1,5 @@
-"""An image folder `<split>/<class>/<file>`, or a tar of one that is read in memory.
+"""An image folder `<split>/<class>/<file>`, or a tar of one that is read in memory. In a folder
+without parts, `<class>/<file>`, all is train.
 
 Nothing is unpacked, and every picture that cannot be used is named.
 """
@@ -22,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import existing, sha256_of
+from advprune.core.fit import Fit
 from advprune.core.progress import progress
 from advprune.data.split import SPLITS, Split
 
@@ -44,7 +46,8 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     Images are grey where all pictures are. UserError on a layout or a picture that cannot be used.
     """
     place = existing(root)
-    pictures = _pictures(place, size)
+    fit = None if size is None else Fit(resize=size, squash=True)
+    pictures = _pictures(place, fit)
     shapes = Counter(image.shape[1:] for image in pictures.values())
     (height, width), _ = shapes.most_common(1)[0]
     for key, image in pictures.items():
@@ -70,7 +73,7 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     return found
 
 
-def _pictures(place: Path, size: int | None) -> Pictures:
+def _pictures(place: Path, fit: Fit | None) -> Pictures:
     """Decode every picture, sorted by split, class and file name, and check the layout."""
     pictures: Pictures = {}
     folders: Folders = set()
@@ -92,7 +95,7 @@ def _pictures(place: Path, size: int | None) -> Pictures:
                 if read and picture:
                     if parts in pictures:
                         raise UserError(f"{place}: holds {name!r} twice")
-                    pictures[parts[0], parts[1], parts[2]] = _decode(place, name, read(), size)
+                    pictures[parts[0], parts[1], parts[2]] = decode(place, name, read(), fit)
     except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         what = "cannot be read" if place.is_dir() else "is no tar archive, cut short or corrupt"
         raise UserError(f"{place} {what}: {first_line(error)}") from error
@@ -104,7 +107,7 @@ def _pictures(place: Path, size: int | None) -> Pictures:
     filled = {key[:depth] for key in pictures for depth in (1, 2)}
     if ("train",) not in folders:
         raise UserError(f"{place}: has no folder train/ with one folder of PNG or JPEG per class")
-    _check_names(place, folders)
+    check_names(place, folders)
     for folder in sorted(folders - filled, key=lambda folder: (-len(folder), folder)):
         raise UserError(f"{place}: folder {'/'.join(folder)!r} holds no PNG or JPEG pictures")
     for split, kind, _ in sorted(pictures):
@@ -113,7 +116,7 @@ def _pictures(place: Path, size: int | None) -> Pictures:
     return dict(sorted(pictures.items()))
 
 
-def _check_names(place: Path, folders: Folders) -> None:
+def check_names(place: Path, folders: Folders) -> None:
     """UserError where names of classes are no text, or the same but for case or Unicode form."""
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     for folder in sorted(folders):
@@ -128,10 +131,16 @@ def _check_names(place: Path, folders: Folders) -> None:
             )
 
 
+def is_other(name: str) -> bool:
+    """Whether a file is a picture by its name, of a format that is not read."""
+    suffix = PurePosixPath(name.lower()).suffix
+    known = suffix in Image.registered_extensions() or suffix in OTHERS.split()
+    return known and suffix not in SUFFIXES
+
+
 def _other(name: str, read: Callable[[], bytes]) -> bool:
     """Whether a file is a picture by a name that is not read, or by its first bytes."""
-    suffix = PurePosixPath(name.lower()).suffix
-    if suffix in Image.registered_extensions() or suffix in OTHERS.split():
+    if is_other(name):
         return True
     contents = read()
     bitmap = contents[:2] == b"BM" and contents[2:6] == len(contents).to_bytes(4, "little")
@@ -145,15 +154,17 @@ def _check_part(place: Path, name: str) -> None:
 
 
 def _from_folder(place: Path) -> Generator[Item, None, None]:
-    """All that lies down to <split>/<class>/<file>, following links."""
+    """All that lies down to <split>/<class>/<file>, following links; <class>/<file> is train."""
     for path in place.iterdir():
         if path.is_dir():
             _check_part(place, path.name)
+    if flat := not any((place / split).is_dir() for split in SPLITS):
+        yield ("train",), None
     patterns = [split + below for split in SPLITS for below in ("", "/*", "/*/*")]
-    paths = [path for pattern in patterns for path in place.glob(pattern)]
+    paths = [path for one in (("*", "*/*") if flat else patterns) for path in place.glob(one)]
     with progress(f"reading {place.name}, files", len(paths)) as advance:
         for path in paths:
-            parts = path.relative_to(place).parts
+            parts = ("train",) * flat + path.relative_to(place).parts
             plain = path.is_file() and path.stat().st_size <= LARGEST_FILE  # no pipe, no device
             if path.exists() and not (plain or path.is_dir()):
                 raise UserError(f"{place}: {'/'.join(parts)!r} is no plain file of up to 256 MB")
@@ -201,8 +212,8 @@ def _from_tar(place: Path) -> Generator[Item, None, None]:
             raise tarfile.ReadError("a member's header is damaged or the end is missing")
 
 
-def _decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArray[np.uint8]:
-    """Return uint8 [1 or 3, H, W], resized to `size` x `size` pixels if that is given."""
+def decode(place: Path, name: str, contents: bytes, fit: Fit | None = None) -> NDArray[np.uint8]:
+    """Return uint8 [1 or 3, H, W], resized or cut by `fit` if that is given."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -225,7 +236,5 @@ def _decode(place: Path, name: str, contents: bytes, size: int | None) -> NDArra
         if isinstance(error, UnidentifiedImageError) and contents:
             why = "it is neither PNG nor JPEG"
         raise UserError(f"{place}: {name!r} is no image that can be used: {why}") from error
-    if size is not None:
-        converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(converted)
+    pixels = np.asarray(fit(converted) if fit else converted)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

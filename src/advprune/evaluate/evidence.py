@@ -61,6 +61,12 @@ class Evidence:
         """Whether the model draws at random."""
         return bool((self.records.attack == FROZEN).any())
 
+    @property
+    def is_blackbox(self) -> bool:
+        """Whether no attack followed a gradient, as the model has none: the main attack's rows are
+        then of a random point."""
+        return bool((self.records.steps[self.records.attack == self.main] == 0).all())
+
     @cached_property
     def white_box(self) -> pd.DataFrame:
         """Per image, the worst of the suite's attacks that follow the gradient."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
-from advprune.attacks.registry import typed
+from advprune.attacks.registry import method_of, typed
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackChoice
 from advprune.core.profile import Profile
@@ -28,6 +28,7 @@ from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
 from advprune.models.backward import OF_NETWORKS
 from advprune.models.border import admitted
+from advprune.models.target import Target
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -64,11 +65,14 @@ class Suite:
         attacks, run = dict(self._attacks(model)), partial(self._run, name, model)
         main = self.profile.table()[self.choice.main]
         points = enumerate(curve_settings(main, self.profile.curves))
+        if kind_of(model) == "blackbox":  # curves are of attacks by gradient
+            points = enumerate(())
         curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
         clean = self._clean(model)  # for all pieces
         pieces = [[(one, one, attacks[one]) for one in chain] for chain in _chains(attacks)]
         pieces += [[curve] for curve in curves]
-        ahead(f"{name}, attacks", [partial(_each, run, piece) for piece in pieces])
+        if not isinstance(model, Target):  # another runtime may not bear a fork
+            ahead(f"{name}, attacks", [partial(_each, run, piece) for piece in pieces])
         adv, tables = {}, []
         for attack, setting in attacks.items():
             crafted, table = run(attack, attack, setting)
@@ -92,6 +96,10 @@ class Suite:
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
         for attack in self.profile.suite.of(kind_of(model)):
             setting = typed(attack, self.profile.attacks[attack])
+            if kind_of(model) == "blackbox" and method_of(setting).differentiates:
+                if attack != self.choice.main:
+                    continue
+                setting = setting.model_copy(update={"steps": 0})  # a random point of the ball
             if self.parent is not None or getattr(setting, "backward", None) not in OF_NETWORKS:
                 yield attack, setting
         for extra in self.choice.extra:

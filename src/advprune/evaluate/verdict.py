@@ -56,7 +56,8 @@ class Verdict:
 
 def verdict(evidence: Evidence) -> Verdict:
     """All checks that the evidence allows, and the level that follows from the worst of them."""
-    checks = [check for make in CHECKS for check in make(evidence)]
+    asked = (not_guessing, without_gradients) if evidence.is_blackbox else CHECKS
+    checks = [check for make in asked for check in make(evidence)]
     worst = max((check.outcome for check in checks), key=list(LEVELS).index, default=PASS)
     return Verdict(LEVELS[worst], checks)
 
@@ -80,6 +81,12 @@ def not_guessing(evidence: Evidence) -> Iterator[Check]:
     clean = f"{100 * (clean_accuracy(records).value or 0.0):.1f} % clean"
     words = "above guessing", "at chance: a constant answer cannot be fooled"
     yield _either(not at_chance(records), "clean accuracy", clean, *words)
+
+
+def without_gradients(evidence: Evidence) -> Iterator[Check]:
+    """Queries alone bound robust accuracy from above, however many they are."""
+    reason = "asked for answers alone: give a network with gradients that has the same answers"
+    yield Check("white-box attacks", DOUBT, "none", reason)
 
 
 def has_gradients(evidence: Evidence) -> Iterator[Check]:
@@ -258,11 +265,11 @@ def randomness(evidence: Evidence) -> Iterator[Check]:
 
 
 def twin(evidence: Evidence) -> Iterator[Check]:
-    """A quantized model's differentiable twin gives its answers."""
+    """A quantized model's differentiable twin gives its answers; a target's source likewise."""
     agreement = evidence.twin_agreement
     if agreement is not None:
-        good = "the attack's gradients are the quantized model's"
-        bad = "the differentiable twin is not the quantized model"
+        good = "attacks follow the gradients of a network with the same answers"
+        bad = "attacks follow the gradients of a network with other answers"
         yield _either(agreement >= AGREEMENT, "twin", f"{100 * agreement:.2f} %", good, bad)
 
 

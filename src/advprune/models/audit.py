@@ -116,7 +116,7 @@ def audit(
     said = given or {}
     source = "header" if spec else "given" if said else "inferred"
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
-        spec = outside_spec(said)
+        spec = outside_spec(said, tensors)
     wanted = wanted_of(spec, factory)
     found = plain(tensors, keep, naming(spec, tensors, wanted), wanted)
     if spec is None:

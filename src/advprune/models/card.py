@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from advprune.core.device import device_of
 from advprune.core.files import sha256_of, write_json
+from advprune.models.binary import is_binary
 from advprune.models.border import undisturbed
 from advprune.models.checkpoint import load_model
 from advprune.models.inert import inert_of
 from advprune.models.outside import WEIGHTED, code_files
-from advprune.models.quantized import QuantizedLayer
-from advprune.models.spec import ModelSpec, spec_of
+from advprune.models.quantized import QuantizedLayer, is_quantized
+from advprune.models.spec import ModelSpec
 from advprune.models.watch import watched
-
-BINS, REACH = 121, 4.0  # of a histogram, which spans the parent's mean +- so many deviations
 
 
 def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -24,7 +24,7 @@ def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     integers = {
         name: buffer
         for name, buffer in model.named_buffers()
-        if spec_of(model).quantization and name.rpartition(".")[2] in ("weight", "bias")
+        if is_quantized(model) and name.rpartition(".")[2] in ("weight", "bias")
     }
     return integers | dict(model.named_parameters())
 
@@ -41,11 +41,10 @@ def nonzero_of(model: nn.Module) -> int:
     return sum(int((t != 0).sum()) for t in stored_weights(model).values())
 
 
-def bits_of(spec: ModelSpec) -> int:
+def bits_of(model: nn.Module) -> int:
     """In how many bits a weight is stored: 1 in binary networks, 32 in float ones."""
-    if spec.quantization is not None:
-        return spec.quantization.bits
-    return 1 if spec.binary else 32
+    levels = {part.levels for part in model.modules() if isinstance(part, QuantizedLayer)}
+    return max(levels).bit_length() if levels else 1 if is_binary(model) else 32
 
 
 def stored_bits_of(model: nn.Module) -> int:
@@ -53,9 +52,9 @@ def stored_bits_of(model: nn.Module) -> int:
 
     In a quantized model, weights that are left in floating point have 32.
     """
-    spec = spec_of(model)
+    bits, binary = bits_of(model), is_binary(model)
     return sum(
-        t.numel() * (bits_of(spec) if spec.binary or not t.is_floating_point() else 32)
+        t.numel() * (bits if binary or not t.is_floating_point() else 32)
         for name, t in stored_weights(model).items()
         if name.endswith("weight") and t.ndim > 1
     )
@@ -84,47 +83,49 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
         if isinstance(module, (*WEIGHTED, nn.MultiheadAttention, QuantizedLayer))
     }
     with watched(layers, look), undisturbed():
-        model(torch.zeros(1, *image_shape))
+        model(torch.zeros(1, *image_shape, device=device_of(model)))
     return sum(counts)
 
 
 NO_FACTS: dict[str, Any] = {
-    **{"setting": None, "prune_ratio": 0.0, "twin_agreement": None, "twin_logit_gap": None},
-    **{"history": [], "growth": None, "ticket": None},
+    "setting": None,
+    "prune_ratio": 0.0,
+    "twin_agreement": None,
+    "twin_logit_gap": None,
+    "history": [],
+    "growth": None,
+    "ticket": None,
 }
 
 
 def card_of(
-    path: Path,
+    path: Path | None,
     model: nn.Module,
     facts: Mapping[str, Any] = NO_FACTS,
-    *,
-    parent: nn.Module | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
-    """The card of a model that was read from the file `path`.
+    """The card of a model that was read from the file `path`, or of none.
 
     facts: what the file does not say, by the keys of NO_FACTS: setting, prune ratio, agreement of a
     quantized model's twin, history of its training, growth, a ticket's distance from the dense
-    network. parent: for histograms of the weights before and after. image_shape: of an image `[C,
-    H, W]`, for `macs` and `inert`, which are null without it. `code` is the sha256 of the file of a
-    network of the user's own, so that a change of the code is noticed.
+    network. image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without
+    it. `code` is the sha256 of the file of a network of the user's own, so that a change of the
+    code is noticed.
     """
-    spec = spec_of(model)
-    files = code_files(spec.factory)
+    spec = getattr(model, "spec", None)
+    files = code_files(spec.factory) if isinstance(spec, ModelSpec) else []
     return {
         "parameters": sum(t.numel() for t in stored_weights(model).values()),
-        "bits": bits_of(spec),
+        "bits": bits_of(model),
         "stored_bits": stored_bits_of(model),
         "sparsity": round(sparsity_of(model), 4),
         "nonzero": nonzero_of(model),
         "macs": macs_of(model, image_shape) if image_shape else None,
         "inert": round(inert_of(model, image_shape), 4) if image_shape else None,
-        "file_bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
+        "file_bytes": path.stat().st_size if path else None,
+        "sha256": sha256_of(path) if path else None,
         **NO_FACTS,
         **facts,
-        "histogram": histograms(parent, model) if parent is not None else None,
         **({"code": sha256_of(files[0])} if files else {}),
     }
 
@@ -133,27 +134,12 @@ def write_card(
     path: Path,
     facts: Mapping[str, Any] = NO_FACTS,
     *,
-    parent: Path | nn.Module | None = None,
     image_shape: tuple[int, int, int] | None = None,
     factory: str | None = None,
 ) -> None:
     """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
 
-    facts, image_shape: see `card_of`. parent: the parent or its checkpoint. factory: as in
-    `load_model`.
+    facts, image_shape: see `card_of`. factory: as in `load_model`.
     """
-    before = load_model(parent, factory) if isinstance(parent, Path) else parent
-    model = load_model(path, factory)
-    card = card_of(path, model, facts, parent=before, image_shape=image_shape)
+    card = card_of(path, load_model(path, factory), facts, image_shape)
     write_json(path.with_suffix(".json"), card)
-
-
-@torch.no_grad()
-def histograms(before: nn.Module, after: nn.Module) -> dict[str, Any]:
-    """Counts of all weights and biases before and after, on common bins, of which the outer two
-    take in everything beyond the range."""
-    old, new = (torch.cat([p.flatten() for p in model.parameters()]) for model in (before, after))
-    low, high = (float(old.mean() + side * REACH * old.std()) for side in (-1, 1))
-    counts = (torch.histc(values.clamp(low, high), BINS, low, high) for values in (old, new))
-    first, second = ([int(count) for count in found] for found in counts)
-    return {"low": low, "high": high, "before": first, "after": second}

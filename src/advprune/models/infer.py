@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from advprune.core.errors import UserError
+from advprune.core.networks import is_factory
 from advprune.models.checkpoint import build, canonical, is_stored
 from advprune.models.outside import Rename, renaming
 from advprune.models.spec import BLOCKS, ModelSpec
@@ -32,9 +33,23 @@ def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
     return {name: tensor for name, tensor in held.items() if is_stored(name)}
 
 
-def outside_spec(given: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a network that is none of this library's, from what is given of it: architecture,
-    classes, channels and options, if it has some. UserError where one is missing or wrong."""
+def shown(architecture: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """What the weights of a network of timm or torchvision show of it: the first convolution its
+    channels, the last linear layer its classes."""
+    if is_factory(architecture):
+        return {}
+    weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
+    stems = [tensor.shape[1] for tensor in weights if tensor.ndim == 4]
+    heads = [tensor.shape[0] for tensor in weights if tensor.ndim == 2]
+    found = ("channels", stems[:1]), ("classes", heads[-1:])
+    return {key: sizes[0] for key, sizes in found if sizes}
+
+
+def outside_spec(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
+    """The spec of a network that is none of this library's, from what is given of it (architecture,
+    classes, channels and options, if it has some) or `shown` by its tensors. UserError where one
+    is missing or wrong."""
+    given = shown(given["architecture"], tensors) | dict(given)
     if missing := [key for key in ("classes", "channels") if key not in given]:
         raise UserError(
             f"the {missing[0]} of {given['architecture']} cannot be inferred; give --{missing[0]}"

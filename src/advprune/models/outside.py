@@ -26,8 +26,10 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError, first_line
+from advprune.core.networks import collection_of
 from advprune.models.border import admitted, unshared, weight_faults
 from advprune.models.draws import undisturbed
+from advprune.models.sizes import resized
 from advprune.models.spec import ModelSpec, Normalize
 
 Make = Callable[[], nn.Module]
@@ -53,7 +55,7 @@ class Outside(nn.Module):
         self.normalize = Normalize(spec.mean, spec.std)
         grey = spec.architecture.startswith("torchvision/") and spec.channels == 1
         self.copies = COLOUR if grey else 1
-        self.add_module(INSIDE, make())
+        self.add_module(INSIDE, resized(make(), spec.sizes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.normalize(x)
@@ -66,7 +68,7 @@ class Outside(nn.Module):
     def initialize(self, generator: torch.Generator) -> None:
         """The network as its maker initializes it, from a seed that `generator` draws, in place."""
         with undisturbed(seed=int(torch.randint(2**31, (), generator=generator))):
-            fresh = self.make()
+            fresh = resized(self.make(), self.spec.sizes)
         self.get_submodule(INSIDE).load_state_dict(fresh.state_dict())
 
 
@@ -97,7 +99,7 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
 
 def _maker(spec: ModelSpec) -> Make:
     """What makes the network anew: the user's function, or that of torchvision or timm."""
-    collection, _, name = spec.architecture.partition("/")
+    collection, name = collection_of(spec.architecture)
     sizes: dict[str, Any]
     if spec.factory is not None:
         module, _, name = spec.factory.partition(":")
@@ -119,17 +121,24 @@ def _maker(spec: ModelSpec) -> Make:
             )
         function, sizes = models.get_model, {"weights": None, "num_classes": spec.classes}
     else:
-        try:
-            timm = importlib.import_module("timm")
-        except ImportError as error:
-            raise UserError(
-                f"{spec.architecture} needs the package timm; pip install 'advprune[timm]', or timm"
-            ) from error
-        if name not in timm.list_models():
-            raise UserError(f"timm has no model {name!r}; timm.list_models() gives their names")
-        function = timm.create_model
+        function = installed_timm(spec.architecture).create_model
         sizes = {"num_classes": spec.classes, "in_chans": spec.channels, "pretrained": False}
     return partial(_called, spec.architecture, function, name, **sizes, **spec.options)
+
+
+def installed_timm(architecture: str) -> Any:
+    """The package timm; UserError where it is missing or has no such network."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(
+            f"{architecture} needs the package timm; pip install 'advprune[timm]', or timm"
+        ) from error
+    name = collection_of(architecture)[1]
+    plain, _, tag = name.partition(".")
+    if plain not in timm.list_models() or (tag and name not in timm.list_pretrained(plain)):
+        raise UserError(f"timm has no model {name!r}; timm.list_models() gives their names")
+    return timm
 
 
 def imported(module: str) -> Any:

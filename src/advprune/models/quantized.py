@@ -13,8 +13,9 @@ from advprune.core.errors import UserError
 from advprune.models.backward import straight_through
 from advprune.models.binary import is_binary
 from advprune.models.fold import fold_batchnorm
-from advprune.models.insert import WrappedConv2d, WrappedLinear
+from advprune.models.insert import WrappedConv2d
 from advprune.models.spec import QuantizationSpec
+from advprune.models.target import Target
 
 MOST_BIAS = 2**30  # far enough below 2^31 for the rounding of float32
 
@@ -119,10 +120,10 @@ def float_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     kinds = nn.Conv2d, nn.Linear
     found = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     for name, layer in found.items():
-        if isinstance(layer, WrappedConv2d | WrappedLinear):
+        if isinstance(layer, WrappedConv2d):
             raise UserError(
-                f"quantize: {name} has another layer on its weight or behind it, which integers "
-                "have no place for; quantize the dense network or another family"
+                f"quantize: {name} has another layer behind it, which integers have no place for; "
+                "quantize the dense network or another family"
             )
     return found
 
@@ -146,10 +147,14 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether a model has quantized layers, and so needs its twin to be differentiated."""
-    return any(isinstance(module, QuantizedLayer) for module in model.modules())
+    """Whether another network has to be differentiated in a model's place: it has quantized layers,
+    or is a target, which is only asked."""
+    return any(isinstance(module, QuantizedLayer | Target) for module in model.modules())
 
 
 def differentiable(model: nn.Module) -> nn.Module:
-    """What can be differentiated: the model itself, or the twin of a quantized one."""
+    """What can be differentiated: the model itself, the twin of a quantized one, the source of a
+    target."""
+    if isinstance(model, Target):
+        return model if model.source is None else differentiable(model.source)
     return twin(model) if is_quantized(model) else model

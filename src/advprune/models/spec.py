@@ -8,17 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from torch import nn
 
 from advprune.core.errors import InputError
+from advprune.core.fit import Fit
 from advprune.core.networks import Network, Options, is_factory, is_library
 
-Where = Literal["relu", "conv", "weight"]
+Where = Literal["relu", "conv"]
 BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
 MOST_CHANNELS = 16384  # of a layer
+Size = Annotated[int, Field(ge=1, le=2**24)]
 UNSAID = Field(exclude_if=not_)  # left out of the stored text where it is false or empty
 
 
 class LayerSpec(BaseModel):
-    """Layers of one kind that a family put in: behind every ReLU, behind every convolution, or on
-    the weight of every convolution and linear layer."""
+    """Layers of one kind that a family put in: behind every ReLU, or behind every convolution."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: str
@@ -45,7 +46,9 @@ class ModelSpec(BaseModel):
     empty means width, width, 2 width, 4 width, and so on. `strides` are the steps of each stage's
     first convolution; empty means 1, 2, 2, and so on. `pool_norm`: batch-norm between pooling and
     the classifier. `inner` is the number of channels between the two convolutions of each block, at
-    least 1 and, where `stages` are not given, at most the block's width, which empty means.
+    least 1 and, where `stages` are not given, at most the block's width, which empty means. `fit`:
+    how pictures become images of the size that the network takes; null where they have it. `sizes`:
+    outputs and inputs of the layers of a foreign network of which some were removed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -63,6 +66,8 @@ class ModelSpec(BaseModel):
     pool_norm: Annotated[bool, UNSAID] = False
     inner: Annotated[tuple[int, ...], UNSAID] = ()
     options: Annotated[Options, UNSAID] = {}
+    fit: Annotated[Fit | None, UNSAID] = None
+    sizes: Annotated[dict[str, tuple[Size, Size]], Field(max_length=4096), UNSAID] = {}
 
     @property
     def outside(self) -> bool:
@@ -101,8 +106,8 @@ class ModelSpec(BaseModel):
         parts = ("width", "binary", "stages", "strides", "pool_norm", "inner")
         if self.outside and (found := [name for name in parts if getattr(self, name)]):
             raise ValueError(f"{self.architecture} has no {found[0]}")
-        if self.options and not self.outside:
-            raise ValueError(f"{self.architecture} has no options")
+        if not self.outside and (found := [n for n in ("options", "sizes") if getattr(self, n)]):
+            raise ValueError(f"{self.architecture} has no {found[0]}")
         return self
 
     @field_validator("width")

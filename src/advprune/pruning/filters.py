@@ -3,19 +3,26 @@
 Claim (Li et al., 2017). Filters with a small sum of absolute weights give weak feature maps;
 removing whole filters makes a network faster without special kernels.
 
-Formula. In the first convolution of each residual block filters are ranked by `sum |w|`, and the
-smallest are removed; ties are broken by position. Their batch-norm's weights and biases and the
-channels of the block's second convolution that read them are removed too. Other layers stay whole:
-the shortcut ties their outputs to those of other blocks.
+Formula. The filters of a convolution, or the outputs of a linear layer, are ranked by `sum |w|`,
+and the smallest are removed; ties are broken by position. With them go the batch-norm and the
+depthwise convolutions behind them, and the channels of the layers that read them: a group, by
+Torch-Pruning's dependency graph. Layers whose outputs are added to those of others stay whole,
+because a shortcut ties them, and so do attention and the classifier. In resnet18 and resnet20 that
+leaves the first convolution of each residual block, in a MobileNet the convolutions that widen a
+block, and in a vision transformer the inner layer of each MLP.
 
-Small networks. `small: true` builds the network smaller, by torch-pruning's dependency graph;
-masked and small network give the same logits to rounding. The prune ratio of a small network is the
-share missing from the dense one; its sparsity is that of the file, which has hardly any zeros.
+Small networks. `small: true` builds the network smaller; masked and small network give the same
+logits to rounding. The prune ratio of a small network is the share missing from the dense one; its
+sparsity is that of the file, which has hardly any zeros.
 
 Source. Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), section 3; Fang et al.,
-DepGraph: Towards Any Structural Pruning (CVPR 2023), for the library.
+DepGraph: Towards Any Structural Pruning (CVPR 2023), for the groups.
 """
 
+import copy
+import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,18 +30,24 @@ from pydantic import Field
 from torch import nn
 
 from advprune.core.device import device_of
-from advprune.core.errors import UserError
+from advprune.core.errors import UserError, first_line
 from advprune.core.train_settings import FineTune
-from advprune.models.resnet import BasicBlock
-from advprune.models.spec import attach, spec_of
+from advprune.models.draws import undisturbed
+from advprune.models.outside import INSIDE
+from advprune.models.resnet import BasicBlock, ResNet
+from advprune.models.sizes import SIZED, size_of
+from advprune.models.spec import ModelSpec, attach
+from advprune.models.stochastic import is_randomized
 from advprune.pruning.family import Data, Pruned, Setting, family
-from advprune.pruning.masks import Masks, everywhere, first, masked, part, tune
+from advprune.pruning.masks import Masks, clear, everywhere, first, layers, masked, part, tune
 
-SIDE = 8  # of the image by which the dependencies of layers are traced; any would do
+Group = Callable[..., Any]  # from outputs' numbers (`idxs`) to Torch-Pruning's group of them
+SIDE = 8  # of the image by which dependencies are traced where there are no training images
+CLOSE = 1e-3  # of logits of the small and the masked network, relative to the largest
 
 
 class Filters(Setting):
-    """filters: the share of each block's first filters to remove, rounded down; one always remains.
+    """filters: the share of each layer's filters to remove, rounded down; one always remains.
 
     finetune: training that follows; null for none. small: take the filters out of the network
     instead of setting them to zero.
@@ -55,48 +68,135 @@ def smallest_filters(weight: torch.Tensor, fraction: float) -> torch.Tensor:
     return first(norms, min(part(fraction, len(norms)), len(norms) - 1))
 
 
-def shrink(model: nn.Module, chosen: Masks) -> None:
-    """Take the chosen filters out of the network, in place, and let its spec say so."""
+def groups(model: nn.Module, image: torch.Tensor) -> dict[str, Group]:
+    """The layers of a network whose outputs can be removed, by name, and a function that gives
+    what has to go with some of these outputs, as Torch-Pruning lists it.
+
+    image: `[1, C, H, W]`, by which the layers are traced; UserError where that fails.
+    """
     import torch_pruning
 
-    spec = spec_of(model)
-    device = device_of(model)
-    image = torch.zeros(1, spec.channels, SIDE, SIDE, device=device)
     model.requires_grad_(True)  # the dependencies are read off the graph of gradients
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        graph = torch_pruning.DependencyGraph().build_dependency(model, image)
-    prune: Any = torch_pruning.prune_conv_out_channels
+    graph, found = torch_pruning.DependencyGraph(), dict[str, Group]()
+    try:
+        with undisturbed(device_of(model)), warnings.catch_warnings(action="ignore"):
+            graph.build_dependency(model, image.to(device_of(model)))
+    except Exception as error:  # of the network's code, or of what cannot be followed
+        shape = list(image.shape[1:])
+        raise UserError(
+            f"the network cannot be followed on an image {shape}: {first_line(error)}"
+        ) from error
+    # In this library's networks, only what is inside a block can have another size.
+    inside = {m.conv1 for m in model.modules() if isinstance(m, BasicBlock)}
+    for name, layer in layers(model).items():
+        linear = isinstance(layer, nn.Linear)
+        way: Any = "prune_linear_out_channels" if linear else "prune_conv_out_channels"
+        group = partial(graph.get_pruning_group, layer, getattr(torch_pruning, way))
+        if layer not in graph.module2node or (isinstance(model, ResNet) and layer not in inside):
+            continue
+        if getattr(layer, "groups", 1) == 1 and _alone(layer, group([0])):
+            found[name] = group
+    return found
+
+
+def _alone(layer: nn.Module, group: Any) -> bool:
+    """Whether the first output of a layer is one row of its weight, is read by others, and neither
+    added to another layer's outputs nor seen by more than batch-norm and depthwise convolutions."""
+    readers = 0
+    for dependency, places in group:
+        member = dependency.layer
+        reads = _reads(dependency)
+        readers += reads
+        depthwise = isinstance(member, nn.Conv2d) and member.groups == member.out_channels > 1
+        norm = isinstance(member, nn.BatchNorm1d | nn.BatchNorm2d)
+        alike = isinstance(member, nn.PReLU) and member.num_parameters == 1
+        itself = member is layer and list(places) == [0]
+        # Operations hold nothing; of what does, there is a rule for those above alone.
+        holds = isinstance(member, nn.Parameter) or any(True for _ in member.parameters())
+        if holds and not (reads or depthwise or norm or alike or itself):
+            return False
+    return readers > 0
+
+
+def _reads(dependency: Any) -> bool:
+    """Whether it is a layer's inputs that go, in an entry of a group."""
+    return bool(dependency.pruning_fn.__name__ == "prune_in_channels")
+
+
+def shrink(model: nn.Module, chosen: Masks, found: dict[str, Group]) -> None:
+    """Take the chosen outputs out of the network, in place, and let its spec say so."""
+    touched: set[nn.Module] = set()
     for name, gone in chosen.items():
-        layer = model.get_submodule(f"{name}.conv1")
         if rows := gone.nonzero()[:, 0].tolist():
-            graph.get_pruning_group(layer, prune, idxs=rows).prune()
-    inner = tuple(int((~gone).sum()) for gone in chosen.values())
-    attach(model, spec.model_copy(update={"inner": inner}))
+            group = found[name](idxs=rows)
+            touched |= {dependency.layer for dependency, _ in group}
+            group.prune()
+    spec = getattr(model, "spec", None)
+    if isinstance(model, ResNet):
+        blocks = [m for m in model.modules() if isinstance(m, BasicBlock)]
+        inner = tuple(block.conv1.out_channels for block in blocks)
+        attach(model, model.spec.model_copy(update={"inner": inner}))
+    elif isinstance(spec, ModelSpec):
+        parts = {n.removeprefix(f"{INSIDE}."): m for n, m in model.named_modules()}
+        sizes = {n: size_of(m) for n, m in parts.items() if m in touched and isinstance(m, SIZED)}
+        attach(model, spec.model_copy(update={"sizes": spec.sizes | sizes}))
 
 
 @family("filters", Filters)
 def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
-    """The filters of the smallest L1 norm in the first convolution of each block.
+    """The filters of the smallest L1 norm in every layer whose outputs are only read by others.
 
     The ratio counts what is gone from the dense network, in a smaller network too.
     """
-    blocks = {name: m for name, m in model.named_modules() if isinstance(m, BasicBlock)}
-    if not blocks:
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    channels = convolutions[0].in_channels if convolutions else 1
+    image = data.images[:1] if len(data.images) else torch.full((1, channels, SIDE, SIDE), 0.5)
+    if not (found := groups(model, image)):
         raise UserError(
-            "the network has no residual blocks to prune, as resnet18 and resnet20 have; leave the "
-            "family out"
+            "the network has no layer whose filters can be removed: outputs are added to those of "
+            "other layers, or are read by none; leave the family out"
         )
-    chosen = {n: smallest_filters(b.conv1.weight, setting.fraction) for n, b in blocks.items()}
     removed: Masks = {}
-    for name, gone in chosen.items():  # with their batch-norm, and the channels that read them
-        first_rows, read = gone.view(-1, 1, 1, 1), gone.view(1, -1, 1, 1)
-        parts = {"conv1.weight": first_rows, "bn1.weight": gone, "bn1.bias": gone}
-        for key, mask in (parts | {"conv2.weight": read}).items():
-            weight = blocks[name].get_parameter(key)
-            removed[f"{name}.{key}"] = mask.expand_as(weight).clone()
+    weights = {name: model.get_parameter(f"{name}.weight") for name in found}
+    chosen = {name: smallest_filters(w, setting.fraction) for name, w in weights.items()}
+    names = {m: n for n, m in model.named_modules()}
+    for name, gone in chosen.items():
+        rows = gone.nonzero()[:, 0].tolist()
+        for dependency, places in found[name](idxs=rows) if rows else ():
+            if not isinstance(member := dependency.layer, SIZED):
+                continue
+            for key, parameter in member.named_parameters(recurse=False):
+                if _reads(dependency) and key == "bias":
+                    continue
+                mask = removed.setdefault(
+                    f"{names[member]}.{key}", torch.zeros_like(parameter, dtype=torch.bool)
+                )
+                (mask.transpose(0, 1) if _reads(dependency) else mask)[list(places)] = True
     if not setting.small:
         return masked(model, removed, setting.finetune, data)
-    changed = everywhere(model, removed)
-    shrink(model, chosen)
+    changed, whole = everywhere(model, removed), copy.deepcopy(model)
+    clear(whole, removed)
+    shrink(model, chosen, found)
+    _check(model, whole, image)
     history = tune(model, {}, setting.finetune, data)
     return Pruned(model, changed, {"finetune": history})
+
+
+@torch.no_grad()
+def _check(small: nn.Module, whole: nn.Module, image: torch.Tensor) -> None:
+    """UserError where the small network does not give the logits of the masked one."""
+    if is_randomized(small):
+        return
+    image = image.to(device_of(small))
+    with undisturbed(device_of(small)):
+        try:
+            found, wanted = small(image), whole(image)
+        except Exception as error:  # of code that knows its layers' sizes
+            raise UserError(
+                f"the network does not run with fewer filters ({first_line(error)}); leave "
+                "`small` out"
+            ) from error
+    if float((found - wanted).abs().max()) > CLOSE * (1 + float(wanted.abs().max())):
+        raise UserError(
+            "the small network computes otherwise than the masked one; leave `small` out"
+        )

@@ -1,10 +1,12 @@
 """The dense network of a profile: loaded from weights elsewhere, or trained."""
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from advprune.core.files import referenced
 from advprune.core.networks import is_library
 from advprune.core.profile import Profile
 from advprune.core.train_settings import ModelSettings, RecipeSettings
@@ -12,6 +14,7 @@ from advprune.data import Split, to_float
 from advprune.models.checkpoint import build, load_foreign
 from advprune.models.inert import inert_of
 from advprune.models.outside import check_answers
+from advprune.models.preprocessing import for_channels, preprocessing_of
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.accuracy import accuracy
@@ -21,11 +24,18 @@ from advprune.training.standard import History, Trainer
 NOTED = 0.01  # share of weights without effect from which on it is said
 
 
-def spec_for(settings: ModelSettings, train: Split) -> ModelSpec:
-    """The spec that fits the training images: their channels, classes, mean and std."""
+def spec_for(settings: ModelSettings, train: Split, weights: Path | None = None) -> ModelSpec:
+    """The spec that fits the training images: their channels and classes, and mean and std as the
+    settings say. weights: the file of a network that is loaded instead of trained."""
     channels = train.images.shape[1]
     mean, std = (0.0,) * channels, (1.0,) * channels
-    if settings.normalize:
+    how = preprocessing_of(settings.network, settings.options, weights) if weights else None
+    if settings.normalize and (settings.mean or how):
+        given = (
+            (settings.mean, settings.std) if settings.mean or how is None else (how.mean, how.std)
+        )
+        mean, std = (for_channels("model.mean", numbers, channels) for numbers in given)
+    elif settings.normalize:
         pixels = to_float(train.images).double()
         mean = tuple(round(float(v), 4) for v in pixels.mean((0, 2, 3)))
         std = tuple(round(max(float(v), 0.01), 4) for v in pixels.std((0, 2, 3)))
@@ -69,11 +79,12 @@ def load_or_train(
     """
     train, val, settings = inputs.train, inputs.val, profile.model
     if (weights := settings.weights.get(recipe_name)) is not None:
-        known = weights.path, weights.sha256, settings.factory
-        model = load_foreign(spec_for(settings, train), *known)
+        spec = spec_for(settings, train, referenced(weights.path))
+        model = load_foreign(spec, weights.path, weights.sha256, settings.factory)
         check_answers(model, train.shape)
         reached = accuracy(model.to(inputs.device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
     model = begin(settings, train, inputs.seed).to(inputs.device)
-    trainer = Trainer(model, *inputs.pairs, profile.train, recipe, inputs.seed, inputs.state)
-    return model, trainer.run()
+    known = profile.train, recipe, inputs.seed, inputs.state, inputs.after_epoch
+    images, held_out = inputs.pairs
+    return model, Trainer(model, images, held_out, *known).run()

@@ -30,9 +30,10 @@ def _parts(run: Run, name: str, study: Any) -> Iterator[Part]:
     schedules = [f"{k}: eps {budget(one.eps)}, {one.steps} steps" for k, one in run.attacks.items()]
     yield Part(
         f"Settings on {study.of}",
-        f"Remnant accuracy, as nn-prune calls it, of n = {run.n} images under {listed(schedules)}; "
-        "int8 is scored on images crafted on the dense network. Against dense: McNemar on the same "
-        "images, p corrected for all settings and attacks (Holm).",
+        "Remnant accuracy (nn-prune's name for accuracy under attack) on "
+        f"n = {run.n} images under {listed(schedules)}; int8 is scored on images crafted on the "
+        "dense network. Each setting is compared with the dense network on the same images "
+        "(McNemar), p corrected for all settings and attacks (Holm).",
         table,
     )
     points = table[table.family.isin(study.settings["points"])]

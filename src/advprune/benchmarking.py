@@ -1,0 +1,247 @@
+"""How robust is this network, and can the number be believed? The whole interface in one call::
+
+    found = benchmark(model, images, labels, eps=8/255, dense=parent)
+    print(found)
+    found.page("net.html")
+
+`advprune evaluate` and the pipeline's attack stage run the same suite; this is the one place where
+networks that are not part of a pipeline become a `Run`, which is what reports are computed from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from advprune.core.device import device_of
+from advprune.core.errors import InputError
+from advprune.core.files import atomic, write_json
+from advprune.core.params import Params, StudyEntry
+from advprune.core.progress import progress
+from advprune.core.resume import Parts
+from advprune.core.settings import parse_fraction
+from advprune.data import Split, to_float
+from advprune.data.split import sha256_of
+from advprune.defaults import defaults
+from advprune.evaluate.corruptions import KINDS
+from advprune.evaluate.craft import Work
+from advprune.evaluate.deployed import agreement
+from advprune.evaluate.exchange import received
+from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+from advprune.evaluate.statistics import Rate, median_distance
+from advprune.evaluate.suite import Suite
+from advprune.evaluate.verdict import Verdict
+from advprune.models.border import check_images, check_model, refuse
+from advprune.models.card import card_of
+from advprune.models.target import Answer, Target, target_of
+from advprune.report.formats import spell
+from advprune.report.results import results
+from advprune.report.run import Model, Run
+from advprune.studies.corruptions import corrupted
+
+DENSE, MODEL = "dense", "model"  # the names in a run of one or two networks
+AGAINST_DENSE = ("transfer_", "against_dense", "p_against", "robust_d", "distance_", "p_distance")
+OWN = ("model", "family", "parent", "root", "recipe", "do", "group", "images", "robust_images")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network to evaluate. card: its facts (models/card.py). files: those that it depends on, its
+    own first; an evaluation that was killed resumes where none of them changed. known: what was
+    said of it besides."""
+
+    network: nn.Module
+    card: dict[str, Any]
+    files: list[Path] = field(default_factory=list)
+    known: Any = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Benchmark:
+    """What was found of a network, or of a compressed one beside its dense network.
+
+    run: all of it, as a report reads it; the network is its last model.
+    """
+
+    run: Run
+
+    @property
+    def _model(self) -> Model:
+        return self.run.models[-1]
+
+    @property
+    def clean(self) -> Rate:
+        """Clean accuracy: `value` in [0, 1], `interval` (95 %), `hits` of `n`."""
+        return clean_accuracy(self._model.attack(self.run.main))
+
+    @property
+    def robust(self) -> Rate:
+        """Robust accuracy: of the images that no attack broke within the budget."""
+        return remnant_accuracy(self.run.robust(self._model))
+
+    @property
+    def distances(self) -> np.ndarray:
+        """Smallest change found that fools the network, by image `[N]`, in units of the pixel range
+        and the chosen norm; infinite where none was found."""
+        return self.run.distances(self._model)
+
+    @property
+    def verdict(self) -> Verdict:
+        """`level` (reliable, suspect or broken), and the `checks` that it follows from."""
+        return self.run.verdict(self._model)
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """One row per image and attack."""
+        return self._model.records
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Every number as plain values; comparisons only where there is a dense network."""
+        row = results(self.run).astype(object).iloc[-1]
+        row = row.where(row.notna(), None)
+        left_out = OWN if len(self.run.models) > 1 else (*OWN, *AGAINST_DENSE)
+        return {str(key): row[key] for key in row.index if not str(key).startswith(left_out)}
+
+    def __repr__(self) -> str:
+        main, (median, low, high) = self.run.main_attack, median_distance(self.distances)
+        lines = [
+            f"clean {spell(self.clean)}, robust {spell(self.robust)}",
+            f"({main.norm}, eps {main.eps:.4g}, n = {self.run.n});",
+            f"median distance {median:.4g} ({low:.4g}–{high:.4g}); {self.verdict.level}",
+        ]
+        return f"Benchmark({' '.join(lines)})"
+
+    def page(self, path: Path | str) -> None:
+        """Write the report as one HTML file that needs no other."""
+        from advprune.report.page import html, shown_sections
+
+        with atomic(Path(path)) as temporary:
+            temporary.write_text(html(self.run, shown_sections(self.run)), encoding="utf-8")
+
+    def write(self, folder: Path | str) -> None:
+        """Write metrics.json, verdict.json and records.parquet."""
+        folder, verdict = Path(folder), self.verdict
+        write_json(folder / "metrics.json", self.metrics)
+        checks = [asdict(check) for check in verdict.checks]
+        write_json(folder / "verdict.json", {"verdict": verdict.level, "checks": checks})
+        with atomic(folder / "records.parquet") as temporary:
+            self.records.to_parquet(temporary, index=False)
+
+
+def benchmark(
+    model: nn.Module | Answer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    eps: float | str = 8 / 255,
+    norm: str = "Linf",
+    dense: nn.Module | None = None,
+    twin: nn.Module | None = None,
+    seed: int = 0,
+) -> Benchmark:
+    """Attack a network by the suite for its kind, curves and probes, as `advprune evaluate` does.
+
+    model: images `[N, C, H, W]` in [0, 1] to logits `[N, K]`; normalization belongs inside. It
+    stays on its device and as it is. Or any function of such images that gives scores or labels
+    `[N]`, such as a deployed file in its runtime (docs/deployed.md). images: uint8, or floats in
+    [0, 1], which are rounded to 8 bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03
+    or "8/255". norm: Linf or L2.
+    dense: the network that `model` was compressed from; adds transfer and paired comparisons.
+    twin: of a function, a network with the same answers and with gradients, which are followed in
+    its place; by default `dense`.
+    InputError where one of these makes no sense.
+    """
+    who = "benchmark"
+    if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
+        images = to_float(images)
+    check_images(who, images, labels)
+    refuse(who, {"there are no images": not len(images)})
+    pixels = (images * 255).round().to(torch.uint8).cpu()
+    images, labels = to_float(pixels), labels.cpu()
+    if twin is not None:
+        twin = check_model(f"{who}: twin", twin, images, labels)
+    if not isinstance(model, nn.Module) and callable(model):
+        model = target_of(model, images, int(labels.max()) + 1)
+    networks = [check_model(who, one, images, labels) for one in (dense, model) if one is not None]
+    with torch.no_grad():
+        counts = {one(images[:1].to(device_of(one))).shape[1] for one in networks}
+    refuse(who, {f"the networks have {sorted(counts)} classes": len(counts) > 1})
+    names = tuple(str(number) for number in range(counts.pop()))
+    split = Split(pixels, labels, names, "images that were given")
+    subjects = [Subject(one, card_of(None, one, image_shape=split.shape)) for one in networks]
+    try:
+        budget = float(parse_fraction(eps))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{who}: eps is a number or a fraction such as 8/255") from error
+    with TemporaryDirectory() as place:
+        settings = defaults(budget, norm, split.shape, seed)
+        beside = None if twin is None else Subject(twin, {})
+        return measured(subjects, split, settings, Path(place), beside)
+
+
+def measured(
+    subjects: Sequence[Subject],
+    split: Split,
+    params: Params,
+    place: Path,
+    twin: Subject | None = None,
+) -> Benchmark:
+    """One network, or a dense network and then a compressed one, through the suite of the settings.
+
+    place: where finished attacks are kept until all are. twin: whose gradients are followed in the
+    place of a target's, if not those of the dense network.
+    """
+    profile, main, images = params.active(), params.attack.main, to_float(split.images)
+    facts = profile.model_dump(include={"data", "attacks", "suite", "curves", "batch"})
+    facts |= {"attack": params.attack.model_dump(), "seed": params.seed}
+    facts |= {"images": sha256_of(split)}
+    names = (DENSE, MODEL)[-len(subjects) :]
+    models: list[Model] = []
+    parent: nn.Module | None = None
+    sent: dict[tuple[str, str], Any] = {}  # images made on the first, for the second
+    for name, subject in zip(names, subjects, strict=True):
+        network, card, above = subject.network, subject.card, parent
+        files = [file for one in subjects[: len(models) + 1] for file in one.files]
+        if isinstance(network, Target) and (source := twin.network if twin else parent) is not None:
+            network, files = network.following(source), files + (twin.files if twin else [])
+            card = card | {"twin_agreement": round(agreement(network, images), 4)}
+            above = None if source is parent else parent
+        parts = Parts(place, name, facts | {"known": subject.known}, files=files)
+        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, above)
+        records, adv = suite.attack(name, network)
+        tables = {
+            key: received(network, images, split.labels, {key: crafted}, suite.work)
+            for key, crafted in sent.items()
+        }
+        made = card, records, pd.DataFrame(), tables
+        family = "given" if models else "dense"
+        models.append(Model(name, family, names[0], names[0], "given", *made))
+        parent, sent = network, {(names[0], main): adv[main]}
+    about = split.source, list(split.classes), split.images.numpy()
+    return Benchmark(Run(params, models, {}, {}, *about, folder=place))
+
+
+def with_corruptions(found: Benchmark, subjects: Sequence[Subject], split: Split) -> Benchmark:
+    """The same with records of common corruptions of the same images; its page shows them. The
+    robust accuracy and the verdict know nothing of them."""
+    run, records, entries = found.run, {}, {}
+    work = Work(run.params.seed, run.profile.batch, run.params.attack.score_draws)
+    jobs = [(m, one, kind) for m, one in zip(run.models, subjects, strict=True) for kind in KINDS]
+    tables: dict[str, list[pd.DataFrame]] = {}
+    with progress("corruptions", len(jobs)) as advance:
+        for model, subject, kind in jobs:
+            table = corrupted(subject.network, split.images, split.labels, work, kind)
+            tables.setdefault(model.name, []).append(table)
+            advance(1)
+    for name, parts in tables.items():
+        records[f"corruptions-{name}"] = pd.concat(parts, ignore_index=True)
+        entries[f"corruptions-{name}"] = StudyEntry(study="corruptions", of=name)
+    params = run.params.model_copy(update={"studies": entries})
+    return Benchmark(replace(run, params=params, studies=records))

@@ -1,0 +1,195 @@
+"""`advprune init`: a DVC project around a network and pictures of one's own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advprune.core.errors import UserError
+from advprune.core.networks import is_factory
+
+NAME = "mine"  # of the profile
+EXTRA = "advprune[pipeline]"
+PINNED = "requirements.txt"  # stages depend on it, in the place of the library's code
+NETWORKS = "networks"  # where a clone has the user's code
+OF_THE_CLONE = ("src/", NETWORKS, "claims.yaml", "bench/")  # dependencies that a project lacks
+SECTION = re.compile(r"^(?:#.*\n)*^(\w+):.*\n(?: .*\n|\n)*", re.MULTILINE)
+
+SETTINGS = """\
+# Settings of the pipeline. `dvc repro` runs what is out of date, `dvc exp run -S prune.E=5e-3` with
+# one setting changed. Written by `advprune init`; what follows `profiles` is as advprune comes.
+
+profile: {name}
+seed: 0
+
+# Ways to train the dense network; each makes the model dense-<recipe>. For adversarial training add
+# robust: {{method: pgd, steps: 3}}
+recipes:
+  standard: {{method: standard}}
+
+# Settings of families, by their key: weights below E become zero; GAP_layer removes this share of
+# each layer's weights, and trains on. All families: docs/families of advprune.
+prune:
+  E: 1.0e-2
+  GAP_layer: {{sparsity: 0.8, finetune: true}}
+
+# How each model is made (do), from which parent (of), with which settings (by).
+models:
+  E-standard: {{do: prune, of: dense-standard, by: prune.E}}
+  GAP_layer-standard: {{do: prune, of: dense-standard, by: prune.GAP_layer}}
+  int8-standard: {{do: quantize, of: dense-standard, by: quantize.int8}}
+
+# Experiments beside the leaderboard, such as
+# flips: {{study: bitflip, of: dense-standard, bits: 8}}
+studies: {{}}
+
+profiles:
+  {name}:
+    # <class>/*.png or .jpg; or train/<class>/, and test/<class>/ and val/<class>/ if there are.
+    data:
+      source: imagefolder
+      root: {root}
+{size}    # Attacks change a pixel by at most this much, of a range from 0 to 1.
+    eps: {eps}
+    model:
+      {network}
+      # Whether images are normalized by the training images' mean and std.
+      normalize: {normalize}
+{weights}    # Of recipes without weights, and of fine-tuning.
+    train: {{epochs: 30, batch: 64, lr: 0.1}}
+
+"""
+
+
+WEIGHTS = """\
+      weights:
+        standard:
+          path: {path}
+"""
+HEADER = """\
+# The pipeline, as advprune comes with it. Settings are in params.yaml. Stages depend on the version
+# of the library by requirements.txt: after an upgrade change it there.
+"""
+
+
+def init(
+    data: Annotated[Path, typer.Option(help="The folder of pictures, one sub-folder a class.")],
+    factory: Annotated[
+        str | None,
+        typer.Option(help="package.module:function, your own code that makes the network."),
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="In its place `torchvision/<name>`, `timm/<name>`, resnet18.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Trained weights of it, taken instead of training.")
+    ] = None,
+    eps: Annotated[str, typer.Option(help="Budget of attacks.")] = "8/255",
+    size: Annotated[
+        int | None, typer.Option(help="Pictures are resized to this many pixels squared.")
+    ] = None,
+    normalize: Annotated[
+        bool,
+        typer.Option(help="Whether the network is given images normalized by mean and std."),
+    ] = False,
+) -> None:
+    """Write a DVC project for a network and pictures of your own into the current folder.
+
+    Writes params.yaml with a profile of your own, dvc.yaml, the scripts in stages/ and
+    requirements.txt, and makes the folder a DVC repository. Then `dvc repro` trains or loads the
+    network, compresses it, attacks all models and writes the report to reports/mine/. Needs
+    `pip install 'advprune[pipeline]'`. Overwrites nothing.
+
+    Exit status: 0, or 2 if nothing was written.
+    """
+    import advprune
+    from advprune.core.files import write_text
+    from advprune.core.params import FILE, load
+    from advprune.defaults import project
+    from advprune.models.outside import code_files
+
+    if (factory is None) == (architecture is None):
+        raise UserError("give either --factory or --architecture")
+    if factory is not None and not is_factory(factory):
+        raise UserError(f"--factory: {factory!r} is none; it is package.module:function")
+    for name in (FILE, "dvc.yaml", "stages", PINNED):
+        if Path(name).exists():
+            raise UserError(f"{name} is there already; start in a folder without it")
+    for path in (data, weights):
+        if path is not None and not path.exists():
+            raise UserError(f"there is no {path}")
+    home = project()
+    here = Path.cwd()
+    code = [str(f.relative_to(here)) for f in code_files(factory) if f.is_relative_to(here)]
+    own = {
+        **{"name": NAME, "root": _quoted(data), "eps": eps, "normalize": str(normalize).lower()},
+        "size": "" if size is None else f"      size: {size}\n",
+        "network": f"factory: {factory}" if factory else f"architecture: {architecture}",
+        "weights": WEIGHTS.format(path=_quoted(weights)) if weights else "",
+    }
+    written = {FILE: _settings((home / FILE).read_text("utf-8"), own)}
+    written["dvc.yaml"] = _stages((home / "dvc.yaml").read_text("utf-8"), code)
+    written |= {f"stages/{p.name}": p.read_text("utf-8") for p in (home / "stages").glob("*.py")}
+    written[PINNED] = f"{EXTRA}=={advprune.__version__}\n"
+    if not Path(".gitignore").exists():
+        written[".gitignore"] = "/data/\n/runs/\n/records/\n/checkpoints/\n__pycache__/\n"
+    _start_dvc()
+    for name, text in written.items():
+        write_text(Path(name), text)
+    try:
+        load()
+    except UserError:
+        for name in written:
+            Path(name).unlink()
+        raise
+    print(f"wrote {', '.join((FILE, 'dvc.yaml', 'stages/', PINNED))}; now run `dvc repro`")
+
+
+def _settings(packaged: str, own: dict[str, Any]) -> str:
+    """params.yaml: the project's own part, then the sections that come with the package."""
+    text = SETTINGS.format(**own)
+    left_out = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    kept = [m.group(0) for m in SECTION.finditer(packaged) if m.group(1) not in left_out]
+    return text + "".join(kept)
+
+
+def _stages(packaged: str, code: list[str]) -> str:
+    """dvc.yaml, with the library's version and the user's code in the place of a clone's code."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 100
+    content = yaml.load(packaged)
+    for stage in content["stages"].values():
+        block = stage.get("do", stage)
+        kept = [one for one in block["deps"] if not str(one).startswith(OF_THE_CLONE)]
+        block["deps"] = [*kept, PINNED, *(code if NETWORKS in block["deps"] else ())]
+    stream = StringIO()
+    yaml.dump(content, stream)
+    return re.sub(r"\A(#.*\n)+", HEADER, stream.getvalue())
+
+
+def _quoted(path: Path) -> str:
+    """A path as YAML reads it back."""
+    return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else json.dumps(str(path))
+
+
+def _start_dvc() -> None:
+    """Make the folder a DVC repository, below git's if there is one; UserError where that fails."""
+    if Path(".dvc").is_dir():
+        return
+    asked = ["git", "rev-parse", "--show-prefix"]
+    git = subprocess.run(asked, capture_output=True, text=True, check=False)
+    kind = ["--no-scm"] if git.returncode else ["--subdir"] if git.stdout.strip() else []
+    command = [sys.executable, "-m", "dvc", "init", "-q", *kind]
+    quiet = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+    if done.returncode:
+        why = "; ".join(done.stderr.strip().splitlines()[-1:])
+        raise UserError(f"DVC cannot start here ({why}); pip install '{EXTRA}'")

@@ -1,0 +1,54 @@
+"""Files of the Hugging Face Hub by name: `hf:<owner>/<name>`, and `@<revision>`, `/<file>` if any.
+
+They are downloaded by the package huggingface_hub into its own cache, and found there without a
+connection later.
+"""
+
+import importlib
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from advprune.core.errors import UserError, first_line
+
+SCHEME = "hf:"
+# The slashes of hf://, of which a path of the operating system leaves one.
+_REFERENCE = re.compile(r"hf:/{0,2}([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/([\w./-]+))?")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # where no file is named: the first there is
+CONFIGURATION = "config.json"  # which says what the network is, beside the weights
+
+
+def on_hub(reference: str) -> bool:
+    """Whether a reference names a file of the Hub."""
+    return reference.startswith(SCHEME)
+
+
+def downloaded(reference: str) -> Path:
+    """The local copy of a file of the Hub, with its repository's config.json beside it, if it has
+    one; UserError where there is none, and no connection to get it."""
+    if (parts := _REFERENCE.fullmatch(reference)) is None:
+        raise UserError(f"{reference}: write hf:owner/name, hf:owner/name@revision or with /file")
+    repository, revision, file = parts.groups()
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        errors = importlib.import_module("huggingface_hub.errors")
+    except ImportError as error:
+        raise UserError(
+            f"{reference} needs the package huggingface_hub; pip install 'advprune[hub]'"
+        ) from error
+    known, why = {"repo_id": repository, "revision": revision}, ""
+    for name in (file,) if file else WEIGHTS:
+        try:
+            path = hub.hf_hub_download(filename=name, **known)
+        except errors.LocalEntryNotFoundError:  # asked once, the Hub is not waited for again
+            known |= {"local_files_only": True}
+            why = "the Hub cannot be reached, and the file was not downloaded before"
+        except errors.EntryNotFoundError:
+            why = f"the repository has no file {file or ' or '.join(WEIGHTS)}"
+        except Exception as error:  # of permissions, names and connections, of many kinds
+            raise UserError(f"{reference}: {first_line(error)}") from error
+        else:
+            with suppress(errors.EntryNotFoundError):
+                hub.hf_hub_download(filename=CONFIGURATION, **known)
+            return Path(path)
+    raise UserError(f"{reference}: {why}")

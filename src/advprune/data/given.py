@@ -1,0 +1,133 @@
+"""Labelled pictures that a network is evaluated on: a folder of one sub-folder a class, a split or
+a `.npz` file. Of a folder only the pictures that are drawn are opened."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from advprune.core.errors import UserError, first_line
+from advprune.core.fit import Fit
+from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, check_names, decode, is_other
+from advprune.data.sampling import interleaved
+from advprune.data.split import Split, read_split
+
+HELD = "images (uint8 [N, C, H, W] or [N, H, W, C]) and labels (whole numbers [N])"
+
+
+def read_given(
+    place: Path,
+    most: int | None = None,
+    seed: int = 0,
+    classes: Sequence[str] = (),
+    fit: Fit | None = None,
+) -> Split:
+    """Read the pictures at `place`: at most that many, drawn by seed, each class with its share.
+
+    classes: names in the order of the network's outputs; by default those of a folder's sub-folders
+    in alphabetical order, of a split its own, of a `.npz` file its numbers. Fewer pictures than
+    `most` come in the order in which they are stored. fit: resizes or cuts the pictures of a
+    folder. UserError on what cannot be used.
+    """
+    if place.is_dir():
+        names, files = _listed(place, classes)
+        labels = torch.tensor([label for label, _ in files])
+        drawn = _drawn(labels, most, seed)
+        images = _decoded([files[number][1] for number in drawn.tolist()], fit)
+        return Split(images, labels[drawn], names, f"{place.name}/")
+    if place.suffix == ".npz":
+        split = _from_npz(place, classes)
+    elif place.suffix == ".safetensors":
+        split = read_split(place)
+        if classes and len(classes) != len(split.classes):
+            raise UserError(
+                f"{place} has {len(split.classes)} classes, and there are {len(classes)} names"
+            )
+    else:
+        raise UserError(f"{place} is no folder of pictures, no split (.safetensors) and no .npz")
+    return split.pick(_drawn(split.labels, most, seed))
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of classes, one a line; UserError for less than two, or one that is there twice."""
+    try:
+        names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+    while names and not names[-1]:
+        names = names[:-1]
+    if len(set(names)) < max(len(names), 2) or not all(names):
+        raise UserError(f"{path}: write at least two names of classes, one a line, none twice")
+    return names
+
+
+def _drawn(labels: torch.Tensor, most: int | None, seed: int) -> torch.Tensor:
+    """Which of the pictures are taken, and in which order."""
+    if most is None or most >= len(labels):
+        return torch.arange(len(labels))
+    return interleaved(labels, seed)[:most]
+
+
+def _listed(place: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[int, Path]]]:
+    """The classes of a folder of pictures, and its files with their labels."""
+    top = place / "test" if (place / "test").is_dir() else place
+    if top == place and (place / "train").is_dir():
+        raise UserError(f"{place} has train/ and no test/; give a folder of one sub-folder a class")
+    kinds = sorted(p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
+    check_names(top, {(kind,) for kind in kinds})
+    names = tuple(classes) or tuple(kinds)
+    if unknown := [kind for kind in kinds if kind not in names]:
+        raise UserError(f"{top}: sub-folder {unknown[0]!r} is none of the {len(names)} classes")
+    files: list[tuple[int, Path]] = []
+    for kind in kinds:
+        paths = sorted(p for p in (top / kind).iterdir() if not p.name.startswith("."))
+        if others := [p for p in paths if is_other(p.name)]:
+            raise UserError(
+                f"{top}: {kind}/{others[0].name} is a picture, but neither PNG nor JPEG by its "
+                "name; convert or rename it, or take it out"
+            )
+        files += [(names.index(kind), p) for p in paths if p.name.lower().endswith(SUFFIXES)]
+    if len(names) < 2 or not files:
+        raise UserError(
+            f"{place}: give a folder of at least two sub-folders, one a class, of PNG or JPEG"
+        )
+    return names, files
+
+
+def _decoded(paths: list[Path], fit: Fit | None) -> torch.Tensor:
+    """Pictures as uint8 [N, C, H, W]."""
+    pictures = []
+    for path in paths:
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path} is no plain file of up to 256 MB")
+        pictures.append(decode(path.parent, path.name, path.read_bytes(), fit))
+    sizes = sorted({picture.shape[1:] for picture in pictures})
+    if len(sizes) > 1:
+        (height, width), (tall, wide) = sizes[0], sizes[-1]
+        raise UserError(
+            f"pictures are from {width}x{height} to {wide}x{tall} pixels, such as those of "
+            f"{paths[0].parent}; bring them to one size (--resize, --crop)"
+        )
+    channels = max(len(picture) for picture in pictures)  # a grey one among RGB fills all three
+    images = np.stack([np.broadcast_to(p, (channels, *p.shape[1:])) for p in pictures])
+    return torch.from_numpy(images)
+
+
+def _from_npz(place: Path, classes: Sequence[str]) -> Split:
+    try:
+        with np.load(place, allow_pickle=False) as held:
+            images, labels = held["images"], held["labels"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise UserError(f"{place} does not hold {HELD}: {first_line(error)}") from error
+    if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.dtype != np.uint8 or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{place} holds {images.dtype} images and {labels.dtype} labels, not {HELD}"
+        )
+    numbers = torch.from_numpy(labels.astype(np.int64))
+    count = int(numbers.max()) + 1 if numbers.numel() else 0
+    names = tuple(classes) or tuple(map(str, range(max(count, 2))))
+    return Split(torch.from_numpy(np.ascontiguousarray(images)), numbers, names, place.name)

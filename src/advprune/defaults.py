@@ -1,0 +1,69 @@
+"""Settings for a network of one's own outside a project: those of params.yaml that all profiles
+share, at a budget that the caller gives.
+
+The installed package carries the pipeline's own files (setup.py), params.yaml among them. In a
+clone they are the clone's.
+"""
+
+from math import prod, sqrt
+from pathlib import Path
+from typing import Any
+
+from advprune.core.errors import InputError
+from advprune.core.params import FILE, Params
+from advprune.core.settings import parse, text_of, yaml_of
+
+PROFILE = "default"  # what these settings are called in reports
+SHARED = ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics")
+GREY = 0.5  # change of every pixel by which any image becomes any other's equal
+TARGETS = 5  # of the targeted attack, as on CIFAR-10
+ONLY_LINF = ("square", "autoattack")
+
+
+def project() -> Path:
+    """The folder of dvc.yaml, params.yaml and stages/: inside the package, or a clone's root."""
+    inside = Path(__file__).parent / "project"
+    return inside if inside.is_dir() else Path(__file__).parents[2]
+
+
+def defaults(eps: float, norm: str, shape: tuple[int, int, int], seed: int = 0) -> Params:
+    """The settings of an evaluation within `eps` (pixels in [0, 1]) of images `(C, H, W)`.
+
+    norm: Linf or L2. In L2, search without gradients is by estimated gradients (NES), as Square is
+    written for Linf. InputError for another norm or budget.
+    """
+    if norm not in ("Linf", "L2"):
+        raise InputError(f"norm is Linf or L2 (got {norm!r})")
+    size = sqrt(prod(shape)) if norm == "L2" else 1.0  # of a change of every pixel by one
+    if not 0 < eps <= size:
+        raise InputError(f"eps is above 0 and at most {size:g} in {norm} (got {eps:g})")
+    read = yaml_of(text_of(project() / FILE), FILE)
+    raw = {key: read[key] for key in SHARED if key in read}
+    if norm == "L2":
+        raw |= _in_l2(raw, eps / 5 / size)
+    profile: dict[str, Any] = {
+        "data": {"source": "imagefolder"},
+        "model": {"normalize": False},
+        "eps": eps,
+        "norm": norm,
+        "train": {"eps": min(eps, 1.0)},
+        "attacks": {"apgd_t": {"targets": TARGETS}},
+        "curves": {"eps": sorted({eps / 4, eps, min(2 * eps, size), max(GREY * size, eps)})},
+        "show_images": False,
+    }
+    found = {"profile": PROFILE, "seed": seed, "recipes": {"given": {"method": "standard"}}}
+    return parse(Params, {**found, **raw, "profiles": {PROFILE: profile}}, "settings")
+
+
+def _in_l2(raw: dict[str, Any], sigma: float) -> dict[str, Any]:
+    """Attacks and suites without those that are written for Linf alone, NES in Square's place.
+
+    sigma: how far NES looks, per pixel.
+    """
+    nes = {"method": "nes", "step": "eps/5", "sigma": sigma, "steps": 20, "after": "apgd_t"}
+    kept = {n: one for n, one in raw["attacks"].items() if one.get("method") not in ONLY_LINF}
+    suite = {
+        kind: ["nes" if name not in kept else name for name in names]
+        for kind, names in raw["suite"].items()
+    }
+    return {"attacks": kept | {"nes": nes}, "suite": suite}

@@ -1,0 +1,102 @@
+"""How a network was trained to be given images: normalization, and the size of the pictures.
+
+timm's models say so in their configurations, torchvision's weights in their transforms, and a
+config.json beside a checkpoint, as timm writes it for the Hugging Face Hub, says it of that file.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path
+from typing import Any
+
+from advprune.core.errors import UserError, first_line
+from advprune.core.files import read_json
+from advprune.core.fit import Fit
+from advprune.core.hub import CONFIGURATION
+from advprune.core.networks import GIVEN, collection_of
+from advprune.models.outside import COLOUR, installed_timm
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """mean, std: of each channel of the training images, in the range [0, 1]. fit: how pictures of
+    any size become images of the size that the network takes; None where it is none of `Fit`'s."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fit: Fit | None
+
+
+def described(checkpoint: Path) -> dict[str, Any]:
+    """What the config.json beside a checkpoint says of its network: architecture, classes,
+    channels, options. Empty where there is none, or where it is not of timm's kind."""
+    place = checkpoint.with_name(CONFIGURATION)
+    config = read_json(place) if place.is_file() else None
+    if not isinstance(config, dict) or "architecture" not in config:
+        return {}
+    own = config.get("pretrained_cfg", config)
+    options = {k: v for k, v in (config.get("model_args") or {}).items() if k not in GIVEN}
+    found = {"architecture": f"timm/{config['architecture']}", "options": options}
+    found |= {"channels": own.get("input_size", [COLOUR])[0]}
+    found |= {"classes": config.get("num_classes", own.get("num_classes"))}
+    return {key: value for key, value in found.items() if value}
+
+
+def preprocessing_of(
+    architecture: str, options: Mapping[str, Any], checkpoint: Path | None = None
+) -> Preprocessing | None:
+    """How a model of timm or torchvision was trained to be given images; None where nothing says.
+
+    checkpoint: its file: a config.json beside it counts before timm's configuration of that name,
+    and of torchvision's weights those are taken that the file is called like, or the newest. A side
+    among the `options` of a timm model replaces that of its configuration. UserError where timm is
+    missing or the config.json is wrong.
+    """
+    collection, name = collection_of(architecture)
+    if collection == "torchvision":
+        from torchvision import models
+
+        known = list(models.get_model_weights(name))
+        called = [one for one in known if checkpoint and one.url.endswith(f"/{checkpoint.name}")]
+        if not known:
+            return None
+        made = (called or [models.get_model_weights(name).DEFAULT])[0].transforms()
+        fit = _fit(made.resize_size[0], made.crop_size[0], made.interpolation.value)
+        return Preprocessing(tuple(made.mean), tuple(made.std), fit)
+    if collection != "timm":
+        return None
+    timm = installed_timm(architecture)
+    place = checkpoint.with_name(CONFIGURATION) if checkpoint else Path()
+    side = options.get("img_size")
+    sides = (side, side) if isinstance(side, int) else side
+    given = {"input_size": (COLOUR, *sides)} if isinstance(sides, list | tuple) else {}
+    try:
+        if checkpoint and described(checkpoint):
+            config = read_json(place)
+            own = config.get("pretrained_cfg", config)
+        else:
+            own = timm.get_pretrained_cfg(name).to_dict()
+        found = importlib.import_module("timm.data").resolve_data_config(given, pretrained_cfg=own)
+        (*_, height, width), mode = found["input_size"], found["crop_mode"]
+        side, squash = floor(width / found["crop_pct"]), mode == "squash"
+        fit = _fit(side, width, found["interpolation"], squash)
+        mean, std = (tuple(map(float, found[key])) for key in ("mean", "std"))
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{place}: {first_line(error)}") from error
+    return Preprocessing(mean, std, fit if mode != "border" and height == width else None)
+
+
+def _fit(resize: int, crop: int, interpolation: str, squash: bool = False) -> Fit:
+    return Fit(resize=resize, crop=crop, interpolation=interpolation, squash=squash)
+
+
+def for_channels(name: str, numbers: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One number for each channel: of one, it is repeated; of several for grey images, their mean.
+    UserError where they are not as many as there are channels; `name` begins it."""
+    if len(numbers) == channels:
+        return tuple(numbers)
+    if len(numbers) > 1 < channels:
+        raise UserError(f"{name}: {len(numbers)} numbers for {channels} channels")
+    return (sum(numbers) / len(numbers),) * channels
