@@ -9,6 +9,7 @@ import typer
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
 from advprune.cli.app import app
+from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.pruning import families
@@ -129,3 +130,17 @@ def test_files_of_code_that_are_named_are_there(page: Path) -> None:
 def test_every_stage_is_described() -> None:
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").split("\nartifacts:")[0]
     assert text.count("    desc: ") == text.count("    cmd: ")
+
+
+def test_reference_networks_speak_before_a_report_on_the_same_networks(tmp_path: Path) -> None:
+    """Both are one column; what the reference networks do not answer comes from the report."""
+    for name in ("README.md", "claims.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    first, second = (one.id for one in read_claims(ROOT / "claims.yaml")[:2])
+    both = {"reports": f"{first},refuted\n{second},kept\n", "weights": f"{first},won\n"}
+    for place, rows in both.items():
+        folder = tmp_path / place / "same"
+        folder.mkdir(parents=True)
+        (folder / "claims.csv").write_text(f"id,outcome\n{rows}")
+    page = blocks_of(tmp_path)[PUBLISHED]["claims"]
+    assert "| won" in page and "| kept" in page and "| refuted" not in page

@@ -41,11 +41,12 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
         for name, table in tables.items()
         if f"<!-- results: {name} -->" in readme
     }
-    outcomes = {
-        path.parent.name: pd.read_csv(path, index_col="id").outcome
-        for place in ("reports", "weights")
-        for path in sorted((root / place).glob(f"*/{OUTCOMES}"))
-    }
+    outcomes: dict[str, pd.Series[str]] = {}
+    for place in ("reports", "weights"):
+        for path in sorted((root / place).glob(f"*/{OUTCOMES}")):
+            found, name = pd.read_csv(path, index_col="id").outcome, path.parent.name
+            known = outcomes.get(name, found)  # a report on the same networks, of fewer seeds
+            outcomes[name] = found.combine_first(known)
     claims = claims_of(read_claims(root / FILE), outcomes)
     return {README: results | {"families": index()}, PUBLISHED: {"claims": claims}}
 
