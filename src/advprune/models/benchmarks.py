@@ -108,17 +108,20 @@ def recognized(tensors: Tensors) -> Recognized | None:
         while new.startswith(PREFIXES):
             new = new.partition(".")[2]
         bare.setdefault(unwrapped(new), tensor)
+    seen = {name.removesuffix("_orig"): tensor for name, tensor in bare.items()}  # of masked layers
     for dialect in DIALECTS:
-        fits = all(name in bare for name in dialect.signature)
-        if fits and len(bare) == len(tensors) and not any(name in bare for name in dialect.absent):
-            return _translated(dialect, bare)
+        fits = all(name in seen for name in dialect.signature)
+        if fits and len(bare) == len(tensors) and not any(name in seen for name in dialect.absent):
+            return _translated(dialect, bare, dialect.options(seen))
     return None
 
 
-def _translated(dialect: _Dialect, bare: dict[str, torch.Tensor]) -> Recognized:
+def _translated(
+    dialect: _Dialect, bare: dict[str, torch.Tensor], options: dict[str, Any]
+) -> Recognized:
     # RobustBench's networks keep what they normalize by among their tensors.
     buffers = [bare.pop(name).flatten().tolist() for name in ("mu", "sigma") if name in bare]
-    given = {"architecture": dialect.architecture, "options": dialect.options(bare)}
+    given = {"architecture": dialect.architecture, "options": options}
     found: dict[str, torch.Tensor] = {}
     left = 0
     for name, tensor in bare.items():
