@@ -31,8 +31,7 @@ def prune(
         if ticket and not ticket.get("converged", True):
             distance = ticket["kernel_distance"]
             print(f"{name}: the search did not converge: kernel distance {distance:.2f}")
-        known = {"parent": workspace.run(entry.of), "image_shape": split.shape}
-        workspace.save(name, pruned.model, facts, **known)
+        workspace.save(name, pruned.model, facts, image_shape=split.shape)
 
 
 if __name__ == "__main__":

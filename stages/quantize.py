@@ -30,7 +30,7 @@ def quantize(
     files = [workspace.run(entry.of), workspace.data("train")]
     with workspace.unfinished(setting.model_dump(), train.model_dump(), files=files) as state:
         if setting.training is None:
-            model = round_model(parent, calibration, setting.bits, setting.percentile)
+            model = round_model(parent, calibration, setting.bits)
         else:
             data = Data(images, labels, train, state)
             known = setting, data, params.seed, calibration

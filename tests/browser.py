@@ -22,9 +22,6 @@ addEventListener("error", (event) => window.told(event.message || event.target.o
 addEventListener("unhandledrejection", (event) => window.told(event.reason));
 addEventListener("securitypolicyviolation", (event) => window.told(event.violatedDirective));
 window.hacked = 0;
-// The reader's choice of light or dark, which a test can change.
-window.scheme = Object.assign(new EventTarget(), {matches: false});
-window.matchMedia = () => window.scheme;
 </script>
 """
 # After it: the test, whose result is left in the page as text.

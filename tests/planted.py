@@ -121,9 +121,8 @@ def model(
             (f"dense-{base}", name): elsewhere(name, planted(k), clean) for name, k in kept.items()
         }
     name, root = f"{family}-{base}", f"dense-{base}"
-    histogram = {"low": -1.0, "high": 1.0, "before": [1, 9, 1], "after": [0, 11, 0]}
     card = {"setting": setting, "prune_ratio": 0.25, "sparsity": 0.2, "bits": 32, "parameters": 9}
-    card |= {"sha256": family, "twin_agreement": None, "histogram": histogram}
+    card |= {"sha256": family, "twin_agreement": None}
     card |= {"nonzero": 1234, "macs": 56789, "inert": 0.0, "file_bytes": 4321, "stored_bits": 999}
     layers = more.pop("layers", layer_table())
     records = pd.concat(tables, ignore_index=True)

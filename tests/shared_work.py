@@ -29,7 +29,7 @@ from advprune.training.standard import Trainer
 from conftest import Linear, make_network
 
 BATCH = 7  # of 24 images: the last is smaller, and one process has more than the other
-METHODS = ("standard", "pgd", "fgsm", "trades", "mixed")
+METHODS = ("standard", "pgd", "trades", "mixed")
 SETTINGS = TrainSettings(batch=16, lr=0.02, crop=1, flip=True, eps=0.1)
 
 
@@ -85,7 +85,7 @@ def training(
         images, labels = pictures(32 if linear else 35)
         weight = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
         model = Linear(weight) if linear else make_network(images[:32] / 255, width=2)
-        recipe = RecipeSettings(method=method, epochs=epochs, steps=2, clustering=1e-2, ema=0.5)
+        recipe = RecipeSettings(method=method, epochs=epochs, steps=2)
 
         def stop(epoch: int) -> None:
             if killed:

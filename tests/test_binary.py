@@ -267,7 +267,7 @@ def test_what_would_lose_the_signs_is_refused(
     with pytest.raises(UserError, match="binary"):
         quantize(frozen, digits[0])
     with pytest.raises(UserError, match="BinaryConv2d"):
-        put(frozen, "weight", "conv1", nn.Identity())
+        put(frozen, "conv", "conv1", nn.Identity())
 
 
 # --- specs and sizes -----------------------------------------------------------------------------

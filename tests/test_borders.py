@@ -437,7 +437,7 @@ def test_no_entry_point_moves_the_random_state(
     save_model(network, tmp_path / "m.safetensors")
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     load_model(tmp_path / "m.safetensors")
-    prune("RNW", network, 0.1)
+    prune("RNA", network, 0.1)
     prune("SAP", network, {"fraction": 1.0, "where": "conv"})
     evaluate.score(quantize(network, digits[0]), digits[0], digits[0], digits[1])
     assert torch.equal(before[0], torch.get_rng_state())

@@ -82,7 +82,7 @@ def bench(
         ("prune", ("odd",), "prune/E", 1, ["odd is none of", "do: prune (E-standard, clamp"]),
         ("quantize", ("E-standard",), "prune/E", 1, ["do: quantize (GAP_int8)"]),
         ("train", ("odd",), "prune/E", 1, ["do: train (dense-standard, BNN-standard, wide"]),
-        ("settings", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, DWP, E, ESR"]),
+        ("settings", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, E, ESR, GAP"]),
         ("settings", (), "studies/sweep/points/E", [-2], ["studies.sweep.points.E.0", "-2"]),
         ("settings", (), "attack/extra", [{"name": "PGDD"}], ["no attack 'PGDD'"]),
         ("study", ("odd",), "prune/E", 1, ["no studies.odd", "sweep, curve, protocol"]),

@@ -25,12 +25,13 @@ TICKET = {"sparsity": 0.9, "train": BRIEF}
 GAUGE = {"batch": 2, "attack_steps": 1}
 SEARCH = {**GAUGE, "steps": 2, "refresh": 1}
 PLAIN: dict[str, Any] = {  # neither random nor trained
-    **{"E": 0.05, "S": {"sigmas": 1, "gate": "none"}, "clamp": 1, "round": 1, "DWP": 0.5},
+    "E": 0.05,
+    "S": {"sigmas": 1, "gate": "none"},
+    "clamp": 1,
+    "round": 1,
     "filters": {"fraction": 0.5, "small": True},
 }
-RANDOM: dict[str, Any] = {  # in every forward pass
-    **{"SAP": 1.0, "SWP": 4.0, "dropout": 0.1, "RNA": 0.05, "RSA": 0.2, "RNW": 0.01, "RSW": 0.1},
-}
+RANDOM: dict[str, Any] = {"SAP": 1.0, "dropout": 0.1, "RNA": 0.05}  # in every forward pass
 DRAWN: dict[str, Any] = {"R": 0.1, "ESR": {"E": 0.05, "S": 2, "R": 0.01}, "random": HALF}
 MASKS: dict[str, Any] = {
     **dict.fromkeys(("random", "magnitude_global", "magnitude_layer"), HALF),
@@ -43,7 +44,6 @@ TRAINED: dict[str, Any] = {
     "LWM": {"sparsity": 0.8, "finetune": BRIEF},
     "HYDRA": {"sparsity": 0.8, "scores": BRIEF, "finetune": BRIEF},
     "AWT": {**TICKET, "search": SEARCH},
-    "NTT": {**TICKET, "search": SEARCH},
     "random_ticket": {**TICKET, "gauge": GAUGE},
     "magnitude_ticket": {**TICKET, "gauge": GAUGE},
 }
@@ -105,9 +105,7 @@ def test_what_is_removed_stays_zero_through_training_and_in_the_file(
             assert torch.equal(weight == 0, gone)
 
 
-@pytest.mark.parametrize(
-    "name", sorted({*TRAINED, *DRAWN} - {"AWT", "NTT"})
-)  # those: test_tickets.py
+@pytest.mark.parametrize("name", sorted({*TRAINED, *DRAWN} - {"AWT"}))  # that: test_tickets.py
 def test_a_family_follows_its_seed(small: nn.Module, data: Data, name: str) -> None:
     setting = (TRAINED | DRAWN)[name]
     one, again, other = (prune(name, small, setting, data, s).model for s in (1, 1, 2))
@@ -141,14 +139,13 @@ def test_images_are_needed(small: nn.Module, name: str, setting: Any) -> None:
         ("S", {"sigmas": 3, "gate": "maybe"}, "gate.*maybe"),
         ("R", float("nan"), "radius"),
         ("ESR", 3, "mapping"),
-        ("Q", 3, "no family 'Q'; known: AWT, DWP, E, ESR"),
+        ("Q", 3, "no family 'Q'; known: AWT, E, ESR, GAP"),
         ("clamp", 0, "sigmas.*greater than 0"),
         ("round", -1, "decimals.*-1"),
         ("SAP", 0, "fraction"),
         ("SAP", {"fraction": 1, "where": "weight"}, "where"),
         ("dropout", 1.0, "rate"),
         ("RNA", -1, "sigma"),
-        ("DWP", 1.5, "keep"),
         ("random", {}, "either compression or sparsity"),
         ("random", {"compression": 2, "sparsity": 0.5}, "either compression or sparsity"),
         ("random", 0.5, "compression.*greater than or equal to 1.*0.5"),

@@ -97,7 +97,7 @@ def test_a_smaller_network_can_be_pruned_again_and_quantized(
     assert torch.equal(loaded(digits[0]), integers(digits[0]))
 
 
-@pytest.mark.parametrize("family", ["clamp", "round", "SAP", "RNW"])
+@pytest.mark.parametrize("family", ["clamp", "round", "SAP"])
 def test_layers_that_other_families_put_in_stay(
     network: nn.Module, digits: Pair, tmp_path: Path, family: str
 ) -> None:

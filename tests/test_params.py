@@ -151,7 +151,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("surrogates/seed1/architecture", "vgg", ["surrogates.seed1.architecture", "vgg"]),
         ("surrogates/seed1/lr", 1, ["surrogates.seed1.lr", "not permitted"]),
         ("substitutes/short/epochs", 0, ["substitutes.short.epochs", "0"]),
-        ("recipes/robust/clustering", -1, ["recipes.robust.clustering", "-1"]),
+        ("recipes/robust/ema", 0.9, ["recipes.robust.ema", "not permitted"]),  # once an option
         ("prune", {"a b": 1}, ["prune", "a b"]),
         ("bases", ["standard"], ["bases", "not permitted"]),
         ("seed", -1, ["seed", "-1"]),
@@ -159,7 +159,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("studies/sweep/of", "X", ["studies.sweep.of", "no model 'X'", DENSE]),
         ("studies/sweep", {"of": "E-standard"}, ["studies.sweep.study", "required"]),
         # families and studies, which are checked where they are typed
-        ("prune/GAPP", 1, ["prune.GAPP: there is no family 'GAPP'; known: AWT, DWP, E, ESR"]),
+        ("prune/GAPP", 1, ["prune.GAPP: there is no family 'GAPP'; known: AWT, E, ESR, GAP"]),
         ("prune/mine", {"family": "odd"}, ["prune.mine: there is no family 'odd'"]),
         ("prune/mine", {"family": ["E"]}, ["prune.mine: there is no family ['E']"]),
         ("profiles/digits/eps", True, ["profiles.digits.eps: write the budget"]),

@@ -97,7 +97,7 @@ def test_a_layer_in_training_by_hand() -> None:
 
 def test_gradients_reach_every_weight(trained: nn.Module, splits: dict[str, Pair]) -> None:
     images, labels = splits["train"]
-    form = training_form(trained, images[:CALIBRATION], 4, 100.0).train()
+    form = training_form(trained, images[:CALIBRATION], 4).train()
     nn.functional.cross_entropy(form(images[:64]), labels[:64]).backward()
     layers = trained_layers(form)
     assert len(layers) == 22 and len(list(form.parameters())) == 44
@@ -111,9 +111,9 @@ def test_what_is_trained_is_what_the_integers_compute(
     trained: nn.Module, splits: dict[str, Pair], bits: int
 ) -> None:
     images, few = splits["train"][0], splits["train"][0][:CALIBRATION]
-    untrained = integer_form(training_form(trained, few, bits, 99.0))
-    assert same_weights(untrained, quantize(trained, few, bits, 99.0))
-    form = training_form(trained, few, bits, 100.0)
+    untrained = integer_form(training_form(trained, few, bits))
+    assert same_weights(untrained, quantize(trained, few, bits))
+    form = training_form(trained, few, bits)
     setting = FineTuneSettings(epochs=1, lr=0.01)
     finetune(form, setting, Data(images, splits["train"][1], TRAIN), 0)
     test = splits["test"][0]
@@ -154,7 +154,7 @@ def test_the_result_is_a_quantized_model_like_any(
 
 
 def test_pruned_weights_stay_zero(trained: nn.Module, splits: dict[str, Pair]) -> None:
-    sparse = prune("DWP", trained, 0.4).model
+    sparse = prune("LWM", trained, 0.6).model
     sparse.layer1[0].bn1.weight.data[1] = 0.0  # a filter that batch-norm has switched off
     zeros = {n: m.weight == 0 for n, m in sparse.named_modules() if isinstance(m, nn.Conv2d)}
     zeros["layer1.0.conv1"][1] = True

@@ -29,7 +29,7 @@ from advprune.report.formats import (
     texts,
     with_interval,
 )
-from advprune.report.page import charts, grid, markdown_table, pictures
+from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
 from advprune.report.results import METRICS, results
 from advprune.report.section import Part, sections
@@ -208,16 +208,9 @@ def test_png_are_the_same_bytes_and_show_the_colours_of_their_series() -> None:
     assert png(Chart("h", "heatmap", heat, "x", "y", value="transfer_accuracy"), {})
     points = line(ordered=False, marker="model", size="robust_accuracy_low")
     assert png(replace(points, kind="points"), places)
-
-
-def test_pictures_are_shown_as_they_are() -> None:
-    grey, colour = np.full((1, 4, 4), 7, np.uint8), np.full((3, 4, 4), 9, np.uint8)
-    data = pd.DataFrame({"image": [1, 2], "row": ["clean"] * 2, "pixels": [grey, colour]})
-    chart = Chart("i", "images", data, "image", "row", value="pixels")
-    head, row = pictures(chart)
-    assert head == ["", "1", "2"] and row[0] == "clean"
-    assert all(cell.startswith("data:image/png;base64,") for cell in row[1:])
-    assert png(chart, {})
+    pixels = [np.full((1, 4, 4), 7, np.uint8), np.full((3, 4, 4), 9, np.uint8)]
+    images = pd.DataFrame({"image": [1, 2], "row": ["clean"] * 2, "pixels": pixels})
+    assert png(Chart("i", "images", images, "image", "row", value="pixels"), {})
 
 
 # --- sections ------------------------------------------------------------------------------------

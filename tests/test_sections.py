@@ -1,6 +1,5 @@
-"""Sections on models: transfer, curves, layers, calibration, costs, growth; and all alike."""
+"""Sections on models: transfer, curves, layers, growth; and all alike."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +9,17 @@ from handmade import EPS, N, first, layer_table, model, records, run_of, setting
 from scipy.stats import binomtest
 
 from advprune.evaluate.acting import ends, spread
-from advprune.evaluate.calibration import reliability_bins
 from advprune.report.chart import panels
 from advprune.report.formats import bounds
 from advprune.report.results import results
 from advprune.report.run import Run
 from advprune.report.section import sections
-from advprune.report.sections import costs, distances, growth, layers, transfer
+from advprune.report.sections import distances, growth, layers, transfer
 
-EMPTY = {"transfer", "distances", "curves", "masks", "protocol", "seeds", "bitflips", "growth"}
-EMPTY |= {"layers", "calibration", "costs"}  # without records, they say nothing
+EMPTY = {  # without records, they say nothing
+    *("transfer", "distances", "curves", "masks", "protocol", "seeds", "bitflips", "growth"),
+    "layers",
+}
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -68,22 +68,6 @@ def test_scenarios_by_hand(exchange: Run) -> None:
     # int8 is nearly the dense network, so its images are no other compressed network's.
     assert pd.isna(row["accuracy:from compressed, mean"])
     assert found.loc["int8-standard", "accuracy:from compressed, mean"] == 10 / N
-
-
-def test_an_attacker_counts_with_the_attack_that_does_more_harm(exchange: Run) -> None:
-    row = transfer.attackers(exchange).set_index("attacker").loc["seed1"]
-    assert row["accuracy:from the attacker"] == 25 / N and row["trained_on"] == "labels"
-    assert row["accuracy:white-box"] == 4 / N and pd.isna(row["accuracy:from dense"])
-
-
-def test_quantized_models_are_tested_on_the_same_images(exchange: Run) -> None:
-    row = transfer.quantized(exchange).iloc[0]
-    assert row["made_by"] == "rounding"
-    assert row["accuracy:through its twin"] == 9 / N and row["accuracy:by its float copy"] == 6 / N
-    assert row["p:twin or copy"] == mcnemar(6, 3)  # images 6 to 11 against 0 to 2
-    assert row["p:against dense"] == mcnemar(8, 3)  # 4 to 11 against 0 to 2
-    assert row["outcome:against dense"] == "not significant"
-    assert row["difference_low:against dense"] < 0 < row["difference_high:against dense"]
 
 
 # --- distances -----------------------------------------------------------------------------------
@@ -161,44 +145,6 @@ def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
     assert own[own.layer == "conv1.0"].depth.tolist() == [1]
 
 
-# --- calibration and costs -----------------------------------------------------------------------
-
-
-def test_bins_of_the_reliability_diagram() -> None:
-    table = records("field", first(3, 6))
-    table = table.assign(adv_confidence=[0.2, 0.15, 0.8, 0.9, 0.21, 1.0])
-    found = reliability_bins(table, "adv", bins=5)  # (0, .2], (.2, .4], …, (.8, 1]
-    assert found.n.tolist() == [2, 1, 1, 2]
-    assert found.confidence.tolist() == pytest.approx([0.175, 0.21, 0.8, 0.95])
-    assert found.accuracy.tolist() == [1, 0, 1, 0]
-
-
-def test_passes_are_the_median_over_the_models_of_a_kind() -> None:
-    params = settings()
-    chosen = [
-        model(name, params, {}) for name in ("dense-standard", "E-standard", "clamp-standard")
-    ]
-    spent = [
-        replace(one, records=one.records.assign(gradients=float(k)))
-        for k, one in zip((1, 7, 2), chosen, strict=True)
-    ]
-    found = costs.passes(run_of(spent, params)).set_index("attack")
-    row = found.loc["field"]
-    assert (row.gradients, row.gradients_low, row.gradients_high, row.models) == (2, 1, 7, 3)
-    attacks = len(params.active().suite.kept) + len(params.active().curves.eps) + 1
-    assert found.loc[costs.SUITE, "gradients"] == 2 * attacks and "curve_eps" not in found.index
-
-
-def test_autoattack_part_by_part() -> None:
-    params = settings()
-    dense = model("dense-standard", params, {})
-    parts = json.dumps({"clean": 39, "apgd-ce": 12})
-    table = records("autoattack", first(12), breakdown=parts)
-    run = run_of([replace(dense, records=pd.concat([dense.records, table]))], params)
-    row = costs.breakdown(run).to_dict("records")[0]
-    assert row["clean"] == 39 and row["after apgd-ce"] == 12 and row["scored again"] == 12
-
-
 # --- growth --------------------------------------------------------------------------------------
 
 GROWN = {
@@ -220,18 +166,6 @@ def test_channels_are_those_of_the_last_epoch() -> None:
     assert found.share["layer1"] == 0.5 and found.share["layer1, inside block 1"] == 0.6
 
 
-def test_growth_is_compared_by_all_measures_together() -> None:
-    params = settings()
-    grown = model("RA_BNN-standard", params, {"field": 30}, growth=GROWN)
-    wide = model("BNN_wide-standard", params, {"field": 20}, clean=35)
-    found = growth.beside(run_of([grown, wide], params), [grown]).set_index("measure")
-    p = {"clean": mcnemar(5, 0), "robust": mcnemar(10, 0)}
-    assert found.p["robust accuracy"] == pytest.approx(2 * p["robust"])
-    assert found.p["clean accuracy"] == pytest.approx(max(p["clean"], 2 * p["robust"]))
-    assert found.outcome["robust accuracy"] == "higher"
-    assert found.outcome["clean accuracy"] == "not significant"  # 5 of 40 images, p = 0.0625
-
-
 # --- all sections --------------------------------------------------------------------------------
 
 
@@ -241,7 +175,7 @@ def test_a_run_without_its_records_gives_no_parts() -> None:
     assert {one.id for one in sections()} > EMPTY
 
 
-@pytest.mark.parametrize("name", ["transfer", "curves", "layers", "calibration", "costs", "growth"])
+@pytest.mark.parametrize("name", ["transfer", "curves", "layers", "growth"])
 def test_charts_refer_to_columns_that_are_there(name: str, exchange: Run) -> None:
     there = {("dense-standard", "field"): 20, ("dense-standard", "momentum"): 20}
     grown = model("RA_BNN-standard", exchange.params, {"field": 9}, there, growth=GROWN)

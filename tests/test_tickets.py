@@ -60,7 +60,7 @@ def data(digits: Pair) -> Data:
 
 def setting(family: str, train: Any = None, **more: Any) -> dict[str, Any]:
     """The smallest settings of a family, at 90 % sparsity."""
-    how = {"search": SEARCH} if family in ("AWT", "NTT") else {"gauge": GAUGE}
+    how = {"search": SEARCH} if family == "AWT" else {"gauge": GAUGE}
     return {"sparsity": 0.9, "train": train} | how | more
 
 
@@ -108,12 +108,10 @@ def smallest(weights: dict[str, torch.Tensor]) -> Masks:
     return Ticket(sparsity=0.8).smallest(magnitudes(weights))
 
 
-def searching(
-    data: Data, model: nn.Module | None = None, attacked: bool = True, **more: Any
-) -> Search:
+def searching(data: Data, model: nn.Module | None = None, **more: Any) -> Search:
     """A search of the smallest kind; keys of its settings may be changed."""
     dense = at_initialization(model or tiny(), data)
-    return Search(dense, smallest, SearchSettings(**(SEARCH | more)), data, attacked)
+    return Search(dense, smallest, SearchSettings(**(SEARCH | more)), data)
 
 
 def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
@@ -145,7 +143,7 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
 def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data: Data) -> None:
     few = replace(data, labels=data.labels % 3)
     dense = at_initialization(tiny(3), few)
-    gauge = Gauge(dense, few, GaugeSettings(**GAUGE, projections=None), attacked=True)
+    gauge = Gauge(dense, few, GaugeSettings(**GAUGE, projections=None))
     clean, crafted = gauge.images
     assert (crafted - clean).abs().max() <= TRAIN.eps + 1e-6
     assert gauge(dense, {})["kernel_distance"] == gauge(dense, {})["output_distance"] == 0
@@ -165,8 +163,9 @@ def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data: Data) -> No
 
 
 def test_the_search_comes_closer(data: Data) -> None:
-    few = replace(data, images=data.images[:4], labels=data.labels[:4])
-    _, _, rows = searching(few, attacked=False, steps=40, refresh=20, lr=0.05).run()
+    clean = TRAIN.model_copy(update={"eps": 0.0})
+    few = replace(data, images=data.images[:4], labels=data.labels[:4], train=clean)
+    _, _, rows = searching(few, steps=40, refresh=20, lr=0.05).run()
     assert [row["step"] for row in rows] == [0, 20, 40]
     assert rows[-1]["output_distance"] < 0.3 * rows[0]["output_distance"]
     assert rows[-1]["kernel_distance"] < 0.85 * rows[0]["kernel_distance"]
@@ -196,14 +195,9 @@ def test_the_mask_is_not_chosen_in_the_last_period(data: Data) -> None:
     assert chosen == [0, 2, 4, 6]  # 8 would leave one step
 
 
-def test_awt_sees_attacked_images_and_ntt_no_labels(data: Data) -> None:
+def test_the_search_attacks_its_images_by_their_labels(data: Data) -> None:
     others = replace(data, labels=data.labels.roll(1))
-    for family, differs in (("AWT", True), ("NTT", False)):
-        one, two = (prune(family, tiny(), setting(family), d) for d in (data, others))
-        assert same(one, two) != differs
-    assert not same(
-        prune("AWT", tiny(), setting("AWT"), data), prune("NTT", tiny(), setting("NTT"), data)
-    )
+    assert not same(*(prune("AWT", tiny(), setting("AWT"), d) for d in (data, others)))
 
 
 def test_a_search_says_whether_it_converged_on_images_it_did_not_see(
@@ -214,13 +208,13 @@ def test_a_search_says_whether_it_converged_on_images_it_did_not_see(
         "advprune.pruning.ticket_search.pair",
         lambda model, batch, *_: seen.append(batch[0]) or (batch[0], batch[0]),
     )
-    found = prune("NTT", tiny(), setting("NTT"), data).notes
+    found = prune("AWT", tiny(), setting("AWT"), data).notes
     held, searched = data.images[:4], torch.cat(seen[1:])
     assert torch.equal(seen[0], held) and len(searched) == 4 * SEARCH["steps"]
     assert not any((image == searched).flatten(1).all(1).any() for image in held)
     assert found["ticket"] == found["search"][-1] | {"converged": False}
     monkeypatch.setattr("advprune.pruning.tickets.CONVERGED", 10.0)
-    assert prune("NTT", tiny(), setting("NTT"), data).notes["ticket"]["converged"]
+    assert prune("AWT", tiny(), setting("AWT"), data).notes["ticket"]["converged"]
     control = prune("random_ticket", tiny(), setting("random_ticket"), data).notes["ticket"]
     assert "converged" not in control and control["kernel_distance"] > 0.3
 
@@ -262,7 +256,7 @@ def test_tickets_are_trained_on_the_same_batches(
     monkeypatch.setattr(
         "advprune.pruning.masks.finetune", lambda *_, seed, **__: seeds.append(seed) or []
     )
-    for family in ("random_ticket", "magnitude_ticket", "NTT"):
+    for family in ("random_ticket", "magnitude_ticket", "AWT"):
         prune(family, tiny(), setting(family, ONE_EPOCH), data, seed=4)
     assert len(set(seeds)) == 1 and len(seeds) == 3
 

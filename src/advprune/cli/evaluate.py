@@ -117,7 +117,7 @@ def evaluate(
         if recorded is not None:
             _print_beside(found.metrics, recorded)
         if page is not None:
-            found.page(page)
+            found.page(page, " against ".join(one.name for one in reversed(files)))
             print(f"report: {page}")
         if out is not None:
             found.write(out)

@@ -32,7 +32,7 @@ def prune(
     """Compress a checkpoint: apply a family at a setting, write the result and its card.
 
     The card is written beside the result, with the suffix .json: what was changed, the sparsity
-    found in the saved file, multiply-accumulates, histograms. Families that train or use gradients
+    found in the saved file, multiply-accumulates. Families that train or use gradients
     take the profile's training images and training settings; a killed fine-tuning resumes where it
     stopped. Each family's settings are in docs/families/.
 
@@ -66,7 +66,7 @@ def prune(
         pruned = prune_model(family, dense, value, data, seed)
     save_model(pruned.model, out)
     card = {"setting": value, "prune_ratio": round(pruned.ratio, 4)}
-    write_card(out, card, parent=dense, image_shape=data.shape, factory=factory)
+    write_card(out, card, image_shape=data.shape, factory=factory)
     shutil.rmtree(state.parent, ignore_errors=True)
     at = f" at {pruned.notes['sites']} sites" if "sites" in pruned.notes else ""
     print(f"{out} and {out.stem}.json: {pruned.ratio:.2%} of the weights and biases changed{at}")

@@ -115,7 +115,7 @@ class InnerSettings(Settings):
     takes `crossing`. beta: weight of the TRADES term.
     """
 
-    method: Literal["standard", "pgd", "fgsm", "trades", "mixed"] = "standard"
+    method: Literal["standard", "pgd", "trades", "mixed"] = "standard"
     steps: int = Field(default=7, ge=1, le=1000)
     step: InnerStep | None = None
     beta: float = Field(default=6.0, ge=0, le=1000)
@@ -138,31 +138,26 @@ class InnerSettings(Settings):
 class RecipeSettings(InnerSettings):
     """A way of training the dense network (`advprune.training`).
 
-    method: standard; pgd (Madry), fgsm (with a random start), trades, or mixed (a share of FGSM
-    images among clean ones). epochs: null takes the profile's. steps, step, beta: see
-    InnerSettings. share: part of the batch that mixed attacks. budget: the part of the profile's
-    training eps that is used. ema: decay of the averaged weights that are kept, 0 for none.
-    probe_steps: PGD steps of the validation attack by which the epoch that is kept is chosen, and
-    overfitting to FGSM is noticed. clustering: weight of the penalty that pulls each layer's
-    weights to two values (`training.clustering`), 0 for none.
+    method: standard; pgd (Madry), trades, or mixed (a share of FGSM images among clean ones).
+    epochs: null takes the profile's. steps, step, beta: see InnerSettings. share: part of the batch
+    that mixed attacks. budget: the part of the profile's training eps that is used. probe_steps:
+    PGD steps of the validation attack by which the epoch that is kept is chosen.
     """
 
     epochs: int | None = Field(default=None, ge=1, le=10000)
     share: float = Field(default=0.2, ge=0, le=1)
     budget: float = Field(default=1.0, gt=0, le=10)
-    ema: float = Field(default=0.0, ge=0, lt=1)
     probe_steps: int = Field(default=10, ge=1, le=1000)
-    clustering: float = Field(default=0.0, ge=0, le=10)
 
 
 class FineTuneSettings(InnerSettings):
     """Training that follows compression, with the profile's batches, augmentation and budget.
 
-    method: natural training (standard), or on attacked images (pgd, fgsm, trades); steps, step,
-    beta: see InnerSettings. lr: the peak of the one-cycle schedule.
+    method: natural training (standard), or on attacked images (pgd, trades); steps, step, beta: see
+    InnerSettings. lr: the peak of the one-cycle schedule.
     """
 
-    method: Literal["standard", "pgd", "fgsm", "trades"] = "standard"
+    method: Literal["standard", "pgd", "trades"] = "standard"
     epochs: int = Field(default=6, ge=1, le=10000)
     lr: float = Field(default=0.1, gt=0, le=10)
 
@@ -178,15 +173,13 @@ FineTune = Annotated[FineTuneSettings | None, BeforeValidator(_defaults)]
 class QuantizeSettings(Settings):
     """A quantized model: weights per channel, activations per tensor, batch-norm folded.
 
-    calibration_images: how many training images the activation ranges are taken from. percentile:
-    the part of each layer's inputs that the range covers; 100 is minimum to maximum. training:
+    calibration_images: how many training images the activation ranges are taken from. training:
     quantization-aware training, by which the integers are found; null rounds the weights as they
     are.
     """
 
     bits: int = Field(default=8, ge=2, le=8)
     calibration_images: int = Field(default=512, ge=1)
-    percentile: float = Field(default=100.0, gt=50, le=100)
     training: FineTune = None
 
 

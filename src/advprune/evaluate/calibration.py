@@ -1,4 +1,4 @@
-"""Calibration from records: reliability diagrams, and calibration errors compared."""
+"""Calibration errors of two sets of records, compared."""
 
 from math import inf
 
@@ -9,21 +9,7 @@ from advprune.evaluate.crossed import Mean, MeanComparison
 from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.statistics import NORMAL
 
-BINS = 15
 RESAMPLES = 1000  # of the bootstrap
-
-
-def reliability_bins(records: pd.DataFrame, side: str, bins: int = BINS) -> pd.DataFrame:
-    """Equal-width bins of the confidence, as ECE has them: (k/bins, (k+1)/bins].
-
-    side: clean or adv. One row per bin that is not empty: n, confidence (mean) and accuracy.
-    """
-    sure = records[f"{side}_confidence"].to_numpy()
-    index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    hits = (records[f"{side}_pred"] == records.label).to_numpy().astype(float)
-    table = pd.DataFrame({"bin": index, "n": 1, "confidence": sure, "accuracy": hits})
-    how = {"n": "sum", "confidence": "mean", "accuracy": "mean"}
-    return table.groupby("bin").agg(how).reset_index(drop=True)
 
 
 def compare_calibration(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> MeanComparison:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advprune.core.device import device_of, salted
-from advprune.models.insert import WrappedConv2d, WrappedLinear
+from advprune.models.insert import WrappedConv2d
 from advprune.models.spec import Site
 from advprune.models.stochastic import frozen_copy
 
@@ -89,7 +89,7 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
 
     An empty Sequential (the identity of a shortcut) is no layer.
     """
-    kinds = (Site, WrappedConv2d, WrappedLinear)
+    kinds = (Site, WrappedConv2d)
     whole = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     found = {}
     for name, module in model.named_modules():

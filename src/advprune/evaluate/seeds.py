@@ -17,7 +17,7 @@ from advprune.evaluate.robust import union
 
 DENSE = "dense"  # the point without compression
 # Families that learn which weights remain, and their controls.
-CONTROLS = {"HYDRA": ("LWM",), "AWT": ("NTT", "magnitude_ticket", "random_ticket")}
+CONTROLS = {"HYDRA": ("LWM",), "AWT": ("magnitude_ticket", "random_ticket")}
 Side = Literal["clean", "robust", "area"]
 
 

@@ -18,8 +18,6 @@ from advprune.models.quantized import QuantizedLayer, is_quantized
 from advprune.models.spec import ModelSpec
 from advprune.models.watch import watched
 
-BINS, REACH = 121, 4.0  # of a histogram, which spans the parent's mean +- so many deviations
-
 
 def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Weights and biases by name: parameters, and the integers of quantized layers."""
@@ -90,8 +88,13 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 NO_FACTS: dict[str, Any] = {
-    **{"setting": None, "prune_ratio": 0.0, "twin_agreement": None, "twin_logit_gap": None},
-    **{"history": [], "growth": None, "ticket": None},
+    "setting": None,
+    "prune_ratio": 0.0,
+    "twin_agreement": None,
+    "twin_logit_gap": None,
+    "history": [],
+    "growth": None,
+    "ticket": None,
 }
 
 
@@ -99,17 +102,15 @@ def card_of(
     path: Path | None,
     model: nn.Module,
     facts: Mapping[str, Any] = NO_FACTS,
-    *,
-    parent: nn.Module | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     """The card of a model that was read from the file `path`, or of none.
 
     facts: what the file does not say, by the keys of NO_FACTS: setting, prune ratio, agreement of a
     quantized model's twin, history of its training, growth, a ticket's distance from the dense
-    network. parent: for histograms of the weights before and after. image_shape: of an image `[C,
-    H, W]`, for `macs` and `inert`, which are null without it. `code` is the sha256 of the file of a
-    network of the user's own, so that a change of the code is noticed.
+    network. image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without
+    it. `code` is the sha256 of the file of a network of the user's own, so that a change of the
+    code is noticed.
     """
     spec = getattr(model, "spec", None)
     files = code_files(spec.factory) if isinstance(spec, ModelSpec) else []
@@ -125,7 +126,6 @@ def card_of(
         "sha256": sha256_of(path) if path else None,
         **NO_FACTS,
         **facts,
-        "histogram": histograms(parent, model) if parent is not None else None,
         **({"code": sha256_of(files[0])} if files else {}),
     }
 
@@ -134,27 +134,12 @@ def write_card(
     path: Path,
     facts: Mapping[str, Any] = NO_FACTS,
     *,
-    parent: Path | nn.Module | None = None,
     image_shape: tuple[int, int, int] | None = None,
     factory: str | None = None,
 ) -> None:
     """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
 
-    facts, image_shape: see `card_of`. parent: the parent or its checkpoint. factory: as in
-    `load_model`.
+    facts, image_shape: see `card_of`. factory: as in `load_model`.
     """
-    before = load_model(parent, factory) if isinstance(parent, Path) else parent
-    model = load_model(path, factory)
-    card = card_of(path, model, facts, parent=before, image_shape=image_shape)
+    card = card_of(path, load_model(path, factory), facts, image_shape)
     write_json(path.with_suffix(".json"), card)
-
-
-@torch.no_grad()
-def histograms(before: nn.Module, after: nn.Module) -> dict[str, Any]:
-    """Counts of all weights and biases before and after, on common bins, of which the outer two
-    take in everything beyond the range."""
-    old, new = (torch.cat([p.flatten() for p in model.parameters()]) for model in (before, after))
-    low, high = (float(old.mean() + side * REACH * old.std()) for side in (-1, 1))
-    counts = (torch.histc(values.clamp(low, high), BINS, low, high) for values in (old, new))
-    first, second = ([int(count) for count in found] for found in counts)
-    return {"low": low, "high": high, "before": first, "after": second}

@@ -1,4 +1,4 @@
-"""Layers that families put into a network: behind a ReLU, behind a convolution, on its weights."""
+"""Layers that families put into a network: behind a ReLU, or behind a convolution."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,45 +14,26 @@ from advprune.models.spec import LayerSpec, ModelSpec, Site, Where, attach, site
 NEEDED: dict[Where, str] = {
     "relu": "no activation that is a module (nn.ReLU and the like, not F.relu) to stand behind",
     "conv": "no convolution (nn.Conv2d) to stand behind",
-    "weight": "no convolution or linear layer to act on",
 }
 
 
 class WrappedConv2d(nn.Conv2d):
-    """A convolution with a layer on its weight, or behind it; its tensors keep their names."""
+    """A convolution with a layer behind it; its tensors keep their names."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.on_weight: nn.Module | None = None
         self.on_output: nn.Module | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self._conv_forward(x, _through(self.on_weight, self.weight), self.bias)
+        out = super().forward(x)
         return out if self.on_output is None else self.on_output(out)
-
-
-class WrappedLinear(nn.Linear):
-    """A linear layer with a layer on its weight."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.on_weight: nn.Module | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, _through(self.on_weight, self.weight), self.bias)
-
-
-def _through(layer: nn.Module | None, weight: torch.Tensor) -> torch.Tensor:
-    """A weight seen by a layer as a batch of one."""
-    return weight if layer is None else layer(weight[None])[0]
 
 
 def places(model: nn.Module, where: Where) -> list[str]:
     """The modules that layers of that kind of place belong to, by name."""
     if where == "relu":
         return list(sites(model))
-    kinds = nn.Conv2d if where == "conv" else nn.Conv2d | nn.Linear
-    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
 
 
 def inserted(model: nn.Module) -> Counter[str]:
@@ -62,7 +43,6 @@ def inserted(model: nn.Module) -> Counter[str]:
         if isinstance(module, Site):
             found["relu"] += len(module) - 1
         found["conv"] += getattr(module, "on_output", None) is not None
-        found["weight"] += getattr(module, "on_weight", None) is not None
     return found
 
 
@@ -98,28 +78,24 @@ def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
         site.append(layer)
         model.set_submodule(name, site)
         return
-    wrapped, role = _wrapped(name, module), "on_output" if where == "conv" else "on_weight"
-    before = getattr(wrapped, role)
-    setattr(wrapped, role, layer if before is None else nn.Sequential(before, layer))
+    wrapped = _wrapped(name, module)
+    before = wrapped.on_output
+    wrapped.on_output = layer if before is None else nn.Sequential(before, layer)
     model.set_submodule(name, wrapped)
 
 
-def _wrapped(name: str, module: nn.Module) -> nn.Module:
+def _wrapped(name: str, module: nn.Module) -> WrappedConv2d:
     """The module itself where it is wrapped already, else its wrapped form with its tensors."""
-    if isinstance(module, WrappedConv2d | WrappedLinear):
+    if isinstance(module, WrappedConv2d):
         return module
-    wrapped: Any
-    if type(module) is nn.Linear:
-        wrapped = WrappedLinear(module.in_features, module.out_features)
-    elif type(module) is nn.Conv2d:  # a derived class's own forward pass would be lost
-        wrapped = WrappedConv2d(
-            *(module.in_channels, module.out_channels, module.kernel_size, module.stride),
-            *(module.padding, module.dilation, module.groups, True, module.padding_mode),
-        )
-    else:
+    if type(module) is not nn.Conv2d:  # a derived class's own forward pass would be lost
         raise UserError(
-            f"{name} is a {type(module).__name__}; layers can be put on or behind nn.Conv2d and "
-            "nn.Linear, but not what is derived from them"
+            f"{name} is a {type(module).__name__}; layers can be put behind nn.Conv2d, but not "
+            "behind what is derived from it"
         )
+    wrapped = WrappedConv2d(
+        *(module.in_channels, module.out_channels, module.kernel_size, module.stride),
+        *(module.padding, module.dilation, module.groups, True, module.padding_mode),
+    )
     wrapped.weight, wrapped.bias = module.weight, module.bias
     return wrapped.train(module.training)

@@ -13,7 +13,7 @@ from advprune.core.errors import UserError
 from advprune.models.backward import straight_through
 from advprune.models.binary import is_binary
 from advprune.models.fold import fold_batchnorm
-from advprune.models.insert import WrappedConv2d, WrappedLinear
+from advprune.models.insert import WrappedConv2d
 from advprune.models.spec import QuantizationSpec
 
 MOST_BIAS = 2**30  # far enough below 2^31 for the rounding of float32
@@ -119,10 +119,10 @@ def float_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     kinds = nn.Conv2d, nn.Linear
     found = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     for name, layer in found.items():
-        if isinstance(layer, WrappedConv2d | WrappedLinear):
+        if isinstance(layer, WrappedConv2d):
             raise UserError(
-                f"quantize: {name} has another layer on its weight or behind it, which integers "
-                "have no place for; quantize the dense network or another family"
+                f"quantize: {name} has another layer behind it, which integers have no place for; "
+                "quantize the dense network or another family"
             )
     return found
 

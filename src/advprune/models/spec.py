@@ -11,7 +11,7 @@ from advprune.core.errors import InputError
 from advprune.core.fit import Fit
 from advprune.core.networks import Network, Options, is_factory, is_library
 
-Where = Literal["relu", "conv", "weight"]
+Where = Literal["relu", "conv"]
 BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
 MOST_CHANNELS = 16384  # of a layer
 Size = Annotated[int, Field(ge=1, le=2**24)]
@@ -19,8 +19,7 @@ UNSAID = Field(exclude_if=not_)  # left out of the stored text where it is false
 
 
 class LayerSpec(BaseModel):
-    """Layers of one kind that a family put in: behind every ReLU, behind every convolution, or on
-    the weight of every convolution and linear layer."""
+    """Layers of one kind that a family put in: behind every ReLU, or behind every convolution."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: str

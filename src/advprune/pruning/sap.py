@@ -1,14 +1,13 @@
-"""SAP and SWP: activations, or weights, pruned at random by magnitude and rescaled.
+"""SAP: activations pruned at random by magnitude and rescaled.
 
 Claim (Dhillon et al., 2018). Pruning activations at random, larger ones less often, makes a
 trained network more robust without retraining: 12 points more than the dense network under FGSM at
-lambda 1, with hardly any loss of clean accuracy. SWP is the paper's baseline.
+lambda 1, with hardly any loss of clean accuracy.
 
 Formula. Behind every ReLU, per sample, over the whole map h of a values: `p_j = |h_j| / sum |h|`;
 `r = fraction * a` draws with replacement; what was drawn at least once is kept and divided by `q_j
 = 1 - (1 - p_j)^r`, so that the mean over draws is h. SAP-100 is fraction 1. q is computed by
-`log1p` and `expm1`, since `1 - (1 - p)^r` is 0 in float32 for small p. SWP has a layer's whole
-weight tensor in place of the map, drawn anew in every forward pass for the whole batch.
+`log1p` and `expm1`, since `1 - (1 - p)^r` is 0 in float32 for small p.
 
 Attacks on it. The published gradient holds the factors I/q constant (`backward: constant`); its
 variance grows with every layer. Whether it takes many draws to attack by it depends on network and
@@ -55,13 +54,6 @@ class SAP(Setting):
     backward: RandomBackward = "constant"
 
 
-class SWP(Setting):
-    """SWP: SAP's rule on the weights of every layer, drawn anew in every forward pass."""
-
-    shorthand: ClassVar[str | None] = "fraction"
-    fraction: float = Field(gt=0, le=100)
-
-
 def keep_probability(p: torch.Tensor, r: int, form: Form = "multinomial") -> torch.Tensor:
     """q: the probability that a value of share `p` is drawn at least once in `r` draws.
 
@@ -104,13 +96,5 @@ def sap(model: nn.Module, setting: SAP, data: Data) -> Pruned:
     """Stochastic activation pruning, behind every ReLU or every convolution."""
     settings = setting.model_dump(exclude={"where"})
     spec = LayerSpec(kind="sap", settings=settings, where=setting.where)
-    insert(model, StochasticPruning, spec)
-    return unchanged(model)
-
-
-@family("SWP", SWP)
-def swp(model: nn.Module, setting: SWP, data: Data) -> Pruned:
-    """SAP's rule on weights."""
-    spec = LayerSpec(kind="sap", settings=setting.model_dump(), where="weight")
     insert(model, StochasticPruning, spec)
     return unchanged(model)

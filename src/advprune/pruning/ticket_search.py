@@ -1,6 +1,6 @@
 """The search for a ticket that learns as the dense network does, by outputs and tangent kernel.
 
-What AWT and NTT minimize is in tickets.py. Each term is relative to that of an all-zero network, so
+What AWT minimizes is in tickets.py. Each term is relative to that of an all-zero network, so
 that one gamma suits networks of any size; Adam ignores the common factor. The published gamma,
 which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
 """
@@ -68,13 +68,9 @@ def mean_square(values: torch.Tensor) -> torch.Tensor:
     return values.square().sum() / (images if values.ndim == 2 else len(values) * images**2)
 
 
-def pair(
-    model: nn.Module, batch: Pair, data: Data, steps: int | None, generator: torch.Generator
-) -> Pair:
-    """X and X~ of a batch: PGD of that many steps on `model` by the true labels; None: X itself."""
+def pair(model: nn.Module, batch: Pair, data: Data, steps: int, generator: torch.Generator) -> Pair:
+    """X and X~ of a batch: PGD of that many steps on `model` by the true labels."""
     x, y = (t.to(device_of(model)) for t in batch)
-    if steps is None:
-        return x, x
     eps = data.train.eps
     return x, pgd_images(model, x, y, Inner(eps, crossing(steps) * eps, steps), generator)
 
@@ -83,19 +79,15 @@ class Gauge:
     """Measures how far sparse networks are from a dense one, always on the same images.
 
     The images are the first batch of training images, which searches do not see, and the same
-    attacked on the dense network (for NTT, attacked: False, the clean ones again). `output_norm`
-    and `kernel_norm` are `||f_0||^2 / N` and `||Theta_0||_F^2 / N^2`, at least a tiny number, to
-    divide by.
+    attacked on the dense network. `output_norm` and `kernel_norm` are `||f_0||^2 / N` and
+    `||Theta_0||_F^2 / N^2`, at least a tiny number, to divide by.
     """
 
-    def __init__(
-        self, dense: nn.Module, data: Data, setting: GaugeSettings, attacked: bool
-    ) -> None:
+    def __init__(self, dense: nn.Module, data: Data, setting: GaugeSettings) -> None:
         """For networks that start from `dense`; everything random follows `data.seed`."""
         generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "gauge"))
         batch = data.images[: setting.batch], data.labels[: setting.batch]
-        steps = setting.attack_steps if attacked else None
-        self.images = pair(dense, batch, data, steps, generator)
+        self.images = pair(dense, batch, data, setting.attack_steps, generator)
         count = setting.projections and MEASURED * setting.projections
         with torch.no_grad():
             self.outputs = dense(self.images[0])  # [N, O]
@@ -122,18 +114,17 @@ class Gauge:
 class Search:
     """Finds mask and weights of a sparse network that is close to `dense` to first order.
 
-    dense: at initialization, in evaluation mode; left as it is. choose: the weights that go, by
-    the values that all would have. attacked: AWT; else NTT. An unfinished search is kept beside
-    the state of the training, to be resumed after a kill. `parked`: the values that removed weights
-    had; they may come back. `rows`: how close it was, each `refresh` steps (`Gauge`).
+    dense: at initialization, in evaluation mode; left as it is. choose: the weights that go, by the
+    values that all would have. An unfinished search is kept beside the state of the training, to be
+    resumed after a kill. `parked`: the values that removed weights had; they may come back. `rows`:
+    how close it was, each `refresh` steps (`Gauge`).
     """
 
     def __init__(
-        self, dense: nn.Module, choose: Choose, setting: SearchSettings, data: Data, attacked: bool
+        self, dense: nn.Module, choose: Choose, setting: SearchSettings, data: Data
     ) -> None:
         self.dense, self.choose, self.setting, self.data = dense, choose, setting, data
-        self.attack_steps = setting.attack_steps if attacked else None
-        self.gauge = Gauge(dense, data, setting, attacked)
+        self.gauge = Gauge(dense, data, setting)
         self.student = copy.deepcopy(dense)
         self.optimizer = torch.optim.Adam(trainable(self.student).values(), lr=setting.lr)
         weights = prunable_weights(self.student)
@@ -198,7 +189,7 @@ class Search:
         held = batch if count >= 2 * batch else 0  # the images of the gauge
         rows = held + torch.randperm(count - held, generator=generator)[:batch]
         seen = self.data.images[rows], self.data.labels[rows]
-        images = pair(self.student, seen, self.data, self.attack_steps, generator)
+        images = pair(self.student, seen, self.data, self.setting.attack_steps, generator)
         self.optimizer.zero_grad()
         self._backward(images, generator)
         weights = prunable_weights(self.student)

@@ -1,21 +1,20 @@
-"""Tickets: sparse initializations found by the tangent kernel (AWT, NTT), and controls.
+"""Tickets: sparse initializations found by the tangent kernel (AWT), and controls.
 
 Claim (Shi et al., 2022). A sparse network can be found at initialization, before any training,
-whose adversarial training proceeds like the dense network's, so that it becomes as robust. NTT (Liu
-and Zenke, 2020) claims the same for clean training. random_ticket and magnitude_ticket are the
-controls of the search; a random_ticket of sparsity 0 is the dense network, trained as the tickets
-are.
+whose adversarial training proceeds like the dense network's, so that it becomes as robust.
+random_ticket and magnitude_ticket are the controls of the search; a random_ticket of sparsity 0 is
+the dense network, trained as the tickets are.
 
 Formula. With f_0 the dense network at initialization and f_s the sparse one, AWT minimizes over
 mask and weights `1/N ||f_0(X) - f_s(X)||² + gamma²/N² ||Theta_0(X, X~) - Theta_s(X, X~)||²`, where
 `Theta(X, X~)[i, j, a, b] = <d f_a(x_i)/d theta, d f_b(x~_j)/d theta>` is the tangent kernel, X are
-training images and X~ the same under PGD on the sparse network (kernel.py, ticket_search.py). NTT
-takes X~ = X. The mask keeps the weights of largest magnitude of each layer, and is chosen anew
-every `refresh` steps. Both terms are relative to those of an all-zero network. As in NTT, a third
-holds the remaining weights small, `l2 / density ||m w||²`, relative to the dense
-network's `||w||²`. Batch-norm is calibrated on 512 training images before the search. Distances
-are measured on training images that the search does not see; above a kernel distance of 0.3 the
-search did not converge, and its ticket says nothing about the claim.
+training images and X~ the same under PGD on the sparse network (kernel.py, ticket_search.py). The
+mask keeps the weights of largest magnitude of each layer, and is chosen anew every `refresh` steps.
+Both terms are relative to those of an all-zero network. As in Neural Tangent Transfer (Liu and
+Zenke, 2020), a third holds the remaining weights small, `l2 / density ||m w||²`, relative to the
+dense network's `||w||²`. Batch-norm is calibrated on 512 training images before the search.
+Distances are measured on training images that the search does not see; above a kernel distance of
+0.3 the search did not converge, and its ticket says nothing about the claim.
 random_ticket ranks by uniform random numbers, magnitude_ticket by `|w|` at initialization.
 
 Training. Only the parent's architecture and seed matter: every ticket starts from the
@@ -91,7 +90,7 @@ class ControlTicket(Ticket):
 
 
 class SearchedTicket(Ticket):
-    """AWT, NTT: how mask and weights are searched for.
+    """AWT: how mask and weights are searched for.
 
     sparsity: removed share of the weights of each convolution and linear layer. train: the training
     of the ticket, its mask fixed; null leaves it at initialization.
@@ -137,17 +136,16 @@ def trained(
     return pruned
 
 
-@family("AWT", SearchedTicket, attacked=True)
-@family("NTT", SearchedTicket, attacked=False)
-def searched(model: nn.Module, setting: SearchedTicket, data: Data, attacked: bool) -> Pruned:
-    """Mask and weights of the same outputs and tangent kernel as the dense network's: the mixed
-    kernel of clean and attacked images (AWT) or that of clean ones (NTT, which needs no labels)."""
+@family("AWT", SearchedTicket)
+def awt(model: nn.Module, setting: SearchedTicket, data: Data) -> Pruned:
+    """Mask and weights of the same outputs and tangent kernel, the mixed one of clean and attacked
+    images, as the dense network's."""
     dense = at_initialization(model, require(data))
 
     def choose(weights: dict[str, torch.Tensor]) -> Masks:
         return setting.smallest(magnitudes(weights))
 
-    student, removed, rows = Search(dense, choose, setting.search, data, attacked).run()
+    student, removed, rows = Search(dense, choose, setting.search, data).run()
     pruned = trained(student, removed, setting, data, rows)
     pruned.notes["ticket"] = rows[-1] | {"converged": rows[-1]["kernel_distance"] <= CONVERGED}
     return pruned
@@ -164,6 +162,6 @@ def control(model: nn.Module, setting: ControlTicket, data: Data, by: str) -> Pr
     weights = prunable_weights(dense)
     scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, data.generator)
     removed = setting.smallest(scores)
-    gauge = Gauge(dense, data, setting.gauge, attacked=True)
+    gauge = Gauge(dense, data, setting.gauge)
     clear(dense, removed)
     return trained(dense, removed, setting, data, [{"step": 0, **gauge(dense, removed)}])

@@ -27,18 +27,15 @@ from advprune.models.watch import watched
 BATCH = 64  # images in a pass
 
 
-def quantize(
-    model: nn.Module, images: torch.Tensor, bits: int = 8, percentile: float = 100.0
-) -> nn.Module:
-    """Quantize a dense model; input ranges come from `images` `[N, C, H, W]` in [0, 1].
+def quantize(model: nn.Module, images: torch.Tensor, bits: int = 8) -> nn.Module:
+    """Quantize a dense model; input ranges are those on `images` `[N, C, H, W]` in [0, 1].
 
-    bits: 2 to 8. percentile: the part of each layer's inputs that the range covers; 100 is minimum
-    to maximum. The given model stays as it was. In a foreign network, layers that are more than
+    bits: 2 to 8. The given model stays as it was. In a foreign network, layers that are more than
     nn.Conv2d or nn.Linear, or whose weight is read without calling them, are left in floating
     point; the spec names them. ValueError for other bits; UserError for a binary network, where a
     family put a layer on a weight or behind a convolution, and where there is nothing to quantize.
     """
-    folded, integers = calibrated(model, images, bits, percentile)
+    folded, integers = calibrated(model, images, bits)
     layers = float_layers(folded)
     for name, quantized in integers.items():
         quantized.set_weights(layers[name])
@@ -47,7 +44,7 @@ def quantize(
 
 
 def calibrated(
-    model: nn.Module, images: torch.Tensor, bits: int, percentile: float
+    model: nn.Module, images: torch.Tensor, bits: int
 ) -> tuple[nn.Module, dict[str, QuantizedLayer]]:
     """The folded float network, with the quantized form's spec, and by name the integer layers that
     are to replace its own: their input ranges are set, from what the float layers receive on
@@ -61,7 +58,7 @@ def calibrated(
     ends: dict[str, list[tuple[float, float]]] = {}
 
     def look(name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...], out: object) -> None:
-        ends.setdefault(name, []).append(_ends(inputs[0], percentile))
+        ends.setdefault(name, []).append((float(inputs[0].min()), float(inputs[0].max())))
 
     # Integers can neither do what is derived from these layers, nor pad with anything but zeros.
     plain = {
@@ -79,23 +76,11 @@ def calibrated(
     integers = {name: QuantizedLayer(plain[name], bits) for name in plain if name in ends}
     for name, layer in integers.items():
         low, high = zip(*ends[name], strict=True)  # of each batch
-        if percentile == 100.0:
-            layer.set_input_range(min(low), max(high))
-        else:
-            layer.set_input_range(sum(low) / len(low), sum(high) / len(high))
+        layer.set_input_range(min(low), max(high))
     left = tuple(name for name in layers if name not in integers)
     quantization = QuantizationSpec(bits=bits, left=left)
     attach(folded, spec_of(model).model_copy(update={"quantization": quantization}))
     return folded, integers
-
-
-def _ends(x: torch.Tensor, percentile: float) -> tuple[float, float]:
-    """Low and high end of what a range covers."""
-    if percentile == 100.0:
-        return float(x.min()), float(x.max())
-    flat = x.flatten()
-    rank = max(1, round(flat.numel() * (1 - percentile / 100)))
-    return float(flat.kthvalue(rank).values), float(flat.kthvalue(flat.numel() - rank + 1).values)
 
 
 @torch.no_grad()

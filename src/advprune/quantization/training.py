@@ -66,19 +66,17 @@ def quantization_aware(
     training = setting.training or FineTuneSettings()
     with torch.random.fork_rng():  # for the layers that draw at random
         torch.manual_seed(salted(seed, "quantization"))
-        form = training_form(model, calibration, setting.bits, setting.percentile)
+        form = training_form(model, calibration, setting.bits)
         finetune(form, training, data, seed, after_step=zeros_held(form))
     return integer_form(form)
 
 
-def training_form(
-    model: nn.Module, images: torch.Tensor, bits: int, percentile: float
-) -> nn.Module:
+def training_form(model: nn.Module, images: torch.Tensor, bits: int) -> nn.Module:
     """A copy of a dense model with batch-norm folded that computes as its integers would.
 
     images: `[N, C, H, W]` in [0, 1], which input ranges are taken from.
     """
-    folded, integers = calibrated(model, images, bits, percentile)
+    folded, integers = calibrated(model, images, bits)
     layers = float_layers(folded)
     for name, quantized in integers.items():
         folded.set_submodule(name, TrainedLayer(layers[name], quantized))

@@ -1,7 +1,7 @@
 """Charts on the page, drawn by bokeh: documents as JSON, the same bytes for the same run.
 
-Colours are those of a light page; `DARK` says what they become on a dark one. Names reach tooltips
-and axes as text: bokeh escapes what it inserts, and `plain` keeps it from reading them as formulas.
+Colours are those of a light page, whose style inverts them on a dark one. Names reach tooltips and
+axes as text: bokeh escapes what it inserts, and `plain` keeps it from reading them as formulas.
 """
 
 from typing import Any
@@ -14,20 +14,15 @@ from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from bokeh.util.paths import static_path
 
-from advprune.report.chart import Chart, Panel, Places, panels
+from advprune.report.chart import MARKERS, Chart, Panel, Places, panels
 from advprune.report.formats import cell_text, heading, kind_of
 
 INK, SOFT, LINE = "#1d2126", "#59626d", "#d9dde2"
-DARK = {
-    **{INK: "#e4e7ea", SOFT: "#a3adb8", LINE: "#373e46"},
-    **{"#0072B2": "#6f9cff", "#882255": "#e0699a", "#332288": "#a99cf5", "#117733": "#5cc47f"},
-    **{"#AA4499": "#dd82cd", "#D55E00": "#f08445", "#009E73": "#2fc397", "#999933": "#c5c55c"},
-}
-MARKERS = {  # matplotlib's names in bokeh's
-    **{"o": "circle", "s": "square", "D": "diamond", "^": "triangle", "v": "inverted_triangle"},
-    **{"P": "plus", "*": "star", "X": "x", "p": "hex", "h": "hex_dot", "<": "square_pin"},
-    **{">": "triangle_pin", "d": "diamond_dot"},
-}
+BOKEH = (  # the names of chart.MARKERS
+    *("circle", "square", "diamond", "triangle", "inverted_triangle", "plus", "star", "x"),
+    *("hex", "hex_dot", "square_pin", "triangle_pin", "diamond_dot"),
+)
+SIGNS = dict(zip(MARKERS, BOKEH, strict=True))
 HEIGHT, SMALL = 400, 240  # pixels: of a single panel, of one of several
 AT_ONCE = 4  # marks that a tooltip tells of where they cover each other
 
@@ -129,10 +124,10 @@ def _figure(chart: Chart, panel: Panel, height: int) -> Any:
             width = 2.5 if series.place < 0 else 1.3
             _slim(made.line("x", "y", line_width=width, **alike))
             small = 7 if len(data) <= 40 else 3
-            look: dict[str, Any] = {"marker": MARKERS[series.marker], "size": small}
+            look: dict[str, Any] = {"marker": SIGNS[series.marker], "size": small}
             look |= {"fill_alpha": 0.3}
         else:
-            shown["sign"] = [MARKERS[sign] for sign in data.sign]
+            shown["sign"] = [SIGNS[sign] for sign in data.sign]
             alike["source"] = source = ColumnDataSource(shown)
             if chart.interval:
                 ends = Whisker(base="x", upper="high", lower="low", source=source, line_color=shade)
@@ -161,7 +156,8 @@ def _heatmap(chart: Chart) -> Any:
     made.grid.grid_line_color = None
     source = ColumnDataSource(
         {
-            **{"x": x, "y": y},
+            "x": x,
+            "y": y,
             "value": [float(f"{one:.4g}") for one in numbers],
             "text": [cell_text(kind, one) for one in data[value]],
             "ink": ["#ffffff" if one < 50 else "#000000" for one in numbers],

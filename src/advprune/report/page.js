@@ -1,5 +1,5 @@
 "use strict";
-// What the page does beyond being read: a leaderboard that sorts and filters, plots, open parts.
+// What the page does beyond being read: a leaderboard that sorts and filters, and live plots.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
@@ -82,18 +82,8 @@
   all("table.board").forEach((table) => { filterable(table); sortable(table); });
 
   // --- plots -------------------------------------------------------------------------------------
-  const {plots, dark} = JSON.parse(document.getElementById("plots").textContent);
-  const night = matchMedia("(prefers-color-scheme: dark)");
+  const plots = JSON.parse(document.getElementById("plots").textContent);
   const views = new Map();
-
-  const colour = (text) => (night.matches && dark[text]) || text;
-
-  const coloured = (value) => {
-    if (typeof value === "string") return colour(value);
-    if (Array.isArray(value)) return value.map(coloured);
-    if (value === null || typeof value !== "object") return value;
-    return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, coloured(one)]));
-  };
 
   // Mutes the lines of a name in all panels of a plot, or brings them back.
   const mute = (drawn, name, muted) => {
@@ -104,9 +94,9 @@
   };
 
   const legend = (place) => {
-    const buttons = plots[place.dataset.plot].legend.map(([name, light]) => {
+    const buttons = plots[place.dataset.plot].legend.map(([name, colour]) => {
       const button = made("button", {type: "button"}, name);
-      button.style.setProperty("--colour", colour(light));
+      button.style.setProperty("--colour", colour);
       button.setAttribute("aria-pressed", "true");
       button.addEventListener("click", () => {
         const drawn = views.get(place.dataset.plot);
@@ -124,9 +114,10 @@
     const name = place.dataset.plot;
     if (views.has(name)) return;
     views.set(name, null);
-    views.set(name, await Bokeh.embed.embed_item(coloured(plots[name].item), place.id));
+    views.set(name, await Bokeh.embed.embed_item(plots[name].item, place.id));
   };
 
+  // A plot is drawn when the reader comes near it, or prints the page.
   const places = all("[data-plot]");
   const watch = new IntersectionObserver((entries) => {
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
@@ -134,30 +125,4 @@
   }, {rootMargin: "600px"});
   places.forEach((place) => { legend(place); watch.observe(place); });
   addEventListener("beforeprint", () => places.forEach(draw));
-
-  const wipe = (place) => {
-    const drawn = views.get(place.dataset.plot);
-    const [{model}] = [...drawn];
-    Bokeh.documents.splice(Bokeh.documents.indexOf(model.document), 1);
-    drawn.clear();
-    views.delete(place.dataset.plot);
-    place.replaceChildren();
-  };
-
-  night.addEventListener("change", () => {
-    places.forEach(legend);
-    const drawn = places.filter((place) => views.get(place.dataset.plot));
-    drawn.forEach((place) => { wipe(place); draw(place); });
-  });
-
-  // --- a link into a folded part opens it ----------------------------------------------------------
-  const open = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    for (let one = target; one; one = one.parentElement) {
-      if (one.tagName === "DETAILS") one.open = true;
-    }
-    target?.scrollIntoView();
-  };
-  addEventListener("hashchange", open);
-  if (location.hash) open();
 })();

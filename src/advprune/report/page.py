@@ -1,19 +1,21 @@
 """The report of a run: its parts as one self-contained HTML file, and as GitHub's markdown."""
 
 import base64
+import platform
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from advprune.report.chart import Chart
-from advprune.report.chart_live import DARK, library, live
-from advprune.report.chart_png import grid_of, picture
+from advprune.report.chart_live import library, live
+from advprune.report.chart_png import png
 from advprune.report.formats import heading, hint, markdown, shown_columns, sort_value, texts
 from advprune.report.run import Run
 from advprune.report.section import Part, sections
@@ -21,6 +23,7 @@ from advprune.report.summary import QUESTION, summary
 
 CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
 LONG = 16  # rows from which a table is folded
+PACKAGES = ("advprune", "torch", "torchattacks", "numpy", "scipy", "pandas", "dvc")
 
 
 class Cell(NamedTuple):
@@ -72,13 +75,19 @@ def charts(found: list[Shown]) -> dict[str, Chart]:
     return named
 
 
-def html(run: Run, found: list[Shown]) -> str:
-    """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped."""
+def html(run: Run, found: list[Shown], about: str = "") -> str:
+    """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped.
+
+    about: the title of a page about one network, which stands alone; else it is the profile's.
+    """
     named = charts(found)
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
-    images = {name: pictures(c) for name, c in named.items() if c.kind == "images"}
-    more = {"dark": DARK, "bokeh": Markup(library() if drawn else "")}
-    return _render("page.html.j2", run, found, plots=drawn, pictures=images, **more)
+    images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}
+    pictures = {name: base64.b64encode(image).decode() for name, image in images.items()}
+    bokeh = Markup(library() if drawn else "")
+    return _render(
+        "page.html.j2", run, found, plots=drawn, pictures=pictures, bokeh=bokeh, about=about
+    )
 
 
 def report_markdown(run: Run, found: list[Shown]) -> str:
@@ -101,9 +110,22 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     environment.filters |= {"grid": grid, "table": markdown_table, "unbroken": unbroken}
     origin = f"Data: {run.source}, n = {run.n} test images. {run.profile.note}".strip()
-    known = {"profile": run.params.profile, "origin": origin, "question": QUESTION}
-    content = known | {"summary": summary(run), "sections": found} | more
-    return environment.get_template(template).render(content)
+    return environment.get_template(template).render(
+        profile=run.params.profile,
+        origin=origin,
+        question=QUESTION,
+        summary=summary(run),
+        sections=found,
+        made_with=f"Python {platform.python_version()}, {', '.join(_installed())}",
+        **more,
+    )
+
+
+def _installed() -> Iterator[str]:
+    """The packages that results depend on, with their versions; extras where they are there."""
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield f"{name} {version(name)}"
 
 
 def grid(table: pd.DataFrame) -> Grid:
@@ -130,20 +152,6 @@ def markdown_table(table: pd.DataFrame) -> Markup:
     rows = [[markdown(cell.text) for cell in row] for row in found.rows]
     names = [markdown(column.name) for column in found.columns]
     return Markup(tabulate(rows, names, "github", disable_numparse=True))
-
-
-def pictures(chart: Chart) -> list[list[str]]:
-    """A chart of images as rows of cells: names and data addresses of small PNGs."""
-
-    def address(pixels: np.ndarray) -> str:
-        buffer = BytesIO()
-        picture(pixels).save(buffer, "png", optimize=True)
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-    table = grid_of(chart)
-    rows = zip(table.index, table.to_numpy(), strict=True)
-    head = ["", *map(str, table.columns)]
-    return [head, *([str(name), *map(address, cells)] for name, cells in rows)]
 
 
 def unbroken(text: str) -> str:

@@ -24,9 +24,15 @@ from advprune.report.run import Model, Run
 RESULTS = "results.csv"
 OUTCOMES = "claims.csv"
 METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
-    **{name: name for name in ("n", "clean_accuracy", "robust_accuracy")},
-    **{"robust_low": "robust_accuracy_low", "robust_high": "robust_accuracy_high"},
-    **{name: name for name in ("median_distance", "sparsity", "bits", "flips_to_chance")},
+    "n": "n",
+    "clean_accuracy": "clean_accuracy",
+    "robust_accuracy": "robust_accuracy",
+    "robust_low": "robust_accuracy_low",
+    "robust_high": "robust_accuracy_high",
+    "median_distance": "median_distance",
+    "sparsity": "sparsity",
+    "bits": "bits",
+    "flips_to_chance": "flips_to_chance",
     "verdict": "verdict",
 }
 HEX = frozenset("0123456789abcdef")
@@ -58,23 +64,18 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     robust, distances, verdict = run.robust(model), run.distances(model), run.verdict(model)
     transferred = model.transferred(run.main)
     shown = None if card["setting"] is None else number(card["setting"])
-    row = {
-        **{"model": model.name, "family": model.family, "parent": model.parent},
-        **{"root": model.root, "recipe": model.recipe, "do": model.do, "kind": model.kind},
-        **{"group": model.group, "setting": shown},
-        **{"attack": run.main, "norm": main.norm, "eps": main.eps},
-        **found,
-        **robust_rates(robust),
-        **_rounded(with_interval("median_distance", *median_distance(distances))),
-        "area_accuracy": round(area(distances, 2 * main.eps), 6),
-        **dict.fromkeys(AGAINST),
-        **({} if model.is_dense else _compared(against_dense(run)[model])),
-        **remnant_accuracy(transferred).columns("transfer_accuracy"),
-        **transfer_success(transferred, dense.attack(run.main)).columns("transfer_success_rate"),
-        **flips_metric(run.flips(model)),
-        "verdict": verdict.level,
-        "verdict_against": "; ".join(dict.fromkeys(check.name for check in verdict.against)),
-    }
+    names = ("family", "parent", "root", "recipe", "do", "kind", "group")
+    row = {"model": model.name} | {name: getattr(model, name) for name in names}
+    row |= {"setting": shown, "attack": run.main, "norm": main.norm, "eps": main.eps}
+    row |= found | robust_rates(robust)
+    row |= _rounded(with_interval("median_distance", *median_distance(distances)))
+    row |= {"area_accuracy": round(area(distances, 2 * main.eps), 6)}
+    row |= dict.fromkeys(AGAINST) | ({} if model.is_dense else _compared(against_dense(run)[model]))
+    row |= remnant_accuracy(transferred).columns("transfer_accuracy")
+    success = transfer_success(transferred, dense.attack(run.main))
+    row |= success.columns("transfer_success_rate") | flips_metric(run.flips(model))
+    against = dict.fromkeys(check.name for check in verdict.against)
+    row |= {"verdict": verdict.level, "verdict_against": "; ".join(against)}
     for name in run.attack_names(model):
         row |= qualified(remnant_accuracy(model.attack(name)).columns("accuracy"), name)
     row |= {key: card[key] for key in (*CARD, "stored_bits", "twin_agreement")}

@@ -27,13 +27,14 @@ def effect(run: Run) -> str:
         for outcome in ("higher", "lower", "not significant")
     )
     most = max((tests[model].difference for model in farther), default=0.0)
+    by = f" (by at most {levels(most)}/255)" if farther else ""
     rest = len(tests) - len(farther) - len(nearer) - len(same)
-    void = f" and not compared for {rest} (less accurate when clean)" if rest else ""
+    void = f" ({rest} less accurate when clean: not compared)" if rest else ""
+    harder, easier = (_subject(run, models, "is", "are") for models in (farther, nearer))
     return (
-        "The distance to a misclassification is significantly larger than the dense network's for "
-        f"{_named(run, farther)}{f' (by at most {levels(most)}/255)' if farther else ''}, smaller "
-        f"for {_named(run, nearer)}{',' if rest else ' and'} not significantly different for "
-        f"{len(same)} of {len(tests)}{void}. Wilcoxon's test, Holm's correction."
+        f"By the smallest change of an image that fools them, {harder} significantly harder to "
+        f"fool than the dense network{by}, {easier} easier to fool, and {len(same)} of "
+        f"{len(tests)} do not differ significantly{void}. Wilcoxon's test, Holm's correction."
     )
 
 
@@ -46,9 +47,10 @@ def accuracy(run: Run) -> str:
     worse = [model for model, test in tests.items() if test.differs and not test.better]
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
     return (
-        f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly higher than the "
-        f"dense network's for {_named(run, better)} and lower for {_named(run, worse)}; for "
-        f"{len(floor)} of {len(tests)} both have 0 %. McNemar's test, Holm's correction."
+        f"At eps {budget(run.main_attack.eps)}, {_subject(run, better, 'has', 'have')} a "
+        "significantly higher robust accuracy than the dense network, "
+        f"{_subject(run, worse, 'has', 'have')} a lower one, and in {len(floor)} of {len(tests)} "
+        "comparisons both are 0 %. McNemar's test, Holm's correction."
     )
 
 
@@ -60,8 +62,9 @@ def start(run: Run) -> str:
         f"{spell(remnant_accuracy(run.robust(dense)))} robust accuracy"
         for dense in run.roots
     ]
+    before = "Without compression, " if run.compressed else ""
     return (
-        f"Without compression, {listed(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
+        f"{before}{listed(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
         f"n = {run.n}; an image counts as robust only if no attack broke it)."
     )
 
@@ -105,15 +108,20 @@ def trust(run: Run) -> str:
     if not doubts:
         return f"All checks are passed for {total}."
     return (
-        f"{len(run.models) - len(doubts)} of {total} passed every check; to be read as an upper "
-        f"bound: {_named(run, doubts)}."
+        f"{len(run.models) - len(doubts)} of {total} passed every check. To be read as an upper "
+        f"bound: {_some(run, doubts)}."
     )
 
 
-def _named(run: Run, models: list[Model]) -> str:
+def _some(run: Run, models: list[Model]) -> str:
     """Models by name with their verdict where few, their number where many."""
     if len(models) > NAMED:
         return counted(len(models), "model")
     levels = [(model.name, run.verdict(model).level) for model in models]
     named = [name if level == LEVELS[PASS] else f"{name} ({level})" for name, level in levels]
     return listed(named) or "no model"
+
+
+def _subject(run: Run, models: list[Model], one: str, many: str) -> str:
+    """Models as the subject of a verb, given for one and for many: `no model has`."""
+    return f"{_some(run, models)} {many if len(models) > 1 else one}"

@@ -22,9 +22,7 @@ from advprune.core.train_settings import RecipeSettings, TrainSettings, crossing
 from advprune.data import to_float
 
 Objective = Callable[[torch.Tensor], torch.Tensor]  # logits [N, K] -> a number to be raised
-FGSM_STEP = 1.25  # in units of eps, as Wong et al. advise
 TRADES_START = 0.001  # deviation of the Gaussian start, as published
-CLIFF = 0.1  # less than this of a minibatch is noise, not a collapse
 
 
 class Inner(NamedTuple):
@@ -49,11 +47,10 @@ class Method:
 
     @property
     def inner(self) -> Inner:
-        """The attack inside a training step; of fgsm and mixed a single step."""
+        """The attack inside a training step; of mixed a single step."""
         eps = self.settings.eps * self.recipe.budget
-        single = {"fgsm": FGSM_STEP * eps, "mixed": eps}
-        if self.recipe.method in single:
-            return Inner(eps, single[self.recipe.method], 1)
+        if self.recipe.method == "mixed":
+            return Inner(eps, eps, 1)
         return Inner(eps, self.recipe.stride * eps, self.recipe.steps)
 
     def craft(
@@ -63,13 +60,12 @@ class Method:
         from `generator`, on its device. The model is left as it was.
 
         pgd: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (2018).
-        fgsm: one step of `1.25 eps` from a uniform start, projected (Wong et al., Fast is better
-        than free: Revisiting adversarial training, 2020). trades: `trades_images`. mixed: the first
-        `share` of the batch becomes FGSM images, one step of eps without a random start (Goodfellow
-        et al., 2015). So do Dhillon et al., Stochastic Activation Pruning (2018), 20 % at lambda =
-        2, but with the previous epoch's model. Batches are shuffled, so the first images are any.
+        trades: `trades_images`. mixed: the first `share` of the batch becomes FGSM images, one step
+        of eps without a random start (Goodfellow et al., 2015). So do Dhillon et al., Stochastic
+        Activation Pruning (2018), 20 % at lambda = 2, but with the previous epoch's model. Batches
+        are shuffled, so the first images are any.
         """
-        if self.recipe.method in ("pgd", "fgsm"):
+        if self.recipe.method == "pgd":
             return pgd_images(model, x, y, self.inner, generator)
         if self.recipe.method == "trades":
             return trades_images(model, x, self.inner, generator)
@@ -87,8 +83,7 @@ class Method:
         Cross-entropy on `crafted`; for TRADES (Zhang et al., Theoretically Principled Trade-off
         between Robustness and Accuracy, 2019) `CE(p(x), y) + beta KL(p(x) || p(x'))`, whose
         accuracy is that on `x`. Label smoothing is of cross-entropy on clean images alone: a
-        network trained with it on attacked ones hides its gradients. Where the recipe clusters, its
-        weight times `clustering` is added.
+        network trained with it on attacked ones hides its gradients.
         """
         trades = self.recipe.method == "trades"
         logits = model(x if trades else crafted)
@@ -98,8 +93,6 @@ class Method:
         if trades:
             divergence = kl(logits.float().log_softmax(1), model(crafted).float())
             loss = loss + self.recipe.beta * divergence / len(y)
-        if self.recipe.clustering:
-            loss = loss + self.recipe.clustering * clustering(model)
         return loss, logits
 
     def probe(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -175,45 +168,3 @@ def _error(labels: torch.Tensor) -> Objective:
 def kl(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """`sum_n KL(p_n || softmax(z_n))` of log-probabilities `target` and logits z, both `[N, K]`."""
     return F.kl_div(logits.log_softmax(1), target, reduction="sum", log_target=True)
-
-
-def clustering(model: nn.Module) -> torch.Tensor:
-    """Piecewise weight clustering, which makes flips of stored bits less harmful: `sum_l
-    |W_l+ - mean W_l+|^2 + |W_l- - mean W_l-|^2` over the weights of all convolutions and linear
-    layers l, where W+ are those of at least 0 and W- those of at most 0; a scalar.
-
-    He et al., Defending and Harnessing the Bit-Flip based Adversarial Weight Attack (CVPR 2020).
-    Sums over weights, not means, so large layers count more. Two values a layer are what a binary
-    layer has, whose bits are all worth the same. The gradient by a weight is twice its distance to
-    the mean on its side.
-    """
-
-    def spread(weight: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        mean = (weight * chosen).sum() / chosen.sum().clamp(min=1)
-        return ((weight - mean) * chosen).square().sum()
-
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    spreads = [spread(w, w >= 0) + spread(w, w <= 0) for w in weights]
-    return torch.stack(spreads).sum() if spreads else torch.zeros(())
-
-
-def collapsed(history: list[dict[str, float]]) -> bool:
-    """Whether the last two epochs show catastrophic overfitting to FGSM (Wong et al., 2020,
-    section 5.4).
-
-    That is: on the same minibatch, accuracy under PGD is below half of its best so far (by a tenth
-    of the images at least), while accuracy under FGSM is not below that of the best epoch. Where
-    both fall, training is unsteady but not overfit to the single step. A single such epoch is not
-    enough: at a high learning rate, healthy training falls so far now and then, and recovers.
-    """
-    if len(history) < 3 or "probe_accuracy" not in history[-1]:
-        return False
-    return all(overfit(row, history) for row in history[-2:])
-
-
-def overfit(row: dict[str, float], history: list[dict[str, float]]) -> bool:
-    """Whether an epoch of a history is overfit to FGSM beside the best one (`collapsed`)."""
-    best = max(history, key=lambda row: row["probe_accuracy"])
-    reached, before = row["probe_accuracy"], best["probe_accuracy"]
-    fallen = reached < before / 2 and before - reached >= CLIFF
-    return fallen and row["fgsm_accuracy"] >= best["fgsm_accuracy"]

@@ -8,7 +8,6 @@ Under torchrun each process trains on its share of every batch, with random star
 torch averages the gradients, and batch-norm takes the statistics of a share.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from advprune.core.progress import progress
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
 from advprune.training.accuracy import accuracy
-from advprune.training.adversarial import Method, collapsed, overfit, pgd_images
+from advprune.training.adversarial import Method
 from advprune.training.augment import augment
 from advprune.training.inputs import Pair, load_state, save_state
 from advprune.training.replay import Replayed
@@ -43,8 +42,8 @@ class _Run:
 
     network: the model as gradients are taken of it, which averages them over processes. folded: a
     quicker form of it to attack, where there is one; replayed: on a GPU, a quicker one still.
-    parts: all that keeps a state, by name; `average` where weights are averaged. best: the weights
-    that would be returned now, where epochs are chosen between.
+    parts: all that keeps a state, by name. best: the weights that would be returned now, where
+    epochs are chosen between.
     """
 
     network: nn.Module
@@ -67,8 +66,7 @@ class Trainer:
     Of recipes that attack their images, the weights of the epoch of highest robust accuracy on the
     validation images are kept (early stopping: Rice et al., Overfitting in adversarially robust
     deep learning, 2020), of several such epochs the last, which has had more training at a lower
-    rate. Without validation images and of standard training, the last epoch's weights are kept; of
-    fgsm without validation images those before a collapse.
+    rate. Without validation images and of standard training, the last epoch's weights are kept.
 
     state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
     nothing. after_epoch: called with the epoch, counted from 0. after_step: called with the model
@@ -119,10 +117,8 @@ class Trainer:
 
         Columns: epoch; loss and accuracy on the training batches as they were trained on (TRADES:
         accuracy on the clean images); `measure`; accuracy on validation images; where the recipe
-        attacks its images, `val_robust_accuracy` under PGD; and of fgsm `probe_accuracy` (PGD) and
-        `fgsm_accuracy` on a training minibatch, and `collapsed`, 1 where catastrophic overfitting
-        ended the training; of a `probe` `probe_clean` and, under PGD, `probe_robust`. UserError
-        where the loss stops being a number.
+        attacks its images, `val_robust_accuracy` under PGD; of a `probe` `probe_clean` and, under
+        PGD, `probe_robust`. UserError where the loss stops being a number.
         """
         channels_last(self.model)
         run = self._begin()
@@ -130,14 +126,14 @@ class Trainer:
         history, per_epoch = run.history, self._batches(len(run.images))
         with progress("train, batches", self.epochs * per_epoch) as advance:
             advance(len(history) * per_epoch)
-            while len(history) < self.epochs and not (collapsed(history) or self.finished(history)):
+            while len(history) < self.epochs and not self.finished(history):
                 self.before_epoch(len(history))
                 history.append(self._epoch(run, advance) | self.measure())
                 self._judge(run)
                 self._store(run)
                 self.after_epoch(len(history) - 1)
-        if run.best or (judged := self._judged(run)) is not self.model:
-            self.model.load_state_dict(run.best or judged.state_dict())
+        if run.best:
+            self.model.load_state_dict(run.best)
         self.model.to(memory_format=torch.contiguous_format).eval()
         return history
 
@@ -154,8 +150,6 @@ class Trainer:
         steps = max(self.epochs * self._batches(len(images)), 2)
         schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
         parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer, "schedule": schedule}
-        if self.recipe.ema:
-            parts["average"] = copy.deepcopy(self.model).requires_grad_(False)
         folded = Following.of(self.model) if self.method.attacks else None
         network = distributed.parallel(self.model)
         return _Run(network, folded, images, labels, optimizer, schedule, parts)
@@ -214,50 +208,24 @@ class Trainer:
         run.schedule.step()
         distributed.agree(self.model)
         self.after_step(self.model)
-        if self.recipe.ema:
-            follow(run.parts["average"], self.model, self.recipe.ema, run.schedule.last_epoch)
         classes = y if y.ndim == 1 else y.argmax(1)
         return loss.detach(), (logits.detach().argmax(1) == classes).sum()
 
-    def _judged(self, run: _Run) -> nn.Module:
-        """The model that is validated and returned: the average, where there is one."""
-        return run.parts.get("average", self.model)
-
     def _judge(self, run: _Run) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""
-        row, model, keep = run.history[-1], self._judged(run), False
+        row, model = run.history[-1], self.model
         if self.probe is not None:
             row["probe_clean"] = round(accuracy(model, *self.probe), 4)
             row["probe_robust"] = self._robust_accuracy(model, *self.probe)
-        if self.recipe.method == "fgsm":
-            row |= self._probe(run)
-            row["collapsed"] = int(collapsed(run.history))
-            keep = not overfit(row, run.history)
         if self.val is not None:
             row["val_accuracy"] = round(accuracy(model, *self.val), 4)
         if self.val is not None and self.method.attacks:
             row["val_robust_accuracy"] = self._robust_accuracy(model, *self.val)
-            keep = row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history)
-        if keep:
-            run.best = {name: t.clone() for name, t in model.state_dict().items()}
+            if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history):
+                run.best = {name: t.clone() for name, t in model.state_dict().items()}
 
     def _robust_accuracy(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
         return round(accuracy(model, self.method.probe(model, x, y), y), 4)
-
-    def _probe(self, run: _Run) -> Row:
-        """Accuracy under PGD and FGSM on a minibatch of training images, the same each epoch.
-
-        Of the weights that are trained, not their average: they are what collapses.
-        """
-        generator = torch.Generator().manual_seed(STARTS + self.seed)
-        rows = torch.randperm(len(run.images), generator=generator)[: self.settings.batch]
-        x, y = self.train[0][rows], self.train[1][rows]
-        images, labels = (t.to(run.images.device) for t in (x / 255, y))
-        fast = pgd_images(self.model, images, labels, self.method.inner, generator)
-        return {
-            "probe_accuracy": self._robust_accuracy(self.model, x, y),
-            "fgsm_accuracy": round(accuracy(self.model, fast, y), 4),
-        }
 
     def _store(self, run: _Run) -> None:
         if distributed.is_main():
@@ -272,16 +240,3 @@ class Trainer:
                 part.load_state_dict(state[name])
             run.history.extend(state["history"])
             run.best = state["best"]
-
-
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float, steps: int) -> None:
-    """Exponential moving average of parameters and batch-norm statistics, in place: after step
-    t = 1, 2, ... `a <- d a + (1 - d) w` with `d = min(decay, (1 + t) / (10 + t))`. It starts at the
-    initial weights, which the smaller d of the first steps soon forgets."""
-    decay, current = min(decay, (1 + steps) / (10 + steps)), model.state_dict()
-    for name, mean in average.state_dict().items():
-        if mean.is_floating_point():
-            mean.lerp_(current[name], 1 - decay)
-        else:  # batch-norm's count of batches
-            mean.copy_(current[name])

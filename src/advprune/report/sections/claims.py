@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.core.claims import Claim
 from advprune.report.claim_metrics import NOT_HERE, NOT_RUN
 from advprune.report.claims import REFUTED, REPRODUCED, judged
 from advprune.report.compared import columns, explained, units_of
@@ -18,7 +17,7 @@ OUTCOMES = (REPRODUCED, REFUTED, NOT_HERE, NOT_RUN)
 
 @section("Published claims", order=5)
 def claims(run: Run) -> Iterator[Part]:
-    """Every claim with its test, then where it was made, and how to run what is missing."""
+    """Every claim with its test, or how to run what is missing (sources: docs/published.md)."""
     found = judged(run)
     if not found:
         return
@@ -32,12 +31,6 @@ def claims(run: Run) -> Iterator[Part]:
         "is none. Refuted: the interval excludes the claim, in its regime and with the method's "
         "own criteria met.",
         outcomes(run).drop(columns="id"),
-    )
-    yield Part(
-        "Sources, regimes and commands",
-        f"This run: {run.profile.data.source}, {run.profile.model.described}.",
-        pd.DataFrame(map(_regime, [one.claim for one in found])),
-        folded=True,
     )
 
 
@@ -53,12 +46,3 @@ def outcomes(run: Run) -> pd.DataFrame:
             row |= {"n": one.n, "seeds": one.seeds, "outcome": one.outcome}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _regime(claim: Claim) -> dict[str, str]:
-    pair = f"{claim.model} against {claim.control}: {claim.metric}, {claim.expect}"
-    return {
-        **{"claim": claim.id, "source": f"{claim.source}, {claim.where}"},
-        **{"published": claim.published, "test": pair if claim.metric else "none"},
-        **{"regime": claim.regime.published, "command": claim.run},
-    }

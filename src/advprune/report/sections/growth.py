@@ -1,7 +1,6 @@
-"""Early-Growth: which channels a binary network gets, and whether that helps beyond width.
+"""Early-Growth (Rakin et al., RA-BNN, 2021): which channels a binary network gets.
 
-Rakin et al. (RA-BNN, 2021) compare grown networks with the narrow one they grew from. The control
-here is a network that is wider everywhere, with as many parameters.
+Whether that helps beyond width is among the published claims.
 """
 
 from collections.abc import Iterator
@@ -9,12 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.compare import Compared, Comparison
-from advprune.evaluate.faults import compare_flips
 from advprune.report.chart import Chart
-from advprune.report.compared import columns, compared, explained, jointly
-from advprune.report.results import rated
-from advprune.report.run import Model, Run
+from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 SHARE = "density_"  # before a group's name: the column of its share of channels that are on
@@ -23,16 +18,8 @@ BETWEEN, INSIDE, WHOLE = "channels between blocks", "channels inside blocks", "a
 
 @section("Early-Growth", order=85)
 def growth(run: Run) -> Iterator[Part]:
-    """Grown against uniformly wider networks, the channels, and the course of growth."""
-    grown = [model for model in run.models if model.card.get("growth")]
-    yield Part(
-        "Does growth help beyond width?",
-        "Grown: channels chosen by Early-Growth; uniform: every layer equally wider, each trained "
-        "once. McNemar on the same images, Gehan's test for flips to chance. "
-        f"{explained('the measures of a pair')}",
-        beside(run, grown),
-    )
-    for model in grown:
+    """The channels of each grown network, and the course of growth."""
+    for model in (model for model in run.models if model.card.get("growth")):
         found, axes = model.card["growth"], ("epoch", "share", "channels", "of")
         yield Part(
             f"Channels of {model.family}",
@@ -43,37 +30,6 @@ def growth(run: Run) -> Iterator[Part]:
             Chart(f"growth-{model.name}", "line", course(found), *axes),
             folded=True,
         )
-
-
-def beside(run: Run, grown: list[Model]) -> pd.DataFrame:
-    """Each grown network with each uniform one: accuracies and flips to chance."""
-
-    def is_uniform(model: Model) -> bool:
-        return getattr(run.params.setting(model.name), "channels", None) == "uniform"
-
-    pairs = [(one, other) for one in grown for other in run.models if is_uniform(other)]
-    return pd.DataFrame(row for pair in pairs for row in _pair(run, *pair))
-
-
-def _pair(run: Run, one: Model, other: Model) -> Iterator[dict[str, Any]]:
-    names: dict[str, Any] = {"grown": one.name, "uniform": other.name}
-    names |= {f"parameters:{name}": run.model(of).card["parameters"] for name, of in names.items()}
-    first, second = run.robust(one), run.robust(other)
-    tests: dict[str, Compared] = {
-        "clean accuracy": compared(run, first, second, "clean"),
-        "robust accuracy": compared(run, first, second),
-    }
-    flips = {"grown": run.flips(one), "uniform": run.flips(other)}
-    known = {name: reached for name, reached in flips.items() if reached}
-    if len(known) == 2:
-        tests["flips to chance"] = compare_flips(*known.values())
-    for measure, test in jointly(tests).items():
-        row = names | {"measure": measure}
-        if isinstance(test, Comparison):
-            row |= rated("accuracy:grown", test.first) | rated("accuracy:uniform", test.second)
-        else:
-            row |= {f"at_least_flips:{name}": reached.least for name, reached in known.items()}
-        yield row | columns(test)
 
 
 def groups(history: pd.DataFrame) -> list[str]:

@@ -10,17 +10,15 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.compare import ALPHA, Comparison, at_chance, compare_hits, right
+from advprune.evaluate.compare import ALPHA, Comparison, at_chance
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import budget, percent
 from advprune.report.points import GREEDY, Point, by_family, nearest
-from advprune.report.results import accuracies, qualified, rated
+from advprune.report.results import accuracies, rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
-from advprune.report.sections.transfer import all_sources
 
 CONTROL = "random"
 UNMATCHED = "unmatched"
@@ -54,13 +52,6 @@ def masks(run: Run) -> Iterator[Part]:
         f"nearest in clean accuracy (McNemar). {explained('all settings and attacks')} Unmatched: "
         "clean accuracies differ (p < 0.05) or are at chance.",
         against_control(run, found),
-    )
-    yield Part(
-        "GAP on images of other networks",
-        f"GAP on its parent's images ({run.main}) and on all others; and its parent on images of "
-        "unrelated networks, which shows what being another network does without pruning. "
-        f"{explained('all of this table')}",
-        other_sources(run),
     )
     yield Part("All settings, and variants of GAP", "", every(run, found), folded=True)
 
@@ -123,34 +114,4 @@ def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
             rows.append(row | accuracies({"white-box": white}) | {"outcome": UNMATCHED})
     for place, test in jointly(tests).items():
         rows[place] |= columns(test)
-    return pd.DataFrame(rows)
-
-
-def other_sources(run: Run) -> pd.DataFrame:
-    """One row per GAP model: all sources against its parent's images, unrelated ones on the parent.
-
-    all sources: against the parent's images alone. parent on <name>: the model on its parent's
-    images against the parent on images of an unrelated network.
-    """
-    rows: list[dict[str, Any]] = []
-    tests: dict[tuple[int, str], Comparison] = {}
-    surrogates = [n for n in run.params.attackers() if run.params.models[n].section == "surrogates"]
-    for model in (one for one in run.compressed if one.family in GREEDY):
-        dense, transferred = run.dense_of(model), model.transferred(run.main)
-        if transferred.empty:
-            continue
-        robust, from_dense = all_sources(run, model), right(transferred)
-        for attack in run.transfer_attacks[1:]:
-            from_dense = from_dense & right(model.transferred(attack))
-        row: dict[str, Any] = {"model": model.name} | accuracies({"parent's images": transferred})
-        row |= rated("accuracy:parent's, all attacks", rate(from_dense))
-        row |= rated("accuracy:all sources", rate(robust))
-        tests[len(rows), "all sources"] = compare_hits(robust, from_dense)
-        for name in surrogates:
-            if len(there := dense.transferred(run.main, name)):
-                tests[len(rows), f"parent on {name}"] = test = compared(run, transferred, there)
-                row |= {f"accuracy:parent on {name}": test.second.value}
-        rows.append(row)
-    for (place, what), test in jointly(tests).items():
-        rows[place] |= qualified(columns(test), what)
     return pd.DataFrame(rows)

@@ -7,7 +7,6 @@ published, and that a straight-through backward does.
 """
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -18,19 +17,13 @@ from advprune.evaluate.protocol import ProtocolModel, by_budget, pairs, worst_of
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, compared, explained, jointly
-from advprune.report.formats import budget, counted, number
-from advprune.report.results import accuracies, rated
+from advprune.report.formats import counted, number
+from advprune.report.results import rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 FGSM, ITERATIVE = "fgsm", "iterative"
 WORST = "worst case"
-RULES = {
-    "constant": "factors held constant",
-    "scale": "through the scale",
-    "identity": "straight through (BPDA)",
-    None: "the model's own",
-}
 
 
 @section("SAP's published protocol", order=60)
@@ -69,7 +62,7 @@ def protocol(run: Run) -> Iterator[Part]:
         axes, look = ("eps", "accuracy", "model", "attack"), ("family", "setting")
         marks = over_budgets(chosen)
         chart = Chart(name, "line", marks, *axes, interval=True, ordered=True, hover=look)
-        yield Part(title, text, wide(chosen), chart, folded=name == "controls")
+        yield Part(title, text, chart=chart, folded=name == "controls")
 
 
 def models_of(run: Run) -> list[ProtocolModel]:
@@ -128,28 +121,12 @@ def over_budgets(chosen: list[ProtocolModel]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def wide(chosen: list[ProtocolModel]) -> pd.DataFrame:
-    """One row per model and attack, one column per budget."""
-    rows = []
-    for one, attack in product(chosen, (FGSM, ITERATIVE)):
-        found = one.over_budgets(attack)
-        names = {eps: f"eps {budget(eps)}" if eps else "clean" for eps in found}
-        row = {"model": one.name, "parent": one.parent, "setting": number(one.setting)}
-        row |= {"attack": attack}
-        rows.append(row | accuracies({names[eps]: records for eps, records in found.items()}))
-    return pd.DataFrame(rows)
-
-
 def adaptive_table(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
-    """Models under each adaptive attack with its schedule, and in the worst case per budget."""
+    """Models under each adaptive attack, and in the worst case per budget."""
     rows = []
     for one in found:
         tables = one.under(run.profile.protocol.adaptive)
-        for name, table in tables.items():
-            own = run.profile.protocol.adaptive[name]
-            rule = RULES.get(own.backward, str(own.backward))
-            how = {"backward": rule, "loss": own.loss, "steps": own.steps, "draws": own.draws}
-            rows.append(_scores(one, name, {name: table}) | how)
+        rows += [_scores(one, name, {name: table}) for name, table in tables.items()]
         groups = [group for group in by_budget(tables) if len(group) > 1]
         rows += [_scores(one, WORST, group) for group in groups]
     return pd.DataFrame(rows)

@@ -8,20 +8,19 @@ import numpy as np
 import pandas as pd
 
 from advprune.evaluate.compare import right
-from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.statistics import Rate, rate
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.chart import Chart
-from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import budget, listed
-from advprune.report.results import accuracies, qualified, rated
+from advprune.report.results import accuracies, rated
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
 
 @section("Transfer", order=40)
 def transfer(run: Run) -> Iterator[Part]:
-    """The matrix of sources and targets, the published scenarios, quantized models."""
+    """The matrix of sources and targets, and the published scenarios."""
     if not any(model.transfers for model in run.models):
         return
     yield Part(
@@ -36,19 +35,6 @@ def transfer(run: Run) -> Iterator[Part]:
         f"{listed(run.transfer_attacks)} (of an attacker's, the more harmful one counts), of other "
         f"models by {run.main}. All sources: images on which none of them fools the model.",
         scenarios(run),
-    )
-    yield Part(
-        "An attacker's own networks",
-        "Surrogates are trained on labels, substitutes on the answers of their target. Accuracy of "
-        "the target on their images, on images of its dense network and on its own (white-box).",
-        attackers(run),
-    )
-    yield Part(
-        "Quantized models",
-        "Attacked through its differentiable twin, and with the images of its float copy as "
-        "published with GAP. McNemar's tests on the same images: the twin's images against the "
-        f"copy's, the model against its dense network. {explained('the models of a comparison')}",
-        quantized(run),
     )
 
 
@@ -101,42 +87,4 @@ def scenarios(run: Run) -> pd.DataFrame:
         for name in run.params.attackers():
             row[f"accuracy:from {name}"] = lowest(run, model, name).value
         rows.append(row | rated("accuracy:all sources", rate(all_sources(run, model))))
-    return pd.DataFrame(rows)
-
-
-def attackers(run: Run) -> pd.DataFrame:
-    """One row per surrogate and substitute, against the model that it imitates."""
-    rows = []
-    for name in run.params.attackers():
-        entry = run.params.models[name]
-        if run.has(entry.of):
-            target = run.model(entry.of)
-            on = "labels" if entry.section == "surrogates" else "the target's answers"
-            dense = target.records.iloc[:0] if target.is_dense else target.transferred(run.main)
-            row = {"attacker": name, "trained_on": on, "target": target.name}
-            row |= accuracies({"white-box": target.attack(run.main), "from dense": dense})
-            rows.append(row | rated("accuracy:from the attacker", lowest(run, target, name)))
-    return pd.DataFrame(rows)
-
-
-def quantized(run: Run) -> pd.DataFrame:
-    """One row per quantized model: through its twin, by its float copy, and the float copy."""
-    models = [m for m in run.models if m.kind == "quantized" and run.has(m.parent)]
-    own = {m: m.attack(run.main) for m in models}
-    copied = {m: m.transferred(run.main, m.parent) for m in models}
-    dense = {m: run.dense_of(m).attack(run.main) for m in models}
-    twins = jointly({m: compared(run, own[m], copied[m]) for m in models if len(copied[m])})
-    rows = []
-    for model, test in jointly({m: compared(run, own[m], dense[m]) for m in models}).items():
-        known = model.name in run.params.models
-        training = known and getattr(run.params.setting(model.name), "training", None)
-        row: dict[str, Any] = {"model": model.name, "bits": int(model.card["bits"])}
-        row |= {"parent": model.parent, "made_by": "training" if training else "rounding"}
-        row |= {"twin_agreement": model.card["twin_agreement"]}
-        row |= rated("clean_accuracy", clean_accuracy(own[model]))
-        row |= accuracies({"through its twin": own[model], "by its float copy": copied[model]})
-        if model in twins:
-            row |= qualified(columns(twins[model]), "twin or copy")
-        row |= accuracies({"float copy, white-box": run.model(model.parent).attack(run.main)})
-        rows.append(row | qualified(columns(test), "against dense"))
     return pd.DataFrame(rows)
