@@ -80,8 +80,9 @@ def html(run: Run, found: list[Shown]) -> str:
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}
     pictures = {name: base64.b64encode(image).decode() for name, image in images.items()}
-    bokeh = Markup(library() if drawn else "")
-    return _render("page.html.j2", run, found, plots=drawn, pictures=pictures, bokeh=bokeh)
+    more = {"pictures": pictures, "bokeh": Markup(library() if drawn else "")}
+    items = {name: plot["item"] for name, plot in drawn.items()}
+    return _render("page.html.j2", run, found, plots=drawn, items=items, **more)
 
 
 def report_markdown(run: Run, found: list[Shown]) -> str:
