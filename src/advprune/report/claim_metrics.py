@@ -107,7 +107,7 @@ def calibration(run: Run, claim: Claim) -> Compared:
 
 
 @metric
-def carried_back(run: Run, claim: Claim) -> Compared:
+def transfer_back(run: Run, claim: Claim) -> Compared:
     """Accuracy of the control on images that `attack` crafted on the model; its own: white-box."""
     first, second = _pair(run, claim)
     name = claim.attack or run.main
