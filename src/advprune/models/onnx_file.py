@@ -109,6 +109,13 @@ def _said(error: Exception) -> str:
     return first_line(error).rpartition("] : ")[2]
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file, and those beside it that hold some of its weights."""
+    held = package("onnx").load(str(path), load_external_data=False).graph.initializer
+    named = {e.value for one in held for e in one.external_data if e.key == "location"}
+    return [path, *(path.parent / name for name in sorted(named))]
+
+
 def weight_facts(path: Path) -> dict[str, Any]:
     """What the card says of a file's weights, that is of its stored arrays of two dimensions or
     more: how many, how many are not zero, and the fewest bits that one of them is stored in."""
@@ -123,4 +130,5 @@ def weight_facts(path: Path) -> dict[str, Any]:
         "sparsity": round(1 - nonzero / max(sum(counts), 1), 4),
         "bits": min(bits, default=32),
         "stored_bits": sum(count * width for count, width in zip(counts, bits, strict=True)),
+        "file_bytes": sum(part.stat().st_size for part in files_of(path)),
     }
