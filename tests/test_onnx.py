@@ -25,6 +25,7 @@ from advprune.evaluate.probes import by_answers
 from advprune.models.checkpoint import save_model
 from advprune.models.onnx_export import export_onnx
 from advprune.models.onnx_file import OnnxFile, weight_facts
+from advprune.models.spec import ModelSpec, Normalize, attach
 from advprune.models.target import target_of
 from advprune.quantization.post_training import quantize
 
@@ -115,6 +116,17 @@ def test_images_are_given_as_the_file_takes_them(tmp_path: Path, how: dict[str, 
     x, slack = images(), 0.05 if how.get("kind") == "FLOAT16" else 1e-4
     said = OnnxFile(graph(tmp_path / "net.onnx", **how), SHAPE)(x)
     assert torch.allclose(said.float(), Linear()(x), atol=slack)
+
+
+def test_a_file_is_given_normalized_images_unless_it_says_that_it_normalizes(
+    tmp_path: Path,
+) -> None:
+    x, normalize = images(), Normalize((0.5, 0.25), (0.1, 0.2))
+    path, net = graph(tmp_path / "net.onnx"), Linear()
+    assert torch.allclose(OnnxFile(path, SHAPE, normalize)(x), net(normalize(x)), atol=1e-4)
+    attach(net, ModelSpec(architecture="t:net", channels=2, classes=3, mean=(0, 0), std=(1, 1)))
+    export_onnx(net, path, SHAPE[1:])
+    assert torch.allclose(OnnxFile(path, SHAPE, normalize)(x), net(x), atol=1e-4)
 
 
 def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -> None:

@@ -202,16 +202,20 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     from advprune.benchmarking import Subject
     from advprune.data import to_float
     from advprune.models.card import card_of
-    from advprune.models.onnx_file import OnnxFile, weight_facts
+    from advprune.models.onnx_file import OnnxFile, files_of, weight_facts
+    from advprune.models.spec import Normalize
     from advprune.models.target import target_of
 
     split = place.split("test")
-    target = target_of(OnnxFile(path, split.shape), to_float(split.images), len(split.classes))
+    said = known.preprocessing(None, split.shape[0])
+    normalize = Normalize(said["mean"], said["std"]) if "mean" in said else None
+    answer = OnnxFile(path, split.shape, normalize)
+    target = target_of(answer, to_float(split.images), len(split.classes))
     if target.classes != len(split.classes):
         has = place.has(len(split.classes))
         raise UserError(f"{path} is a network of {target.classes} classes, but {has}")
     card = card_of(path, target, card_beside(path)) | weight_facts(path)
-    return Subject(target, card, [path], asdict(known))
+    return Subject(target, card, files_of(path), asdict(known))
 
 
 LOADERS: dict[str, Loader] = {".onnx": read_onnx}

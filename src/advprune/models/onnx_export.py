@@ -20,7 +20,7 @@ from torch import nn
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import atomic
 from advprune.models.binary import is_binary
-from advprune.models.onnx_file import package
+from advprune.models.onnx_file import NORMALIZES, package
 from advprune.models.quantized import QuantizedLayer
 from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
@@ -37,7 +37,7 @@ def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = Non
     called `images`, the output `scores`. UserError where the package onnx is missing, and where
     the model draws at random, is binary, or does what torch cannot write as ONNX.
     """
-    package("onnx")
+    onnx = package("onnx")
     spec, axes = spec_of(model), {0: "n"} if size else {0: "n", 2: "height", 3: "width"}
     if is_randomized(model):
         raise UserError("the network draws at random, which an ONNX file cannot repeat")
@@ -56,6 +56,9 @@ def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = Non
         warnings.simplefilter("ignore")  # on torch's newer exporter, which needs more packages
         try:
             torch.onnx.export(copied, (image,), str(temporary), dynamo=False, **known)
+            written = onnx.load(str(temporary))
+            onnx.helper.set_model_props(written, {NORMALIZES: "true"})
+            onnx.save(written, str(temporary))
         except Exception as error:  # of operations that have no counterpart
             raise UserError(
                 f"the network cannot be written as ONNX: {first_line(error)}"

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from advprune.core.errors import UserError, first_line
+from advprune.models.spec import Normalize
 
 TYPES = {
     "tensor(float)": torch.float32,
@@ -15,6 +17,7 @@ TYPES = {
     "tensor(float16)": torch.float16,
     "tensor(uint8)": torch.uint8,
 }
+NORMALIZES = "advprune.normalizes"  # what a file's properties hold where it takes [0, 1]
 BITS = {"INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "BFLOAT16": 16}
 
 
@@ -32,12 +35,15 @@ class OnnxFile:
     """Images `[N, C, H, W]` in [0, 1], float32, to what the file's network answers.
 
     Images are given in the file's own order (NCHW or NHWC) and type (of uint8: in grey levels), and
-    in batches of its size where that is fixed. Of several outputs the scores are taken, or where
-    there are none the labels. UserError where the file is damaged, reads data outside its folder,
-    or takes anything but such images.
+    in batches of its size where that is fixed. normalize: what the file leaves to its caller; not
+    for grey levels, nor for a file of `advprune export`, which says that it normalizes. Of several
+    outputs the scores are taken, or where there are none the labels. UserError where the file is
+    damaged, reads data outside its folder, or takes anything but such images.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, path: Path, shape: tuple[int, int, int], normalize: Normalize | None = None
+    ) -> None:
         runtime = package("onnxruntime")
         options = runtime.SessionOptions()
         options.log_severity_level = 4
@@ -56,6 +62,8 @@ class OnnxFile:
             known = ", ".join(TYPES)
             raise UserError(f"{path} takes {inputs[0].type}; known: {known}")
         self.type = TYPES[inputs[0].type]
+        inside = self.type == torch.uint8 or NORMALIZES in self._facts()
+        self.normalize = nn.Identity() if inside or normalize is None else normalize
 
         def takes(*sizes: int) -> bool:
             fixed = zip(given[1:], sizes, strict=True) if len(given) == 4 else [(0, 1)]
@@ -74,7 +82,12 @@ class OnnxFile:
             raise UserError(f"{path} gives {names}; which of them are the scores is not clear")
         self.output = chosen[0].name
 
+    def _facts(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return dict(self.session.get_modelmeta().custom_metadata_map)
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        images = self.normalize(images)
         x = images.permute(0, 2, 3, 1) if self.channels_last else images
         x = ((255 * x).round() if self.type == torch.uint8 else x).to(self.type)
         answers = []
@@ -96,6 +109,13 @@ def _said(error: Exception) -> str:
     return first_line(error).rpartition("] : ")[2]
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file, and those beside it that hold some of its weights."""
+    held = package("onnx").load(str(path), load_external_data=False).graph.initializer
+    named = {e.value for one in held for e in one.external_data if e.key == "location"}
+    return [path, *(path.parent / name for name in sorted(named))]
+
+
 def weight_facts(path: Path) -> dict[str, Any]:
     """What the card says of a file's weights, that is of its stored arrays of two dimensions or
     more: how many, how many are not zero, and the fewest bits that one of them is stored in."""
@@ -110,4 +130,5 @@ def weight_facts(path: Path) -> dict[str, Any]:
         "sparsity": round(1 - nonzero / max(sum(counts), 1), 4),
         "bits": min(bits, default=32),
         "stored_bits": sum(count * width for count, width in zip(counts, bits, strict=True)),
+        "file_bytes": sum(part.stat().st_size for part in files_of(path)),
     }
