@@ -39,7 +39,7 @@ def _parts(run: Run, name: str, points: list[SeededPoint]) -> Iterator[Part]:
     axes, hover = ("point", "accuracy", "family", "images"), ("sparsity", "seed_deviation")
     yield Part(
         f"Accuracy over seeds, on {study.of}",
-        f"Robust images are broken by none of {listed(attacks)} (eps "
+        f"An image is robust if none of {listed(attacks)} breaks it (eps "
         f"{budget(run.main_attack.eps)}). n = {n} test images, {counted(count, 'seed')}, each with "
         "a dense network of its own; intervals cover other seeds and other images (two-way random "
         "effects). Area is the mean accuracy over all budgets up to twice the main attack's; its "
