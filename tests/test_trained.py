@@ -89,8 +89,8 @@ def test_a_vit_gives_the_logits_of_timm(pictures: Path, tmp_path: Path) -> None:
         wanted = theirs(torch.stack([given(Image.open(file)) for file in files]))
         split = place.split("test")
         found = model(to_float(split.images))
-    assert split.shape == (3, 32, 32) and split.labels.tolist() == [0, 1, 2, 3]
-    assert torch.allclose(found, wanted, atol=1e-5)
+    assert split.shape == (3, 32, 32) and sorted(split.labels.tolist()) == [0, 1, 2, 3]
+    assert torch.allclose(found, wanted[split.labels], atol=1e-5)
     assert not torch.allclose(found, theirs(to_float(split.images)), atol=1e-2)
     # Once stored by this library, the network still says how pictures become its images.
     save_model(model, tmp_path / "ours.safetensors")
