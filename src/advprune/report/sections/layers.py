@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.acting import ends, sigma_growth, spread
+from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth, spread
 from advprune.report.chart import Chart
 from advprune.report.formats import budget, with_interval
 from advprune.report.run import Model, Run
@@ -34,7 +34,7 @@ def layers(run: Run) -> Iterator[Part]:
         "Noise, the control, changes each image by the same amounts at random places and signs. "
         "Small and many: over half of the units change, and by less than in the median layer. "
         "Abnormally large: the percentile grows more than under noise and more than in nine of ten "
-        f"layers ({run.main}, eps {budget(run.main_attack.eps)}, n = {run.n}).",
+        f"layers ({run.main}, eps {budget(run.main_attack.eps)}, n = {min(run.n, LOOKED_AT)}).",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
     yield Part(
