@@ -18,6 +18,7 @@ def reliability_bins(records: pd.DataFrame, side: str, bins: int = BINS) -> pd.D
 
     side: clean or adv. One row per bin that is not empty: n, confidence (mean) and accuracy.
     """
+    records = records[records[f"{side}_confidence"].notna()]  # where it was recorded
     sure = records[f"{side}_confidence"].to_numpy()
     index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     hits = (records[f"{side}_pred"] == records.label).to_numpy().astype(float)

@@ -69,8 +69,8 @@ def metrics(records: pd.DataFrame) -> dict[str, Any]:
     """The four rates with intervals, n, and calibration clean and under attack.
 
     `records` are the rows of one attack on one model (`evaluate.score`). Rates are fractions
-    rounded to 6 places; a rate over no images is None, and so is a score that records lack. UserError where a column is missing, or an
-    image has several rows.
+    rounded to 6 places; a rate over no images is None, and so is a score where the records have no
+    number. UserError where a column is missing, or an image has several rows.
     """
     columns = [f"{side}_{what}" for side in ("clean", "adv") for what in COLUMNS]
     if missing := [name for name in ("index", "label", *columns) if name not in records]:

@@ -33,7 +33,8 @@ def calibration(run: Run) -> Iterator[Part]:
     )
     for group, models in run.groups.items():
         axes = ("confidence", "accuracy", "model", "side")
-        bins = reliability(run, models)
+        if not len(bins := reliability(run, models)):
+            continue
         yield Part(
             f"Reliability, {group}",
             f"Accuracy over mean confidence in each bin of at least {FEW} images.",
