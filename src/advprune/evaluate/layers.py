@@ -38,7 +38,8 @@ class _Sums:
         self.count, self.batches = self.count + clean.numel(), self.batches + 1
         least = CHANGED * clean.std(correction=0)
         rank = max(1, round(TOP * clean.numel()))
-        sums, most = {"distance": wasserstein(clean, values["adv"])}, {}
+        sums = {"distance": wasserstein(clean, values["adv"])}
+        most: dict[str, torch.Tensor] = {}
         for side, own in values.items():
             change, size = (own - clean).abs(), own.abs()
             sums |= {
