@@ -118,12 +118,13 @@ class Benchmark:
         ]
         return f"Benchmark({' '.join(lines)})"
 
-    def page(self, path: Path | str) -> None:
-        """Write the report as one HTML file that needs no other."""
+    def page(self, path: Path | str, title: str = "") -> None:
+        """Write the report as one HTML file that needs no other. title: by default its name."""
         from advprune.report.page import html, shown_sections
 
         with atomic(Path(path)) as temporary:
-            temporary.write_text(html(self.run, shown_sections(self.run)), encoding="utf-8")
+            text = html(self.run, shown_sections(self.run), title or Path(path).stem)
+            temporary.write_text(text, encoding="utf-8")
 
     def write(self, folder: Path | str) -> None:
         """Write metrics.json, verdict.json and records.parquet."""

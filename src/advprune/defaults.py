@@ -15,7 +15,7 @@ from advprune.core.settings import parse, text_of, yaml_of
 
 PROFILE = "default"  # what these settings are called in reports
 SHARED = ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics")
-GREY = 0.5  # change of every pixel by which any image becomes any other's equal
+GREY = 128 / 255  # a change of every pixel by which any image becomes any other's equal
 TARGETS = 5  # of the targeted attack, as on CIFAR-10
 ONLY_LINF = ("square", "autoattack")
 
