@@ -14,20 +14,26 @@ BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
 
 
-def read_metrics(path: Path) -> dict[str, float]:
-    """The rates to compare from a metrics file; UserError if it lacks them."""
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The rates to compare from a metrics file, or those published under that name, and their
+    source; UserError where there are none."""
     from advprune.core.files import read_json
+    from advprune.report.benchmarks import figures
 
+    if (published := figures().get(str(path))) is not None:
+        return published
+    if not path.exists():
+        raise UserError(f"{path} is no file, and none of {', '.join(figures())}")
     found = read_json(path)
     try:
-        return {key: float(found[key]) for key in ("n", *BESIDE)}
+        return {key: float(found[key]) for key in ("n", *BESIDE)} | {"source": str(path)}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
 
 
-def print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
+def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
     """Rates of this evaluation and of the file, and by how many images they differ."""
-    from advprune.cli.tables import show
+    from advprune.cli.tables import one_line, show
     from advprune.report.formats import percent
 
     n, rows = found["n"], []
@@ -36,7 +42,8 @@ def print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
         rates = percent(found[key]), percent(recorded[key])
         rows.append([words, *rates, images if recorded["n"] == n else "other images"])
     print()
-    show((f"beside the file, n = {n}", "here %", "there %", "images"), rows)
+    show((f"n = {n}, and beside it {recorded['n']:.0f}", "here %", "there %", "images"), rows)
+    print(f"beside: {one_line(recorded['source'])}")
 
 
 def print_found(found: "Benchmark", checkpoint: Path) -> None:

@@ -116,8 +116,8 @@ def calibration(run: Run, claim: Claim) -> Compared:
 
 
 @metric
-def carried_back(run: Run, claim: Claim) -> Compared:
-    """Accuracy of the control on images that `attack` crafted on the model; its own: white-box."""
+def transfer_back(run: Run, claim: Claim) -> Compared:
+    """Accuracy of the control on images that `attack` crafted on the model, against white-box."""
     first, second = _pair(run, claim)
     name = claim.attack or run.main
     tables = [second.transferred(name, first.name), second.attack(name)]
@@ -151,8 +151,9 @@ def _gain(
     for one in dict.fromkeys(_pair(run, claim)):
         if f"{of}_gain" not in one.layers:
             raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
-        inside = one.layers[one.layers.kind != "Normalize"].sort_values("depth")
-        layers = chosen(inside)
+        layers = chosen(one.layers[one.layers.kind != "Normalize"].sort_values("depth"))
+        if layers.empty:
+            raise Missing(NOT_HERE, f"{one.name} has no such layers")
         found.append((float(layers[f"{of}_gain"].mean()), float(layers[f"{of}_gain_error"].mean())))
     value = found[0][0] - sum(gain for gain, _ in found[1:])
     mean = Mean(value, None, hypot(*(error for _, error in found)), inf, 1, run.n)

@@ -83,9 +83,16 @@ def html(run: Run, found: list[Shown], about: str = "") -> str:
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}
     pictures = {name: base64.b64encode(image).decode() for name, image in images.items()}
-    bokeh = Markup(library() if drawn else "")
+    items = {name: plot["item"] for name, plot in drawn.items()}
     return _render(
-        "page.html.j2", run, found, plots=drawn, pictures=pictures, bokeh=bokeh, about=about
+        "page.html.j2",
+        run,
+        found,
+        plots=drawn,
+        items=items,
+        pictures=pictures,
+        bokeh=Markup(library() if drawn else ""),
+        about=about,
     )
 
 
