@@ -75,5 +75,6 @@ def load_or_train(
         reached = accuracy(model.to(inputs.device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
     model = begin(settings, train, inputs.seed).to(inputs.device)
-    known = profile.train, recipe, inputs.seed, inputs.state, inputs.after_epoch
-    return model, Trainer(model, *inputs.pairs, *known).run()
+    seed, say = inputs.seed, inputs.after_epoch
+    trainer = Trainer(model, *inputs.pairs, profile.train, recipe, seed, inputs.state, say)
+    return model, trainer.run()

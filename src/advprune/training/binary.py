@@ -86,6 +86,6 @@ def train_binary(
     latent(model).to(inputs.device)
     optimizer = optimizer.model_copy(update={"lr": settings.lr})
     recipe = RecipeSettings(**settings.model_dump(exclude={"channels", "growth", "lr", "t"}))
-    known = optimizer, recipe, inputs.seed, inputs.state, inputs.after_epoch
-    history = _BinaryTrainer(model, *inputs.pairs, *known, t=settings.t).run()
+    known = model, *inputs.pairs, optimizer, recipe, inputs.seed, inputs.state, inputs.after_epoch
+    history = _BinaryTrainer(*known, t=settings.t).run()
     return freeze(model.cpu()), history
