@@ -13,15 +13,14 @@ repro: setup  ## run what is out of date of the pipeline and show the results
 	@$(RUN) -m advprune leaderboard
 
 test: setup  ## run the tests
-	@$(RUN) -m pytest -n auto --dist loadfile
+	@$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 FUZZ ?= 90
 fuzz: setup  ## hostile input at every border for FUZZ seconds each, damaged bytes, kills; counts of what is taken
 	@ADVPRUNE_FUZZ=$(FUZZ) $(RUN) -m pytest -s tests/test_fuzz.py tests/test_kill.py
 
-bench: setup  ## time the attack engine beside torchattacks, filters taken out, and bit flips
+bench: setup  ## time the attack engine beside torchattacks, and bit flips
 	@$(RUN) bench/attacks.py
-	@$(RUN) bench/filters.py
 	@$(RUN) bench/bitflips.py
 
 lint: setup  ## check style and types

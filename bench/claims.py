@@ -45,10 +45,8 @@ def run_of(folder: Path) -> Run:
     table = table[table.attack == ATTACK].astype({"network": str})
     if set(table.network) != set(notes):
         raise UserError(f"{folder}: {ATTACK} was not run on every network")
-    main = params.active().attacks[params.attack.main]
-    facts = {"attack": params.attack.main, "norm": main.norm, "eps": main.eps}  # as a study has it
-    facts |= {"distance": np.nan, "forwards": 0, "gradients": 0}
     fooled = table.adv_pred != table.label
+    facts = {"distance": np.nan, "forwards": 0, "gradients": 0}  # columns that a study has
     table = table.assign(chosen_margin=np.where(fooled, -1.0, 1.0), **facts)
     known = pd.DataFrame(table.network.map(seeds).tolist(), index=table.index)
     claims = tuple(one for one in read_claims(ROOT / FILE) if asks(one, points))

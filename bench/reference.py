@@ -112,10 +112,9 @@ class Training:
     def pruned(self, parent: Path, how: dict[str, Any], results: Results) -> nn.Module:
         """What the one family in `how` makes of the parent."""
         ((family, setting),) = how.items()
-        train, val = self._splits()
-        probe = to_float(val.images[:HELD_OUT]), val.labels[:HELD_OUT]
+        train, _ = self._splits()
         state = self.folder / "training.pt"
-        data = Data(to_float(train.images), train.labels, self.settings, state, probe)
+        data = Data(to_float(train.images), train.labels, self.settings, state)
         made = prune(family, load_model(parent).to(setup()), setting, data, self.seed)
         phases = {name: made.notes.pop(name, []) for name in ("scores", "finetune")}
         rows = [{"phase": name} | row for name, history in phases.items() for row in history]

@@ -81,7 +81,8 @@ def main(
         str, typer.Option(help="Of the leaderboard; int8 of one as int8:<model>.")
     ] = "dense-robust,HYDRA-robust,int8:dense-robust",
     profile: Annotated[str, typer.Option(help="Of params.yaml.")] = "digits",
-    images: Annotated[int, typer.Option(help="Test images.")] = 300,
+    images: Annotated[int, typer.Option(help="How many, the first ones.")] = 300,
+    split: Annotated[str, typer.Option(help="Of which; budgets are chosen on val.")] = "test",
     run: Annotated[Path, typer.Option(help="Folder with runs/ and data/ of the profile.")] = ROOT,
     keep: Annotated[Path | None, typer.Option(help="Folder for finished sides.")] = None,
 ) -> None:
@@ -89,7 +90,7 @@ def main(
     torch.set_num_threads(1)
     os.environ["ADVPRUNE_WORKERS"] = "1"
     settings = load(ROOT / "params.yaml", profile)
-    x, y = load_split(run / "data" / profile, "test")
+    x, y = load_split(run / "data" / profile, split)
     pair, eps = (x[:images], y[:images]), settings.active().eps
     found = json.loads(out.read_text())["rows"] if out.is_file() else []
     for entry in models.split(","):
@@ -105,7 +106,7 @@ def main(
         }
         left = []
         for side, made in sides.items():
-            path = keep / f"{profile}-{entry.replace(':', '-')}-{side}.parquet" if keep else None
+            path = keep / f"{split}-{entry.replace(':', '-')}-{side}.parquet" if keep else None
             table = kept(made, path)
             left.append(right(table))
             row[f"robust_accuracy:{side}"] = float(left[-1].mean())

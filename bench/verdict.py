@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -86,9 +85,9 @@ class Trial:
             records, _ = Suite(self.images, self.labels, *known).attack("planted", model)
         table = received(model, self.images, self.labels, self.sent, work)
         found = dict(iter(table.groupby(["source", "attack"])))
-        evidence = Evidence(records, run.main, len(run.classes), found, run.robust(dense))
+        evidence = Evidence(records, run.main, len(run.classes), found, dense.attack(run.main))
         budget = run.main_attack.norm, run.main_attack.eps
-        robust = union(records, found.values(), *budget, evidence.is_random)
+        robust = union(records, found.values(), *budget)
         row = self._told(records, verdict(evidence), robust)
         row["knowing"] = self._knowing(model, work)
         plain = self.honest(dense)
@@ -114,27 +113,33 @@ class Trial:
         return float(left.double().mean())
 
 
-def rate(rows: list[dict[str, Any]], wrong: Callable[[str], bool]) -> dict[str, Any]:
+def rate(wrong: list[bool]) -> dict[str, Any]:
     """How many verdicts are wrong, with the interval of Clopper and Pearson (95 %)."""
-    hits, n = sum(wrong(row["level"]) for row in rows), len(rows)
+    hits, n = sum(wrong), len(wrong)
     found = binomtest(hits, n).proportion_ci(0.95, "exact")
     ends = {"rate_low": round(float(found.low), 6), "rate_high": round(float(found.high), 6)}
     return {"hits": hits, "n": n, "rate": round(hits / n, 6)} | ends
 
 
 def summary(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
-    """Both rates, that of false passes also among the models whose tricks deceive the suite's own
-    attacks by gradient by as much, and of how many kinds the masked models are."""
+    """Rates of false passes and false alarms; of how many kinds the masked models are.
+
+    false_pass: masked models that are reliable. false_number: masked ones that are reliable with a
+    reported robust accuracy more than `SPARED` above the lowest that is known. false_pass_suite:
+    false passes among the models whose tricks deceive the suite's attacks by gradient by as much.
+    """
     judged = [row for row in rows if "refused" not in row]
-    hiding = [row for row in judged if row.get("hidden", 0) > SPARED]
     planted = [row for row in judged if "hidden" in row]
-    gap = {row["name"]: row["white_box"] - min(row["robust"], row["knowing"]) for row in planted}
-    deceived = [row for row in planted if gap[row["name"]] > SPARED]
-    honest = [row for row in judged if "hidden" not in row]
+    planted = [row | {"known": min(row["robust"], row["knowing"])} for row in planted]
+    hiding = [row for row in planted if row["hidden"] > SPARED]
+    deceived = [row for row in planted if row["white_box"] - row["known"] > SPARED]
+    passed = [row["level"] == "reliable" for row in hiding]
+    above = [row["robust"] - row["known"] > SPARED for row in hiding]
     return {
-        "false_pass": rate(hiding, lambda level: level == "reliable"),
-        "false_pass_suite": rate(deceived, lambda level: level == "reliable"),
-        "false_alarm": rate(honest, lambda level: level != "reliable"),
+        "false_pass": rate(passed),
+        "false_number": rate([a and b for a, b in zip(passed, above, strict=True)]),
+        "false_pass_suite": rate([row["level"] == "reliable" for row in deceived]),
+        "false_alarm": rate([row["level"] != "reliable" for row in judged if "hidden" not in row]),
         "kinds": len({row["kind"] for row in hiding}),
         "images": images,
         "seconds": sum(row["seconds"] for row in rows),

@@ -1,5 +1,8 @@
 """Stage train: a network trained from scratch, or loaded where the profile gives weights."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +16,8 @@ def train(
     ],
     profile: ProfileOption = None,
 ) -> None:
-    """Write runs/<profile>/<name>/model.{safetensors,json}."""
+    """Write runs/<profile>/<name>/model.{safetensors,json}, and dvclive/<profile>/<name>/ where
+    DVCLive is installed."""
     from advprune.core.device import setup
     from advprune.training.networks import Training
 
@@ -24,13 +28,34 @@ def train(
         parent = workspace.entry(name, "train").of
         files.append(workspace.run(parent))
     splits = workspace.splits("train", "val")
-    known = workspace.profile.model_dump(include={"model", "train"})
-    with workspace.unfinished(known, params.setting(name).model_dump(), files=files) as state:
-        training = Training(
-            params, splits, setup(), state, workspace.load(parent) if parent else None
-        )
+    settings = workspace.profile.model_dump(include={"model", "train"})
+    with workspace.unfinished(settings, params.setting(name).model_dump(), files=files) as state:
+        made_from = workspace.load(parent) if parent else None
+        say = curves(workspace, name)
+        training = Training(params, splits, setup(), state, made_from, say)
         model, facts = training.run(name)
         workspace.save(name, model, facts, image_shape=splits["train"].shape)
+
+
+def curves(workspace: Workspace, name: str) -> Callable[[list[dict[str, float]]], None]:
+    """What writes the new rows of a training's history as DVCLive does, where that is installed.
+
+    DVC tracks none of it: it is for watching a training, and the history is in the card.
+    """
+    if not workspace.writes or find_spec("dvclive") is None:
+        return lambda history: None
+    from dvclive import Live
+
+    folder = str(Path("dvclive", workspace.params.profile, name))
+    live = Live(folder, dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
+
+    def say(history: list[dict[str, float]]) -> None:
+        for row in history[live.step :]:
+            for column, value in row.items():
+                live.log_metric(column, value)
+            live.next_step()
+
+    return say
 
 
 if __name__ == "__main__":

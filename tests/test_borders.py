@@ -87,6 +87,8 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
         "returns probabilities",
     ),
     "sigmoid": (changed(torch.sigmoid), "returns probabilities"),
+    "half sigmoid": (changed(lambda z: z.bfloat16().sigmoid().float()), "returns probabilities"),
+    "hard sigmoid": (changed(nn.functional.hardsigmoid), "returns probabilities"),
     "integers": (changed(lambda z: z.argmax(1, keepdim=True)), "not floats"),
     "double": (changed(lambda z: z.double()), "returns torch.float64, not floats of the im"),
     "scripted": (lambda: torch.jit.script(flat()), "is a ScriptModule"),
@@ -119,12 +121,14 @@ def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits:
     "made",
     [
         changed(lambda z: z.log_softmax(1)),
+        changed(lambda z: 0.5 + z / 100),  # logits that lie in [0, 1]
+        changed(lambda z: z.tanh().abs()),
         changed(torch.detach),
         lambda: nn.DataParallel(flat()),
         lambda: flat().requires_grad_(False),
         lambda: torch.ao.quantization.quantize_dynamic(flat(), {nn.Linear}, dtype=torch.qint8),
     ],
-    ids=range(5),
+    ids=range(7),
 )
 def test_logits_of_another_kind_are_taken(made: Callable[[], nn.Module], digits: Pair) -> None:
     model = made()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from advprune.evaluate.evidence import follows_gradient
+from advprune.attacks.registry import follows_gradient
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import worst_case
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
@@ -164,6 +164,17 @@ def test_what_square_finds_stays_a_contradiction_beside_autoattack() -> None:
     assert judged(white, auto) == ("broken", {"gradient-free"})
     by_gradient = '{"clean": 300, "apgd-ce": 100, "apgd-t": 100, "fab-t": 100, "square": 100}'
     assert judged(white, auto.assign(breakdown=by_gradient))[0] == "reliable"
+
+
+def test_little_that_each_of_several_attacks_adds_counts_together() -> None:
+    """Three that break three other images of 300 each are tolerated one by one; nine images are not
+    chance, and more than the gradients of the suite found."""
+    main, kept = rows("main", 300, 300), np.arange(300)
+    few = [rows(f"s{i}", (kept < 3 * i) | (kept >= 3 * i + 3), 300, **SEARCH) for i in range(3)]
+    assert judged(main, *few[:1])[0] == "reliable"
+    assert judged(main, *few) == ("suspect", {"all together"})
+    transferred = {("a", "main"): few[0], ("b", "main"): few[1]}
+    assert judged(main, few[2], received=transferred) == ("suspect", {"all together"})
 
 
 def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:

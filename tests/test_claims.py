@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import MODELS, N, layer_table, model, run_of, settings
+from handmade import N, layer_table, model, run_of, settings
 from planted import ROOT
 from scipy.stats import binomtest
-from scipy.stats import t as student
+from scipy.stats import norm as normal
 from test_section_studies import flips, hits, versus
 
 from advprune.core.claims import Claim, read_claims
@@ -132,6 +132,7 @@ def test_a_model_of_lower_clean_accuracy_is_not_called_better() -> None:
         ({"kernel_distance": 0.3}, {"ticket": {"kernel_distance": 0.96}}, "kernel distance 0.96"),
         ({"kernel_distance": 0.3}, {}, "kernel distance is not recorded"),
         ({"larger_than": "dense-standard"}, {"parameters": 900}, "900 parameters of 1,000"),
+        ({"changed": 0.5}, {"prune_ratio": 0.001}, "it changes 0.1 % of the weights"),
     ],
 )
 def test_a_method_whose_own_criterion_is_not_met_is_not_refuted(
@@ -139,7 +140,7 @@ def test_a_method_whose_own_criterion_is_not_met_is_not_refuted(
 ) -> None:
     (found,) = outcomes(against(2, 30, **card), claim(effect=0.1, needs=needs))
     assert found.outcome == NOT_HERE and reason in found.reason
-    met = {"ticket": {"kernel_distance": 0.2}, "parameters": 1001}
+    met = {"ticket": {"kernel_distance": 0.2}, "parameters": 1001, "prune_ratio": 0.5}
     assert outcomes(against(2, 30, **met), claim(effect=0.1, needs=needs))[0].outcome == REFUTED
 
 
@@ -194,34 +195,36 @@ def test_images_of_the_dense_network_and_calibration() -> None:
     assert same.test.difference == pytest.approx(0.15)
 
 
-def test_layers_under_attack_and_under_noise() -> None:
-    recipes = ("standard", "robust", "third")
-    entries = {f"E-{name}": MODELS["E-standard"] | {"of": f"dense-{name}"} for name in recipes}
-    method = {name: {"method": "standard"} for name in recipes}
-    params = settings(models=entries, recipes=method)
-    models = []
-    for name, more in zip(recipes, (0.3, 0.4, 0.5), strict=True):
-        table = layer_table().assign(adv_changed=0.4 + more, noise_changed=0.4)
-        table = table.assign(adv_top=3 + more, noise_top=3.0, clean_top=2.0)
-        for model_name, layers in ((f"dense-{name}", table), (f"E-{name}", layer_table(1 + more))):
-            made = model(model_name, params, {"field": 2}, parameters=1000)
-            models.append(replace(made, layers=layers))
-    run, dense = run_of(models, params), {"model": "dense-standard", "effect": 0.1}
-    inside = claim("input", metric="input_changes", **dense)
-    last = claim("last", metric="last_grows", **dense)
+def test_layers_under_attack_image_by_image() -> None:
+    """Against noise, and where a model has another control against what that one gains."""
+    run, figures = against(2, 2), ("changed", "top", "sigma")
+    tables = [
+        layer_table().assign(**{f"{f}_gain": gain for f in figures}, changed_gain_error=0.1)
+        for gain in (0.1, 0.4)
+    ]
+    tables = [table.assign(top_gain_error=0.3, sigma_gain_error=0.03) for table in tables]
+    pairs = zip(run.models, tables, strict=True)
+    run = replace(run, models=[replace(one, layers=table) for one, table in pairs])
+    inside = claim("input", metric="input_changes", control="E-standard", effect=0.1)
+    last = claim("last", metric="last_grows", control="E-standard", effect=0.1)
     found = outcomes(run, inside, last, claim("sigma", metric="stage_spreads", effect=0.1))
-    values = [one.test.difference for one in found if one.test is not None]
-    assert values == pytest.approx([0.4, 0.2, 0.5])  # 1.4 over 0.9
-    # Values 0.3, 0.4 and 0.5: t = 0.4 / (0.1 / sqrt(3)) of two degrees of freedom.
-    alone = outcomes(run, inside)[0]
-    assert alone.p == pytest.approx(2 * student.sf(0.4 * 3**0.5 / 0.1, 2))
-    assert (alone.outcome, alone.seeds) == (REPRODUCED, 3)
-    assert alone.test is not None and alone.test.detectable < 0.4
-    (few,) = outcomes(replace(run, models=models[:4]), inside)
-    assert few.outcome == NOT_HERE and few.reason.startswith("underpowered: 2 of at least 3")
-    bare = [replace(one, layers=one.layers.iloc[:, :5]) for one in models]
+    tests = [one.test for one in found if one.test is not None]
+    assert [one.difference for one in tests] == pytest.approx([0.4, 0.4, 0.3])
+    assert [one.outcome for one in found] == [REPRODUCED, NOT_HERE, REPRODUCED]
+    assert found[0].p == pytest.approx(2 * 2 * normal.sf(0.4 / 0.1))
+    bare = [replace(one, layers=layer_table()) for one in run.models]
     (unknown,) = outcomes(replace(run, models=bare), inside)
     assert unknown.outcome == NOT_HERE and unknown.reason.startswith("control missing")
+
+
+def test_images_made_on_a_model_and_tried_on_its_dense_network() -> None:
+    run = against(2, 2)
+    dense, own = run.models[0], run.models[0].attack("field")
+    back = {("E-standard", "field"): own.assign(adv_pred=own.label)}
+    run = replace(run, models=[replace(dense, transfers=back), run.models[1]])
+    (found,) = outcomes(run, claim(metric="transfer_back", expect="no higher", margin=0.05))
+    assert found.test is not None and found.test.difference == 38 / N
+    assert found.outcome == REFUTED
 
 
 def test_the_section_shows_every_claim() -> None:

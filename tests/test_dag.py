@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
@@ -38,7 +39,7 @@ def stages() -> dict[str, Any]:
 def every_stage(stages: dict[str, Any]) -> dict[str, Any]:
     """Those of the reinforcement-learning extra as well, where it is there."""
     extra = Repo(str(ROOT)).stage.load_all("rl/dvc.yaml") if (ROOT / "rl/dvc.yaml").exists() else []
-    there = [stage for stage in extra if (ROOT / stage.cmd.split()[1]).is_file()]
+    there = [stage for stage in extra if script_of(stage).is_file()]
     return stages | {stage.addressing: stage for stage in there}
 
 
@@ -80,12 +81,12 @@ def imports_of(file: Path, step: str = "") -> set[str]:
 
 def script_of(stage: Any) -> Path:
     """A stage's script: stages/attack.py of both attack blocks."""
-    return ROOT / stage.cmd.split()[1]
+    return ROOT / stage.cmd.split()[2]
 
 
 def used_by(stage: Any) -> set[str]:
     """All files that a stage's script uses, directly or through others, the script's own too."""
-    scripts, step = [script_of(stage), ROOT / "stages" / "common.py"], stage.cmd.split()[2:3]
+    scripts, step = [script_of(stage), ROOT / "stages" / "common.py"], stage.cmd.split()[3:4]
     opens = stage.addressing.split("@")[0] in OPENS
     todo = set().union(*(imports_of(script, *step) for script in scripts))
     todo |= REBUILT if opens else set()
@@ -153,7 +154,7 @@ def test_stages_are_exactly_what_params_declare(
     expected |= {f"{stage}@{name}" for stage in ("model", "attack") for name in settings.models}
     expected |= {f"{stage}@{r}" for stage in ("train", "attack_dense") for r in settings.recipes}
     expected |= {f"study@{name}" for name in settings.studies}
-    assert set(stages) == expected and len(stages) <= 55
+    assert set(stages) == expected and len(stages) <= 59
     raw = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     assert len(raw["stages"]) <= 10
     assert not any(
@@ -165,7 +166,7 @@ def test_stages_are_exactly_what_params_declare(
     )  # a shell reads commands
     for name, entry in settings.models.items():
         stage = stages[f"model@{name}"]
-        assert stage.cmd.split()[1:] == [f"stages/{entry.do}.py", '"${DVC_STAGE#*@}"']
+        assert stage.cmd.split()[2:] == [f"stages/{entry.do}.py", '"${DVC_STAGE#*@}"']
         parent = f"runs/{settings.profile}/{entry.of}/model.safetensors"
         assert parent in {getattr(dep, "def_path", None) for dep in stage.deps}
 
@@ -184,6 +185,15 @@ def test_each_stage_depends_on_its_own_settings_alone(
         assert "profiles" not in tracked(stage)
         if "prune" in tracked(stage):
             assert name == "summarize"
+
+
+def test_models_are_named_and_the_best_is_the_best() -> None:
+    named = Repo(str(ROOT)).artifacts.read()["dvc.yaml"]
+    assert set(named) == {"dense-standard", "dense-robust", "best"}
+    models = {key: Path(one.path).parent.name for key, one in named.items()}
+    assert all(models[key] == key for key in ("dense-standard", "dense-robust"))
+    results = pd.read_csv(ROOT / "reports" / "digits" / "results.csv", index_col="model")
+    assert results[results.sparsity >= 0.75].robust_accuracy.idxmax() == models["best"]
 
 
 def committed() -> Iterator[Any]:

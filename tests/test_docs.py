@@ -9,12 +9,12 @@ import typer
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
 from advprune.cli.app import app
+from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.pruning import families
-from advprune.report.docs import PUBLISHED, blocks_of, filled
+from advprune.report.docs import FOLDER, PUBLISHED, blocks_of, family_pages, filled, modules
 from advprune.report.docs import README as README_FILE
-from advprune.report.pages import FOLDER, modules, pages_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -63,7 +63,7 @@ def test_figures_of_ours_are_those_of_the_committed_results(page: Path) -> None:
 
 
 def test_pages_of_families_are_those_of_their_docstrings() -> None:
-    made = pages_of()
+    made = family_pages()
     assert {path.stem for path in (ROOT / FOLDER).glob("*.md")} == set(made)
     for name, text in made.items():
         assert (ROOT / FOLDER / f"{name}.md").read_text(encoding="utf-8") == text
@@ -72,7 +72,7 @@ def test_pages_of_families_are_those_of_their_docstrings() -> None:
 def test_every_family_has_a_page_with_claim_formula_and_source() -> None:
     known = {key for keys in modules().values() for key in keys}
     assert known == set(families())
-    for name, text in pages_of().items():
+    for name, text in family_pages().items():
         for heading in ("**Claim (", "**Formula.**", "**Source.**", "## Settings"):
             assert heading in text, (name, heading)
 
@@ -127,5 +127,19 @@ def test_files_of_code_that_are_named_are_there(page: Path) -> None:
 
 
 def test_every_stage_is_described() -> None:
-    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").split("\nartifacts:")[0]
     assert text.count("    desc: ") == text.count("    cmd: ")
+
+
+def test_reference_networks_speak_before_a_report_on_the_same_networks(tmp_path: Path) -> None:
+    """Both are one column; what the reference networks do not answer comes from the report."""
+    for name in ("README.md", "claims.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    first, second = (one.id for one in read_claims(ROOT / "claims.yaml")[:2])
+    both = {"reports": f"{first},refuted\n{second},kept\n", "weights": f"{first},won\n"}
+    for place, rows in both.items():
+        folder = tmp_path / place / "same"
+        folder.mkdir(parents=True)
+        (folder / "claims.csv").write_text(f"id,outcome\n{rows}")
+    page = blocks_of(tmp_path)[PUBLISHED]["claims"]
+    assert "| won" in page and "| kept" in page and "| refuted" not in page

@@ -1,5 +1,6 @@
 """The real pipeline by real DVC on real digits, at a tiny size, in a folder with spaces."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 from workspace import ROOT, TINY, copy_pipeline, run
 
+import common
 from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.models.checkpoint import load_model
 from advprune.report.read import read_run
+from conftest import same_weights
 
 KEYS = {
     *("n", "clean_accuracy", "robust_accuracy", "robust_low", "robust_high", "median_distance"),
@@ -200,12 +203,30 @@ def test_models_are_left_out_and_added_from_the_command_line(pipeline: tuple[Pat
     assert {path.stem for path in (folder / "metrics/digits").iterdir()} == left
 
 
-def test_the_library_example_of_the_readme_runs(pipeline: tuple[Path, str]) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
-    done = run(pipeline[0], "-c", f"import sys; sys.path.insert(0, 'src')\n{example}")
+def test_the_examples_in_python_run(pipeline: tuple[Path, str]) -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "dvc.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    parts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = run(pipeline[0], "-c", "\n".join(["import sys; sys.path.insert(0, 'src')", *parts]))
     assert done.returncode == 0, done.stderr
     assert "'remnant_accuracy':" in done.stdout and "'n': 40" in done.stdout
+    assert "\n0.01\n" in done.stdout  # prune.E, as committed
+    named = load_model(pipeline[0] / "model.safetensors")
+    assert same_weights(
+        named, load_model(pipeline[0] / "runs/digits/dense-standard/model.safetensors")
+    )
+
+
+def test_dvclive_shows_the_history_of_each_training(pipeline: tuple[Path, str]) -> None:
+    pytest.importorskip("dvclive")
+    folder, _ = pipeline
+    for name in ("dense-standard", "BNN-standard", "seed1"):
+        history = json.loads((folder / f"runs/digits/{name}/model.json").read_text())["history"]
+        place = f"dvclive/digits/{name}/plots/metrics/val_accuracy.tsv"
+        table = pd.read_csv(folder / place, sep="\t")
+        assert table.val_accuracy.tolist() == [row["val_accuracy"] for row in history]
+    assert "file://" in dvc(folder, "plots", "show", place)
+    assert "dvclive" not in git(folder, "status", "--porcelain", "-uall")
 
 
 def test_the_closing_table_says_where_the_report_is(pipeline: tuple[Path, str]) -> None:
@@ -219,9 +240,10 @@ def test_the_closing_table_says_where_the_report_is(pipeline: tuple[Path, str]) 
 
 
 def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
-    pipeline: tuple[Path, str],
+    pipeline: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _ = pipeline
+    """In this process, but for one."""
+    monkeypatch.chdir(pipeline[0])
     for words, out in (
         (("attack", "clamp-standard"), "runs/digits/clamp-standard/records.parquet"),
         (("prune", "GAP_layer-standard"), "runs/digits/GAP_layer-standard/model.safetensors"),
@@ -232,8 +254,14 @@ def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
         (("transfer",), "records/digits/transfer.parquet"),
         (("summarize",), "reports/digits/report.html"),
     ):
-        before = (folder / out).read_bytes()
-        (folder / out).unlink()
-        done = run(folder, f"stages/{words[0]}.py", *words[1:])
-        assert done.returncode == 0, done.stderr
-        assert (folder / out).read_bytes() == before, words
+        before = Path(out).read_bytes()
+        Path(out).unlink()
+        if words[0] == "prune":
+            done = run(Path(), f"stages/{words[0]}.py", *words[1:])
+            assert done.returncode == 0, done.stderr
+        else:
+            monkeypatch.setattr("sys.argv", list(words))
+            with pytest.raises(SystemExit) as ended:
+                common.script(getattr(importlib.import_module(words[0]), words[0]))
+            assert ended.value.code == 0
+        assert Path(out).read_bytes() == before, words

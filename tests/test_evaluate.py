@@ -206,6 +206,9 @@ def test_layer_figures_by_hand() -> None:
     assert (last.clean_max, last.adv_max, last.clean_top, last.adv_top) == (2.0, 3.0, 2.0, 3.0)
     assert (last.adv_changed, last.noise_changed) == (1.0, 1.0)
     assert last.noise_relative == pytest.approx(np.sqrt(8 / 4)) and last.noise_mean == 1.0
+    # Image by image 3 and 1 against 0 and 2 under noise: 3 and -1, over the clean mean of 1.
+    assert (last.top_gain, last.top_gain_error) == (1.0, pytest.approx(2.0))
+    assert (last.changed_gain, last.changed_gain_error) == (0.0, 0.0)
     half = where(model, images, torch.stack([images[0], images[1] + 0.04]))  # 0.08 sigma
     assert half.adv_changed.iloc[1] == 0.0 and "noise_mean" not in half
 

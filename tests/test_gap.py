@@ -148,13 +148,6 @@ def test_gap_layer_ranks_each_tensor(precise: nn.Module, data: Data, score: str 
         assert torch.equal(masks[name], first(ranked, int(masks[name].sum()), largest=True))
 
 
-def test_only_the_first_images_are_used(precise: nn.Module, data: Data) -> None:
-    few = Data(data.images[:20], data.labels[:20], TRAIN)
-    one = prune("GAP_global", precise, SETTING | {"images": 20}, data)
-    assert same(one.changed, prune("GAP_global", precise, SETTING, few).changed)
-    assert not same(one.changed, prune("GAP_global", precise, SETTING, data).changed)
-
-
 def replay(model: nn.Module, data: Data, steps: int, seeded: torch.Generator) -> Tensors:
     """The published loop in its own terms: normalized images, `.grad` that nobody clears."""
     mean, std, model.normalize = model.normalize.mean, model.normalize.std, nn.Identity()

@@ -415,6 +415,26 @@ def test_damaged_results_of_either_side_are_refused(
         git("commit", "-q", "--allow-empty", "-am", "as it is")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link"])
+@pytest.mark.parametrize("place", ["reports/digits/results.csv", "metrics/digits/A-standard.json"])
+def test_results_and_metrics_are_plain_files(
+    repository: Path, capsys: pytest.CaptureFixture[str], kind: str, place: str
+) -> None:
+    path = Path(place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else Path("params.yaml").absolute())
+    status, out, err = run(capsys, "--base", "main")
+    assert (
+        status == 2 and out == "" and err == f"error: {place} is no plain file; run `dvc repro`\n"
+    )
+
+
 def test_results_that_the_records_do_not_show_are_red(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -452,12 +472,13 @@ def test_the_workflow_may_do_little_and_its_actions_are_pinned(workflow: dict[st
     assert set(workflow["on"]) == {"pull_request"} and workflow["permissions"] == {}
     jobs = workflow["jobs"]
     assert all(jobs[name]["permissions"] == {"contents": "read"} for name in ("measure", "judge"))
-    assert jobs["comment"]["permissions"] == {"pull-requests": "write"}
-    assert all("uses" not in step for step in jobs["comment"]["steps"])  # and no code at all
+    assert jobs["comment"]["permissions"] == {"contents": "write", "pull-requests": "write"}
+    taken = [step["uses"] for step in jobs["comment"]["steps"] if "uses" in step]
+    assert [one.split("@")[0] for one in taken] == ["actions/download-artifact"]  # and no code
     assert "!cancelled()" in jobs["comment"]["if"]  # a job that is skipped counts as passed
     steps = [step for job in jobs.values() for step in job["steps"]]
     used = [step["uses"] for step in steps if "uses" in step]
-    assert len(used) == 6 and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", u) for u in used)
+    assert len(used) == 8 and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", u) for u in used)
     text, scripts = WORKFLOW.read_text(encoding="utf-8"), [s["run"] for s in steps if "run" in s]
     assert set(re.findall(r"secrets\.(\w+)", text)) == {"GITHUB_TOKEN"}
     assert not any("${{" in script for script in scripts)  # nothing is pasted into shell
@@ -531,6 +552,49 @@ def test_a_forged_row_is_red_whatever_else_is_edited(
     if attack == "forged":
         assert "A-standard fell from 90.0 to 35.0 % robust" in text
         assert "\n     src/advprune/report/gate.py " in text
+
+
+GH = """\
+#!/bin/sh
+echo "$*" >> "$LOG"
+case "$*" in
+*--paginate*) echo 5 ;;
+*/git/blobs*) echo blob ;;
+*/git/trees*) echo tree ;;
+*/git/commits*) echo abc123 ;;
+*PATCH*/git/refs*) exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("figure", [True, False])
+def test_the_comment_shows_the_trade_off_and_is_renewed(
+    workflow: dict[str, Any], tmp_path: Path, figure: bool
+) -> None:
+    """The step itself, with what GitHub's command would answer at the first push of #7."""
+    (tmp_path / "gh").write_text(GH)
+    (tmp_path / "gh").chmod(0o755)
+    if figure:
+        (tmp_path / "tradeoff.png").write_bytes(b"\x89PNG")
+    (step,) = (s for s in workflow["jobs"]["comment"]["steps"] if "COMMENT" in s.get("env", {}))
+    known = {
+        "COMMENT": "<!-- robustness -->\nfine",
+        "NUMBER": "7",
+        "PAGES": "https://x.invalid/a/b",
+    }
+    known |= {"REPOSITORY": "repos/a/b", "ISSUES": "repos/a/b/issues", "LOG": str(tmp_path / "log")}
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-eo", "pipefail", "-c", step["run"]]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | known | path, check=True)
+    *_, last = asked = (tmp_path / "log").read_text().splitlines()
+    assert last == "api --silent --method PATCH repos/a/b/issues/comments/5 -F body=@comment.md"
+    comment = (tmp_path / "comment.md").read_text()
+    shown = "\n![Robust accuracy over compression](https://x.invalid/a/b/raw/abc123/tradeoff.png)\n"
+    assert comment == known["COMMENT"] + "\n" + (shown if figure else "")
+    if figure:
+        assert json.loads((tmp_path / "blob.json").read_text())["content"] == "iVBORw=="
+        assert json.loads((tmp_path / "tree.json").read_text())["tree"][0]["sha"] == "blob"
+        assert "api --silent repos/a/b/git/refs -f ref=refs/robustness/7 -f sha=abc123" in asked
 
 
 # --- what is installed ---------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_recorded_passes_follow_scores_too(network: nn.Module, digits: Pair) -> 
 def test_hydra_is_trained_there(network: nn.Module, digits: Pair) -> None:
     brief = {"method": "pgd", "epochs": 2, "steps": 2}
     setting = {"sparsity": 0.9, "scores": brief, "finetune": brief}
-    data = Data(*digits, TrainSettings(batch=16, eps=0.05, step=0.05), probe=digits)
+    data = Data(*digits, TrainSettings(batch=16, eps=0.05))
     made = prune("HYDRA", network.cuda(), setting, data)
     weight = made.model.get_parameter("linear.weight")
     assert (weight == 0).sum() == int(0.9 * weight.numel())

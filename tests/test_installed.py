@@ -30,7 +30,7 @@ from advprune.defaults import defaults
 GUIDE = (ROOT / "docs" / "installed.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 CODE = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)[0]
-EXTRAS = "dvc torchattacks sklearn timm pyautoattack requests"
+EXTRAS = "dvc torchattacks sklearn timm pyautoattack requests onnx onnxruntime mlxtend dvclive"
 NETWORK = """
 from torch import nn
 

@@ -6,7 +6,6 @@
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -117,21 +116,25 @@ def test_after_any_fault_the_next_run_gives_the_same_bytes(
     assert all("writing" in path.parts for path in left if path.is_file()), left
 
 
-def test_of_two_runs_at_once_one_is_refused(
+def test_of_two_stages_at_once_on_one_checkpoint_folder_one_is_refused(
     unbroken: tuple[dict[str, str], float], tmp_path: Path
 ) -> None:
+    """The first is held where it has begun, so that the second meets it in any case."""
     folder = small(tmp_path / "work")
-    for stage, *name in (("prepare",), ("settings",)):
-        assert run(folder, f"stages/{stage}.py", *name).returncode == 0
-    command = [sys.executable, "stages/train.py", "dense-standard"]
-    both = [
-        subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    said = [process.communicate()[1].decode() for process in both]
-    codes = sorted(process.returncode for process in both)
-    assert codes in ([0, 2], [0, 0])  # one may have ended before the other began
-    assert codes == [0, 0] or any("another process is at the same work" in text for text in said)
+    for stage in ("prepare", "settings"):
+        assert run(folder, f"stages/{stage}.py").returncode == 0
+    train = ("stages/train.py", "dense-standard")
+    first = subprocess.Popen([sys.executable, *train], cwd=folder, env=environment())
+    while not list((folder / "checkpoints").glob("*.lock")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.2)  # between making the file and locking it
+    first.send_signal(signal.SIGSTOP)
+    second = run(folder, *train)
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2
+    assert "another process is at the same work" in second.stderr.splitlines()[-1]
+    assert first.wait(timeout=120) == 0
     place = "runs/digits/dense-standard/model.safetensors"
     assert sha256_of(folder / place) == unbroken[0][place]
-    shutil.rmtree(folder)
+    assert not list((folder / "checkpoints").glob("*.lock"))

@@ -243,11 +243,11 @@ def test_the_verdict_names_the_checks_that_speak_against_a_model() -> None:
 def test_the_verdict_says_how_often_it_is_wrong(tmp_path: Path) -> None:
     assert calibration(tmp_path / CALIBRATION) == ""  # not measured here
     path = tmp_path / CALIBRATION.name
-    rates = {"false_pass": Rate(0, 16), "false_alarm": Rate(1, 16)}
-    found = {name: {"hits": r.hits, "n": r.n} | r.columns("rate") for name, r in rates.items()}
+    rates = {"pass": Rate(2, 16), "number": Rate(0, 16), "alarm": Rate(1, 16)}
+    found = {f"false_{k}": {"hits": r.hits, "n": r.n} | r.columns("rate") for k, r in rates.items()}
     path.write_text(json.dumps(found), encoding="utf-8")
     text = calibration(path)
-    assert "0 of 16 (0.0–19.4 %)" in text and "1 of 16 (1.1–28.3 %)" in text
+    assert "2 of 16" in text and "0 of 16 (0.0–19.4 %)" in text and "1 of 16 (1.1–28.3 %)" in text
 
 
 def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer() -> None:

@@ -1,6 +1,7 @@
 """Sections on studies: masks, SAP's protocol, seeds, bit flips."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from handmade import EPS, N, first, model, records, run_of, settings
 from test_sections import check_charts, mcnemar
 
-from advprune.core.params import CARRIED
+from advprune.core.claims import Claim
+from advprune.core.params import FROM_DENSE
 from advprune.evaluate.crossed import compare_means, mean
 from advprune.evaluate.faults import START, pairs_of
+from advprune.report.claims import judged
 from advprune.report.points import by_family, points
 from advprune.report.run import Run
 from advprune.report.sections import bitflips, masks, protocol, seeds
@@ -24,7 +27,9 @@ TUNED = {"finetune": {"epochs": 6}}
 def compressed(family: str, order: int, clean: int, white: int, there: int) -> pd.DataFrame:
     """A point of the study: how many images are right clean, white-box and from dense."""
     tables = [records("field", first(white), clean)]
-    tables += [records(CARRIED + attack, first(there), clean) for attack in ("field", "momentum")]
+    tables += [
+        records(FROM_DENSE + attack, first(there), clean) for attack in ("field", "momentum")
+    ]
     whole = pd.concat(tables, ignore_index=True)
     return whole.assign(family=family, order=order, prune_ratio=0.5, sparsity=0.5, value="")
 
@@ -138,6 +143,20 @@ def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
     check_charts(sap, "protocol")
 
 
+def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap: Run) -> None:
+    """The iterative attack leaves S100 as much as dense, but where it leaves it all that one step
+    breaks, it is the attack that has failed."""
+    own = {"metric": "attacked", "study": "protocol", "model": "S100", "control": "dense"}
+    own |= {"eps": "eps", "expect": "no higher", "margin": 0.5, "attack": "iterative"}
+    entry = {"id": "c", "paper": "P", "source": "S", "where": "W", "claim": "C", "run": "r"}
+    claim = Claim.model_validate(entry | own | {"regime": {"published": "p", "data": ["digits"]}})
+    assert judged(replace(sap, claims=(claim,)))[0].outcome == "reproduced"
+    rows = sap.studies["sap"].copy()
+    rows.loc[rows.attack == "iterative", "adv_pred"] = rows.label
+    (found,) = judged(replace(sap, studies={"sap": rows}, claims=(claim,)))
+    assert found.reason == "iterative does less harm than FGSM"
+
+
 # --- seeds ---------------------------------------------------------------------------------------
 
 
@@ -183,8 +202,8 @@ def test_a_point_is_a_mean_over_seeds_and_images() -> None:
     assert (row.area_difference_low, row.area_difference_high) == found.interval_at(0.05 / 2)
     assert row.outcome == "lower" and row.area_difference_high < 0 < row.detectable
     difference, pair = compare_means(hits(10, 14, 18), hits(10, 11, 12)), pairs_in(run).iloc[0]
-    assert pair.robust_difference == pytest.approx(3 / N) == difference.difference
-    assert (pair.robust_difference_low, pair.robust_difference_high) == difference.interval
+    assert pair.difference == pytest.approx(3 / N) == difference.difference
+    assert (pair.difference_low, pair.difference_high) == difference.interval
     assert pair.detectable == difference.detectable
 
 

@@ -27,7 +27,6 @@ from advprune.pruning.ticket_search import (
     prunable_weights,
 )
 from advprune.pruning.tickets import Ticket, at_initialization
-from advprune.training.accuracy import accuracy
 from conftest import make_network, same_weights
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -259,19 +258,6 @@ def test_tickets_are_trained_on_the_same_batches(
     for family in ("random_ticket", "magnitude_ticket", "AWT"):
         prune(family, tiny(), setting(family, ONE_EPOCH), data, seed=4)
     assert len(set(seeds)) == 1 and len(seeds) == 3
-
-
-def test_the_probe_is_for_the_history_alone(digits: Pair, data: Data) -> None:
-    how = "random_ticket", tiny(), setting("", {"method": "pgd", "epochs": 2, "steps": 1})
-    watched = replace(data, probe=(digits[0][32:], digits[1][32:]))
-    plain, probed = prune(*how, data), prune(*how, watched)
-    assert same(plain, probed)
-    assert not any("probe_clean" in row for row in plain.notes["finetune"])
-    reached = accuracy(probed.model, *watched.probe)
-    assert probed.notes["finetune"][-1]["probe_clean"] == pytest.approx(reached, abs=1e-4)
-    harmless = replace(watched, train=TRAIN.model_copy(update={"eps": 0.0}))
-    rows = prune(*how, harmless).notes["finetune"]
-    assert all(row["probe_robust"] == row["probe_clean"] for row in rows) and len(rows) == 2
 
 
 def test_a_search_that_diverges_is_refused(data: Data) -> None:

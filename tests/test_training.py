@@ -28,7 +28,7 @@ from advprune.training.augment import augment
 from advprune.training.base import load_or_train
 from advprune.training.inputs import Inputs
 from advprune.training.standard import Trainer
-from conftest import Linear, make_network
+from conftest import Linear, make_network, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Weights = dict[str, torch.Tensor]
@@ -37,31 +37,14 @@ SETTINGS = TrainSettings(epochs=4, batch=16, lr=0.05, label_smoothing=0.1, crop=
 ATTACKING = ["pgd", "trades", "mixed"]
 
 
-class Killed(Exception):
-    """Stands for a kill between two epochs."""
-
-
 def trainer(
-    pair: Pair,
-    state: Path,
-    stop_after: int | None = None,
-    recipe: dict[str, Any] | None = None,
-    seen: list[Weights] | None = None,
-    **changes: object,
+    pair: Pair, state: Path, recipe: dict[str, Any] | None = None, **changes: object
 ) -> Trainer:
-    """A trainer on the digits, which may be killed after an epoch; `seen` gets each epoch's
-    weights."""
+    """A trainer on the digits."""
     images = (pair[0] * 255).round().to(torch.uint8)
-    model, data = make_network(pair[0]), (images, pair[1])
-
-    def after(epoch: int) -> None:
-        if seen is not None:
-            seen.append(state_of(model))
-        if epoch + 1 == stop_after:
-            raise Killed
-
-    settings, chosen = SETTINGS.model_copy(update=changes), RecipeSettings(**recipe or {})
-    return Trainer(model, data, data, settings, chosen, 0, state, after)
+    data, settings = (images, pair[1]), SETTINGS.model_copy(update=changes)
+    chosen = RecipeSettings(**recipe or {})
+    return Trainer(make_network(pair[0]), data, data, settings, chosen, 0, state)
 
 
 def state_of(model: nn.Module) -> Weights:
@@ -70,12 +53,6 @@ def state_of(model: nn.Module) -> Weights:
 
 def same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def script(monkeypatch: pytest.MonkeyPatch, name: str, values: list[Any]) -> None:
-    """Let the trainer's measurement `name` give these values, one a call."""
-    given = iter(values)
-    monkeypatch.setattr(Trainer, name, lambda *_: next(given))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +68,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
 ) -> None:
     unbroken = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     history = unbroken.run()
-    with pytest.raises(Killed):
-        trainer(digits, tmp_path / "b.pt", stop_after=2, recipe=recipe).run()
+    with stored(kill_after=2):
+        trainer(digits, tmp_path / "b.pt", recipe=recipe).run()
     resumed = trainer(digits, tmp_path / "b.pt", recipe=recipe)
     assert resumed.run() == history and len(history) == 4
     assert same(state_of(unbroken.model), state_of(resumed.model))
@@ -237,9 +214,15 @@ def test_the_epoch_of_highest_robust_accuracy_is_kept(
     digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Weights] = []
-    script(monkeypatch, "_robust_accuracy", [0.2, 0.5, 0.5, 0.1, 0.4])
+    given = iter([0.2, 0.5, 0.5, 0.1, 0.4])
+
+    def measured(self: Trainer, model: nn.Module, *_: Any) -> float:
+        seen.append(state_of(model))
+        return next(given)
+
+    monkeypatch.setattr(Trainer, "_robust_accuracy", measured)
     recipe = {"method": "pgd", "steps": 1, "epochs": 5}  # the profile's epochs are 4
-    run = trainer(digits, tmp_path / "a.pt", recipe=recipe, seen=seen)
+    run = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     history = run.run()
     assert [row["val_robust_accuracy"] for row in history] == [0.2, 0.5, 0.5, 0.1, 0.4]
     assert same(state_of(run.model), seen[2]) and not same(seen[2], seen[4])

@@ -9,7 +9,7 @@ networks that are not part of a pipeline become a `Run`, which is what reports a
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,12 +22,16 @@ from torch import nn
 from advprune.core.device import device_of
 from advprune.core.errors import InputError
 from advprune.core.files import atomic, write_json
-from advprune.core.params import Params
+from advprune.core.params import Params, StudyEntry
+from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.core.settings import parse_fraction
 from advprune.data import Split, to_float
 from advprune.data.split import sha256_of
 from advprune.defaults import defaults
+from advprune.evaluate.corruptions import KINDS
+from advprune.evaluate.craft import Work
+from advprune.evaluate.deployed import agreement
 from advprune.evaluate.exchange import received
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, median_distance
@@ -35,9 +39,11 @@ from advprune.evaluate.suite import Suite
 from advprune.evaluate.verdict import Verdict
 from advprune.models.border import check_images, check_model, refuse
 from advprune.models.card import card_of
+from advprune.models.target import Answer, Target, target_of
 from advprune.report.formats import spell
 from advprune.report.results import results
 from advprune.report.run import Model, Run
+from advprune.studies.corruptions import corrupted
 
 DENSE, MODEL = "dense", "model"  # the names in a run of one or two networks
 AGAINST_DENSE = ("transfer_", "against_dense", "p_against", "robust_d", "distance_", "p_distance")
@@ -131,21 +137,28 @@ class Benchmark:
 
 
 def benchmark(
-    model: nn.Module,
+    model: nn.Module | Answer,
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
     eps: float | str = 8 / 255,
     norm: str = "Linf",
     dense: nn.Module | None = None,
+    twin: nn.Module | None = None,
+    queries: int | None = None,
     seed: int = 0,
 ) -> Benchmark:
     """Attack a network by the suite for its kind, curves and probes, as `advprune evaluate` does.
 
     model: images `[N, C, H, W]` in [0, 1] to logits `[N, K]`; normalization belongs inside. It
-    stays on its device and as it is. images: uint8, or floats in [0, 1], which are rounded to 8
-    bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03 or "8/255". norm: Linf or L2.
+    stays on its device and as it is. Or any function of such images that gives scores or labels
+    `[N]`, such as a deployed file in its runtime (docs/deployed.md). images: uint8, or floats in
+    [0, 1], which are rounded to 8 bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03
+    or "8/255". norm: Linf or L2.
     dense: the network that `model` was compressed from; adds transfer and paired comparisons.
+    twin: of a function, a network with the same answers and with gradients, which are followed in
+    its place; by default `dense`. queries: how often a search without gradients may ask about an
+    image.
     InputError where one of these makes no sense.
     """
     who = "benchmark"
@@ -155,6 +168,10 @@ def benchmark(
     refuse(who, {"there are no images": not len(images)})
     pixels = (images * 255).round().to(torch.uint8).cpu()
     images, labels = to_float(pixels), labels.cpu()
+    if twin is not None:
+        twin = check_model(f"{who}: twin", twin, images, labels)
+    if not isinstance(model, nn.Module) and callable(model):
+        model = target_of(model, images, int(labels.max()) + 1)
     networks = [check_model(who, one, images, labels) for one in (dense, model) if one is not None]
     with torch.no_grad():
         counts = {one(images[:1].to(device_of(one))).shape[1] for one in networks}
@@ -167,13 +184,22 @@ def benchmark(
     except (TypeError, ValueError) as error:
         raise InputError(f"{who}: eps is a number or a fraction such as 8/255") from error
     with TemporaryDirectory() as place:
-        return measured(subjects, split, defaults(budget, norm, split.shape, seed), Path(place))
+        settings = defaults(budget, norm, split.shape, seed, queries)
+        beside = None if twin is None else Subject(twin, {})
+        return measured(subjects, split, settings, Path(place), beside)
 
 
-def measured(subjects: Sequence[Subject], split: Split, params: Params, place: Path) -> Benchmark:
+def measured(
+    subjects: Sequence[Subject],
+    split: Split,
+    params: Params,
+    place: Path,
+    twin: Subject | None = None,
+) -> Benchmark:
     """One network, or a dense network and then a compressed one, through the suite of the settings.
 
-    place: where finished attacks are kept until all are.
+    place: where finished attacks are kept until all are. twin: whose gradients are followed in the
+    place of a target's, if not those of the dense network.
     """
     profile, main, images = params.active(), params.attack.main, to_float(split.images)
     facts = profile.model_dump(include={"data", "attacks", "suite", "curves", "batch"})
@@ -184,17 +210,41 @@ def measured(subjects: Sequence[Subject], split: Split, params: Params, place: P
     parent: nn.Module | None = None
     sent: dict[tuple[str, str], Any] = {}  # images made on the first, for the second
     for name, subject in zip(names, subjects, strict=True):
+        network, card, above = subject.network, subject.card, parent
         files = [file for one in subjects[: len(models) + 1] for file in one.files]
+        if isinstance(network, Target) and (source := twin.network if twin else parent) is not None:
+            network, files = network.following(source), files + (twin.files if twin else [])
+            card = card | {"twin_agreement": round(agreement(network, images), 4)}
+            above = None if source is parent else parent
         parts = Parts(place, name, facts | {"known": subject.known}, files=files)
-        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, parent)
-        records, adv = suite.attack(name, subject.network)
+        suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, above)
+        records, adv = suite.attack(name, network)
         tables = {
-            key: received(subject.network, images, split.labels, {key: crafted}, suite.work)
+            key: received(network, images, split.labels, {key: crafted}, suite.work)
             for key, crafted in sent.items()
         }
-        made = subject.card, records, pd.DataFrame(), tables
+        made = card, records, pd.DataFrame(), tables
         family = "given" if models else "dense"
         models.append(Model(name, family, names[0], names[0], "given", *made))
-        parent, sent = subject.network, {(names[0], main): adv[main]}
+        parent, sent = network, {(names[0], main): adv[main]}
     about = split.source, list(split.classes), split.images.numpy()
     return Benchmark(Run(params, models, {}, {}, *about, folder=place))
+
+
+def with_corruptions(found: Benchmark, subjects: Sequence[Subject], split: Split) -> Benchmark:
+    """The same with records of common corruptions of the same images; its page shows them. The
+    robust accuracy and the verdict know nothing of them."""
+    run, records, entries = found.run, {}, {}
+    work = Work(run.params.seed, run.profile.batch, run.params.attack.score_draws)
+    jobs = [(m, one, kind) for m, one in zip(run.models, subjects, strict=True) for kind in KINDS]
+    tables: dict[str, list[pd.DataFrame]] = {}
+    with progress("corruptions", len(jobs)) as advance:
+        for model, subject, kind in jobs:
+            table = corrupted(subject.network, split.images, split.labels, work, kind)
+            tables.setdefault(model.name, []).append(table)
+            advance(1)
+    for name, parts in tables.items():
+        records[f"corruptions-{name}"] = pd.concat(parts, ignore_index=True)
+        entries[f"corruptions-{name}"] = StudyEntry(study="corruptions", of=name)
+    params = run.params.model_copy(update={"studies": entries})
+    return Benchmark(replace(run, params=params, studies=records))

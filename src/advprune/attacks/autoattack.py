@@ -130,7 +130,7 @@ class AutoAttackSettings(Attack):
         return 1 + 2 * min(TARGETS, classes - 1)
 
 
-@method("autoattack", AutoAttackSettings)
+@method("autoattack", AutoAttackSettings, searches=("square",))
 def _autoattack(
     model: nn.Module,
     images: torch.Tensor,

@@ -16,6 +16,7 @@ fresh ones.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -39,7 +40,10 @@ CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: abov
 LENGTHS = (1.0, 1.01, 1.03, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
 FAR = (5.0, 10.0, 30.0)  # more of them for a random model, whose radius may rest on luck
 SURE_DRAWS = 20  # the fewest that decide a length for a model that draws at random
-MOMENTUM, MEMORY = 0.75, 0.5  # of a random model's gradients and logits, from step to step
+# The search on a random model: its rate and step beside the usual ones, how much of the last
+# gradients and logits remains from step to step, and after which part of the steps the changes are
+# averaged. Chosen on validation images of the digits (bench/random_distance.py).
+RATE, STEP, MOMENTUM, MEMORY, LATE = 2.0, 0.7, 0.75, 0.5, 0.7
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class MinimumNormSettings(Options):
     hundredth by a cosine. rate: by which part the ball grows or shrinks in the first step; it falls
     to a fiftieth likewise. restarts: after the first search, which begins at the clean image, the
     others begin at random points of the ball found so far and can only improve it; a random model
-    has one search of `steps * restarts` steps, 0.7 times as long, at twice the rate. halvings: of
-    the way to the perturbation found, at the end. progress: of `N * steps * restarts`.
+    has one search of `steps * restarts` steps. halvings: of the way to the perturbation found, at
+    the end. progress: of `N * steps * restarts`.
     """
 
     steps: int = 100
@@ -148,9 +152,7 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
     current, steps = start.contiguous(memory_format=torch.channels_last), s.steps * s.restarts
     radius, ever = _size(current - clean, s.norm), torch.zeros_like(labels, dtype=torch.bool)
     slope, late, recent = torch.zeros_like(clean), torch.zeros_like(clean), at.logits(current)
-    for index in range(steps):
-        fade = (1 + math.cos(math.pi * index / steps)) / 2  # as in `_descend`
-        rate, step = 2 * s.rate * (0.02 + 0.98 * fade), 0.7 * s.step * (0.01 + 0.99 * fade)
+    for index, (rate, step) in enumerate(_schedule(s, steps)):
         rival = recent.scatter(1, labels[:, None], -torch.inf).argmax(1)
         gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), _lead)
         s.progress(len(clean))
@@ -159,12 +161,11 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
         slope = MOMENTUM * slope + (1 - MOMENTUM) * gradient / scale
         fooled = margin(logits, labels) > 0
         ever |= fooled
-        outward = torch.where(ever, radius * (1 + rate), 1.1 * radius + 0.01)
-        radius = torch.where(fooled, radius * (1 - rate), outward)
-        current = project(
-            ascend(current, slope, step * wide(radius), s.norm), clean, wide(radius), s.norm
-        )
-        late += (current - clean) * (index >= 0.7 * steps)
+        outward = torch.where(ever, radius * (1 + RATE * rate), 1.1 * radius + 0.01)
+        radius = torch.where(fooled, radius * (1 - RATE * rate), outward)
+        moved = ascend(current, slope, STEP * step * wide(radius), s.norm)
+        current = project(moved, clean, wide(radius), s.norm)
+        late += (current - clean) * (index >= LATE * steps)
     best, reached = clean, torch.full_like(radius, -torch.inf)
     for change in (*tried, current - clean, late):
         scaled = change * wide(radius / _size(change, s.norm).clamp_min(1e-12))
@@ -172,6 +173,13 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
         now = margin(_mean(at, points), labels)
         best, reached = torch.where(wide(now > reached), points, best), now.maximum(reached)
     return best, _size(best - clean, s.norm)
+
+
+def _schedule(s: MinimumNormSettings, steps: int) -> Iterator[tuple[float, float]]:
+    """How much the radius changes in each step, and how long the step is, in radii."""
+    for index in range(steps):
+        fade = (1 + math.cos(math.pi * index / steps)) / 2  # 1 at first, 0 in the end
+        yield s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)
 
 
 def _lead(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
@@ -197,9 +205,7 @@ def _descend(
     best, nearest = known or (clean, clean.new_full((len(clean),), torch.inf))
     current = (clean if start is None else start).contiguous(memory_format=torch.channels_last)
     radius = _size(current - clean, s.norm)
-    for index in range(s.steps):
-        fade = (1 + math.cos(math.pi * index / s.steps)) / 2  # 1 at first, 0 in the end
-        rate, step = s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)
+    for rate, step in _schedule(s, s.steps):
         gradient, logits = at.gradient(current, labels, margin)
         s.progress(len(clean))
         gap, size = margin(logits, labels), _size(current - clean, s.norm)

@@ -38,7 +38,7 @@ class NESSettings(Attack):
     draws: int = Field(default=1, ge=1, le=10000)
 
 
-@method("nes", NESSettings, differentiates=False)
+@method("nes", NESSettings, gradients=False)
 def nes(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: NESSettings, how: Context
 ) -> torch.Tensor:

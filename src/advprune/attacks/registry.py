@@ -1,7 +1,9 @@
 """The seam that every attack of a suite fits: a registry, typed settings, and how it is run."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import nn
@@ -41,27 +43,39 @@ class Context:
 
 @dataclass(frozen=True)
 class Method:
-    """An attack: its class of settings, its function, and whether it follows gradients."""
+    """An attack: its class of settings, its function, and what of it follows the model's gradients.
+
+    gradients: whether it does; of a package of attacks, the classes that do. searches: those of its
+    parts (keys of its breakdown) that ask for answers alone.
+    """
 
     settings: type[Attack]
     function: Function
-    differentiates: bool
+    gradients: bool | Collection[str]
+    searches: Collection[str]
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether it takes gradients of the model."""
+        return bool(self.gradients)
 
 
 _REGISTRY: dict[str, Method] = {}
 
 
 def method(
-    name: str, settings: type[Attack], differentiates: bool = True
+    name: str,
+    settings: type[Attack],
+    gradients: bool | Collection[str] = True,
+    searches: Collection[str] = (),
 ) -> Callable[[Function], Function]:
-    """Register an attack under its `method` in params.yaml.
+    """Register an attack under its `method` in params.yaml; gradients, searches: see `Method`.
 
     Its function returns float images in [0, 1]; what uses it rounds them to 8 bits in the budget.
-    differentiates: whether it follows the model's gradients.
     """
 
     def register(function: Function) -> Function:
-        _REGISTRY[name] = Method(settings, function, differentiates)
+        _REGISTRY[name] = Method(settings, function, gradients, searches)
         return function
 
     return register
@@ -75,9 +89,27 @@ def method_of(setting: Attack, place: str = "attack") -> Method:
     return _REGISTRY[setting.method]
 
 
-def differentiates(name: str) -> bool:
-    """Whether the attack of that method follows a gradient; False where there is none."""
-    return name in _REGISTRY and _REGISTRY[name].differentiates
+@cache
+def follows_gradient(recorded: str, breakdown: str = "") -> bool:
+    """Whether an attack follows the model's gradient and nothing else, by its columns in records
+    (method and breakdown); False of an unknown one."""
+    name, _, kind = recorded.partition(".")
+    if (known := _REGISTRY.get(name)) is None:
+        return False
+    follows = known.gradients if isinstance(known.gradients, bool) else kind in known.gradients
+    parts = json.loads(breakdown or "{}")
+    return follows and not (known.searches and (not parts or set(parts) & set(known.searches)))
+
+
+@cache
+def broken_by_search(recorded: str, breakdown: str) -> int | None:
+    """How many images the parts of an attack broke that ask for answers alone, by its breakdown
+    (how many are right after each part); None of an attack that has no such parts."""
+    known, left = _REGISTRY.get(recorded), json.loads(breakdown or "{}")
+    if known is None or not known.searches:
+        return None
+    before = dict(zip(list(left)[1:], left.values(), strict=False))
+    return sum(before[part] - left[part] for part in known.searches if part in before)
 
 
 def typed(name: str, setting: Attack) -> Attack:

@@ -85,7 +85,7 @@ class SquareSettings(Attack):
         return self.queries
 
 
-@method("square", SquareSettings, differentiates=False)
+@method("square", SquareSettings, gradients=False)
 def _square(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: SquareSettings, how: Context
 ) -> torch.Tensor:

@@ -37,7 +37,7 @@ class StudentSettings(Attack):
     draws: int = Field(default=10, ge=1, le=10000)
 
 
-@method("student", StudentSettings, differentiates=False)
+@method("student", StudentSettings, gradients=False)
 def student(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: StudentSettings, how: Context
 ) -> torch.Tensor:

@@ -71,7 +71,7 @@ class ZooSettings(Attack):
         return values
 
 
-@method("torchattacks", ZooSettings)
+@method("torchattacks", ZooSettings, gradients=FOLLOW_GRADIENT)
 def zoo(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: ZooSettings, how: Context
 ) -> torch.Tensor:

@@ -12,6 +12,7 @@ from advprune.cli.init import init
 from advprune.cli.leaderboard import leaderboard
 from advprune.cli.prune import prune
 from advprune.cli.report import report
+from advprune.cli.time import time
 from advprune.core.ending import ended
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (audit, evaluate, init, prune, export, report, leaderboard, gate):
+for command in (audit, evaluate, init, prune, export, report, leaderboard, time, gate):
     app.command()(command)
 
 

@@ -1,7 +1,7 @@
 """`advprune evaluate`: one network through the attacks, with a verdict."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advprune.cli.findings import print_beside, print_corruptions, print_found, read_metrics
 from advprune.cli.options import CheckpointArgument, Network, ProfileOption, checkpoint_file, told
 from advprune.core.errors import UserError
 from advprune.core.settings import parse_fraction
@@ -17,10 +18,7 @@ from advprune.core.settings import parse_fraction
 if TYPE_CHECKING:
     from advprune.benchmarking import Benchmark, Subject
     from advprune.cli.repository import Repository
-    from advprune.report.run import Model, Run
-
-BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
-MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
+    from advprune.data import Split
 
 
 @told(Network)
@@ -51,6 +49,14 @@ def evaluate(
             "default the sub-folders' in alphabetical order."
         ),
     ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often a search without gradients may ask about a picture of --data "
+            "[default: 300 by Square, 1000 by HopSkipJump]",
+        ),
+    ] = None,
     profile: ProfileOption = None,
     dense: Annotated[
         Path | None,
@@ -60,6 +66,13 @@ def evaluate(
             metavar="CHECKPOINT",
         ),
     ] = None,
+    twin: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an .onnx file: the checkpoint with the same answers, whose gradients are "
+            "followed in its place. By default --dense."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
@@ -67,6 +80,16 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option(help="The report, as one HTML file to be written.")
     ] = None,
+    corruptions: Annotated[
+        bool,
+        typer.Option(
+            "--corruptions", help="Also on noise, blur, contrast, JPEG, …, at 5 severities."
+        ),
+    ] = False,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Also measure latency on this machine, at batch 1 and 64."),
+    ] = False,
     beside: Annotated[
         Path | None,
         typer.Option(
@@ -84,17 +107,17 @@ def evaluate(
 
     Anywhere: `advprune evaluate net.pt --data pictures/ --eps 8/255 --page net.html`. In a
     repository, without --data: the images and attacks of the profile, with numbers equal to the
-    pipeline's.
+    pipeline's. A deployed file: `advprune evaluate net.onnx --dense net.pt`, see docs/deployed.md.
 
     Writes nothing without --out or --page; with --out, a killed evaluation resumes where it
     stopped.
 
     Exit status: 0 for any verdict, 2 if there is none.
     """
-    from advprune.benchmarking import measured
+    from advprune.benchmarking import measured, with_corruptions
     from advprune.cli.repository import Pictures, Repository
 
-    options = {"eps": eps, "norm": norm, "images": images, "names": names}
+    options = {"eps": eps, "norm": norm, "images": images, "names": names, "queries": queries}
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     recorded = None if beside is None else read_metrics(beside)
     if data is None:
@@ -109,18 +132,31 @@ def evaluate(
             given["eps"] = budget_of(eps)
         place = Pictures(known, data=data, **given)
     files = [checkpoint] if dense is None else [dense, checkpoint]
+    for option, path in (("dense", dense), ("twin", twin)):
+        if path is not None and path.suffix in LOADERS:
+            raise UserError(f"--{option} {path} has no gradients; give the network's checkpoint")
+    if twin is not None and checkpoint.suffix not in LOADERS:
+        raise UserError(f"--twin goes with an .onnx file, which has no gradients; {checkpoint} has")
     subjects = [loader(path)(place, path, known) for path in files]
+    beside_it = None if twin is None else read_checkpoint(place, twin, known)
     # Finished attacks are kept below `out` until all are done.
     with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
-        found = measured(subjects, place.split("test"), place.params, Path(parts))
-        _print(found, checkpoint)
+        found = measured(subjects, place.split("test"), place.params, Path(parts), beside_it)
+        print_found(found, checkpoint)
+        if corruptions:
+            found = with_corruptions(found, subjects, place.split("test"))
+            print_corruptions(found)
+        if time:
+            _time(found, subjects, place.split("test"))
         if recorded is not None:
-            _print_beside(found.metrics, recorded)
+            print_beside(found.metrics, recorded)
         if page is not None:
             found.page(page, " against ".join(one.name for one in reversed(files)))
             print(f"report: {page}")
         if out is not None:
             found.write(out)
+            for name, table in found.run.studies.items():
+                table.to_parquet(out / f"{name}.parquet", index=False)
     if out is not None:
         shutil.rmtree(out / "unfinished", ignore_errors=True)
 
@@ -161,7 +197,24 @@ def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject
     return Subject(network.to(setup()), card, files, asdict(known))
 
 
-LOADERS: dict[str, Loader] = {}
+def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
+    """A deployed file, which is only asked."""
+    from advprune.benchmarking import Subject
+    from advprune.data import to_float
+    from advprune.models.card import card_of
+    from advprune.models.onnx_file import OnnxFile, weight_facts
+    from advprune.models.target import target_of
+
+    split = place.split("test")
+    target = target_of(OnnxFile(path, split.shape), to_float(split.images), len(split.classes))
+    if target.classes != len(split.classes):
+        has = place.has(len(split.classes))
+        raise UserError(f"{path} is a network of {target.classes} classes, but {has}")
+    card = card_of(path, target, card_beside(path)) | weight_facts(path)
+    return Subject(target, card, [path], asdict(known))
+
+
+LOADERS: dict[str, Loader] = {".onnx": read_onnx}
 
 
 def card_beside(path: Path) -> dict[str, Any]:
@@ -178,75 +231,20 @@ def card_beside(path: Path) -> dict[str, Any]:
     return NO_FACTS | {"prune_ratio": None}
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The rates to compare from a metrics file, or those published under that name, and their
-    source; UserError where there are none."""
-    from advprune.core.files import read_json
-    from advprune.report.benchmarks import figures
+def _time(found: "Benchmark", subjects: "Sequence[Subject]", split: "Split") -> None:
+    """Time the networks, print the table, and leave it where the page looks for it."""
+    from advprune.cli.tables import show_frame
+    from advprune.cli.time import BATCH
+    from advprune.data import to_float
+    from advprune.evaluate.timing import timings
+    from advprune.report.sections.speed import TIMINGS
 
-    if (published := figures().get(str(path))) is not None:
-        return published
-    if not path.exists():
-        raise UserError(f"{path} is no file, and none of {', '.join(figures())}")
-    found = read_json(path)
-    try:
-        return {key: float(found[key]) for key in ("n", *BESIDE)} | {"source": str(path)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
-
-
-def _print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
-    """Rates of this evaluation and of the file, and by how many images they differ."""
-    from advprune.cli.tables import one_line, show
-    from advprune.report.formats import percent
-
-    n, rows = found["n"], []
-    for key, words in BESIDE.items():
-        images = f"{round(n * (found[key] - recorded[key])):+d}"
-        rates = percent(found[key]), percent(recorded[key])
-        rows.append([words, *rates, images if recorded["n"] == n else "other images"])
+    run = found.run
+    pairs = zip(run.models, subjects, strict=True)
+    models = {model.name: (one.network, one.card) for model, one in pairs}
+    table = timings(models, to_float(split.images), BATCH)
+    place = run.folder / TIMINGS
+    place.mkdir(parents=True, exist_ok=True)
+    table.to_csv(place / f"{run.params.profile}.csv", index=False)
     print()
-    show((f"n = {n}, and beside it {recorded['n']:.0f}", "here %", "there %", "images"), rows)
-    print(f"beside: {one_line(recorded['source'])}")
-
-
-def _print(found: "Benchmark", checkpoint: Path) -> None:
-    """Rates, attacks and verdict of the last network, for a terminal."""
-    from advprune.cli.tables import one_line, show
-    from advprune.report.formats import budget, p_text
-
-    run, metrics, verdict = found.run, found.metrics, found.verdict
-    main = run.main_attack
-    eps = budget(main.eps) if main.norm == "Linf" else f"{main.eps:g}"
-    print(f"{one_line(str(checkpoint))}: {metrics['n']} images of {one_line(run.source)}")
-    print(f"robust: the worst case over the suite within {main.norm} eps {eps}\n")
-    rows = list(_rates(run, run.models[-1]))
-    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), rows)
-    if len(run.models) > 1:
-        against, p = metrics["against_dense"], p_text(metrics["p_against_dense"])
-        print(f"against the dense network: {against} ({p})")
-    print(f"verdict: {verdict.level}\n")
-    rows = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
-    show(("check", "figure", ""), rows, left=3)
-
-
-def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
-    """Clean accuracy, accuracy under each attack of the suite, and robust accuracy."""
-    from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-    from advprune.report.formats import interval
-
-    def row(name: str, rate: Any, *passes: str) -> list[str]:
-        return [name, interval(rate.value, *rate.interval), str(rate.n), *passes]
-
-    def costs(records: Any) -> list[str]:
-        return [f"{float(records[kind].mean()):,.0f}" for kind in ("gradients", "forwards")]
-
-    yield row("clean", clean_accuracy(model.attack(run.main)), "", "")
-    for name in run.attack_names(model):
-        if len(records := model.attack(name)):
-            yield row(name, remnant_accuracy(records), *costs(records))
-    if len(run.models) > 1:
-        transferred = remnant_accuracy(model.transferred(run.main))
-        yield row(f"{run.main}, on the dense", transferred, "", "")
-    robust = run.robust(model)
-    yield row("robust", remnant_accuracy(robust), *costs(robust))
+    show_frame(table)

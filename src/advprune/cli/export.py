@@ -1,34 +1,98 @@
-"""`advprune export`: a network in half precision, small enough for a repository."""
+"""`advprune export`: a network in half precision, or as an ONNX file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from advprune.core.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+TRIED = 64  # random images that an ONNX file is compared with its network on
+
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file of this library.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The .safetensors file to write, in 16 bits.")
+    ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(help="The .onnx file to write; integers of a quantized network as QDQ."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="With --onnx, the images' size: 32, or height x width (32x48). By default any."
+        ),
+    ] = None,
 ) -> None:
-    """Round a network's numbers to 16 bits and write it to a file of half the size.
+    """Write a network in half precision (--out), or as an ONNX file (--onnx).
 
-    The file is read back exactly: commands and `load_model` compute in float32 with its numbers.
-    Prints the largest change and how many weights became zero. Binary and quantized networks are
-    stored in full, since rounding could invert signs and change integers.
+    In half precision, numbers are rounded to 16 bits and the file has half the size. It is read
+    back exactly: commands and `load_model` compute in float32 with its numbers. Prints the largest
+    change and how many weights became zero. Binary and quantized networks are stored in full, since
+    rounding could invert signs and change integers.
+
+    An ONNX file takes images in [0, 1] and gives logits. Prints on how many of 64 random images it
+    gives the network's class. `advprune evaluate net.onnx` attacks the file itself.
 
     Exit status: 0, or 2 if nothing was written.
     """
+    from advprune.models.checkpoint import load_model
+
+    if (out is None) == (onnx is None):
+        raise UserError("give either --out FILE.safetensors or --onnx FILE.onnx")
+    if out is not None and out.suffix != ".safetensors":
+        raise UserError(f"--out ends in .safetensors (got {out}); --onnx writes ONNX files")
+    if onnx is not None and onnx.suffix != ".onnx":
+        raise UserError(f"--onnx ends in .onnx (got {onnx})")
+    if size is not None and onnx is None:
+        raise UserError("--size goes with --onnx")
+    model = load_model(checkpoint)
+    if onnx is not None:
+        _as_onnx(model, checkpoint, onnx, None if size is None else _size_of(size))
+    elif out is not None:
+        _in_half(model, checkpoint, out)
+
+
+def _size_of(text: str) -> tuple[int, int]:
+    """Height and width of an image from the command line."""
+    parts = text.split("x")
+    sides = [int(part) if part.isdecimal() else 0 for part in (parts[0], parts[-1])]
+    if len(parts) > 2 or not all(0 < side <= 65536 for side in sides):
+        raise UserError(
+            f"--size is a number of pixels, or height x width such as 32x48 (got {text!r})"
+        )
+    return sides[0], sides[1]
+
+
+def _as_onnx(model: "nn.Module", checkpoint: Path, out: Path, size: tuple[int, int] | None) -> None:
+    import torch
+
+    from advprune.models.onnx_export import USUAL, export_onnx
+    from advprune.models.onnx_file import OnnxFile
+    from advprune.models.spec import spec_of
+
+    export_onnx(model, out, size)
+    shape = (spec_of(model).channels, *(size or (USUAL, USUAL)))
+    images = torch.rand(TRIED, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        same = int((OnnxFile(out, shape)(images).argmax(1) == model(images).argmax(1)).sum())
+    before, after = (path.stat().st_size for path in (checkpoint, out))
+    print(f"{out}: {after:,} bytes, the checkpoint {before:,}")
+    print(f"the network's class on {same} of {TRIED} random images of {shape[1]}x{shape[2]}")
+
+
+def _in_half(model: "nn.Module", checkpoint: Path, out: Path) -> None:
     import torch
 
     from advprune.models.card import nonzero_of
     from advprune.models.checkpoint import load_model, save_model, stored
     from advprune.models.spec import spec_of
 
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out ends in .safetensors (got {out})")
-    model = load_model(checkpoint)
     spec = spec_of(model)
     in_full = spec.binary or spec.quantization is not None
     save_model(model, out, None if in_full else torch.float16)

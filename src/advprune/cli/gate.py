@@ -159,7 +159,7 @@ class Tree:
         """`<folder>/<profile>/<file>` of each."""
         if self.commit is None:
             found = (path for folder in FOLDERS for path in Path(folder).glob("*/*"))
-            return sorted(path.as_posix() for path in found if path.is_file())
+            return sorted(path.as_posix() for path in found if path.suffix or not path.is_dir())
         listed = git("ls-tree", "-rz", "--name-only", self.commit, *(f"{f}/" for f in FOLDERS))
         return [path for path in listed.split("\0") if path.count("/") == 2]
 
@@ -175,6 +175,8 @@ class Tree:
             return None
         if self.commit is not None:
             return git("show", f"{self.commit}:./{path}")
+        if Path(path).is_symlink() or not Path(path).is_file():  # which could lead anywhere
+            raise UserError(f"{path} is no plain file; run `dvc repro`")
         try:
             return Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

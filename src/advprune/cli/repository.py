@@ -159,6 +159,7 @@ class Pictures(Repository):
         norm: str = "Linf",
         images: int = 500,
         names: Path | None = None,
+        queries: int | None = None,
     ) -> None:
         """Look at the pictures; UserError where they or the settings cannot be used."""
         from advprune.data.given import read_given, read_names
@@ -171,7 +172,7 @@ class Pictures(Repository):
         self.fit: Fit | None = None
         self.first = read_given(data, 1, classes=named)
         self.channels = known.channels or self.first.images.shape[1]
-        self.settings = partial(defaults, eps, norm)
+        self.settings = partial(defaults, eps, norm, queries=queries)
 
     @cached_property
     def params(self) -> "Params":

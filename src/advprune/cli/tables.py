@@ -1,6 +1,10 @@
 """Text and tables in the terminal."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def show(
@@ -20,6 +24,14 @@ def show(
         table.add_row(*(Text(one_line(cell)) for cell in row))  # names are text, never markup
     width = Console(width=1000).measure(table).maximum
     Console(width=width).print(table)
+
+
+def show_frame(table: "pd.DataFrame") -> None:
+    """Print a table of raw numbers as the report writes it."""
+    from advprune.report.formats import heading, texts
+
+    read = texts(table)
+    show([heading(str(column)) for column in read], read.to_numpy().tolist())
 
 
 def one_line(text: str) -> str:

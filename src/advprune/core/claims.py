@@ -42,11 +42,13 @@ class Regime(Settings):
 class Criteria(Settings):
     """What must hold of the model before anything is concluded about its method.
 
+    changed: least share of the weights that the method changes, in the order of what is published.
     kernel_distance: most, at the end of a search for tickets. larger_than: a model of fewer
     parameters. clean_loss: most clean accuracy lost against its dense network, in the
     place of the guard that calls no model of lower clean accuracy more robust.
     """
 
+    changed: float | None = Field(default=None, gt=0, le=1)
     kernel_distance: float | None = Field(default=None, gt=0)
     larger_than: ModelName | None = None
     clean_loss: float | None = Field(default=None, gt=0, lt=1)

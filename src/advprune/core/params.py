@@ -26,7 +26,7 @@ from advprune.core.train_settings import (
 )
 
 FILE = "params.yaml"
-CARRIED = "from_dense_"  # before an attack's name: its images were crafted on the dense network
+FROM_DENSE = "from_dense_"  # before an attack's name: its images were crafted on the dense network
 DENSE = "dense"  # before a recipe: the network that it trains
 SECTIONS = {  # what may be done to make a model, and where its settings stand
     "prune": ("prune",),

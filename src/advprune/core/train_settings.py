@@ -16,7 +16,7 @@ InnerStep = Annotated[
 class DataSettings(Settings):
     """Where the images come from and how many are used."""
 
-    source: Literal["digits", "cifar10", "imagefolder"]
+    source: Literal["digits", "mnist5k", "cifar10", "imagefolder"]
     root: str | None = None
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)

@@ -1,4 +1,4 @@
-"""From a source ("digits", "cifar10" or "imagefolder") to train, val and test."""
+"""From a source ("digits", "mnist5k", "cifar10" or "imagefolder") to train, val and test."""
 
 import hashlib
 import sys
@@ -16,8 +16,11 @@ from advprune.core.settings import parse
 from advprune.core.train_settings import DataSettings
 from advprune.data.cifar10 import read_cifar10
 from advprune.data.imagefolder import read_image_folder
+from advprune.data.mnist5k import read_mnist5k
 from advprune.data.sampling import interleaved, stratified_split, stratified_subset
 from advprune.data.split import SPLITS, Split
+
+SIZES = {"digits": 8, "mnist5k": 28, "cifar10": 32}  # the sides of images that come in one size
 
 
 def prepare(
@@ -40,7 +43,7 @@ def prepare(
     if isinstance(settings, str):
         settings = parse(DataSettings, {"source": settings, **fields}, "prepare")
     source, root, size = settings.source, settings.place, settings.size
-    if size is not None and size != {"digits": 8, "cifar10": 32, "imagefolder": size}[source]:
+    if size is not None and size != SIZES.get(source, size):
         raise UserError(f"size {size} is not available from {source}; leave `size` out")
     if source == "digits":
         try:
@@ -53,6 +56,8 @@ def prepare(
         shown = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
         known = torch.from_numpy(shown), torch.from_numpy(digits.astype(np.int64))
         found = {"train": Split(*known, tuple("0123456789"), "scikit-learn digits")}
+    elif source == "mnist5k":
+        found = {"train": read_mnist5k()}
     elif source == "cifar10":
         found = read_cifar10(root, cache)
     elif root:

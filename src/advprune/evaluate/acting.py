@@ -33,29 +33,20 @@ def ends(table: pd.DataFrame) -> dict[str, Any]:
     return found | {"abnormally_large": bool(above and larger)}
 
 
+def last_stage(table: pd.DataFrame) -> pd.DataFrame:
+    """The layers of the last residual stage; empty where there is none."""
+    inside = table[table.layer.str.match(r"layer\d+\.")].sort_values("depth")
+    stages = inside.layer.str.split(".").str[0]
+    return inside[stages == stages.iloc[-1]] if len(inside) else inside
+
+
 def spread(table: pd.DataFrame) -> tuple[str, list[float]]:
     """The last residual stage, and sigma under attack over clean sigma of each of its layers."""
-    inside = table[table.layer.str.match(r"layer\d+\.")]
-    if inside.empty:
-        return "", []
-    stage = inside.sort_values("depth").layer.iloc[-1].partition(".")[0]
-    chosen = inside[inside.layer.str.startswith(f"{stage}.")]
+    chosen = last_stage(table)
+    stage = chosen.layer.iloc[0].partition(".")[0] if len(chosen) else ""
     return stage, [float(ratio) for ratio in sigma_growth(chosen)]
 
 
 def sigma_growth(table: pd.DataFrame) -> "pd.Series[float]":
     """Standard deviation of each layer's values under attack over that on clean images."""
     return table.adv_sigma / table.clean_sigma.clip(lower=1e-12)
-
-
-def beside_noise(table: pd.DataFrame, of: str, over: str, place: int) -> tuple[float, float] | None:
-    """A figure of one layer, by its place behind the normalization, under attack and under noise.
-
-    over: the column that both are divided by, if any. None where noise was not recorded.
-    """
-    if f"noise_{of}" not in table:
-        return None
-    table = table.sort_values("depth")
-    row = table[table.kind != "Normalize"].iloc[place]
-    scale = max(float(row[over]), 1e-12) if over else 1.0
-    return float(row[f"adv_{of}"]) / scale, float(row[f"noise_{of}"]) / scale

@@ -34,7 +34,7 @@ class Evidence:
 
     records: all rows of one model: its suite, its curves, its probes. main: the name of the main
     attack. classes: how many there are. received: the model's rows on images that were crafted on
-    other networks, by (source, attack). parent: the dense network's rows under its worst case.
+    other networks, by (source, attack). parent: the dense network's rows under the main attack.
     twin_agreement: of a quantized model.
     """
 
@@ -60,6 +60,12 @@ class Evidence:
     def is_random(self) -> bool:
         """Whether the model draws at random."""
         return bool((self.records.attack == FROZEN).any())
+
+    @property
+    def is_blackbox(self) -> bool:
+        """Whether no attack followed a gradient, as the model has none: the main attack's rows are
+        then of a random point."""
+        return bool((self.records.steps[self.records.attack == self.main] == 0).all())
 
     @cached_property
     def white_box(self) -> pd.DataFrame:
@@ -93,25 +99,10 @@ def white_box(records: pd.DataFrame, main: str) -> pd.DataFrame:
 
 
 def _follows(records: pd.DataFrame) -> pd.Series:
+    from advprune.attacks.registry import follows_gradient  # needs torch
+
     pairs = zip(records.method, records.breakdown, strict=True)
     return pd.Series([follows_gradient(*pair) for pair in pairs], records.index, dtype=bool)
-
-
-@cache
-def follows_gradient(method: str, breakdown: str = "") -> bool:
-    """Whether an attack follows the model's own gradient and nothing else, by its columns.
-
-    AutoAttack does so only where its breakdown names no random search; of torchattacks, those that
-    are declared (`zoo.FOLLOW_GRADIENT`).
-    """
-    from advprune.attacks import registry, zoo  # need torch
-
-    name, _, kind = method.partition(".")
-    if name == "torchattacks":
-        return kind in zoo.FOLLOW_GRADIENT
-    if name == "autoattack":
-        return bool(breakdown) and "square" not in breakdown
-    return registry.differentiates(name)
 
 
 @cache

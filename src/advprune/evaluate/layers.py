@@ -23,15 +23,17 @@ TOP = 0.999  # the percentile of sizes that stands for a layer's largest values
 @dataclass
 class _Sums:
     """Figures of one layer's output over batches, by side: `of` are sums, `largest` are not. The
-    percentile and the distance are summed over batches, all else over values."""
+    percentile and the distance are summed over batches, gains and scales over images, all else over
+    values."""
 
     count: int = 0
     batches: int = 0
+    images: int = 0
     of: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     largest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, parts: dict[str, torch.Tensor]) -> None:
-        """Take in one batch: outputs `[N, ...]` of the same layer by side."""
+    def add(self, parts: dict[str, torch.Tensor], images: int) -> None:
+        """Take in one batch: outputs `[N, ...]` of the same layer by side, of so many images."""
         values = {side: part.flatten().double() for side, part in parts.items()}
         clean = values["clean"]
         self.count, self.batches = self.count + clean.numel(), self.batches + 1
@@ -50,6 +52,13 @@ class _Sums:
             for name, most in (("size", size.max()), ("change", change.max())):
                 key = f"{side}_{name}"
                 self.largest[key] = max(self.largest[key], float(most))
+        each = {side: part.view(images, -1) for side, part in values.items()}
+        self.images += images
+        for name, (figures, to, scale) in _by_image(each, least).items():
+            gain = figures["adv"] - figures[to]
+            self.of[f"{name}_gain"] += float(gain.sum())
+            self.of[f"{name}_gain_squared"] += float(gain.square().sum())
+            self.of[f"{name}_scale"] += float(scale.sum())
 
     def row(self, sides: tuple[str, ...]) -> dict[str, float]:
         """The layer's figures."""
@@ -64,6 +73,12 @@ class _Sums:
             figures[f"{side}_top"] = of[f"{side}_top"] / self.batches
             if side != "clean":
                 figures[f"{side}_changed"] = of[f"{side}_changed"] / self.count
+        for name in [key.removesuffix("_scale") for key in of if key.endswith("_scale")]:
+            gain, scale = of[f"{name}_gain"] / self.images, max(of[f"{name}_scale"], 1e-12)
+            squares = max(of[f"{name}_gain_squared"] / self.images - gain**2, 0.0)
+            figures[f"{name}_gain"] = of[f"{name}_gain"] / scale
+            error = (squares / max(self.images - 1, 1)) ** 0.5  # of the mean over images
+            figures[f"{name}_gain_error"] = error * self.images / scale
         return {
             "mean_difference": of["adv_change"] / self.count,
             "max_difference": self.largest["adv_change"],
@@ -72,6 +87,23 @@ class _Sums:
             **figures,
             **({"noise_relative": relative["noise"]} if "noise" in sides else {}),
         }
+
+
+def _by_image(
+    each: dict[str, torch.Tensor], least: float
+) -> dict[str, tuple[dict[str, torch.Tensor], str, torch.Tensor]]:
+    """Figures `[n]` of images by side, of values `[n, units]`; with what the attack's are compared,
+    and in which units `[n]`: share of changed units and largest values with those under noise (the
+    latter in clean ones), sigma with the clean one."""
+    clean, rank = each["clean"], max(1, round(TOP * each["clean"].shape[1]))
+    changed = {side: ((v - clean).abs() > least).double().mean(1) for side, v in each.items()}
+    top = {side: v.abs().kthvalue(rank, 1).values for side, v in each.items()}
+    sigma = {side: v.std(1, correction=0) for side, v in each.items()}
+    found = {"sigma": (sigma, "clean", sigma["clean"])}
+    if "noise" in each:
+        found["changed"] = changed, "noise", torch.ones(len(clean))
+        found["top"] = top, "noise", top["clean"]
+    return found
 
 
 def wasserstein(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -124,7 +156,9 @@ def where(
     the distributions of values in units of the clean sigma. By side (clean, adv, noise): mean,
     sigma, max and top (99.9th percentile) of |value|; for adv and noise also changed, the share of
     units that change by more than a tenth of the clean sigma; noise_relative is the
-    relative_difference of noise.
+    relative_difference of noise. Image by image, means with their standard errors (`…_error`):
+    changed_gain and top_gain, by how much the share of changed units and the largest value (over
+    the clean one's mean) are above those under noise, and sigma_gain, sigma above the clean one's.
     Random layers draw once, the same for all, so that the difference is the attack's. A layer of a
     foreign network has a row if its output begins with the batch.
     """
@@ -139,7 +173,8 @@ def where(
         def record(module: nn.Module, inputs: object, output: Any) -> None:
             if (maps := _maps(output, total)) is not None:
                 parts = maps.chunk(len(sides))
-                sums.setdefault(name, _Sums()).add(dict(zip(sides, parts, strict=True)))
+                own = dict(zip(sides, parts, strict=True))
+                sums.setdefault(name, _Sums()).add(own, total // len(sides))
 
         return record
 

@@ -31,6 +31,7 @@ from advprune.evaluate.records import all_logits
 from advprune.evaluate.verdict import dishonest
 from advprune.models.quantized import differentiable
 from advprune.models.stochastic import frozen_copy, is_randomized
+from advprune.models.target import Target, is_blackbox
 
 NOISE_TRIES = 20
 NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
@@ -125,6 +126,11 @@ def probes(
     kept = torch.tensor((white.adv_pred == white.label).tolist()).nonzero()[:, 0]
     everything, classes = torch.arange(len(images)), _classes(model, images)
     on = partial(_attacked, model, (images, labels), work)
+    made = partial(_made, model, work)
+    if is_blackbox(model):
+        asked = {name: typed(name, s) for name, s in by_answers(main).items()}
+        jobs = {name: partial(on, name, s, everything) for name, s in asked.items()}
+        return pd.concat(made(jobs), ignore_index=True)
     jobs = {
         "probe_gradient": partial(gradient, model, images, labels, main, work),
         "probe_noise": partial(noise, model, images, labels, main, work),
@@ -137,13 +143,15 @@ def probes(
         frozen, fixed = frozen_copy(model, work.seed), main.model_copy(update={"drop": True})
         it = (frozen, (images, labels), replace(work, clean=None))
         jobs[FROZEN] = partial(_attacked, *it, FROZEN, fixed, everything)
-        return pd.concat(_made(jobs, work), ignore_index=True)
+        return pd.concat(made(jobs), ignore_index=True)
     first = images[:HONESTY_IMAGES], labels[:HONESTY_IMAGES]
+    if isinstance(model, Target) and model.labels:  # classes have no slope
+        return pd.concat(made(jobs), ignore_index=True)
     jobs = {"probe_honesty": partial(honest, model, *first, main, work)} | jobs
-    tables = _made(jobs, work)
+    tables = made(jobs)
     if len(kept) and (declares_rule(model) or dishonest(tables[0])):
         asked = {name: typed(name, s) for name, s in by_answers(main).items()}
-        tables += _made({name: partial(on, name, s, kept) for name, s in asked.items()}, work)
+        tables += made({name: partial(on, name, s, kept) for name, s in asked.items()})
     return pd.concat(tables, ignore_index=True)
 
 
@@ -151,12 +159,15 @@ def _classes(model: nn.Module, images: torch.Tensor) -> int:
     return all_logits(model, images[:1]).shape[2]
 
 
-def _made(jobs: Mapping[str, Callable[[], pd.DataFrame]], work: Work) -> list[pd.DataFrame]:
+def _made(
+    model: nn.Module, work: Work, jobs: Mapping[str, Callable[[], pd.DataFrame]]
+) -> list[pd.DataFrame]:
     """The records of each job, in order; those that were finished before are read back."""
     if work.parts is None:
         return [make() for make in jobs.values()]
     kept = [partial(work.parts.frame, name, make) for name, make in jobs.items()]
-    ahead("probes", kept)
+    if not isinstance(model, Target):  # another runtime may not bear a fork
+        ahead("probes", kept)
     return [read() for read in kept]
 
 

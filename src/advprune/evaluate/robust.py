@@ -33,7 +33,6 @@ def union(
     received: Iterable[pd.DataFrame],
     norm: str,
     eps: float,
-    randomized: bool = False,
 ) -> pd.DataFrame:
     """One row per image in order: the row that does most harm within the budget, and `distance`.
 
@@ -44,16 +43,16 @@ def union(
     An image is robust at `eps` exactly if its distance is larger. forwards and gradients: what all
     attacks cost together, per image.
 
-    randomized: the row of smallest `chosen_margin` is taken, and `adv_pred`, of other draws, says
-    whether it fools. So the worst of many attacks is not scored on the draws it was chosen by.
+    Of a model that draws at random, the worst row is chosen by `chosen_margin`, and `adv_pred`, of
+    other draws, says whether it fools: the worst of many attacks is not scored on the draws that it
+    was chosen by. What counts as a distance fools in both sets of draws.
     """
     size = SIZES[norm]
     own = records[records.attack != FROZEN]  # those rows are of another network
     rows = pd.concat([own, *received], ignore_index=True)
     worst = _worst(rows[rows[size] <= eps + ROUNDING].reset_index(drop=True))
     nearest = rows.groupby("index").distance.min().reindex(worst["index"]).fillna(np.inf)
-    fools = rows[rows.adv_pred != rows.label] if not randomized else worst
-    fools = fools[fools.adv_pred != fools.label]
+    fools = rows[(rows.adv_pred != rows.label) & (rows.chosen_margin <= 0)]
     others = fools.groupby("index")[size].min().reindex(worst["index"], fill_value=np.inf)
     distance = np.minimum(nearest.to_numpy(), others.to_numpy())
     distance[(worst.clean_pred != worst.label).to_numpy()] = 0.0

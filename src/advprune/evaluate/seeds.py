@@ -58,18 +58,18 @@ class SeededPoint:
 
 
 def seeded_points(
-    records: pd.DataFrame, settings: Mapping[str, Any], main: str, norm: str, eps: float
+    records: pd.DataFrame, settings: Mapping[str, Any], norm: str, eps: float
 ) -> list[SeededPoint]:
     """The dense networks, then the points of a study that have records, in the order of `settings`.
 
-    main: the attack whose clean predictions count. norm, eps: of the union of all attacks.
+    norm, eps: of the union of all attacks.
     """
     found = []
     for key, setting in ({DENSE: None} | dict(settings)).items():
         if len(own := records[records.point == key].sort_values("index")):
             by_seed = own.groupby("seed", sort=True)
-            clean = [right(one[one.attack == main], "clean") for _, one in by_seed]
             whole = [union(one, [], norm, eps) for _, one in by_seed]
+            clean = [right(one, "clean") for one in whole]
             area = np.stack([one.distance for one in whole]).clip(0, 2 * eps) / (2 * eps)
             tables = np.stack(clean), np.stack([right(one) for one in whole]), area
             zeros = float(by_seed.sparsity.first().mean())

@@ -24,10 +24,12 @@ from advprune.evaluate.craft import (
     kind_of,
     rows,
 )
+from advprune.evaluate.deployed import attacks_on
 from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
 from advprune.models.backward import OF_NETWORKS
 from advprune.models.border import admitted
+from advprune.models.target import Target, is_blackbox
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -64,11 +66,14 @@ class Suite:
         attacks, run = dict(self._attacks(model)), partial(self._run, name, model)
         main = self.profile.table()[self.choice.main]
         points = enumerate(curve_settings(main, self.profile.curves))
+        if is_blackbox(model):  # curves are of attacks by gradient
+            points = enumerate(())
         curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
         clean = self._clean(model)  # for all pieces
         pieces = [[(one, one, attacks[one]) for one in chain] for chain in _chains(attacks)]
         pieces += [[curve] for curve in curves]
-        ahead(f"{name}, attacks", [partial(_each, run, piece) for piece in pieces])
+        if not isinstance(model, Target):  # another runtime may not bear a fork
+            ahead(f"{name}, attacks", [partial(_each, run, piece) for piece in pieces])
         adv, tables = {}, []
         for attack, setting in attacks.items():
             crafted, table = run(attack, attack, setting)
@@ -90,12 +95,16 @@ class Suite:
         }
 
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
-        for attack in self.profile.suite.of(kind_of(model)):
-            setting = typed(attack, self.profile.attacks[attack])
+        if isinstance(model, Target):
+            chosen = attacks_on(model, self.profile, self.choice.main)
+        else:
+            names, known = self.profile.suite.of(kind_of(model)), self.profile.attacks
+            chosen = {name: typed(name, known[name]) for name in names}
+        extra = () if is_blackbox(model) else self.choice.extra
+        chosen |= {one.key: typed(one.key, one.setting) for one in extra}
+        for attack, setting in chosen.items():
             if self.parent is not None or getattr(setting, "backward", None) not in OF_NETWORKS:
                 yield attack, setting
-        for extra in self.choice.extra:
-            yield extra.key, typed(extra.key, extra.setting)
 
     def _run(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack

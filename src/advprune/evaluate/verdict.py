@@ -10,7 +10,6 @@ False Sense of Security (2018), section 3.1; Carlini et al., On Evaluating Adver
 their union, not by whether it is better alone.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +27,7 @@ from advprune.evaluate.evidence import (
     Evidence,
     accuracy,
     judged,
+    more_than_tolerated,
 )
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 
@@ -56,7 +56,8 @@ class Verdict:
 
 def verdict(evidence: Evidence) -> Verdict:
     """All checks that the evidence allows, and the level that follows from the worst of them."""
-    checks = [check for make in CHECKS for check in make(evidence)]
+    asked = (not_guessing, without_gradients) if evidence.is_blackbox else CHECKS
+    checks = [check for make in asked for check in make(evidence)]
     worst = max((check.outcome for check in checks), key=list(LEVELS).index, default=PASS)
     return Verdict(LEVELS[worst], checks)
 
@@ -80,6 +81,12 @@ def not_guessing(evidence: Evidence) -> Iterator[Check]:
     clean = f"{100 * (clean_accuracy(records).value or 0.0):.1f} % clean"
     words = "above guessing", "at chance: a constant answer cannot be fooled"
     yield _either(not at_chance(records), "clean accuracy", clean, *words)
+
+
+def without_gradients(evidence: Evidence) -> Iterator[Check]:
+    """Queries alone bound robust accuracy from above, however many they are."""
+    reason = "asked for answers alone: give a network with gradients that has the same answers"
+    yield Check("white-box attacks", DOUBT, "none", reason)
 
 
 def has_gradients(evidence: Evidence) -> Iterator[Check]:
@@ -208,16 +215,15 @@ def transfer(evidence: Evidence) -> Iterator[Check]:
 
 def gradient_free(evidence: Evidence) -> Iterator[Check]:
     """Searches without gradients break nothing that the attacks do not; one at least is needed."""
+    from advprune.attacks.registry import broken_by_search  # needs torch
+
     name, searches = "gradient-free", evidence.searches
     if not searches:
         yield Check(name, DOUBT, "none", "no attack without gradients in the suite")
     for attack, records in searches.items():
         count = len(evidence.added(records))
-        if (records.method == "autoattack").all():  # its random search comes after others
-            left = json.loads(records.breakdown.iloc[0] or "{}")
-            before = dict(zip(list(left)[1:], left.values(), strict=False))
-            count = min(count, before["square"] - left["square"] if "square" in left else 0)
-        yield judged(count, len(records), name, attack)
+        most = broken_by_search(records.method.iloc[0], records.breakdown.iloc[0])
+        yield judged(count if most is None else min(count, most), len(records), name, attack)
 
 
 def stronger(evidence: Evidence) -> Iterator[Check]:
@@ -228,8 +234,18 @@ def stronger(evidence: Evidence) -> Iterator[Check]:
         yield judged(len(evidence.added(found)), n, name, "a stronger attack")
 
 
+def together(evidence: Evidence) -> Iterator[Check]:
+    """What is tolerated of each attack that adds a little is tolerated of all of them as well."""
+    own = evidence.records[evidence.records.attack != FROZEN].groupby("attack")
+    tables, n = [*dict(iter(own)).values(), *evidence.received.values()], len(evidence.white_box)
+    added = [evidence.added(table) for table in tables]
+    little = [images for images in added if more_than_tolerated(len(images), n) >= ALPHA]
+    yield judged(len(set().union(*little)), n, "all together", "all that adds a little", DOUBT)
+
+
 def randomness(evidence: Evidence) -> Iterator[Check]:
-    """For randomized models: averaged gradients, and a fall once the draws are fixed."""
+    """For randomized models: averaged gradients, and a fall once the draws are fixed, under the
+    main attack as that of the dense network."""
     frozen = evidence.of(FROZEN)
     if frozen is None:
         return
@@ -249,15 +265,15 @@ def randomness(evidence: Evidence) -> Iterator[Check]:
 
 
 def twin(evidence: Evidence) -> Iterator[Check]:
-    """A quantized model's differentiable twin gives its answers."""
+    """A quantized model's differentiable twin gives its answers; a target's source likewise."""
     agreement = evidence.twin_agreement
     if agreement is not None:
-        good = "the attack's gradients are the quantized model's"
-        bad = "the differentiable twin is not the quantized model"
+        good = "attacks follow the gradients of a network with the same answers"
+        bad = "attacks follow the gradients of a network with other answers"
         yield _either(agreement >= AGREEMENT, "twin", f"{100 * agreement:.2f} %", good, bad)
 
 
 CHECKS: tuple[Callable[[Evidence], Iterator[Check]], ...] = (
     *(not_guessing, has_gradients, honest_gradients, more_steps, larger_budgets, iterations_help),
-    *(noise, transfer, gradient_free, stronger, randomness, twin),
+    *(noise, transfer, gradient_free, stronger, together, randomness, twin),
 )

@@ -6,8 +6,10 @@ random state.
 """
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,7 +25,10 @@ from advprune.models.draws import Drawn, states, undisturbed
 from advprune.models.stochastic import is_randomized
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
-MANY = 64  # images whose logits must lie in [0, 1] to be taken for probabilities
+MANY = 64  # images whose outputs must all be probabilities for the model to be refused
+SUM = 2e-2  # how far the sum of probabilities may be from one; bfloat16 rounds each by 0.4 %
+SIGMOID = re.compile(r"(Hards|S)igmoidBackward")  # torch's names of what an output comes out of
+COPIED = re.compile(r"(ToCopy|Clone|\w*View|\w*[Ss]queeze)Backward")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -75,10 +80,8 @@ def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Modu
         drew = states(device) != before
         drew |= not torch.equal(logits, _logits(who, model, pair))
         alone = torch.cat([_logits(who, model, one) for one in pair.split(1)])
-        if _are_shares(logits):
-            every = _logits(who, model, images[:MANY].to(device))
-            fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
-            refuse(who, {fault: _are_shares(every)})
+        fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
+        refuse(who, {fault: _probabilities(who, model, images[:MANY].to(device), logits)})
     randomized = is_randomized(model)
     if not (drew or randomized):
         gap = (alone - logits).abs().amax(1) > ROUNDING * (1 + logits.abs().max())  # [N]
@@ -90,10 +93,25 @@ def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Modu
     return model, logits.shape[1]
 
 
-def _are_shares(logits: torch.Tensor) -> bool:
-    """Whether all numbers lie in [0, 1], as those of a softmax or sigmoid, and not all at its
-    ends."""
-    return bool(((logits >= 0) & (logits <= 1)).all() and (logits % 1 > 0).any())
+def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor) -> bool:
+    """Whether outputs lie in [0, 1], not all at its ends, and either sum to one on every image or
+    come out of a sigmoid: that logits lie there may be chance.
+
+    first: the outputs of some images, which are mostly enough to tell.
+    """
+
+    def shares(outputs: torch.Tensor) -> bool:
+        return bool(((outputs >= 0) & (outputs <= 1)).all() and (outputs % 1 > 0).any())
+
+    if not (shares(first) and shares(every := _logits(who, model, images))):
+        return False
+    step = None
+    with torch.enable_grad(), suppress(InputError):  # of what cannot be differentiated
+        step = _logits(who, model, images[:2].clone().requires_grad_()).grad_fn
+    while step is not None and COPIED.match(step.name()):
+        step = step.next_functions[0][0]
+    squashed = step is not None and SIGMOID.match(step.name()) is not None
+    return squashed or bool(((every.sum(1) - 1).abs() <= SUM).all())
 
 
 def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:

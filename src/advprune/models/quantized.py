@@ -15,6 +15,7 @@ from advprune.models.binary import is_binary
 from advprune.models.fold import fold_batchnorm
 from advprune.models.insert import WrappedConv2d
 from advprune.models.spec import QuantizationSpec
+from advprune.models.target import Target
 
 MOST_BIAS = 2**30  # far enough below 2^31 for the rounding of float32
 
@@ -146,10 +147,14 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether a model has quantized layers, and so needs its twin to be differentiated."""
-    return any(isinstance(module, QuantizedLayer) for module in model.modules())
+    """Whether another network has to be differentiated in a model's place: it has quantized layers,
+    or is a target, which is only asked."""
+    return any(isinstance(module, QuantizedLayer | Target) for module in model.modules())
 
 
 def differentiable(model: nn.Module) -> nn.Module:
-    """What can be differentiated: the model itself, or the twin of a quantized one."""
+    """What can be differentiated: the model itself, the twin of a quantized one, the source of a
+    target."""
+    if isinstance(model, Target):
+        return model if model.source is None else differentiable(model.source)
     return twin(model) if is_quantized(model) else model

@@ -28,7 +28,6 @@ using Greedy Adversarial Pruning (AICAS 2022, arXiv 2206.07406) and its code
 Estimation for Neural Network Pruning (CVPR 2019), for the score by clean gradients.
 """
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -58,27 +57,12 @@ from advprune.training.augment import augment
 Gradients = dict[str, torch.Tensor]  # by name of the prunable weights
 
 
-class Gradient(Amount):
-    """gradient_global, gradient_layer: how much is removed, and how many training images are used.
-
-    images: the number of training images, the first ones; null takes all.
-    """
-
-    images: int | None = Field(default=None, ge=1)
-
-    def seen(self, data: Data) -> Data:
-        """The images that the score is of; UserError where there are none."""
-        images, labels = (t[: self.images] for t in (require(data).images, data.labels))
-        return replace(data, images=images, labels=labels)
-
-
-class GAP(Gradient):
+class GAP(Amount):
     """GAP_global, GAP_layer: how much is removed, by what score, and how images are attacked.
 
     score: `signed` gradient, `absolute` one, or `product` with the weight, signed; null takes the
     family's own (global: signed, layer: absolute). remove: which end of the ranking. steps: of PGD,
-    at the profile's training eps. images: the number of training images, the first ones;
-    null takes all. published: exactly what the published code does.
+    at the profile's training eps. published: exactly what the published code does.
     """
 
     score: Literal["signed", "absolute", "product"] | None = None
@@ -173,12 +157,12 @@ def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Gradients
     return _collected(model)
 
 
-@family("gradient_global", Gradient, scope="global")
-@family("gradient_layer", Gradient, scope="layer")
-def by_gradient(model: nn.Module, setting: Gradient, data: Data, scope: Scope) -> Pruned:
+@family("gradient_global", Amount, scope="global")
+@family("gradient_layer", Amount, scope="layer")
+def by_gradient(model: nn.Module, setting: Amount, data: Data, scope: Scope) -> Pruned:
     """The weights of the smallest |w g| on clean images."""
     count = removals(model, setting)
-    removed = select(clean_scores(model, setting.seen(data)), count, scope)
+    removed = select(clean_scores(model, require(data)), count, scope)
     return masked(model, removed, setting.finetune, data)
 
 
@@ -188,7 +172,7 @@ def gap(model: nn.Module, setting: GAP, data: Data, scope: Scope) -> Pruned:
     """The weights of the largest adversarial gradients; `GAP` says by what score."""
     count = removals(model, setting)
     gradients = published_gradients if setting.published else adversarial_gradients
-    scores = gradients(model, setting.seen(data), setting)
+    scores = gradients(model, require(data), setting)
     score = setting.score or ("signed" if scope == "global" else "absolute")
     if score == "absolute":
         scores = {name: g.abs() for name, g in scores.items()}

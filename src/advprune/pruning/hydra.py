@@ -167,7 +167,7 @@ def train_scores(model: nn.Module, setting: Hydra, data: Data) -> tuple[Masks, H
     history = finetune(
         learner,
         FineTuneSettings(**setting.scores.model_dump()),
-        replace(data, state=data.phase("scores"), probe=None),
+        replace(data, state=data.phase("scores")),
         seed=int(torch.randint(2**31, (), generator=data.generator)),
         after_step=refresh,
     )

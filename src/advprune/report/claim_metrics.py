@@ -1,29 +1,26 @@
 """How the model of a claim is compared with its control: one function each, registered by name."""
 
-from collections.abc import Callable, Sequence
-from math import isclose
-from statistics import fmean
+from collections.abc import Callable
+from math import hypot, inf, isclose
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from advprune.core.claims import Claim
 from advprune.core.settings import parse_fraction, relative
-from advprune.evaluate.acting import beside_noise, spread
+from advprune.evaluate.acting import last_stage
 from advprune.evaluate.calibration import compare_calibration
 from advprune.evaluate.compare import Compared, compare
-from advprune.evaluate.crossed import compare_means
+from advprune.evaluate.crossed import Mean, MeanComparison
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
 from advprune.evaluate.seeds import SeededPoint, guarded
 from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import Model, Run
-from advprune.report.sections.protocol import models_of
+from advprune.report.sections.protocol import FGSM, models_of
 from advprune.report.sections.seeds import points_of
 
 NOT_HERE, NOT_RUN = "not reproduced here", "not run"
-FEWEST = 3  # networks, where each gives a single figure
 Metric = Callable[[Run, Claim], Compared]
 METRICS: dict[str, Metric] = {}
 
@@ -70,6 +67,15 @@ def attacked(run: Run, claim: Claim) -> Compared:
     return compare(first, second, margin=claim.counts)
 
 
+def falls_behind(run: Run, claim: Claim) -> bool:
+    """Whether the attack of a protocol's claim does less harm than FGSM at the same budget."""
+    if claim.study != "protocol" or claim.attack == FGSM:
+        return False
+    found, single = _attacked(run, claim)[0], _pair(run, claim)[0].over_budgets(FGSM)
+    alike = [t for eps, t in single.items() if isclose(eps, found.eps.iloc[0], rel_tol=1e-6)]
+    return any(compare(found, table).better for table in alike)
+
+
 @metric
 def transfer(run: Run, claim: Claim) -> Compared:
     """Accuracy on images that `attack` crafted on the dense network; of that itself, white-box.
@@ -110,40 +116,48 @@ def calibration(run: Run, claim: Claim) -> Compared:
 
 
 @metric
+def transfer_back(run: Run, claim: Claim) -> Compared:
+    """Accuracy of the control on images that `attack` crafted on the model, against white-box."""
+    first, second = _pair(run, claim)
+    name = claim.attack or run.main
+    tables = [second.transferred(name, first.name), second.attack(name)]
+    there, own = _recorded(claim, name, tables)
+    return compare(there, own, margin=claim.counts)
+
+
+@metric
 def input_changes(run: Run, claim: Claim) -> Compared:
-    """Share of units that change behind the input, against noise, over the dense networks."""
-    return _over_networks(claim, [beside_noise(one.layers, "changed", "", 0) for one in run.roots])
+    """Share of units that change behind the input, above that under noise, image by image."""
+    return _gain(run, claim, "changed", lambda layers: layers.iloc[:1])
 
 
 @metric
 def last_grows(run: Run, claim: Claim) -> Compared:
-    """Largest values before the classifier over clean ones, against noise, likewise."""
-    pairs = [beside_noise(one.layers, "top", "clean_top", -2) for one in run.roots]
-    return _over_networks(claim, pairs)
+    """Largest value before the classifier over the clean one, above that under noise, likewise."""
+    return _gain(run, claim, "top", lambda layers: layers.iloc[-2:-1])
 
 
 @metric
 def stage_spreads(run: Run, claim: Claim) -> Compared:
-    """Sigma of the last stage under attack over clean, over the pairs of a model of the same
-    family and its dense network."""
-    first, _ = _pair(run, claim)
-    family = [one for one in run.compressed if one.family == first.family]
-    ratios = [
-        [spread(m.layers)[1] for m in (one, run.dense_of(one)) if len(m.layers)] for one in family
-    ]
-    whole = [pair for pair in ratios if len(pair) == 2 and all(pair)]  # of networks with stages
-    return _over_networks(claim, [tuple(map(fmean, pair)) for pair in whole])
+    """Sigma of the last stage under attack above the clean one, in parts of that, likewise."""
+    return _gain(run, claim, "sigma", last_stage)
 
 
-def _over_networks(claim: Claim, pairs: Sequence[tuple[float, ...] | None]) -> Compared:
-    """Pairs of figures, one of each network."""
-    if None in pairs:
-        raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
-    if len(pairs) < FEWEST:
-        few = f"{len(pairs)} of at least {FEWEST} networks"
-        raise Missing(NOT_HERE, f"underpowered: {few}, whose spread is the only error known")
-    both = np.array(pairs)
-    return compare_means(both[:, :1], both[:, 1:], claim.counts)
+def _gain(
+    run: Run, claim: Claim, of: str, chosen: Callable[[pd.DataFrame], pd.DataFrame]
+) -> Compared:
+    """What layers gain under attack, the mean over those chosen; less that of another control."""
+    found = []
+    for one in dict.fromkeys(_pair(run, claim)):
+        if f"{of}_gain" not in one.layers:
+            raise Missing(NOT_HERE, "control missing: layers under noise are not recorded")
+        layers = chosen(one.layers[one.layers.kind != "Normalize"].sort_values("depth"))
+        if layers.empty:
+            raise Missing(NOT_HERE, f"{one.name} has no such layers")
+        found.append((float(layers[f"{of}_gain"].mean()), float(layers[f"{of}_gain_error"].mean())))
+    value = found[0][0] - sum(gain for gain, _ in found[1:])
+    mean = Mean(value, None, hypot(*(error for _, error in found)), inf, 1, run.n)
+    return MeanComparison(mean, p=mean.p, direction=value, margin=claim.counts)
 
 
 def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:

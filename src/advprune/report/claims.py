@@ -22,7 +22,7 @@ from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, C
 from advprune.evaluate.crossed import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
-from advprune.report.claim_metrics import METRICS, NOT_HERE, NOT_RUN, Missing
+from advprune.report.claim_metrics import METRICS, NOT_HERE, NOT_RUN, Missing, falls_behind
 from advprune.report.compared import units_of
 from advprune.report.formats import kind_of, percent
 from advprune.report.run import Run
@@ -56,7 +56,10 @@ def judged(run: Run) -> list[Judged]:
         try:
             if claim.metric is None:
                 raise Missing(NOT_RUN, "this pipeline does not measure it")
-            tests[claim.id] = METRICS[claim.metric](run, claim)
+            test = METRICS[claim.metric](run, claim)
+            if reason := _unmet(run, claim):  # nothing follows from it: it is not a test of the run
+                raise Missing(NOT_HERE, reason)
+            tests[claim.id] = test
         except Missing as lack:
             outcome, reason = lack.args
             how = f"; run: {claim.run}" if outcome == NOT_RUN else ""
@@ -98,7 +101,7 @@ def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
         excluded = (high if sign > 0 else -low) < claim.counts and not is_shown
     else:
         excluded = low > claim.counts or (claim.expect == "equal" and high < -claim.counts)
-    if reason := _unmet(run, claim) or _doubt(run, claim, test):
+    if reason := _doubt(run, claim, test):
         outcome = NOT_HERE
     elif shown:
         outcome, reason = REPRODUCED, away and f"in another regime: {away}"
@@ -130,7 +133,7 @@ def _doubt(run: Run, claim: Claim, test: Compared) -> str:
     if claim.metric in ("robust", "distance") and gains and run.has(str(claim.model)):
         level = run.verdict(run.model(str(claim.model))).level
         return "" if level == LEVELS[PASS] else f"its robust accuracy is {level}"
-    return ""
+    return f"{claim.attack} does less harm than FGSM" if falls_behind(run, claim) else ""
 
 
 def _unmet(run: Run, claim: Claim) -> str:
@@ -141,6 +144,9 @@ def _unmet(run: Run, claim: Claim) -> str:
         if far is None or far > most:
             end = "is not recorded" if far is None else f"{far:.2f}, at most {most:g}"
             return f"search did not converge: kernel distance {end}"
+    if model and needs.changed is not None and model.card["prune_ratio"] < needs.changed:
+        share, least = model.card["prune_ratio"], needs.changed
+        return f"it changes {100 * share:.3g} % of the weights, of at least {100 * least:.3g} %"
     if model and needs.larger_than is not None and run.has(needs.larger_than):
         ours, base = (one.card["parameters"] for one in (model, run.model(needs.larger_than)))
         if ours <= base:

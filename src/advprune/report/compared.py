@@ -19,8 +19,8 @@ Key = TypeVar("Key")
 def explained(tests: str) -> str:
     """What a table of comparisons says: of which tests its figures hold together."""
     return (
-        f"95 % intervals and p hold for {tests} together (Holm); detectable: the smallest "
-        "difference that is shown in 80 % of all cases."
+        f"Intervals (95 %) and p-values are corrected for {tests} (Holm); detectable is the "
+        "smallest difference that would be found with 80 % power."
     )
 
 

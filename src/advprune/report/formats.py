@@ -104,6 +104,7 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
         "flips_difference": Kind(_written("+,.1f"), signed=True),
         "forwards gradients passes n parameters nonzero macs": Kind(count),
         "file_bytes stored_bits": Kind(count),
+        "latency": Kind(_written(".3g", 1000), "ms", 1000.0),
     }.items()
     for name in names.split()
 }
@@ -132,15 +133,22 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
     **dict.fromkeys(
         ("counts_detectable", "counts_detectable_distance", "counts_detectable_flips"),
-        ("counts", "the smallest difference that would count, or the largest that is none"),
+        ("threshold", "the smallest difference that supports the claim, or largest equivalent one"),
     ),
     "sparsity": ("sparsity", "zeros among the stored weights and biases"),
     "prune_ratio": ("prune ratio", "parameters changed or removed"),
     "bits": ("bits", "of a stored weight"),
     "flips_to_chance": ("flips", "stored bits an attacker must flip to reach chance"),
+    "at_least_flips": ("flips, at least", "where a batch did not reach chance"),
+    "end_accuracy": ("final accuracy", "after the last flip"),
+    "highest_bit_share": ("in the highest bit", "share of the chosen flips"),
+    "most_hit_layer": ("layer of most flips", ""),
+    "times": ("ratio", "of mean flips to those of the reference"),
+    "seed_deviation": ("SD over seeds", "standard deviation of robust accuracy between seeds"),
     "ece": ("ECE", "calibration error, clean"),
     "ece_attacked": ("ECE attacked", "calibration error under the main attack"),
     "macs": ("MACs", "multiply-accumulates per image"),
+    "latency": ("latency", "of a forward pass: median and quartiles"),
     "passes": ("passes", "forward and backward passes of the suite per image"),
     "verdict": ("verdict", "whether the robust accuracy can be believed"),
     "n": ("n", "images"),

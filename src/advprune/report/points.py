@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.core.params import CARRIED
+from advprune.core.params import FROM_DENSE
 from advprune.evaluate.measures import clean_accuracy
 from advprune.report.formats import number
 from advprune.report.run import Model, Run, by
 
 GREEDY = ("GAP_global", "GAP_layer")
-AMOUNTS = {"compression", "sparsity", "images", "finetune"}  # keys that do not make a variant
+AMOUNTS = {"compression", "sparsity", "finetune"}  # keys that do not make a variant
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +47,15 @@ def points(run: Run) -> dict[str, list[Point]]:
         for family, settings in study.points.items():
             for order, setting in enumerate(settings):
                 rows = records[(records.family == family) & (records.order == order)]
-                if len(rows):
-                    found.setdefault(family, []).append(_point(family, setting, rows))
+                if rows.empty:
+                    continue
+                tables, start = by(rows, "attack"), FROM_DENSE
+                white = {k: own for k, own in tables.items() if not k.startswith(start)}
+                there = {k.removeprefix(start): own for k, own in tables.items() if k not in white}
+                sparsity = float(rows.sparsity.iloc[0])
+                point = Point(family, as_mapping(setting), sparsity, white, there)
+                found.setdefault(family, []).append(point)
     return found
-
-
-def _point(family: str, setting: Any, rows: pd.DataFrame) -> Point:
-    white: dict[str, pd.DataFrame] = {}
-    there: dict[str, pd.DataFrame] = {}
-    for name, table in by(rows, "attack").items():
-        (there if name.startswith(CARRIED) else white)[name.removeprefix(CARRIED)] = table
-    return Point(family, as_mapping(setting), float(rows.sparsity.iloc[0]), white, there)
 
 
 def point_of(run: Run, model: Model) -> Point:

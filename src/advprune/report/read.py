@@ -21,11 +21,12 @@ COLUMNS = {  # of the records of the transfer stage and of each kind of study
     "compression": (*ANSWERS, "attack", "family", "order", "value"),
     "protocol": (*NEEDED, "member"),
     "seeds": (*NEEDED, "point", "seed", "family", "sparsity"),
+    "corruptions": (*ANSWERS, "corruption", "severity"),
     "bitflip": ("flip", "accuracy", "seed", "stored_bits", "variant"),
 }
 TEXT = (
     *("attack", "source", "target", "family", "value", "member", "point", "variant"),
-    *("layer", "kind"),
+    *("layer", "kind", "corruption"),
 )
 LAYER = ("depth", "layer", "kind", "clean_sigma", "adv_sigma")
 CARD = ("bits", "parameters", "setting", "sparsity", "twin_agreement")

@@ -192,8 +192,7 @@ class Run:
     def robust(self, model: Model) -> pd.DataFrame:
         """Per image, what does most harm within the budget, and the distance (robust.union)."""
         budget = self.main_attack.norm, self.main_attack.eps
-        transfers = model.transfers.values()
-        return union(model.records, transfers, *budget, model.kind == "randomized")
+        return union(model.records, model.transfers.values(), *budget)
 
     def distances(self, model: Model) -> np.ndarray:
         """Smallest perturbation found that fools the model, by image `[n]`; infinite: none."""
@@ -202,7 +201,7 @@ class Run:
     @cache  # noqa: B019
     def verdict(self, model: Model) -> Verdict:
         """Whether the model's robust accuracy can be believed."""
-        parent = None if model.is_dense else self.robust(self.dense_of(model))
+        parent = None if model.is_dense else self.dense_of(model).attack(self.main)
         known = model.transfers, parent, model.card["twin_agreement"]
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 

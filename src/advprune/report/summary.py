@@ -28,12 +28,15 @@ def effect(run: Run) -> str:
     )
     most = max((tests[model].difference for model in farther), default=0.0)
     by = f" (by at most {levels(most)}/255)" if farther else ""
+    other = [f"{m.name} than {tests[m].control}" for m in farther if tests[m].control]
+    if other:  # the dense network is more accurate when clean
+        by = f", or than a control of equal clean accuracy ({listed(other)}){by}"
     rest = len(tests) - len(farther) - len(nearer) - len(same)
     void = f" ({rest} less accurate when clean: not compared)" if rest else ""
     harder, easier = (_subject(run, models, "is", "are") for models in (farther, nearer))
     return (
         f"By the smallest change of an image that fools them, {harder} significantly harder to "
-        f"fool than the dense network{by}, {easier} easier to fool, and {len(same)} of "
+        f"fool than the dense network{by}; {easier} easier to fool; {len(same)} of "
         f"{len(tests)} do not differ significantly{void}. Wilcoxon's test, Holm's correction."
     )
 
@@ -48,8 +51,8 @@ def accuracy(run: Run) -> str:
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
     return (
         f"At eps {budget(run.main_attack.eps)}, {_subject(run, better, 'has', 'have')} a "
-        "significantly higher robust accuracy than the dense network, "
-        f"{_subject(run, worse, 'has', 'have')} a lower one, and in {len(floor)} of {len(tests)} "
+        "significantly higher robust accuracy than the dense network; "
+        f"{_subject(run, worse, 'has', 'have')} a lower one; in {len(floor)} of {len(tests)} "
         "comparisons both are 0 %. McNemar's test, Holm's correction."
     )
 

@@ -121,7 +121,7 @@ class Flipping:
         runs = [(variant, seed) for variant in tried for seed in range(self.settings.seeds)]
         most = dict.fromkeys(tried, self.budget) | {"random": self.settings.random}
 
-        def kept(variant: str, seed: int, advance: Advance = _alone) -> pd.DataFrame:
+        def kept(variant: str, seed: int, advance: Advance = lambda flips: None) -> pd.DataFrame:
             """A run's records, computed or read back."""
             done = [0]
 
@@ -145,7 +145,11 @@ class Flipping:
         self, stored: StoredModel, variant: str, seed: int, most: int, count: Advance
     ) -> pd.DataFrame:
         """A run's trace as records: the row before any flip, then one row per flip."""
-        common: Any = {"budget": most, "evaluate": self._accuracy, "progress": count}
+
+        def right(model: nn.Module) -> float:
+            return accuracy(model, *self.test, self.batch)
+
+        common: Any = {"budget": most, "evaluate": right, "progress": count}
         if variant == "random":
             salt = salted(self.seed, variant, "flips", str(seed))
             common |= {"generator": torch.Generator().manual_seed(salt)}
@@ -180,10 +184,3 @@ class Flipping:
         generator = torch.Generator().manual_seed(salted(self.seed, "flips", "batch", str(seed)))
         images = self.train[0]
         return images[torch.randperm(len(images), generator=generator)[: self.settings.images]]
-
-    def _accuracy(self, model: nn.Module) -> float:
-        return accuracy(model, *self.test, self.batch)
-
-
-def _alone(flips: int) -> None:
-    """Nobody is told."""

@@ -7,7 +7,7 @@ published gain where there is one.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from advprune.core.errors import UserError
@@ -31,7 +31,8 @@ def check_studies(params: Params) -> None:
     images, batches or seeds that could. A study that compares nothing may be of any size.
     """
     typed = {name: settings_of(params, name) for name in params.studies}
-    for refusal in (*_flips(params), *_sap(params, typed), *_seeds(params, typed)):
+    found = _flips(params), _sap(params, typed), _seeds(params, typed), _corruptions(params)
+    for refusal in chain.from_iterable(found):
         raise UserError(refusal)
 
 
@@ -96,6 +97,14 @@ def _seeds(params: Params, typed: Mapping[str, Any]) -> Iterator[str]:
                 f"{100 * SEEDS_EFFECT:.0f} points for {points} points (Holm, 80 % power); {enough} "
                 "can (data.test_limit)"
             )
+
+
+def _corruptions(params: Params) -> Iterator[str]:
+    """Every model beside its dense network, which must be studied too."""
+    own = {e.of: name for name, e in params.studies.items() if e.study == "corruptions"}
+    for model, name in own.items():
+        if (root := params.root(model)) not in own:
+            yield f"studies.{name}: {model} is compared with {root}, which needs an entry too"
 
 
 def _images(params: Params, wanted: int | None = None) -> int | None:

@@ -5,7 +5,7 @@ order and random starts of the dense network, the family's own training, and the
 attack.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from advprune.core.errors import UserError
 from advprune.core.params import DENSE
 from advprune.core.settings import Name, Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
-from advprune.data import to_float
 from advprune.evaluate.craft import Work
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
@@ -28,11 +27,10 @@ from advprune.studies.base import Given, Tables, attacked, study
 from advprune.training.base import load_or_train, spec_for
 from advprune.training.binary import binary_spec, train_binary
 from advprune.training.inputs import Inputs
-from advprune.training.standard import History
+from advprune.training.standard import Row
 
-# A network, what is to be said of it in each row, and the histories of its training by phase.
-Made = tuple[nn.Module, dict[str, Any], dict[str, History]]
-PROBED = 100  # validation images that each epoch is judged on, for the curves alone
+# A network, what is to be said of it in each row, and the rows of the search for it, if any.
+Made = tuple[nn.Module, dict[str, Any], list[Row]]
 BINARY = "BNN"  # in the place of a family: a binary network of the profile's channels
 
 
@@ -79,11 +77,10 @@ class SeedsSettings(Settings):
 
 @study("seeds", SeedsSettings)
 def seeds(settings: SeedsSettings, given: Given) -> Tables:
-    """Records of all networks under all attacks, and the histories of their training.
+    """Records of all networks under all attacks, and the history of the searches for tickets.
 
     Both have the columns point (`dense` for the uncompressed), family, base (the recipe) and seed;
-    the records also prune_ratio and sparsity (of all weights and biases, as found); the histories
-    also phase (the name of the training among the family's notes; train for dense). UserError where
+    the records also prune_ratio and sparsity (of all weights and biases, as found). UserError where
     the study is not of a dense network, or names an attack that the profile lacks.
     """
     recipe, known = given.of.removeprefix(f"{DENSE}-"), given.profile.attacks
@@ -97,7 +94,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
     attacks = {name: typed(name, known[name]) for name in names}
 
     def kept(point: str, seed: int, make: Callable[[], Made]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """A network's records under every attack and the histories of its training, as parts."""
+        """A network's records under every attack and the history of its search, as parts."""
         made, name = cache(make), f"{point}-{seed}"
         whose: dict[str, Any] = {"point": point, "base": recipe, "seed": seed}
 
@@ -108,10 +105,8 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
             return table.assign(**facts, sparsity=sparsity_of(model), **whose)
 
         def history() -> pd.DataFrame:
-            _, facts, found = made()
-            tables = [pd.DataFrame(rows).assign(phase=phase) for phase, rows in found.items()]
-            whole = pd.concat([pd.DataFrame(), *tables], ignore_index=True)
-            return whole.assign(family=facts["family"], **whose)
+            _, facts, search = made()
+            return pd.DataFrame(search).assign(family=facts["family"], **whose)
 
         return given.parts.frame(name, records), given.parts.frame(f"{name}-history", history)
 
@@ -143,22 +138,20 @@ def _networks(
 
 def _dense(given: Given, recipe: str, seed: int) -> Made:
     """The dense network of a seed: the pipeline's own for the run's seed, else trained."""
-    model, history = given.model.to(given.device), list(given.card["history"])
+    model = given.model.to(given.device)
     if seed != given.params.seed:
         state = given.parts.folder / f"{recipe}-{seed}.pt"
         how = RecipeSettings.model_validate(given.card["setting"])
         inputs = Inputs(given.splits["train"], given.splits["val"], seed, given.device, state)
-        model, history = load_or_train(given.profile, recipe, how, inputs)
-    return model, {"family": DENSE, "prune_ratio": 0.0}, {"train": history}
+        model, _ = load_or_train(given.profile, recipe, how, inputs)
+    return model, {"family": DENSE, "prune_ratio": 0.0}, []
 
 
 def _sparse(given: Given, point: Point, dense: Callable[[], Made], seed: int, state: Path) -> Made:
-    val = given.splits["val"]
-    judged = to_float(val.images[:PROBED]), val.labels[:PROBED]
-    data = Data(*given.train, given.profile.train, state, probe=judged)
+    data = Data(*given.train, given.profile.train, state)
     pruned = prune(point.family, dense()[0], point.setting, data, seed)
     facts = {"family": point.family, "prune_ratio": pruned.ratio}
-    return pruned.model, facts, histories_of(pruned.notes)
+    return pruned.model, facts, pruned.notes.get("search", [])
 
 
 def _binary(given: Given, setting: BinarySettings, seed: int, state: Path) -> Made:
@@ -166,18 +159,5 @@ def _binary(given: Given, setting: BinarySettings, seed: int, state: Path) -> Ma
     profile, train = given.profile, given.splits["train"]
     inputs = Inputs(train, given.splits["val"], seed, given.device, state)
     spec = binary_spec(spec_for(profile.model, train))
-    model, history = train_binary(spec, setting, profile.train, inputs)
-    return model, {"family": BINARY, "prune_ratio": 0.0}, {"train": history}
-
-
-def histories_of(notes: Mapping[str, Any]) -> dict[str, History]:
-    """The histories among a family's notes, by name, in order: one row per epoch of a training, or
-    a measured step of a search."""
-    return {
-        name: value
-        for name, value in notes.items()
-        if isinstance(value, list)
-        and value
-        and isinstance(value[0], dict)
-        and {"epoch", "step"} & value[0].keys()
-    }
+    model, _ = train_binary(spec, setting, profile.train, inputs)
+    return model, {"family": BINARY, "prune_ratio": 0.0}, []

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import AttackSettings
-from advprune.core.params import CARRIED
+from advprune.core.params import FROM_DENSE
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.exchange import received
 from advprune.models.card import sparsity_of
@@ -43,20 +43,20 @@ def sweep(settings: SweepSettings, given: Given) -> Tables:
 
 @study("compression", SweepSettings)
 def compression(settings: SweepSettings, given: Given) -> Tables:
-    """Every point under the main attack and under the exchanged images of its parent."""
+    """Every point under the main attack and on images crafted on its parent."""
     main, profile = given.params.attack.main, given.profile
-    carried = {attack: given.adversarial[attack] for attack in profile.exchanged()}
-    return {"records": _records(settings, given, {main: profile.table()[main]}, carried)}
+    transferred = {attack: given.adversarial[attack] for attack in profile.exchanged()}
+    return {"records": _records(settings, given, {main: profile.table()[main]}, transferred)}
 
 
 def _records(
     settings: SweepSettings,
     given: Given,
     attacks: Mapping[str, AttackSettings],
-    carried: Mapping[str, torch.Tensor],
+    transferred: Mapping[str, torch.Tensor],
 ) -> pd.DataFrame:
     """Records of all points, with the columns family, value (as text), order, prune_ratio and
-    sparsity; images crafted elsewhere have `params.CARRIED` before the attack's name."""
+    sparsity; images crafted elsewhere have `params.FROM_DENSE` before the attack's name."""
     work, first = given.work, slice(given.profile.sweep_images)
     test = given.test[0][first], given.test[1][first]
 
@@ -66,8 +66,8 @@ def _records(
         facts = {"prune_ratio": pruned.ratio, "sparsity": sparsity_of(pruned.model)}
         model = pruned.model.to(given.device)
         tables = [attacked(f"{family}={value}", model, test, attacks, work)]
-        if carried:
-            images = {("dense", CARRIED + name): x[first] for name, x in carried.items()}
+        if transferred:
+            images = {("dense", FROM_DENSE + name): x[first] for name, x in transferred.items()}
             tables.append(received(model, *test, images, work))
         return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
 

@@ -79,11 +79,12 @@ def load_or_train(
     """
     train, val, settings = inputs.train, inputs.val, profile.model
     if (weights := settings.weights.get(recipe_name)) is not None:
-        known = weights.path, weights.sha256, settings.factory
-        model = load_foreign(spec_for(settings, train, referenced(weights.path)), *known)
+        spec = spec_for(settings, train, referenced(weights.path))
+        model = load_foreign(spec, weights.path, weights.sha256, settings.factory)
         check_answers(model, train.shape)
         reached = accuracy(model.to(inputs.device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
     model = begin(settings, train, inputs.seed).to(inputs.device)
-    trainer = Trainer(model, *inputs.pairs, profile.train, recipe, inputs.seed, inputs.state)
-    return model, trainer.run()
+    known = profile.train, recipe, inputs.seed, inputs.state, inputs.after_epoch
+    images, held_out = inputs.pairs
+    return model, Trainer(model, images, held_out, *known).run()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from advprune.core.train_settings import FineTuneSettings, RecipeSettings
-from advprune.training.inputs import Data, Pair
+from advprune.training.inputs import Data
 from advprune.training.standard import History, Trainer
 
 
@@ -22,18 +22,13 @@ def finetune(
     seed: of this training, in place of that of `data`. after_step: called after every step, to hold
     what must not change. Returns the history, one row per epoch.
     """
-
-    def pixels(pair: Pair) -> Pair:
-        return (pair[0] * 255).round().to(torch.uint8), pair[1]
-
     return Trainer(
         model,
-        pixels((data.images, data.labels)),
+        ((data.images * 255).round().to(torch.uint8), data.labels),
         None,
         data.train.model_copy(update={"lr": setting.lr}),
         RecipeSettings(**setting.model_dump(exclude={"lr"})),
         seed,
         data.state,
         after_step=after_step,
-        probe=data.probe and pixels(data.probe),
     ).run()

@@ -1,5 +1,6 @@
 """What a training is given besides its network and its recipe, and what it keeps meanwhile."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Inputs:
 
     train, val: uint8 images and labels to learn from, and to choose between epochs. device: where
     the training runs. state: where its state is kept after each epoch, to be resumed after a kill;
-    None keeps nothing.
+    None keeps nothing. after_epoch: called with the history so far.
     """
 
     train: Split
@@ -28,6 +29,7 @@ class Inputs:
     seed: int
     device: torch.device
     state: Path | None = None
+    after_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None
 
     @property
     def pairs(self) -> tuple[Pair, Pair]:
@@ -41,16 +43,14 @@ class Data:
 
     images: float32 `[N, C, H, W]` in [0, 1]. labels: int64 `[N]`. train: how the profile trains;
     fine-tuning and attacks on training images take their budget from it. state: where unfinished
-    fine-tuning is kept, to be resumed after a kill; None keeps nothing. probe: images that each
-    epoch of training is judged on, for its history alone. seed: the run's, which the dense network
-    was initialized with; generator: what a family draws from. `prune` sets both.
+    fine-tuning is kept, to be resumed after a kill; None keeps nothing. seed: the run's, which the
+    dense network was initialized with; generator: what a family draws from. `prune` sets both.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     train: TrainSettings = field(default_factory=TrainSettings)
     state: Path | None = None
-    probe: Pair | None = None
     seed: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)
 

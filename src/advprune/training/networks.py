@@ -1,6 +1,6 @@
 """Every network that is trained from scratch: dense, binary, or an attacker's."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class Training:
 
     splits: uint8 images by name, `train` and `val`. parent: of a model that has one, the network
     that it is made from. state: where unfinished training is kept, to be resumed after a kill.
+    after_epoch: called with the history so far, one row per epoch.
     """
 
     params: Params
@@ -33,6 +34,7 @@ class Training:
     device: torch.device
     state: Path
     parent: nn.Module | None = None
+    after_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None
 
     def run(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
         """The network of a recipe (`dense-<recipe>`) or of an entry of `models` with `do: train`,
@@ -40,7 +42,7 @@ class Training:
         params, setting, parent = self.params, self.params.setting(name), self.parent
         profile, grown = params.active(), None
         splits = self.splits["train"], self.splits["val"]
-        inputs = Inputs(*splits, params.seed, self.device, self.state)
+        inputs = Inputs(*splits, params.seed, self.device, self.state, self.after_epoch)
         if name not in params.models:
             recipe = name.removeprefix(f"{DENSE}-")
             model, history = load_or_train(profile, recipe, setting, inputs)

@@ -69,10 +69,9 @@ class Trainer:
     rate. Without validation images and of standard training, the last epoch's weights are kept.
 
     state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
-    nothing. after_epoch: called with the epoch, counted from 0. after_step: called with the model
-    after every step, which it may change in place. probe: images and labels that each epoch is
-    judged on, for the history alone. A derived class may say more: see `before_epoch`, `measure`,
-    `finished` and `groups`.
+    nothing. after_epoch: called with the history so far. after_step: called with the model after
+    every step, which it may change in place. A derived class may say more: see `before_epoch`,
+    `measure`, `finished` and `groups`.
     """
 
     model: nn.Module
@@ -82,9 +81,8 @@ class Trainer:
     recipe: RecipeSettings
     seed: int
     state_path: Path | None
-    after_epoch: Callable[[int], None] = lambda epoch: None
+    after_epoch: Callable[[History], None] = lambda history: None
     after_step: Callable[[nn.Module], None] = lambda model: None
-    probe: Pair | None = None
 
     def before_epoch(self, epoch: int) -> None:
         """Called with the epoch, counted from 0; what it does to the model must follow from that
@@ -117,12 +115,17 @@ class Trainer:
 
         Columns: epoch; loss and accuracy on the training batches as they were trained on (TRADES:
         accuracy on the clean images); `measure`; accuracy on validation images; where the recipe
-        attacks its images, `val_robust_accuracy` under PGD; of a `probe` `probe_clean` and, under
-        PGD, `probe_robust`. UserError where the loss stops being a number.
+        attacks its images, `val_robust_accuracy` under PGD. UserError where the loss stops being a
+        number.
         """
         channels_last(self.model)
         run = self._begin()
-        self._resume(run)
+        state = distributed.from_main(lambda: load_state(self.state_path))
+        if state is not None:  # that of the first process, for all
+            for name, part in run.parts.items():
+                part.load_state_dict(state[name])
+            run.history.extend(state["history"])
+            run.best = state["best"]
         history, per_epoch = run.history, self._batches(len(run.images))
         with progress("train, batches", self.epochs * per_epoch) as advance:
             advance(len(history) * per_epoch)
@@ -131,7 +134,7 @@ class Trainer:
                 history.append(self._epoch(run, advance) | self.measure())
                 self._judge(run)
                 self._store(run)
-                self.after_epoch(len(history) - 1)
+                self.after_epoch(history)
         if run.best:
             self.model.load_state_dict(run.best)
         self.model.to(memory_format=torch.contiguous_format).eval()
@@ -214,9 +217,6 @@ class Trainer:
     def _judge(self, run: _Run) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""
         row, model = run.history[-1], self.model
-        if self.probe is not None:
-            row["probe_clean"] = round(accuracy(model, *self.probe), 4)
-            row["probe_robust"] = self._robust_accuracy(model, *self.probe)
         if self.val is not None:
             row["val_accuracy"] = round(accuracy(model, *self.val), 4)
         if self.val is not None and self.method.attacks:
@@ -231,12 +231,3 @@ class Trainer:
         if distributed.is_main():
             state = {name: part.state_dict() for name, part in run.parts.items()}
             save_state(self.state_path, state | {"history": run.history, "best": run.best})
-
-    def _resume(self, run: _Run) -> None:
-        """Load a stored state, if there is one; that of the first process, for all."""
-        state = distributed.from_main(lambda: load_state(self.state_path))
-        if state is not None:
-            for name, part in run.parts.items():
-                part.load_state_dict(state[name])
-            run.history.extend(state["history"])
-            run.best = state["best"]

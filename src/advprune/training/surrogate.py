@@ -39,8 +39,8 @@ def train_surrogate(
         labels = answers(target, images, optimizer.batch, seed)
         optimizer = optimizer.model_copy(update={"flip": False, "crop": 0, "label_smoothing": 0.0})
     recipe = RecipeSettings(epochs=choice.epochs)
-    trainer = Trainer(model, (images, labels), val, optimizer, recipe, seed, inputs.state)
-    return model, trainer.run()
+    known = optimizer, recipe, seed, inputs.state, inputs.after_epoch
+    return model, Trainer(model, (images, labels), val, *known).run()
 
 
 @torch.no_grad()

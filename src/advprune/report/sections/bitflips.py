@@ -46,16 +46,17 @@ def bitflips(run: Run) -> Iterator[Part]:
     yield Part(
         "Flips to chance",
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
-        f"images is at most {percent(run.chance)} %: progressive bit search on {flips.images} "
-        f"training images without labels, mean and 95 % interval over {flips.seeds} batches; at "
-        "least: if a batch did not reach chance. Margin: a loss that ignores images already "
-        f"misclassified; targeted: into class {flips.target}; random: after as many random flips.",
+        f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
+        f"training images without labels: mean and 95 % interval over {flips.seeds} batches, or a "
+        "lower bound where a batch did not reach chance. The search margin ignores images already "
+        f"misclassified, targeted aims at class {flips.target}; for comparison, accuracy after as "
+        "many random flips.",
         table_of(found),
         Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
     )
     yield Part(
         "Flips to chance, compared",
-        f"p: Gehan's exact rank test over batches. {explained('all comparisons')} Each network "
+        f"Gehan's exact rank test over batches. {explained('all comparisons')} Each network "
         "was trained once, and greedy search gives an upper bound: a higher count may only mean "
         "that the search failed.",
         pair_table(faults.pairs_of(found, run.roots[0].name)),

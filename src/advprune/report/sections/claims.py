@@ -25,11 +25,11 @@ def claims(run: Run) -> Iterator[Part]:
     counts = [f"{sum(one.outcome == name for one in found)} {name}" for name in OUTCOMES]
     yield Part(
         "Published claims",
-        f"{counted(len(found), 'claim')}: {', '.join(counts)}. Difference: model minus control. "
-        f"{explained(f'all {tests} that were tested')} p: of equivalence where no difference is "
-        "claimed. Counts: the smallest difference that would bear a claim out, or the largest that "
-        "is none. Refuted: the interval excludes the claim, in its regime and with the method's "
-        "own criteria met.",
+        f"{counted(len(found), 'claim')}: {', '.join(counts)}. Each compares a model with its "
+        f"control. {explained(f'all {tests} tested claims')} Where no difference is claimed, p is "
+        "that of an equivalence test. Threshold: the smallest difference that supports the "
+        "claim, or the largest that is still equivalent. Refuted: the interval excludes the claim, "
+        "in its regime and with the method's own criteria met. Sources: docs/published.md.",
         outcomes(run).drop(columns="id"),
     )
 

@@ -24,8 +24,7 @@ def curves(run: Run) -> Iterator[Part]:
         axes = ("steps", "accuracy", "model")
         yield Part(
             f"Accuracy over attack steps, {group}",
-            f"Steps of {run.main} at its budget; a curve that still falls at its end shows that "
-            "the attack has not converged.",
+            f"If a curve still falls at its end, {run.main} has not converged.",
             chart=Chart(f"steps-{group}", "line", rows, *axes, interval=True, ordered=True),
             folded=True,
         )

@@ -29,9 +29,9 @@ def distances(run: Run) -> Iterator[Part]:
         return
     yield Part(
         "Distances",
-        f"Smallest change of an image found that fools the model ({run.main_attack.norm}, in grey "
-        "levels): median with 95 % bootstrap interval. Against the dense network: the difference "
-        "image by image (Hodges–Lehmann), Wilcoxon's signed-rank test. "
+        f"The smallest change of an image found that fools the model ({run.main_attack.norm}, in "
+        "grey levels): median with 95 % bootstrap interval, and the difference from the dense "
+        "network, image by image (Hodges–Lehmann, Wilcoxon's signed-rank test). "
         f"{explained('all models of a dense network')}",
         table_of(run),
     )

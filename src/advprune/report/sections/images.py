@@ -1,6 +1,7 @@
 """A few images, clean and under the main attack on each dense network, with predictions."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,22 +17,30 @@ GREY = 128  # no change, in the pictures of the change
 
 @section("Images", order=120)
 def images(run: Run) -> Iterator[Part]:
-    """Pictures of the first test images; none where the profile does not show them."""
+    """Pictures of the first test images; none where the profile does not show them, or the attacked
+    ones were not kept (an evaluation of one network)."""
     for dense in run.roots if run.profile.show_images else ():
+        if not place_of(run, dense).is_file():
+            continue
         axes = ("image", "row")
         yield Part(
             f"Under {run.main} on {dense.name}",
-            "Predicted classes are in the headings of rows and columns; the change is shown around "
-            f"grey, and scaled so that white and black are ±{budget(run.main_attack.eps)}.",
+            "Each column is an image with its predicted classes, clean → attacked. The change is "
+            f"drawn around grey: white and black are ±{budget(run.main_attack.eps)}.",
             chart=Chart(
                 f"images-{dense.recipe}", "images", cells(run, dense), *axes, value="pixels"
             ),
         )
 
 
+def place_of(run: Run, dense: Model) -> Path:
+    """The file of its adversarial images."""
+    return run.folder / "runs" / run.params.profile / dense.name / "adversarial.safetensors"
+
+
 def cells(run: Run, dense: Model) -> pd.DataFrame:
     """Clean, attacked and the change of each image, with the classes that are predicted."""
-    path = run.folder / "runs" / run.params.profile / dense.name / "adversarial.safetensors"
+    path = place_of(run, dense)
     attacked, records, found = tensors_of(path)[0][run.main], dense.attack(run.main), []
     for index in range(min(SHOWN, len(records))):
         row, clean, adv = records.iloc[index], run.clean_images[index], attacked[index]

@@ -27,20 +27,19 @@ def layers(run: Run) -> Iterator[Part]:
         return
     yield Part(
         "First and last layer",
-        "Claim (nn-prune): the attack makes small changes to many neurons behind the input and "
-        "abnormally large values before the classifier. Changed: share of units that move by more "
-        "than a tenth of the layer's standard deviation; change: L2 norm of the change over that "
-        "of the maps; growth: maximum and 99.9th percentile of |value| over the clean ones. "
-        "Noise, the control, changes each image by the same amounts at random places and signs. "
-        "Small and many: over half of the units change, and by less than in the median layer. "
-        "Abnormally large: the percentile grows more than under noise and more than in nine of ten "
-        f"layers ({run.main}, eps {budget(run.main_attack.eps)}, n = {run.n}).",
+        "nn-prune claims that the attack makes small changes to many neurons behind the input and "
+        "abnormally large values before the classifier. Small and many: more than half of the "
+        "units move by over a tenth of the layer's standard deviation, and the layer changes less "
+        "than the median layer does (L2 norm of the change over that of the maps). Abnormally "
+        "large: the 99.9th percentile of |value| grows more than under noise of the same size at "
+        f"random places, and more than in nine of ten layers ({run.main}, eps "
+        f"{budget(run.main_attack.eps)}, n = {run.n}).",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
     yield Part(
         "Spread of feature maps under clamp",
-        "Standard deviation of feature maps under attack over that on clean images, in the last "
-        "residual stage: models with clamped maps beside their dense network.",
+        "Standard deviation of the last stage's feature maps under attack over that on clean "
+        "images, with clamped maps and in the dense network.",
         clamped(run),
     )
     for group, models in run.groups.items():
@@ -49,8 +48,7 @@ def layers(run: Run) -> Iterator[Part]:
         yield Part(
             f"Layers, {group}",
             "Relative change: L2 norm of the change over that of the clean maps. Distance: "
-            "1-Wasserstein between the distributions of values, in clean standard deviations. "
-            "Sigma: standard deviation under attack over clean.",
+            "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
             chart=Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look),
             folded=True,
         )

@@ -20,7 +20,10 @@ SIZES = (
     *("prediction_change_rate", "attack_success_rate", "transfer_success_rate"),
     *("ece", "ece_attacked", "nll", "brier", "twin_agreement", "forwards", "gradients", "passes"),
 )
-WAYS = ("model", "robust_accuracy", "robust_accuracy_single_draw", "robust_accuracy_9_of_10")
+WAYS = {  # of scoring randomized models
+    "robust_accuracy_single_draw": "accuracy:single draw",
+    "robust_accuracy_9_of_10": "accuracy:9 of 10 draws",
+}
 
 
 @section("Leaderboard", order=10)
@@ -30,16 +33,16 @@ def leaderboard(run: Run) -> Iterator[Part]:
     table = table.assign(passes=table.forwards + table.gradients)
     yield Part(
         "Leaderboard",
-        f"Robust accuracy: images that nothing within the budget breaks ({main.norm}, eps "
-        f"{budget(main.eps)}, n = {run.n}), with 95 % Wilson intervals. Distance: the median of "
-        "the smallest changes found that fool the model. Against dense: McNemar's and Wilcoxon's "
-        "tests on the same images, Holm's correction over the models of a dense network.",
+        f"Robust: the share of images that nothing within the budget breaks ({main.norm}, eps "
+        f"{budget(main.eps)}, n = {run.n}; 95 % Wilson interval). Distance: the median of the "
+        "smallest changes found that fool the model. Both are compared with the dense network on "
+        "the same images (McNemar, Wilcoxon), corrected for all models of that network (Holm).",
         with_bounds(table, BOARD),
     )
     axes, look = ("clean_accuracy", "median_distance", "group"), ("model", "robust_accuracy")
     yield Part(
         "Distance over clean accuracy",
-        "One marker per model, larger is sparser.",
+        "One marker per model; larger is sparser, the shape shows the verdict.",
         chart=Chart(
             "tradeoff", "points", table, *axes, size="sparsity", marker="verdict", hover=look
         ),
@@ -48,15 +51,17 @@ def leaderboard(run: Run) -> Iterator[Part]:
     every = [name for name in map(str, table.columns) if name.startswith("accuracy:")]
     yield Part(
         "Accuracy under each attack",
-        "Attacks differ by kind of model; the robust accuracy is the worst case per image.",
+        "Each kind of model has attacks of its own; robust accuracy is the worst case per image.",
         with_bounds(table, ("model", *every, "robust_accuracy")),
         folded=True,
     )
     yield Part(
         "Randomized models, scored in three ways",
-        f"Scored by the mean logits over {run.params.attack.score_draws} draws, by one draw, and "
-        "with an image counted as broken only where at least 9 of 10 draws are wrong.",
-        with_bounds(table[table.kind == "randomized"], WAYS),
+        f"By the mean logits over {run.params.attack.score_draws} draws, by a single draw, and "
+        "with an image counted as broken only if at least 9 of 10 draws are wrong.",
+        with_bounds(table[table.kind == "randomized"], ("model", "robust_accuracy", *WAYS)).rename(
+            columns=WAYS
+        ),
         folded=True,
     )
 

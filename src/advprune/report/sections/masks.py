@@ -41,16 +41,16 @@ def masks(run: Run) -> Iterator[Part]:
     look: dict[str, Any] = {"interval": True, "ordered": True, "hover": ("setting",)}
     yield Part(
         "Accuracy over compression",
-        "Compression: all parameters over those that are not zero. Attack: "
-        f"{run.main} (eps {budget(run.main_attack.eps)}, n = {run.n}); transfer: images crafted on "
-        f"the uncompressed network.{padding if inert > INERT else ''}",
+        "Compression is the number of all parameters over that of nonzero ones. White-box images "
+        f"are crafted on the model itself by {run.main} (eps {budget(run.main_attack.eps)}, n = "
+        f"{run.n}), transfer images on the uncompressed network.{padding if inert > INERT else ''}",
         chart=Chart("compression", "line", curves(run, found), *axes, **look),
     )
     yield Part(
         "GAP against random pruning",
-        "Accuracy on images of the uncompressed network, beside random pruning at the setting "
-        f"nearest in clean accuracy (McNemar). {explained('all settings and attacks')} Unmatched: "
-        "clean accuracies differ (p < 0.05) or are at chance.",
+        "Accuracy on images crafted on the uncompressed network, compared with random pruning at "
+        f"the setting nearest in clean accuracy (McNemar). {explained('all settings and attacks')} "
+        "Unmatched: clean accuracies differ significantly or are at chance.",
         against_control(run, found),
     )
     yield Part("All settings, and variants of GAP", "", every(run, found), folded=True)

@@ -33,17 +33,14 @@ def protocol(run: Run) -> Iterator[Part]:
     if not found:
         return
     settings, n = run.profile.protocol, found[0].rows["index"].nunique()
-    text = (
-        f"FGSM with gradients and predictions averaged over {settings.draws} draws; the iterative "
-        f"attack ({counted(settings.iterative.steps, 'step')}, "
-        f"{counted(settings.iterative.draws, 'draw')} each) and the adaptive ones are scored by "
-        f"mean logits over {run.params.attack.score_draws} draws; n = {n} test images."
-    )
     yield Part(
         "Does SAP's published gain survive adaptive attacks?",
-        f"SAP at the fraction nearest to 1 against its dense network. {text} p: McNemar on the "
-        f"same images. {explained('the budgets of an attack')} Worst case: per image, over the "
-        "adaptive attacks of one budget.",
+        f"SAP (fraction nearest to 1) against its dense network, on the same {n} images (McNemar). "
+        f"FGSM takes gradients and predictions averaged over {settings.draws} draws; the iterative "
+        f"attack ({counted(settings.iterative.steps, 'step')} of "
+        f"{counted(settings.iterative.draws, 'draw')}) and the adaptive ones are scored by mean "
+        f"logits over {run.params.attack.score_draws} draws. Worst case: per image, over the "
+        f"adaptive attacks of one budget. {explained('the budgets of an attack')}",
         gains(run, found),
     )
     yield Part(
@@ -52,17 +49,10 @@ def protocol(run: Run) -> Iterator[Part]:
         "least 9 of 10 draws are wrong. Passes are per image.",
         adaptive_table(run, found),
     )
-    published = [one for one in found if one.as_published]
-    others = [one for one in found if not one.as_published]
-    dense = [one for one in found if one.family is None][:1] if others else []
-    for title, name, chosen in (
-        ("SAP and dropout over the budget", "protocol", published),
-        ("Controls and variants over the budget", "controls", [*dense, *others]),
-    ):
-        axes, look = ("eps", "accuracy", "model", "attack"), ("family", "setting")
-        marks = over_budgets(chosen)
-        chart = Chart(name, "line", marks, *axes, interval=True, ordered=True, hover=look)
-        yield Part(title, text, chart=chart, folded=name == "controls")
+    axes, look = ("eps", "accuracy", "model", "attack"), ("family", "setting")
+    marks = over_budgets(found)
+    chart = Chart("protocol", "line", marks, *axes, interval=True, ordered=True, hover=look)
+    yield Part("SAP, its controls and variants over the budget", chart=chart)
 
 
 def models_of(run: Run) -> list[ProtocolModel]:
@@ -88,18 +78,12 @@ def gains(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
                 tests.append(("none", {0.0: compared(run, own[eps], others[eps], "clean")}))
             both = {eps: compared(run, own[eps], others[eps]) for eps in budgets}
             tests.append((attack, jointly(both)))
-        theirs = dense.under(run.profile.protocol.adaptive)
-        known = {
-            name: table
-            for name, table in sap.under(run.profile.protocol.adaptive).items()
-            if name in theirs
-        }
-        for group in by_budget(known):
-            worst, eps = worst_of(group), float(next(iter(group.values())).eps.iloc[0])
+        ours, theirs = (one.under(run.profile.protocol.adaptive) for one in (sap, dense))
+        for group in by_budget({name: ours[name] for name in ours if name in theirs}):
+            worst, (first, *more) = worst_of(group), group
             test = compared(run, worst, worst_of({name: theirs[name] for name in group}))
-            tests.append(
-                (f"adaptive, {WORST}" if len(group) > 1 else next(iter(group)), {eps: test})
-            )
+            title = f"adaptive, {WORST}" if more else first
+            tests.append((title, {float(worst.eps.iloc[0]): test}))
         for attack, by_eps in tests:
             for eps, test in by_eps.items():
                 row = {"model": sap.name, "parent": sap.parent, "attack": attack, "eps": eps}
@@ -126,19 +110,17 @@ def adaptive_table(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
     rows = []
     for one in found:
         tables = one.under(run.profile.protocol.adaptive)
-        rows += [_scores(one, name, {name: table}) for name, table in tables.items()]
-        groups = [group for group in by_budget(tables) if len(group) > 1]
-        rows += [_scores(one, WORST, group) for group in groups]
+        groups = [(name, {name: table}) for name, table in tables.items()]
+        groups += [(WORST, group) for group in by_budget(tables) if len(group) > 1]
+        for attack, parts in groups:
+            table = worst_of(parts)
+            single = rate((table.adv_single_pred == table.label).to_numpy())
+            most = rate((table.adv_wrong < MOST_DRAWS).to_numpy())
+            row: dict[str, Any] = {"model": one.name, "attack": attack}
+            row |= {"eps": float(table.eps.iloc[0]), "clean_accuracy": clean_accuracy(table).value}
+            row |= rated("accuracy:mean logits", remnant_accuracy(table))
+            row |= rated("accuracy:single draw", single) | rated("accuracy:9 of 10 draws", most)
+            for cost in ("gradients", "forwards"):
+                row[cost] = sum(float(part[cost].mean()) for part in parts.values())
+            rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _scores(one: ProtocolModel, attack: str, parts: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    table = worst_of(parts)
-    single = rate((table.adv_single_pred == table.label).to_numpy())
-    most = rate((table.adv_wrong < MOST_DRAWS).to_numpy())
-    row: dict[str, Any] = {"model": one.name, "attack": attack, "eps": float(table.eps.iloc[0])}
-    row["clean_accuracy"] = clean_accuracy(table).value
-    row |= rated("accuracy:mean logits", remnant_accuracy(table))
-    row |= rated("accuracy:single draw", single) | rated("accuracy:9 of 10 draws", most)
-    costs = ("gradients", "forwards")
-    return row | {key: sum(float(part[key].mean()) for part in parts.values()) for key in costs}

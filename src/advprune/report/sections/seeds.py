@@ -39,10 +39,11 @@ def _parts(run: Run, name: str, points: list[SeededPoint]) -> Iterator[Part]:
     axes, hover = ("point", "accuracy", "family", "images"), ("sparsity", "seed_deviation")
     yield Part(
         f"Accuracy over seeds, on {study.of}",
-        f"Robust: broken by none of {listed(attacks)} (eps {budget(run.main_attack.eps)}); n = {n} "
-        f"test images, {counted(count, 'seed')}, each with its own dense network. Intervals cover "
-        "other seeds and other images (two-way random effects). Area: under the security curve up "
-        f"to twice the budget, compared with the dense networks'. {explained('all points')}",
+        f"Robust images are broken by none of {listed(attacks)} (eps "
+        f"{budget(run.main_attack.eps)}). n = {n} test images, {counted(count, 'seed')}, each with "
+        "a dense network of its own; intervals cover other seeds and other images (two-way random "
+        "effects). Area is the mean accuracy over all budgets up to twice the main attack's; its "
+        f"difference is from the dense networks. {explained('all points')}",
         table_of(run, points),
         Chart(
             f"sparsity-{name}", "points", over_sparsity(points), *axes, interval=True, hover=hover
@@ -50,9 +51,9 @@ def _parts(run: Run, name: str, points: list[SeededPoint]) -> Iterator[Part]:
     )
     yield Part(
         f"Learned masks against their controls, on {study.of}",
-        "Same sparsity, same dense networks; differences are paired by seed and image. "
-        f"{explained('the pairs of a family')} A mask without trained weights is compared with the "
-        "whole network, and with the same training without pruning.",
+        "At the same sparsity and from the same dense networks, paired by seed and image. "
+        f"{explained('the pairs of a family')} If only the mask was trained, it is compared with "
+        "the whole network, and with the same training without pruning.",
         pair_table(run, points),
     )
     history = run.studies.get(f"{name}.history", pd.DataFrame())
@@ -61,8 +62,8 @@ def _parts(run: Run, name: str, points: list[SeededPoint]) -> Iterator[Part]:
         look: dict[str, Any] = {"x_label": "search steps", "y_label": "squared distance"}
         yield Part(
             f"Search for tickets, on {study.of}",
-            "Outputs and tangent kernel of tickets against the dense network at initialization: "
-            "squared distance over squared norm, mean over seeds.",
+            "How far outputs and tangent kernel of a ticket are from those of the dense network at "
+            "initialization: squared distance over squared norm, mean over seeds.",
             chart=Chart(f"tickets-{name}", "line", search(history), *axes, reference=1.0, **look),
             folded=True,
         )
@@ -74,7 +75,7 @@ def points_of(run: Run, name: str) -> list[SeededPoint]:
     given = run.params.studies[name].settings["points"]
     settings = {key: one.get("setting") for key, one in given.items()}
     budget = run.main_attack.norm, run.main_attack.eps
-    return seeded_points(run.studies[name], settings, run.main, *budget)
+    return seeded_points(run.studies[name], settings, *budget)
 
 
 def ranged(column: str, found: Mean) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def pair_table(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
             row |= {"sparsity": one.sparsity, "robust_accuracy": one.mean("robust").value}
             row |= {"robust_accuracy:control": other.mean("robust").value}
             row |= with_interval("clean_difference", clean.difference, *clean.interval)
-            rows.append(row | columns(test, "robust_difference"))
+            rows.append(row | columns(test))
     return pd.DataFrame(rows)
 
 

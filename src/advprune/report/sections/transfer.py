@@ -26,14 +26,15 @@ def transfer(run: Run) -> Iterator[Part]:
     yield Part(
         "Transfer between models",
         f"Accuracy of each target (column) on images that {run.main} (eps "
-        f"{budget(run.main_attack.eps)}) crafted on each source (row); white-box on the diagonal.",
+        f"{budget(run.main_attack.eps)}) crafted on each source (row); the diagonal is white-box.",
         chart=Chart("transfer", "heatmap", matrix(run), "target", "source", value="accuracy"),
     )
     yield Part(
         "Transfer scenarios",
-        f"Accuracy on n = {run.n} images of other networks: of dense and attackers' networks by "
-        f"{listed(run.transfer_attacks)} (of an attacker's, the more harmful one counts), of other "
-        f"models by {run.main}. All sources: images on which none of them fools the model.",
+        f"Accuracy on n = {run.n} images crafted on other networks: on dense networks and an "
+        f"attacker's own by {listed(run.transfer_attacks)} (of an attacker's, the more harmful one "
+        f"counts), on other models by {run.main}. All sources: images that do not fool the model, "
+        "whichever network they come from.",
         scenarios(run),
     )
 

@@ -35,8 +35,8 @@ def verdict(run: Run) -> Iterator[Part]:
     yield Part(
         "Verdict",
         f"{len(checks) - len(against)} of {counted(len(checks), 'check')} on {len(run.models)} "
-        "models are passed. A check in doubt makes the robust accuracy suspect, a failed one makes "
-        f"it broken.{calibration(run.folder / CALIBRATION)}",
+        "models passed. A check in doubt makes a robust accuracy suspect, a failed one makes it "
+        f"broken.{calibration(run.folder / CALIBRATION)}",
         against if len(against) else None,
     )
     tally = pd.crosstab(checks.check, checks.outcome).reindex(checks.check.unique())
@@ -51,11 +51,12 @@ def calibration(path: Path) -> str:
     if not path.is_file():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
-    passed, alarmed = (
+    passed, wrong, alarmed = (
         f"{one['hits']} of {one['n']} ({percent(one['rate_low'])}–{percent(one['rate_high'])} %)"
-        for one in (found["false_pass"], found["false_alarm"])
+        for one in (found[f"false_{name}"] for name in ("pass", "number", "alarm"))
     )
     return (
-        f" On planted models, {passed} of those whose gradients mislead were called reliable, and "
+        f" On planted models, {passed} of those on which the main attack is misled were called "
+        f"reliable, {wrong} with a robust accuracy more than 5 points above the lowest known; "
         f"{alarmed} of the honest ones were not (95 % intervals; {CALIBRATION})."
     )

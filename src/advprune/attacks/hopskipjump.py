@@ -1,0 +1,217 @@
+"""HopSkipJump: a search that sees nothing but the class that is answered.
+
+Chen, Jordan and Wainwright, HopSkipJumpAttack: A Query-Efficient Decision-Based Attack (IEEE S&P
+2020), Algorithm 2, for Linf and L2. From an image of another class it walks along the model's
+border: bisection towards the clean image, the border's normal by random answers around that point,
+a step along it, halved until the class is wrong again.
+
+Differences from the paper: where noise does not fool, the search begins at another of the given
+images; the nearest point of all iterations is returned; and points around the border are never
+closer than `GRAIN`, since an image of 8 bits and an integer layer do not see smaller changes.
+"""
+
+from functools import partial
+from math import ceil, log2
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from advprune.attacks.opening import Opened, Options, opened, options, wide
+from advprune.attacks.pgd import project
+from advprune.attacks.registry import Context, method
+from advprune.core.attack_settings import Attack
+from advprune.core.device import salted
+from advprune.models.stochastic import split
+
+STARTS = 20  # random images, and then as many of the given ones, that are tried first
+FIRST = 100  # answers for the first normal; the t-th takes sqrt(t) times as many
+HALVINGS = 10  # of a step, at most
+GRAIN = 0.5 / 255  # of a pixel, on average
+TOGETHER = 16  # directions of an image drawn at a time: other numbers draw other directions
+
+
+class HopSkipJumpSettings(Attack):
+    """Settings of `method: hopskipjump`; queries: per image, all of them.
+
+    eps: the budget that its images are stretched to. draws: as in Square.
+    """
+
+    method: Literal["hopskipjump"]
+    queries: int = Field(default=1000, ge=1, le=1000000)
+    draws: int = Field(default=1, ge=1, le=10000)
+
+    @property
+    def steps(self) -> int:
+        """What records call its steps: the queries."""
+        return self.queries
+
+
+@method("hopskipjump", HopSkipJumpSettings, False)
+def _hopskipjump(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    s: HopSkipJumpSettings,
+    how: Context,
+) -> torch.Tensor:
+    """Images that can be fooled within the budget, with the perturbation stretched to all of it;
+    the others unchanged. Notes the distances."""
+    found, distances = hopskipjump(model, images, labels, s, options(Options, s, how))
+    how.found["distance"] = distances
+    stretch = torch.where(distances <= s.eps, s.eps / distances.clamp_min(1e-12), 0.0)
+    return (images + wide(stretch) * (found - images)).clamp(0, 1)
+
+
+def hopskipjump(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    settings: HopSkipJumpSettings,
+    how: Options | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
+
+    A distance is 0 where the clean image is misclassified, and infinite, with the clean image,
+    where nothing fools. ValueError on shapes, ranges or options that make no sense.
+    """
+    how, given = how or Options(norm=settings.norm), (images, labels)
+    with opened("hopskipjump", model, given, settings.eps, how) as at, torch.no_grad():
+        every = torch.arange(len(images))
+        found, distances = at.run(partial(_search, at, settings.queries), every, every)
+    return found, distances
+
+
+def _search(
+    at: Opened[Options],
+    queries: int,
+    clean: torch.Tensor,
+    labels: torch.Tensor,
+    numbers: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and distances; what is drawn depends on `numbers`, theirs in the whole set, alone."""
+    walk = _Walk(at, clean, labels, numbers.tolist())
+    found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
+    every = torch.arange(len(clean), device=clean.device)
+    already = walk.wrong(every, clean)
+    distances[already] = 0.0
+    rows, border = walk.begin(every[~already], queries)  # on the far side of the border
+    move, turn, told = torch.zeros_like(clean), 0, 0
+    while len(rows):
+        border[rows] = walk.towards_clean(rows, border[rows])
+        size = _size(border[rows] - clean[rows], at.options.norm)
+        closer = size < distances[rows]
+        found[rows[closer]], distances[rows[closer]] = border[rows[closer]], size[closer]
+        turn, asked = turn + 1, int(walk.spent.sum())
+        at.options.progress(asked - told)
+        told = asked
+        count = int(FIRST * turn**0.5)
+        enough = walk.spent[rows] + count + HALVINGS + walk.halvings <= queries
+        rows, size = rows[enough], size[enough]
+        if not len(rows):
+            break
+        move[rows] = walk.normal(rows, border[rows], size, count)
+        left, step = rows, size / turn**0.5
+        for _ in range(HALVINGS):
+            tried = (border[left] + wide(step) * move[left]).clamp(0, 1)
+            fools = walk.wrong(left, tried)
+            border[left[fools]] = tried[fools]
+            left, step = left[~fools], step[~fools] / 2
+            if not len(left):
+                break
+    at.options.progress(queries * len(clean) - told)
+    return found, distances
+
+
+class _Walk:
+    """What a walk along the border asks of the model, on some images."""
+
+    def __init__(
+        self, at: Opened[Options], clean: torch.Tensor, labels: torch.Tensor, numbers: list[int]
+    ) -> None:
+        self.at, self.clean, self.labels = at, clean, labels
+        seed = at.generator.initial_seed()
+        self.drawn = [torch.Generator().manual_seed(salted(seed, str(n))) for n in numbers]
+        self.spent = torch.zeros_like(labels)  # queries of each image
+        # To a part of d^-3/2 (L2) or d^-2 (Linf) of the way, as far as float32 can tell.
+        power = 2.0 if at.options.norm == "Linf" else 1.5
+        self.halvings = min(ceil(power * log2(clean[0].numel())), 20)
+
+    def wrong(self, rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Whether the answer to points `[r, C, H, W]`, or `[r, k, C, H, W]`, is not the label."""
+        shape = points.shape[:-3]
+        self.spent[rows] += shape[1:].numel()
+        labels = self.labels[rows].view(-1, *[1] * (len(shape) - 1))
+        return self.at.logits(points.flatten(0, -4)).argmax(1).view(shape) != labels
+
+    def begin(self, rows: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each image one that fools: the rows that have one, and all such images."""
+        start, left, images = self.clean.clone(), rows, self.at.images
+        for attempt in range(2 * STARTS):
+            left = left[self.spent[left] + self.halvings < queries]
+            if not len(left):
+                break
+            tried = torch.stack(
+                [
+                    torch.rand(images.shape[1:], generator=one)
+                    if attempt < STARTS
+                    else images[int(torch.randint(len(images), (), generator=one))]
+                    for one in (self.drawn[row] for row in left.tolist())
+                ]
+            ).to(start)
+            fools = self.wrong(left, tried)
+            start[left[fools]] = tried[fools]
+            left = left[~fools]
+        moved = (start[rows] != self.clean[rows]).flatten(1).any(1)
+        return rows[moved], start
+
+    def towards_clean(self, rows: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        """The nearest point to the clean image that fools, on the way there from `outer`, which
+        does: by bisection of the ball's radius."""
+        clean, norm = self.clean[rows], self.at.options.norm
+        high = _size(outer - clean, norm)
+        low, point = torch.zeros_like(high), outer
+        for _ in range(self.halvings):
+            middle = (low + high) / 2
+            tried = project(outer, clean, wide(middle), norm)
+            fools = self.wrong(rows, tried)
+            point = torch.where(wide(fools), tried, point)
+            low, high = torch.where(fools, low, middle), torch.where(fools, middle, high)
+        return point
+
+    def normal(
+        self, rows: torch.Tensor, points: torch.Tensor, size: torch.Tensor, count: int
+    ) -> torch.Tensor:
+        """The direction in which a step leads beyond the border, by `count` random answers.
+
+        `mean of (f_i - mean f) u_i` with f_i = 1 where `point + delta u_i` is wrong and -1 where it
+        is right (the estimate with a baseline); its sign for Linf.
+        """
+        linf, dimensions = self.at.options.norm == "Linf", points[0].numel()
+        delta = (size / dimensions).clamp_min(GRAIN * dimensions**0.5)[:, None, None, None, None]
+        total, directions = torch.zeros_like(points), torch.zeros_like(points)
+        answers = torch.zeros_like(size)
+        for part in split(count, TOGETHER):
+            shape = (part, *points.shape[1:])
+            draw = torch.rand if linf else torch.randn
+            u = torch.stack([draw(shape, generator=self.drawn[row]) for row in rows.tolist()])
+            u = (2 * u - 1 if linf else u).to(points)  # [r, part, C, H, W]
+            u = u / u.flatten(2).norm(dim=2)[:, :, None, None, None]
+            shown = (points[:, None] + delta * u).clamp(0, 1)
+            u = (shown - points[:, None]) / delta
+            f = 2 * self.wrong(rows, shown).to(points) - 1  # [r, part]
+            total += (f[:, :, None, None, None] * u).sum(1)
+            directions += u.sum(1)
+            answers += f.sum(1)
+        mean = answers / count
+        alike = mean.abs() == 1  # no answer tells the sides apart
+        found = total - wide(mean * ~alike) * directions
+        if linf:
+            return found.sign()
+        return found / wide(found.flatten(1).norm(dim=1).clamp_min(1e-12))
+
+
+def _size(change: torch.Tensor, norm: str) -> torch.Tensor:
+    flat = change.flatten(1)
+    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)

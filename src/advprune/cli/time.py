@@ -1,0 +1,41 @@
+"""`advprune time`: how long the networks of a finished run take on this machine."""
+
+from typing import Annotated
+
+import typer
+
+from advprune.cli.options import ProfileOption
+
+BATCH = 64  # images a call, besides one
+
+
+def time(
+    profile: ProfileOption = None,
+    batch: Annotated[int, typer.Option(min=2, help="Images a call, besides one.")] = BATCH,
+) -> None:
+    """Time the networks of a finished run, for the section on speed of its report.
+
+    Writes `timings/<profile>.csv`: median and quartiles of a forward pass at batch 1 and --batch,
+    the processor and its threads, multiply-accumulates, non-zeros, bytes; `advprune report` then
+    shows it. Times differ from run to run: no stage of the pipeline measures them, no gate reads
+    them.
+    """
+    from advprune.cli.repository import Repository
+    from advprune.cli.tables import show_frame
+    from advprune.core.device import setup
+    from advprune.core.files import read_json
+    from advprune.data import to_float
+    from advprune.evaluate.timing import timings
+    from advprune.models.checkpoint import load_model
+    from advprune.report.sections.speed import TIMINGS
+
+    place, device, models = Repository(profile), setup(), {}
+    for name in place.params.leaderboard():
+        path = place.place("runs", name) / "model.safetensors"
+        network = load_model(path, place.profile.model.factory).to(device)
+        models[name] = network, read_json(path.with_suffix(".json"))
+    found = timings(models, to_float(place.split("test").images), batch)
+    TIMINGS.mkdir(exist_ok=True)
+    found.to_csv(path := TIMINGS / f"{place.params.profile}.csv", index=False)
+    show_frame(found)
+    print(path)

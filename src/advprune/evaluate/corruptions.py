@@ -1,0 +1,255 @@
+"""Common corruptions: noise, blur, brightness, contrast, JPEG and pixels, at five severities.
+
+Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations (ICLR 2019). Strengths are those of CIFAR-10-C for small images and of ImageNet-C for
+large ones; the operations are scipy's and Pillow's. Of their fifteen, those that need textures or
+constants for one image size are left out (glass, snow, frost, fog, elastic), so that means are not
+theirs. Nobody chooses a corruption by the model: accuracy under them bounds no worst case.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from math import cos, radians, sin
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from advprune.evaluate.compare import MARGIN, right
+from advprune.evaluate.crossed import (
+    Mean,
+    MeanComparison,
+    compare_means,
+    mean,
+    smallest_mean_difference,
+)
+from advprune.evaluate.statistics import NORMAL, POWER
+
+SEVERITIES = (1, 2, 3, 4, 5)
+SMALL, LARGE = 32, 224  # sides that the published strengths are for, in pixels
+ZOOMS = 11  # images that a zoom blur averages
+
+# An image float64 [C, H, W] in [0, 1], a strength, random numbers -> the image, to be clipped.
+Apply = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A corruption. small, large: strengths by severity; in_pixels: they are lengths."""
+
+    apply: Apply
+    small: tuple[Any, ...]
+    large: tuple[Any, ...]
+    in_pixels: bool = False
+
+    def strength(self, severity: int, side: int) -> Any:
+        """At a severity, on images whose shorter side has `side` pixels.
+
+        Between the two sides the nearer one counts, by ratio. Lengths grow and shrink with the
+        image, but not below those for 32 pixels: much less than a pixel would change nothing.
+        """
+        is_large = side * side > SMALL * LARGE
+        found = (self.large if is_large else self.small)[severity - 1]
+        scale = side / LARGE if is_large else max(side / SMALL, 1.0)
+        return np.multiply(found, scale) if self.in_pixels else found
+
+
+def corrupt(images: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.ndarray:
+    """Corrupt uint8 `images` `[N, C, H, W]`; the result is uint8 again. Severity 0 changes nothing.
+
+    The random numbers of an image follow from its pixels, `kind` and `seed` alone: not from its
+    place, its batch or the severity, so that each severity has the noise of the one before, only
+    stronger. ValueError for an unknown kind or severity, or images of another type.
+    """
+    if kind not in KINDS or severity not in (0, *SEVERITIES):
+        known = ", ".join(KINDS)
+        raise ValueError(f"corrupt: no {kind!r} at severity {severity!r}; 0 to 5 of {known}")
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"corrupt: images must be uint8 [N, C, H, W], not {images.dtype}")
+    if severity == 0:
+        return images.copy()
+    one = KINDS[kind]
+    strength = one.strength(severity, min(images.shape[2:]))
+    found = np.empty_like(images)
+    for place, image in enumerate(images):
+        digest = hashlib.sha256(kind.encode() + image.tobytes()).digest()
+        random = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+        changed = one.apply(image / 255, strength, random)
+        found[place] = np.rint(255 * changed.clip(0, 1))
+    return found
+
+
+def _gaussian_noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+    return x + deviation * random.standard_normal(x.shape)
+
+
+def _shot_noise(x: np.ndarray, photons: float, random: np.random.Generator) -> np.ndarray:
+    """Photons are counted: white is `photons` of them on average."""
+    return random.poisson(x * photons) / photons
+
+
+def _impulse_noise(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """A share of the values becomes black or white."""
+    drawn, white = random.random(x.shape), random.random(x.shape) < 0.5
+    return np.where(drawn < share, white, x)
+
+
+def _speckle_noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+    return x + x * deviation * random.standard_normal(x.shape)
+
+
+def _gaussian_blur(x: np.ndarray, sigma: float, random: np.random.Generator) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(x, (0, sigma, sigma), mode="nearest")
+
+
+def _defocus_blur(
+    x: np.ndarray, lengths: tuple[float, float], random: np.random.Generator
+) -> np.ndarray:
+    """The mean over a disk of a radius, whose rim is blurred."""
+    from scipy.ndimage import gaussian_filter
+    from scipy.signal import fftconvolve
+
+    radius, rim = lengths
+    reach = int(np.ceil(radius + 3 * rim))
+    away = np.arange(-reach, reach + 1)
+    disk = (away[:, None] ** 2 + away**2 <= radius**2).astype(float)
+    kernel = gaussian_filter(disk / disk.sum(), rim, mode="constant")
+    padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    return fftconvolve(padded, kernel[None] / kernel.sum(), mode="valid", axes=(1, 2))
+
+
+def _motion_blur(
+    x: np.ndarray, lengths: tuple[float, float], random: np.random.Generator
+) -> np.ndarray:
+    """A trail in one direction, up to 45 degrees from the horizontal, which fades as a Gaussian."""
+    radius, sigma = lengths
+    steps, angle = np.arange(round(2 * radius) + 1), radians(random.uniform(-45, 45))
+    weights = np.exp(-0.5 * (steps / sigma) ** 2)
+    edge, (height, width) = len(steps), x.shape[1:]
+    padded = np.pad(x, ((0, 0), (edge, edge), (edge, edge)), mode="edge")
+    found = np.zeros_like(x)
+    for step, weight in zip(steps, weights / weights.sum(), strict=True):
+        top, left = edge + round(step * sin(angle)), edge + round(step * cos(angle))
+        found += weight * padded[:, top : top + height, left : left + width]
+    return found
+
+
+def _zoom_blur(x: np.ndarray, most: float, random: np.random.Generator) -> np.ndarray:
+    """The mean of the image enlarged about its centre by 1 to `most`."""
+    from scipy.ndimage import affine_transform
+
+    centre, found = (np.array(x.shape) - 1) / 2, np.zeros_like(x)
+    for factor in np.linspace(1, most, ZOOMS):
+        shrink = np.array([1, 1 / factor, 1 / factor])
+        found += affine_transform(x, shrink, centre * (1 - shrink), order=1, mode="nearest")
+    return found / ZOOMS
+
+
+def _brightness(x: np.ndarray, more: float, random: np.random.Generator) -> np.ndarray:
+    """The value of HSV rises, hue and saturation stay: channels grow in proportion."""
+    value = x.max(0)
+    grown = (value + more).clip(max=1)
+    return np.where(value > 0, x * grown / np.where(value > 0, value, 1), grown)
+
+
+def _contrast(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    mean = x.mean((1, 2), keepdims=True)
+    return mean + share * (x - mean)
+
+
+def _jpeg(x: np.ndarray, quality: int, random: np.random.Generator) -> np.ndarray:
+    """Written and read by Pillow: three channels as RGB, others one by one as grey."""
+    pixels, found = np.rint(255 * x).astype(np.uint8), []
+    for picture in [pixels.transpose(1, 2, 0)] if len(x) == 3 else pixels:
+        file = BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        found.append(np.asarray(Image.open(file)))
+    return (found[0].transpose(2, 0, 1) if len(x) == 3 else np.stack(found)) / 255
+
+
+def _pixelate(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """Made smaller and large again by Pillow, by means over boxes."""
+    height, width = x.shape[1:]
+    small, found = (max(int(width * share), 1), max(int(height * share), 1)), []
+    for channel in x.astype(np.float32):
+        picture = Image.fromarray(channel).resize(small, Image.Resampling.BOX)
+        found.append(np.asarray(picture.resize((width, height), Image.Resampling.BOX)))
+    return np.stack(found)
+
+
+KINDS = {
+    "gaussian_noise": Kind(
+        _gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)
+    ),
+    "shot_noise": Kind(_shot_noise, (500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
+    "impulse_noise": Kind(
+        _impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)
+    ),
+    "speckle_noise": Kind(
+        _speckle_noise, (0.06, 0.10, 0.12, 0.16, 0.20), (0.15, 0.20, 0.35, 0.45, 0.60)
+    ),
+    "gaussian_blur": Kind(_gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6), True),
+    "defocus_blur": Kind(
+        _defocus_blur,
+        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1)),
+        ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+        True,
+    ),
+    "motion_blur": Kind(
+        _motion_blur,
+        ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5)),
+        ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+        True,
+    ),
+    "zoom_blur": Kind(_zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26), (1.11, 1.16, 1.21, 1.26, 1.31)),
+    "brightness": Kind(_brightness, (0.05, 0.10, 0.15, 0.20, 0.30), (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "contrast": Kind(_contrast, (0.75, 0.50, 0.40, 0.30, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "jpeg": Kind(_jpeg, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
+    "pixelate": Kind(_pixelate, (0.95, 0.90, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """Per image the share of its `versions` that a model has right, `[n]`."""
+
+    values: np.ndarray
+    versions: int
+
+    @property
+    def mean(self) -> Mean:
+        """Mean accuracy over versions; its interval covers other images."""
+        return mean(self.values[None])
+
+
+def shares(records: pd.DataFrame) -> Shares:
+    """The shares of records of corrupted images, in the order of the images."""
+    by_image = records.assign(right=right(records)).groupby("index").right
+    return Shares(by_image.mean().to_numpy(), int(by_image.size().max()))
+
+
+@dataclass(frozen=True, eq=False)
+class SharesComparison(MeanComparison):
+    """The mean difference of two models' shares on the same versions of the same images."""
+
+    versions: int
+
+    @property
+    def detectable(self) -> float:
+        """At this standard error, or the one of losing a single version of some images."""
+        seen, (low, high) = 1 + NORMAL.inv_cdf(POWER) / self.critical, self.ends
+        least = smallest_mean_difference(self.mean.images, self.alpha) / self.versions
+        return max((high - low) / 2 * seen, least)
+
+
+def compare_shares(first: Shares, second: Shares, margin: float = MARGIN) -> SharesComparison:
+    """A paired t test over images; ValueError where numbers of images or versions differ."""
+    if first.values.shape != second.values.shape or first.versions != second.versions:
+        raise ValueError("compare_shares: the shares are not of the same images")
+    test = compare_means(first.values[None], second.values[None], margin)
+    return SharesComparison(**vars(test), versions=first.versions)

@@ -1,0 +1,113 @@
+"""The answers of an ONNX file, by onnxruntime on the CPU: the network as it is deployed."""
+
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advprune.core.errors import UserError, first_line
+
+TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(float16)": torch.float16,
+    "tensor(uint8)": torch.uint8,
+}
+BITS = {"INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "BFLOAT16": 16}
+
+
+def package(name: str) -> Any:
+    """An optional package; UserError that says how to install it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"ONNX files need the package {name}; pip install 'advprune[onnx]'"
+        ) from error
+
+
+class OnnxFile:
+    """Images `[N, C, H, W]` in [0, 1], float32, to what the file's network answers.
+
+    Images are given in the file's own order (NCHW or NHWC) and type (of uint8: in grey levels), and
+    in batches of its size where that is fixed. Of several outputs the scores are taken, or where
+    there are none the labels. UserError where the file is damaged, reads data outside its folder,
+    or takes anything but such images.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        runtime = package("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of many kinds
+            raise UserError(f"{path}: {_said(error)}") from error
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            raise UserError(f"{path} takes {len(inputs)} inputs; it should take images alone")
+        self.name, given, (channels, height, width) = inputs[0].name, inputs[0].shape, shape
+        if inputs[0].type not in TYPES:
+            known = ", ".join(TYPES)
+            raise UserError(f"{path} takes {inputs[0].type}; known: {known}")
+        self.type = TYPES[inputs[0].type]
+
+        def takes(*sizes: int) -> bool:
+            fixed = zip(given[1:], sizes, strict=True) if len(given) == 4 else [(0, 1)]
+            return all(have == need for have, need in fixed if isinstance(have, int))
+
+        first = takes(*shape)
+        self.channels_last = not first and takes(height, width, channels)
+        if not (first or self.channels_last):
+            raise UserError(f"{path} takes {given}; channels, height, width are {list(shape)}")
+        self.batch = given[0] if isinstance(given[0], int) else 0
+        outputs = self.session.get_outputs()
+        scores = [one for one in outputs if len(one.shape or ()) == 2 and "float" in one.type]
+        labels = [one for one in outputs if "tensor(int" in one.type]
+        if len(chosen := scores or labels or outputs) != 1:
+            names = ", ".join(one.name for one in outputs)
+            raise UserError(f"{path} gives {names}; which of them are the scores is not clear")
+        self.output = chosen[0].name
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.permute(0, 2, 3, 1) if self.channels_last else images
+        x = ((255 * x).round() if self.type == torch.uint8 else x).to(self.type)
+        answers = []
+        for part in x.split(self.batch or max(len(x), 1)):
+            missing = max(self.batch - len(part), 0)
+            filled = torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
+            try:
+                (said,) = self.session.run([self.output], {self.name: filled.numpy()})
+            except Exception as error:  # of many kinds
+                raise UserError(
+                    f"the file fails on images {list(part.shape)}: {_said(error)}"
+                ) from error
+            answers.append(torch.as_tensor(said)[: len(part)])
+        return torch.cat(answers)
+
+
+def _said(error: Exception) -> str:
+    """What onnxruntime says, without its prefix of codes."""
+    return first_line(error).rpartition("] : ")[2]
+
+
+def weight_facts(path: Path) -> dict[str, Any]:
+    """What the card says of a file's weights, that is of its stored arrays of two dimensions or
+    more: how many, how many are not zero, and the fewest bits that one of them is stored in."""
+    onnx, arrays = package("onnx"), import_module("onnx.numpy_helper")
+    held = [one for one in onnx.load(str(path)).graph.initializer if len(one.dims) > 1]
+    bits = [BITS.get(onnx.TensorProto.DataType.Name(one.data_type), 32) for one in held]
+    counts = [prod(one.dims) for one in held]
+    nonzero = sum(int((arrays.to_array(one) != 0).sum()) for one in held)
+    return {
+        "parameters": sum(counts),
+        "nonzero": nonzero,
+        "sparsity": round(1 - nonzero / max(sum(counts), 1), 4),
+        "bits": min(bits, default=32),
+        "stored_bits": sum(count * width for count, width in zip(counts, bits, strict=True)),
+    }

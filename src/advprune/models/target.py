@@ -1,0 +1,113 @@
+"""A target: anything that answers images, as a network that attacks and scoring can ask.
+
+A deployed file, another runtime or a service behind a network has no gradients. Attacks follow
+those of a `source` in their place, the network that the target was made from, and what they find is
+decided by the target's own answers, as for the twin of a quantized network.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advprune.core.errors import InputError, first_line
+from advprune.models.border import MANY, refuse
+from advprune.models.stochastic import is_randomized
+
+Answer = Callable[[torch.Tensor], Any]
+LEAST = 1e-30  # of a probability, before its logarithm
+
+
+class Target(nn.Module):
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a function that is only asked.
+
+    answer: gives scores `[N, classes]`, or labels `[N]` where `labels`; these become logits of 1
+    and 0. shares: the scores are probabilities, of which the logarithm is taken. source: whose
+    gradients are followed; None: there are none.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        classes: int,
+        source: nn.Module | None = None,
+        *,
+        labels: bool = False,
+        shares: bool = False,
+    ) -> None:
+        super().__init__()
+        self.answer, self.classes, self.labels, self.shares = answer, classes, labels, shares
+        self.source = source
+        self.eval()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Target":
+        """With the same function: a runtime's session cannot be copied."""
+        return self.following(copy.deepcopy(self.source, memo))
+
+    def following(self, source: nn.Module | None) -> "Target":
+        """The same with a network whose gradients are followed; its answers should be the target's.
+
+        InputError where it draws at random.
+        """
+        refuse(
+            "target",
+            {"the network beside it draws at random": source is not None and is_randomized(source)},
+        )
+        kinds = {"labels": self.labels, "shares": self.shares}
+        return Target(self.answer, self.classes, source, **kinds)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        said = asked(self.answer, x)
+        shape = (len(x),) if self.labels else (len(x), self.classes)
+        fault = f"it answers {list(said.shape)} to {len(x)} images, and {list(shape)} before"
+        refuse("target", {fault: said.shape != shape})
+        if self.labels:
+            inside = bool(((said >= 0) & (said < self.classes)).all())
+            refuse("target", {f"it answers a label that is none of {self.classes}": not inside})
+            said = F.one_hot(said.long(), self.classes)
+        said = said.to(x)
+        return said.clamp_min(LEAST).log() if self.shares else said
+
+
+def is_blackbox(model: nn.Module) -> bool:
+    """Whether a model has no gradients, neither its own nor a source's."""
+    return isinstance(model, Target) and model.source is None
+
+
+def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
+    """The answer to a copy of images, as a tensor on the CPU; InputError where it is none."""
+    given = images.detach().to("cpu", torch.float32).clone()
+    try:
+        return torch.as_tensor(answer(given)).detach().cpu()
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's code does
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"target: it fails on images {list(images.shape)}: {said}") from error
+
+
+def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:
+    """The target of a function from images `[N, C, H, W]` in [0, 1], float32, to scores
+    `[N, classes]` or labels `[N]`: tensors, arrays or lists.
+
+    images: some that it is tried on. classes: at least so many, where labels alone are answered.
+    InputError for other answers, and where they change from call to call.
+    """
+    few = images[:MANY].cpu()
+    said = asked(answer, few)
+    labels = said.ndim == 1
+    fault = f"it answers {list(said.shape)} to {len(few)} images; give [N, classes] or labels [N]"
+    fits = said.ndim in (1, 2) and len(said) == len(few) and (labels or said.shape[1] > 1)
+    refuse("target", {fault: not fits})
+    refuse("target", {"it answers NaN or infinite scores": not bool(said.isfinite().all())})
+    whole = not labels or bool(((said == said.floor()) & (said >= 0)).all())
+    refuse("target", {"it answers one number an image, and no whole one; give labels": not whole})
+    again = torch.equal(asked(answer, few), said)
+    refuse("target", {"it answers the same images differently from call to call": not again})
+    if labels:
+        return Target(answer, max(classes, int(said.max()) + 1), labels=True)
+    inside = said.is_floating_point() and bool(((said >= 0) & (said <= 1)).all())
+    return Target(answer, said.shape[1], shares=inside)

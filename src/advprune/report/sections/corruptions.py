@@ -1,0 +1,141 @@
+"""Common corruptions: accuracy of models on the same corrupted images.
+
+An image counts with the share of its corrupted versions that a model has right, so that intervals
+and tests are over images, and paired. Robust accuracy does not contain them.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from advprune.evaluate.corruptions import (
+    SEVERITIES,
+    Shares,
+    SharesComparison,
+    compare_shares,
+    corrupt,
+    shares,
+)
+from advprune.evaluate.measures import clean_accuracy
+from advprune.report.chart import Chart
+from advprune.report.compared import columns, explained, jointly
+from advprune.report.results import rated
+from advprune.report.run import Run
+from advprune.report.section import Part, section
+from advprune.report.sections.seeds import ranged
+
+
+@section("Common corruptions", order=47)
+def corruptions(run: Run) -> Iterator[Part]:
+    """Accuracy by severity with the test against the dense network, and by corruption."""
+    if not (records := records_of(run)):
+        return
+    first = next(iter(records.values()))
+    kinds, n = list(first.corruption.unique()), first["index"].nunique()
+    axes = ("severity", "accuracy", "model")
+    yield Part(
+        "Accuracy on corrupted images",
+        f"{len(kinds)} corruptions at severities {SEVERITIES[0]} to {SEVERITIES[-1]}, n = {n} test "
+        "images, the same for all models; every corruption counts alike. Against the dense "
+        "network: the mean, by a paired t test over images. "
+        f"{explained('all models of a dense network')} Not part of the robust accuracy.",
+        by_severity(run, records),
+        Chart(
+            "corruptions", "line", over_severity(run, records), *axes, interval=True, ordered=True
+        ),
+    )
+    yield Part(
+        "Accuracy by corruption",
+        f"Means over severities. {explained('all models and corruptions of a dense network')}",
+        by_kind(run, records, kinds),
+        folded=True,
+    )
+    if run.profile.show_images:
+        grid = ("severity", "corruption")
+        yield Part(
+            "Corruptions of the first test image",
+            chart=Chart("corrupted", "images", pictures(run, kinds), *grid, value="pixels"),
+            folded=True,
+        )
+
+
+def records_of(run: Run) -> dict[str, pd.DataFrame]:
+    """The records of each model that was studied, in the order of the leaderboard."""
+    studied = {study.of: run.studies[name] for name, study in run.studies_of("corruptions").items()}
+    return {model.name: studied[model.name] for model in run.models if model.name in studied}
+
+
+def against_dense(
+    run: Run, tables: dict[tuple[str, str], Shares]
+) -> dict[tuple[str, str], SharesComparison]:
+    """Tests of shares by model and what they are of, against the same of its dense network; all
+    that share a dense network are corrected together."""
+    found: dict[tuple[str, str], SharesComparison] = {}
+    for root in run.roots:
+        names = [model.name for model in run.descendants(root)]
+        found |= jointly(
+            {
+                (name, what): compare_shares(
+                    values, tables[root.name, what], run.params.statistics.margin
+                )
+                for (name, what), values in tables.items()
+                if name in names and (root.name, what) in tables
+            }
+        )
+    return found
+
+
+def by_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per model: clean, at each severity, the mean, and its test."""
+    tests = against_dense(run, {(name, "mean"): shares(table) for name, table in records.items()})
+    rows = []
+    for name, table in records.items():
+        row: dict[str, Any] = {"model": name}
+        row |= rated("clean_accuracy", clean_accuracy(table.drop_duplicates("index")))
+        for severity in SEVERITIES:
+            own = shares(table[table.severity == severity])
+            row |= ranged(f"accuracy:severity {severity}", own.mean)
+        row |= ranged("mean_accuracy", shares(table).mean)
+        rows.append(row | (columns(tests[name, "mean"]) if (name, "mean") in tests else {}))
+    return pd.DataFrame(rows)
+
+
+def over_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per model and severity; severity 0 is the clean image."""
+    rows = []
+    for name, table in records.items():
+        about = {"model": name, "family": run.model(name).family}
+        clean = rated("accuracy", clean_accuracy(table.drop_duplicates("index")))
+        rows.append(about | {"severity": 0} | clean)
+        for severity in SEVERITIES:
+            own = shares(table[table.severity == severity])
+            rows.append(about | {"severity": severity} | ranged("accuracy", own.mean))
+    return pd.DataFrame(rows)
+
+
+def by_kind(run: Run, records: dict[str, pd.DataFrame], kinds: list[str]) -> pd.DataFrame:
+    """One row per model and corruption."""
+    tables = {
+        (name, kind): shares(table[table.corruption == kind])
+        for name, table in records.items()
+        for kind in kinds
+    }
+    tests = against_dense(run, tables)
+    return pd.DataFrame(
+        {"model": name, "corruption": kind}
+        | ranged("accuracy", own.mean)
+        | (columns(tests[name, kind]) if (name, kind) in tests else {})
+        for (name, kind), own in tables.items()
+    )
+
+
+def pictures(run: Run, kinds: list[str]) -> pd.DataFrame:
+    """The first test image under each corruption, severity 0 being the clean image."""
+    image, seed = run.clean_images[:1], run.params.seed
+    return pd.DataFrame(
+        {"corruption": kind.replace("_", " "), "severity": severity}
+        | {"pixels": corrupt(image, kind, severity, seed)[0]}
+        for kind in kinds
+        for severity in (0, *SEVERITIES)
+    )

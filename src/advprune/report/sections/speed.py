@@ -1,0 +1,47 @@
+"""Speed and size beside robustness; only where `advprune time` measured this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from advprune.core.errors import UserError
+from advprune.report.chart import Chart
+from advprune.report.formats import bounds, counted
+from advprune.report.results import results
+from advprune.report.run import Run
+from advprune.report.section import Part, section
+
+NEEDED = ("model", "batch", "latency", *bounds("latency"), "calls", "macs", "nonzero", "file_bytes")
+TIMINGS = Path("timings")  # holds `<profile>.csv` (`evaluate.timing.timings`); not in git
+
+
+@section("Speed", order=107)
+def speed(run: Run) -> Iterator[Part]:
+    """Latency, file, multiply-accumulates and non-zeros; the trade-off for each batch size."""
+    path = run.folder / TIMINGS / f"{run.params.profile}.csv"
+    if not path.is_file():
+        return
+    try:
+        found = pd.read_csv(path)
+        found, about = found[list(NEEDED)], found.iloc[0]
+    except (ValueError, KeyError, IndexError) as error:  # pandas' own are ValueErrors
+        raise UserError(f"{path} is damaged; delete it and run `advprune time`") from error
+    threads = "" if pd.isna(about.threads) else f", {counted(int(about.threads), 'thread')}"
+    yield Part(
+        "Speed and size",
+        f"Time of a forward pass on {about.processor}{threads}: median and quartiles of "
+        f"{int(found.calls.min())} calls or more, networks taking turns. As PyTorch runs "
+        "checkpoints (zeros of a mask are multiplied, integers are simulated in floating point) "
+        "and onnxruntime runs deployed files.",
+        found,
+    )
+    look = ("model", "robust_accuracy", "macs", "file_bytes")
+    board = results(run).drop(columns=["macs", "nonzero", "file_bytes"])
+    for batch, rows in found.groupby("batch"):
+        data = rows.merge(board, on="model")
+        axes = ("latency", "median_distance", "group")
+        yield Part(
+            f"Distance over latency, batch {batch}",
+            chart=Chart(f"latency-{batch}", "points", data, *axes, marker="verdict", hover=look),
+        )

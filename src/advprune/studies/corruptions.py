@@ -1,0 +1,60 @@
+"""A model on common corruptions. An entry for each model that is compared, among them its dense
+network: all see the same corrupted images."""
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import field_validator
+from torch import nn
+
+from advprune.core.ahead import ahead
+from advprune.core.settings import Name, Settings
+from advprune.data import to_float
+from advprune.evaluate.corruptions import KINDS, SEVERITIES, corrupt
+from advprune.evaluate.craft import Work
+from advprune.evaluate.records import answers, table_of
+from advprune.studies.base import Given, Tables, study
+
+
+class CorruptionSettings(Settings):
+    """kinds: which corruptions (`evaluate.corruptions.KINDS`); all unless said."""
+
+    kinds: list[Name] = list(KINDS)
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, kinds: list[str]) -> list[str]:
+        if unknown := [kind for kind in kinds if kind not in KINDS]:
+            raise ValueError(f"there is no {unknown[0]!r}; known: {', '.join(KINDS)}")
+        return kinds
+
+
+@study("corruptions", CorruptionSettings)
+def corruptions(settings: CorruptionSettings, given: Given) -> Tables:
+    """Records of all test images under every corruption at every severity."""
+    test, model = given.splits["test"], given.model.to(given.device)
+    whole = model, test.images, test.labels, given.work
+    parts = [
+        partial(given.parts.frame, kind, partial(corrupted, *whole, kind))
+        for kind in settings.kinds
+    ]
+    ahead(f"{given.name}, corruptions", parts)
+    return {"records": pd.concat([part() for part in parts], ignore_index=True)}
+
+
+def corrupted(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, work: Work, kind: str
+) -> pd.DataFrame:
+    """Records of uint8 `images` `[N, C, H, W]` under a corruption, with the columns corruption and
+    severity. The images follow from pixels and seed, so that models are paired."""
+    before, tables = to_float(images), []
+    clean = work.clean or answers("clean", model, before, labels, work.scoring)
+    for severity in SEVERITIES:
+        after = to_float(torch.from_numpy(corrupt(images.numpy(), kind, severity, work.seed)))
+        facts: dict[str, Any] = {"index": range(len(labels)), "label": labels.numpy()}
+        facts |= {"corruption": kind, "severity": severity, "seed": work.seed}
+        found = answers("adv", model, after, labels, work.scoring)
+        tables.append(table_of(facts, clean, found, after - before))
+    return pd.concat(tables, ignore_index=True)

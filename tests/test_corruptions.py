@@ -1,0 +1,260 @@
+"""Common corruptions: what each does to pixels, statistics, the study and its section."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from handmade import N, model, run_of, settings
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.stats import ttest_rel
+from test_seeds import CPU, RAW, split
+from torch import nn
+
+from advprune.core.errors import UserError
+from advprune.core.params import Params
+from advprune.core.resume import Parts
+from advprune.core.settings import parse
+from advprune.evaluate.compare import holm
+from advprune.evaluate.corruptions import (
+    KINDS,
+    SEVERITIES,
+    Shares,
+    compare_shares,
+    corrupt,
+    shares,
+)
+from advprune.report.results import results
+from advprune.report.section import sections
+from advprune.report.sections import corruptions as shown
+from advprune.studies import Given, check_studies, run_study
+
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 48, 36), (3, 224, 224)]
+
+
+def pictures(shape: tuple[int, ...], n: int = 3, seed: int = 0) -> np.ndarray:
+    """Smooth pictures of strokes, as photographs and digits are, not noise."""
+    random = np.random.default_rng(seed).random((n, *shape))
+    smooth = gaussian_filter(random, (0, 0, shape[-2] / 10, shape[-1] / 10))
+    low, high = (edge(smooth, axis=(1, 2, 3), keepdims=True) for edge in (np.min, np.max))
+    return np.rint(255 * (smooth - low) / (high - low)).astype(np.uint8)
+
+
+def moved(images: np.ndarray, kind: str, severity: int) -> float:
+    """Mean change of a pixel."""
+    return float(np.abs(corrupt(images, kind, severity).astype(float) - images).mean())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_size_is_corrupted_and_severity_0_changes_nothing(
+    kind: str, shape: tuple[int, ...]
+) -> None:
+    images = pictures(shape, n=1)
+    found = [corrupt(images, kind, severity) for severity in (0, 1, 5)]
+    assert all(one.dtype == np.uint8 and one.shape == images.shape for one in found)
+    assert (found[0] == images).all() and found[0] is not images
+    assert (found[2] != images).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_changed_alike_in_any_order_and_batch_and_more_at_each_severity(
+    kind: str,
+) -> None:
+    images, order = pictures((3, 32, 32), n=4), [2, 0, 3]
+    whole = corrupt(images, kind, 3, seed=1)
+    assert (corrupt(images[order], kind, 3, seed=1) == whole[order]).all()
+    other = corrupt(images, kind, 3, seed=2)
+    is_random = "noise" in kind or kind == "motion_blur"
+    assert (other != whole).any() == is_random
+    changes = [moved(images, kind, severity) for severity in (0, *SEVERITIES)]
+    assert changes == sorted(changes) and changes[-1] > changes[1]
+
+
+def test_noise_has_its_variance() -> None:
+    grey = np.full((30, 1, 32, 32), 102, dtype=np.uint8)
+    grey += np.arange(30, dtype=np.uint8)[:, None, None, None]  # images differ, and so does noise
+    level = grey / 255
+    for kind, expected in (
+        ("gaussian_noise", 0.04),
+        ("shot_noise", np.sqrt(level.mean() / 500)),
+        ("speckle_noise", 0.06 * np.sqrt((level**2).mean())),
+    ):
+        found = (corrupt(grey, kind, 1) / 255 - level).std()
+        assert found == pytest.approx(expected, rel=0.03), kind
+    odd = corrupt(np.full((1, 3, 224, 224), 128, dtype=np.uint8), "impulse_noise", 5)
+    assert (odd != 128).mean() == pytest.approx(0.27, abs=0.01)
+    assert (odd == 255).mean() == pytest.approx(0.135, abs=0.01) and set(odd.flat) == {0, 128, 255}
+
+
+def test_jpeg_and_pixelate_are_pillows_own() -> None:
+    for shape, quality, share in (((3, 32, 32), 50, 0.75), ((3, 224, 224), 10, 0.3)):
+        image = pictures(shape, n=1)
+        file, colours = BytesIO(), Image.fromarray(image[0].transpose(1, 2, 0))
+        colours.save(file, "JPEG", quality=quality)
+        expected = np.asarray(Image.open(file)).transpose(2, 0, 1)
+        assert (corrupt(image, "jpeg", 4)[0] == expected).all()
+        side = int(shape[1] * share)
+        small = colours.resize((side, side), Image.Resampling.BOX)
+        large = np.asarray(small.resize(shape[1:], Image.Resampling.BOX)).transpose(2, 0, 1)
+        difference = np.abs(corrupt(image, "pixelate", 4)[0].astype(int) - large)
+        assert difference.max() <= 1  # Pillow rounds to 8 bits in between
+    grey, file = pictures((1, 8, 8), n=1), BytesIO()
+    Image.fromarray(grey[0, 0]).save(file, "JPEG", quality=40)
+    assert (corrupt(grey, "jpeg", 5)[0, 0] == np.asarray(Image.open(file))).all()
+
+
+def test_blurs_keep_flat_images_and_the_mass_of_a_point() -> None:
+    flat = np.full((1, 3, 32, 32), 77, dtype=np.uint8)
+    point = np.zeros((1, 1, 65, 65), dtype=np.uint8)
+    point[0, 0, 32, 32] = 255
+    for kind in ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur"):
+        assert (corrupt(flat, kind, 5) == 77).all(), kind
+    strength = KINDS["gaussian_blur"].strength(5, 65)
+    assert strength == pytest.approx(65 / 32)
+    found = corrupt(point, "gaussian_blur", 5)[0, 0] / 255
+    assert found[32, 32] == pytest.approx(1 / (2 * np.pi * strength**2), rel=0.1)
+    assert found.sum() == pytest.approx(1, abs=0.2)
+    motion = corrupt(point, "motion_blur", 5)[0, 0]
+    assert (motion[:, 33:] == 0).all() or (motion[:, :32] == 0).all()  # to one side alone
+
+
+def test_brightness_keeps_hue_and_saturation_and_contrast_the_mean() -> None:
+    image = np.array([60, 30, 15], dtype=np.uint8).reshape(1, 3, 1, 1).repeat(32, 2).repeat(32, 3)
+    raised = corrupt(image, "brightness", 2)[0, :, 0, 0]  # the value from 60 to 60 + 25.5
+    assert raised.tolist() == [86, 43, 21]
+    assert (corrupt(np.zeros_like(image), "brightness", 2) == 26).all()  # black becomes grey
+    two = np.zeros((1, 1, 32, 32), dtype=np.uint8)
+    two[..., :16] = 200
+    assert set(np.unique(corrupt(two, "contrast", 2))) == {50, 150}
+
+
+def test_strengths_are_those_of_the_nearer_size() -> None:
+    blur, noise = KINDS["gaussian_blur"], KINDS["gaussian_noise"]
+    assert [blur.strength(1, side) for side in (8, 32, 64)] == [0.4, 0.4, 0.8]
+    assert blur.strength(1, 112) == 0.5 and blur.strength(5, 224) == 6
+    assert noise.strength(5, 84) == 0.10 and noise.strength(5, 85) == 0.38
+
+
+@pytest.mark.parametrize(("kind", "severity"), [("fog", 1), ("jpeg", 6), ("jpeg", -1)])
+def test_what_is_unknown_is_refused(kind: str, severity: int) -> None:
+    with pytest.raises(ValueError, match="corrupt: no"):
+        corrupt(pictures((1, 8, 8)), kind, severity)
+    with pytest.raises(ValueError, match="must be uint8"):
+        corrupt(pictures((1, 8, 8)) / 255, "jpeg", 1)
+
+
+# --- statistics ----------------------------------------------------------------------------------
+
+
+def test_shares_are_compared_by_the_paired_t_test() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 11, (2, 60)) / 10
+    test = compare_shares(Shares(first, 10), Shares(second, 10))
+    known = ttest_rel(first, second)
+    assert test.p == pytest.approx(known.pvalue)
+    assert test.interval == pytest.approx(tuple(known.confidence_interval(0.95)))
+    assert test.difference == pytest.approx(first.mean() - second.mean())
+    with pytest.raises(ValueError, match="not of the same images"):
+        compare_shares(Shares(first, 10), Shares(second, 5))
+
+
+def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases() -> None:
+    random, n = np.random.default_rng(1), 100
+    changes = random.normal(size=n)
+    changes = 0.2 * (changes - changes.mean()) / changes.std(ddof=1)
+    base = Shares(np.full(n, 0.5), 60)
+    size = compare_shares(Shares(0.5 + changes, 60), base).detectable
+    draws = random.normal(size, 0.2, (2000, n)) + 0.5
+    found = np.mean([compare_shares(Shares(one, 60), base).p < 0.05 for one in draws])
+    assert found == pytest.approx(0.8, abs=0.04)
+
+
+# --- the study and its section -------------------------------------------------------------------
+
+
+def studied(of: str = "dense-standard", **more: Any) -> dict[str, Any]:
+    return {"study": "corruptions", "of": of, **more}
+
+
+def test_a_study_records_every_image_under_every_corruption(
+    network: nn.Module, digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    kinds = ["gaussian_noise", "contrast"]
+    raw = RAW | {"models": {}, "studies": {"it": studied(kinds=kinds)}}
+    params, test = parse(Params, raw, "test"), split(*digits)
+    splits, parts = {"train": test, "test": test}, Parts(tmp_path, files=[])
+    given = Given("it", "dense-standard", params, network, {}, {}, splits, parts, CPU)
+    table = run_study("it", given)["records"]
+    sizes = table.groupby(["corruption", "severity"]).size()
+    assert len(sizes) == 2 * len(SEVERITIES) and (sizes == len(test.labels)).all()
+    own = table[(table.corruption == "contrast") & (table.severity == 4)]
+    images = corrupt(test.images.numpy(), "contrast", 4, params.seed)
+    expected = network(torch.from_numpy(images) / 255).argmax(1)
+    assert own.adv_pred.tolist() == expected.tolist()
+    assert own.clean_pred.tolist() == network(digits[0]).argmax(1).tolist()
+
+
+def test_studies_that_compare_nothing_or_name_no_corruption_are_refused() -> None:
+    with pytest.raises(UserError, match="dense-standard, which needs an entry too"):
+        check_studies(settings({"corruptions-E": studied("E-standard")}))
+    with pytest.raises(UserError, match="there is no 'rain'"):
+        check_studies(settings({"corruptions": studied(kinds=["rain"])}))
+    both = {"one": studied(), "two": studied("E-standard"), "three": studied("clamp-standard")}
+    check_studies(settings(both))
+
+
+def hits(right: dict[tuple[str, int], int]) -> pd.DataFrame:
+    """So many first images are right under each corruption and severity; all are when clean."""
+    tables = [
+        pd.DataFrame({"index": range(N), "label": 0, "clean_pred": 0}).assign(
+            adv_pred=(np.arange(N) >= k).astype(int), corruption=kind, severity=severity
+        )
+        for (kind, severity), k in right.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_the_section_by_hand() -> None:
+    """At each severity the dense network loses 2 images more; E 4 under noise alone."""
+    names = ("dense-standard", "E-standard", "clamp-standard")
+    params = settings({name: studied(name) for name in names})
+    lost = {"dense-standard": (2, 2), "E-standard": (4, 2), "clamp-standard": (2, 2)}
+    records = {
+        name: hits(
+            {
+                (kind, severity): N - each * severity
+                for kind, each in zip(("jpeg", "contrast"), lost[name], strict=True)
+                for severity in SEVERITIES
+            }
+        )
+        for name in names
+    }
+    sent = {("dense-standard", "field"): N}
+    models = [model(name, params, {}, sent) for name in names]
+    run, plain = run_of(models, params, records), run_of(models, params)
+    table = shown.by_severity(run, shown.records_of(run)).set_index("model")
+    row = table.loc["E-standard"]
+    assert row["accuracy:severity 2"] == pytest.approx(1 - (8 + 4) / 2 / N)
+    assert row.mean_accuracy == pytest.approx(1 - (12 + 6) / 2 / N) and row.clean_accuracy == 1
+    assert row.difference == pytest.approx(-3 / N) and row.outcome == "lower"
+    assert table.loc["clamp-standard"].p == 1 and pd.isna(table.loc["dense-standard"].p)
+    values = [shares(records[name]).values for name in names]
+    p = [float(ttest_rel(values[1], values[0]).pvalue), 1.0]
+    assert row.p == pytest.approx(holm(p)[0])
+    kinds = shown.by_kind(run, shown.records_of(run), ["jpeg", "contrast"])
+    found = kinds.set_index(["model", "corruption"])
+    assert found.difference["E-standard", "jpeg"] == pytest.approx(-6 / N)
+    assert found.p["E-standard", "contrast"] == 1
+    curve = shown.over_severity(run, shown.records_of(run))
+    assert curve[curve.model == "dense-standard"].accuracy.tolist() == pytest.approx(
+        [1 - 2 * severity / N for severity in (0, *SEVERITIES)]
+    )
+    # The worst case knows nothing of corruptions; without records the section says nothing.
+    pd.testing.assert_frame_equal(results(run), results(plain))
+    (one,) = [one for one in sections() if one.id == "corruptions"]
+    assert len(one.parts(run)) == 3 and one.parts(plain) == []
