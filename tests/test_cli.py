@@ -337,7 +337,7 @@ def test_export_and_beside_refuse_in_one_line(here: Path, run: Run, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("family", "setting"), [("E", "1e-1"), ("GAP_layer", "{compression: 4, steps: 1, images: 8}")]
+    ("family", "setting"), [("E", "1e-1"), ("GAP_layer", "{compression: 4, steps: 1}")]
 )
 def test_prune_does_what_the_family_does(
     here: Path, run: Run, tmp_path: Path, family: str, setting: str

@@ -35,7 +35,7 @@ from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import agreement, quantize
 from advprune.training.base import spec_for
-from conftest import FOREIGN, VIT, make_foreign
+from conftest import FOREIGN, VIT, make_foreign, make_network
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 10
@@ -138,6 +138,10 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
     other = Network(mean="0", std="1")
     spec = spec_of(Pictures(other, data=pictures).network(tmp_path / "ours.safetensors", other))
     assert spec.mean == (0.0,) * 3 and spec.fit and spec.fit.resize == 36
+    torch.save(make_network(X).state_dict(), tmp_path / "plain.pt")  # nothing says its sizes
+    place = Pictures(sized := Network(resize=36, crop=32), data=pictures)
+    spec = spec_of(place.network(tmp_path / "plain.pt", sized))
+    assert spec.mean == (0.0,) * 3 and place.split("test").shape == (3, 32, 32)
     with pytest.raises(UserError, match="take pictures of other sizes; give --resize and --crop"):
         place.network(tmp_path / "hub" / "model.safetensors")
     for wrong, words in (
@@ -314,7 +318,7 @@ def test_the_commands_of_the_guide(
         seen.append(([one.network(images) for one in subjects], split.shape))
 
     monkeypatch.setattr("advprune.benchmarking.measured", only_answers)
-    monkeypatch.setattr("advprune.cli.evaluate._print", lambda *_: None)
+    monkeypatch.setattr("advprune.cli.evaluate.print_found", lambda *_: None)
     assert len(COMMANDS) == 6
     for command in COMMANDS:
         status, said = run(monkeypatch, capsys, *shlex.split(command))
