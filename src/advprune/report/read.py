@@ -40,7 +40,7 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     transfers: dict[str, Transfers] = {}  # by target, and then by (source, attack)
     if len(table):
         _checked(table, path, COLUMNS["transfer"])
-    else:  # a run of one model has nothing to transfer
+    else:  # a single model, or the stage was left out, which the report then says
         transfers = {name: {} for name in params.leaderboard()}
     for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
         transfers.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
