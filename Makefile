@@ -13,7 +13,7 @@ repro: setup  ## run what is out of date of the pipeline and show the results
 	@$(RUN) -m advprune leaderboard
 
 test: setup  ## run the tests
-	@$(RUN) -m pytest -n auto --dist loadfile
+	@$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 FUZZ ?= 90
 fuzz: setup  ## hostile input at every border for FUZZ seconds each, damaged bytes, kills; counts of what is taken

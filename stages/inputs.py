@@ -1,5 +1,6 @@
 """Stage inputs: what lies outside of the pipeline, by its sha256."""
 
+import os
 from pathlib import Path
 
 from common import ProfileOption, Workspace, script
@@ -19,7 +20,8 @@ def inputs(profile: ProfileOption = None) -> None:
     pipeline = Path("dvc.yaml").read_text(encoding="utf-8")
     for file in workspace.code():
         own = file.resolve().is_relative_to(Path("networks").resolve())
-        if not own and f"- {file.name}\n" not in pipeline:  # as `advprune init` names it there
+        named = f"- {os.path.relpath(file)}\n" in pipeline  # by `advprune init`
+        if not own and not named:
             print(f"note: DVC does not watch {file}; after a change there run `dvc repro -f`")
 
 

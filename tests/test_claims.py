@@ -222,7 +222,7 @@ def test_images_made_on_a_model_and_tried_on_its_dense_network() -> None:
     dense, own = run.models[0], run.models[0].attack("field")
     back = {("E-standard", "field"): own.assign(adv_pred=own.label)}
     run = replace(run, models=[replace(dense, transfers=back), run.models[1]])
-    (found,) = outcomes(run, claim(metric="carried_back", expect="no higher", margin=0.05))
+    (found,) = outcomes(run, claim(metric="transfer_back", expect="no higher", margin=0.05))
     assert found.test is not None and found.test.difference == 38 / N
     assert found.outcome == REFUTED
 

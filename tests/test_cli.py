@@ -303,7 +303,7 @@ def test_an_exported_network_is_half_as_large_and_read_back_exactly(
     recorded.write_text(json.dumps(metrics_there))
     status, said, _ = run("evaluate", out, "--beside", recorded)
     shown = " ".join(said.split())
-    assert status == 0 and "beside the file, n = 12" in shown and "-12" in shown
+    assert status == 0 and "n = 12, and beside it 12" in shown and "-12" in shown
 
 
 @pytest.mark.parametrize("made", [integers, bits])

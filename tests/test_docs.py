@@ -13,9 +13,8 @@ from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.pruning import families
-from advprune.report.docs import PUBLISHED, blocks_of, filled
+from advprune.report.docs import FOLDER, PUBLISHED, blocks_of, family_pages, filled, modules
 from advprune.report.docs import README as README_FILE
-from advprune.report.pages import FOLDER, modules, pages_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -64,7 +63,7 @@ def test_figures_of_ours_are_those_of_the_committed_results(page: Path) -> None:
 
 
 def test_pages_of_families_are_those_of_their_docstrings() -> None:
-    made = pages_of()
+    made = family_pages()
     assert {path.stem for path in (ROOT / FOLDER).glob("*.md")} == set(made)
     for name, text in made.items():
         assert (ROOT / FOLDER / f"{name}.md").read_text(encoding="utf-8") == text
@@ -73,7 +72,7 @@ def test_pages_of_families_are_those_of_their_docstrings() -> None:
 def test_every_family_has_a_page_with_claim_formula_and_source() -> None:
     known = {key for keys in modules().values() for key in keys}
     assert known == set(families())
-    for name, text in pages_of().items():
+    for name, text in family_pages().items():
         for heading in ("**Claim (", "**Formula.**", "**Source.**", "## Settings"):
             assert heading in text, (name, heading)
 

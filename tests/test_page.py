@@ -33,7 +33,7 @@ def test_the_answer_comes_first_and_counts_what_differs() -> None:
     assert none.startswith(
         f"{begin}no model is significantly harder to fool than the dense network"
     )
-    assert "no model is easier to fool, and 2 of 2 do not differ significantly. Wilcoxon" in none
+    assert "no model is easier to fool; 2 of 2 do not differ significantly. Wilcoxon" in none
     assert "no model has a significantly higher" in floor and "no model has a lower one" in floor
     two = run_of(firm("A"), model("B"))
     assert effect(two).startswith(f"{begin}A-standard is ") and "(by at most " in effect(two)

@@ -118,12 +118,13 @@ class Benchmark:
         ]
         return f"Benchmark({' '.join(lines)})"
 
-    def page(self, path: Path | str) -> None:
-        """Write the report as one HTML file that needs no other."""
+    def page(self, path: Path | str, title: str = "") -> None:
+        """Write the report as one HTML file that needs no other. title: by default its name."""
         from advprune.report.page import html, shown_sections
 
         with atomic(Path(path)) as temporary:
-            temporary.write_text(html(self.run, shown_sections(self.run)), encoding="utf-8")
+            text = html(self.run, shown_sections(self.run), title or Path(path).stem)
+            temporary.write_text(text, encoding="utf-8")
 
     def write(self, folder: Path | str) -> None:
         """Write metrics.json, verdict.json and records.parquet."""
@@ -144,6 +145,7 @@ def benchmark(
     norm: str = "Linf",
     dense: nn.Module | None = None,
     twin: nn.Module | None = None,
+    queries: int | None = None,
     seed: int = 0,
 ) -> Benchmark:
     """Attack a network by the suite for its kind, curves and probes, as `advprune evaluate` does.
@@ -155,7 +157,8 @@ def benchmark(
     or "8/255". norm: Linf or L2.
     dense: the network that `model` was compressed from; adds transfer and paired comparisons.
     twin: of a function, a network with the same answers and with gradients, which are followed in
-    its place; by default `dense`.
+    its place; by default `dense`. queries: how often a search without gradients may ask about an
+    image.
     InputError where one of these makes no sense.
     """
     who = "benchmark"
@@ -181,7 +184,7 @@ def benchmark(
     except (TypeError, ValueError) as error:
         raise InputError(f"{who}: eps is a number or a fraction such as 8/255") from error
     with TemporaryDirectory() as place:
-        settings = defaults(budget, norm, split.shape, seed)
+        settings = defaults(budget, norm, split.shape, seed, queries)
         beside = None if twin is None else Subject(twin, {})
         return measured(subjects, split, settings, Path(place), beside)
 

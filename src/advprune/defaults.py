@@ -15,7 +15,7 @@ from advprune.core.settings import parse, text_of, yaml_of
 
 PROFILE = "default"  # what these settings are called in reports
 SHARED = ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics")
-GREY = 0.5  # change of every pixel by which any image becomes any other's equal
+GREY = 128 / 255  # a change of every pixel by which any image becomes any other's equal
 TARGETS = 5  # of the targeted attack, as on CIFAR-10
 ONLY_LINF = ("square", "autoattack")
 
@@ -26,11 +26,18 @@ def project() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2]
 
 
-def defaults(eps: float, norm: str, shape: tuple[int, int, int], seed: int = 0) -> Params:
+def defaults(
+    eps: float,
+    norm: str,
+    shape: tuple[int, int, int],
+    seed: int = 0,
+    queries: int | None = None,
+) -> Params:
     """The settings of an evaluation within `eps` (pixels in [0, 1]) of images `(C, H, W)`.
 
     norm: Linf or L2. In L2, search without gradients is by estimated gradients (NES), as Square is
-    written for Linf. InputError for another norm or budget.
+    written for Linf. queries: that Square and HopSkipJump may ask for an image, if not their usual
+    number. InputError for another norm or budget.
     """
     if norm not in ("Linf", "L2"):
         raise InputError(f"norm is Linf or L2 (got {norm!r})")
@@ -41,13 +48,16 @@ def defaults(eps: float, norm: str, shape: tuple[int, int, int], seed: int = 0) 
     raw = {key: read[key] for key in SHARED if key in read}
     if norm == "L2":
         raw |= _in_l2(raw, eps / 5 / size)
+    searches: dict[str, Any] = {"square": {}} if "square" in raw["attacks"] else {}
+    searches |= {"hopskipjump": {"method": "hopskipjump"}}
+    asked = {} if queries is None else {"queries": queries}
     profile: dict[str, Any] = {
         "data": {"source": "imagefolder"},
         "model": {"normalize": False},
         "eps": eps,
         "norm": norm,
         "train": {"eps": min(eps, 1.0)},
-        "attacks": {"apgd_t": {"targets": TARGETS}},
+        "attacks": {"apgd_t": {"targets": TARGETS}} | {n: searches[n] | asked for n in searches},
         "curves": {"eps": sorted({eps / 4, eps, min(2 * eps, size), max(GREY * size, eps)})},
         "show_images": False,
     }

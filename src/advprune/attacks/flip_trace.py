@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from advprune.attacks.flip_objective import FlipOptions, Objective
 from advprune.attacks.stored_bits import Flip, StoredModel
+
+if TYPE_CHECKING:  # as in stored_bits.py
+    import pandas as pd
 
 TYPES = {
     "flip": "int64",
@@ -43,7 +44,7 @@ class FlipTrace:
     clean_accuracy: what `evaluate` said before the first flip. stored: the network after the last.
     """
 
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     reason: str
     clean_accuracy: float | None
     stored: StoredModel
@@ -127,5 +128,7 @@ class Run:
 
     def trace(self, reason: str) -> FlipTrace:
         """The attack as it ended."""
+        import pandas as pd
+
         table = pd.DataFrame(self.rows, columns=list(TYPES)).astype(TYPES)
         return FlipTrace(table, reason, self.clean_accuracy, self.stored)

@@ -29,6 +29,7 @@ STARTS = 20  # random images, and then as many of the given ones, that are tried
 FIRST = 100  # answers for the first normal; the t-th takes sqrt(t) times as many
 HALVINGS = 10  # of a step, at most
 GRAIN = 0.5 / 255  # of a pixel, on average
+TOGETHER = 16  # directions of an image drawn at a time: other numbers draw other directions
 
 
 class HopSkipJumpSettings(Attack):
@@ -38,7 +39,7 @@ class HopSkipJumpSettings(Attack):
     """
 
     method: Literal["hopskipjump"]
-    queries: int = Field(default=2000, ge=1, le=1000000)
+    queries: int = Field(default=1000, ge=1, le=1000000)
     draws: int = Field(default=1, ge=1, le=10000)
 
     @property
@@ -68,14 +69,15 @@ def hopskipjump(
     images: torch.Tensor,
     labels: torch.Tensor,
     settings: HopSkipJumpSettings,
-    how: Options = Options(),
+    how: Options | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
 
     A distance is 0 where the clean image is misclassified, and infinite, with the clean image,
     where nothing fools. ValueError on shapes, ranges or options that make no sense.
     """
-    with opened("hopskipjump", model, (images, labels), settings.eps, how) as at, torch.no_grad():
+    how, given = how or Options(norm=settings.norm), (images, labels)
+    with opened("hopskipjump", model, given, settings.eps, how) as at, torch.no_grad():
         every = torch.arange(len(images))
         found, distances = at.run(partial(_search, at, settings.queries), every, every)
     return found, distances
@@ -190,7 +192,7 @@ class _Walk:
         delta = (size / dimensions).clamp_min(GRAIN * dimensions**0.5)[:, None, None, None, None]
         total, directions = torch.zeros_like(points), torch.zeros_like(points)
         answers = torch.zeros_like(size)
-        for part in split(count, max(1, self.at.options.batch // len(rows))):
+        for part in split(count, TOGETHER):
             shape = (part, *points.shape[1:])
             draw = torch.rand if linf else torch.randn
             u = torch.stack([draw(shape, generator=self.drawn[row]) for row in rows.tolist()])

@@ -12,14 +12,17 @@ significant one, bit `bits - 1` the sign.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from advprune.models.border import plain_copy
 from advprune.models.inert import met
+
+if TYPE_CHECKING:  # it takes a third of a second, which most that import attacks can spare
+    import pandas as pd
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SCALES = ("layer", "channel")
@@ -172,7 +175,7 @@ def store(
     return _written(StoredModel(copied, layers))
 
 
-def replay(stored: StoredModel, table: pd.DataFrame) -> StoredModel:
+def replay(stored: StoredModel, table: "pd.DataFrame") -> StoredModel:
     """An equal copy with the flips of a trace's rows applied, one after the other.
 
     table: columns layer, index, bit, before and after. Raises ValueError where a row does not fit

@@ -39,15 +39,15 @@ def audit(
     tensors, metadata = read_weights(file)
     several = metadata.pop("several", None)
     spec = header_spec(metadata, where=str(file))
+    theirs = None if spec else known.theirs(tensors)
+    given = known.given(None if spec else file, theirs)
     keep, factory = known.keep, known.factory
+    tensors = theirs.tensors if theirs else tensors
     found = audit_tensors(
-        tensors,
-        spec,
-        given=known.given(None if spec else file),
-        tolerance=mask_tolerance,
-        keep=keep,
-        factory=factory,
+        tensors, spec, given=given, tolerance=mask_tolerance, keep=keep, factory=factory
     )
+    if theirs:
+        found = replace(found, notes=(*theirs.notes, *found.notes))
     if several:
         fault = f"several: the file holds {several}, of which this is the first; store one alone"
         found = replace(found, faults=(fault, *found.faults))

@@ -1,7 +1,7 @@
 """`advprune evaluate`: one network through the attacks, with a verdict."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advprune.cli.findings import print_beside, print_corruptions, print_found, read_metrics
 from advprune.cli.options import CheckpointArgument, Network, ProfileOption, checkpoint_file, told
 from advprune.core.errors import UserError
 from advprune.core.settings import parse_fraction
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from advprune.benchmarking import Benchmark, Subject
     from advprune.cli.repository import Repository
     from advprune.data import Split
-    from advprune.report.run import Model, Run
-
-BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
-MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
 
 
 @told(Network)
@@ -50,6 +47,14 @@ def evaluate(
         typer.Option(
             help="File of class names, one a line, in the order of the network's outputs; by "
             "default the sub-folders' in alphabetical order."
+        ),
+    ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often a search without gradients may ask about a picture of --data "
+            "[default: 300 by Square, 1000 by HopSkipJump]",
         ),
     ] = None,
     profile: ProfileOption = None,
@@ -87,7 +92,11 @@ def evaluate(
     ] = False,
     beside: Annotated[
         Path | None,
-        typer.Option(help="A metrics file, as in `metrics/<profile>/`, to show next to these."),
+        typer.Option(
+            help="A metrics file, as in `metrics/<profile>/`, to show next to these; or published "
+            "figures, such as apb/HYDRA/resnet18/90.",
+            metavar="FILE|NAME",
+        ),
     ] = None,
 ) -> None:
     """How robust is this network, and can the number be believed?
@@ -98,7 +107,7 @@ def evaluate(
 
     Anywhere: `advprune evaluate net.pt --data pictures/ --eps 8/255 --page net.html`. In a
     repository, without --data: the images and attacks of the profile, with numbers equal to the
-    pipeline's.
+    pipeline's. A deployed file: `advprune evaluate net.onnx --dense net.pt`, see docs/deployed.md.
 
     Writes nothing without --out or --page; with --out, a killed evaluation resumes where it
     stopped.
@@ -108,7 +117,7 @@ def evaluate(
     from advprune.benchmarking import measured, with_corruptions
     from advprune.cli.repository import Pictures, Repository
 
-    options = {"eps": eps, "norm": norm, "images": images, "names": names}
+    options = {"eps": eps, "norm": norm, "images": images, "names": names, "queries": queries}
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     recorded = None if beside is None else read_metrics(beside)
     if data is None:
@@ -133,16 +142,16 @@ def evaluate(
     # Finished attacks are kept below `out` until all are done.
     with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
         found = measured(subjects, place.split("test"), place.params, Path(parts), beside_it)
-        _print(found, checkpoint)
+        print_found(found, checkpoint)
         if corruptions:
             found = with_corruptions(found, subjects, place.split("test"))
-            _print_corruptions(found)
+            print_corruptions(found)
         if time:
             _time(found, subjects, place.split("test"))
         if recorded is not None:
-            _print_beside(found.metrics, recorded)
+            print_beside(found.metrics, recorded)
         if page is not None:
-            found.page(page)
+            found.page(page, " against ".join(one.name for one in reversed(files)))
             print(f"report: {page}")
         if out is not None:
             found.write(out)
@@ -222,62 +231,6 @@ def card_beside(path: Path) -> dict[str, Any]:
     return NO_FACTS | {"prune_ratio": None}
 
 
-def read_metrics(path: Path) -> dict[str, float]:
-    """The rates to compare from a metrics file; UserError if it lacks them."""
-    from advprune.core.files import read_json
-
-    found = read_json(path)
-    try:
-        return {key: float(found[key]) for key in ("n", *BESIDE)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
-
-
-def _print_beside(found: dict[str, Any], recorded: dict[str, float]) -> None:
-    """Rates of this evaluation and of the file, and by how many images they differ."""
-    from advprune.cli.tables import show
-    from advprune.report.formats import percent
-
-    n, rows = found["n"], []
-    for key, words in BESIDE.items():
-        images = f"{round(n * (found[key] - recorded[key])):+d}"
-        rates = percent(found[key]), percent(recorded[key])
-        rows.append([words, *rates, images if recorded["n"] == n else "other images"])
-    print()
-    show((f"beside the file, n = {n}", "here %", "there %", "images"), rows)
-
-
-def _print(found: "Benchmark", checkpoint: Path) -> None:
-    """Rates, attacks and verdict of the last network, for a terminal."""
-    from advprune.cli.tables import one_line, show
-    from advprune.report.formats import budget, p_text
-
-    run, metrics, verdict = found.run, found.metrics, found.verdict
-    main = run.main_attack
-    eps = budget(main.eps) if main.norm == "Linf" else f"{main.eps:g}"
-    print(f"{one_line(str(checkpoint))}: {metrics['n']} images of {one_line(run.source)}")
-    print(f"robust: the worst case over the suite within {main.norm} eps {eps}\n")
-    rows = list(_rates(run, run.models[-1]))
-    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), rows)
-    if len(run.models) > 1:
-        against, p = metrics["against_dense"], p_text(metrics["p_against_dense"])
-        print(f"against the dense network: {against} ({p})")
-    print(f"verdict: {verdict.level}\n")
-    rows = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
-    show(("check", "figure", ""), rows, left=3)
-
-
-def _print_corruptions(found: "Benchmark") -> None:
-    """Accuracy by severity; of two networks, their means compared."""
-    from advprune.cli.tables import show_frame
-    from advprune.report.sections.corruptions import by_severity, records_of
-
-    table = by_severity(found.run, records_of(found.run))
-    wide = "^accuracy_low:|^accuracy_high:|^detectable"
-    print()
-    show_frame(table.loc[:, ~table.columns.str.contains(wide)])
-
-
 def _time(found: "Benchmark", subjects: "Sequence[Subject]", split: "Split") -> None:
     """Time the networks, print the table, and leave it where the page looks for it."""
     from advprune.cli.tables import show_frame
@@ -295,26 +248,3 @@ def _time(found: "Benchmark", subjects: "Sequence[Subject]", split: "Split") -> 
     table.to_csv(place / f"{run.params.profile}.csv", index=False)
     print()
     show_frame(table)
-
-
-def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
-    """Clean accuracy, accuracy under each attack of the suite, and robust accuracy."""
-    from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-    from advprune.report.formats import interval
-
-    def row(name: str, rate: Any, *passes: str) -> list[str]:
-        return [name, interval(rate.value, *rate.interval), str(rate.n), *passes]
-
-    def costs(records: Any) -> list[str]:
-        return [f"{float(records[kind].mean()):,.0f}" for kind in ("gradients", "forwards")]
-
-    yield row("clean", clean_accuracy(model.attack(run.main)), "", "")
-    for name in run.attack_names(model):
-        records = model.attack(name)
-        if len(records) and (records.steps > 0).all():  # else a random point
-            yield row(name, remnant_accuracy(records), *costs(records))
-    if len(run.models) > 1:
-        transferred = remnant_accuracy(model.transferred(run.main))
-        yield row(f"{run.main}, on the dense", transferred, "", "")
-    robust = run.robust(model)
-    yield row("robust", remnant_accuracy(robust), *costs(robust))

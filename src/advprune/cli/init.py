@@ -14,7 +14,7 @@ import typer
 from advprune.core.errors import UserError
 from advprune.core.networks import is_factory
 
-NAME = "mine"  # of the profile
+STAGES, NAME = "stages", "mine"  # NAME: of the profile
 EXTRA = "advprune[pipeline]"
 PINNED = "requirements.txt"  # stages depend on it, in the place of the library's code
 NETWORKS = "networks"  # where a clone has the user's code
@@ -118,7 +118,7 @@ def init(
         raise UserError("give either --factory or --architecture")
     if factory is not None and not is_factory(factory):
         raise UserError(f"--factory: {factory!r} is none; it is package.module:function")
-    for name in (FILE, "dvc.yaml", "stages", PINNED):
+    for name in (FILE, "dvc.yaml", STAGES, PINNED):
         if Path(name).exists():
             raise UserError(f"{name} is there already; start in a folder without it")
     for path in (data, weights):
@@ -135,7 +135,8 @@ def init(
     }
     written = {FILE: _settings((home / FILE).read_text("utf-8"), own)}
     written["dvc.yaml"] = _stages((home / "dvc.yaml").read_text("utf-8"), code)
-    written |= {f"stages/{p.name}": p.read_text("utf-8") for p in (home / "stages").glob("*.py")}
+    scripts = sorted((home / STAGES).glob("*.py"))
+    written |= {f"{STAGES}/{file.name}": file.read_text("utf-8") for file in scripts}
     written[PINNED] = f"{EXTRA}=={advprune.__version__}\n"
     if not Path(".gitignore").exists():
         written[".gitignore"] = "/data/\n/runs/\n/records/\n/checkpoints/\n__pycache__/\n"
@@ -148,7 +149,7 @@ def init(
         for name in written:
             Path(name).unlink()
         raise
-    print(f"wrote {', '.join((FILE, 'dvc.yaml', 'stages/', PINNED))}; now run `dvc repro`")
+    print(f"wrote {', '.join((FILE, 'dvc.yaml', STAGES, PINNED))}; now run `dvc repro`")
 
 
 def _settings(packaged: str, own: dict[str, Any]) -> str:

@@ -14,6 +14,9 @@ from advprune.core.networks import LIBRARY, is_factory
 from advprune.core.settings import yaml_of
 
 if TYPE_CHECKING:
+    import torch
+
+    from advprune.models.benchmarks import Recognized
     from advprune.models.preprocessing import Preprocessing
 
 
@@ -81,8 +84,8 @@ class Known:
     architecture: Annotated[
         str | None,
         typer.Option(
-            help="resnet18, resnet20, `torchvision/<name>` or `timm/<name>`; by default the "
-            "header's, or inferred from names and shapes.",
+            help="resnet18, resnet20, `torchvision/<name>`, `timm/<name>` or `cifar/<name>`; by "
+            "default the header's, or inferred from names and shapes.",
             autocompletion=lambda incomplete: [n for n in LIBRARY if n.startswith(incomplete)],
         ),
     ] = None
@@ -109,9 +112,20 @@ class Known:
         ),
     ] = None
 
-    def given(self, checkpoint: Path | None = None) -> dict[str, Any]:
+    def theirs(self, tensors: "dict[str, torch.Tensor]") -> "Recognized | None":
+        """The benchmark's network in a file without a header (models/benchmarks.py), unless another
+        one is named."""
+        from advprune.models.benchmarks import recognized
+
+        named = self.architecture or self.factory or "cifar/"
+        return recognized(tensors) if named.startswith("cifar/") else None
+
+    def given(
+        self, checkpoint: Path | None = None, theirs: "Recognized | None" = None
+    ) -> dict[str, Any]:
         """What describes the network, for the audit; a factory counts as an architecture. What is
-        not said is taken from a config.json beside the checkpoint."""
+        not said is taken from the network that was recognized, or from a config.json beside the
+        checkpoint."""
         if self.architecture and self.factory:
             raise UserError("give either --architecture or --factory")
         for option in ("architecture", "factory"):
@@ -124,6 +138,8 @@ class Known:
         said = {"architecture": self.architecture or self.factory} | said
         said |= {"options": _mapping(self.options, "--options") if self.options else None}
         found = {key: value for key, value in said.items() if value is not None}
+        if theirs is not None:
+            return theirs.given | found
         if checkpoint is not None and "architecture" not in found:
             from advprune.models.preprocessing import described
 

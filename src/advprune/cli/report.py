@@ -24,11 +24,9 @@ def report(
     `metrics/<profile>/` and `reports/<profile>/`, and prints the path of the page.
     """
     if docs:
-        from advprune.report.docs import PUBLISHED, README, fill
-        from advprune.report.pages import write_pages
+        from advprune.report.docs import fill
 
-        fill()
-        print(README, PUBLISHED, *write_pages(), sep="\n")
+        print(*fill(), sep="\n")
         return
     from advprune.core.params import load
     from advprune.report.read import read_run

@@ -84,14 +84,16 @@ class Repository:
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
         from advprune.models.infer import naming, shown
         from advprune.models.outside import check_answers
-        from advprune.models.preprocessing import preprocessing_of
+        from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
         from advprune.models.unmask import plain
         from advprune.training.base import spec_for
 
         tensors, metadata = read_weights(path)
         spec, own = header_spec(metadata, str(path)), self.model
-        said = known.given(path if spec is None else None)
+        theirs = known.theirs(tensors) if spec is None else None
+        tensors = theirs.tensors if theirs else tensors
+        said = known.given(path if spec is None else None, theirs)
         made = {"architecture": own.network} | said
         if spec is None and not is_library(made["architecture"]):
             profiles = own.options and made["architecture"] == own.network
@@ -106,6 +108,8 @@ class Repository:
         # A network of the profile's kind is taken for one that was trained on its images.
         elsewhere = trained and (own.network != spec.architecture or bool(own.weights))
         how = preprocessing_of(spec.architecture, spec.options, path) if elsewhere else None
+        if theirs and theirs.normalized:
+            how = Preprocessing(*theirs.normalized, fit=None)
         seen = known.preprocessing(how, spec.channels)
         if "mean" not in seen and (trained or known.normalize):
             normalize = own.normalize if known.normalize is None else known.normalize
@@ -155,6 +159,7 @@ class Pictures(Repository):
         norm: str = "Linf",
         images: int = 500,
         names: Path | None = None,
+        queries: int | None = None,
     ) -> None:
         """Look at the pictures; UserError where they or the settings cannot be used."""
         from advprune.data.given import read_given, read_names
@@ -167,7 +172,7 @@ class Pictures(Repository):
         self.fit: Fit | None = None
         self.first = read_given(data, 1, classes=named)
         self.channels = known.channels or self.first.images.shape[1]
-        self.settings = partial(defaults, eps, norm)
+        self.settings = partial(defaults, eps, norm, queries=queries)
 
     @cached_property
     def params(self) -> "Params":

@@ -90,7 +90,7 @@ def _by_method(value: Any) -> Any:
 
 
 AnyAttack = Annotated[AttackSettings | OtherAttack, BeforeValidator(_by_method)]
-KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped", "labels", "blackbox")
+KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped")
 
 
 class SuiteSettings(Settings):
@@ -100,9 +100,6 @@ class SuiteSettings(Settings):
     dense network's images are tried on its compressed models. transfer: every model gets them;
     the main one's images are tried on all other models, the others' where they were crafted on a
     dense network or an attacker's own. clamped: models with clamped or rounded feature maps.
-    labels: targets (models/target.py) that answer classes alone. blackbox: targets without a
-    network whose gradients could be followed; of table and transfer they get a random point of the
-    main attack.
     """
 
     table: list[Name] = Field(min_length=1)
@@ -112,8 +109,6 @@ class SuiteSettings(Settings):
     quantized: list[Name] = []
     binary: list[Name] = []
     clamped: list[Name] = []
-    labels: list[Name] = []
-    blackbox: list[Name] = []
 
     def of(self, kind: str) -> list[str]:
         """The names of all attacks of a kind of model, those whose images are kept first."""

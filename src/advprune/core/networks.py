@@ -1,8 +1,9 @@
 """How a network is named, in settings and in the headers of checkpoints; nothing is imported here.
 
 Three kinds of names: one of this library's networks; `torchvision/<name>` or `timm/<name>`, a model
-of those packages (`timm/<name>.<tag>`, with the weights that are meant); and
-`package.module:function`, a function of the user's that makes the network.
+of those packages (`timm/<name>.<tag>`, with the weights that are meant), or `cifar/<name>`, one of
+the benchmarks' (models/cifar.py); and `package.module:function`, a function of the user's that
+makes the network.
 """
 
 import re
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 STAGES = {"resnet18": 4, "resnet20": 3}  # how many each has
 LIBRARY = tuple(STAGES)
-_OF_COLLECTION = re.compile(r"torchvision/\w+|timm/\w+(\.\w+)?", re.ASCII)
+_OF_COLLECTION = re.compile(r"torchvision/\w+|timm/\w+(\.\w+)?|cifar/\w+", re.ASCII)
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 # Options of torchvision's and timm's functions that would load weights, or read a file.
 _LOADING = ("weights", "pretrained", "checkpoint", "cache", "progress")
@@ -44,7 +45,7 @@ def collection_of(name: str) -> tuple[str, str]:
 def _architecture(name: str) -> str:
     if name in LIBRARY or _OF_COLLECTION.fullmatch(name):
         return name
-    known = ", ".join((*LIBRARY, "torchvision/<name>", "timm/<name>"))
+    known = ", ".join((*LIBRARY, "torchvision/<name>", "timm/<name>", "cifar/<name>"))
     raise ValueError(f"there is no such architecture; known: {known}")
 
 

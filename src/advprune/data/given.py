@@ -1,6 +1,7 @@
 """Labelled pictures that a network is evaluated on: a folder of one sub-folder a class, a split or
 a `.npz` file. Of a folder only the pictures that are drawn are opened."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -27,15 +28,15 @@ def read_given(
     """Read the pictures at `place`: at most that many, drawn by seed, each class with its share.
 
     classes: names in the order of the network's outputs; by default those of a folder's sub-folders
-    in alphabetical order, of a split its own, of a `.npz` file its numbers. Fewer pictures than
-    `most` come in the order in which they are stored. fit: resizes or cuts the pictures of a
-    folder. UserError on what cannot be used.
+    in alphabetical order, of a split its own, of a `.npz` file its numbers. All pictures of a split
+    come in its order, unless it is sorted by class. fit: resizes or cuts the pictures of a folder.
+    UserError on what cannot be used.
     """
     if place.is_dir():
-        names, files = _listed(place, classes)
-        labels = torch.tensor([label for label, _ in files])
+        names, known, files = _listed(place, classes)
+        labels = torch.tensor(known)
         drawn = _drawn(labels, most, seed)
-        images = _decoded([files[number][1] for number in drawn.tolist()], fit)
+        images = _decoded([place / files[number] for number in drawn.tolist()], fit)
         return Split(images, labels[drawn], names, f"{place.name}/")
     if place.suffix == ".npz":
         split = _from_npz(place, classes)
@@ -65,13 +66,16 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 def _drawn(labels: torch.Tensor, most: int | None, seed: int) -> torch.Tensor:
     """Which of the pictures are taken, and in which order."""
-    if most is None or most >= len(labels):
+    whole = most is None or most >= len(labels)
+    if (
+        whole and not (labels.diff() >= 0).all()
+    ):  # else sorted by class, of which probes take a part
         return torch.arange(len(labels))
     return interleaved(labels, seed)[:most]
 
 
-def _listed(place: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[int, Path]]]:
-    """The classes of a folder of pictures, and its files with their labels."""
+def _listed(place: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[int], list[str]]:
+    """The classes of a folder of pictures; of its files the labels, and the names below it."""
     top = place / "test" if (place / "test").is_dir() else place
     if top == place and (place / "train").is_dir():
         raise UserError(f"{place} has train/ and no test/; give a folder of one sub-folder a class")
@@ -80,20 +84,24 @@ def _listed(place: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[
     names = tuple(classes) or tuple(kinds)
     if unknown := [kind for kind in kinds if kind not in names]:
         raise UserError(f"{top}: sub-folder {unknown[0]!r} is none of the {len(names)} classes")
-    files: list[tuple[int, Path]] = []
+    labels: list[int] = []
+    files: list[str] = []
     for kind in kinds:
-        paths = sorted(p for p in (top / kind).iterdir() if not p.name.startswith("."))
-        if others := [p for p in paths if is_other(p.name)]:
+        with os.scandir(top / kind) as found:  # names alone, of which there may be many
+            inside = sorted(one.name for one in found if not one.name.startswith("."))
+        if others := [name for name in inside if is_other(name)]:
             raise UserError(
-                f"{top}: {kind}/{others[0].name} is a picture, but neither PNG nor JPEG by its "
-                "name; convert or rename it, or take it out"
+                f"{top}: {kind}/{others[0]} is a picture, but neither PNG nor JPEG by its name; "
+                "convert or rename it, or take it out"
             )
-        files += [(names.index(kind), p) for p in paths if p.name.lower().endswith(SUFFIXES)]
+        own = [f"{kind}/{name}" for name in inside if name.lower().endswith(SUFFIXES)]
+        files += [f"test/{name}" for name in own] if top != place else own
+        labels += [names.index(kind)] * len(own)
     if len(names) < 2 or not files:
         raise UserError(
             f"{place}: give a folder of at least two sub-folders, one a class, of PNG or JPEG"
         )
-    return names, files
+    return names, labels, files
 
 
 def _decoded(paths: list[Path], fit: Fit | None) -> torch.Tensor:

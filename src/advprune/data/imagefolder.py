@@ -133,7 +133,7 @@ def check_names(place: Path, folders: Folders) -> None:
 
 def is_other(name: str) -> bool:
     """Whether a file is a picture by its name, of a format that is not read."""
-    suffix = PurePosixPath(name.lower()).suffix
+    suffix = "." + name.lower().rpartition(".")[2]
     known = suffix in Image.registered_extensions() or suffix in OTHERS.split()
     return known and suffix not in SUFFIXES
 

@@ -21,7 +21,6 @@ from advprune.evaluate.records import DRAWS, Scoring, answers, table_of
 from advprune.models.binary import is_binary
 from advprune.models.quantized import is_quantized
 from advprune.models.stochastic import is_randomized
-from advprune.models.target import Target
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,7 @@ class Work:
 
 
 def kind_of(model: nn.Module) -> str:
-    """Which suite a model gets: one of `core.attack_settings.KINDS`."""
-    if isinstance(model, Target) and (model.source is None or model.labels):
-        return "blackbox" if model.source is None else "labels"
+    """Which suite a model gets: quantized, randomized, binary, clamped or deterministic."""
     if is_quantized(model):
         return "quantized"
     if is_randomized(model):

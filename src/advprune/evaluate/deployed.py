@@ -1,13 +1,41 @@
-"""Does a target answer as the network does whose gradients are followed in its place?"""
+"""A target that is only asked: which attacks it gets, and whether the network whose gradients are
+followed in its place answers as it does."""
+
+from typing import Any
 
 import torch
 
 from advprune.attacks.losses import margin
+from advprune.attacks.registry import method_of, typed
+from advprune.core.attack_settings import Attack, OtherAttack
+from advprune.core.profile import Profile
 from advprune.evaluate.records import all_logits
 from advprune.models.quantized import differentiable
 from advprune.models.target import Target
 
 CLOSE = 0.1  # of the mean margin, by which the margins of one image may differ: more than rounding
+BY_CLASS = "hopskipjump"  # the method that needs no scores
+
+
+def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]:
+    """The attacks on a target, by name: those on a quantized network.
+
+    Where classes alone are answered, HopSkipJump takes the place of searches that need scores.
+    Without a source there are those searches and HopSkipJump, and in the place of the main attack a
+    random point of its budget.
+    """
+    found = {name: typed(name, profile.attacks[name]) for name in profile.suite.of("quantized")}
+    own: dict[str, Any] = {"norm": found[main].norm, "eps": found[main].eps}
+    named = {name: one for name, one in profile.attacks.items() if one.method == BY_CLASS}
+    named = named or {BY_CLASS: OtherAttack(method=BY_CLASS, **own)}
+    by_class = {name: typed(name, one) for name, one in named.items()}
+    searches = {n: one for n, one in found.items() if not method_of(one).differentiates}
+    if target.source is None:
+        alone = {n: one.model_copy(update={"after": None}) for n, one in searches.items()}
+        return {main: found[main].model_copy(update={"steps": 0})} | alone | by_class
+    if target.labels:
+        return {n: one for n, one in found.items() if n not in searches} | by_class
+    return found
 
 
 def agreement(target: Target, images: torch.Tensor) -> float:

@@ -24,14 +24,14 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackSettings, OtherAttack
 from advprune.core.device import device_of, salted
 from advprune.core.profile import FROZEN
-from advprune.evaluate.craft import Crafted, Work, craft, kind_of, rows
+from advprune.evaluate.craft import Crafted, Work, craft, rows
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.honesty import declares_rule, slope_errors
 from advprune.evaluate.records import all_logits
 from advprune.evaluate.verdict import dishonest
 from advprune.models.quantized import differentiable
 from advprune.models.stochastic import frozen_copy, is_randomized
-from advprune.models.target import Target
+from advprune.models.target import Target, is_blackbox
 
 NOISE_TRIES = 20
 NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
@@ -127,7 +127,7 @@ def probes(
     everything, classes = torch.arange(len(images)), _classes(model, images)
     on = partial(_attacked, model, (images, labels), work)
     made = partial(_made, model, work)
-    if (kind := kind_of(model)) == "blackbox":
+    if is_blackbox(model):
         asked = {name: typed(name, s) for name, s in by_answers(main).items()}
         jobs = {name: partial(on, name, s, everything) for name, s in asked.items()}
         return pd.concat(made(jobs), ignore_index=True)
@@ -145,7 +145,7 @@ def probes(
         jobs[FROZEN] = partial(_attacked, *it, FROZEN, fixed, everything)
         return pd.concat(made(jobs), ignore_index=True)
     first = images[:HONESTY_IMAGES], labels[:HONESTY_IMAGES]
-    if kind == "labels":  # classes have no slope
+    if isinstance(model, Target) and model.labels:  # classes have no slope
         return pd.concat(made(jobs), ignore_index=True)
     jobs = {"probe_honesty": partial(honest, model, *first, main, work)} | jobs
     tables = made(jobs)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advprune.attacks.cost import Cost
-from advprune.attacks.registry import method_of, typed
+from advprune.attacks.registry import typed
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackChoice
 from advprune.core.profile import Profile
@@ -24,11 +24,12 @@ from advprune.evaluate.craft import (
     kind_of,
     rows,
 )
+from advprune.evaluate.deployed import attacks_on
 from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
 from advprune.models.backward import OF_NETWORKS
 from advprune.models.border import admitted
-from advprune.models.target import Target
+from advprune.models.target import Target, is_blackbox
 
 Images = tuple[torch.Tensor, torch.Tensor]
 
@@ -65,7 +66,7 @@ class Suite:
         attacks, run = dict(self._attacks(model)), partial(self._run, name, model)
         main = self.profile.table()[self.choice.main]
         points = enumerate(curve_settings(main, self.profile.curves))
-        if kind_of(model) == "blackbox":  # curves are of attacks by gradient
+        if is_blackbox(model):  # curves are of attacks by gradient
             points = enumerate(())
         curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
         clean = self._clean(model)  # for all pieces
@@ -94,16 +95,16 @@ class Suite:
         }
 
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
-        for attack in self.profile.suite.of(kind_of(model)):
-            setting = typed(attack, self.profile.attacks[attack])
-            if kind_of(model) == "blackbox" and method_of(setting).differentiates:
-                if attack != self.choice.main:
-                    continue
-                setting = setting.model_copy(update={"steps": 0})  # a random point of the ball
+        if isinstance(model, Target):
+            chosen = attacks_on(model, self.profile, self.choice.main)
+        else:
+            names, known = self.profile.suite.of(kind_of(model)), self.profile.attacks
+            chosen = {name: typed(name, known[name]) for name in names}
+        extra = () if is_blackbox(model) else self.choice.extra
+        chosen |= {one.key: typed(one.key, one.setting) for one in extra}
+        for attack, setting in chosen.items():
             if self.parent is not None or getattr(setting, "backward", None) not in OF_NETWORKS:
                 yield attack, setting
-        for extra in self.choice.extra:
-            yield extra.key, typed(extra.key, extra.setting)
 
     def _run(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack

@@ -16,6 +16,7 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, referenced, sha256_of
 from advprune.models import binary, quantized
+from advprune.models.benchmarks import recognized
 from advprune.models.border import hooked
 from advprune.models.dialects import read_tensors, read_weights
 from advprune.models.draws import undisturbed
@@ -227,6 +228,8 @@ def load_foreign(
     renamed: dict[str, torch.Tensor] = {}
     model, (tensors, metadata) = build(spec, factory), read_weights(path)
     header_spec(metadata, where=reference)
+    if spec.architecture.startswith("cifar/") and (theirs := recognized(tensors)):
+        tensors = theirs.tensors
     rename = renaming(tensors, stored(model)) if spec.outside else canonical
     for name, tensor in tensors.items():
         if (new := rename(name)) in renamed:

@@ -28,6 +28,7 @@ from torch import nn
 from advprune.core.errors import UserError, first_line
 from advprune.core.networks import collection_of
 from advprune.models.border import admitted, unshared, weight_faults
+from advprune.models.cifar import MAKERS
 from advprune.models.draws import undisturbed
 from advprune.models.sizes import resized
 from advprune.models.spec import ModelSpec, Normalize
@@ -108,6 +109,11 @@ def _maker(spec: ModelSpec) -> Make:
             raise UserError(f"{spec.factory}: {module} has no function {name!r}")
         sizes = {"classes": spec.classes, "channels": spec.channels}
         return partial(_called, spec.factory, function, **sizes, **spec.options)
+    if collection == "cifar":
+        if name not in MAKERS:
+            raise UserError(f"cifar has no network {name!r}; known: {', '.join(MAKERS)}")
+        sizes = {"classes": spec.classes, "channels": spec.channels}
+        return partial(_called, spec.architecture, MAKERS[name], **sizes, **spec.options)
     if collection == "torchvision":
         from torchvision import models
 

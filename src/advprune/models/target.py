@@ -72,6 +72,11 @@ class Target(nn.Module):
         return said.clamp_min(LEAST).log() if self.shares else said
 
 
+def is_blackbox(model: nn.Module) -> bool:
+    """Whether a model has no gradients, neither its own nor a source's."""
+    return isinstance(model, Target) and model.source is None
+
+
 def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
     """The answer to a copy of images, as a tensor on the CPU; InputError where it is none."""
     given = images.detach().to("cpu", torch.float32).clone()

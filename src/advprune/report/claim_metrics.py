@@ -116,7 +116,7 @@ def calibration(run: Run, claim: Claim) -> Compared:
 
 
 @metric
-def carried_back(run: Run, claim: Claim) -> Compared:
+def transfer_back(run: Run, claim: Claim) -> Compared:
     """Accuracy of the control on images that `attack` crafted on the model, against white-box."""
     first, second = _pair(run, claim)
     name = claim.attack or run.main

@@ -1,15 +1,21 @@
-"""The generated parts of README and docs: text between pairs of comments.
+"""The generated parts of README and docs: text between pairs of comments, and pages of families.
 
-Nothing in them is typed by hand: results come from `reports/<profile>/results.csv`, families from
-the docstrings of their modules, published claims from claims.yaml and their outcomes from the
-`claims.csv` of each report and of the reference networks in weights/.
+Nothing in them is typed by hand: results come from `reports/<profile>/results.csv`, published
+claims from claims.yaml and their outcomes from the `claims.csv` of each report and of the reference
+networks in weights/, families from the docstrings of their modules. Such a docstring begins with
+the keys of its families and what they do; its paragraphs begin with a heading and a full stop
+(Claim, Formula, Source). Settings are those of their classes.
 """
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from pydantic_core import PydanticUndefined
 from tabulate import tabulate
 
 from advprune.core.claims import FILE, Claim, read_claims
@@ -18,21 +24,29 @@ from advprune.core.files import write_text
 from advprune.report.results import OUTCOMES, RESULTS
 from advprune.report.terminal import markdown_of, read, title_of
 
-README, PUBLISHED = Path("README.md"), Path("docs/published.md")
+README, PUBLISHED, FOLDER = Path("README.md"), Path("docs/published.md"), Path("docs/families")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
+OPENING = re.compile(r"^([A-Z][\w ]{2,30}(?: \([^)]*\))?)\. ")  # of a paragraph: its heading
 
 
-def fill(root: Path = Path()) -> None:
-    """Rewrite every block of both pages; UserError if one is missing."""
-    for page, blocks in blocks_of(root).items():
-        text = filled((root / page).read_text(encoding="utf-8"), blocks)
+def fill(root: Path = Path()) -> list[Path]:
+    """Rewrite every block of README and docs, and the pages of families; returns their paths.
+    UserError if a block is missing."""
+    found = {
+        page: filled((root / page).read_text(encoding="utf-8"), blocks)
+        for page, blocks in blocks_of(root).items()
+    }
+    found |= {FOLDER / f"{name}.md": text for name, text in family_pages().items()}
+    for old in (root / FOLDER).glob("*.md"):
+        if FOLDER / old.name not in found:
+            old.unlink()
+    for page, text in found.items():
         write_text(root / page, text)
+    return list(found)
 
 
 def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
     """The contents of the blocks of each page, by the name of the block."""
-    from advprune.report.pages import index
-
     names = sorted(path.parent.name for path in (root / "reports").glob(f"*/{RESULTS}"))
     tables = {name: read(name, root / "reports") for name in names}
     readme = (root / README).read_text(encoding="utf-8")
@@ -85,3 +99,61 @@ def claims_of(claims: Sequence[Claim], outcomes: Mapping[str, "pd.Series[str]"])
         table = tabulate(rows, names, "github", disable_numparse=True)
         parts.append(f"### Claims: {paper}\n\nSource: {source}. Theirs: {theirs}.\n\n{table}")
     return "\n\n".join(parts)
+
+
+def family_pages() -> dict[str, str]:
+    """The text of each page of families by the name of its module."""
+    return {name: "".join(_page(name, keys)) for name, keys in modules().items()}
+
+
+def modules() -> dict[str, dict[str, type]]:
+    """By module of `advprune.pruning`: its families in order, each with its class of settings."""
+    from advprune.pruning.family import registered  # needs torch
+
+    found: dict[str, dict[str, type]] = {}
+    for key, (setting, function) in registered().items():
+        found.setdefault(function.__module__.rpartition(".")[2], {})[key] = setting
+    return dict(sorted(found.items()))
+
+
+def index() -> str:
+    """One row per module for the README: its families, linked, and what they do."""
+    lines = ["| family | what it does |", "|---|---|"]
+    for name, keys in modules().items():
+        what = _paragraphs(name)[0].partition(": ")[2].rstrip(".")
+        lines.append(f"| [{', '.join(keys)}]({FOLDER.as_posix()}/{name}.md) | {what} |")
+    return "\n".join(lines)
+
+
+def _page(name: str, keys: dict[str, type]) -> Iterator[str]:
+    title, *body = _paragraphs(name)
+    yield f"# {title.rstrip('.')}\n"
+    for paragraph in body:
+        yield f"\n{OPENING.sub(lambda match: f'**{match[1]}.** ', paragraph)}\n"
+    yield "\n## Settings\n"
+    for setting in dict.fromkeys(keys.values()):
+        own = ", ".join(f"`prune.{key}`" for key, kind in keys.items() if kind is setting)
+        yield f"\n{own}\n\n```yaml\n{', '.join(_defaults(setting))}\n```\n"
+        yield f"\n{inspect.getdoc(setting)}\n"
+    yield f"\nCode: `src/advprune/pruning/{name}.py`. This page is generated from it.\n"
+
+
+def _paragraphs(name: str) -> list[str]:
+    text = inspect.getdoc(import_module(f"advprune.pruning.{name}")) or ""
+    return text.split("\n\n")
+
+
+def _defaults(setting: Any) -> Iterator[str]:
+    """`name: default` of each field; what has to be given is `…`."""
+    for name, field in setting.model_fields.items():
+        value = field.get_default(call_default_factory=True)
+        yield f"{name}: {'…' if value is PydanticUndefined else _yaml(value)}"
+
+
+def _yaml(value: Any) -> str:
+    """A default as params.yaml would have it."""
+    if hasattr(value, "model_dump"):
+        return f"{{{', '.join(f'{key}: {_yaml(one)}' for key, one in value.model_dump().items())}}}"
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

@@ -85,37 +85,24 @@
   const plots = JSON.parse(document.getElementById("plots").textContent);
   const views = new Map();
 
-  // Mutes the lines of a name in all panels of a plot, or brings them back.
-  const mute = (drawn, name, muted) => {
-    const [{model}] = [...drawn];
-    (model.children ?? [model]).flatMap((panel) => panel.renderers)
-      .filter((renderer) => renderer.name === name)
-      .forEach((renderer) => { renderer.muted = muted; });
-  };
-
-  const legend = (place) => {
-    const buttons = plots[place.dataset.plot].legend.map(([name, colour]) => {
-      const button = made("button", {type: "button"}, name);
-      button.style.setProperty("--colour", colour);
-      button.setAttribute("aria-pressed", "true");
-      button.addEventListener("click", () => {
-        const drawn = views.get(place.dataset.plot);
-        if (!drawn) return;
-        const on = button.getAttribute("aria-pressed") === "true";
-        button.setAttribute("aria-pressed", String(!on));
-        mute(drawn, name, on);
-      });
-      return button;
-    });
-    place.closest("figure").querySelector(".legend").replaceChildren(...buttons);
-  };
-
   const draw = async (place) => {
     const name = place.dataset.plot;
     if (views.has(name)) return;
     views.set(name, null);
-    views.set(name, await Bokeh.embed.embed_item(plots[name].item, place.id));
+    views.set(name, await Bokeh.embed.embed_item(plots[name], place.id));
   };
+
+  // A click on a name mutes its lines in all panels of the plot, or brings them back.
+  all(".legend").forEach((legend) => legend.addEventListener("click", ({target: button}) => {
+    const drawn = views.get(legend.closest("figure").querySelector("[data-plot]").dataset.plot);
+    if (button.tagName !== "BUTTON" || !drawn) return;
+    const muted = button.getAttribute("aria-pressed") === "true";
+    button.setAttribute("aria-pressed", String(!muted));
+    const [{model}] = [...drawn];
+    (model.children ?? [model]).flatMap((panel) => panel.renderers)
+      .filter((renderer) => renderer.name === button.textContent)
+      .forEach((renderer) => { renderer.muted = muted; });
+  }));
 
   // A plot is drawn when the reader comes near it, or prints the page.
   const places = all("[data-plot]");
@@ -123,6 +110,6 @@
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
     near.forEach((place) => { watch.unobserve(place); draw(place); });
   }, {rootMargin: "600px"});
-  places.forEach((place) => { legend(place); watch.observe(place); });
+  places.forEach((place) => watch.observe(place));
   addEventListener("beforeprint", () => places.forEach(draw));
 })();

@@ -74,14 +74,26 @@ def charts(found: list[Shown]) -> dict[str, Chart]:
     return named
 
 
-def html(run: Run, found: list[Shown]) -> str:
-    """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped."""
+def html(run: Run, found: list[Shown], about: str = "") -> str:
+    """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped.
+
+    about: the title of a page about one network, which stands alone; else it is the profile's.
+    """
     named = charts(found)
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}
     pictures = {name: base64.b64encode(image).decode() for name, image in images.items()}
-    bokeh = Markup(library() if drawn else "")
-    return _render("page.html.j2", run, found, plots=drawn, pictures=pictures, bokeh=bokeh)
+    items = {name: plot["item"] for name, plot in drawn.items()}
+    return _render(
+        "page.html.j2",
+        run,
+        found,
+        plots=drawn,
+        items=items,
+        pictures=pictures,
+        bokeh=Markup(library() if drawn else ""),
+        about=about,
+    )
 
 
 def report_markdown(run: Run, found: list[Shown]) -> str:

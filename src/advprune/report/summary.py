@@ -36,7 +36,7 @@ def effect(run: Run) -> str:
     harder, easier = (_subject(run, models, "is", "are") for models in (farther, nearer))
     return (
         f"By the smallest change of an image that fools them, {harder} significantly harder to "
-        f"fool than the dense network{by}, {easier} easier to fool, and {len(same)} of "
+        f"fool than the dense network{by}; {easier} easier to fool; {len(same)} of "
         f"{len(tests)} do not differ significantly{void}. Wilcoxon's test, Holm's correction."
     )
 
@@ -51,8 +51,8 @@ def accuracy(run: Run) -> str:
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
     return (
         f"At eps {budget(run.main_attack.eps)}, {_subject(run, better, 'has', 'have')} a "
-        "significantly higher robust accuracy than the dense network, "
-        f"{_subject(run, worse, 'has', 'have')} a lower one, and in {len(floor)} of {len(tests)} "
+        "significantly higher robust accuracy than the dense network; "
+        f"{_subject(run, worse, 'has', 'have')} a lower one; in {len(floor)} of {len(tests)} "
         "comparisons both are 0 %. McNemar's test, Holm's correction."
     )
 
@@ -65,8 +65,9 @@ def start(run: Run) -> str:
         f"{spell(remnant_accuracy(run.robust(dense)))} robust accuracy"
         for dense in run.roots
     ]
+    before = "Without compression, " if run.compressed else ""
     return (
-        f"Without compression, {listed(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
+        f"{before}{listed(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
         f"n = {run.n}; an image counts as robust only if no attack broke it)."
     )
 

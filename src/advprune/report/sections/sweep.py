@@ -1,4 +1,4 @@
-"""nn-prune's table: every setting of every sweep under each attack, and its curves."""
+"""nn-prune's table: every setting of every sweep under each attack."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ import pandas as pd
 
 from advprune.evaluate import measures
 from advprune.evaluate.compare import Comparison, with_control
-from advprune.report.chart import Chart
 from advprune.report.compared import compared, jointly
 from advprune.report.formats import budget, listed, number
 from advprune.report.results import qualified, rated
@@ -20,41 +19,18 @@ from advprune.report.section import Part, section
 
 @section("nn-prune's table", order=50)
 def sweep(run: Run) -> Iterator[Part]:
-    """One table and one chart per family for each study of kind sweep."""
-    for name, study in run.studies_of("sweep").items():
-        yield from _parts(run.swept, name, study)
-
-
-def _parts(run: Run, name: str, study: Any) -> Iterator[Part]:
-    table = table_of(run, name)
+    """One table for each study of kind sweep."""
+    run = run.swept
     schedules = [f"{k}: eps {budget(one.eps)}, {one.steps} steps" for k, one in run.attacks.items()]
-    yield Part(
-        f"Settings on {study.of}",
-        "Remnant accuracy (nn-prune's name for accuracy under attack) on "
-        f"n = {run.n} images under {listed(schedules)}; int8 is scored on images crafted on the "
-        "dense network. Each setting is compared with the dense network on the same images "
-        "(McNemar), p corrected for all settings and attacks (Holm).",
-        table,
-    )
-    points = table[table.family.isin(study.settings["points"])]
-    columns, dense = ["setting", "prune_ratio", "clean_accuracy"], f"accuracy:{run.main}"
-    for family, own in points.groupby("family", sort=False):
-        rows = [
-            own[columns].assign(attack=attack, remnant_accuracy=own[f"accuracy:{attack}"])
-            for attack in run.attacks
-        ]
-        axes = ("setting", "remnant_accuracy", "attack")
-        look: dict[str, Any] = {"ordered": True, "hover": ("prune_ratio", "clean_accuracy")}
-        look |= {"reference": float(table[dense].iloc[0])}
-        if len(own) > 1:
-            yield Part(
-                f"Remnant accuracy over settings of {family}",
-                f"The dotted line is the dense network under {run.main}.",
-                chart=Chart(
-                    f"{name}-{family}", "line", pd.concat(rows, ignore_index=True), *axes, **look
-                ),
-                folded=True,
-            )
+    for name, study in run.studies_of("sweep").items():
+        yield Part(
+            f"Settings on {study.of}",
+            "Remnant accuracy (nn-prune's name for accuracy under attack) on "
+            f"n = {run.n} images under {listed(schedules)}; int8 is scored on images crafted on "
+            "the dense network. Each setting is compared with the dense network on the same "
+            "images (McNemar), p corrected for all settings and attacks (Holm).",
+            table_of(run, name),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,101 @@
+"""What `advprune evaluate` found, for a terminal."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advprune.core.errors import UserError
+
+if TYPE_CHECKING:
+    from advprune.benchmarking import Benchmark
+    from advprune.report.run import Model, Run
+
+BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
+MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The rates to compare from a metrics file, or those published under that name, and their
+    source; UserError where there are none."""
+    from advprune.core.files import read_json
+    from advprune.report.benchmarks import figures
+
+    if (published := figures().get(str(path))) is not None:
+        return published
+    if not path.exists():
+        raise UserError(f"{path} is no file, and none of {', '.join(figures())}")
+    found = read_json(path)
+    try:
+        return {key: float(found[key]) for key in ("n", *BESIDE)} | {"source": str(path)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
+
+
+def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Rates of this evaluation and of the file, and by how many images they differ."""
+    from advprune.cli.tables import one_line, show
+    from advprune.report.formats import percent
+
+    n, rows = found["n"], []
+    for key, words in BESIDE.items():
+        images = f"{round(n * (found[key] - recorded[key])):+d}"
+        rates = percent(found[key]), percent(recorded[key])
+        rows.append([words, *rates, images if recorded["n"] == n else "other images"])
+    print()
+    show((f"n = {n}, and beside it {recorded['n']:.0f}", "here %", "there %", "images"), rows)
+    print(f"beside: {one_line(recorded['source'])}")
+
+
+def print_found(found: "Benchmark", checkpoint: Path) -> None:
+    """Rates, attacks and verdict of the last network, for a terminal."""
+    from advprune.cli.tables import one_line, show
+    from advprune.report.formats import budget, p_text
+
+    run, metrics, verdict = found.run, found.metrics, found.verdict
+    main = run.main_attack
+    eps = budget(main.eps) if main.norm == "Linf" else f"{main.eps:g}"
+    print(f"{one_line(str(checkpoint))}: {metrics['n']} images of {one_line(run.source)}")
+    print(f"robust: the worst case over the suite within {main.norm} eps {eps}\n")
+    rows = list(_rates(run, run.models[-1]))
+    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), rows)
+    if len(run.models) > 1:
+        against, p = metrics["against_dense"], p_text(metrics["p_against_dense"])
+        print(f"against the dense network: {against} ({p})")
+    print(f"verdict: {verdict.level}\n")
+    rows = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
+    show(("check", "figure", ""), rows, left=3)
+
+
+def print_corruptions(found: "Benchmark") -> None:
+    """Accuracy by severity; of two networks, their means compared."""
+    from advprune.cli.tables import show_frame
+    from advprune.report.sections.corruptions import by_severity, records_of
+
+    table = by_severity(found.run, records_of(found.run))
+    wide = "^accuracy_low:|^accuracy_high:|^detectable"
+    print()
+    show_frame(table.loc[:, ~table.columns.str.contains(wide)])
+
+
+def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
+    """Clean accuracy, accuracy under each attack of the suite, and robust accuracy."""
+    from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+    from advprune.report.formats import interval
+
+    def row(name: str, rate: Any, *passes: str) -> list[str]:
+        return [name, interval(rate.value, *rate.interval), str(rate.n), *passes]
+
+    def costs(records: Any) -> list[str]:
+        return [f"{float(records[kind].mean()):,.0f}" for kind in ("gradients", "forwards")]
+
+    yield row("clean", clean_accuracy(model.attack(run.main)), "", "")
+    for name in run.attack_names(model):
+        records = model.attack(name)
+        random = (records.method == "pgd") & (records.steps == 0)  # a point of the ball
+        if not random.all():
+            yield row(name, remnant_accuracy(records), *costs(records))
+    if len(run.models) > 1:
+        transferred = remnant_accuracy(model.transferred(run.main))
+        yield row(f"{run.main}, on the dense", transferred, "", "")
+    robust = run.robust(model)
+    yield row("robust", remnant_accuracy(robust), *costs(robust))

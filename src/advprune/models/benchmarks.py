@@ -1,0 +1,134 @@
+"""Checkpoints of RobustBench and AdversarialPruningBenchmark under this library's names.
+
+Their networks are told by names and shapes of the tensors: each kind by some names that no other
+has. ResNet18 in the form that is usual for CIFAR needs no row: it is this library's `resnet18`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from advprune.models.outside import PREFIXES, unwrapped
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """The network of a file: its tensors by this library's names, what describes it, mean and std
+    that it was normalized by where the file holds them, and what was left out."""
+
+    tensors: dict[str, torch.Tensor]
+    given: dict[str, Any]
+    normalized: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """signature: names that all such files have; absent: names that none has. options: of the
+    network, from the tensors. rename: from their names to ours; None where a tensor has no use."""
+
+    architecture: str
+    signature: tuple[str, ...]
+    options: Callable[[Tensors], dict[str, Any]]
+    absent: tuple[str, ...] = ()
+    rename: Callable[[str], str | None] = str
+
+
+def _out(tensors: Tensors, name: str) -> int:
+    return int(tensors[name].shape[0])
+
+
+def _wide(tensors: Tensors) -> dict[str, Any]:
+    layers = {name.split(".")[2] for name in tensors if name.startswith("block1.layer.")}
+    widen = _out(tensors, "block1.layer.0.conv1.weight") // 16
+    return {"depth": 6 * len(layers) + 4, "widen": widen}
+
+
+def _preact(tensors: Tensors) -> dict[str, Any]:
+    return {"width": _out(tensors, "conv1.weight"), "norm": "bn.weight" in tensors}
+
+
+def _vgg(tensors: Tensors) -> dict[str, Any]:
+    hidden = _out(tensors, "classifier.0.weight") if "classifier.0.weight" in tensors else 0
+    bias = "features.0.bias" in tensors
+    return {"width": _out(tensors, "features.0.weight"), "hidden": hidden, "bias": bias}
+
+
+PWOA = {"layer6.0": "classifier.0", "layer7.0": "classifier.2", "layer8": "classifier.4"}
+STARTS = (0, 7, 14, 24, 34)  # of VGG16's stages among the modules of `features`
+
+
+def _from_stages(name: str) -> str:
+    """PwoA's VGG16: `layer<stage>.<place>.<0 or 1>` for convolutions and their batch-norms."""
+    for theirs, ours in PWOA.items():
+        if name.startswith(f"{theirs}."):
+            return ours + name.removeprefix(theirs)
+    stage, *rest = name.removeprefix("layer").split(".")
+    if len(rest) != 3 or not name.startswith("layer") or not (stage + rest[0] + rest[1]).isdigit():
+        return name
+    if not 1 <= int(stage) <= len(STARTS):
+        return name
+    return f"features.{STARTS[int(stage) - 1] + 3 * int(rest[0]) + int(rest[1])}.{rest[2]}"
+
+
+VGG = ("features.0.weight", "features.40.weight", "features.41.running_var")
+DIALECTS = (
+    _Dialect(
+        "cifar/wide_resnet",  # Carmon's, HYDRA's and others after TRADES' code
+        ("block1.layer.0.conv1.weight", "conv1.weight", "fc.weight"),
+        _wide,
+        rename=lambda name: None if name.startswith("sub_block1.") else name,
+    ),
+    _Dialect(
+        "cifar/preact_resnet18",  # Wong's, Rice's; RobustBird and FlyingBird
+        ("layer1.0.bn1.weight", "layer4.0.shortcut.0.weight", "conv1.weight", "linear.weight"),
+        _preact,
+        absent=("bn1.weight", "layer4.0.shortcut.1.weight"),
+    ),
+    _Dialect("cifar/vgg16", (*VGG, "classifier.weight"), _vgg),  # RADMM, TwinRep, the Birds
+    _Dialect("cifar/vgg16", (*VGG, "classifier.4.weight"), _vgg),  # HYDRA and HARP
+    _Dialect(
+        "cifar/vgg16",  # PwoA
+        ("layer1.0.0.weight", "layer5.2.0.weight", "layer8.weight"),
+        lambda tensors: _vgg({_from_stages(name): tensor for name, tensor in tensors.items()}),
+        rename=_from_stages,
+    ),
+)
+
+
+def recognized(tensors: Tensors) -> Recognized | None:
+    """The benchmark's network in a file, by its tensors; None where it is none of these."""
+    bare: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        while new.startswith(PREFIXES):
+            new = new.partition(".")[2]
+        bare.setdefault(unwrapped(new), tensor)
+    seen = {name.removesuffix("_orig"): tensor for name, tensor in bare.items()}  # of masked layers
+    for dialect in DIALECTS:
+        fits = all(name in seen for name in dialect.signature)
+        if fits and len(bare) == len(tensors) and not any(name in seen for name in dialect.absent):
+            return _translated(dialect, bare, dialect.options(seen))
+    return None
+
+
+def _translated(
+    dialect: _Dialect, bare: dict[str, torch.Tensor], options: dict[str, Any]
+) -> Recognized:
+    # RobustBench's networks keep what they normalize by among their tensors.
+    buffers = [bare.pop(name).flatten().tolist() for name in ("mu", "sigma") if name in bare]
+    given = {"architecture": dialect.architecture, "options": options}
+    found: dict[str, torch.Tensor] = {}
+    left = 0
+    for name, tensor in bare.items():
+        if (new := dialect.rename(name)) is None:
+            left += 1
+        else:
+            found[new] = tensor
+    notes = [f"{left} tensors were left out that the network does not use"] if left else []
+    mean_std = (tuple(buffers[0]), tuple(buffers[1])) if len(buffers) == 2 else None
+    return Recognized(found, given, mean_std, notes)

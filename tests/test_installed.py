@@ -1,0 +1,332 @@
+"""Outside of a clone: the built wheel in an empty folder, to the letter of docs/installed.md."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from workspace import ROOT, change
+
+from advprune import benchmark
+from advprune.core.errors import UserError
+from advprune.core.params import load
+from advprune.data import given as given_module
+from advprune.data.given import read_given, read_names
+from advprune.defaults import defaults
+
+GUIDE = (ROOT / "docs" / "installed.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+CODE = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)[0]
+EXTRAS = "dvc torchattacks sklearn timm pyautoattack requests onnx onnxruntime mlxtend dvclive"
+NETWORK = """
+from torch import nn
+
+def network(classes, channels):
+    head = nn.Flatten(), nn.Linear(144, classes)
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), *head)
+"""
+TINY = {  # of the project that init writes: what takes long, and no more
+    "profiles/mine/train/epochs": 2,
+    "profiles/mine/attacks": {"square": {"queries": 3}},
+    "profiles/mine/curves": {"eps": ["eps"], "steps": [1]},
+    "prune/GAP_layer/finetune": {"epochs": 1},
+}
+# As if advprune were a command, and no extra were installed.
+ADVPRUNE = f"""advprune() {{ python -c '
+import sys
+sys.modules |= dict.fromkeys("{EXTRAS}".split())
+from advprune.cli.app import main
+main()' "$@"; }}"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is installed: built without a network, and unpacked."""
+    source, place = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, source)
+    for name in ("src", "stages"):
+        skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, source / name, ignore=skip)
+    build = ["-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(place), "."]
+    subprocess.run([sys.executable, *build], cwd=source, check=True)
+    (file,) = place.glob("*.whl")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(place)
+    return place
+
+
+def installed(wheel: Path, folder: Path, command: str) -> str:
+    """What a shell command prints in the folder, with the unpacked wheel in the clone's place."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    known = {"PATH": path, "PYTHONPATH": str(wheel), "DVC_NO_ANALYTICS": "1", "COLUMNS": "80"}
+    words = ["bash", "-euc", f"{ADVPRUNE}\n{command}"]
+    done = subprocess.run(
+        words, cwd=folder, env=os.environ | known, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures, brighter above or below, and two networks that tell the classes apart."""
+    place = tmp_path / "empty"
+    generator = np.random.default_rng(0)
+    for name, rows in (("above", slice(4)), ("below", slice(4, 8))):
+        (place / "pictures" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = generator.integers(60, 140, (8, 8, 3), dtype=np.uint8)
+            pixels[rows] += 40
+            Image.fromarray(pixels).save(place / "pictures" / name / f"{number}.png")
+    (place / "my_net.py").write_text(NETWORK)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(NETWORK, names)
+    model = names["network"](classes=2, channels=3)
+    split = read_given(place / "pictures")
+    step = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(40):
+        step.zero_grad()
+        nn.functional.cross_entropy(model(split.images / 255), split.labels).backward()
+        step.step()
+    torch.save(model.state_dict(), place / "dense.pt")
+    with torch.no_grad():
+        model[0].weight *= model[0].weight.abs() > 0.05
+    torch.save(model.state_dict(), place / "net.pt")
+    return place
+
+
+def files(folder: Path) -> set[str]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)) for path in found if "__pycache__" not in path.parts}
+
+
+# --- the wheel -----------------------------------------------------------------------------------
+
+
+def test_what_few_people_need_is_no_requirement(wheel: Path) -> None:
+    (found,) = (d for d in distributions(path=[str(wheel)]) if isinstance(d, Distribution))
+    always = {re.split(r"\W", line)[0] for line in found.requires or [] if "extra ==" not in line}
+    assert always >= {"torch", "numpy", "pydantic"}
+    assert not always & {"dvc", "torchattacks", "scikit", "requests", "timm", "pyautoattack"}
+    for name in ("params.yaml", "dvc.yaml", "stages/train.py", "stages/common.py"):
+        assert (wheel / "advprune/project" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+def test_the_guides_evaluations_in_an_empty_folder(wheel: Path, folder: Path) -> None:
+    before = files(folder)
+    said = installed(wheel, folder, COMMANDS[0])
+    assert "20 images of pictures/" in said and "within Linf eps 8/255" in said
+    assert re.search(r"verdict: (reliable|suspect|broken)", said)
+    assert files(folder) - before == {"net.html"}
+    page = (folder / "net.html").read_text()
+    assert "<h1>Adversarial robustness under compression: net.pt</h1>" in page
+    own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", own)  # it needs no other file
+    said = installed(wheel, folder, COMMANDS[1])
+    assert "within L2 eps 0.5" in said and "nes " in said and "square" not in said
+    found = json.loads((folder / "found/metrics.json").read_text())
+    records = pd.read_parquet(folder / "found/records.parquet")
+    assert found["against_dense"] and found["n"] == 20 and set(records.norm) == {"L2"}
+    assert {p.name for p in (folder / "found").iterdir()} == {
+        *("metrics.json", "verdict.json", "records.parquet")
+    }
+
+
+def test_init_writes_a_pipeline_that_runs(wheel: Path, folder: Path) -> None:
+    first, *rest = COMMANDS[2].splitlines()
+    assert "dvc repro" in installed(wheel, folder, first)
+    profile = (folder / "params.yaml").read_text().partition("\n  mine:\n")[2].partition("\n\n")[0]
+    assert len(profile.splitlines()) <= 15
+    change(folder, TINY)
+    assert load(folder / "params.yaml").profile == "mine"
+    said = installed(wheel, folder, "\n".join(f"python -m {line}" for line in rest))
+    assert all(name in said for name in ("dense-standard", "E-standard", "int8-standard"))
+    assert "does not watch" not in said and (folder / "reports/mine/report.html").is_file()
+    assert "train@" not in installed(wheel, folder, "python -m dvc status")
+    status = "echo '# changed' >> my_net.py; python -m dvc status"
+    assert re.search(r"train@standard:.*my_net\.py", installed(wheel, folder, status), re.DOTALL)
+    kept = files(folder)
+    said = installed(wheel, folder, f"{{ {first} 2>&1; }} || echo status $?")
+    assert "params.yaml is there already" in said and "status 2" in said and files(folder) == kept
+
+
+# --- benchmark -----------------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """Two classes, told apart by the sign of `w x - b`; the distance to the border is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 2)
+        with torch.no_grad():
+            self.linear.weight[1] = -self.linear.weight[0]
+            self.linear.bias[:] = -self.linear.weight.sum(1) / 2  # the border passes through grey
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.linear(x.flatten(1))
+        return scores
+
+
+@pytest.fixture
+def linear() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A linear network, images around grey, and its own answers as labels."""
+    torch.manual_seed(0)
+    model = Linear()
+    images = (0.5 + 0.1 * torch.randn(24, 1, 4, 4)).mul(255).round().clamp(0, 255) / 255
+    return model, images, model(images).argmax(1)
+
+
+@pytest.mark.parametrize(("norm", "dual", "eps"), [("Linf", 1, "8/255"), ("L2", 2, 0.1)])
+def test_benchmark_of_a_network_whose_distances_are_known(
+    linear: Any, norm: str, dual: int, eps: float | str
+) -> None:
+    model, images, labels = linear
+    state, random = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()
+    model.train()
+    found = benchmark(model, images, labels, eps=eps, norm=norm)
+    slope = (model.linear.weight[1] - model.linear.weight[0]).detach()
+    exact = model(images).diff(dim=1)[:, 0].abs().detach() / slope.norm(dual)
+    np.testing.assert_allclose(found.distances, exact.numpy(), rtol=0.02, atol=1e-3)
+    budget = 8 / 255 if norm == "Linf" else eps
+    sure = (exact - budget).abs() > 2 / 255  # images are rounded to 8 bits within the budget
+    robust = found.run.robust(found.run.models[0])
+    hits = torch.tensor((robust.adv_pred == robust.label).to_numpy())
+    assert torch.equal(hits[sure], exact[sure] > budget)
+    assert found.clean.value == 1.0 and found.clean.n == 24
+    assert found.robust.value == hits.float().mean() and found.verdict.level in repr(found)
+    assert not any(key.startswith("against") for key in found.metrics)
+    assert model.training and torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(state[name], t) for name, t in model.state_dict().items())
+    again = benchmark(model, (images * 255).to(torch.uint8), labels, eps=eps, norm=norm)
+    assert again.metrics == found.metrics
+
+
+def test_the_guides_code(linear: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, labels = linear
+    monkeypatch.chdir(tmp_path)
+    names = {"model": model, "images": images, "labels": labels, "dense": model}
+    exec(CODE, names)
+    found: Any = names["found"]
+    assert (
+        found.metrics["against_dense"] == "not significant" and found.metrics["transfer_accuracy"]
+    )
+    assert [model.name for model in found.run.models] == ["dense", "model"]
+    assert files(tmp_path) == {"net.html"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eps": 0}, "eps is above 0"),
+        ({"eps": "a lot"}, "eps is a number or a fraction"),
+        ({"eps": 2.0}, "at most 1 in Linf"),
+        ({"eps": 5.0, "norm": "L2"}, "at most 4 in L2"),
+        ({"norm": "L1"}, "norm is Linf or L2"),
+        ({"labels": torch.full((24,), 2)}, "label 2 is none of 2 classes"),
+        ({"images": torch.full((24, 1, 4, 4), 1.5)}, "lie outside"),
+        ({"images": torch.zeros(0, 1, 4, 4), "labels": torch.zeros(0).long()}, "no images"),
+        ({"model": nn.Softmax(1)}, "the model returns"),
+        ({"dense": nn.Sequential(nn.Flatten(), nn.Linear(16, 3))}, "classes"),
+    ],
+)
+def test_benchmark_refuses_in_one_line(linear: Any, changes: dict[str, Any], words: str) -> None:
+    given = dict(zip(("model", "images", "labels"), linear, strict=True)) | changes
+    with pytest.raises(UserError, match=words) as refused:
+        benchmark(**given)
+    assert "\n" not in str(refused.value)
+
+
+def test_defaults_are_the_settings_of_all_profiles() -> None:
+    shipped = defaults(8 / 255, "Linf", (3, 32, 32)).active()
+    cifar = load(ROOT / "params.yaml", "cifar10-small").active()
+    assert shipped.suite == cifar.suite and shipped.curves.eps == cifar.curves.eps
+    for name in ("field", "apgd_ce", "apgd_t", "distance", "momentum"):
+        same = {"draws": 0}  # the profile's own
+        assert shipped.attacks[name].model_copy(update=same) == cifar.attacks[name].model_copy(
+            update=same
+        )
+    for eps in (128 / 255, 1.0):  # budgets at which points of the curve coincide
+        assert defaults(eps, "Linf", (1, 8, 8)).active().curves.eps[-1] >= eps
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_only_drawn_pictures_are_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    decode = given_module.decode
+
+    def noted(place: Path, name: str, *rest: Any) -> Any:
+        opened.append(f"{place.name}/{name}")
+        return decode(place, name, *rest)
+
+    monkeypatch.setattr(given_module, "decode", noted)
+
+    def peak() -> int:
+        tracemalloc.start()
+        split = read_given(folder / "pictures", 10)
+        assert torch.bincount(split.labels).tolist() == [5, 5]
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    before = peak()
+    for kind in ("above", "below"):
+        for number in range(5_000):
+            place = folder / "pictures" / kind
+            os.link(place / "0.png", place / f"more{number}.png")
+    opened.clear()
+    assert peak() - before < 4_000_000 and len(opened) == 10
+
+
+def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
+    pictures = folder / "pictures"
+    assert read_given(pictures).classes == ("above", "below")
+    (folder / "names.txt").write_text("below\nnone\nabove\n\n")
+    names = read_names(folder / "names.txt")
+    split = read_given(pictures, classes=names)
+    assert split.classes == ("below", "none", "above")
+    assert torch.bincount(split.labels).tolist() == [20, 0, 20]
+    top = split.images[:, :, :4].float().mean((1, 2, 3))
+    assert ((top > 110) == (split.labels == 2)).all()
+    shutil.move(pictures, folder / "test")
+    (folder / "more").mkdir()
+    shutil.move(folder / "test", folder / "more" / "test")
+    assert torch.equal(read_given(folder / "more", classes=names).images, split.images)
+    np.savez(folder / "held.npz", images=split.images.permute(0, 2, 3, 1), labels=split.labels)
+    held = read_given(folder / "held.npz", classes=names)
+    assert torch.equal(held.images, split.images) and torch.equal(held.labels, split.labels)
+    assert len(read_given(folder / "held.npz", 7).labels) == 7
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: (p / "x.bmp").write_bytes(b""), "x.bmp is a picture, but neither"),
+        (lambda p: Image.new("L", (9, 8)).save(p / "x.png"), "from 8x8 to 9x8 pixels"),
+        (lambda p: (p / "x.png").write_bytes(b"no picture"), "no image that can be used"),
+        (lambda p: (p.parent / "other").mkdir(), "'other' is none of the 2 classes"),
+        (lambda p: (p.parent / "train").mkdir(), "has train/ and no test/"),
+        (lambda p: shutil.rmtree(p.parent), "is no folder of pictures"),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_named(folder: Path, make: Any, words: str) -> None:
+    make(folder / "pictures" / "above")
+    with pytest.raises(UserError, match=words):
+        read_given(folder / "pictures", classes=("above", "below"))

@@ -1,0 +1,359 @@
+"""Deployed files: ONNX graphs made by hand and by `advprune export`, and functions that answer."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+from workspace import ROOT
+
+from advprune import benchmark, load_model
+from advprune.benchmarking import Benchmark
+from advprune.cli.app import app
+from advprune.core.attack_settings import AttackSettings, OtherAttack
+from advprune.core.errors import UserError
+from advprune.core.params import load
+from advprune.core.settings import yaml_of
+from advprune.data import load_split, prepare, save_split, to_float
+from advprune.evaluate.deployed import agreement
+from advprune.evaluate.probes import by_answers
+from advprune.models.checkpoint import save_model
+from advprune.models.onnx_export import export_onnx
+from advprune.models.onnx_file import OnnxFile, weight_facts
+from advprune.models.target import target_of
+from advprune.quantization.post_training import quantize
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+GUIDE = (ROOT / "docs" / "deployed.md").read_text(encoding="utf-8")
+SHAPE = (2, 4, 5)
+EPS = 48 / 255
+FLOATS = ("FLOAT", "DOUBLE", "FLOAT16")
+
+
+class Linear(nn.Module):
+    """The network of `graph`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.w
+
+
+def graph(
+    path: Path,
+    *,
+    kind: str = "FLOAT",
+    last: bool = False,
+    batch: Any = "n",
+    end: str = "",
+    **more: Any,
+) -> Path:
+    """A linear network on images `SHAPE` as an ONNX file: of that type of input, with channels last
+    or in batches of a fixed size, and another node at its end; `more` changes the file."""
+    h, types = onnx.helper, onnx.TensorProto
+    weight = more.get("scale", 1.0) * Linear().w.detach()
+    if last:
+        weight = weight.view(*SHAPE, 3).permute(1, 2, 0, 3).reshape(40, 3)
+    sizes = [batch, *(SHAPE[1:] + SHAPE[:1] if last else SHAPE)]
+    nodes = [
+        h.make_node("Cast", ["images"], ["float"], to=types.FLOAT),
+        h.make_node("Flatten", ["float"], ["flat"]),
+        h.make_node("MatMul", ["flat", "w"], ["scores"]),
+    ]
+    held = [onnx.numpy_helper.from_array(weight.numpy(), "w")]
+    if kind == "UINT8":
+        held.append(onnx.numpy_helper.from_array(torch.tensor(255.0).numpy(), "grey"))
+        nodes.insert(1, h.make_node("Div", ["float", "grey"], ["unit"]))
+        nodes[2] = h.make_node("Flatten", ["unit"], ["flat"])
+    result = h.make_tensor_value_info("scores", types.FLOAT, [batch, 3])
+    if end == "Softmax":
+        nodes.append(h.make_node("Softmax", ["scores"], ["out"]))
+        result = h.make_tensor_value_info("out", types.FLOAT, [batch, 3])
+    if end == "ArgMax":
+        nodes.append(h.make_node("ArgMax", ["scores"], ["out"], axis=1, keepdims=0))
+        result = h.make_tensor_value_info("out", types.INT64, [batch])
+    inputs = [h.make_tensor_value_info("images", getattr(types, kind), more.get("shape", sizes))]
+    inputs += [h.make_tensor_value_info("more", types.FLOAT, [1])] * more.get("extra", 0)
+    made = h.make_model(
+        h.make_graph(nodes, "g", inputs, [result], held), opset_imports=[h.make_opsetid("", 17)]
+    )
+    made.ir_version = 8
+    if outside := more.get("outside"):
+        path.parent.parent.joinpath("w.bin").write_bytes(weight.numpy().tobytes())
+        one = made.graph.initializer[0]
+        one.ClearField("raw_data")
+        one.data_location = types.EXTERNAL
+        one.external_data.add(key="location", value=outside)
+    path.write_bytes(made.SerializeToString()[: more.get("cut")])
+    return path
+
+
+def images(n: int = 7) -> torch.Tensor:
+    drawn = torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return (255 * drawn).round() / 255
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *({"kind": kind} for kind in (*FLOATS, "UINT8")),
+        *({"batch": size} for size in (1, 4, 16)),
+        {"last": True, "kind": "UINT8", "batch": 2},
+        {"shape": ["n", None, None, None]},
+    ],
+    ids=str,
+)
+def test_images_are_given_as_the_file_takes_them(tmp_path: Path, how: dict[str, Any]) -> None:
+    x, slack = images(), 0.05 if how.get("kind") == "FLOAT16" else 1e-4
+    said = OnnxFile(graph(tmp_path / "net.onnx", **how), SHAPE)(x)
+    assert torch.allclose(said.float(), Linear()(x), atol=slack)
+
+
+def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -> None:
+    x, logits = images(), Linear()(images()).detach()
+    shares = target_of(OnnxFile(graph(tmp_path / "s.onnx", end="Softmax"), SHAPE), x)
+    assert torch.allclose(shares(x), logits.log_softmax(1), atol=1e-4)
+    labels = target_of(OnnxFile(graph(tmp_path / "l.onnx", end="ArgMax"), SHAPE), x, 3)
+    assert torch.equal(labels(x).argmax(1), logits.argmax(1)) and labels(x).sum() == len(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"cut": 300}, "Protobuf parsing failed"),
+        ({"cut": 0}, "No graph"),
+        ({"kind": "INT32"}, r"takes tensor\(int32\)"),
+        ({"extra": 1}, "takes 2 inputs"),
+        ({"shape": ["n", 2, 5, 4]}, r"takes \['n', 2, 5, 4\]; .* are \[2, 4, 5\]"),
+        ({"shape": ["n", 40]}, r"takes \['n', 40\]"),
+        ({"outside": "../w.bin"}, "escapes model directory"),
+        ({"outside": "missing.bin"}, "does not exist"),
+    ],
+    ids=str,
+)
+def test_other_files_are_refused_in_one_line(
+    tmp_path: Path, how: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match=said):
+        OnnxFile(graph(tmp_path / "in" / "net.onnx", **how), SHAPE)
+
+
+def answers_of(kind: str) -> Callable[[torch.Tensor], Any]:
+    calls: list[int] = []
+
+    def answer(x: torch.Tensor) -> Any:
+        calls.append(len(x))
+        if kind == "fails":
+            raise OSError("no device\nat all")
+        return {
+            "none": None,
+            "one score": torch.zeros(len(x), 1),
+            "text": ["a"] * len(x),
+            "share": torch.full((len(x),), 0.5),
+            "NaN": torch.full((len(x), 3), float("nan")),
+            "moody": torch.full((len(x), 3), float(len(calls))),
+        }[kind]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("fails", "OSError: no device$"),
+        ("none", "it fails on images"),
+        ("one score", r"it answers \[7, 1\]"),
+        ("text", "it fails on images"),
+        ("share", "no whole one"),
+        ("NaN", "NaN"),
+        ("moody", "differently from call to call"),
+    ],
+)
+def test_other_answers_are_refused_in_one_line(kind: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        target_of(answers_of(kind), images())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained network of digits, its int8 form, the same as a file, and some test images."""
+    there = tmp_path_factory.mktemp("deployed")
+    dense = load_model(ROOT / "weights" / "digits" / "dense-standard.fp16.safetensors")
+    splits = prepare(load(ROOT / "params.yaml", profile="digits").active().data, 0)
+    save_model(dense, there / "dense.safetensors")
+    int8 = quantize(dense, to_float(splits["train"].images[:256]))
+    save_model(int8, there / "int8.safetensors")
+    export_onnx(int8, there / "int8.onnx")
+    save_split(splits["test"].pick(torch.arange(12)), there / "test.safetensors")
+    save_split(splits["test"], there / "all.safetensors")
+    return there
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attacks of params.yaml at a small size."""
+
+    def cut(text: str, where: str) -> Any:
+        found = yaml_of(text, where)
+        sizes = {"apgd_ce": {"steps": 10, "restarts": 1}, "distance": {"steps": 20, "restarts": 1}}
+        sizes |= {"square": {"queries": 20, "after": "apgd_ce"}}
+        for name, size in sizes.items():
+            found["attacks"][name] |= size
+        for kind in ("deterministic", "quantized"):
+            names = found["suite"][kind]
+            found["suite"][kind] = [n for n in names if n in sizes or n == "apgd_parent"]
+        found["attacks"]["apgd_parent"] |= {"steps": 5, "after": "apgd_ce"}
+        found["suite"] |= {"table": ["field"], "transfer": ["field"]}
+        found["curves"]["steps"] = [1, 5]
+        return found
+
+    def short(main: AttackSettings) -> dict[str, OtherAttack]:
+        sizes = {
+            "probe_nes": {"steps": 3, "samples": 8},
+            "probe_student": {"rounds": 1, "steps": 5},
+        }
+        made = by_answers(main).items()
+        return {n: OtherAttack.model_validate(one.model_dump() | sizes[n]) for n, one in made}
+
+    monkeypatch.setattr("advprune.defaults.yaml_of", cut)
+    monkeypatch.setattr("advprune.evaluate.probes.by_answers", short)
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_an_exported_network_answers_as_its_integers_do(folder: Path, bits: int) -> None:
+    """Bits 5: inputs are cut before they are rounded."""
+    x, _ = load_split(folder, "all")
+    model = load_model(folder / "int8.safetensors")
+    if bits != 8:
+        model = quantize(load_model(folder / "dense.safetensors"), x[:64], bits)
+    export_onnx(model, folder / f"int{bits}.onnx", (8, 8))
+    said = OnnxFile(folder / f"int{bits}.onnx", (1, 8, 8))(x)
+    with torch.no_grad():
+        wanted = model(x)
+    assert (said.argmax(1) == wanted.argmax(1)).float().mean() >= 0.99
+    assert ((said - wanted).abs().amax(1) < 1e-4).float().mean() > 0.9  # but for ties
+    integers = {one.op_type for one in onnx.load(folder / f"int{bits}.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= integers
+    assert weight_facts(folder / f"int{bits}.onnx")["bits"] == 8
+
+
+def evaluated(path: Path, *, beside: bool = True, **how: Any) -> Benchmark:
+    """The linear network's file, beside that network or alone."""
+    answer, x = OnnxFile(graph(path / "net.onnx", **how), SHAPE), images(12)
+    y = Linear()(x).argmax(1)
+    return benchmark(answer, x, y, eps="24/255", queries=200, dense=Linear() if beside else None)
+
+
+def attacks_of(found: Benchmark) -> set[str]:
+    return set(found.records.attack)
+
+
+def altered(folder: Path, name: str, factor: float = 2.0) -> str:
+    """The file with one of its arrays of scales changed."""
+    made = onnx.load(folder / "int8.onnx")
+    (one,) = (one for one in made.graph.initializer if one.name == name)
+    array = onnx.numpy_helper.to_array(one) * factor
+    one.CopyFrom(onnx.numpy_helper.from_array(array.astype("float32"), name))
+    onnx.save(made, folder / "altered.onnx")
+    return "altered.onnx"
+
+
+SCALES = [f"layer{n}.0.conv{k}.layer.weight_scale" for n in (1, 4) for k in (1, 2)]
+
+
+def test_one_altered_scale_makes_the_verdict_suspect(folder: Path, tmp_path: Path) -> None:
+    x, _ = load_split(folder, "all")
+    for beside in ("int8", "dense"):
+        source = load_model(folder / f"{beside}.safetensors")
+        for name in SCALES:
+            target = target_of(OnnxFile(folder / altered(folder, name), (1, 8, 8)), x)
+            assert agreement(target.following(source), x) < 0.99, name
+    found = evaluated(tmp_path, scale=1.3)
+    assert found.verdict.level == "suspect"
+    assert [check.name for check in found.verdict.against] == ["twin"]
+
+
+def test_queries_alone_are_never_reliable(tmp_path: Path) -> None:
+    found, beside = evaluated(tmp_path, beside=False), evaluated(tmp_path)
+    assert found.verdict.level == "suspect" and beside.verdict.level == "reliable"
+    assert [check.name for check in found.verdict.against] == ["white-box attacks"]
+    assert attacks_of(found) >= {"square", "hopskipjump", "probe_nes", "probe_student"}
+    assert not attacks_of(found) & {"apgd_ce", "curve_eps", "probe_stronger"}
+    assert beside.robust.value <= found.robust.value < 1
+    assert (beside.distances <= 1.01 * found.distances).all() and (found.distances < 1).all()
+
+
+def test_where_classes_alone_are_answered_hopskipjump_takes_the_place_of_square(
+    tmp_path: Path,
+) -> None:
+    found = evaluated(tmp_path, end="ArgMax")
+    assert found.verdict.level == "reliable"
+    assert "hopskipjump" in attacks_of(found) and "square" not in attacks_of(found)
+    own = found.records[found.records.attack == "hopskipjump"]
+    assert (own.distance >= found.distances - 1e-6).all()
+
+
+def test_a_target_that_turns_gradients_round_is_found_out() -> None:
+    """It answers as its network does on clean images, and to a change as if that were reversed."""
+    x, dense = images(12), Linear().requires_grad_(False)
+
+    def reversed_change(images: torch.Tensor) -> torch.Tensor:
+        clean = x[torch.cdist(images.flatten(1), x.flatten(1)).argmin(1)]
+        return dense(2 * clean - images)
+
+    found = benchmark(reversed_change, x, dense(x).argmax(1), eps="24/255", dense=dense)
+    against = {check.name for check in found.verdict.against}
+    assert found.metrics["twin_agreement"] == 1.0 and found.verdict.level == "broken"
+    assert {"wrong gradients, over a step", "gradient-free"} <= against
+
+
+def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[Any]:
+    """What lines of a shell give, run in the folder by the command's own code."""
+    monkeypatch.chdir(folder)
+    return [CliRunner().invoke(app, shlex.split(line.removeprefix("advprune "))) for line in lines]
+
+
+def test_the_guide_to_the_letter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file beside its networks is attacked as a quantized network is."""
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL))
+    found = commands(folder, monkeypatch, *shell.splitlines())
+    assert [one.exit_code for one in found] == [0, 0], [one.output for one in found]
+    assert "class on 64 of 64" in found[0].output and "verdict: reliable" in found[1].output
+    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(code, space)  # which prints what it found
+    deployed: Benchmark = space["found"]
+    assert repr(deployed) == capsys.readouterr().out.strip().splitlines()[-1]
+    assert deployed.verdict.level == "reliable" and deployed.metrics["twin_agreement"] == 1.0
+    assert {"apgd_parent", "square", "distance", "probe_honesty"} <= attacks_of(deployed)
+    assert deployed.robust.value == 0.0 and (deployed.distances <= EPS + 1e-6).all()
+    sent = deployed.run.models[-1].transfers["dense", "field"]
+    assert (sent.adv_pred != sent.label).any()
+
+
+def test_what_makes_no_sense_is_refused_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph(folder / "three.onnx", shape=["n", 1, 8, 8])
+    lines = {
+        "evaluate int8.onnx --data test.safetensors --dense int8.onnx": "has no gradients",
+        "evaluate dense.safetensors --data test.safetensors --twin int8.safetensors": "--twin goes",
+        "evaluate three.onnx --data test.safetensors": "three.onnx",
+        "export dense.safetensors": "give either",
+        "export dense.safetensors --onnx net.safetensors": "ends in .onnx",
+        "export dense.safetensors --onnx net.onnx --size 8y": "number of pixels",
+        "export dense.safetensors --out net.safetensors --size 8": "--size goes with",
+    }
+    for one, said in zip(commands(folder, monkeypatch, *lines), lines.values(), strict=True):
+        assert isinstance(one.exception, UserError) and said in str(one.exception)
