@@ -49,14 +49,16 @@ def test_the_answer_comes_first_and_counts_what_differs() -> None:
 
 def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(firm("dense"), model("A"), model("B"))
-    outcomes = {"A-standard": "higher (control: B-standard)", "B-standard": "lower clean accuracy"}
+    outcomes = {"A": ("higher (control: B-standard)", "B-standard"), "B": ("lower clean", "")}
     tests = {
-        run.model(name): SimpleNamespace(distance=SimpleNamespace(outcome=said, difference=1 / 255))
-        for name, said in outcomes.items()
+        run.model(f"{name}-standard"): SimpleNamespace(
+            distance=SimpleNamespace(outcome=said, difference=1 / 255, control=control)
+        )
+        for name, (said, control) in outcomes.items()
     }
     monkeypatch.setattr("advprune.report.summary.against_dense", lambda run: tests)
     assert "A-standard is significantly harder to fool" in effect(run)
-    assert "(by at most 1/255)" in effect(run)
+    assert "(by at most 1/255; A-standard than B-standard, a control of equal" in effect(run)
     assert "of 2 do not differ significantly (1 less accurate when clean: not" in effect(run)
 
 

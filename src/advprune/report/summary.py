@@ -27,10 +27,13 @@ def effect(run: Run) -> str:
         for outcome in ("higher", "lower", "not significant")
     )
     most = max((tests[model].difference for model in farther), default=0.0)
-    by = f" (by at most {levels(most)}/255)" if 255 * most >= 0.01 else ""  # 0 for many ties
-    other = [f"{m.name} than {tests[m].control}" for m in farther if tests[m].control]
-    if other:  # the dense network is more accurate when clean
-        by = f", or than a control of equal clean accuracy ({listed(other)}){by}"
+    notes = [f"by at most {levels(most)}/255"] if 255 * most >= 0.01 else []  # 0 for many ties
+    notes += [
+        f"{model.name} than {control}, a control of equal clean accuracy"
+        for model in farther
+        if (control := tests[model].control)
+    ]
+    by = f" ({'; '.join(notes)})" if notes else ""
     rest = len(tests) - len(farther) - len(nearer) - len(same)
     void = f" ({rest} less accurate when clean: not compared)" if rest else ""
     harder, easier = (_subject(run, models, "is", "are") for models in (farther, nearer))
