@@ -24,7 +24,7 @@ from advprune.evaluate.deployed import agreement
 from advprune.evaluate.probes import by_answers
 from advprune.models.checkpoint import save_model
 from advprune.models.onnx_export import export_onnx
-from advprune.models.onnx_file import OnnxFile, weight_facts
+from advprune.models.onnx_file import OnnxFile, files_of, weight_facts
 from advprune.models.spec import ModelSpec, Normalize, attach
 from advprune.models.target import target_of
 from advprune.quantization.post_training import quantize
@@ -88,7 +88,8 @@ def graph(
     )
     made.ir_version = 8
     if outside := more.get("outside"):
-        path.parent.parent.joinpath("w.bin").write_bytes(weight.numpy().tobytes())
+        for folder in (path.parent, path.parent.parent):
+            folder.joinpath("w.bin").write_bytes(weight.numpy().tobytes())
         one = made.graph.initializer[0]
         one.ClearField("raw_data")
         one.data_location = types.EXTERNAL
@@ -109,12 +110,16 @@ def images(n: int = 7) -> torch.Tensor:
         *({"batch": size} for size in (1, 4, 16)),
         {"last": True, "kind": "UINT8", "batch": 2},
         {"shape": ["n", None, None, None]},
+        {"outside": "w.bin"},
     ],
     ids=str,
 )
 def test_images_are_given_as_the_file_takes_them(tmp_path: Path, how: dict[str, Any]) -> None:
     x, slack = images(), 0.05 if how.get("kind") == "FLOAT16" else 1e-4
-    said = OnnxFile(graph(tmp_path / "net.onnx", **how), SHAPE)(x)
+    (tmp_path / "in").mkdir()
+    path = graph(tmp_path / "in" / "net.onnx", **how)
+    said = OnnxFile(path, SHAPE)(x)
+    assert [one.name for one in files_of(path)] == ["net.onnx", "w.bin"][: 1 + ("outside" in how)]
     assert torch.allclose(said.float(), Linear()(x), atol=slack)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advprune.core.errors import InputError, first_line
+from advprune.core.errors import InputError, UserError, first_line
 from advprune.models.border import MANY, refuse
 from advprune.models.stochastic import is_randomized
 
@@ -82,7 +82,7 @@ def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
     given = images.detach().to("cpu", torch.float32).clone()
     try:
         return torch.as_tensor(answer(given)).detach().cpu()
-    except InputError:
+    except UserError:
         raise
     except Exception as error:  # whatever the user's code does
         said = f"{type(error).__name__}: {first_line(error)}"
