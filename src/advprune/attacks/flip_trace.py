@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from advprune.attacks.flip_objective import FlipOptions, Objective
 from advprune.attacks.stored_bits import Flip, StoredModel
 
-if TYPE_CHECKING:  # as in stored_bits.py
+if TYPE_CHECKING:  # as in core/resume.py
     import pandas as pd
 
 TYPES = {

@@ -21,7 +21,7 @@ from torch import nn
 from advprune.models.border import plain_copy
 from advprune.models.inert import met
 
-if TYPE_CHECKING:  # it takes a third of a second, which most that import attacks can spare
+if TYPE_CHECKING:  # as in core/resume.py
     import pandas as pd
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
