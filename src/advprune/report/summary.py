@@ -52,11 +52,11 @@ def accuracy(run: Run) -> str:
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
+    both = f"; in {len(floor)} of {len(tests)} comparisons both are 0 %" if floor else ""
     return (
         f"At eps {budget(run.main_attack.eps)}, {_subject(run, better, 'has', 'have')} a "
         "significantly higher robust accuracy than the dense network; "
-        f"{_subject(run, worse, 'has', 'have')} a lower one; in {len(floor)} of {len(tests)} "
-        "comparisons both are 0 %. McNemar's test, Holm's correction."
+        f"{_subject(run, worse, 'has', 'have')} a lower one{both}. McNemar's test, Holm's correction."
     )
 
 
