@@ -200,6 +200,16 @@ def test_other_answers_are_refused_in_one_line(kind: str, said: str) -> None:
         target_of(answers_of(kind), images())
 
 
+def test_probabilities_stay_probabilities_and_numbers_of_classes_the_same() -> None:
+    x = images()
+    shares = target_of(lambda x: Linear()(x).softmax(1).detach() + (len(x) < 3), x)
+    with pytest.raises(UserError, match="and now other numbers"):
+        shares(x[:2])
+    with pytest.raises(UserError, match=r"have \[3, 4\] classes"):
+        y = torch.zeros(7, dtype=torch.int64)
+        benchmark(lambda x: torch.zeros(len(x), 4), x, y, dense=Linear())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained network of digits, its int8 form, the same as a file, and some test images."""

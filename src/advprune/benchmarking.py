@@ -168,16 +168,18 @@ def benchmark(
     refuse(who, {"there are no images": not len(images)})
     pixels = (images * 255).round().to(torch.uint8).cpu()
     images, labels = to_float(pixels), labels.cpu()
-    if twin is not None:
-        twin = check_model(f"{who}: twin", twin, images, labels)
-    if not isinstance(model, nn.Module) and callable(model):
-        model = target_of(model, images, int(labels.max()) + 1)
-    networks = [check_model(who, one, images, labels) for one in (dense, model) if one is not None]
+    beside = [check_model(who, one, images, labels) for one in (dense, twin) if one is not None]
     with torch.no_grad():
-        counts = {one(images[:1].to(device_of(one))).shape[1] for one in networks}
+        counts = {one(images[:1].to(device_of(one))).shape[1] for one in beside}
+    if not isinstance(model, nn.Module) and callable(model):
+        model = target_of(model, images, max({int(labels.max()) + 1} | counts))
+    model = check_model(who, model, images, labels)
+    with torch.no_grad():
+        counts.add(model(images[:1].to(device_of(model))).shape[1])
     refuse(who, {f"the networks have {sorted(counts)} classes": len(counts) > 1})
     names = tuple(str(number) for number in range(counts.pop()))
     split = Split(pixels, labels, names, "images that were given")
+    networks = [model] if dense is None else [beside[0], model]
     subjects = [Subject(one, card_of(None, one, image_shape=split.shape)) for one in networks]
     try:
         budget = float(parse_fraction(eps))
@@ -185,8 +187,8 @@ def benchmark(
         raise InputError(f"{who}: eps is a number or a fraction such as 8/255") from error
     with TemporaryDirectory() as place:
         settings = defaults(budget, norm, split.shape, seed, queries)
-        beside = None if twin is None else Subject(twin, {})
-        return measured(subjects, split, settings, Path(place), beside)
+        known = None if twin is None else Subject(beside[-1], {})
+        return measured(subjects, split, settings, Path(place), known)
 
 
 def measured(

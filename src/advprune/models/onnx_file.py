@@ -48,9 +48,9 @@ class OnnxFile:
         options = runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
-        known = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # which prints
+        how: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}
         try:
-            self.session = runtime.InferenceSession(str(path), options, **known)
+            self.session = runtime.InferenceSession(str(path), options, **how)
         except Exception as error:  # of many kinds
             raise UserError(f"{path}: {_said(error)}") from error
         inputs = self.session.get_inputs()

@@ -19,6 +19,7 @@ from advprune.models.stochastic import is_randomized
 
 Answer = Callable[[torch.Tensor], Any]
 LEAST = 1e-30  # of a probability, before its logarithm
+SLACK = 1e-3  # by which rounding may take a probability out of [0, 1]
 
 
 class Target(nn.Module):
@@ -69,7 +70,11 @@ class Target(nn.Module):
             refuse("target", {f"it answers a label that is none of {self.classes}": not inside})
             said = F.one_hot(said.long(), self.classes)
         said = said.to(x)
-        return said.clamp_min(LEAST).log() if self.shares else said
+        if self.shares:
+            inside = bool(((said >= -SLACK) & (said <= 1 + SLACK)).all())
+            refuse("target", {"it answers probabilities, and now other numbers": not inside})
+            said = said.clamp_min(LEAST).log()
+        return said
 
 
 def is_blackbox(model: nn.Module) -> bool:
