@@ -1,9 +1,10 @@
 """Stage train: a network trained from scratch, or loaded where the profile gives weights."""
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,16 +45,19 @@ def curves(workspace: Workspace, name: str) -> Callable[[list[dict[str, float]]]
     """
     if not workspace.writes or find_spec("dvclive") is None:
         return lambda history: None
-    from dvclive import Live
-
     folder = str(Path("dvclive", workspace.params.profile, name))
-    live = Live(folder, dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
+
+    @cache
+    def live() -> Any:  # which empties the folder, so not before there is something to write
+        from dvclive import Live
+
+        return Live(folder, dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
 
     def say(history: list[dict[str, float]]) -> None:
-        for row in history[live.step :]:
+        for row in history[live().step :]:
             for column, value in row.items():
-                live.log_metric(column, value)
-            live.next_step()
+                live().log_metric(column, value)
+            live().next_step()
 
     return say
 
