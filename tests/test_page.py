@@ -50,13 +50,15 @@ def test_the_answer_comes_first_and_counts_what_differs() -> None:
 def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(firm("dense"), model("A"), model("B"))
     outcomes = {"A-standard": "higher (control: B-standard)", "B-standard": "lower clean accuracy"}
-    tests = {
-        run.model(name): SimpleNamespace(distance=SimpleNamespace(outcome=said, difference=1 / 255))
-        for name, said in outcomes.items()
-    }
+    names = {"A-standard": "B-standard", "B-standard": ""}
+    tests = {}
+    for name, said in outcomes.items():
+        found = SimpleNamespace(outcome=said, difference=1 / 255, control=names[name])
+        tests[run.model(name)] = SimpleNamespace(distance=found)
     monkeypatch.setattr("advprune.report.summary.against_dense", lambda run: tests)
     assert "A-standard is significantly harder to fool" in effect(run)
-    assert "(by at most 1/255)" in effect(run)
+    than = "or than a control of equal clean accuracy (A-standard than B-standard) (by at most"
+    assert than in effect(run)
     assert "of 2 do not differ significantly (1 less accurate when clean: not" in effect(run)
 
 
