@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -337,14 +340,14 @@ def test_export_and_beside_refuse_in_one_line(here: Path, run: Run, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("family", "setting"), [("E", "1e-1"), ("GAP_layer", "{compression: 4, steps: 1, images: 8}")]
+    ("family", "setting"), [("E", "1e-1"), ("GAP_layer", "{compression: 4, steps: 1}")]
 )
 def test_prune_does_what_the_family_does(
     here: Path, run: Run, tmp_path: Path, family: str, setting: str
 ) -> None:
     out, params = tmp_path / "a folder" / "small.safetensors", load()
-    status, said, _ = run("prune", family, here, "--setting", setting, "--out", out)
-    assert status == 0 and "small.safetensors and small.json" in said
+    status, said, err = run("prune", family, here, "--setting", setting, "--out", out)
+    assert status == 0 and "small.safetensors and small.json" in said, err
     dense, found, value = load_model(here), load_model(out), yaml_of(setting, "it")
     data = Data(*load_split("data/digits", "train"), params.active().train)
     assert same_weights(found, prune_model(family, dense, value, data, params.seed).model)
@@ -426,6 +429,25 @@ def test_every_command_is_described_with_its_options() -> None:
         for parameter in command.params:
             for option in (o for o in parameter.opts if o.startswith("--") and o != "--help"):
                 assert option in text, (name, option)
+
+
+SHOWN = re.findall(
+    r"^\$ advprune ((?:.*\\\n)*.*)$", (ROOT / "docs/command.md").read_text("utf-8"), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("line", [line for line in SHOWN if "gate" not in line])  # test_gate.py
+def test_commands_that_are_shown_can_be_run(
+    folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    shutil.copy(folder / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line.replace("\\\n", " "))
+    for path in (Path(word) for word in words if word.startswith("runs/")):
+        path.parent.mkdir(parents=True)
+        shutil.copy(folder / DENSE, path)
+    status, out, err = run(*words)
+    assert status == 0 and out, err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Outside of a clone: the built wheel in an empty folder, to the letter of docs/installed.md."""
 
+import ast
 import json
 import os
 import re
@@ -31,6 +32,11 @@ GUIDE = (ROOT / "docs" / "installed.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 CODE = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)[0]
 EXTRAS = "dvc torchattacks sklearn timm pyautoattack requests onnx onnxruntime mlxtend dvclive"
+CALLED = {  # packages by what is imported of them, where that is another name
+    **{"PIL": "pillow", "sklearn": "scikit-learn", "ruamel": "ruamel.yaml"},
+    **{"torch_pruning": "torch-pruning", "stable_baselines3": "stable-baselines3"},
+    **{"pydantic_core": "pydantic", "markupsafe": "jinja2"},
+}
 NETWORK = """
 from torch import nn
 
@@ -123,6 +129,15 @@ def test_what_few_people_need_is_no_requirement(wheel: Path) -> None:
     always = {re.split(r"\W", line)[0] for line in found.requires or [] if "extra ==" not in line}
     assert always >= {"torch", "numpy", "pydantic"}
     assert not always & {"dvc", "torchattacks", "scikit", "requests", "timm", "pyautoattack"}
+    asked = {re.split(r"[^\w.-]", line)[0] for line in found.requires or []}
+    used: set[str] = set()
+    for file in (wheel / "advprune").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            used |= {name.partition(".")[0] for name in names}
+    outside = used - sys.stdlib_module_names - {"advprune", "common"}
+    assert {CALLED.get(name, name) for name in outside} <= asked
     for name in ("params.yaml", "dvc.yaml", "stages/train.py", "stages/common.py"):
         assert (wheel / "advprune/project" / name).read_bytes() == (ROOT / name).read_bytes()
 

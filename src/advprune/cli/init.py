@@ -17,6 +17,7 @@ from advprune.core.networks import is_factory
 STAGES, NAME = "stages", "mine"  # NAME: of the profile
 EXTRA = "advprune[pipeline]"
 PINNED = "requirements.txt"  # stages depend on it, in the place of the library's code
+DENSE = "dense-standard"  # the network that every project has
 NETWORKS = "networks"  # where a clone has the user's code
 OF_THE_CLONE = ("src/", NETWORKS, "claims.yaml", "bench/")  # dependencies that a project lacks
 SECTION = re.compile(r"^(?:#.*\n)*^(\w+):.*\n(?: .*\n|\n)*", re.MULTILINE)
@@ -171,6 +172,8 @@ def _stages(packaged: str, code: list[str]) -> str:
         block = stage.get("do", stage)
         kept = [one for one in block["deps"] if not str(one).startswith(OF_THE_CLONE)]
         block["deps"] = [*kept, PINNED, *(code if NETWORKS in block["deps"] else ())]
+    for name in set(content["artifacts"]) - {DENSE}:  # models that a project may not have
+        del content["artifacts"][name]
     stream = StringIO()
     yaml.dump(content, stream)
     return re.sub(r"\A(#.*\n)+", HEADER, stream.getvalue())

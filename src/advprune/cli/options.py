@@ -16,6 +16,7 @@ from advprune.core.settings import yaml_of
 if TYPE_CHECKING:
     import torch
 
+    from advprune.core.fit import Fit
     from advprune.models.benchmarks import Recognized
     from advprune.models.preprocessing import Preprocessing
 
@@ -170,10 +171,18 @@ class Network(Known):
         int | None, typer.Option(min=1, help="Cut out the middle square of this side.")
     ] = None
 
+    def fit(self, own: "Preprocessing | None" = None) -> "Fit | None":
+        """How pictures become images, where that is given here; interpolated as in training."""
+        from advprune.core.fit import Fit
+
+        if self.resize is None and self.crop is None:
+            return None
+        way = (own.fit if own and own.fit else Fit()).interpolation
+        return Fit(resize=self.resize, crop=self.crop, interpolation=way)
+
     def preprocessing(self, own: "Preprocessing | None", channels: int) -> dict[str, Any]:
         """mean, std and fit of the network's spec: what is given here, else how it was trained
         (`own`), as far as either says. UserError where numbers are wrong, or too many."""
-        from advprune.core.fit import Fit
         from advprune.models.preprocessing import for_channels
 
         if (self.mean is None) != (self.std is None):
@@ -184,10 +193,8 @@ class Network(Known):
         if self.normalize is False:
             found = {"mean": (0.0,), "std": (1.0,)}
         found = {key: for_channels(f"--{key}", found[key], channels) for key in found}
-        if self.resize is not None or self.crop is not None:
-            way = (own.fit if own and own.fit else Fit()).interpolation
-            found["fit"] = Fit(resize=self.resize, crop=self.crop, interpolation=way)
-            return found
+        if (said := self.fit(own)) is not None:
+            return found | {"fit": said}
         return found | ({} if own is None else {"fit": own.fit})
 
 

@@ -14,7 +14,6 @@ from advprune.core.settings import parse
 if TYPE_CHECKING:
     from torch import nn
 
-    from advprune.core.fit import Fit
     from advprune.core.params import Params, Profile
     from advprune.core.train_settings import ModelSettings
     from advprune.data import Split
@@ -165,11 +164,11 @@ class Pictures(Repository):
         from advprune.data.given import read_given, read_names
         from advprune.defaults import defaults
 
-        if (known.resize or known.crop) and not data.is_dir():
+        self.fit = known.fit()
+        if self.fit is not None and not data.is_dir():
             raise UserError("--resize and --crop are for folders of pictures")
         named = read_names(names) if names else ()
         self.read = partial(read_given, data, images, classes=named)
-        self.fit: Fit | None = None
         self.first = read_given(data, 1, classes=named)
         self.channels = known.channels or self.first.images.shape[1]
         self.settings = partial(defaults, eps, norm, queries=queries)
@@ -198,7 +197,7 @@ class Pictures(Repository):
         if "_test" in vars(self) and spec.fit not in (None, self.fit):
             raise UserError("the networks take pictures of other sizes; give --resize and --crop")
         if "_test" not in vars(self):
-            self.fit = spec.fit
+            self.fit = spec.fit or self.fit
         if self.channels == 1 and spec.channels == COLOUR:
             self.channels = COLOUR
         return self.fits

@@ -17,7 +17,8 @@ def ended(app: Callable[..., Any], name: str) -> int:
     2 for a UserError, which is printed as one line, and for any crash: no answer was given. Code
     that was called may not end the process by itself.
     """
-    import click
+    import typer
+    from typer.exceptions import TyperException
 
     if any(key.endswith("_COMPLETE") and key.startswith("_") for key in os.environ):
         app(prog_name=name)  # the shell asks for completions
@@ -25,9 +26,10 @@ def ended(app: Callable[..., Any], name: str) -> int:
         return int(app(prog_name=name, standalone_mode=False) or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except click.ClickException as error:
-        error.show()
-    except (click.Abort, KeyboardInterrupt):
+    except TyperException as error:  # of wrong options and arguments
+        if message := error.format_message():  # none where help was shown instead
+            print(f"error: {message}; see {name} --help", file=sys.stderr)
+    except (typer.Abort, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
         return 130
     except SystemExit as error:

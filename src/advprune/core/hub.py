@@ -1,12 +1,13 @@
 """Files of the Hugging Face Hub by name: `hf:<owner>/<name>`, and `@<revision>`, `/<file>` if any.
 
-They are downloaded by the package huggingface_hub into its own cache, and found there without a
-connection later.
+The package huggingface_hub downloads them into its own cache, once. To get a later state of a
+repository, name its revision.
 """
 
 import importlib
 import re
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from advprune.core.errors import UserError, first_line
@@ -25,7 +26,7 @@ def on_hub(reference: str) -> bool:
 
 def downloaded(reference: str) -> Path:
     """The local copy of a file of the Hub, with its repository's config.json beside it, if it has
-    one; UserError where there is none, and no connection to get it."""
+    one. It is downloaded where it was not before; UserError where that fails."""
     if (parts := _REFERENCE.fullmatch(reference)) is None:
         raise UserError(f"{reference}: write hf:owner/name, hf:owner/name@revision or with /file")
     repository, revision, file = parts.groups()
@@ -36,19 +37,24 @@ def downloaded(reference: str) -> Path:
         raise UserError(
             f"{reference} needs the package huggingface_hub; pip install 'advprune[hub]'"
         ) from error
-    known, why = {"repo_id": repository, "revision": revision}, ""
-    for name in (file,) if file else WEIGHTS:
+    known, names, why = (
+        {"repo_id": repository, "revision": revision},
+        (file,) if file else WEIGHTS,
+        "",
+    )
+    for local, name in product((True, False), names):
         try:
-            path = hub.hf_hub_download(filename=name, **known)
-        except errors.LocalEntryNotFoundError:  # asked once, the Hub is not waited for again
-            known |= {"local_files_only": True}
+            path = hub.hf_hub_download(filename=name, local_files_only=local, **known)
+        except errors.LocalEntryNotFoundError:
             why = "the Hub cannot be reached, and the file was not downloaded before"
+            if not local:  # another file would be waited for as long
+                break
         except errors.EntryNotFoundError:
-            why = f"the repository has no file {file or ' or '.join(WEIGHTS)}"
+            why = f"the repository has no file {' or '.join(names)}"
         except Exception as error:  # of permissions, names and connections, of many kinds
             raise UserError(f"{reference}: {first_line(error)}") from error
         else:
             with suppress(errors.EntryNotFoundError):
-                hub.hf_hub_download(filename=CONFIGURATION, **known)
+                hub.hf_hub_download(filename=CONFIGURATION, local_files_only=local, **known)
             return Path(path)
     raise UserError(f"{reference}: {why}")
