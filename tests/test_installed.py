@@ -45,10 +45,10 @@ def network(classes, channels):
     return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), *head)
 """
 TINY = {  # of the project that init writes: what takes long, and no more
+    "models": {"int8-standard": {"do": "quantize", "of": "dense-standard", "by": "quantize.int8"}},
     "profiles/mine/train/epochs": 2,
     "profiles/mine/attacks": {"square": {"queries": 3}},
     "profiles/mine/curves": {"eps": ["eps"], "steps": [1]},
-    "prune/GAP_layer/finetune": {"epochs": 1},
 }
 # As if advprune were a command, and no extra were installed.
 ADVPRUNE = f"""advprune() {{ python -c '
@@ -170,7 +170,7 @@ def test_init_writes_a_pipeline_that_runs(wheel: Path, folder: Path) -> None:
     change(folder, TINY)
     assert load(folder / "params.yaml").profile == "mine"
     said = installed(wheel, folder, "\n".join(f"python -m {line}" for line in rest))
-    assert all(name in said for name in ("dense-standard", "E-standard", "int8-standard"))
+    assert "dense-standard" in said and "int8-standard" in said
     assert "does not watch" not in said and (folder / "reports/mine/report.html").is_file()
     assert "train@" not in installed(wheel, folder, "python -m dvc status")
     status = "echo '# changed' >> my_net.py; python -m dvc status"
