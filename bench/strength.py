@@ -26,6 +26,7 @@ from torch import nn
 
 from advprune.attacks.registry import typed
 from advprune.core.attack_settings import OtherAttack
+from advprune.core.device import setup
 from advprune.core.params import Params, load
 from advprune.core.resume import Parts
 from advprune.data import load_split
@@ -95,7 +96,7 @@ def main(
     found = json.loads(out.read_text())["rows"] if out.is_file() else []
     for entry in models.split(","):
         bits, _, of = entry.rpartition(":")
-        parent = load_model(run / "runs" / profile / of / "model.safetensors")
+        parent = load_model(run / "runs" / profile / of / "model.safetensors").to(setup())
         network = parent
         if bits:
             network = quantize(parent, load_split(run / "data" / profile, "train")[0][:CALIBRATION])

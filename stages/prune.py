@@ -12,6 +12,7 @@ def prune(
     profile: ProfileOption = None,
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}."""
+    from advprune.core.device import setup
     from advprune.data import to_float
     from advprune.pruning import Data, chosen, setting_of
     from advprune.pruning import prune as prune_model
@@ -25,7 +26,8 @@ def prune(
     files = [workspace.run(entry.of), workspace.data("train")]
     with workspace.unfinished(family, setting, train.model_dump(), files=files) as state:
         data = Data(to_float(split.images), split.labels, train, state)
-        pruned = prune_model(family, workspace.load(entry.of), checked, data, params.seed)
+        parent = workspace.load(entry.of).to(setup())
+        pruned = prune_model(family, parent, checked, data, params.seed)
         ticket = pruned.notes.get("ticket")
         facts = {"setting": setting, "prune_ratio": round(pruned.ratio, 4), "ticket": ticket}
         if ticket and not ticket.get("converged", True):

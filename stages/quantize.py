@@ -26,7 +26,7 @@ def quantize(
     images, labels = to_float(splits["train"].images), splits["train"].labels
     count = min(setting.calibration_images, len(labels))
     calibration = images[stratified_subset(labels, count, params.seed)]
-    parent = workspace.load(entry.of)
+    parent = workspace.load(entry.of).to(setup())
     files = [workspace.run(entry.of), workspace.data("train")]
     with workspace.unfinished(setting.model_dump(), train.model_dump(), files=files) as state:
         if setting.training is None:
@@ -34,7 +34,7 @@ def quantize(
         else:
             data = Data(images, labels, train, state)
             known = setting, data, params.seed, calibration
-            model = quantization_aware(parent.to(setup()), *known).cpu()
+            model = quantization_aware(parent, *known)
         same, gap = agreement(model, to_float(splits["test"].images))
         facts = {
             "setting": setting.model_dump(exclude_none=True),

@@ -19,7 +19,7 @@ from advprune.core.attack_settings import (
 )
 from advprune.core.profile import Profile
 from advprune.core.resume import Parts
-from advprune.evaluate import metrics, score
+from advprune.evaluate import layers, metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows
 from advprune.evaluate.layers import noisy_images, wasserstein, watched, where
 from advprune.evaluate.measures import calibration_error
@@ -56,6 +56,9 @@ def test_metrics_by_hand() -> None:
     none = metrics(records([0, 0], [1, 1], [1, 1]))  # over no images: null, not zero
     assert none["attack_success_rate"] is None and none["attack_success_rate_low"] is None
     assert none["clean_accuracy"] == 0.0 and none["clean_accuracy_high"] > 0.5
+    unsure = records([0, 0], [1, 1], [1, 1]).assign(adv_confidence=np.nan, adv_nll=np.nan)
+    scores = metrics(unsure)
+    assert scores["ece_attacked"] is scores["nll_attacked"] is None and scores["brier"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -191,7 +194,7 @@ def test_curves_keep_the_ratio_of_step_to_eps() -> None:
     ]
 
 
-def test_layer_figures_by_hand() -> None:
+def test_layer_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
     model[1].weight.data = torch.tensor([[2.0, 0.0]])
     images = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
@@ -211,6 +214,8 @@ def test_layer_figures_by_hand() -> None:
     assert (last.changed_gain, last.changed_gain_error) == (0.0, 0.0)
     half = where(model, images, torch.stack([images[0], images[1] + 0.04]))  # 0.08 sigma
     assert half.adv_changed.iloc[1] == 0.0 and "noise_mean" not in half
+    monkeypatch.setattr(layers, "LOOKED_AT", 1)
+    assert where(model, images, adv).equals(where(model, images[:1], adv[:1]))
 
 
 def test_noise_has_the_attacks_sizes_and_not_its_places(digits: Pair) -> None:

@@ -68,6 +68,8 @@ def test_answers_are_those_of_a_loop(
     assert table.chosen_margin.equals(table.adv_margin)  # of a deterministic model
     exact = [column for column in expected if column != "adv_margin"]
     assert table[exact].to_numpy().tolist() == expected[exact].to_numpy().tolist()
+    nothing = received(target, *few, {}, WORK)  # as in a run of one model
+    assert nothing.empty and list(nothing) == list(table)
     assert table.adv_margin.tolist() == pytest.approx(expected.adv_margin.tolist(), abs=1e-4)
     assert ((table.adv_margin > 0) == (table.adv_pred == table.label)).all()
     assert table.adv_pred.nunique() > 1 and (table.adv_pred != table.clean_pred).any()

@@ -12,9 +12,11 @@ from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.pgd import random_point
 from advprune.core.device import full_precision
 from advprune.core.train_settings import RecipeSettings, TrainSettings
+from advprune.evaluate.records import all_logits, predictions
 from advprune.models.fold import Following
 from advprune.pruning import Data, prune
 from advprune.pruning.hydra import attach_scores, smallest
+from advprune.quantization.post_training import agreement, quantize
 from advprune.training.replay import Replayed
 from advprune.training.standard import Trainer
 
@@ -69,6 +71,31 @@ def test_hydra_is_trained_there(network: nn.Module, digits: Pair) -> None:
     weight = made.model.get_parameter("linear.weight")
     assert (weight == 0).sum() == int(0.9 * weight.numel())
     assert len(made.notes["scores"]) == len(made.notes["finetune"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("S", 3), ("R", 1e-3), ("clamp", {"sigmas": 2}), ("magnitude_layer", 2)],
+)
+def test_families_make_the_same_there(
+    network: nn.Module, digits: Pair, name: str, setting: object
+) -> None:
+    made = [
+        prune(name, model, setting, digits).model.cpu()
+        for model in (copy.deepcopy(network).cuda(), network)
+    ]
+    there, here = (all_logits(model, digits[0]) for model in made)
+    assert torch.allclose(there, here, rtol=1e-3, atol=1e-4)
+
+
+def test_scores_there_are_in_full_precision_and_integers_are_exact(
+    network: nn.Module, digits: Pair
+) -> None:
+    there = copy.deepcopy(network).cuda()
+    assert torch.allclose(all_logits(there, digits[0]), all_logits(network, digits[0]), atol=1e-4)
+    whole = quantize(there, digits[0])
+    assert agreement(whole, digits[0])[0] > 0.95
+    assert torch.equal(predictions(whole, digits[0]), predictions(whole.cpu(), digits[0]))
 
 
 def test_attacks_take_images_from_the_cpu_and_agree_with_it(

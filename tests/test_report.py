@@ -166,7 +166,7 @@ def test_missing_and_damaged_files_are_refused_with_what_to_do(tmp_path: Path, b
     (folder / "model.json").write_text(json.dumps(dense.card))
     for table, name in ((dense.records, "records"), (dense.layers, "layers")):
         table.to_parquet(folder / f"{name}.parquet")
-    sent = dense.records.assign(source="dense-standard", target="dense-standard")
+    sent = pd.DataFrame(columns=["source", "target", "attack"])  # of one model: nothing
     (tmp_path / "records" / "digits").mkdir(parents=True)
     sent.to_parquet(tmp_path / "records" / "digits" / "transfer.parquet")
     (folder / broken).write_text("{")

@@ -185,6 +185,77 @@ def test_hydra_and_lwm_differ_as_the_readme_says_over_seeds_and_images() -> None
             assert column != "APGD-CE" or high < min(gaps)
 
 
+def difference(first: pd.Series, second: pd.Series) -> str:
+    """Of shares of the same images in points, with a 95 % interval."""
+    found = mean(100 * (first.astype(float).to_numpy() - second.to_numpy())[None])
+    low, high = found.interval
+    return f"{found.value:+.2f} ({low:.2f} to {high:.2f})"
+
+
+def test_the_suite_at_width_32_is_what_its_records_say() -> None:
+    records = pd.read_parquet(W32 / "suite.parquet")
+    models = {
+        name: rows.set_index("index") for name, rows in records.groupby("model", observed=True)
+    }
+    ((shown),) = tables(W32 / "README.md", "model")
+    assert set(shown) == set(models)
+    text = " ".join((W32 / "README.md").read_text(encoding="utf-8").split())
+    reported = pd.read_csv(ROOT / "reports" / "cifar10-w32" / "results.csv").set_index("model")
+    for name, rows in models.items():
+        clean, ce = (rows[column] == rows.label for column in ("clean_pred", "apgd_ce"))
+        both, parent = ce & (rows.apgd_t == rows.label), models["dense-robust"]
+        own = {
+            "clean %": f"{100 * clean.mean():.2f}",
+            "APGD-CE %": f"{100 * ce.mean():.2f}",
+            "APGD-CE and APGD-T %": f"{100 * both.mean():.2f}",
+            "robust %": f"{100 * rows.robust.mean():.2f}",
+            "median distance /255": f"{255 * rows.distance.median():.2f}",
+            "clean % minus parent": difference(clean, parent.clean_pred == parent.label),
+            "robust % minus parent": difference(rows.robust, parent.robust),
+        }
+        if name.startswith("dense"):
+            own |= {key: "–" for key in own if key.endswith("parent")}
+        assert shown[name] == own, name
+        assert rows.index.tolist() == [*range(10_000)] and not (rows.robust & ~both).any()
+        stronger = rows.probe_stronger >= 0  # was tried on what the suite had left
+        assert (rows.robust <= (rows.probe_stronger == rows.label)).all()
+        assert reported.robust_accuracy[name] == pytest.approx(rows.robust.mean())
+        assert reported.clean_accuracy[name] == pytest.approx(clean.mean())
+        missed = int((rows.probe_stronger != rows.label)[stronger].sum())
+        assert (
+            missed == 0 or f"breaks {missed} more images of {name} and none of the others" in text
+        )
+    gap = difference(models["HYDRA_95-robust"].robust, models["LWM_95-robust"].robust)
+    history = pd.read_csv(W32 / "dense-standard.history.csv")
+    zero = 100 * reported.sparsity["E-robust"]
+    notes = json.loads((W32 / "suite.notes.json").read_text())
+    aside = {
+        path.stem: json.loads(path.read_text())["rows"]
+        for path in (ROOT / "bench").glob("strength-cifar10-*.json")
+    }
+    assert {len(rows) for rows in aside.values()} == {1, 2}
+    measured = [*aside["strength-cifar10-w32"], *aside["strength-cifar10-small"]]
+    left = [
+        [round(row["n"] * row[f"robust_accuracy:{side}"]) for side in ("AutoAttack", "ours")]
+        for row in measured
+    ]
+    shares = [f"{100 * row['share of its passes']:.0f} %" for row in measured]
+    assert left[2][0] == left[2][1] and all(row["n"] == 300 for row in measured)
+    for sentence in (
+        f"HYDRA at 95 % minus LWM at 95 %: {gap} points",
+        f"E sets {zero:.0f} % of all weights to zero",
+        f"with {100 * history.val_accuracy.iloc[-1]:.1f} % on the validation images",
+        f"leaves {left[0][0]} of them on dense-robust, where suite and checks leave {left[0][1]},",
+        f"{left[1][0]} on HYDRA_95-robust, where they leave {left[1][1]}, at {shares[0]} and "
+        f"{shares[1]} of its passes",
+        f"both leave {left[2][0]}, at {shares[2]} (",
+        "two calls of {} and {} s, up to".format(*notes["calls s"]),
+        "up to {processes at once} processes".format(**notes),
+        f"each of the first {notes['clean images scored again on a CPU, per model']} clean images",
+    ):
+        assert sentence in text, sentence
+
+
 @pytest.mark.parametrize("path", sorted(W32.glob("*-seed0.fp16.*")), ids=lambda path: path.name)
 def test_each_layer_of_a_pruned_network_has_the_share_of_zeros_that_its_name_says(
     path: Path,
@@ -208,6 +279,15 @@ def test_images_attacked_on_another_machine_score_as_the_records_say() -> None:
     assert (adversarial.numpy() != rows.adv_pred).sum() <= TOLERANCE
     before, after = split.images.int().chunk(2)
     assert (after - before).abs().max() == 8
+    suite = pd.read_parquet(W32 / "suite.parquet").set_index("model")
+    for name, file in (
+        ("dense-robust",) * 2,
+        ("dense-standard",) * 2,
+        ("HYDRA_95-robust", "HYDRA-95-seed0"),
+    ):
+        with torch.no_grad():
+            said = load_model(W32 / f"{file}.fp16.safetensors")(to_float(before.byte())).argmax(1)
+        assert said.tolist() == suite.loc[name].clean_pred[: len(before)].tolist()
 
 
 def test_prose_about_width_32_is_what_histories_and_notes_say() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+LOOKED_AT = 2000  # images at most, the first ones: these figures need no more
 SIDES = {"adv": "attack", "noise": "noise"}
 
 

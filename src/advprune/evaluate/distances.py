@@ -56,7 +56,7 @@ class DistanceComparison(Compared):
                 low = middle
             else:
                 high = middle
-        return (low + high) / 2
+        return round((low + high) / 2, 12) + 0.0  # of float32: what is less is no shift
 
 
 def _statistic(changes: np.ndarray) -> float:

@@ -37,6 +37,8 @@ def received(
         found = {column: told[column] for column in ANSWERS}
         tables.append(table_of(whose | same, {}, found, adv - images))
         work.progress(1)
+    if not tables:  # a run of one model
+        return pd.DataFrame(columns=[*SOURCE, *same, *ANSWERS, "linf", "l2"])
     return pd.concat(tables, ignore_index=True)
 
 

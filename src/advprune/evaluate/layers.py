@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from advprune.core.device import device_of, salted
+from advprune.evaluate.acting import LOOKED_AT
 from advprune.models.insert import WrappedConv2d
 from advprune.models.spec import Site
 from advprune.models.stochastic import frozen_copy
@@ -37,28 +38,30 @@ class _Sums:
         values = {side: part.flatten().double() for side, part in parts.items()}
         clean = values["clean"]
         self.count, self.batches = self.count + clean.numel(), self.batches + 1
-        self.of["distance"] += wasserstein(clean, values["adv"])
-        least = CHANGED * float(clean.std(correction=0))
+        least = CHANGED * clean.std(correction=0)
         rank = max(1, round(TOP * clean.numel()))
-        for side, found in values.items():
-            change, size = (found - clean).abs(), found.abs()
-            added = {
-                **{"change": change.sum(), "squared_change": change.square().sum()},
-                **{"changed": (change > least).sum(), "top": size.kthvalue(rank).values},
-                **{"sum": found.sum(), "square": found.square().sum()},
+        sums = {"distance": wasserstein(clean, values["adv"])}
+        most: dict[str, torch.Tensor] = {}
+        for side, own in values.items():
+            change, size = (own - clean).abs(), own.abs()
+            sums |= {
+                **{f"{side}_change": change.sum(), f"{side}_squared_change": change.square().sum()},
+                **{f"{side}_changed": (change > least).sum().double()},
+                **{f"{side}_top": size.kthvalue(rank).values},
+                **{f"{side}_sum": own.sum(), f"{side}_square": own.square().sum()},
             }
-            for name, total in added.items():
-                self.of[f"{side}_{name}"] += float(total)
-            for name, most in (("size", size.max()), ("change", change.max())):
-                key = f"{side}_{name}"
-                self.largest[key] = max(self.largest[key], float(most))
+            most |= {f"{side}_size": size.max(), f"{side}_change": change.max()}
         each = {side: part.view(images, -1) for side, part in values.items()}
         self.images += images
         for name, (figures, to, scale) in _by_image(each, least).items():
             gain = figures["adv"] - figures[to]
-            self.of[f"{name}_gain"] += float(gain.sum())
-            self.of[f"{name}_gain_squared"] += float(gain.square().sum())
-            self.of[f"{name}_scale"] += float(scale.sum())
+            sums |= {f"{name}_gain": gain.sum(), f"{name}_gain_squared": gain.square().sum()}
+            sums[f"{name}_scale"] = scale.sum()
+        numbers = torch.stack([*sums.values(), *most.values()]).tolist()  # one wait for a GPU
+        for key, number in zip(sums, numbers[: len(sums)], strict=True):
+            self.of[key] += number
+        for key, number in zip(most, numbers[len(sums) :], strict=True):
+            self.largest[key] = max(self.largest[key], number)
 
     def row(self, sides: tuple[str, ...]) -> dict[str, float]:
         """The layer's figures."""
@@ -90,7 +93,7 @@ class _Sums:
 
 
 def _by_image(
-    each: dict[str, torch.Tensor], least: float
+    each: dict[str, torch.Tensor], least: torch.Tensor
 ) -> dict[str, tuple[dict[str, torch.Tensor], str, torch.Tensor]]:
     """Figures `[n]` of images by side, of values `[n, units]`; with what the attack's are compared,
     and in which units `[n]`: share of changed units and largest values with those under noise (the
@@ -101,18 +104,18 @@ def _by_image(
     sigma = {side: v.std(1, correction=0) for side, v in each.items()}
     found = {"sigma": (sigma, "clean", sigma["clean"])}
     if "noise" in each:
-        found["changed"] = changed, "noise", torch.ones(len(clean))
+        found["changed"] = changed, "noise", torch.ones_like(clean[:, 0])
         found["top"] = top, "noise", top["clean"]
     return found
 
 
-def wasserstein(first: torch.Tensor, second: torch.Tensor) -> float:
+def wasserstein(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """1-Wasserstein distance of two equally large samples: mean |difference of sorted values|.
 
     Larger tensors are thinned evenly to `SAMPLE` values first, at the same places in both.
     """
     thin = max(1, first.numel() // SAMPLE)
-    return float((first[::thin].sort().values - second[::thin].sort().values).abs().mean())
+    return (first[::thin].sort().values - second[::thin].sort().values).abs().mean()
 
 
 def watched(model: nn.Module) -> dict[str, nn.Module]:
@@ -148,7 +151,8 @@ def where(
     batch: int = 64,
 ) -> pd.DataFrame:
     """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`, and on
-    `noisy` ones, the control: the same images under random noise of the same size.
+    `noisy` ones, the control: the same images under random noise of the same size. At most the
+    first `LOOKED_AT` of them are looked at.
 
     Returns one row per layer in the order of the forward pass: depth (0 is the normalized input),
     layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
@@ -164,7 +168,7 @@ def where(
     """
     model = frozen_copy(model)
     device, found = device_of(model), watched(model)
-    given = (images, adv) if noisy is None else (images, adv, noisy)
+    given = tuple(pictures[:LOOKED_AT] for pictures in (images, adv, noisy) if pictures is not None)
     sides = SIDES[: len(given)]
     sums: dict[str, _Sums] = {}
     total = 0

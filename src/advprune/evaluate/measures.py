@@ -69,8 +69,8 @@ def metrics(records: pd.DataFrame) -> dict[str, Any]:
     """The four rates with intervals, n, and calibration clean and under attack.
 
     `records` are the rows of one attack on one model (`evaluate.score`). Rates are fractions
-    rounded to 6 places; a rate over no images is None. UserError where a column is missing, or an
-    image has several rows.
+    rounded to 6 places; a rate over no images is None, and so is a score where the records have no
+    number. UserError where a column is missing, or an image has several rows.
     """
     columns = [f"{side}_{what}" for side in ("clean", "adv") for what in COLUMNS]
     if missing := [name for name in ("index", "label", *columns) if name not in records]:
@@ -83,8 +83,10 @@ def metrics(records: pd.DataFrame) -> dict[str, Any]:
         found |= measure(records).columns(measure.__name__)
     for side, suffix in (("clean", ""), ("adv", "_attacked")):
         right = (records[f"{side}_pred"] == records.label).to_numpy()
-        error = calibration_error(records[f"{side}_confidence"].to_numpy(), right)
-        found[f"ece{suffix}"] = round(error, 4)
-        found[f"nll{suffix}"] = round(float(records[f"{side}_nll"].mean()), 4)
-        found[f"brier{suffix}"] = round(float(records[f"{side}_brier"].mean()), 4)
+        sure, scores = records[f"{side}_confidence"], {"ece": float("nan")}
+        if sure.notna().all():
+            scores["ece"] = calibration_error(sure.to_numpy(), right)
+        scores |= {key: float(records[f"{side}_{key}"].mean()) for key in ("nll", "brier")}
+        known = {key: None if np.isnan(value) else round(value, 4) for key, value in scores.items()}
+        found |= {f"{key}{suffix}": value for key, value in known.items()}
     return found

@@ -12,7 +12,7 @@ from advprune.attacks.checks import check_numbers
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
-from advprune.core.device import device_of, salted
+from advprune.core.device import device_of, full_precision, salted
 from advprune.models.border import admitted, check_images, check_model, refuse
 from advprune.models.stochastic import drawn_logits, is_randomized
 
@@ -50,7 +50,7 @@ def all_logits(
         return torch.cat([logits.float().cpu() for logits in drawn])
 
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with full_precision(), torch.random.fork_rng(devices=devices):
         if count > 1:
             torch.manual_seed(salted(scoring.seed, "score"))
         parts = by_batch(model, images.split(scoring.batch), of, Cost())

@@ -16,6 +16,8 @@ def transfer_success(target: pd.DataFrame, source: pd.DataFrame) -> Rate:
     target: records of the target on the source's images; source: the source's own records. Both
     hold the same images of the same attack in the same order, which is checked.
     """
+    if not len(target):  # it was not tried
+        return Rate(0, 0)
     same = np.array_equal(target["index"], source["index"])
     if not same or set(target.attack) != set(source.attack):
         raise ValueError("transfer: target and source records are not of the same images")

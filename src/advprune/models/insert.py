@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.models.activations import own_activations
 from advprune.models.spec import LayerSpec, ModelSpec, Site, Where, attach, sites
@@ -53,7 +54,8 @@ def insert(model: nn.Module, kind: Callable[..., nn.Module], spec: LayerSpec) ->
     UserError where there is no place, or one that no layer can be put at, or where the layers would
     stand behind some activations only.
     """
-    layers = {name: kind(**spec.settings) for name in places(model, spec.where)}
+    device = device_of(model)
+    layers = {name: kind(**spec.settings).to(device) for name in places(model, spec.where)}
     if not layers:
         raise UserError(f"the network has {NEEDED[spec.where]}; leave it out")
     if spec.where == "relu" and (others := own_activations(model)):

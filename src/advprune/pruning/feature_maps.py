@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.core.device import device_of
+from advprune.core.device import device_of, full_precision
 from advprune.models.backward import straight_through
 from advprune.models.checkpoint import inserted_layer
 from advprune.models.insert import insert
@@ -96,8 +96,9 @@ def calibrate(
     found = sites(model).items()
     handles = [site.register_forward_hook(partial(note, name)) for name, site in found]
     try:
-        for part in images.split(batch):
-            model(part.to(device_of(model)))
+        with full_precision():
+            for part in images.split(batch):
+                model(part.to(device_of(model)))
     finally:
         for handle in handles:
             handle.remove()

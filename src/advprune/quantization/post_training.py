@@ -15,7 +15,7 @@ integer model.
 import torch
 from torch import nn
 
-from advprune.core.device import device_of
+from advprune.core.device import device_of, full_precision
 from advprune.core.errors import UserError
 from advprune.models.border import check_images, compressible, refuse
 from advprune.models.draws import undisturbed
@@ -68,7 +68,7 @@ def calibrated(
         if getattr(layer, "padding_mode", "zeros") == "zeros"
     }
     device = device_of(folded)
-    with torch.no_grad(), undisturbed(device), watched(plain, look):
+    with torch.no_grad(), full_precision(), undisturbed(device), watched(plain, look):
         for part in images.split(BATCH):
             folded(part.to(device))
     if not ends:
@@ -87,10 +87,11 @@ def calibrated(
 def agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float]:
     """How far a quantized model and its twin are the same on `images`: the share of equal
     predictions, and the largest difference of logits over the largest absolute logit."""
-    differentiable = twin(model)
+    differentiable, device = twin(model), device_of(model)
     same, gap, size = 0, 0.0, 1e-12
     for part in images.split(BATCH):
-        exact, smooth = model(part), differentiable(part)
+        with full_precision():
+            exact, smooth = (one(part.to(device)) for one in (model, differentiable))
         same += int((exact.argmax(1) == smooth.argmax(1)).sum())
         gap = max(gap, float((exact - smooth).abs().max()))
         size = max(size, float(exact.abs().max()))

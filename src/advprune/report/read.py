@@ -35,9 +35,13 @@ CARD = ("bits", "parameters", "setting", "sparsity", "twin_agreement")
 def read_run(params: Params, folder: Path = Path()) -> Run:
     """Read everything that the settings declare; UserError where a file is missing or damaged."""
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
-    transfers: dict[str, Transfers] = {}  # by target, and then by (source, attack)
     path = records / "transfer.parquet"
-    table = _checked(_frame(path), path, COLUMNS["transfer"])
+    table = _frame(path)
+    transfers: dict[str, Transfers] = {}  # by target, and then by (source, attack)
+    if len(table):
+        _checked(table, path, COLUMNS["transfer"])
+    else:  # a run of one model has nothing to transfer
+        transfers = {name: {} for name in params.leaderboard()}
     for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
         transfers.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
     models = [_read_model(params, runs, name, transfers) for name in params.leaderboard()]

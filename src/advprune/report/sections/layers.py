@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.acting import ends, sigma_growth, spread
+from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth, spread
 from advprune.report.chart import Chart
 from advprune.report.formats import budget, with_interval
 from advprune.report.run import Model, Run
@@ -33,7 +33,7 @@ def layers(run: Run) -> Iterator[Part]:
         "than the median layer does (L2 norm of the change over that of the maps). Abnormally "
         "large: the 99.9th percentile of |value| grows more than under noise of the same size at "
         f"random places, and more than in nine of ten layers ({run.main}, eps "
-        f"{budget(run.main_attack.eps)}, n = {run.n}).",
+        f"{budget(run.main_attack.eps)}, n = {min(run.n, LOOKED_AT)}).",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
     yield Part(
