@@ -27,7 +27,7 @@ def effect(run: Run) -> str:
         for outcome in ("higher", "lower", "not significant")
     )
     most = max((tests[model].difference for model in farther), default=0.0)
-    by = f" (by at most {levels(most)}/255)" if farther else ""
+    by = f" (by at most {levels(most)}/255)" if levels(most) != levels(0) else ""
     other = [f"{m.name} than {tests[m].control}" for m in farther if tests[m].control]
     if other:  # the dense network is more accurate when clean
         by = f", or than a control of equal clean accuracy ({listed(other)}){by}"
