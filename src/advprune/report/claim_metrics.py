@@ -8,7 +8,7 @@ import pandas as pd
 
 from advprune.core.claims import Claim
 from advprune.core.settings import parse_fraction, relative
-from advprune.evaluate.acting import last_stage
+from advprune.evaluate.acting import LOOKED_AT, last_stage
 from advprune.evaluate.calibration import compare_calibration
 from advprune.evaluate.compare import Compared, compare
 from advprune.evaluate.crossed import Mean, MeanComparison
@@ -156,7 +156,7 @@ def _gain(
             raise Missing(NOT_HERE, f"{one.name} has no such layers")
         found.append((float(layers[f"{of}_gain"].mean()), float(layers[f"{of}_gain_error"].mean())))
     value = found[0][0] - sum(gain for gain, _ in found[1:])
-    mean = Mean(value, None, hypot(*(error for _, error in found)), inf, 1, run.n)
+    mean = Mean(value, None, hypot(*(error for _, error in found)), inf, 1, min(run.n, LOOKED_AT))
     return MeanComparison(mean, p=mean.p, direction=value, margin=claim.counts)
 
 

@@ -27,7 +27,7 @@ def effect(run: Run) -> str:
         for outcome in ("higher", "lower", "not significant")
     )
     most = max((tests[model].difference for model in farther), default=0.0)
-    notes = [f"by at most {levels(most)}/255"] if 255 * most >= 0.01 else []  # 0 for many ties
+    notes = [f"by at most {levels(most)}/255"] if levels(most) != levels(0) else []
     notes += [
         f"{model.name} than {control}, a control of equal clean accuracy"
         for model in farther
@@ -56,7 +56,8 @@ def accuracy(run: Run) -> str:
     return (
         f"At eps {budget(run.main_attack.eps)}, {_subject(run, better, 'has', 'have')} a "
         "significantly higher robust accuracy than the dense network; "
-        f"{_subject(run, worse, 'has', 'have')} a lower one{both}. McNemar's test, Holm's correction."
+        f"{_subject(run, worse, 'has', 'have')} a lower one{both}. McNemar's test, Holm's "
+        "correction."
     )
 
 
