@@ -86,6 +86,7 @@ def train_binary(
     latent(model).to(inputs.device)
     optimizer = optimizer.model_copy(update={"lr": settings.lr})
     recipe = RecipeSettings(**settings.model_dump(exclude={"channels", "growth", "lr", "t"}))
-    known = model, *inputs.pairs, optimizer, recipe, inputs.seed, inputs.state, inputs.after_epoch
-    history = _BinaryTrainer(*known, t=settings.t).run()
+    known = optimizer, recipe, inputs.seed, inputs.state, inputs.after_epoch
+    images, held_out = inputs.pairs
+    history = _BinaryTrainer(model, images, held_out, *known, t=settings.t).run()
     return freeze(model.cpu()), history
