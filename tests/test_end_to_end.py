@@ -209,7 +209,7 @@ def test_the_examples_in_python_run(pipeline: tuple[Path, str]) -> None:
     parts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     done = run(pipeline[0], "-c", "\n".join(["import sys; sys.path.insert(0, 'src')", *parts]))
     assert done.returncode == 0, done.stderr
-    assert "'remnant_accuracy':" in done.stdout and "'n': 40" in done.stdout
+    assert "Benchmark(clean " in done.stdout and "n = 40" in done.stdout
     assert "\n0.01\n" in done.stdout  # prune.E, as committed
     named = load_model(pipeline[0] / "model.safetensors")
     assert same_weights(

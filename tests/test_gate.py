@@ -471,14 +471,15 @@ def workflow() -> dict[str, Any]:
 def test_the_workflow_may_do_little_and_its_actions_are_pinned(workflow: dict[str, Any]) -> None:
     assert set(workflow["on"]) == {"pull_request"} and workflow["permissions"] == {}
     jobs = workflow["jobs"]
-    assert all(jobs[name]["permissions"] == {"contents": "read"} for name in ("measure", "judge"))
+    readers = ("measure", "wheel", "judge")
+    assert all(jobs[name]["permissions"] == {"contents": "read"} for name in readers)
     assert jobs["comment"]["permissions"] == {"contents": "write", "pull-requests": "write"}
     taken = [step["uses"] for step in jobs["comment"]["steps"] if "uses" in step]
     assert [one.split("@")[0] for one in taken] == ["actions/download-artifact"]  # and no code
     assert "!cancelled()" in jobs["comment"]["if"]  # a job that is skipped counts as passed
     steps = [step for job in jobs.values() for step in job["steps"]]
     used = [step["uses"] for step in steps if "uses" in step]
-    assert len(used) == 8 and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", u) for u in used)
+    assert len(used) == 11 and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", u) for u in used)
     text, scripts = WORKFLOW.read_text(encoding="utf-8"), [s["run"] for s in steps if "run" in s]
     assert set(re.findall(r"secrets\.(\w+)", text)) == {"GITHUB_TOKEN"}
     assert not any("${{" in script for script in scripts)  # nothing is pasted into shell

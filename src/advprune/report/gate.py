@@ -192,7 +192,7 @@ def _marks(row: Row, alpha: float) -> dict[str, bool]:
     ranks = [RANK.index(verdict) for verdict in known if verdict in RANK]
     return {
         "fell": row.p is not None and row.p < alpha and row.change < 0,
-        "nearer": far is not None and far.p < alpha and far.difference < 0,
+        "nearer": far is not None and far.p < alpha and far.direction < 0,
         "distrusted": len(ranks) == 2 and ranks[1] > ranks[0],
     }
 
