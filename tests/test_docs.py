@@ -44,7 +44,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_default_profile_is_shown() -> None:
     committed = {p.name for p in (ROOT / "metrics").iterdir() if p.is_dir()}
-    assert RESULTS == ["digits"] and committed >= set(RESULTS)
+    assert RESULTS[0] == "digits" and committed >= set(RESULTS)
 
 
 def rerun_here(folder: str = "metrics") -> bool:
