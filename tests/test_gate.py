@@ -495,7 +495,7 @@ def test_the_workflow_may_do_little_and_its_actions_are_pinned(workflow: dict[st
 BASE_TOOLS = """\
 setup:
 	mkdir -p .venv/bin
-	printf '#!/bin/sh\\n[ "$$1" = report ] || PYTHONPATH=%s exec %s -m advprune "$$@"\\n' \\
+	printf '#!/bin/sh\\n[ "$$1" = report ] || PYTHONPATH="%s" exec "%s" -m advprune "$$@"\\n' \\
 	"$$PWD/src" "{python}" > .venv/bin/advprune
 	printf '#!/bin/sh\\necho "| $$* <img>"\\n' > .venv/bin/dvc
 	chmod +x .venv/bin/*
