@@ -17,10 +17,9 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.networks import LIBRARY, is_library
 from advprune.models.checkpoint import misfit
-from advprune.models.infer import Tensors, inferred, naming, outside_spec, wanted_of
+from advprune.models.infer import Tensors, inferred, outside_spec, plain, wanted_of
 from advprune.models.outside import dtype_name
 from advprune.models.spec import ModelSpec
-from advprune.models.unmask import plain
 
 KNOWN_SHARE = 0.5  # of an architecture's names; with fewer, a file is no such network at all
 
@@ -118,7 +117,7 @@ def audit(
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
         spec = outside_spec(said, tensors)
     wanted = wanted_of(spec, factory)
-    found = plain(tensors, keep, naming(spec, tensors, wanted), wanted)
+    found = plain(tensors, keep, spec, wanted)
     if spec is None:
         spec = inferred(found.tensors, said)
         wanted = wanted_of(spec, factory)

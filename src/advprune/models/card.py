@@ -10,13 +10,12 @@ from torch import nn
 from advprune.core.device import device_of
 from advprune.core.files import sha256_of, write_json
 from advprune.models.binary import is_binary
-from advprune.models.border import undisturbed
 from advprune.models.checkpoint import load_model
-from advprune.models.inert import inert_of
+from advprune.models.inert import inert_of, watched
 from advprune.models.outside import WEIGHTED, code_files
 from advprune.models.quantized import QuantizedLayer, is_quantized
 from advprune.models.spec import ModelSpec
-from advprune.models.watch import watched
+from advprune.models.stochastic import undisturbed
 
 
 def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ several keys safetensors writes them in random order, and equal models would not
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 import torch
@@ -19,10 +19,10 @@ from advprune.models import binary, quantized
 from advprune.models.benchmarks import recognized
 from advprune.models.border import hooked
 from advprune.models.dialects import read_tensors, read_weights
-from advprune.models.draws import undisturbed
 from advprune.models.insert import places, put
 from advprune.models.outside import (
     PREFIXES,
+    Rename,
     build_outside,
     dtype_name,
     renaming,
@@ -30,6 +30,7 @@ from advprune.models.outside import (
 )
 from advprune.models.resnet import build_dense
 from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
+from advprune.models.stochastic import undisturbed
 
 LayerFactory = Callable[..., nn.Module]
 _LAYERS: dict[str, LayerFactory] = {}
@@ -230,13 +231,18 @@ def load_foreign(
     header_spec(metadata, where=reference)
     if spec.architecture.startswith("cifar/") and (theirs := recognized(tensors)):
         tensors = theirs.tensors
-    rename = renaming(tensors, stored(model)) if spec.outside else canonical
+    rename = naming(spec, tensors, stored(model))
     for name, tensor in tensors.items():
         if (new := rename(name)) in renamed:
             raise UserError(f"{reference} holds two tensors that are both called {new}")
         renamed[new] = tensor
     fill(model, {n: t for n, t in renamed.items() if is_stored(n)}, where=reference)
     return model
+
+
+def naming(spec: ModelSpec | None, names: Iterable[str], wanted: Container[str]) -> Rename:
+    """From a file's names of tensors to those of a network of that spec, which are `wanted`."""
+    return renaming(names, wanted) if spec and spec.outside else canonical
 
 
 def canonical(name: str) -> str:
