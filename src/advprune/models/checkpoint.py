@@ -130,20 +130,14 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     spec = header_spec(metadata, where=str(path))
     if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
-    _check_size(spec, tensors, where=str(path))
+    if not spec.outside and max(*spec.streams, *spec.inner) > USUAL_CHANNELS:
+        with torch.device("meta"):  # before memory for it is taken
+            needed = sum(t.numel() for t in stored(build(spec)).values())
+        if needed != (there := sum(t.numel() for t in tensors.values())):
+            raise UserError(f"{path}: the header's network has {needed} numbers, the file {there}")
     model = build(spec, factory)
     fill(model, tensors, where=str(path))
     return model
-
-
-def _check_size(spec: ModelSpec, tensors: dict[str, torch.Tensor], where: str) -> None:
-    """UserError where a network is larger than its file, before memory for it is taken."""
-    if spec.outside or max(*spec.streams, *spec.inner) <= USUAL_CHANNELS:
-        return
-    with torch.device("meta"):
-        needed = sum(t.numel() for t in stored(build(spec)).values())
-    if needed != (there := sum(t.numel() for t in tensors.values())):
-        raise UserError(f"{where}: the header's network has {needed} numbers, the file {there}")
 
 
 def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
@@ -226,12 +220,12 @@ def load_foreign(
     path = referenced(reference)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
-    renamed: dict[str, torch.Tensor] = {}
     model, (tensors, metadata) = build(spec, factory), read_weights(path)
     header_spec(metadata, where=reference)
     if spec.architecture.startswith("cifar/") and (theirs := recognized(tensors)):
         tensors = theirs.tensors
     rename = naming(spec, tensors, stored(model))
+    renamed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if (new := rename(name)) in renamed:
             raise UserError(f"{reference} holds two tensors that are both called {new}")
