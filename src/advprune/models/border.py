@@ -118,14 +118,15 @@ def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     refuse(who, {"the model changes its input in place; let it work on a copy": changed})
     kind = type(logits).__name__
     refuse(who, {f"the model returns {kind}, not logits": not isinstance(logits, torch.Tensor)})
-    shape = list(logits.shape)
-    wrong = logits.ndim != 2 or len(logits) != count or not logits.shape[1]
-    refuse(who, {f"the model returns {shape} for {count} images, not [N, classes]": wrong})
-    dense = logits.layout == torch.strided
-    refuse(who, {f"the model returns a tensor of layout {logits.layout}": not dense})
-    other = logits.dtype != images.dtype
-    refuse(who, {f"the model returns {logits.dtype}, not floats of the images' type": other})
-    refuse(who, {"the model has one class; give it one logit a class": shape[1] == 1})
+    shape, dtype = list(logits.shape), logits.dtype
+    wrong = len(shape) != 2 or shape[0] != count or not shape[1]
+    faults = {
+        f"the model returns {shape} for {count} images, not [N, classes]": wrong,
+        f"the model returns a tensor of layout {logits.layout}": logits.layout != torch.strided,
+        f"the model returns {dtype}, not floats of the images' type": dtype != images.dtype,
+        "the model has one class; give it one logit a class": shape[1:] == [1],
+    }
+    refuse(who, faults)
     refuse(who, {"the model returns NaN": bool(logits.isnan().any())})
     refuse(who, {"the model returns infinite logits": bool(logits.isinf().any())})
     return logits
@@ -138,20 +139,23 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
         kind = type(value).__name__
         refuse(who, {f"{name} are {kind}; give a torch.Tensor": not torch.is_tensor(value)})
     shape = list(images.shape)
-    refuse(who, {f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4})
-    hollow = len(images) > 0 == images.numel()
-    refuse(who, {f"images of shape {shape} have no pixels": hollow})
-    dense = images.layout == torch.strided and not images.is_meta
-    refuse(who, {"images are sparse or hold no numbers": not dense})
-    refuse(who, {"images require a gradient; give images.detach()": images.requires_grad})
-    floating = images.is_floating_point()
-    refuse(who, {f"images are {images.dtype}; give floats in [0, 1]": not floating})
+    faults = {
+        f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4,
+        f"images of shape {shape} have no pixels": 0 in shape[1:] and shape[0] > 0,
+        "images are sparse or hold no numbers": images.layout != torch.strided or images.is_meta,
+        "images require a gradient; give images.detach()": images.requires_grad,
+        f"images are {images.dtype}; give floats in [0, 1]": not images.is_floating_point(),
+    }
+    refuse(who, faults)
     inside = not len(images) or bool(((images >= 0) & (images <= 1)).all())
     refuse(who, {"images hold NaN or lie outside [0, 1]": not inside})
     for one in labels:
         count = len(one) if one.ndim == 1 else list(one.shape)
-        refuse(who, {f"{count} labels for {len(images)} images": one.shape != images.shape[:1]})
-        refuse(who, {f"labels are {one.dtype}; give torch.int64": one.dtype != torch.int64})
+        faults = {
+            f"{count} labels for {len(images)} images": one.shape != images.shape[:1],
+            f"labels are {one.dtype}; give torch.int64": one.dtype != torch.int64,
+        }
+        refuse(who, faults)
         refuse(who, {"a label is below 0": bool((one < 0).any())})
 
 

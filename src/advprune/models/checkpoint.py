@@ -160,13 +160,13 @@ def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None
     wanted = stored(model)
     missing, left = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or left:
-        raise UserError(
-            f"{where} does not fit {describe(model)}: missing {_listed(missing)}; "
-            f"left over {_listed(left)}"
-        )
-    for name, place in wanted.items():
-        if fault := misfit(tensors[name], place):
-            raise UserError(f"{where} does not fit {describe(model)}: {name} {fault}")
+        fault = f"missing {_listed(missing)}; left over {_listed(left)}"
+    else:
+        whys = ((name, misfit(tensors[name], place)) for name, place in wanted.items())
+        fault = next((f"{name} {why}" for name, why in whys if why), "")
+    if fault:
+        fitting = f"{spec_of(model).described} with {spec_of(model).classes} classes"
+        raise UserError(f"{where} does not fit {fitting}: {fault}")
     # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
     model.load_state_dict(tensors, strict=False)
     binary.check_binary(model, where)
@@ -191,12 +191,6 @@ def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
     if both_float and not tensor.to(place.dtype).isfinite().all():
         return "holds NaN or infinite numbers; train or load anew"
     return None
-
-
-def describe(model: nn.Module) -> str:
-    """A model in a few words, for messages."""
-    spec = spec_of(model)
-    return f"{spec.described} with {spec.classes} classes"
 
 
 def _listed(names: list[str], most: int = 8) -> str:
