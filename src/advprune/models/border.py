@@ -271,8 +271,8 @@ def unshared(model: nn.Module) -> nn.Module:
     tensors had several: else a layer behind an activation would stand behind the first alone."""
     seen: set[int] = set()
     for name, part in list(model.named_modules(remove_duplicate=False))[1:]:  # the model is first
-        if not part.state_dict() and not list(part.buffers()):
-            if id(part) in seen and model.get_submodule(name) is part:
-                model.set_submodule(name, copy.deepcopy(part))
-            seen.add(id(part))
+        again = id(part) in seen and model.get_submodule(name) is part
+        if again and not (part.state_dict() or list(part.buffers())):
+            model.set_submodule(name, copy.deepcopy(part))
+        seen.add(id(part))
     return model

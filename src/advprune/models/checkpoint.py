@@ -20,14 +20,7 @@ from advprune.models.benchmarks import recognized
 from advprune.models.border import hooked
 from advprune.models.dialects import read_tensors, read_weights
 from advprune.models.insert import places, put
-from advprune.models.outside import (
-    PREFIXES,
-    Rename,
-    build_outside,
-    dtype_name,
-    renaming,
-    unwrapped,
-)
+from advprune.models.outside import PREFIXES, Rename, build_outside, dtype_name, renaming, unwrapped
 from advprune.models.resnet import build_dense
 from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed

@@ -48,11 +48,7 @@ class TrainedLayer(nn.Module):
 
 
 def quantization_aware(
-    model: nn.Module,
-    setting: QuantizeSettings,
-    data: Data,
-    seed: int,
-    calibration: torch.Tensor,
+    model: nn.Module, setting: QuantizeSettings, data: Data, seed: int, calibration: torch.Tensor
 ) -> nn.Module:
     """The quantized form of a dense model, its integers found by training.
 
