@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
 
 from advprune.attacks import to_pixels
 from advprune.attacks.engine import attack_copy
@@ -124,9 +125,13 @@ def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits
     parametrize.register_parametrization(scaled[0], "weight", nn.Identity())
     hooked = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
     hooked[0].register_forward_hook(lambda module, args, out: out * 2)
+    masked = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
+    assert Following.of(masked) is not None
+    torch_prune.l1_unstructured(masked[0], "weight", amount=1)  # its weight is made in each pass
     plain = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1, affine=False))
     binary = skeleton(make_network(digits[0]))
-    for model in (nn.Sequential(nn.Conv2d(1, 1, 3), Own()), Own(), scaled, hooked, plain, binary):
+    own = nn.Sequential(nn.Conv2d(1, 1, 3), Own())
+    for model in (own, own[1], scaled, hooked, masked, plain, binary):
         assert Following.of(model) is None
 
 

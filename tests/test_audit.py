@@ -20,9 +20,9 @@ from advprune.models.checkpoint import (
     read_weights,
     stored,
 )
+from advprune.models.infer import plain
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
-from advprune.models.unmask import plain
 from advprune.quantization.post_training import quantize
 
 Tensors = dict[str, torch.Tensor]

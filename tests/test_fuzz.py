@@ -50,8 +50,8 @@ from advprune.models.checkpoint import (
     save_model,
     stored,
 )
+from advprune.models.infer import plain
 from advprune.models.spec import spec_of
-from advprune.models.unmask import plain
 from advprune.pruning import check_settings
 from advprune.report.gate import judge, page, side_of
 from advprune.report.read import records_of

@@ -37,7 +37,7 @@ from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.verdict import Verdict
-from advprune.models.border import check_images, check_model, refuse
+from advprune.models.border import admitted, check_images, refuse
 from advprune.models.card import card_of
 from advprune.models.target import Answer, Target, target_of
 from advprune.report.formats import spell
@@ -168,12 +168,12 @@ def benchmark(
     refuse(who, {"there are no images": not len(images)})
     pixels = (images * 255).round().to(torch.uint8).cpu()
     images, labels = to_float(pixels), labels.cpu()
-    beside = [check_model(who, one, images, labels) for one in (dense, twin) if one is not None]
+    beside = [admitted(who, one, images, labels) for one in (dense, twin) if one is not None]
     with torch.no_grad():
         counts = {one(images[:1].to(device_of(one))).shape[1] for one in beside}
     if not isinstance(model, nn.Module) and callable(model):
         model = target_of(model, images, max({int(labels.max()) + 1} | counts))
-    model = check_model(who, model, images, labels)
+    model = admitted(who, model, images, labels)
     with torch.no_grad():
         counts.add(model(images[:1].to(device_of(model))).shape[1])
     refuse(who, {f"the networks have {sorted(counts)} classes": len(counts) > 1})

@@ -21,7 +21,7 @@ from advprune.core.attack_settings import Attack
 from advprune.core.device import device_of, full_precision, salted
 from advprune.core.errors import InputError, first_line
 from advprune.models.backward import OF_NETWORKS, RULES, set_backward
-from advprune.models.border import check_images, check_model, refuse
+from advprune.models.border import admitted, check_images, refuse
 from advprune.models.quantized import differentiable, is_quantized
 from advprune.models.stochastic import drawn_logits, is_randomized, mean_logits
 
@@ -175,7 +175,7 @@ def opened(
     check_choice(name, "norm", how.norm, ("Linf", "L2"))
     check_choice(name, "precision", how.precision, ("float32", "bfloat16"))
     check_choice(name, "backward", how.backward, (None, *RULES))
-    model = check_model(name, model, *attacked)
+    model = admitted(name, model, *attacked)
     foreign, device = how.backward in OF_NETWORKS, device_of(model)
     absent = f"backward is {how.backward!r}, and no parent is given"
     refuse(name, {absent: foreign and how.parent is None})

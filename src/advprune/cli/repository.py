@@ -81,11 +81,10 @@ class Repository:
         """
         from advprune.models.audit import audit
         from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
-        from advprune.models.infer import naming, shown
+        from advprune.models.infer import plain, shown
         from advprune.models.outside import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
-        from advprune.models.unmask import plain
         from advprune.training.base import spec_for
 
         tensors, metadata = read_weights(path)
@@ -121,8 +120,7 @@ class Repository:
                 raise UserError(f"{path} is a network of {has} {what}, but {self.has(needs)}")
         model = build(spec, factory)
         wanted = stored(model)
-        names = naming(spec, tensors, wanted)
-        fill(model, plain(tensors, known.keep, names, wanted).tensors, where=str(path))
+        fill(model, plain(tensors, known.keep, spec, wanted).tensors, where=str(path))
         check_answers(model, self.split("test").shape)
         return model
 

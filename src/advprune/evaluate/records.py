@@ -13,7 +13,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
 from advprune.core.device import device_of, full_precision, salted
-from advprune.models.border import admitted, check_images, check_model, refuse
+from advprune.models.border import admitted, check_images, refuse
 from advprune.models.stochastic import drawn_logits, is_randomized
 
 DRAWS = 20  # of a randomized model, for scoring
@@ -92,7 +92,7 @@ def score(
     check_numbers("score", 1, batch=batch, passes=passes)
     shapes = f"{list(images.shape)} images, {list(adv.shape)} attacked"
     refuse("score", {shapes: images.shape != adv.shape})
-    check_model("score", model, images, labels)
+    admitted("score", model, images, labels)
     scoring = Scoring(batch, passes, seed=columns.get("seed", 0))
     return table_of(
         {"index": range(len(labels)), "label": labels.numpy(), **columns},

@@ -7,7 +7,7 @@ network is run; the rule for what fits is the one by which `checkpoint.fill` loa
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,16 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.networks import LIBRARY, is_library
 from advprune.models.checkpoint import misfit
-from advprune.models.infer import Tensors, inferred, naming, outside_spec, wanted_of
+from advprune.models.infer import Tensors, inferred, outside_spec, plain, wanted_of
 from advprune.models.outside import dtype_name
 from advprune.models.spec import ModelSpec
-from advprune.models.unmask import plain
 
 KNOWN_SHARE = 0.5  # of an architecture's names; with fewer, a file is no such network at all
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The weight of a convolution or linear layer, and how many of its numbers are zero."""
+    """A weight or a bias, and how many of its numbers are zero."""
 
     name: str
     shape: tuple[int, ...]
@@ -88,7 +87,7 @@ class Audit:
         return zeros / count if count else None
 
 
-def _sums(layers: tuple[Layer, ...]) -> tuple[int, int]:
+def _sums(layers: Sequence[Layer]) -> tuple[int, int]:
     return sum(layer.zeros for layer in layers), sum(layer.count for layer in layers)
 
 
@@ -118,7 +117,7 @@ def audit(
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
         spec = outside_spec(said, tensors)
     wanted = wanted_of(spec, factory)
-    found = plain(tensors, keep, naming(spec, tensors, wanted), wanted)
+    found = plain(tensors, keep, spec, wanted)
     if spec is None:
         spec = inferred(found.tensors, said)
         wanted = wanted_of(spec, factory)
@@ -126,8 +125,9 @@ def audit(
     ordered = known | found.tensors
     faults = found.faults
     if spec is None:
-        fault = "no convolution conv1 and linear layer to tell the architecture by"
-        faults.append(f"architecture: {fault}")
+        faults.append(
+            "architecture: no convolution conv1 and linear layer to tell the architecture by"
+        )
     for key, value in said.items() if spec else ():  # a header may declare layers without tensors
         if (told := getattr(spec, key)) != value:
             faults.append(f"header: {key} is {told}, and not {value}")
@@ -138,15 +138,17 @@ def audit(
         )
         spec = None
     faults += _faults(ordered, wanted, spec is not None)
-    layers, zeros, count = _counted(ordered, tolerance)
-    notes = [*found.notes, *_oddities(ordered, layers, spec)]
-    if spec and source == "inferred":
-        notes.append(
-            f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they "
-            "do not show pooling, strides or activations"
-        )
+    counted = []
+    for name, tensor in ordered.items():
+        if name.rpartition(".")[2] in ("weight", "bias"):
+            # As float64: the magnitude of the smallest int8 is no int8.
+            sizes = (tensor if tensor.is_complex() else tensor.double()).abs()
+            shape, zeros = tuple(tensor.shape), int((sizes <= tolerance).sum())
+            counted.append(Layer(name, shape, dtype_name(tensor), zeros, tensor.numel()))
+    layers = tuple(x for x in counted if x.name.endswith("weight") and len(x.shape) >= 2)
+    notes = [*found.notes, *_notes(ordered, layers, spec, source)]
     source = source if spec else "none"
-    return Audit(spec, source, layers, zeros, count, tuple(faults), tuple(notes))
+    return Audit(spec, source, layers, *_sums(counted), tuple(faults), tuple(notes))
 
 
 def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
@@ -179,27 +181,17 @@ def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
         seen.setdefault(key, name)
 
 
-def _counted(tensors: Tensors, tolerance: float) -> tuple[tuple[Layer, ...], int, int]:
-    """The layers; zeros and numbers in all weights and biases."""
-    layers, zeros, count = [], 0, 0
-    for name, tensor in tensors.items():
-        kind = name.rpartition(".")[2]
-        if kind not in ("weight", "bias"):
-            continue
-        # As float64: the magnitude of the smallest int8 is no int8.
-        size = (tensor if tensor.is_complex() else tensor.double()).abs()
-        own = int((size <= tolerance).sum())
-        zeros, count = zeros + own, count + tensor.numel()
-        if kind == "weight" and tensor.ndim >= 2:
-            shape = tuple(tensor.shape)
-            layers.append(Layer(name, shape, dtype_name(tensor), own, tensor.numel()))
-    return tuple(layers), zeros, count
-
-
-def _oddities(tensors: Tensors, layers: tuple[Layer, ...], spec: ModelSpec | None) -> Iterator[str]:
+def _notes(
+    tensors: Tensors, layers: tuple[Layer, ...], spec: ModelSpec | None, source: str
+) -> Iterator[str]:
     """What a reader should know and `fill` would accept."""
     if spec is None or spec.quantization is None:
         kinds = [dtype_name(tensor) for tensor in tensors.values()]
         for kind in sorted(set(kinds) - {"float32"}):
             yield f"type: {kinds.count(kind)} of {len(kinds)} tensors are {kind}"
     yield from (f"empty: every number of {x.name} is zero" for x in layers if x.zeros == x.count)
+    if spec and source == "inferred":
+        yield (
+            f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they "
+            "do not show pooling, strides or activations"
+        )

@@ -7,7 +7,6 @@ random state.
 
 import copy
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -21,8 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from advprune.core.device import device_of
 from advprune.core.errors import InputError, first_line
-from advprune.models.draws import Drawn, states, undisturbed
-from advprune.models.stochastic import is_randomized
+from advprune.models.stochastic import Drawn, is_randomized, states, undisturbed
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
 MANY = 64  # images whose outputs must all be probabilities for the model to be refused
@@ -39,32 +37,23 @@ def refuse(who: str, faults: dict[str, bool]) -> None:
             raise InputError(f"{who}: {fault}")
 
 
-def admitted(who: str, model: nn.Module, images: torch.Tensor) -> nn.Module:
+def admitted(
+    who: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None = None
+) -> nn.Module:
     """The model that attacks and scoring may query on `images` `[N, C, H, W]`.
 
     That is the model itself; a copy where it is in training mode or its weights are
     re-parametrized; inside a `Drawn` where its code draws at random. `who` begins the message of
     InputError: no nn.Module, other types than the images', no logits `[N, classes]` (of one image
-    too), probabilities, NaN, or logits that depend on the rest of the batch.
+    too), probabilities, NaN, logits that depend on the rest of the batch, or a label, where they
+    are given, that is none of the classes.
     """
-    return _admitted(who, model, images)[0]
-
-
-def check_model(
-    attack: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
-) -> nn.Module:
-    """`admitted`; InputError also where a label is none of the model's classes."""
-    model, classes = _admitted(attack, model, images)
-    largest = int(labels.max()) if len(labels) else -1
-    refuse(attack, {f"label {largest} is none of {classes} classes": largest >= classes})
-    return model
-
-
-def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, int]:
-    """The model, and how many classes it has (0 where there is no image to ask it on)."""
     given = model
-    model = _unwrapped(who, model.model if isinstance(model, Drawn) else model)
-    if any(module.training for module in model.modules()) or _reparametrized(model):
+    model = _unwrapped(who, model)
+    parts = list(model.modules())
+    if any(
+        part.training or parametrize.is_parametrized(part) or _old_hooks(part) for part in parts
+    ):
         model = plain_copy(model)
     hollow = any(parameter.is_meta for parameter in model.parameters())
     refuse(who, {"the model lies on the meta device, which holds no numbers": hollow})
@@ -72,7 +61,7 @@ def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Modu
     shown = f"the model computes in {next(iter(types), None)}, and images are {images.dtype}"
     refuse(who, {shown: bool(types)})
     if not len(images):
-        return given if isinstance(given, Drawn) else model, 0
+        return given if isinstance(given, Drawn) else model
     device = device_of(model)
     with torch.no_grad(), undisturbed(device):
         pair, before = images[:2].to(device), states(device)
@@ -88,9 +77,12 @@ def _admitted(who: str, model: nn.Module, images: torch.Tensor) -> tuple[nn.Modu
         fault = "the logits of an image depend on the other images of the batch, as where a "
         fault += "batch-norm keeps no running statistics"
         refuse(who, {fault: bool(gap.all())})
+    if labels is not None and len(labels):
+        largest, classes = int(labels.max()), logits.shape[1]
+        refuse(who, {f"label {largest} is none of {classes} classes": largest >= classes})
     if drew and not randomized:
-        model = given if isinstance(given, Drawn) else Drawn(model).eval()
-    return model, logits.shape[1]
+        return given if isinstance(given, Drawn) else Drawn(model).eval()
+    return model
 
 
 def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor) -> bool:
@@ -126,14 +118,15 @@ def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     refuse(who, {"the model changes its input in place; let it work on a copy": changed})
     kind = type(logits).__name__
     refuse(who, {f"the model returns {kind}, not logits": not isinstance(logits, torch.Tensor)})
-    shape = list(logits.shape)
-    wrong = logits.ndim != 2 or len(logits) != count or not logits.shape[1]
-    refuse(who, {f"the model returns {shape} for {count} images, not [N, classes]": wrong})
-    dense = logits.layout == torch.strided
-    refuse(who, {f"the model returns a tensor of layout {logits.layout}": not dense})
-    other = logits.dtype != images.dtype
-    refuse(who, {f"the model returns {logits.dtype}, not floats of the images' type": other})
-    refuse(who, {"the model has one class; give it one logit a class": shape[1] == 1})
+    shape, dtype = list(logits.shape), logits.dtype
+    wrong = len(shape) != 2 or shape[0] != count or not shape[1]
+    faults = {
+        f"the model returns {shape} for {count} images, not [N, classes]": wrong,
+        f"the model returns a tensor of layout {logits.layout}": logits.layout != torch.strided,
+        f"the model returns {dtype}, not floats of the images' type": dtype != images.dtype,
+        "the model has one class; give it one logit a class": shape[1:] == [1],
+    }
+    refuse(who, faults)
     refuse(who, {"the model returns NaN": bool(logits.isnan().any())})
     refuse(who, {"the model returns infinite logits": bool(logits.isinf().any())})
     return logits
@@ -146,20 +139,23 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
         kind = type(value).__name__
         refuse(who, {f"{name} are {kind}; give a torch.Tensor": not torch.is_tensor(value)})
     shape = list(images.shape)
-    refuse(who, {f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4})
-    hollow = len(images) > 0 == images.numel()
-    refuse(who, {f"images of shape {shape} have no pixels": hollow})
-    dense = images.layout == torch.strided and not images.is_meta
-    refuse(who, {"images are sparse or hold no numbers": not dense})
-    refuse(who, {"images require a gradient; give images.detach()": images.requires_grad})
-    floating = images.is_floating_point()
-    refuse(who, {f"images are {images.dtype}; give floats in [0, 1]": not floating})
+    faults = {
+        f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4,
+        f"images of shape {shape} have no pixels": 0 in shape[1:] and shape[0] > 0,
+        "images are sparse or hold no numbers": images.layout != torch.strided or images.is_meta,
+        "images require a gradient; give images.detach()": images.requires_grad,
+        f"images are {images.dtype}; give floats in [0, 1]": not images.is_floating_point(),
+    }
+    refuse(who, faults)
     inside = not len(images) or bool(((images >= 0) & (images <= 1)).all())
     refuse(who, {"images hold NaN or lie outside [0, 1]": not inside})
     for one in labels:
         count = len(one) if one.ndim == 1 else list(one.shape)
-        refuse(who, {f"{count} labels for {len(images)} images": one.shape != images.shape[:1]})
-        refuse(who, {f"labels are {one.dtype}; give torch.int64": one.dtype != torch.int64})
+        faults = {
+            f"{count} labels for {len(images)} images": one.shape != images.shape[:1],
+            f"labels are {one.dtype}; give torch.int64": one.dtype != torch.int64,
+        }
+        refuse(who, faults)
         refuse(who, {"a label is below 0": bool((one < 0).any())})
 
 
@@ -171,7 +167,7 @@ def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None)
     missing, shared, hidden or without shape, and where hooks would be lost once it is stored or
     folded.
     """
-    model = _unwrapped(who, model.model if isinstance(model, Drawn) else model)
+    model = _unwrapped(who, model)
     if images is not None:
         admitted(who, model, images)
     for fault in weight_faults(model):
@@ -210,7 +206,9 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
 
 
 def _unwrapped(who: str, model: Any) -> nn.Module:
-    """What torch.compile or data parallelism wraps; InputError for anything but an nn.Module."""
+    """What `Drawn`, torch.compile or data parallelism wraps; InputError for anything but an
+    nn.Module."""
+    model = model.model if isinstance(model, Drawn) else model
     refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
     scripted = "is a ScriptModule; give the network that it was made from"
     refuse(who, {f"the model {scripted}": isinstance(model, torch.jit.ScriptModule)})
@@ -220,29 +218,23 @@ def _unwrapped(who: str, model: Any) -> nn.Module:
     return model.module if isinstance(model, wrappers) else model
 
 
-def _derived(model: nn.Module) -> list[torch.Tensor]:
-    """Tensors that a re-parametrization computed and left as attributes."""
-    kept = (value for module in model.modules() for value in vars(module).values())
-    return [value for value in kept if isinstance(value, torch.Tensor) and not value.is_leaf]
-
-
 def _old_hooks(module: nn.Module) -> list[Any]:
     """torch's re-parametrizations of the kind that lives in a hook."""
     kinds = torch_prune.BasePruningMethod, WeightNorm, SpectralNorm
     return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]
 
 
-def _reparametrized(model: nn.Module) -> bool:
-    parts = list(model.modules())
-    return any(parametrize.is_parametrized(part) or _old_hooks(part) for part in parts)
-
-
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, with the weights that re-parametrizations (torch's pruning, weight
     and spectral norm, parametrizations) give there in their place."""
-    derived = {id(tensor): tensor.detach().clone() for tensor in _derived(model)}
+    derived = {  # that a re-parametrization computed and left as attributes, which no copy may hold
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
     try:
-        copied = copy.deepcopy(model, derived).eval()  # which refuses the derived ones
+        copied = copy.deepcopy(model, derived).eval()
     except Exception as error:  # of locks, open files and others of the user's attributes
         raise InputError(f"the model cannot be copied: {first_line(error)}") from error
     for module in list(copied.modules()):
@@ -267,22 +259,20 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def hooked(model: nn.Module) -> list[str]:
     """The names of modules with hooks, or with another `forward` than their class has; the model
     itself is called `the model`."""
-
-    def has(part: nn.Module) -> bool:
-        return "forward" in vars(part) or any(getattr(part, hooks, None) for hooks in HOOKS)
-
-    return [name or "the model" for name, part in model.named_modules() if has(part)]
+    return [
+        name or "the model"
+        for name, part in model.named_modules()
+        if "forward" in vars(part) or any(getattr(part, hooks, None) for hooks in HOOKS)
+    ]
 
 
 def unshared(model: nn.Module) -> nn.Module:
     """The model, in place, with a module of its own behind every name, where modules that hold no
     tensors had several: else a layer behind an activation would stand behind the first alone."""
-    names = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if name]
-    counts = Counter(id(part) for _, part in names)
-    first: set[int] = set()
-    for name, part in names:
-        if counts[id(part)] > 1 and not part.state_dict() and not list(part.buffers()):
-            if id(part) in first and model.get_submodule(name) is part:
-                model.set_submodule(name, copy.deepcopy(part))
-            first.add(id(part))
+    seen: set[int] = set()
+    for name, part in list(model.named_modules(remove_duplicate=False))[1:]:  # the model is first
+        again = id(part) in seen and model.get_submodule(name) is part
+        if again and not (part.state_dict() or list(part.buffers())):
+            model.set_submodule(name, copy.deepcopy(part))
+        seen.add(id(part))
     return model

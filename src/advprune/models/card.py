@@ -10,13 +10,12 @@ from torch import nn
 from advprune.core.device import device_of
 from advprune.core.files import sha256_of, write_json
 from advprune.models.binary import is_binary
-from advprune.models.border import undisturbed
 from advprune.models.checkpoint import load_model
-from advprune.models.inert import inert_of
+from advprune.models.inert import inert_of, watched
 from advprune.models.outside import WEIGHTED, code_files
 from advprune.models.quantized import QuantizedLayer, is_quantized
 from advprune.models.spec import ModelSpec
-from advprune.models.watch import watched
+from advprune.models.stochastic import undisturbed
 
 
 def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -29,16 +28,15 @@ def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return integers | dict(model.named_parameters())
 
 
-def sparsity_of(model: nn.Module) -> float:
-    """Weights and biases that are exactly zero over all of them, in [0, 1]."""
-    tensors = stored_weights(model).values()
-    zeros = sum(int((t == 0).sum()) for t in tensors)
-    return zeros / max(sum(t.numel() for t in tensors), 1)
-
-
 def nonzero_of(model: nn.Module) -> int:
     """How many weights and biases are not zero."""
     return sum(int((t != 0).sum()) for t in stored_weights(model).values())
+
+
+def sparsity_of(model: nn.Module) -> float:
+    """Weights and biases that are exactly zero over all of them, in [0, 1]."""
+    count = sum(t.numel() for t in stored_weights(model).values())
+    return (count - nonzero_of(model)) / max(count, 1)
 
 
 def bits_of(model: nn.Module) -> int:
@@ -88,13 +86,8 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 NO_FACTS: dict[str, Any] = {
-    "setting": None,
-    "prune_ratio": 0.0,
-    "twin_agreement": None,
-    "twin_logit_gap": None,
-    "history": [],
-    "growth": None,
-    "ticket": None,
+    **{"setting": None, "prune_ratio": 0.0, "twin_agreement": None, "twin_logit_gap": None},
+    **{"history": [], "growth": None, "ticket": None},
 }
 
 
@@ -106,9 +99,8 @@ def card_of(
 ) -> dict[str, Any]:
     """The card of a model that was read from the file `path`, or of none.
 
-    facts: what the file does not say, by the keys of NO_FACTS: setting, prune ratio, agreement of a
-    quantized model's twin, history of its training, growth, a ticket's distance from the dense
-    network. image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without
+    facts: what the file does not say, by the keys of NO_FACTS (ticket: its distance from the dense
+    network). image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without
     it. `code` is the sha256 of the file of a network of the user's own, so that a change of the
     code is noticed.
     """
@@ -137,9 +129,9 @@ def write_card(
     image_shape: tuple[int, int, int] | None = None,
     factory: str | None = None,
 ) -> None:
-    """Write `<stem>.json` beside the checkpoint `path`, from the file as it was saved.
+    """Write the `card_of` the checkpoint `path`, as it was saved, to `<stem>.json` beside it.
 
-    facts, image_shape: see `card_of`. factory: as in `load_model`.
+    factory: as in `load_model`.
     """
     card = card_of(path, load_model(path, factory), facts, image_shape)
     write_json(path.with_suffix(".json"), card)

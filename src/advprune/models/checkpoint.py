@@ -5,7 +5,7 @@ several keys safetensors writes them in random order, and equal models would not
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 import torch
@@ -19,17 +19,11 @@ from advprune.models import binary, quantized
 from advprune.models.benchmarks import recognized
 from advprune.models.border import hooked
 from advprune.models.dialects import read_tensors, read_weights
-from advprune.models.draws import undisturbed
 from advprune.models.insert import places, put
-from advprune.models.outside import (
-    PREFIXES,
-    build_outside,
-    dtype_name,
-    renaming,
-    unwrapped,
-)
+from advprune.models.outside import PREFIXES, Rename, build_outside, dtype_name, renaming, unwrapped
 from advprune.models.resnet import build_dense
 from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
+from advprune.models.stochastic import undisturbed
 
 LayerFactory = Callable[..., nn.Module]
 _LAYERS: dict[str, LayerFactory] = {}
@@ -129,20 +123,14 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     spec = header_spec(metadata, where=str(path))
     if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
-    _check_size(spec, tensors, where=str(path))
+    if not spec.outside and max(*spec.streams, *spec.inner) > USUAL_CHANNELS:
+        with torch.device("meta"):  # before memory for it is taken
+            needed = sum(t.numel() for t in stored(build(spec)).values())
+        if needed != (there := sum(t.numel() for t in tensors.values())):
+            raise UserError(f"{path}: the header's network has {needed} numbers, the file {there}")
     model = build(spec, factory)
     fill(model, tensors, where=str(path))
     return model
-
-
-def _check_size(spec: ModelSpec, tensors: dict[str, torch.Tensor], where: str) -> None:
-    """UserError where a network is larger than its file, before memory for it is taken."""
-    if spec.outside or max(*spec.streams, *spec.inner) <= USUAL_CHANNELS:
-        return
-    with torch.device("meta"):
-        needed = sum(t.numel() for t in stored(build(spec)).values())
-    if needed != (there := sum(t.numel() for t in tensors.values())):
-        raise UserError(f"{where}: the header's network has {needed} numbers, the file {there}")
 
 
 def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
@@ -165,13 +153,13 @@ def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None
     wanted = stored(model)
     missing, left = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or left:
-        raise UserError(
-            f"{where} does not fit {describe(model)}: missing {_listed(missing)}; "
-            f"left over {_listed(left)}"
-        )
-    for name, place in wanted.items():
-        if fault := misfit(tensors[name], place):
-            raise UserError(f"{where} does not fit {describe(model)}: {name} {fault}")
+        fault = f"missing {_listed(missing)}; left over {_listed(left)}"
+    else:
+        whys = ((name, misfit(tensors[name], place)) for name, place in wanted.items())
+        fault = next((f"{name} {why}" for name, why in whys if why), "")
+    if fault:
+        fitting = f"{spec_of(model).described} with {spec_of(model).classes} classes"
+        raise UserError(f"{where} does not fit {fitting}: {fault}")
     # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
     model.load_state_dict(tensors, strict=False)
     binary.check_binary(model, where)
@@ -198,12 +186,6 @@ def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
     return None
 
 
-def describe(model: nn.Module) -> str:
-    """A model in a few words, for messages."""
-    spec = spec_of(model)
-    return f"{spec.described} with {spec.classes} classes"
-
-
 def _listed(names: list[str], most: int = 8) -> str:
     if not names:
         return "nothing"
@@ -225,18 +207,23 @@ def load_foreign(
     path = referenced(reference)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
-    renamed: dict[str, torch.Tensor] = {}
     model, (tensors, metadata) = build(spec, factory), read_weights(path)
     header_spec(metadata, where=reference)
     if spec.architecture.startswith("cifar/") and (theirs := recognized(tensors)):
         tensors = theirs.tensors
-    rename = renaming(tensors, stored(model)) if spec.outside else canonical
+    rename = naming(spec, tensors, stored(model))
+    renamed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if (new := rename(name)) in renamed:
             raise UserError(f"{reference} holds two tensors that are both called {new}")
         renamed[new] = tensor
     fill(model, {n: t for n, t in renamed.items() if is_stored(n)}, where=reference)
     return model
+
+
+def naming(spec: ModelSpec | None, names: Iterable[str], wanted: Container[str]) -> Rename:
+    """From a file's names of tensors to those of a network of that spec, which are `wanted`."""
+    return renaming(names, wanted) if spec and spec.outside else canonical
 
 
 def canonical(name: str) -> str:

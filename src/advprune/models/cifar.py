@@ -49,8 +49,7 @@ class _PreActivated(nn.Module):
         h = self.relu1(self.bn1(x))
         if self.name is not None:
             x = self.get_submodule(self.name)(x if self.early else h)
-        total: torch.Tensor = x + self.conv2(self.relu2(self.bn2(self.conv1(h))))
-        return total
+        return x + self.conv2(self.relu2(self.bn2(self.conv1(h))))
 
 
 class WideResNet(nn.Module):
@@ -77,8 +76,7 @@ class WideResNet(nn.Module):
         h = self.conv1(x)
         for place in (1, 2, 3):
             h = self.get_submodule(f"block{place}.layer")(h)
-        logits: torch.Tensor = self.fc(self.pool(self.relu(self.bn1(h))).flatten(1))
-        return logits
+        return self.fc(self.pool(self.relu(self.bn1(h))).flatten(1))
 
 
 class PreActResNet18(nn.Module):
@@ -104,8 +102,7 @@ class PreActResNet18(nn.Module):
             h = self.get_submodule(f"layer{place}")(h)
         if self.bn is not None and self.relu is not None:
             h = self.relu(self.bn(h))
-        logits: torch.Tensor = self.linear(self.pool(h).flatten(1))
-        return logits
+        return self.linear(self.pool(h).flatten(1))
 
 
 VGG16 = (1, 1, 0, 2, 2, 0, 4, 4, 4, 0, 8, 8, 8, 0, 8, 8, 8)  # widths in parts; 0 is max-pooling
@@ -137,8 +134,7 @@ class Vgg16(nn.Module):
             self.classifier = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
-        return logits
+        return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {

@@ -27,22 +27,6 @@ LONGEST_NAME = 300  # of a tensor
 LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
 
 
-def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file or of a PyTorch state dict, and the header's metadata.
-
-    A state dict is read with `weights_only=True`, so that no code in it is run, and taken out of
-    the common wrappings. Of several networks in a file the first is read, and the metadata's entry
-    `several` says which there are: `header_spec` refuses them. Raises UserError where the file
-    cannot be read or holds anything else.
-    """
-    if not is_file(path):
-        raise UserError(f"there is no checkpoint {path}; check the path")
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    tensors, several = _read_state_dict(path)
-    return tensors, {"several": ", ".join(several)} if several else {}
-
-
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata; UserError where it cannot be read."""
     if not is_file(path):
@@ -57,8 +41,18 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         ) from error
 
 
-def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors by name, and the keys of the networks where there are several."""
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file or of a PyTorch state dict, and the header's metadata.
+
+    A state dict is read with `weights_only=True`, so that no code in it is run, and taken out of
+    the common wrappings. Of several networks in a file the first is read, and the metadata's entry
+    `several` says which there are: `header_spec` refuses them. Raises UserError where the file
+    cannot be read or holds anything else.
+    """
+    if not is_file(path):
+        raise UserError(f"there is no checkpoint {path}; check the path")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
@@ -85,7 +79,7 @@ def _read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
             raise UserError(f"{path} holds no state dict of tensors: {name!r} is {other}")
     if not content or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
-    return _sound(content, path), several
+    return _sound(content, path), {"several": ", ".join(several)} if several else {}
 
 
 def _wrapped(content: dict[Any, Any]) -> list[str]:

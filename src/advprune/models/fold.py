@@ -45,8 +45,7 @@ def channels_last(model: nn.Module) -> nn.Module:
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode with every conv-bn pair merged into one convolution.
 
-    Foreign parts are not changed; a model that torch.fx cannot trace is copied
-    without folding.
+    Foreign parts are not changed; a model that torch.fx cannot trace is copied without folding.
     """
     model = copy.deepcopy(model).eval()
     if (traced := _traced(model)) is None:
@@ -77,7 +76,9 @@ class Following:
     def of(cls, model: nn.Module) -> "Following | None":
         """None for a model that holds more than torch's own layers and ways to join them, or whose
         weights are computed from others by foreign code."""
-        if hooked(model) or not all(_computed_here(module) for module in model.modules()):
+        parts: list[Any] = [part for part in model.modules() if is_parametrized(part)]
+        rules = [rule for part in parts for c in part.parametrizations.values() for rule in c]
+        if hooked(model) or not all(type(r).__module__.startswith("advprune.") for r in rules):
             return None
         bare = plain_copy(model)
         traced = _traced(bare) if all(_usual(module) for module in bare.modules()) else None
@@ -96,13 +97,6 @@ class Following:
         for name, tensor in self.copied.items():
             tensor.copy_(attrgetter(name)(self.model))
         return self.network
-
-
-def _computed_here(module: nn.Module) -> bool:
-    """Whether weights that are computed from others, such as masked ones, are so by this library's
-    own code."""
-    chains: Any = module.parametrizations if is_parametrized(module) else {}
-    return all(type(p).__module__.startswith("advprune.") for c in chains.values() for p in c)
 
 
 def _usual(module: nn.Module) -> bool:

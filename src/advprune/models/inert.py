@@ -4,13 +4,25 @@ On a map of 1x1, only the middle of a 3x3 filter meets a value: the rest has no 
 gradient of exactly zero. Where such weights are many, sparsity and counts of bits mean little.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from advprune.core.device import device_of
-from advprune.models.border import undisturbed
-from advprune.models.watch import watched
+from advprune.models.stochastic import undisturbed
+
+
+@contextmanager
+def watched(layers: Mapping[str, nn.Module], look: Callable[..., None]) -> Iterator[None]:
+    """Inside, `look(name, layer, inputs, output)` is called after every pass of a layer."""
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(partial(look, name)))
+        yield
 
 
 @torch.no_grad()

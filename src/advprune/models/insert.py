@@ -1,20 +1,35 @@
-"""Layers that families put into a network: behind a ReLU, or behind a convolution."""
+"""Layers that families put into a network: behind a ReLU, or behind a convolution.
+
+They would be missing behind activations that are no sites, which are found here as well.
+"""
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
-from advprune.models.activations import own_activations
 from advprune.models.spec import LayerSpec, ModelSpec, Site, Where, attach, sites
+from advprune.models.stochastic import undisturbed
 
 NEEDED: dict[Where, str] = {
     "relu": "no activation that is a module (nn.ReLU and the like, not F.relu) to stand behind",
     "conv": "no convolution (nn.Conv2d) to stand behind",
+}
+
+RECTIFIERS = {
+    getattr(place, name)
+    for place in (nn.functional, torch, torch.Tensor)
+    for name in (
+        *("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu"),
+        *("mish", "softplus", "hardswish", "hardtanh", "prelu", "rrelu"),
+    )
+    if hasattr(place, name)
 }
 
 
@@ -73,24 +88,19 @@ def insert(model: nn.Module, kind: Callable[..., nn.Module], spec: LayerSpec) ->
 
 
 def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
-    """Put a layer at the place `name`."""
+    """Put a layer at the place `name`; UserError where a convolution of a derived class is there,
+    whose own forward pass would be lost."""
     module = model.get_submodule(name)
     if where == "relu":
         site = module if isinstance(module, Site) else Site(module).train(module.training)
         site.append(layer)
         model.set_submodule(name, site)
         return
-    wrapped = _wrapped(name, module)
-    before = wrapped.on_output
-    wrapped.on_output = layer if before is None else nn.Sequential(before, layer)
-    model.set_submodule(name, wrapped)
-
-
-def _wrapped(name: str, module: nn.Module) -> WrappedConv2d:
-    """The module itself where it is wrapped already, else its wrapped form with its tensors."""
     if isinstance(module, WrappedConv2d):
-        return module
-    if type(module) is not nn.Conv2d:  # a derived class's own forward pass would be lost
+        before = module.on_output
+        module.on_output = layer if before is None else nn.Sequential(before, layer)
+        return
+    if type(module) is not nn.Conv2d:
         raise UserError(
             f"{name} is a {type(module).__name__}; layers can be put behind nn.Conv2d, but not "
             "behind what is derived from it"
@@ -98,6 +108,62 @@ def _wrapped(name: str, module: nn.Module) -> WrappedConv2d:
     wrapped = WrappedConv2d(
         *(module.in_channels, module.out_channels, module.kernel_size, module.stride),
         *(module.padding, module.dilation, module.groups, True, module.padding_mode),
-    )
-    wrapped.weight, wrapped.bias = module.weight, module.bias
-    return wrapped.train(module.training)
+    ).train(module.training)
+    wrapped.weight, wrapped.bias, wrapped.on_output = module.weight, module.bias, layer
+    model.set_submodule(name, wrapped)
+
+
+@torch.no_grad()
+def own_activations(model: nn.Module) -> list[str]:
+    """The names of modules that act as activations without being torch's: they have no parts and no
+    weights, and map every value on its own by what is no straight line."""
+    found = []
+    known = {id(part) for site in sites(model).values() for part in site.modules()}
+    for name, part in model.named_modules():
+        torchs = type(part).__module__.startswith(("torch.", "advprune."))
+        if torchs or any(part.children()) or list(part.parameters()) or id(part) in known:
+            continue
+        x = torch.linspace(-3, 3, 64).view(1, 1, 8, 8)
+        try:
+            with undisturbed():
+                there, back, middle = part(x), part(x.flip(2, 3)), part(x * 0)
+                single = torch.equal(there, back.flip(2, 3))
+                straight = torch.allclose(there + there.flip(2, 3), 2 * middle, atol=1e-4)
+        except Exception:  # it takes other inputs: no activation
+            continue
+        if single and not straight:
+            found.append(name)
+    return found
+
+
+class _Calls(TorchFunctionMode):
+    """Notes calls of torch's activation functions, but those inside activation sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.depth = 0  # of sites
+
+    def enter(self, *_: Any) -> None:
+        self.depth += 1
+
+    def leave(self, *_: Any) -> None:
+        self.depth -= 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.depth and func in RECTIFIERS:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def functional_activations(model: nn.Module, image: torch.Tensor) -> list[str]:
+    """The activation functions that a pass of one image `[1, C, H, W]` calls outside of modules
+    that are activation sites, by name, one for each call."""
+    device = device_of(model)
+    with undisturbed(device), ExitStack() as hooks, _Calls() as calls:
+        for site in sites(model).values():
+            hooks.enter_context(site.register_forward_pre_hook(calls.enter))
+            hooks.enter_context(site.register_forward_hook(calls.leave))
+        model(image.to(device))
+    return calls.names

@@ -29,9 +29,9 @@ from advprune.core.errors import UserError, first_line
 from advprune.core.networks import collection_of
 from advprune.models.border import admitted, unshared, weight_faults
 from advprune.models.cifar import MAKERS
-from advprune.models.draws import undisturbed
 from advprune.models.sizes import resized
 from advprune.models.spec import ModelSpec, Normalize
+from advprune.models.stochastic import undisturbed
 
 Make = Callable[[], nn.Module]
 Rename = Callable[[str], str]

@@ -84,13 +84,6 @@ class QuantizedLayer(nn.Module):
             return F.linear(x, weight)
         return F.conv2d(x, weight, **self.conv)
 
-    def _exact_type(self, x: torch.Tensor) -> torch.dtype:
-        """float32 where no sum can reach 2^24, up to which it holds whole numbers exactly; else
-        float64. Off the CPU convolutions may go through transforms that are not whole."""
-        sums = self.weight.flatten(1).abs().sum(1, dtype=torch.int64)
-        most = int(sums.max()) * int((self.levels - self.input_zero).abs().max(self.input_zero))
-        return torch.float32 if x.device.type == "cpu" and most < 2**24 else torch.float64
-
     def simulate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """The layer on real numbers: `x` rounded to the input's grid, with derivative one."""
         real = straight_through(x, self.integers(x.detach()) * self.input_scale)
@@ -104,7 +97,11 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.differentiable:
             return self.simulate(x, *self.real(x.dtype))
-        exact = self._exact_type(x)
+        # float32 holds whole numbers exactly up to 2^24, if all sums stay below that. Off the CPU
+        # convolutions may go through transforms that are not whole.
+        sums = self.weight.flatten(1).abs().sum(1, dtype=torch.int64)
+        most = int(sums.max()) * int((self.levels - self.input_zero).abs().max(self.input_zero))
+        exact = torch.float32 if x.device.type == "cpu" and most < 2**24 else torch.float64
         total = self._apply_weights(self.integers(x).to(exact), self.weight.to(exact)).double()
         scale = self._spread(self.weight_scale * self.input_scale, 0)
         return ((total + self._spread(self.bias, 0)) * scale).to(x.dtype)

@@ -1,18 +1,58 @@
 """Randomness inside a model: layers that draw in every forward pass, in evaluation mode too.
 
 A defence that is random only in training mode is switched off by every attack that calls `eval()`.
-Here randomness has switches of its own, which attacks and checks set on private copies.
+Here randomness has switches of its own, which attacks and checks set on private copies. Models
+whose own code draws from global random states become such a layer (`Drawn`).
 """
 
 import copy
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from advprune.models.backward import straight_through
+
+
+@contextmanager
+def undisturbed(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
+    """Inside, code may draw; the global random states of torch, numpy and Python are put back.
+
+    seed: that of all three inside; None leaves them as they are.
+    """
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), _others(seed):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _others(seed: int | None) -> Iterator[None]:
+    """The same for numpy and Python alone."""
+    numpys, pythons = np.random.get_state(), random.getstate()
+    try:
+        if seed is not None:
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        yield
+    finally:
+        np.random.set_state(numpys)
+        random.setstate(pythons)
+
+
+def states(device: torch.device) -> tuple[Any, ...]:
+    """The global random states, to be compared."""
+    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    numpys = tuple(np.random.get_state())
+    numbers = np.asarray(numpys[1]).tobytes(), numpys[2:]
+    return torch.get_rng_state().numpy().tobytes(), cuda, *numbers, random.getstate()
 
 
 class Stochastic(nn.Module, ABC):
@@ -39,16 +79,13 @@ class Stochastic(nn.Module, ABC):
         """Numbers in [0, 1), of the shape of `h` (of one sample of it where draws are frozen)."""
         if self.frozen is None:
             return torch.rand_like(h)
-        return torch.rand(h.shape[1:], generator=self._generator()).to(h)
+        return torch.rand(h.shape[1:], generator=torch.Generator().manual_seed(self.frozen)).to(h)
 
     def normal(self, h: torch.Tensor) -> torch.Tensor:
         """Standard normal numbers, likewise."""
         if self.frozen is None:
             return torch.randn_like(h)
-        return torch.randn(h.shape[1:], generator=self._generator()).to(h)
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.frozen or 0)
+        return torch.randn(h.shape[1:], generator=torch.Generator().manual_seed(self.frozen)).to(h)
 
     @abstractmethod
     def noisy(self, h: torch.Tensor) -> torch.Tensor:
@@ -59,6 +96,33 @@ class Stochastic(nn.Module, ABC):
             return h
         out = self.noisy(h)
         return straight_through(h, out) if self.backward == "identity" else out
+
+
+class Drawn(Stochastic):
+    """A model whose own code draws from global random states, seen as one random layer.
+
+    What it draws may be the same for a whole batch, so each draw takes a pass of its own. It has no
+    backward rule but its own. Draws of numpy and Python are seeded from torch's.
+    """
+
+    rules = ("constant",)
+    shared = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        if "spec" in vars(model):
+            vars(self)["spec"] = vars(model)["spec"]
+
+    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+        if self.frozen is None:
+            with _others(int(torch.randint(2**31, ()))):
+                return self.model(h)
+        each = []
+        for image in h.split(1):  # the same draws for every image
+            with undisturbed(h.device, self.frozen):
+                each.append(self.model(image))
+        return torch.cat(each)
 
 
 def stochastic_layers(model: nn.Module) -> list[Stochastic]:
@@ -96,11 +160,9 @@ def drawn_logits(
     """Logits `[k, N, K]` of `draws` draws in all, k of them per forward pass.
 
     A pass takes up to `most` images (always at least all N once), so that a small network's time
-    does not go into starting its layers. Noise on weights and frozen draws are the same for a whole
-    pass: then k is 1.
+    does not go into starting its layers. Frozen draws are the same for a whole pass: then k is 1.
     """
-    shared = any(name.endswith(".on_weight") for name, _ in model.named_modules())
-    shared |= any(one.shared or one.frozen is not None for one in stochastic_layers(model))
+    shared = any(one.shared or one.frozen is not None for one in stochastic_layers(model))
     together = 1 if shared else max(1, most // max(len(images), 1))
     for count in split(draws, together):
         repeated = images.repeat(count, 1, 1, 1) if count > 1 else images
@@ -115,9 +177,5 @@ def split(total: int, size: int) -> list[int]:
 
 def mean_logits(model: nn.Module, images: torch.Tensor, draws: int, most: int = 0) -> torch.Tensor:
     """Logits `[N, K]` averaged over `draws` draws."""
-    return sum_of(part.sum(0) for part in drawn_logits(model, images, draws, most)) / draws
-
-
-def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum of tensors of one shape."""
-    return reduce(torch.add, parts)
+    sums = (part.sum(0) for part in drawn_logits(model, images, draws, most))
+    return reduce(torch.add, sums) / draws

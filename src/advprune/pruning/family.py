@@ -11,10 +11,9 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.settings import Settings, parse
-from advprune.models.activations import functional_activations
 from advprune.models.border import check_images, compressible
-from advprune.models.draws import undisturbed
-from advprune.models.insert import inserted, places
+from advprune.models.insert import functional_activations, inserted, places
+from advprune.models.stochastic import undisturbed
 from advprune.training.inputs import Data, Pair
 
 

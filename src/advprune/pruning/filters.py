@@ -32,12 +32,11 @@ from torch import nn
 from advprune.core.device import device_of
 from advprune.core.errors import UserError, first_line
 from advprune.core.train_settings import FineTune
-from advprune.models.draws import undisturbed
 from advprune.models.outside import INSIDE
 from advprune.models.resnet import BasicBlock, ResNet
 from advprune.models.sizes import SIZED, size_of
 from advprune.models.spec import ModelSpec, attach
-from advprune.models.stochastic import is_randomized
+from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning.family import Data, Pruned, Setting, family
 from advprune.pruning.masks import Masks, clear, everywhere, first, layers, masked, part, tune
 

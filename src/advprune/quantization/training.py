@@ -9,8 +9,6 @@ in evaluation mode, in which training images are attacked, it has derivative one
 that the attack is the one that the model will meet.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -50,11 +48,7 @@ class TrainedLayer(nn.Module):
 
 
 def quantization_aware(
-    model: nn.Module,
-    setting: QuantizeSettings,
-    data: Data,
-    seed: int,
-    calibration: torch.Tensor,
+    model: nn.Module, setting: QuantizeSettings, data: Data, seed: int, calibration: torch.Tensor
 ) -> nn.Module:
     """The quantized form of a dense model, its integers found by training.
 
@@ -67,7 +61,14 @@ def quantization_aware(
     with torch.random.fork_rng():  # for the layers that draw at random
         torch.manual_seed(salted(seed, "quantization"))
         form = training_form(model, calibration, setting.bits)
-        finetune(form, training, data, seed, after_step=zeros_held(form))
+        zeros = {name: m.layer.weight == 0 for name, m in trained_layers(form).items()}
+
+        @torch.no_grad()
+        def hold(model: nn.Module) -> None:
+            for name, trained in trained_layers(model).items():
+                trained.layer.weight.masked_fill_(zeros[name], 0.0)
+
+        finetune(form, training, data, seed, after_step=hold)
     return integer_form(form)
 
 
@@ -86,18 +87,6 @@ def training_form(model: nn.Module, images: torch.Tensor, bits: int) -> nn.Modul
 def trained_layers(form: nn.Module) -> dict[str, TrainedLayer]:
     """The layers of a training form by name."""
     return {n: m for n, m in form.named_modules() if isinstance(m, TrainedLayer)}
-
-
-def zeros_held(form: nn.Module) -> Callable[[nn.Module], None]:
-    """A function that sets the weights of a training form that are zero now to zero again."""
-    zeros = {name: m.layer.weight == 0 for name, m in trained_layers(form).items()}
-
-    @torch.no_grad()
-    def hold(model: nn.Module) -> None:
-        for name, layer in trained_layers(model).items():
-            layer.layer.weight.masked_fill_(zeros[name], 0.0)
-
-    return hold
 
 
 def integer_form(form: nn.Module) -> nn.Module:
