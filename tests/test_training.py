@@ -214,18 +214,18 @@ def test_the_epoch_of_highest_robust_accuracy_is_kept(
     digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Weights] = []
-    given = iter([0.2, 0.5, 0.5, 0.1, 0.4])
+    given = iter([0.9, 0.2, 0.5, 0.5, 0.5, 0.5, 0.9, 0.1, 0.2, 0.4])  # clean, robust, clean, ...
 
-    def measured(self: Trainer, model: nn.Module, *_: Any) -> float:
+    def measured(model: nn.Module, *_: Any) -> float:
         seen.append(state_of(model))
         return next(given)
 
-    monkeypatch.setattr(Trainer, "_robust_accuracy", measured)
+    monkeypatch.setattr("advprune.training.standard.accuracy", measured)
     recipe = {"method": "pgd", "steps": 1, "epochs": 5}  # the profile's epochs are 4
     run = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     history = run.run()
     assert [row["val_robust_accuracy"] for row in history] == [0.2, 0.5, 0.5, 0.1, 0.4]
-    assert same(state_of(run.model), seen[2]) and not same(seen[2], seen[4])
+    assert same(state_of(run.model), seen[5]) and not same(seen[5], seen[9])
 
 
 def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path: Path) -> None:
