@@ -20,7 +20,8 @@ def train(
     """Write runs/<profile>/<name>/model.{safetensors,json}, and dvclive/<profile>/<name>/ where
     DVCLive is installed."""
     from advprune.core.device import setup
-    from advprune.training.networks import Training
+    from advprune.training.inputs import Inputs
+    from advprune.training.networks import train_network
 
     workspace = Workspace.open(profile)
     params, files = workspace.params, [workspace.data("train"), workspace.data("val")]
@@ -32,9 +33,9 @@ def train(
     settings = workspace.profile.model_dump(include={"model", "train"})
     with workspace.unfinished(settings, params.setting(name).model_dump(), files=files) as state:
         made_from = workspace.load(parent) if parent else None
-        say = curves(workspace, name)
-        training = Training(params, splits, setup(), state, made_from, say)
-        model, facts = training.run(name)
+        known = params.seed, setup(), state, curves(workspace, name)
+        inputs = Inputs(splits["train"], splits["val"], *known)
+        model, facts = train_network(params, name, inputs, made_from)
         workspace.save(name, model, facts, image_shape=splits["train"].shape)
 
 

@@ -22,7 +22,7 @@ from advprune.data import prepare
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
-from advprune.training.standard import Trainer
+from advprune.training.inputs import save_state
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -118,17 +118,17 @@ class Killed(Exception):
 @contextmanager
 def stored(kill_after: int | None = None) -> Iterator[list[Path | None]]:
     """Where training stores its state meanwhile, once an epoch; it is killed after so many."""
-    store, found = Trainer._store, []
+    found: list[Path | None] = []
 
-    def counted(trainer: Trainer, run: Any) -> None:
-        store(trainer, run)
-        found.append(trainer.state_path)
+    def counted(path: Path | None, state: dict[str, Any]) -> None:
+        save_state(path, state)
+        found.append(path)
         if len(found) == kill_after:
             raise Killed
 
     ending = pytest.raises(Killed) if kill_after else nullcontext()
     with pytest.MonkeyPatch.context() as patch, ending:
-        patch.setattr(Trainer, "_store", counted)
+        patch.setattr("advprune.training.standard.save_state", counted)
         yield found
 
 

@@ -112,7 +112,7 @@ def test_a_family_follows_its_seed(small: nn.Module, data: Data, name: str) -> N
     assert same_weights(one, again) and not same_weights(one, other)
 
 
-@pytest.mark.parametrize("compression", [1, 4, 16])
+@pytest.mark.parametrize("compression", [1, 5])
 @pytest.mark.parametrize("name", MASKS)
 def test_compression_is_exact_to_one_parameter(
     small: nn.Module, data: Data, name: str, compression: int

@@ -45,7 +45,7 @@ def test_ranking_by_hand() -> None:
     assert smallest_filters(torch.rand(10, 1, 1, 1), 1 - 1e-16).sum() == 9
 
 
-@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize("fraction", [0.25, 0.9])
 def test_a_filter_goes_with_its_batch_norm_and_its_readers(
     network: nn.Module, fraction: float
 ) -> None:
@@ -64,8 +64,9 @@ def test_a_filter_goes_with_its_batch_norm_and_its_readers(
         assert torch.equal(parameter, network.get_parameter(name).masked_fill(expected[name], 0.0))
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
-@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("architecture", "fraction"), [("resnet18", 0.0), ("resnet18", 0.9), ("resnet20", 0.3)]
+)
 def test_the_small_network_is_the_masked_one(
     digits: Pair, tmp_path: Path, architecture: str, fraction: float
 ) -> None:
@@ -82,7 +83,7 @@ def test_the_small_network_is_the_masked_one(
     loaded = load_model(tmp_path / "model.safetensors")
     assert torch.equal(loaded(digits[0]), small.model(digits[0]))
     assert spec_of(loaded).inner == spec_of(small.model).inner
-    assert spec_of(network).inner == ()
+    assert spec_of(network).inner == () and "inner" not in spec_of(network).model_dump_json()
 
 
 def test_a_smaller_network_can_be_pruned_again_and_quantized(
@@ -164,14 +165,6 @@ def test_the_card_holds_what_the_file_costs(network: nn.Module, tmp_path: Path) 
     assert card["macs"] == by_formula(network, 8)
     assert card["nonzero"] == round(total / 8) and card["parameters"] == total
     assert card["file_bytes"] == len(path.read_bytes())
-
-
-def test_the_spec_of_a_plain_network_reads_as_before(network: nn.Module) -> None:
-    assert "inner" not in spec_of(network).model_dump_json()
-    small = prune("filters", network, {"fraction": 0.5, "small": True}).model
-    text = spec_of(small).model_dump_json()
-    assert ModelSpec.model_validate_json(text) == spec_of(small)
-    assert build(spec_of(small)).layer1[1].bn1.num_features == 2
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,25 @@
 """The bit-flip attack as an experiment: its rows, what they rest on, going on after a kill."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from test_seeds import CPU, RAW, split
 from torch import nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.stored_bits import replay, store
-from advprune.core.attack_settings import FlipSettings
 from advprune.core.errors import UserError
+from advprune.core.params import Params
 from advprune.core.resume import Parts
+from advprune.core.settings import parse
 from advprune.evaluate.faults import START, VARIANTS, at_the_end, clean_accuracy
 from advprune.models.stochastic import Stochastic
-from advprune.studies.bitflip import BitFlipSettings, Flipping
+from advprune.studies import Given, run_study
+from advprune.studies.bitflip import attacker_images, recorded
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -23,24 +27,20 @@ SETTINGS = {"images": 8, "seeds": 2, "budget": 3, "every": 2, "random": 4, "rand
 SETTINGS |= {"stop": 1e-9}  # below any accuracy but 0
 
 
-def flipping(digits: Pair, entry: dict[str, Any] | None = None, **changes: Any) -> Flipping:
-    """An attack with 4 bits on the first 24 digits as training images, the rest to test on."""
-    images, labels = digits
-    chosen = {"bits": 4} | (entry or {})
-    return Flipping(
-        "entry",
-        BitFlipSettings(**chosen),
-        FlipSettings(**(SETTINGS | changes)),
-        (images[:24], labels[:24]),
-        (images[24:], labels[24:]),
-        classes=10,
-        batch=16,
-        seed=3,
-    )
+def given(digits: Pair, model: nn.Module, folder: Path, entry: Any = (), **changes: Any) -> Given:
+    """A study with 4 bits: the first 24 digits are training images, the rest test images."""
+    profile = RAW["profiles"]["digits"] | {"batch": 16, "flips": SETTINGS | changes}
+    studies = {"entry": {"study": "bitflip", "of": "dense-standard", "bits": 4, **dict(entry)}}
+    raw = RAW | {"models": {}, "studies": studies, "profiles": {"digits": profile}, "seed": 3}
+    params, (images, labels) = parse(Params, raw, "test"), digits
+    splits = {"train": split(images[:24], labels[:24]), "test": split(images[24:], labels[24:])}
+    kept = Parts(folder, "test", files=[])
+    return Given("entry", "it", params, model, {"bits": 32}, {}, splits, kept, CPU)
 
 
-def parts(folder: Path) -> Parts:
-    return Parts(folder, "test", files=[])
+def flipped(*known: Any, **changes: Any) -> pd.DataFrame:
+    """The records of the study."""
+    return run_study("entry", given(*known, **changes))["records"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def small(digits: Pair) -> nn.Module:
 @pytest.fixture(scope="module")
 def table(small: nn.Module, digits: Pair, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     entry = {"variants": ["targeted", "margin"]}
-    return flipping(digits, entry).run(small, parts(tmp_path_factory.mktemp("parts")))
+    return flipped(digits, small, tmp_path_factory.mktemp("parts"), entry)
 
 
 def test_there_is_a_run_for_each_variant_and_seed(table: pd.DataFrame) -> None:
@@ -77,11 +77,13 @@ def test_the_first_row_is_the_network_before_any_flip(
     assert clean_accuracy(table) == first.accuracy.iloc[0]
 
 
-def test_rows_are_the_attacks_own(table: pd.DataFrame, small: nn.Module, digits: Pair) -> None:
-    work, layers = flipping(digits), list(store(small, 4).layers)
+def test_rows_are_the_attacks_own(
+    table: pd.DataFrame, small: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    work, layers = given(digits, small, tmp_path), list(store(small, 4).layers)
     options = {"margin": {"loss": "margin"}, "targeted": {"target": 0}, "untargeted": {}}
     for variant, option in options.items():
-        trace = bitflip(small, work.images_of(1), bits=4, budget=3, batch=16, **option)
+        trace = bitflip(small, attacker_images(work, 1), bits=4, budget=3, batch=16, **option)
         run = table[(table.variant == variant) & (table.seed == 1)]
         flips = run[run.flip > 0]
         for column in ("step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"):
@@ -93,12 +95,13 @@ def test_rows_are_the_attacks_own(table: pd.DataFrame, small: nn.Module, digits:
     assert at_the_end(table[table.seed == 1], "untargeted") == [float(right.double().mean())]
 
 
-def test_seeds_are_other_batches_and_other_random_flips(table: pd.DataFrame, digits: Pair) -> None:
-    work, images = flipping(digits), digits[0][:24]
-    one, other = work.images_of(0), work.images_of(1)
+def test_seeds_are_other_batches_and_other_random_flips(
+    table: pd.DataFrame, small: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    work, images = given(digits, small, tmp_path), digits[0][:24]
+    one, other = attacker_images(work, 0), attacker_images(work, 1)
     assert len(one) == len(other) == 8 and not torch.equal(one, other)
     assert all(any(torch.equal(x, image) for image in images) for x in one)
-    assert torch.equal(flipping(digits, {"bits": 8}).images_of(1), other)
     places = [
         set(zip(run.layer, run["index"], run.bit, strict=True))
         for _, run in table[(table.variant == "random") & (table.flip > 0)].groupby("seed")
@@ -109,34 +112,33 @@ def test_seeds_are_other_batches_and_other_random_flips(table: pd.DataFrame, dig
 def test_it_ends_at_chance_and_an_entry_has_a_budget_of_its_own(
     small: nn.Module, digits: Pair, tmp_path: Path
 ) -> None:
-    work = flipping(digits, {"budget": 1}, random=0, stop=10, seeds=1)
-    assert work.level == 1.0 and work.budget == 1
-    found = work.run(small, parts(tmp_path))
+    found = flipped(digits, small, tmp_path / "a", random=0, stop=10, seeds=1)
     assert found.flip.tolist() == [0, 0] and found.variant.tolist() == ["untargeted", "random"]
     assert found.reason.tolist() == ["level", "budget"] and found.loss.isna().all()
+    found = flipped(digits, small, tmp_path / "b", {"budget": 1}, random=0, seeds=1)
+    assert found.flip.tolist() == [0, 1, 0] and found.reason[0] == "budget"
 
 
 def test_after_a_kill_the_bytes_are_the_same(
     small: nn.Module, digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = flipping(digits).run(small, parts(tmp_path / "one"))
+    whole = flipped(digits, small, tmp_path / "one")
     whole.to_parquet(tmp_path / "one.parquet", index=False)
     done: list[tuple[str, int]] = []
-    original = Flipping._records
 
-    def killed(self: Flipping, stored: Any, variant: str, seed: int, *rest: Any) -> pd.DataFrame:
+    def killed(*known: Any) -> pd.DataFrame:
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append((variant, seed))
-        return original(self, stored, variant, seed, *rest)
+        done.append(known[3:5])
+        return recorded(*known)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Flipping, "_records", killed)
+        patch.setattr("advprune.studies.bitflip.recorded", killed)
         with pytest.raises(KeyboardInterrupt):
-            flipping(digits).run(small, parts(tmp_path / "two"))
+            flipped(digits, small, tmp_path / "two")
         assert done == [("untargeted", 0), ("untargeted", 1)]
         done.clear()
-        rest = flipping(digits).run(small, parts(tmp_path / "two"))
+        rest = flipped(digits, small, tmp_path / "two")
     assert done == [("random", 0), ("random", 1)]
     rest.to_parquet(tmp_path / "two.parquet", index=False)
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
@@ -151,7 +153,9 @@ def test_what_cannot_be_attacked_is_refused_by_name(
     small: nn.Module, digits: Pair, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"studies\.entry\.of: this model draws at random"):
-        flipping(digits).run(nn.Sequential(small, Noisy()), parts(tmp_path))
-    targeted = flipping(digits, {"variants": ["targeted"]}, target=10)
+        flipped(digits, nn.Sequential(small, Noisy()), tmp_path)
     with pytest.raises(UserError, match=r"flips\.target is 10; classes are 0 to 9"):
-        targeted.run(small, parts(tmp_path))
+        flipped(digits, small, tmp_path, {"variants": ["targeted"]}, target=10)
+    integers = replace(given(digits, small, tmp_path), card={"bits": 8})
+    with pytest.raises(UserError, match=r"studies\.entry\.of: it holds integers"):
+        run_study("entry", integers)

@@ -13,10 +13,7 @@ from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings, crossing
 from advprune.pruning import Data, prune
-from advprune.pruning.gap import (
-    GAP,
-    published_gradients,
-)
+from advprune.pruning.gap import GAP, published_gradients
 from advprune.training.augment import augment
 from conftest import make_network
 
@@ -54,9 +51,8 @@ def per_image(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> T
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
     for x, y in zip(images, labels, strict=True):
         loss = -model(x[None]).log_softmax(1)[0, y]
-        for name, gradient in zip(
-            weights, torch.autograd.grad(loss, list(weights.values())), strict=True
-        ):
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        for name, gradient in zip(weights, gradients, strict=True):
             total[name] += gradient
     return total
 
@@ -65,16 +61,6 @@ def attacked(model: nn.Module, data: Data, steps: int, family: str = "GAP_global
     """The PGD images of a family's score at seed 0."""
     budget = TRAIN.eps, crossing(steps) * TRAIN.eps, steps
     return pgd(model, data.images, data.labels, *budget, generator=generator(family))
-
-
-def close(one: Tensors, other: Tensors, rtol: float = 1e-9) -> bool:
-    assert one.keys() == other.keys()
-    return all(
-        torch.allclose(
-            one[name], other[name], rtol=rtol, atol=rtol * float(other[name].detach().abs().max())
-        )
-        for name in one
-    )
 
 
 def first(score: torch.Tensor, count: int, largest: bool) -> torch.Tensor:
@@ -122,8 +108,10 @@ def test_gradient_layer_removes_the_smallest_of_each_tensor(precise: nn.Module, 
         assert torch.equal(masks[name], first(score, count, largest=False))
 
 
-@pytest.mark.parametrize("score", [None, "signed", "absolute", "product"])
-@pytest.mark.parametrize("remove", ["largest", "smallest"])
+@pytest.mark.parametrize(
+    ("score", "remove"),
+    [(None, "largest"), ("signed", "smallest"), ("absolute", "smallest"), ("product", "largest")],
+)
 def test_gap_global_ranks_the_gradients_at_pgd_images(
     precise: nn.Module, data: Data, score: str | None, remove: str
 ) -> None:
@@ -139,7 +127,7 @@ def test_gap_global_ranks_the_gradients_at_pgd_images(
     assert same(removed(pruned.changed), globally(expected, count, remove == "largest"))
 
 
-@pytest.mark.parametrize("score", [None, "absolute", "signed"])
+@pytest.mark.parametrize("score", [None, "signed"])
 def test_gap_layer_ranks_each_tensor(precise: nn.Module, data: Data, score: str | None) -> None:
     gradients = per_image(precise, attacked(precise, data, 3, "GAP_layer"), data.labels)
     masks = removed(prune("GAP_layer", precise, SETTING | {"score": score}, data).changed)
@@ -168,7 +156,11 @@ def replay(model: nn.Module, data: Data, steps: int, seeded: torch.Generator) ->
 def test_published_is_the_published_loop(precise: nn.Module, data: Data) -> None:
     model, theirs = copy.deepcopy(precise), copy.deepcopy(precise)
     found = published_gradients(model, replace(data, generator=generator()), GAP(**SETTING))
-    assert close(found, replay(theirs, data, 3, generator()))
+    expected = replay(theirs, data, 3, generator())
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        largest = float(gradient.abs().max())
+        assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-9 * largest), name
     for name, buffer in theirs.named_buffers():  # batch-norm has drifted in the same way
         assert torch.allclose(buffer.double(), model.get_buffer(name).double(), rtol=1e-9)
     pruned = prune("GAP_global", precise, SETTING | {"published": True}, data)

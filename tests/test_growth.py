@@ -21,7 +21,7 @@ from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
 from advprune.training.inputs import Inputs
-from advprune.training.networks import Training
+from advprune.training.networks import train_network
 from conftest import stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -205,13 +205,10 @@ def test_growth_starts_at_the_base_network_and_counts_its_gates(digits: Pair) ->
 def test_a_result_that_is_not_larger_is_refused(
     digits: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    params = load(ROOT / "params.yaml")
-    given = inputs(digits, 16)
-    training = Training(params, {"train": given.train, "val": given.val}, given.device, tmp_path)
     base = Grown(stages=(8, 8, 16, 32, 64), inner=(8, 8, 16, 16, 32, 32, 64, 64), base=(8,) * 13)
     monkeypatch.setattr("advprune.training.networks.grow", lambda *_: base)
     with pytest.raises(UserError, match=r"ended with (\d+) .* not more than the \1 it"):
-        training.run("RA_BNN-standard")
+        train_network(load(ROOT / "params.yaml"), "RA_BNN-standard", inputs(digits, 16))
     with pytest.raises(UserError, match="gate_lr"):
         parse(GrowthSettings, {"gate_lr": 40.0}, "growth")
 

@@ -1,5 +1,6 @@
 """HYDRA and LWM: masks against sorted lists, gradients by hand, weights that stay as they were."""
 
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,7 @@ from torch.nn.utils import parametrize
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
 from advprune.pruning import Data, prune
-from advprune.pruning.hydra import (
-    Scored,
-    attach_scores,
-    scaled,
-    smallest,
-)
+from advprune.pruning.hydra import Scored, attach_scores, scaled, smallest
 from advprune.pruning.masks import layers
 from advprune.training.standard import Trainer
 from conftest import make_network, stored
@@ -47,9 +43,9 @@ def ranked(scores: torch.Tensor, sparsity: float) -> list[int]:
 # --- the ranking ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.29, 0.5, 0.9, 0.99])
-def test_what_goes_is_what_sorting_a_list_removes(sparsity: float) -> None:
-    for shape in ((3, 2, 3, 3), (10, 10), (1, 7), (1, 1)):
+def test_what_goes_is_what_sorting_a_list_removes() -> None:
+    shapes = ((3, 2, 3, 3), (10, 10), (1, 7), (1, 1))
+    for shape, sparsity in product(shapes, (0.0, 0.1, 0.29, 0.5, 0.9, 0.99)):
         # few values, so that many are equal in magnitude, across the threshold too
         scores = torch.randint(-3, 4, shape, generator=generator(1)).float()
         found = smallest(scores, sparsity).flatten().nonzero()[:, 0].tolist()
@@ -107,11 +103,10 @@ def test_scores_of_the_opposite_sign_count_by_their_magnitude() -> None:
     assert seen.scores.grad.tolist() == [4.0, -5.0, 6.0, -7.0]
 
 
-@pytest.mark.parametrize("method", ["standard", "pgd", "trades"])
 def test_weights_are_bitwise_unchanged_while_scores_are_trained(
-    small: nn.Module, digits: Pair, method: str
+    small: nn.Module, digits: Pair
 ) -> None:
-    scores = {"method": method, "epochs": 1, "lr": 1.0, "steps": 1}
+    scores = {"method": "trades", "epochs": 1, "lr": 1.0, "steps": 1}
     pruned = prune("HYDRA", small, {"sparsity": 0.5, "scores": scores}, Data(*digits, TRAIN))
     assert pruned.notes["moved"] > 0 and len(pruned.notes["scores"]) == 1
     for name, before in small.named_parameters():
@@ -200,7 +195,7 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([t.flatten().double() for t in model.state_dict().values()])
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+@pytest.mark.parametrize("epoch", [1, 3])
 def test_a_killed_run_is_resumed_in_its_phase(
     small: nn.Module, digits: Pair, tmp_path: Path, epoch: int
 ) -> None:

@@ -5,18 +5,12 @@ params.yaml with `@family(key, Setting)`. It never changes the model it was give
 """
 
 import pkgutil
+from collections import defaultdict
 from importlib import import_module
 from typing import Any
 
 from advprune.core.params import Params
-from advprune.pruning.family import (
-    Data,
-    Pruned,
-    chosen,
-    families,
-    prune,
-    setting_of,
-)
+from advprune.pruning.family import Data, Pruned, chosen, families, prune, setting_of
 from advprune.pruning.hydra import check_equal_epochs
 
 for _module in pkgutil.iter_modules(__path__):
@@ -25,23 +19,14 @@ for _module in pkgutil.iter_modules(__path__):
 
 def check_settings(params: Params) -> None:
     """Check every setting of a family in params.yaml before anything is computed."""
-    places = {key: f"prune.{key}" for key in params.prune}
-    typed = {key: setting_of(*chosen(key, params.prune[key]), place=places[key]) for key in places}
-    parents: dict[str, dict[str, Any]] = {}
+    typed = {k: setting_of(*chosen(k, v), place=f"prune.{k}") for k, v in params.prune.items()}
+    parents: dict[str, dict[str, Any]] = defaultdict(dict)
     for entry in params.models.values():
         if entry.do == "prune":
-            parents.setdefault(entry.of, {})[places[entry.key]] = typed[entry.key]
+            parents[entry.of][entry.by] = typed[entry.key]
     for named in parents.values():
         check_equal_epochs(named)
 
 
-__all__ = [
-    "Data",
-    "Pruned",
-    "check_equal_epochs",
-    "check_settings",
-    "chosen",
-    "families",
-    "prune",
-    "setting_of",
-]
+__all__ = ["Data", "Pruned", "check_equal_epochs", "check_settings", "chosen", "families"]
+__all__ += ["prune", "setting_of"]

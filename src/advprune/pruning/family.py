@@ -71,8 +71,7 @@ def setting_of(name: str, value: Any, place: str = "") -> Any:
     """Check a family's setting; UserError names the key (`place`), the value and the range."""
     place = place or f"prune.{name}"
     if name not in families():  # settings may give anything, a list too
-        known = ", ".join(families())
-        raise UserError(f"{place}: there is no family {name!r}; known: {known}")
+        raise UserError(f"{place}: there is no family {name!r}; known: {', '.join(families())}")
     kind = _REGISTRY[name][0]
     if isinstance(value, kind):
         return value
@@ -95,12 +94,12 @@ def prune(
 ) -> Pruned:
     """Apply the family `name` to a copy of `model`; the model itself stays as it was.
 
-    setting: a number or mapping as in params.yaml, or the family's setting object.
-    data: training images `[N, C, H, W]` in [0, 1] and labels, for families that learn from them;
-    a `Data` says as well how to train.
-    Raises UserError for an unknown family, a setting out of range, data that is missing, a model
-    that is not `compressible` (models/border.py), and where the family's layers would act at some
-    activations only. Families that put layers in note at how many places, as `sites`.
+    setting: a number or mapping as in params.yaml, or the family's setting object. data: training
+    images `[N, C, H, W]` in [0, 1] and labels, for families that learn from them; a `Data` says as
+    well how to train. Families that put layers in note at how many places, as `sites`.
+
+    UserError for an unknown family, a setting out of range, data that is missing, a model that is
+    not `compressible` (models/border.py), and where the layers would act at some activations only.
     """
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))
@@ -118,10 +117,11 @@ def prune(
             mine = compressible("model", model, images)
             before = inserted(mine)
             found = _REGISTRY[name][1](mine, checked, given)
-            added = inserted(found.model) - before
+            added, missed = inserted(found.model) - before, list[str]()
             # Layers stand behind modules alone: a pass of one image shows what is called otherwise.
-            seen = images[:1] if images is not None and added["relu"] else None
-            if seen is not None and (missed := functional_activations(found.model, seen)):
+            if images is not None and added["relu"]:
+                missed = functional_activations(found.model, images[:1])
+            if missed:
                 raise UserError(
                     f"it would act at {len(places(found.model, 'relu'))} activation modules but "
                     f"not at {len(missed)} calls of functions such as {missed[0]}; make modules of "

@@ -11,12 +11,13 @@ decimals)`.
 Gradient. Rounding is flat almost everywhere, so an attack that uses its true gradient finds
 nothing, however weak the network is. Its backward pass is the identity for every attacker (straight
 through: Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018,
-section 4.1, BPDA). A clamped value has no gradient either: attacks with `backward: straight` pass
-over the clamp.
+section 4.1, BPDA). A clamped value has no gradient either: attacks with `backward: straight`
+differentiate as if nothing were clamped.
 
 Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), clamped and rounded maps.
 """
 
+from contextlib import ExitStack
 from functools import partial
 from typing import ClassVar
 
@@ -81,45 +82,29 @@ class Round(nn.Module):
         return straight_through(h, h.round(decimals=self.decimals))
 
 
+@family("clamp", ClampMaps)
 @torch.no_grad()
-def calibrate(
-    model: nn.Module, images: torch.Tensor, sigmas: float, batch: int = 64
-) -> dict[str, tuple[float, float]]:
-    """The clamp range of each activation site, from images `[N, C, H, W]` in [0, 1]."""
+def clamp_maps(model: nn.Module, setting: ClampMaps, data: Data) -> Pruned:
+    """Clamp every feature map to the range that clean training images use."""
+    chosen = torch.randperm(len(require(data).images), generator=data.generator)
+    images = data.images[chosen[: setting.images].sort().values]
     sums: dict[str, list[tuple[int, float, float]]] = {name: [] for name in sites(model)}
 
     def note(name: str, module: nn.Module, inputs: object, h: torch.Tensor) -> None:
-        flat = h.flatten()
-        squares = float(flat.double().square().sum())
-        sums[name].append((len(flat), float(flat.sum(dtype=torch.float64)), squares))
+        squares = float(h.flatten().double().square().sum())
+        sums[name].append((h.numel(), float(h.flatten().sum(dtype=torch.float64)), squares))
 
-    found = sites(model).items()
-    handles = [site.register_forward_hook(partial(note, name)) for name, site in found]
-    try:
-        with full_precision():
-            for part in images.split(batch):
-                model(part.to(device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    ranges = {}
-    for name, noted in sums.items():
-        count, total, squares = map(sum, zip(*noted, strict=True))
-        mean = total / count
-        reach = sigmas * max(squares / count - mean**2, 0.0) ** 0.5
-        ranges[name] = mean - reach, mean + reach
-    return ranges
-
-
-@family("clamp", ClampMaps)
-def clamp_maps(model: nn.Module, setting: ClampMaps, data: Data) -> Pruned:
-    """Clamp every feature map to the range that clean training images use."""
-    images = require(data).images
-    chosen = torch.randperm(len(images), generator=data.generator)[: setting.images]
-    ranges = calibrate(model, images[chosen.sort().values], setting.sigmas)
+    with ExitStack() as hooks, full_precision():
+        for name, site in sites(model).items():
+            hooks.callback(site.register_forward_hook(partial(note, name)).remove)
+        for part in images.split(64):
+            model(part.to(device_of(model)))
     for name, layer in insert(model, Clamp, LayerSpec(kind="clamp")).items():
-        layer.low.fill_(ranges[name][0])
-        layer.high.fill_(ranges[name][1])
+        count, total, squares = map(sum, zip(*sums[name], strict=True))
+        mean = total / count
+        reach = setting.sigmas * max(squares / count - mean**2, 0.0) ** 0.5
+        layer.low.fill_(mean - reach)
+        layer.high.fill_(mean + reach)
     return unchanged(model)
 
 

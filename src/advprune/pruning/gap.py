@@ -14,13 +14,13 @@ position.
 As published. `published: true` repeats what the code does: every inner step of PGD adds its weight
 gradient, by predicted labels, to the sum; batch-norm is in training mode, so running statistics
 drift and stay in the pruned model; the budget is of normalized images, and pixels may leave [0, 1];
-PGD moves away from the model's own predictions; images are shuffled and augmented. Quirks of its
-fine-tuning rate and of its evaluation are not part of the score and are not repeated.
+PGD moves away from the model's own predictions; images are shuffled and augmented. Its fine-tuning
+rate and its evaluation, which are not part of the score, are not repeated.
 
 Inert weights. On 8x8 images the last stage of a ResNet18 of the usual strides is 1x1, so that most
-weights of its 3x3 convolutions meet only padding and have a gradient of exactly zero: the clean
-families remove them first, at no cost, and GAP_layer keeps them. Training warns of such networks;
-`model.strides` avoids them.
+weights of its 3x3 convolutions meet only padding and have a gradient of exactly zero: pruning by
+clean gradients removes them first, at no cost, and GAP_layer keeps them. Training warns of such
+networks; `model.strides` avoids them.
 
 Source. Weiss, Alves and Kundu, Hardening DNNs against Transfer Attacks during Network Compression
 using Greedy Adversarial Pruning (AICAS 2022, arXiv 2206.07406) and its code
@@ -42,19 +42,8 @@ from advprune.core.progress import progress
 from advprune.core.train_settings import crossing
 from advprune.models.spec import Normalize
 from advprune.pruning.family import Data, Pruned, family, require
-from advprune.pruning.masks import (
-    Amount,
-    End,
-    Scope,
-    Scores,
-    masked,
-    prunable,
-    removals,
-    select,
-)
+from advprune.pruning.masks import Amount, End, Scope, Scores, masked, prunable, removals, select
 from advprune.training.augment import augment
-
-Gradients = dict[str, torch.Tensor]  # by name of the prunable weights
 
 
 class GAP(Amount):
@@ -71,7 +60,7 @@ class GAP(Amount):
     published: bool = False
 
 
-def _collected(model: nn.Module) -> Gradients:
+def _collected(model: nn.Module) -> Scores:
     """What backward passes have added up at the prunable weights; the model forgets it."""
     found = {
         name: torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -83,7 +72,7 @@ def _collected(model: nn.Module) -> Gradients:
 
 def summed_gradients(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int
-) -> Gradients:
+) -> Scores:
     """`sum_i d CE(f(x_i), y_i) / d w` of the prunable weights, in evaluation mode.
 
     images: float `[N, C, H, W]` in [0, 1]. batch: images a pass, which does not matter to the sum.
@@ -98,28 +87,7 @@ def summed_gradients(
     return _collected(model)
 
 
-def clean_scores(model: nn.Module, data: Data) -> Scores:
-    """`|w g|`, g the gradient of the mean loss of the training images."""
-    gradients = summed_gradients(model, data.images, data.labels, data.train.batch)
-    weights, n = prunable(model), len(data.images)
-    return {name: (weights[name].detach() * g / n).abs() for name, g in gradients.items()}
-
-
-def adversarial_gradients(model: nn.Module, data: Data, setting: GAP) -> Gradients:
-    """The summed gradients at PGD images of the training images, by their true labels.
-
-    PGD is Linf in pixel space, from a random start, by the cross-entropy of the model in
-    evaluation mode.
-    """
-    x, y, train = data.images, data.labels, data.train
-    budget = train.eps, crossing(setting.steps) * train.eps, setting.steps
-    how: dict[str, Any] = {"generator": data.generator, "batch": train.batch}
-    with progress("GAP, attack steps", len(x) * setting.steps) as advance:
-        adversarial = pgd(model, x, y, *budget, progress=advance, **how)
-    return summed_gradients(model, adversarial, y, train.batch)
-
-
-def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Gradients:
+def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Scores:
     """What the published code ranks by: the sum, over batches of training images, of the gradient
     of the mean loss at the PGD images *and* at all points that PGD passed through.
 
@@ -161,18 +129,30 @@ def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Gradients
 @family("gradient_layer", Amount, scope="layer")
 def by_gradient(model: nn.Module, setting: Amount, data: Data, scope: Scope) -> Pruned:
     """The weights of the smallest |w g| on clean images."""
-    count = removals(model, setting)
-    removed = select(clean_scores(model, require(data)), count, scope)
-    return masked(model, removed, setting.finetune, data)
+    count, n = removals(model, setting), len(require(data).images)
+    gradients = summed_gradients(model, data.images, data.labels, data.train.batch)
+    weights = prunable(model)
+    scores = {name: (weights[name].detach() * g / n).abs() for name, g in gradients.items()}
+    return masked(model, select(scores, count, scope), setting.finetune, data)
 
 
 @family("GAP_global", GAP, scope="global")
 @family("GAP_layer", GAP, scope="layer")
 def gap(model: nn.Module, setting: GAP, data: Data, scope: Scope) -> Pruned:
-    """The weights of the largest adversarial gradients; `GAP` says by what score."""
-    count = removals(model, setting)
-    gradients = published_gradients if setting.published else adversarial_gradients
-    scores = gradients(model, require(data), setting)
+    """The weights of the largest adversarial gradients; `GAP` says by what score.
+
+    Unless as published, PGD starts at random and goes by true labels, the model in evaluation mode.
+    """
+    count, (x, y) = removals(model, setting), (require(data).images, data.labels)
+    if setting.published:
+        scores = published_gradients(model, data, setting)
+    else:
+        eps, steps, batch = data.train.eps, setting.steps, data.train.batch
+        budget = eps, crossing(steps) * eps, steps
+        how: dict[str, Any] = {"generator": data.generator, "batch": batch}
+        with progress("GAP, attack steps", len(x) * steps) as advance:
+            attacked = pgd(model, x, y, *budget, progress=advance, **how)
+        scores = summed_gradients(model, attacked, y, batch)
     score = setting.score or ("signed" if scope == "global" else "absolute")
     if score == "absolute":
         scores = {name: g.abs() for name, g in scores.items()}

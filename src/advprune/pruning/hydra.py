@@ -38,7 +38,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from advprune.core.errors import UserError
-from advprune.core.train_settings import FineTune, FineTuneSettings, InnerSettings
+from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.models.backward import straight_through
 from advprune.pruning.family import Data, Pruned, Setting, family, require
 from advprune.pruning.masks import Masks, first, layers, masked, part
@@ -46,17 +46,12 @@ from advprune.training.finetune import finetune
 from advprune.training.standard import History
 
 
-class ScoreSettings(InnerSettings):
-    """How scores are trained, with the profile's batches, decay and budget.
-
-    method: on clean images (standard), on attacked ones (pgd), or TRADES with the weight `beta` as
-    published. epochs: 0 leaves the scores as they start. lr: the peak of the one-cycle schedule.
-    steps, step: inner ones. Batch-norm is trained along, as published.
-    """
+class ScoreSettings(FineTuneSettings):
+    """How scores are trained, and batch-norm with them, as published; epochs: 0 leaves the scores
+    as they start."""
 
     method: Literal["standard", "pgd", "trades"] = "trades"
     epochs: int = Field(default=20, ge=0, le=10000)
-    lr: float = Field(default=0.1, gt=0, le=10)
     steps: int = Field(default=10, ge=1, le=1000)
 
 
@@ -151,30 +146,6 @@ def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
     return found
 
 
-def train_scores(model: nn.Module, setting: Hydra, data: Data) -> tuple[Masks, History]:
-    """Train scores and batch-norm; the last epoch's are taken.
-
-    Returns the removed weights, by parameter name, and the history. Of `model` only batch-norm
-    changes, in place.
-    """
-    learner = copy.deepcopy(model)
-    seen = attach_scores(learner, setting.sparsity)
-
-    def refresh(_: nn.Module) -> None:
-        for one in seen.values():
-            one.refresh()
-
-    history = finetune(
-        learner,
-        FineTuneSettings(**setting.scores.model_dump()),
-        replace(data, state=data.phase("scores")),
-        seed=int(torch.randint(2**31, (), generator=data.generator)),
-        after_step=refresh,
-    )
-    model.load_state_dict(learner.state_dict(), strict=False)
-    return {weight: ~one.kept for weight, one in seen.items()}, history
-
-
 def least(model: nn.Module, sparsity: float) -> Masks:
     """What is removed by the initial scores: least weight magnitude, layer by layer."""
     return {
@@ -193,7 +164,22 @@ def hydra(model: nn.Module, setting: Hydra, data: Data) -> Pruned:
     removed = start = least(model, setting.sparsity)
     history: History = []
     if setting.scores.epochs:
-        removed, history = train_scores(model, setting, require(data))
+        learner = copy.deepcopy(model)
+        seen = attach_scores(learner, setting.sparsity)
+
+        def refresh(_: nn.Module) -> None:
+            for one in seen.values():
+                one.refresh()
+
+        history = finetune(
+            learner,
+            setting.scores,
+            replace(require(data), state=data.phase("scores")),
+            seed=int(torch.randint(2**31, (), generator=data.generator)),
+            after_step=refresh,
+        )
+        model.load_state_dict(learner.state_dict(), strict=False)  # of which batch-norm has changed
+        removed = {name: ~one.kept for name, one in seen.items()}
     kept = sum(int((~mask).sum()) for mask in removed.values())
     moved = sum(int((start[name] & ~mask).sum()) for name, mask in removed.items()) / max(kept, 1)
     return masked(model, removed, setting.finetune, data, moved=moved, scores=history)

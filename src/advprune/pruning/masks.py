@@ -8,7 +8,6 @@ ties and zeros cannot change how much is removed.
 """
 
 from collections.abc import Mapping
-from itertools import repeat
 from math import floor
 from typing import Any, ClassVar, Literal
 
@@ -29,11 +28,9 @@ End = Literal["smallest", "largest"]
 
 
 class Amount(Setting):
-    """How much is removed: give `compression` or `sparsity`.
-
-    compression: all parameters of the model, batch-norm and classifier included, over those that
-    remain, at least 1. sparsity: removed share of the prunable parameters, 0 to below 1.
-    finetune: training that follows, masks held; null for none.
+    """How much is removed: give `compression` (all parameters of the model, batch-norm and
+    classifier included, over those that remain) or `sparsity` (the removed share of the prunable
+    ones). finetune: training that follows, masks held; null for none.
     """
 
     shorthand: ClassVar[str | None] = "compression"
@@ -93,15 +90,14 @@ def select(scores: Scores, count: int, scope: Scope = "global", remove: End = "s
     scope: `global` ranks all tensors together, in their order; `layer` takes the same share of
     each tensor, rounded by largest remainders. UserError where a score is NaN or infinite.
     """
-    for name, score in scores.items():
-        if not score.isfinite().all():
-            raise UserError(f"the scores of {name} hold NaN or infinite numbers; nothing is pruned")
+    if wrong := [name for name, score in scores.items() if not score.isfinite().all()]:
+        raise UserError(f"the scores of {wrong[0]} hold NaN or infinite numbers; nothing is pruned")
     sizes = [score.numel() for score in scores.values()]
+    if scope == "layer":
+        counts = zip(scores.items(), portions(sizes, count), strict=True)
+        return {name: first(score, most, remove) for (name, score), most in counts}
     flat = [score.detach().flatten() for score in scores.values()]
-    if scope == "global":
-        chosen = first(torch.cat(flat), count, remove).split(sizes) if flat else ()
-    else:
-        chosen = tuple(map(first, flat, portions(sizes, count), repeat(remove)))
+    chosen = first(torch.cat(flat), count, remove).split(sizes) if flat else ()
     pairs = zip(scores.items(), chosen, strict=True)
     return {name: mask.view_as(score) for (name, score), mask in pairs}
 

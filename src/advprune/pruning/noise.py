@@ -1,6 +1,7 @@
 """dropout and RNA: the controls of SAP, activations dropped or noise added at test time.
 
-Claim (Dhillon et al., 2018, as baselines). Is it SAP's rule that helps, or any randomness?
+Claim (Dhillon et al., 2018). SAP protects better than dropout at test time. Dropout and noise on
+activations are its controls: is it SAP's rule that helps, or any randomness?
 
 Formula. Behind every ReLU, in every pass: dropout sets an activation to zero with probability
 `rate` and divides the others by `1 - rate`; RNA takes `h + N(0, sigma²)`. Randomized models are

@@ -10,13 +10,13 @@ Formula. Behind every ReLU, per sample, over the whole map h of a values: `p_j =
 `log1p` and `expm1`, since `1 - (1 - p)^r` is 0 in float32 for small p.
 
 Attacks on it. The published gradient holds the factors I/q constant (`backward: constant`); its
-variance grows with every layer. Whether it takes many draws to attack by it depends on network and
-budget, and is measured by the adaptive attacks of the protocol: on the full-width CIFAR-10 network
-at 8/255 one draw a step left nothing, on the digits ten break more than one. `scale` differentiates
-through q, `identity` is BPDA. `{fraction: 2.0, where: conv, form: poisson, backward: scale}` is
-what Athalye et al. attacked, which is not SAP as published; their erratum says so and breaks the
-published form by BPDA. `form: independent` keeps each value with probability q on its own, which is
-fast; `multinomial` is the published form, with the same q.
+variance grows with every layer. `scale` differentiates through q, and `identity` passes over the
+layers (BPDA). The adaptive attacks of the protocol measure what each of them breaks: on the digits
+at half the budget BPDA breaks far more images than the published gradient does, with one draw per
+step or with ten. `{fraction: 2.0, where: conv, form: poisson, backward: scale}` is what Athalye et
+al. attacked, which is not SAP as published; their erratum says so and breaks the published form by
+BPDA. `form: independent` keeps each value with probability q on its own, which is fast;
+`multinomial` is the published form, with the same q.
 
 Source. Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018),
 algorithm 1; Athalye, Carlini and Wagner, Obfuscated Gradients (ICML 2018), section 5.3.1; Dhillon

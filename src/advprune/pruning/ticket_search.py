@@ -18,13 +18,13 @@ from advprune.core.progress import progress
 from advprune.core.settings import Settings
 from advprune.core.train_settings import crossing
 from advprune.pruning.family import Data
-from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
+from advprune.pruning.kernel import Tensors, kernel_products, probing_vectors, trainable
 from advprune.pruning.masks import Masks, layers
 from advprune.training.adversarial import Inner, pgd_images
 from advprune.training.inputs import Pair, load_state, save_state
 from advprune.training.standard import Row
 
-Choose = Callable[[dict[str, torch.Tensor]], Masks]  # from weights to what is removed
+Choose = Callable[[Tensors], Masks]  # from weights to what is removed
 MEASURED = 8  # reported distances use this many times the vectors of a step
 
 
@@ -56,7 +56,7 @@ class SearchSettings(GaugeSettings):
     refresh: int = Field(default=25, ge=1)
 
 
-def prunable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def prunable_weights(model: nn.Module) -> Tensors:
     """The weights of all convolutions and linear layers by name, in the order of the modules."""
     return {f"{name}.weight": module.weight for name, module in layers(model).items()}
 
@@ -76,11 +76,10 @@ def pair(model: nn.Module, batch: Pair, data: Data, steps: int, generator: torch
 
 
 class Gauge:
-    """Measures how far sparse networks are from a dense one, always on the same images.
+    """Measures how far sparse networks are from a dense one, always on the same images: the first
+    batch of training images, which searches do not see, and the same attacked on the dense network.
 
-    The images are the first batch of training images, which searches do not see, and the same
-    attacked on the dense network. `output_norm` and `kernel_norm` are `||f_0||^2 / N` and
-    `||Theta_0||_F^2 / N^2`, at least a tiny number, to divide by.
+    `output_norm` and `kernel_norm`: `||f_0||^2 / N` and `||Theta_0||_F^2 / N^2`, above zero.
     """
 
     def __init__(self, dense: nn.Module, data: Data, setting: GaugeSettings) -> None:
@@ -103,7 +102,7 @@ class Gauge:
     @torch.no_grad()
     def __call__(self, sparse: nn.Module, removed: Masks) -> Row:
         """`output_distance` and `kernel_distance`: the two terms, as shares of `output_norm` and
-        `kernel_norm`, which are those of the dense network (1: as far off as a zero network)."""
+        `kernel_norm` (1: as far off as a zero network)."""
         output = mean_square(self.outputs - sparse(self.images[0])) / self.output_norm
         kernel = mean_square(self.products - self._products(sparse, removed)) / self.kernel_norm
         row = {"output_distance": output, "kernel_distance": kernel}
@@ -157,11 +156,8 @@ class Search:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Choose the mask anew, counting the parked weights at their old values.
-
-        Adam's moments of removed weights are forgotten: without a gradient they would stay where
-        they are.
-        """
+        """Choose the mask anew, counting the parked weights at their old values. Adam's moments of
+        removed weights are forgotten: without a gradient they would stay where they are."""
         weights = prunable_weights(self.student)
         whole = {name: weight + self.parked[name] for name, weight in weights.items()}
         self.removed = self.choose(whole)
@@ -192,11 +188,9 @@ class Search:
         images = pair(self.student, seen, self.data, self.setting.attack_steps, generator)
         self.optimizer.zero_grad()
         self._backward(images, generator)
-        weights = prunable_weights(self.student)
-        for name, gone in self.removed.items():
-            gradient = weights[name].grad
-            assert gradient is not None
-            gradient.masked_fill_(gone, 0.0)
+        for name, weight in prunable_weights(self.student).items():
+            assert weight.grad is not None
+            weight.grad.masked_fill_(self.removed[name], 0.0)
         self.optimizer.step()
 
     def _backward(self, images: Pair, generator: torch.Generator) -> None:

@@ -70,7 +70,8 @@ TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
 class Ticket(Setting):
-    """How sparse a ticket is, and how it is trained."""
+    """sparsity: removed share of the weights of each convolution and linear layer. train: the
+    training of the ticket, its mask fixed; null leaves it at initialization."""
 
     shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
@@ -83,18 +84,15 @@ class Ticket(Setting):
 
 
 class ControlTicket(Ticket):
-    """random_ticket, magnitude_ticket: as AWT, but for `gauge`, which says how their distance from
+    """random_ticket, magnitude_ticket: sparsity and train as AWT's; gauge: how their distance from
     the dense network is measured."""
 
     gauge: GaugeSettings = GaugeSettings()
 
 
 class SearchedTicket(Ticket):
-    """AWT: how mask and weights are searched for.
-
-    sparsity: removed share of the weights of each convolution and linear layer. train: the training
-    of the ticket, its mask fixed; null leaves it at initialization.
-    """
+    """AWT. sparsity: removed share of the weights of each convolution and linear layer. train: of
+    the ticket, its mask fixed; null leaves it at initialization. search: for mask and weights."""
 
     search: SearchSettings = SearchSettings()
 
@@ -103,8 +101,8 @@ class SearchedTicket(Ticket):
 def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     """The dense network as the recipe of seed `data.seed` initializes it, in evaluation mode.
 
-    Its batch-norm has the statistics of the first `CALIBRATION` training images: at mean 0 and
-    variance 1, as it begins, it would compute another function than the one that starts to learn.
+    Batch-norm is calibrated on the first `CALIBRATION` training images: at mean 0 and variance 1,
+    as it begins, the network computes another function than the one that starts to learn.
     """
     dense = copy.deepcopy(model).requires_grad_(True)
     norms = [module for module in dense.modules() if isinstance(module, _BatchNorm)]
@@ -125,9 +123,7 @@ def trained(
 ) -> Pruned:
     """The ticket, trained with its mask held. Tickets of one seed see the same batches.
 
-    The notes: `search` (distances from the dense network at initialization,
-    `ticket_search.Gauge`), `ticket` (the last of them), `finetune` (the history of the training,
-    one row per epoch).
+    The notes: `search` (rows of `Gauge`), `ticket` (the last of them), `finetune` (the history).
     """
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
     same = replace(data, generator=generator)
@@ -141,11 +137,8 @@ def awt(model: nn.Module, setting: SearchedTicket, data: Data) -> Pruned:
     """Mask and weights of the same outputs and tangent kernel, the mixed one of clean and attacked
     images, as the dense network's."""
     dense = at_initialization(model, require(data))
-
-    def choose(weights: dict[str, torch.Tensor]) -> Masks:
-        return setting.smallest(magnitudes(weights))
-
-    student, removed, rows = Search(dense, choose, setting.search, data).run()
+    search = Search(dense, lambda w: setting.smallest(magnitudes(w)), setting.search, data)
+    student, removed, rows = search.run()
     pruned = trained(student, removed, setting, data, rows)
     pruned.notes["ticket"] = rows[-1] | {"converged": rows[-1]["kernel_distance"] <= CONVERGED}
     return pruned

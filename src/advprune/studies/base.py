@@ -1,8 +1,9 @@
 """The interface of a study: a registry, typed settings, and what a study starts from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import pandas as pd
@@ -64,17 +65,50 @@ class Given:
 
 
 Study = Callable[[Any, Given], Tables]
-_REGISTRY: dict[str, tuple[type[Settings], Study]] = {}
+Refusals = Callable[[Params, dict[str, Any]], Iterator[str]]
+_REGISTRY: dict[str, tuple[type[Settings], Study, Refusals]] = {}
 
 
-def study(kind: str, settings: type[Settings]) -> Callable[[Study], Study]:
-    """Register a kind of study."""
+def study(
+    kind: str, settings: type[Settings], refusals: Refusals = lambda params, typed: iter(())
+) -> Callable[[Study], Study]:
+    """Register a kind of study.
+
+    refusals: says why the settings of all studies of this kind, by name, could show nothing; if
+    there is a published gain, that is what they have to be able to show.
+    """
 
     def register(function: Study) -> Study:
-        _REGISTRY[kind] = (settings, function)
+        _REGISTRY[kind] = (settings, function, refusals)
         return function
 
     return register
+
+
+def check_studies(params: Params) -> None:
+    """Check the settings of all studies before anything is run.
+
+    UserError where one is wrong, or compares what it could never tell apart, with the number of
+    images, batches or seeds that could. A study that compares nothing may be of any size.
+    """
+    typed: dict[str, dict[str, Any]] = {kind: {} for kind in _REGISTRY}
+    for name, entry in params.studies.items():
+        known = settings_of(params, name)  # which refuses a kind that there is not
+        typed[entry.study][name] = known
+    for kind, (_, _, refusals) in _REGISTRY.items():
+        for refusal in refusals(params, typed[kind]):
+            raise UserError(refusal)
+
+
+def smallest(is_enough: Callable[[int], bool]) -> int:
+    """The smallest number from 2 on that is enough."""
+    return next(n for n in count(2) if is_enough(n))
+
+
+def images_at_most(params: Params, wanted: int | None = None) -> int | None:
+    """How many test images there are at most; None where the data set alone knows."""
+    known = [n for n in (wanted, params.active().data.test_limit) if n is not None]
+    return min(known, default=None)
 
 
 def settings_of(params: Params, name: str) -> Any:

@@ -1,30 +1,26 @@
 """The bit-flip attack as an experiment: several batches, other objectives and random flips."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import nn
 
 from advprune.attacks.bit_search import bitflip, random_flips
 from advprune.attacks.stored_bits import StoredModel, store
 from advprune.core.ahead import ahead
-from advprune.core.attack_settings import FlipSettings
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.progress import progress
-from advprune.core.resume import Parts
 from advprune.core.settings import Settings
-from advprune.evaluate.faults import START, VARIANTS, Stored, guessing
+from advprune.evaluate.faults import START, VARIANTS, Stored, guessing, pairs_of, smallest_flip_p
+from advprune.evaluate.statistics import ALPHA
 from advprune.models.stochastic import is_randomized
-from advprune.studies.base import Given, Tables, settings_of, study
+from advprune.studies.base import Given, Tables, smallest, study
 from advprune.training.accuracy import accuracy
-from advprune.training.inputs import Pair
 
 Advance = Callable[[int], None]
 KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
@@ -46,141 +42,116 @@ class BitFlipSettings(Settings):
     budget: int | None = Field(default=None, ge=1, le=1000000)
 
 
-def stored_entries(params: Params) -> list[Stored]:
-    """All bit-flip studies of the settings, in their order."""
-    found = []
-    for name, entry in params.studies.items():
-        if isinstance(one := settings_of(params, name), BitFlipSettings):
-            found.append(Stored(name, entry.of, one.bits, one.scale))
-    return found
+def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[str]:
+    """In the best case every batch of one network needs more flips than every batch of another; all
+    comparisons of all studies are corrected together."""
+    entries = [Stored(n, params.studies[n].of, one.bits, one.scale) for n, one in typed.items()]
+    tests = len(pairs_of(entries, params.dense()[0]))
+    seeds = params.active().flips.seeds
+
+    def least(seeds: int) -> float:
+        return min(1.0, smallest_flip_p(seeds, seeds) * tests)
+
+    if tests and least(seeds) >= ALPHA:
+        yield (
+            f"flips.seeds: with {seeds} batches none of {tests} comparisons can be significant "
+            f"(p >= {least(seeds):.2g} by Holm); {smallest(lambda n: least(n) < ALPHA)} batches "
+            "are enough, or fewer studies"
+        )
 
 
-@study("bitflip", BitFlipSettings)
-def bitflips(settings: BitFlipSettings, given: Given) -> Tables:
-    """Every variant on every batch; the model's weights must be in floating point."""
+@study("bitflip", BitFlipSettings, underpowered)
+def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
+    """Records (see `evaluate.faults`) of every variant on every batch.
+
+    UserError for a model of integers, one that draws at random, or a target that is no class.
+    """
+    flips, place = given.profile.flips, f"studies.{given.name}.of"
+    classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
         raise UserError(
-            f"studies.{given.name}.of: {given.of} holds integers; name a model whose weights are "
-            "in floating point"
+            f"{place}: {given.of} holds integers; name a model whose weights are in floating point"
         )
-    flipping = Flipping(
-        given.name,
-        settings,
-        given.profile.flips,
-        given.train,
-        given.test,
-        len(given.splits["test"].classes),
-        given.profile.batch,
-        given.params.seed,
+    if is_randomized(given.model):
+        raise UserError(
+            f"{place}: this model draws at random, so that losses cannot be compared; name one "
+            "that does not"
+        )
+    if "targeted" in entry.variants and flips.target >= classes:
+        raise UserError(f"flips.target is {flips.target}; classes are 0 to {classes - 1}")
+    stored = store(
+        given.model.to(given.device), entry.bits, entry.scale, given.splits["test"].shape
     )
-    return {"records": flipping.run(given.model.to(given.device), given.parts)}
+    tried = [v for v in VARIANTS if v in ("untargeted", "random", *entry.variants)]
+    runs = [(variant, seed) for variant in tried for seed in range(flips.seeds)]
+    most = dict.fromkeys(tried, entry.budget or flips.budget) | {"random": flips.random}
+
+    def kept(variant: str, seed: int, advance: Advance = lambda flips: None) -> pd.DataFrame:
+        """A run's records, computed or read back."""
+        done = [0]
+
+        def count(flips: int) -> None:
+            done.append(flips)
+            advance(flips)
+
+        common = {"budget": most[variant], "progress": count}
+        compute = partial(recorded, entry, given, stored, variant, seed, common)
+        table = given.parts.frame(f"{variant}-{seed}", compute)
+        advance(most[variant] - sum(done))  # those not needed, or made before a kill
+        return table
+
+    ahead(f"{given.name}, runs", [partial(kept, *run) for run in runs])
+    with progress(f"{given.name}, flips", sum(most[variant] for variant, _ in runs)) as advance:
+        tables = [kept(*run, advance) for run in runs]
+    return {"records": pd.concat(tables, ignore_index=True)}
 
 
-@dataclass(frozen=True)
-class Flipping:
-    """A bit-flip study: a model, how it is stored, and how it is attacked.
+def recorded(
+    entry: BitFlipSettings,
+    given: Given,
+    stored: StoredModel,
+    variant: str,
+    seed: int,
+    common: dict[str, Any],
+) -> pd.DataFrame:
+    """A run as records: the row before any flip, then one row per flip.
 
-    train, test: float images `[N, C, H, W]` in [0, 1] and labels `[N]`. Batches to attack on are
-    drawn from the training images; accuracy is that on the test images. classes: of the labels.
+    common: `budget` and `progress`. Accuracy is that on the test images.
     """
-
-    name: str
-    entry: BitFlipSettings
-    settings: FlipSettings
-    train: Pair
-    test: Pair
-    classes: int
-    batch: int
-    seed: int
-
-    @property
-    def level(self) -> float:
-        """The accuracy at which a network guesses."""
-        return guessing(self.settings.stop, self.classes, self.test[1].tolist())
-
-    @property
-    def budget(self) -> int:
-        """Most flips per seed."""
-        return self.entry.budget or self.settings.budget
-
-    def run(self, model: nn.Module, parts: Parts) -> pd.DataFrame:
-        """Records (see `evaluate.faults`) of every variant and seed; finished ones are kept in
-        `parts`. UserError for a model that draws at random or a target that is no class."""
-        if is_randomized(model):
-            raise UserError(
-                f"studies.{self.name}.of: this model draws at random, so that losses cannot be "
-                "compared; name one that does not"
-            )
-        if "targeted" in self.entry.variants and self.settings.target >= self.classes:
-            raise UserError(
-                f"flips.target is {self.settings.target}; classes are 0 to {self.classes - 1}"
-            )
-        channels, height, width = self.test[0].shape[1:]
-        stored = store(model, self.entry.bits, self.entry.scale, (channels, height, width))
-        tried = [v for v in VARIANTS if v in ("untargeted", "random", *self.entry.variants)]
-        runs = [(variant, seed) for variant in tried for seed in range(self.settings.seeds)]
-        most = dict.fromkeys(tried, self.budget) | {"random": self.settings.random}
-
-        def kept(variant: str, seed: int, advance: Advance = lambda flips: None) -> pd.DataFrame:
-            """A run's records, computed or read back."""
-            done = [0]
-
-            def count(flips: int) -> None:
-                done.append(flips)
-                advance(flips)
-
-            def records() -> pd.DataFrame:
-                return self._records(stored, variant, seed, most[variant], count)
-
-            table = parts.frame(f"{variant}-{seed}", records)
-            advance(most[variant] - sum(done))  # those not needed, or made before a kill
-            return table
-
-        ahead(f"{self.name}, runs", [partial(kept, *run) for run in runs])
-        with progress(f"{self.name}, flips", sum(most[variant] for variant, _ in runs)) as advance:
-            tables = [kept(*run, advance) for run in runs]
-        return pd.concat(tables, ignore_index=True)
-
-    def _records(
-        self, stored: StoredModel, variant: str, seed: int, most: int, count: Advance
-    ) -> pd.DataFrame:
-        """A run's trace as records: the row before any flip, then one row per flip."""
-
-        def right(model: nn.Module) -> float:
-            return accuracy(model, *self.test, self.batch)
-
-        common: Any = {"budget": most, "evaluate": right, "progress": count}
-        if variant == "random":
-            salt = salted(self.seed, variant, "flips", str(seed))
-            common |= {"generator": torch.Generator().manual_seed(salt)}
-            trace = random_flips(stored, every=self.settings.random_every, **common)
-        else:
-            trace = bitflip(
-                stored,
-                self.images_of(seed),
-                stop=self.level,
-                loss="margin" if variant == "margin" else "ce",
-                each=self.entry.each if variant == "margin" else 1,
-                target=self.settings.target if variant == "targeted" else None,
-                every=self.settings.every,
-                batch=self.batch,
-                **common,
-            )
-        table, depths = trace.table, {name: depth for depth, name in enumerate(stored.layers)}
-        before = table.loss_before.iloc[0] if len(table) else float("nan")
-        start = START | {"loss": before, "accuracy": trace.clean_accuracy}
-        flips = table[KEPT].assign(
-            depth=table.layer.map(depths).astype("int64"),
-            loss=table.loss_after,
-            accuracy=table.accuracy,
+    settings, batch = given.profile.flips, given.profile.batch
+    common |= {"evaluate": lambda model: accuracy(model, *given.test, batch)}
+    if variant == "random":
+        salt = salted(given.params.seed, variant, "flips", str(seed))
+        generator = torch.Generator().manual_seed(salt)
+        trace = random_flips(stored, every=settings.random_every, generator=generator, **common)
+    else:
+        trace = bitflip(
+            stored,
+            attacker_images(given, seed),
+            stop=guessing(settings.stop, len(given.splits["test"].classes), given.test[1].tolist()),
+            loss="margin" if variant == "margin" else "ce",
+            each=entry.each if variant == "margin" else 1,
+            target=settings.target if variant == "targeted" else None,
+            every=settings.every,
+            batch=batch,
+            **common,
         )
-        rows = [pd.DataFrame([start]), flips] if len(flips) else [pd.DataFrame([start])]
-        found = pd.concat(rows, ignore_index=True)[list(START)]
-        found = found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)
-        return found.assign(variant=variant, seed=seed)
+    table, depths = trace.table, {name: depth for depth, name in enumerate(stored.layers)}
+    before = table.loss_before.iloc[0] if len(table) else float("nan")
+    start = pd.DataFrame([START | {"loss": before, "accuracy": trace.clean_accuracy}])
+    flips = table[KEPT].assign(
+        depth=table.layer.map(depths).astype("int64"),
+        loss=table.loss_after,
+        accuracy=table.accuracy,
+    )
+    found = pd.concat([start, flips] if len(flips) else [start], ignore_index=True)[list(START)]
+    found = found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)
+    return found.assign(variant=variant, seed=seed)
 
-    def images_of(self, seed: int) -> torch.Tensor:
-        """The training images of a seed, the same for all studies and variants."""
-        generator = torch.Generator().manual_seed(salted(self.seed, "flips", "batch", str(seed)))
-        images = self.train[0]
-        return images[torch.randperm(len(images), generator=generator)[: self.settings.images]]
+
+def attacker_images(given: Given, seed: int) -> torch.Tensor:
+    """The batch `[N, C, H, W]` of a seed, from the training images; the same for all studies and
+    variants."""
+    salt = salted(given.params.seed, "flips", "batch", str(seed))
+    images, generator = given.train[0], torch.Generator().manual_seed(salt)
+    return images[torch.randperm(len(images), generator=generator)[: given.profile.flips.images]]

@@ -1,6 +1,7 @@
 """A model on common corruptions. An entry for each model that is compared, among them its dense
 network: all see the same corrupted images."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import field_validator
 from torch import nn
 
 from advprune.core.ahead import ahead
+from advprune.core.params import Params
 from advprune.core.settings import Name, Settings
 from advprune.data import to_float
 from advprune.evaluate.corruptions import KINDS, SEVERITIES, corrupt
@@ -31,7 +33,15 @@ class CorruptionSettings(Settings):
         return kinds
 
 
-@study("corruptions", CorruptionSettings)
+def incomparable(params: Params, typed: dict[str, CorruptionSettings]) -> Iterator[str]:
+    """Every model is compared with its dense network, which must be studied too."""
+    own = {params.studies[name].of: name for name in typed}
+    for model, name in own.items():
+        if (root := params.root(model)) not in own:
+            yield f"studies.{name}: {model} is compared with {root}, which needs an entry too"
+
+
+@study("corruptions", CorruptionSettings, incomparable)
 def corruptions(settings: CorruptionSettings, given: Given) -> Tables:
     """Records of all test images under every corruption at every severity."""
     test, model = given.splits["test"], given.model.to(given.device)

@@ -6,6 +6,7 @@ the backward rule and the draws per step (Athalye et al., ICML 2018, section 5.3
 Dhillon and Carlini, arXiv 2010.00071).
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,15 +25,19 @@ from advprune.attacks.pgd import ascend, project
 from advprune.core.ahead import ahead
 from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.device import device_of, salted
+from advprune.core.params import Params
 from advprune.core.progress import progress
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.craft import Work, at_budget, craft, rows
 from advprune.evaluate.records import Scoring, answers
+from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized
 from advprune.pruning import prune
-from advprune.studies.base import Given, Tables, study
+from advprune.studies.base import Given, Tables, images_at_most, smallest, study
 from advprune.training.inputs import Pair
+
+SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
 
 
 class Member(Settings):
@@ -64,7 +69,32 @@ class MemberSettings(Settings):
                 yield f"members.{name}", member.family, member.setting
 
 
-@study("protocol", MemberSettings)
+def underpowered(params: Params, typed: dict[str, MemberSettings]) -> Iterator[str]:
+    """SAP beside its dense network, in the best case that no image is lost where some are gained;
+    the budgets of an attack are corrected together."""
+    members: dict[str, list[Member]] = defaultdict(list)
+    for name, settings in typed.items():
+        members[params.studies[name].of] += settings.members.values()
+    is_compared = any(
+        any(one.family is None for one in own) and any(one.is_published_sap for one in own)
+        for own in members.values()
+    )
+    chosen = params.active().protocol
+    tests, images = sum(eps > 0 for eps in chosen.eps), images_at_most(params, chosen.images)
+
+    def least(images: int) -> float:
+        return smallest_difference(0, images, ALPHA / tests)
+
+    if is_compared and tests and images is not None and least(images) > SAP_GAIN:
+        enough = smallest(lambda n: least(n) <= SAP_GAIN)
+        yield (
+            f"protocol.images: {images} images at {tests} budgets cannot show the published gain "
+            f"of {100 * SAP_GAIN:.1f} points (McNemar, Holm, 80 % power); {enough} images can, or "
+            "fewer budgets"
+        )
+
+
+@study("protocol", MemberSettings, underpowered)
 def protocol(settings: MemberSettings, given: Given) -> Tables:
     """All members under the single-step, the iterative and the adaptive attacks."""
     chosen = given.profile.protocol
@@ -111,46 +141,38 @@ class Protocol:
 
     def record(self, model: nn.Module, adaptive: bool) -> pd.DataFrame:
         """Records of the single-step and the iterative attack at every budget (attack `fgsm`,
-        `iterative`) and, where asked for, of the adaptive attacks by name."""
-        model = admitted("protocol", model, self.images)
+        `iterative`) and, where asked for, of the adaptive attacks by name.
 
-        def under(name: str, setting: AttackSettings) -> pd.DataFrame:
-            crafted = craft(model, self.images, self.labels, setting, self.work)
-            return rows(model, self.images, crafted, self.labels, name, self.work)
-
-        chosen = self.settings
-        tables = [*self._single_step(model)]
-        for eps in chosen.eps:
-            tables.append(under("iterative", at_budget(chosen.iterative, eps)).assign(eps=eps))
-        tables += [under(*one) for one in chosen.adaptive.items() if adaptive]
-        return pd.concat(tables, ignore_index=True)
-
-    def _single_step(self, model: nn.Module) -> Iterator[pd.DataFrame]:
-        """`x + eps * sign(mean gradient)` of the cross-entropy, over draws and by the model's own
-        backward rule: one gradient serves all budgets."""
+        The single step is `x + eps * sign(mean gradient)` of the cross-entropy, over draws and by
+        the model's own backward rule: one gradient serves all budgets.
+        """
+        model, chosen = admitted("protocol", model, self.images), self.settings
         images, labels, batch, cost = self.images, self.labels, self.work.batch, Cost()
-        device, draws = device_of(model), self.settings.draws if is_randomized(model) else 1
-        private, found = attack_copy(model, device), []
+        device, draws = device_of(model), chosen.draws if is_randomized(model) else 1
+        private, gradients = attack_copy(model, device), []
         cost.watch(private)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(salted(self.work.seed, "protocol"))
             for x, y in zip(images.split(batch), labels.split(batch), strict=True):
                 at = x.to(device), y.to(device)
-                found.append(expected_gradient(private, *at, cross_entropy, draws, most=batch)[0])
-        gradient = torch.cat(found).cpu()
-        asked = Scoring(batch, self.settings.draws, "probabilities", self.work.seed)
-        clean = answers("clean", model, images, labels, asked)
-        for eps in self.settings.eps:
-            adv = project(ascend(images, gradient, eps, "Linf"), images, eps, "Linf")
+                found = expected_gradient(private, *at, cross_entropy, draws, most=batch)
+                gradients.append(found[0].cpu())
+        asked = Scoring(batch, chosen.draws, "probabilities", self.work.seed)
+        clean, tables = answers("clean", model, images, labels, asked), []
+        facts = {"index": range(len(labels)), "label": labels.numpy(), "attack": "fgsm"}
+        passes = {side: total / len(labels) for side, total in vars(cost).items()}
+        for eps in chosen.eps:
+            adv = project(ascend(images, torch.cat(gradients), eps, "Linf"), images, eps, "Linf")
             pixels = to_pixels(adv, images, eps, "Linf")
-            facts = {
-                "index": range(len(labels)),
-                "label": labels.numpy(),
-                "attack": "fgsm",
-                "eps": eps,
-                "steps": 1,
-                "draws": draws,
-                "forwards": cost.forwards / len(labels),
-                "gradients": cost.gradients / len(labels),
-            }
-            yield pd.DataFrame(facts | clean | answers("adv", model, pixels / 255, labels, asked))
+            own = {"eps": eps, "steps": 1, "draws": draws, **passes}
+            attacked = answers("adv", model, pixels / 255, labels, asked)
+            tables.append(pd.DataFrame(facts | own | clean | attacked))
+
+        def under(name: str, setting: AttackSettings) -> pd.DataFrame:
+            crafted = craft(model, images, labels, setting, self.work)
+            return rows(model, images, crafted, labels, name, self.work)
+
+        for eps in chosen.eps:
+            tables.append(under("iterative", at_budget(chosen.iterative, eps)).assign(eps=eps))
+        tables += [under(*one) for one in chosen.adaptive.items() if adaptive]
+        return pd.concat(tables, ignore_index=True)

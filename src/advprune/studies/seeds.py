@@ -7,7 +7,6 @@ attack.
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,13 +16,15 @@ from torch import nn
 from advprune.attacks.registry import typed
 from advprune.core.ahead import ahead
 from advprune.core.errors import UserError
-from advprune.core.params import DENSE
+from advprune.core.params import DENSE, Params
 from advprune.core.settings import Name, Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
 from advprune.evaluate.craft import Work
+from advprune.evaluate.crossed import smallest_mean_difference
+from advprune.evaluate.statistics import ALPHA
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
-from advprune.studies.base import Given, Tables, attacked, study
+from advprune.studies.base import Given, Tables, attacked, images_at_most, smallest, study
 from advprune.training.base import load_or_train, spec_for
 from advprune.training.binary import binary_spec, train_binary
 from advprune.training.inputs import Inputs
@@ -32,6 +33,7 @@ from advprune.training.standard import Row
 # A network, what is to be said of it in each row, and the rows of the search for it, if any.
 Made = tuple[nn.Module, dict[str, Any], list[Row]]
 BINARY = "BNN"  # in the place of a family: a binary network of the profile's channels
+EFFECT = 0.2  # a fifth of all images: what a study has to be able to show
 
 
 class Point(Settings):
@@ -75,7 +77,27 @@ class SeedsSettings(Settings):
                 yield f"points.{name}", point.family, point.setting
 
 
-@study("seeds", SeedsSettings)
+def underpowered(params: Params, typed: dict[str, SeedsSettings]) -> Iterator[str]:
+    """In the best case all seeds agree; the points of a study are compared together."""
+    images = images_at_most(params)
+    for name, settings in typed.items():
+        points = len(settings.points)
+        if points and settings.seeds < 2:
+            yield f"studies.{name}.seeds: points are compared over 2 seeds at least (got 1)"
+
+        def least(images: int, alpha: float = ALPHA / max(points, 1)) -> float:
+            return smallest_mean_difference(images, alpha)
+
+        if points and images is not None and least(images) > EFFECT:
+            enough = smallest(lambda n: least(n) <= EFFECT)
+            yield (
+                f"studies.{name}: {images} test images cannot show a difference of "
+                f"{100 * EFFECT:.0f} points for {points} points (Holm, 80 % power); {enough} "
+                "can (data.test_limit)"
+            )
+
+
+@study("seeds", SeedsSettings, underpowered)
 def seeds(settings: SeedsSettings, given: Given) -> Tables:
     """Records of all networks under all attacks, and the history of the searches for tickets.
 
@@ -110,54 +132,44 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         return given.parts.frame(name, records), given.parts.frame(f"{name}-history", history)
 
-    networks = list(_networks(settings, given, recipe))
-    jobs = [partial(kept, *network) for network in networks]
-    first = [job for job, (point, *_) in zip(jobs, networks, strict=True) if point == DENSE]
-    for what, some in (("dense networks", first), (f"{given.name}, networks", jobs)):
-        ahead(what, some)
+    dense, jobs, first = {}, [], given.params.seed
+    for seed in range(first, first + settings.seeds if settings.points else first):
+        dense[seed] = cache(partial(network, given, recipe, seed))
+        jobs.append(partial(kept, DENSE, seed, dense[seed]))
+        for name, point in settings.points.items():
+            make = partial(compressed, given, name, point, seed, dense[seed])
+            jobs.append(partial(kept, name, seed, make))
+    ahead("dense networks", [partial(kept, DENSE, seed, make) for seed, make in dense.items()])
+    ahead(f"{given.name}, networks", jobs)
     tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for job in jobs), strict=True)
     records, histories = (pd.concat(some, ignore_index=True) for some in tables)
     return {"records": records, "history": histories}
 
 
-def _networks(
-    settings: SeedsSettings, given: Given, recipe: str
-) -> Iterator[tuple[str, int, Callable[[], Made]]]:
-    """Point, seed and how its network is made, seed by seed, the dense network first."""
-    first = given.params.seed
-    for seed in range(first, first + settings.seeds if settings.points else first):
-        dense = cache(partial(_dense, given, recipe, seed))
-        yield DENSE, seed, dense
-        for name, point in settings.points.items():
-            state = given.parts.folder / f"{name}-{seed}.pt"
-            make = partial(_sparse, given, point, dense)
-            if point.binary is not None:
-                make = partial(_binary, given, point.binary)
-            yield name, seed, partial(make, seed, state)
+def inputs(given: Given, name: str, seed: int) -> Inputs:
+    """What a network is trained on; `name`: of its unfinished state."""
+    state = given.parts.folder / f"{name}-{seed}.pt"
+    return Inputs(given.splits["train"], given.splits["val"], seed, given.device, state)
 
 
-def _dense(given: Given, recipe: str, seed: int) -> Made:
+def network(given: Given, recipe: str, seed: int) -> Made:
     """The dense network of a seed: the pipeline's own for the run's seed, else trained."""
     model = given.model.to(given.device)
     if seed != given.params.seed:
-        state = given.parts.folder / f"{recipe}-{seed}.pt"
         how = RecipeSettings.model_validate(given.card["setting"])
-        inputs = Inputs(given.splits["train"], given.splits["val"], seed, given.device, state)
-        model, _ = load_or_train(given.profile, recipe, how, inputs)
+        model, _ = load_or_train(given.profile, recipe, how, inputs(given, recipe, seed))
     return model, {"family": DENSE, "prune_ratio": 0.0}, []
 
 
-def _sparse(given: Given, point: Point, dense: Callable[[], Made], seed: int, state: Path) -> Made:
-    data = Data(*given.train, given.profile.train, state)
+def compressed(given: Given, name: str, point: Point, seed: int, dense: Callable[[], Made]) -> Made:
+    """A point's network: the dense one of the seed under a family, or a binary network, which has
+    only its architecture."""
+    profile, known = given.profile, inputs(given, name, seed)
+    if point.binary is not None:
+        spec = binary_spec(spec_for(profile.model, known.train))
+        model, _ = train_binary(spec, point.binary, profile.train, known)
+        return model, {"family": BINARY, "prune_ratio": 0.0}, []
+    data = Data(*given.train, profile.train, known.state)
     pruned = prune(point.family, dense()[0], point.setting, data, seed)
     facts = {"family": point.family, "prune_ratio": pruned.ratio}
     return pruned.model, facts, pruned.notes.get("search", [])
-
-
-def _binary(given: Given, setting: BinarySettings, seed: int, state: Path) -> Made:
-    """A binary network beside the dense one, of which it has only the architecture."""
-    profile, train = given.profile, given.splits["train"]
-    inputs = Inputs(train, given.splits["val"], seed, given.device, state)
-    spec = binary_spec(spec_for(profile.model, train))
-    model, _ = train_binary(spec, setting, profile.train, inputs)
-    return model, {"family": BINARY, "prune_ratio": 0.0}, []

@@ -34,8 +34,7 @@ def binary_spec(
     that its number of parameters comes nearest to that of this network. Else of the same width.
     """
     known = spec.model_dump() | {"binary": True, "pool_norm": True}
-    if grown is not None:
-        known |= {"stages": grown.stages, "inner": grown.inner}
+    known |= grown.model_dump(include={"stages", "inner"}) if grown else {}
     base = ModelSpec.model_validate(known)
     return base if widest is None else at_width(base, uniform_width(base, parameters_of(widest)))
 

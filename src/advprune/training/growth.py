@@ -14,7 +14,7 @@ network too, but not all of a group.
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ class Gate(nn.Module):
     logistic noise g (a hard Gumbel-sigmoid at temperature 1); the gradient is that of y. In
     evaluation mode on where m > 0. A group is never all off: its most likely channel stays.
 
-    beta: the steepness of each, 1 at first. on: the last draw. frozen: all channels
-    are on in training, and the logits learn nothing.
+    beta: the steepness of each, 1 at first. on: the last draw. frozen: all channels are on in
+    training, and the logits learn nothing.
     """
 
     beta: torch.Tensor
@@ -104,16 +104,16 @@ class SuperNet(nn.Module):
     def __init__(self, spec: ModelSpec, factor: int, seed: int) -> None:
         super().__init__()
         inner = spec.inner or spec.blocks
-        wide = spec.model_dump() | {"pool_norm": True}
-        wide |= {"stages": [factor * n for n in spec.streams], "inner": [factor * n for n in inner]}
-        network = build_dense(ModelSpec.model_validate(wide))
+        sizes = {"stages": [factor * n for n in spec.streams], "inner": [factor * n for n in inner]}
+        known = spec.model_dump() | sizes | {"pool_norm": True}
+        network = build_dense(ModelSpec.model_validate(known))
         # The stem's channels and those of the first stage are to be other channels: the first
         # block's shortcut projects, as it does where their numbers differ.
         block: Any = network.get_submodule("layer1.0")
         if not len(block.shortcut):
-            sizes = block.conv1.in_channels, block.conv2.out_channels
-            project = nn.Conv2d(*sizes, 1, bias=False)
-            block.shortcut = nn.Sequential(project, nn.BatchNorm2d(sizes[1]))
+            before, after = block.conv1.in_channels, block.conv2.out_channels
+            project = nn.Conv2d(before, after, 1, bias=False)
+            block.shortcut = nn.Sequential(project, nn.BatchNorm2d(after))
         initialize(network, torch.Generator().manual_seed(seed))
         self.network = latent(network)
         generator = torch.Generator().manual_seed(salted(seed, "gates"))
@@ -133,7 +133,7 @@ class SuperNet(nn.Module):
         try:
             return self.network(x)
         finally:
-            for layer in (layer for layers in self.readers.values() for layer in layers):
+            for layer in chain.from_iterable(self.readers.values()):
                 layer.mask = None
 
     def begin_epoch(self, epoch: int, settings: GrowthSettings) -> None:
@@ -148,9 +148,8 @@ class SuperNet(nn.Module):
     def density(self) -> Row:
         """The share of channels that are on: of all, of the base network's, and of each group."""
         kept = {name: gate.kept for name, gate in self.gates.items()}
-        every = torch.cat([*kept.values()])
-        first = torch.cat([kept[name][:n] for name, n in self.base.items()])
-        shares = {"density": every, "base_density": first}
+        first = [kept[name][:n] for name, n in self.base.items()]
+        shares = {"density": torch.cat([*kept.values()]), "base_density": torch.cat(first)}
         shares |= {f"density_{name}": on for name, on in kept.items()}
         return {name: round(int(on.sum()) / len(on), 4) for name, on in shares.items()}
 

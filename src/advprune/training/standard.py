@@ -50,8 +50,6 @@ class _Run:
     folded: Following | None
     images: torch.Tensor
     labels: torch.Tensor
-    optimizer: SGD
-    schedule: OneCycleLR
     parts: dict[str, Any]
     history: History = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None
@@ -133,7 +131,10 @@ class Trainer:
                 self.before_epoch(len(history))
                 history.append(self._epoch(run, advance) | self.measure())
                 self._judge(run)
-                self._store(run)
+                if distributed.is_main():
+                    kept = {name: part.state_dict() for name, part in run.parts.items()}
+                    kept |= {"history": history, "best": run.best}
+                    save_state(self.state_path, kept)
                 self.after_epoch(history)
         if run.best:
             self.model.load_state_dict(run.best)
@@ -141,21 +142,23 @@ class Trainer:
         return history
 
     def _begin(self) -> _Run:
-        settings, device = self.settings, device_of(self.model)
-        images, labels = (t.to(device) for t in self.train)
-        own = self.groups()
+        settings, model, own = self.settings, self.model, self.groups()
+        images, labels = (t.to(device_of(model)) for t in self.train)
         apart = {id(parameter) for group in own for parameter in group["params"]}
-        rest = [p for p in self.model.parameters() if id(p) not in apart]
+        rest = [p for p in model.parameters() if id(p) not in apart]
         groups = [{"lr": settings.lr} | group for group in ({"params": rest}, *own)]
-        rates, momentum = [group["lr"] for group in groups], settings.momentum
-        decay = settings.weight_decay
+        rates, steps = [group["lr"] for group in groups], self.epochs * self._batches(len(images))
+        decay, momentum = settings.weight_decay, settings.momentum
         optimizer = SGD(groups, settings.lr, momentum, weight_decay=decay, nesterov=momentum > 0)
-        steps = max(self.epochs * self._batches(len(images)), 2)
-        schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
-        parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer, "schedule": schedule}
-        folded = Following.of(self.model) if self.method.attacks else None
-        network = distributed.parallel(self.model)
-        return _Run(network, folded, images, labels, optimizer, schedule, parts)
+        schedule = OneCycleLR(optimizer, rates, total_steps=max(steps, 2), cycle_momentum=False)
+        folded = Following.of(model) if self.method.attacks else None
+        return _Run(
+            network=distributed.parallel(model),
+            folded=folded,
+            images=images,
+            labels=labels,
+            parts={"model": model, "optimizer": optimizer, "schedule": schedule},
+        )
 
     def _batches(self, n: int) -> int:
         """Batches an epoch; a last one of a single image is left out (batch-norm needs two)."""
@@ -198,17 +201,15 @@ class Trainer:
         usual = "bfloat16" if x.is_cuda else "float32"
         precision = usual if self.settings.precision == "auto" else self.settings.precision
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            attacked = self.model
-            if run.folded is not None:
-                attacked = run.folded.refresh()
-            if run.folded is not None and x.is_cuda and distributed.processes() == 1:
+            attacked = run.folded.refresh() if run.folded else self.model
+            if run.folded and x.is_cuda and distributed.processes() == 1:
                 attacked = run.replayed = run.replayed or Replayed(attacked, x)
             crafted = self.method.craft(attacked, x, y, starts)
             loss, logits = self.method.loss(run.network, x, crafted, y)
-        run.optimizer.zero_grad()
+        run.parts["optimizer"].zero_grad()
         loss.backward()
-        run.optimizer.step()
-        run.schedule.step()
+        run.parts["optimizer"].step()
+        run.parts["schedule"].step()
         distributed.agree(self.model)
         self.after_step(self.model)
         classes = y if y.ndim == 1 else y.argmax(1)
@@ -220,14 +221,7 @@ class Trainer:
         if self.val is not None:
             row["val_accuracy"] = round(accuracy(model, *self.val), 4)
         if self.val is not None and self.method.attacks:
-            row["val_robust_accuracy"] = self._robust_accuracy(model, *self.val)
+            attacked = self.method.probe(model, *self.val)
+            row["val_robust_accuracy"] = round(accuracy(model, attacked, self.val[1]), 4)
             if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history):
                 run.best = {name: t.clone() for name, t in model.state_dict().items()}
-
-    def _robust_accuracy(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-        return round(accuracy(model, self.method.probe(model, x, y), y), 4)
-
-    def _store(self, run: _Run) -> None:
-        if distributed.is_main():
-            state = {name: part.state_dict() for name, part in run.parts.items()}
-            save_state(self.state_path, state | {"history": run.history, "best": run.best})
