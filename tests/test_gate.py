@@ -447,6 +447,10 @@ def test_results_that_the_records_do_not_show_are_red(
     status, out, _ = run(capsys, "--recompute")
     assert status == 1 and "| A-standard     | 100.0            | 100.0   | 0      | 35.0" in out
     assert "A-standard fell from 90.0 to 35.0 % robust" in out
+    moved = Path("records/digits/transfer.parquet").rename("transfer.parquet")  # fewer attacks
+    status, _, err = run(capsys, "--recompute")
+    assert status == 2 and err == "error: --recompute needs a whole run: run `dvc repro transfer`\n"
+    moved.rename("records/digits/transfer.parquet")
     shutil.copytree("reports/digits", "reports/cifar10")  # of another profile there are no records
     write(standing("A"), standing("B"))
     shutil.rmtree("metrics")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from planted import ROOT, N, model, planted, point, rows, run_of, searched, settings, swept_on
-
 from ruamel.yaml import YAML
 
 from advprune.core.errors import UserError
