@@ -64,8 +64,8 @@ def judged(run: Run) -> list[Judged]:
             outcome, reason = lack.args
             if outcome == NOT_RUN:
                 needs = (claim.model, claim.control)
-                stages = [f"dvc repro {one.stage}" for one in run.absent if one.name in needs]
-                reason += f"; run: {(stages or [claim.run])[0]}"
+                stages = dict.fromkeys(one.stage for one in run.absent if one.name in needs)
+                reason += f"; run: {' '.join(['dvc repro', *stages]) if stages else claim.run}"
             found[claim.id] = Judged(claim, outcome, reason)
     chosen = [claim for claim in run.claims if claim.id in tests]
     p_values = holm([_own_p(claim, tests[claim.id]) for claim in chosen])

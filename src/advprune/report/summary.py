@@ -27,7 +27,7 @@ def scope(run: Run) -> str:
     parts = [f"{models - lost['model']} of {counted(models, 'model')}"]
     if studies:
         parts.append(f"{studies - lost['study']} of {counted(studies, 'study', 'studies')}")
-    bare = ", without transfer attacks on some models" if lost["transfer"] else ""
+    bare = ", without all transfer attacks" if lost["transfer"] else ""
     return f"Partial run: {listed(parts)}{bare}. What is missing is listed under “Not run”."
 
 
