@@ -18,7 +18,7 @@ from advprune.evaluate.crossed import compare_means
 from advprune.report.claim_metrics import METRICS
 from advprune.report.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
 from advprune.report.docs import claims_of
-from advprune.report.run import Run
+from advprune.report.run import Absent, Run
 from advprune.report.sections.claims import claims as section
 from advprune.report.sections.claims import outcomes as outcome_table
 
@@ -115,6 +115,11 @@ def test_what_is_missing_is_named_with_its_command() -> None:
     assert found[1].reason == "control missing: clamp-standard"
     assert found[2].reason == "nes was not run on E-standard; run: dvc repro"
     assert found[3].reason.startswith("this pipeline does not measure it")
+    clamp = Absent("model", "clamp-standard", "attack@clamp-standard")
+    first, second = outcomes(replace(against(3, 2), absent=(clamp,)), lacking, control)
+    assert first.outcome == second.outcome == NOT_RUN
+    assert second.reason.endswith("clamp-standard; run: dvc repro attack@clamp-standard")
+    assert first.reason.endswith("; run: dvc repro attack@clamp-standard")
 
 
 def test_a_model_of_lower_clean_accuracy_is_not_called_better() -> None:

@@ -158,6 +158,8 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
         (RESULTS_TEXT.replace("A-standard", "dense-standard", 1), "named twice"),
         (RESULTS_TEXT[:900], "is damaged"),
         (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",007e\1", RESULTS_TEXT), "no number"),
+        (RESULTS_TEXT.replace(",reliable", ",not run", 1), "was not run has numbers"),
+        (RESULTS_TEXT.replace(",reliable", ",not run"), "models are missing"),
     ],
 )
 def test_damaged_results_are_refused(text: str, words: str) -> None:
@@ -388,7 +390,7 @@ def test_a_base_without_results_compares_nothing_and_fails_nothing(
         (("--margin", "nan"), "--margin is a number of points, between 0 and 100 (got nan)"),
         (("--floor", "A=many"), "--floor is a percentage, or <model>=<percentage> (got A=many)"),
         (("--profile", "cifar10"), "no profile 'cifar10'"),
-        (("--recompute",), "transfer.parquet; run `dvc repro`"),
+        (("--recompute",), "records.parquet in runs/digits; run `dvc repro`"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
@@ -445,6 +447,10 @@ def test_results_that_the_records_do_not_show_are_red(
     status, out, _ = run(capsys, "--recompute")
     assert status == 1 and "| A-standard     | 100.0            | 100.0   | 0      | 35.0" in out
     assert "A-standard fell from 90.0 to 35.0 % robust" in out
+    moved = Path("records/digits/transfer.parquet").rename("transfer.parquet")  # fewer attacks
+    status, _, err = run(capsys, "--recompute")
+    assert status == 2 and err == "error: --recompute needs a whole run: run `dvc repro transfer`\n"
+    moved.rename("records/digits/transfer.parquet")
     shutil.copytree("reports/digits", "reports/cifar10")  # of another profile there are no records
     write(standing("A"), standing("B"))
     shutil.rmtree("metrics")

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
-from planted import N, model, planted, point, rows, run_of, searched, settings, swept_on
+from planted import ROOT, N, model, planted, point, rows, run_of, searched, settings, swept_on
+from ruamel.yaml import YAML
 
 from advprune.core.errors import UserError
 from advprune.core.params import load
+from advprune.data import Split, save_split
 from advprune.evaluate.statistics import Rate
 from advprune.report import page as page_module
 from advprune.report.chart import COLOURS, Chart, panels
@@ -29,6 +32,7 @@ from advprune.report.formats import (
     texts,
     with_interval,
 )
+from advprune.report.gate import side_of
 from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
 from advprune.report.results import METRICS, results
@@ -37,6 +41,7 @@ from advprune.report.sections.leaderboard import leaderboard
 from advprune.report.sections.sweep import table_of
 from advprune.report.sections.verdict import CALIBRATION, calibration, verdict
 from advprune.report.terminal import leaderboard as terminal
+from advprune.report.terminal import read
 from advprune.report.write import write_metrics, write_report
 
 # --- formats -------------------------------------------------------------------------------------
@@ -157,24 +162,62 @@ def test_what_is_swept_is_set_beside_the_same_images() -> None:
     assert len(whole.swept.model("A-standard").transferred("main")) == 8
 
 
+def dense_alone(folder: Path) -> Path:
+    """The files of a run in which only the dense network was attacked; returns its folder."""
+    place, dense = folder / "runs" / "digits" / "dense-standard", model("dense")
+    (place / "model.json").parent.mkdir(parents=True)
+    (place / "model.json").write_text(json.dumps(dense.card))
+    for table, name in ((dense.records, "records"), (dense.layers, "layers")):
+        table.to_parquet(place / f"{name}.parquet")
+    return place
+
+
 @pytest.mark.parametrize("broken", ["records.parquet", "model.json", "layers.parquet"])
 def test_missing_and_damaged_files_are_refused_with_what_to_do(tmp_path: Path, broken: str) -> None:
-    params = settings(recipes={"standard": {}})
-    whole, folder = run_of(model("dense")), tmp_path / "runs" / "digits" / "dense-standard"
-    folder.mkdir(parents=True)
-    dense = whole.models[0]
-    (folder / "model.json").write_text(json.dumps(dense.card))
-    for table, name in ((dense.records, "records"), (dense.layers, "layers")):
-        table.to_parquet(folder / f"{name}.parquet")
-    sent = pd.DataFrame(columns=["source", "target", "attack"])  # of one model: nothing
-    (tmp_path / "records" / "digits").mkdir(parents=True)
-    sent.to_parquet(tmp_path / "records" / "digits" / "transfer.parquet")
-    (folder / broken).write_text("{")
+    params, place = settings(recipes={"standard": {}}), dense_alone(tmp_path)
+    (place / broken).write_text("{")
     with pytest.raises(UserError, match=f"{broken}.*damaged"):
         read_run(params, tmp_path)
-    (folder / broken).unlink()
+    (place / broken).unlink()
     with pytest.raises(UserError, match=f"{broken}.*run `dvc repro`"):
         read_run(params, tmp_path)
+
+
+def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_path: Path) -> None:
+    """A model is judged beside its dense network: B's records count once that one is attacked."""
+    dense_alone(tmp_path)
+    made = {"do": "prune", "by": "prune.A"}
+    models = {"A-standard": {**made, "of": "dense-standard"}, "B": {**made, "of": "dense-robust"}}
+    studies = {"sweep": {"study": "sweep", "of": "dense-standard"}}
+    studies["flips"] = {"study": "bitflip", "of": "B"}
+    params = settings(models=models, studies=studies)
+    (tmp_path / "runs/digits/B").mkdir()
+    model("B").records.to_parquet(tmp_path / "runs/digits/B/records.parquet")
+    images = torch.zeros(N, 1, 8, 8, dtype=torch.uint8), torch.zeros(N).long()
+    (tmp_path / "data/digits").mkdir(parents=True)
+    save_split(Split(*images, tuple("abcd"), "p"), tmp_path / "data/digits/test.safetensors")
+    run = read_run(params, tmp_path)
+    assert [one.name for one in run.models] == ["dense-standard"]
+    assert run.absent == (
+        ("model", "A-standard", "attack@A-standard"),
+        ("model", "dense-robust", "attack_dense@robust"),
+        ("model", "B", "attack_dense@robust"),
+        ("transfer", "", "transfer"),
+        ("study", "sweep", "study@sweep"),
+        ("study", "flips", "attack_dense@robust"),
+    )
+    blocks = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {one.stage.partition("@")[0] for one in run.absent} <= set(blocks)
+    write_metrics(run, tmp_path / "metrics")
+    metrics = json.loads((tmp_path / "metrics/B.json").read_text())
+    assert metrics == dict.fromkeys(METRICS) | {"verdict": "not run"}
+    write_report(run, tmp_path / "reports/digits")
+    page = (tmp_path / "reports/digits/report.md").read_text()
+    assert "Partial run: 1 of 4 models and 0 of 2 studies" in page
+    assert "dvc repro attack@A-standard" in page
+    text = terminal("digits", folder=tmp_path / "reports")
+    assert f"n = {N}" in text and "not run" in next(r for r in text.splitlines() if r[:2] == "B ")
+    assert set(side_of(read("digits", tmp_path / "reports")).results) == {"dense-standard"}
 
 
 # --- charts --------------------------------------------------------------------------------------

@@ -123,13 +123,17 @@ def floors(given: list[str]) -> dict[str, float]:
 
 
 def recomputed(params: "Params") -> "Side":
-    """The results of the active profile, computed from the records of its run."""
+    """The results of the active profile, computed from the records of its run; UserError where
+    that is not whole: fewer attacks would raise robust accuracies."""
     from advprune.report.gate import side_of
     from advprune.report.read import read_run
     from advprune.report.results import results
     from advprune.report.write import settings_of
 
-    return side_of(results(read_run(params)), measured(settings_of(params), params.profile))
+    run = read_run(params)
+    if run.absent:
+        raise UserError(f"--recompute needs a whole run: run `dvc repro {run.absent[0].stage}`")
+    return side_of(results(run), measured(settings_of(params), params.profile))
 
 
 def unshown(profile: str, active: str, here: "Tree", there: "Tree") -> str:

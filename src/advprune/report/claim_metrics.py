@@ -16,11 +16,11 @@ from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
 from advprune.evaluate.seeds import SeededPoint, guarded
 from advprune.report.points import by_family, nearest, point_of
-from advprune.report.run import Model, Run
+from advprune.report.run import NOT_RUN, Model, Run
 from advprune.report.sections.protocol import FGSM, models_of
 from advprune.report.sections.seeds import points_of
 
-NOT_HERE, NOT_RUN = "not reproduced here", "not run"
+NOT_HERE = "not reproduced here"
 Metric = Callable[[Run, Claim], Compared]
 METRICS: dict[str, Metric] = {}
 
@@ -170,7 +170,9 @@ def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
     for models in known:
         if claim.model in models:
             if claim.control not in models:
-                raise Missing(NOT_HERE, f"control missing: {claim.control}")
+                is_absent = any(one.name == claim.control for one in run.absent)
+                outcome = NOT_RUN if is_absent else NOT_HERE
+                raise Missing(outcome, f"control missing: {claim.control}")
             return models[claim.model], models[claim.control]
     raise Missing(NOT_RUN, f"{claim.model} is not part of this run")
 

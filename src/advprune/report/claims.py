@@ -22,10 +22,10 @@ from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, C
 from advprune.evaluate.crossed import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
-from advprune.report.claim_metrics import METRICS, NOT_HERE, NOT_RUN, Missing, falls_behind
+from advprune.report.claim_metrics import METRICS, NOT_HERE, Missing, falls_behind
 from advprune.report.compared import units_of
 from advprune.report.formats import kind_of, percent
-from advprune.report.run import Run
+from advprune.report.run import NOT_RUN, Run
 
 REPRODUCED, REFUTED = "reproduced", "refuted"
 
@@ -62,8 +62,11 @@ def judged(run: Run) -> list[Judged]:
             tests[claim.id] = test
         except Missing as lack:
             outcome, reason = lack.args
-            how = f"; run: {claim.run}" if outcome == NOT_RUN else ""
-            found[claim.id] = Judged(claim, outcome, reason + how)
+            if outcome == NOT_RUN:
+                needs = (claim.model, claim.control)
+                stages = dict.fromkeys(one.stage for one in run.absent if one.name in needs)
+                reason += f"; run: {' '.join(['dvc repro', *stages]) if stages else claim.run}"
+            found[claim.id] = Judged(claim, outcome, reason)
     chosen = [claim for claim in run.claims if claim.id in tests]
     p_values = holm([_own_p(claim, tests[claim.id]) for claim in chosen])
     for claim, p in zip(chosen, p_values, strict=True):

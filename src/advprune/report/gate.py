@@ -36,6 +36,7 @@ from advprune.report.formats import (
 )
 from advprune.report.margin import Rules, not_ruled_out
 from advprune.report.results import DISTANCE
+from advprune.report.run import NOT_RUN
 
 RANK = list(LEVELS.values())  # from the best to the worst
 COLUMNS = (
@@ -83,9 +84,10 @@ class Side:
 
 
 def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
-    """A revision from its results (`results.results`, `results.read_results`)."""
+    """A revision from its results (`results.results`, `results.read_results`); what was not run is
+    not there."""
     found, tried = {}, table.columns[table.columns.str.startswith(ATTACK)]
-    for row in table.to_dict("records"):
+    for row in table[table.verdict != NOT_RUN].to_dict("records"):
         robust = np.array(list(row["robust_images"])) == "1"
         distances = np.frombuffer(bytes.fromhex(row["image_distances"]), DISTANCE)
         if not (distances >= 0).all():

@@ -9,9 +9,9 @@ import pandas as pd
 from advprune.core.claims import FILE, read_claims
 from advprune.core.errors import UserError
 from advprune.core.files import read_json
-from advprune.core.params import Params
+from advprune.core.params import DENSE, Params
 from advprune.core.profile import PROBES
-from advprune.report.run import Model, Run, Transfers, in_order, tensors_of
+from advprune.report.run import Absent, Model, Run, Transfers, in_order, tensors_of
 
 ANSWERS = ("index", "label", "clean_pred", "adv_pred")
 NEEDED = (*ANSWERS, "eps", "steps", "attack")
@@ -33,26 +33,44 @@ CARD = ("bits", "parameters", "setting", "sparsity", "twin_agreement")
 
 
 def read_run(params: Params, folder: Path = Path()) -> Run:
-    """Read everything that the settings declare; UserError where a file is missing or damaged."""
+    """Read what has been run of what the settings declare, and name the rest (`Run.absent`).
+
+    UserError where no dense network was attacked, or a file is damaged or lacks its companions.
+    """
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
+    attacked = [n for n in params.leaderboard() if (runs / n / "records.parquet").exists()]
+    names = [name for name in attacked if params.root(name) in attacked]
+    if not names:
+        raise UserError(f"no dense network has a records.parquet in {runs}; run `dvc repro`")
+    absent = [
+        # A model is judged beside its dense network.
+        Absent("model", one, _attack_stage(params, params.root(one) if one in attacked else one))
+        for one in params.leaderboard()
+        if one not in names
+    ]
     path = records / "transfer.parquet"
-    table = _frame(path)
+    table = _frame(path) if path.exists() else pd.DataFrame()
     transfers: dict[str, Transfers] = {}  # by target, and then by (source, attack)
     if len(table):
         _checked(table, path, COLUMNS["transfer"])
-    else:  # a single model, or the stage was left out, which the report then says
-        transfers = {name: {} for name in params.leaderboard()}
-    for (target, source, attack), part in table.groupby(["target", "source", "attack"], sort=False):
-        transfers.setdefault(str(target), {})[str(source), str(attack)] = in_order(part)
-    models = [_read_model(params, runs, name, transfers) for name in params.leaderboard()]
-    own = [transfers[name] for name in params.attackers()]
-    studies = {}
+        for (target, *source), part in table.groupby(["target", "source", "attack"], sort=False):
+            transfers.setdefault(str(target), {})[str(source[0]), str(source[1])] = in_order(part)
+        lacking = [one for one in (*names, *params.attackers()) if one not in transfers]
+    else:  # of a single network there is none
+        lacking = [""] if len(names) + len(absent) + len(params.attackers()) > 1 else []
+    absent += [Absent("transfer", name, "transfer") for name in lacking]
+    models = [_read_model(params, runs, name, transfers.get(name, {})) for name in names]
+    own = [transfers.get(name, {}) for name in params.attackers()]
+    studies, lost = {}, {one.name: one.stage for one in absent if one.kind == "model"}
     for name, study in params.studies.items():
         path = records / name / "records.parquet"
+        if study.of in lost or not path.exists():
+            absent.append(Absent("study", name, lost.get(study.of, f"study@{name}")))
+            continue
         studies[name] = _checked(_frame(path), path, COLUMNS.get(study.study, ()))
-    for path in (path for name in params.studies for path in (records / name).glob("*.parquet")):
-        if path.stem != "records":  # what else a study recorded: `<name>.history`
-            studies[f"{path.parent.name}.{path.stem}"] = _frame(path)
+        for more in (records / name).glob("*.parquet"):
+            if more != path:  # what else a study recorded: `<name>.history`
+                studies[f"{name}.{more.stem}"] = _frame(more)
     tensors, header = tensors_of(folder / "data" / params.profile / "test.safetensors")
     described = json.loads(header["split"])
     return Run(
@@ -66,12 +84,17 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         folder=folder,
         # A project around one network has none; in a clone DVC sees that they are there.
         claims=read_claims(folder / FILE) if (folder / FILE).exists() else (),
+        absent=tuple(absent),
     )
 
 
-def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Transfers]) -> Model:
-    if name not in transfers:
-        raise UserError(f"the transfer stage has no {name}; run `dvc repro`")
+def _attack_stage(params: Params, name: str) -> str:
+    """The stage of dvc.yaml that attacks a model."""
+    recipe = name.removeprefix(f"{DENSE}-")
+    return f"attack@{name}" if name in params.models else f"attack_dense@{recipe}"
+
+
+def _read_model(params: Params, runs: Path, name: str, transfers: Transfers) -> Model:
     entry, folder = params.models.get(name), runs / name
     card, layers = read_json(folder / "model.json"), _frame(folder / "layers.parquet")
     if not isinstance(card, dict) or not set(CARD) <= card.keys():
@@ -86,7 +109,7 @@ def _read_model(params: Params, runs: Path, name: str, transfers: dict[str, Tran
         card=card,
         records=records_of(folder / "records.parquet"),
         layers=_checked(layers, folder / "layers.parquet", LAYER) if len(layers) else layers,
-        transfers=transfers[name],
+        transfers=transfers,
     )
 
 

@@ -19,7 +19,7 @@ from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.compared import Against, against_dense
 from advprune.report.formats import bounds, number, with_interval
-from advprune.report.run import Model, Run
+from advprune.report.run import NOT_RUN, Model, Run
 
 RESULTS = "results.csv"
 OUTCOMES = "claims.csv"
@@ -52,6 +52,15 @@ AGAINST = (  # empty for a dense network
 def results(run: Run) -> pd.DataFrame:
     """One row per model in the order of the leaderboard; unknown values are None."""
     return pd.DataFrame([_row(run, model) for model in run.models])
+
+
+def declared(run: Run) -> pd.DataFrame:
+    """The results, and after them a row for each model that was not run: its verdict says so."""
+    names = [one.name for one in run.absent if one.kind == "model"]
+    if not names:
+        return results(run)
+    rest = pd.DataFrame({"model": names, "verdict": NOT_RUN}, dtype=object)
+    return pd.concat([results(run).astype(object), rest], ignore_index=True)
 
 
 def _row(run: Run, model: Model) -> dict[str, Any]:
@@ -129,14 +138,16 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         raise damaged(error) from error
     if missing := [c for c in (*REQUIRED, *METRICS.values()) if c not in table]:
         raise damaged(f"it has no column {missing[0]}")
-    if table.model.isna().any() or table.model.duplicated().any() or not len(table):
+    is_run = table.verdict != NOT_RUN
+    if table.model.isna().any() or table.model.duplicated().any() or not is_run.any():
         raise damaged("models are missing or named twice")
     for column in NUMBERS:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        if numbers.isna().any():
-            raise damaged(f"{column} of {table.model[numbers.isna()].iloc[0]} is no number")
-        table[column] = numbers
-    for row in table.to_dict("records"):
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+        if len(wrong := table.model[is_run & table[column].isna()]):
+            raise damaged(f"{column} of {wrong.iloc[0]} is no number")
+    if table[~is_run].drop(columns=["model", "verdict"]).notna().any(axis=None):
+        raise damaged("a model that was not run has numbers")
+    for row in table[is_run].to_dict("records"):
         model, hits, n = row["model"], str(row["robust_images"]), row["n"]
         if not set(hits) <= {"0", "1"} or len(hits) != n or not n or pd.isna(row["images"]):
             raise damaged(f"outcomes of {model} are not 0 or 1 per image")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from advprune.evaluate.faults import Reached, guessing, to_chance
 from advprune.evaluate.robust import union
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 
+NOT_RUN = "not run"
 MOSTLY_ZERO = 0.5  # from this sparsity on a model is shown among the sparse ones
 Transfers = dict[tuple[str, str], pd.DataFrame]  # (source, attack) -> records of a target
 
@@ -91,12 +92,22 @@ class Model:
         return replace(self, records=_first(self.records, n), transfers=transfers)
 
 
+class Absent(NamedTuple):
+    """What the settings name and a run lacks: a `model`, a `study` or `transfer` to a model (to all
+    of them: no name), with the stage that makes it."""
+
+    kind: str
+    name: str
+    stage: str
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """A run of the pipeline: settings, models in the order of the leaderboard, studies by name.
 
     attackers: records of surrogates and substitutes on their own images. source, classes: of the
     data set. clean_images: uint8 [N, C, H, W], those that are attacked. folder: where it lies.
+    absent: what has not been run, of which models and studies hold nothing.
     """
 
     params: Params
@@ -108,6 +119,7 @@ class Run:
     clean_images: np.ndarray
     folder: Path
     claims: tuple[Claim, ...] = ()
+    absent: tuple[Absent, ...] = ()
 
     @cached_property
     def profile(self) -> Profile:

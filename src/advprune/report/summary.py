@@ -1,5 +1,7 @@
 """The answer in a few sentences, each computed from the run."""
 
+from collections import Counter
+
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
 from advprune.report.compared import against_dense, compared, jointly
@@ -11,9 +13,22 @@ NAMED = 4  # up to this many models are named one by one
 
 
 def summary(run: Run) -> list[str]:
-    """The sentences that the run allows: effect, dense networks, price, transfer, trust."""
-    makers = (effect, accuracy, start, price, transfer, trust)
+    """The sentences that the run allows: what is missing, effect, dense networks, price, trust."""
+    makers = (scope, effect, accuracy, start, price, transfer, trust)
     return [sentence for make in makers if (sentence := make(run))]
+
+
+def scope(run: Run) -> str:
+    """What has not been run yet of what the settings name."""
+    if not run.absent:
+        return ""
+    lost = Counter(one.kind for one in run.absent)
+    models, studies = len(run.params.leaderboard()), len(run.params.studies)
+    parts = [f"{models - lost['model']} of {counted(models, 'model')}"]
+    if studies:
+        parts.append(f"{studies - lost['study']} of {counted(studies, 'study', 'studies')}")
+    bare = ", without all transfer attacks" if lost["transfer"] else ""
+    return f"Partial run: {listed(parts)}{bare}. What is missing is listed under “Not run”."
 
 
 def effect(run: Run) -> str:

@@ -42,7 +42,7 @@ def title_of(profile: str, table: pd.DataFrame) -> str:
     first = table.iloc[0]
     return (
         f"{profile}: accuracy in percent, robust: no attack broke the image ({first.norm}, eps "
-        f"{budget(first.eps)}), n = {first.n}"
+        f"{budget(first.eps)}), n = {first.n:.0f}"
     )
 
 

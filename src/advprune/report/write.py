@@ -9,7 +9,7 @@ from advprune.core.files import atomic, write_json
 from advprune.core.params import FILE, Params
 from advprune.report.chart_png import png
 from advprune.report.page import charts, html, report_markdown, shown_sections
-from advprune.report.results import OUTCOMES, RESULTS, metrics_of, results
+from advprune.report.results import OUTCOMES, RESULTS, declared, metrics_of
 from advprune.report.run import Run
 from advprune.report.sections.claims import outcomes
 
@@ -23,7 +23,7 @@ def write_report(run: Run, folder: Path) -> None:
         (temporary / "figures").mkdir()
         for name, chart in charts(found).items():
             (temporary / "figures" / f"{name}.png").write_bytes(png(chart, run.places))
-        results(run).to_csv(temporary / RESULTS, index=False, lineterminator="\n")
+        declared(run).to_csv(temporary / RESULTS, index=False, lineterminator="\n")
         if run.claims:
             outcomes(run).to_csv(temporary / OUTCOMES, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(run.params), encoding="utf-8")
@@ -35,7 +35,7 @@ def write_metrics(run: Run, folder: Path) -> None:
     """Write `<model>.json` for each model, in place of an older folder."""
     with atomic(folder) as temporary:
         temporary.mkdir()
-        for name, found in metrics_of(results(run)).items():
+        for name, found in metrics_of(declared(run)).items():
             write_json(temporary / f"{name}.json", found)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.report.claim_metrics import NOT_HERE, NOT_RUN
+from advprune.report.claim_metrics import NOT_HERE
 from advprune.report.claims import REFUTED, REPRODUCED, judged
 from advprune.report.compared import columns, explained, units_of
 from advprune.report.formats import counted
-from advprune.report.run import Run
+from advprune.report.run import NOT_RUN, Run
 from advprune.report.section import Part, section
 
 OUTCOMES = (REPRODUCED, REFUTED, NOT_HERE, NOT_RUN)

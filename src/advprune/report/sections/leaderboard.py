@@ -6,7 +6,7 @@ import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import bounds, budget
-from advprune.report.results import results, without_own
+from advprune.report.results import declared, results, without_own
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
@@ -37,7 +37,7 @@ def leaderboard(run: Run) -> Iterator[Part]:
         f"{budget(main.eps)}, n = {run.n}; 95 % Wilson interval). Distance: the median of the "
         "smallest changes found that fool the model. Both are compared with the dense network on "
         "the same images (McNemar, Wilcoxon), corrected for all models of that network (Holm).",
-        with_bounds(table, BOARD),
+        with_bounds(without_own(declared(run)), BOARD),
     )
     axes, look = ("clean_accuracy", "median_distance", "group"), ("model", "robust_accuracy")
     yield Part(

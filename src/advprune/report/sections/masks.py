@@ -96,6 +96,7 @@ def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     tests: dict[int, Comparison] = {}
+    found = {key: [p for p in own if len(p.transferred[run.main])] for key, own in found.items()}
     controls = found.get(CONTROL, [])
     own = [point for family in GREEDY for point in found.get(family, []) if point.is_plain]
     for point in own if controls else []:

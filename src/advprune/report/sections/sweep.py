@@ -55,7 +55,8 @@ def settings(run: Run, name: str) -> Iterator[Setting]:
     for model in run.models:
         if model.family == "int8" and model.parent == dense.name:
             by_attack = {a: model.transferred(a) for a in run.attacks}
-            yield Setting(model.family, "transfer", 0.0, by_attack)
+            if all(map(len, by_attack.values())):
+                yield Setting(model.family, "transfer", 0.0, by_attack)
 
 
 def table_of(run: Run, name: str) -> pd.DataFrame:
