@@ -12,7 +12,7 @@ def settings(profile: ProfileOption = None) -> None:
 
     attacks.json and profile.json: the settings, which dvc.lock would repeat for every stage.
     pictures.json and weights.json: the sha256 of the pictures at `data.root` or ADVPRUNE_DATA and
-    of the weights at `model.weights`. studies.json is for this stage alone, which always runs: what
+    of the weights at `model.weights`. checked.json is for this stage alone, which always runs: what
     a check needs torch for is checked where settings have changed since the last time.
     """
     from advprune.core.files import existing, referenced, sha256_of, write_json
@@ -22,7 +22,7 @@ def settings(profile: ProfileOption = None) -> None:
     checked = {
         "attacks": workspace.attacks,
         "profile": active.model_dump(mode="json"),
-        "studies": {name: study.model_dump_json() for name, study in params.studies.items()},
+        "checked": {"settings": params.model_dump_json(include={"prune", "studies"})},
     }
     files = {workspace.place("data", f"{name}.json"): known for name, known in checked.items()}
     if not all(_holds(file, known) for file, known in files.items()):
