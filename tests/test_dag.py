@@ -144,19 +144,19 @@ def test_networks_of_ones_own_are_watched_where_they_are_opened(stages: dict[str
         for name, stage in stages.items()
         if "networks" not in {getattr(dep, "def_path", None) for dep in stage.deps}
     }
-    assert blind == {"inputs", "prepare", "settings", "summarize"}
+    assert blind == {"prepare", "settings", "summarize"}
 
 
 def test_stages_are_exactly_what_params_declare(
     stages: dict[str, Any], settings: params.Params
 ) -> None:
-    expected = {"inputs", "prepare", "settings", "transfer", "summarize"}
+    expected = {"prepare", "settings", "transfer", "summarize"}
     expected |= {f"{stage}@{name}" for stage in ("model", "attack") for name in settings.models}
     expected |= {f"{stage}@{r}" for stage in ("train", "attack_dense") for r in settings.recipes}
     expected |= {f"study@{name}" for name in settings.studies}
     assert set(stages) == expected and len(stages) <= 59
     raw = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    assert len(raw["stages"]) <= 10
+    assert len(raw["stages"]) <= 9
     assert not any(
         "${"
         in block.get("do", block)["cmd"]

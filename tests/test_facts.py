@@ -185,7 +185,7 @@ def test_pictures_and_weights_are_noted_by_what_they_hold(
         (place / "x.png").write_bytes(contents)
         Path("link").unlink(missing_ok=True)
         Path("link").symlink_to(place)
-        assert run(pipeline, "stages/inputs.py").returncode == 0
+        assert run(pipeline, "stages/settings.py").returncode == 0
         files = (Path("data/digits", f"{name}.json") for name in ("weights", "pictures"))
         notes.append([json.loads(file.read_text()) for file in files])
         data = DataSettings(source="cifar10")
@@ -203,7 +203,7 @@ def test_code_that_dvc_does_not_watch_is_named(
     change(pipeline, {"profiles/digits/model": {}})
     for factory, noted in (("theirs_facts:net", True), ("networks.theirs_facts:net", False)):
         change(pipeline, {"profiles/digits/model/factory": factory})
-        done = run(pipeline, "stages/inputs.py")
+        done = run(pipeline, "stages/settings.py")
         assert done.returncode == 0 and ("DVC does not watch" in done.stdout) == noted, done.stderr
 
 

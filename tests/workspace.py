@@ -24,21 +24,15 @@ TINY = {
         "GAP_layer": {"compression": 4, "finetune": FINETUNE},
     },
     "quantize": {"int8": {"bits": 8}},
-    "binary": {
-        "BNN": {"channels": "base", "epochs": 1},
-        "wide": {"channels": "uniform", "epochs": 1},
-    },
-    "surrogates": {"seed1": {"seed": 1, "epochs": 1}},
+    "binary": {"BNN": {"channels": "base", "epochs": 1}},
+    "surrogates": {},
     "substitutes": {"short": {"epochs": 1}},
     "models": {
         "E-standard": {"do": "prune", "of": "dense-standard", "by": "prune.E"},
-        "clamp-standard": {"do": "prune", "of": "dense-standard", "by": "prune.clamp"},
         "SAP-standard": {"do": "prune", "of": "dense-standard", "by": "prune.SAP"},
         "GAP_layer-standard": {"do": "prune", "of": "dense-standard", "by": "prune.GAP_layer"},
         "GAP_int8": {"do": "quantize", "of": "GAP_layer-standard", "by": "quantize.int8"},
         "BNN-standard": {"do": "train", "of": "dense-standard", "by": "binary.BNN"},
-        "wide-standard": {"do": "train", "of": "BNN-standard", "by": "binary.wide"},
-        "seed1": {"do": "train", "of": "dense-standard", "by": "surrogates.seed1"},
         "GAP_copy": {"do": "train", "of": "GAP_layer-standard", "by": "substitutes.short"},
     },
     "studies": {

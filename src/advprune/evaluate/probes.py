@@ -167,7 +167,7 @@ def _made(
         return [make() for make in jobs.values()]
     kept = [partial(work.parts.frame, name, make) for name, make in jobs.items()]
     if not isinstance(model, Target):  # another runtime may not bear a fork
-        ahead("probes", kept)
+        ahead("probes", kept[::-1])  # the longest comes last
     return [read() for read in kept]
 
 

@@ -131,7 +131,9 @@ class Protocol:
         if self.work.parts:
             keep = self.work.parts.frame
             computed = {name: partial(keep, name, made) for name, made in computed.items()}
-            ahead("protocol, members", list(computed.values()))
+            long = [name for name, one in members.items() if one.family and one.adaptive]
+            first = dict.fromkeys([*long, *members])
+            ahead("protocol, members", [computed[name] for name in first])
         tables = []
         with progress("protocol, members", len(members)) as advance:
             for name, made in computed.items():
