@@ -12,8 +12,8 @@ from typing import Any
 
 from advprune.core.errors import UserError
 from advprune.core.params import Params
-from advprune.evaluate.crossed import smallest_mean_difference
 from advprune.evaluate.faults import pairs_of, smallest_flip_p
+from advprune.evaluate.means import smallest_mean_difference
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.studies.base import settings_of
 from advprune.studies.bitflip import stored_entries
