@@ -41,11 +41,11 @@ from advprune.core.resume import Parts
 from advprune.data import load_split
 from advprune.evaluate.craft import Work, craft
 from advprune.evaluate.evidence import white_box
-from advprune.evaluate.exchange import received
 from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.records import predictions
 from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
+from advprune.evaluate.transfer import transfer_records
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 from advprune.models.checkpoint import load_model, read_tensors
 from advprune.report.read import read_run
@@ -67,7 +67,7 @@ class Trial:
         self.runs, self.sent = folder / "runs/digits", {}
         for source in (*settings.leaderboard(), *settings.attackers()):
             kept, _ = read_tensors(self.runs / source / "adversarial.safetensors")
-            for attack in settings.active().exchanged():
+            for attack in settings.active().transferred():
                 self.sent[source, attack] = kept[attack][:images]
 
     def honest(self, model: Model) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Trial:
         with TemporaryDirectory() as place:
             known = run.profile, run.params.attack, 0, Parts(Path(place), files=[]), network
             records, _ = Suite(self.images, self.labels, *known).attack("planted", model)
-        table = received(model, self.images, self.labels, self.sent, work)
+        table = transfer_records(model, self.images, self.labels, self.sent, work)
         found = dict(iter(table.groupby(["source", "attack"])))
         evidence = Evidence(records, run.main, len(run.classes), found, dense.attack(run.main))
         budget = run.main_attack.norm, run.main_attack.eps

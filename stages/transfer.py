@@ -16,7 +16,7 @@ def transfer(profile: ProfileOption = None) -> None:
     from advprune.core.resume import Parts
     from advprune.data import to_float
     from advprune.evaluate.craft import Work
-    from advprune.evaluate.exchange import exchanged, received
+    from advprune.evaluate.transfer import images_for, transfer_records
     from advprune.models.checkpoint import read_tensors
 
     workspace, device = Workspace.open(profile), setup()
@@ -42,8 +42,8 @@ def transfer(profile: ProfileOption = None) -> None:
     )
 
     def tried(target: str) -> pd.DataFrame:
-        model, given = workspace.load(target).to(device), exchanged(params, target, crafted)
-        return received(model, images, labels, given, work).assign(target=target)
+        model, given = workspace.load(target).to(device), images_for(params, target, crafted)
+        return transfer_records(model, images, labels, given, work).assign(target=target)
 
     pieces = [partial(parts.frame, name, partial(tried, name)) for name in names]
     ahead("transfer, targets", pieces)

@@ -102,7 +102,7 @@ SINGLE = rows("probe_single", 10, steps=1)
 
 
 @pytest.mark.parametrize(
-    ("tables", "received", "expected"),
+    ("tables", "transfers", "expected"),
     [
         ([STRONG, WEAK], {}, set()),
         ([STRONG], {}, {"gradient-free"}),  # nothing without gradients: in doubt
@@ -126,10 +126,10 @@ SINGLE = rows("probe_single", 10, steps=1)
 )
 def test_what_should_be_weaker_and_does_more_harm_contradicts_the_number(
     tables: list[pd.DataFrame],
-    received: dict[tuple[str, str], pd.DataFrame],
+    transfers: dict[tuple[str, str], pd.DataFrame],
     expected: set[str],
 ) -> None:
-    level, against = judged(*tables, received=received)
+    level, against = judged(*tables, transfers=transfers)
     assert against == expected
     assert level == ("reliable" if not against else "suspect" if len(tables) == 1 else "broken")
 
@@ -174,7 +174,7 @@ def test_little_that_each_of_several_attacks_adds_counts_together() -> None:
     assert judged(main, *few[:1])[0] == "reliable"
     assert judged(main, *few) == ("suspect", {"all together"})
     transferred = {("a", "main"): few[0], ("b", "main"): few[1]}
-    assert judged(main, few[2], received=transferred) == ("suspect", {"all together"})
+    assert judged(main, few[2], transfers=transferred) == ("suspect", {"all together"})
 
 
 def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:

@@ -14,7 +14,7 @@ from test_section_studies import flips, hits, versus
 from advprune.core.claims import Claim, read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import load
-from advprune.evaluate.crossed import compare_means
+from advprune.evaluate.means import compare_means
 from advprune.report.claim_metrics import METRICS
 from advprune.report.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
 from advprune.report.docs import claims_of

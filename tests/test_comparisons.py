@@ -17,9 +17,9 @@ from advprune.evaluate.compare import (
     corrected,
     with_control,
 )
-from advprune.evaluate.crossed import compare_means, smallest_mean_difference
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
+from advprune.evaluate.means import compare_means, smallest_mean_difference
 from advprune.evaluate.statistics import (
     difference_interval,
     equivalence,

@@ -116,8 +116,8 @@ def test_a_profile_overrides_key_by_key() -> None:
     assert read.suite.kept == ["published_10", "field", "momentum"]
     assert read.suite.of("quantized") == read.suite.kept
     assert list(read.table()) == ["published_10", "field"]
-    assert list(read.exchanged()) == ["field", "momentum"]
-    assert read.exchanged()["momentum"] is read.attacks["momentum"]
+    assert list(read.transferred()) == ["field", "momentum"]
+    assert read.transferred()["momentum"] is read.attacks["momentum"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def robust(found: pd.DataFrame) -> list[bool]:
 
 
 def test_an_image_is_robust_only_if_nothing_within_the_budget_fools_it() -> None:
-    """The main attack leaves 30, a probe the first 20, a received image the first 10; a larger
+    """The main attack leaves 30, a probe the first 20, a transferred image the first 10; a larger
     budget and the frozen copy of a random model do not count."""
     own = [rows("main", planted(30)), rows("probe_noise", planted(20))]
     own += [rows("curve_eps", planted(0), eps=2 * EPS), rows("probe_frozen", planted(0))]

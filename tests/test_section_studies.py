@@ -12,8 +12,8 @@ from test_sections import check_charts, mcnemar
 
 from advprune.core.claims import Claim
 from advprune.core.params import FROM_DENSE
-from advprune.evaluate.crossed import compare_means, mean
 from advprune.evaluate.faults import START, pairs_of
+from advprune.evaluate.means import compare_means, mean
 from advprune.report.claims import judged
 from advprune.report.points import by_family, points
 from advprune.report.run import Run

@@ -19,7 +19,7 @@ from advprune.core.resume import Parts
 from advprune.core.settings import parse
 from advprune.data import Split
 from advprune.evaluate.craft import Work, craft, rows
-from advprune.evaluate.crossed import mean
+from advprune.evaluate.means import mean
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies import Given, run_study

@@ -15,9 +15,9 @@ from advprune.core.resume import Parts
 from advprune.core.train_settings import RecipeSettings
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, kind_of
-from advprune.evaluate.exchange import received
 from advprune.evaluate.records import Scoring, answers, score
 from advprune.evaluate.suite import Suite
+from advprune.evaluate.transfer import transfer_records
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
@@ -64,9 +64,10 @@ def judged(
 
     records, _ = run("planted", model)
     parent, images = run("dense", dense)
-    sent = {("dense", "field"): images["field"]}
-    carried = {} if model is dense else {("dense", "field"): received(model, *pair, sent, Work())}
-    found = verdict(Evidence(records, "field", 10, carried, parent[parent.attack == "field"], None))
+    key, given = ("dense", "field"), {}
+    if model is not dense:
+        given[key] = transfer_records(model, *pair, {key: images["field"]}, Work())
+    found = verdict(Evidence(records, "field", 10, given, parent[parent.attack == "field"], None))
     return found, records
 
 

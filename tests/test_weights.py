@@ -18,7 +18,7 @@ from torch import nn
 from advprune.core.params import load
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.data import prepare, read_split, to_float
-from advprune.evaluate.crossed import mean
+from advprune.evaluate.means import mean
 from advprune.evaluate.robust import ROUNDING
 from advprune.models.audit import audit
 from advprune.models.checkpoint import header_spec, load_model, read_tensors

@@ -32,10 +32,10 @@ from advprune.defaults import defaults
 from advprune.evaluate.corruptions import KINDS
 from advprune.evaluate.craft import Work
 from advprune.evaluate.deployed import agreement
-from advprune.evaluate.exchange import received
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.suite import Suite
+from advprune.evaluate.transfer import transfer_records
 from advprune.evaluate.verdict import Verdict
 from advprune.models.border import admitted, check_images, refuse
 from advprune.models.card import card_of
@@ -222,7 +222,7 @@ def measured(
         suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, above)
         records, adv = suite.attack(name, network)
         tables = {
-            key: received(network, images, split.labels, {key: crafted}, suite.work)
+            key: transfer_records(network, images, split.labels, {key: crafted}, suite.work)
             for key, crafted in sent.items()
         }
         made = card, records, pd.DataFrame(), tables

@@ -111,8 +111,8 @@ class Profile(Settings):
         """The attacks of the published table, by name."""
         return self._engine(self.suite.table)
 
-    def exchanged(self) -> dict[str, AttackSettings]:
-        """The attacks whose images all models exchange, by name."""
+    def transferred(self) -> dict[str, AttackSettings]:
+        """The attacks whose images are tried on all other models, by name."""
         return self._engine(self.suite.transfer)
 
     def _engine(self, names: list[str]) -> dict[str, AttackSettings]:

@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from advprune.evaluate.compare import MARGIN, right
-from advprune.evaluate.crossed import (
+from advprune.evaluate.means import (
     Mean,
     MeanComparison,
     compare_means,

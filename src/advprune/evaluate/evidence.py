@@ -33,7 +33,7 @@ class Evidence:
     """What a verdict is drawn from.
 
     records: all rows of one model: its suite, its curves, its probes. main: the name of the main
-    attack. classes: how many there are. received: the model's rows on images that were crafted on
+    attack. classes: how many there are. transfers: the model's rows on images that were crafted on
     other networks, by (source, attack). parent: the dense network's rows under the main attack.
     twin_agreement: of a quantized model.
     """
@@ -41,7 +41,7 @@ class Evidence:
     records: pd.DataFrame
     main: str
     classes: int
-    received: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    transfers: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     parent: pd.DataFrame | None = None
     twin_agreement: float | None = None
 

@@ -30,14 +30,14 @@ def worst_case(records: pd.DataFrame, main: str) -> pd.DataFrame:
 
 def union(
     records: pd.DataFrame,
-    received: Iterable[pd.DataFrame],
+    transfers: Iterable[pd.DataFrame],
     norm: str,
     eps: float,
 ) -> pd.DataFrame:
     """One row per image in order: the row that does most harm within the budget, and `distance`.
 
-    records: every row of a model. received: its answers to images of other models. A row belongs to
-    a budget by the size of its change, whatever attack it is of. `distance`: the smallest change
+    records: every row of a model. transfers: its answers to images of other models. A row belongs
+    to a budget by the size of its change, whatever attack it is of. `distance`: the smallest change
     found that fools the model (units of the pixel range, in `norm`): by the minimum-norm search or
     by any other row; 0 where the clean image is misclassified, infinite where nothing was found.
     An image is robust at `eps` exactly if its distance is larger. forwards and gradients: what all
@@ -49,7 +49,7 @@ def union(
     """
     size = SIZES[norm]
     own = records[records.attack != FROZEN]  # those rows are of another network
-    rows = pd.concat([own, *received], ignore_index=True)
+    rows = pd.concat([own, *transfers], ignore_index=True)
     worst = _worst(rows[rows[size] <= eps + ROUNDING].reset_index(drop=True))
     nearest = rows.groupby("index").distance.min().reindex(worst["index"]).fillna(np.inf)
     fools = rows[(rows.adv_pred != rows.label) & (rows.chosen_margin <= 0)]

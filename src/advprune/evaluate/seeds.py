@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, right
-from advprune.evaluate.crossed import Mean, MeanComparison, compare_means, mean
+from advprune.evaluate.means import Mean, MeanComparison, compare_means, mean
 from advprune.evaluate.robust import union
 
 DENSE = "dense"  # the point without compression

@@ -60,7 +60,7 @@ class Suite:
         """The suite of the model's kind, the extra attacks, the probes and both curves.
 
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
-        those whose images models exchange.
+        the transfer attacks.
         """
         model = admitted("suite", model, self.images)
         attacks, run = dict(self._attacks(model)), partial(self._run, name, model)
@@ -87,11 +87,11 @@ class Suite:
         return pd.concat(tables, ignore_index=True), adv
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The uint8 images that the exchanged attacks make on a model that is not judged itself."""
+        """The uint8 images that the transfer attacks make on a model that is not judged itself."""
         model = admitted("suite", model, self.images)
         return {
             attack: self._crafted(name, model, attack, attack, setting).pixels
-            for attack, setting in self.profile.exchanged().items()
+            for attack, setting in self.profile.transferred().items()
         }
 
     def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:

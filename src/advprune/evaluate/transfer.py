@@ -4,10 +4,72 @@ Success is counted only on images that source and target both classify correctly
 otherwise a damaged target would look resistant, or fooled, for other reasons.
 """
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
+from advprune.core.params import Params
 from advprune.evaluate.statistics import Rate
+
+if TYPE_CHECKING:  # the report needs no torch
+    import torch
+    from torch import nn
+
+    from advprune.evaluate.craft import Work
+
+SOURCE = ("source", "attack")  # what a set of crafted images is known by
+ANSWERS = ("adv_pred", "adv_margin", "chosen_margin", "adv_single_pred", "adv_wrong")
+
+
+def transfer_records(
+    target: "nn.Module",
+    images: "torch.Tensor",
+    labels: "torch.Tensor",
+    crafted: Mapping[tuple[str, str], "torch.Tensor"],
+    work: "Work",
+) -> pd.DataFrame:
+    """A target's answers to images crafted elsewhere: one row per image and (source, attack).
+
+    images: float `[N, C, H, W]` in [0, 1], the clean ones, which are scored once. crafted: uint8
+    images of the same shape by (source, attack). Columns: source, attack, index, label, clean_pred,
+    the answers `ANSWERS` (records.score), and linf and l2, the size of the change. ValueError where
+    logits are not finite.
+    """
+    from advprune.evaluate.records import answers, table_of
+
+    clean = answers("clean", target, images, labels, work.scoring)
+    same = {"index": range(len(labels)), "label": labels.numpy(), "clean_pred": clean["clean_pred"]}
+    tables = []
+    for key, pixels in crafted.items():
+        adv, whose = pixels / 255, dict(zip(SOURCE, key, strict=True))
+        told = answers("adv", target, adv, labels, work.scoring)
+        found = {column: told[column] for column in ANSWERS}
+        tables.append(table_of(whose | same, {}, found, adv - images))
+        work.progress(1)
+    if not tables:  # a run of one model
+        return pd.DataFrame(columns=[*SOURCE, *same, *ANSWERS, "linf", "l2"])
+    return pd.concat(tables, ignore_index=True)
+
+
+def images_for(
+    params: Params, target: str, crafted: Mapping[tuple[str, str], "torch.Tensor"]
+) -> dict[tuple[str, str], "torch.Tensor"]:
+    """Those of all crafted images, by (source, attack), that a target is tried on.
+
+    The main attack's images of every other model; all that were kept of its own dense network; the
+    transfer attacks' of attackers' own networks. Such a network is tried on its own images alone.
+    """
+    main, attackers = params.attack.main, params.attackers()
+    transferred = params.active().transferred()
+
+    def wanted(source: str, attack: str) -> bool:
+        if target in attackers or source in attackers:
+            return attack in transferred and (source == target or target not in attackers)
+        return source != target and (attack == main or source == params.root(target))
+
+    return {key: pixels for key, pixels in crafted.items() if wanted(*key)}
 
 
 def transfer_success(target: pd.DataFrame, source: pd.DataFrame) -> Rate:

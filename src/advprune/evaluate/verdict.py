@@ -204,9 +204,9 @@ def noise(evidence: Evidence) -> Iterator[Check]:
 
 def transfer(evidence: Evidence) -> Iterator[Check]:
     """Images from other networks, all sources together, break nothing that the attacks do not."""
-    if not evidence.received:
+    if not evidence.transfers:
         return
-    added = {key: evidence.added(table) for key, table in evidence.received.items()}
+    added = {key: evidence.added(table) for key, table in evidence.transfers.items()}
     count = len(set().union(*added.values()))
     source, attack = max(added, key=lambda key: len(added[key]))
     what = f"transfer from {len(added)} sets of images (most from {source}, {attack})"
@@ -237,7 +237,7 @@ def stronger(evidence: Evidence) -> Iterator[Check]:
 def together(evidence: Evidence) -> Iterator[Check]:
     """What is tolerated of each attack that adds a little is tolerated of all of them as well."""
     own = evidence.records[evidence.records.attack != FROZEN].groupby("attack")
-    tables, n = [*dict(iter(own)).values(), *evidence.received.values()], len(evidence.white_box)
+    tables, n = [*dict(iter(own)).values(), *evidence.transfers.values()], len(evidence.white_box)
     added = [evidence.added(table) for table in tables]
     little = [images for images in added if more_than_tolerated(len(images), n) >= ALPHA]
     yield judged(len(set().union(*little)), n, "all together", "all that adds a little", DOUBT)

@@ -9,11 +9,10 @@ import pandas as pd
 from advprune.core.claims import Claim
 from advprune.core.settings import parse_fraction, relative
 from advprune.evaluate.acting import LOOKED_AT, last_stage
-from advprune.evaluate.calibration import compare_calibration
 from advprune.evaluate.compare import Compared, compare
-from advprune.evaluate.crossed import Mean, MeanComparison
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
+from advprune.evaluate.means import Mean, MeanComparison, compare_calibration
 from advprune.evaluate.seeds import SeededPoint, guarded
 from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import NOT_RUN, Model, Run

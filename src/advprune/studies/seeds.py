@@ -20,7 +20,7 @@ from advprune.core.params import DENSE, Params
 from advprune.core.settings import Name, Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
 from advprune.evaluate.craft import Work
-from advprune.evaluate.crossed import smallest_mean_difference
+from advprune.evaluate.means import smallest_mean_difference
 from advprune.evaluate.statistics import ALPHA
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune

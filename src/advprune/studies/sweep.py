@@ -17,7 +17,7 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.params import FROM_DENSE
 from advprune.core.settings import Name, Settings
-from advprune.evaluate.exchange import received
+from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies.base import Given, Tables, attacked, study
@@ -45,7 +45,7 @@ def sweep(settings: SweepSettings, given: Given) -> Tables:
 def compression(settings: SweepSettings, given: Given) -> Tables:
     """Every point under the main attack and on images crafted on its parent."""
     main, profile = given.params.attack.main, given.profile
-    transferred = {attack: given.adversarial[attack] for attack in profile.exchanged()}
+    transferred = {attack: given.adversarial[attack] for attack in profile.transferred()}
     return {"records": _records(settings, given, {main: profile.table()[main]}, transferred)}
 
 
@@ -68,7 +68,7 @@ def _records(
         tables = [attacked(f"{family}={value}", model, test, attacks, work)]
         if transferred:
             images = {("dense", FROM_DENSE + name): x[first] for name, x in transferred.items()}
-            tables.append(received(model, *test, images, work))
+            tables.append(transfer_records(model, *test, images, work))
         return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
 
     def kept(family: str, order: int, value: Any) -> pd.DataFrame:

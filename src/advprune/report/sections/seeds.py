@@ -1,6 +1,6 @@
 """Families whose result depends on training, over seeds: HYDRA, LWM, tickets, GAP, binary.
 
-Every number is a mean over seeds and test images with the interval of `evaluate.crossed`, which
+Every number is a mean over seeds and test images with the interval of `evaluate.means`, which
 covers other seeds and other images. Two points are compared on the same images and on dense
 networks of the same seeds: the differences are paired in both.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.crossed import Mean
+from advprune.evaluate.means import Mean
 from advprune.evaluate.seeds import CONTROLS, SeededPoint, controls_of, guarded, seeded_points
 from advprune.evaluate.statistics import Rate
 from advprune.report.chart import Chart

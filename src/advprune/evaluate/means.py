@@ -1,4 +1,4 @@
-"""Accuracy over seeds and images: a mean with an interval that covers both.
+"""Means over seeds and images, with an interval that covers both, and their comparison.
 
 Each of S networks, trained alike but for the seed, is right or wrong on the same n images. The
 values `v[s, i]` are a crossed table with two random effects, as in studies of several readers on
@@ -11,9 +11,13 @@ from functools import cache
 from math import inf, sqrt
 
 import numpy as np
+import pandas as pd
 
-from advprune.evaluate.compare import MARGIN, Compared
-from advprune.evaluate.statistics import ALPHA, POWER
+from advprune.evaluate.compare import MARGIN, Compared, right
+from advprune.evaluate.measures import calibration_error
+from advprune.evaluate.statistics import ALPHA, NORMAL, POWER
+
+RESAMPLES = 1000  # of the bootstrap of calibration errors
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,22 @@ def compare_means(first: np.ndarray, second: np.ndarray, margin: float = MARGIN)
         p_equivalent=_tail((margin - abs(found.value)) / error, found.freedom),
         margin=margin,
     )
+
+
+def compare_calibration(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> MeanComparison:
+    """Calibration errors under attack on the same images; standard error by the bootstrap."""
+    sides = [(table.adv_confidence.to_numpy(), right(table)) for table in (first, second)]
+    random, n = np.random.default_rng(0), len(first)
+
+    def difference(rows: np.ndarray) -> float:
+        own, other = (calibration_error(sure[rows], hits[rows]) for sure, hits in sides)
+        return own - other
+
+    value = difference(np.arange(n))
+    drawn = [difference(random.integers(n, size=n)) for _ in range(RESAMPLES)]
+    found = Mean(value, None, float(np.std(drawn, ddof=1)), inf, 1, n)
+    same = 1 - NORMAL.cdf((margin - abs(value)) / max(found.error, 1e-12))
+    return MeanComparison(found, p=found.p, direction=value, p_equivalent=same, margin=margin)
 
 
 def mean(values: np.ndarray) -> Mean:

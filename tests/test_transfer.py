@@ -1,4 +1,4 @@
-"""Exchange: what a target says to images crafted elsewhere, against a loop over single images."""
+"""Transfer: what a target says to images crafted elsewhere, against a loop over single images."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from advprune.evaluate.craft import Work
-from advprune.evaluate.exchange import ANSWERS, received
 from advprune.evaluate.records import Scoring, all_logits
+from advprune.evaluate.transfer import ANSWERS, transfer_records
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
 
@@ -61,19 +61,19 @@ def test_answers_are_those_of_a_loop(
     network: nn.Module, few: Pair, crafted: Crafted, kind: str
 ) -> None:
     target = quantize(network, few[0]) if kind == "int8" else network
-    table, expected = received(target, *few, crafted, WORK), by_loop(target, few, crafted)
+    table, expected = transfer_records(target, *few, crafted, WORK), by_loop(target, few, crafted)
     assert set(table) == {*expected, *ANSWERS, "linf", "l2"}
     changes = [(pixels / 255 - few[0]).abs().flatten(1).amax(1) for pixels in crafted.values()]
     assert table.linf.tolist() == pytest.approx(torch.cat(changes).tolist())
     assert table.chosen_margin.equals(table.adv_margin)  # of a deterministic model
     exact = [column for column in expected if column != "adv_margin"]
     assert table[exact].to_numpy().tolist() == expected[exact].to_numpy().tolist()
-    nothing = received(target, *few, {}, WORK)  # as in a run of one model
+    nothing = transfer_records(target, *few, {}, WORK)  # as in a run of one model
     assert nothing.empty and list(nothing) == list(table)
     assert table.adv_margin.tolist() == pytest.approx(expected.adv_margin.tolist(), abs=1e-4)
     assert ((table.adv_margin > 0) == (table.adv_pred == table.label)).all()
     assert table.adv_pred.nunique() > 1 and (table.adv_pred != table.clean_pred).any()
-    assert received(target, *few, crafted, replace(WORK, seed=9, draws=7)).equals(table)
+    assert transfer_records(target, *few, crafted, replace(WORK, seed=9, draws=7)).equals(table)
 
 
 @pytest.mark.parametrize(("is_random", "draws"), [(False, 1), (True, 4)])
@@ -84,7 +84,7 @@ def test_clean_images_are_scored_once(
     passed: list[int] = []
     shown: list[int] = []
     hook = target.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
-    received(target, *few, crafted, replace(WORK, progress=shown.append))
+    transfer_records(target, *few, crafted, replace(WORK, progress=shown.append))
     hook.remove()
     checked = 6 * (1 + len(crafted))  # models/border.py: two images twice, and each alone
     # The attacked ones twice by a random model: to choose a worst case, and to score it.
@@ -97,15 +97,15 @@ def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(
 ) -> None:
     target = randomized(network)
     before = torch.random.get_rng_state()
-    table = received(target, *few, crafted, WORK)
+    table = transfer_records(target, *few, crafted, WORK)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(1)  # the global state makes no difference
-    assert received(target, *few, crafted, WORK).equals(table)
+    assert transfer_records(target, *few, crafted, WORK).equals(table)
     for key, part in table.groupby(["source", "attack"], sort=False):
         logits = all_logits(target, crafted[key] / 255, Scoring(10, 8, seed=3))[4:].mean(0)
         assert part.adv_pred.tolist() == logits.argmax(1).tolist()
         clean = all_logits(target, few[0], Scoring(10, 4, seed=3)).mean(0)
         assert part.clean_pred.tolist() == clean.argmax(1).tolist()
     for change in ({"seed": 4}, {"draws": 5}):
-        other = received(target, *few, crafted, replace(WORK, **change))
+        other = transfer_records(target, *few, crafted, replace(WORK, **change))
         assert not other.adv_margin.equals(table.adv_margin), change
