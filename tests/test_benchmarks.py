@@ -15,7 +15,7 @@ from torchvision import models
 from workspace import ROOT
 
 from advprune.cli.app import main
-from advprune.cli.options import Network
+from advprune.cli.options import Images, Network
 from advprune.cli.repository import Pictures
 from advprune.core.errors import UserError
 from advprune.data import to_float
@@ -169,12 +169,12 @@ def run(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_network_of_a_file(tmp_path: Path, pictures: Path, kind: str) -> None:
     forward, architecture, options = KINDS[kind]
-    images = to_float(Pictures(Network(), data=pictures).split("test").images)
+    images = to_float(Pictures(Network(), Images(data=pictures)).split("test").images)
     file = File()
     forward(file, images)
     wanted = forward(file, images)
     torch.save({"net": {f"module.{name}": t for name, t in file.items()}}, tmp_path / "a.pth")
-    model = Pictures(Network(), data=pictures).network(tmp_path / "a.pth")
+    model = Pictures(Network(), Images(data=pictures)).network(tmp_path / "a.pth")
     spec = spec_of(model)
     assert (spec.architecture, spec.options, spec.classes) == (architecture, options, 10)
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_what_a_file_holds_besides(
     assert status == 0 and f"{len(weights)} masks were applied" in said
     buffers = {"mu": torch.tensor([0.4, 0.5, 0.6]), "sigma": torch.tensor([0.1, 0.2, 0.3])}
     torch.save({**file} | {n: t.view(1, 3, 1, 1) for n, t in buffers.items()}, place)
-    spec = spec_of(Pictures(Network(), data=pictures).network(place))
+    spec = spec_of(Pictures(Network(), Images(data=pictures)).network(place))
     assert torch.allclose(torch.tensor([spec.mean, spec.std]), torch.stack([*buffers.values()]))
     del file["block2.layer.1.bn2.bias"]
     torch.save({**file}, place)

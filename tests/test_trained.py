@@ -21,7 +21,7 @@ from workspace import ROOT
 from advprune import attacks
 from advprune.attacks.engine import attack_copy
 from advprune.cli.app import main
-from advprune.cli.options import Network
+from advprune.cli.options import Images, Network
 from advprune.cli.repository import Pictures, Repository
 from advprune.core.errors import UserError
 from advprune.core.hub import downloaded
@@ -83,7 +83,7 @@ def test_a_vit_gives_the_logits_of_timm(pictures: Path, tmp_path: Path) -> None:
     assert config["mean"] == (0.5, 0.5, 0.5) and config["crop_pct"] == 0.9
     given = create_transform(**config, is_training=False)
     files = sorted(pictures.glob("*/*.png"))
-    place = Pictures(Network(), data=pictures)
+    place = Pictures(Network(), Images(data=pictures))
     model = place.network(tmp_path / "hub" / "model.safetensors")
     with torch.no_grad():
         wanted = theirs(torch.stack([given(Image.open(file)) for file in files]))
@@ -94,7 +94,7 @@ def test_a_vit_gives_the_logits_of_timm(pictures: Path, tmp_path: Path) -> None:
     assert not torch.allclose(found, theirs(to_float(split.images)), atol=1e-2)
     # Once stored by this library, the network still says how pictures become its images.
     save_model(model, tmp_path / "ours.safetensors")
-    again = Pictures(Network(), data=pictures)
+    again = Pictures(Network(), Images(data=pictures))
     loaded = again.network(tmp_path / "ours.safetensors")
     assert torch.equal(loaded(to_float(again.split("test").images)), found)
 
@@ -128,18 +128,20 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
     export(tmp_path / "hub")
     file = tmp_path / "hub" / "model.safetensors"
     known = Network(mean="0.1,0.2,0.3", std="0.5", resize=36, crop=32)
-    place = Pictures(known, data=pictures)
+    place = Pictures(known, Images(data=pictures))
     spec = spec_of(place.network(file, known))
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert spec.fit and (spec.fit.resize, spec.fit.interpolation) == (36, "bicubic")
     plain = Network(normalize=False)
-    assert spec_of(Pictures(plain, data=pictures).network(file, plain)).mean == (0.0,) * 3
+    assert spec_of(Pictures(plain, Images(data=pictures)).network(file, plain)).mean == (0.0,) * 3
     save_model(place.network(file, known), tmp_path / "ours.safetensors")
     other = Network(mean="0", std="1")
-    spec = spec_of(Pictures(other, data=pictures).network(tmp_path / "ours.safetensors", other))
+    spec = spec_of(
+        Pictures(other, Images(data=pictures)).network(tmp_path / "ours.safetensors", other)
+    )
     assert spec.mean == (0.0,) * 3 and spec.fit and spec.fit.resize == 36
     torch.save(make_network(X).state_dict(), tmp_path / "plain.pt")  # nothing says its sizes
-    place = Pictures(sized := Network(resize=36, crop=32), data=pictures)
+    place = Pictures(sized := Network(resize=36, crop=32), Images(data=pictures))
     spec = spec_of(place.network(tmp_path / "plain.pt", sized))
     assert spec.mean == (0.0,) * 3 and place.split("test").shape == (3, 32, 32)
     with pytest.raises(UserError, match="take pictures of other sizes; give --resize and --crop"):
@@ -152,7 +154,7 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
         (Network(options="[1]"), "--options: write a mapping"),
     ):
         with pytest.raises(UserError, match=words):
-            Pictures(wrong, data=pictures).network(file, wrong)
+            Pictures(wrong, Images(data=pictures)).network(file, wrong)
     assert for_channels("--mean", (0.25, 0.5, 0.75), 1) == (0.5,)  # of grey images
 
 

@@ -1,13 +1,13 @@
 """What `advprune evaluate` found, for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
-    from advprune.benchmarking import Benchmark
+    from advprune.benchmarking import Benchmark, Subject
     from advprune.report.run import Model, Run
 
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
@@ -75,6 +75,27 @@ def print_corruptions(found: "Benchmark") -> None:
     wide = "^accuracy_low:|^accuracy_high:|^detectable"
     print()
     show_frame(table.loc[:, ~table.columns.str.contains(wide)])
+
+
+def print_times(found: "Benchmark", subjects: "Sequence[Subject]") -> None:
+    """Time the networks, print the table, and leave it where the page looks for it."""
+    import torch
+
+    from advprune.cli.tables import show_frame
+    from advprune.cli.time import BATCH
+    from advprune.data import to_float
+    from advprune.evaluate.timing import timings
+    from advprune.report.sections.speed import TIMINGS
+
+    run = found.run
+    pairs = zip(run.models, subjects, strict=True)
+    models = {model.name: (one.network, one.card) for model, one in pairs}
+    table = timings(models, to_float(torch.from_numpy(run.clean_images)), BATCH)
+    place = run.folder / TIMINGS
+    place.mkdir(parents=True, exist_ok=True)
+    table.to_csv(place / f"{run.params.profile}.csv", index=False)
+    print()
+    show_frame(table)
 
 
 def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:

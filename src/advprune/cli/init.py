@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from advprune.cli.options import Made, told
 from advprune.core.errors import UserError
-from advprune.core.networks import is_factory
 
 STAGES, NAME = "stages", "mine"  # NAME: of the profile
 EXTRA = "advprune[pipeline]"
@@ -79,15 +79,10 @@ HEADER = """\
 """
 
 
+@told
 def init(
     data: Annotated[Path, typer.Option(help="The folder of pictures, one sub-folder a class.")],
-    factory: Annotated[
-        str | None,
-        typer.Option(help="package.module:function, your own code that makes the network."),
-    ] = None,
-    architecture: Annotated[
-        str | None, typer.Option(help="In its place `torchvision/<name>`, `timm/<name>`, resnet18.")
-    ] = None,
+    made: Made,
     weights: Annotated[
         Path | None, typer.Option(help="Trained weights of it, taken instead of training.")
     ] = None,
@@ -115,10 +110,8 @@ def init(
     from advprune.defaults import project
     from advprune.models.outside import code_files
 
-    if (factory is None) == (architecture is None):
+    if made.name is None:
         raise UserError("give either --factory or --architecture")
-    if factory is not None and not is_factory(factory):
-        raise UserError(f"--factory: {factory!r} is none; it is package.module:function")
     for name in (FILE, "dvc.yaml", STAGES, PINNED):
         if Path(name).exists():
             raise UserError(f"{name} is there already; start in a folder without it")
@@ -127,11 +120,11 @@ def init(
             raise UserError(f"there is no {path}")
     home = project()
     here = Path.cwd()
-    code = [str(f.relative_to(here)) for f in code_files(factory) if f.is_relative_to(here)]
+    code = [str(f.relative_to(here)) for f in code_files(made.factory) if f.is_relative_to(here)]
     own = {
         **{"name": NAME, "root": _quoted(data), "eps": eps, "normalize": str(normalize).lower()},
         "size": "" if size is None else f"      size: {size}\n",
-        "network": f"factory: {factory}" if factory else f"architecture: {architecture}",
+        "network": f"{'factory' if made.factory else 'architecture'}: {made.name}",
         "weights": WEIGHTS.format(path=_quoted(weights)) if weights else "",
     }
     written = {FILE: _settings((home / FILE).read_text("utf-8"), own)}
