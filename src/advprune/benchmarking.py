@@ -38,7 +38,7 @@ from advprune.evaluate.verdict import Verdict
 from advprune.models.border import check_images, check_model, refuse
 from advprune.models.card import card_of
 from advprune.models.target import Answer, Target, target_of
-from advprune.report.formats import spell
+from advprune.report.formats import budgets_in, spell
 from advprune.report.results import results
 from advprune.report.run import Model, Run
 from advprune.studies.corruptions import corrupted
@@ -120,7 +120,7 @@ class Benchmark:
         """Write the report as one HTML file that needs no other. title: by default its name."""
         from advprune.report.page import html, shown_sections
 
-        with atomic(Path(path)) as temporary:
+        with budgets_in(self.run.main_attack.norm), atomic(Path(path)) as temporary:
             text = html(self.run, shown_sections(self.run), title or Path(path).stem)
             temporary.write_text(text, encoding="utf-8")
 

@@ -49,11 +49,12 @@ def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
 def print_found(found: "Benchmark", checkpoint: Path) -> None:
     """Rates, attacks and verdict of the last network, for a terminal."""
     from advprune.cli.tables import one_line, show
-    from advprune.report.formats import budget, p_text
+    from advprune.report.formats import budget, budgets_in, p_text
 
     run, metrics, verdict = found.run, found.metrics, found.verdict
     main = run.main_attack
-    eps = budget(main.eps) if main.norm == "Linf" else f"{main.eps:g}"
+    with budgets_in(main.norm):
+        eps = budget(main.eps)
     print(f"{one_line(str(checkpoint))}: {metrics['n']} images of {one_line(run.source)}")
     print(f"robust: the worst case over the suite within {main.norm} eps {eps}\n")
     rows = list(_rates(run, run.models[-1]))
