@@ -178,9 +178,10 @@ def test_init_writes_a_pipeline_that_runs(wheel: Path, folder: Path) -> None:
     kept = files(folder)
     said = installed(wheel, folder, f"{{ {first} 2>&1; }} || echo status $?")
     assert "params.yaml is there already" in said and "status 2" in said and files(folder) == kept
-    before = {name: (folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")}
+    before = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
     installed(wheel, folder, "\n".join(COMMANDS[3].splitlines()[:-1]))  # renewed, as it was
-    assert all((folder / name).read_bytes() == text for name, text in before.items())
+    after = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
+    assert before == after
 
 
 # --- benchmark -----------------------------------------------------------------------------------

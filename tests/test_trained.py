@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
@@ -234,7 +233,7 @@ def test_a_wrong_configuration_is_refused(
     known = Network(channels=3, classes=10)
     split = Split((X * 255).byte(), Y, tuple("0123456789"), "test")
     monkey = Repository.__new__(Pictures)
-    vars(monkey).update(first=split, channels=3, _test=split, fit=None)
+    vars(monkey).update(first=split, channels=3, _images=split, fit=None, part="test")
     with pytest.raises(UserError, match=words):
         monkey.network(tmp_path / "hub" / "model.safetensors", known)
 
@@ -294,14 +293,6 @@ def followed(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) ->
             image = Image.fromarray((X[number % 8].permute(1, 2, 0) * 255).byte().numpy())
             image.resize((40, 50)).save(folder / f"{number}.png")
         (folder / "a.png").unlink(missing_ok=True)
-    settings = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    settings["profiles"]["digits"]["data"] = {
-        "source": "imagefolder",
-        "root": "pictures",
-        "size": 32,
-    }
-    with (tmp_path / "params.yaml").open("w") as file:
-        YAML().dump(settings, file)
     return tmp_path
 
 

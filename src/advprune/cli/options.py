@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -148,7 +149,10 @@ class Known(Made):
         checkpoint."""
         said: dict[str, Any] = {"architecture": self.name}
         said |= {key: getattr(self, key) for key in ("width", "classes", "channels")}
-        said |= {"options": _mapping(self.options, "--options") if self.options else None}
+        if self.options:
+            said["options"] = yaml_of(self.options, "--options")
+            if not isinstance(said["options"], dict):
+                raise UserError(f"--options: write a mapping of settings (got {self.options!r})")
         found = {key: value for key, value in said.items() if value is not None}
         if theirs is not None:
             return theirs.given | found
@@ -214,13 +218,6 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise UserError(f"{option}: write numbers with commas between (got {text!r})") from error
-
-
-def _mapping(text: str, option: str) -> dict[str, Any]:
-    value = yaml_of(text, option)
-    if not isinstance(value, dict):
-        raise UserError(f"{option}: write a mapping of settings (got {text!r})")
-    return value
 
 
 @dataclass(frozen=True)
@@ -304,9 +301,9 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
             continue
         groups[name] = kind
         for field in inspect.signature(kind).parameters.values():
-            for option in field.annotation.__metadata__:
-                option.rich_help_panel = kind.PANEL  # type: ignore[attr-defined]
-            shown.append(field)
+            (option,) = (copy(one) for one in field.annotation.__metadata__)
+            option.rich_help_panel = kind.PANEL
+            shown.append(field.replace(annotation=Annotated[field.annotation.__origin__, option]))
 
     @wraps(command)
     def called(**values: Any) -> None:
