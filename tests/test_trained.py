@@ -19,7 +19,6 @@ from workspace import ROOT
 
 from advprune import attacks
 from advprune.attacks.engine import attack_copy
-from advprune.cli.app import main
 from advprune.cli.options import Images, Network
 from advprune.cli.repository import Pictures, Repository
 from advprune.core.errors import UserError
@@ -34,7 +33,7 @@ from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import agreement, quantize
 from advprune.training.base import spec_for
-from conftest import FOREIGN, VIT, make_foreign, make_network
+from conftest import FOREIGN, VIT, Run, make_foreign, make_network
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 10
@@ -52,16 +51,6 @@ def pictures(tmp_path: Path) -> Path:
     for number in range(4, 10):
         (tmp_path / "pictures" / f"class {number}").mkdir()
     return tmp_path / "pictures"
-
-
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["advprune", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    shown = capsys.readouterr()
-    return int(end.value.code or 0), shown.out + shown.err
 
 
 def export(folder: Path) -> nn.Module:
@@ -158,12 +147,12 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
 
 
 def test_a_bare_state_dict_needs_the_name_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = make_foreign("torchvision/mobilenet_v2", X).get_submodule("network")
     torch.save(network.state_dict(), tmp_path / "net.pt")
     words = ("--architecture", "torchvision/mobilenet_v2", "--options", "{width_mult: 0.25}")
-    status, said = run(monkeypatch, capsys, "audit", str(tmp_path / "net.pt"), *words)
+    status, said, _ = run("audit", str(tmp_path / "net.pt"), *words)
     assert status == 0 and "torchvision/mobilenet_v2, 3 channels, 10 classes (given)" in said
 
 
@@ -189,19 +178,19 @@ def without_connection(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 
 def test_a_checkpoint_of_the_hub_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
     without_connection(monkeypatch, cache)
     for reference in ("hf:someone/tiny", "hf:someone/tiny@v2/weights.bin"):
-        status, said = run(monkeypatch, capsys, "audit", reference)
-        assert status == 2 and said.count("\n") == 1
-        assert f"{reference}: the Hub cannot be reached, and the file was not downloaded" in said
+        status, said, err = run("audit", reference)
+        assert status == 2 and err.count("\n") == 1
+        assert f"{reference}: the Hub cannot be reached, and the file was not downloaded" in err
     repository = cache / "models--someone--tiny"
     export(repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    status, said = run(monkeypatch, capsys, "audit", "hf://someone/tiny")
+    status, said, err = run("audit", "hf://someone/tiny")
     assert status == 0 and f"{VIT}, 3 channels, 10 classes (given)" in said
     assert downloaded("hf:someone/tiny/config.json").name == "config.json"
     with pytest.raises(UserError, match="write hf:owner/name"):
@@ -297,7 +286,7 @@ def followed(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_commands_of_the_guide(
-    followed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    followed: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_connection(monkeypatch, followed)
     repository = followed / "models--someone--tiny"
@@ -314,8 +303,8 @@ def test_the_commands_of_the_guide(
     monkeypatch.setattr("advprune.cli.evaluate.print_found", lambda *_: None)
     assert len(COMMANDS) == 6
     for command in COMMANDS:
-        status, said = run(monkeypatch, capsys, *shlex.split(command))
-        assert status == 0, said
+        status, said, err = run(*shlex.split(command))
+        assert status == 0, err
     assert said.endswith("sound\n") and (followed / "small.json").is_file()
     (alone,), (dense, again), (by_name,), (told,) = (logits for logits, _ in seen)
     assert torch.equal(alone, dense) and torch.equal(alone, again)
