@@ -1,11 +1,12 @@
 """Options that several subcommands share, and their shell completion."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -16,33 +17,24 @@ from advprune.core.settings import yaml_of
 if TYPE_CHECKING:
     import torch
 
+    from advprune.cli.repository import Repository
     from advprune.core.fit import Fit
     from advprune.models.benchmarks import Recognized
     from advprune.models.preprocessing import Preprocessing
 
 
-def _profiles(incomplete: str) -> list[str]:
-    return _from_params(incomplete, lambda params: params.profiles)
+def completed(choose: Callable[[Any], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completion of names that `choose` finds in params.yaml; silent where there is none."""
 
+    def names(incomplete: str) -> list[str]:
+        from advprune.core import params
 
-def _families(incomplete: str) -> list[str]:
-    """Those of `prune:` in params.yaml: asking the registry would take seconds."""
-    return _from_params(
-        incomplete,
-        lambda params: dict.fromkeys(
-            value.get("family", key) if isinstance(value, dict) else key
-            for key, value in params.prune.items()
-        ),
-    )
+        try:
+            return [name for name in choose(params.load()) if name.startswith(incomplete)]
+        except UserError:
+            return []
 
-
-def _from_params(incomplete: str, choose: Any) -> list[str]:
-    from advprune.core import params
-
-    try:
-        return [name for name in choose(params.load()) if name.startswith(incomplete)]
-    except UserError:  # completion stays silent where there is no repository
-        return []
+    return names
 
 
 ProfileOption = Annotated[
@@ -50,13 +42,20 @@ ProfileOption = Annotated[
     typer.Option(
         "--profile",
         help="Profile of params.yaml; by default its `profile`.",
-        autocompletion=_profiles,
+        autocompletion=completed(lambda params: params.profiles),
     ),
 ]
 FamilyArgument = Annotated[
     str,
     typer.Argument(
-        help="The family's key, such as E or magnitude_global.", autocompletion=_families
+        help="The family's key, such as E or magnitude_global.",
+        # Those of `prune:`: asking the registry would take seconds.
+        autocompletion=completed(
+            lambda params: dict.fromkeys(
+                value.get("family", key) if isinstance(value, dict) else key
+                for key, value in params.prune.items()
+            )
+        ),
     ),
 ]
 
@@ -79,14 +78,14 @@ CheckpointArgument = Annotated[
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the command line says of a network, where its file does not."""
+class Made:
+    """What makes a network: by name, or the user's own code."""
 
+    PANEL: ClassVar = "The network"
     architecture: Annotated[
         str | None,
         typer.Option(
-            help="resnet18, resnet20, `torchvision/<name>`, `timm/<name>` or `cifar/<name>`; by "
-            "default the header's, or inferred from names and shapes.",
+            help="resnet18, resnet20, `torchvision/<name>`, `timm/<name>` or `cifar/<name>`.",
             autocompletion=lambda incomplete: [n for n in LIBRARY if n.startswith(incomplete)],
         ),
     ] = None
@@ -94,9 +93,30 @@ class Known:
         str | None,
         typer.Option(
             help="package.module:function, your own code that makes the network. A function that "
-            "a file names is called only if it is given here or in the profile."
+            "a file names is called only if it is named here or in the profile."
         ),
     ] = None
+
+    @property
+    def name(self) -> str | None:
+        """The one that is given; UserError for both, or for one that is none."""
+        if self.architecture and self.factory:
+            raise UserError("give either --architecture or --factory")
+        for option in ("architecture", "factory"):
+            name = getattr(self, option)
+            if name is not None and is_factory(name) != (option == "factory"):
+                raise UserError(
+                    f"--{option}: {name!r} is none; a factory is package.module:function"
+                )
+        return self.architecture or self.factory
+
+
+@dataclass(frozen=True)
+class Known(Made):
+    """What the command line says of a network, where its file does not."""
+
+    PANEL: ClassVar = "The network (where its file does not say)"
+
     width: Annotated[int | None, typer.Option(help="Channels of the first convolution.")] = None
     classes: Annotated[int | None, typer.Option(help="Outputs of the last layer.")] = None
     channels: Annotated[int | None, typer.Option(help="Channels of an image.")] = None
@@ -127,17 +147,12 @@ class Known:
         """What describes the network, for the audit; a factory counts as an architecture. What is
         not said is taken from the network that was recognized, or from a config.json beside the
         checkpoint."""
-        if self.architecture and self.factory:
-            raise UserError("give either --architecture or --factory")
-        for option in ("architecture", "factory"):
-            name = getattr(self, option)
-            if name is not None and is_factory(name) != (option == "factory"):
-                raise UserError(
-                    f"--{option}: {name!r} is none; a factory is package.module:function"
-                )
-        said = {key: getattr(self, key) for key in ("width", "classes", "channels")}
-        said = {"architecture": self.architecture or self.factory} | said
-        said |= {"options": _mapping(self.options, "--options") if self.options else None}
+        said: dict[str, Any] = {"architecture": self.name}
+        said |= {key: getattr(self, key) for key in ("width", "classes", "channels")}
+        if self.options:
+            said["options"] = yaml_of(self.options, "--options")
+            if not isinstance(said["options"], dict):
+                raise UserError(f"--options: write a mapping of settings (got {self.options!r})")
         found = {key: value for key, value in said.items() if value is not None}
         if theirs is not None:
             return theirs.given | found
@@ -205,28 +220,99 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         raise UserError(f"{option}: write numbers with commas between (got {text!r})") from error
 
 
-def _mapping(text: str, option: str) -> dict[str, Any]:
-    value = yaml_of(text, option)
-    if not isinstance(value, dict):
-        raise UserError(f"{option}: write a mapping of settings (got {text!r})")
-    return value
+@dataclass(frozen=True)
+class Images:
+    """The images that a command works on: a profile's, or pictures of the user's own."""
+
+    PANEL: ClassVar = "The images (of a profile of params.yaml, or --data)"
+    profile: ProfileOption = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pictures of your own, with which no params.yaml is read: a folder of one "
+            "sub-folder a class, a split (.safetensors) or images and labels (.npz)."
+        ),
+    ] = None
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of class names of --data, one a line, in the order of the network's "
+            "outputs; by default the sub-folders' in alphabetical order."
+        ),
+    ] = None
+    eps: Annotated[
+        str | None, typer.Option(help="Budget of attacks on --data. [default: 8/255]")
+    ] = None
+
+    def place(self, known: Network, part: str = "test") -> "Repository":
+        """Where a command works: the pictures of --data, else the project that this folder is.
+
+        part: `test` or `train`, the sub-folder of --data that is meant where there are such. Raises
+        UserError where there is neither, or an option goes with the other.
+        """
+        from advprune.cli.repository import Pictures, Repository
+        from advprune.core.params import FILE
+
+        if self.data is not None:
+            if self.profile is not None:
+                raise UserError("give either --data or --profile")
+            return Pictures(known, self, part)
+        asked = {key: value for key, value in vars(self).items() if key != "profile"}
+        if part == "test":
+            asked |= {"resize": known.resize, "crop": known.crop}
+        for option in (key for key, value in asked.items() if value is not None):
+            raise UserError(f"--{option} goes with --data; a profile has its own")
+        if not Path(FILE).exists():
+            raise UserError(
+                f"cannot read {FILE}: it is not there; give your own pictures by --data, or run "
+                "this in the root of a project"
+            )
+        return Repository(self.profile)
 
 
-def told(kind: type[Known]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Of a command with a parameter `known`: the fields of `kind` are options in its place."""
-    fields = inspect.signature(kind).parameters
+@dataclass(frozen=True)
+class Attacked(Images):
+    """The same of a command that attacks them."""
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def called(**values: Any) -> None:
-            own = {name: values.pop(name) for name in fields}
-            command(known=kind(**own), **values)
+    norm: Annotated[
+        str | None, typer.Option(help="Norm of the budget: Linf or L2. [default: Linf]")
+    ] = None
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many pictures of --data are drawn. [default: 500]"),
+    ] = None
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often a search without gradients may ask about a picture of --data. "
+            "[default: 300 by Square, 1000 by HopSkipJump]",
+        ),
+    ] = None
 
-        parameters = dict(inspect.signature(command).parameters)
-        del parameters["known"]
-        shown = [*parameters.values(), *fields.values()]
-        kinds = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
-        called.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
-        return called
 
-    return decorate
+def told(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with options in the place of its parameters that are dataclasses: one for each
+    field, in the panel of --help that the class names."""
+    shown, groups = [], {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not is_dataclass(kind := parameter.annotation):
+            shown.append(parameter)
+            continue
+        groups[name] = kind
+        for field in inspect.signature(kind).parameters.values():
+            (option,) = (copy(one) for one in field.annotation.__metadata__)
+            option.rich_help_panel = kind.PANEL
+            shown.append(field.replace(annotation=Annotated[field.annotation.__origin__, option]))
+
+    @wraps(command)
+    def called(**values: Any) -> None:
+        made = {
+            n: kind(**{f.name: values.pop(f.name) for f in fields(kind)})
+            for n, kind in groups.items()
+        }
+        command(**made, **values)
+
+    kinds = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
+    called.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
+    return called
