@@ -14,7 +14,7 @@ from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings, crossing
 from advprune.pruning import Data, prune
 from advprune.pruning.gap import GAP, published_gradients
-from advprune.training.augment import augment
+from advprune.training.standard import augment
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
