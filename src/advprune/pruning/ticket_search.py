@@ -1,8 +1,8 @@
 """The search for a ticket that learns as the dense network does, by outputs and tangent kernel.
 
-What AWT minimizes is in tickets.py. Each term is relative to that of an all-zero network, so
-that one gamma suits networks of any size; Adam ignores the common factor. The published gamma,
-which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
+tickets.py says what AWT minimizes. Each term is relative to that of an all-zero network, so that
+one gamma suits networks of any size; Adam ignores the common factor. The published gamma, whose
+value is not public, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F` in terms of ours.
 """
 
 import copy
