@@ -71,19 +71,14 @@ def test_a_substitute_learns_what_its_target_says_and_sees_no_label(
 ) -> None:
     victim.zero_grad()
     before = {name: tensor.clone() for name, tensor in victim.state_dict().items()}
-    found, _ = trained(splits, tmp_path / "a", victim)
+    train = splits["train"]
+    blind = Split(train.images, torch.zeros_like(train.labels), train.classes, train.source)
+    found, _ = trained(splits | {"train": blind}, tmp_path, victim)
     assert all(torch.equal(tensor, before[name]) for name, tensor in victim.state_dict().items())
     assert not victim.training and all(p.grad is None for p in victim.parameters())
     images, labels = splits["test"].images, splits["test"].labels
     assert accuracy(victim, images, (labels + 1) % 10) > 0.8
     assert agreement(found, victim, images) > 0.8 and accuracy(found, images, labels) < 0.1
-    train = splits["train"]
-    blind = Split(train.images, torch.zeros_like(train.labels), train.classes, train.source)
-    brief = [
-        trained(splits | {"train": known}, tmp_path / name, victim, epochs=1)[0]
-        for name, known in (("b", train), ("c", blind))
-    ]
-    assert same_weights(*brief)
 
 
 def test_answers_are_the_targets_probabilities_of_the_images_as_they_are(
