@@ -42,12 +42,7 @@ class GaugeSettings(Settings):
 
 
 class SearchSettings(GaugeSettings):
-    """How a ticket is searched for.
-
-    steps: of Adam, at rate lr. gamma: weight of the kernel beside the outputs. l2: that of the
-    squares of the weights. refresh: steps between two choices of the mask; at least that many
-    follow the last.
-    """
+    """How a ticket is searched for: `tickets.SearchedTicket` says what is what."""
 
     steps: int = Field(default=100, ge=0, le=1_000_000)
     lr: float = Field(default=1e-2, gt=0, le=10)
