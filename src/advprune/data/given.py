@@ -70,10 +70,8 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 def _drawn(labels: torch.Tensor, most: int | None, seed: int) -> torch.Tensor:
     """Which of the pictures are taken, and in which order."""
-    whole = most is None or most >= len(labels)
-    if (
-        whole and not (labels.diff() >= 0).all()
-    ):  # else sorted by class, of which probes take a part
+    by_class = bool((labels.diff() >= 0).all())  # probes take the first of them
+    if (most is None or most >= len(labels)) and not by_class:
         return torch.arange(len(labels))
     return interleaved(labels, seed)[:most]
 
@@ -142,6 +140,6 @@ def _from_npz(place: Path, classes: Sequence[str]) -> Split:
     numbers = torch.from_numpy(labels.astype(np.int64))
     count = int(numbers.max()) + 1 if numbers.numel() else 0
     if count > MOST_CLASSES:
-        raise UserError(f"{place}: label {count - 1} is above {MOST_CLASSES}; number classes from 0")
+        raise UserError(f"{place}: label {count - 1} is too large; number classes from 0")
     names = tuple(classes) or tuple(map(str, range(max(count, 2))))
     return Split(torch.from_numpy(np.ascontiguousarray(images)), numbers, names, place.name)
