@@ -79,23 +79,13 @@ def test_the_small_network_is_the_masked_one(
     left = sum(p.numel() for p in small.model.parameters())
     total = sum(p.numel() for p in network.parameters())
     assert (total - left) / total == small.ratio
-    save_model(small.model, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(loaded(digits[0]), small.model(digits[0]))
-    assert spec_of(loaded).inner == spec_of(small.model).inner
+    twice = prune("filters", small.model, {"fraction": fraction, "small": True}).model
+    for model in (small.model, twice, quantize(twice, digits[0])):
+        save_model(model, tmp_path / "model.safetensors")
+        loaded = load_model(tmp_path / "model.safetensors")
+        assert torch.equal(loaded(digits[0]), model(digits[0]))
+        assert spec_of(loaded).inner == spec_of(model).inner
     assert spec_of(network).inner == () and "inner" not in spec_of(network).model_dump_json()
-
-
-def test_a_smaller_network_can_be_pruned_again_and_quantized(
-    network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
-    setting = {"fraction": 0.5, "small": True}
-    twice = prune("filters", prune("filters", network, setting).model, setting).model
-    assert spec_of(twice).inner == (1, 1, 2, 2, 4, 4, 8, 8)
-    integers = quantize(twice, digits[0])
-    save_model(integers, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(loaded(digits[0]), integers(digits[0]))
 
 
 @pytest.mark.parametrize("family", ["clamp", "round", "SAP"])

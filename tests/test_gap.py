@@ -13,8 +13,10 @@ from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings, crossing
 from advprune.pruning import Data, prune
+from advprune.pruning.family import Pruned
 from advprune.pruning.gap import GAP, published_gradients
-from advprune.training.augment import augment
+from advprune.pruning.masks import select
+from advprune.training.standard import augment
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -63,49 +65,23 @@ def attacked(model: nn.Module, data: Data, steps: int, family: str = "GAP_global
     return pgd(model, data.images, data.labels, *budget, generator=generator(family))
 
 
-def first(score: torch.Tensor, count: int, largest: bool) -> torch.Tensor:
-    """True at the count largest or smallest entries; of equal ones the first.
-
-    There are many: on maps of 1x1 the outer weights of a 3x3 kernel have no gradient at all.
-    """
-    values, sign = score.flatten().tolist(), -1 if largest else 1
-    mask = torch.zeros(len(values), dtype=torch.bool)
-    mask[sorted(range(len(values)), key=lambda i: sign * values[i])[:count]] = True
-    return mask.view(score.shape)
-
-
-def globally(scores: Tensors, count: int, largest: bool) -> Tensors:
-    """The masks of one ranking of all tensors."""
-    mask = first(torch.cat([s.flatten() for s in scores.values()]), count, largest)
-    parts = mask.split([s.numel() for s in scores.values()])
-    return {n: part.view(s.shape) for (n, s), part in zip(scores.items(), parts, strict=True)}
-
-
-def removed(changed: Tensors) -> Tensors:
-    return {name: mask for name, mask in changed.items() if is_prunable(name)}
-
-
-def same(one: Tensors, other: Tensors) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+def is_removed(pruned: Pruned, expected: Tensors) -> bool:
+    """Whether these masks, and no others, were applied (test_masks.py tests `select`)."""
+    return all(
+        torch.equal(mask, expected.get(name, torch.zeros_like(mask)))
+        for name, mask in pruned.changed.items()
+    )
 
 
 def test_the_clean_score_is_the_mean_gradient_times_the_weight(
     precise: nn.Module, data: Data
 ) -> None:
     gradients = per_image(precise, data.images, data.labels)
-    expected = {n: (precise.get_parameter(n) * g / 40).abs() for n, g in gradients.items()}
-    pruned = prune("gradient_global", precise, {"sparsity": 0.6}, data)
-    count = round(0.6 * sum(s.numel() for s in expected.values()))
-    assert same(removed(pruned.changed), globally(expected, count, largest=False))
-
-
-def test_gradient_layer_removes_the_smallest_of_each_tensor(precise: nn.Module, data: Data) -> None:
-    gradients = per_image(precise, data.images, data.labels)
-    masks = removed(prune("gradient_layer", precise, {"sparsity": 0.6}, data).changed)
-    for name, gradient in gradients.items():
-        score, count = (precise.get_parameter(name) * gradient).abs(), int(masks[name].sum())
-        assert abs(count - 0.6 * score.numel()) < 1 + 1e-9
-        assert torch.equal(masks[name], first(score, count, largest=False))
+    scores = {n: (precise.get_parameter(n) * g / 40).abs() for n, g in gradients.items()}
+    count = round(0.6 * sum(s.numel() for s in scores.values()))
+    for scope in ("global", "layer"):
+        pruned = prune(f"gradient_{scope}", precise, {"sparsity": 0.6}, data)
+        assert is_removed(pruned, select(scores, count, scope))
 
 
 @pytest.mark.parametrize(
@@ -124,16 +100,16 @@ def test_gap_global_ranks_the_gradients_at_pgd_images(
     }[score]
     pruned = prune("GAP_global", precise, SETTING | {"score": score, "remove": remove}, data)
     count = sum(int(mask.sum()) for mask in pruned.changed.values())
-    assert same(removed(pruned.changed), globally(expected, count, remove == "largest"))
+    assert is_removed(pruned, select(expected, count, "global", remove))
 
 
 @pytest.mark.parametrize("score", [None, "signed"])
 def test_gap_layer_ranks_each_tensor(precise: nn.Module, data: Data, score: str | None) -> None:
     gradients = per_image(precise, attacked(precise, data, 3, "GAP_layer"), data.labels)
-    masks = removed(prune("GAP_layer", precise, SETTING | {"score": score}, data).changed)
-    for name, gradient in gradients.items():
-        ranked = gradient if score == "signed" else gradient.abs()
-        assert torch.equal(masks[name], first(ranked, int(masks[name].sum()), largest=True))
+    pruned = prune("GAP_layer", precise, SETTING | {"score": score}, data)
+    count = sum(int(mask.sum()) for mask in pruned.changed.values())
+    scores = gradients if score else {n: g.abs() for n, g in gradients.items()}
+    assert is_removed(pruned, select(scores, count, "layer", "largest"))
 
 
 def replay(model: nn.Module, data: Data, steps: int, seeded: torch.Generator) -> Tensors:
@@ -168,7 +144,7 @@ def test_published_is_the_published_loop(precise: nn.Module, data: Data) -> None
     before = precise.bn1.running_mean
     assert not torch.allclose(pruned.model.bn1.running_mean, before, rtol=1e-2)  # and for good
     assert torch.equal(clean.model.bn1.running_mean, before) and not pruned.model.training
-    assert not same(clean.changed, pruned.changed)
+    assert not is_removed(clean, pruned.changed)
 
 
 def test_nothing_is_attacked_where_the_compression_is_out_of_reach(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import exact_kernel
+from test_kernel import exact_kernel
 from torch import nn
 
 from advprune.core.errors import UserError

@@ -24,10 +24,9 @@ from advprune.core.train_settings import (
 from advprune.data import Split, prepare
 from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Inner, Method, pgd_images
-from advprune.training.augment import augment
 from advprune.training.base import load_or_train
 from advprune.training.inputs import Inputs
-from advprune.training.standard import Trainer
+from advprune.training.standard import Trainer, augment
 from conftest import Linear, make_network, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]

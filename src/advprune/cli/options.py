@@ -12,7 +12,7 @@ import typer
 
 from advprune.core.errors import UserError
 from advprune.core.networks import LIBRARY, is_factory
-from advprune.core.settings import yaml_of
+from advprune.core.settings import parse, yaml_of
 
 if TYPE_CHECKING:
     import torch
@@ -193,7 +193,8 @@ class Network(Known):
         if self.resize is None and self.crop is None:
             return None
         way = (own.fit if own and own.fit else Fit()).interpolation
-        return Fit(resize=self.resize, crop=self.crop, interpolation=way)
+        said = {"resize": self.resize, "crop": self.crop, "interpolation": way}
+        return parse(Fit, said, "--resize and --crop")
 
     def preprocessing(self, own: "Preprocessing | None", channels: int) -> dict[str, Any]:
         """mean, std and fit of the network's spec: what is given here, else how it was trained

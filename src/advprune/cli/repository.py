@@ -112,9 +112,10 @@ class Repository:
         seen = known.preprocessing(how, spec.channels)
         if "mean" not in seen and (trained or known.normalize):
             normalize = own.normalize if known.normalize is None else known.normalize
-            of = self.split("train" if normalize else "test")
-            ours = spec_for(own.model_copy(update={"normalize": normalize}), of)
-            seen |= {"mean": ours.mean, "std": ours.std}
+            seen |= {"mean": (0.0,) * spec.channels, "std": (1.0,) * spec.channels}
+            if normalize:
+                ours = spec_for(own.model_copy(update={"normalize": True}), self.split("train"))
+                seen |= {"mean": ours.mean, "std": ours.std}
         spec = parse(ModelSpec, dict(spec) | seen, str(path))
         for what, needs in self.fits_of(spec).items():
             if (has := getattr(spec, what)) != needs:

@@ -169,7 +169,19 @@ class ExtraAttack(BaseModel):
 
     def arguments(self) -> dict[str, Any]:
         """The attack's own arguments, fractions such as 8/255 read as numbers."""
-        return {k: _fraction_or_text(v) for k, v in (self.model_extra or {}).items()}
+        found = dict(self.model_extra or {})
+        for key, value in found.items():
+            if isinstance(value, str) and "/" in value:
+                try:
+                    found[key] = parse_fraction(value)
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from error
+        return found
+
+    @model_validator(mode="after")
+    def _fractions_are_numbers(self) -> Self:
+        self.arguments()
+        return self
 
     @property
     def setting(self) -> OtherAttack:
@@ -180,11 +192,6 @@ class ExtraAttack(BaseModel):
         known = {"norm": norm, "eps": own.get("eps", 1.0), "name": self.name, "arguments": own}
         known["method"] = "torchattacks"
         return parse(OtherAttack, known, f"attack.extra: {self.key}")
-
-
-def _fraction_or_text(value: Any) -> Any:
-    is_fraction = isinstance(value, str) and "/" in value
-    return parse_fraction(value) if is_fraction else value
 
 
 class FlipSettings(Settings):

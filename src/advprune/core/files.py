@@ -121,17 +121,17 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def existing(root: str) -> Path:
-    """The absolute path of a place that settings or environment name; UserError if none."""
+def existing(root: str, named: str = "data.root or ADVPRUNE_DATA") -> Path:
+    """The absolute path of a place; UserError, which says what `named` it, if there is none."""
     try:
         path = Path(root).expanduser().absolute()
         there, usual = path.exists(), path.is_dir() or path.is_file()
     except (OSError, RuntimeError):  # a name that is too long, a user that is unknown
         there = False
     if not there:
-        raise UserError(f"{root} does not exist; check data.root or ADVPRUNE_DATA")
+        raise UserError(f"{root} does not exist; check {named}")
     if not usual:
-        raise UserError(f"{root} is neither a folder nor a file; check data.root or ADVPRUNE_DATA")
+        raise UserError(f"{root} is neither a folder nor a file; check {named}")
     return path
 
 

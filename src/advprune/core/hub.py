@@ -37,14 +37,14 @@ def downloaded(reference: str) -> Path:
         raise UserError(
             f"{reference} needs the package huggingface_hub; pip install 'advprune[hub]'"
         ) from error
-    known, names, why = (
-        {"repo_id": repository, "revision": revision},
-        (file,) if file else WEIGHTS,
-        "",
-    )
+    known, why = {"repo_id": repository, "revision": revision}, ""
+    names = (file,) if file else WEIGHTS
     for local, name in product((True, False), names):
         try:
             path = hub.hf_hub_download(filename=name, local_files_only=local, **known)
+            with suppress(errors.EntryNotFoundError):
+                hub.hf_hub_download(filename=CONFIGURATION, local_files_only=local, **known)
+            return Path(path)
         except errors.LocalEntryNotFoundError:
             why = "the Hub cannot be reached, and the file was not downloaded before"
             if not local:  # another file would be waited for as long
@@ -53,8 +53,4 @@ def downloaded(reference: str) -> Path:
             why = f"the repository has no file {' or '.join(names)}"
         except Exception as error:  # of permissions, names and connections, of many kinds
             raise UserError(f"{reference}: {first_line(error)}") from error
-        else:
-            with suppress(errors.EntryNotFoundError):
-                hub.hf_hub_download(filename=CONFIGURATION, local_files_only=local, **known)
-            return Path(path)
     raise UserError(f"{reference}: {why}")

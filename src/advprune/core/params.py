@@ -175,14 +175,8 @@ class Params(Settings):
     @cached_property
     def _active(self) -> Profile:
         shared = {name: getattr(self, name) for name in SHARED}
-        where = f"{FILE}: profiles.{self.profile}"
-        profile = resolve(shared, self.profiles[self.profile], where)
-        self._check_active(profile)
-        return profile
-
-    def _check_active(self, profile: Profile) -> None:
-        """What the models and the suite need is there in the resolved profile."""
-        main = self.attack.main
+        profile = resolve(shared, self.profiles[self.profile], f"{FILE}: profiles.{self.profile}")
+        main, network = self.attack.main, profile.model.network
         for kind in ("table", "transfer"):
             if main not in (names := getattr(profile.suite, kind)):
                 names = ", ".join(names)
@@ -196,12 +190,12 @@ class Params(Settings):
             if extras.count(key) > 1 or key in {*profile.attacks, *RESERVED}:
                 raise UserError(f"{FILE}: attack.extra: the name {key!r} is taken; give a `label`")
         binary = [name for name, entry in self.models.items() if entry.section == "binary"]
-        network = profile.model.network
         if binary and not is_library(network):
             raise UserError(
                 f"{FILE}: binary networks are made of resnet18 or resnet20, and {network} is "
                 f"neither; take {', '.join(binary)} out of models"
             )
+        return profile
 
 
 def _known(where: str, what: str, name: str, names: Iterable[str]) -> None:

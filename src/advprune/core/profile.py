@@ -79,8 +79,17 @@ class Profile(Settings):
             for name in getattr(self.suite, kind):
                 if self.attacks[name].method != "pgd":
                     raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
-        for kind in KINDS:
-            self._check_order(kind)
+        for kind in KINDS:  # each attack is run behind the one it comes `after`, at its budget
+            names = self.suite.of(kind)
+            for place, name in enumerate(names):
+                attack = self.attacks[name]
+                if attack.after not in names:
+                    continue
+                if attack.after not in names[:place]:
+                    raise ValueError(f"suite.{kind}: name {attack.after} before {name}")
+                first = self.attacks[attack.after]
+                if (first.norm, first.eps) != (attack.norm, attack.eps):
+                    raise ValueError(f"attacks.{name}.after: {attack.after} has another budget")
         if taken := set(RESERVED) & set(self.attacks):
             raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         return self
@@ -93,19 +102,6 @@ class Profile(Settings):
                 f"attacks.{name}: {attack.steps} steps of {attack.step:.4g} cannot cross the ball "
                 f"from a random start; steps * step is at least {PATH} eps"
             )
-
-    def _check_order(self, kind: str) -> None:
-        """ValueError unless each attack is run behind the one it comes `after`, at its budget."""
-        names = self.suite.of(kind)
-        for place, name in enumerate(names):
-            attack = self.attacks[name]
-            if attack.after not in names:
-                continue
-            if attack.after not in names[:place]:
-                raise ValueError(f"suite.{kind}: name {attack.after} before {name}")
-            first = self.attacks[attack.after]
-            if (first.norm, first.eps) != (attack.norm, attack.eps):
-                raise ValueError(f"attacks.{name}.after: {attack.after} has another budget")
 
     def table(self) -> dict[str, AttackSettings]:
         """The attacks of the published table, by name."""

@@ -49,25 +49,25 @@ class Parts:
 
     def tensor(self, name: str, compute: Callable[[], Noted]) -> Noted:
         """The tensor `name` and the facts that are noted beside it, likewise."""
+
+        def noted(path: Path) -> Noted:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor("value"), json.loads(file.metadata()["facts"])
+
         path = self.folder / f"{name}.safetensors"
-        if (kept := from_main(lambda: _read(path, _noted))) is not None:
+        if (kept := from_main(lambda: _read(path, noted))) is not None:
             return kept
         value, facts = compute()
         if is_main():
             with atomic(path) as temporary:
-                noted = {"facts": json.dumps(facts)}
-                save_file({"value": value.contiguous()}, temporary, metadata=noted)
+                about = {"facts": json.dumps(facts)}
+                save_file({"value": value.contiguous()}, temporary, metadata=about)
         return value, facts
 
     def discard(self) -> None:
         """The whole is done: drop the parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.close()
-
-
-def _noted(path: Path) -> Noted:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("value"), json.loads(file.metadata()["facts"])
 
 
 def _read(path: Path, read: Callable[[Path], Kept]) -> Kept | None:

@@ -4,17 +4,18 @@ a `.npz` file. Of a folder only the pictures that are drawn are opened."""
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from advprune.core.errors import UserError, first_line
+from advprune.core.files import existing, is_file
 from advprune.core.fit import Fit
 from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, check_names, decode, is_other
 from advprune.data.sampling import interleaved
 from advprune.data.split import Split, read_split
 
+MOST_CLASSES = 100_000
 HELD = "images (uint8 [N, C, H, W] or [N, H, W, C]) and labels (whole numbers [N])"
 
 
@@ -34,6 +35,7 @@ def read_given(
     part: the sub-folder that is read of a folder which has train/ and test/.
     UserError on what cannot be used.
     """
+    place = existing(str(place), "--data")
     if place.is_dir():
         names, known, files = _listed(place, classes, part)
         labels = torch.tensor(known)
@@ -55,6 +57,8 @@ def read_given(
 
 def read_names(path: Path) -> tuple[str, ...]:
     """Names of classes, one a line; UserError for less than two, or one that is there twice."""
+    if not is_file(path):
+        raise UserError(f"{path} is no file of names; write one name of a class a line")
     try:
         names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
@@ -68,10 +72,8 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 def _drawn(labels: torch.Tensor, most: int | None, seed: int) -> torch.Tensor:
     """Which of the pictures are taken, and in which order."""
-    whole = most is None or most >= len(labels)
-    if (
-        whole and not (labels.diff() >= 0).all()
-    ):  # else sorted by class, of which probes take a part
+    by_class = bool((labels.diff() >= 0).all())  # probes take the first of them
+    if (most is None or most >= len(labels)) and not by_class:
         return torch.arange(len(labels))
     return interleaved(labels, seed)[:most]
 
@@ -134,7 +136,7 @@ def _from_npz(place: Path, classes: Sequence[str]) -> Split:
     try:
         with np.load(place, allow_pickle=False) as held:
             images, labels = held["images"], held["labels"]
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise many kinds
         raise UserError(f"{place} does not hold {HELD}: {first_line(error)}") from error
     if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
@@ -144,5 +146,7 @@ def _from_npz(place: Path, classes: Sequence[str]) -> Split:
         )
     numbers = torch.from_numpy(labels.astype(np.int64))
     count = int(numbers.max()) + 1 if numbers.numel() else 0
+    if count > MOST_CLASSES:
+        raise UserError(f"{place}: label {count - 1} is too large; number classes from 0")
     names = tuple(classes) or tuple(map(str, range(max(count, 2))))
     return Split(torch.from_numpy(np.ascontiguousarray(images)), numbers, names, place.name)

@@ -1,9 +1,8 @@
 """Audit of a checkpoint: what its tensors are, how sparse, and whether they make up a network.
 
-A benchmark of compressed networks is as good as its checkpoints: a tensor under a wrong name leaves
-random weights in its place, and the sparsity in the file may differ from the one that is claimed.
-Here tensors are compared with what the architecture needs, name by name, and zeros are counted. No
-network is run; the rule for what fits is the one by which `checkpoint.fill` loads.
+A tensor under a wrong name leaves random weights in its place, and the sparsity in a file may
+differ from the one that is claimed. Here tensors are compared with what the architecture needs,
+name by name, and zeros are counted. No network is run; what fits is what `checkpoint.fill` loads.
 """
 
 import hashlib

@@ -1,11 +1,10 @@
 """Binary networks as they are deployed: one stored bit per weight, binary inputs.
 
 The layers are those of RBNN (Lin et al., Rotated Binary Neural Network, NeurIPS 2020), which RA-BNN
-(Rakin et al., RA-BNN, 2021) builds on. A weight is `alpha_c b` with b in
-{-1, 1} and one alpha_c > 0 per output channel; the input of a convolution is standardized over the
-whole sample and replaced by its sign. Batch-norm and a Hardtanh follow: after a ReLU nothing would
-be negative. The layer that sees the image and the classifier keep real inputs. Training is in
-latent.py.
+(Rakin et al., RA-BNN, 2021) builds on. A weight is `alpha_c b` with b in {-1, 1} and one alpha_c >
+0 per output channel; the input of a convolution is standardized over the whole sample and replaced
+by its sign. Batch-norm and a Hardtanh follow: after a ReLU nothing would be negative. The layer
+that sees the image and the classifier take real inputs. Training is in latent.py.
 """
 
 from collections.abc import Callable

@@ -177,7 +177,7 @@ def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
 
 def _spec(sizes: Mapping[str, Any]) -> ModelSpec:
     """A network of these sizes that does not normalize; UserError where there is none."""
-    channels = sizes["channels"]
+    channels = max(min(sizes["channels"], 5), 0)  # what are too many is refused
     try:
         return ModelSpec(mean=(0.0,) * channels, std=(1.0,) * channels, **sizes)
     except ValidationError as error:

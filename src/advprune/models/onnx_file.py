@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError, first_line
+from advprune.core.files import is_file
 from advprune.models.spec import Normalize
 
 TYPES = {
@@ -45,6 +46,8 @@ class OnnxFile:
         self, path: Path, shape: tuple[int, int, int], normalize: Normalize | None = None
     ) -> None:
         runtime = package("onnxruntime")
+        if not is_file(path):
+            raise UserError(f"there is no file {path}; check the path")
         options = runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()

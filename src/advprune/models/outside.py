@@ -14,9 +14,11 @@ lists of models, and weights are never downloaded.
 
 import copy
 import importlib
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.networks import collection_of
@@ -40,6 +46,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 COLOUR = 3  # channels of an image that torchvision's models take
 INSIDE = "network"  # the name of the given network in what is built here
+MOST_NUMBERS, MOST_LAYERS = 1 << 31, 20_000  # of a network that is none of the user's own
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -90,12 +97,39 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
     # them, or in the place of their own.
     torch.backends.mha.set_fastpath_enabled(False)
     make = _maker(spec)
-    with undisturbed(seed=0):  # tensors that no file holds are the same each time
+    # Tensors that no file holds are the same each time.
+    with undisturbed(seed=0), nullcontext() if spec.factory else _bounded(spec.architecture):
         model = Outside(spec, make)
     for fault in _faults(model):
         raise UserError(f"{spec.architecture}: {fault}")
     unshared(model)
     return model
+
+
+@contextmanager
+def _bounded(name: str) -> Iterator[None]:
+    """Inside, no network is made that takes more memory or time than any has: its options may be
+    from a file. UserError where one is begun."""
+    layers, numbers = itertools.count(1), 0
+
+    def parameter(_module: nn.Module, _name: str, value: nn.Parameter) -> None:
+        nonlocal numbers
+        if (numbers := numbers + value.numel()) > MOST_NUMBERS:
+            raise UserError(f"{name}: its options make a network of over {MOST_NUMBERS} numbers")
+
+    def layer(_module: nn.Module, _name: str, _value: nn.Module | None) -> None:
+        if next(layers) > MOST_LAYERS:
+            raise UserError(f"{name}: its options make a network of over {MOST_LAYERS} layers")
+
+    hooks = (
+        register_module_parameter_registration_hook(parameter),
+        register_module_module_registration_hook(layer),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _maker(spec: ModelSpec) -> Make:
@@ -163,6 +197,8 @@ def _called(
     """What a function returns; UserError where it fails or that is no module."""
     try:
         made = function(*arguments, **options)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:  # whatever that code does
         words = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise UserError(f"{name}, called with {words}: {_said(error)}") from error

@@ -11,12 +11,16 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field
+
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import read_json
 from advprune.core.fit import Fit
 from advprune.core.hub import CONFIGURATION
 from advprune.core.networks import GIVEN, collection_of
+from advprune.core.settings import Settings, parse
 from advprune.models.outside import COLOUR, installed_timm
+from advprune.models.spec import MOST_CLASSES
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,48 @@ class Preprocessing:
     fit: Fit | None
 
 
+class _Config(Settings):
+    """What is read of a config.json of timm's kind. pretrained_cfg: of images, and where it is left
+    out the file itself."""
+
+    model_config = ConfigDict(extra="ignore")
+    architecture: str
+    num_classes: int | None = Field(default=None, ge=1, le=MOST_CLASSES)
+    model_args: dict[str, Any] | None = None
+    pretrained_cfg: dict[str, Any] | None = None
+
+
+class _Shown(Settings):
+    model_config = ConfigDict(extra="ignore")
+    input_size: tuple[int, int, int] = (COLOUR, 1, 1)
+    num_classes: int | None = Field(default=None, ge=1, le=MOST_CLASSES)
+
+
+def _config(checkpoint: Path) -> tuple[_Config, dict[str, Any]] | None:
+    """The config.json beside a checkpoint and what it says of images; None where there is none, or
+    where it is not of timm's kind. UserError where it is wrong."""
+    place = checkpoint.with_name(CONFIGURATION)
+    read = read_json(place) if place.is_file() else None
+    if not isinstance(read, dict) or "architecture" not in read:
+        return None
+    config = parse(_Config, read, str(place))
+    return config, read if config.pretrained_cfg is None else config.pretrained_cfg
+
+
 def described(checkpoint: Path) -> dict[str, Any]:
     """What the config.json beside a checkpoint says of its network: architecture, classes,
     channels, options. Empty where there is none, or where it is not of timm's kind."""
-    place = checkpoint.with_name(CONFIGURATION)
-    config = read_json(place) if place.is_file() else None
-    if not isinstance(config, dict) or "architecture" not in config:
+    if (found := _config(checkpoint)) is None:
         return {}
-    own = config.get("pretrained_cfg", config)
-    options = {k: v for k, v in (config.get("model_args") or {}).items() if k not in GIVEN}
-    found = {"architecture": f"timm/{config['architecture']}", "options": options}
-    found |= {"channels": own.get("input_size", [COLOUR])[0]}
-    found |= {"classes": config.get("num_classes", own.get("num_classes"))}
-    return {key: value for key, value in found.items() if value}
+    config, own = found
+    images = parse(_Shown, own, str(checkpoint.with_name(CONFIGURATION)))
+    said = {
+        "architecture": f"timm/{config.architecture}",
+        "options": {k: v for k, v in (config.model_args or {}).items() if k not in GIVEN},
+        "channels": images.input_size[0],
+        "classes": config.num_classes or images.num_classes,
+    }
+    return {key: value for key, value in said.items() if value}
 
 
 def preprocessing_of(
@@ -73,9 +106,8 @@ def preprocessing_of(
     sides = (side, side) if isinstance(side, int) else side
     given = {"input_size": (COLOUR, *sides)} if isinstance(sides, list | tuple) else {}
     try:
-        if checkpoint and described(checkpoint):
-            config = read_json(place)
-            own = config.get("pretrained_cfg", config)
+        if checkpoint and (beside := _config(checkpoint)):
+            own = beside[1]
         else:
             own = timm.get_pretrained_cfg(name).to_dict()
         found = importlib.import_module("timm.data").resolve_data_config(given, pretrained_cfg=own)
@@ -83,13 +115,14 @@ def preprocessing_of(
         side, squash = floor(width / found["crop_pct"]), mode == "squash"
         fit = _fit(side, width, found["interpolation"], squash)
         mean, std = (tuple(map(float, found[key])) for key in ("mean", "std"))
-    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{place}: {first_line(error)}") from error
     return Preprocessing(mean, std, fit if mode != "border" and height == width else None)
 
 
 def _fit(resize: int, crop: int, interpolation: str, squash: bool = False) -> Fit:
-    return Fit(resize=resize, crop=crop, interpolation=interpolation, squash=squash)
+    said = {"resize": resize, "crop": crop, "interpolation": interpolation, "squash": squash}
+    return parse(Fit, said, "the size of pictures")
 
 
 def for_channels(name: str, numbers: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from advprune.core.networks import Network, Options, is_factory, is_library
 Where = Literal["relu", "conv"]
 BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
 MOST_CHANNELS = 16384  # of a layer
+MOST_CLASSES = 100_000
 Size = Annotated[int, Field(ge=1, le=2**24)]
 UNSAID = Field(exclude_if=not_)  # left out of the stored text where it is false or empty
 
@@ -55,7 +56,7 @@ class ModelSpec(BaseModel):
     architecture: Network
     width: Annotated[int, Field(ge=0, le=1024, validate_default=True), UNSAID] = 0
     channels: int = Field(ge=1, le=4)
-    classes: int = Field(ge=2, le=100_000)
+    classes: int = Field(ge=2, le=MOST_CLASSES)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layers: tuple[LayerSpec, ...] = Field(default=(), max_length=16)

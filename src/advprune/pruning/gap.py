@@ -43,7 +43,7 @@ from advprune.core.train_settings import crossing
 from advprune.models.spec import Normalize
 from advprune.pruning.family import Data, Pruned, family, require
 from advprune.pruning.masks import Amount, End, Scope, Scores, masked, prunable, removals, select
-from advprune.training.augment import augment
+from advprune.training.standard import augment
 
 
 class GAP(Amount):

@@ -12,8 +12,8 @@ that layer (ties by position) and 1 for the others. The gradient goes straight t
 `dL/ds = sign(s) w dL/d(wM)`. Scores are trained with the weights frozen; then the mask is frozen
 and the remaining weights are fine-tuned from their old values. LWM is the mask that HYDRA starts
 from, with the same fine-tuning. All convolutions and linear layers are pruned by the same share,
-the first, the shortcuts and the classifier included; biases and batch-norm are not (masks.py, which
-follows the GAP study, differs in this).
+the first, the shortcuts and the classifier included; biases and batch-norm are not. The GAP study's
+masks, in contrast, include biases and leave out the classifier.
 
 Training. Budget, batches, decay and label smoothing are the profile's. Each training ends with its
 last epoch; the published code takes the epoch of the best accuracy under attack on test images.
@@ -47,8 +47,7 @@ from advprune.training.standard import History
 
 
 class ScoreSettings(FineTuneSettings):
-    """How scores are trained, and batch-norm with them, as published; epochs: 0 leaves the scores
-    as they start."""
+    """How scores are trained, and batch-norm with them, as published."""
 
     method: Literal["standard", "pgd", "trades"] = "trades"
     epochs: int = Field(default=20, ge=0, le=10000)
@@ -56,10 +55,8 @@ class ScoreSettings(FineTuneSettings):
 
 
 class Magnitude(Setting):
-    """sparsity: share of each layer's weights to remove, rounded down as published; 0 to below 1.
-
-    finetune: training of the remaining weights; null for none.
-    """
+    """sparsity: the share of each layer's weights that is removed, rounded down as published.
+    finetune: training of the remaining weights; null for none."""
 
     shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
@@ -67,7 +64,8 @@ class Magnitude(Setting):
 
 
 class Hydra(Magnitude):
-    """scores: how the mask is trained before that."""
+    """sparsity, finetune: as for LWM. scores: how the mask is trained before that; epochs: 0 leaves
+    the scores as they start, and the mask is that of LWM."""
 
     scores: ScoreSettings = ScoreSettings()
 

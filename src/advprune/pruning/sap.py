@@ -14,9 +14,9 @@ variance grows with every layer. `scale` differentiates through q, and `identity
 layers (BPDA). The adaptive attacks of the protocol measure what each of them breaks: on the digits
 at half the budget BPDA breaks far more images than the published gradient does, with one draw per
 step or with ten. `{fraction: 2.0, where: conv, form: poisson, backward: scale}` is what Athalye et
-al. attacked, which is not SAP as published; their erratum says so and breaks the published form by
-BPDA. `form: independent` keeps each value with probability q on its own, which is fast;
-`multinomial` is the published form, with the same q.
+al. attacked, which is not SAP as published; the erratum of Dhillon and Carlini says so and breaks
+the published form by BPDA. `form: independent` keeps each value with probability q on its own,
+which is fast; `multinomial` is the published form, with the same q.
 
 Source. Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018),
 algorithm 1; Athalye, Carlini and Wagner, Obfuscated Gradients (ICML 2018), section 5.3.1; Dhillon
@@ -41,10 +41,9 @@ LARGEST = 1 - 2**-24  # the largest float32 below 1: keeps log1p(-p) finite
 
 
 class SAP(Setting):
-    """SAP: draws per map, as a fraction of its size; where it acts; how it draws and its gradient.
-
+    """fraction: draws per map, as a fraction of its size. where: behind every ReLU or convolution.
     form: `multinomial` draws as published; `independent` keeps each value with the same
-    probability, on its own, which is faster; `poisson` uses `1 - exp(-r p)`.
+    probability, on its own, which is faster; `poisson` uses `1 - exp(-r p)`. backward: see above.
     """
 
     shorthand: ClassVar[str | None] = "fraction"

@@ -1,8 +1,8 @@
 """The search for a ticket that learns as the dense network does, by outputs and tangent kernel.
 
-What AWT minimizes is in tickets.py. Each term is relative to that of an all-zero network, so
-that one gamma suits networks of any size; Adam ignores the common factor. The published gamma,
-which is not known to us, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
+tickets.py says what AWT minimizes. Each term is relative to that of an all-zero network, so that
+one gamma suits networks of any size; Adam ignores the common factor. The published gamma, whose
+value is not public, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F` in terms of ours.
 """
 
 import copy
@@ -42,12 +42,7 @@ class GaugeSettings(Settings):
 
 
 class SearchSettings(GaugeSettings):
-    """How a ticket is searched for.
-
-    steps: of Adam, at rate lr. gamma: weight of the kernel beside the outputs. l2: that of the
-    squares of the weights. refresh: steps between two choices of the mask; at least that many
-    follow the last.
-    """
+    """How a ticket is searched for: `tickets.SearchedTicket` says what is what."""
 
     steps: int = Field(default=100, ge=0, le=1_000_000)
     lr: float = Field(default=1e-2, gt=0, le=10)

@@ -70,8 +70,7 @@ TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
 class Ticket(Setting):
-    """sparsity: removed share of the weights of each convolution and linear layer. train: the
-    training of the ticket, its mask fixed; null leaves it at initialization."""
+    """What all tickets are told; `SearchedTicket` says what it means."""
 
     shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
@@ -84,15 +83,21 @@ class Ticket(Setting):
 
 
 class ControlTicket(Ticket):
-    """random_ticket, magnitude_ticket: sparsity and train as AWT's; gauge: how their distance from
-    the dense network is measured."""
+    """sparsity, train: as for AWT. gauge: what the distance from the dense network is measured on,
+    by the keys of the same names of `search`."""
 
     gauge: GaugeSettings = GaugeSettings()
 
 
 class SearchedTicket(Ticket):
-    """AWT. sparsity: removed share of the weights of each convolution and linear layer. train: of
-    the ticket, its mask fixed; null leaves it at initialization. search: for mask and weights."""
+    """sparsity: removed share of the weights of each convolution and linear layer. train: training
+    of the ticket, its mask fixed; null leaves it at initialization.
+
+    search: `steps` of Adam at rate lr on batches of training images, attacked by PGD of
+    `attack_steps`, with `projections` random vectors each (null: all unit vectors); gamma and l2
+    weigh the kernel and the squares of the weights. At least `refresh` steps follow the last choice
+    of the mask.
+    """
 
     search: SearchSettings = SearchSettings()
 

@@ -1,15 +1,11 @@
 """Post-training quantization to b bits: an integer-valued model and its differentiable twin.
 
 Nagel et al., A White Paper on Neural Network Quantization (2021), sections 2 and 3. Batch-norm is
-folded; weights are symmetric per output channel, `W ~ s_w q_w`; the input of every convolution and
-linear layer is affine per tensor, `x ~ s_x (q_x - z)`. Biases are 32-bit integers on the scale
-`s_x s_w`. The integer model multiplies and adds whole numbers only, carried in floats that hold
-them exactly, so that every machine gets the same ones; between layers (residual sums, ReLU,
-pooling) values are real, as in a dequantize-quantize graph.
-
-The twin computes the same map in float32 with straight-through gradients: rounding and clipping
-have derivative one (BPDA, Athalye et al. 2018). Attacks run on the twin and are scored on the
-integer model.
+folded; weights are symmetric per output channel, `W ~ s_w q_w`, inputs affine per tensor,
+`x ~ s_x (q_x - z)`, biases 32-bit integers on the scale `s_x s_w`. Whole numbers are carried in
+floats that hold them exactly, so that every machine gets the same ones; between layers values are
+real. The twin computes the same map in float32, where rounding and clipping have derivative one
+(BPDA, Athalye et al. 2018): attacks run on the twin and are scored on the integers.
 """
 
 import torch

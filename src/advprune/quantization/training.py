@@ -1,12 +1,11 @@
 """Quantization-aware training: the weights learn while the network computes as its integers will.
 
 Nagel et al., A White Paper on Neural Network Quantization (2021), section 4. Batch-norm is folded
-first, and the input ranges are calibrated on the float network and stay. In every forward pass a
-layer quantizes its current weights, bias and input as `quantize` would, and computes with the real
-numbers that the integers stand for: the twin's map. Rounding has derivative one, so the float
-weights behind the integers learn. Clipping an input to its range has derivative zero outside it;
-in evaluation mode, in which training images are attacked, it has derivative one as in the twin, so
-that the attack is the one that the model will meet.
+and input ranges are calibrated first; both stay. In every forward pass a layer quantizes its
+current weights, bias and input as `quantize` would, and computes the twin's map. Rounding has
+derivative one, so the float weights behind the integers learn; clipping an input has derivative
+zero outside its range, but one in evaluation mode, in which training images are attacked, as it has
+in the twin.
 """
 
 import torch

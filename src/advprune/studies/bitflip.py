@@ -119,7 +119,7 @@ def recorded(
     common: `budget` and `progress`. Accuracy is that on the test images.
     """
     settings, batch = given.profile.flips, given.profile.batch
-    common |= {"evaluate": lambda model: accuracy(model, *given.test, batch)}
+    common = common | {"evaluate": lambda model: accuracy(model, *given.test, batch)}
     if variant == "random":
         salt = salted(given.params.seed, variant, "flips", str(seed))
         generator = torch.Generator().manual_seed(salt)

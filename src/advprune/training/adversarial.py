@@ -1,10 +1,9 @@
 """Adversarial training: how each method attacks a batch, and what it then minimizes.
 
-All attacks are Linf, within `eps = train.eps * recipe.budget` of the image and in [0, 1], crafted
-on the current weights with plain cross-entropy or, for TRADES, the KL divergence. They use the
-model in evaluation mode: forward passes in training mode would move the batch-norm statistics with
-every inner step, and would attack a function (normalized by the batch at hand) other than the one
-that is used in the end.
+All attacks are Linf, within `eps = train.eps * recipe.budget` of the image and in [0, 1], on the
+current weights, by cross-entropy or, for TRADES, the KL divergence. The model is in evaluation
+mode: in training mode every inner step would move the batch-norm statistics, and the function under
+attack, normalized by its batch, would not be the one that is used in the end.
 """
 
 from collections.abc import Callable, Iterator

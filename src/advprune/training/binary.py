@@ -1,8 +1,8 @@
 """Binary networks of a given number of channels, trained from scratch.
 
-Stage 2 of RA-BNN (Rakin et al., 2021): the network whose channels Early-Growth has counted
-(growth.py) is trained like any other binary network. Its controls are the base network and, missing
-in the paper, a uniformly wider one with as many parameters.
+Stage 2 of RA-BNN (Rakin et al., 2021): the network of the channels that Early-Growth found
+(growth.py) is trained like any other. Its controls are the base network and, missing in the paper,
+a uniformly wider one with as many parameters.
 """
 
 from bisect import bisect_left

@@ -1,18 +1,17 @@
 """Early-Growth: how wide the layers of a binary network have to be.
 
-Stage 1 of RA-BNN (Rakin et al., RA-BNN: Constructing Robust & Accurate Binary Neural Network to
-Simultaneously Defend Adversarial Bit-Flip Attack and Improve Accuracy, 2021). A network `factor`
-times as wide is trained with a gate on every channel. In the first epochs no gate is drawn and
-none learns: gates of a network that has learned nothing follow noise, and the network shrinks. Then
-the gates of the base network's channels are on and the others mostly off; cross-entropy alone says
-which are kept. Nothing penalizes width: growth ends because the gates become steep. What is
-returned are numbers of channels; the network of that size is trained from scratch (binary.py).
+Stage 1 of RA-BNN (Rakin et al., 2021, arXiv 2103.13813; docs/binary-networks.md). A network
+`factor` times as wide is trained with a gate on every channel. In the first epochs no gate is drawn
+and none learns: gates of a network that has learned nothing follow noise, and the network shrinks.
+After that cross-entropy alone says which channels stay; growth ends because the gates become steep.
+What is returned are numbers of channels; the network of that size is trained from scratch
+(binary.py).
 
 A gate acts where its channel is read, so a channel that is off has no part in what later layers
-compute, their means and deviations included. Any channel may be switched off, those of the base
-network too, but not all of a group.
+compute, their means and deviations included.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
@@ -162,16 +161,13 @@ class SuperNet(nn.Module):
 
 def readers(network: ResNet) -> dict[str, list[Latent]]:
     """The layers that read each group of channels, streams first."""
-    streams: dict[str, list[nn.Module]] = {"stem": []}
-    inside: dict[str, list[nn.Module]] = {}
-    before = "stem"
+    streams, inside, before = defaultdict[str, list[nn.Module]](list), {}, "stem"
     for stage in (f"layer{index}" for index in range(1, network.stages + 1)):
         blocks: Any = network.get_submodule(stage)
-        streams[stage] = []
         for place, block in enumerate(blocks):
-            streams[stage if place else before] += [block.conv1, *block.shortcut]
+            streams[before] += [block.conv1, *block.shortcut]
             inside[f"{stage}_{place}"] = [block.conv2]
-        before = stage
+            before = stage
     streams[before].append(network.linear)
     return {
         name: [layer for layer in layers if isinstance(layer, Latent)]

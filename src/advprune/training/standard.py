@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -26,7 +27,6 @@ from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
 from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Method
-from advprune.training.augment import augment
 from advprune.training.inputs import Pair, load_state, save_state
 from advprune.training.replay import Replayed
 
@@ -225,3 +225,28 @@ class Trainer:
             row["val_robust_accuracy"] = round(accuracy(model, attacked, self.val[1]), 4)
             if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history):
                 run.best = {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def augment(
+    images: torch.Tensor, flip: bool, crop: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Mirror each image with probability 1/2 and shift it by up to `crop` pixels (zero padding).
+
+    images: uint8 or float `[N, C, H, W]`; draws are made on the generator's device, for each image.
+    """
+    n, _, height, width = images.shape
+    if flip:
+        chosen = torch.rand(n, generator=generator, device=generator.device) < 0.5
+        chosen = chosen.to(images.device).view(-1, 1, 1, 1)
+        images = torch.where(chosen, images.flip(3), images)
+    if crop:
+        shape, device = (2, n, 1), generator.device
+        offsets = torch.randint(0, 2 * crop + 1, shape, generator=generator, device=device)
+        top, left = offsets.to(images.device)
+        rows = top + torch.arange(height, device=images.device)  # [N, H]
+        columns = left + torch.arange(width, device=images.device)  # [N, W]
+        samples = torch.arange(n, device=images.device)[:, None, None]
+        padded = F.pad(images, (crop, crop, crop, crop)).permute(0, 2, 3, 1)
+        picked = padded[samples, rows[:, :, None], columns[:, None, :]]  # [N, H, W, C]
+        images = picked.permute(0, 3, 1, 2)
+    return images

@@ -1,0 +1,395 @@
+"""Hostile and damaged input to the command on networks and pictures of one's own.
+
+The whole command is run up to the attacks, which begin where everything was taken.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hostile import LEAVES, TEXTS, VALUES, changed, fuzz, fuzz_bytes
+from hypothesis import strategies as st
+from PIL import Image
+from typer.exceptions import TyperException
+
+from advprune.cli.app import app
+from advprune.core.errors import UserError
+from advprune.data.split import Split, save_split
+from advprune.models import outside
+from advprune.models.checkpoint import save_model
+from advprune.models.cifar import MAKERS
+from conftest import make_network
+
+Command = Callable[..., None]
+
+
+class Begun(Exception):
+    """The attacks have begun."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network for grey images of 8x8 in two classes, and such pictures in every form."""
+    place = tmp_path_factory.mktemp("outside")
+    save_model(make_network(torch.rand(8, 1, 8, 8), "resnet20", 2, 2), place / "net.safetensors")
+    colour = make_network(torch.rand(8, 3, 8, 8), "resnet20", 2, 2)
+    torch.save(colour.state_dict(), place / "net.pt")
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), np.uint8)
+    labels = np.arange(6) % 2
+    split = Split(torch.from_numpy(images), torch.from_numpy(labels), ("a", "b"), "test")
+    save_split(split, place / "split.safetensors")
+    for image, label in zip(images, labels, strict=True):
+        (place / "pictures" / "ab"[label]).mkdir(parents=True, exist_ok=True)
+        name = f"{len(list((place / 'pictures').rglob('*.png')))}.png"
+        Image.fromarray(image[0]).save(place / "pictures" / "ab"[label] / name)
+    return place
+
+
+@pytest.fixture
+def command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`advprune`, in that folder; what it prints cannot steer a terminal."""
+
+    def begun(*_: Any) -> None:
+        raise Begun
+
+    monkeypatch.setattr("advprune.benchmarking.measured", begun)
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str) -> None:
+        printed = io.StringIO()
+        try:
+            with redirect_stdout(printed):
+                app(list(arguments), prog_name="advprune", standalone_mode=False)
+        except Begun:
+            pass
+        except TyperException as error:  # of wrong options
+            raise UserError(error.format_message()) from error
+        assert "\x1b" not in printed.getvalue()
+
+    return run
+
+
+# --- options -------------------------------------------------------------------------------------
+
+NUMERIC = st.one_of(
+    LEAVES.map(str),
+    st.sampled_from(["1", "2", "3", "8", "0.5", "0.5,0.5,0.5", "8/255"]),
+    st.sampled_from(["nan", "1e999,1", "1,", ",", "8/0", "1" + "0" * 30, "4097", "-1", "0"]),
+)
+GIVEN = {
+    **{f"--{name}": NUMERIC for name in ("mean", "std", "resize", "crop", "eps", "images")},
+    **{f"--{name}": NUMERIC for name in ("queries", "width", "classes", "channels", "keep")},
+    "--norm": st.sampled_from(["Linf", "L2", "L1", ""]),
+    "--options": VALUES.map(lambda value: json.dumps(value, default=str)) | TEXTS,
+    "--architecture": st.sampled_from(["resnet20", "torchvision/x", "cifar/vgg16", "timm/test_vit"])
+    | TEXTS,
+    "--factory": st.sampled_from(["os:_exit", "sys:exit", "builtins:dict", "x"]) | TEXTS,
+    "--names": TEXTS,
+    "--data": TEXTS,
+}
+
+
+def test_options(command: Command) -> None:
+    def taken(options: dict[str, str]) -> None:
+        options = {"--data": "pictures"} | options
+        if {"--mean", "--std"} & set(options):
+            options = {"--mean": "0.5", "--std": "0.5"} | options
+        given = [f"{option}={value}" for option, value in options.items() if "\0" not in value]
+        command("evaluate", "net.pt", *given)
+
+    few = st.lists(st.sampled_from(list(GIVEN)), min_size=1, max_size=3, unique=True)
+    drawn = few.flatmap(lambda names: st.fixed_dictionaries({name: GIVEN[name] for name in names}))
+    fuzz("options", drawn, taken, 150)
+
+
+def test_names_of_classes(command: Command) -> None:
+    path = Path("names.txt")
+
+    def taken(contents: bytes) -> None:
+        path.write_bytes(contents)
+        command("evaluate", "net.safetensors", "--data=split.safetensors", "--names=names.txt")
+
+    fuzz("class names", st.lists(TEXTS, max_size=4).map(lambda n: "\n".join(n).encode()), taken, 60)
+    fuzz_bytes("class names", [b"a\nb\n", b"\xef\xbb\xbfa\r\nb", b"a\n\nb\n"], taken, 3_000)
+
+
+def test_pipes_are_no_input(command: Command, tmp_path: Path) -> None:
+    pipes = {
+        kind: tmp_path / f"pipe{kind}" for kind in ("", ".npz", ".onnx", ".pt", ".safetensors")
+    }
+    for place in pipes.values():
+        os.mkfifo(place)
+    for kind, place in pipes.items():
+        for given in (f"--data={place}", f"--names={place}"):
+            with pytest.raises(UserError, match=place.name):
+                command("evaluate", "net.safetensors", "--data=split.safetensors", given)
+        if kind:
+            with pytest.raises(UserError, match=place.name):
+                command("evaluate", str(place), "--data=pictures")
+
+
+@pytest.mark.parametrize("options", ["{embed_dim: 1024}", "{depth: 1000000}"])
+def test_no_options_make_a_network_beyond_memory_and_time(
+    options: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setattr(outside, "MOST_NUMBERS", 1 << 20)
+    monkeypatch.setattr(outside, "MOST_LAYERS", 200)
+    known = ("--architecture=timm/test_vit", f"--options={options}", "--classes=2")
+    with pytest.raises(UserError, match="timm/test_vit: its options make a network of over"):
+        command("audit", "net.pt", *known)
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+SHAPES = st.sampled_from([(6, 1, 8, 8), (6, 8, 8, 3), (6, 8, 8), (6,), (), (0, 1, 8, 8), (6, 2)])
+KINDS = st.sampled_from(["u1", "<i8", ">i8", "<u8", "<f4", "?", "<c8", "S3", "M8[s]", "i1"])
+NUMBER = st.sampled_from([0, 1, 2, -1, 255, 100_001, 10**9, 2**62, 2**63])
+HEADERS = st.sampled_from(
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 1, 8, 8), }",
+        "{'descr': '|u1', 'fortran_order': True, 'shape': (6, 1, 8, 8), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (6, 1, 8, 8), }",
+        "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (6, 1, 8, 8), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-6, 1, 8, 8), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,), }",
+        "__import__('os').system('touch PWNED')",
+        "{" * 2000,
+    ]
+)
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> bytes:
+    """A .npz file of two arrays, either of which may be another, gone or with another header."""
+    buffer, made = io.BytesIO(), {}
+    for name, usual in (("images", np.zeros((6, 1, 8, 8), np.uint8)), ("labels", np.arange(6) % 2)):
+        kind = draw(st.sampled_from(["usual", "usual", "other", "value", "header", "gone"]))
+        array = usual.astype(draw(KINDS)).reshape(-1) if kind == "other" else usual
+        if kind == "other":
+            array = np.resize(array, draw(SHAPES))
+        elif kind == "value" and name == "labels":
+            array = np.array([draw(NUMBER) for _ in range(6)])
+        contents = io.BytesIO()
+        np.save(contents, array, allow_pickle=True)
+        made[name] = contents.getvalue()
+        if kind == "header":
+            header = draw(HEADERS).encode()
+            made[name] = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(384)
+        if kind == "gone":
+            del made[name]
+    how = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
+    with zipfile.ZipFile(buffer, "w", how) as archive:
+        for name, contents in made.items():
+            archive.writestr(draw(st.sampled_from([f"{name}.npy"] * 4 + [name])), contents)
+    return buffer.getvalue()
+
+
+def test_arrays(command: Command) -> None:
+    def taken(contents: bytes) -> None:
+        Path("arrays.npz").write_bytes(contents)
+        command("evaluate", "net.safetensors", "--data=arrays.npz")
+
+    files = [io.BytesIO(), io.BytesIO()]
+    for file, save in zip(files, (np.savez, np.savez_compressed), strict=True):
+        save(file, images=np.zeros((6, 8, 8), np.uint8)[:, None], labels=np.arange(6) % 2)
+    fuzz("npz", archives(), taken, 80)
+    fuzz_bytes("npz bytes", [file.getvalue() for file in files], taken, 5_000)
+    assert not Path("PWNED").exists()
+
+
+# --- names and configurations of the Hub ---------------------------------------------------------
+
+
+def test_names_of_the_hub(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    parts = TEXTS | st.sampled_from(["a", "..", "a/b", "/etc", "a" * 200, "@", "main", "https:"])
+    names = st.lists(parts, max_size=4).map("/".join)
+
+    def taken(name: str) -> None:
+        if "\0" not in name:
+            command("audit", f"hf:{name}")
+
+    fuzz("hub", names | st.builds("{}@{}/{}".format, names, parts, parts), taken, 100)
+
+
+CONFIG = {
+    "architecture": "test_vit",
+    "num_classes": 2,
+    "model_args": {"img_size": 32, "depth": 1},
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "crop_mode": "center",
+        "num_classes": 2,
+    },
+}
+
+
+def test_configurations(command: Command, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("test_vit", num_classes=2, img_size=32, depth=1)
+    torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
+    place, checkpoint = tmp_path / "config.json", str(tmp_path / "pytorch_model.bin")
+
+    def taken(contents: bytes) -> None:
+        place.write_bytes(contents)
+        command("evaluate", checkpoint, "--data=pictures")
+
+    taken(json.dumps(CONFIG).encode())
+    sizes = st.sampled_from([0, 1, -1, 10**6, 10**9, 0.0, 1e-9, [10**6] * 3, "3", ["3"], [], {}])
+    written = changed(CONFIG, VALUES | sizes).map(lambda value: json.dumps(value, default=str))
+    fuzz("config.json", written.map(str.encode), taken, 40)
+    fuzz_bytes("config.json", [json.dumps(CONFIG).encode()], taken, 2_000)
+
+
+# --- state dicts of benchmarks -------------------------------------------------------------------
+
+
+def test_state_dicts_of_benchmarks(command: Command, tmp_path: Path) -> None:
+    made = {
+        "wide": MAKERS["wide_resnet"](2, 1, depth=10, widen=1),
+        "preact": MAKERS["preact_resnet18"](2, 1, width=2),
+        "vgg": MAKERS["vgg16"](2, 1, width=2, hidden=4),
+    }
+    states = {name: net.state_dict() for name, net in made.items()}
+    tensors = st.sampled_from(
+        [
+            *(torch.zeros(()), torch.zeros(0), torch.zeros(3), torch.zeros(2048, 1, 1, 1)),
+            *(torch.full((16, 16, 3, 3), float("nan")), torch.zeros(2, 2, dtype=torch.int64)),
+            *(torch.zeros(1, 1, 0, 1), torch.zeros(4, 4, dtype=torch.complex64), torch.zeros(2, 1)),
+        ]
+    )
+    names = st.sampled_from(
+        [
+            *("block1.layer.99.conv1.weight", "block1.layer.x.conv1.weight", "layer²..0.weight"),
+            *("mu", "sigma", "module.mu", "layer1.0.0.weight", "bn.weight", "classifier.0.weight"),
+            *("features.0.bias", "layer1.0.bn1.weight", "conv1.weight", "fc.bias", "fc.mask"),
+        ]
+    )
+
+    @st.composite
+    def dicts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+        found = dict(states[draw(st.sampled_from(list(states)))])
+        prefix = draw(st.sampled_from(["", "", "module.", "model.module.", "1.", "net."]))
+        for _ in range(draw(st.integers(0, 2))):
+            kind = draw(st.sampled_from(["other", "gone", "more", "renamed"]))
+            name = draw(st.sampled_from(sorted(found)))
+            if kind in ("gone", "renamed"):
+                tensor = found.pop(name)
+            if kind in ("more", "renamed"):
+                name = draw(names | TEXTS)
+            if kind != "gone":
+                found[name] = tensor if kind == "renamed" else draw(tensors)
+        return {prefix + name: tensor for name, tensor in found.items()}
+
+    def taken(state: dict[str, torch.Tensor]) -> None:
+        torch.save(state, tmp_path / "theirs.pt")
+        for what in (["audit"], ["audit", "--json"], ["evaluate", "--data=pictures"]):
+            command(what[0], str(tmp_path / "theirs.pt"), *what[1:])
+
+    fuzz("state dicts", dicts(), taken, 40)
+
+
+# --- deployed files ------------------------------------------------------------------------------
+
+
+def graph(**changes: Any) -> bytes:
+    """An ONNX file of one linear layer on images of 1x8x8."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    h, types = onnx.helper, onnx.TensorProto
+    known = {
+        "takes": types.FLOAT,
+        "shape": ["n", 1, 8, 8],
+        "inputs": 1,
+        "op": "Gemm",
+        "shapes": [64, 2],
+        "weights": "f4",
+        "gives": types.FLOAT,
+        "answers": ["n", 2],
+        "outputs": 1,
+        "opset": 17,
+        "location": None,
+        "facts": {},
+        "dims": None,
+    } | changes
+    array = np.resize(np.linspace(-1, 1, 128), known["shapes"]).astype(known["weights"])
+    weight = onnx.numpy_helper.from_array(array, "w")
+    if known["dims"] is not None:
+        weight.dims[:] = known["dims"]
+    if known["location"] is not None:
+        weight.ClearField("raw_data")
+        weight.data_location = types.EXTERNAL
+        for key, value in (("location", known["location"]), ("length", "512")):
+            entry = weight.external_data.add()
+            entry.key, entry.value = key, value
+    nodes = [h.make_node("Flatten", ["x"], ["flat"])]
+    nodes += [
+        h.make_node(known["op"], ["flat", "w"][: 1 + (known["op"] in ("Gemm", "Add"))], [f"y{i}"])
+        for i in range(known["outputs"])
+    ]
+    given = [
+        h.make_tensor_value_info("x" + "x" * i, known["takes"], known["shape"])
+        for i in range(known["inputs"])
+    ]
+    made = [
+        h.make_tensor_value_info(f"y{i}", known["gives"], known["answers"])
+        for i in range(known["outputs"])
+    ]
+    model = h.make_model(
+        h.make_graph(nodes, "g", given, made, [weight]),
+        opset_imports=[h.make_opsetid("", known["opset"])],
+        ir_version=8,
+    )
+    h.set_model_props(model, known["facts"])
+    contents: bytes = model.SerializeToString()
+    return contents
+
+
+def test_deployed_files(command: Command) -> None:
+    def taken(contents: bytes) -> None:
+        Path("net.onnx").write_bytes(contents)
+        command("evaluate", "net.onnx", "--data=split.safetensors")
+
+    taken(graph())
+    dims = st.sampled_from(["n", 1, 8, 0, -1, 10**9, 2**40, None])
+    changes = {
+        "takes": st.integers(0, 20),
+        "shape": st.none() | st.lists(dims, max_size=5),
+        "inputs": st.integers(0, 2),
+        "op": st.sampled_from(["Gemm", "Add", "Softmax", "ArgMax", "Identity", "Sigmoid", "x", ""]),
+        "shapes": st.sampled_from([[64, 2], [2, 64], [128], [], [0, 2], [64, 1, 2], [64, 10**5]]),
+        "weights": st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?"]),
+        "gives": st.integers(0, 20),
+        "answers": st.none() | st.lists(dims, max_size=3),
+        "outputs": st.integers(0, 2),
+        "opset": st.sampled_from([-1, 0, 1, 17, 99, 2**40]),
+        "location": st.sampled_from(["../../../../etc/passwd", "/dev/zero", "absent", "", "x\0"]),
+        "facts": st.dictionaries(TEXTS, TEXTS, max_size=2),
+        "dims": st.lists(st.sampled_from([64, 2, 0, -1, 2**40, 2**62]), max_size=3),
+    }
+    few = st.lists(st.sampled_from(list(changes)), min_size=1, max_size=2, unique=True)
+
+    @st.composite
+    def files(draw: st.DrawFn) -> bytes:
+        chosen = {name: draw(changes[name]) for name in draw(few)}
+        try:
+            return graph(**chosen)
+        except (TypeError, ValueError, OverflowError, KeyError):  # onnx will not write it
+            return graph(facts={"x": "y"})
+
+    fuzz("onnx", files(), taken, 100)
+    fuzz_bytes("onnx bytes", [graph(), graph(op="Softmax"), graph(weights="f2")], taken, 5_000)
