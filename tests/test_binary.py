@@ -199,7 +199,7 @@ def test_its_bits_are_the_whole_network(digits: Pair, form: nn.Module, frozen: n
 def test_a_bit_flip_changes_the_sign_of_a_weight(digits: Pair, frozen: nn.Module) -> None:
     images, labels = digits[0][:16], digits[1][:16]
     bits = store(frozen, bits=1, scale="channel")
-    assert rerun(bits.model, {n: bits.weight(n) for n in bits.layers}) is not None
+    assert rerun(bits.model, {n: bits.weight(n) for n in bits.layers}, images) is not None
     found, again = (bitflip(bits, images, labels, budget=3, reuse=reuse) for reuse in (True, False))
     assert found.table.equals(again.table) and len(found.table) == 3
     assert hamming(bits, found.stored) == 3

@@ -110,7 +110,7 @@ class Objective:
         sign = 1 if target is None else -1
         wanted = wanted if target is None else torch.full_like(wanted, target)
         weights = {name: stored.weight(name) for name in stored.layers}
-        graph = rerun(stored.model, weights) if how.reuse else None
+        graph = rerun(stored.model, weights, shown) if how.reuse else None
         return cls(stored, shown, wanted, how.loss, sign, how.batch, graph, forwards=1)
 
     @torch.no_grad()

@@ -1,163 +1,91 @@
 """A forward pass that recomputes only what a changed weight affects.
 
 The bit-flip attack tries changes of one layer at a time on one fixed batch. What comes before that
-layer is kept, so on average half of the network is computed. The same operations run on the same
-numbers, so results are the same to the last bit.
+layer is kept, so that on average half of the network is computed. The same operations run on the
+same numbers, so results are the same to the last bit.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from advprune.attacks.stored_bits import LAYERS
-
 Values = dict[fx.Node, Any]  # what nodes of the graph gave
-Step = tuple[fx.Node, Callable[[Values], Any], list[fx.Node]]
-IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "pow")}
-IN_PLACE |= {operator.ifloordiv, operator.imod, operator.imatmul, operator.iand, operator.ior}
-IN_PLACE |= {operator.ixor, operator.ilshift, operator.irshift, operator.setitem}
-FRESH = (*LAYERS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRIED = 8  # images on which partial passes are compared with the network's own
 
 
 class _Tracer(fx.Tracer):
-    """Looks inside modules of this library and of torch, down to those without children."""
+    """Looks inside modules, down to those without children."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(m.children()) or not _known(m)
-
-
-def _known(module: nn.Module) -> bool:
-    return type(module).__module__.partition(".")[0] in ("advprune", "torch")
+        return not any(m.children())
 
 
 class Rerun:
-    """A network's graph, and which nodes each of some weights reaches."""
+    """A network's graph, sharing its weights; which nodes each of some weights reaches, and which
+    nodes' values are kept, as one that needs them is computed again."""
 
     def __init__(self, traced: fx.GraphModule, weights: Mapping[str, torch.Tensor]) -> None:
-        self.input, *nodes = traced.graph.nodes
-        self.reached = {name: _reached(traced, weight) for name, weight in weights.items()}
-        # Nodes whose values stay while one that needs them is computed again.
-        self.kept = {
-            node
-            for node in (self.input, *nodes)
-            for reached in self.reached.values()
-            if node not in reached and not reached.isdisjoint(node.users)
-        }
-        done: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
-        for given, last in {g: node for node in nodes for g in node.all_input_nodes}.items():
-            if given not in self.kept:
-                done[last].append(given)
-        # A node, how its value comes from others', and whose values nobody needs afterwards.
-        self.steps = [(node, _computation(traced, node), done[node]) for node in nodes]
-        self.after = {
-            name: [step for step in self.steps if step[0] in reached]
-            for name, reached in self.reached.items()
-        }
+        self.interpreter = fx.Interpreter(traced)
+        self.input, *self.nodes = traced.graph.nodes
+        self.reached: dict[str, list[fx.Node]] = {}
+        self.kept: set[fx.Node] = set()
+        for name, weight in weights.items():
+            reached: dict[fx.Node, None] = {}  # in the order of the graph
+            for node in self.nodes:
+                used: list[torch.Tensor] = []
+                if node.op == "call_module":
+                    used = list(traced.get_submodule(str(node.target)).parameters())
+                elif node.op == "get_attr":
+                    used = [operator.attrgetter(str(node.target))(traced)]
+                if any(one is weight for one in used) or reached.keys() & node.all_input_nodes:
+                    reached[node] = None
+            needed = {given for node in reached for given in node.all_input_nodes}
+            self.reached[name], self.kept = list(reached), self.kept | (needed - reached.keys())
 
     def start(self, images: torch.Tensor) -> tuple[torch.Tensor, Values]:
         """Logits of a whole pass, and the values that later passes may need."""
-        return self._run({self.input: images}, self.steps)
+        return self._run({self.input: images}, self.nodes)
 
     def again(self, values: Values, name: str) -> tuple[torch.Tensor, Values]:
         """Logits and values after the weight `name` has changed since `values` were computed."""
-        return self._run(dict(values), self.after[name])
+        return self._run(dict(values), self.reached[name])
 
-    def _run(self, values: Values, steps: list[Step]) -> tuple[torch.Tensor, Values]:
-        found = torch.empty(0)
-        for node, compute, done in steps:
-            found = values[node] = compute(values)
-            for given in done:
-                del values[given]
-        return found, {node: value for node, value in values.items() if node in self.kept}
-
-
-def _computation(traced: fx.GraphModule, node: fx.Node) -> Callable[[Values], Any]:
-    """The value of a node from those of others."""
-    args, kwargs = node.args, node.kwargs
-    if node.op == "get_attr":
-        return lambda _: operator.attrgetter(str(node.target))(traced)
-    call = _callable(traced, node)
-    if not kwargs and all(isinstance(arg, fx.Node) for arg in args):  # nothing to search through
-        return lambda values: call(*[values[arg] for arg in args])  # type: ignore[index]
-    return lambda values: call(
-        *fx.map_arg(args, values.__getitem__), **fx.map_arg(kwargs, values.__getitem__)
-    )
+    def _run(self, values: Values, nodes: list[fx.Node]) -> tuple[torch.Tensor, Values]:
+        self.interpreter.env = values
+        for node in nodes:
+            args, kwargs = self.interpreter.fetch_args_kwargs_from_env(node)
+            values[node] = getattr(self.interpreter, node.op)(node.target, args, kwargs)
+            for given in self.interpreter.user_to_last_uses.get(node, ()):
+                if given not in self.kept:
+                    del values[given]
+        return values[self.nodes[-1]], {n: value for n, value in values.items() if n in self.kept}
 
 
-def _callable(traced: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
-    """What is called with a node's arguments."""
-    place = str(node.target)
-    if node.op == "call_module":
-        return traced.get_submodule(place)
-    if node.op == "call_method":
-        return lambda value, *more, **named: getattr(value, place)(*more, **named)
-    return node.target if callable(node.target) else lambda value: value  # the output
+@torch.no_grad()
+def rerun(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], images: torch.Tensor
+) -> Rerun | None:
+    """The network's graph; None where results could differ.
 
-
-def rerun(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Rerun | None:
-    """The network's graph, sharing its weights; None where results could differ.
-
-    That is where torch.fx cannot follow the code, where a module is foreign, where
-    values that may be needed again are changed in place, or where a weight has no part in the
-    logits.
+    That is where a module is neither of this library nor of torch, torch.fx cannot follow the code,
+    a weight has no part in the logits, or a partial pass on some of `images` `[N, C, H, W]` gives
+    other logits than the network, as where values that are needed again are changed in place.
     """
-    if not _known(model):
+    homes = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    if not homes <= {"advprune", "torch"}:
         return None
     try:
         traced = fx.GraphModule(model, _Tracer().trace(model))
     except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError):
         return None
-    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1 or any(_unsafe(traced, node) for node in traced.graph.nodes):
+    if sum(node.op == "placeholder" for node in traced.graph.nodes) != 1:
         return None
-    found = Rerun(traced, weights)
-    logits, *_ = found.steps[-1]
-    return found if all(logits in reached for reached in found.reached.values()) else None
-
-
-def _unsafe(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node may change what it is given, or do what only its author knows."""
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        spoils = getattr(module, "inplace", False) and not _of_no_other_use(traced, node.args[0])
-        return not _known(module) or bool(spoils)
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    name = getattr(node.target, "__name__", "")
-    in_place = node.target in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-    asked = bool(node.kwargs.get("inplace")) or "out" in node.kwargs
-    return node.op == "call_function" and (in_place or asked)
-
-
-def _of_no_other_use(traced: fx.GraphModule, node: Any) -> bool:
-    """Whether a value is new memory that a single node reads, so that it may be overwritten."""
-    if not isinstance(node, fx.Node) or len(node.users) != 1:
-        return False
-    if node.op == "call_module":
-        return isinstance(traced.get_submodule(str(node.target)), FRESH)
-    return node.op == "call_function" and node.target is operator.add
-
-
-def _reached(traced: fx.GraphModule, weight: torch.Tensor) -> set[fx.Node]:
-    """All nodes whose value depends on a weight."""
-    reached: set[fx.Node] = set()
-    for node in traced.graph.nodes:
-        if _uses(traced, node, weight) or not reached.isdisjoint(node.all_input_nodes):
-            reached.add(node)
-    return reached
-
-
-def _uses(traced: fx.GraphModule, node: fx.Node, weight: torch.Tensor) -> bool:
-    """Whether a node computes with a weight itself."""
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        return any(parameter is weight for parameter in module.parameters())
-    if node.op != "get_attr":
-        return False
-    found: Any = traced
-    for part in str(node.target).split("."):
-        found = getattr(found, part)
-    return found is weight
+    found, few = Rerun(traced, weights), images[:TRIED]
+    if not all(found.nodes[-1] in reached for reached in found.reached.values()):
+        return None
+    logits, (first, values) = model(few), found.start(few)
+    again = (found.again(values, name)[0] for name in weights)
+    return found if all(torch.equal(logits, one) for one in (first, *again)) else None
