@@ -328,6 +328,8 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
     (folder / "more").mkdir()
     shutil.move(folder / "test", folder / "more" / "test")
     assert torch.equal(read_given(folder / "more", classes=names).images, split.images)
+    with pytest.raises(UserError, match="has test/ and no train/"):
+        read_given(folder / "more", part="train")
     np.savez(folder / "held.npz", images=split.images.permute(0, 2, 3, 1), labels=split.labels)
     held = read_given(folder / "held.npz", classes=names)
     assert torch.equal(held.images, split.images) and torch.equal(held.labels, split.labels)
