@@ -182,6 +182,9 @@ def test_init_writes_a_pipeline_that_runs(wheel: Path, folder: Path) -> None:
     installed(wheel, folder, "\n".join(COMMANDS[3].splitlines()[:-1]))  # renewed, as it was
     after = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
     assert before == after
+    bare = "import sys; sys.modules['typer'] = None; sys.path.insert(0, 'stages'); import common"
+    said = installed(wheel, folder, f'{{ python -c "{bare}" 2>&1; }} || echo status $?')
+    assert said.startswith("error: this python lacks") and said.endswith("status 1\n")
 
 
 # --- benchmark -----------------------------------------------------------------------------------
