@@ -222,12 +222,13 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 def told(command: Callable[..., None]) -> Callable[..., None]:
     """The command with options in the place of its parameters that are dataclasses: one for each
     field, in the panel of --help that the class names."""
-    shown, groups = [], {}
+    shown: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}  # classes
     for name, parameter in inspect.signature(command).parameters.items():
-        if not is_dataclass(kind := parameter.annotation):
+        if not is_dataclass(parameter.annotation):
             shown.append(parameter)
             continue
-        groups[name] = kind
+        kind = groups[name] = parameter.annotation
         for field in inspect.signature(kind).parameters.values():
             (option,) = (copy(one) for one in field.annotation.__metadata__)
             option.rich_help_panel = kind.PANEL
