@@ -228,7 +228,8 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
         if not is_dataclass(parameter.annotation):
             shown.append(parameter)
             continue
-        kind = groups[name] = parameter.annotation
+        groups[name] = parameter.annotation
+        kind = groups[name]
         for field in inspect.signature(kind).parameters.values():
             (option,) = (copy(one) for one in field.annotation.__metadata__)
             option.rich_help_panel = kind.PANEL
