@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision import models
 from workspace import ROOT
 
-from advprune.cli.options import Images, Network
-from advprune.cli.repository import Pictures
+from advprune.cli.options import Network
+from advprune.cli.repository import Images, Pictures
 from advprune.core.errors import UserError
 from advprune.data import to_float
 from advprune.models.benchmarks import recognized
@@ -202,7 +202,7 @@ def test_what_a_file_holds_besides(
     wide(file, torch.zeros(1, 3, 32, 32))
     unused = {f"sub_{n}": t for n, t in file.items() if n.startswith("block1.")}
     torch.save({"state_dict": file | unused}, place)
-    status, said, err = run("audit", place)
+    status, said, _ = run("audit", place)
     assert status == 0 and said.endswith("sound\n")
     assert "cifar/wide_resnet, 3 channels, 10 classes (given)" in said
     assert f"note: {len(unused)} tensors were left out that the network does not use" in said

@@ -438,7 +438,10 @@ def test_commands_that_are_shown_can_be_run(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("evaluate", "model.pt"), "cannot read params.yaml"),
+        (
+            ("evaluate", "model.pt"),
+            "cannot read params.yaml: it is not there; give your own pictures",
+        ),
         (("leaderboard",), "there is no reports/digits/results.csv; run `dvc repro`"),
     ],
 )

@@ -182,6 +182,9 @@ def test_init_writes_a_pipeline_that_runs(wheel: Path, folder: Path) -> None:
     installed(wheel, folder, "\n".join(COMMANDS[3].splitlines()[:-1]))  # renewed, as it was
     after = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
     assert before == after
+    bare = "import sys; sys.modules['typer'] = None; sys.path.insert(0, 'stages'); import common"
+    said = installed(wheel, folder, f'{{ python -c "{bare}" 2>&1; }} || echo status $?')
+    assert said.startswith("error: this python lacks") and said.endswith("status 1\n")
 
 
 # --- benchmark -----------------------------------------------------------------------------------
@@ -328,6 +331,8 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
     (folder / "more").mkdir()
     shutil.move(folder / "test", folder / "more" / "test")
     assert torch.equal(read_given(folder / "more", classes=names).images, split.images)
+    with pytest.raises(UserError, match="has test/ and no train/"):
+        read_given(folder / "more", part="train")
     np.savez(folder / "held.npz", images=split.images.permute(0, 2, 3, 1), labels=split.labels)
     held = read_given(folder / "held.npz", classes=names)
     assert torch.equal(held.images, split.images) and torch.equal(held.labels, split.labels)

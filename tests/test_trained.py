@@ -19,8 +19,8 @@ from workspace import ROOT
 
 from advprune import attacks
 from advprune.attacks.engine import attack_copy
-from advprune.cli.options import Images, Network
-from advprune.cli.repository import Pictures, Repository
+from advprune.cli.options import Network
+from advprune.cli.repository import Images, Pictures, Repository
 from advprune.core.errors import UserError
 from advprune.core.hub import downloaded
 from advprune.core.train_settings import ModelSettings, TrainSettings

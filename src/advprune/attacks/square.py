@@ -135,8 +135,8 @@ def _search(at: Opened[SquareOptions], share: float) -> torch.Tensor:
 def _squares(
     at: Opened[SquareOptions], size: int, change: torch.Tensor, rows: torch.Tensor
 ) -> torch.Tensor:
-    """Changes of `rows` in the Linf ball, `[len(rows), C, H, W]`: the present change with
-    a square of `+-eps` of that size in it; of size 0: stripes of `+-eps`, to begin with."""
+    """Changes of `rows` in the Linf ball, `[len(rows), C, H, W]`: the present change with a square
+    of `+-eps` of that size in it; of size 0: stripes of `+-eps`, to begin with."""
     n, channels, height, width = change.shape
     if not size:
         stripes = at.eps * _signs(at, change, n, channels, 1, width)
@@ -150,9 +150,9 @@ def _squares(
 def _bumps(
     at: Opened[SquareOptions], size: int, change: torch.Tensor, rows: torch.Tensor
 ) -> torch.Tensor:
-    """Changes of `rows` in the L2 ball, `[len(rows), C, H, W]`: the present change,
-    where one square, `to`, takes over what another, `of`, holds of the budget and what is unused,
-    with a bump and its opposite side by side added to its shape; of size 0: a grid of bumps."""
+    """Changes of `rows` in the L2 ball, `[len(rows), C, H, W]`: the present change, where one
+    square, `to`, takes over what another, `of`, holds of the budget and what is unused, with a bump
+    and its opposite side by side added to its shape; of size 0: a grid of bumps, to begin with."""
     n, channels, height, width = change.shape
     if not size:
         edge = max(min(height, width) // GRID, 1)

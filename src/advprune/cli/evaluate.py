@@ -16,7 +16,8 @@ from advprune.cli.findings import (
     print_times,
     read_metrics,
 )
-from advprune.cli.options import Attacked, CheckpointArgument, Network, checkpoint_file, told
+from advprune.cli.options import CheckpointArgument, Network, checkpoint_file, told
+from advprune.cli.repository import Attacked
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from advprune.core.settings import parse, yaml_of
 if TYPE_CHECKING:
     import torch
 
-    from advprune.cli.repository import Repository
     from advprune.core.fit import Fit
     from advprune.models.benchmarks import Recognized
     from advprune.models.preprocessing import Preprocessing
@@ -221,86 +220,17 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         raise UserError(f"{option}: write numbers with commas between (got {text!r})") from error
 
 
-@dataclass(frozen=True)
-class Images:
-    """The images that a command works on: a profile's, or pictures of the user's own."""
-
-    PANEL: ClassVar = "The images (of a profile of params.yaml, or --data)"
-    profile: ProfileOption = None
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Pictures of your own, with which no params.yaml is read: a folder of one "
-            "sub-folder a class, a split (.safetensors) or images and labels (.npz)."
-        ),
-    ] = None
-    names: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of class names of --data, one a line, in the order of the network's "
-            "outputs; by default the sub-folders' in alphabetical order."
-        ),
-    ] = None
-    eps: Annotated[
-        str | None, typer.Option(help="Budget of attacks on --data. [default: 8/255]")
-    ] = None
-
-    def place(self, known: Network, part: str = "test") -> "Repository":
-        """Where a command works: the pictures of --data, else the project that this folder is.
-
-        part: `test` or `train`, the sub-folder of --data that is meant where there are such. Raises
-        UserError where there is neither, or an option goes with the other.
-        """
-        from advprune.cli.repository import Pictures, Repository
-        from advprune.core.params import FILE
-
-        if self.data is not None:
-            if self.profile is not None:
-                raise UserError("give either --data or --profile")
-            return Pictures(known, self, part)
-        asked = {key: value for key, value in vars(self).items() if key != "profile"}
-        if part == "test":
-            asked |= {"resize": known.resize, "crop": known.crop}
-        for option in (key for key, value in asked.items() if value is not None):
-            raise UserError(f"--{option} goes with --data; a profile has its own")
-        if not Path(FILE).exists():
-            raise UserError(
-                f"cannot read {FILE}: it is not there; give your own pictures by --data, or run "
-                "this in the root of a project"
-            )
-        return Repository(self.profile)
-
-
-@dataclass(frozen=True)
-class Attacked(Images):
-    """The same of a command that attacks them."""
-
-    norm: Annotated[
-        str | None, typer.Option(help="Norm of the budget: Linf or L2. [default: Linf]")
-    ] = None
-    images: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many pictures of --data are drawn. [default: 500]"),
-    ] = None
-    queries: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="How often a search without gradients may ask about a picture of --data. "
-            "[default: 300 by Square, 1000 by HopSkipJump]",
-        ),
-    ] = None
-
-
 def told(command: Callable[..., None]) -> Callable[..., None]:
     """The command with options in the place of its parameters that are dataclasses: one for each
     field, in the panel of --help that the class names."""
-    shown, groups = [], {}
+    shown: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}  # classes
     for name, parameter in inspect.signature(command).parameters.items():
-        if not is_dataclass(kind := parameter.annotation):
+        if not is_dataclass(parameter.annotation):
             shown.append(parameter)
             continue
-        groups[name] = kind
+        groups[name] = parameter.annotation
+        kind = groups[name]
         for field in inspect.signature(kind).parameters.values():
             (option,) = (copy(one) for one in field.annotation.__metadata__)
             option.rich_help_panel = kind.PANEL

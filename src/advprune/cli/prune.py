@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from advprune.cli.options import CheckpointArgument, FamilyArgument, Images, Network, told
+from advprune.cli.options import CheckpointArgument, FamilyArgument, Network, told
+from advprune.cli.repository import Images
 from advprune.core.errors import UserError
 from advprune.core.settings import yaml_of
 

@@ -1,12 +1,14 @@
 """What a command works in: settings, images, networks; of a repository, or of none."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from advprune.cli.options import Images, Network
+import typer
+
+from advprune.cli.options import Network, ProfileOption
 from advprune.core.errors import UserError
 from advprune.core.networks import is_factory, is_library
 from advprune.core.settings import parse
@@ -22,6 +24,76 @@ if TYPE_CHECKING:
 UNKNOWN = Network()
 COLOUR = 3  # channels
 IMAGES = 500  # drawn for an evaluation
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a command works on: a profile's, or pictures of the user's own."""
+
+    PANEL: ClassVar = "The images (of a profile of params.yaml, or --data)"
+    profile: ProfileOption = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pictures of your own, with which no params.yaml is read: a folder of one "
+            "sub-folder a class, a split (.safetensors) or images and labels (.npz)."
+        ),
+    ] = None
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of class names of --data, one a line, in the order of the network's "
+            "outputs; by default the sub-folders' in alphabetical order."
+        ),
+    ] = None
+    eps: Annotated[
+        str | None, typer.Option(help="Budget of attacks on --data. [default: 8/255]")
+    ] = None
+
+    def place(self, known: Network, part: str = "test") -> "Repository":
+        """Where a command works: the pictures of --data, else the project that this folder is.
+
+        part: `test` or `train`, the sub-folder of --data that is meant where there are such. Raises
+        UserError where there is neither, or an option goes with the other.
+        """
+        from advprune.core.params import FILE
+
+        if self.data is not None:
+            if self.profile is not None:
+                raise UserError("give either --data or --profile")
+            return Pictures(known, self, part)
+        asked = {key: value for key, value in vars(self).items() if key != "profile"}
+        if part == "test":
+            asked |= {"resize": known.resize, "crop": known.crop}
+        for option in (key for key, value in asked.items() if value is not None):
+            raise UserError(f"--{option} goes with --data; a profile has its own")
+        if not Path(FILE).exists():
+            raise UserError(
+                f"cannot read {FILE}: it is not there; give your own pictures by --data, or run "
+                "this in the root of a project"
+            )
+        return Repository(self.profile)
+
+
+@dataclass(frozen=True)
+class Attacked(Images):
+    """The same of a command that attacks them."""
+
+    norm: Annotated[
+        str | None, typer.Option(help="Norm of the budget: Linf or L2. [default: Linf]")
+    ] = None
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many pictures of --data are drawn. [default: 500]"),
+    ] = None
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often a search without gradients may ask about a picture of --data. "
+            "[default: 300 by Square, 1000 by HopSkipJump]",
+        ),
+    ] = None
 
 
 class Repository:
