@@ -8,6 +8,7 @@ import pandas as pd
 from advprune.core.errors import UserError
 from advprune.report.formats import bounds, budget, budgets_in, heading, texts
 from advprune.report.results import RESULTS, read_results, without_own
+from advprune.report.run import NOT_RUN
 
 BRIEF = (
     *("model", "sparsity", "bits", "clean_accuracy", "robust_accuracy", "median_distance"),
@@ -53,12 +54,16 @@ def markdown_of(table: pd.DataFrame) -> str:
 
 
 def _brief(table: pd.DataFrame, form: str) -> str:
-    """The columns that have any value, as text, with their headings; numbers to the right."""
+    """The columns that have any value, as text, with their headings, numbers to the right; then the
+    names of the models that were not run."""
     from tabulate import tabulate
 
+    absent = table[table.verdict == NOT_RUN].model
+    table = table[table.verdict != NOT_RUN]
     known = [column for column in BRIEF if table[column].notna().any()]
     shown = texts(without_own(table)[[*known, *bounds("robust_accuracy")]])
     sides = ["left" if column in LEFT else "right" for column in shown]
     how: dict[str, Any] = {} if form == "github" else {"colalign": sides}
     names = [heading(str(column)) for column in shown]
-    return tabulate(shown.values.tolist(), names, form, disable_numparse=True, **how)
+    text = tabulate(shown.values.tolist(), names, form, disable_numparse=True, **how)
+    return f"{text}\n\nNot run: {', '.join(absent)}." if len(absent) else text

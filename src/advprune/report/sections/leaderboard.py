@@ -6,7 +6,7 @@ import pandas as pd
 
 from advprune.report.chart import Chart
 from advprune.report.formats import bounds, budget
-from advprune.report.results import declared, results, without_own
+from advprune.report.results import results, without_own
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
@@ -40,7 +40,7 @@ def leaderboard(run: Run) -> Iterator[Part]:
         f"Robust: the share of images that nothing within the budget breaks ({main.norm}, eps "
         f"{budget(main.eps)}, n = {run.n}; 95 % Wilson interval). Distance: the median of the "
         f"smallest changes found that fool the model.{compared if run.compressed else ''}",
-        with_bounds(without_own(declared(run)), BOARD),
+        with_bounds(table, BOARD),
     )
     axes, look = ("clean_accuracy", "median_distance", "group"), ("model", "robust_accuracy")
     if len(run.models) > 1:
