@@ -145,6 +145,7 @@ WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda x, y: ((255 * x).to(torch.uint8), y), "images are torch.uint8"),
     (lambda x, y: (255 * x, y), "outside"),
     (lambda x, y: (2 * x - 1, y), "outside"),
+    (lambda x, y: (x / 255, y), "divided by 255 twice"),
     (lambda x, y: (x * float("nan"), y), "NaN"),
     (lambda x, y: (x.clone().requires_grad_(), y), "require a gradient"),
     (lambda x, y: (x.numpy(), y), "images are ndarray"),
