@@ -3,6 +3,7 @@
 The whole command is run up to the attacks, which begin where everything was taken.
 """
 
+import argparse
 import io
 import json
 import os
@@ -306,55 +307,37 @@ def test_state_dicts_of_benchmarks(command: Command, tmp_path: Path) -> None:
 # --- deployed files ------------------------------------------------------------------------------
 
 
+KNOWN = {"takes": 1, "shape": ["n", 1, 8, 8], "inputs": 1, "op": "Gemm", "shapes": [64, 2]}
+KNOWN |= {"weights": "f4", "gives": 1, "answers": ["n", 2], "outputs": 1, "opset": 17}
+KNOWN |= {"location": None, "facts": {}, "dims": None}
+
+
 def graph(**changes: Any) -> bytes:
-    """An ONNX file of one linear layer on images of 1x8x8."""
-    onnx = pytest.importorskip("onnx")
+    """An ONNX file of one linear layer on images of 1x8x8, but for what is changed."""
+    onnx, known = pytest.importorskip("onnx"), argparse.Namespace(**KNOWN | changes)
     pytest.importorskip("onnxruntime")
-    h, types = onnx.helper, onnx.TensorProto
-    known = {
-        "takes": types.FLOAT,
-        "shape": ["n", 1, 8, 8],
-        "inputs": 1,
-        "op": "Gemm",
-        "shapes": [64, 2],
-        "weights": "f4",
-        "gives": types.FLOAT,
-        "answers": ["n", 2],
-        "outputs": 1,
-        "opset": 17,
-        "location": None,
-        "facts": {},
-        "dims": None,
-    } | changes
-    array = np.resize(np.linspace(-1, 1, 128), known["shapes"]).astype(known["weights"])
+    h = onnx.helper
+    array = np.resize(np.linspace(-1, 1, 128), known.shapes).astype(known.weights)
     weight = onnx.numpy_helper.from_array(array, "w")
-    if known["dims"] is not None:
-        weight.dims[:] = known["dims"]
-    if known["location"] is not None:
+    if known.dims is not None:
+        weight.dims[:] = known.dims
+    if known.location is not None:
         weight.ClearField("raw_data")
-        weight.data_location = types.EXTERNAL
-        for key, value in (("location", known["location"]), ("length", "512")):
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", known.location), ("length", "512")):
             entry = weight.external_data.add()
             entry.key, entry.value = key, value
+    of_two = ["flat", "w"] if known.op in ("Gemm", "Add") else ["flat"]
+    names = [f"y{i}" for i in range(known.outputs)]
     nodes = [h.make_node("Flatten", ["x"], ["flat"])]
-    nodes += [
-        h.make_node(known["op"], ["flat", "w"][: 1 + (known["op"] in ("Gemm", "Add"))], [f"y{i}"])
-        for i in range(known["outputs"])
-    ]
-    given = [
-        h.make_tensor_value_info("x" + "x" * i, known["takes"], known["shape"])
-        for i in range(known["inputs"])
-    ]
-    made = [
-        h.make_tensor_value_info(f"y{i}", known["gives"], known["answers"])
-        for i in range(known["outputs"])
-    ]
-    model = h.make_model(
-        h.make_graph(nodes, "g", given, made, [weight]),
-        opset_imports=[h.make_opsetid("", known["opset"])],
-        ir_version=8,
-    )
-    h.set_model_props(model, known["facts"])
+    nodes += [h.make_node(known.op, of_two, [name]) for name in names]
+    info = h.make_tensor_value_info
+    given = [info("x" * (i + 1), known.takes, known.shape) for i in range(known.inputs)]
+    made = [info(name, known.gives, known.answers) for name in names]
+    opsets = [h.make_opsetid("", known.opset)]
+    whole = h.make_graph(nodes, "g", given, made, [weight])
+    model = h.make_model(whole, opset_imports=opsets, ir_version=8)
+    h.set_model_props(model, known.facts)
     contents: bytes = model.SerializeToString()
     return contents
 

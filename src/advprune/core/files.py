@@ -220,7 +220,10 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (path for name in names if (path := Path(place, name)).is_file())
 
 
-PACKAGES = ("numpy", "torch", "torchvision", "timm", "torchattacks", "pyautoattack")
+PACKAGES = (
+    *("numpy", "scipy", "pillow", "torch", "torchvision", "timm", "torch-pruning", "torchattacks"),
+    *("pyautoattack", "onnxruntime"),
+)
 
 
 def fingerprint(*settings: Any, files: list[Path] | None = None) -> str:

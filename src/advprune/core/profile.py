@@ -81,11 +81,11 @@ class Profile(Settings):
                     raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
         for kind in KINDS:  # each attack is run behind the one it comes `after`, at its budget
             names = self.suite.of(kind)
-            for place, name in enumerate(names):
+            for at, name in enumerate(names):
                 attack = self.attacks[name]
                 if attack.after not in names:
                     continue
-                if attack.after not in names[:place]:
+                if attack.after not in names[:at]:
                     raise ValueError(f"suite.{kind}: name {attack.after} before {name}")
                 first = self.attacks[attack.after]
                 if (first.norm, first.eps) != (attack.norm, attack.eps):

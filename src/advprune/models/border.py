@@ -149,6 +149,8 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
     refuse(who, faults)
     inside = not len(images) or bool(((images >= 0) & (images <= 1)).all())
     refuse(who, {"images hold NaN or lie outside [0, 1]": not inside})
+    twice = len(images) > 1 and 0 < float(images.max()) <= 1.001 / 255
+    refuse(who, {"no pixel is above 1/255; were they divided by 255 twice? give [0, 1]": twice})
     for one in labels:
         count = len(one) if one.ndim == 1 else list(one.shape)
         faults = {
