@@ -31,8 +31,8 @@ def _written(form: str, scale: float = 1.0) -> Callable[[Any], str]:
     )
 
 
-percent = _written(".1f", 100)  # a fraction as percent without the sign: `54.0`
-points = _written("+.1f", 100)  # a difference of fractions in percentage points: `+1.2`
+percent = _written("z.1f", 100)  # a fraction as percent without the sign: `54.0`
+points = _written("+z.1f", 100)  # a difference of fractions in percentage points: `+1.2`
 levels = _written(".3g", 255)  # a distance in grey levels of 255: `18.7`, `0.312`
 
 
@@ -98,7 +98,7 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
         "p p_against_dense p_distance": Kind(p_value),
         "median_distance detectable_distance": Kind(levels, "/255", 255.0),
         "distance_difference": Kind(_written("+.3g", 255), "/255", 255.0, signed=True),
-        "eps step": Kind(budget),
+        "eps step": Kind(budget, scale=255.0),
         "ece ece_attacked nll nll_attacked brier brier_attacked": Kind(_written(".3f")),
         "flips_to_chance flips": Kind(_written(",.1f")),
         "flips_difference": Kind(_written("+,.1f"), signed=True),

@@ -132,16 +132,14 @@ def grid(table: pd.DataFrame) -> Grid:
     """A table of raw numbers as the page shows it; a column without any value is left out."""
     kept = [c for c in shown_columns(table) if table[c].map(sort_value).notna().any()]
     read = texts(table)
-    columns = [Column(heading(c), hint(c), c in CHOSEN, _look(read[c])) for c in kept]
+    columns = []
+    for c in kept:  # sentences are notes, longer figures may wrap, a name is not broken
+        longest = int(read[c].str.len().max()) if read[c].str.contains(" ").any() else 0
+        look = "note" if longest > 44 else "wrap" if longest > 24 else ""
+        columns.append(Column(heading(c), hint(c), c in CHOSEN, look))
     cells = [map(Cell, read[c], map(sort_value, table[c])) for c in kept]
     rows = list(zip(*cells, strict=True))
     return Grid(columns, rows, folded=len(rows) > LONG)
-
-
-def _look(cells: "pd.Series[str]") -> str:
-    """The class of a column: sentences are notes, longer figures may wrap, a name is not broken."""
-    longest = int(cells.str.len().max()) if cells.str.contains(" ").any() else 0
-    return "note" if longest > 44 else "wrap" if longest > 24 else ""
 
 
 def markdown_table(table: pd.DataFrame) -> Markup:

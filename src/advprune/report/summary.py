@@ -44,7 +44,7 @@ def effect(run: Run) -> str:
     most = max((tests[model].difference for model in farther), default=0.0)
     notes = [f"by at most {levels(most)}/255"] if levels(most) != levels(0) else []
     notes += [
-        f"{model.name} than {control}, a control of equal clean accuracy"
+        f"{model.name} beside {control}, a control of equal clean accuracy"
         for model in farther
         if (control := tests[model].control)
     ]

@@ -72,17 +72,12 @@ def against_dense(
     """Tests of shares by model and what they are of, against the same of its dense network; all
     that share a dense network are corrected together."""
     found: dict[tuple[str, str], SharesComparison] = {}
+    margin = run.params.statistics.margin
     for root in run.roots:
         names = [model.name for model in run.descendants(root)]
-        found |= jointly(
-            {
-                (name, what): compare_shares(
-                    values, tables[root.name, what], run.params.statistics.margin
-                )
-                for (name, what), values in tables.items()
-                if name in names and (root.name, what) in tables
-            }
-        )
+        pairs = {(n, what): (root.name, what) for n, what in tables if n in names}
+        tests = {own: (tables[own], tables[of]) for own, of in pairs.items() if of in tables}
+        found |= jointly({own: compare_shares(*pair, margin) for own, pair in tests.items()})
     return found
 
 
@@ -93,9 +88,8 @@ def by_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for name, table in records.items():
         row: dict[str, Any] = {"model": name}
         row |= rated("clean_accuracy", clean_accuracy(table.drop_duplicates("index")))
-        for severity in SEVERITIES:
-            own = shares(table[table.severity == severity])
-            row |= ranged(f"accuracy:severity {severity}", own.mean)
+        for severity, own in table.groupby("severity"):
+            row |= ranged(f"accuracy:severity {severity}", shares(own).mean)
         row |= ranged("mean_accuracy", shares(table).mean)
         rows.append(row | (columns(tests[name, "mean"]) if (name, "mean") in tests else {}))
     return pd.DataFrame(rows)
@@ -108,9 +102,8 @@ def over_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
         about = {"model": name, "family": run.model(name).family}
         clean = rated("accuracy", clean_accuracy(table.drop_duplicates("index")))
         rows.append(about | {"severity": 0} | clean)
-        for severity in SEVERITIES:
-            own = shares(table[table.severity == severity])
-            rows.append(about | {"severity": severity} | ranged("accuracy", own.mean))
+        for severity, own in table.groupby("severity"):
+            rows.append(about | {"severity": severity} | ranged("accuracy", shares(own).mean))
     return pd.DataFrame(rows)
 
 

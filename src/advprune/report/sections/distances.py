@@ -1,6 +1,7 @@
 """How far an image must be changed to fool each model: distances, their tests, security curves."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,8 @@ def distances(run: Run) -> Iterator[Part]:
     for group, models in run.groups.items():
         data = pd.concat([curve(run, model) for model in models], ignore_index=True)
         axes = ("eps", "accuracy", "model")
-        chart = Chart(f"security-{group}", "line", data, *axes, interval=True)
+        look: dict[str, Any] = {"interval": True, "x_label": "eps /255"}
+        chart = Chart(f"security-{group}", "line", data, *axes, **look)
         yield Part(f"Accuracy over the budget, {group}", chart=chart)
 
 

@@ -39,7 +39,10 @@ def leaderboard(run: Run) -> Iterator[Part]:
         "the same images (McNemar, Wilcoxon), corrected for all models of that network (Holm).",
         with_bounds(without_own(declared(run)), BOARD),
     )
-    axes, look = ("clean_accuracy", "median_distance", "group"), ("model", "robust_accuracy")
+    axes, look = (
+        ("clean_accuracy", "median_distance", "group"),
+        ("model", "verdict", "robust_accuracy"),
+    )
     yield Part(
         "Distance over clean accuracy",
         "One marker per model; larger is sparser, the shape shows the verdict.",
