@@ -22,7 +22,7 @@ from advprune.core.claims import FILE, Claim, read_claims
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
 from advprune.report.results import OUTCOMES, RESULTS
-from advprune.report.terminal import markdown_of, read, title_of
+from advprune.report.terminal import read, table_of, title_of
 
 README, PUBLISHED, FOLDER = Path("README.md"), Path("docs/published.md"), Path("docs/families")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
@@ -80,7 +80,7 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 def results_of(profile: str, table: pd.DataFrame) -> str:
     """The leaderboard of a profile, with a link to its report."""
     report = f"[report](reports/{profile}/report.md)"
-    return f"**{title_of(profile, table)}** ({report})\n\n{markdown_of(table)}"
+    return f"**{title_of(profile, table)}** ({report})\n\n{table_of(table)}"
 
 
 def claims_of(claims: Sequence[Claim], outcomes: Mapping[str, "pd.Series[str]"]) -> str:

@@ -3,7 +3,6 @@
 import base64
 import platform
 import re
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -49,8 +48,7 @@ class Grid(NamedTuple):
     folded: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Shown:
+class Shown(NamedTuple):
     """A section that has something to show, and its parts."""
 
     id: str
@@ -82,18 +80,10 @@ def html(run: Run, found: list[Shown], about: str = "") -> str:
     named = charts(found)
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}
-    pictures = {name: base64.b64encode(image).decode() for name, image in images.items()}
-    items = {name: plot["item"] for name, plot in drawn.items()}
-    return _render(
-        "page.html.j2",
-        run,
-        found,
-        plots=drawn,
-        items=items,
-        pictures=pictures,
-        bokeh=Markup(library() if drawn else ""),
-        about=about,
-    )
+    more: dict[str, Any] = {"plots": drawn, "bokeh": Markup(library() if drawn else "")}
+    more |= {"items": {name: plot["item"] for name, plot in drawn.items()}, "about": about}
+    more |= {"pictures": {name: base64.b64encode(image).decode() for name, image in images.items()}}
+    return _render("page.html.j2", run, found, **more)
 
 
 def report_markdown(run: Run, found: list[Shown]) -> str:
