@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch: the number of cores changes no byte
 
-import typer
+try:
+    import typer
+except ImportError:
+    sys.exit("error: this python lacks advprune's packages; activate the environment that has them")
 
 from advprune.core.ending import WRONG, ended
 from advprune.core.errors import UserError

@@ -1,6 +1,7 @@
 """Shared fixtures: small networks with settled batch-norm, and a handful of real digits."""
 
 import os
+import sys
 
 # Tests run on all cores (pytest-xdist), each with a single thread, which torch asks for when it is
 # imported. They count calls and patch functions, so all work is done in their own process; tests
@@ -8,7 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["ADVPRUNE_WORKERS"] = "1"
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from advprune.cli.app import main
 from advprune.core.train_settings import DataSettings
 from advprune.data import prepare
 from advprune.models.checkpoint import build
@@ -31,6 +33,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     (`make test` gives files to cores in this order.)
     """
     items.sort(key=lambda item: "copy_pipeline" not in vars(item.module))  # type: ignore[attr-defined]
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `advprune …` in this process: exit status, output, errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["advprune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

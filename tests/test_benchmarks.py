@@ -2,7 +2,6 @@
 evaluated, against a forward pass written from the papers' formulas and the files' names alone."""
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from PIL import Image
 from torchvision import models
 from workspace import ROOT
 
-from advprune.cli.app import main
 from advprune.cli.options import Network
-from advprune.cli.repository import Pictures
+from advprune.cli.repository import Images, Pictures
 from advprune.core.errors import UserError
 from advprune.data import to_float
 from advprune.models.benchmarks import recognized
@@ -24,6 +22,7 @@ from advprune.models.checkpoint import build, load_foreign, load_model, save_mod
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.pruning import prune
 from advprune.report.benchmarks import figures
+from conftest import Run
 
 
 class File(dict[str, torch.Tensor]):
@@ -156,25 +155,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: Any
-) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["advprune", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    shown = capsys.readouterr()
-    return int(end.value.code or 0), shown.out + shown.err
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_network_of_a_file(tmp_path: Path, pictures: Path, kind: str) -> None:
     forward, architecture, options = KINDS[kind]
-    images = to_float(Pictures(Network(), data=pictures).split("test").images)
+    images = to_float(Pictures(Network(), Images(data=pictures)).split("test").images)
     file = File()
     forward(file, images)
     wanted = forward(file, images)
     torch.save({"net": {f"module.{name}": t for name, t in file.items()}}, tmp_path / "a.pth")
-    model = Pictures(Network(), data=pictures).network(tmp_path / "a.pth")
+    model = Pictures(Network(), Images(data=pictures)).network(tmp_path / "a.pth")
     spec = spec_of(model)
     assert (spec.architecture, spec.options, spec.classes) == (architecture, options, 10)
     with torch.no_grad():
@@ -206,29 +195,29 @@ def test_published_numbers_of_parameters(name: str, options: dict[str, Any], cou
 def test_what_a_file_holds_besides(
     tmp_path: Path,
     pictures: Path,
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file, place = File(), tmp_path / "a.pt"
     wide(file, torch.zeros(1, 3, 32, 32))
     unused = {f"sub_{n}": t for n, t in file.items() if n.startswith("block1.")}
     torch.save({"state_dict": file | unused}, place)
-    status, said = run(monkeypatch, capsys, "audit", place)
+    status, said, _ = run("audit", place)
     assert status == 0 and said.endswith("sound\n")
     assert "cifar/wide_resnet, 3 channels, 10 classes (given)" in said
     assert f"note: {len(unused)} tensors were left out that the network does not use" in said
     weights = {n: t for n, t in file.items() if t.ndim == 4}
     scores = {n.replace("weight", "popup_scores"): torch.rand(t.shape) for n, t in weights.items()}
     torch.save({"state_dict": file | scores}, place)
-    status, said = run(monkeypatch, capsys, "audit", place, "--keep", "0.1")
+    status, said, _ = run("audit", place, "--keep", "0.1")
     assert status == 0 and f"{len(weights)} masks were applied" in said
     buffers = {"mu": torch.tensor([0.4, 0.5, 0.6]), "sigma": torch.tensor([0.1, 0.2, 0.3])}
     torch.save({**file} | {n: t.view(1, 3, 1, 1) for n, t in buffers.items()}, place)
-    spec = spec_of(Pictures(Network(), data=pictures).network(place))
+    spec = spec_of(Pictures(Network(), Images(data=pictures)).network(place))
     assert torch.allclose(torch.tensor([spec.mean, spec.std]), torch.stack([*buffers.values()]))
     del file["block2.layer.1.bn2.bias"]
     torch.save({**file}, place)
-    status, said = run(monkeypatch, capsys, "audit", place)
+    status, said, _ = run("audit", place)
     assert status == 1 and "fault: missing: network.block2.layer.1.bn2.bias [64]" in said
 
 
@@ -254,8 +243,8 @@ def test_published_figures() -> None:
 def test_the_commands_of_the_guide(
     tmp_path: Path,
     pictures: Path,
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
     commands = re.findall(r"^advprune (.*theirs\.pt.*)$", text, re.MULTILINE)
@@ -265,11 +254,11 @@ def test_the_commands_of_the_guide(
     vgg(file, torch.zeros(1, 3, 32, 32), 6, bias=False)
     torch.save({"state_dict": {**file}}, tmp_path / "theirs.pt")
     audited, evaluated = commands
-    status, said = run(monkeypatch, capsys, *audited.split())
+    status, said, err = run(*audited.split())
     assert status == 0 and said.endswith("sound\n")
-    status, said = run(monkeypatch, capsys, *evaluated.split(), "--images", "2")
+    status, said, err = run(*evaluated.split(), "--images", "2")
     assert status == 0 and "verdict: " in said
     assert re.search(r"robust +[\d.]+ +57\.1 +other images", said)
     assert "beside: RobustBench, model_info/cifar10/Linf at commit 78fcc9e" in said
-    status, said = run(monkeypatch, capsys, *evaluated.replace("2020", "2021").split())
-    assert status == 2 and "is no file, and none of robustbench/Sehwag2020Hydra" in said
+    status, said, err = run(*evaluated.replace("2020", "2021").split())
+    assert status == 2 and "is no file, and none of robustbench/Sehwag2020Hydra" in err

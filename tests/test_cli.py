@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,8 @@ from advprune.quantization.post_training import quantize
 from advprune.report import read as read_module
 from advprune.report import write as write_module
 from advprune.training.base import spec_for
-from conftest import same_weights
+from conftest import Run, same_weights
 
-Run = Callable[..., tuple[int, str, str]]
 DENSE = Path("runs/digits/dense-standard/model.safetensors")
 TINY = {
     "studies": {},
@@ -79,19 +77,6 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """It is the current folder; the checkpoint's path in it."""
     monkeypatch.chdir(folder)
     return DENSE
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `advprune …` in this process: exit status, output, errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["advprune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def files() -> set[Path]:
@@ -453,7 +438,10 @@ def test_commands_that_are_shown_can_be_run(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("evaluate", "model.pt"), "cannot read params.yaml"),
+        (
+            ("evaluate", "model.pt"),
+            "cannot read params.yaml: it is not there; give your own pictures",
+        ),
         (("leaderboard",), "there is no reports/digits/results.csv; run `dvc repro`"),
     ],
 )

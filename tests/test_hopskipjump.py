@@ -1,4 +1,7 @@
-"""HopSkipJump on linear models, whose distances are known, and at the ends of what it may spend."""
+"""Searches by answers: HopSkipJump on linear models, whose distances are known, and at the ends of
+what it may spend; how far NES looks."""
+
+from typing import ClassVar
 
 import pytest
 import torch
@@ -7,6 +10,9 @@ from torch import nn
 from advprune.attacks.cost import Cost
 from advprune.attacks.hopskipjump import HopSkipJumpSettings, hopskipjump
 from advprune.attacks.opening import Options
+from advprune.attacks.registry import typed
+from advprune.core.attack_settings import OtherAttack
+from advprune.evaluate.craft import craft
 
 
 class Linear(nn.Module):
@@ -71,3 +77,27 @@ def test_what_is_wrong_already_and_what_nothing_fools() -> None:
         model.b += 1000.0
     adv, distances = hopskipjump(model, model.images, torch.ones(12, dtype=torch.int64), s)
     assert distances.isinf().all() and torch.equal(adv, model.images)
+
+
+class Watching(nn.Module):
+    """Cannot be fooled; keeps what it was asked about."""
+
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Watching.seen.append(x.detach())
+        score = x.flatten(1).mean(1, keepdim=True)
+        return torch.cat([10 + score, score], 1)
+
+
+@pytest.mark.parametrize(("norm", "sigma"), [("Linf", 0.02), ("L2", 0.5)])
+def test_nes_looks_as_far_as_sigma_in_the_norm_of_the_budget(norm: str, sigma: float) -> None:
+    images, labels = torch.full((2, 3, 16, 16), 0.5), torch.zeros(2, dtype=torch.int64)
+    setting = {"method": "nes", "norm": norm, "eps": 1.0, "step": 0.0, "sigma": sigma, "steps": 1}
+    Watching.seen.clear()
+    craft(Watching(), images, labels, typed("it", OtherAttack.model_validate(setting)))
+    changes = (torch.cat(Watching.seen) - 0.5).flatten(1)
+    changes = changes[changes.std(1) > 1e-3]  # those that are no given image
+    assert len(changes) == 2 * 2 * 32
+    length = changes.std() if norm == "Linf" else changes.norm(dim=1).mean()
+    assert 0.95 * sigma < length < 1.05 * sigma

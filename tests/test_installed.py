@@ -149,11 +149,11 @@ def test_the_guides_evaluations_in_an_empty_folder(wheel: Path, folder: Path) ->
     assert re.search(r"verdict: (reliable|suspect|broken)", said)
     assert files(folder) - before == {"net.html"}
     page = (folder / "net.html").read_text()
-    assert "<h1>Adversarial robustness under compression: net.pt</h1>" in page
+    assert "<h1>Adversarial robustness: net.pt</h1>" in page and "The network has" in page
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["'](?!#|data:)""", own)  # it needs no other file
     said = installed(wheel, folder, COMMANDS[1])
-    assert "within L2 eps 0.5" in said and "nes " in said and "square" not in said
+    assert "within L2 eps 0.5" in said and "square " in said and "/255" not in said
     found = json.loads((folder / "found/metrics.json").read_text())
     records = pd.read_parquet(folder / "found/records.parquet")
     assert found["against_dense"] and found["n"] == 20 and set(records.norm) == {"L2"}
@@ -178,6 +178,13 @@ def test_init_writes_a_pipeline_that_runs(wheel: Path, folder: Path) -> None:
     kept = files(folder)
     said = installed(wheel, folder, f"{{ {first} 2>&1; }} || echo status $?")
     assert "params.yaml is there already" in said and "status 2" in said and files(folder) == kept
+    before = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
+    installed(wheel, folder, "\n".join(COMMANDS[3].splitlines()[:-1]))  # renewed, as it was
+    after = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
+    assert before == after
+    bare = "import sys; sys.modules['typer'] = None; sys.path.insert(0, 'stages'); import common"
+    said = installed(wheel, folder, f'{{ python -c "{bare}" 2>&1; }} || echo status $?')
+    assert said.startswith("error: this python lacks") and said.endswith("status 1\n")
 
 
 # --- benchmark -----------------------------------------------------------------------------------
@@ -324,6 +331,8 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
     (folder / "more").mkdir()
     shutil.move(folder / "test", folder / "more" / "test")
     assert torch.equal(read_given(folder / "more", classes=names).images, split.images)
+    with pytest.raises(UserError, match="has test/ and no train/"):
+        read_given(folder / "more", part="train")
     np.savez(folder / "held.npz", images=split.images.permute(0, 2, 3, 1), labels=split.labels)
     held = read_given(folder / "held.npz", classes=names)
     assert torch.equal(held.images, split.images) and torch.equal(held.labels, split.labels)

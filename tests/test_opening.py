@@ -78,8 +78,6 @@ def test_no_trace_is_left(network: nn.Module, digits: Pair, attack: str) -> None
 def test_never_leaves_the_budget_or_the_pixel_range(
     network: nn.Module, digits: Pair, attack: str, norm: str
 ) -> None:
-    if attack == "square" and norm == "L2":
-        return
     more = {"drop": {"drop": True, "restarts": 2}, "best": {"keep": "best"}}.get(attack, {})
     for eps in (0.0, 0.15 if norm == "Linf" else 0.8):
         adv = IN_A_BALL.get(attack, IN_A_BALL["pgd"])(network, *digits, eps, norm=norm, **more)

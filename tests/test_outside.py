@@ -12,7 +12,6 @@ from torch import nn
 from torchvision import models
 
 from advprune.attacks.engine import attack_copy
-from advprune.cli.app import main
 from advprune.core.errors import UserError
 from advprune.core.settings import parse
 from advprune.core.train_settings import ModelSettings, SurrogateSettings, TrainSettings
@@ -27,6 +26,7 @@ from advprune.models.spec import ModelSpec, sites, spec_of
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import agreement, quantize
 from advprune.training.base import begin
+from conftest import Run
 
 CODE = '''
 import torch
@@ -156,29 +156,19 @@ def test_a_header_calls_no_function_that_was_not_named(code: Path) -> None:
         load_model(code / "a.safetensors")
 
 
-def test_the_command_line_names_it(
-    code: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line_names_it(code: Path, run: Run) -> None:
     save_model(network("theirs:modules"), code / "a.safetensors")
 
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["advprune", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        shown = capsys.readouterr()
-        return int(end.value.code or 0), shown.out + shown.err
-
-    status, said = run("audit", "a.safetensors")
-    assert status == 2 and "--factory theirs:modules" in said
-    status, said = run("audit", "a.safetensors", "--factory", "theirs:modules")
+    status, said, err = run("audit", "a.safetensors")
+    assert status == 2 and "--factory theirs:modules" in err
+    status, said, err = run("audit", "a.safetensors", "--factory", "theirs:modules")
     assert status == 0 and "theirs:modules, 1 channel, 3 classes (header)" in said
-    status, said = run("audit", "a.safetensors", "--factory", "theirs:Functional")
-    assert status == 2 and "which is not called" in said
+    status, said, err = run("audit", "a.safetensors", "--factory", "theirs:Functional")
+    assert status == 2 and "which is not called" in err
     torch.save(network("theirs:modules").get_submodule("network").state_dict(), code / "a.pt")
-    said = run("audit", "a.pt", "--factory", "theirs:modules")[1]
-    assert "give --classes" in said
+    assert "give --classes" in "".join(run("audit", "a.pt", "--factory", "theirs:modules")[1:])
     sizes = ("--classes", "3", "--channels", "1")
-    status, said = run("audit", "a.pt", "--factory", "theirs:modules", *sizes)
+    status, said, err = run("audit", "a.pt", "--factory", "theirs:modules", *sizes)
     assert status == 0 and said.endswith("sound\n")
 
 

@@ -11,6 +11,7 @@ from browser import BROWSER, run_in
 from planted import model, run_of, searched, settings
 
 from advprune.report import chart_live
+from advprune.report.formats import budgets_in
 from advprune.report.page import html, report_markdown, shown_sections, unbroken
 from advprune.report.run import Model, Run
 from advprune.report.summary import accuracy, effect, price, start, summary, transfer, trust
@@ -98,9 +99,18 @@ def test_trust_names_what_is_not_reliable() -> None:
     )
 
 
-def test_a_run_of_dense_networks_alone_has_a_summary() -> None:
-    found = summary(run_of(model("dense")))
-    assert found[0] == "No compressed model is part of this run." and len(found) == 3
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", "48/255"), ("L2", "0.1882")])
+def test_one_network_is_told_of_in_the_norm_of_its_budget(norm: str, eps: str) -> None:
+    run = run_of(model("dense"))
+    with budgets_in(norm):
+        first, last = summary(run)
+    assert first.startswith(
+        "The network has 100.0 % (91.2–100.0) clean and 10.0 % (4.0–23.1) robust"
+    )
+    assert (
+        f"eps {eps}," in first and "Half of the images are fooled by a change of at most" in first
+    )
+    assert ("/255 (" in first) == (norm == "Linf") and "All checks are passed" in last
 
 
 # --- the page ------------------------------------------------------------------------------------

@@ -208,7 +208,6 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("attacks/x", 3, ["attacks.x", "3"]),
         ("attacks/square/queries", 0, ["attacks.square: queries", "0"]),
         ("attacks/square/steps", 5, ["attacks.square: steps", "not permitted"]),
-        ("attacks/square", {"method": "square", "norm": "L2"}, ["attacks.square: norm", "L2"]),
         ("attacks/square/eps", 2, ["attacks.square: eps", "between 0 and 1"]),
         ("attacks/apgd_t/eps", "eps/2", ["apgd_t.after", "apgd_ce has another budget"]),
         ("suite/binary", ["square", "apgd_t"], ["suite.binary", "apgd_t before square"]),

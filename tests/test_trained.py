@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
@@ -20,9 +19,8 @@ from workspace import ROOT
 
 from advprune import attacks
 from advprune.attacks.engine import attack_copy
-from advprune.cli.app import main
 from advprune.cli.options import Network
-from advprune.cli.repository import Pictures, Repository
+from advprune.cli.repository import Images, Pictures, Repository
 from advprune.core.errors import UserError
 from advprune.core.hub import downloaded
 from advprune.core.train_settings import ModelSettings, TrainSettings
@@ -35,7 +33,7 @@ from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import agreement, quantize
 from advprune.training.base import spec_for
-from conftest import FOREIGN, VIT, make_foreign, make_network
+from conftest import FOREIGN, VIT, Run, make_foreign, make_network
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 10
@@ -53,16 +51,6 @@ def pictures(tmp_path: Path) -> Path:
     for number in range(4, 10):
         (tmp_path / "pictures" / f"class {number}").mkdir()
     return tmp_path / "pictures"
-
-
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["advprune", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    shown = capsys.readouterr()
-    return int(end.value.code or 0), shown.out + shown.err
 
 
 def export(folder: Path) -> nn.Module:
@@ -83,7 +71,7 @@ def test_a_vit_gives_the_logits_of_timm(pictures: Path, tmp_path: Path) -> None:
     assert config["mean"] == (0.5, 0.5, 0.5) and config["crop_pct"] == 0.9
     given = create_transform(**config, is_training=False)
     files = sorted(pictures.glob("*/*.png"))
-    place = Pictures(Network(), data=pictures)
+    place = Pictures(Network(), Images(data=pictures))
     model = place.network(tmp_path / "hub" / "model.safetensors")
     with torch.no_grad():
         wanted = theirs(torch.stack([given(Image.open(file)) for file in files]))
@@ -94,7 +82,7 @@ def test_a_vit_gives_the_logits_of_timm(pictures: Path, tmp_path: Path) -> None:
     assert not torch.allclose(found, theirs(to_float(split.images)), atol=1e-2)
     # Once stored by this library, the network still says how pictures become its images.
     save_model(model, tmp_path / "ours.safetensors")
-    again = Pictures(Network(), data=pictures)
+    again = Pictures(Network(), Images(data=pictures))
     loaded = again.network(tmp_path / "ours.safetensors")
     assert torch.equal(loaded(to_float(again.split("test").images)), found)
 
@@ -128,18 +116,20 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
     export(tmp_path / "hub")
     file = tmp_path / "hub" / "model.safetensors"
     known = Network(mean="0.1,0.2,0.3", std="0.5", resize=36, crop=32)
-    place = Pictures(known, data=pictures)
+    place = Pictures(known, Images(data=pictures))
     spec = spec_of(place.network(file, known))
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert spec.fit and (spec.fit.resize, spec.fit.interpolation) == (36, "bicubic")
     plain = Network(normalize=False)
-    assert spec_of(Pictures(plain, data=pictures).network(file, plain)).mean == (0.0,) * 3
+    assert spec_of(Pictures(plain, Images(data=pictures)).network(file, plain)).mean == (0.0,) * 3
     save_model(place.network(file, known), tmp_path / "ours.safetensors")
     other = Network(mean="0", std="1")
-    spec = spec_of(Pictures(other, data=pictures).network(tmp_path / "ours.safetensors", other))
+    spec = spec_of(
+        Pictures(other, Images(data=pictures)).network(tmp_path / "ours.safetensors", other)
+    )
     assert spec.mean == (0.0,) * 3 and spec.fit and spec.fit.resize == 36
     torch.save(make_network(X).state_dict(), tmp_path / "plain.pt")  # nothing says its sizes
-    place = Pictures(sized := Network(resize=36, crop=32), data=pictures)
+    place = Pictures(sized := Network(resize=36, crop=32), Images(data=pictures))
     spec = spec_of(place.network(tmp_path / "plain.pt", sized))
     assert spec.mean == (0.0,) * 3 and place.split("test").shape == (3, 32, 32)
     with pytest.raises(UserError, match="take pictures of other sizes; give --resize and --crop"):
@@ -152,17 +142,17 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
         (Network(options="[1]"), "--options: write a mapping"),
     ):
         with pytest.raises(UserError, match=words):
-            Pictures(wrong, data=pictures).network(file, wrong)
+            Pictures(wrong, Images(data=pictures)).network(file, wrong)
     assert for_channels("--mean", (0.25, 0.5, 0.75), 1) == (0.5,)  # of grey images
 
 
 def test_a_bare_state_dict_needs_the_name_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = make_foreign("torchvision/mobilenet_v2", X).get_submodule("network")
     torch.save(network.state_dict(), tmp_path / "net.pt")
     words = ("--architecture", "torchvision/mobilenet_v2", "--options", "{width_mult: 0.25}")
-    status, said = run(monkeypatch, capsys, "audit", str(tmp_path / "net.pt"), *words)
+    status, said, _ = run("audit", str(tmp_path / "net.pt"), *words)
     assert status == 0 and "torchvision/mobilenet_v2, 3 channels, 10 classes (given)" in said
 
 
@@ -188,19 +178,19 @@ def without_connection(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 
 def test_a_checkpoint_of_the_hub_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
     without_connection(monkeypatch, cache)
     for reference in ("hf:someone/tiny", "hf:someone/tiny@v2/weights.bin"):
-        status, said = run(monkeypatch, capsys, "audit", reference)
-        assert status == 2 and said.count("\n") == 1
-        assert f"{reference}: the Hub cannot be reached, and the file was not downloaded" in said
+        status, said, err = run("audit", reference)
+        assert status == 2 and err.count("\n") == 1
+        assert f"{reference}: the Hub cannot be reached, and the file was not downloaded" in err
     repository = cache / "models--someone--tiny"
     export(repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    status, said = run(monkeypatch, capsys, "audit", "hf://someone/tiny")
+    status, said, err = run("audit", "hf://someone/tiny")
     assert status == 0 and f"{VIT}, 3 channels, 10 classes (given)" in said
     assert downloaded("hf:someone/tiny/config.json").name == "config.json"
     with pytest.raises(UserError, match="write hf:owner/name"):
@@ -232,7 +222,7 @@ def test_a_wrong_configuration_is_refused(
     known = Network(channels=3, classes=10)
     split = Split((X * 255).byte(), Y, tuple("0123456789"), "test")
     monkey = Repository.__new__(Pictures)
-    vars(monkey).update(first=split, channels=3, _test=split, fit=None)
+    vars(monkey).update(first=split, channels=3, _images=split, fit=None, part="test")
     with pytest.raises(UserError, match=words):
         monkey.network(tmp_path / "hub" / "model.safetensors", known)
 
@@ -292,19 +282,11 @@ def followed(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) ->
             image = Image.fromarray((X[number % 8].permute(1, 2, 0) * 255).byte().numpy())
             image.resize((40, 50)).save(folder / f"{number}.png")
         (folder / "a.png").unlink(missing_ok=True)
-    settings = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    settings["profiles"]["digits"]["data"] = {
-        "source": "imagefolder",
-        "root": "pictures",
-        "size": 32,
-    }
-    with (tmp_path / "params.yaml").open("w") as file:
-        YAML().dump(settings, file)
     return tmp_path
 
 
 def test_the_commands_of_the_guide(
-    followed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    followed: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_connection(monkeypatch, followed)
     repository = followed / "models--someone--tiny"
@@ -321,8 +303,8 @@ def test_the_commands_of_the_guide(
     monkeypatch.setattr("advprune.cli.evaluate.print_found", lambda *_: None)
     assert len(COMMANDS) == 6
     for command in COMMANDS:
-        status, said = run(monkeypatch, capsys, *shlex.split(command))
-        assert status == 0, said
+        status, said, err = run(*shlex.split(command))
+        assert status == 0, err
     assert said.endswith("sound\n") and (followed / "small.json").is_file()
     (alone,), (dense, again), (by_name,), (told,) = (logits for logits, _ in seen)
     assert torch.equal(alone, dense) and torch.equal(alone, again)

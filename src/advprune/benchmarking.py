@@ -20,12 +20,10 @@ import torch
 from torch import nn
 
 from advprune.core.device import device_of
-from advprune.core.errors import InputError
 from advprune.core.files import atomic, write_json
 from advprune.core.params import Params, StudyEntry
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
-from advprune.core.settings import parse_fraction
 from advprune.data import Split, to_float
 from advprune.data.split import sha256_of
 from advprune.defaults import defaults
@@ -40,7 +38,7 @@ from advprune.evaluate.verdict import Verdict
 from advprune.models.border import check_images, check_model, refuse
 from advprune.models.card import card_of
 from advprune.models.target import Answer, Target, target_of
-from advprune.report.formats import spell
+from advprune.report.formats import budgets_in, spell
 from advprune.report.results import results
 from advprune.report.run import Model, Run
 from advprune.studies.corruptions import corrupted
@@ -122,18 +120,19 @@ class Benchmark:
         """Write the report as one HTML file that needs no other. title: by default its name."""
         from advprune.report.page import html, shown_sections
 
-        with atomic(Path(path)) as temporary:
+        with budgets_in(self.run.main_attack.norm), atomic(Path(path)) as temporary:
             text = html(self.run, shown_sections(self.run), title or Path(path).stem)
             temporary.write_text(text, encoding="utf-8")
 
     def write(self, folder: Path | str) -> None:
-        """Write metrics.json, verdict.json and records.parquet."""
+        """Write metrics.json, verdict.json, records.parquet and, of corruptions, their records."""
         folder, verdict = Path(folder), self.verdict
         write_json(folder / "metrics.json", self.metrics)
         checks = [asdict(check) for check in verdict.checks]
         write_json(folder / "verdict.json", {"verdict": verdict.level, "checks": checks})
-        with atomic(folder / "records.parquet") as temporary:
-            self.records.to_parquet(temporary, index=False)
+        for name, table in ({"records": self.records} | dict(self.run.studies)).items():
+            with atomic(folder / f"{name}.parquet") as temporary:
+                table.to_parquet(temporary, index=False)
 
 
 def benchmark(
@@ -181,12 +180,8 @@ def benchmark(
     split = Split(pixels, labels, names, "images that were given")
     networks = [model] if dense is None else [beside[0], model]
     subjects = [Subject(one, card_of(None, one, image_shape=split.shape)) for one in networks]
-    try:
-        budget = float(parse_fraction(eps))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{who}: eps is a number or a fraction such as 8/255") from error
     with TemporaryDirectory() as place:
-        settings = defaults(budget, norm, split.shape, seed, queries)
+        settings = defaults(eps, norm, split.shape, seed, queries)
         known = None if twin is None else Subject(beside[-1], {})
         return measured(subjects, split, settings, Path(place), known)
 

@@ -11,13 +11,12 @@ from typing import Any
 
 from advprune.core.errors import InputError
 from advprune.core.params import FILE, Params
-from advprune.core.settings import parse, text_of, yaml_of
+from advprune.core.settings import parse, parse_fraction, text_of, yaml_of
 
 PROFILE = "default"  # what these settings are called in reports
 SHARED = ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics")
 GREY = 128 / 255  # a change of every pixel by which any image becomes any other's equal
 TARGETS = 5  # of the targeted attack, as on CIFAR-10
-ONLY_LINF = ("square", "autoattack")
 
 
 def project() -> Path:
@@ -27,18 +26,22 @@ def project() -> Path:
 
 
 def defaults(
-    eps: float,
+    eps: float | str,
     norm: str,
     shape: tuple[int, int, int],
     seed: int = 0,
     queries: int | None = None,
 ) -> Params:
-    """The settings of an evaluation within `eps` (pixels in [0, 1]) of images `(C, H, W)`.
+    """The settings of an evaluation within `eps` (pixels in [0, 1]; 0.5, "8/255") of images
+    `(C, H, W)`.
 
-    norm: Linf or L2. In L2, search without gradients is by estimated gradients (NES), as Square is
-    written for Linf. queries: that Square and HopSkipJump may ask for an image, if not their usual
+    norm: Linf or L2. queries: that Square and HopSkipJump may ask for an image, if not their usual
     number. InputError for another norm or budget.
     """
+    try:
+        eps = float(parse_fraction(eps))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"eps is a number or a fraction such as 8/255 (got {eps!r})") from error
     if norm not in ("Linf", "L2"):
         raise InputError(f"norm is Linf or L2 (got {norm!r})")
     size = sqrt(prod(shape)) if norm == "L2" else 1.0  # of a change of every pixel by one
@@ -46,8 +49,6 @@ def defaults(
         raise InputError(f"eps is above 0 and at most {size:g} in {norm} (got {eps:g})")
     read = yaml_of(text_of(project() / FILE), FILE)
     raw = {key: read[key] for key in SHARED if key in read}
-    if norm == "L2":
-        raw |= _in_l2(raw, eps / 5 / size)
     searches: dict[str, Any] = {"square": {}} if "square" in raw["attacks"] else {}
     searches |= {"hopskipjump": {"method": "hopskipjump"}}
     asked = {} if queries is None else {"queries": queries}
@@ -63,17 +64,3 @@ def defaults(
     }
     found = {"profile": PROFILE, "seed": seed, "recipes": {"given": {"method": "standard"}}}
     return parse(Params, {**found, **raw, "profiles": {PROFILE: profile}}, "settings")
-
-
-def _in_l2(raw: dict[str, Any], sigma: float) -> dict[str, Any]:
-    """Attacks and suites without those that are written for Linf alone, NES in Square's place.
-
-    sigma: how far NES looks, per pixel.
-    """
-    nes = {"method": "nes", "step": "eps/5", "sigma": sigma, "steps": 20, "after": "apgd_t"}
-    kept = {n: one for n, one in raw["attacks"].items() if one.get("method") not in ONLY_LINF}
-    suite = {
-        kind: ["nes" if name not in kept else name for name in names]
-        for kind, names in raw["suite"].items()
-    }
-    return {"attacks": kept | {"nes": nes}, "suite": suite}

@@ -27,7 +27,8 @@ MOMENTUM = 0.9  # of the estimates, as published
 class NESSettings(Attack):
     """Settings of `method: nes`.
 
-    samples: directions of an estimate, two queries each. sigma: how far along them.
+    samples: directions of an estimate, two queries each. sigma: how far along them, in the norm of
+    the budget: of each pixel, or of the whole image.
     """
 
     method: Literal["nes"]
@@ -88,11 +89,13 @@ def _estimate(
 ) -> torch.Tensor:
     """The smoothed gradient of the margin at images `[n, C, H, W]` of labels `[n]`."""
     x, labels = points
+    # A Gaussian direction of d numbers is about sqrt(d) long.
+    sigma = s.sigma if s.norm == "Linf" else s.sigma / x[0].numel() ** 0.5
     total, shape = torch.zeros_like(x), (s.samples, *x.shape[1:])
     every = torch.stack([torch.randn(shape, generator=one) for one in drawn], 1).to(x)
     for u in every.split(max(1, at.options.batch // (2 * len(x)))):  # [s, n, C, H, W]
-        both = torch.stack([x + s.sigma * u, x - s.sigma * u]).clamp(0, 1)
+        both = torch.stack([x + sigma * u, x - sigma * u]).clamp(0, 1)
         losses = margin(at.logits(both.flatten(0, 2)), labels.repeat(2 * len(u)))
         rise = losses.view(2, len(u), len(x)).diff(dim=0)[0].neg()  # [s, n]
         total += (rise[:, :, None, None, None] * u).sum(0)
-    return total / (2 * s.sigma * s.samples)
+    return total / (2 * sigma * s.samples)

@@ -1,11 +1,11 @@
 """Square attack: random search over squares of pixels, without a gradient.
 
 Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via random
-search (ECCV 2020), Algorithms 1 and 2, for the Linf ball. It sees logits alone, so masked gradients
-do not hinder it: where it beats a gradient attack, the gradients are not to be trusted.
+search (ECCV 2020), Algorithms 1 to 3, for the Linf and the L2 ball. It sees logits alone, so masked
+gradients do not hinder it: where it beats a gradient attack, the gradients are not to be trusted.
 
-Two differences from the authors' code, both as the paper has it: each image has squares and signs
-of its own, and squares reach the last row and column, which that code leaves out.
+Differences from the authors' code, all as the paper has it: each image has squares and signs of its
+own, and squares reach the last row and column, which that code leaves out.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,8 @@ from advprune.core.attack_settings import Attack
 from advprune.models.border import refuse
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
+SHARE = {"Linf": 0.8, "L2": 0.1}  # of the image, that the first squares take
+GRID = 5  # bumps along the shorter side of an image, at the start of L2
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,15 @@ class SquareOptions(Options):
     """How `square` searches; more in `Options`.
 
     queries: per image, the stripes included (the look at the clean image is not).
-    p: share of the image that the first squares take.
+    p: share of the image that the first squares take; by default as published, 0.8 in Linf
+    (AutoAttack's) and 0.1 in L2.
     draws: whether the loss rose rests on the mean logits of so many. Noise stays in them, and the
     loss that is kept is that of a lucky draw, so score the images afresh.
     progress: of at most `N * queries`: those that decided images save are not reported.
     """
 
     queries: int = 1000
-    p: float = 0.8
+    p: float | None = None
 
 
 def square(
@@ -46,10 +49,11 @@ def square(
 ) -> torch.Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
-    From `x + eps * stripes`, set a random square to `x +- eps`, one sign per channel, and keep it
-    where the margin loss `max_{i != y} z_i - z_y` rises. The square's side is the whole number
-    nearest to `sqrt(p_i * H * W)`, where `p_i` starts at `p` and halves after `HALVINGS` squares;
-    these are not rescaled to other budgets, as in AutoAttack.
+    Changes are proposed at random and kept where the margin loss `max_{i != y} z_i - z_y` rises. In
+    Linf: stripes, then squares of `x +- eps`, one sign per channel. In L2: a grid of bumps, then a
+    square takes over what another one holds of the budget. Its side is the whole number nearest to
+    `sqrt(p_i * H * W)` (L2: odd, at least 3), where `p_i` starts at `p` and halves after `HALVINGS`
+    squares; these are not rescaled to other budgets, as in AutoAttack.
 
     An image that is misclassified, from the start or later, gets no more queries, unless the model
     draws at random: there the next draws may be right again, and every image gets all of them.
@@ -61,11 +65,12 @@ def square(
     """
     how = SquareOptions(**changes)
     check_numbers("square", 1, queries=how.queries)
-    check_choice("square", "norm", how.norm, ("Linf",))
-    part = f"p is {how.p}; it is a part of the image, above 0 and at most 1"
-    refuse("square", {part: not 0 < how.p <= 1})
+    check_choice("square", "norm", how.norm, tuple(SHARE))
+    share = SHARE[how.norm] if how.p is None else how.p
+    part = f"p is {share}; it is a part of the image, above 0 and at most 1"
+    refuse("square", {part: not 0 < share <= 1})
     with opened("square", model, (images, labels), eps, how) as at, torch.no_grad():
-        return _search(at).to(images.device)
+        return _search(at, share).to(images.device)
 
 
 class SquareSettings(Attack):
@@ -75,7 +80,6 @@ class SquareSettings(Attack):
     """
 
     method: Literal["square"]
-    norm: Literal["Linf"] = "Linf"
     queries: int = Field(default=1000, ge=1, le=1000000)
     draws: int = Field(default=1, ge=1, le=10000)
 
@@ -92,15 +96,12 @@ def _square(
     return square(model, images, labels, s.eps, **vars(options(SquareOptions, s, how)))
 
 
-def _search(at: Opened[SquareOptions]) -> torch.Tensor:
-    """The images found, `[N, C, H, W]`. Changes hold `+-eps` (or 0) and are cut to [0, 1] when
-    shown; they are drawn for all images, so that one does not depend on which others are left."""
+def _search(at: Opened[SquareOptions], share: float) -> torch.Tensor:
+    """The images found, `[N, C, H, W]`. Changes are cut to [0, 1] when shown; they are drawn for
+    all images, so that one does not depend on which others are left."""
     clean = at.images.to(at.device).contiguous(memory_format=torch.channels_last)
-    labels, how, (n, channels, height, width) = at.labels.to(at.device), at.options, clean.shape
-
-    def signs(*shape: int) -> torch.Tensor:
-        drawn = 2 * torch.randint(2, shape, generator=at.generator) - 1
-        return at.eps * drawn.to(clean)
+    labels, how = at.labels.to(at.device), at.options
+    proposed = _squares if how.norm == "Linf" else _bumps
 
     def losses(rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """The margins of `clean[rows] + change`, `[len(rows)]`, on the mean logits."""
@@ -112,26 +113,89 @@ def _search(at: Opened[SquareOptions]) -> torch.Tensor:
         parts = torch.arange(len(rows), device=rows.device).split(how.batch)
         return torch.cat(by_batch(at.exact, parts, of, at.cost)).to(clean)
 
-    rows, change = torch.arange(n, device=clean.device), torch.zeros_like(clean)
+    rows, change = torch.arange(len(clean), device=clean.device), torch.zeros_like(clean)
     before = losses(rows, change)
     best = before.clone()
     for query in range(how.queries):
         rows = rows if at.randomized else rows[best[rows] <= 0]  # those that are still right
         if not len(rows):
             break
-        if query == 0:  # stripes, which are kept whatever they do
-            tried = signs(n, channels, 1, width).expand(-1, -1, height, -1)[rows]
-        else:
-            size = side(how.p, query - 1, clean.shape)
-            down = _offsets(at, n, height, size)[rows, None, :, None]  # [rows, 1, H, 1]
-            across = _offsets(at, n, width, size)[rows, None, None, :]  # [rows, 1, 1, W]
-            tried = torch.where(down & across, signs(n, channels, 1, 1)[rows], change[rows])
+        size = side(share, query - 1, clean.shape, odd=how.norm == "L2") if query else 0
+        tried = proposed(at, size, change, rows)
+        if how.norm == "L2":  # what the range of pixels cuts off, other squares may use
+            tried = (clean[rows] + tried).clamp(0, 1) - clean[rows]
         now = losses(rows, tried)
-        better = (now > best[rows]) | (query == 0)
+        better = (now > best[rows]) | (query == 0)  # the first is kept whatever it does
         change[rows[better]], best[rows[better]] = tried[better], now[better]
         how.progress(len(rows))
     change[best < before] = 0
     return (clean + change).clamp(0, 1)
+
+
+def _squares(
+    at: Opened[SquareOptions], size: int, change: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """Changes of `rows` in the Linf ball, `[len(rows), C, H, W]`: the present change with a square
+    of `+-eps` of that size in it; of size 0: stripes of `+-eps`, to begin with."""
+    n, channels, height, width = change.shape
+    if not size:
+        stripes = at.eps * _signs(at, change, n, channels, 1, width)
+        return stripes.expand(-1, -1, height, -1)[rows]
+    down = _offsets(at, n, height, size)[rows, None, :, None]  # [rows, 1, H, 1]
+    across = _offsets(at, n, width, size)[rows, None, None, :]  # [rows, 1, 1, W]
+    signs = at.eps * _signs(at, change, n, channels, 1, 1)[rows]
+    return torch.where(down & across, signs, change[rows])
+
+
+def _bumps(
+    at: Opened[SquareOptions], size: int, change: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """Changes of `rows` in the L2 ball, `[len(rows), C, H, W]`: the present change, where one
+    square, `to`, takes over what another, `of`, holds of the budget and what is unused, with a bump
+    and its opposite side by side added to its shape; of size 0: a grid of bumps, to begin with."""
+    n, channels, height, width = change.shape
+    if not size:
+        edge = max(min(height, width) // GRID, 1)
+        down, across = height // edge, width // edge
+        top, left = (height - down * edge) // 2, (width - across * edge) // 2
+        signs = _signs(at, change, n, channels, down, across)[rows]
+        grid = torch.zeros_like(change[rows])
+        inside = grid[:, :, top : top + down * edge, left : left + across * edge]
+        inside[:] = torch.kron(signs, _bump(edge, edge).to(change))
+        return at.eps * grid / grid.flatten(1).norm(dim=1)[:, None, None, None]
+    to, of = (
+        _offsets(at, n, height, size)[rows, None, :, None]
+        & _offsets(at, n, width, size)[rows, None, None, :]
+        for _ in range(2)
+    )  # [rows, 1, H, W]
+    pair = torch.cat([_bump(size, size // 2), -_bump(size, size - size // 2)], dim=1)
+    pair = (pair / pair.norm()).to(change)
+    upright = _signs(at, change, n, 1, 1, 1)[rows] > 0
+    pair = torch.where(upright, pair, pair.T) * _signs(at, change, n, channels, 1, 1)[rows]
+
+    def sizes(values: torch.Tensor) -> torch.Tensor:
+        return values.flatten(2).norm(dim=2)[:, :, None, None]  # [rows, C, 1, 1]
+
+    present = change[rows]
+    unused = (at.eps**2 - sizes(present).square().sum(1, keepdim=True)).clamp_min(0) / channels
+    budget = (sizes(present * (to | of)).square() + unused).sqrt()
+    shape = torch.zeros_like(present).masked_scatter(to.expand_as(present), pair)
+    shape = shape + present * to / sizes(present * to).clamp_min(1e-12)
+    moved = budget * shape / sizes(shape).clamp_min(1e-12)
+    return torch.where(to, moved, present * ~of)
+
+
+def _bump(height: int, width: int) -> torch.Tensor:
+    """The paper's `eta`, highest in the middle: of a pixel in ring r around it, the sum of `1/j^2`
+    for j from r + 1 to `height // 2 + 1`."""
+    down, across = (torch.arange(length) - length // 2 for length in (height, width))
+    ring = torch.maximum(down.abs()[:, None], across.abs()[None, :])
+    terms = 1 / torch.arange(1, height // 2 + 2) ** 2
+    return terms.flip(0).cumsum(0).flip(0)[ring]
+
+
+def _signs(at: Opened[SquareOptions], like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return (2 * torch.randint(2, shape, generator=at.generator) - 1).to(like)
 
 
 def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> torch.Tensor:
@@ -141,8 +205,10 @@ def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> torch
     return ((place >= first) & (place < first + size)).to(at.device)
 
 
-def side(p: float, tried: int, shape: torch.Size) -> int:
-    """Side of the next square in pixels, after `tried` squares, on images of `[N, C, H, W]`."""
+def side(p: float, tried: int, shape: torch.Size, odd: bool = False) -> int:
+    """Side of the next square in pixels, after `tried` squares, on images of `[N, C, H, W]`; odd,
+    as in L2: an odd number from 3, where the image has room."""
     height, width = shape[2:]
     share = p / 2 ** sum(tried > at for at in HALVINGS)
-    return min(max(round((share * height * width) ** 0.5), 1), height, width)
+    size = max(round((share * height * width) ** 0.5), 3 if odd else 1)
+    return min(size + odd * (1 - size % 2), height, width)

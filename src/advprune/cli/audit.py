@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from advprune.models.spec import ModelSpec
 
 
-@told(Known)
+@told
 def audit(
     file: CheckpointArgument,
     known: Known,

@@ -1,63 +1,35 @@
 """`advprune evaluate`: one network through the attacks, with a verdict."""
 
 import shutil
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from advprune.cli.findings import print_beside, print_corruptions, print_found, read_metrics
-from advprune.cli.options import CheckpointArgument, Network, ProfileOption, checkpoint_file, told
+from advprune.cli.findings import (
+    print_beside,
+    print_corruptions,
+    print_found,
+    print_times,
+    read_metrics,
+)
+from advprune.cli.options import CheckpointArgument, Network, checkpoint_file, told
+from advprune.cli.repository import Attacked
 from advprune.core.errors import UserError
-from advprune.core.settings import parse_fraction
 
 if TYPE_CHECKING:
-    from advprune.benchmarking import Benchmark, Subject
+    from advprune.benchmarking import Subject
     from advprune.cli.repository import Repository
-    from advprune.data import Split
 
 
-@told(Network)
-def evaluate(
-    checkpoint: CheckpointArgument,
-    known: Network,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Pictures of your own: a folder of one sub-folder a class, a split "
-            "(.safetensors) or images and labels (.npz). No repository is needed then."
-        ),
-    ] = None,
-    eps: Annotated[
-        str | None, typer.Option(help="Budget of attacks on --data, such as 8/255 [default: 8/255]")
-    ] = None,
-    norm: Annotated[
-        str | None, typer.Option(help="Norm of the budget: Linf or L2 [default: Linf]")
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many pictures of --data are drawn [default: 500]"),
-    ] = None,
-    names: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of class names, one a line, in the order of the network's outputs; by "
-            "default the sub-folders' in alphabetical order."
-        ),
-    ] = None,
-    queries: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="How often a search without gradients may ask about a picture of --data "
-            "[default: 300 by Square, 1000 by HopSkipJump]",
-        ),
-    ] = None,
-    profile: ProfileOption = None,
+@dataclass(frozen=True)
+class Beside:
+    """What the network is compared with."""
+
+    PANEL: ClassVar = "To compare with"
     dense: Annotated[
         Path | None,
         typer.Option(
@@ -65,31 +37,14 @@ def evaluate(
             parser=checkpoint_file,
             metavar="CHECKPOINT",
         ),
-    ] = None,
+    ] = None
     twin: Annotated[
         Path | None,
         typer.Option(
             help="Of an .onnx file: the checkpoint with the same answers, whose gradients are "
             "followed in its place. By default --dense."
         ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="The report, as one HTML file to be written.")
-    ] = None,
-    corruptions: Annotated[
-        bool,
-        typer.Option(
-            "--corruptions", help="Also on noise, blur, contrast, JPEG, …, at 5 severities."
-        ),
-    ] = False,
-    time: Annotated[
-        bool,
-        typer.Option("--time", help="Also measure latency on this machine, at batch 1 and 64."),
-    ] = False,
+    ] = None
     beside: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +52,52 @@ def evaluate(
             "figures, such as apb/HYDRA/resnet18/90.",
             metavar="FILE|NAME",
         ),
-    ] = None,
+    ] = None
+
+    def check(self, checkpoint: Path) -> None:
+        """UserError where a network without gradients is given for one that has them."""
+        for option, path in (("dense", self.dense), ("twin", self.twin)):
+            if path is not None and path.suffix in LOADERS:
+                raise UserError(
+                    f"--{option} {path} has no gradients; give the network's checkpoint"
+                )
+        if self.twin is not None and checkpoint.suffix not in LOADERS:
+            raise UserError(
+                f"--twin goes with an .onnx file, which has no gradients; {checkpoint} has"
+            )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is measured besides, and where the results go."""
+
+    PANEL: ClassVar = "Results"
+    page: Annotated[
+        Path | None, typer.Option(help="The report, as one HTML file to be written.")
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
+    ] = None
+    corruptions: Annotated[
+        bool,
+        typer.Option(
+            "--corruptions", help="Also on noise, blur, contrast, JPEG, …, at 5 severities."
+        ),
+    ] = False
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Also measure latency on this machine, at batch 1 and 64."),
+    ] = False
+
+
+@told
+def evaluate(
+    checkpoint: CheckpointArgument,
+    images: Attacked,
+    beside: Beside,
+    output: Output,
+    known: Network,
 ) -> None:
     """How robust is this network, and can the number be believed?
 
@@ -115,66 +115,32 @@ def evaluate(
     Exit status: 0 for any verdict, 2 if there is none.
     """
     from advprune.benchmarking import measured, with_corruptions
-    from advprune.cli.repository import Pictures, Repository
 
-    options = {"eps": eps, "norm": norm, "images": images, "names": names, "queries": queries}
-    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    recorded = None if beside is None else read_metrics(beside)
-    if data is None:
-        given |= {name: 1 for name in ("resize", "crop") if getattr(known, name) is not None}
-        if given:
-            raise UserError(f"--{next(iter(given))} goes with --data; a profile has its own")
-        place = Repository(profile)
-    else:
-        if profile is not None:
-            raise UserError("give either --data or --profile")
-        if eps is not None:
-            given["eps"] = budget_of(eps)
-        place = Pictures(known, data=data, **given)
-    files = [checkpoint] if dense is None else [dense, checkpoint]
-    for option, path in (("dense", dense), ("twin", twin)):
-        if path is not None and path.suffix in LOADERS:
-            raise UserError(f"--{option} {path} has no gradients; give the network's checkpoint")
-    if twin is not None and checkpoint.suffix not in LOADERS:
-        raise UserError(f"--twin goes with an .onnx file, which has no gradients; {checkpoint} has")
-    subjects = [loader(path)(place, path, known) for path in files]
-    beside_it = None if twin is None else read_checkpoint(place, twin, known)
+    place = images.place(known)
+    recorded = None if beside.beside is None else read_metrics(beside.beside)
+    beside.check(checkpoint)
+    files = [path for path in (beside.dense, checkpoint) if path is not None]
+    subjects = [LOADERS.get(path.suffix, read_checkpoint)(place, path, known) for path in files]
+    twin = None if beside.twin is None else read_checkpoint(place, beside.twin, known)
+    split, out = place.split("test"), output.out
     # Finished attacks are kept below `out` until all are done.
     with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
-        found = measured(subjects, place.split("test"), place.params, Path(parts), beside_it)
+        found = measured(subjects, split, place.params, Path(parts), twin)
         print_found(found, checkpoint)
-        if corruptions:
-            found = with_corruptions(found, subjects, place.split("test"))
+        if output.corruptions:
+            found = with_corruptions(found, subjects, split)
             print_corruptions(found)
-        if time:
-            _time(found, subjects, place.split("test"))
+        if output.time:
+            print_times(found, subjects)
         if recorded is not None:
             print_beside(found.metrics, recorded)
-        if page is not None:
-            found.page(page, " against ".join(one.name for one in reversed(files)))
-            print(f"report: {page}")
+        if output.page is not None:
+            found.page(output.page, " against ".join(path.name for path in reversed(files)))
+            print(f"report: {output.page}")
         if out is not None:
             found.write(out)
-            for name, table in found.run.studies.items():
-                table.to_parquet(out / f"{name}.parquet", index=False)
     if out is not None:
         shutil.rmtree(out / "unfinished", ignore_errors=True)
-
-
-def budget_of(text: str) -> float:
-    """A budget from the command line."""
-    try:
-        return float(parse_fraction(text))
-    except ValueError as error:
-        raise UserError(f"--eps: {error} (got {text!r})") from error
-
-
-Loader = Callable[["Repository", Path, Network], "Subject"]
-
-
-def loader(path: Path) -> Loader:
-    """What reads a network, by the suffix of its file; a checkpoint where it has none of these."""
-    return LOADERS.get(path.suffix, read_checkpoint)
 
 
 def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject":
@@ -218,7 +184,8 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     return Subject(target, card, files_of(path), asdict(known))
 
 
-LOADERS: dict[str, Loader] = {".onnx": read_onnx}
+# What reads a network, by the suffix of its file; a checkpoint has none of these.
+LOADERS = {".onnx": read_onnx}
 
 
 def card_beside(path: Path) -> dict[str, Any]:
@@ -233,22 +200,3 @@ def card_beside(path: Path) -> dict[str, Any]:
     except (UserError, KeyError, TypeError):
         pass  # a checkpoint from elsewhere has none
     return NO_FACTS | {"prune_ratio": None}
-
-
-def _time(found: "Benchmark", subjects: "Sequence[Subject]", split: "Split") -> None:
-    """Time the networks, print the table, and leave it where the page looks for it."""
-    from advprune.cli.tables import show_frame
-    from advprune.cli.time import BATCH
-    from advprune.data import to_float
-    from advprune.evaluate.timing import timings
-    from advprune.report.sections.speed import TIMINGS
-
-    run = found.run
-    pairs = zip(run.models, subjects, strict=True)
-    models = {model.name: (one.network, one.card) for model, one in pairs}
-    table = timings(models, to_float(split.images), BATCH)
-    place = run.folder / TIMINGS
-    place.mkdir(parents=True, exist_ok=True)
-    table.to_csv(place / f"{run.params.profile}.csv", index=False)
-    print()
-    show_frame(table)

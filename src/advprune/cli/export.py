@@ -49,24 +49,22 @@ def export(
         raise UserError(f"--out ends in .safetensors (got {out}); --onnx writes ONNX files")
     if onnx is not None and onnx.suffix != ".onnx":
         raise UserError(f"--onnx ends in .onnx (got {onnx})")
-    if size is not None and onnx is None:
-        raise UserError("--size goes with --onnx")
+    sides = None
+    if size is not None:
+        if onnx is None:
+            raise UserError("--size goes with --onnx")
+        parts = size.split("x")
+        height, width = (int(part) if part.isdecimal() else 0 for part in (parts[0], parts[-1]))
+        sides = height, width
+        if len(parts) > 2 or not all(0 < side <= 65536 for side in sides):
+            raise UserError(
+                f"--size is a number of pixels, or height x width such as 32x48 (got {size!r})"
+            )
     model = load_model(checkpoint)
     if onnx is not None:
-        _as_onnx(model, checkpoint, onnx, None if size is None else _size_of(size))
+        _as_onnx(model, checkpoint, onnx, sides)
     elif out is not None:
         _in_half(model, checkpoint, out)
-
-
-def _size_of(text: str) -> tuple[int, int]:
-    """Height and width of an image from the command line."""
-    parts = text.split("x")
-    sides = [int(part) if part.isdecimal() else 0 for part in (parts[0], parts[-1])]
-    if len(parts) > 2 or not all(0 < side <= 65536 for side in sides):
-        raise UserError(
-            f"--size is a number of pixels, or height x width such as 32x48 (got {text!r})"
-        )
-    return sides[0], sides[1]
 
 
 def _as_onnx(model: "nn.Module", checkpoint: Path, out: Path, size: tuple[int, int] | None) -> None:

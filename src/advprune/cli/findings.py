@@ -1,13 +1,13 @@
 """What `advprune evaluate` found, for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
-    from advprune.benchmarking import Benchmark
+    from advprune.benchmarking import Benchmark, Subject
     from advprune.report.run import Model, Run
 
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
@@ -49,11 +49,12 @@ def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
 def print_found(found: "Benchmark", checkpoint: Path) -> None:
     """Rates, attacks and verdict of the last network, for a terminal."""
     from advprune.cli.tables import one_line, show
-    from advprune.report.formats import budget, p_text
+    from advprune.report.formats import budget, budgets_in, p_text
 
     run, metrics, verdict = found.run, found.metrics, found.verdict
     main = run.main_attack
-    eps = budget(main.eps) if main.norm == "Linf" else f"{main.eps:g}"
+    with budgets_in(main.norm):
+        eps = budget(main.eps)
     print(f"{one_line(str(checkpoint))}: {metrics['n']} images of {one_line(run.source)}")
     print(f"robust: the worst case over the suite within {main.norm} eps {eps}\n")
     rows = list(_rates(run, run.models[-1]))
@@ -75,6 +76,27 @@ def print_corruptions(found: "Benchmark") -> None:
     wide = "^accuracy_low:|^accuracy_high:|^detectable"
     print()
     show_frame(table.loc[:, ~table.columns.str.contains(wide)])
+
+
+def print_times(found: "Benchmark", subjects: "Sequence[Subject]") -> None:
+    """Time the networks, print the table, and leave it where the page looks for it."""
+    import torch
+
+    from advprune.cli.tables import show_frame
+    from advprune.cli.time import BATCH
+    from advprune.data import to_float
+    from advprune.evaluate.timing import timings
+    from advprune.report.sections.speed import TIMINGS
+
+    run = found.run
+    pairs = zip(run.models, subjects, strict=True)
+    models = {model.name: (one.network, one.card) for model, one in pairs}
+    table = timings(models, to_float(torch.from_numpy(run.clean_images)), BATCH)
+    place = run.folder / TIMINGS
+    place.mkdir(parents=True, exist_ok=True)
+    table.to_csv(place / f"{run.params.profile}.csv", index=False)
+    print()
+    show_frame(table)
 
 
 def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from advprune.cli.options import ProfileOption
+from advprune.cli.options import ProfileOption, told
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,30 +22,62 @@ FOLDERS = ("reports", "metrics")
 RESULTS_OF = "reports/{}/results.csv"
 
 
-def gate(
-    base: Annotated[str, typer.Option(help="The git revision to compare with.")] = "main",
-    profile: ProfileOption = None,
-    alpha: Annotated[
-        float, typer.Option(help="Level of the tests, over all models together.")
-    ] = 0.05,
+@dataclass(frozen=True)
+class Asked:
+    """What fails."""
+
+    PANEL: ClassVar = "What fails"
+    alpha: Annotated[float, typer.Option(help="Level of the tests, over all models together.")] = (
+        0.05
+    )
     margin: Annotated[
         float | None,
         typer.Option(help="Points of accuracy: fail unless a larger loss is ruled out."),
-    ] = None,
+    ] = None
     floor: Annotated[
         list[str] | None,
         typer.Option(help="Least robust accuracy in percent: 30, or `<model>=30`. Repeatable."),
-    ] = None,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Judge the records of the run, not results.csv.")
-    ] = False,
+    ] = None
     allow: Annotated[
         list[str] | None,
         typer.Option(
             help="A model that may fall or vanish, a profile that may change without its records, "
             "or: images, settings. Repeatable."
         ),
-    ] = None,
+    ] = None
+
+    @property
+    def rules(self) -> "Rules":
+        """The same as fractions; UserError where a number lies outside of its range."""
+        from advprune.report.margin import Rules
+
+        if not 0 < self.alpha < 1:
+            raise UserError(f"--alpha lies between 0 and 1 (got {self.alpha})")
+        if self.margin is not None and not 0 < self.margin < 100:
+            raise UserError(
+                f"--margin is a number of points, between 0 and 100 (got {self.margin})"
+            )
+        points, given = None if self.margin is None else self.margin / 100, self.floor or []
+        parted = {name: percent for name, _, percent in (text.rpartition("=") for text in given)}
+        try:
+            floors = {name: float(percent) / 100 for name, percent in parted.items()}
+        except ValueError:
+            floors = {"": -1.0}
+        if not all(0 <= floor <= 1 for floor in floors.values()):
+            raise UserError(
+                f"--floor is a percentage, or <model>=<percentage> (got {', '.join(given)})"
+            )
+        return Rules(self.alpha, points, floors, frozenset(self.allow or ()))
+
+
+@told
+def gate(
+    asked: Asked,
+    base: Annotated[str, typer.Option(help="The git revision to compare with.")] = "main",
+    profile: ProfileOption = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Judge the records of the run, not results.csv.")
+    ] = False,
 ) -> None:
     """Did robustness fall? Compares the committed results with those of another revision.
 
@@ -65,14 +97,8 @@ def gate(
     """
     from advprune.core.params import load
     from advprune.report.gate import page
-    from advprune.report.margin import Rules
 
-    if not 0 < alpha < 1:
-        raise UserError(f"--alpha lies between 0 and 1 (got {alpha})")
-    if margin is not None and not 0 < margin < 100:
-        raise UserError(f"--margin is a number of points, between 0 and 100 (got {margin})")
-    points = None if margin is None else margin / 100
-    rules = Rules(alpha, points, floors(floor or []), frozenset(allow or ()))
+    rules = asked.rules
     commit = git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}").strip()
     params, there = load(profile=profile), Tree(f"{base}:", commit)
     found = compared(params, there, rules, recompute, only=profile is not None)
@@ -105,20 +131,6 @@ def compared(
     if recompute and (committed := here.side(active)):
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
         found.append((f"Records of {code(active)} against its results.csv", judged))
-    return found
-
-
-def floors(given: list[str]) -> dict[str, float]:
-    """Fractions by the name of a model, under "" that of all others."""
-    parted = {name: percent for name, _, percent in (text.rpartition("=") for text in given)}
-    try:
-        found = {name: float(percent) / 100 for name, percent in parted.items()}
-    except ValueError:
-        found = {"": -1.0}
-    if not all(0 <= floor <= 1 for floor in found.values()):
-        raise UserError(
-            f"--floor is a percentage, or <model>=<percentage> (got {', '.join(given)})"
-        )
     return found
 
 

@@ -5,14 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import typer
 
+from advprune.cli.options import Made, told
 from advprune.core.errors import UserError
-from advprune.core.networks import is_factory
 
 STAGES, NAME = "stages", "mine"  # NAME: of the profile
 EXTRA = "advprune[pipeline]"
@@ -79,27 +80,27 @@ HEADER = """\
 """
 
 
-def init(
-    data: Annotated[Path, typer.Option(help="The folder of pictures, one sub-folder a class.")],
-    factory: Annotated[
-        str | None,
-        typer.Option(help="package.module:function, your own code that makes the network."),
-    ] = None,
-    architecture: Annotated[
-        str | None, typer.Option(help="In its place `torchvision/<name>`, `timm/<name>`, resnet18.")
-    ] = None,
+@dataclass(frozen=True)
+class Profile:
+    """What the profile of a project is made of, besides the network."""
+
+    PANEL: ClassVar = "The profile"
+    data: Annotated[Path, typer.Option(help="The folder of pictures, one sub-folder a class.")]
     weights: Annotated[
-        Path | None, typer.Option(help="Trained weights of it, taken instead of training.")
-    ] = None,
-    eps: Annotated[str, typer.Option(help="Budget of attacks.")] = "8/255",
+        Path | None, typer.Option(help="Trained weights, taken instead of training.")
+    ] = None
+    eps: Annotated[str, typer.Option(help="Budget of attacks.")] = "8/255"
     size: Annotated[
         int | None, typer.Option(help="Pictures are resized to this many pixels squared.")
-    ] = None,
+    ] = None
     normalize: Annotated[
         bool,
         typer.Option(help="Whether the network is given images normalized by mean and std."),
-    ] = False,
-) -> None:
+    ] = False
+
+
+@told
+def init(own: Profile, made: Made) -> None:
     """Write a DVC project for a network and pictures of your own into the current folder.
 
     Writes params.yaml with a profile of your own, dvc.yaml, the scripts in stages/ and
@@ -115,35 +116,36 @@ def init(
     from advprune.defaults import project
     from advprune.models.outside import code_files
 
-    if (factory is None) == (architecture is None):
+    if made.name is None:
         raise UserError("give either --factory or --architecture")
-    if factory is not None and not is_factory(factory):
-        raise UserError(f"--factory: {factory!r} is none; it is package.module:function")
     for name in (FILE, "dvc.yaml", STAGES, PINNED):
         if Path(name).exists():
             raise UserError(f"{name} is there already; start in a folder without it")
-    for path in (data, weights):
+    for path in (own.data, own.weights):
         if path is not None and not path.exists():
             raise UserError(f"there is no {path}")
-    home = project()
-    here = Path.cwd()
-    code = [str(f.relative_to(here)) for f in code_files(factory) if f.is_relative_to(here)]
-    own = {
-        **{"name": NAME, "root": _quoted(data), "eps": eps, "normalize": str(normalize).lower()},
-        "size": "" if size is None else f"      size: {size}\n",
-        "network": f"factory: {factory}" if factory else f"architecture: {architecture}",
-        "weights": WEIGHTS.format(path=_quoted(weights)) if weights else "",
-    }
-    written = {FILE: _settings((home / FILE).read_text("utf-8"), own)}
+    home, here = project(), Path.cwd()
+    code = [str(f.relative_to(here)) for f in code_files(made.factory) if f.is_relative_to(here)]
+    text = SETTINGS.format(
+        **{"name": NAME, "root": _quoted(own.data), "eps": own.eps},
+        normalize=str(own.normalize).lower(),
+        size="" if own.size is None else f"      size: {own.size}\n",
+        network=f"{'factory' if made.factory else 'architecture'}: {made.name}",
+        weights=WEIGHTS.format(path=_quoted(own.weights)) if own.weights else "",
+    )
+    sections = SECTION.finditer((home / FILE).read_text("utf-8"))
+    left_out = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    shipped = "".join(m.group(0) for m in sections if m.group(1) not in left_out)
+    written = {FILE: text + shipped}
     written["dvc.yaml"] = _stages((home / "dvc.yaml").read_text("utf-8"), code)
-    scripts = sorted((home / STAGES).glob("*.py"))
-    written |= {f"{STAGES}/{file.name}": file.read_text("utf-8") for file in scripts}
+    for file in sorted((home / STAGES).glob("*.py")):
+        written[f"{STAGES}/{file.name}"] = file.read_text("utf-8")
     written[PINNED] = f"{EXTRA}=={advprune.__version__}\n"
     if not Path(".gitignore").exists():
         written[".gitignore"] = "/data/\n/runs/\n/records/\n/checkpoints/\n__pycache__/\n"
     _start_dvc()
-    for name, text in written.items():
-        write_text(Path(name), text)
+    for name, content in written.items():
+        write_text(Path(name), content)
     try:
         load()
     except UserError:
@@ -151,14 +153,6 @@ def init(
             Path(name).unlink()
         raise
     print(f"wrote {', '.join((FILE, 'dvc.yaml', STAGES, PINNED))}; now run `dvc repro`")
-
-
-def _settings(packaged: str, own: dict[str, Any]) -> str:
-    """params.yaml: the project's own part, then the sections that come with the package."""
-    text = SETTINGS.format(**own)
-    left_out = set(re.findall(r"^(\w+):", text, re.MULTILINE))
-    kept = [m.group(0) for m in SECTION.finditer(packaged) if m.group(1) not in left_out]
-    return text + "".join(kept)
 
 
 def _stages(packaged: str, code: list[str]) -> str:

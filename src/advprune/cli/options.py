@@ -1,11 +1,12 @@
 """Options that several subcommands share, and their shell completion."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -21,28 +22,18 @@ if TYPE_CHECKING:
     from advprune.models.preprocessing import Preprocessing
 
 
-def _profiles(incomplete: str) -> list[str]:
-    return _from_params(incomplete, lambda params: params.profiles)
+def completed(choose: Callable[[Any], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completion of names that `choose` finds in params.yaml; silent where there is none."""
 
+    def names(incomplete: str) -> list[str]:
+        from advprune.core import params
 
-def _families(incomplete: str) -> list[str]:
-    """Those of `prune:` in params.yaml: asking the registry would take seconds."""
-    return _from_params(
-        incomplete,
-        lambda params: dict.fromkeys(
-            value.get("family", key) if isinstance(value, dict) else key
-            for key, value in params.prune.items()
-        ),
-    )
+        try:
+            return [name for name in choose(params.load()) if name.startswith(incomplete)]
+        except UserError:
+            return []
 
-
-def _from_params(incomplete: str, choose: Any) -> list[str]:
-    from advprune.core import params
-
-    try:
-        return [name for name in choose(params.load()) if name.startswith(incomplete)]
-    except UserError:  # completion stays silent where there is no repository
-        return []
+    return names
 
 
 ProfileOption = Annotated[
@@ -50,13 +41,20 @@ ProfileOption = Annotated[
     typer.Option(
         "--profile",
         help="Profile of params.yaml; by default its `profile`.",
-        autocompletion=_profiles,
+        autocompletion=completed(lambda params: params.profiles),
     ),
 ]
 FamilyArgument = Annotated[
     str,
     typer.Argument(
-        help="The family's key, such as E or magnitude_global.", autocompletion=_families
+        help="The family's key, such as E or magnitude_global.",
+        # Those of `prune:`: asking the registry would take seconds.
+        autocompletion=completed(
+            lambda params: dict.fromkeys(
+                value.get("family", key) if isinstance(value, dict) else key
+                for key, value in params.prune.items()
+            )
+        ),
     ),
 ]
 
@@ -79,14 +77,14 @@ CheckpointArgument = Annotated[
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the command line says of a network, where its file does not."""
+class Made:
+    """What makes a network: by name, or the user's own code."""
 
+    PANEL: ClassVar = "The network"
     architecture: Annotated[
         str | None,
         typer.Option(
-            help="resnet18, resnet20, `torchvision/<name>`, `timm/<name>` or `cifar/<name>`; by "
-            "default the header's, or inferred from names and shapes.",
+            help="resnet18, resnet20, `torchvision/<name>`, `timm/<name>` or `cifar/<name>`.",
             autocompletion=lambda incomplete: [n for n in LIBRARY if n.startswith(incomplete)],
         ),
     ] = None
@@ -94,9 +92,30 @@ class Known:
         str | None,
         typer.Option(
             help="package.module:function, your own code that makes the network. A function that "
-            "a file names is called only if it is given here or in the profile."
+            "a file names is called only if it is named here or in the profile."
         ),
     ] = None
+
+    @property
+    def name(self) -> str | None:
+        """The one that is given; UserError for both, or for one that is none."""
+        if self.architecture and self.factory:
+            raise UserError("give either --architecture or --factory")
+        for option in ("architecture", "factory"):
+            name = getattr(self, option)
+            if name is not None and is_factory(name) != (option == "factory"):
+                raise UserError(
+                    f"--{option}: {name!r} is none; a factory is package.module:function"
+                )
+        return self.architecture or self.factory
+
+
+@dataclass(frozen=True)
+class Known(Made):
+    """What the command line says of a network, where its file does not."""
+
+    PANEL: ClassVar = "The network (where its file does not say)"
+
     width: Annotated[int | None, typer.Option(help="Channels of the first convolution.")] = None
     classes: Annotated[int | None, typer.Option(help="Outputs of the last layer.")] = None
     channels: Annotated[int | None, typer.Option(help="Channels of an image.")] = None
@@ -127,17 +146,12 @@ class Known:
         """What describes the network, for the audit; a factory counts as an architecture. What is
         not said is taken from the network that was recognized, or from a config.json beside the
         checkpoint."""
-        if self.architecture and self.factory:
-            raise UserError("give either --architecture or --factory")
-        for option in ("architecture", "factory"):
-            name = getattr(self, option)
-            if name is not None and is_factory(name) != (option == "factory"):
-                raise UserError(
-                    f"--{option}: {name!r} is none; a factory is package.module:function"
-                )
-        said = {key: getattr(self, key) for key in ("width", "classes", "channels")}
-        said = {"architecture": self.architecture or self.factory} | said
-        said |= {"options": _mapping(self.options, "--options") if self.options else None}
+        said: dict[str, Any] = {"architecture": self.name}
+        said |= {key: getattr(self, key) for key in ("width", "classes", "channels")}
+        if self.options:
+            said["options"] = yaml_of(self.options, "--options")
+            if not isinstance(said["options"], dict):
+                raise UserError(f"--options: write a mapping of settings (got {self.options!r})")
         found = {key: value for key, value in said.items() if value is not None}
         if theirs is not None:
             return theirs.given | found
@@ -205,28 +219,29 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         raise UserError(f"{option}: write numbers with commas between (got {text!r})") from error
 
 
-def _mapping(text: str, option: str) -> dict[str, Any]:
-    value = yaml_of(text, option)
-    if not isinstance(value, dict):
-        raise UserError(f"{option}: write a mapping of settings (got {text!r})")
-    return value
+def told(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with options in the place of its parameters that are dataclasses: one for each
+    field, in the panel of --help that the class names."""
+    given = inspect.signature(command).parameters
+    kinds: dict[str, Any] = {
+        name: one.annotation for name, one in given.items() if is_dataclass(one.annotation)
+    }
+    shown: list[inspect.Parameter] = []
+    for name, parameter in given.items():
+        if (kind := kinds.get(name)) is None:
+            shown.append(parameter)
+            continue
+        for field in inspect.signature(kind).parameters.values():
+            (option,) = (copy(one) for one in field.annotation.__metadata__)
+            option.rich_help_panel = kind.PANEL
+            shown.append(field.replace(annotation=Annotated[field.annotation.__origin__, option]))
 
+    @wraps(command)
+    def called(**values: Any) -> None:
+        for name, kind in kinds.items():
+            values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
+        command(**values)
 
-def told(kind: type[Known]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Of a command with a parameter `known`: the fields of `kind` are options in its place."""
-    fields = inspect.signature(kind).parameters
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def called(**values: Any) -> None:
-            own = {name: values.pop(name) for name in fields}
-            command(known=kind(**own), **values)
-
-        parameters = dict(inspect.signature(command).parameters)
-        del parameters["known"]
-        shown = [*parameters.values(), *fields.values()]
-        kinds = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
-        called.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
-        return called
-
-    return decorate
+    alike = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
+    called.__signature__ = inspect.Signature(alike)  # type: ignore[attr-defined]
+    return called

@@ -7,38 +7,35 @@ from typing import Annotated
 
 import typer
 
-from advprune.cli.options import (
-    CheckpointArgument,
-    FamilyArgument,
-    Network,
-    ProfileOption,
-    told,
-)
+from advprune.cli.options import CheckpointArgument, FamilyArgument, Network, told
+from advprune.cli.repository import Images
 from advprune.core.errors import UserError
 from advprune.core.settings import yaml_of
 
 
-@told(Network)
+@told
 def prune(
     family: FamilyArgument,
     checkpoint: CheckpointArgument,
-    known: Network,
     setting: Annotated[
         str, typer.Option(help="As in params.yaml: 0.01, or '{compression: 4, finetune: {}}'.")
     ],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    profile: ProfileOption = None,
+    images: Images,
+    known: Network,
 ) -> None:
     """Compress a checkpoint: apply a family at a setting, write the result and its card.
 
     The card is written beside the result, with the suffix .json: what was changed, the sparsity
-    found in the saved file, multiply-accumulates. Families that train or use gradients
-    take the profile's training images and training settings; a killed fine-tuning resumes where it
-    stopped. Each family's settings are in docs/families/.
+    found in the saved file, multiply-accumulates. Each family's settings are in docs/families/.
+
+    Families that train or use gradients take the training images and training settings of a
+    profile. Anywhere else: those of `--data pictures/`, or of its sub-folder train/ if it has one,
+    with the settings that come with the package; evaluate on other pictures then. A killed
+    fine-tuning resumes where it stopped.
 
     Exit status: 0, or 2 if nothing was written.
     """
-    from advprune.cli.repository import Repository
     from advprune.core.files import fingerprint, locked
     from advprune.data import to_float
     from advprune.data.split import sha256_of
@@ -53,7 +50,7 @@ def prune(
         raise UserError(f"--out ends in .safetensors (got {out})")
     value = yaml_of(setting, "--setting")
     setting_of(family, value, place="--setting")
-    repository = Repository(profile)
+    repository = images.place(known, "train")
     dense, split = repository.network(checkpoint, known), repository.split("train")
     train, seed = repository.profile.train, repository.params.seed
     facts = repository.profile.model_dump(include={"data", "train"})

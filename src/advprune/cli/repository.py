@@ -1,12 +1,14 @@
 """What a command works in: settings, images, networks; of a repository, or of none."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from advprune.cli.options import Network
+import typer
+
+from advprune.cli.options import Network, ProfileOption
 from advprune.core.errors import UserError
 from advprune.core.networks import is_factory, is_library
 from advprune.core.settings import parse
@@ -21,6 +23,77 @@ if TYPE_CHECKING:
 
 UNKNOWN = Network()
 COLOUR = 3  # channels
+IMAGES = 500  # drawn for an evaluation
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a command works on: a profile's, or pictures of the user's own."""
+
+    PANEL: ClassVar = "The images (of a profile of params.yaml, or --data)"
+    profile: ProfileOption = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pictures of your own, with which no params.yaml is read: a folder of one "
+            "sub-folder a class, a split (.safetensors) or images and labels (.npz)."
+        ),
+    ] = None
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of class names of --data, one a line, in the order of the network's "
+            "outputs; by default the sub-folders' in alphabetical order."
+        ),
+    ] = None
+    eps: Annotated[
+        str | None, typer.Option(help="Budget of attacks on --data. [default: 8/255]")
+    ] = None
+
+    def place(self, known: Network, part: str = "test") -> "Repository":
+        """Where a command works: the pictures of --data, else the project that this folder is.
+
+        part: `test` or `train`, the sub-folder of --data that is meant where there are such. Raises
+        UserError where there is neither, or an option goes with the other.
+        """
+        from advprune.core.params import FILE
+
+        if self.data is not None:
+            if self.profile is not None:
+                raise UserError("give either --data or --profile")
+            return Pictures(known, self, part)
+        asked = {key: value for key, value in vars(self).items() if key != "profile"}
+        if part == "test":
+            asked |= {"resize": known.resize, "crop": known.crop}
+        for option in (key for key, value in asked.items() if value is not None):
+            raise UserError(f"--{option} goes with --data; a profile has its own")
+        if not Path(FILE).exists():
+            raise UserError(
+                f"cannot read {FILE}: it is not there; give your own pictures by --data, or run "
+                "this in the root of a project"
+            )
+        return Repository(self.profile)
+
+
+@dataclass(frozen=True)
+class Attacked(Images):
+    """The same of a command that attacks them."""
+
+    norm: Annotated[
+        str | None, typer.Option(help="Norm of the budget: Linf or L2. [default: Linf]")
+    ] = None
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many pictures of --data are drawn. [default: 500]"),
+    ] = None
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often a search without gradients may ask about a picture of --data. "
+            "[default: 300 by Square, 1000 by HopSkipJump]",
+        ),
+    ] = None
 
 
 class Repository:
@@ -149,34 +222,29 @@ class Repository:
 class Pictures(Repository):
     """No repository: pictures of one's own, under the settings that come with the package."""
 
-    def __init__(
-        self,
-        known: Network,
-        *,
-        data: Path,
-        eps: float = 8 / 255,
-        norm: str = "Linf",
-        images: int = 500,
-        names: Path | None = None,
-        queries: int | None = None,
-    ) -> None:
-        """Look at the pictures; UserError where they or the settings cannot be used."""
+    def __init__(self, known: Network, given: Images, part: str = "test") -> None:
+        """Look at the pictures that are `given`; UserError where they or the settings cannot be
+        used. part: the sub-folder that is meant where there are train/ and test/; of `train` all
+        pictures are read."""
         from advprune.data.given import read_given, read_names
         from advprune.defaults import defaults
 
-        self.fit = known.fit()
+        said = {key: value for key, value in vars(given).items() if value is not None}
+        data, self.fit, self.part = said["data"], known.fit(), part
         if self.fit is not None and not data.is_dir():
             raise UserError("--resize and --crop are for folders of pictures")
-        named = read_names(names) if names else ()
-        self.read = partial(read_given, data, images, classes=named)
-        self.first = read_given(data, 1, classes=named)
+        named = read_names(said["names"]) if "names" in said else ()
+        most = None if part == "train" else said.get("images", IMAGES)
+        self.read = partial(read_given, data, most, classes=named, part=part)
+        self.first = read_given(data, 1, classes=named, part=part)
         self.channels = known.channels or self.first.images.shape[1]
-        self.settings = partial(defaults, eps, norm, queries=queries)
+        budget = said.get("eps", "8/255"), said.get("norm", "Linf")
+        self.settings = partial(defaults, *budget, queries=said.get("queries"))
 
     @cached_property
     def params(self) -> "Params":
         """Those that come with the package."""
-        return self.settings(self._test.shape)
+        return self.settings(self._images.shape)
 
     @property
     def model(self) -> "ModelSettings":
@@ -194,24 +262,24 @@ class Pictures(Repository):
     def fits_of(self, spec: "ModelSpec") -> dict[str, int]:
         """Grey pictures are shown to a network of three channels in colour, and all at the size
         that it takes. UserError where that is another than the network's before."""
-        if "_test" in vars(self) and spec.fit not in (None, self.fit):
+        if "_images" in vars(self) and spec.fit not in (None, self.fit):
             raise UserError("the networks take pictures of other sizes; give --resize and --crop")
-        if "_test" not in vars(self):
+        if "_images" not in vars(self):
             self.fit = spec.fit or self.fit
         if self.channels == 1 and spec.channels == COLOUR:
             self.channels = COLOUR
         return self.fits
 
     def split(self, name: str) -> "Split":
-        if name != "test":
+        if name not in ("test", self.part):
             raise UserError(
                 "images are normalized by training images, and there are none; give the network's "
                 "mean and standard deviation"
             )
-        return self._test
+        return self._images
 
     @cached_property
-    def _test(self) -> "Split":
+    def _images(self) -> "Split":
         found = self.read(fit=self.fit)
         if found.images.shape[1] == 1 < self.channels:
             return replace(found, images=found.images.repeat(1, self.channels, 1, 1))

@@ -24,16 +24,18 @@ def read_given(
     seed: int = 0,
     classes: Sequence[str] = (),
     fit: Fit | None = None,
+    part: str = "test",
 ) -> Split:
     """Read the pictures at `place`: at most that many, drawn by seed, each class with its share.
 
     classes: names in the order of the network's outputs; by default those of a folder's sub-folders
     in alphabetical order, of a split its own, of a `.npz` file its numbers. All pictures of a split
     come in its order, unless it is sorted by class. fit: resizes or cuts the pictures of a folder.
+    part: the sub-folder that is read of a folder which has train/ and test/.
     UserError on what cannot be used.
     """
     if place.is_dir():
-        names, known, files = _listed(place, classes)
+        names, known, files = _listed(place, classes, part)
         labels = torch.tensor(known)
         drawn = _drawn(labels, most, seed)
         images = _decoded([place / files[number] for number in drawn.tolist()], fit)
@@ -74,11 +76,16 @@ def _drawn(labels: torch.Tensor, most: int | None, seed: int) -> torch.Tensor:
     return interleaved(labels, seed)[:most]
 
 
-def _listed(place: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[int], list[str]]:
+def _listed(
+    place: Path, classes: Sequence[str], part: str
+) -> tuple[tuple[str, ...], list[int], list[str]]:
     """The classes of a folder of pictures; of its files the labels, and the names below it."""
-    top = place / "test" if (place / "test").is_dir() else place
-    if top == place and (place / "train").is_dir():
-        raise UserError(f"{place} has train/ and no test/; give a folder of one sub-folder a class")
+    top = place / part if (place / part).is_dir() else place
+    other = {"test": "train", "train": "test"}[part]
+    if top == place and (place / other).is_dir():
+        raise UserError(
+            f"{place} has {other}/ and no {part}/; give a folder of one sub-folder a class"
+        )
     kinds = sorted(p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
     check_names(top, {(kind,) for kind in kinds})
     names = tuple(classes) or tuple(kinds)
@@ -95,7 +102,7 @@ def _listed(place: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[
                 "convert or rename it, or take it out"
             )
         own = [f"{kind}/{name}" for name in inside if name.lower().endswith(SUFFIXES)]
-        files += [f"test/{name}" for name in own] if top != place else own
+        files += [f"{part}/{name}" for name in own] if top != place else own
         labels += [names.index(kind)] * len(own)
     if len(names) < 2 or not files:
         raise UserError(

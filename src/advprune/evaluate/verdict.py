@@ -151,16 +151,21 @@ def more_steps(evidence: Evidence) -> Iterator[Check]:
 def larger_budgets(evidence: Evidence) -> Iterator[Check]:
     """A larger budget never does less harm, and the largest leaves no more than guessing."""
     points, name = evidence.curve("curve_eps", "eps"), "larger budgets"
+
+    def told(eps: float) -> str:
+        linf = points[0][1].norm.iloc[0] == "Linf"
+        return f"{255 * eps:.4g}/255" if linf else f"{eps:.4g}"
+
     if len(points) > 1:
         figure = f"{accuracy(points[0][1])} to {accuracy(points[-1][1])}"
-        risen = [f"{255 * eps:.4g}/255" for eps, _ in _rises(points)]
+        risen = [told(eps) for eps, _ in _rises(points)]
         good = "a larger budget never does less harm"
         bad = f"a larger budget does less harm at eps {risen[0]}" if risen else ""
         yield _either(not risen, name, figure, good, bad, FAIL)
     if points:
         eps, records = points[-1]
         low, _ = remnant_accuracy(records).interval
-        figure = f"{accuracy(records)} at eps {255 * eps:.4g}/255"
+        figure = f"{accuracy(records)} at eps {told(eps)}"
         good = "no better than guessing, as it must be"
         bad = "above guessing where nearly any image is allowed"
         guesses = low is None or low <= 1 / evidence.classes

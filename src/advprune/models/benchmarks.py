@@ -48,10 +48,6 @@ def _wide(tensors: Tensors) -> dict[str, Any]:
     return {"depth": 6 * len(layers) + 4, "widen": widen}
 
 
-def _preact(tensors: Tensors) -> dict[str, Any]:
-    return {"width": _out(tensors, "conv1.weight"), "norm": "bn.weight" in tensors}
-
-
 def _vgg(tensors: Tensors) -> dict[str, Any]:
     hidden = _out(tensors, "classifier.0.weight") if "classifier.0.weight" in tensors else 0
     bias = "features.0.bias" in tensors
@@ -86,7 +82,10 @@ DIALECTS = (
     _Dialect(
         "cifar/preact_resnet18",  # Wong's, Rice's; RobustBird and FlyingBird
         ("layer1.0.bn1.weight", "layer4.0.shortcut.0.weight", "conv1.weight", "linear.weight"),
-        _preact,
+        lambda tensors: {
+            "width": _out(tensors, "conv1.weight"),
+            "norm": "bn.weight" in tensors,
+        },
         absent=("bn1.weight", "layer4.0.shortcut.1.weight"),
     ),
     _Dialect("cifar/vgg16", (*VGG, "classifier.weight"), _vgg),  # RADMM, TwinRep, the Birds
@@ -111,24 +110,16 @@ def recognized(tensors: Tensors) -> Recognized | None:
     seen = {name.removesuffix("_orig"): tensor for name, tensor in bare.items()}  # of masked layers
     for dialect in DIALECTS:
         fits = all(name in seen for name in dialect.signature)
-        if fits and len(bare) == len(tensors) and not any(name in seen for name in dialect.absent):
-            return _translated(dialect, bare, dialect.options(seen))
+        if not fits or len(bare) < len(tensors) or any(name in seen for name in dialect.absent):
+            continue
+        # RobustBench's networks keep what they normalize by among their tensors.
+        buffers = [bare.pop(name).flatten().tolist() for name in ("mu", "sigma") if name in bare]
+        renamed = {dialect.rename(name): tensor for name, tensor in bare.items()}
+        left = sum(dialect.rename(name) is None for name in bare)
+        return Recognized(
+            {name: tensor for name, tensor in renamed.items() if name is not None},
+            {"architecture": dialect.architecture, "options": dialect.options(seen)},
+            (tuple(buffers[0]), tuple(buffers[1])) if len(buffers) == 2 else None,
+            [f"{left} tensors were left out that the network does not use"] if left else [],
+        )
     return None
-
-
-def _translated(
-    dialect: _Dialect, bare: dict[str, torch.Tensor], options: dict[str, Any]
-) -> Recognized:
-    # RobustBench's networks keep what they normalize by among their tensors.
-    buffers = [bare.pop(name).flatten().tolist() for name in ("mu", "sigma") if name in bare]
-    given = {"architecture": dialect.architecture, "options": options}
-    found: dict[str, torch.Tensor] = {}
-    left = 0
-    for name, tensor in bare.items():
-        if (new := dialect.rename(name)) is None:
-            left += 1
-        else:
-            found[new] = tensor
-    notes = [f"{left} tensors were left out that the network does not use"] if left else []
-    mean_std = (tuple(buffers[0]), tuple(buffers[1])) if len(buffers) == 2 else None
-    return Recognized(found, given, mean_std, notes)

@@ -61,7 +61,8 @@ class OnnxFile:
             known = ", ".join(TYPES)
             raise UserError(f"{path} takes {inputs[0].type}; known: {known}")
         self.type = TYPES[inputs[0].type]
-        inside = self.type == torch.uint8 or NORMALIZES in self._facts()
+        facts = self.session.get_modelmeta().custom_metadata_map  # what it says of itself
+        inside = self.type == torch.uint8 or NORMALIZES in facts
         self.normalize = nn.Identity() if inside or normalize is None else normalize
 
         def takes(*sizes: int) -> bool:
@@ -80,10 +81,6 @@ class OnnxFile:
             names = ", ".join(one.name for one in outputs)
             raise UserError(f"{path} gives {names}; which of them are the scores is not clear")
         self.output = chosen[0].name
-
-    def _facts(self) -> dict[str, str]:
-        """What the file says of itself."""
-        return dict(self.session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         images = self.normalize(images)

@@ -201,35 +201,29 @@ def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
     and so do what families make of a network that does. It may draw at random."""
     if not isinstance(model, Outside) or model.spec.layers or model.spec.quantization:
         return
-    name = f"{model.spec.architecture}, images {list(shape)}"
+    name, wanted = f"{model.spec.architecture}, images {list(shape)}", [4, model.spec.classes]
     images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
     try:
         with undisturbed():
-            private = copy.deepcopy(model).cpu()
-            fault = _broken(private, images.clone().requires_grad_())
-            if fault is None:
-                admitted("in evaluation", private, images)
+            private, given = copy.deepcopy(model).cpu(), images.clone().requires_grad_()
+            for how in ("in training", "in evaluation"):
+                logits = private.train(how == "in training")(given)
+                if not isinstance(logits, torch.Tensor):
+                    kind = type(logits).__name__
+                    raise UserError(f"it returns {kind} {how}, not logits {wanted}")
+                if list(logits.shape) != wanted or logits.dtype != torch.float32:
+                    found = f"{dtype_name(logits)} {list(logits.shape)}"
+                    raise UserError(f"it returns {found}, not float32 {wanted}")
+            if not logits.requires_grad:
+                raise UserError(
+                    "its logits have no gradient by the image, without which nothing can be "
+                    "attacked"
+                )
+            admitted("in evaluation", private, images)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever the network's code does
         raise UserError(f"{name}: {_said(error)}") from error
-    if fault:
-        raise UserError(f"{name}: {fault}")
-
-
-def _broken(model: Outside, images: torch.Tensor) -> str | None:
-    """What else is wrong with a network's logits of images `[N, C, H, W]`; it is changed."""
-    wanted, logits = [len(images), model.spec.classes], torch.empty(0)
-    for training in (True, False):
-        logits = model.train(training)(images)
-        if not isinstance(logits, torch.Tensor):
-            how = "in training" if training else "in evaluation"
-            return f"it returns {type(logits).__name__} {how}, not logits {wanted}"
-        if list(logits.shape) != wanted or logits.dtype != torch.float32:
-            return f"it returns {dtype_name(logits)} {list(logits.shape)}, not float32 {wanted}"
-    if not logits.requires_grad:
-        return "its logits have no gradient by the image, without which nothing can be attacked"
-    return None
 
 
 def code_files(factory: str | None) -> list[Path]:

@@ -5,7 +5,9 @@ words of the quantity (`KINDS`); `quantity_low` and `quantity_high` beside it ar
 and are merged into it. `COLUMNS` gives headings and explanations where the name is not enough.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -35,6 +37,19 @@ percent = _written("z.1f", 100)  # a fraction as percent without the sign: `54.0
 points = _written("+z.1f", 100)  # a difference of fractions in percentage points: `+1.2`
 levels = _written(".3g", 255)  # a distance in grey levels of 255: `18.7`, `0.312`
 
+_norm: ContextVar[str] = ContextVar("norm", default="Linf")
+
+
+@contextmanager
+def budgets_in(norm: str) -> Iterator[None]:
+    """Budgets and distances that are written inside are of this norm: those of Linf in grey levels,
+    `8/255`, others as they are."""
+    before = _norm.set(norm)
+    try:
+        yield
+    finally:
+        _norm.reset(before)
+
 
 def p_value(value: float | None) -> str:
     """`0.031`, or `< 0.001`."""
@@ -48,7 +63,7 @@ def budget(value: float | None) -> str:
     if value is None or _missing(value):
         return NOTHING
     tenths = value * 2550
-    short = abs(tenths - round(tenths)) < 1e-6
+    short = _norm.get() == "Linf" and abs(tenths - round(tenths)) < 1e-6
     return f"{round(value * 255, 1):g}/255" if short and value else f"{value:.4g}"
 
 
@@ -160,7 +175,10 @@ def kind_of(column: str) -> Kind:
     """The kind of a column's numbers."""
     words = column.partition(":")[0].split("_")
     ends = ("_".join(words[start:]) for start in range(len(words)))
-    return next((KINDS[end] for end in ends if end in KINDS), NUMBER)
+    kind = next((KINDS[end] for end in ends if end in KINDS), NUMBER)
+    if kind.unit == "/255" and _norm.get() != "Linf":
+        return Kind(_written("+.3g" if kind.signed else ".3g"), signed=kind.signed)
+    return kind
 
 
 def name_of(column: str) -> str:

@@ -17,7 +17,7 @@ from advprune.report.chart_png import png
 from advprune.report.formats import heading, hint, markdown, shown_columns, sort_value, texts
 from advprune.report.run import Run
 from advprune.report.section import Part, sections
-from advprune.report.summary import QUESTION, summary
+from advprune.report.summary import OF_ONE, QUESTION, summary
 
 CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
 LONG = 16  # rows from which a table is folded
@@ -110,7 +110,8 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     return environment.get_template(template).render(
         profile=run.params.profile,
         origin=origin,
-        question=QUESTION,
+        heading="Adversarial robustness" + " under compression" * (len(run.models) > 1),
+        question=QUESTION if len(run.models) > 1 else OF_ONE,
         summary=summary(run),
         sections=found,
         made_with=f"advprune {__version__}, Python {platform.python_version()}, {packages}",

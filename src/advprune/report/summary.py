@@ -3,12 +3,23 @@
 from collections import Counter
 
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.verdict import LEVELS, PASS
 from advprune.report.compared import against_dense, compared, jointly
-from advprune.report.formats import budget, counted, levels, listed, p_text, percent, points, spell
+from advprune.report.formats import (
+    budget,
+    counted,
+    kind_of,
+    listed,
+    p_text,
+    percent,
+    points,
+    spell,
+)
 from advprune.report.run import Model, Run
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
+OF_ONE = "How robust is this network, and can the number be believed?"
 NAMED = 4  # up to this many models are named one by one
 
 
@@ -36,13 +47,14 @@ def effect(run: Run) -> str:
     one budget says nothing where both models are at its floor or its ceiling."""
     tests = {model: against.distance for model, against in against_dense(run).items()}
     if not tests:
-        return "No compressed model is part of this run."
+        return ""
     farther, nearer, same = (
         [model for model, test in tests.items() if test.outcome.partition(" (")[0] == outcome]
         for outcome in ("higher", "lower", "not significant")
     )
     most = max((tests[model].difference for model in farther), default=0.0)
-    notes = [f"by at most {levels(most)}/255"] if levels(most) != levels(0) else []
+    kind = kind_of("median_distance")
+    notes = [f"by at most {kind.text(most)}{kind.unit}"] if kind.text(most) != kind.text(0) else []
     notes += [
         f"{model.name} beside {control}, a control of equal clean accuracy"
         for model in farther
@@ -77,17 +89,24 @@ def accuracy(run: Run) -> str:
 
 
 def start(run: Run) -> str:
-    """Clean and robust accuracy of each dense network."""
-    setting = run.main_attack
-    parts = [
-        f"{dense.name} has {spell(clean_accuracy(dense.attack(run.main)))} clean and "
-        f"{spell(remnant_accuracy(run.robust(dense)))} robust accuracy"
-        for dense in run.roots
-    ]
+    """Clean and robust accuracy of each dense network; of one alone its distance as well."""
+    setting, alone, kind = run.main_attack, len(run.models) == 1, kind_of("median_distance")
+    parts = []
+    for dense in run.roots:
+        clean, robust = clean_accuracy(dense.attack(run.main)), remnant_accuracy(run.robust(dense))
+        name = "The network" if alone else dense.name
+        parts.append(f"{name} has {spell(clean)} clean and {spell(robust)} robust accuracy")
     before = "Without compression, " if run.compressed else ""
-    return (
+    found = (
         f"{before}{listed(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
         f"n = {run.n}; an image counts as robust only if no attack broke it)."
+    )
+    if not alone:
+        return found
+    median, low, high = map(kind.text, median_distance(run.distances(run.models[0])))
+    return (
+        f"{found} Half of the images are fooled by a change of at most {median}{kind.unit} "
+        f"({low}–{high} at 95 %)."
     )
 
 
@@ -126,6 +145,10 @@ def transfer(run: Run) -> str:
 def trust(run: Run) -> str:
     """How many robust accuracies passed every check."""
     doubts = [model for model in run.models if run.verdict(model).level != LEVELS[PASS]]
+    if len(run.models) == 1 and doubts:
+        verdict = run.verdict(doubts[0])
+        reasons = "; ".join(f"{check.name}: {check.reason}" for check in verdict.against)
+        return f"The robust accuracy is {verdict.level}, an upper bound at most ({reasons})."
     total = counted(len(run.models), "robust accuracy", "robust accuracies")
     if not doubts:
         return f"All checks are passed for {total}."

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from advprune.core.errors import UserError
-from advprune.report.formats import bounds, budget, heading, texts
+from advprune.report.formats import bounds, budget, budgets_in, heading, texts
 from advprune.report.results import RESULTS, read_results, without_own
 
 BRIEF = (
@@ -22,10 +22,11 @@ def leaderboard(profile: str, markdown: bool = False, folder: Path = Path("repor
     markdown: as GitHub's markdown, else aligned as wide as it must be.
     """
     table = read(profile, folder)
-    title = title_of(profile, table)
-    if markdown:
-        return f"**{title}**\n\n{table_of(table)}"
-    return f"{title}\n{table_of(table, 'simple')}\n{folder / profile / 'report.html'}"
+    with budgets_in(str(table.norm.iloc[0])):
+        title = title_of(profile, table)
+        if markdown:
+            return f"**{title}**\n\n{table_of(table)}"
+        return f"{title}\n{table_of(table, 'simple')}\n{folder / profile / 'report.html'}"
 
 
 def read(profile: str, folder: Path = Path("reports")) -> pd.DataFrame:

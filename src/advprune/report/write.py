@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 from advprune.core.files import atomic, write_json
 from advprune.core.params import FILE, Params
 from advprune.report.chart_png import png
+from advprune.report.formats import budgets_in
 from advprune.report.page import charts, html, report_markdown, shown_sections
 from advprune.report.results import OUTCOMES, RESULTS, declared, metrics_of
 from advprune.report.run import Run
@@ -17,8 +18,8 @@ from advprune.report.sections.claims import outcomes
 def write_report(run: Run, folder: Path) -> None:
     """Write report.html, report.md, figures/*.png, results.csv, claims.csv (if there are any) and
     the settings that it was made with, in place of an older report."""
-    found = shown_sections(run)
-    with atomic(folder) as temporary:
+    with budgets_in(run.main_attack.norm), atomic(folder) as temporary:
+        found = shown_sections(run)
         temporary.mkdir()
         (temporary / "figures").mkdir()
         for name, chart in charts(found).items():

@@ -27,11 +27,13 @@ def distances(run: Run) -> Iterator[Part]:
     """Every model against its dense network, and accuracy over the budget."""
     if not run.models:
         return
+    norm = run.main_attack.norm
+    measured = f"{norm}, in grey levels" if norm == "Linf" else f"{norm}, of pixels in [0, 1]"
     yield Part(
         "Distances",
-        f"The smallest change of an image found that fools the model ({run.main_attack.norm}, in "
-        "grey levels): median with 95 % bootstrap interval, and the difference from the dense "
-        "network, image by image (Hodges–Lehmann, Wilcoxon's signed-rank test). "
+        f"The smallest change of an image found that fools the model ({measured}): median with "
+        "95 % bootstrap interval, and the difference from the dense network, image by image "
+        "(Hodges–Lehmann, Wilcoxon's signed-rank test). "
         f"{explained('all models of a dense network')}",
         table_of(run),
     )

@@ -32,22 +32,26 @@ def leaderboard(run: Run) -> Iterator[Part]:
     """The table of all models, robust over clean accuracy, and further measures of each."""
     main, table = run.main_attack, without_own(results(run))
     table = table.assign(passes=table.forwards + table.gradients)
+    compared = (
+        " Both are compared with the dense network on the same images (McNemar, Wilcoxon), "
+        "corrected for all models of that network (Holm)."
+    )
     yield Part(
         "Leaderboard",
         f"Robust: the share of images that nothing within the budget breaks ({main.norm}, eps "
         f"{budget(main.eps)}, n = {run.n}; 95 % Wilson interval). Distance: the median of the "
-        "smallest changes found that fool the model. Both are compared with the dense network on "
-        "the same images (McNemar, Wilcoxon), corrected for all models of that network (Holm).",
+        f"smallest changes found that fool the model.{compared if run.compressed else ''}",
         with_bounds(without_own(declared(run)), BOARD),
     )
     axes = ("clean_accuracy", "median_distance", "group")
     look: dict[str, Any] = {"size": "sparsity", "marker": "verdict"}
     look |= {"hover": ("model", "verdict", "robust_accuracy")}
-    yield Part(
-        "Distance over clean accuracy",
-        "One marker per model; larger is sparser, the shape shows the verdict.",
-        chart=Chart("tradeoff", "points", table, *axes, **look),
-    )
+    if len(run.models) > 1:
+        yield Part(
+            "Distance over clean accuracy",
+            "One marker per model; larger is sparser, the shape shows the verdict.",
+            chart=Chart("tradeoff", "points", table, *axes, **look),
+        )
     yield Part("Size, cost and calibration", table=table[[*SIZES]], folded=True)
     every = [name for name in map(str, table.columns) if name.startswith("accuracy:")]
     yield Part(

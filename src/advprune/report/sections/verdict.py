@@ -34,9 +34,9 @@ def verdict(run: Run) -> Iterator[Part]:
     against = checks[checks.outcome != PASS]
     yield Part(
         "Verdict",
-        f"{len(checks) - len(against)} of {counted(len(checks), 'check')} on {len(run.models)} "
-        "models passed. A check in doubt makes a robust accuracy suspect, a failed one makes it "
-        f"broken.{calibration(run.folder / CALIBRATION)}",
+        f"{len(checks) - len(against)} of {counted(len(checks), 'check')} on "
+        f"{counted(len(run.models), 'model')} passed. A check in doubt makes a robust accuracy "
+        f"suspect, a failed one makes it broken.{calibration(run.folder / CALIBRATION)}",
         against if len(against) else None,
     )
     tally = pd.crosstab(checks.check, checks.outcome).reindex(checks.check.unique())
