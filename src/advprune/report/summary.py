@@ -56,7 +56,7 @@ def effect(run: Run) -> str:
     kind = kind_of("median_distance")
     notes = [f"by at most {kind.text(most)}{kind.unit}"] if kind.text(most) != kind.text(0) else []
     notes += [
-        f"{model.name} beside {control}, a control of equal clean accuracy"
+        f"{model.name} compared with {control}, a control of equal clean accuracy"
         for model in farther
         if (control := tests[model].control)
     ]
@@ -136,8 +136,8 @@ def transfer(run: Run) -> str:
     model, test = max(tests.items(), key=lambda item: item[1].difference)
     return (
         f"Transfer attacks overstate robustness for {higher} of "
-        f"{counted(len(tests), 'compressed model')}: {model.name} has {spell(test.first)} "
-        f"accuracy on images crafted on its dense network, and {spell(test.second)} when "
+        f"{counted(len(tests), 'compressed model')}, most for {model.name}: {spell(test.first)} "
+        f"accuracy on images crafted on its dense network, but {spell(test.second)} when "
         f"attacked directly ({p_text(test.p)})."
     )
 

@@ -48,9 +48,9 @@ def bitflips(run: Run) -> Iterator[Part]:
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
         f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
         f"training images without labels: mean and 95 % interval over {flips.seeds} batches, or a "
-        "lower bound where a batch did not reach chance. The search margin ignores images already "
-        f"misclassified, targeted aims at class {flips.target}; for comparison, accuracy after as "
-        "many random flips.",
+        "lower bound where a batch did not reach chance. Search “margin” ignores images that are "
+        f"already misclassified, “targeted” aims at class {flips.target}. Random flips: accuracy "
+        "after as many flips at random places.",
         table_of(found),
         Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
     )

@@ -1,6 +1,7 @@
 """A few images, clean and under the main attack on each dense network, with predictions."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,14 +35,14 @@ def images(run: Run) -> Iterator[Part]:
 
 def cells_of(run: Run, records: pd.DataFrame, attacked: np.ndarray) -> pd.DataFrame:
     """Clean, attacked (uint8 `[n, C, H, W]`) and the change of each image, with its predictions."""
-    found = []
-    for row, clean, adv in zip(
-        records[:SHOWN].itertuples(), run.clean_images, attacked, strict=False
-    ):
-        classes = [run.classes[int(one)] for one in (row.clean_pred, row.adv_pred)]
+    found: list[dict[str, Any]] = []
+    predicted = records[["clean_pred", "adv_pred"]].to_numpy(int)[:SHOWN]
+    rows = zip(predicted, run.clean_images, attacked, strict=False)
+    for place, (classes, clean, adv) in enumerate(rows, 1):
+        before, after = (run.classes[one] for one in classes)
         change = (adv.astype(float) - clean) / (255 * run.main_attack.eps)
         scaled = np.clip(GREY + 127 * change, 0, 255).astype(np.uint8)
         for name, pixels in (("clean", clean), ("attacked", adv), ("change", scaled)):
-            image = f"{len(found) // 3 + 1}: {classes[0]} → {classes[1]}"
+            image = f"{place}: {before} → {after}"
             found.append({"image": image, "row": name, "pixels": pixels})
     return pd.DataFrame(found)

@@ -37,7 +37,7 @@ def seeds(run: Run) -> Iterator[Part]:
         look: dict[str, Any] = {"interval": True, "hover": ("sparsity", "seed_deviation")}
         yield Part(
             f"Accuracy over seeds, on {study.of}",
-            f"An image is robust if none of {listed(attacks)} breaks it (eps "
+            f"An image is robust if it withstands {listed(attacks)} (eps "
             f"{budget(run.main_attack.eps)}). n = {n} test images, {counted(count, 'seed')}, each "
             "with a dense network of its own; intervals cover other seeds and other images "
             "(two-way random effects). Area is the mean accuracy over all budgets up to twice the "
