@@ -38,8 +38,9 @@ def scope(run: Run) -> str:
     parts = [f"{models - lost['model']} of {counted(models, 'model')}"]
     if studies:
         parts.append(f"{studies - lost['study']} of {counted(studies, 'study', 'studies')}")
-    bare = ", without all transfer attacks" if lost["transfer"] else ""
-    return f"Partial run: {listed(parts)}{bare}. What is missing is listed under “Not run”."
+    bare = [one.name for one in run.absent if one.kind == "transfer"]
+    how = "" if not bare else f", {'some models' if all(bare) else 'all'} without transfer attacks"
+    return f"Partial run: {listed(parts)}{how}. What is missing is listed under “Not run”."
 
 
 def effect(run: Run) -> str:
