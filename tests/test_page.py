@@ -59,7 +59,9 @@ def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.Monk
     }
     monkeypatch.setattr("advprune.report.summary.against_dense", lambda run: tests)
     assert "A-standard is significantly harder to fool" in effect(run)
-    assert "(by at most 1/255; A-standard than B-standard, a control of equal" in effect(run)
+    assert "(by at most 1/255; A-standard compared with B-standard, a control of equal" in effect(
+        run
+    )
     assert "of 2 do not differ significantly (1 less accurate when clean: not" in effect(run)
 
 
@@ -84,9 +86,11 @@ def test_the_price_is_the_largest_loss_of_clean_accuracy() -> None:
 
 def test_transfer_is_set_beside_attacking_directly() -> None:
     found = transfer(run_of(model("A", carried=30)))
-    assert found.startswith("Transfer attacks overstate robustness for 1 of 1 compressed model: ")
+    assert found.startswith(
+        "Transfer attacks overstate robustness for 1 of 1 compressed model, most for A-standard: 75"
+    )
     assert "75.0 % (59.8–85.8) accuracy on images crafted on its dense network" in found
-    assert "and 10.0 % (4.0–23.1) when attacked directly (p < 0.001)" in found
+    assert "but 10.0 % (4.0–23.1) when attacked directly (p < 0.001)" in found
     assert "significantly for no compressed model" in transfer(run_of(model("A")))
 
 

@@ -29,6 +29,7 @@ from advprune.report.formats import (
     markdown,
     number,
     p_value,
+    points,
     texts,
     with_interval,
 )
@@ -38,7 +39,7 @@ from advprune.report.read import read_run
 from advprune.report.results import METRICS, results
 from advprune.report.section import Part, sections
 from advprune.report.sections.leaderboard import leaderboard
-from advprune.report.sections.sweep import table_of
+from advprune.report.sections.sweep import sweep, table_of
 from advprune.report.sections.verdict import CALIBRATION, calibration, verdict
 from advprune.report.terminal import leaderboard as terminal
 from advprune.report.terminal import read
@@ -54,6 +55,7 @@ from advprune.report.write import write_metrics, write_report
         (budget, 1.6 / 255, "1.6/255"),
         (budget, 0.03, "0.03"),
         (budget, 0.0, "0"),
+        (points, -0.0004, "+0.0"),
         (p_value, 0.0004, "< 0.001"),
         (p_value, 0.0312, "0.031"),
         (p_value, 0.25, "0.25"),
@@ -249,8 +251,8 @@ def test_png_are_the_same_bytes_and_show_the_colours_of_their_series() -> None:
     assert (np.abs(drawn - wanted).max(2) < 24).any()
     heat = pd.DataFrame({"x": list("ab"), "y": list("aa"), "transfer_accuracy": [0.0, 1.0]})
     assert png(Chart("h", "heatmap", heat, "x", "y", value="transfer_accuracy"), {})
-    points = line(ordered=False, marker="model", size="robust_accuracy_low")
-    assert png(replace(points, kind="points"), places)
+    spots = line(ordered=False, marker="model", size="robust_accuracy_low")
+    assert png(replace(spots, kind="points"), places)
     pixels = [np.full((1, 4, 4), 7, np.uint8), np.full((3, 4, 4), 9, np.uint8)]
     images = pd.DataFrame({"image": [1, 2], "row": ["clean"] * 2, "pixels": pixels})
     assert png(Chart("i", "images", images, "image", "row", value="pixels"), {})
@@ -298,12 +300,20 @@ def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer() -> No
     params = settings(studies={"sweep": study})
     records = pd.concat([point(0), point(1, (0, 2, 0))]).assign(family="A")
     int8 = model("int8", (4, 20, 4), carried=30, bits=8)
-    table = table_of(run_of(int8, params=params, studies={"sweep": records}), "sweep")
+    run = run_of(int8, params=params, studies={"sweep": records})
+    table = table_of(run, "sweep")
     assert table.family.tolist() == ["dense", "A", "A", "int8"]
     assert table.setting.tolist()[1:] == ["1", "2", "transfer"]
     assert table["accuracy:short"].tolist() == [0.5, 0.5, 0.05, 0.75]
     assert table["against_dense:short"].tolist()[1:] == ["not significant", "lower", "higher"]
     assert table.prune_ratio.tolist() == [0.0, 0.5, 0.5, 0.0]
+    _, figure = sweep(run)  # A alone has more than one setting
+    assert figure.chart is not None and figure.chart.x_label == "A"
+    data = figure.chart.data
+    assert list(data.images.unique()) == ["main", "short", "long", "clean"]
+    short = data[data.images == "short"]
+    assert short.setting.tolist() == ["dense", "1", "2"]
+    assert short.accuracy.tolist() == [0.5, 0.5, 0.05]
 
 
 # --- files ---------------------------------------------------------------------------------------

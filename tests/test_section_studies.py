@@ -279,7 +279,7 @@ def flipped() -> Run:
 
 
 def test_flips_to_chance_are_means_over_batches(flipped: Run) -> None:
-    found = bitflips.table_of(bitflips.entries(flipped)).set_index("entry")
+    found = bitflips.table_of(bitflips.entries(flipped)).set_index("study")
     assert found.flips_to_chance["dense_8"] == 10 and found.at_chance["dense_8"] == "5 of 5"
     # A batch that never came down is not averaged: at least 30.
     assert pd.isna(found.flips_to_chance["grown"]) and found.at_least_flips["grown"] == 30
@@ -289,7 +289,7 @@ def test_flips_to_chance_are_means_over_batches(flipped: Run) -> None:
 
 def test_entries_are_compared_by_ranks_and_corrected(flipped: Run) -> None:
     pairs = pairs_of(bitflips.entries(flipped), "dense-standard")
-    found = bitflips.pair_table(pairs).set_index("entry")
+    found = bitflips.pair_table(pairs).set_index("study")
     assert found.index.tolist() == ["grown", "E_8", "robust_8"]  # the first is the reference
     assert found.p["robust_8"] == pytest.approx(3 * 2 / 252)  # one of 252 ways, two-sided, Holm
     assert found.outcome.tolist() == ["higher", "not significant", "lower"]

@@ -84,7 +84,7 @@ def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
         found = found.assign(distance=np.where(first(20), size, np.inf))
         models.append(replace(one, records=pd.concat([one.records, found], ignore_index=True)))
     run = run_of(models, params)
-    curve = distances.curve(run, run.models[1]).set_index("eps").accuracy
+    curve = distances.curve(run, run.models[1]).set_index("eps_axis").accuracy
     assert curve[0.0] == 1.0 and curve[EPS / 2 - EPS / 16] == 1.0 and curve[EPS / 2] == 0.5
     assert curve[EPS] == 0.5 and curve[2 * EPS] == 0  # curve_eps, twice the budget
     row = distances.table_of(run).set_index("model").loc["E-standard"]

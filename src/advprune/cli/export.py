@@ -54,7 +54,8 @@ def export(
         if onnx is None:
             raise UserError("--size goes with --onnx")
         parts = size.split("x")
-        sides = tuple(int(part) if part.isdecimal() else 0 for part in (parts[0], parts[-1]))
+        height, width = (int(part) if part.isdecimal() else 0 for part in (parts[0], parts[-1]))
+        sides = height, width
         if len(parts) > 2 or not all(0 < side <= 65536 for side in sides):
             raise UserError(
                 f"--size is a number of pixels, or height x width such as 32x48 (got {size!r})"
@@ -66,7 +67,7 @@ def export(
         _in_half(model, checkpoint, out)
 
 
-def _as_onnx(model: "nn.Module", checkpoint: Path, out: Path, size: tuple[int, ...] | None) -> None:
+def _as_onnx(model: "nn.Module", checkpoint: Path, out: Path, size: tuple[int, int] | None) -> None:
     import torch
 
     from advprune.models.onnx_export import USUAL, export_onnx

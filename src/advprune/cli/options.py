@@ -223,14 +223,15 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 def told(command: Callable[..., None]) -> Callable[..., None]:
     """The command with options in the place of its parameters that are dataclasses: one for each
     field, in the panel of --help that the class names."""
+    given = inspect.signature(command).parameters
+    kinds: dict[str, Any] = {
+        name: one.annotation for name, one in given.items() if is_dataclass(one.annotation)
+    }
     shown: list[inspect.Parameter] = []
-    groups: dict[str, Any] = {}  # classes
-    for name, parameter in inspect.signature(command).parameters.items():
-        if not is_dataclass(parameter.annotation):
+    for name, parameter in given.items():
+        if (kind := kinds.get(name)) is None:
             shown.append(parameter)
             continue
-        groups[name] = parameter.annotation
-        kind = groups[name]
         for field in inspect.signature(kind).parameters.values():
             (option,) = (copy(one) for one in field.annotation.__metadata__)
             option.rich_help_panel = kind.PANEL
@@ -238,12 +239,10 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def called(**values: Any) -> None:
-        made = {
-            n: kind(**{f.name: values.pop(f.name) for f in fields(kind)})
-            for n, kind in groups.items()
-        }
-        command(**made, **values)
+        for name, kind in kinds.items():
+            values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
+        command(**values)
 
-    kinds = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
-    called.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
+    alike = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
+    called.__signature__ = inspect.Signature(alike)  # type: ignore[attr-defined]
     return called

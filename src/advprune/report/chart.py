@@ -104,6 +104,13 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
     named = chart.ordered or not is_numeric_dtype(data[chart.x])
     names = list(dict.fromkeys(data[chart.x])) if named else None
     low, high = (data[c] if chart.interval else data[chart.y] for c in bounds(chart.y))
+    # Tooltips are one line: `E-standard, bits 32, clean 99.3, robust 0.0 (0.0–1.3)`.
+    told = [c for c in (chart.series, *chart.hover, chart.x, chart.value, chart.y) if c]
+    told += bounds(chart.y) if chart.interval else ()
+    read = texts(pd.DataFrame({column: data[column] for column in told}))
+    for column in read:
+        if not is_string_dtype(data.get(column, read[column])):
+            read[column] = f"{heading(str(column))} " + read[column]
     marks = pd.DataFrame(
         {
             "x": data[chart.x].map(names.index) if names else data[chart.x] * x.scale,
@@ -112,7 +119,7 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
             "high": high.astype(float) * y.scale,
             "size": SMALLEST + (LARGEST - SMALLEST) * (data[chart.size] if chart.size else 0.0),
             "sign": data[chart.marker].map(markers_of(chart)) if chart.marker else MARKERS[0],
-            "words": _words(chart, data),
+            "words": [", ".join(row) for row in read.itertuples(index=False, name=None)],
             "series": data[chart.series].map(str) if chart.series else "",
             "panel": data[chart.panel].map(str) if chart.panel else "",
         }
@@ -132,18 +139,6 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
     ticks = None if names is None else [n if isinstance(n, str) else x.text(n) for n in names]
     reference = None if chart.reference is None else chart.reference * y.scale
     return [Panel(title, *labels, own, ticks, reference) for title, own in parts.items()]
-
-
-def _words(chart: Chart, data: pd.DataFrame) -> list[str]:
-    """One line for each mark: `E-standard, bits 32, clean 99.3, robust 0.0 (0.0–1.3)`."""
-    columns = [c for c in (chart.series, *chart.hover, chart.x, chart.value) if c]
-    columns += [chart.y, *(bounds(chart.y) if chart.interval else ())]
-    read = texts(pd.DataFrame({column: data[column] for column in columns}))
-    bare = {column for column in read if is_string_dtype(data.get(column, read[column]))}
-    for column in read:
-        if column not in bare:
-            read[column] = f"{heading(str(column))} " + read[column]
-    return [", ".join(row) for row in read.itertuples(index=False, name=None)]
 
 
 def markers_of(chart: Chart) -> dict[str, str]:

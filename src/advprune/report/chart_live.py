@@ -109,6 +109,10 @@ def _figure(chart: Chart, panel: Panel, height: int) -> Any:
     if panel.reference is not None:
         dash: dict[str, Any] = {"line_color": SOFT, "line_dash": "dotted"}
         made.add_layout(Span(location=panel.reference, dimension="width", **dash))
+    if chart.interval and chart.kind == "points":  # bokeh's own range would cut whiskers off
+        low = min(series.data.low.min() for series in panel.series)
+        high = max(series.data.high.max() for series in panel.series)
+        made.y_range.update(start=low - (high - low) / 20, end=high + (high - low) / 20)
     marks = []
     for place, series in enumerate(panel.series):
         data, shade = series.data, series.colour(INK)

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from advprune.report.chart import Chart, Panel, Places, Series, markers_of, panels
+from advprune.report.chart import Chart, Panel, Places, markers_of, panels
 from advprune.report.formats import heading, kind_of
 
 WIDTH, DPI = 5.2, 150  # inches: narrow, so that letters stay readable when a phone shrinks them
@@ -42,9 +42,25 @@ def _figure(rows: int, height: float, width: float = WIDTH) -> tuple[Figure, lis
 def _drawn(chart: Chart, places: Places) -> Figure:
     found = panels(chart, places)
     figure, axes = _figure(len(found), 3.4 if len(found) == 1 else 2.3)
+    look: dict[str, Any]
     for ax, panel in zip(axes, found, strict=True):
         for place, series in enumerate(panel.series):
-            (_line if chart.kind == "line" else _points)(ax, series, chart.interval, place)
+            data, shade = series.data, series.colour("black")
+            if chart.kind == "line":
+                look = {"linewidth": 2.2 if series.place < 0 else 1.1, "ms": 4, "mfc": "none"}
+                few = series.marker if len(data) <= 40 else ""
+                ax.plot(data.x, data.y, marker=few, color=shade, label=series.name or None, **look)
+                if chart.interval and not place:
+                    ax.fill_between(data.x, data.low, data.high, color=shade, alpha=0.13, lw=0)
+                continue
+            look = {"facecolors": "none", "edgecolors": shade}
+            for sign, own in data.groupby("sign", sort=False):
+                ax.scatter(own.x, own.y, s=np.square(own["size"]), marker=str(sign), **look)
+            if chart.interval:
+                ends = [data.y - data.low, data.high - data.y]
+                ax.errorbar(data.x, data.y, ends, fmt="none", ecolor=shade, elinewidth=0.8)
+            if series.name:
+                ax.scatter([], [], marker="o", label=series.name, **look)
         _axes(ax, panel, last=panel is found[-1])
     for name, sign in markers_of(chart).items():
         axes[0].scatter([], [], marker=sign, facecolors="none", edgecolors="#666666", label=name)
@@ -52,7 +68,7 @@ def _drawn(chart: Chart, places: Places) -> Figure:
     if handles := {label: handle for marks in drawn for handle, label in marks}:
         longest = max(len(label) for label in handles)
         columns = 4 if longest <= 8 else 3 if longest <= 13 else 2
-        look: dict[str, Any] = {"loc": "outside upper center", "fontsize": TICK, "frameon": False}
+        look = {"loc": "outside upper center", "fontsize": TICK, "frameon": False}
         figure.legend(handles.values(), handles.keys(), ncols=min(columns, len(handles)), **look)
     return figure
 
@@ -69,27 +85,6 @@ def _axes(ax: Axes, panel: Panel, last: bool) -> None:
         ax.set_xticks(list(ticks), list(ticks.values()) if last else [""] * len(ticks), **look)
     if panel.reference is not None:
         ax.axhline(panel.reference, color="#666666", linestyle=":", linewidth=1)
-
-
-def _line(ax: Axes, series: Series, interval: bool, place: int) -> None:
-    data, drawn = series.data, series.colour("black")
-    look: dict[str, Any] = {"color": drawn, "linewidth": 2.2 if series.place < 0 else 1.1}
-    few = series.marker if len(data) <= 40 else ""
-    ax.plot(data.x, data.y, marker=few, ms=4, mfc="none", label=series.name or None, **look)
-    if interval and not place:
-        ax.fill_between(data.x, data.low, data.high, color=drawn, alpha=0.13, lw=0)
-
-
-def _points(ax: Axes, series: Series, interval: bool, place: int) -> None:
-    look: dict[str, Any] = {"facecolors": "none", "edgecolors": series.colour("black")}
-    for sign, data in series.data.groupby("sign", sort=False):
-        ax.scatter(data.x, data.y, s=np.square(data["size"]), marker=str(sign), **look)
-    if interval:
-        data, shade = series.data, series.colour("black")
-        ends = [data.y - data.low, data.high - data.y]
-        ax.errorbar(data.x, data.y, ends, fmt="none", ecolor=shade, elinewidth=0.8)
-    if series.name:
-        ax.scatter([], [], marker="o", label=series.name, **look)
 
 
 def _heatmap(chart: Chart) -> Figure:

@@ -68,8 +68,13 @@ def judged(run: Run) -> list[Judged]:
                 reason += f"; run: {' '.join(['dvc repro', *stages]) if stages else claim.run}"
             found[claim.id] = Judged(claim, outcome, reason)
     chosen = [claim for claim in run.claims if claim.id in tests]
-    p_values = holm([_own_p(claim, tests[claim.id]) for claim in chosen])
-    for claim, p in zip(chosen, p_values, strict=True):
+    asked = []  # p of the test that each claim asks for: of a difference, or of there being none
+    for claim in chosen:
+        test = tests[claim.id]
+        lower = claim.expect == "no higher" and test.direction < 0  # being lower is no higher
+        same = min(test.p_equivalent, test.p) if lower else test.p_equivalent
+        asked.append(test.p if claim.is_difference else same)
+    for claim, p in zip(chosen, holm(asked), strict=True):
         # All tests hold together; a claim that says what may be lost needs no guard against it.
         test = tests[claim.id]
         whole = p if claim.is_difference else min(1.0, len(chosen) * test.p)
@@ -77,14 +82,6 @@ def judged(run: Run) -> list[Judged]:
         test = replace(test, p=whole, tests=len(chosen), void="" if excused else test.void)
         found[claim.id] = _judge(run, claim, test, p)
     return [found[claim.id] for claim in run.claims]
-
-
-def _own_p(claim: Claim, test: Compared) -> float:
-    """p of the test that the claim asks for: of a difference, or of there being none."""
-    if claim.is_difference:
-        return test.p
-    lower = claim.expect == "no higher" and test.direction < 0  # being lower is no higher
-    return min(test.p_equivalent, test.p) if lower else test.p_equivalent
 
 
 def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
@@ -187,18 +184,14 @@ def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:
     if regime.networks and network not in regime.networks:
         found.append(f"{network}, not {' or '.join(regime.networks)}")
     own = {"width": profile.model.width if is_library(network) else regime.width}
-    own |= {"epochs": _epochs_of(run, claim), "n": n, "seeds": seeds}
-    least = {name: getattr(regime, name) for name in own}
-    return found + [f"{k} {own[k]} of {least[k]}" for k in own if own[k] < least[k]]
-
-
-def _epochs_of(run: Run, claim: Claim) -> int:
-    """Epochs of training of the claim's model: after its parent's, else those of its parent."""
+    # Of training after its parent's, else of its parent.
     setting = run.params.setting(str(claim.model)) if claim.study is None else None
     for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
         if point := study.settings["points"].get(claim.model):
             setting = point["setting"]
-    return _epochs(setting) or run.profile.train.epochs
+    own |= {"epochs": _epochs(setting) or profile.train.epochs, "n": n, "seeds": seeds}
+    least = {name: getattr(regime, name) for name in own}
+    return found + [f"{k} {own[k]} of {least[k]}" for k in own if own[k] < least[k]]
 
 
 def _epochs(setting: Any) -> int:

@@ -22,7 +22,7 @@ from advprune.core.claims import FILE, Claim, read_claims
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
 from advprune.report.results import OUTCOMES, RESULTS
-from advprune.report.terminal import markdown_of, read, title_of
+from advprune.report.terminal import read, table_of, title_of
 
 README, PUBLISHED, FOLDER = Path("README.md"), Path("docs/published.md"), Path("docs/families")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
@@ -80,7 +80,7 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 def results_of(profile: str, table: pd.DataFrame) -> str:
     """The leaderboard of a profile, with a link to its report."""
     report = f"[report](reports/{profile}/report.md)"
-    return f"**{title_of(profile, table)}** ({report})\n\n{markdown_of(table)}"
+    return f"**{title_of(profile, table)}** ({report})\n\n{table_of(table)}"
 
 
 def claims_of(claims: Sequence[Claim], outcomes: Mapping[str, "pd.Series[str]"]) -> str:
@@ -103,7 +103,19 @@ def claims_of(claims: Sequence[Claim], outcomes: Mapping[str, "pd.Series[str]"])
 
 def family_pages() -> dict[str, str]:
     """The text of each page of families by the name of its module."""
-    return {name: "".join(_page(name, keys)) for name, keys in modules().items()}
+    pages = {}
+    for name, keys in modules().items():
+        title, *body = _paragraphs(name)
+        parts = [f"# {title.rstrip('.')}"]
+        parts += [OPENING.sub(lambda match: f"**{match[1]}.** ", text) for text in body]
+        parts.append("## Settings")
+        for setting in dict.fromkeys(keys.values()):
+            own = ", ".join(f"`prune.{key}`" for key, kind in keys.items() if kind is setting)
+            parts += [own, f"```yaml\n{', '.join(_defaults(setting))}\n```"]
+            parts.append(str(inspect.getdoc(setting)))
+        parts.append(f"Code: `src/advprune/pruning/{name}.py`. This page is generated from it.\n")
+        pages[name] = "\n\n".join(parts)
+    return pages
 
 
 def modules() -> dict[str, dict[str, type]]:
@@ -123,19 +135,6 @@ def index() -> str:
         what = _paragraphs(name)[0].partition(": ")[2].rstrip(".")
         lines.append(f"| [{', '.join(keys)}]({FOLDER.as_posix()}/{name}.md) | {what} |")
     return "\n".join(lines)
-
-
-def _page(name: str, keys: dict[str, type]) -> Iterator[str]:
-    title, *body = _paragraphs(name)
-    yield f"# {title.rstrip('.')}\n"
-    for paragraph in body:
-        yield f"\n{OPENING.sub(lambda match: f'**{match[1]}.** ', paragraph)}\n"
-    yield "\n## Settings\n"
-    for setting in dict.fromkeys(keys.values()):
-        own = ", ".join(f"`prune.{key}`" for key, kind in keys.items() if kind is setting)
-        yield f"\n{own}\n\n```yaml\n{', '.join(_defaults(setting))}\n```\n"
-        yield f"\n{inspect.getdoc(setting)}\n"
-    yield f"\nCode: `src/advprune/pruning/{name}.py`. This page is generated from it.\n"
 
 
 def _paragraphs(name: str) -> list[str]:

@@ -33,8 +33,8 @@ def _written(form: str, scale: float = 1.0) -> Callable[[Any], str]:
     )
 
 
-percent = _written(".1f", 100)  # a fraction as percent without the sign: `54.0`
-points = _written("+.1f", 100)  # a difference of fractions in percentage points: `+1.2`
+percent = _written("z.1f", 100)  # a fraction as percent without the sign: `54.0`
+points = _written("+z.1f", 100)  # a difference of fractions in percentage points: `+1.2`
 levels = _written(".3g", 255)  # a distance in grey levels of 255: `18.7`, `0.312`
 
 _norm: ContextVar[str] = ContextVar("norm", default="Linf")
@@ -111,7 +111,7 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
         "difference": Kind(points, "points", 100.0, signed=True),
         "deviation detectable": Kind(percent, "points", 100.0),
         "p p_against_dense p_distance": Kind(p_value),
-        "median_distance detectable_distance": Kind(levels, "/255", 255.0),
+        "median_distance detectable_distance eps_axis": Kind(levels, "/255", 255.0),
         "distance_difference": Kind(_written("+.3g", 255), "/255", 255.0, signed=True),
         "eps step": Kind(budget),
         "ece ece_attacked nll nll_attacked brier brier_attacked": Kind(_written(".3f")),
@@ -138,6 +138,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "distance_against_dense": ("distance against dense", "Wilcoxon's test on the same images"),
     "p_distance": ("p", "of that test"),
     "detectable_distance": ("detectable", "the smallest difference shown with 80 % power"),
+    "eps_axis": ("eps", ""),
     "transfer_accuracy": ("transfer", "on images crafted on the dense network"),
     "remnant_accuracy": ("remnant", "accuracy under attack"),
     "attack_success_rate": ("success", "of images that were right before the attack"),

@@ -158,15 +158,26 @@ def judge(before: Side, after: Side, rules: Rules | None = None, order: Iterable
     rules = rules or Rules()
     named = sorted({*before.results, *after.results})
     names = dict.fromkeys([*(name for name in order if name in named), *named])
-    rows = _corrected([_row(n, before.results.get(n), after.results.get(n)) for n in names])
-    failures = []
+    rows = [_row(name, before.results.get(name), after.results.get(name)) for name in names]
+    both = [row.p for row in rows if row.p is not None]
+    joint = iter(holm(both + [row.farther.p for row in rows if row.farther]))
+    rows = [row if row.p is None else replace(row, p=next(joint)) for row in rows]
+    far = [row.farther and replace(row.farther, p=next(joint)) for row in rows]
+    rows = [replace(row, farther=one) for row, one in zip(rows, far, strict=True)]
+    failures, warnings = [], []
     for row in rows:
         if row.name not in rules.allow:
             bounds = (f"{quoted(row.name)}: {why}." for why in not_ruled_out(row, rules))
             failures += [*_failures(row, rules.alpha), *bounds]
     changes = _changes(rows, before, after)
     failures += [f"{what} (--allow {kind})." for kind, what in changes if kind not in rules.allow]
-    return Gate(rows, rules.alpha, failures, list(_warnings(rows)))
+    if vanished := [quoted(row.name) for row in rows if row.after is None]:
+        warnings.append(f"No longer there: {listed(vanished)}.")
+    if added := [quoted(row.name) for row in rows if row.before is None]:
+        warnings.append(f"New: {listed(added)}.")
+    if any(row.p is not None and row.farther is None for row in rows):
+        warnings.append(f"{UNPAIRED} Tested as two counts, which detects large differences only.")
+    return Gate(rows, rules.alpha, failures, warnings)
 
 
 def _row(name: str, old: Result | None, new: Result | None) -> Row:
@@ -177,15 +188,6 @@ def _row(name: str, old: Result | None, new: Result | None) -> Row:
         return Row(name, old, new, mcnemar(old.robust, new.robust), farther)
     counts = [[one.rate.hits, one.rate.n - one.rate.hits] for one in (old, new)]
     return Row(name, old, new, float(fisher_exact(counts).pvalue))
-
-
-def _corrected(rows: list[Row]) -> list[Row]:
-    """p-values of both kinds of tests, corrected for all of them together."""
-    tests = [row.p for row in rows if row.p is not None]
-    joint = iter(holm(tests + [row.farther.p for row in rows if row.farther]))
-    rows = [row if row.p is None else replace(row, p=next(joint)) for row in rows]
-    far = [row.farther and replace(row.farther, p=next(joint)) for row in rows]
-    return [replace(row, farther=one) for row, one in zip(rows, far, strict=True)]
 
 
 def _marks(row: Row, alpha: float) -> dict[str, bool]:
@@ -235,15 +237,6 @@ def _changes(rows: list[Row], before: Side, after: Side) -> Iterator[tuple[str, 
     for name, attacks in gone.items():
         missing = listed([quoted(one.removeprefix(ATTACK)) for one in attacks])
         yield SETTINGS, f"{quoted(name)} went without {missing}"
-
-
-def _warnings(rows: list[Row]) -> Iterator[str]:
-    if vanished := [quoted(row.name) for row in rows if row.after is None]:
-        yield f"No longer there: {listed(vanished)}."
-    if added := [quoted(row.name) for row in rows if row.before is None]:
-        yield f"New: {listed(added)}."
-    if any(row.p is not None and row.farther is None for row in rows):
-        yield f"{UNPAIRED} Tested as two counts, which detects large differences only."
 
 
 def page(gate: Gate, title: str) -> str:

@@ -3,7 +3,6 @@
 import base64
 import platform
 import re
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -49,8 +48,7 @@ class Grid(NamedTuple):
     folded: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Shown:
+class Shown(NamedTuple):
     """A section that has something to show, and its parts."""
 
     id: str
@@ -82,18 +80,10 @@ def html(run: Run, found: list[Shown], about: str = "") -> str:
     named = charts(found)
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}
-    pictures = {name: base64.b64encode(image).decode() for name, image in images.items()}
-    items = {name: plot["item"] for name, plot in drawn.items()}
-    return _render(
-        "page.html.j2",
-        run,
-        found,
-        plots=drawn,
-        items=items,
-        pictures=pictures,
-        bokeh=Markup(library() if drawn else ""),
-        about=about,
-    )
+    more: dict[str, Any] = {"plots": drawn, "bokeh": Markup(library() if drawn else "")}
+    more |= {"items": {name: plot["item"] for name, plot in drawn.items()}, "about": about}
+    more |= {"pictures": {name: base64.b64encode(image).decode() for name, image in images.items()}}
+    return _render("page.html.j2", run, found, **more)
 
 
 def report_markdown(run: Run, found: list[Shown]) -> str:
@@ -133,16 +123,14 @@ def grid(table: pd.DataFrame) -> Grid:
     """A table of raw numbers as the page shows it; a column without any value is left out."""
     kept = [c for c in shown_columns(table) if table[c].map(sort_value).notna().any()]
     read = texts(table)
-    columns = [Column(heading(c), hint(c), c in CHOSEN, _look(read[c])) for c in kept]
+    columns = []
+    for c in kept:  # sentences are notes, longer figures may wrap, a name is not broken
+        longest = int(read[c].str.len().max()) if read[c].str.contains(" ").any() else 0
+        look = "note" if longest > 44 else "wrap" if longest > 24 else ""
+        columns.append(Column(heading(c), hint(c), c in CHOSEN, look))
     cells = [map(Cell, read[c], map(sort_value, table[c])) for c in kept]
     rows = list(zip(*cells, strict=True))
     return Grid(columns, rows, folded=len(rows) > LONG)
-
-
-def _look(cells: "pd.Series[str]") -> str:
-    """The class of a column: sentences are notes, longer figures may wrap, a name is not broken."""
-    longest = int(cells.str.len().max()) if cells.str.contains(" ").any() else 0
-    return "note" if longest > 44 else "wrap" if longest > 24 else ""
 
 
 def markdown_table(table: pd.DataFrame) -> Markup:

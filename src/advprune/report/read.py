@@ -1,6 +1,5 @@
 """Reading a run: its files, each either whole or refused with what to do."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from advprune.core.errors import UserError
 from advprune.core.files import read_json
 from advprune.core.params import DENSE, Params
 from advprune.core.profile import PROBES
-from advprune.report.run import Absent, Model, Run, Transfers, in_order, tensors_of
+from advprune.data.split import read_split
+from advprune.report.run import Absent, Model, Run, Transfers, in_order
 
 ANSWERS = ("index", "label", "clean_pred", "adv_pred")
 NEEDED = (*ANSWERS, "eps", "steps", "attack")
@@ -71,16 +71,15 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         for more in (records / name).glob("*.parquet"):
             if more != path:  # what else a study recorded: `<name>.history`
                 studies[f"{name}.{more.stem}"] = _frame(more)
-    tensors, header = tensors_of(folder / "data" / params.profile / "test.safetensors")
-    described = json.loads(header["split"])
+    test = read_split(folder / "data" / params.profile / "test.safetensors")
     return Run(
         params=params,
         models=models,
         attackers={key: table for tables in own for key, table in tables.items()},
         studies=studies,
-        source=described["source"],
-        classes=described["classes"],
-        clean_images=tensors["images"],
+        source=test.source,
+        classes=list(test.classes),
+        clean_images=test.images.numpy(),
         folder=folder,
         # A project around one network has none; in a clone DVC sees that they are there.
         claims=read_claims(folder / FILE) if (folder / FILE).exists() else (),
@@ -100,17 +99,11 @@ def _read_model(params: Params, runs: Path, name: str, transfers: Transfers) -> 
     if not isinstance(card, dict) or not set(CARD) <= card.keys():
         need = ", ".join(CARD)
         raise UserError(f"{folder / 'model.json'} does not hold {need}; run `dvc repro`")
-    return Model(
-        name=name,
-        family=params.family(name),
-        parent=entry.of if entry else name,
-        root=params.root(name),
-        do=entry.do if entry else "train",
-        card=card,
-        records=records_of(folder / "records.parquet"),
-        layers=_checked(layers, folder / "layers.parquet", LAYER) if len(layers) else layers,
-        transfers=transfers,
-    )
+    if len(layers):
+        _checked(layers, folder / "layers.parquet", LAYER)
+    made = (entry.of, params.root(name), entry.do) if entry else (name, name, "train")
+    records = records_of(folder / "records.parquet")
+    return Model(name, params.family(name), *made, card, records, layers, transfers)
 
 
 def records_of(path: Path) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
 
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.claims import Claim
@@ -265,13 +264,3 @@ def by(records: pd.DataFrame, column: str) -> dict[Any, pd.DataFrame]:
 
 def _first(records: pd.DataFrame, n: int) -> pd.DataFrame:
     return records[records["index"] < n]
-
-
-def tensors_of(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of a file, and its header; UserError where it is missing or damaged."""
-    try:
-        with safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); run `dvc repro`") from error

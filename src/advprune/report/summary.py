@@ -38,8 +38,9 @@ def scope(run: Run) -> str:
     parts = [f"{models - lost['model']} of {counted(models, 'model')}"]
     if studies:
         parts.append(f"{studies - lost['study']} of {counted(studies, 'study', 'studies')}")
-    bare = ", without all transfer attacks" if lost["transfer"] else ""
-    return f"Partial run: {listed(parts)}{bare}. What is missing is listed under “Not run”."
+    bare = [one.name for one in run.absent if one.kind == "transfer"]
+    how = "" if not bare else f", {'some models' if all(bare) else 'all'} without transfer attacks"
+    return f"Partial run: {listed(parts)}{how}. What is missing is listed under “Not run”."
 
 
 def effect(run: Run) -> str:
@@ -56,7 +57,7 @@ def effect(run: Run) -> str:
     kind = kind_of("median_distance")
     notes = [f"by at most {kind.text(most)}{kind.unit}"] if kind.text(most) != kind.text(0) else []
     notes += [
-        f"{model.name} than {control}, a control of equal clean accuracy"
+        f"{model.name} compared with {control}, a control of equal clean accuracy"
         for model in farther
         if (control := tests[model].control)
     ]
@@ -136,8 +137,8 @@ def transfer(run: Run) -> str:
     model, test = max(tests.items(), key=lambda item: item[1].difference)
     return (
         f"Transfer attacks overstate robustness for {higher} of "
-        f"{counted(len(tests), 'compressed model')}: {model.name} has {spell(test.first)} "
-        f"accuracy on images crafted on its dense network, and {spell(test.second)} when "
+        f"{counted(len(tests), 'compressed model')}, most for {model.name}: {spell(test.first)} "
+        f"accuracy on images crafted on its dense network, but {spell(test.second)} when "
         f"attacked directly ({p_text(test.p)})."
     )
 

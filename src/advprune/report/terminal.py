@@ -26,8 +26,8 @@ def leaderboard(profile: str, markdown: bool = False, folder: Path = Path("repor
     with budgets_in(str(table.norm.iloc[0])):
         title = title_of(profile, table)
         if markdown:
-            return f"**{title}**\n\n{markdown_of(table)}"
-        return f"{title}\n{_brief(table, 'simple')}\n{folder / profile / 'report.html'}"
+            return f"**{title}**\n\n{table_of(table)}"
+        return f"{title}\n{table_of(table, 'simple')}\n{folder / profile / 'report.html'}"
 
 
 def read(profile: str, folder: Path = Path("reports")) -> pd.DataFrame:
@@ -48,14 +48,9 @@ def title_of(profile: str, table: pd.DataFrame) -> str:
     )
 
 
-def markdown_of(table: pd.DataFrame) -> str:
-    """The brief columns as a Markdown table."""
-    return _brief(table, "github")
-
-
-def _brief(table: pd.DataFrame, form: str) -> str:
-    """The columns that have any value, as text, with their headings, numbers to the right; then the
-    names of the models that were not run."""
+def table_of(table: pd.DataFrame, form: str = "github") -> str:
+    """The brief columns that have any value as a Markdown table (other forms of tabulate's have
+    numbers to the right), then the names of the models that were not run."""
     from tabulate import tabulate
 
     absent = table[table.verdict == NOT_RUN].model

@@ -42,15 +42,15 @@ def bitflips(run: Run) -> Iterator[Part]:
     found = entries(run)
     if not found:
         return
-    flips, axes = run.profile.flips, ("flips", "accuracy", "entry", "search")
+    flips, axes = run.profile.flips, ("flips", "accuracy", "study", "search")
     yield Part(
         "Flips to chance",
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
         f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
         f"training images without labels: mean and 95 % interval over {flips.seeds} batches, or a "
-        "lower bound where a batch did not reach chance. The search margin ignores images already "
-        f"misclassified, targeted aims at class {flips.target}; for comparison, accuracy after as "
-        "many random flips.",
+        "lower bound where a batch did not reach chance. Search “margin” ignores images that are "
+        f"already misclassified, “targeted” aims at class {flips.target}. Random flips: accuracy "
+        "after as many flips at random places.",
         table_of(found),
         Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
     )
@@ -89,7 +89,7 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
     rows = []
     for entry in found:
         top = entry.records[(entry.records.variant == UNTARGETED) & (entry.records.flip > 0)]
-        stored = {"entry": entry.name, "model": entry.model, "bits": entry.bits}
+        stored = {"study": entry.name, "model": entry.model, "bits": entry.bits}
         stored |= {"scale": entry.scale, "stored_bits": int(entry.records.stored_bits.iloc[0])}
         for variant in (UNTARGETED, *entry.variants):
             reached = entry.under(variant)
@@ -116,7 +116,7 @@ def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
         tests.append(replace(test, void=AT_CHANCE) if guesses else test)
     rows = []
     for (entry, other), test in zip(pairs, corrected(tests), strict=True):
-        row: dict[str, Any] = {"entry": entry.name, "model": entry.model, "reference": other.name}
+        row: dict[str, Any] = {"study": entry.name, "model": entry.model, "reference": other.name}
         row |= counts(entry.under())
         row |= {"flips_to_chance:reference": counts(other.under())["flips_to_chance"]}
         rows.append(row | {"times": test.ratio} | columns(test))
@@ -127,7 +127,7 @@ def curves(found: Sequence[Entry]) -> pd.DataFrame:
     """Accuracy over chosen and random flips: mean and range over batches."""
     names = {"mean": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     tables = [
-        faults.over_flips(entry.records, variant).assign(entry=entry.name, search=words)
+        faults.over_flips(entry.records, variant).assign(study=entry.name, search=words)
         for variant, words in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))
         for entry in found
     ]

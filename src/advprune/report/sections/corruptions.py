@@ -20,7 +20,7 @@ from advprune.evaluate.corruptions import (
 from advprune.evaluate.measures import clean_accuracy
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, explained, jointly
-from advprune.report.results import rated
+from advprune.report.results import qualified, rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 from advprune.report.sections.seeds import ranged
@@ -34,6 +34,7 @@ def corruptions(run: Run) -> Iterator[Part]:
     first = next(iter(records.values()))
     kinds, n = list(first.corruption.unique()), first["index"].nunique()
     axes = ("severity", "accuracy", "model")
+    look: dict[str, Any] = {"interval": True, "ordered": True}
     yield Part(
         "Accuracy on corrupted images",
         f"{len(kinds)} corruptions at severities {SEVERITIES[0]} to {SEVERITIES[-1]}, n = {n} test "
@@ -41,9 +42,7 @@ def corruptions(run: Run) -> Iterator[Part]:
         "network: the mean, by a paired t test over images. "
         f"{explained('all models of a dense network')} Not part of the robust accuracy.",
         by_severity(run, records),
-        Chart(
-            "corruptions", "line", over_severity(run, records), *axes, interval=True, ordered=True
-        ),
+        Chart("corruptions", "line", over_severity(run, records), *axes, **look),
     )
     yield Part(
         "Accuracy by corruption",
@@ -72,17 +71,12 @@ def against_dense(
     """Tests of shares by model and what they are of, against the same of its dense network; all
     that share a dense network are corrected together."""
     found: dict[tuple[str, str], SharesComparison] = {}
+    margin = run.params.statistics.margin
     for root in run.roots:
         names = [model.name for model in run.descendants(root)]
-        found |= jointly(
-            {
-                (name, what): compare_shares(
-                    values, tables[root.name, what], run.params.statistics.margin
-                )
-                for (name, what), values in tables.items()
-                if name in names and (root.name, what) in tables
-            }
-        )
+        pairs = {(n, what): (root.name, what) for n, what in tables if n in names}
+        tests = {own: (tables[own], tables[of]) for own, of in pairs.items() if of in tables}
+        found |= jointly({own: compare_shares(*pair, margin) for own, pair in tests.items()})
     return found
 
 
@@ -92,10 +86,9 @@ def by_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for name, table in records.items():
         row: dict[str, Any] = {"model": name}
-        row |= rated("clean_accuracy", clean_accuracy(table.drop_duplicates("index")))
-        for severity in SEVERITIES:
-            own = shares(table[table.severity == severity])
-            row |= ranged(f"accuracy:severity {severity}", own.mean)
+        for severity, found in severities(table):
+            clean = {f"clean_{column}": value for column, value in found.items()}
+            row |= qualified(found, f"severity {severity}") if severity else clean
         row |= ranged("mean_accuracy", shares(table).mean)
         rows.append(row | (columns(tests[name, "mean"]) if (name, "mean") in tests else {}))
     return pd.DataFrame(rows)
@@ -103,15 +96,18 @@ def by_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def over_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per model and severity; severity 0 is the clean image."""
-    rows = []
-    for name, table in records.items():
-        about = {"model": name, "family": run.model(name).family}
-        clean = rated("accuracy", clean_accuracy(table.drop_duplicates("index")))
-        rows.append(about | {"severity": 0} | clean)
-        for severity in SEVERITIES:
-            own = shares(table[table.severity == severity])
-            rows.append(about | {"severity": severity} | ranged("accuracy", own.mean))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {"model": name, "family": run.model(name).family, "severity": severity} | found
+        for name, table in records.items()
+        for severity, found in severities(table)
+    )
+
+
+def severities(table: pd.DataFrame) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Accuracy with its interval at each severity, of clean images at 0."""
+    yield 0, rated("accuracy", clean_accuracy(table.drop_duplicates("index")))
+    for severity, own in table.groupby("severity"):
+        yield int(str(severity)), ranged("accuracy", shares(own).mean)
 
 
 def by_kind(run: Run, records: dict[str, pd.DataFrame], kinds: list[str]) -> pd.DataFrame:

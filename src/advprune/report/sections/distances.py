@@ -39,7 +39,7 @@ def distances(run: Run) -> Iterator[Part]:
     )
     for group, models in run.groups.items():
         data = pd.concat([curve(run, model) for model in models], ignore_index=True)
-        axes = ("eps", "accuracy", "model")
+        axes = ("eps_axis", "accuracy", "model")
         chart = Chart(f"security-{group}", "line", data, *axes, interval=True)
         yield Part(f"Accuracy over the budget, {group}", chart=chart)
 
@@ -60,7 +60,7 @@ def curve(run: Run, model: Model) -> pd.DataFrame:
     """The security curve of a model, from its distances."""
     found = run.distances(model)
     return pd.DataFrame(
-        {"model": model.name, "family": model.family, "eps": float(eps)}
+        {"model": model.name, "family": model.family, "eps_axis": float(eps)}
         | rated("accuracy", rate(found > eps + ROUNDING * (eps > 0)))
         for eps in np.linspace(0, 2 * run.main_attack.eps, POINTS)
     )

@@ -1,6 +1,7 @@
 """Every model with its robust accuracy, its cost, and whether the number can be believed."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
@@ -42,14 +43,14 @@ def leaderboard(run: Run) -> Iterator[Part]:
         f"smallest changes found that fool the model.{compared if run.compressed else ''}",
         with_bounds(table, BOARD),
     )
-    axes, look = ("clean_accuracy", "median_distance", "group"), ("model", "robust_accuracy")
+    axes = ("clean_accuracy", "median_distance", "group")
+    look: dict[str, Any] = {"size": "sparsity", "marker": "verdict"}
+    look |= {"hover": ("model", "verdict", "robust_accuracy")}
     if len(run.models) > 1:
         yield Part(
             "Distance over clean accuracy",
             "One marker per model; larger is sparser, the shape shows the verdict.",
-            chart=Chart(
-                "tradeoff", "points", table, *axes, size="sparsity", marker="verdict", hover=look
-            ),
+            chart=Chart("tradeoff", "points", table, *axes, **look),
         )
     yield Part("Size, cost and calibration", table=table[[*SIZES]], folded=True)
     every = [name for name in map(str, table.columns) if name.startswith("accuracy:")]

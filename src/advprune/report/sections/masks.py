@@ -112,7 +112,9 @@ def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
             row |= {"clean_accuracy:control": clean.second.value, "attack": attack}
             row |= rated("transfer_accuracy", test.first)
             row |= rated("transfer_accuracy:control", test.second)
-            rows.append(row | accuracies({"white-box": white}) | {"outcome": UNMATCHED})
-    for place, test in jointly(tests).items():
-        rows[place] |= columns(test)
-    return pd.DataFrame(rows)
+            rows.append(row | accuracies({"white-box": white}))
+    joint = jointly(tests)
+    return pd.DataFrame(
+        row | (columns(joint[place]) if place in joint else {"outcome": UNMATCHED})
+        for place, row in enumerate(rows)
+    )

@@ -29,44 +29,41 @@ DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 def seeds(run: Run) -> Iterator[Part]:
     """Of each study the points, learned masks against their controls, the search for tickets."""
     for name in run.studies_of("seeds"):
-        if points := points_of(run, name):
-            yield from _parts(run, name, points)
-
-
-def _parts(run: Run, name: str, points: list[SeededPoint]) -> Iterator[Part]:
-    study, (count, n) = run.params.studies[name], points[0].clean.shape
-    attacks = list(dict.fromkeys([run.main, *study.settings.get("attacks", [])]))
-    axes, hover = ("point", "accuracy", "family", "images"), ("sparsity", "seed_deviation")
-    yield Part(
-        f"Accuracy over seeds, on {study.of}",
-        f"An image is robust if none of {listed(attacks)} breaks it (eps "
-        f"{budget(run.main_attack.eps)}). n = {n} test images, {counted(count, 'seed')}, each with "
-        "a dense network of its own; intervals cover other seeds and other images (two-way random "
-        "effects). Area is the mean accuracy over all budgets up to twice the main attack's; its "
-        f"difference is from the dense networks. {explained('all points')}",
-        table_of(run, points),
-        Chart(
-            f"sparsity-{name}", "points", over_sparsity(points), *axes, interval=True, hover=hover
-        ),
-    )
-    yield Part(
-        f"Learned masks against their controls, on {study.of}",
-        "At the same sparsity and from the same dense networks, paired by seed and image. "
-        f"{explained('the pairs of a family')} If only the mask was trained, it is compared with "
-        "the whole network, and with the same training without pruning.",
-        pair_table(run, points),
-    )
-    history = run.studies.get(f"{name}.history", pd.DataFrame())
-    if "kernel_distance" in history:
-        axes = ("steps", "distance", "ticket", "of")
-        look: dict[str, Any] = {"x_label": "search steps", "y_label": "squared distance"}
+        if not (points := points_of(run, name)):
+            continue
+        study, (count, n) = run.params.studies[name], points[0].clean.shape
+        attacks = list(dict.fromkeys([run.main, *study.settings.get("attacks", [])]))
+        axes = ("point", "accuracy", "family", "images")
+        look: dict[str, Any] = {"interval": True, "hover": ("sparsity", "seed_deviation")}
         yield Part(
-            f"Search for tickets, on {study.of}",
-            "How far outputs and tangent kernel of a ticket are from those of the dense network at "
-            "initialization: squared distance over squared norm, mean over seeds.",
-            chart=Chart(f"tickets-{name}", "line", search(history), *axes, reference=1.0, **look),
-            folded=True,
+            f"Accuracy over seeds, on {study.of}",
+            f"An image is robust if it withstands {listed(attacks)} (eps "
+            f"{budget(run.main_attack.eps)}). n = {n} test images, {counted(count, 'seed')}, each "
+            "with a dense network of its own; intervals cover other seeds and other images "
+            "(two-way random effects). Area is the mean accuracy over all budgets up to twice the "
+            "main attack's; its difference is from the dense networks. "
+            f"{explained('all points')}",
+            table_of(run, points),
+            Chart(f"sparsity-{name}", "points", over_sparsity(points), *axes, **look),
         )
+        yield Part(
+            f"Learned masks against their controls, on {study.of}",
+            "At the same sparsity and from the same dense networks, paired by seed and image. "
+            f"{explained('the pairs of a family')} If only the mask was trained, it is compared "
+            "with the whole network, and with the same training without pruning.",
+            pair_table(run, points),
+        )
+        history = run.studies.get(f"{name}.history", pd.DataFrame())
+        if "kernel_distance" in history:
+            axes = ("steps", "distance", "ticket", "of")
+            look = {"x_label": "search steps", "y_label": "squared distance", "reference": 1.0}
+            yield Part(
+                f"Search for tickets, on {study.of}",
+                "How far outputs and tangent kernel of a ticket are from those of the dense "
+                "network at initialization: squared distance over squared norm, mean over seeds.",
+                chart=Chart(f"tickets-{name}", "line", search(history), *axes, **look),
+                folded=True,
+            )
 
 
 @cache
@@ -106,14 +103,13 @@ def table_of(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
 
 
 def over_sparsity(points: list[SeededPoint]) -> pd.DataFrame:
-    """One row per point and side, from dense to sparse; points without a sparsity are left out."""
-    known = [one for one in points if one.sparsity is not None]
+    """One row per point and side, from dense to sparse."""
     return pd.DataFrame(
-        {"point": one.name, "family": one.family, "sparsity": one.sparsity, "images": side}
+        {"point": one.name, "family": one.family, "sparsity": one.zeros, "images": side}
         | {"seed_deviation": one.mean(side).deviation}
         | ranged("accuracy", one.mean(side))
         for side in ("clean", "robust")
-        for one in sorted(known, key=lambda point: point.sparsity or 0.0)
+        for one in sorted(points, key=lambda point: point.sparsity or 0.0)
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from advprune.evaluate import measures
 from advprune.evaluate.compare import Comparison, with_control
+from advprune.report.chart import Chart
 from advprune.report.compared import compared, jointly
 from advprune.report.formats import budget, listed, number
 from advprune.report.results import qualified, rated
@@ -21,7 +22,10 @@ from advprune.report.section import Part, section
 def sweep(run: Run) -> Iterator[Part]:
     """One table for each study of kind sweep."""
     run = run.swept
-    schedules = [f"{k}: eps {budget(one.eps)}, {one.steps} steps" for k, one in run.attacks.items()]
+    schedules = [
+        f"{name} (eps {budget(one.eps)}, {one.steps} steps of {budget(one.step)})"
+        for name, one in run.attacks.items()
+    ]
     for name, study in run.studies_of("sweep").items():
         yield Part(
             f"Settings on {study.of}",
@@ -31,6 +35,13 @@ def sweep(run: Run) -> Iterator[Part]:
             "images (McNemar), p corrected for all settings and attacks (Holm).",
             table_of(run, name),
         )
+        dense, *others = settings(run, name)
+        for family in dict.fromkeys(one.family for one in others):
+            if len(own := [one for one in others if one.family == family]) > 1:
+                axes = ("setting", "accuracy", "images")
+                look: dict[str, Any] = {"x_label": family, "interval": True}
+                chart = Chart(f"{name}-{family}", "line", curves(run, [dense, *own]), *axes, **look)
+                yield Part(f"Remnant accuracy over {family}, {study.of}", chart=chart)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +68,20 @@ def settings(run: Run, name: str) -> Iterator[Setting]:
             by_attack = {a: model.transferred(a) for a in run.attacks}
             if all(map(len, by_attack.values())):
                 yield Setting(model.family, "transfer", 0.0, by_attack)
+
+
+def curves(run: Run, found: list[Setting]) -> pd.DataFrame:
+    """Accuracy under each attack and on clean images, from the dense network on: one row a mark."""
+    return pd.DataFrame(
+        {"images": name, "setting": one.setting or one.family} | rated("accuracy", accuracy)
+        for name in (*run.attacks, "clean")
+        for one in found
+        for accuracy in [
+            measures.clean_accuracy(one.records[run.main])
+            if name == "clean"
+            else measures.remnant_accuracy(one.records[name])
+        ]
+    )
 
 
 def table_of(run: Run, name: str) -> pd.DataFrame:

@@ -9,12 +9,12 @@ import pandas as pd
 
 from advprune.evaluate.compare import right
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.statistics import Rate, rate
+from advprune.evaluate.statistics import rate
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.chart import Chart
 from advprune.report.formats import budget, listed
 from advprune.report.results import accuracies, rated
-from advprune.report.run import Model, Run
+from advprune.report.run import Run
 from advprune.report.section import Part, section
 
 
@@ -58,18 +58,6 @@ def matrix(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def all_sources(run: Run, model: Model) -> np.ndarray:
-    """Which images a model classifies correctly from every other source and attack, `[n]`."""
-    found, attacks = model.transfers.items(), run.transfer_attacks
-    return np.logical_and.reduce([right(one) for (_, name), one in found if name in attacks])
-
-
-def lowest(run: Run, model: Model, source: str) -> Rate:
-    """A model's accuracy on an attacker's images under the most harmful attack."""
-    found = [remnant_accuracy(model.transferred(name, source)) for name in run.transfer_attacks]
-    return min(found, key=lambda one: one.hits if one.n else inf)
-
-
 def scenarios(run: Run) -> pd.DataFrame:
     """One row per compressed model: from and to its dense network, from models and attackers."""
     rows, main = [], run.main
@@ -86,6 +74,9 @@ def scenarios(run: Run) -> pd.DataFrame:
         row |= accuracies(more | {"to dense": dense.transferred(main, model.name)})
         row["accuracy:from compressed, mean"] = float(np.mean(known)) if known else None
         for name in run.params.attackers():
-            row[f"accuracy:from {name}"] = lowest(run, model, name).value
-        rows.append(row | rated("accuracy:all sources", rate(all_sources(run, model))))
+            tried = [remnant_accuracy(model.transferred(a, name)) for a in run.transfer_attacks]
+            row[f"accuracy:from {name}"] = min(tried, key=lambda r: r.hits if r.n else inf).value
+        sent, attacks = model.transfers.items(), run.transfer_attacks
+        kept = [right(table) for (_, attack), table in sent if attack in attacks]
+        rows.append(row | rated("accuracy:all sources", rate(np.logical_and.reduce(kept))))
     return pd.DataFrame(rows)

@@ -56,7 +56,8 @@ def calibration(path: Path) -> str:
         for one in (found[f"false_{name}"] for name in ("pass", "number", "alarm"))
     )
     return (
-        f" On planted models, {passed} of those on which the main attack is misled were called "
-        f"reliable, {wrong} with a robust accuracy more than 5 points above the lowest known; "
-        f"{alarmed} of the honest ones were not (95 % intervals; {CALIBRATION})."
+        f" How often it errs, on models made for the purpose ({CALIBRATION}, 95 % intervals): of "
+        f"those that mislead the main attack, {passed} were called reliable, and {wrong} were with "
+        "a robust accuracy more than 5 points above the lowest known; of honest models, "
+        f"{alarmed} were not called reliable."
     )
