@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TRIED = 64  # random images that an ONNX file is compared with its network on
+MOST_PIXELS = 4096**2  # of an image; on so many in all they are compared
 
 
 def export(
@@ -74,14 +75,17 @@ def _as_onnx(model: "nn.Module", checkpoint: Path, out: Path, size: tuple[int, i
     from advprune.models.onnx_file import OnnxFile
     from advprune.models.spec import spec_of
 
-    export_onnx(model, out, size)
     shape = (spec_of(model).channels, *(size or (USUAL, USUAL)))
-    images = torch.rand(TRIED, *shape, generator=torch.Generator().manual_seed(0))
+    if (pixels := shape[1] * shape[2]) > MOST_PIXELS:
+        raise UserError(f"--size {shape[1]}x{shape[2]}: an image has at most 4096x4096 pixels")
+    export_onnx(model, out, size)
+    tried = max(min(TRIED, MOST_PIXELS // pixels), 1)
+    images = torch.rand(tried, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         same = int((OnnxFile(out, shape)(images).argmax(1) == model(images).argmax(1)).sum())
     before, after = (path.stat().st_size for path in (checkpoint, out))
     print(f"{out}: {after:,} bytes, the checkpoint {before:,}")
-    print(f"the network's class on {same} of {TRIED} random images of {shape[1]}x{shape[2]}")
+    print(f"the network's class on {same} of {tried} random images of {shape[1]}x{shape[2]}")
 
 
 def _in_half(model: "nn.Module", checkpoint: Path, out: Path) -> None:

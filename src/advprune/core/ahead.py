@@ -24,7 +24,8 @@ def ahead(what: str, jobs: Jobs) -> None:
     a job raises. With one worker they run here. Inside a job, under torchrun or on a GPU nothing is
     done ahead."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    if not (given := os.environ.get(WORKERS) or str(cores)).isdecimal() or given == "0":
+    given = os.environ.get(WORKERS) or str(cores)
+    if not given.isdecimal() or not 0 < len(given.lstrip("0")) < 6:
         raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
     workers = min(int(given), len(jobs))
     if len(jobs) < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
