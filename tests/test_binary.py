@@ -184,6 +184,8 @@ def test_the_deployed_form_says_what_the_training_form_says(
     for layer in binary_layers(frozen).values():
         sizes = layer.weight.abs().flatten(1)
         assert (sizes == sizes[:, :1]).all() and (sizes > 0).all()
+    assert [type(site[0]) for site in sites(frozen).values()] == [nn.Hardtanh] * 19
+    assert not frozen.conv1.binary_input and frozen.layer1[0].conv1.binary_input
 
 
 def test_its_bits_are_the_whole_network(digits: Pair, form: nn.Module, frozen: nn.Module) -> None:
@@ -231,13 +233,6 @@ def test_attacks_by_gradient_find_a_way(digits: Pair, frozen: nn.Module) -> None
     assert kind_of(frozen) == "binary"
     rows = where(frozen, digits[0][:8], adv[:8])
     assert {"BinaryConv2d", "Site", "BinaryLinear"} <= set(rows.kind)
-
-
-def test_sites_are_hardtanh(frozen: nn.Module) -> None:
-    assert len(sites(frozen)) == 19
-    assert all(isinstance(site[0], nn.Hardtanh) for site in sites(frozen).values())
-    assert not any(isinstance(m, nn.ReLU) for m in frozen.modules())
-    assert not frozen.conv1.binary_input and frozen.layer1[0].conv1.binary_input
 
 
 def test_a_binary_network_comes_back_and_its_card_counts_bits(
@@ -299,15 +294,6 @@ def test_the_text_of_other_specs_is_as_it_was() -> None:
 def test_channels_that_make_no_network_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         spec(**changes)
-
-
-def test_a_grown_network_has_the_channels_it_says(digits: Pair) -> None:
-    model = build(spec(stages=[5, 7, 9, 3], inner=[2, 3, 4, 5, 6, 7, 8, 9, 30], binary=False))
-    assert model.conv1.out_channels == 5 and model.linear.in_features == 3
-    last = model.layer3[2]
-    assert (*last.conv1.weight.shape[:2], last.conv2.weight.shape[0]) == (30, 3, 3)
-    assert len(model.layer1[0].shortcut) == 2 and not len(model.layer1[1].shortcut)
-    assert model(digits[0]).shape == (64, 10)
 
 
 def test_the_uniform_width_is_the_nearest_of_all() -> None:

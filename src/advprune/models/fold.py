@@ -109,7 +109,7 @@ def _usual(module: nn.Module) -> bool:
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:
     """The model's graph, of the same layers; None where torch.fx may not or cannot follow it, or
-    would lose hooks or a model's own randomness (`draws.Drawn`)."""
+    would lose hooks or a model's own randomness (`stochastic.Drawn`)."""
     if not _own(model) or isinstance(model, Stochastic) or hooked(model):
         return None
     try:
