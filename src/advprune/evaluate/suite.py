@@ -67,7 +67,8 @@ class Suite:
         for attack, setting in attacks.items():
             chains[attack] = chains.get(setting.after or "", [])
             chains[attack].append((attack, attack, setting))
-        pieces = [*{id(chain): chain for chain in chains.values()}.values(), *([c] for c in curves)]
+        pieces = list({id(chain): chain for chain in chains.values()}.values())
+        pieces += [[curve] for curve in curves]
 
         def each(piece: list[tuple[str, str, Attack]]) -> None:
             for one in piece:
