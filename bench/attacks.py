@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 import typer
 from peers import Attack, Setting, peers
-from rich.console import Console
-from rich.table import Table
+from tabulate import tabulate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -99,18 +98,15 @@ def replayed(s: Setting, bf16: bool) -> Attack:
 
 def rows_of(s: Setting, cuda: bool) -> list[Row]:
     """All attacks of the run, others' first within a kind."""
-    rows = [Row(*found) for found in peers(s)]
-    variants = {"ours": {}, "ours, bfloat16": {"precision": "bfloat16"}}
-    for name, options in variants.items():
-        rows += [Row(kind, name, attack) for kind, attack in ours(s, **options).items()]
-    rows = [row for row in rows if (row.kind, row.name) != ("PGD, dropping", "ours, bfloat16")]
+    rows, fixed = [Row(*found) for found in peers(s)], ours(s)
+    rows += [Row(kind, "ours", attack) for kind, attack in fixed.items()]
+    del fixed["PGD, dropping"]
+    low = ours(s, precision="bfloat16")
+    rows += [Row(kind, "ours, bfloat16", low[kind]) for kind in fixed]
     if cuda:
-        rows += [Row(k, "ours, TF32", a, True) for k, a in ours(s).items() if k != "PGD, dropping"]
-        rows += [
-            Row(r.kind, f"{r.name}, TF32", r.attack, True)
-            for r in rows
-            if (r.kind, r.name) == ("PGD", "torchattacks")
-        ]
+        rows += [Row(kind, "ours, TF32", attack, True) for kind, attack in fixed.items()]
+        peer = [r for r in rows if (r.kind, r.name) == ("PGD", "torchattacks")]
+        rows += [Row(r.kind, f"{r.name}, TF32", r.attack, True) for r in peer]
         rows += [Row("PGD", "ours, CUDA graph", replayed(s, False))]
         rows += [Row("PGD", "ours, CUDA graph, bfloat16", replayed(s, True))]
     order = ["PGD", "PGD, dropping", "APGD-CE", "APGD-T", "minimum norm"]
@@ -233,15 +229,6 @@ def summary(rows: list[Row], s: Setting, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table."""
-    columns = [key for key in rows[0] if key != "rounds"]
-    table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*(f"{row[k]:,}" if isinstance(row[k], int) else str(row[k]) for k in columns))
-    Console(width=150).print(table)
-
-
 def main(
     weights: Annotated[Path, typer.Option(help="A checkpoint of this library.")] = (
         ROOT / "weights" / "digits" / "dense-robust.fp16.safetensors"
@@ -278,15 +265,15 @@ def main(
         rows = rows_of(s, device.type == "cuda")
         measure(rows, model, (x, y), s, until)
     table = summary(rows, s, len(x))
-    show(f"what the device can do: {name}, {torch.get_num_threads()} threads", bounds)
-    show(f"{weights.name}, {len(x)} images, eps {eps:g}/255", table)
+    print(f"what the device can do: {name}, {torch.get_num_threads()} threads")
+    print(tabulate(bounds, "keys", "github", intfmt=","))
+    print(f"{weights.name}, {len(x)} images, eps {eps:g}/255")
+    shown = [{key: value for key, value in row.items() if key != "rounds"} for row in table]
+    print(tabulate(shown, "keys", "github", intfmt=","))
     if out is not None:
-        about: dict[str, Any] = {
-            "device": name,
-            "torch": torch.__version__,
-            "weights": weights.name,
-        }
-        about |= {"threads": torch.get_num_threads(), "images": len(x), "settings": asdict(s)}
+        about: dict[str, Any] = {"device": name, "torch": torch.__version__}
+        about |= {"weights": weights.name, "threads": torch.get_num_threads()}
+        about |= {"images": len(x), "settings": asdict(s)}
         out.write_text(json.dumps(about | {"limits": bounds, "attacks": table}, indent=1) + "\n")
 
 

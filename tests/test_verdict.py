@@ -1,6 +1,7 @@
 """The verdict on networks, honest and masked, scoring over draws, and the published protocol."""
 
 from pathlib import Path
+from typing import Any
 
 import masked
 import pandas as pd
@@ -12,71 +13,66 @@ from advprune import prune
 from advprune.core import params
 from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.resume import Parts
-from advprune.core.train_settings import RecipeSettings
 from advprune.data import prepare
-from advprune.evaluate.craft import Work, kind_of
+from advprune.evaluate.craft import Work, craft, kind_of, rows
 from advprune.evaluate.records import Scoring, answers, score
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
-from advprune.models.checkpoint import build
-from advprune.models.resnet import initialize
-from advprune.models.spec import ModelSpec
+from advprune.models.checkpoint import load_model
 from advprune.studies.protocol import Member, Protocol
-from advprune.training.standard import Trainer
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-PARAMS = params.load(Path(__file__).parent.parent / "params.yaml", profile="digits")
+ROOT = Path(__file__).parent.parent
+PARAMS = params.load(ROOT / "params.yaml", profile="digits")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Pair]:
-    """A network that has learnt the digits, and 96 test images."""
-    folder = tmp_path_factory.mktemp("trained")
-    limits = {"train_limit": 700, "test_limit": 96}
-    splits = prepare(PARAMS.active().data.model_copy(update=limits))
-    train, test = splits["train"], splits["test"]
-    model = build(
-        ModelSpec(
-            architecture="resnet18", width=8, channels=1, classes=10, mean=(0.3,), std=(0.37,)
-        )
-    )
-    initialize(model, torch.Generator().manual_seed(0))
-    pairs = [(split.images, split.labels) for split in (train, splits["val"])]
-    settings = PARAMS.active().train.model_copy(update={"epochs": 12})
-    Trainer(model, *pairs, settings, RecipeSettings(), 0, folder / "state.pt").run()
-    return model.eval(), (test.images / 255, test.labels)
+def dense() -> nn.Module:
+    """A network that has learnt the digits."""
+    return load_model(ROOT / "weights/digits/dense-standard.fp16.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    """Test images and labels."""
+    limits = {"train_limit": 10, "test_limit": 96}
+    test = prepare(PARAMS.active().data.model_copy(update=limits))["test"]
+    return test.images / 255, test.labels
+
+
+@pytest.fixture(scope="module")
+def main_attack(dense: nn.Module, pair: Pair) -> tuple[torch.Tensor, pd.DataFrame]:
+    """The main attack's images on the dense network, and their records."""
+    made = craft(dense, *pair, PARAMS.active().table()["field"])
+    return made.pixels, rows(dense, pair[0], made, pair[1], "field")
 
 
 def judged(
-    model: nn.Module, pair: Pair, folder: Path, dense: nn.Module, **suite: list[str]
+    model: nn.Module, pair: Pair, folder: Path, main_attack: Any, **suite: list[str]
 ) -> tuple[Verdict, pd.DataFrame]:
     """The verdict that the pipeline would give a model, with another suite where one is given, and
     its records."""
     curves = {"curves": {"eps": ["24/255", "48/255", "128/255"], "steps": [1, 10, 20]}}
     raw = PARAMS.active().model_dump() | curves
     raw["suite"] = raw["suite"] | suite
-    profile = params.Profile.model_validate(raw)
-
-    def run(name: str, subject: nn.Module) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-        parts = Parts(folder, name, files=[])
-        return Suite(*pair, profile, PARAMS.attack, 0, parts).attack(name, subject)
-
-    records, _ = run("planted", model)
-    parent, images = run("dense", dense)
-    key, given = ("dense", "field"), {}
-    if model is not dense:
-        given[key] = transfer_records(model, *pair, {key: images["field"]}, Work())
-    found = verdict(Evidence(records, "field", 10, given, parent[parent.attack == "field"], None))
-    return found, records
+    profile, parts = params.Profile.model_validate(raw), Parts(folder, files=[])
+    records, _ = Suite(*pair, profile, PARAMS.attack, 0, parts).attack("planted", model)
+    images, parent = main_attack
+    transfers = {
+        ("dense", "field"): transfer_records(model, *pair, {("dense", "field"): images}, Work())
+    }
+    return verdict(Evidence(records, "field", 10, transfers, parent, None)), records
 
 
 def names(found: Verdict) -> set[str]:
     return {check.name for check in found.against}
 
 
-def test_an_honest_network_is_reliable(trained: tuple[nn.Module, Pair], tmp_path: Path) -> None:
-    found, records = judged(trained[0], trained[1], tmp_path, trained[0])
+def test_an_honest_network_is_reliable(
+    dense: nn.Module, pair: Pair, main_attack: Any, tmp_path: Path
+) -> None:
+    found, records = judged(dense, pair, tmp_path, main_attack)
     assert found.level == "reliable", found.against
     assert len(found.checks) >= 9 and all(c.figure and c.reason for c in found.checks)
     assert "probe_nes" not in set(records.attack)  # its gradients are its own
@@ -84,9 +80,9 @@ def test_an_honest_network_is_reliable(trained: tuple[nn.Module, Pair], tmp_path
 
 @pytest.mark.parametrize("kind", [masked.saturated, masked.Rounded, masked.Backwards])
 def test_a_network_that_hides_its_gradients_is_called_out(
-    kind: masked.Planted, trained: tuple[nn.Module, Pair], tmp_path: Path
+    kind: masked.Planted, dense: nn.Module, pair: Pair, main_attack: Any, tmp_path: Path
 ) -> None:
-    found, records = judged(kind(trained[0]).eval(), trained[1], tmp_path, trained[0])
+    found, records = judged(kind(dense).eval(), pair, tmp_path, main_attack)
     assert found.level == "broken"
     if kind is not masked.Backwards:
         assert "zero gradients" in names(found)
@@ -100,21 +96,19 @@ def test_a_network_that_hides_its_gradients_is_called_out(
 
 
 def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
-    trained: tuple[nn.Module, Pair], tmp_path: Path
+    dense: nn.Module, pair: Pair, main_attack: Any, tmp_path: Path
 ) -> None:
-    dense, pair = trained
     model = prune("SAP", dense, 1.0).model
-    weak, _ = judged(
-        model, pair, tmp_path / "a", dense, table=["field"], randomized=["single", "square"]
-    )
+    suite = {"table": ["field"], "randomized": ["single", "square"]}
+    weak, _ = judged(model, pair, tmp_path / "a", main_attack, **suite)
     assert weak.level == "reliable", weak.against  # `field` averages and goes straight through
     raw = PARAMS.active().model_dump()
     raw["attacks"] = {"field": raw["attacks"]["single"]}
     raw["suite"] = {"table": ["field"], "transfer": ["field"]}
     raw["curves"] = {"eps": [0, "48/255"], "steps": [1, 10]}
     profile = params.Profile.model_validate(raw)
-    suite = Suite(*pair, profile, PARAMS.attack, 0, Parts(tmp_path, "b", files=[]))
-    records, _ = suite.attack("planted", model)
+    parts = Parts(tmp_path, "b", files=[])
+    records, _ = Suite(*pair, profile, PARAMS.attack, 0, parts).attack("planted", model)
     found = verdict(Evidence(records, "field", 10))
     assert found.level == "broken"
     assert {"averaged gradients", "more steps, starts and draws"} <= names(found)
@@ -181,7 +175,6 @@ def test_the_protocol_of_a_deterministic_network_is_plain_fgsm(
 
 
 def test_the_protocol_averages_its_draws(network: nn.Module, digits: Pair) -> None:
-
     settings = ProtocolSettings(
         eps=[0.1],
         draws=7,

@@ -97,7 +97,13 @@ def _search(
         found[pool.sample[better]] = pool.best[better]
         stays = ~over & ~queue.decided[pool.sample]
         pool = pool if stays.all() else pool.pick(stays)
-        _move(s, pool)
+        # A step uphill, with a quarter of the one before but for the first.
+        goal = ascend(pool.current, pool.gradient, pool.step, s.norm)
+        goal = project(goal, pool.clean, s.eps, s.norm)
+        part = torch.where(wide(pool.done > 0), 0.75, 1.0).to(goal)
+        mixed = part * (goal - pool.current) + (1 - part) * (pool.current - pool.before)
+        after = project(pool.current + mixed, pool.clean, s.eps, s.norm)
+        pool.before, pool.current, pool.done = pool.current, after, pool.done + 1
         pool = queue.fill(pool)
     return (found,)
 
@@ -134,16 +140,6 @@ def _evaluate(at: At, pool: Pool) -> torch.Tensor:
     pool.halved = torch.where(due, halve, pool.halved)
     pool.checked = torch.where(due, pool.best_loss, pool.checked)
     return broken
-
-
-def _move(s: APGDSettings, pool: Pool) -> None:
-    """A step uphill, with a quarter of the one before but for the first, in place."""
-    goal = ascend(pool.current, pool.gradient, pool.step, s.norm)
-    goal = project(goal, pool.clean, s.eps, s.norm)
-    part = torch.where(wide(pool.done > 0), 0.75, 1.0).to(goal)
-    mixed = part * (goal - pool.current) + (1 - part) * (pool.current - pool.before)
-    after = project(pool.current + mixed, pool.clean, s.eps, s.norm)
-    pool.before, pool.current, pool.done = pool.current, after, pool.done + 1
 
 
 def targeted_dlr(logits: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:

@@ -64,13 +64,12 @@ def autoattack(
     how, spent = AutoAttackOptions(**changes), Cost()
     check_choice("autoattack", "version", how.version, tuple(FEWEST))
     with opened("autoattack", model, (images, labels), eps, replace(how, cost=spent)) as at:
-        official = _official(at.quick, eps, how, at.device)
         shown, labels = images.float().contiguous().to(at.device), labels.to(at.device)
         found = shown.clone()
         torch.manual_seed(how.seed)
         with torch.no_grad():
             logits = torch.cat([at.quick(part) for part in shown.split(how.batch)])
-        _fit_targets(official, logits.shape[1], how.version)
+        official, tools = _official(at.quick, eps, how, at.device, logits.shape[1])
         right = logits.argmax(1) == labels
         counts = {"clean": int(right.sum())}
 
@@ -80,8 +79,9 @@ def autoattack(
 
             def compute() -> Noted:
                 torch.manual_seed(how.seed)
-                attack = _tool(official, name.partition(" ")[0])
-                adv = attack.perturb(shown[rows], labels[rows]).detach()
+                kind = name.partition(" ")[0]
+                official.apgd.loss = kind.removeprefix("apgd-")  # for two of the attacks
+                adv = tools[kind].perturb(shown[rows], labels[rows]).detach()
                 with torch.no_grad():
                     wrong = at.quick(adv).argmax(1) != labels[rows]
                 forwards = spent.forwards - before.forwards
@@ -146,37 +146,26 @@ def _autoattack(
     return found
 
 
-def _official(model: nn.Module, eps: float, how: AutoAttackOptions, device: torch.device) -> Any:
-    """The package's AutoAttack with the settings of the version."""
+def _official(
+    model: nn.Module, eps: float, how: AutoAttackOptions, device: torch.device, classes: int
+) -> tuple[Any, dict[str, Any]]:
+    """The package's AutoAttack and its attacks by name, set as `run_standard_evaluation` sets them,
+    with no more target classes than there are wrong classes."""
     try:
         from pyautoattack import AutoAttack
     except ImportError as error:
         raise UserError(
             "AutoAttack needs the package pyautoattack: pip install pyautoattack"
         ) from error
-    chosen = {"norm": how.norm, "version": how.version, "seed": how.seed}
-    official = AutoAttack(model, eps=eps, device=device, **chosen)
-    official.apgd.logger = official.apgd_targeted.logger = _LOG
-    return official
-
-
-def _fit_targets(official: Any, classes: int, version: str) -> None:
-    """No more target classes than there are wrong classes."""
-    if classes < FEWEST[version]:
+    if classes < FEWEST[how.version]:
         raise UserError(
-            f"AutoAttack ({version}) needs at least {FEWEST[version]} classes, the model has "
-            f"{classes}; use the margin and square attacks"
+            f"AutoAttack ({how.version}) needs at least {FEWEST[how.version]} classes, the model "
+            f"has {classes}; use the margin and square attacks"
         )
-    targets = min(TARGETS, classes - 1)
-    official.apgd_targeted.n_target_classes = official.fab.n_target_classes = targets
-
-
-def _tool(official: Any, attack: str) -> Any:
-    """The package's attack of that name, set as `run_standard_evaluation` sets it."""
-    if attack in ("apgd-ce", "apgd-dlr"):
-        official.apgd.loss = attack.removeprefix("apgd-")
-        return official.apgd
-    if attack == "fab-t":
-        official.fab.targeted = True
-        return official.fab
-    return {"apgd-t": official.apgd_targeted, "square": official.square}[attack]
+    chosen = {"norm": how.norm, "version": how.version, "seed": how.seed}
+    it = AutoAttack(model, eps=eps, device=device, **chosen)
+    it.apgd.logger = it.apgd_targeted.logger = _LOG
+    it.fab.targeted = True
+    it.apgd_targeted.n_target_classes = it.fab.n_target_classes = min(TARGETS, classes - 1)
+    plain = {"apgd-ce": it.apgd, "apgd-dlr": it.apgd}
+    return it, plain | {"apgd-t": it.apgd_targeted, "fab-t": it.fab, "square": it.square}

@@ -13,14 +13,13 @@ from the published code.
 from collections.abc import Iterator
 from dataclasses import replace
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from advprune.attacks.flip_objective import FlipOptions, Objective
 from advprune.attacks.flip_trace import FlipTrace, Run
-from advprune.attacks.rerun import Values
 from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
 from advprune.models.fold import channels_last
 from advprune.models.stochastic import is_randomized
@@ -125,10 +124,18 @@ def _step(run: Run, objective: Objective) -> str | None:
             for first in range(run.how.each)
             if len(flips) >= first + n_b or (first == 0 and n_b == fewest)
         ]
-        best = max((_try(objective, flips) for flips in tried), default=None, key=_highest)
-        if best is not None and isfinite(best.height) and best.height > run.height:
-            objective.values = best.values
-            run.commit(run.turn(best.flips), n_b, best.height)
+        best, kept, chosen = run.height, objective.values, list[Flip]()
+        for flips in tried:
+            for flip in flips:
+                objective.stored.flip(flip)
+            height, values = objective.again(flips[0].layer)
+            for flip in flips:  # undone
+                objective.stored.flip(flip)
+            if isfinite(height) and height > best:  # else such a network could not go on
+                best, kept, chosen = height, values, flips
+        if chosen:
+            objective.values = kept
+            run.commit(run.turn(chosen), n_b, best)
             return None
     return "stalled"
 
@@ -150,27 +157,6 @@ def rank(name: str, layer: StoredLayer, gradient: torch.Tensor, most: int) -> li
     rising = places[best > 0]
     indices, bits = (rising % len(pull)).tolist(), (rising // len(pull)).tolist()
     return [Flip(name, index, bit) for index, bit in zip(indices, bits, strict=True)]
-
-
-class _Tried(NamedTuple):
-    flips: list[Flip]
-    height: float
-    values: list[Values]
-
-
-def _highest(tried: _Tried) -> float:
-    """The height, below all others where it is not finite: such a network could not go on."""
-    return tried.height if isfinite(tried.height) else float("-inf")
-
-
-def _try(objective: Objective, flips: list[Flip]) -> _Tried:
-    """The height with a layer's flips made; they are undone."""
-    for flip in flips:
-        objective.stored.flip(flip)
-    height, values = objective.again(flips[0].layer)
-    for flip in flips:
-        objective.stored.flip(flip)
-    return _Tried(flips, height, values)
 
 
 def _private(model: nn.Module | StoredModel, how: FlipOptions) -> StoredModel:

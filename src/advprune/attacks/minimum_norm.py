@@ -119,20 +119,28 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
     at.options.progress(int(already.sum()) * at.options.steps)
     rows = (~already).nonzero()[:, 0]
     if len(rows):
-        own = clean[rows], labels[rows]
-        best = _of_the_mean(at, *own) if at.randomized else _descend(at, *own)
+        it = clean[rows], labels[rows]
+        best = _of_the_mean(at, *it) if at.randomized else _descend(at, *it)
         for start in () if at.randomized else noise[rows].unbind(1):
             usual = best[1][best[1].isfinite()].mean().nan_to_num(0.1)
             size = best[1].where(best[1].isfinite(), usual)
-            best = _descend(at, *own, best, (own[0] + wide(size) * start).clamp(0, 1))
+            best = _descend(at, *it, best, (it[0] + wide(size) * start).clamp(0, 1))
         found[rows], distances[rows] = best
         rows = rows[distances[rows].isfinite()]
     if len(rows):
-        change = _halve(at, clean[rows], found[rows] - clean[rows], labels[rows])
-        length = _first(at, clean[rows], change, labels[rows], fresh=True)
+        # The shortest changes along the way that surely fool.
+        near, own, way = clean[rows], labels[rows], found[rows] - clean[rows]
+        outer = _first(at, near, way, own).clamp_max(FAR[-1] if at.randomized else LENGTHS[-1])
+        inner = torch.zeros_like(outer)
+        for _ in range(at.options.halvings):
+            middle = (inner + outer) / 2
+            fools = _fools(at, (near + wide(middle) * way).clamp(0, 1), own)
+            outer, inner = torch.where(fools, middle, outer), torch.where(fools, inner, middle)
+        change = (near + wide(outer) * way).clamp(0, 1) - near
+        length = _first(at, near, change, own, fresh=True)
         fools = length.isfinite()
-        found[rows] = (clean[rows] + wide(length.where(fools, 0.0)) * change).clamp(0, 1)
-        size = _size(found[rows] - clean[rows], at.options.norm)
+        found[rows] = (near + wide(length.where(fools, 0.0)) * change).clamp(0, 1)
+        size = _size(found[rows] - near, at.options.norm)
         distances[rows] = torch.where(fools, size, torch.inf)
     return found, distances
 
@@ -144,6 +152,11 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
     Of three ways to fool it, the one of largest mean margin at the same length is taken.
     """
     s, tried, start = at.options, [], clean
+
+    def lead(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+        """By how much a class leads the label, `[n]`, of labels and classes `[n, 2]`."""
+        return logits.gather(1, pair).diff(dim=1)[:, 0]
+
     if (silent := silent_copy(at.quick)) is not None:
         start, _ = _descend(
             replace(at, quick=silent, exact=silent, randomized=False), clean, labels
@@ -154,7 +167,7 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
     slope, late, recent = torch.zeros_like(clean), torch.zeros_like(clean), at.logits(current)
     for index, (rate, step) in enumerate(_schedule(s, steps)):
         rival = recent.scatter(1, labels[:, None], -torch.inf).argmax(1)
-        gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), _lead)
+        gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), lead)
         s.progress(len(clean))
         recent = MEMORY * recent + (1 - MEMORY) * logits
         scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
@@ -180,12 +193,6 @@ def _schedule(s: MinimumNormSettings, steps: int) -> Iterator[tuple[float, float
     for index in range(steps):
         fade = (1 + math.cos(math.pi * index / steps)) / 2  # 1 at first, 0 in the end
         yield s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)
-
-
-def _lead(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
-    """By how much a class leads the label, `[n]`, of labels and classes `[n, 2]`."""
-    own, rival = logits.gather(1, pair).unbind(1)
-    return rival - own
 
 
 def _descend(
@@ -228,17 +235,6 @@ def _descend(
         moved = ascend(current, gradient, step * wide(radius), s.norm)
         current = project(moved, clean, wide(radius), s.norm)
     return best, nearest
-
-
-def _halve(at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The shortest changes along the way to `clean + change` that surely fool."""
-    outer = _first(at, clean, change, labels).clamp_max(FAR[-1] if at.randomized else LENGTHS[-1])
-    inner = torch.zeros_like(outer)
-    for _ in range(at.options.halvings):
-        middle = (inner + outer) / 2
-        fools = _fools(at, (clean + wide(middle) * change).clamp(0, 1), labels)
-        outer, inner = torch.where(fools, middle, outer), torch.where(fools, inner, middle)
-    return (clean + wide(outer) * change).clamp(0, 1) - clean
 
 
 def _first(

@@ -119,7 +119,8 @@ class Opened(Generic[T]):
         network = Mixed(self.quick) if self.options.precision == "bfloat16" else self.quick
         batch = self.options.batch
         gradient, logits = expected_gradient(network, points, labels, loss, self.draws, batch)
-        return gradient, self.logits(points) if self._is_foreign else logits
+        foreign = self.options.backward in OF_NETWORKS
+        return gradient, self.logits(points) if foreign else logits
 
     @torch.no_grad()
     def logits(self, points: torch.Tensor) -> torch.Tensor:
@@ -149,10 +150,6 @@ class Opened(Generic[T]):
             shown = self.shown(points[wrong], clean[wrong])
             wrong[wrong.clone()] = self.logits(shown).argmax(1) != labels[wrong]
         return wrong
-
-    @property
-    def _is_foreign(self) -> bool:
-        return self.options.backward in OF_NETWORKS
 
 
 @contextmanager

@@ -166,10 +166,21 @@ def store(
         )
     copied = _frozen_copy(model)
     places = met(copied, image_shape) if image_shape else {}
-    layers = {
-        name: replace(_stored(name, w, bits, scale), met=places.get(name))
-        for name, w in _weights(copied)
-    }
+    layers, most = {}, 2 ** (bits - 1) - 1
+    for name, weight in _weights(copied):
+        if not weight.isfinite().all():
+            raise ValueError(f"store: the weight of {name} holds NaN or infinite numbers")
+        size = weight.detach().abs()
+        rows = size.flatten(1) if scale == "channel" else size.reshape(1, -1)
+        # Means are taken in float64.
+        s = rows.double().mean(1).to(weight.dtype) if bits == 1 else rows.amax(1) / most
+        s = s.view((-1,) + (1,) * (weight.ndim - 1))  # broadcasts over the weight
+        if bits == 1:
+            q = torch.where(weight >= 0, 1, -1)
+        else:
+            q = (weight / torch.where(s > 0, s, torch.ones_like(s))).round()
+            q = q.clamp(-most, most)  # a scale too small for its float type may lead beyond
+        layers[name] = StoredLayer(encode(q, bits).contiguous(), s, bits, places.get(name))
     if not layers:
         raise ValueError("store: the model has no convolution or linear layer with float weights")
     return _written(StoredModel(copied, layers))
@@ -220,22 +231,6 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         if isinstance(module, LAYERS) and weight is not None and id(weight) not in seen:
             seen.add(id(weight))
             yield name, weight
-
-
-def _stored(name: str, weight: torch.Tensor, bits: int, scale: str) -> StoredLayer:
-    if not weight.isfinite().all():
-        raise ValueError(f"store: the weight of {name} holds NaN or infinite numbers")
-    size, most = weight.detach().abs(), 2 ** (bits - 1) - 1
-    rows = size.flatten(1) if scale == "channel" else size.reshape(1, -1)
-    # Means are taken in float64.
-    s = rows.double().mean(1).to(weight.dtype) if bits == 1 else rows.amax(1) / most
-    s = s.view((-1,) + (1,) * (weight.ndim - 1))  # broadcasts over the weight
-    if bits == 1:
-        q = torch.where(weight >= 0, 1, -1)
-    else:
-        q = (weight / torch.where(s > 0, s, torch.ones_like(s))).round()
-        q = q.clamp(-most, most)  # a scale too small for its float type may lead beyond
-    return StoredLayer(encode(q, bits).contiguous(), s, bits)
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ ZOOMS = 11  # images that a zoom blur averages
 
 # An image float64 [C, H, W] in [0, 1], a strength, random numbers -> the image, to be clipped.
 Apply = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
+Register = Callable[[Apply], Apply]
 
 
 @dataclass(frozen=True)
@@ -82,32 +83,55 @@ def corrupt(images: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.n
     return found
 
 
-def _gaussian_noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+KINDS: dict[str, Kind] = {}
+
+
+def _kind(small: tuple[Any, ...], large: tuple[Any, ...], in_pixels: bool = False) -> Register:
+    """Register a corruption under its function's name."""
+
+    def register(apply: Apply) -> Apply:
+        KINDS[apply.__name__] = Kind(apply, small, large, in_pixels)
+        return apply
+
+    return register
+
+
+@_kind((0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38))
+def gaussian_noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
     return x + deviation * random.standard_normal(x.shape)
 
 
-def _shot_noise(x: np.ndarray, photons: float, random: np.random.Generator) -> np.ndarray:
+@_kind((500, 250, 100, 75, 50), (60, 25, 12, 5, 3))
+def shot_noise(x: np.ndarray, photons: float, random: np.random.Generator) -> np.ndarray:
     """Photons are counted: white is `photons` of them on average."""
     return random.poisson(x * photons) / photons
 
 
-def _impulse_noise(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+@_kind((0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27))
+def impulse_noise(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
     """A share of the values becomes black or white."""
     drawn, white = random.random(x.shape), random.random(x.shape) < 0.5
     return np.where(drawn < share, white, x)
 
 
-def _speckle_noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+@_kind((0.06, 0.10, 0.12, 0.16, 0.20), (0.15, 0.20, 0.35, 0.45, 0.60))
+def speckle_noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
     return x + x * deviation * random.standard_normal(x.shape)
 
 
-def _gaussian_blur(x: np.ndarray, sigma: float, random: np.random.Generator) -> np.ndarray:
+@_kind((0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6), in_pixels=True)
+def gaussian_blur(x: np.ndarray, sigma: float, random: np.random.Generator) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(x, (0, sigma, sigma), mode="nearest")
 
 
-def _defocus_blur(
+@_kind(
+    ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1)),
+    ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+    in_pixels=True,
+)
+def defocus_blur(
     x: np.ndarray, lengths: tuple[float, float], random: np.random.Generator
 ) -> np.ndarray:
     """The mean over a disk of a radius, whose rim is blurred."""
@@ -123,7 +147,12 @@ def _defocus_blur(
     return fftconvolve(padded, kernel[None] / kernel.sum(), mode="valid", axes=(1, 2))
 
 
-def _motion_blur(
+@_kind(
+    ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5)),
+    ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+    in_pixels=True,
+)
+def motion_blur(
     x: np.ndarray, lengths: tuple[float, float], random: np.random.Generator
 ) -> np.ndarray:
     """A trail in one direction, up to 45 degrees from the horizontal, which fades as a Gaussian."""
@@ -139,7 +168,8 @@ def _motion_blur(
     return found
 
 
-def _zoom_blur(x: np.ndarray, most: float, random: np.random.Generator) -> np.ndarray:
+@_kind((1.06, 1.11, 1.16, 1.21, 1.26), (1.11, 1.16, 1.21, 1.26, 1.31))
+def zoom_blur(x: np.ndarray, most: float, random: np.random.Generator) -> np.ndarray:
     """The mean of the image enlarged about its centre by 1 to `most`."""
     from scipy.ndimage import affine_transform
 
@@ -150,19 +180,22 @@ def _zoom_blur(x: np.ndarray, most: float, random: np.random.Generator) -> np.nd
     return found / ZOOMS
 
 
-def _brightness(x: np.ndarray, more: float, random: np.random.Generator) -> np.ndarray:
+@_kind((0.05, 0.10, 0.15, 0.20, 0.30), (0.1, 0.2, 0.3, 0.4, 0.5))
+def brightness(x: np.ndarray, more: float, random: np.random.Generator) -> np.ndarray:
     """The value of HSV rises, hue and saturation stay: channels grow in proportion."""
     value = x.max(0)
     grown = (value + more).clip(max=1)
     return np.where(value > 0, x * grown / np.where(value > 0, value, 1), grown)
 
 
-def _contrast(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    mean = x.mean((1, 2), keepdims=True)
-    return mean + share * (x - mean)
+@_kind((0.75, 0.50, 0.40, 0.30, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05))
+def contrast(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    grey = x.mean((1, 2), keepdims=True)
+    return grey + share * (x - grey)
 
 
-def _jpeg(x: np.ndarray, quality: int, random: np.random.Generator) -> np.ndarray:
+@_kind((80, 65, 58, 50, 40), (25, 18, 15, 10, 7))
+def jpeg(x: np.ndarray, quality: int, random: np.random.Generator) -> np.ndarray:
     """Written and read by Pillow: three channels as RGB, others one by one as grey."""
     pixels, found = np.rint(255 * x).astype(np.uint8), []
     for picture in [pixels.transpose(1, 2, 0)] if len(x) == 3 else pixels:
@@ -172,7 +205,8 @@ def _jpeg(x: np.ndarray, quality: int, random: np.random.Generator) -> np.ndarra
     return (found[0].transpose(2, 0, 1) if len(x) == 3 else np.stack(found)) / 255
 
 
-def _pixelate(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+@_kind((0.95, 0.90, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25))
+def pixelate(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
     """Made smaller and large again by Pillow, by means over boxes."""
     height, width = x.shape[1:]
     small, found = (max(int(width * share), 1), max(int(height * share), 1)), []
@@ -180,38 +214,6 @@ def _pixelate(x: np.ndarray, share: float, random: np.random.Generator) -> np.nd
         picture = Image.fromarray(channel).resize(small, Image.Resampling.BOX)
         found.append(np.asarray(picture.resize((width, height), Image.Resampling.BOX)))
     return np.stack(found)
-
-
-KINDS = {
-    "gaussian_noise": Kind(
-        _gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)
-    ),
-    "shot_noise": Kind(_shot_noise, (500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
-    "impulse_noise": Kind(
-        _impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)
-    ),
-    "speckle_noise": Kind(
-        _speckle_noise, (0.06, 0.10, 0.12, 0.16, 0.20), (0.15, 0.20, 0.35, 0.45, 0.60)
-    ),
-    "gaussian_blur": Kind(_gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6), True),
-    "defocus_blur": Kind(
-        _defocus_blur,
-        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1)),
-        ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
-        True,
-    ),
-    "motion_blur": Kind(
-        _motion_blur,
-        ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5)),
-        ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
-        True,
-    ),
-    "zoom_blur": Kind(_zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26), (1.11, 1.16, 1.21, 1.26, 1.31)),
-    "brightness": Kind(_brightness, (0.05, 0.10, 0.15, 0.20, 0.30), (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "contrast": Kind(_contrast, (0.75, 0.50, 0.40, 0.30, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
-    "jpeg": Kind(_jpeg, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
-    "pixelate": Kind(_pixelate, (0.95, 0.90, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
-}
 
 
 @dataclass(frozen=True, eq=False)

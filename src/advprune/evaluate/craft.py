@@ -83,14 +83,8 @@ def craft(
 
     setting: a typed one (`advprune.attacks.registry.typed`).
     """
-    context = Context(
-        work.seed,
-        work.batch,
-        progress=work.progress,
-        parts=work.parts,
-        parent=work.parent,
-        pixels=True,
-    )
+    known = {key: getattr(work, key) for key in ("seed", "batch", "progress", "parts", "parent")}
+    context = Context(**known, pixels=True)
     adv = method_of(setting).function(model, images, labels, setting, context)
     pixels = to_pixels(adv, images, setting.eps, setting.norm, setting.rounding)
     found = {column: values.tolist() for column, values in context.found.items()}

@@ -247,25 +247,21 @@ def _gehan(own: list[End], others: list[End], shift: float = 0.0) -> tuple[float
         sum(_surely_more(one, other) - _surely_more(other, one) for other in ends) for one in ends
     ]
     higher = fmean(scores[: len(own)]) - fmean(scores[len(own) :])
-    return _permuted(scores, len(own)), higher
+    # Of all choices of so many scores, the share whose sum is as far from 0.
+    ways = [Counter({0: 1}), *(Counter[int]() for _ in own)]  # of each size, by sum
+    for score in scores:
+        for size in range(len(own), 0, -1):
+            for total, count in ways[size - 1].items():
+                ways[size][total + score] += count
+    seen = abs(sum(scores[: len(own)]))
+    far = sum(count for total, count in ways[-1].items() if abs(total) >= seen)
+    return far / comb(len(scores), len(own)), higher
 
 
 def _surely_more(one: End, other: End) -> int:
     """1 where the first needs more bits than the second, whatever was not seen."""
     (count, censored), (limit, unknown) = one, other
     return int(not unknown and (count > limit or (censored and count >= limit)))
-
-
-def _permuted(scores: Sequence[int], chosen: int) -> float:
-    """Share of all choices of `chosen` scores whose sum is as far from 0 as that of the first."""
-    ways = [Counter({0: 1}), *(Counter[int]() for _ in range(chosen))]  # of each size, by sum
-    for score in scores:
-        for size in range(chosen, 0, -1):
-            for total, count in ways[size - 1].items():
-                ways[size][total + score] += count
-    seen = abs(sum(scores[:chosen]))
-    far = sum(count for total, count in ways[chosen].items() if abs(total) >= seen)
-    return far / comb(len(scores), chosen)
 
 
 def flips_metric(reached: Reached | None) -> dict[str, float | None]:

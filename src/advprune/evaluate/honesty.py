@@ -109,9 +109,9 @@ class _Field:
         point = inside(images + eps * self._uniform(images))
         for _ in range(POINTS):
             weights = self._weights(point)  # [2, N, K]
-            own = self._gradients(point, weights[:1])[0].sign()
+            ahead = self._gradients(point, weights[:1])[0].sign()
             signs = [self._uniform(images).sign() for _ in range(DIRECTIONS)]
-            directions = torch.stack([own, *signs])  # [V, N, C, H, W]
+            directions = torch.stack([ahead, *signs])  # [V, N, C, H, W]
             slopes, differences = [], []
             for number in range(nearby):
                 moved = inside(point + reach * self._uniform(images) * (number > 0))
@@ -120,9 +120,14 @@ class _Field:
                 differences.append(self._differences(moved, weights, directions, steps))
             claimed.append(torch.stack(slopes).mean(0))
             measured.append(torch.stack(differences).mean(0))  # [steps, 2, V, N]
-            point = inside((point + eps * own).clamp(images - eps, images + eps))
+            point = inside((point + eps * ahead).clamp(images - eps, images + eps))
         a, f = torch.cat(claimed), torch.cat(measured, dim=1)  # [M, V, N], [steps, M, V, N]
-        found = [_relative(a[:, part], f[:, :, part]) for part in (slice(1), slice(1, None))]
+        found = []
+        for part in (slice(1), slice(1, None)):
+            own, other = a[:, part], f[:, :, part]
+            size = torch.maximum(other.square().sum((1, 2)), own.square().sum((0, 1))).sqrt()
+            error = (own - other).square().sum((1, 2)).sqrt()  # [steps, N]
+            found.append(torch.where(size > 0, error / torch.where(size > 0, size, 1.0), 0.0))
         return torch.stack(found, 2)
 
     def _uniform(self, images: torch.Tensor) -> torch.Tensor:
@@ -166,10 +171,3 @@ class _Field:
             slopes = torch.stack(rises) / (2 * h)  # [V, N, K]
             found.append((weights[:, None] * slopes).sum(3))
         return torch.stack(found)
-
-
-def _relative(a: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
-    """`|a - f| / max(|a|, |f|)` over slopes `[M, V, N]` and `[steps, M, V, N]`, `[steps, N]`."""
-    size = torch.maximum(f.square().sum((1, 2)), a.square().sum((0, 1))).sqrt()
-    error = (a - f).square().sum((1, 2)).sqrt()
-    return torch.where(size > 0, error / torch.where(size > 0, size, 1.0), 0.0)

@@ -135,13 +135,6 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _maps(output: Any, batch: int) -> torch.Tensor | None:
-    """A layer's output, the first of several, if it begins with the batch or its images' parts."""
-    found = output[0] if isinstance(output, tuple) and output else output
-    is_maps = isinstance(found, torch.Tensor) and found.is_floating_point() and found.ndim
-    return found if is_maps and found.numel() and len(found) % batch == 0 else None
-
-
 @torch.no_grad()
 def where(
     model: nn.Module,
@@ -175,7 +168,10 @@ def where(
 
     def hook(name: str) -> Callable[[nn.Module, object, Any], None]:
         def record(module: nn.Module, inputs: object, output: Any) -> None:
-            if (maps := _maps(output, total)) is not None:
+            maps = output[0] if isinstance(output, tuple) and output else output
+            if not (isinstance(maps, torch.Tensor) and maps.is_floating_point() and maps.ndim):
+                return
+            if maps.numel() and len(maps) % total == 0:  # the batch or its images' parts
                 parts = maps.chunk(len(sides))
                 own = dict(zip(sides, parts, strict=True))
                 sums.setdefault(name, _Sums()).add(own, total // len(sides))

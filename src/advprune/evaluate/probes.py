@@ -85,14 +85,9 @@ def stronger(settings: ProbeSettings, classes: int, randomized: bool) -> AttackS
     starts, draws = (1, most("draws") + 1) if randomized else (most("restarts") + 1, 1)
     passes = max(effort(one, classes, randomized) for one in suite)
     restarts = max(starts, STARTS * (not randomized), passes // (2 * steps * draws) + 1)
-    change: dict[str, object] = {
-        "step": main.step / 2,
-        "steps": steps,
-        "restarts": restarts,
-        "draws": draws,
-    }
-    change |= {"loss": "margin", "keep": "best", "drop": True, "backward": "identity"}
-    return main.model_copy(update=change)
+    change = {"step": main.step / 2, "steps": steps, "restarts": restarts, "draws": draws}
+    rule = {"loss": "margin", "keep": "best", "drop": True, "backward": "identity"}
+    return main.model_copy(update=change | rule)
 
 
 def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
@@ -124,7 +119,7 @@ def probes(
     main, randomized = settings.attack, is_randomized(model)
     white = white_box(records, settings.main)
     kept = torch.tensor((white.adv_pred == white.label).tolist()).nonzero()[:, 0]
-    everything, classes = torch.arange(len(images)), _classes(model, images)
+    everything, classes = torch.arange(len(images)), all_logits(model, images[:1]).shape[2]
     on = partial(_attacked, model, (images, labels), work)
     made = partial(_made, model, work)
     if is_blackbox(model):
@@ -153,10 +148,6 @@ def probes(
         asked = {name: typed(name, s) for name, s in by_answers(main).items()}
         tables += made({name: partial(on, name, s, kept) for name, s in asked.items()})
     return pd.concat(tables, ignore_index=True)
-
-
-def _classes(model: nn.Module, images: torch.Tensor) -> int:
-    return all_logits(model, images[:1]).shape[2]
 
 
 def _made(
@@ -254,10 +245,8 @@ def noise(
 ) -> pd.DataFrame:
     """The worst of `NOISE_TRIES` uniform points of the ball, by the margin."""
     generator = torch.Generator().manual_seed(salted(work.seed, "probe_noise"))
-    worst, scoring = (
-        torch.full((len(images),), -torch.inf),
-        replace(work.scoring, draws=NOISE_DRAWS),
-    )
+    worst = torch.full((len(images),), -torch.inf)
+    scoring = replace(work.scoring, draws=NOISE_DRAWS)
     pixels = to_pixels(images, images, main.eps, main.norm)
     for _ in range(NOISE_TRIES):
         points = random_point(images, main.eps, main.norm, generator)

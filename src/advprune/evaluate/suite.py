@@ -1,6 +1,6 @@
 """The attacks of a profile on one model."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -16,14 +16,7 @@ from advprune.core.attack_settings import Attack, AttackChoice
 from advprune.core.profile import Profile
 from advprune.core.resume import Noted, Parts
 from advprune.evaluate.compare import right
-from advprune.evaluate.craft import (
-    Crafted,
-    Work,
-    craft_shown,
-    curve_settings,
-    kind_of,
-    rows,
-)
+from advprune.evaluate.craft import Crafted, Work, craft_shown, curve_settings, kind_of, rows
 from advprune.evaluate.deployed import attacks_on
 from advprune.evaluate.probes import ProbeSettings, probes
 from advprune.evaluate.records import answers
@@ -70,10 +63,19 @@ class Suite:
             points = enumerate(())
         curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
         clean = self._clean(model)  # for all pieces
-        pieces = [[(one, one, attacks[one]) for one in chain] for chain in _chains(attacks)]
+        chains: dict[str, list[tuple[str, str, Attack]]] = {}  # attacks that come after one another
+        for attack, setting in attacks.items():
+            chains[attack] = chains.get(setting.after or "", [])
+            chains[attack].append((attack, attack, setting))
+        pieces = list({id(chain): chain for chain in chains.values()}.values())
         pieces += [[curve] for curve in curves]
+
+        def each(piece: list[tuple[str, str, Attack]]) -> None:
+            for one in piece:
+                run(*one)
+
         if not isinstance(model, Target):  # another runtime may not bear a fork
-            ahead(f"{name}, attacks", [partial(_each, run, piece) for piece in pieces])
+            ahead(f"{name}, attacks", [partial(each, piece) for piece in pieces])
         adv, tables = {}, []
         for attack, setting in attacks.items():
             crafted, table = run(attack, attack, setting)
@@ -160,17 +162,3 @@ class Suite:
     def _clean(self, model: nn.Module) -> dict[str, Any]:
         """What the model says of the clean images, once for all attacks."""
         return answers("clean", model, self.images, self.labels, self.work.scoring)
-
-
-def _chains(attacks: dict[str, Attack]) -> list[list[str]]:
-    """Attacks that come after one another, together and in order."""
-    chains: dict[str, list[str]] = {}
-    for name, setting in attacks.items():
-        chains[name] = chains.get(setting.after or "", [])
-        chains[name].append(name)
-    return list({id(chain): chain for chain in chains.values()}.values())
-
-
-def _each(run: Callable[..., object], pieces: Iterable[tuple[str, str, Attack]]) -> None:
-    for piece in pieces:
-        run(*piece)

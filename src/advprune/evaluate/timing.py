@@ -39,7 +39,18 @@ def timings(
     rows = []
     for size in dict.fromkeys((1, batch)):
         pictures = images[torch.arange(size) % len(images)]
-        taken = _taken(ready, pictures)
+        given = {name: pictures.to(device_of(model)) for name, model in ready.items()}
+        taken: dict[str, list[float]] = {name: [] for name in ready}  # seconds of each call
+        for call in range(-WARM_UP, CALLS):
+            for name, network in ready.items():
+                _wait(given[name].device)
+                began = time.perf_counter()
+                network(given[name])
+                _wait(given[name].device)
+                if call >= 0:
+                    taken[name].append(time.perf_counter() - began)
+            if call >= 4 and max(map(sum, taken.values())) > SECONDS:
+                break
         for name, (model, card) in models.items():
             low, middle, high = np.quantile(taken[name], (0.25, 0.5, 0.75))
             row: dict[str, Any] = {"model": name, "batch": size}
@@ -47,23 +58,6 @@ def timings(
             row |= {"calls": len(taken[name])} | {key: card[key] for key in CARD}
             rows.append(row | machine(device_of(model)))
     return pd.DataFrame(rows)
-
-
-def _taken(models: Mapping[str, nn.Module], images: torch.Tensor) -> dict[str, list[float]]:
-    """Seconds of each call of each network."""
-    given = {name: images.to(device_of(model)) for name, model in models.items()}
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    for call in range(-WARM_UP, CALLS):
-        for name, model in models.items():
-            _wait(given[name].device)
-            began = time.perf_counter()
-            model(given[name])
-            _wait(given[name].device)
-            if call >= 0:
-                taken[name].append(time.perf_counter() - began)
-        if call >= 4 and max(map(sum, taken.values())) > SECONDS:
-            break
-    return taken
 
 
 def _wait(device: torch.device) -> None:
