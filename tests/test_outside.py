@@ -163,6 +163,9 @@ def test_the_command_line_names_it(code: Path, run: Run) -> None:
     assert status == 2 and "--factory theirs:modules" in err
     status, said, err = run("audit", "a.safetensors", "--factory", "theirs:modules")
     assert status == 0 and "theirs:modules, 1 channel, 3 classes (header)" in said
+    words = ("--out", "half.safetensors", "--factory", "theirs:modules")
+    assert run("export", "a.safetensors", *words[:2])[0] == 2
+    assert run("export", "a.safetensors", *words)[0] == 0 and Path("half.safetensors").exists()
     status, said, err = run("audit", "a.safetensors", "--factory", "theirs:Functional")
     assert status == 2 and "which is not called" in err
     torch.save(network("theirs:modules").get_submodule("network").state_dict(), code / "a.pt")

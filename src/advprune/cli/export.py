@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advprune.cli.options import FactoryOption
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def export(
             help="With --onnx, the images' size: 32, or height x width (32x48). By default any."
         ),
     ] = None,
+    factory: FactoryOption = None,
 ) -> None:
     """Write a network in half precision (--out), or as an ONNX file (--onnx).
 
@@ -61,7 +63,7 @@ def export(
             raise UserError(
                 f"--size is a number of pixels, or height x width such as 32x48 (got {size!r})"
             )
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, factory)
     if onnx is not None:
         _as_onnx(model, checkpoint, onnx, sides)
     elif out is not None:
@@ -98,7 +100,7 @@ def _in_half(model: "nn.Module", checkpoint: Path, out: Path) -> None:
     spec = spec_of(model)
     in_full = spec.binary or spec.quantization is not None
     save_model(model, out, None if in_full else torch.float16)
-    small = load_model(out)
+    small = load_model(out, spec.factory)
     pairs = zip(stored(model).values(), stored(small).values(), strict=True)
     moved = max(float((a - b).abs().max()) for a, b in pairs if a.is_floating_point())
     zeros = nonzero_of(model) - nonzero_of(small)

@@ -44,6 +44,13 @@ ProfileOption = Annotated[
         autocompletion=completed(lambda params: params.profiles),
     ),
 ]
+FactoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="package.module:function, your own code that makes the network. A function that "
+        "a file names is called only if it is named here or in the profile."
+    ),
+]
 FamilyArgument = Annotated[
     str,
     typer.Argument(
@@ -88,13 +95,7 @@ class Made:
             autocompletion=lambda incomplete: [n for n in LIBRARY if n.startswith(incomplete)],
         ),
     ] = None
-    factory: Annotated[
-        str | None,
-        typer.Option(
-            help="package.module:function, your own code that makes the network. A function that "
-            "a file names is called only if it is named here or in the profile."
-        ),
-    ] = None
+    factory: FactoryOption = None
 
     @property
     def name(self) -> str | None:

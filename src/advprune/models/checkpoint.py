@@ -77,7 +77,7 @@ def _layer(inserted: LayerSpec) -> nn.Module:
         raise UserError(f"the spec's layers of kind {inserted.kind!r}: {error}") from error
 
 
-def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
+def save_model(model: nn.Module, path: Path | str, dtype: torch.dtype | None = None) -> None:
     """Write a model's spec, parameters and buffers to `path`, whole or not at all.
 
     dtype: that floating tensors are rounded to in the file, if not their own; `load_model` gives
@@ -94,7 +94,7 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -
             if not kept.isfinite().all():
                 raise UserError(f"{name} is too large for {dtype_name(kept)}; keep it as it is")
         tensors[name] = kept.clone().contiguous()
-    with atomic(path) as temporary:
+    with atomic(Path(path)) as temporary:
         save_file(tensors, temporary, metadata={"spec": spec_of(model).model_dump_json()})
 
 
