@@ -60,7 +60,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     *first, last = COMMANDS
     for command in first:
         subprocess.run(["bash", "-euc", command], cwd=folder, check=True)
-    change(folder, GIVEN)
+    change(folder, CUT | GIVEN)
     assert [*load(folder / "params.yaml").models] == [*GIVEN["models"]]
     change(folder, CUT)
     words = ["bash", "-euc", f"{ADVPRUNE}\n{last}"]
