@@ -146,8 +146,7 @@ def test_no_options_make_a_network_beyond_memory_and_time(
     options: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("timm")
-    monkeypatch.setattr(outside, "MOST_NUMBERS", 1 << 20)
-    monkeypatch.setattr(outside, "MOST_LAYERS", 200)
+    monkeypatch.setattr(outside, "MOST", {"numbers": 1 << 20, "layers": 200})
     known = ("--architecture=timm/test_vit", f"--options={options}", "--classes=2")
     with pytest.raises(UserError, match="timm/test_vit: its options make a network of over"):
         command("audit", "net.pt", *known)
