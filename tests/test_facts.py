@@ -94,8 +94,13 @@ def test_what_the_users_code_does_is_no_answer(
     def leave(**_: Any) -> None:
         sys.exit(0)
 
+    def long(**_: Any) -> None:
+        Path("x" * 300).stat()
+
     assert ended(crash, "it") == ended(leave, "it") == 2
     assert "sys.exit(0)" in capsys.readouterr().err
+    assert ended(long, "it") == 2
+    assert capsys.readouterr().err.strip() == f"error: {'x' * 300}: File name too long"
 
 
 def test_no_package_is_imported_to_find_a_file(theirs: Path) -> None:

@@ -14,8 +14,8 @@ WRONG = 2  # also what a wrong option ends with; 1 is an answer: "no"
 def ended(app: Callable[..., Any], name: str) -> int:
     """Run a Typer application; its exit status.
 
-    2 for a UserError, which is printed as one line, and for any crash: no answer was given. Code
-    that was called may not end the process by itself.
+    2 for a UserError, or a file that the system refuses, either of which is printed as one line,
+    and for any crash: no answer was given. Code that was called may not end the process by itself.
     """
     import typer
     from typer.exceptions import TyperException
@@ -32,6 +32,11 @@ def ended(app: Callable[..., Any], name: str) -> int:
     except (typer.Abort, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.filename is None:
+            traceback.print_exc()
+        else:  # of a path that was given: too long, not to be read, …
+            print(f"error: {UserError(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
     except SystemExit as error:
         print(f"error: code that was called ended by sys.exit({error.code!r})", file=sys.stderr)
     except Exception:

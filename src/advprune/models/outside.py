@@ -14,7 +14,6 @@ lists of models, and weights are never downloaded.
 
 import copy
 import importlib
-import itertools
 import sys
 import traceback
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -46,7 +45,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 COLOUR = 3  # channels of an image that torchvision's models take
 INSIDE = "network"  # the name of the given network in what is built here
-MOST_NUMBERS, MOST_LAYERS = 1 << 31, 20_000  # of a network that is none of the user's own
+MOST = {"numbers": 1 << 31, "layers": 20_000}  # of a network that is none of the user's own
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -110,20 +109,17 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
 def _bounded(name: str) -> Iterator[None]:
     """Inside, no network is made that takes more memory or time than any has: its options may be
     from a file. UserError where one is begun."""
-    layers, numbers = itertools.count(1), 0
+    counts = dict.fromkeys(MOST, 0)
 
-    def parameter(_module: nn.Module, _name: str, value: nn.Parameter) -> None:
-        nonlocal numbers
-        if (numbers := numbers + value.numel()) > MOST_NUMBERS:
-            raise UserError(f"{name}: its options make a network of over {MOST_NUMBERS} numbers")
-
-    def layer(_module: nn.Module, _name: str, _value: nn.Module | None) -> None:
-        if next(layers) > MOST_LAYERS:
-            raise UserError(f"{name}: its options make a network of over {MOST_LAYERS} layers")
+    def counted(_module: nn.Module, _name: str, value: nn.Parameter | nn.Module | None) -> None:
+        kind = "numbers" if isinstance(value, nn.Parameter) else "layers"
+        counts[kind] += value.numel() if isinstance(value, nn.Parameter) else 1
+        if counts[kind] > MOST[kind]:
+            raise UserError(f"{name}: its options make a network of over {MOST[kind]} {kind}")
 
     hooks = (
-        register_module_parameter_registration_hook(parameter),
-        register_module_module_registration_hook(layer),
+        register_module_parameter_registration_hook(counted),
+        register_module_module_registration_hook(counted),
     )
     try:
         yield
