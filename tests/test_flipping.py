@@ -6,10 +6,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from bits import replay
 from torch import nn
 
 from advprune.attacks import bitflip
-from advprune.attacks.stored_bits import replay, store
+from advprune.attacks.stored_bits import store
 from advprune.core.attack_settings import FlipSettings
 from advprune.core.errors import UserError
 from advprune.core.resume import Parts
