@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bits import hamming
 from torch import nn
 
 from advprune.attacks.bit_search import bitflip
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.pgd import pgd
 from advprune.attacks.rerun import rerun
-from advprune.attacks.stored_bits import hamming, store
+from advprune.attacks.stored_bits import store
 from advprune.core.errors import UserError
 from advprune.core.train_settings import BinarySettings, TrainSettings
 from advprune.data import Split

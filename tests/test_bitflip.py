@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from bits import hamming, replay
 from torch import nn
 
 from advprune.attacks import bitflip
@@ -22,9 +23,7 @@ from advprune.attacks.stored_bits import (
     StoredModel,
     decode,
     encode,
-    hamming,
     place_values,
-    replay,
     store,
 )
 from advprune.models.stochastic import Stochastic
@@ -502,14 +501,6 @@ def test_accuracy_level_and_progress() -> None:
     assert second.accuracy.notna().tolist() == [False, True, False]
     with pytest.raises(ValueError, match="no accuracy"):
         bitflip(model, images, budget=1).flips_to(0.5)
-
-
-def test_rows_of_another_network_are_not_replayed() -> None:
-    table = bitflip(tiny(), tiny_images(), budget=4).table
-    with pytest.raises(ValueError, match="another network"):
-        replay(store(tiny(5)), table)
-    with pytest.raises(ValueError, match="no bit"):
-        replay(store(tiny()), table.assign(index=1000))
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])

@@ -12,7 +12,6 @@ significant one, bit `bits - 1` the sign.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,9 +19,6 @@ from torch import nn
 
 from advprune.models.border import plain_copy
 from advprune.models.inert import met
-
-if TYPE_CHECKING:  # as in core/resume.py
-    import pandas as pd
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SCALES = ("layer", "channel")
@@ -184,35 +180,6 @@ def store(
     if not layers:
         raise ValueError("store: the model has no convolution or linear layer with float weights")
     return _written(StoredModel(copied, layers))
-
-
-def replay(stored: StoredModel, table: "pd.DataFrame") -> StoredModel:
-    """An equal copy with the flips of a trace's rows applied, one after the other.
-
-    table: columns layer, index, bit, before and after. Raises ValueError where a row does not fit
-    the integers that are there.
-    """
-    copied = stored.copy()
-    columns = table[["layer", "index", "bit", "before", "after"]]
-    for row, (name, index, bit, *expected) in enumerate(columns.itertuples(index=False)):
-        layer = copied.layers.get(name)
-        if layer is None or not (0 <= index < layer.codes.numel() and 0 <= bit < layer.bits):
-            raise ValueError(f"replay: row {row}: there is no bit {bit} of {name}[{index}]")
-        found = [copied.integer(name, index)]
-        copied.flip(Flip(name, index, bit))
-        found.append(copied.integer(name, index))
-        if found != expected:
-            raise ValueError(
-                f"replay: row {row} takes {expected[0]} to {expected[1]}, but there {found[0]} "
-                f"goes to {found[1]}; the rows belong to another network or width"
-            )
-    return copied
-
-
-def hamming(one: StoredModel, other: StoredModel) -> int:
-    """In how many stored bits two networks of the same layers differ."""
-    differing = (layer.codes ^ other.layers[name].codes for name, layer in one.layers.items())
-    return sum(int(((codes >> bit) & 1).sum()) for codes in differing for bit in range(8))
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.measures import clean_accuracy
+from advprune.evaluate.measures import clean_accuracy, right
 from advprune.evaluate.statistics import (
     ALPHA,
     NORMAL,
@@ -136,11 +136,6 @@ class Comparison(Compared):
     def detectable(self) -> float:
         """With as many images on which just one model is right as were found."""
         return smallest_difference(self.gained + self.lost, self.first.n, self.alpha)
-
-
-def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:
-    """Which images are classified correctly: `side` is adv or clean."""
-    return (records[f"{side}_pred"] == records.label).to_numpy()
 
 
 def compare(

@@ -11,14 +11,19 @@ from advprune.evaluate.statistics import Rate, rate
 COLUMNS = ("pred", "confidence", "nll", "brier")  # of records, clean and attacked
 
 
+def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:
+    """Which images are classified correctly: `side` is adv or clean."""
+    return (records[f"{side}_pred"] == records.label).to_numpy()
+
+
 def clean_accuracy(records: pd.DataFrame) -> Rate:
     """`mean[p = y]`."""
-    return rate((records.clean_pred == records.label).to_numpy())
+    return rate(right(records, "clean"))
 
 
 def remnant_accuracy(records: pd.DataFrame) -> Rate:
     """`mean[q = y]`: robust accuracy."""
-    return rate((records.adv_pred == records.label).to_numpy())
+    return rate(right(records))
 
 
 def prediction_change_rate(records: pd.DataFrame) -> Rate:
@@ -28,9 +33,8 @@ def prediction_change_rate(records: pd.DataFrame) -> Rate:
 
 def attack_success_rate(records: pd.DataFrame) -> Rate:
     """Strict: `sum[p = y and q != y] / sum[p = y]`; empty where nothing was right before."""
-    right = (records.clean_pred == records.label).to_numpy()
-    fooled = (records.adv_pred != records.label).to_numpy()
-    return Rate(int(np.sum(right & fooled)), int(np.sum(right)))
+    clean = right(records, "clean")
+    return Rate(int(np.sum(clean & ~right(records))), int(np.sum(clean)))
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
@@ -82,10 +86,9 @@ def metrics(records: pd.DataFrame) -> dict[str, Any]:
     for measure in rates:
         found |= measure(records).columns(measure.__name__)
     for side, suffix in (("clean", ""), ("adv", "_attacked")):
-        right = (records[f"{side}_pred"] == records.label).to_numpy()
         sure, scores = records[f"{side}_confidence"], {"ece": float("nan")}
         if sure.notna().all():
-            scores["ece"] = calibration_error(sure.to_numpy(), right)
+            scores["ece"] = calibration_error(sure.to_numpy(), right(records, side))
         scores |= {key: float(records[f"{side}_{key}"].mean()) for key in ("nll", "brier")}
         known = {key: None if np.isnan(value) else round(value, 4) for key, value in scores.items()}
         found |= {f"{key}{suffix}": value for key, value in known.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.core.profile import FROZEN, RESERVED, WORST
+from advprune.evaluate.measures import right
 
 ROUNDING = 1e-6  # of float32, in pixels of [0, 1]: far less than a grey level
 SIZES = {"Linf": "linf", "L2": "l2"}
@@ -55,9 +56,9 @@ def union(
     fools = rows[(rows.adv_pred != rows.label) & (rows.chosen_margin <= 0)]
     others = fools.groupby("index")[size].min().reindex(worst["index"], fill_value=np.inf)
     distance = np.minimum(nearest.to_numpy(), others.to_numpy())
-    distance[(worst.clean_pred != worst.label).to_numpy()] = 0.0
+    distance[~right(worst, "clean")] = 0.0
     # The minimum-norm search finds images of floats; at the budget, those of 8 bits decide.
-    is_robust = (worst.adv_pred == worst.label).to_numpy()
+    is_robust = right(worst)
     beyond = np.nextafter(eps + ROUNDING, 1)
     distance = np.where(is_robust, np.maximum(distance, beyond), np.minimum(distance, eps))
     return worst.assign(distance=distance, **_cost(records))

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, right
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN
 from advprune.evaluate.means import Mean, MeanComparison, compare_means, mean
+from advprune.evaluate.measures import right
 from advprune.evaluate.robust import union
 
 DENSE = "dense"  # the point without compression

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.core.params import Params
+from advprune.evaluate.measures import right
 from advprune.evaluate.statistics import Rate
 
 if TYPE_CHECKING:  # the report needs no torch
@@ -83,7 +84,5 @@ def transfer_success(target: pd.DataFrame, source: pd.DataFrame) -> Rate:
     same = np.array_equal(target["index"], source["index"])
     if not same or set(target.attack) != set(source.attack):
         raise ValueError("transfer: target and source records are not of the same images")
-    label = target.label.to_numpy()
-    both = (target.clean_pred.to_numpy() == label) & (source.clean_pred.to_numpy() == label)
-    fooled = target.adv_pred.to_numpy() != label
-    return Rate(int(np.sum(both & fooled)), int(np.sum(both)))
+    both = right(target, "clean") & right(source, "clean")
+    return Rate(int(np.sum(both & ~right(target))), int(np.sum(both)))
