@@ -7,20 +7,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-<<<<<<< HEAD
+from bits import replay
 from test_seeds import CPU, RAW, split
 from torch import nn
 
 from advprune.attacks import bitflip
-from advprune.attacks.stored_bits import replay, store
-=======
-from bits import replay
-from torch import nn
-
-from advprune.attacks import bitflip
 from advprune.attacks.stored_bits import store
-from advprune.core.attack_settings import FlipSettings
->>>>>>> attacks
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.resume import Parts
