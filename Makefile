@@ -17,7 +17,7 @@ test: setup  ## run the tests
 
 FUZZ ?= 90
 fuzz: setup  ## hostile input at every border for FUZZ seconds each, damaged bytes, kills; counts of what is taken
-	@ADVPRUNE_FUZZ=$(FUZZ) $(RUN) -m pytest -s tests/test_fuzz.py tests/test_kill.py
+	@ADVPRUNE_FUZZ=$(FUZZ) $(RUN) -m pytest -s tests/test_fuzz.py tests/test_fuzz_outside.py tests/test_kill.py
 
 bench: setup  ## time the attack engine beside torchattacks, and bit flips
 	@$(RUN) bench/attacks.py

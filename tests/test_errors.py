@@ -89,7 +89,7 @@ def bench(
         ("attack", ("E-standard",), "prune/E", 1, ["no checkpoint", "E-standard", "dvc repro"]),
         ("attack", ("dense-standard",), "attack/score_draws", 20, ["attacks.json is not up to da"]),
         ("transfer", (), "prune/E", 1, ["dense-standard/adversarial.safetensors"]),
-        ("summarize", (), "prune/E", 1, ["transfer.parquet", "dvc repro"]),
+        ("summarize", (), "prune/E", 1, ["no dense network has a records.parquet", "dvc repro"]),
     ],
 )
 def test_wrong_settings(

@@ -179,7 +179,7 @@ def test_pictures_and_weights_are_noted_by_what_they_hold(
 ) -> None:
     monkeypatch.chdir(pipeline)
     change(pipeline, {"profiles/digits/model/weights": {"standard": {"path": "given.pt"}}})
-    change(pipeline, {"profiles/digits/data/source": "cifar10"})
+    change(pipeline, {"profiles/digits/data/source": "cifar10", "studies": {}})
     monkeypatch.setenv("ADVPRUNE_DATA", "link")
     notes = []
     for contents in (b"1", b"2"):  # of one size and time, behind one link

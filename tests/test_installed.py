@@ -347,7 +347,7 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
         (lambda p: (p / "x.png").write_bytes(b"no picture"), "no image that can be used"),
         (lambda p: (p.parent / "other").mkdir(), "'other' is none of the 2 classes"),
         (lambda p: (p.parent / "train").mkdir(), "has train/ and no test/"),
-        (lambda p: shutil.rmtree(p.parent), "is no folder of pictures"),
+        (lambda p: shutil.rmtree(p.parent), "pictures does not exist; check --data"),
     ],
 )
 def test_pictures_that_cannot_be_used_are_named(folder: Path, make: Any, words: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from handmade import N, model, run_of, settings
 from PIL import Image
 from sklearn.datasets import load_digits
-from test_cli import Run, folder, here, run  # noqa: F401 (fixtures)
+from test_cli import folder, here  # noqa: F401 (fixtures)
 from torch import nn
 from workspace import ROOT, change
 
@@ -25,6 +25,7 @@ from advprune.report.results import results
 from advprune.report.section import sections
 from advprune.report.sections.speed import TIMINGS
 from advprune.studies import check_studies
+from conftest import Run
 
 CARD = {"macs": 10, "nonzero": 5, "file_bytes": 400}
 
@@ -97,7 +98,7 @@ def shown(page: str, start: str) -> list[list[str]]:
 
 def test_the_pages_commands_add_corruptions_and_times(
     here: Path,  # noqa: F811
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

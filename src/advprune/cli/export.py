@@ -57,12 +57,12 @@ def export(
         if onnx is None:
             raise UserError("--size goes with --onnx")
         parts = size.split("x")
-        height, width = (int(part) if part.isdecimal() else 0 for part in (parts[0], parts[-1]))
-        sides = height, width
-        if len(parts) > 2 or not all(0 < side <= 65536 for side in sides):
+        read = [int(part) if part.isdecimal() and len(part) < 6 else 0 for part in parts]
+        if len(read) > 2 or not all(0 < side <= 65536 for side in read):
             raise UserError(
-                f"--size is a number of pixels, or height x width such as 32x48 (got {size!r})"
+                f"--size is a number of pixels, or height x width such as 32x48 (got {size[:20]!r})"
             )
+        sides = read[0], read[-1]
     model = load_model(checkpoint, factory)
     if onnx is not None:
         _as_onnx(model, checkpoint, onnx, sides)

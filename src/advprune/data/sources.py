@@ -46,16 +46,7 @@ def prepare(
     if size is not None and size != SIZES.get(source, size):
         raise UserError(f"size {size} is not available from {source}; leave `size` out")
     if source == "digits":
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise UserError(
-                "digits are those of scikit-learn; pip install 'advprune[pipeline]'"
-            ) from error
-        values, digits = load_digits(return_X_y=True)
-        shown = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
-        known = torch.from_numpy(shown), torch.from_numpy(digits.astype(np.int64))
-        found = {"train": Split(*known, tuple("0123456789"), "scikit-learn digits")}
+        found = {"train": read_digits()}
     elif source == "mnist5k":
         found = {"train": read_mnist5k()}
     elif source == "cifar10":
@@ -85,6 +76,20 @@ def prepare(
     for note in notes_of(found):
         print(f"note: {note}", file=sys.stderr)
     return {name: found[name] for name in SPLITS}
+
+
+def read_digits() -> Split:
+    """The 1,797 images of scikit-learn, 1 x 8 x 8; UserError where it is not installed."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError(
+            "digits are those of scikit-learn; pip install 'advprune[pipeline]'"
+        ) from error
+    values, digits = load_digits(return_X_y=True)
+    shown = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
+    known = torch.from_numpy(shown), torch.from_numpy(digits.astype(np.int64))
+    return Split(*known, tuple("0123456789"), "scikit-learn digits")
 
 
 def key_of(settings: DataSettings, seed: int) -> str:

@@ -98,6 +98,7 @@ def _kind(small: tuple[Any, ...], large: tuple[Any, ...], in_pixels: bool = Fals
 
 @_kind((0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38))
 def gaussian_noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+    """Normal noise is added to each value."""
     return x + deviation * random.standard_normal(x.shape)
 
 
@@ -116,11 +117,13 @@ def impulse_noise(x: np.ndarray, share: float, random: np.random.Generator) -> n
 
 @_kind((0.06, 0.10, 0.12, 0.16, 0.20), (0.15, 0.20, 0.35, 0.45, 0.60))
 def speckle_noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+    """Normal noise in proportion to each value is added."""
     return x + x * deviation * random.standard_normal(x.shape)
 
 
 @_kind((0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6), in_pixels=True)
 def gaussian_blur(x: np.ndarray, sigma: float, random: np.random.Generator) -> np.ndarray:
+    """Each channel is smoothed by a Gaussian of `sigma` pixels."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(x, (0, sigma, sigma), mode="nearest")
@@ -190,6 +193,7 @@ def brightness(x: np.ndarray, more: float, random: np.random.Generator) -> np.nd
 
 @_kind((0.75, 0.50, 0.40, 0.30, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05))
 def contrast(x: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """What differs from a channel's mean shrinks to a share of it."""
     grey = x.mean((1, 2), keepdims=True)
     return grey + share * (x - grey)
 

@@ -84,5 +84,5 @@ def transfer_success(target: pd.DataFrame, source: pd.DataFrame) -> Rate:
     same = np.array_equal(target["index"], source["index"])
     if not same or set(target.attack) != set(source.attack):
         raise ValueError("transfer: target and source records are not of the same images")
-    both = right(target, "clean") & right(source, "clean")
+    both = right(target, "clean") & right(source.assign(label=target.label.to_numpy()), "clean")
     return Rate(int(np.sum(both & ~right(target))), int(np.sum(both)))

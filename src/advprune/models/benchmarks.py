@@ -39,6 +39,8 @@ class _Dialect:
 
 
 def _out(tensors: Tensors, name: str) -> int:
+    if not tensors[name].ndim:
+        raise UserError(f"{name} is a single number where these networks have weights")
     return int(tensors[name].shape[0])
 
 
