@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from advprune.core.errors import UserError
 from advprune.models.outside import PREFIXES, unwrapped
 
 Tensors = Mapping[str, torch.Tensor]
