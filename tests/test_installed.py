@@ -337,6 +337,11 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
     held = read_given(folder / "held.npz", classes=names)
     assert torch.equal(held.images, split.images) and torch.equal(held.labels, split.labels)
     assert len(read_given(folder / "held.npz", 7).labels) == 7
+    with zipfile.ZipFile(folder / "held.npz", "w") as archive:  # members that are no arrays
+        archive.writestr("images", b"0123")
+        archive.writestr("labels", b"0123")
+    with pytest.raises(UserError, match=r"held\.npz holds"):
+        read_given(folder / "held.npz")
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,8 @@ def _decoded(paths: list[Path], fit: Fit | None) -> torch.Tensor:
 def _from_npz(place: Path, classes: Sequence[str]) -> Split:
     try:
         with np.load(place, allow_pickle=False) as held:
-            images, labels = held["images"], held["labels"]
+            # a member that is no array comes as bytes
+            images, labels = np.asarray(held["images"]), np.asarray(held["labels"])
     except Exception as error:  # numpy and zipfile raise many kinds
         raise UserError(f"{place} does not hold {HELD}: {first_line(error)}") from error
     if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
