@@ -159,7 +159,7 @@ def main(
     kept = out.with_suffix(".part")
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
     done = {row["name"]: row for row in map(json.loads, lines)}
-    kinds = masked.BEFORE | masked.AFTER
+    kinds = masked.KINDS
     jobs = {model.name: partial(trial.honest, model) for model in trial.run.models}
     for recipe, kind in product(("standard", "robust"), kinds):
         jobs[f"{kind}, {recipe}"] = partial(trial.planted, kinds[kind], recipe)

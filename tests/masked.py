@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ from advprune.models.stochastic import Stochastic
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 Planted = Callable[[nn.Module], "Around"]
+Kind = TypeVar("Kind", bound=Planted)
+KINDS: dict[str, Planted] = {}
 
 
 class Around(nn.Module):
@@ -34,25 +36,36 @@ class Around(nn.Module):
         return self.logits(self.model(self.images(x)))
 
 
-def on_images(change: Change) -> Planted:
-    """The kind of planted model that does this to its images."""
-    return partial(Around, images=change)
+def kind(name: str) -> Callable[[Kind], Kind]:
+    """Register a kind of planted model under a name."""
+
+    def register(make: Kind) -> Kind:
+        KINDS[name] = make
+        return make
+
+    return register
 
 
-def on_logits(change: Change) -> Planted:
-    """The kind of planted model that does this to its logits."""
-    return partial(Around, logits=change)
+def on_images(name: str) -> Callable[[Change], Planted]:
+    """A kind that does this to its images."""
+    return lambda change: kind(name)(partial(Around, images=change))
+
+
+def on_logits(name: str) -> Callable[[Change], Planted]:
+    """A kind that does this to its logits."""
+    return lambda change: kind(name)(partial(Around, logits=change))
 
 
 # --- Written before the checks of this version of the verdict -----------------------------------
 
 
-@on_logits
+@on_logits("saturated logits")
 def saturated(logits: torch.Tensor) -> torch.Tensor:
     """Logits so large that the cross-entropy has no gradient in float32."""
     return 1e4 * logits
 
 
+@kind("rounded input")
 class Rounded(Around):
     """Pixels rounded to 16 levels, and no gradient through that."""
 
@@ -60,32 +73,21 @@ class Rounded(Around):
         return self.model((x * 15).round() / 15)
 
 
-class _Astray(torch.autograd.Function):
-    """The identity, with a gradient of the wrong sign."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return -gradients[0]
-
-
+@kind("wrong sign")
 class Backwards(Around):
     """Right values, and a gradient of the wrong sign."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(_Astray.apply(x))
+        return self.model(2 * x.detach() - x)
 
 
-@on_images
+@on_images("noise of the image")
 def noisy(x: torch.Tensor) -> torch.Tensor:
     """Noise that is a function of the image, so rough that its gradient drowns the network's."""
     return x + 0.15 * torch.sin(1e5 * x)
 
 
-@on_logits
+@on_logits("low temperature")
 def tempered(logits: torch.Tensor) -> torch.Tensor:
     """Probabilities at a low temperature, their logarithms cut off, in the place of logits."""
     return ((30 * logits).softmax(1) + 1e-3).log()
@@ -114,62 +116,44 @@ class Replaced(Around):
         return self.changed(x)
 
 
+@kind("quantized without a twin")
 class Quantized(Replaced):
     """Rounded activations without a differentiable twin."""
 
     activation = _Coarse
 
 
-@on_images
+@on_images("detached half")
 def detached(x: torch.Tensor) -> torch.Tensor:
     """The gradient passes through the upper half of the image alone."""
     upper, lower = x.chunk(2, dim=2)
     return torch.cat([upper, lower.detach()], dim=2)
 
 
-class _Mixed(torch.autograd.Function):
-    """The identity; to the gradient is added one of a share of its size, in a fixed direction."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, share: float) -> torch.Tensor:
-        ctx.share = share
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (g,) = gradients
-        fixed = torch.randn(g.shape[1:], generator=torch.Generator().manual_seed(0)).to(g)
-        length = g.flatten(1).norm(dim=1) / fixed.norm()
-        return g + ctx.share * length.view(-1, 1, 1, 1) * fixed, None
-
-
+@kind("gradient a third wrong")
 class PartlyWrong(Around):
-    """The true gradient plus a wrong one of a `share` of its length."""
+    """The true gradient plus a wrong one of a `share` of its length, in a fixed direction."""
 
     def __init__(self, model: nn.Module, share: float = 1 / 3) -> None:
         super().__init__(model)
         self.share = share
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(_Mixed.apply(x, self.share))
+        def astray(g: torch.Tensor) -> torch.Tensor:
+            fixed = torch.randn(g.shape[1:], generator=torch.Generator().manual_seed(0)).to(g)
+            length = g.flatten(1).norm(dim=1) / fixed.norm()
+            return g + self.share * length.view(-1, 1, 1, 1) * fixed
+
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(astray)
+        return self.model(x)
 
 
+@kind("gradient half wrong")
 def half_wrong(model: nn.Module) -> PartlyWrong:
     """The true gradient plus a wrong one as long."""
     return PartlyWrong(model, 1.0)
-
-
-BEFORE: dict[str, Planted] = {
-    "saturated logits": saturated,
-    "rounded input": Rounded,
-    "wrong sign": Backwards,
-    "noise of the image": noisy,
-    "low temperature": tempered,
-    "quantized without a twin": Quantized,
-    "detached half": detached,
-    "gradient a third wrong": PartlyWrong,
-    "gradient half wrong": half_wrong,
-}
 
 
 # --- Written after the checks, by lists of defences that were published as broken, not by trial:
@@ -178,7 +162,7 @@ BEFORE: dict[str, Planted] = {
 # Defenses, 2022), as far as they are classifiers whose trick is in the forward or backward pass --
 
 
-@on_images
+@on_images("thermometer coding")
 def thermometer(x: torch.Tensor) -> torch.Tensor:
     """Pixels as 15 thresholds crossed or not (Buckman et al. 2018), read back as their share."""
     levels = (torch.arange(15, device=x.device) + 0.5) / 15
@@ -204,14 +188,14 @@ def _order(x: torch.Tensor) -> torch.Tensor:
     return torch.arange(x.shape[2], device=x.device)[:, None] + torch.arange(x.shape[3]).to(x)
 
 
-@on_images
+@on_images("JPEG")
 def jpeg(x: torch.Tensor) -> torch.Tensor:
     """Cosine coefficients of the image rounded, the more coarsely the higher (Guo et al. 2018)."""
     grid = 0.15 * (1 + _order(x) / 2)
     return _in_cosines(x, lambda found: (found / grid).round() * grid)
 
 
-@on_images
+@on_images("sparse Fourier")
 def sparse_fourier(x: torch.Tensor) -> torch.Tensor:
     """The 16 largest cosine coefficients of the image (Bafna et al. 2018)."""
 
@@ -222,7 +206,7 @@ def sparse_fourier(x: torch.Tensor) -> torch.Tensor:
     return _in_cosines(x, largest)
 
 
-@on_images
+@on_images("Defense-GAN")
 @torch.no_grad()
 def projected(x: torch.Tensor) -> torch.Tensor:
     """The nearest image that a generator makes, here of 20 smooth patterns, found without gradient
@@ -266,9 +250,14 @@ class _Mixup(Stochastic):
         return 0.8 * h + 0.2 * self.uniform(h)
 
 
-def drawn(layer: type[Stochastic]) -> Planted:
-    """The kind of planted model with this random layer before its network."""
-    return lambda model: Around(model, layer())
+def _drawn(model: nn.Module, layer: type[Stochastic]) -> Around:
+    """A planted model with this random layer before its network."""
+    return Around(model, layer())
+
+
+KINDS["random shifts"] = partial(_drawn, layer=_Shift)
+KINDS["ME-Net"] = partial(_drawn, layer=_LowRank)
+KINDS["mixup inference"] = partial(_drawn, layer=_Mixup)
 
 
 class _Winners(nn.Module):
@@ -280,12 +269,14 @@ class _Winners(nn.Module):
         return (flat * (flat >= least).to(x)).view_as(x)
 
 
+@kind("k winners")
 class Winners(Replaced):
     """k-winners-take-all in the place of ReLU (Xiao et al. 2020)."""
 
     activation = _Winners
 
 
+@kind("ensemble of low precision")
 class Ensemble(Around):
     """EMPIR (Sen et al. 2020): the network and two of low precision, by their soft votes."""
 
@@ -298,7 +289,7 @@ class Ensemble(Around):
         return sum(((5 * logits).softmax(1) for logits in members), torch.zeros(()))
 
 
-@on_logits
+@on_logits("output codes")
 def codes(logits: torch.Tensor) -> torch.Tensor:
     """Error-correcting output codes (Verma and Swami 2019): steep sigmoids of sums of classes."""
     shares = logits.softmax(1)
@@ -307,7 +298,7 @@ def codes(logits: torch.Tensor) -> torch.Tensor:
     return torch.tanh(20 * shares @ code.T) @ code
 
 
-@on_logits
+@on_logits("fixed centres")
 def centres(logits: torch.Tensor) -> torch.Tensor:
     """Distances to fixed centres of the classes (Pang et al. 2020), steeply scaled."""
     shares = (3 * logits).softmax(1)
@@ -319,7 +310,7 @@ def _blurred(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-@on_images
+@on_images("purified")
 def purified(x: torch.Tensor) -> torch.Tensor:
     """The image moved towards its own blur until it is smooth (PixelDefend, Song et al. 2018); the
     gradient is that of the blur once, not of the search."""
@@ -330,7 +321,7 @@ def purified(x: torch.Tensor) -> torch.Tensor:
     return (8 * found).round() / 8 + blur - blur.detach()
 
 
-@on_images
+@on_images("total variance")
 @torch.no_grad()
 def smoothest(x: torch.Tensor) -> torch.Tensor:
     """Half of the pixels dropped at random, and filled in as smoothly as can be (total variance
@@ -342,7 +333,7 @@ def smoothest(x: torch.Tensor) -> torch.Tensor:
     return filled
 
 
-@on_images
+@on_images("image quilting")
 def quilted(x: torch.Tensor) -> torch.Tensor:
     """Each patch replaced by the nearest one of a fixed set (image quilting, Guo et al. 2018)."""
     random = torch.rand(256, 4, generator=torch.Generator().manual_seed(0))
@@ -358,7 +349,7 @@ def _resized(x: torch.Tensor, size: int) -> torch.Tensor:
     return nn.functional.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
 
 
-@on_images
+@on_images("crop and rescale")
 def cropped(x: torch.Tensor) -> torch.Tensor:
     """A random part of the image, enlarged (crop and rescale, Guo et al. 2018), the same for the
     whole batch; plain torch randomness."""
@@ -367,7 +358,7 @@ def cropped(x: torch.Tensor) -> torch.Tensor:
     return _resized(x[:, :, down : down + size - 1, across : across + size - 1], size)
 
 
-@on_images
+@on_images("random resize")
 def resized(x: torch.Tensor) -> torch.Tensor:
     """The image at a random size, at a random place among zeros (Xie et al. 2018), likewise."""
     size = x.shape[3]
@@ -377,7 +368,7 @@ def resized(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.pad(_resized(x, small), margins)
 
 
-@on_images
+@on_images("unrolled denoiser")
 def unrolled(x: torch.Tensor) -> torch.Tensor:
     """Pixels drawn step by step to the nearest of four levels: differentiable, but so deep that the
     gradient vanishes or explodes (the third kind of Athalye et al.)."""
@@ -386,6 +377,7 @@ def unrolled(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+@kind("anti-adversary")
 class Countered(Around):
     """The image moved by signed steps on the model's own gradient before it is classified, with no
     gradient through that: towards the predicted class (anti-adversary, Alfarra et al. 2022)."""
@@ -404,6 +396,7 @@ class Countered(Around):
         return self.model(x + moved - x.detach())
 
 
+@kind("hedge defense")
 class Hedged(Countered):
     """Steps away from all classes at once (hedge defense, Wu et al. 2021)."""
 
@@ -411,6 +404,7 @@ class Hedged(Countered):
         return logits.log_softmax(1).sum()
 
 
+@kind("detached branch")
 class Branched(Around):
     """Two branches, of which the one that decides is detached; the other sees a blurred image."""
 
@@ -418,39 +412,13 @@ class Branched(Around):
         return self.model(x.detach()) + 0.1 * self.model(_blurred(x))
 
 
-@on_images
+@on_images("input dropout")
 def dropped(x: torch.Tensor) -> torch.Tensor:
     """A fifth of the pixels dropped at random; plain torch randomness."""
     return x * (torch.rand_like(x) < 0.8).to(x)
 
 
-@on_images
+@on_images("added noise")
 def noise_added(x: torch.Tensor) -> torch.Tensor:
     """Normal noise added to the image; plain torch randomness."""
     return x + 0.2 * torch.randn_like(x)
-
-
-AFTER: dict[str, Planted] = {
-    "thermometer coding": thermometer,
-    "JPEG": jpeg,
-    "random shifts": drawn(_Shift),
-    "ME-Net": drawn(_LowRank),
-    "mixup inference": drawn(_Mixup),
-    "k winners": Winners,
-    "ensemble of low precision": Ensemble,
-    "sparse Fourier": sparse_fourier,
-    "output codes": codes,
-    "fixed centres": centres,
-    "purified": purified,
-    "total variance": smoothest,
-    "image quilting": quilted,
-    "crop and rescale": cropped,
-    "random resize": resized,
-    "Defense-GAN": projected,
-    "unrolled denoiser": unrolled,
-    "anti-adversary": Countered,
-    "hedge defense": Hedged,
-    "detached branch": Branched,
-    "input dropout": dropped,
-    "added noise": noise_added,
-}

@@ -29,7 +29,7 @@ OTHERS: dict[str, Attack] = {
     "minimum_norm": lambda m, x, y, eps, **o: minimum_norm(
         m, x, y, MinimumNormSettings(**({"steps": 3} | o))
     )[0],
-    "bitflip": lambda m, x, y, eps, **o: [bitflip(m, x, y, budget=2), random_flips(m, x, budget=2)],
+    "bitflip": lambda m, x, y, eps, **o: [bitflip(m, x, y, budget=2), random_flips(m, budget=2)],
 }
 OF_ALL = pytest.mark.parametrize("attack", [*IN_A_BALL, *OTHERS])
 

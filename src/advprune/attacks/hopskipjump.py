@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from advprune.attacks.opening import Opened, Options, opened, options, wide
-from advprune.attacks.pgd import project
+from advprune.attacks.pgd import project, sizes, stretched
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
 from advprune.core.device import salted
@@ -56,12 +56,9 @@ def _hopskipjump(
     s: HopSkipJumpSettings,
     how: Context,
 ) -> torch.Tensor:
-    """Images that can be fooled within the budget, with the perturbation stretched to all of it;
-    the others unchanged. Notes the distances."""
     found, distances = hopskipjump(model, images, labels, s, options(Options, s, how))
     how.found["distance"] = distances
-    stretch = torch.where(distances <= s.eps, s.eps / distances.clamp_min(1e-12), 0.0)
-    return (images + wide(stretch) * (found - images)).clamp(0, 1)
+    return stretched(found, images, distances, s.eps)
 
 
 def hopskipjump(
@@ -100,7 +97,7 @@ def _search(
     move, turn, told = torch.zeros_like(clean), 0, 0
     while len(rows):
         border[rows] = walk.towards_clean(rows, border[rows])
-        size = _size(border[rows] - clean[rows], at.options.norm)
+        size = sizes(border[rows] - clean[rows], at.options.norm)
         closer = size < distances[rows]
         found[rows[closer]], distances[rows[closer]] = border[rows[closer]], size[closer]
         turn, asked = turn + 1, int(walk.spent.sum())
@@ -170,7 +167,7 @@ class _Walk:
         """The nearest point to the clean image that fools, on the way there from `outer`, which
         does: by bisection of the ball's radius."""
         clean, norm = self.clean[rows], self.at.options.norm
-        high = _size(outer - clean, norm)
+        high = sizes(outer - clean, norm)
         low, point = torch.zeros_like(high), outer
         for _ in range(self.halvings):
             middle = (low + high) / 2
@@ -210,8 +207,3 @@ class _Walk:
         if linf:
             return found.sign()
         return found / wide(found.flatten(1).norm(dim=1).clamp_min(1e-12))
-
-
-def _size(change: torch.Tensor, norm: str) -> torch.Tensor:
-    flat = change.flatten(1)
-    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)

@@ -26,8 +26,7 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def dlr(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Difference of logits ratio, shape `[N]`: the margin over `z_(1) - z_(3)`.
 
-    Invariant to shifts and scales of the logits. Croce and Hein, Reliable Evaluation of
-    Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks (2020), section 4.
+    Invariant to shifts and scales of the logits. Croce and Hein, AutoAttack (2020), section 4.
     Needs at least three classes.
     """
     if logits.shape[1] < 3:

@@ -28,7 +28,7 @@ from torch import nn
 from advprune.attacks.checks import check_numbers
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options, wide
-from advprune.attacks.pgd import ascend, project, random_point
+from advprune.attacks.pgd import ascend, project, random_point, sizes, stretched
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import full_precision
@@ -39,6 +39,7 @@ CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: abov
 # Lengths at which a perturbation is tried that fools by a hair only, or in lucky draws.
 LENGTHS = (1.0, 1.01, 1.03, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
 FAR = (5.0, 10.0, 30.0)  # more of them for a random model, whose radius may rest on luck
+HALVINGS = 10  # of the way to the perturbation found, at the end
 SURE_DRAWS = 20  # the fewest that decide a length for a model that draws at random
 # The search on a random model: its rate and step beside the usual ones, how much of the last
 # gradients and logits remains from step to step, and after which part of the steps the changes are
@@ -50,19 +51,13 @@ RATE, STEP, MOMENTUM, MEMORY, LATE = 2.0, 0.7, 0.75, 0.5, 0.7
 class MinimumNormSettings(Options):
     """How to search; more in `Options`.
 
-    steps: gradient steps. step: length of the first one, in radii of the ball; it falls to a
-    hundredth by a cosine. rate: by which part the ball grows or shrinks in the first step; it falls
-    to a fiftieth likewise. restarts: after the first search, which begins at the clean image, the
+    steps: gradient steps. restarts: after the first search, which begins at the clean image, the
     others begin at random points of the ball found so far and can only improve it; a random model
-    has one search of `steps * restarts` steps. halvings: of the way to the perturbation found, at
-    the end. progress: of `N * steps * restarts`.
+    has one search of `steps * restarts` steps. progress: of `N * steps * restarts`.
     """
 
     steps: int = 100
-    step: float = 1.0
-    rate: float = 0.05
     restarts: int = 1
-    halvings: int = 10
     exact: ClassVar[bool] = True
 
 
@@ -102,13 +97,9 @@ class MinimumNormMethod(GradientAttack):
 def _minimum_norm(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: MinimumNormMethod, how: Context
 ) -> torch.Tensor:
-    """Images that can be fooled within the budget, with the perturbation stretched to all of it, so
-    that rounding does not undo it; the others unchanged. Notes the distances."""
-    settings = options(MinimumNormSettings, s, how)
-    found, distances = minimum_norm(model, images, labels, settings)
+    found, distances = minimum_norm(model, images, labels, options(MinimumNormSettings, s, how))
     how.found["distance"] = distances
-    stretch = torch.where(distances <= s.eps, s.eps / distances.clamp_min(1e-12), 0.0)
-    return (images + wide(stretch) * (found - images)).clamp(0, 1)
+    return stretched(found, images, distances, s.eps)
 
 
 def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor) -> Found:
@@ -132,7 +123,7 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
         near, own, way = clean[rows], labels[rows], found[rows] - clean[rows]
         outer = _first(at, near, way, own).clamp_max(FAR[-1] if at.randomized else LENGTHS[-1])
         inner = torch.zeros_like(outer)
-        for _ in range(at.options.halvings):
+        for _ in range(HALVINGS):
             middle = (inner + outer) / 2
             fools = _fools(at, (near + wide(middle) * way).clamp(0, 1), own)
             outer, inner = torch.where(fools, middle, outer), torch.where(fools, inner, middle)
@@ -140,9 +131,51 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
         length = _first(at, near, change, own, fresh=True)
         fools = length.isfinite()
         found[rows] = (near + wide(length.where(fools, 0.0)) * change).clamp(0, 1)
-        size = _size(found[rows] - near, at.options.norm)
+        size = sizes(found[rows] - near, at.options.norm)
         distances[rows] = torch.where(fools, size, torch.inf)
     return found, distances
+
+
+def _descend(
+    at: At,
+    clean: torch.Tensor,
+    labels: torch.Tensor,
+    known: Found | None = None,
+    start: torch.Tensor | None = None,
+) -> Found:
+    """Algorithm 1: the nearest fooling iterates and their distances (infinite: none).
+
+    known: images that fool and their distances, to be improved. start: where to begin; the clean
+    images.
+    """
+    s = at.options
+    surely = s.precision != "float32" or is_quantized(at.exact)
+    best, nearest = known or (clean, clean.new_full((len(clean),), torch.inf))
+    current = (clean if start is None else start).contiguous(memory_format=torch.channels_last)
+    radius = sizes(current - clean, s.norm)
+    for rate, step in _schedule(s.steps):
+        gradient, logits = at.gradient(current, labels, margin)
+        s.progress(len(clean))
+        gap, size = margin(logits, labels), sizes(current - clean, s.norm)
+        fooled, closer = gap > 0, size < nearest
+        if surely and (asked := fooled & closer).any():  # other arithmetic errs
+            fooled[asked] = _fools(at, current[asked], labels[asked])
+        nearer = fooled & closer
+        best = torch.where(wide(nearer), current, best)
+        nearest = torch.where(nearer, size, nearest)
+
+        # Where nothing has fooled yet, the radius at which the linearized margin is zero.
+        order = 1 if s.norm == "Linf" else 2
+        slope = gradient.flatten(1).norm(order, dim=1).clamp_min(1e-12)
+        # A tenth and a bit more: near a tie, the margin's sign is not to be relied on.
+        guess = 1.1 * size + gap.abs() / slope + 1e-6
+        guess = torch.where(nearest.isfinite(), 0.0, guess)
+        outward = torch.maximum(radius * (1 + rate), guess)
+        inward = torch.minimum(radius, nearest) * (1 - rate)
+        radius = torch.where(fooled, inward, torch.minimum(outward, nearest))
+        moved = ascend(current, gradient, step * wide(radius), s.norm)
+        current = project(moved, clean, wide(radius), s.norm)
+    return best, nearest
 
 
 def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
@@ -163,9 +196,9 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
         )
         tried.append(start - clean)
     current, steps = start.contiguous(memory_format=torch.channels_last), s.steps * s.restarts
-    radius, ever = _size(current - clean, s.norm), torch.zeros_like(labels, dtype=torch.bool)
+    radius, ever = sizes(current - clean, s.norm), torch.zeros_like(labels, dtype=torch.bool)
     slope, late, recent = torch.zeros_like(clean), torch.zeros_like(clean), at.logits(current)
-    for index, (rate, step) in enumerate(_schedule(s, steps)):
+    for index, (rate, step) in enumerate(_schedule(steps)):
         rival = recent.scatter(1, labels[:, None], -torch.inf).argmax(1)
         gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), lead)
         s.progress(len(clean))
@@ -181,60 +214,18 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
         late += (current - clean) * (index >= LATE * steps)
     best, reached = clean, torch.full_like(radius, -torch.inf)
     for change in (*tried, current - clean, late):
-        scaled = change * wide(radius / _size(change, s.norm).clamp_min(1e-12))
+        scaled = change * wide(radius / sizes(change, s.norm).clamp_min(1e-12))
         points = (clean + scaled).clamp(0, 1)
         now = margin(_mean(at, points), labels)
         best, reached = torch.where(wide(now > reached), points, best), now.maximum(reached)
-    return best, _size(best - clean, s.norm)
+    return best, sizes(best - clean, s.norm)
 
 
-def _schedule(s: MinimumNormSettings, steps: int) -> Iterator[tuple[float, float]]:
-    """How much the radius changes in each step, and how long the step is, in radii."""
+def _schedule(steps: int) -> Iterator[tuple[float, float]]:
+    """By which part the ball grows or shrinks in each step, and how long the step is, in radii."""
     for index in range(steps):
         fade = (1 + math.cos(math.pi * index / steps)) / 2  # 1 at first, 0 in the end
-        yield s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)
-
-
-def _descend(
-    at: At,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    known: Found | None = None,
-    start: torch.Tensor | None = None,
-) -> Found:
-    """Algorithm 1: the nearest fooling iterates and their distances (infinite: none).
-
-    known: images that fool and their distances, to be improved. start: where to begin; the clean
-    images.
-    """
-    s = at.options
-    surely = s.precision != "float32" or is_quantized(at.exact)
-    best, nearest = known or (clean, clean.new_full((len(clean),), torch.inf))
-    current = (clean if start is None else start).contiguous(memory_format=torch.channels_last)
-    radius = _size(current - clean, s.norm)
-    for rate, step in _schedule(s, s.steps):
-        gradient, logits = at.gradient(current, labels, margin)
-        s.progress(len(clean))
-        gap, size = margin(logits, labels), _size(current - clean, s.norm)
-        fooled, closer = gap > 0, size < nearest
-        if surely and (asked := fooled & closer).any():  # other arithmetic errs
-            fooled[asked] = _fools(at, current[asked], labels[asked])
-        nearer = fooled & closer
-        best = torch.where(wide(nearer), current, best)
-        nearest = torch.where(nearer, size, nearest)
-
-        # Where nothing has fooled yet, the radius at which the linearized margin is zero.
-        order = 1 if s.norm == "Linf" else 2
-        slope = gradient.flatten(1).norm(order, dim=1).clamp_min(1e-12)
-        # A tenth and a bit more: near a tie, the margin's sign is not to be relied on.
-        guess = 1.1 * size + gap.abs() / slope + 1e-6
-        guess = torch.where(nearest.isfinite(), 0.0, guess)
-        outward = torch.maximum(radius * (1 + rate), guess)
-        inward = torch.minimum(radius, nearest) * (1 - rate)
-        radius = torch.where(fooled, inward, torch.minimum(outward, nearest))
-        moved = ascend(current, gradient, step * wide(radius), s.norm)
-        current = project(moved, clean, wide(radius), s.norm)
-    return best, nearest
+        yield 0.05 * (0.02 + 0.98 * fade), 0.01 + 0.99 * fade
 
 
 def _first(
@@ -266,8 +257,3 @@ def _mean(at: At, images: torch.Tensor, fresh: bool = False) -> torch.Tensor:
         if at.randomized and not fresh:
             torch.manual_seed(at.generator.initial_seed())
         return mean_logits(at.exact, images, draws, at.options.batch)
-
-
-def _size(change: torch.Tensor, norm: str) -> torch.Tensor:
-    flat = change.flatten(1)
-    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)

@@ -14,7 +14,7 @@ from torch import nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.losses import LOSSES
-from advprune.attacks.opening import Opened, Options, opened, options
+from advprune.attacks.opening import Opened, Options, opened, options, wide
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import AttackSettings
 from advprune.models.border import check_images, refuse
@@ -186,8 +186,7 @@ def ascend(
     """
     if norm == "Linf":
         return x + step * gradient.sign()
-    length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-    return x + step * gradient / length
+    return x + step * gradient / wide(sizes(gradient, "L2").clamp_min(1e-12))
 
 
 def project(
@@ -202,9 +201,23 @@ def project(
     if norm == "Linf":
         change = change.clamp(-eps, eps)  # type: ignore[arg-type]  # both are of one kind
     else:
-        length = change.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-        change = change * (eps / length).clamp_max(1.0)
+        change = change * (eps / wide(sizes(change, "L2").clamp_min(1e-12))).clamp_max(1.0)
     return (clean + change).clamp(0, 1)
+
+
+def sizes(change: torch.Tensor, norm: str) -> torch.Tensor:
+    """The norms of changes `[N, …]`, shape `[N]`."""
+    flat = change.flatten(1)
+    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)
+
+
+def stretched(
+    found: torch.Tensor, clean: torch.Tensor, distances: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Images within the budget, their change stretched to all of it, so that rounding does not undo
+    it; the clean ones in the place of the others."""
+    share = torch.where(distances <= eps, eps / distances.clamp_min(1e-12), 0.0)
+    return (clean + wide(share) * (found - clean)).clamp(0, 1)
 
 
 def random_point(
@@ -220,8 +233,6 @@ def random_point(
         noise = (torch.rand(images.shape, **there) * 2 - 1) * eps
         return (images + noise.to(images.device)).clamp(0, 1)
     noise = torch.randn(images.shape, **there)
-    size = noise.shape[1:].numel()
-    length = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
-    radius = eps * torch.rand(len(images), **there) ** (1 / size)
-    noise = noise * (radius / length).view(-1, 1, 1, 1)
+    radius = eps * torch.rand(len(images), **there) ** (1 / noise.shape[1:].numel())
+    noise = noise * wide(radius / sizes(noise, "L2").clamp_min(1e-12))
     return (images + noise.to(images.device)).clamp(0, 1)

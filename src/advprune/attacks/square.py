@@ -51,14 +51,10 @@ def square(
 
     Changes are proposed at random and kept where the margin loss `max_{i != y} z_i - z_y` rises. In
     Linf: stripes, then squares of `x +- eps`, one sign per channel. In L2: a grid of bumps, then a
-    square takes over what another one holds of the budget. Its side is the whole number nearest to
-    `sqrt(p_i * H * W)` (L2: odd, at least 3), where `p_i` starts at `p` and halves after `HALVINGS`
-    squares; these are not rescaled to other budgets, as in AutoAttack.
-
-    An image that is misclassified, from the start or later, gets no more queries, unless the model
-    draws at random: there the next draws may be right again, and every image gets all of them.
-    Every image comes back at its highest loss so far, fooled or not; never below the loss of the
-    clean image, which it then is.
+    square takes over what another one holds of the budget. An image that is misclassified, from the
+    start or later, gets no more queries, unless the model draws at random: there the next draws may
+    be right again. Every image comes back at its highest loss, fooled or not; never below the loss
+    of the clean image, which it then is.
 
     changes: fields of SquareOptions. Raises ValueError on shapes, ranges or options that make no
     sense.
@@ -106,11 +102,11 @@ def _search(at: Opened[SquareOptions], share: float) -> torch.Tensor:
     def losses(rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """The margins of `clean[rows] + change`, `[len(rows)]`, on the mean logits."""
 
-        def of(part: torch.Tensor) -> torch.Tensor:
-            points = (clean[rows[part]] + change[part]).clamp(0, 1)
-            return margin(at.logits(points), labels[rows[part]]).cpu()
+        def of(part: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            points = (clean[part[0]] + part[1]).clamp(0, 1)
+            return margin(at.logits(points), labels[part[0]]).cpu()
 
-        parts = torch.arange(len(rows), device=rows.device).split(how.batch)
+        parts = list(zip(rows.split(how.batch), change.split(how.batch), strict=True))
         return torch.cat(by_batch(at.exact, parts, of, at.cost)).to(clean)
 
     rows, change = torch.arange(len(clean), device=clean.device), torch.zeros_like(clean)
@@ -206,8 +202,9 @@ def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> torch
 
 
 def side(p: float, tried: int, shape: torch.Size, odd: bool = False) -> int:
-    """Side of the next square in pixels, after `tried` squares, on images of `[N, C, H, W]`; odd,
-    as in L2: an odd number from 3, where the image has room."""
+    """Side of the next square in pixels, after `tried` squares, on images of `[N, C, H, W]`:
+    nearest to `sqrt(p_i H W)`, where p_i starts at `p` and halves after `HALVINGS` squares, which
+    are not rescaled to other budgets, as in AutoAttack; `odd`, from 3 on, in L2."""
     height, width = shape[2:]
     share = p / 2 ** sum(tried > at for at in HALVINGS)
     size = max(round((share * height * width) ** 0.5), 3 if odd else 1)

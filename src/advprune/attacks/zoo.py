@@ -81,12 +81,12 @@ def zoo(
     """
     check_attack(s.name, s.arguments)
     kind = attack_class(s.name)
+    seeds = "seed" in inspect.signature(kind).parameters
 
     def run(item: tuple[int, torch.Tensor]) -> torch.Tensor:
         index, rows = item
         torch.manual_seed(how.seed + index)
-        seeded = {"seed": how.seed + index} if "seed" in inspect.signature(kind).parameters else {}
-        attack = kind(at.quick, **seeded | s.arguments)
+        attack = kind(at.quick, **({"seed": how.seed + index} if seeds else {}) | s.arguments)
         with torch.enable_grad():
             found = attack(images[rows].to(at.device), labels[rows].to(at.device))
         return found.detach().clamp(0, 1).to(images.device)

@@ -114,10 +114,9 @@ def rows(
     name: str,
     work: Work = Work(),
 ) -> pd.DataFrame:
-    """Score 8-bit attacked images on `model`, with the attack's name and settings in each row.
+    """Score 8-bit attacked images on `model`, with the attack's name, settings and cost per image.
 
-    draws: how many a gradient was averaged over (1 for a deterministic model). forwards and
-    gradients: what the attack cost, per image. distance: of a minimum-norm attack, else NaN.
+    draws: how many a gradient was averaged over. distance: of a minimum-norm attack, else NaN.
     """
     setting, n = crafted.setting, max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1

@@ -21,8 +21,8 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     """The attacks on a target, by name: those on a quantized network.
 
     Where classes alone are answered, HopSkipJump takes the place of searches that need scores.
-    Without a source there are those searches and HopSkipJump, and in the place of the main attack a
-    random point of its budget.
+    Without a source there are those searches, HopSkipJump and, as the main attack, a random point
+    of its budget.
     """
     found = {name: typed(name, profile.attacks[name]) for name in profile.suite.of("quantized")}
     own: dict[str, Any] = {"norm": found[main].norm, "eps": found[main].eps}

@@ -51,7 +51,13 @@ def slope_errors(
     over tiny steps, the smallest of them; not where a rule is declared. `step_error`: over `PART`
     of the budget; where a rule is declared, over the attack's step along its own direction.
     """
-    device, kind = device_of(model), _precision(model, pair[0][:1])
+    device, kind = device_of(model), torch.float32
+    try:
+        with torch.no_grad():
+            answer = copy.deepcopy(model).eval().double()(pair[0][:1].double().to(device))
+        kind = torch.float64 if answer.dtype == torch.float64 else kind  # else it goes back inside
+    except (RuntimeError, TypeError):  # refused
+        pass
     answers = attack_copy(model, device, fold=False).to(kind)
     derived = attack_copy(differentiable(model), device, fold=False).to(kind)
     cost.watch(answers)
@@ -73,17 +79,6 @@ def slope_errors(
     }
 
 
-def _precision(model: nn.Module, image: torch.Tensor) -> torch.dtype:
-    """float64, unless the model refuses it or goes back to float32 inside."""
-    double = copy.deepcopy(model).eval().double()
-    try:
-        with torch.no_grad():
-            answer = double(image.double().to(device_of(model)))
-    except (RuntimeError, TypeError):
-        return torch.float32
-    return answer.dtype if answer.dtype == torch.float64 else torch.float32
-
-
 @dataclass(frozen=True)
 class _Field:
     """A model's answers, what is differentiated in their place, and random numbers."""
@@ -93,6 +88,7 @@ class _Field:
     labels: torch.Tensor
     generator: torch.Generator
 
+    @torch.no_grad()
     def errors(
         self, images: torch.Tensor, eps: float, steps: tuple[float, ...], nearby: int = 1
     ) -> torch.Tensor:
@@ -117,7 +113,12 @@ class _Field:
                 moved = inside(point + reach * self._uniform(images) * (number > 0))
                 gradients = self._gradients(moved, weights)  # [2, N, C, H, W]
                 slopes.append((gradients[:, None] * directions).sum((3, 4, 5)))  # [2, V, N]
-                differences.append(self._differences(moved, weights, directions, steps))
+                central = []
+                for h in steps:
+                    ends = ((moved + h * v, moved - h * v) for v in directions)
+                    rises = torch.stack([self.answers(a) - self.answers(b) for a, b in ends])
+                    central.append((weights[:, None] * (rises / (2 * h))).sum(3))  # [2, V, N]
+                differences.append(torch.stack(central))
             claimed.append(torch.stack(slopes).mean(0))
             measured.append(torch.stack(differences).mean(0))  # [steps, 2, V, N]
             point = inside((point + eps * ahead).clamp(images - eps, images + eps))
@@ -134,7 +135,6 @@ class _Field:
         drawn = torch.rand(images.shape, generator=self.generator, dtype=images.dtype)
         return 2 * drawn.to(images.device) - 1
 
-    @torch.no_grad()
     def _weights(self, point: torch.Tensor) -> torch.Tensor:
         """Combinations of logits `[2, N, K]`: the margin (wrong minus label), and a random one."""
         logits, truth = self.answers(point), self.labels[:, None]
@@ -154,20 +154,4 @@ class _Field:
                 (g,) = torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)
                 if g is not None:
                     found[place] = g.nan_to_num(0.0, 0.0, 0.0)
-        return torch.stack(found)
-
-    @torch.no_grad()
-    def _differences(
-        self,
-        point: torch.Tensor,
-        weights: torch.Tensor,
-        directions: torch.Tensor,
-        steps: tuple[float, ...],
-    ) -> torch.Tensor:
-        """Central differences of each combination, `[steps, 2, V, N]`."""
-        found = []
-        for h in steps:
-            rises = [self.answers(point + h * v) - self.answers(point - h * v) for v in directions]
-            slopes = torch.stack(rises) / (2 * h)  # [V, N, K]
-            found.append((weights[:, None] * slopes).sum(3))
         return torch.stack(found)

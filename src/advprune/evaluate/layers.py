@@ -23,21 +23,15 @@ TOP = 0.999  # the percentile of sizes that stands for a layer's largest values
 
 @dataclass
 class _Sums:
-    """Figures of one layer's output over batches, by side: `of` are sums, `largest` are not. The
-    percentile and the distance are summed over batches, gains and scales over images, all else over
-    values."""
+    """Figures of one layer's output by side: `of` are summed, `most` the largest of all batches."""
 
-    count: int = 0
-    batches: int = 0
-    images: int = 0
     of: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    largest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    most: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, parts: dict[str, torch.Tensor], images: int) -> None:
         """Take in one batch: outputs `[N, ...]` of the same layer by side, of so many images."""
         values = {side: part.flatten().double() for side, part in parts.items()}
         clean = values["clean"]
-        self.count, self.batches = self.count + clean.numel(), self.batches + 1
         least = CHANGED * clean.std(correction=0)
         rank = max(1, round(TOP * clean.numel()))
         sums = {"distance": wasserstein(clean, values["adv"])}
@@ -51,17 +45,26 @@ class _Sums:
                 **{f"{side}_sum": own.sum(), f"{side}_square": own.square().sum()},
             }
             most |= {f"{side}_size": size.max(), f"{side}_change": change.max()}
+        # Image by image `[n]`: figures by side, what the attack's is compared with, and its unit.
         each = {side: part.view(images, -1) for side, part in values.items()}
-        self.images += images
-        for name, (figures, to, scale) in _by_image(each, least).items():
+        sigma = {side: own.std(1, correction=0) for side, own in each.items()}
+        gains = {"sigma": (sigma, "clean", sigma["clean"])}
+        if "noise" in each:
+            own, rank = each["clean"], max(1, round(TOP * each["clean"].shape[1]))
+            changed = {s: ((v - own).abs() > least).double().mean(1) for s, v in each.items()}
+            top = {side: v.abs().kthvalue(rank, 1).values for side, v in each.items()}
+            gains["changed"] = changed, "noise", own.new_ones(images)
+            gains["top"] = top, "noise", top["clean"]
+        for name, (figures, to, unit) in gains.items():
             gain = figures["adv"] - figures[to]
             sums |= {f"{name}_gain": gain.sum(), f"{name}_gain_squared": gain.square().sum()}
-            sums[f"{name}_scale"] = scale.sum()
+            sums[f"{name}_scale"] = unit.sum()
         numbers = torch.stack([*sums.values(), *most.values()]).tolist()  # one wait for a GPU
-        for key, number in zip(sums, numbers[: len(sums)], strict=True):
+        counts = {"values": clean.numel(), "batches": 1, "images": images}
+        for key, number in (dict(zip(sums, numbers, strict=False)) | counts).items():
             self.of[key] += number
         for key, number in zip(most, numbers[len(sums) :], strict=True):
-            self.largest[key] = max(self.largest[key], number)
+            self.most[key] = max(self.most[key], number)
 
     def row(self, sides: tuple[str, ...]) -> dict[str, float]:
         """The layer's figures."""
@@ -69,44 +72,28 @@ class _Sums:
         relative = {side: (of[f"{side}_squared_change"] / size) ** 0.5 for side in sides}
         figures: dict[str, float] = {}
         for side in sides:
-            mean = of[f"{side}_sum"] / self.count
-            variance = max(of[f"{side}_square"] / self.count - mean**2, 0.0)
+            mean = of[f"{side}_sum"] / of["values"]
+            variance = max(of[f"{side}_square"] / of["values"] - mean**2, 0.0)
             figures |= {f"{side}_mean": mean, f"{side}_sigma": variance**0.5}
-            figures[f"{side}_max"] = self.largest[f"{side}_size"]
-            figures[f"{side}_top"] = of[f"{side}_top"] / self.batches
+            figures[f"{side}_max"] = self.most[f"{side}_size"]
+            figures[f"{side}_top"] = of[f"{side}_top"] / of["batches"]
             if side != "clean":
-                figures[f"{side}_changed"] = of[f"{side}_changed"] / self.count
+                figures[f"{side}_changed"] = of[f"{side}_changed"] / of["values"]
+        n = of["images"]
         for name in [key.removesuffix("_scale") for key in of if key.endswith("_scale")]:
-            gain, scale = of[f"{name}_gain"] / self.images, max(of[f"{name}_scale"], 1e-12)
-            squares = max(of[f"{name}_gain_squared"] / self.images - gain**2, 0.0)
+            gain, scale = of[f"{name}_gain"] / n, max(of[f"{name}_scale"], 1e-12)
+            squares = max(of[f"{name}_gain_squared"] / n - gain**2, 0.0)
             figures[f"{name}_gain"] = of[f"{name}_gain"] / scale
-            error = (squares / max(self.images - 1, 1)) ** 0.5  # of the mean over images
-            figures[f"{name}_gain_error"] = error * self.images / scale
+            error = (squares / max(n - 1, 1)) ** 0.5  # of the mean over images
+            figures[f"{name}_gain_error"] = error * n / scale
         return {
-            "mean_difference": of["adv_change"] / self.count,
-            "max_difference": self.largest["adv_change"],
+            "mean_difference": of["adv_change"] / of["values"],
+            "max_difference": self.most["adv_change"],
             "relative_difference": relative["adv"],
-            "distance": of["distance"] / self.batches / max(figures["clean_sigma"], 1e-12),
+            "distance": of["distance"] / of["batches"] / max(figures["clean_sigma"], 1e-12),
             **figures,
             **({"noise_relative": relative["noise"]} if "noise" in sides else {}),
         }
-
-
-def _by_image(
-    each: dict[str, torch.Tensor], least: torch.Tensor
-) -> dict[str, tuple[dict[str, torch.Tensor], str, torch.Tensor]]:
-    """Figures `[n]` of images by side, of values `[n, units]`; with what the attack's are compared,
-    and in which units `[n]`: share of changed units and largest values with those under noise (the
-    latter in clean ones), sigma with the clean one."""
-    clean, rank = each["clean"], max(1, round(TOP * each["clean"].shape[1]))
-    changed = {side: ((v - clean).abs() > least).double().mean(1) for side, v in each.items()}
-    top = {side: v.abs().kthvalue(rank, 1).values for side, v in each.items()}
-    sigma = {side: v.std(1, correction=0) for side, v in each.items()}
-    found = {"sigma": (sigma, "clean", sigma["clean"])}
-    if "noise" in each:
-        found["changed"] = changed, "noise", clean.new_ones(len(clean))
-        found["top"] = top, "noise", top["clean"]
-    return found
 
 
 def wasserstein(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -119,11 +106,9 @@ def wasserstein(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def watched(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers looked at, by name: modules without children, and as a whole activation sites and
-    layers that something was put on or behind.
-
-    An empty Sequential (the identity of a shortcut) is no layer.
-    """
+    """The layers looked at, by name: modules without children (but for the identity of a shortcut,
+    an empty Sequential), and as a whole activation sites and layers that something was put on or
+    behind."""
     kinds = (Site, WrappedConv2d)
     whole = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     found = {}

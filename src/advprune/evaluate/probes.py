@@ -58,8 +58,7 @@ class ProbeSettings:
 
 def effort(setting: Attack, classes: int, randomized: bool) -> int:
     """Passes, forward and backward, that an attack gives an image that it does not break: twice its
-    steps x restarts x draws x runs (a targeted attack's: one for each target class), or its
-    queries x draws where it takes no gradient."""
+    steps x restarts x draws x runs (target classes), or its queries x draws without gradients."""
     product = 2 if method_of(setting).differentiates else 1
     for key in ("steps", "restarts", "draws" if randomized else ""):
         product *= int(getattr(setting, key, 1))
@@ -170,10 +169,8 @@ def _attacked(
     setting: Attack,
     numbers: torch.Tensor,
 ) -> pd.DataFrame:
-    """The records of an attack on the images of these numbers.
-
-    Its seed is the probe's own, so that it starts elsewhere than the suite.
-    """
+    """The records of an attack on the images of these numbers; by a seed of the probe's own, so
+    that it starts elsewhere than the suite."""
     images, labels = (part[numbers] for part in pair)
     own = _of(work, numbers)
     seeded = replace(own, seed=salted(work.seed, name) % 2**31, parts=None)
@@ -217,11 +214,8 @@ def _unattacked(
 def gradient(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
 ) -> pd.DataFrame:
-    """The largest entry of the cross-entropy's gradient at each clean image (`gradient`).
-
-    The gradient is the one that the main attack takes: its draws and the model's own backward
-    rule, through the twin of a quantized model. Nothing is attacked: adv is the clean image.
-    """
+    """The largest entry of the cross-entropy's gradient at each clean image (`gradient`): the one
+    that the main attack takes, by its draws and through the twin of a quantized model."""
     private = attack_copy(differentiable(model), device_of(model))
     draws = main.draws if is_randomized(model) else 1
     cost, device = Cost(), device_of(model)

@@ -1,6 +1,5 @@
 """The attacks of a profile on one model."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -56,11 +55,10 @@ class Suite:
         the transfer attacks.
         """
         model = admitted("suite", model, self.images)
-        attacks, run = dict(self._attacks(model)), partial(self._run, name, model)
-        main = self.profile.table()[self.choice.main]
-        points = enumerate(curve_settings(main, self.profile.curves))
-        if is_blackbox(model):  # curves are of attacks by gradient
-            points = enumerate(())
+        attacks, run = self._attacks(model), partial(self._run, name, model)
+        main, blind = self.profile.table()[self.choice.main], is_blackbox(model)
+        # Curves are of attacks by gradient.
+        points = enumerate(() if blind else curve_settings(main, self.profile.curves))
         curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
         clean = self._clean(model)  # for all pieces
         chains: dict[str, list[tuple[str, str, Attack]]] = {}  # attacks that come after one another
@@ -96,7 +94,7 @@ class Suite:
             for attack, setting in self.profile.transferred().items()
         }
 
-    def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
+    def _attacks(self, model: nn.Module) -> dict[str, Attack]:
         if isinstance(model, Target):
             chosen = attacks_on(model, self.profile, self.choice.main)
         else:
@@ -104,9 +102,8 @@ class Suite:
             chosen = {name: typed(name, known[name]) for name in names}
         extra = () if is_blackbox(model) else self.choice.extra
         chosen |= {one.key: typed(one.key, one.setting) for one in extra}
-        for attack, setting in chosen.items():
-            if self.parent is not None or getattr(setting, "backward", None) not in OF_NETWORKS:
-                yield attack, setting
+        foreign = () if self.parent is not None else OF_NETWORKS
+        return {n: s for n, s in chosen.items() if getattr(s, "backward", None) not in foreign}
 
     def _run(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
