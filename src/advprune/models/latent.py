@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advprune.models.backward import straight_through
 from advprune.models.binary import (
     BinaryConv2d,
     BinaryLinear,
@@ -103,8 +104,7 @@ class LatentLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x if self.mask is None else x * self.mask
-        weight = self.value() + (self.weight - self.weight.detach())
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, straight_through(self.weight, self.value()), self.bias)
 
     def frozen(self) -> BinaryLinear:
         """The layer that is deployed."""

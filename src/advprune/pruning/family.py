@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,12 +15,6 @@ from advprune.models.border import check_images, compressible
 from advprune.models.insert import functional_activations, inserted, places
 from advprune.models.stochastic import undisturbed
 from advprune.training.inputs import Data, Pair
-
-
-class Setting(Settings):
-    """Base of a family's settings. A bare number in params.yaml is read as field `shorthand`."""
-
-    shorthand: ClassVar[str | None] = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +38,14 @@ class Pruned:
 
 
 Family = Callable[..., Pruned]  # (model, setting, data, **fixed)
-_REGISTRY: dict[str, tuple[type[Setting], Family]] = {}
+_REGISTRY: dict[str, tuple[type[Settings], Family]] = {}
 
 
-def family(name: str, setting: type[Setting], **fixed: Any) -> Callable[[Family], Family]:
-    """Register a family under its key in params.yaml; `fixed`: what else it is called with."""
+def family(name: str, setting: type[Settings], **fixed: Any) -> Callable[[Family], Family]:
+    """Register a family under its key in params.yaml; `fixed`: what else it is called with.
+
+    A bare number there is the first field of `setting`, where no other has to be given.
+    """
 
     def register(function: Family) -> Family:
         _REGISTRY[name] = (setting, wraps(function)(partial(function, **fixed)))
@@ -62,7 +59,7 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
-def registered() -> dict[str, tuple[type[Setting], Family]]:
+def registered() -> dict[str, tuple[type[Settings], Family]]:
     """By key, each family's class of settings and its function, in the order of registration."""
     return dict(_REGISTRY)
 
@@ -76,9 +73,10 @@ def setting_of(name: str, value: Any, place: str = "") -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, dict):
-        if kind.shorthand is None:
+        first, *others = kind.model_fields
+        if any(kind.model_fields[name].is_required() for name in others):
             raise UserError(f"{place}: write a mapping of settings (got {value!r})")
-        value = {kind.shorthand: value}
+        value = {first: value}
     return parse(kind, value, where=place)
 
 

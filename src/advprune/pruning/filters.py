@@ -23,7 +23,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -31,13 +31,14 @@ from torch import nn
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError, first_line
+from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune
 from advprune.models.outside import INSIDE
 from advprune.models.resnet import BasicBlock, ResNet
 from advprune.models.sizes import SIZED, size_of
 from advprune.models.spec import ModelSpec, attach
 from advprune.models.stochastic import is_randomized, undisturbed
-from advprune.pruning.family import Data, Pruned, Setting, family
+from advprune.pruning.family import Data, Pruned, family
 from advprune.pruning.masks import Masks, clear, everywhere, first, layers, masked, part, tune
 
 Group = Callable[..., Any]  # from outputs' numbers (`idxs`) to Torch-Pruning's group of them
@@ -45,14 +46,13 @@ SIDE = 8  # of the image by which dependencies are traced where there are no tra
 CLOSE = 1e-3  # of logits of the small and the masked network, relative to the largest
 
 
-class Filters(Setting):
+class Filters(Settings):
     """filters: the share of each layer's filters to remove, rounded down; one always remains.
 
     finetune: training that follows; null for none. small: take the filters out of the network
     instead of setting them to zero.
     """
 
-    shorthand: ClassVar[str | None] = "fraction"
     fraction: float = Field(ge=0, lt=1)
     finetune: FineTune = None
     small: bool = False

@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from math import sqrt
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -38,9 +38,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from advprune.core.errors import UserError
+from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.models.backward import straight_through
-from advprune.pruning.family import Data, Pruned, Setting, family, require
+from advprune.pruning.family import Data, Pruned, family, require
 from advprune.pruning.masks import Masks, first, layers, masked, part
 from advprune.training.finetune import finetune
 from advprune.training.standard import History
@@ -54,11 +55,10 @@ class ScoreSettings(FineTuneSettings):
     steps: int = Field(default=10, ge=1, le=1000)
 
 
-class Magnitude(Setting):
+class Magnitude(Settings):
     """sparsity: the share of each layer's weights that is removed, rounded down as published.
     finetune: training of the remaining weights; null for none."""
 
-    shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
     finetune: FineTune = None
 

@@ -9,15 +9,16 @@ ties and zeros cannot change how much is removed.
 
 from collections.abc import Mapping
 from math import floor
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from advprune.core.errors import UserError
+from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune, FineTuneSettings
-from advprune.pruning.family import Data, Pruned, Setting, require
+from advprune.pruning.family import Data, Pruned, require
 from advprune.training.finetune import finetune
 from advprune.training.standard import History
 
@@ -27,13 +28,12 @@ Scope = Literal["global", "layer"]
 End = Literal["smallest", "largest"]
 
 
-class Amount(Setting):
+class Amount(Settings):
     """How much is removed: give `compression` (all parameters of the model, batch-norm and
     classifier included, over those that remain) or `sparsity` (the removed share of the prunable
     ones). finetune: training that follows, masks held; null for none.
     """
 
-    shorthand: ClassVar[str | None] = "compression"
     compression: float | None = Field(default=None, ge=1, le=1e9)
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     finetune: FineTune = None

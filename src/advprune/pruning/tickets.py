@@ -35,7 +35,6 @@ Tangent Transfer (ICML 2020); Frankle et al., Pruning Neural Networks at Initial
 
 import copy
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -43,9 +42,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advprune.core.device import device_of, salted
+from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
-from advprune.pruning.family import Data, Pruned, Setting, family, require
+from advprune.pruning.family import Data, Pruned, family, require
 from advprune.pruning.masks import (
     Masks,
     Scores,
@@ -69,10 +69,9 @@ CONVERGED = 0.3  # kernel distance on held-out images above which a search did n
 TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
-class Ticket(Setting):
+class Ticket(Settings):
     """What all tickets are told; `SearchedTicket` says what it means."""
 
-    shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
     train: FineTuneSettings | None = TRAINING
 

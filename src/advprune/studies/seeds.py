@@ -50,9 +50,7 @@ class Point(Settings):
     @model_validator(mode="after")
     def _binary_as_it_is(self) -> "Point":
         if self.binary and self.binary.channels != "base":
-            raise ValueError(
-                "setting.channels: binary networks over seeds have those of the profile"
-            )
+            raise ValueError("setting.channels: over seeds they are those of the profile")
         return self
 
 
