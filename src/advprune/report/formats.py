@@ -29,13 +29,14 @@ def _missing(value: Any) -> bool:
 def _written(form: str, scale: float = 1.0) -> Callable[[Any], str]:
     """Numbers in one way: multiplied by `scale`, then by a format specification."""
     return lambda value: (
-        NOTHING if _missing(value) else format(scale * value, form).replace("inf", "∞")
+        NOTHING
+        if _missing(value)
+        else format(scale * value, form).replace("inf", "∞").removesuffix(".")
     )
 
 
 percent = _written("z.1f", 100)  # a fraction as percent without the sign: `54.0`
 points = _written("+z.1f", 100)  # a difference of fractions in percentage points: `+1.2`
-levels = _written(".3g", 255)  # a distance in grey levels of 255: `18.7`, `0.312`
 
 _norm: ContextVar[str] = ContextVar("norm", default="Linf")
 
@@ -111,8 +112,8 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
         "difference": Kind(points, "points", 100.0, signed=True),
         "deviation detectable": Kind(percent, "points", 100.0),
         "p p_against_dense p_distance": Kind(p_value),
-        "median_distance detectable_distance eps_axis": Kind(levels, "/255", 255.0),
-        "distance_difference": Kind(_written("+.3g", 255), "/255", 255.0, signed=True),
+        "median_distance detectable_distance eps_axis": Kind(_written("#.3g", 255), "/255", 255.0),
+        "distance_difference": Kind(_written("+#.3g", 255), "/255", 255.0, signed=True),
         "eps step": Kind(budget),
         "ece ece_attacked nll nll_attacked brier brier_attacked": Kind(_written(".3f")),
         "flips_to_chance flips": Kind(_written(",.1f")),
@@ -133,6 +134,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
     "main_accuracy": ("main attack", "accuracy under the main attack alone"),
     "median_distance": ("distance", "median of the smallest changes found that fool it"),
+    "counts_detectable_flips": ("threshold flips", "likewise"),
     "area_accuracy": ("area", "mean accuracy over all budgets up to twice the main attack's"),
     "distance_difference": ("distance − dense", "how much farther than the dense network"),
     "distance_against_dense": ("distance against dense", "Wilcoxon's test on the same images"),
@@ -143,12 +145,13 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "remnant_accuracy": ("remnant", "accuracy under attack"),
     "attack_success_rate": ("success", "of images that were right before the attack"),
     "prediction_change_rate": ("changed", "predictions that the attack changes"),
+    "robust_detectable": ("detectable", "the smallest difference shown with 80 % power"),
     "robust_difference": ("robust − dense", "against the dense network or the control"),
     "against_dense": ("against dense", "robust accuracy, McNemar's test on the same images"),
     "p_against_dense": ("p", "of that test, corrected for all models of a dense network"),
     "detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
     **dict.fromkeys(
-        ("counts_detectable", "counts_detectable_distance", "counts_detectable_flips"),
+        ("counts_detectable", "counts_detectable_distance"),
         ("threshold", "the smallest difference that supports the claim, or largest equivalent one"),
     ),
     "sparsity": ("sparsity", "zeros among the stored weights and biases"),
@@ -177,7 +180,7 @@ def kind_of(column: str) -> Kind:
     ends = ("_".join(words[start:]) for start in range(len(words)))
     kind = next((KINDS[end] for end in ends if end in KINDS), NUMBER)
     if kind.unit == "/255" and _norm.get() != "Linf":
-        return Kind(_written("+.3g" if kind.signed else ".3g"), signed=kind.signed)
+        return Kind(_written("+#.3g" if kind.signed else "#.3g"), signed=kind.signed)
     return kind
 
 

@@ -27,13 +27,13 @@ def layers(run: Run) -> Iterator[Part]:
         return
     yield Part(
         "First and last layer",
-        "nn-prune claims that the attack makes small changes to many neurons behind the input and "
-        "abnormally large values before the classifier. Small and many: more than half of the "
-        "units move by over a tenth of the layer's standard deviation, and the layer changes less "
-        "than the median layer does (L2 norm of the change over that of the maps). Abnormally "
-        "large: the 99.9th percentile of |value| grows more than under noise of the same size at "
-        f"random places, and more than in nine of ten layers ({run.main}, eps "
-        f"{budget(run.main_attack.eps)}, n = {min(run.n, LOOKED_AT)}).",
+        "nn-prune claims that the attack changes many neurons a little in the first layer and "
+        "makes abnormally large values in the last one before the classifier. Small and many: more "
+        "than half of the first layer's units change by over a tenth of the layer's standard "
+        "deviation, and the layer changes less than the median layer (L2 norm of the change over "
+        "that of the maps). Abnormally large: the 99.9th percentile of the last layer's absolute "
+        "values grows more than under random noise of the same size, and more than in nine of ten "
+        f"layers ({run.main}, eps {budget(run.main_attack.eps)}, n = {min(run.n, LOOKED_AT)}).",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
     yield Part(
@@ -42,12 +42,14 @@ def layers(run: Run) -> Iterator[Part]:
         "images, with clamped maps and in the dense network.",
         clamped(run),
     )
-    for group, models in run.groups.items():
+    for place, (group, models) in enumerate(run.groups.items()):
         axes, rows = ("depth", "number", "family", "measure"), over_depth(models)
         look: dict[str, Any] = {"x_label": "layer, from the input on", "y_label": " "}
         yield Part(
             f"Layers, {group}",
-            "Relative change: L2 norm of the change over that of the clean maps. Distance: "
+            ""
+            if place
+            else "Relative change: L2 norm of the change over that of the clean maps. Distance: "
             "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
             chart=Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look),
             folded=True,
