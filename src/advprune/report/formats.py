@@ -52,25 +52,25 @@ def budgets_in(norm: str) -> Iterator[None]:
         _norm.reset(before)
 
 
-def p_value(value: float | None) -> str:
+def p_value(value: Any) -> str:
     """`0.031`, or `< 0.001`."""
-    if value is None or _missing(value):
+    if _missing(value):
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
-def budget(value: float | None) -> str:
+def budget(value: Any) -> str:
     """An eps or a step: `8/255` where that is short, else the number."""
-    if value is None or _missing(value):
+    if _missing(value):
         return NOTHING
     tenths = value * 2550
     short = _norm.get() == "Linf" and abs(tenths - round(tenths)) < 1e-6
     return f"{round(value * 255, 1):g}/255" if short and value else f"{value:.4g}"
 
 
-def count(value: float | None) -> str:
+def count(value: Any) -> str:
     """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
-    if value is None or _missing(value):
+    if _missing(value):
         return NOTHING
     whole = float(value).is_integer() or abs(value) >= 100
     return f"{value:,.0f}" if whole else f"{value:,.1f}"
@@ -86,9 +86,9 @@ def number(value: Any) -> str:
         return ", ".join(f"{key} {number(one)}" for key, one in value.items()) or NOTHING
     if isinstance(value, list | tuple):
         return ", ".join(map(number, value)) or NOTHING
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int | np.number) else str(value)
+    if isinstance(value, float | int | np.number):
+        return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -229,11 +229,10 @@ def shown_columns(table: pd.DataFrame) -> list[str]:
 def texts(table: pd.DataFrame) -> pd.DataFrame:
     """A table of raw numbers as text: cells formatted, intervals merged, columns still by name."""
     found = {}
-    for column in shown_columns(table):
-        kind, cells = kind_of(column), table[[c for c in (column, *bounds(column)) if c in table]]
-        rows = cells.astype(object).itertuples(index=False, name=None)
-        found[column] = [cell_text(kind, *row) for row in rows]
-    return pd.DataFrame(found, columns=shown_columns(table))
+    for name in (names := shown_columns(table)):
+        cells = table[[c for c in (name, *bounds(name)) if c in table]].astype(object)
+        found[name] = [cell_text(kind_of(name), *row) for row in cells.to_numpy()]
+    return pd.DataFrame(found, columns=names)
 
 
 def cell_text(kind: Kind, value: Any, low: Any = None, high: Any = None) -> str:

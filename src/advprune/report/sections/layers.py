@@ -1,14 +1,13 @@
 """Where in the network the attack acts: how far it moves each layer's feature maps."""
 
 from collections.abc import Iterator
-from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth, spread
+from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth
 from advprune.report.chart import Chart
-from advprune.report.formats import budget, with_interval
+from advprune.report.formats import budget
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -21,7 +20,7 @@ MEASURES = {
 
 @section("Where the attack acts", order=90)
 def layers(run: Run) -> Iterator[Part]:
-    """Ranks of the first and the last layer, spread of clamped maps, curves over depth."""
+    """First and last layer of each model, and curves over depth."""
     known = [model for model in run.models if len(model.layers)]
     if not known:
         return
@@ -36,12 +35,6 @@ def layers(run: Run) -> Iterator[Part]:
         f"layers ({run.main}, eps {budget(run.main_attack.eps)}, n = {min(run.n, LOOKED_AT)}).",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
-    yield Part(
-        "Spread of feature maps under clamp",
-        "Standard deviation of the last stage's feature maps under attack over that on clean "
-        "images, with clamped maps and in the dense network.",
-        clamped(run),
-    )
     for place, (group, models) in enumerate(run.groups.items()):
         axes, rows = ("depth", "number", "family", "measure"), over_depth(models)
         look: dict[str, Any] = {"x_label": "layer, from the input on", "y_label": " "}
@@ -54,20 +47,6 @@ def layers(run: Run) -> Iterator[Part]:
             chart=Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look),
             folded=True,
         )
-
-
-def clamped(run: Run) -> pd.DataFrame:
-    """Two rows per model with clamped feature maps: its own and its dense network's."""
-    rows = []
-    for model in (model for model in run.compressed if model.family == "clamp"):
-        for one in (model, run.dense_of(model)) if len(model.layers) else ():
-            stage, ratios = spread(one.layers)
-            if ratios:
-                row = {"model": one.name, "stage": stage, "layers": len(ratios)}
-                row |= {"layers_that_grow": sum(ratio > 1 for ratio in ratios)}
-                middle = median(ratios), min(ratios), max(ratios)
-                rows.append(row | with_interval("sigma_growth", *middle))
-    return pd.DataFrame(rows)
 
 
 def over_depth(models: list[Model]) -> pd.DataFrame:
