@@ -257,4 +257,4 @@ def test_the_section_by_hand() -> None:
     # The worst case knows nothing of corruptions; without records the section says nothing.
     pd.testing.assert_frame_equal(results(run), results(plain))
     (one,) = [one for one in sections() if one.id == "corruptions"]
-    assert len(one.parts(run)) == 3 and one.parts(plain) == []
+    assert len(one.parts(run)) == 2 and one.parts(plain) == []

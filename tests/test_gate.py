@@ -64,7 +64,12 @@ def test_a_fall_of_distances_is_judged_where_robust_accuracy_is_at_its_floor() -
     before, after = (Side({"A": replace(one, distances=size)}) for size in (far, far / 2))
     assert judge(before, before).passed and judge(after, before).passed
     (failure,) = judge(before, after).failures
-    assert failure.startswith("A: the median distance went from 14/255 to 7.01/255")
+    assert failure.startswith("A: the median distance went from 14.0/255 to 7.01/255")
+    found = judge(*(replace(one, norm="L2") for one in (before, after)))  # a length, no grey levels
+    assert found.failures[0].startswith("A: the median distance went from 0.0550 to 0.0275,")
+    assert "| distance before " in page(found, "G") and "| distance /255 before " in page(
+        judge(before, after), "G"
+    )
 
 
 def test_a_fall_is_found_on_more_images_than_a_rate_of_four_digits_tells_apart() -> None:
@@ -138,7 +143,9 @@ def test_text_from_files_is_code_in_the_comment(hostile: str) -> None:
 
 def test_outcomes_are_those_of_the_worst_case_and_come_back() -> None:
     whole = run_of(model("A", (4, 20, 4)))
-    found = side_of(read_results(results(whole).to_csv(index=False), "here")).results["A-standard"]
+    read = side_of(read_results(results(whole).to_csv(index=False), "here"))
+    assert read.norm == "Linf"
+    found = read.results["A-standard"]
     assert found.robust.tolist() == planted(4).tolist() and found.verdict == "reliable"
     changed = replace(whole, clean_images=whole.clean_images + np.uint8(1))
     assert results(changed).images[0] != found.images

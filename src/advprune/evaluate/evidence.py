@@ -35,7 +35,7 @@ class Evidence:
     records: all rows of one model: its suite, its curves, its probes. main: the name of the main
     attack. classes: how many there are. transfers: the model's rows on images that were crafted on
     other networks, by (source, attack). parent: the dense network's rows under the main attack.
-    twin_agreement: of a quantized model.
+    twin_agreement: of a quantized model. pixels: C * H * W, by which budgets in L2 are judged.
     """
 
     records: pd.DataFrame
@@ -44,6 +44,7 @@ class Evidence:
     transfers: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     parent: pd.DataFrame | None = None
     twin_agreement: float | None = None
+    pixels: int = 1
 
     def of(self, attack: str) -> pd.DataFrame | None:
         """The rows of one attack by image; None where it was not run."""

@@ -26,9 +26,11 @@ from advprune.evaluate.statistics import Rate, mcnemar, rate
 from advprune.evaluate.verdict import LEVELS
 from advprune.report.formats import (
     NOTHING,
+    budgets_in,
     counted,
+    heading,
     interval,
-    levels,
+    kind_of,
     listed,
     p_text,
     p_value,
@@ -41,7 +43,7 @@ from advprune.report.run import NOT_RUN
 RANK = list(LEVELS.values())  # from the best to the worst
 COLUMNS = (
     *("model", "clean % before", "after", "lost", "robust % before", "after", "lost", "p"),
-    *("distance /255 before", "after", "p", "verdict before", "after", ""),
+    *("{} before", "after", "p", "verdict before", "after", ""),
 )
 UNPAIRED = "\\*"
 ATTACK = "accuracy:"  # and the name of an attack: a column of the results
@@ -77,10 +79,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Side:
-    """One revision: results by model, and the settings of data and attacks (None: not known)."""
+    """One revision: results by model, the settings of data and attacks (None: not known), and the
+    norm of budget and distances."""
 
     results: dict[str, Result]
     settings: Any = None
+    norm: str = "Linf"
 
 
 def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
@@ -95,7 +99,7 @@ def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
         attacks = frozenset(name for name in tried if pd.notna(row[name]))
         facts = row["clean_accuracy"], row["verdict"], row["images"]
         found[row["model"]] = Result(robust, distances, *facts, attacks)
-    return Side(found, settings)
+    return Side(found, settings, *table.get("norm", pd.Series()).dropna().unique()[:1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +139,7 @@ class Gate:
     alpha: float
     failures: list[str]
     warnings: list[str]
+    norm: str = "Linf"
 
     @property
     def passed(self) -> bool:
@@ -165,8 +170,9 @@ def judge(before: Side, after: Side, rules: Rules | None = None, order: Iterable
     far = [row.farther and replace(row.farther, p=next(joint)) for row in rows]
     rows = [replace(row, farther=one) for row, one in zip(rows, far, strict=True)]
     failures, warnings = [], []
-    for row in rows:
-        if row.name not in rules.allow:
+    norm = (after if after.results else before).norm
+    with budgets_in(norm):
+        for row in (row for row in rows if row.name not in rules.allow):
             bounds = (f"{quoted(row.name)}: {why}." for why in not_ruled_out(row, rules))
             failures += [*_failures(row, rules.alpha), *bounds]
     changes = _changes(rows, before, after)
@@ -177,7 +183,7 @@ def judge(before: Side, after: Side, rules: Rules | None = None, order: Iterable
         warnings.append(f"New: {listed(added)}.")
     if any(row.p is not None and row.farther is None for row in rows):
         warnings.append(f"{UNPAIRED} Tested as two counts, which detects large differences only.")
-    return Gate(rows, rules.alpha, failures, warnings)
+    return Gate(rows, rules.alpha, failures, warnings, norm)
 
 
 def _row(name: str, old: Result | None, new: Result | None) -> Row:
@@ -215,9 +221,13 @@ def _failures(row: Row, alpha: float) -> Iterator[str]:
         before, after = (percent(one.rate.value) for one in (row.before, row.after))
         yield f"{name} fell from {before} to {after} % robust ({p_text(row.p)}{star})."
     if found["nearer"] and row.farther:
-        after, before = (levels(median[0]) for median in (row.farther.first, row.farther.second))
+        distance = kind_of("median_distance")
+        after, before = (
+            distance.text(median[0]) + distance.unit
+            for median in (row.farther.first, row.farther.second)
+        )
         yield (
-            f"{name}: the median distance went from {before}/255 to {after}/255, and images are "
+            f"{name}: the median distance went from {before} to {after}, and images are "
             f"significantly nearer ({p_text(row.farther.p)})."
         )
     if found["distrusted"]:
@@ -243,8 +253,10 @@ def page(gate: Gate, title: str) -> str:
     """The gate in Markdown: how it ended, what speaks against it, and one row per model."""
     ended = "passed" if gate.passed else "FAILED"
     parts = [f"## {title}: {ended}", "\n".join(f"- ✗ {line}" for line in gate.failures)]
-    cells = [_cells(row, gate.alpha) for row in gate.rows]
-    parts.append(tabulate(cells, COLUMNS, "github", disable_numparse=True))
+    with budgets_in(gate.norm):
+        cells = [_cells(row, gate.alpha) for row in gate.rows]
+        names = [name.format(heading("median_distance")) for name in COLUMNS]
+    parts.append(tabulate(cells, names, "github", disable_numparse=True))
     parts.append("\n".join(f"- {line}" for line in gate.warnings))
     tested = counted(sum(row.p is not None for row in gate.rows), "model")
     parts.append(
@@ -266,8 +278,8 @@ def _cells(row: Row, alpha: float) -> list[str]:
     lost = {kind: str(count) for kind, (count, _) in row.turned().items()}
     distances = [NOTHING] * 3
     if row.farther is not None:
-        medians = (levels(median[0]) for median in (row.farther.second, row.farther.first))
-        distances = [*medians, p_value(row.farther.p)]
+        medians = (row.farther.second[0], row.farther.first[0])
+        distances = [*map(kind_of("median_distance").text, medians), p_value(row.farther.p)]
     if any(_marks(row, alpha).values()):
         mark = "✗"
     elif row.before is None or row.after is None:

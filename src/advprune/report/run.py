@@ -213,7 +213,7 @@ class Run:
     def verdict(self, model: Model) -> Verdict:
         """Whether the model's robust accuracy can be believed."""
         parent = None if model.is_dense else self.dense_of(model).attack(self.main)
-        known = model.transfers, parent, model.card["twin_agreement"]
+        known = model.transfers, parent, model.card["twin_agreement"], self.clean_images[0].size
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
     def studies_of(self, kind: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from advprune.report.section import Part, section
 @section("Convergence", order=45)
 def curves(run: Run) -> Iterator[Part]:
     """One figure for each group of models."""
-    for group, models in run.groups.items():
+    for place, (group, models) in enumerate(run.groups.items()):
         rows = pd.DataFrame(
             {"model": model.name, "family": model.family, "steps": float(steps)}
             | rated("accuracy", remnant_accuracy(records))
@@ -24,7 +24,7 @@ def curves(run: Run) -> Iterator[Part]:
         axes = ("steps", "accuracy", "model")
         yield Part(
             f"Accuracy over attack steps, {group}",
-            f"If a curve still falls at its end, {run.main} has not converged.",
+            "" if place else f"If a curve still falls at its end, {run.main} has not converged.",
             chart=Chart(f"steps-{group}", "line", rows, *axes, interval=True, ordered=True),
             folded=True,
         )

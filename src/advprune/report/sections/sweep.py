@@ -100,9 +100,8 @@ def table_of(run: Run, name: str) -> pd.DataFrame:
         row |= {"clean_accuracy": measures.clean_accuracy(one.records[run.main]).value}
         for attack, table in one.records.items():
             found = rated("accuracy", measures.remnant_accuracy(table))
-            if (one, attack) in against:
-                test = against[one, attack]
-                found |= {"against_dense": test.outcome, "p": test.p}
+            test = against.get((one, attack))
+            found |= {"against_dense": test and test.outcome, "p": test and test.p}
             found |= {"prediction_change_rate": measures.prediction_change_rate(table).value}
             found |= {"attack_success_rate": measures.attack_success_rate(table).value}
             row |= qualified(found, attack)

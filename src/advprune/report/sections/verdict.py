@@ -17,20 +17,11 @@ CALIBRATION = Path("bench/verdict.json")
 @section("Verdict", order=20)
 def verdict(run: Run) -> Iterator[Part]:
     """The checks that are not passed, how often each check is passed, and all figures."""
-    rows = [
-        (
-            model.name,
-            run.verdict(model).level,
-            check.name,
-            check.outcome,
-            check.figure,
-            check.reason,
-        )
+    checks = pd.DataFrame(
+        {"model": model.name, "verdict": run.verdict(model).level} | vars(check)
         for model in run.models
         for check in run.verdict(model).checks
-    ]
-    columns = ["model", "verdict", "check", "outcome", "figure", "reason"]
-    checks = pd.DataFrame(rows, columns=columns)
+    ).rename(columns={"name": "check"})
     against = checks[checks.outcome != PASS]
     yield Part(
         "Verdict",
