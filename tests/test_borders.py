@@ -43,6 +43,27 @@ class Wrapped(nn.Module):
         return self.change(self.model(x))
 
 
+class Counting(nn.Module):
+    """A linear model whose answer is another in every third pass."""
+
+    def __init__(self, kind: str = "number") -> None:
+        super().__init__()
+        self.model, self.kind, self.calls, self.seen = flat(), kind, 0, list[int]()
+        self.register_buffer("count", torch.zeros(()))
+        self.cache: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache = self.model(x)  # which is no state: it is not read again
+        if self.kind == "number":
+            self.calls += 1
+        elif self.kind == "buffer":
+            self.count += 1
+        elif self.kind == "list":
+            self.seen.append(0)
+        third = max(self.calls, int(self.count), len(self.seen)) % 3 == 2
+        return self.cache.roll(1, 1) if third else self.cache
+
+
 def flat() -> nn.Module:
     """A linear model of ten classes on digits."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
@@ -101,6 +122,9 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "arguments": (lambda: nn.Bilinear(64, 64, 10), "fails on .*: TypeError"),
     "exits": (seeing(lambda x: sys.exit(0)), "fails on .*: SystemExit"),
     "in place": (seeing(lambda x: x.sub_(0.5)), "changes its input in place"),
+    "counts": (lambda: Counting(), "a pass changes calls, so that"),
+    "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, so"),
+    "lists": (lambda: Counting("list"), "a pass changes seen, so"),
     "unseen in place": (seeing(nn.ReLU(inplace=True)), "changes its input in place"),
 }
 
@@ -126,9 +150,10 @@ def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits:
         changed(torch.detach),
         lambda: nn.DataParallel(flat()),
         lambda: flat().requires_grad_(False),
+        lambda: Counting("none"),
         lambda: torch.ao.quantization.quantize_dynamic(flat(), {nn.Linear}, dtype=torch.qint8),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_logits_of_another_kind_are_taken(made: Callable[[], nn.Module], digits: Pair) -> None:
     model = made()
@@ -358,6 +383,20 @@ def test_hooks_are_attacked_and_never_stored(
     assert torch.equal(private(digits[0]), model(digits[0]))
     with pytest.raises(UserError, match="has hooks, which no file can hold"):
         save_model(model, Path("never.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_hooks_on_all_modules_are_refused(kind: str, network: nn.Module, digits: Pair) -> None:
+    registered = getattr(nn.modules.module, f"register_module_{kind}_hook")(lambda *_: None)
+    try:
+        for refusing in (
+            lambda: attacks.pgd(network, *digits, 0.1, 0.02, 1),
+            lambda: prune("E", network, 0.1),
+        ):
+            with pytest.raises(UserError, match="hooks are registered for all modules of torch"):
+                refusing()
+    finally:
+        registered.remove()
 
 
 @pytest.mark.parametrize("data", [(1,), "x", {"images": 1}, [1, 2], (None, None)], ids=str)

@@ -11,6 +11,7 @@ import torch
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import existing, is_file
 from advprune.core.fit import Fit
+from advprune.core.memory import bounded_memory
 from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, check_names, decode, is_other
 from advprune.data.sampling import interleaved
 from advprune.data.split import Split, read_split
@@ -19,6 +20,7 @@ MOST_CLASSES = 100_000
 HELD = "images (uint8 [N, C, H, W] or [N, H, W, C]) and labels (whole numbers [N])"
 
 
+@bounded_memory()
 def read_given(
     place: Path,
     most: int | None = None,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import nn
+from torch.nn.modules import module as of_all
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -28,6 +29,7 @@ SUM = 2e-2  # how far the sum of probabilities may be from one; bfloat16 rounds 
 SIGMOID = re.compile(r"(Hards|S)igmoidBackward")  # torch's names of what an output comes out of
 COPIED = re.compile(r"(ToCopy|Clone|\w*View|\w*[Ss]queeze)Backward")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+REPEATS = 4  # passes of the same images whose logits are compared
 
 
 def refuse(who: str, faults: dict[str, bool]) -> None:
@@ -45,8 +47,10 @@ def admitted(
     That is the model itself; a copy where it is in training mode or its weights are
     re-parametrized; inside a `Drawn` where its code draws at random. `who` begins the message of
     InputError: no nn.Module, other types than the images', no logits `[N, classes]` (of one image
-    too), probabilities, NaN, logits that depend on the rest of the batch, or a label, where they
-    are given, that is none of the classes.
+    too), probabilities, NaN, logits that depend on the rest of the batch, numbers of its own that
+    a pass changes, or a label, where they are given, that is none of the classes. What a pass
+    changes outside the model's modules (a global counter, a file) is seen only where it shows in
+    the first passes, and then taken for randomness.
     """
     given = model
     model = _unwrapped(who, model)
@@ -67,7 +71,12 @@ def admitted(
         pair, before = images[:2].to(device), states(device)
         logits = _logits(who, model, pair)
         drew = states(device) != before
-        drew |= not torch.equal(logits, _logits(who, model, pair))
+        kept = _kept(model)
+        again = [_logits(who, model, pair) for _ in range(REPEATS - 1)]
+        moved = next((key for key, have in _kept(model).items() if _differ(kept.get(key), have)), "")
+        fault = f"a pass changes {moved}, so that answers may depend on how often the model was "
+        refuse(who, {fault + "asked; keep no state in forward": bool(moved)})
+        drew |= not all(torch.equal(logits, one) for one in again)
         alone = torch.cat([_logits(who, model, one) for one in pair.split(1)])
         fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
         refuse(who, {fault: _probabilities(who, model, images[:MANY].to(device), logits)})
@@ -83,6 +92,31 @@ def admitted(
     if drew and not randomized:
         return given if isinstance(given, Drawn) else Drawn(model).eval()
     return model
+
+
+def _kept(model: nn.Module) -> dict[str, tuple[Any, int]]:
+    """What the modules of a model keep, by name: numbers, texts, lengths of lists, and tensors with
+    how often they were written to."""
+    found: dict[str, tuple[Any, int]] = {}
+    for name, part in model.named_modules():
+        for key, value in (vars(part) | part._buffers | part._parameters).items():
+            place = f"{name}.{key}".lstrip(".")
+            if isinstance(value, torch.Tensor):
+                found[place] = value, 0 if value.is_inference() else value._version
+            elif isinstance(value, int | float | str):
+                found[place] = value, 0
+            elif isinstance(value, list | dict) and not key.startswith("_"):
+                found[place] = None, len(value)
+    return found
+
+
+def _differ(one: tuple[Any, int] | None, other: tuple[Any, int]) -> bool:
+    """Whether two states of what a module keeps differ; a tensor that was made anew, with the same
+    numbers, does not."""
+    if one is None or one[0] is other[0]:
+        return one is None or one[1] != other[1]
+    tensors = torch.is_tensor(one[0]) and torch.is_tensor(other[0])
+    return not torch.equal(one[0], other[0]) if tensors else one != other
 
 
 def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor) -> bool:
@@ -212,6 +246,8 @@ def _unwrapped(who: str, model: Any) -> nn.Module:
     nn.Module."""
     model = model.model if isinstance(model, Drawn) else model
     refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
+    on_all = any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS)
+    refuse(who, {"hooks are registered for all modules of torch; remove them": on_all})
     scripted = "is a ScriptModule; give the network that it was made from"
     refuse(who, {f"the model {scripted}": isinstance(model, torch.jit.ScriptModule)})
     while isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):

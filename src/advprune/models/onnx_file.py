@@ -10,6 +10,7 @@ from torch import nn
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import is_file
+from advprune.core.memory import bounded_memory
 from advprune.models.spec import Normalize
 
 TYPES = {
@@ -18,6 +19,7 @@ TYPES = {
     "tensor(float16)": torch.float16,
     "tensor(uint8)": torch.uint8,
 }
+MOST_NUMBERS = 1 << 28  # of a batch of images
 NORMALIZES = "advprune.normalizes"  # what a file's properties hold where it takes [0, 1]
 BITS = {"INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "BFLOAT16": 16}
 
@@ -42,6 +44,7 @@ class OnnxFile:
     damaged, reads data outside its folder, or takes anything but such images.
     """
 
+    @bounded_memory()
     def __init__(
         self, path: Path, shape: tuple[int, int, int], normalize: Normalize | None = None
     ) -> None:
@@ -77,6 +80,8 @@ class OnnxFile:
         if not (first or self.channels_last):
             raise UserError(f"{path} takes {given}; channels, height, width are {list(shape)}")
         self.batch = given[0] if isinstance(given[0], int) else 0
+        if self.batch * prod(shape) > MOST_NUMBERS:
+            raise UserError(f"{path} takes {self.batch} images at once; export it for fewer")
         outputs = self.session.get_outputs()
         scores = [one for one in outputs if len(one.shape or ()) == 2 and "float" in one.type]
         labels = [one for one in outputs if "tensor(int" in one.type]
