@@ -37,9 +37,8 @@ class AutoAttackOptions(Options):
     """How AutoAttack is run; more in `Options`.
 
     version: `standard` for deterministic models, `rand` for randomized ones, whose images count as
-    fooled by a single draw, as published. With fewer than 10 classes all wrong ones are targets.
-    seed: every batch of every attack starts from it, so a resumed run gives the same images.
-    cost: counts the work, that of resumed parts included. parts: keeps each finished batch.
+    fooled by a single draw, as published. seed: every batch of every attack starts from it. cost:
+    counts the work, that of resumed parts included. parts: keeps each finished batch.
     """
 
     version: str = "standard"
@@ -51,14 +50,11 @@ def autoattack(
 ) -> tuple[torch.Tensor, dict[str, int]]:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return float32 images and how many stay right.
 
-    Each attack runs on the images that are right after those before it, `batch` at a time. The
-    counts are keyed `clean`, then by attack in order: how many of the `N` are still right.
-
-    Images that no attack fools, and those misclassified from the start, come back unchanged: they
-    are not adversarial, so use none of these images to measure transfer.
-
-    changes: fields of AutoAttackOptions. Raises UserError where pyautoattack is missing or the
-    model has too few classes, ValueError on shapes, ranges or options that make no sense.
+    Each attack runs on the images that are right after those before it, `batch` at a time; counts
+    are keyed `clean`, then by attack in order. Images that no attack fools, and those misclassified
+    from the start, come back unchanged: use none of these to measure transfer. changes: fields of
+    AutoAttackOptions. UserError where pyautoattack is missing or the model has too few classes,
+    ValueError on shapes, ranges or options that make no sense.
     """
     how = AutoAttackOptions(**changes)
     check_choice("autoattack", "version", how.version, tuple(FEWEST))

@@ -33,16 +33,14 @@ TYPES = {"flip": "int64", "step": "int64", **WHERE, **LOSS, **COUNTS, "accuracy"
 class FlipTrace:
     """What an attack on the bits did.
 
-    table: one row per flip, in order. `flip` counts from 1, `step` what was committed together;
+    table: one row per flip. `flip` counts from 1, `step` what was made together, `n_b` at a time;
     layer, index and bit (0 the least significant) say where, before and after are the whole numbers
-    stored there. loss_before and loss_after are those of the step, on the batch. hamming: in how
-    many stored bits the network now differs from the first one (a bit may flip back). n_b: bits to
-    a layer in that step. forwards, gradients: passes of the batch so far. accuracy: what `evaluate`
-    said, NaN where it was not asked.
-    reason: why it ended: `level` (accuracy at or below `stop`), `budget`, `flat` (no flip
-    raises the loss to first order), `stalled` (none of those tried raises it in fact), or
-    `exhausted` (every bit was drawn, for random flips).
-    clean_accuracy: what `evaluate` said before the first flip. stored: the network after the last.
+    stored there; losses are of the step, on the batch; hamming: in how many stored bits the network
+    differs from the first one; forwards, gradients: passes of the batch so far; accuracy: what
+    `evaluate` said, NaN where it was not asked. reason: `level` (accuracy at or below `stop`),
+    `budget`, `flat` (no flip raises the loss to first order), `stalled` (none of those tried raises
+    it in fact), or `exhausted` (every bit was drawn). clean_accuracy: what `evaluate` said before
+    the first flip. stored: the network after the last.
     """
 
     table: "pd.DataFrame"
@@ -51,11 +49,8 @@ class FlipTrace:
     stored: StoredModel
 
     def flips_to(self, level: float, counted: str = "flip") -> int | None:
-        """How many flips until accuracy was at or below `level`; None where it never was.
-
-        As fine as accuracy was asked for: with `every` k, a multiple of k. Raises ValueError where
-        it was never asked.
-        """
+        """How many flips until accuracy was at or below `level`; None where it never was. As fine
+        as it was asked for; ValueError where it never was."""
         if self.clean_accuracy is None:
             raise ValueError("the trace holds no accuracy; run the attack with evaluate=...")
         if self.clean_accuracy <= level:

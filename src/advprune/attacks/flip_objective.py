@@ -23,21 +23,18 @@ Evaluate = Callable[[nn.Module], float]
 class FlipOptions:
     """How stored bits are attacked; all but `loss` to `reuse` hold for random flips, too.
 
-    bits, scale: how a float network is stored: bits per weight, and one scale for a `layer` or
-    `channel` (`stored_bits.store`). budget: most flips. stop: the attack ends when `evaluate` gives
-    no more than this. evaluate: called with the attacked network, which it must leave as it is,
-    before the first flip and after every `every` flips (after the step in which they are reached);
-    often accuracy on other images.
-    progress: called with the number of flips done (of `budget`). generator: a CPU generator of
-    random flips.
+    bits, scale: how a float network is stored (`stored_bits.store`). budget: most flips. evaluate:
+    called with the attacked network, which it must leave as it is, before the first flip and after
+    every `every` flips; often accuracy on other images. stop: the attack ends when it gives no more
+    than this. progress: called with flips done. generator: a CPU generator of random flips.
+
     loss: `ce`, cross-entropy, or `margin`, `max_{i != y} z_i - z_y`, which counts a hundredth
-    (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those.
-    batch: images that pass together, for memory's sake; the loss is that of all.
-    most_candidates: the largest number of flips that are tried together. each: how many such sets
-    of each layer are tried.
-    target: a class that all images are to be pushed into: labels are that class, and L is lowered.
-    reuse: keep what lies before a changed layer instead of computing it again; the result is the
-    same. It needs memory for what convolutions take in, on all images and up to three times over.
+    (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those. batch:
+    images that pass together. most_candidates: the largest number of flips that are tried together.
+    each: how many such sets of each layer are tried. target: a class that all images are to be
+    pushed into: labels are that class, and L is lowered. reuse: keep what lies before a changed
+    layer instead of computing it again; the result is the same, but memory is needed for what
+    convolutions take in.
     """
 
     bits: int = 8

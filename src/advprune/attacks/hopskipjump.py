@@ -1,13 +1,11 @@
 """HopSkipJump: a search that sees nothing but the class that is answered.
 
 Chen, Jordan and Wainwright, HopSkipJumpAttack: A Query-Efficient Decision-Based Attack (IEEE S&P
-2020), Algorithm 2, for Linf and L2. From an image of another class it walks along the model's
-border: bisection towards the clean image, the border's normal by random answers around that point,
-a step along it, halved until the class is wrong again.
-
-Differences from the paper: where noise does not fool, the search begins at another of the given
-images; the nearest point of all iterations is returned; and points around the border are never
-closer than `GRAIN`, since an image of 8 bits and an integer layer do not see smaller changes.
+2020), Algorithm 2, for Linf and L2: bisection towards the clean image, the border's normal by
+random answers around that point, a step along it, halved until the class is wrong again. Other than
+in the paper, the search begins at another of the given images where noise does not fool; the
+nearest point of all iterations is returned; and points around the border are never closer than
+`GRAIN`, since an image of 8 bits and an integer layer do not see smaller changes.
 """
 
 from functools import partial

@@ -2,17 +2,14 @@
 
 Pintor, Roli, Brendel and Biggio, Fast Minimum-norm Adversarial Attacks through Adaptive Norm
 Constraints (NeurIPS 2021), Algorithm 1: gradient steps on the margin inside a ball whose radius
-shrinks while the image fools and grows while it does not. Three things are added: Linf steps follow
-the gradient's sign and are measured in radii, so that no pixel lags behind; only what float32
-confirms counts as fooling; and at the end the perturbation found is shortened by bisection towards
-the clean image.
+shrinks while the image fools and grows while it does not. Added here: Linf steps follow the
+gradient's sign and are measured in radii; only what float32 confirms counts as fooling; at the end
+the perturbation found is shortened by bisection towards the clean image.
 
-Of a model that draws at random, the mean logits decide. Each step sees the mean of a few draws
-only, so the smallest radius at which one seemed to fool means nothing. There the radius follows
-those decisions in ever smaller steps, which settle where the mean does not lean to either side
-(Robbins and Monro, A Stochastic Approximation Method, 1951); gradients are averaged over steps,
-too. The length is then decided by bisection, every length on the same draws, and confirmed in
-fresh ones.
+Of a model that draws at random, the mean logits decide, and each step sees few draws: the smallest
+radius at which one seemed to fool means nothing. There the radius follows those decisions in ever
+smaller steps (Robbins and Monro, A Stochastic Approximation Method, 1951). The length is decided by
+bisection, all lengths on the same draws, and confirmed in fresh ones.
 """
 
 import math
@@ -51,9 +48,9 @@ RATE, STEP, MOMENTUM, MEMORY, LATE = 2.0, 0.7, 0.75, 0.5, 0.7
 class MinimumNormSettings(Options):
     """How to search; more in `Options`.
 
-    steps: gradient steps. restarts: after the first search, which begins at the clean image, the
-    others begin at random points of the ball found so far and can only improve it; a random model
-    has one search of `steps * restarts` steps. progress: of `N * steps * restarts`.
+    steps: gradient steps. restarts: after the first search, from the clean image, others begin at
+    random points of the ball found so far and can only improve it; a random model has one search of
+    `steps * restarts` steps. progress: of `N * steps * restarts`.
     """
 
     steps: int = 100
@@ -68,14 +65,11 @@ Found = tuple[torch.Tensor, torch.Tensor]  # images `[n, C, H, W]` and distances
 def minimum_norm(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, settings: MinimumNormSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attack `images` `[N, C, H, W]` in [0, 1].
+    """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
 
-    Returns images of the same shape, in [0, 1], and distances `[N]` in units of the pixel range: 0
-    where the clean image is misclassified, infinite (and the clean image) where nothing was found.
-    Distances are upper bounds, of float images: rounding these to 8 bits changes them. Where the
-    model draws at random, they are where its mean logits over `SURE_DRAWS` draws turn wrong.
-    Raises ValueError on shapes, ranges or options that make no sense.
-    """
+    Distances are in units of the pixel range, upper bounds, and of float images: 0 where the clean
+    image is misclassified, infinite, with the clean image, where nothing was found. ValueError on
+    shapes, ranges or options that make no sense."""
     check_numbers("minimum_norm", 1, steps=settings.steps, restarts=settings.restarts)
     with opened("minimum_norm", model, (images, labels), 0.0, settings) as at:
         middle = torch.full_like(images, 0.5).repeat_interleave(settings.restarts - 1, 0)

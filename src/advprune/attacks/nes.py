@@ -1,9 +1,8 @@
 """Attack through gradients estimated from the model's answers near an image, and nothing else.
 
-Ilyas, Engstrom, Athalye and Lin, Black-box Adversarial Attacks with Limited Queries and Information
-(ICML 2018), section 2.1: a natural evolution strategy with antithetic samples. For Gaussian
-directions u, `g = mean of (L(x + sigma u) - L(x - sigma u)) u / (2 sigma)`, the gradient of the
-margin L smoothed over sigma; then a step as of PGD, with momentum.
+Ilyas et al., Black-box Adversarial Attacks with Limited Queries and Information (ICML 2018),
+section 2.1: for Gaussian directions u, `g = mean of (L(x + sigma u) - L(x - sigma u)) u / (2
+sigma)`, the gradient of the margin L smoothed over sigma; then a step as of PGD, with momentum.
 """
 
 from functools import partial

@@ -33,15 +33,14 @@ class Options:
     """What every attack takes, however it searches.
 
     norm: `Linf` or `L2`. batch: images a pass. precision: `bfloat16` computes gradients in mixed
-    precision, about twice as fast where the processor has it; what fools is decided in float32.
-    draws: for models with random layers: gradients are averaged over that many draws (EOT, Athalye
-    et al. 2018), loss and decisions are those of the mean logits. backward: what is differentiated
-    in the place of layers without a useful gradient (models/backward.py); None: the model's own
-    rule, the twin of a quantized model. parent: the network that `backward: parent` needs.
-    pixels: images will be rounded to 8 bits (`rounding`, as in `to_pixels`), so only what fools
-    after that is fooled; the clean images must be 8-bit. generator: a CPU generator for starts and
-    draws, in the place of one from `seed`; a sample's start does not depend on the batch size.
-    cost: counts images passed forward and gradients taken. progress: called with image-steps done.
+    precision; float32 decides what fools. draws: of models with random layers; gradients are
+    averaged over them (EOT, Athalye et al. 2018), and the mean logits decide. backward: what is
+    differentiated in the place of layers without a useful gradient (models/backward.py); None: the
+    model's own rule. parent: the network that `backward: parent` needs. pixels: images will be
+    rounded to 8 bits (`rounding`: see `to_pixels`), so only what fools after that is fooled; clean
+    images must be 8-bit. generator: a CPU generator in the place of one from `seed`; a sample's
+    start does not depend on the batch. cost: counts what passes through the model. progress: called
+    with image-steps done.
     """
 
     norm: str = "Linf"
@@ -205,9 +204,8 @@ def expected_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
 
-    labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass, as in
-    `models.stochastic.drawn_logits`. Non-finite entries of a pass's
-    gradient (a division by nearly nothing) count as 0.
+    labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass. Non-finite entries of
+    a gradient (a division by nearly nothing) count as 0.
     """
     point = images.detach().requires_grad_()
     gradient, total = torch.zeros_like(images), torch.zeros(())

@@ -27,17 +27,14 @@ BETAS = 0.9, 0.999  # of Adam (Kingma and Ba, 2015), as published
 class PGDOptions(Options):
     """How `pgd` searches; more in `Options`.
 
-    loss: `ce`, `margin` or `dlr`. keep: `last` iterate (as published), or the `best`, the one of
-    highest loss. restarts: several starts; per sample, the result of highest loss is returned.
-    start: images to start from instead of a random point (then one restart only).
-    drop: stop working on a sample once an iterate of it is misclassified and return that iterate.
-    Much faster on weak models, right where only accuracy counts; images are less adversarial.
-    Not of a model that draws at random: one that is fooled in these draws is right in the next.
-    momentum: the step follows `v = momentum * v + g / mean|g|` instead of the gradient g alone
-    (Dong et al., Boosting Adversarial Attacks with Momentum, 2018); it averages over draws, too.
-    adam: the step is Adam's on the gradient's sign, and `random_start: false` the darkest corner of
-    the Linf ball: so does the attack of Athalye et al. (2018) on SAP, one draw a step.
-    progress: of `N * steps * restarts`.
+    loss: `ce`, `margin` or `dlr`. keep: `last` iterate (as published), or the `best`, of highest
+    loss. restarts: starts, of which the result of highest loss is returned; or `start`: images to
+    begin from. drop: return a sample's first misclassified iterate and work on it no more. Much
+    faster, right where only accuracy counts; not of a model that draws at random, whose next draw
+    may be right. momentum: steps follow `v = momentum * v + g / mean|g|` (Dong et al., Boosting
+    Adversarial Attacks with Momentum, 2018). adam: steps are Adam's on the gradient's sign, and
+    `random_start: false` is the darkest corner of the Linf ball, as in the attack of Athalye et al.
+    (2018) on SAP. progress: of `N * steps * restarts`.
     """
 
     loss: str = "ce"

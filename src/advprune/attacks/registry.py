@@ -24,10 +24,9 @@ class Context:
     """How an attack is run, whichever it is: seed, batch size, and where it tells of its work.
 
     cost: counts what passes through the model. parts: where a long attack keeps what it finished.
-    breakdown: an attack made of several notes here how many images are right after each.
-    found: what a method notes of each image, `[N]`, by the name of its column in records.
-    parent: what the model was made from, where it is known. pixels: the images will be rounded to 8
-    bits, as clean ones are.
+    breakdown: an attack made of several notes how many images are right after each. found: what a
+    method notes of each image, `[N]`, by column of the records. parent: what the model was made
+    from. pixels: the images will be rounded to 8 bits, as clean ones are.
     """
 
     seed: int = 0

@@ -1,8 +1,7 @@
 """A forward pass that recomputes only what a changed weight affects.
 
 The bit-flip attack tries changes of one layer at a time on one fixed batch. What comes before that
-layer is kept, so that on average half of the network is computed. The same operations run on the
-same numbers, so results are the same to the last bit.
+layer is kept. The same operations run on the same numbers: results are the same to the last bit.
 """
 
 import operator
@@ -68,12 +67,10 @@ class Rerun:
 def rerun(
     model: nn.Module, weights: Mapping[str, torch.Tensor], images: torch.Tensor
 ) -> Rerun | None:
-    """The network's graph; None where results could differ.
-
-    That is where a module is neither of this library nor of torch, torch.fx cannot follow the code,
-    a weight has no part in the logits, or a partial pass on some of `images` `[N, C, H, W]` gives
-    other logits than the network, as where values that are needed again are changed in place.
-    """
+    """The network's graph; None where results could differ: where a module is neither of this
+    library nor of torch, torch.fx cannot follow the code, a weight has no part in the logits, or a
+    partial pass on some of `images` `[N, C, H, W]` gives other logits than the network, as where
+    values that are needed again are changed in place."""
     homes = {type(module).__module__.partition(".")[0] for module in model.modules()}
     if not homes <= {"advprune", "torch"}:
         return None

@@ -1,11 +1,9 @@
 """Square attack: random search over squares of pixels, without a gradient.
 
 Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via random
-search (ECCV 2020), Algorithms 1 to 3, for the Linf and the L2 ball. It sees logits alone, so masked
-gradients do not hinder it: where it beats a gradient attack, the gradients are not to be trusted.
-
-Differences from the authors' code, all as the paper has it: each image has squares and signs of its
-own, and squares reach the last row and column, which that code leaves out.
+search (ECCV 2020), Algorithms 1 to 3, for the Linf and the L2 ball. As the paper, but not the
+authors' code, has it, each image has squares and signs of its own, and squares reach the last row
+and column.
 """
 
 from dataclasses import dataclass
@@ -32,12 +30,11 @@ GRID = 5  # bumps along the shorter side of an image, at the start of L2
 class SquareOptions(Options):
     """How `square` searches; more in `Options`.
 
-    queries: per image, the stripes included (the look at the clean image is not).
-    p: share of the image that the first squares take; by default as published, 0.8 in Linf
-    (AutoAttack's) and 0.1 in L2.
-    draws: whether the loss rose rests on the mean logits of so many. Noise stays in them, and the
-    loss that is kept is that of a lucky draw, so score the images afresh.
-    progress: of at most `N * queries`: those that decided images save are not reported.
+    queries: per image, the stripes included (the look at the clean image is not). p: share of the
+    image that the first squares take; None: as published, 0.8 in Linf (AutoAttack's), 0.1 in L2.
+    draws: whose mean logits decide; the loss that is kept is that of a lucky draw, so score the
+    images afresh. progress: of at most `N * queries`: those that decided images save are not
+    reported.
     """
 
     queries: int = 1000
@@ -51,13 +48,10 @@ def square(
 
     Changes are proposed at random and kept where the margin loss `max_{i != y} z_i - z_y` rises. In
     Linf: stripes, then squares of `x +- eps`, one sign per channel. In L2: a grid of bumps, then a
-    square takes over what another one holds of the budget. An image that is misclassified, from the
-    start or later, gets no more queries, unless the model draws at random: there the next draws may
-    be right again. Every image comes back at its highest loss, fooled or not; never below the loss
-    of the clean image, which it then is.
-
-    changes: fields of SquareOptions. Raises ValueError on shapes, ranges or options that make no
-    sense.
+    square takes over what another one holds of the budget. A misclassified image gets no more
+    queries, unless the model draws at random. Every image comes back at its highest loss, never
+    below the loss of the clean image, which it then is. changes: fields of SquareOptions.
+    ValueError on shapes, ranges or options that make no sense.
     """
     how = SquareOptions(**changes)
     check_numbers("square", 1, queries=how.queries)

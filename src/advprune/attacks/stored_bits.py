@@ -1,13 +1,10 @@
 """Weights as stored in memory: integers of a few bits, and the network that they encode.
 
-Rakin, He and Fan, Bit-Flip Attack: Crushing Neural Network with Progressive Bit Search (ICCV 2019),
-section 3.1: the weights of every convolution and linear layer, the first and the classifier
-included, are `W = s q` with whole numbers q in two's complement; activations, biases and batch-norm
-stay as they are. With one bit, `W = s (2 b - 1)`: the stored bit b is the sign (He et al.,
-Defending and Harnessing the Bit-Flip based Adversarial Weight Attack, CVPR 2020).
-
-What is attacked is a *code*, the bits as an unsigned number in [0, 2^bits - 1]. Bit 0 is the least
-significant one, bit `bits - 1` the sign.
+Rakin, He and Fan, Bit-Flip Attack (ICCV 2019), section 3.1: the weights of every convolution and
+linear layer are `W = s q` with whole numbers q in two's complement; all else stays as it is. With
+one bit, `W = s (2 b - 1)`: the stored bit b is the sign (He et al., Defending and Harnessing the
+Bit-Flip based Adversarial Weight Attack, CVPR 2020). What is attacked is a *code*, the bits as an
+unsigned number; bit 0 is the least significant one, bit `bits - 1` the sign.
 """
 
 from collections.abc import Iterator
@@ -64,9 +61,9 @@ def place_values(bits: int) -> tuple[int, ...]:
 class StoredLayer:
     """A layer's weight in memory.
 
-    codes: uint8, of the weight's shape. scale: of the weight's type, in a shape that broadcasts
-    over it (one number, or one for each output channel). bits: 1 to 8. met: the places of a filter,
-    `[kh, kw]`, that ever meet a value, None for all; other bits change nothing and do not count.
+    codes: uint8, of the weight's shape. scale: broadcasts over it. bits: 1 to 8. met: the places of
+    a filter, `[kh, kw]`, that ever meet a value, None for all; other bits change nothing and do not
+    count.
     """
 
     codes: torch.Tensor
@@ -96,11 +93,9 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A network whose weights are exactly what its stored bits say, layer by layer by name.
-
-    Build it with `store`, or by hand where a network is stored in another way (mixed widths, a
-    binary network's own bits): then `model` has a parameter `<layer>.weight` for each entry.
-    """
+    """A network whose weights are exactly what its stored bits say, layer by layer by name. By
+    `store`, or by hand where it is stored in another way (mixed widths, a binary network's own
+    bits): then `model` has a parameter `<layer>.weight` for each entry."""
 
     model: nn.Module
     layers: dict[str, StoredLayer]
@@ -145,15 +140,12 @@ def store(
 ) -> StoredModel:
     """Round a float network's weights to what `bits` bits hold; the given model stays as it was.
 
-    2 to 8 bits: `s = max |W| / (2^(bits-1) - 1)` and `q = round(W / s)`, symmetric: the lowest
-    number, -2^(bits-1), is reached by flips alone. One bit: `q = sign(W)` with sign(0) = 1, and
-    `s = mean |W|`. scale: one s for a `layer`, as published, or for each output `channel`. Where
-    all weights are 0, so is s, and the bits there change nothing. image_shape: `[C, H, W]`; bits of
-    weights that meet only padding on such images (models/inert.py) then do not count as stored.
-
-    Returns a copy in evaluation mode, frozen. A tensor that several layers share is stored once, at
-    the first of them. Raises ValueError for other bits or scales, a weight that is not finite, or a
-    model without such layers.
+    2 to 8 bits: `s = max |W| / (2^(bits-1) - 1)`, `q = round(W / s)`; the lowest number is reached
+    by flips alone. One bit: `q = sign(W)`, sign(0) = 1, `s = mean |W|`. scale: one s for a `layer`,
+    as published, or for each output `channel`. image_shape: `[C, H, W]`; bits of weights that meet
+    only padding on such images (models/inert.py) then do not count as stored. Returns a frozen copy
+    in evaluation mode; a tensor that layers share is stored once. ValueError for other bits or
+    scales, a weight that is not finite, or a model without such layers.
     """
     if not 1 <= bits <= 8 or scale not in SCALES:
         raise ValueError(

@@ -1,9 +1,8 @@
 """Attack through a student: a small network that learns the model's answers around the images.
 
-No gradient of the model is used, so a wrong one leads nothing astray. After Papernot et al.,
-Practical Black-Box Attacks against Machine Learning (2017), whose substitute learns from images of
-its own; here it learns the budget's ball around each attacked image, and where its own adversarial
-images lie.
+No gradient of the model is used. After Papernot et al., Practical Black-Box Attacks against Machine
+Learning (2017); the student learns the budget's ball around each attacked image, and where its own
+adversarial images lie.
 """
 
 from functools import partial

@@ -1,9 +1,5 @@
-"""Any attack of torchattacks by its class name, without its side effects.
-
-torchattacks reseeds torch's global random state, switches modules between modes and leaves
-parameter gradients behind. Here it works on a private copy of the model, inside a forked random
-state that is seeded for the call, so nothing changes for the caller.
-"""
+"""Any attack of torchattacks by its class name, without its side effects: on a private copy of the
+model, inside a forked random state that is seeded for the call."""
 
 import inspect
 from math import isfinite

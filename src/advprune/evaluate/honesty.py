@@ -1,15 +1,13 @@
 """Gradient honesty: is the derivative that attacks follow the derivative of the model's answers?
 
-For random combinations of the logits, and for the margin to the strongest wrong class, autograd's
-derivative along the attack's own direction and along random ones is compared with central finite
-differences `(f(x + h v) - f(x - h v)) / 2h`, image by image. A gradient that is wrong in part leads
-every attack astray a little, and no comparison between such attacks can show it.
-
-Over next to no step the two agree but for rounding, so this is done in float64 where the model
-allows it, and the best of several steps counts. Over a part of the budget, an honest network bends;
-a rounded or a rugged one follows its derivative not at all. Quantized and binary networks declare
-that their gradient passes straight through steps: they are compared over an attack's step, with
-differences averaged over nearby points.
+For random combinations of the logits, and for the margin, autograd's derivative along the attack's
+own direction and along random ones is compared with central finite differences `(f(x + h v) - f(x -
+h v)) / 2h`, image by image. A gradient that is wrong in part leads every attack astray a little,
+and no comparison between such attacks can show it. Over next to no step the two agree but for
+rounding, so this is done in float64 where the model allows it, and the best of several steps
+counts. Over a part of the budget, an honest network bends; a rounded or a rugged one follows its
+derivative not at all. Quantized and binary networks declare a straight-through rule: they are
+compared over an attack's step, with differences averaged over nearby points.
 """
 
 import copy

@@ -129,20 +129,17 @@ def where(
     batch: int = 64,
 ) -> pd.DataFrame:
     """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`, and on
-    `noisy` ones, the control: the same images under random noise of the same size. At most the
-    first `LOOKED_AT` of them are looked at.
+    `noisy` ones: the same images under random noise of the same size. The first `LOOKED_AT` count.
 
-    Returns one row per layer in the order of the forward pass: depth (0 is the normalized input),
-    layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
-    norm of the difference over that of the clean maps; distance, the 1-Wasserstein distance between
-    the distributions of values in units of the clean sigma. By side (clean, adv, noise): mean,
-    sigma, max and top (99.9th percentile) of |value|; for adv and noise also changed, the share of
-    units that change by more than a tenth of the clean sigma; noise_relative is the
-    relative_difference of noise. Image by image, means with their standard errors (`…_error`):
-    changed_gain and top_gain, by how much the share of changed units and the largest value (over
-    the clean one's mean) are above those under noise, and sigma_gain, sigma above the clean one's.
-    Random layers draw once, the same for all, so that the difference is the attack's. A layer of a
-    foreign network has a row if its output begins with the batch.
+    One row per layer in the order of the forward pass: depth (0 is the normalized input), layer,
+    kind; mean_difference, max_difference of |adv - clean|; relative_difference, the L2 norm of the
+    difference over that of the clean maps (noise_relative: of noise); distance, the 1-Wasserstein
+    distance of the distributions of values in clean sigmas. By side (clean, adv, noise): mean,
+    sigma, max and top (99.9th percentile) of |value|, and changed, the share of units that change
+    by more than a tenth of the clean sigma. Image by image, means with their standard errors
+    (`…_error`): changed_gain and top_gain, by how much changed and top (over the clean mean) are
+    above those under noise, and sigma_gain, above the clean one's. Random layers draw once, the
+    same for all. A layer of a foreign network has a row if its output begins with the batch.
     """
     model = frozen_copy(model)
     device, found = device_of(model), watched(model)

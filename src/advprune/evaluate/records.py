@@ -76,15 +76,14 @@ def score(
 ) -> pd.DataFrame:
     """Score clean `images` and their attacked versions `adv`, float `[N, C, H, W]` in [0, 1].
 
-    Returns one row per sample: index, label, the constant `columns` (attack, eps, seed, …), and
-    for clean and adv: pred, confidence (largest softmax), margin (label's logit minus the largest
-    other), nll, brier; also linf and l2, the size of the change.
-    A randomized model is scored by its mean logits over `passes` draws from the column `seed`;
-    single_pred is the first draw's prediction and wrong the share of draws that are wrong.
-    chosen_margin is adv_margin over as many other draws, by which the worst of several attacks is
-    chosen. For a deterministic model these say the same as pred and adv_margin.
-    Raises ValueError where shapes differ, images are not in [0, 1], the model is not admitted
-    (`models.border`) or logits are not finite.
+    One row per sample: index, label, the constant `columns` (attack, eps, seed, …), and for clean
+    and adv: pred, confidence (largest softmax), margin (label's logit minus the largest other),
+    nll, brier; also linf and l2, the size of the change. A randomized model is scored by its mean
+    logits over `passes` draws from the column `seed`; single_pred is the first draw's prediction
+    and wrong the share of draws that are wrong. chosen_margin is adv_margin over as many other
+    draws, by which the worst of several attacks is chosen. For a deterministic model these say the
+    same as pred and adv_margin. ValueError where shapes differ, images are not in [0, 1], the model
+    is not admitted (`models.border`) or logits are not finite.
     """
     check_images("score", images, labels)
     check_images("score: adv", adv)

@@ -1,9 +1,8 @@
 """How long a network takes on this machine, as PyTorch runs it here.
 
 Networks take turns, call by call, so that what else the machine does meets all of them. A mask of
-zeros saves no time in dense kernels, and quantized networks here are integers in floating point: a
-deployed file is as fast as its runtime. Times differ between runs; nothing that is tested or
-compared byte by byte may contain them.
+zeros saves no time in dense kernels, and quantized networks here are integers in floating point.
+Times differ between runs; nothing that is compared byte by byte may contain them.
 """
 
 import platform
