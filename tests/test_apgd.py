@@ -5,26 +5,26 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.apgd import APGDSettings, apgd, targeted_dlr
 from advprune.attacks.cost import Cost
 from conftest import Linear, make_network
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 class Recorded(nn.Module):
     """A model that notes every batch it sees, also when it is copied."""
 
-    seen: ClassVar[list[torch.Tensor]] = []  # of all copies, on purpose
+    seen: ClassVar[list[Tensor]] = []  # of all copies, on purpose
 
     def __init__(self, inside: nn.Module) -> None:
         super().__init__()
         self.inside = inside
         self.seen.clear()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             self.seen.append(x.detach().clone())
         return self.inside(x)
@@ -77,7 +77,7 @@ def test_breaks_exactly_what_can_be_broken_of_a_linear_model(loss: str, norm: st
     assert size.max() <= eps + 1e-6 and found.min() >= 0 and found.max() <= 1
 
 
-def linear_problem() -> tuple[Linear, torch.Tensor, torch.Tensor]:
+def linear_problem() -> tuple[Linear, Tensor, Tensor]:
     """Two classes that compete and two far below; images away from 0 and 1."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(4, 12, generator=generator)

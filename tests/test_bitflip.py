@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bits import hamming, replay
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.bit_search import TYPES, random_bits, random_flips, rank
@@ -20,7 +20,7 @@ from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import Flip, StoredModel, decode, encode, place_values, store
 from advprune.models.stochastic import Stochastic
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 WIDTHS = (8, 4, 1)
 
 
@@ -33,7 +33,7 @@ def tiny(seed: int = 0) -> nn.Module:
     return model
 
 
-def tiny_images(n: int = 12, seed: int = 1) -> torch.Tensor:
+def tiny_images(n: int = 12, seed: int = 1) -> Tensor:
     return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
 
 
@@ -52,7 +52,7 @@ def turned(q: int, bit: int, bits: int) -> int:
 
 
 def loss_with(
-    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor, changed: dict[Flip, int]
+    stored: StoredModel, images: Tensor, labels: Tensor, changed: dict[Flip, int]
 ) -> float:
     """Cross-entropy of a model made afresh from the integers, with some of them changed."""
     model = copy.deepcopy(stored.model)
@@ -64,9 +64,7 @@ def loss_with(
         return float(F.cross_entropy(model(images), labels))
 
 
-def linear_gains(
-    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor
-) -> dict[Flip, float]:
+def linear_gains(stored: StoredModel, images: Tensor, labels: Tensor) -> dict[Flip, float]:
     """What every single flip changes the linearized loss by, from central differences."""
     gains, h = {}, 1e-6
     for name, layer in stored.layers.items():
@@ -85,9 +83,7 @@ def linear_gains(
     return gains
 
 
-def autograd_gradients(
-    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def autograd_gradients(stored: StoredModel, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """dL/dW of every weight by autograd."""
     model = copy.deepcopy(stored.model).requires_grad_(True)
     F.cross_entropy(model(images), labels).backward()
@@ -249,7 +245,7 @@ def test_each_step_takes_the_best_of_all_candidates(bits: int) -> None:
             assert isclose(row.loss_before, loss_with(state, images, labels, {}), rel_tol=1e-9)
 
 
-def some_labels(seed: int) -> torch.Tensor:
+def some_labels(seed: int) -> Tensor:
     return torch.randint(3, (12,), generator=torch.Generator().manual_seed(seed))
 
 
@@ -369,7 +365,7 @@ class Joined(nn.Module):
         self.first, self.second = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 3, 3)
         self.last, self.shift = nn.Linear(5, 4), nn.Parameter(torch.rand(5))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         both = torch.cat([self.first(x), self.second(x)], dim=1)
         return self.last(both.tanh().mean((2, 3)) + self.shift)
 
@@ -402,7 +398,7 @@ class Foreign(nn.Module):
         super().__init__()
         self.inner = tiny()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) if x.sum() > -1 else x
 
 
@@ -411,7 +407,7 @@ class Spoiling(Foreign):
 
     __module__ = "torch.spoiling"  # as if its code were known
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         first, *others = self.inner
         x = first(x)
         for layer in others:
@@ -484,7 +480,7 @@ def test_targeted_attacks_push_into_the_class(network: nn.Module, digits: Pair, 
     assert now > min(share) + 16
 
 
-def decided_and_sure() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def decided_and_sure() -> tuple[nn.Module, Tensor, Tensor]:
     """Two classes, two images of the first: one is wrong already, the other right and sure.
 
     The first image is the sum of 12 columns, the second that of the other 4.
@@ -518,7 +514,7 @@ def test_margin_loss_by_hand() -> None:
     assert isclose(pushed, -first, rel_tol=1e-6)  # of two classes, the other's margin
 
 
-def published_one_bit_mask(q: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def published_one_bit_mask(q: Tensor, gradient: Tensor) -> Tensor:
     """Which signs the published code lets flip: bit XOR (sign(dL/db) + 1) / 2, with b_w = -1."""
     bit, by_bit = (q + 1) / 2, -1 * gradient
     return bit != (by_bit.sign() + 1) / 2
@@ -607,7 +603,7 @@ def test_options_that_make_no_sense_are_refused(change: dict[str, object], word:
 
 
 class Noisy(Stochastic):
-    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+    def noisy(self, h: Tensor) -> Tensor:
         return h + self.normal(h)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.registry import typed
 from advprune.core.attack_settings import (
@@ -30,7 +30,7 @@ from advprune.evaluate.transfer import transfer_success
 from advprune.pruning import prune
 from conftest import Linear
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 def records(label: list[int], clean: list[int], adv: list[int]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import pgd
 from advprune.attacks.cost import Cost
@@ -17,7 +17,7 @@ from advprune.models.stochastic import Stochastic, mean_logits
 from advprune.pruning import prune
 from conftest import Linear
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 NORMS = pytest.mark.parametrize("norm", ["Linf", "L2"])
 
 
@@ -33,7 +33,7 @@ def test_distances_of_a_linear_model_are_the_known_ones(norm: str, precision: st
     assert (distances > 0.999 * known).all() and (model(found).argmax(1) != labels).all()
 
 
-def linear_problem(norm: str) -> tuple[Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
+def linear_problem(norm: str) -> tuple[Linear, Tensor, Tensor, Tensor]:
     """A model, images, labels and their known distances."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(5, 48, generator=generator)
@@ -46,7 +46,7 @@ def linear_problem(norm: str) -> tuple[Linear, torch.Tensor, torch.Tensor, torch
 class Noise(Stochastic):
     """Gaussian noise on every pixel: the mean logits of a linear model are those without it."""
 
-    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+    def noisy(self, h: Tensor) -> Tensor:
         return h + 0.05 * self.normal(h)
 
 

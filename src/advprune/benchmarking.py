@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.core.device import device_of
 from advprune.core.files import atomic, write_json
@@ -137,8 +137,8 @@ class Benchmark:
 
 def benchmark(
     model: nn.Module | Answer,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     eps: float | str = 8 / 255,
     norm: str = "Linf",
@@ -159,7 +159,7 @@ def benchmark(
     image. InputError where one of these makes no sense.
     """
     who = "benchmark"
-    if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
+    if isinstance(images, Tensor) and images.dtype == torch.uint8:
         images = to_float(images)
     check_images(who, images, labels)
     refuse(who, {"there are no images": not len(images)})

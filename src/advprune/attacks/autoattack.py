@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice
 from advprune.attacks.engine import by_batch
@@ -46,8 +46,8 @@ class AutoAttackOptions(Options):
 
 
 def autoattack(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, **changes: Any
-) -> tuple[torch.Tensor, dict[str, int]]:
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, **changes: Any
+) -> tuple[Tensor, dict[str, int]]:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return float32 images and how many stay right.
 
     Each attack runs on the images that are right after those before it, `batch` at a time; counts
@@ -68,7 +68,7 @@ def autoattack(
         right = logits.argmax(1) == labels
         counts = {"clean": int(right.sum())}
 
-        def piece(item: tuple[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        def piece(item: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
             """Images of a chunk after one attack, and which of them are wrong; on the CPU."""
             (name, rows), before = item, vars(cost).copy()
 
@@ -122,12 +122,8 @@ class AutoAttackSettings(Attack):
 
 @method("autoattack", AutoAttackSettings, searches=("square",))
 def _autoattack(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    s: AutoAttackSettings,
-    how: Context,
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: AutoAttackSettings, how: Context
+) -> Tensor:
     fitting = "rand" if is_randomized(model) else "standard"
     version = fitting if s.version == "auto" else s.version
     chosen = vars(options(AutoAttackOptions, s, how, version=version))

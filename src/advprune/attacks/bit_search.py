@@ -13,7 +13,7 @@ from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.flip_objective import FlipOptions, Objective
 from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
@@ -64,10 +64,7 @@ class FlipTrace:
 
 
 def bitflip(
-    model: nn.Module | StoredModel,
-    images: torch.Tensor,
-    labels: torch.Tensor | None = None,
-    **changes: Any,
+    model: nn.Module | StoredModel, images: Tensor, labels: Tensor | None = None, **changes: Any
 ) -> FlipTrace:
     """Progressive bit search on one fixed batch of images `[N, C, H, W]` in [0, 1].
 
@@ -155,7 +152,7 @@ def random_bits(stored: StoredModel, generator: torch.Generator) -> Iterator[Fli
             found -= layer.bits * len(places[name])
 
 
-def rank(name: str, layer: StoredLayer, gradient: torch.Tensor, most: int) -> list[Flip]:
+def rank(name: str, layer: StoredLayer, gradient: Tensor, most: int) -> list[Flip]:
     """A layer's flips that raise the height most to first order, at most `most`, the best first.
 
     gradient: of the height by the weight, in its shape. Flips that do not raise it are left out.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.engine import Progress, no_progress
@@ -70,7 +70,7 @@ class Objective:
     """
 
     stored: StoredModel
-    parts: list[tuple[torch.Tensor, torch.Tensor]]  # images and labels that pass together
+    parts: list[tuple[Tensor, Tensor]]  # images and labels that pass together
     loss: str
     sign: int
     graph: Rerun | None
@@ -80,11 +80,7 @@ class Objective:
 
     @classmethod
     def of(
-        cls,
-        stored: StoredModel,
-        images: torch.Tensor,
-        labels: torch.Tensor | None,
-        how: FlipOptions,
+        cls, stored: StoredModel, images: Tensor, labels: Tensor | None, how: FlipOptions
     ) -> "Objective":
         """Checked and on the model's device; labels are the target, those given or predicted."""
         check_images("bitflip", images, *([] if labels is None else [labels]))
@@ -120,7 +116,7 @@ class Objective:
         passes = [self.graph.again(values, name) for values in self.values]
         return self._mean([logits for logits, _ in passes]), [values for _, values in passes]
 
-    def gradient(self) -> dict[str, torch.Tensor]:
+    def gradient(self) -> dict[str, Tensor]:
         """The gradient of the height by each stored weight: one forward and one backward pass."""
         self.forwards, self.gradients = self.forwards + 1, self.gradients + 1
         weights = [self.stored.weight(name).requires_grad_(True) for name in self.stored.layers]
@@ -136,11 +132,11 @@ class Objective:
             weight.requires_grad_(False)
         return dict(zip(self.stored.layers, total, strict=True))
 
-    def _mean(self, logits: list[torch.Tensor]) -> float:
+    def _mean(self, logits: list[Tensor]) -> float:
         labels = torch.cat([labels for _, labels in self.parts])
         return float(self._heights(torch.cat(logits), labels).double().mean())
 
-    def _heights(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _heights(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What the attacker raises, `[N]`, from logits `[N, K]`."""
         if self.loss == "ce":
             return self.sign * cross_entropy(logits, labels)

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_numbers
 from advprune.attacks.losses import margin
@@ -59,12 +59,12 @@ class MinimumNormSettings(Options):
 
 
 At = Opened[MinimumNormSettings]
-Found = tuple[torch.Tensor, torch.Tensor]  # images `[n, C, H, W]` and distances `[n]`
+Found = tuple[Tensor, Tensor]  # images `[n, C, H, W]` and distances `[n]`
 
 
 def minimum_norm(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, settings: MinimumNormSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
+    model: nn.Module, images: Tensor, labels: Tensor, settings: MinimumNormSettings
+) -> tuple[Tensor, Tensor]:
     """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
 
     Distances are in units of the pixel range, upper bounds, and of float images: 0 where the clean
@@ -89,14 +89,14 @@ class MinimumNormMethod(GradientAttack):
 
 @method("minimum_norm", MinimumNormMethod)
 def _minimum_norm(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: MinimumNormMethod, how: Context
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: MinimumNormMethod, how: Context
+) -> Tensor:
     found, distances = minimum_norm(model, images, labels, options(MinimumNormSettings, s, how))
     how.found["distance"] = distances
     return stretched(found, images, distances, s.eps)
 
 
-def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor) -> Found:
+def _search(at: At, clean: Tensor, labels: Tensor, noise: Tensor) -> Found:
     """Images `[n, C, H, W]` and distances `[n]`; noise: points of the unit ball `[n, R - 1, …]`."""
     found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
     already = _mean(at, clean).argmax(1) != labels
@@ -131,11 +131,7 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
 
 
 def _descend(
-    at: At,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    known: Found | None = None,
-    start: torch.Tensor | None = None,
+    at: At, clean: Tensor, labels: Tensor, known: Found | None = None, start: Tensor | None = None
 ) -> Found:
     """Algorithm 1: the nearest fooling iterates and their distances (infinite: none).
 
@@ -172,7 +168,7 @@ def _descend(
     return best, nearest
 
 
-def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
+def _of_the_mean(at: At, clean: Tensor, labels: Tensor) -> Found:
     """Of a model that draws at random: images near the border of its mean logits, and distances.
 
     The search begins at what fools the model without its random layers, where that can be asked.
@@ -180,7 +176,7 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
     """
     s, tried, start = at.options, [], clean
 
-    def lead(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+    def lead(logits: Tensor, pair: Tensor) -> Tensor:
         """By how much a class leads the label, `[n]`, of labels and classes `[n, 2]`."""
         return logits.gather(1, pair).diff(dim=1)[:, 0]
 
@@ -222,9 +218,7 @@ def _schedule(steps: int) -> Iterator[tuple[float, float]]:
         yield 0.05 * (0.02 + 0.98 * fade), 0.01 + 0.99 * fade
 
 
-def _first(
-    at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor, fresh: bool = False
-) -> torch.Tensor:
+def _first(at: At, clean: Tensor, change: Tensor, labels: Tensor, fresh: bool = False) -> Tensor:
     """The first of `LENGTHS` (in units of `change`) that fools, `[n]`; infinite: none."""
     found = clean.new_full((len(clean),), torch.inf)
     for length in LENGTHS + FAR * at.randomized:
@@ -236,14 +230,14 @@ def _first(
     return found
 
 
-def _fools(at: At, images: torch.Tensor, labels: torch.Tensor, fresh: bool = False) -> torch.Tensor:
+def _fools(at: At, images: Tensor, labels: Tensor, fresh: bool = False) -> Tensor:
     """Which images surely fool: by more than rounding."""
     logits = _mean(at, images, fresh)
     return margin(logits, labels) > CLEAR * logits.abs().amax(1)
 
 
 @torch.no_grad()
-def _mean(at: At, images: torch.Tensor, fresh: bool = False) -> torch.Tensor:
+def _mean(at: At, images: Tensor, fresh: bool = False) -> Tensor:
     """Logits `[n, K]`; of a random model, over draws that are the same in every call, or fresh."""
     draws = max(2 * at.draws, SURE_DRAWS) if at.randomized else 1
     devices = [at.device] if at.device.type == "cuda" else []

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options
@@ -39,9 +39,7 @@ class NESSettings(Attack):
 
 
 @method("nes", NESSettings, gradients=False)
-def nes(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: NESSettings, how: Context
-) -> torch.Tensor:
+def nes(model: nn.Module, images: Tensor, labels: Tensor, s: NESSettings, how: Context) -> Tensor:
     """A misclassified image gets no more queries and comes back so; any other at its highest
     margin, or where the model draws at random at its last iterate."""
     chosen = options(Options, s, how)
@@ -52,12 +50,8 @@ def nes(
 
 
 def _search(
-    at: Opened[Options],
-    s: NESSettings,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    numbers: torch.Tensor,
-) -> tuple[torch.Tensor]:
+    at: Opened[Options], s: NESSettings, clean: Tensor, labels: Tensor, numbers: Tensor
+) -> tuple[Tensor]:
     """The images found; directions depend on `numbers`, theirs in the whole set, alone."""
     seed = at.generator.initial_seed()
     drawn = [torch.Generator().manual_seed(salted(seed, str(n))) for n in numbers.tolist()]
@@ -81,11 +75,8 @@ def _search(
 
 
 def _estimate(
-    at: Opened[Options],
-    s: NESSettings,
-    points: tuple[torch.Tensor, torch.Tensor],
-    drawn: list[torch.Generator],
-) -> torch.Tensor:
+    at: Opened[Options], s: NESSettings, points: tuple[Tensor, Tensor], drawn: list[torch.Generator]
+) -> Tensor:
     """The smoothed gradient of the margin at images `[n, C, H, W]` of labels `[n]`."""
     x, labels = points
     # A Gaussian direction of d numbers is about sqrt(d) long.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.cost import Cost
@@ -76,8 +76,8 @@ class Opened(Generic[T]):
 
     quick: nn.Module
     exact: nn.Module
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     eps: float
     options: T
     generator: torch.Generator
@@ -91,18 +91,14 @@ class Opened(Generic[T]):
         return self.options.draws if self.randomized else 1
 
     def run(
-        self,
-        do: Callable[..., Sequence[torch.Tensor]],
-        rows: torch.Tensor,
-        *more: torch.Tensor,
-        together: int = 1,
-    ) -> list[torch.Tensor]:
+        self, do: Callable[..., Sequence[Tensor]], rows: Tensor, *more: Tensor, together: int = 1
+    ) -> list[Tensor]:
         """What `do(images, labels, *more)` gives for all `rows`, on the images' device.
 
         `together` batches at a time are given, on the model's device; processes share them out.
         """
 
-        def piece(part: torch.Tensor) -> list[torch.Tensor]:
+        def piece(part: Tensor) -> list[Tensor]:
             given = (t[part].to(self.device) for t in (self.images, self.labels, *more))
             return [found.to(self.images.device) for found in do(*given)]
 
@@ -110,9 +106,7 @@ class Opened(Generic[T]):
         answers = by_batch(self.exact, parts, piece, self.cost)
         return [torch.cat(found) for found in zip(*answers, strict=True)]
 
-    def gradient(
-        self, points: torch.Tensor, labels: torch.Tensor, loss: Loss
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(self, points: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """The gradient of the loss by the points, and the model's logits, averaged over draws."""
         points = points.contiguous(memory_format=torch.channels_last)
         network = Mixed(self.quick) if self.options.precision == "bfloat16" else self.quick
@@ -122,27 +116,21 @@ class Opened(Generic[T]):
         return gradient, self.logits(points) if foreign else logits
 
     @torch.no_grad()
-    def logits(self, points: torch.Tensor) -> torch.Tensor:
+    def logits(self, points: Tensor) -> Tensor:
         """The model's logits in float32, averaged over draws."""
         with full_precision():
             parts = points.split(self.options.batch)
             found = [mean_logits(self.exact, p, self.draws, self.options.batch) for p in parts]
         return torch.cat(found)
 
-    def shown(self, points: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    def shown(self, points: Tensor, clean: Tensor) -> Tensor:
         """Points as they will be scored: rounded to 8 bits where that is so."""
         how = self.options
         if not how.pixels:
             return points
         return to_pixels(points, clean, self.eps, how.norm, how.rounding).to(clean) / 255
 
-    def fooled(
-        self,
-        logits: torch.Tensor,
-        points: torch.Tensor,
-        clean: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> torch.Tensor:
+    def fooled(self, logits: Tensor, points: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
         """Which points fool the model as they will be scored; `logits`: those of `gradient`."""
         wrong = logits.argmax(1) != labels
         if wrong.any() and (self.options.pixels or self.exact is not self.quick):
@@ -153,11 +141,7 @@ class Opened(Generic[T]):
 
 @contextmanager
 def opened(
-    name: str,
-    model: nn.Module,
-    attacked: tuple[torch.Tensor, torch.Tensor],
-    eps: float,
-    how: T,
+    name: str, model: nn.Module, attacked: tuple[Tensor, Tensor], eps: float, how: T
 ) -> Iterator[Opened[T]]:
     """Check and prepare an attack on images `[N, C, H, W]` in [0, 1] and labels `[N]`.
 
@@ -195,13 +179,8 @@ def opened(
 
 
 def expected_gradient(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    loss: Loss,
-    draws: int = 1,
-    most: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, draws: int = 1, most: int = 0
+) -> tuple[Tensor, Tensor]:
     """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
 
     labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass. Non-finite entries of
@@ -224,6 +203,6 @@ def expected_gradient(
     return gradient / draws, total / draws
 
 
-def wide(values: torch.Tensor) -> torch.Tensor:
+def wide(values: Tensor) -> Tensor:
     """`[n]` as `[n, 1, 1, 1]`, to go with images."""
     return values.view(-1, 1, 1, 1)

@@ -1,17 +1,14 @@
 """From float images to real ones, of 8 bits."""
 
 import torch
+from torch import Tensor
 
 FLOAT_SLACK = 1e-4  # of one grey level: 8/255 in float32 times 255 may come out just below 8
 
 
 def to_pixels(
-    adversarial: torch.Tensor,
-    clean: torch.Tensor,
-    eps: float,
-    norm: str = "Linf",
-    rounding: str = "strict",
-) -> torch.Tensor:
+    adversarial: Tensor, clean: Tensor, eps: float, norm: str = "Linf", rounding: str = "strict"
+) -> Tensor:
     """Round adversarial images `[N, C, H, W]` in [0, 1] to uint8; `clean` must be 8-bit over 255.
 
     `strict` never leaves the budget: in Linf, round, then cut at the largest whole level within eps

@@ -5,8 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, no_progress
@@ -16,7 +15,7 @@ from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.core.settings import parse
 
-Function = Callable[..., torch.Tensor]  # (model, images, labels, setting, context) -> images
+Function = Callable[..., Tensor]  # (model, images, labels, setting, context) -> images
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Context:
     progress: Progress = no_progress
     parts: Parts | None = None
     breakdown: dict[str, int] = field(default_factory=dict)
-    found: dict[str, torch.Tensor] = field(default_factory=dict)
+    found: dict[str, Tensor] = field(default_factory=dict)
     parent: nn.Module | None = None
     pixels: bool = False
 

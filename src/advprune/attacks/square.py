@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.engine import by_batch
@@ -41,9 +41,7 @@ class SquareOptions(Options):
     p: float | None = None
 
 
-def square(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, **changes: Any
-) -> torch.Tensor:
+def square(model: nn.Module, images: Tensor, labels: Tensor, eps: float, **changes: Any) -> Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
     Changes are proposed at random and kept where the margin loss `max_{i != y} z_i - z_y` rises. In
@@ -81,22 +79,22 @@ class SquareSettings(Attack):
 
 @method("square", SquareSettings, gradients=False)
 def _square(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: SquareSettings, how: Context
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: SquareSettings, how: Context
+) -> Tensor:
     return square(model, images, labels, s.eps, **vars(options(SquareOptions, s, how)))
 
 
-def _search(at: Opened[SquareOptions], share: float) -> torch.Tensor:
+def _search(at: Opened[SquareOptions], share: float) -> Tensor:
     """The images found, `[N, C, H, W]`. Changes are cut to [0, 1] when shown; they are drawn for
     all images, so that one does not depend on which others are left."""
     clean = at.images.to(at.device).contiguous(memory_format=torch.channels_last)
     labels, how = at.labels.to(at.device), at.options
     proposed = _squares if how.norm == "Linf" else _bumps
 
-    def losses(rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    def losses(rows: Tensor, change: Tensor) -> Tensor:
         """The margins of `clean[rows] + change`, `[len(rows)]`, on the mean logits."""
 
-        def of(part: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        def of(part: tuple[Tensor, Tensor]) -> Tensor:
             points = (clean[part[0]] + part[1]).clamp(0, 1)
             return margin(at.logits(points), labels[part[0]]).cpu()
 
@@ -122,9 +120,7 @@ def _search(at: Opened[SquareOptions], share: float) -> torch.Tensor:
     return (clean + change).clamp(0, 1)
 
 
-def _squares(
-    at: Opened[SquareOptions], size: int, change: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def _squares(at: Opened[SquareOptions], size: int, change: Tensor, rows: Tensor) -> Tensor:
     """Changes of `rows` in the Linf ball, `[len(rows), C, H, W]`: the present change with a square
     of `+-eps` of that size in it; of size 0: stripes of `+-eps`, to begin with."""
     n, channels, height, width = change.shape
@@ -137,9 +133,7 @@ def _squares(
     return torch.where(down & across, signs, change[rows])
 
 
-def _bumps(
-    at: Opened[SquareOptions], size: int, change: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def _bumps(at: Opened[SquareOptions], size: int, change: Tensor, rows: Tensor) -> Tensor:
     """Changes of `rows` in the L2 ball, `[len(rows), C, H, W]`: the present change, where one
     square, `to`, takes over what another, `of`, holds of the budget and what is unused, with a bump
     and its opposite side by side added to its shape; of size 0: a grid of bumps, to begin with."""
@@ -163,7 +157,7 @@ def _bumps(
     upright = _signs(at, change, n, 1, 1, 1)[rows] > 0
     pair = torch.where(upright, pair, pair.T) * _signs(at, change, n, channels, 1, 1)[rows]
 
-    def sizes(values: torch.Tensor) -> torch.Tensor:
+    def sizes(values: Tensor) -> Tensor:
         return values.flatten(2).norm(dim=2)[:, :, None, None]  # [rows, C, 1, 1]
 
     present = change[rows]
@@ -175,7 +169,7 @@ def _bumps(
     return torch.where(to, moved, present * ~of)
 
 
-def _bump(height: int, width: int) -> torch.Tensor:
+def _bump(height: int, width: int) -> Tensor:
     """The paper's `eta`, highest in the middle: of a pixel in ring r around it, the sum of `1/j^2`
     for j from r + 1 to `height // 2 + 1`."""
     down, across = (torch.arange(length) - length // 2 for length in (height, width))
@@ -184,11 +178,11 @@ def _bump(height: int, width: int) -> torch.Tensor:
     return terms.flip(0).cumsum(0).flip(0)[ring]
 
 
-def _signs(at: Opened[SquareOptions], like: torch.Tensor, *shape: int) -> torch.Tensor:
+def _signs(at: Opened[SquareOptions], like: Tensor, *shape: int) -> Tensor:
     return (2 * torch.randint(2, shape, generator=at.generator) - 1).to(like)
 
 
-def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> torch.Tensor:
+def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> Tensor:
     """`[n, length]`: true on `size` neighbours from a place that is uniform over all."""
     first = torch.randint(length - size + 1, (n, 1), generator=at.generator)
     place = torch.arange(length)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.models.border import plain_copy
 from advprune.models.inert import met
@@ -30,7 +30,7 @@ class Flip:
     bit: int
 
 
-def encode(integers: torch.Tensor, bits: int) -> torch.Tensor:
+def encode(integers: Tensor, bits: int) -> Tensor:
     """The codes, uint8, of whole numbers: two's complement; at one bit `(q + 1) / 2`.
 
     Numbers lie in [-2^(bits-1), 2^(bits-1) - 1], at one bit they are -1 or 1.
@@ -39,7 +39,7 @@ def encode(integers: torch.Tensor, bits: int) -> torch.Tensor:
     return ((q + 1) // 2 if bits == 1 else q & (2**bits - 1)).to(torch.uint8)
 
 
-def decode(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def decode(codes: Tensor, bits: int) -> Tensor:
     """The whole numbers, int16, that codes stand for; the inverse of `encode`."""
     u = codes.to(torch.int16)
     if bits == 1:
@@ -66,27 +66,27 @@ class StoredLayer:
     count.
     """
 
-    codes: torch.Tensor
-    scale: torch.Tensor
+    codes: Tensor
+    scale: Tensor
     bits: int
-    met: torch.Tensor | None = None
+    met: Tensor | None = None
 
     @property
     def size(self) -> int:
         """How many bits are stored, of weights that ever meet a value."""
         return self.bits * len(self.places())
 
-    def places(self) -> torch.Tensor:
+    def places(self) -> Tensor:
         """Where in the flat weight the weights lie that ever meet a value, in order."""
         if self.met is None:
             return torch.arange(self.codes.numel())
         return self.met.expand(self.codes.shape).flatten().nonzero().flatten()
 
-    def integers(self) -> torch.Tensor:
+    def integers(self) -> Tensor:
         """The whole numbers q, int16."""
         return decode(self.codes, self.bits)
 
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Tensor:
         """`s q`: what the network computes with."""
         return self.integers().to(self.scale.dtype) * self.scale
 
@@ -200,6 +200,6 @@ def _written(stored: StoredModel) -> StoredModel:
     return stored
 
 
-def _where(index: int, like: torch.Tensor) -> tuple[int, ...]:
+def _where(index: int, like: Tensor) -> tuple[int, ...]:
     """A place in a flat tensor as indices; any memory layout."""
     return tuple(int(i) for i in np.unravel_index(index, tuple(like.shape)))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Options, opened, options
@@ -38,8 +38,8 @@ class StudentSettings(Attack):
 
 @method("student", StudentSettings, gradients=False)
 def student(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: StudentSettings, how: Context
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: StudentSettings, how: Context
+) -> Tensor:
     """Of each image, what the student found at which the model's own margin loss is largest."""
     best, reached = images.clone(), torch.full((len(images),), -torch.inf)
     if not len(images):
@@ -47,7 +47,7 @@ def student(
     with opened("student", model, (images, labels), s.eps, options(Options, s, how)) as at:
         ball = partial(random_point, norm=s.norm, generator=at.generator)
 
-        def ask(points: torch.Tensor) -> torch.Tensor:
+        def ask(points: Tensor) -> Tensor:
             return at.logits(points.to(at.device)).to(images.device)
 
         torch.manual_seed(at.generator.initial_seed())  # of the student, and what it learns first
@@ -81,10 +81,7 @@ def _network(channels: int, classes: int) -> nn.Module:
 
 
 def _fit(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    lessons: tuple[torch.Tensor, torch.Tensor],
-    steps: int,
+    network: nn.Module, optimizer: torch.optim.Optimizer, lessons: tuple[Tensor, Tensor], steps: int
 ) -> None:
     """Learn logits, up to a constant for each image and a common scale."""
     known, answers = lessons

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.engine import by_batch
 from advprune.attacks.opening import Options, opened, options
@@ -68,9 +68,7 @@ class ZooSettings(Attack):
 
 
 @method("torchattacks", ZooSettings, gradients=FOLLOW_GRADIENT)
-def zoo(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: ZooSettings, how: Context
-) -> torch.Tensor:
+def zoo(model: nn.Module, images: Tensor, labels: Tensor, s: ZooSettings, how: Context) -> Tensor:
     """Run a class of torchattacks; `seed + i` seeds the i-th batch.
 
     UserError for an unknown attack or arguments that it does not take.
@@ -79,7 +77,7 @@ def zoo(
     kind = attack_class(s.name)
     seeds = "seed" in inspect.signature(kind).parameters
 
-    def run(item: tuple[int, torch.Tensor]) -> torch.Tensor:
+    def run(item: tuple[int, Tensor]) -> Tensor:
         index, rows = item
         torch.manual_seed(how.seed + index)
         attack = kind(at.quick, **({"seed": how.seed + index} if seeds else {}) | s.arguments)

@@ -11,7 +11,7 @@ from functools import partial
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
@@ -102,8 +102,8 @@ def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
 
 def probes(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     settings: ProbeSettings,
     work: Work,
     records: pd.DataFrame,
@@ -151,8 +151,8 @@ class Probe:
     """A model that is asked, on images and labels, around its main attack."""
 
     model: nn.Module
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     main: AttackSettings
     work: Work
 
@@ -165,14 +165,14 @@ class Probe:
             ahead("probes", kept[::-1])  # the longest comes last
         return [read() for read in kept]
 
-    def attacked(self, name: str, setting: Attack, numbers: torch.Tensor) -> pd.DataFrame:
+    def attacked(self, name: str, setting: Attack, numbers: Tensor) -> pd.DataFrame:
         """The records of an attack on the images of these numbers; by a seed of the probe's own,
         so that it starts elsewhere than the suite."""
         pair = self.images[numbers], self.labels[numbers]
         seeded = replace(self.work, seed=salted(self.work.seed, name) % 2**31, parts=None)
         return self._rows(name, craft(self.model, *pair, setting, seeded), numbers)
 
-    def _rows(self, name: str, crafted: Crafted, numbers: torch.Tensor) -> pd.DataFrame:
+    def _rows(self, name: str, crafted: Crafted, numbers: Tensor) -> pd.DataFrame:
         """Records of images of these numbers, with the known answers to their clean ones."""
         at, clean = numbers.numpy(), self.work.clean
         known = None if clean is None else {key: column[at] for key, column in clean.items()}
@@ -203,7 +203,7 @@ class Probe:
         draws = self.main.draws if is_randomized(self.model) else 1
         cost.watch(private)
 
-        def largest(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        def largest(pair: tuple[Tensor, Tensor]) -> Tensor:
             at = pair[0].to(device), pair[1].to(device)
             found, _ = expected_gradient(private, *at, cross_entropy, draws, most=batch)
             return found.flatten(1).abs().amax(1).cpu()

@@ -30,10 +30,7 @@ def worst_case(records: pd.DataFrame, main: str) -> pd.DataFrame:
 
 
 def union(
-    records: pd.DataFrame,
-    transfers: Iterable[pd.DataFrame],
-    norm: str,
-    eps: float,
+    records: pd.DataFrame, transfers: Iterable[pd.DataFrame], norm: str, eps: float
 ) -> pd.DataFrame:
     """One row per image in order: the row that does most harm within the budget, and `distance`.
 

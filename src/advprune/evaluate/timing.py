@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.core.device import device_of
 from advprune.models.border import admitted
@@ -26,7 +26,7 @@ CARD = ("macs", "nonzero", "file_bytes")  # of the card, beside the times
 
 @torch.no_grad()
 def timings(
-    models: Mapping[str, tuple[nn.Module, Mapping[str, Any]]], images: torch.Tensor, batch: int
+    models: Mapping[str, tuple[nn.Module, Mapping[str, Any]]], images: Tensor, batch: int
 ) -> pd.DataFrame:
     """One row per network and batch size, 1 and `batch`: median and quartiles in seconds a call.
 
