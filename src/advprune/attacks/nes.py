@@ -58,11 +58,22 @@ def _search(
     found, best = clean.clone(), margin(at.logits(clean), labels)
     current, slope = clean.clone(), torch.zeros_like(clean)
     rows = torch.arange(len(clean), device=clean.device)  # images still worked on
+    # A Gaussian direction of d numbers is about sqrt(d) long.
+    shape = (s.samples, *clean.shape[1:])
+    sigma = s.sigma if s.norm == "Linf" else s.sigma / clean.shape[1:].numel() ** 0.5
     for _ in range(s.steps):
         rows = rows if at.randomized else rows[best[rows] <= 0]
         if not len(rows):
             break
-        estimate = _estimate(at, s, (current[rows], labels[rows]), [drawn[row] for row in rows])
+        x, y = current[rows], labels[rows]
+        every = torch.stack([torch.randn(shape, generator=drawn[row]) for row in rows], 1).to(x)
+        estimate = torch.zeros_like(x)
+        for u in every.split(max(1, at.options.batch // (2 * len(x)))):  # [s, n, C, H, W]
+            both = torch.stack([x + sigma * u, x - sigma * u]).clamp(0, 1)
+            losses = margin(at.logits(both.flatten(0, 2)), y.repeat(2 * len(u)))
+            rise = losses.view(2, len(u), len(x)).diff(dim=0)[0].neg()  # [s, n]
+            estimate += (rise[:, :, None, None, None] * u).sum(0)
+        estimate = estimate / (2 * sigma * s.samples)
         slope[rows] = MOMENTUM * slope[rows] + (1 - MOMENTUM) * estimate
         moved = ascend(current[rows], slope[rows], s.step, s.norm)
         current[rows] = project(moved, clean[rows], at.eps, s.norm)
@@ -72,20 +83,3 @@ def _search(
         take = (now > best[rows]) | at.randomized
         found[rows[take]], best[rows[take]] = shown[take], now[take]
     return (found,)
-
-
-def _estimate(
-    at: Opened[Options], s: NESSettings, points: tuple[Tensor, Tensor], drawn: list[torch.Generator]
-) -> Tensor:
-    """The smoothed gradient of the margin at images `[n, C, H, W]` of labels `[n]`."""
-    x, labels = points
-    # A Gaussian direction of d numbers is about sqrt(d) long.
-    sigma = s.sigma if s.norm == "Linf" else s.sigma / x[0].numel() ** 0.5
-    total, shape = torch.zeros_like(x), (s.samples, *x.shape[1:])
-    every = torch.stack([torch.randn(shape, generator=one) for one in drawn], 1).to(x)
-    for u in every.split(max(1, at.options.batch // (2 * len(x)))):  # [s, n, C, H, W]
-        both = torch.stack([x + sigma * u, x - sigma * u]).clamp(0, 1)
-        losses = margin(at.logits(both.flatten(0, 2)), labels.repeat(2 * len(u)))
-        rise = losses.view(2, len(u), len(x)).diff(dim=0)[0].neg()  # [s, n]
-        total += (rise[:, :, None, None, None] * u).sum(0)
-    return total / (2 * sigma * s.samples)

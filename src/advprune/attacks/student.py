@@ -58,7 +58,15 @@ def student(
         how_to: dict[str, Any] = {"norm": s.norm, "loss": "margin", "keep": "best"}
         step, how_to["generator"] = s.eps / 8, at.generator
         for _ in range(s.rounds):
-            _fit(network, optimizer, (known, answers), s.steps)
+            # Learn logits, up to a constant for each image and a common scale.
+            goal = answers - answers.mean(1, keepdim=True)
+            goal = goal / goal.std().clamp_min(1e-12)
+            for _ in range(s.steps):
+                rows = torch.randint(len(known), (BATCH,), device=known.device)
+                loss = F.mse_loss(network(known[rows]), goal[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
             found = pgd(network, images, labels, s.eps, step, 20, **how_to)
             found = at.shown(found, images)
             said = ask(found)
@@ -78,18 +86,3 @@ def _network(channels: int, classes: int) -> nn.Module:
         *(nn.Conv2d(48, 48, 3, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()),
         *(nn.Linear(768, 128), nn.SiLU(), nn.Linear(128, classes)),
     )
-
-
-def _fit(
-    network: nn.Module, optimizer: torch.optim.Optimizer, lessons: tuple[Tensor, Tensor], steps: int
-) -> None:
-    """Learn logits, up to a constant for each image and a common scale."""
-    known, answers = lessons
-    goal = answers - answers.mean(1, keepdim=True)
-    goal = goal / goal.std().clamp_min(1e-12)
-    for _ in range(steps):
-        rows = torch.randint(len(known), (BATCH,), device=known.device)
-        loss = F.mse_loss(network(known[rows]), goal[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
