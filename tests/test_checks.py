@@ -125,9 +125,7 @@ SINGLE = rows("probe_single", 10, steps=1)
     ],
 )
 def test_what_should_be_weaker_and_does_more_harm_contradicts_the_number(
-    tables: list[pd.DataFrame],
-    transfers: dict[tuple[str, str], pd.DataFrame],
-    expected: set[str],
+    tables: list[pd.DataFrame], transfers: dict[tuple[str, str], pd.DataFrame], expected: set[str]
 ) -> None:
     level, against = judged(*tables, transfers=transfers)
     assert against == expected

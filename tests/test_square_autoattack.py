@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
@@ -21,7 +21,7 @@ from advprune.core.resume import Parts
 from advprune.pruning import prune
 from conftest import Linear
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -36,7 +36,7 @@ def perceptron(classes: int = 10) -> nn.Module:
         return nn.Sequential(*layers).eval()
 
 
-def own_labels(model: nn.Module, images: torch.Tensor) -> Pair:
+def own_labels(model: nn.Module, images: Tensor) -> Pair:
     """Images with the model's predictions as labels, except for the last image: it is wrong."""
     logits = model(images).detach()
     labels = logits.argmax(1)
@@ -44,7 +44,7 @@ def own_labels(model: nn.Module, images: torch.Tensor) -> Pair:
     return images, labels
 
 
-def wrong(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         return model(images).argmax(1) != labels
 
@@ -74,7 +74,7 @@ def test_square_repeats_with_the_generator_and_does_not_depend_on_the_batch(
     model = perceptron()
     images, labels = own_labels(model, digits[0])
 
-    def found(seed: int, batch: int = 128) -> torch.Tensor:
+    def found(seed: int, batch: int = 128) -> Tensor:
         options = {"queries": 30, "norm": norm, "batch": batch}
         return square(model, images, labels, eps, generator=seeded(seed), **options)
 
@@ -121,7 +121,7 @@ def test_square_nears_the_optimum_on_a_linear_model(linear: Linear) -> None:
     assert share.max() <= 1 + 1e-4 and share.min() > 0.98
 
 
-def all_places_but_the_last(at: Any, n: int, length: int, size: int) -> torch.Tensor:
+def all_places_but_the_last(at: Any, n: int, length: int, size: int) -> Tensor:
     """Where the authors' code puts squares: never at the last row or column."""
     first = torch.randint(max(length - size, 1), (n, 1), generator=at.generator)
     return (torch.arange(length) >= first) & (torch.arange(length) < first + size)
@@ -201,7 +201,7 @@ class Noisy(nn.Module):
         super().__init__()
         self.inner, self.scale = inner, scale
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         logits = self.inner(x)
         return logits + self.scale * torch.randn(logits.shape)
 
@@ -211,7 +211,7 @@ class Counting(nn.Module):
 
     seen: ClassVar[list[int]] = []
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         Counting.seen.append(len(x))
         first = 10 * x[:, 0, 0, 0]
         return torch.stack([first, 9 - first], dim=1)
@@ -262,7 +262,7 @@ class Rounding(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.inner((x * 16).round() / 16)
 
 

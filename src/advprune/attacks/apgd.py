@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.losses import Loss, cross_entropy, dlr
@@ -51,13 +51,11 @@ class APGDSettings(Options):
     loss: str = "ce"
     targets: int = 9
     restarts: int = 1
-    start: torch.Tensor | None = None
+    start: Tensor | None = None
     drop: bool = True
 
 
-def apgd(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, settings: APGDSettings
-) -> torch.Tensor:
+def apgd(model: nn.Module, images: Tensor, labels: Tensor, settings: APGDSettings) -> Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
     A broken sample comes back as its first misclassified iterate (one that is wrong from the start:
@@ -92,15 +90,13 @@ class APGDMethod(GradientAttack):
 
 
 @method("apgd", APGDMethod)
-def _apgd(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: APGDMethod, how: Context
-) -> torch.Tensor:
+def _apgd(model: nn.Module, images: Tensor, labels: Tensor, s: APGDMethod, how: Context) -> Tensor:
     return apgd(model, images, labels, options(APGDSettings, s, how))
 
 
 def _search(
-    at: Opened[APGDSettings], images: torch.Tensor, labels: torch.Tensor, numbers: torch.Tensor
-) -> tuple[torch.Tensor]:
+    at: Opened[APGDSettings], images: Tensor, labels: Tensor, numbers: Tensor
+) -> tuple[Tensor]:
     """The images found. `numbers` are theirs in the whole set."""
     s, loss, logits = at.options, LOSSES[at.options.loss], at.logits(images)
     if logits.shape[1] < FEWEST_CLASSES[s.loss]:
@@ -148,7 +144,7 @@ def _search(
 
 
 def _begun(
-    s: APGDSettings, given: tuple[torch.Tensor, ...], fresh: list[tuple[int, int]]
+    s: APGDSettings, given: tuple[Tensor, ...], fresh: list[tuple[int, int]]
 ) -> SimpleNamespace:
     """What is known of runs, by turn and sample, before their first step; each tensor is `[r, …]`.
 
@@ -193,7 +189,7 @@ def _begun(
     )
 
 
-def _advance(s: APGDSettings, runs: SimpleNamespace, now: torch.Tensor) -> None:
+def _advance(s: APGDSettings, runs: SimpleNamespace, now: Tensor) -> None:
     """Choose the step size from the losses `[r]`, and take a step (Algorithm 1, lines 7 to 17)."""
     moved = runs.done > 0
     runs.rises = runs.rises + (moved & (now > runs.last))
@@ -221,7 +217,7 @@ def _advance(s: APGDSettings, runs: SimpleNamespace, now: torch.Tensor) -> None:
     runs.before, runs.current, runs.done = runs.current, after, runs.done + 1
 
 
-def targeted_dlr(logits: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
+def targeted_dlr(logits: Tensor, aim: Tensor) -> Tensor:
     """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`, shape `[N]`, of labels and targets `[N, 2]`.
 
     Croce and Hein (2020), section 4. Of fewer than four classes: the difference alone.

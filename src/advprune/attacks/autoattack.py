@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice
 from advprune.attacks.engine import by_batch
@@ -37,9 +37,8 @@ class AutoAttackOptions(Options):
     """How AutoAttack is run; more in `Options`.
 
     version: `standard` for deterministic models, `rand` for randomized ones, whose images count as
-    fooled by a single draw, as published. With fewer than 10 classes all wrong ones are targets.
-    seed: every batch of every attack starts from it, so a resumed run gives the same images.
-    cost: counts the work, that of resumed parts included. parts: keeps each finished batch.
+    fooled by a single draw, as published. seed: every batch of every attack starts from it. cost:
+    counts the work, that of resumed parts included. parts: keeps each finished batch.
     """
 
     version: str = "standard"
@@ -47,18 +46,15 @@ class AutoAttackOptions(Options):
 
 
 def autoattack(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, **changes: Any
-) -> tuple[torch.Tensor, dict[str, int]]:
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, **changes: Any
+) -> tuple[Tensor, dict[str, int]]:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return float32 images and how many stay right.
 
-    Each attack runs on the images that are right after those before it, `batch` at a time. The
-    counts are keyed `clean`, then by attack in order: how many of the `N` are still right.
-
-    Images that no attack fools, and those misclassified from the start, come back unchanged: they
-    are not adversarial, so use none of these images to measure transfer.
-
-    changes: fields of AutoAttackOptions. Raises UserError where pyautoattack is missing or the
-    model has too few classes, ValueError on shapes, ranges or options that make no sense.
+    Each attack runs on the images that are right after those before it, `batch` at a time; counts
+    are keyed `clean`, then by attack in order. Images that no attack fools, and those misclassified
+    from the start, come back unchanged: use none of these to measure transfer. changes: fields of
+    AutoAttackOptions. UserError where pyautoattack is missing or the model has too few classes,
+    ValueError on shapes, ranges or options that make no sense.
     """
     how = AutoAttackOptions(**changes)
     check_choice("autoattack", "version", how.version, tuple(FEWEST))
@@ -72,7 +68,7 @@ def autoattack(
         right = logits.argmax(1) == labels
         counts = {"clean": int(right.sum())}
 
-        def piece(item: tuple[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        def piece(item: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
             """Images of a chunk after one attack, and which of them are wrong; on the CPU."""
             (name, rows), before = item, vars(cost).copy()
 
@@ -126,12 +122,8 @@ class AutoAttackSettings(Attack):
 
 @method("autoattack", AutoAttackSettings, searches=("square",))
 def _autoattack(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    s: AutoAttackSettings,
-    how: Context,
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: AutoAttackSettings, how: Context
+) -> Tensor:
     fitting = "rand" if is_randomized(model) else "standard"
     version = fitting if s.version == "auto" else s.version
     chosen = vars(options(AutoAttackOptions, s, how, version=version))

@@ -13,7 +13,7 @@ from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.flip_objective import FlipOptions, Objective
 from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
@@ -33,16 +33,14 @@ TYPES = {"flip": "int64", "step": "int64", **WHERE, **LOSS, **COUNTS, "accuracy"
 class FlipTrace:
     """What an attack on the bits did.
 
-    table: one row per flip, in order. `flip` counts from 1, `step` what was committed together;
+    table: one row per flip. `flip` counts from 1, `step` what was made together, `n_b` at a time;
     layer, index and bit (0 the least significant) say where, before and after are the whole numbers
-    stored there. loss_before and loss_after are those of the step, on the batch. hamming: in how
-    many stored bits the network now differs from the first one (a bit may flip back). n_b: bits to
-    a layer in that step. forwards, gradients: passes of the batch so far. accuracy: what `evaluate`
-    said, NaN where it was not asked.
-    reason: why it ended: `level` (accuracy at or below `stop`), `budget`, `flat` (no flip
-    raises the loss to first order), `stalled` (none of those tried raises it in fact), or
-    `exhausted` (every bit was drawn, for random flips).
-    clean_accuracy: what `evaluate` said before the first flip. stored: the network after the last.
+    stored there; losses are of the step, on the batch; hamming: in how many stored bits the network
+    differs from the first one; forwards, gradients: passes of the batch so far; accuracy: what
+    `evaluate` said, NaN where it was not asked. reason: `level` (accuracy at or below `stop`),
+    `budget`, `flat` (no flip raises the loss to first order), `stalled` (none of those tried raises
+    it in fact), or `exhausted` (every bit was drawn). clean_accuracy: what `evaluate` said before
+    the first flip. stored: the network after the last.
     """
 
     table: "pd.DataFrame"
@@ -51,11 +49,8 @@ class FlipTrace:
     stored: StoredModel
 
     def flips_to(self, level: float, counted: str = "flip") -> int | None:
-        """How many flips until accuracy was at or below `level`; None where it never was.
-
-        As fine as accuracy was asked for: with `every` k, a multiple of k. Raises ValueError where
-        it was never asked.
-        """
+        """How many flips until accuracy was at or below `level`; None where it never was. As fine
+        as it was asked for; ValueError where it never was."""
         if self.clean_accuracy is None:
             raise ValueError("the trace holds no accuracy; run the attack with evaluate=...")
         if self.clean_accuracy <= level:
@@ -69,10 +64,7 @@ class FlipTrace:
 
 
 def bitflip(
-    model: nn.Module | StoredModel,
-    images: torch.Tensor,
-    labels: torch.Tensor | None = None,
-    **changes: Any,
+    model: nn.Module | StoredModel, images: Tensor, labels: Tensor | None = None, **changes: Any
 ) -> FlipTrace:
     """Progressive bit search on one fixed batch of images `[N, C, H, W]` in [0, 1].
 
@@ -160,7 +152,7 @@ def random_bits(stored: StoredModel, generator: torch.Generator) -> Iterator[Fli
             found -= layer.bits * len(places[name])
 
 
-def rank(name: str, layer: StoredLayer, gradient: torch.Tensor, most: int) -> list[Flip]:
+def rank(name: str, layer: StoredLayer, gradient: Tensor, most: int) -> list[Flip]:
     """A layer's flips that raise the height most to first order, at most `most`, the best first.
 
     gradient: of the height by the weight, in its shape. Flips that do not raise it are left out.

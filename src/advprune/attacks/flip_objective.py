@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.engine import Progress, no_progress
@@ -23,21 +23,18 @@ Evaluate = Callable[[nn.Module], float]
 class FlipOptions:
     """How stored bits are attacked; all but `loss` to `reuse` hold for random flips, too.
 
-    bits, scale: how a float network is stored: bits per weight, and one scale for a `layer` or
-    `channel` (`stored_bits.store`). budget: most flips. stop: the attack ends when `evaluate` gives
-    no more than this. evaluate: called with the attacked network, which it must leave as it is,
-    before the first flip and after every `every` flips (after the step in which they are reached);
-    often accuracy on other images.
-    progress: called with the number of flips done (of `budget`). generator: a CPU generator of
-    random flips.
+    bits, scale: how a float network is stored (`stored_bits.store`). budget: most flips. evaluate:
+    called with the attacked network, which it must leave as it is, before the first flip and after
+    every `every` flips; often accuracy on other images. stop: the attack ends when it gives no more
+    than this. progress: called with flips done. generator: a CPU generator of random flips.
+
     loss: `ce`, cross-entropy, or `margin`, `max_{i != y} z_i - z_y`, which counts a hundredth
-    (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those.
-    batch: images that pass together, for memory's sake; the loss is that of all.
-    most_candidates: the largest number of flips that are tried together. each: how many such sets
-    of each layer are tried.
-    target: a class that all images are to be pushed into: labels are that class, and L is lowered.
-    reuse: keep what lies before a changed layer instead of computing it again; the result is the
-    same. It needs memory for what convolutions take in, on all images and up to three times over.
+    (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those. batch:
+    images that pass together. most_candidates: the largest number of flips that are tried together.
+    each: how many such sets of each layer are tried. target: a class that all images are to be
+    pushed into: labels are that class, and L is lowered. reuse: keep what lies before a changed
+    layer instead of computing it again; the result is the same, but memory is needed for what
+    convolutions take in.
     """
 
     bits: int = 8
@@ -73,7 +70,7 @@ class Objective:
     """
 
     stored: StoredModel
-    parts: list[tuple[torch.Tensor, torch.Tensor]]  # images and labels that pass together
+    parts: list[tuple[Tensor, Tensor]]  # images and labels that pass together
     loss: str
     sign: int
     graph: Rerun | None
@@ -83,11 +80,7 @@ class Objective:
 
     @classmethod
     def of(
-        cls,
-        stored: StoredModel,
-        images: torch.Tensor,
-        labels: torch.Tensor | None,
-        how: FlipOptions,
+        cls, stored: StoredModel, images: Tensor, labels: Tensor | None, how: FlipOptions
     ) -> "Objective":
         """Checked and on the model's device; labels are the target, those given or predicted."""
         check_images("bitflip", images, *([] if labels is None else [labels]))
@@ -123,7 +116,7 @@ class Objective:
         passes = [self.graph.again(values, name) for values in self.values]
         return self._mean([logits for logits, _ in passes]), [values for _, values in passes]
 
-    def gradient(self) -> dict[str, torch.Tensor]:
+    def gradient(self) -> dict[str, Tensor]:
         """The gradient of the height by each stored weight: one forward and one backward pass."""
         self.forwards, self.gradients = self.forwards + 1, self.gradients + 1
         weights = [self.stored.weight(name).requires_grad_(True) for name in self.stored.layers]
@@ -139,11 +132,11 @@ class Objective:
             weight.requires_grad_(False)
         return dict(zip(self.stored.layers, total, strict=True))
 
-    def _mean(self, logits: list[torch.Tensor]) -> float:
+    def _mean(self, logits: list[Tensor]) -> float:
         labels = torch.cat([labels for _, labels in self.parts])
         return float(self._heights(torch.cat(logits), labels).double().mean())
 
-    def _heights(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _heights(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What the attacker raises, `[N]`, from logits `[N, K]`."""
         if self.loss == "ce":
             return self.sign * cross_entropy(logits, labels)

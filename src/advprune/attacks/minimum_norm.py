@@ -2,17 +2,14 @@
 
 Pintor, Roli, Brendel and Biggio, Fast Minimum-norm Adversarial Attacks through Adaptive Norm
 Constraints (NeurIPS 2021), Algorithm 1: gradient steps on the margin inside a ball whose radius
-shrinks while the image fools and grows while it does not. Three things are added: Linf steps follow
-the gradient's sign and are measured in radii, so that no pixel lags behind; only what float32
-confirms counts as fooling; and at the end the perturbation found is shortened by bisection towards
-the clean image.
+shrinks while the image fools and grows while it does not. Added here: Linf steps follow the
+gradient's sign and are measured in radii; only what float32 confirms counts as fooling; at the end
+the perturbation found is shortened by bisection towards the clean image.
 
-Of a model that draws at random, the mean logits decide. Each step sees the mean of a few draws
-only, so the smallest radius at which one seemed to fool means nothing. There the radius follows
-those decisions in ever smaller steps, which settle where the mean does not lean to either side
-(Robbins and Monro, A Stochastic Approximation Method, 1951); gradients are averaged over steps,
-too. The length is then decided by bisection, every length on the same draws, and confirmed in
-fresh ones.
+Of a model that draws at random, the mean logits decide, and each step sees few draws: the smallest
+radius at which one seemed to fool means nothing. There the radius follows those decisions in ever
+smaller steps (Robbins and Monro, A Stochastic Approximation Method, 1951). The length is decided by
+bisection, all lengths on the same draws, and confirmed in fresh ones.
 """
 
 import math
@@ -23,7 +20,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_numbers
 from advprune.attacks.losses import margin
@@ -51,9 +48,9 @@ RATE, STEP, MOMENTUM, MEMORY, LATE = 2.0, 0.7, 0.75, 0.5, 0.7
 class MinimumNormSettings(Options):
     """How to search; more in `Options`.
 
-    steps: gradient steps. restarts: after the first search, which begins at the clean image, the
-    others begin at random points of the ball found so far and can only improve it; a random model
-    has one search of `steps * restarts` steps. progress: of `N * steps * restarts`.
+    steps: gradient steps. restarts: after the first search, from the clean image, others begin at
+    random points of the ball found so far and can only improve it; a random model has one search of
+    `steps * restarts` steps. progress: of `N * steps * restarts`.
     """
 
     steps: int = 100
@@ -62,20 +59,17 @@ class MinimumNormSettings(Options):
 
 
 At = Opened[MinimumNormSettings]
-Found = tuple[torch.Tensor, torch.Tensor]  # images `[n, C, H, W]` and distances `[n]`
+Found = tuple[Tensor, Tensor]  # images `[n, C, H, W]` and distances `[n]`
 
 
 def minimum_norm(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, settings: MinimumNormSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attack `images` `[N, C, H, W]` in [0, 1].
+    model: nn.Module, images: Tensor, labels: Tensor, settings: MinimumNormSettings
+) -> tuple[Tensor, Tensor]:
+    """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
 
-    Returns images of the same shape, in [0, 1], and distances `[N]` in units of the pixel range: 0
-    where the clean image is misclassified, infinite (and the clean image) where nothing was found.
-    Distances are upper bounds, of float images: rounding these to 8 bits changes them. Where the
-    model draws at random, they are where its mean logits over `SURE_DRAWS` draws turn wrong.
-    Raises ValueError on shapes, ranges or options that make no sense.
-    """
+    Distances are in units of the pixel range, upper bounds, and of float images: 0 where the clean
+    image is misclassified, infinite, with the clean image, where nothing was found. ValueError on
+    shapes, ranges or options that make no sense."""
     check_numbers("minimum_norm", 1, steps=settings.steps, restarts=settings.restarts)
     with opened("minimum_norm", model, (images, labels), 0.0, settings) as at:
         middle = torch.full_like(images, 0.5).repeat_interleave(settings.restarts - 1, 0)
@@ -95,14 +89,14 @@ class MinimumNormMethod(GradientAttack):
 
 @method("minimum_norm", MinimumNormMethod)
 def _minimum_norm(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: MinimumNormMethod, how: Context
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: MinimumNormMethod, how: Context
+) -> Tensor:
     found, distances = minimum_norm(model, images, labels, options(MinimumNormSettings, s, how))
     how.found["distance"] = distances
     return stretched(found, images, distances, s.eps)
 
 
-def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor) -> Found:
+def _search(at: At, clean: Tensor, labels: Tensor, noise: Tensor) -> Found:
     """Images `[n, C, H, W]` and distances `[n]`; noise: points of the unit ball `[n, R - 1, …]`."""
     found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
     already = _mean(at, clean).argmax(1) != labels
@@ -137,11 +131,7 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
 
 
 def _descend(
-    at: At,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    known: Found | None = None,
-    start: torch.Tensor | None = None,
+    at: At, clean: Tensor, labels: Tensor, known: Found | None = None, start: Tensor | None = None
 ) -> Found:
     """Algorithm 1: the nearest fooling iterates and their distances (infinite: none).
 
@@ -178,7 +168,7 @@ def _descend(
     return best, nearest
 
 
-def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
+def _of_the_mean(at: At, clean: Tensor, labels: Tensor) -> Found:
     """Of a model that draws at random: images near the border of its mean logits, and distances.
 
     The search begins at what fools the model without its random layers, where that can be asked.
@@ -186,7 +176,7 @@ def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
     """
     s, tried, start = at.options, [], clean
 
-    def lead(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+    def lead(logits: Tensor, pair: Tensor) -> Tensor:
         """By how much a class leads the label, `[n]`, of labels and classes `[n, 2]`."""
         return logits.gather(1, pair).diff(dim=1)[:, 0]
 
@@ -228,9 +218,7 @@ def _schedule(steps: int) -> Iterator[tuple[float, float]]:
         yield 0.05 * (0.02 + 0.98 * fade), 0.01 + 0.99 * fade
 
 
-def _first(
-    at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor, fresh: bool = False
-) -> torch.Tensor:
+def _first(at: At, clean: Tensor, change: Tensor, labels: Tensor, fresh: bool = False) -> Tensor:
     """The first of `LENGTHS` (in units of `change`) that fools, `[n]`; infinite: none."""
     found = clean.new_full((len(clean),), torch.inf)
     for length in LENGTHS + FAR * at.randomized:
@@ -242,14 +230,14 @@ def _first(
     return found
 
 
-def _fools(at: At, images: torch.Tensor, labels: torch.Tensor, fresh: bool = False) -> torch.Tensor:
+def _fools(at: At, images: Tensor, labels: Tensor, fresh: bool = False) -> Tensor:
     """Which images surely fool: by more than rounding."""
     logits = _mean(at, images, fresh)
     return margin(logits, labels) > CLEAR * logits.abs().amax(1)
 
 
 @torch.no_grad()
-def _mean(at: At, images: torch.Tensor, fresh: bool = False) -> torch.Tensor:
+def _mean(at: At, images: Tensor, fresh: bool = False) -> Tensor:
     """Logits `[n, K]`; of a random model, over draws that are the same in every call, or fresh."""
     draws = max(2 * at.draws, SURE_DRAWS) if at.randomized else 1
     devices = [at.device] if at.device.type == "cuda" else []

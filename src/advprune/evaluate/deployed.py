@@ -3,7 +3,7 @@ followed in its place answers as it does."""
 
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from advprune.attacks.losses import margin
 from advprune.attacks.registry import method_of, typed
@@ -38,7 +38,7 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     return found
 
 
-def agreement(target: Target, images: torch.Tensor) -> float:
+def agreement(target: Target, images: Tensor) -> float:
     """The share of images that a target and its source answer alike: by the same class and, where
     the target gives scores, by nearly the same margin of that class over the others.
 

@@ -1,22 +1,20 @@
 """Gradient honesty: is the derivative that attacks follow the derivative of the model's answers?
 
-For random combinations of the logits, and for the margin to the strongest wrong class, autograd's
-derivative along the attack's own direction and along random ones is compared with central finite
-differences `(f(x + h v) - f(x - h v)) / 2h`, image by image. A gradient that is wrong in part leads
-every attack astray a little, and no comparison between such attacks can show it.
-
-Over next to no step the two agree but for rounding, so this is done in float64 where the model
-allows it, and the best of several steps counts. Over a part of the budget, an honest network bends;
-a rounded or a rugged one follows its derivative not at all. Quantized and binary networks declare
-that their gradient passes straight through steps: they are compared over an attack's step, with
-differences averaged over nearby points.
+For random combinations of the logits, and for the margin, autograd's derivative along the attack's
+own direction and along random ones is compared with central finite differences `(f(x + h v) - f(x -
+h v)) / 2h`, image by image. A gradient that is wrong in part leads every attack astray a little,
+and no comparison between such attacks can show it. Over next to no step the two agree but for
+rounding, so this is done in float64 where the model allows it, and the best of several steps
+counts. Over a part of the budget, an honest network bends; a rounded or a rugged one follows its
+derivative not at all. Quantized and binary networks declare a straight-through rule: they are
+compared over an attack's step, with differences averaged over nearby points.
 """
 
 import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
@@ -38,12 +36,8 @@ def declares_rule(model: nn.Module) -> bool:
 
 
 def slope_errors(
-    model: nn.Module,
-    pair: tuple[torch.Tensor, torch.Tensor],
-    main: AttackSettings,
-    seed: int,
-    cost: Cost,
-) -> dict[str, torch.Tensor]:
+    model: nn.Module, pair: tuple[Tensor, Tensor], main: AttackSettings, seed: int, cost: Cost
+) -> dict[str, Tensor]:
     """Relative errors `[N]` of the derivative, of a deterministic model on images and labels.
 
     `|a - f| / max(|a|, |f|)` of the slopes a by autograd and f by differences, the larger of that
@@ -85,20 +79,20 @@ class _Field:
 
     answers: nn.Module
     derived: nn.Module
-    labels: torch.Tensor
+    labels: Tensor
     generator: torch.Generator
 
     @torch.no_grad()
     def errors(
-        self, images: torch.Tensor, eps: float, steps: tuple[float, ...], nearby: int = 1
-    ) -> torch.Tensor:
+        self, images: Tensor, eps: float, steps: tuple[float, ...], nearby: int = 1
+    ) -> Tensor:
         """Errors `[steps, N, 2]`, along the attack's own direction and along random ones.
 
         Slopes are means over `nearby` points, drawn within the step.
         """
         reach, claimed, measured = max(steps), [], []
 
-        def inside(images: torch.Tensor) -> torch.Tensor:
+        def inside(images: Tensor) -> Tensor:
             # Away from 0 and 1, where a model may cut its images: differences go to both sides.
             return images.clamp(reach, 1 - reach)
 
@@ -131,11 +125,11 @@ class _Field:
             found.append(torch.where(size > 0, error / torch.where(size > 0, size, 1.0), 0.0))
         return torch.stack(found, 2)
 
-    def _uniform(self, images: torch.Tensor) -> torch.Tensor:
+    def _uniform(self, images: Tensor) -> Tensor:
         drawn = torch.rand(images.shape, generator=self.generator, dtype=images.dtype)
         return 2 * drawn.to(images.device) - 1
 
-    def _weights(self, point: torch.Tensor) -> torch.Tensor:
+    def _weights(self, point: Tensor) -> Tensor:
         """Combinations of logits `[2, N, K]`: the margin (wrong minus label), and a random one."""
         logits, truth = self.answers(point), self.labels[:, None]
         rival = logits.scatter(1, truth, float("-inf")).argmax(1, keepdim=True)
@@ -143,7 +137,7 @@ class _Field:
         drawn = torch.randn(logits.shape, generator=self.generator, dtype=logits.dtype)
         return torch.stack([margin, drawn.to(logits)])
 
-    def _gradients(self, point: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _gradients(self, point: Tensor, weights: Tensor) -> Tensor:
         """Of each combination by the images, `[weights, N, C, H, W]`; 0 where there is none."""
         point = point.detach().requires_grad_()
         found = [torch.zeros_like(point) for _ in weights]

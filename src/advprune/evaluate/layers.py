@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.core.device import device_of, salted
 from advprune.evaluate.acting import LOOKED_AT
@@ -28,14 +28,14 @@ class _Sums:
     of: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     most: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, parts: dict[str, torch.Tensor], images: int) -> None:
+    def add(self, parts: dict[str, Tensor], images: int) -> None:
         """Take in one batch: outputs `[N, ...]` of the same layer by side, of so many images."""
         values = {side: part.flatten().double() for side, part in parts.items()}
         clean = values["clean"]
         least = CHANGED * clean.std(correction=0)
         rank = max(1, round(TOP * clean.numel()))
         sums = {"distance": wasserstein(clean, values["adv"])}
-        most: dict[str, torch.Tensor] = {}
+        most: dict[str, Tensor] = {}
         for side, own in values.items():
             change, size = (own - clean).abs(), own.abs()
             sums |= {
@@ -96,7 +96,7 @@ class _Sums:
         }
 
 
-def wasserstein(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def wasserstein(first: Tensor, second: Tensor) -> Tensor:
     """1-Wasserstein distance of two equally large samples: mean |difference of sorted values|.
 
     Larger tensors are thinned evenly to `SAMPLE` values first, at the same places in both.
@@ -122,27 +122,20 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def where(
-    model: nn.Module,
-    images: torch.Tensor,
-    adv: torch.Tensor,
-    noisy: torch.Tensor | None = None,
-    batch: int = 64,
+    model: nn.Module, images: Tensor, adv: Tensor, noisy: Tensor | None = None, batch: int = 64
 ) -> pd.DataFrame:
     """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`, and on
-    `noisy` ones, the control: the same images under random noise of the same size. At most the
-    first `LOOKED_AT` of them are looked at.
+    `noisy` ones: the same images under random noise of the same size. The first `LOOKED_AT` count.
 
-    Returns one row per layer in the order of the forward pass: depth (0 is the normalized input),
-    layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
-    norm of the difference over that of the clean maps; distance, the 1-Wasserstein distance between
-    the distributions of values in units of the clean sigma. By side (clean, adv, noise): mean,
-    sigma, max and top (99.9th percentile) of |value|; for adv and noise also changed, the share of
-    units that change by more than a tenth of the clean sigma; noise_relative is the
-    relative_difference of noise. Image by image, means with their standard errors (`…_error`):
-    changed_gain and top_gain, by how much the share of changed units and the largest value (over
-    the clean one's mean) are above those under noise, and sigma_gain, sigma above the clean one's.
-    Random layers draw once, the same for all, so that the difference is the attack's. A layer of a
-    foreign network has a row if its output begins with the batch.
+    One row per layer in the order of the forward pass: depth (0 is the normalized input), layer,
+    kind; mean_difference, max_difference of |adv - clean|; relative_difference, the L2 norm of the
+    difference over that of the clean maps (noise_relative: of noise); distance, the 1-Wasserstein
+    distance of the distributions of values in clean sigmas. By side (clean, adv, noise): mean,
+    sigma, max and top (99.9th percentile) of |value|, and changed, the share of units that change
+    by more than a tenth of the clean sigma. Image by image, means with their standard errors
+    (`…_error`): changed_gain and top_gain, by how much changed and top (over the clean mean) are
+    above those under noise, and sigma_gain, above the clean one's. Random layers draw once, the
+    same for all. A layer of a foreign network has a row if its output begins with the batch.
     """
     model = frozen_copy(model)
     device, found = device_of(model), watched(model)
@@ -154,7 +147,7 @@ def where(
     def hook(name: str) -> Callable[[nn.Module, object, Any], None]:
         def record(module: nn.Module, inputs: object, output: Any) -> None:
             maps = output[0] if isinstance(output, tuple) and output else output
-            if not (isinstance(maps, torch.Tensor) and maps.is_floating_point() and maps.ndim):
+            if not (isinstance(maps, Tensor) and maps.is_floating_point() and maps.ndim):
                 return
             if maps.numel() and len(maps) % total == 0:  # the batch or its images' parts
                 parts = maps.chunk(len(sides))
@@ -178,7 +171,7 @@ def where(
     return pd.DataFrame(rows)
 
 
-def noisy_images(images: torch.Tensor, adv: torch.Tensor, seed: int) -> torch.Tensor:
+def noisy_images(images: Tensor, adv: Tensor, seed: int) -> Tensor:
     """`images` plus the change of each pixel in `adv` at a random place and sign, in [0, 1]: noise
     of the same sizes that knows nothing of the model."""
     generator = torch.Generator().manual_seed(salted(seed, "layers", "noise"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.registry import typed
@@ -23,7 +23,7 @@ from advprune.models.backward import OF_NETWORKS
 from advprune.models.border import admitted
 from advprune.models.target import Target, is_blackbox
 
-Images = tuple[torch.Tensor, torch.Tensor]
+Images = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +34,8 @@ class Suite:
     parent: what the model was made from; without it, attacks through it are left out.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     profile: Profile
     choice: AttackChoice
     seed: int
@@ -48,7 +48,7 @@ class Suite:
         how = self.seed, self.profile.batch, self.choice.score_draws, self.parts
         return Work(*how, parent=self.parent)
 
-    def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+    def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, Tensor]]:
         """The suite of the model's kind, the extra attacks, the probes and both curves.
 
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
@@ -86,7 +86,7 @@ class Suite:
         tables += [run(*curve)[1] for curve in curves]
         return pd.concat(tables, ignore_index=True), adv
 
-    def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    def images_of(self, name: str, model: nn.Module) -> dict[str, Tensor]:
         """The uint8 images that the transfer attacks make on a model that is not judged itself."""
         model = admitted("suite", model, self.images)
         return {
