@@ -37,8 +37,6 @@ def gate(logits: list[float]) -> Gate:
 
 
 # --- gates ---------------------------------------------------------------------------------------
-
-
 def test_gates_start_with_the_base_network_on() -> None:
     made = Gate(3000, 1000, torch.Generator().manual_seed(0))
     assert made.logits[:1000].eq(1).all() and made.kept.sum() == 1000
@@ -88,8 +86,6 @@ def test_frozen_gates_are_all_on_and_learn_nothing() -> None:
 
 
 # --- the wide network ----------------------------------------------------------------------------
-
-
 def cut(network: SuperNet) -> nn.Module:
     """The network of the kept channels, with the weights that the wide one has there."""
     stages, inner = network.channels()
@@ -170,8 +166,6 @@ def test_the_gates_noise_comes_from_the_epoch_alone(digits: Pair) -> None:
 
 
 # --- growth --------------------------------------------------------------------------------------
-
-
 def inputs(digits: Pair, val: int, state: Path | None = None) -> Inputs:
     """All digits to train on, the first of them again to judge on."""
     images = (digits[0] * 255).round().to(torch.uint8)

@@ -123,9 +123,7 @@ def test_images_are_given_as_the_file_takes_them(tmp_path: Path, how: dict[str, 
     assert torch.allclose(said.float(), Linear()(x), atol=slack)
 
 
-def test_a_file_is_given_normalized_images_unless_it_says_that_it_normalizes(
-    tmp_path: Path,
-) -> None:
+def test_images_are_normalized_unless_the_file_does_it(tmp_path: Path) -> None:
     x, normalize = images(), Normalize((0.5, 0.25), (0.1, 0.2))
     path, net = graph(tmp_path / "net.onnx"), Linear()
     assert torch.allclose(OnnxFile(path, SHAPE, normalize)(x), net(normalize(x)), atol=1e-4)
@@ -156,9 +154,7 @@ def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_other_files_are_refused_in_one_line(
-    tmp_path: Path, how: dict[str, Any], said: str
-) -> None:
+def test_other_files_are_refused_by_name(tmp_path: Path, how: dict[str, Any], said: str) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match=said):
         OnnxFile(graph(tmp_path / "in" / "net.onnx", **how), SHAPE)
@@ -319,9 +315,7 @@ def test_queries_alone_are_never_reliable(tmp_path: Path) -> None:
     assert (beside.distances <= 1.01 * found.distances).all() and (found.distances < 1).all()
 
 
-def test_where_classes_alone_are_answered_hopskipjump_takes_the_place_of_square(
-    tmp_path: Path,
-) -> None:
+def test_hopskipjump_replaces_square_where_classes_alone_are_answered(tmp_path: Path) -> None:
     found = evaluated(tmp_path, end="ArgMax")
     assert found.verdict.level == "reliable"
     assert "hopskipjump" in attacks_of(found) and "square" not in attacks_of(found)
@@ -369,9 +363,7 @@ def test_the_guide_to_the_letter(
     assert (sent.adv_pred != sent.label).any()
 
 
-def test_what_makes_no_sense_is_refused_in_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nonsense_is_refused_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph(folder / "three.onnx", shape=["n", 1, 8, 8])
     lines = {
         "evaluate int8.onnx --data test.safetensors --dense int8.onnx": "has no gradients",

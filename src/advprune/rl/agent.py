@@ -30,9 +30,7 @@ Act = Callable[[torch.Tensor], torch.Tensor]  # observations [N, D] -> actions [
 
 class Agent(nn.Module):
     """Q values `[N, A]` of observations `[N, D]`, by ReLU layers; sizes: `[D, hidden ..., A]`.
-
-    spread: the standard deviation of each observed number during training, `[D]`.
-    """
+    spread: the standard deviation of each observed number during training, `[D]`."""
 
     spread: torch.Tensor
 
