@@ -308,16 +308,20 @@ def test_what_the_channels_are_called() -> None:
 
 
 # --- training ------------------------------------------------------------------------------------
+def inputs(digits: Pair, val: int = 16, state: Path | None = None) -> Inputs:
+    """All digits to train on, the first of them again to judge on."""
+    images = (digits[0] * 255).round().to(torch.uint8)
+    whole = Split(images, digits[1], tuple("0123456789"), "digits")
+    few = replace(whole, images=images[:val], labels=digits[1][:val])
+    return Inputs(whole, few, 0, torch.device("cpu"), state)
+
+
 def train(
     digits: Pair, state: Path | None, epochs: int = 3, method: str = "standard", **changes: Any
 ) -> tuple[Any, Any]:
-    images = (digits[0] * 255).round().to(torch.uint8)
-    whole = Split(images, digits[1], tuple("0123456789"), "digits")
-    few = replace(whole, images=images[:16], labels=digits[1][:16])
-    inputs = Inputs(whole, few, 0, torch.device("cpu"), state)
     settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, method=method, steps=2)
     optimizer = TrainSettings(batch=16, crop=0)
-    return train_binary(spec(**changes), settings, optimizer, inputs)
+    return train_binary(spec(**changes), settings, optimizer, inputs(digits, state=state))
 
 
 def test_a_killed_training_gives_the_same_bits(digits: Pair, tmp_path: Path) -> None:

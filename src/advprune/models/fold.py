@@ -84,9 +84,8 @@ class Following:
                 return None
             if not getattr(part, "affine", True):  # batch-norm without a weight
                 return None
-        if (traced := _traced(bare)) is None or any(
-            node.op == "get_attr" for node in traced.graph.nodes
-        ):
+        traced = _traced(bare)
+        if traced is None or any(node.op == "get_attr" for node in traced.graph.nodes):
             return None
         return cls(model, traced)
 

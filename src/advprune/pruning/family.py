@@ -67,8 +67,9 @@ def setting_of(name: str, value: Any, place: str = "") -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, dict):
-        first, *others = kind.model_fields
-        if any(kind.model_fields[name].is_required() for name in others):
+        first = next(iter(kind.model_fields), "")
+        needed = {name for name, one in kind.model_fields.items() if one.is_required()}
+        if not first or needed - {first}:
             raise UserError(f"{place}: write a mapping of settings (got {value!r})")
         value = {first: value}
     return parse(kind, value, where=place)
