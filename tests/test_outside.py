@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_families import DRAWN, PLAIN, RANDOM, TRAINED
+from test_families import DRAWN, MASKS, PLAIN, RANDOM, TRAINED
 from torch import nn
 from torchvision import models
 
@@ -320,8 +320,10 @@ def test_a_header_holds_options_and_no_width() -> None:
 
 # --- compressed ----------------------------------------------------------------------------------
 
+# Of masks a sparsity: a compression counts the classifier, in which most of these weights are.
 SETTINGS: dict[str, Any] = RANDOM | TRAINED | DRAWN | PLAIN
-SETTINGS["GAP_layer"] = SETTINGS["GAP_layer"] | {"published": True}
+SETTINGS |= {name: {"sparsity": 0.5} for name in MASKS}
+SETTINGS["GAP_layer"] = {"sparsity": 0.5, "steps": 1, "published": True}
 BEHIND = {"clamp", "round", "SAP", "dropout", "RNA"}
 REFUSED = dict(zip(OWN, (BEHIND, {"filters"}, set()), strict=True))
 
