@@ -38,7 +38,7 @@ from advprune.pruning import prune as prune_model
 from advprune.quantization.post_training import quantize
 from advprune.report import read as read_module
 from advprune.report import write as write_module
-from advprune.training.base import spec_for
+from advprune.training.networks import spec_for
 from conftest import Run, same_weights
 
 DENSE = Path("runs/digits/dense-standard/model.safetensors")

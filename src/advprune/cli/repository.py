@@ -158,7 +158,7 @@ class Repository:
         from advprune.models.outside import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
-        from advprune.training.base import spec_for
+        from advprune.training.networks import spec_for
 
         tensors, metadata = read_weights(path)
         spec, own = header_spec(metadata, str(path)), self.model

@@ -34,8 +34,8 @@ class Evidence:
 
     records: all rows of one model. main: the name of the main attack. classes: how many there are.
     transfers: the model's rows on images of other networks, by (source, attack). parent: the dense
-    network's rows under the main attack. twin_agreement: of a quantized model. pixels: C * H * W, by which
-    budgets in L2 are judged.
+    network's rows under the main attack. twin_agreement: of a quantized model. pixels: C * H * W,
+    by which budgets in L2 are judged.
     """
 
     records: pd.DataFrame

@@ -59,10 +59,8 @@ class Filters(Settings):
 
 
 def smallest_filters(weight: torch.Tensor, fraction: float) -> torch.Tensor:
-    """True for the filters of `weight` `[out, in, k, k]` with the smallest sum of |w|, `[out]`.
-
-    So many as `fraction * out`, rounded down; of equal ones the first.
-    """
+    """True for the filters of `weight` `[out, in, k, k]` with the smallest sum of |w|, `[out]`. So
+    many as `fraction * out`, rounded down; of equal ones the first."""
     norms = weight.detach().abs().flatten(1).sum(1)
     return first(norms, min(part(fraction, len(norms)), len(norms) - 1))
 
@@ -140,10 +138,8 @@ def shrink(model: nn.Module, chosen: Masks, found: dict[str, Group]) -> None:
 
 @family("filters", Filters)
 def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
-    """The filters of the smallest L1 norm in every layer whose outputs are only read by others.
-
-    The ratio counts what is gone from the dense network, in a smaller network too.
-    """
+    """The filters of the smallest L1 norm in every layer whose outputs are only read by others. The
+    ratio counts what is gone from the dense network, in a smaller network too."""
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     channels = convolutions[0].in_channels if convolutions else 1
     image = data.images[:1] if len(data.images) else torch.full((1, channels, SIDE, SIDE), 0.5)
@@ -155,6 +151,8 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
     removed, names = Masks(), {m: n for n, m in model.named_modules()}
     weights = {name: model.get_parameter(f"{name}.weight") for name in found}
     chosen = {name: smallest_filters(w, setting.fraction) for name, w in weights.items()}
+    # With a filter go its row of the weight, what follows it channel by channel, and the columns of
+    # what reads it.
     for name, gone in chosen.items():
         rows = gone.nonzero()[:, 0].tolist()
         for dependency, places in found[name](idxs=rows) if rows else ():
@@ -169,6 +167,7 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
                 (mask.transpose(0, 1) if _reads(dependency) else mask)[list(places)] = True
     if not setting.small:
         return masked(model, removed, setting.finetune, data)
+    # The small network has to answer as the masked one before it is trained.
     changed, whole = everywhere(model, removed), copy.deepcopy(model)
     clear(whole, removed)
     shrink(model, chosen, found)

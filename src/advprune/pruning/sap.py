@@ -53,10 +53,8 @@ class SAP(Settings):
 
 
 def keep_probability(p: torch.Tensor, r: int, form: Form = "multinomial") -> torch.Tensor:
-    """q: the probability that a value of share `p` is drawn at least once in `r` draws.
-
-    Exact to float precision for small p, where `1 - (1 - p)^r` would be 0.
-    """
+    """q: the probability that a value of share `p` is drawn at least once in `r` draws. Exact to
+    float precision for small p, where `1 - (1 - p)^r` would be 0."""
     if form == "poisson":
         return -torch.expm1(-r * p)
     return -torch.expm1(r * torch.log1p(-p.clamp_max(LARGEST)))

@@ -79,10 +79,8 @@ def clamp_sigmas(
     w: torch.Tensor, sigmas: float, gate: Gate = "non_normal", of: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`w` clamped to the mean ± `sigmas` population standard deviations of `of` (itself if not
-    given), if the gate lets it.
-
-    Too few or constant values count as normal: their normality is not rejected.
-    """
+    given), if the gate lets it. Too few or constant values count as normal: their normality is not
+    rejected."""
     of = w if of is None else of
     if gate != "none":
         from scipy.stats import normaltest

@@ -42,10 +42,8 @@ def draw_values(agent: Agent, observations: torch.Tensor, draws: int) -> torch.T
 
 def loss(values: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     """What has the gradient of sum_d CE(softmax(Q_d), a), times a positive number per observation.
-
     dCE/dQ = (1 - p_a) d(logsumexp of the others - Q_a)/dQ, with the factors 1 - p_a normalized over
-    draws, or a confident agent's would be rounded to 0. values: `[draws, N, A]`; action: `[N]`.
-    """
+    draws, or a confident agent's would be rounded to 0. values: `[draws, N, A]`; action: `[N]`."""
     chosen = F.one_hot(action, values.shape[2]).bool()  # [N, A]
     others = values.masked_fill(chosen, -torch.inf).logsumexp(2)  # [draws, N]
     factors = (others - values.logsumexp(2)).softmax(0).detach()
@@ -91,9 +89,7 @@ def acting(agent: Agent, attack: str, budget: float, draws: int) -> Act:
 
 def evaluate(dense: Agent, game: GameSettings, params: RlParams) -> pd.DataFrame:
     """One row per episode (agent, attack, budget, seed, reward), all from the same first states.
-
-    Random play; the dense agent and SAP unattacked, and under each attack at each budget.
-    """
+    Random play; the dense agent and SAP unattacked, and under each attack at each budget."""
     torch.set_num_threads(1)
     points = [("random", "none", 0.0), ("dense", "none", 0.0), ("SAP", "none", 0.0)]
     points += [(*curve, budget) for curve in CURVES for budget in sorted(set(game.budgets))]

@@ -48,9 +48,7 @@ def interval(name: str, values: np.ndarray, tests: int = 1) -> dict[str, float]:
 
 def relative(pruned: np.ndarray, dense: np.ndarray, tests: int = 1) -> dict[str, float]:
     """(R_SAP - R_dense) / |R_dense| of mean rewards, and its paired interval; NaN at R_dense = 0.
-
-    |R_dense| keeps the sign right where rewards are negative; the interval takes it as given.
-    """
+    |R_dense| keeps the sign right where rewards are negative; the interval takes it as given."""
     return interval("relative", (pruned - dense) / (abs(dense.mean()) or np.nan), tests)
 
 

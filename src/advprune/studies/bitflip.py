@@ -24,19 +24,14 @@ KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "
 
 
 class BitFlipSettings(Settings):
-    """How the weights are stored, and how they are attacked.
-
-    scale: one for each layer or each output channel. variants: what is tried besides untargeted and
-    random flips. each: how many candidates of each layer the variant `margin` tries by a forward
-    pass; untargeted flips try one, as published. budget: most flips a batch; null takes the
-    profile's.
-    """
+    """How the weights are stored, and how they are attacked."""
 
     bits: int = Field(default=8, ge=1, le=8)
-    scale: Literal["layer", "channel"] = "layer"
-    variants: list[Literal["margin", "targeted"]] = []
+    scale: Literal["layer", "channel"] = "layer"  # one for each
+    variants: list[Literal["margin", "targeted"]] = []  # besides untargeted and random flips
+    # Candidates of each layer that `margin` tries by a forward pass; untargeted flips try one.
     each: int = Field(default=1, ge=1, le=20)
-    budget: int | None = Field(default=None, ge=1, le=1000000)
+    budget: int | None = Field(default=None, ge=1, le=1000000)  # flips a batch; null: the profile's
 
 
 def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[str]:
@@ -59,10 +54,8 @@ def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[
 
 @study("bitflip", BitFlipSettings, underpowered)
 def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
-    """Records (see `evaluate.faults`) of every variant on every batch.
-
-    UserError for a model of integers, one that draws at random, or a target that is no class.
-    """
+    """Records (see `evaluate.faults`) of every variant on every batch. UserError for a model of
+    integers, one that draws at random, or a target that is no class."""
     flips, place = given.profile.flips, f"studies.{given.name}.of"
     classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
@@ -91,12 +84,7 @@ def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
 
 
 def recorded(
-    entry: BitFlipSettings,
-    given: Given,
-    stored: StoredModel,
-    variant: str,
-    seed: int,
-    budget: int,
+    entry: BitFlipSettings, given: Given, stored: StoredModel, variant: str, seed: int, budget: int
 ) -> pd.DataFrame:
     """A run as records: the row before any flip, then one row per flip. Accuracy is that on the
     test images."""

@@ -29,7 +29,7 @@ from advprune.evaluate.craft import Work, at_budget, craft, rows
 from advprune.evaluate.records import Scoring, answers
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
-from advprune.models.stochastic import is_randomized
+from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning import prune
 from advprune.studies.base import Given, Tables, finished, images_at_most, smallest, study
 from advprune.training.inputs import Pair
@@ -125,8 +125,7 @@ def recorded(
     device, draws = device_of(model), chosen.draws if is_randomized(model) else 1
     private, gradients = attack_copy(model, device), []
     cost.watch(private)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(salted(work.seed, "protocol"))
+    with undisturbed(device, salted(work.seed, "protocol")):
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             at = x.to(device), y.to(device)
             found = expected_gradient(private, *at, cross_entropy, draws, most=batch)
