@@ -24,7 +24,9 @@ def curves(run: Run) -> Iterator[Part]:
         axes = ("steps", "accuracy", "model")
         yield Part(
             f"Accuracy over attack steps, {group}",
-            "" if place else f"If a curve still falls at its end, {run.main} has not converged.",
+            ""
+            if place
+            else "If a curve still falls at its end, the main attack has not converged.",
             chart=Chart(f"steps-{group}", "line", rows, *axes, interval=True, ordered=True),
             folded=True,
         )

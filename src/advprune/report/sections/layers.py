@@ -7,7 +7,6 @@ import pandas as pd
 
 from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth
 from advprune.report.chart import Chart
-from advprune.report.formats import budget
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -32,7 +31,7 @@ def layers(run: Run) -> Iterator[Part]:
         "deviation, and the layer changes less than the median layer (L2 norm of the change over "
         "that of the maps). Abnormally large: the 99.9th percentile of the last layer's absolute "
         "values grows more than under random noise of the same size, and more than in nine of ten "
-        f"layers ({run.main}, eps {budget(run.main_attack.eps)}, n = {min(run.n, LOOKED_AT)}).",
+        f"layers. Under {run.main_words}, n = {min(run.n, LOOKED_AT)}.",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
     for place, (group, models) in enumerate(run.groups.items()):

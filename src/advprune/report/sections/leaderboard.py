@@ -62,7 +62,7 @@ def leaderboard(run: Run) -> Iterator[Part]:
     yield Part(
         "Accuracy under each attack",
         "Each kind of model has attacks of its own; robust accuracy is the worst case per image."
-        + told * (table.kind == "randomized").any(),
+        + told * bool((table.kind == "randomized").any()),
         with_bounds(table.rename(columns=WAYS), columns),
         folded=True,
     )
