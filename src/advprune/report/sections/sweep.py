@@ -71,7 +71,7 @@ def settings(run: Run, name: str) -> Iterator[Setting]:
 
 
 def curves(run: Run, found: list[Setting]) -> pd.DataFrame:
-    """Accuracy under each attack and on clean images, from the dense network on: one row a mark."""
+    """Accuracy under each attack and clean, from the dense network on: one row per mark."""
     return pd.DataFrame(
         {"images": name, "setting": one.setting or one.family} | rated("accuracy", accuracy)
         for name in (*run.attacks, "clean")
