@@ -34,18 +34,16 @@ def layers(run: Run) -> Iterator[Part]:
         f"layers. Under {run.main_words}, n = {min(run.n, LOOKED_AT)}.",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
-    for place, (group, models) in enumerate(run.groups.items()):
+    yield Part(
+        "Layer by layer",
+        "Relative change: L2 norm of the change over that of the clean maps. Distance: "
+        "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
+    )
+    for group, models in run.groups.items():
         axes, rows = ("depth", "number", "family", "measure"), over_depth(models)
         look: dict[str, Any] = {"x_label": "layer, from the input on", "y_label": " "}
-        yield Part(
-            f"Layers, {group}",
-            ""
-            if place
-            else "Relative change: L2 norm of the change over that of the clean maps. Distance: "
-            "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
-            chart=Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look),
-            folded=True,
-        )
+        chart = Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look)
+        yield Part(f"Layers, {group}", chart=chart, folded=True)
 
 
 def over_depth(models: list[Model]) -> pd.DataFrame:

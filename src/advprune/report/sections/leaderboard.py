@@ -18,7 +18,6 @@ BOARD = (
 )
 SIZES = (
     *("model", "parameters", "nonzero", "prune_ratio", "sparsity", "file_bytes", "macs"),
-    *("prediction_change_rate", "attack_success_rate", "transfer_success_rate"),
     *("ece", "ece_attacked", "nll", "brier", "twin_agreement", "forwards", "gradients", "passes"),
 )
 WAYS = {  # of scoring randomized models
