@@ -1,6 +1,8 @@
 """What `advprune evaluate` found, for a terminal."""
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,25 @@ BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
 
 
+@cache
+def figures() -> dict[str, dict[str, Any]]:
+    """Published figures of compressed networks by name (`apb/HYDRA/resnet18/90`): n,
+    clean_accuracy, robust_accuracy (AutoAttack, Linf) in [0, 1], and source."""
+    from advprune.core.settings import yaml_of
+
+    text = files("advprune.report").joinpath("benchmarks.yaml").read_text("utf-8")
+    return {
+        f"{benchmark}/{name}": {"n": 10_000, "source": held["source"]}  # CIFAR-10's test images
+        | {"clean_accuracy": clean / 100, "robust_accuracy": robust / 100}
+        for benchmark, held in yaml_of(text, "benchmarks.yaml").items()
+        for name, (clean, robust) in held["figures"].items()
+    }
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
     """The rates to compare from a metrics file, or those published under that name, and their
     source; UserError where there are none."""
     from advprune.core.files import read_json
-    from advprune.report.benchmarks import figures
 
     if (published := figures().get(str(path))) is not None:
         return published

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import CheckpointArgument, FamilyArgument, Network, told
+from advprune.cli.options import CheckpointArgument, FamilyArgument, Network, option_groups
 from advprune.cli.repository import Images, Repository
 from advprune.core.errors import UserError
 from advprune.core.settings import yaml_of
@@ -30,7 +30,7 @@ OutOption = Annotated[
 ]
 
 
-@told
+@option_groups
 def prune(
     family: FamilyArgument,
     checkpoint: CheckpointArgument,
@@ -79,7 +79,7 @@ def prune(
     print(f"{out} and {out.stem}.json: {pruned.ratio:.2%} of the weights and biases changed{at}")
 
 
-@told
+@option_groups
 def quantize(
     checkpoint: CheckpointArgument,
     out: OutOption,

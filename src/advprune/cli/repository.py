@@ -36,13 +36,13 @@ class Images:
         Path | None,
         typer.Option(
             help="Pictures of your own, with which no params.yaml is read: a folder of one "
-            "sub-folder a class, a split (.safetensors) or images and labels (.npz)."
+            "sub-folder per class, a split (.safetensors) or images and labels (.npz)."
         ),
     ] = None
     names: Annotated[
         Path | None,
         typer.Option(
-            help="File of class names of --data, one a line, in the order of the network's "
+            help="File of class names of --data, one per line, in the order of the network's "
             "outputs; by default the sub-folders' in alphabetical order."
         ),
     ] = None

@@ -116,11 +116,6 @@ def grid_of(chart: Chart) -> pd.DataFrame:
     return table.reindex(index=data[chart.y].unique(), columns=data[chart.x].unique())
 
 
-def picture(pixels: np.ndarray) -> Image.Image:
-    """uint8 `[C, H, W]` as an image."""
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-
-
 def _images(chart: Chart) -> Figure:
     table = grid_of(chart)
     rows, columns = table.shape
@@ -130,8 +125,9 @@ def _images(chart: Chart) -> Figure:
         ax.set(xticks=[], yticks=[])
     for row, cells in zip(axes, table.to_numpy(), strict=True):
         for ax, pixels in zip(row, cells, strict=True):
-            if isinstance(pixels, np.ndarray):
-                ax.imshow(picture(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            if isinstance(pixels, np.ndarray):  # [C, H, W]
+                shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+                ax.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for ax, name in zip(axes[0], table.columns, strict=True):
         ax.set_title(str(name), fontsize=8)
     for ax, name in zip(axes[:, 0], table.index, strict=True):

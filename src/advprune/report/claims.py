@@ -145,8 +145,8 @@ def _unmet(run: Run, claim: Claim) -> str:
         for name in run.studies_of("seeds") if claim.study else ():
             table = run.studies.get(f"{name}.history", pd.DataFrame())
             if "kernel_distance" in table:
-                own = table[table.point == claim.model].dropna(subset="kernel_distance")
-                ends.append(own.groupby("seed").kernel_distance.last().mean())
+                rows = table[table.point == claim.model].dropna(subset="kernel_distance")
+                ends.append(rows.groupby("seed").kernel_distance.last().mean())
         far = next((float(end) for end in ends if pd.notna(end)), None)
         if far is None or far > most:
             end = "is not recorded" if far is None else f"{far:.2f}, at most {most:g}"

@@ -7,7 +7,6 @@ import pandas as pd
 
 from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth
 from advprune.report.chart import Chart
-from advprune.report.formats import budget
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -32,21 +31,19 @@ def layers(run: Run) -> Iterator[Part]:
         "deviation, and the layer changes less than the median layer (L2 norm of the change over "
         "that of the maps). Abnormally large: the 99.9th percentile of the last layer's absolute "
         "values grows more than under random noise of the same size, and more than in nine of ten "
-        f"layers ({run.main}, eps {budget(run.main_attack.eps)}, n = {min(run.n, LOOKED_AT)}).",
+        f"layers. Under {run.main_words}, n = {min(run.n, LOOKED_AT)}.",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
-    for place, (group, models) in enumerate(run.groups.items()):
+    yield Part(
+        "Layer by layer",
+        "Relative change: L2 norm of the change over that of the clean maps. Distance: "
+        "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
+    )
+    for group, models in run.groups.items():
         axes, rows = ("depth", "number", "family", "measure"), over_depth(models)
         look: dict[str, Any] = {"x_label": "layer, from the input on", "y_label": " "}
-        yield Part(
-            f"Layers, {group}",
-            ""
-            if place
-            else "Relative change: L2 norm of the change over that of the clean maps. Distance: "
-            "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
-            chart=Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look),
-            folded=True,
-        )
+        chart = Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look)
+        yield Part(f"Layers, {group}", chart=chart, folded=True)
 
 
 def over_depth(models: list[Model]) -> pd.DataFrame:

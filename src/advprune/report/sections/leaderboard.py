@@ -18,7 +18,6 @@ BOARD = (
 )
 SIZES = (
     *("model", "parameters", "nonzero", "prune_ratio", "sparsity", "file_bytes", "macs"),
-    *("prediction_change_rate", "attack_success_rate", "transfer_success_rate"),
     *("ece", "ece_attacked", "nll", "brier", "twin_agreement", "forwards", "gradients", "passes"),
 )
 WAYS = {  # of scoring randomized models
@@ -62,7 +61,7 @@ def leaderboard(run: Run) -> Iterator[Part]:
     yield Part(
         "Accuracy under each attack",
         "Each kind of model has attacks of its own; robust accuracy is the worst case per image."
-        + told * (table.kind == "randomized").any(),
+        + told * bool((table.kind == "randomized").any()),
         with_bounds(table.rename(columns=WAYS), columns),
         folded=True,
     )
