@@ -127,9 +127,9 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "arguments": (lambda: nn.Bilinear(64, 64, 10), "fails on .*: TypeError"),
     "exits": (seeing(lambda x: sys.exit(0)), "fails on .*: SystemExit"),
     "in place": (seeing(lambda x: x.sub_(0.5)), "changes its input in place"),
-    "counts": (lambda: Counting(), "a pass changes calls, so that"),
-    "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, so"),
-    "lists": (lambda: Counting("list"), "a pass changes seen, so"),
+    "counts": (lambda: Counting(), "a pass changes calls, on"),
+    "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, on"),
+    "lists": (lambda: Counting("list"), "a pass changes seen, on"),
     "unseen in place": (seeing(nn.ReLU(inplace=True)), "changes its input in place"),
 }
 

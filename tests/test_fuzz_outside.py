@@ -161,9 +161,9 @@ def test_memory_that_is_not_free_is_refused(
     take: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free", lambda: 1 << 28)
-    with pytest.raises(UserError, match="more memory than the 0.3 GB that are free"):
-        with memory.bounded_memory():
-            _ = [take(1 << 25) for _ in range(100)]
+    words = r"more memory than the 0\.3 GB that are free"
+    with pytest.raises(UserError, match=words), memory.bounded_memory():
+        _ = [take(1 << 25) for _ in range(100)]
     take(1 << 29)
 
 
@@ -257,9 +257,7 @@ CONFIG = {
 }
 
 
-def test_configurations(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_configurations(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
     monkeypatch.setattr(outside, "MOST", outside.MOST | {"numbers": 1 << 24})
     net = timm.create_model("test_vit", num_classes=2, img_size=32, depth=1)

@@ -160,7 +160,9 @@ def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject
     # The card is made before the network moves to a GPU.
     card = card_of(path, network, facts, image_shape=split.shape)
     files = [path, *code_files(spec.factory)]
-    return Subject(network.to(setup()), card, files, asdict(known))
+    # The spec holds what a config.json or the profile says of the network, too.
+    said = asdict(known) | {"spec": spec.model_dump_json()}
+    return Subject(network.to(setup()), card, files, said)
 
 
 def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":

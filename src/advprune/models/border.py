@@ -81,8 +81,8 @@ def admitted(
             kept = _kept(model)
             again = [_logits(who, model, pair) for _ in range(REPEATS)]
             moved = [k for k, have in _kept(model).items() if _differ(kept.get(k), have)]
-            fault = f"a pass changes {', '.join(moved[:1])}, so that answers may depend on how often the model"
-            refuse(who, {f"{fault} was asked; keep no state in forward": bool(moved)})
+            fault = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
+            refuse(who, {f"{fault}keep no state in forward": bool(moved)})
         drew |= not all(torch.equal(logits, one) for one in again)
         alone = torch.cat([_logits(who, model, one) for one in pair.split(1)])
         fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"

@@ -9,12 +9,13 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.files import atomic, referenced, sha256_of
+from advprune.core.settings import parse
 from advprune.models import binary, quantized
 from advprune.models.benchmarks import recognized
 from advprune.models.border import hooked
@@ -26,15 +27,18 @@ from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
 
 LayerFactory = Callable[..., nn.Module]
-_LAYERS: dict[str, LayerFactory] = {}
+_LAYERS: dict[str, tuple[LayerFactory, type[BaseModel] | None]] = {}
 USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
 
 
-def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
-    """Register a layer type that families insert, under its spec name."""
+def inserted_layer(
+    kind: str, settings: type[BaseModel] | None = None
+) -> Callable[[LayerFactory], LayerFactory]:
+    """Register a layer type that families insert, under its spec name. settings: what those in a
+    header are checked against."""
 
     def register(factory: LayerFactory) -> LayerFactory:
-        _LAYERS[kind] = factory
+        _LAYERS[kind] = factory, settings
         return factory
 
     return register
@@ -67,8 +71,11 @@ def _layer(inserted: LayerSpec) -> nn.Module:
         importlib.import_module("advprune.pruning")
     if inserted.kind not in _LAYERS:
         raise UserError(f"the checkpoint uses layers of an unknown kind {inserted.kind!r}")
+    factory, settings = _LAYERS[inserted.kind]
+    if settings is not None:
+        parse(settings, inserted.settings, f"the spec's layers of kind {inserted.kind!r}")
     try:
-        layer = _LAYERS[inserted.kind](**inserted.settings)
+        layer = factory(**inserted.settings)
         sample = torch.ones(1, 1, 1, 1)
         if not sample.is_meta:
             layer(sample)
