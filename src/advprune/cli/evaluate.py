@@ -170,10 +170,11 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     from advprune.benchmarking import Subject
     from advprune.data import to_float
     from advprune.models.card import card_of
-    from advprune.models.onnx_file import OnnxFile, files_of, weight_facts
+    from advprune.models.onnx_file import OnnxFile, files_of, fit_of, weight_facts
     from advprune.models.spec import Normalize
     from advprune.models.target import target_of
 
+    place.fitted(known.fit() or fit_of(path))
     split = place.split("test")
     said = known.preprocessing(None, split.shape[0])
     normalize = Normalize(said["mean"], said["std"]) if "mean" in said else None
