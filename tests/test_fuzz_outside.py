@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -140,6 +141,13 @@ def test_pipes_are_no_input(command: Command, tmp_path: Path) -> None:
         if kind:
             with pytest.raises(UserError, match=place.name):
                 command("evaluate", str(place), "--data=pictures")
+
+
+def test_grey_pictures_and_one_in_colour(command: Command, tmp_path: Path) -> None:
+    place = shutil.copytree("pictures", tmp_path / "mixed")
+    Image.new("RGB", (8, 8)).save(place / "b" / "last.png")
+    with pytest.raises(UserError, match="some of the pictures are grey and some in colour"):
+        command("evaluate", "net.safetensors", f"--data={place}")
 
 
 @pytest.mark.parametrize("options", ["{embed_dim: 1024}", "{depth: 300}", "{depth: 1000000000}"])

@@ -290,4 +290,6 @@ class Pictures(Repository):
         found = self.read(fit=self.fit)
         if found.images.shape[1] == 1 < self.channels:
             return replace(found, images=found.images.repeat(1, self.channels, 1, 1))
+        if found.images.shape[1] != self.channels:
+            raise UserError("some of the pictures are grey and some in colour; convert them to one")
         return found
