@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import namedtuple
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "apgd": lambda m, x, y, eps=0.1: apgd(m, x, y, APGDSettings(eps=eps, steps=2)),
     "minimum_norm": lambda m, x, y, eps=0.1: minimum_norm(m, x, y, MinimumNormSettings(steps=2)),
     "score": lambda m, x, y, eps=0.1: evaluate.score(m, x, x, y),
+    "bitflip": lambda m, x, y, eps=0.1: attacks.bitflip(m, x, y, budget=1),
 }
 Logits = namedtuple("Logits", "logits")
 
@@ -118,13 +120,15 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "infinite": (changed(lambda z: z / 0), "returns infinite logits"),
     "squeezed alone": (changed(lambda z: z.squeeze()), r"\[10\] for 1 images"),
     "batch": (changed(lambda z: z - z.mean(0)), "depend on the other images"),
+    "first of a batch": (seeing(lambda x: (x + x[:1]) / 2), "depend on the other images"),
+    "before it in a batch": (changed(lambda z: z.cumsum(0)), "depend on the other images"),
     "of six": (seeing(lambda x: x.view(6, 1, 8, 8)), r"fails on images \[2, 1, 8, 8\]: Runtime"),
     "arguments": (lambda: nn.Bilinear(64, 64, 10), "fails on .*: TypeError"),
     "exits": (seeing(lambda x: sys.exit(0)), "fails on .*: SystemExit"),
     "in place": (seeing(lambda x: x.sub_(0.5)), "changes its input in place"),
-    "counts": (lambda: Counting(), "a pass changes calls, so that"),
-    "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, so"),
-    "lists": (lambda: Counting("list"), "a pass changes seen, so"),
+    "counts": (lambda: Counting(), "a pass changes calls, on"),
+    "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, on"),
+    "lists": (lambda: Counting("list"), "a pass changes seen, on"),
     "unseen in place": (seeing(nn.ReLU(inplace=True)), "changes its input in place"),
 }
 
@@ -158,7 +162,7 @@ def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits:
 def test_logits_of_another_kind_are_taken(made: Callable[[], nn.Module], digits: Pair) -> None:
     model = made()
     images, labels = digits[0][:4], digits[1][:4]
-    for attack in set(ATTACKS) - {"score"}:
+    for attack in set(ATTACKS) - {"score", "bitflip"}:
         ATTACKS[attack](model, images, labels)
     found = evaluate.score(model, images, images, labels)
     assert found.clean_pred.tolist() == model(images).argmax(1).tolist()
@@ -184,6 +188,7 @@ WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda x, y: (x, y[0]), r"\[\] labels for 64"),
     (lambda x, y: (x, y.tolist()), "labels are list"),
     (lambda x, y: (x, None), "labels are NoneType"),
+    (lambda x, y: (x, y.to("meta")), "labels hold no numbers"),
     (lambda x, y: (x, y * 0 - 100), "a label is below 0"),
     (lambda x, y: (x, y + 10), "label 19 is none of 10 classes"),
     (lambda x, y: (x, y[1:]), "63 labels for 64 images"),
@@ -213,8 +218,9 @@ def test_images_of_any_layout_give_the_same(attack: str, layout: Any, digits: Pa
     torch.manual_seed(0)
     model, (images, labels) = flat(), digits
     expected, found = (ATTACKS[attack](model, x, labels) for x in (images, layout(images)))
-    if attack == "score":
-        assert expected.equals(found)
+    if attack in ("score", "bitflip"):
+        tables = (one if attack == "score" else one.table for one in (expected, found))
+        assert next(tables).equals(next(tables))
         return
     pairs = zip(*(e if isinstance(e, tuple) else (e,) for e in (expected, found)), strict=True)
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs)
@@ -222,7 +228,7 @@ def test_images_of_any_layout_give_the_same(attack: str, layout: Any, digits: Pa
 
 @pytest.mark.parametrize("attack", ["pgd", "square", "apgd"])
 @pytest.mark.parametrize(
-    "eps", [8, float("nan"), -0.1, float("inf"), "8/255", None, True, 1j, [0.1]]
+    "eps", [8, float("nan"), -0.1, float("inf"), "8/255", None, True, 1j, [0.1], Fraction(1, 9)]
 )
 def test_a_budget_that_makes_no_sense_is_refused(attack: str, eps: Any, digits: Pair) -> None:
     with pytest.raises(ValueError, match=f"{attack}: eps is"):

@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -142,6 +143,13 @@ def test_pipes_are_no_input(command: Command, tmp_path: Path) -> None:
                 command("evaluate", str(place), "--data=pictures")
 
 
+def test_grey_pictures_and_one_in_colour(command: Command, tmp_path: Path) -> None:
+    place = shutil.copytree("pictures", tmp_path / "mixed")
+    Image.new("RGB", (8, 8)).save(place / "b" / "last.png")
+    with pytest.raises(UserError, match="some of the pictures are grey and some in colour"):
+        command("evaluate", "net.safetensors", f"--data={place}")
+
+
 @pytest.mark.parametrize("options", ["{embed_dim: 1024}", "{depth: 300}", "{depth: 1000000000}"])
 def test_no_options_make_a_network_beyond_memory_and_time(
     options: str, command: Command, monkeypatch: pytest.MonkeyPatch
@@ -161,9 +169,9 @@ def test_memory_that_is_not_free_is_refused(
     take: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free", lambda: 1 << 28)
-    with pytest.raises(UserError, match="more memory than the 0.3 GB that are free"):
-        with memory.bounded_memory():
-            _ = [take(1 << 25) for _ in range(100)]
+    words = r"more memory than the 0\.3 GB that are free"
+    with pytest.raises(UserError, match=words), memory.bounded_memory():
+        _ = [take(1 << 25) for _ in range(100)]
     take(1 << 29)
 
 
@@ -257,9 +265,7 @@ CONFIG = {
 }
 
 
-def test_configurations(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_configurations(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
     monkeypatch.setattr(outside, "MOST", outside.MOST | {"numbers": 1 << 24})
     net = timm.create_model("test_vit", num_classes=2, img_size=32, depth=1)

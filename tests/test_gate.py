@@ -124,6 +124,11 @@ def test_other_settings_of_the_measurement_are_red() -> None:
         ]
         assert judge(one, changed, Rules(allow=["settings"])).passed
     assert judge(one, one).passed and judge(side(A=planted(9)), one).passed
+    weaker = side_of(read_results(RESULTS_TEXT.replace("0.188235294", "0.188"), "here"))
+    (failure,) = judge(side_of(results(run_of(model("A")))), weaker).failures
+    assert failure == "Attacked otherwise: A-standard and dense-standard (--allow settings)."
+    named = judge(side(settings=planted(9)), side(settings=planted(9)), Rules(allow=["settings"]))
+    assert named.failures == ["settings is what --allow takes for a change of all models."]
     before, after = (run_of(model("A"), model("B", suite=more)) for more in (None, []))
     failures = judge(side_of(results(before)), side_of(results(after))).failures
     assert failures[-1] == "B-standard went without square (--allow settings)."
@@ -164,7 +169,11 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
         (RESULTS_TEXT.replace(",1111000", ",1111100"), "another rate than its outcomes"),
         (RESULTS_TEXT.replace("A-standard", "dense-standard", 1), "named twice"),
         (RESULTS_TEXT[:900], "is damaged"),
-        (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",007e\1", RESULTS_TEXT), "no number"),
+        (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",007e\1", RESULTS_TEXT), "contradict"),
+        (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",042c\1", RESULTS_TEXT), "contradict"),
+        (re.sub(r",0636", ",f636", RESULTS_TEXT.replace(",1111000", ",0111000"), count=1), "rate"),
+        (RESULTS_TEXT.replace("0.18823529411764706", "0.8"), "contradict each other"),
+        (RESULTS_TEXT.replace("0.18823529411764706", "8/255"), "eps of dense-standard is no num"),
         (RESULTS_TEXT.replace(",reliable", ",not run", 1), "was not run has numbers"),
         (RESULTS_TEXT.replace(",reliable", ",not run"), "models are missing"),
     ],
@@ -386,6 +395,7 @@ def test_a_base_without_results_compares_nothing_and_fails_nothing(
         (("--base=--output=x",), "Needed a single revision"),
         (("--alpha", "1"), "--alpha lies between 0 and 1 (got 1.0)"),
         (("--margin", "nan"), "--margin is a number of points, between 0 and 100 (got nan)"),
+        (("--floor", "A=30"), "--floor: there is no model 'A'; check its name"),
         (("--floor", "A=many"), "--floor is a percentage, or <model>=<percentage> (got A=many)"),
         (("--profile", "cifar10"), "no profile 'cifar10'"),
         (("--recompute",), "records.parquet in runs/digits; run `dvc repro`"),

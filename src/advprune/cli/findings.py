@@ -40,10 +40,14 @@ def read_metrics(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path} is no file, and none of {', '.join(figures())}")
     found = read_json(path)
+    fault = UserError(f"{path} is not a metrics file like those in metrics/<profile>/")
     try:
-        return {key: float(found[key]) for key in ("n", *BESIDE)} | {"source": str(path)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
+        rates = {key: float(found[key]) for key in ("n", *BESIDE)}
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise fault from error
+    if not (1 <= rates["n"] < 1e9 and all(0 <= rates[key] <= 1 for key in BESIDE)):
+        raise fault
+    return rates | {"source": str(path)}
 
 
 def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:

@@ -67,7 +67,8 @@ def prune(
     train, seed = place.profile.train, place.params.seed
     facts = place.profile.model_dump(include={"data", "train"})
     files = [checkpoint, *code_files(place.factory(known.given()))]
-    key = fingerprint(family, value, asdict(known), facts, seed, sha256_of(split), files=files)
+    said = asdict(known), spec_of(dense).model_dump_json()
+    key = fingerprint(family, value, said, facts, seed, sha256_of(split), files=files)
     state = Path("checkpoints") / key / "training.pt"
     data = Data(to_float(split.images), split.labels, train, state)
     with locked(state.parent):

@@ -10,7 +10,9 @@ from torch import nn
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import is_file
+from advprune.core.fit import Fit
 from advprune.core.memory import bounded_memory
+from advprune.core.settings import parse, yaml_of
 from advprune.models.spec import Normalize
 
 TYPES = {
@@ -21,6 +23,7 @@ TYPES = {
 }
 MOST_NUMBERS = 1 << 28  # of a batch of images
 NORMALIZES = "advprune.normalizes"  # what a file's properties hold where it takes [0, 1]
+FIT = "advprune.fit"  # and where pictures are resized or cut for it
 BITS = {"INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "BFLOAT16": 16}
 
 
@@ -111,6 +114,16 @@ class OnnxFile:
 def _said(error: Exception) -> str:
     """What onnxruntime says, without its prefix of codes."""
     return first_line(error).rpartition("] : ")[2]
+
+
+def fit_of(path: Path) -> Fit | None:
+    """How pictures become images of a file, where `advprune export` wrote that into it."""
+    try:
+        held = package("onnx").load(str(path), load_external_data=False).metadata_props
+    except (OSError, ValueError, import_module("google.protobuf.message").DecodeError):
+        return None  # what is wrong with the file says onnxruntime
+    said = [one.value for one in held if one.key == FIT]
+    return parse(Fit, yaml_of(said[0], str(path)), str(path)) if said else None
 
 
 def files_of(path: Path) -> list[Path]:

@@ -57,7 +57,7 @@ class Result:
 
     robust: bool `[n]`, whether each withstands all attacks; distances: `[n]`, 0 where it is
     misclassified without an attack. images: the fingerprint of the test images. attacks: those of
-    the suite that it went through.
+    the suite that it went through. budget: the main attack, its norm and eps.
     """
 
     robust: np.ndarray
@@ -66,6 +66,7 @@ class Result:
     verdict: str | None
     images: str
     attacks: frozenset[str] = frozenset()
+    budget: tuple[Any, ...] = ()
 
     @property
     def rate(self) -> Rate:
@@ -98,7 +99,8 @@ def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
             raise UserError(f"{row['model']}: a distance is negative or no number; run `dvc repro`")
         attacks = frozenset(name for name in tried if pd.notna(row[name]))
         facts = row["clean_accuracy"], row["verdict"], row["images"]
-        found[row["model"]] = Result(robust, distances, *facts, attacks)
+        budget = tuple(row.get(key) for key in ("attack", "norm", "eps"))
+        found[row["model"]] = Result(robust, distances, *facts, attacks, budget)
     return Side(found, settings, *table.get("norm", pd.Series()).dropna().unique()[:1])
 
 
@@ -175,6 +177,8 @@ def judge(before: Side, after: Side, rules: Rules | None = None, order: Iterable
         for row in (row for row in rows if row.name not in rules.allow):
             bounds = (f"{quoted(row.name)}: {why}." for why in not_ruled_out(row, rules))
             failures += [*_failures(row, rules.alpha), *bounds]
+    words = [row.name for row in rows if row.name in (IMAGES, SETTINGS)]
+    failures += [f"{name} is what --allow takes for a change of all models." for name in words]
     changes = _changes(rows, before, after)
     failures += [f"{what} (--allow {kind})." for kind, what in changes if kind not in rules.allow]
     if vanished := [quoted(row.name) for row in rows if row.after is None]:
@@ -244,6 +248,8 @@ def _changes(rows: list[Row], before: Side, after: Side) -> Iterator[tuple[str, 
             yield IMAGES, f"{what} images: {listed(names)}"
     if before.settings is not None and before.settings != after.settings:
         yield SETTINGS, "The settings of data, seed or attacks differ"
+    if names := [quoted(name) for name, a, b, _ in both if a.budget != b.budget]:
+        yield SETTINGS, f"Attacked otherwise: {listed(names)}"
     for name, attacks in gone.items():
         missing = listed([quoted(one.removeprefix(ATTACK)) for one in attacks])
         yield SETTINGS, f"{quoted(name)} went without {missing}"

@@ -7,6 +7,7 @@ from functools import cache
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from advprune.core.errors import UserError
@@ -37,8 +38,9 @@ METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns her
 }
 HEX = frozenset("0123456789abcdef")
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
-NUMBERS = ("n", "clean_accuracy", "robust_accuracy")
+NUMBERS = ("n", "clean_accuracy", "robust_accuracy", "eps")
 REQUIRED = ("model", "images", "robust_images", "image_distances")
+SLACK = 1e-3  # by which a distance may be rounded, of itself
 DISTANCE = "<f2"  # how the distance of each image is kept: four hexadecimal digits
 CARD = ("prune_ratio", "sparsity", "bits", "parameters", "nonzero", "macs", "file_bytes")
 AGAINST = (  # empty for a dense network
@@ -133,7 +135,7 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError) as error:
         raise damaged(error) from error
-    if missing := [c for c in (*REQUIRED, *METRICS.values()) if c not in table]:
+    if missing := [c for c in (*REQUIRED, "eps", *METRICS.values()) if c not in table]:
         raise damaged(f"it has no column {missing[0]}")
     is_run = table.verdict != NOT_RUN
     if table.model.isna().any() or table.model.duplicated().any() or not is_run.any():
@@ -154,6 +156,10 @@ def read_results(text: str, where: str) -> pd.DataFrame:
             raise damaged(f"clean_accuracy of {model} is no rate")
         if not abs(hits.count("1") / n - row["robust_accuracy"]) <= 1e-6:
             raise damaged(f"{model} has another rate than its outcomes")
+        # An image is robust where the smallest change that fools it is beyond the budget.
+        far = np.frombuffer(bytes.fromhex(digits), DISTANCE).astype(float) / row["eps"] - 1
+        if not np.where(np.array(list(hits)) == "1", far > -SLACK, far < SLACK).all():
+            raise damaged(f"outcomes and distances of {model} contradict each other")
     return table
 
 
