@@ -20,9 +20,9 @@ def ended(app: Callable[..., Any], name: str) -> int:
     and for any crash: no answer was given. Code that was called may not end the process by itself.
     """
     # Looking for cycles among all that torch makes costs a second per process: half of it while it
-    # is imported, half at exit.
+    # is imported, half at exit. (Where Triton was imported it would complain of what is left.)
     gc.set_threshold(100_000)
-    atexit.register(gc.freeze)
+    atexit.register(lambda: "triton" in sys.modules or gc.freeze())
     import typer
     from typer.exceptions import TyperException
 
