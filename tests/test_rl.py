@@ -272,6 +272,9 @@ def test_metrics_and_report_of_negative_rewards() -> None:
     assert all(ends.relative_low < [one["relative_low"] for one in alone])  # for both budgets
     assert ((ends.p < 0.05) == (ends.relative_low * ends.relative_high >= 0)).all()
     assert report.sentence(table) in report.markdown(games, load(SETTINGS))
+    assert (
+        report.wide(table.assign(relative=np.nan)).loc["0.5", "relative, FGSM"].startswith("–, p")
+    )
     assert len(report.figure(games).axes[0].containers) == 8
 
 

@@ -109,7 +109,10 @@ def markdown(games: Games, params: RlParams) -> str:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """Text for the report: one row per budget, a column per curve and per comparison."""
+    """Text for the report: one row per budget, a column per curve and per comparison.
+
+    –: a dense agent that earns nothing has no relative reward.
+    """
     rows: dict[str, dict[str, str]] = {}
     row: Any
     for row in table.itertuples():
@@ -119,7 +122,8 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
         if row.agent == "SAP" and row.attack != "noise":
             ends = f"({row.relative_low:+.0%} to {row.relative_high:+.0%})"
             p = f"p = {row.p:.2g}" if row.p >= 0.001 else "p < 0.001"
-            cells[f"relative, {row.attack}"] = f"{row.relative:+.0%} {ends}, {p}"
+            change = f"{row.relative:+.0%} {ends}" if math.isfinite(row.relative) else "–"
+            cells[f"relative, {row.attack}"] = f"{change}, {p}"
     return pd.DataFrame(rows).T.rename_axis("lambda")
 
 
