@@ -57,6 +57,7 @@ def prune(
     from advprune.data import to_float
     from advprune.data.split import sha256_of
     from advprune.models.outside import code_files
+    from advprune.models.spec import spec_of
     from advprune.pruning import Data, setting_of
     from advprune.pruning import prune as prune_model
 
