@@ -35,7 +35,7 @@ from advprune.data import load_split, read_split, to_float
 from advprune.evaluate.records import score
 from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
-from advprune.training.base import begin
+from advprune.training.networks import begin
 from advprune.training.standard import Trainer
 
 EPS, BATCH, HELD_OUT = 8 / 255, 1024, 1000

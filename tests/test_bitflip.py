@@ -417,7 +417,8 @@ def test_passes_are_counted() -> None:
     assert (table.n_b == 1).all()
     assert table.forwards.tolist() == [2 + 3 * step for step in (1, 2, 3, 4)]
     assert table.gradients.tolist() == [1, 2, 3, 4]
-    assert calls == [12] * table.forwards.iloc[-1]
+    of_batch = [count for count in calls if count == 12]  # others are of the border check
+    assert of_batch == [12] * table.forwards.iloc[-1]
 
 
 def test_parts_of_the_batch_add_up() -> None:
@@ -594,7 +595,7 @@ def test_models_that_cannot_be_attacked_are_refused() -> None:
     endless[3].bias.data[0] = torch.inf
     for model, word in (
         (broken, "NaN"),
-        (endless, "not finite"),
+        (endless, "infinite"),
         (nn.Sequential(tiny(), Noisy()), "draws at random"),
         (nn.Flatten(), "no convolution or linear"),
     ):

@@ -20,7 +20,7 @@ from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 from advprune.models.checkpoint import load_model
-from advprune.studies.protocol import Member, Protocol
+from advprune.studies.protocol import recorded
 
 Pair = tuple[Tensor, Tensor]
 ROOT = Path(__file__).parent.parent
@@ -163,8 +163,7 @@ def test_the_protocol_of_a_deterministic_network_is_plain_fgsm(
     settings = ProtocolSettings(
         eps=[0.0, 0.1], draws=5, iterative=AttackSettings(eps=0.2, step=0.05, steps=3)
     )
-    course = Protocol(*digits, settings, Work())
-    found = course.run(network, {"dense": Member()}, digits, torch.device("cpu"))
+    found = recorded(network, False, digits, settings, Work())
     fgsm = found[(found.attack == "fgsm") & (found.eps == 0.1)]
     adv = attacks.to_pixels(
         attacks.pgd(network, *digits, 0.1, 0.1, 1, random_start=False), digits[0], 0.1, "Linf"
@@ -181,10 +180,9 @@ def test_the_protocol_averages_its_draws(network: nn.Module, digits: Pair) -> No
         iterative=AttackSettings(eps=0.2, step=0.05, steps=2),
         adaptive={"x": AttackSettings(eps=0.2, step=0.05, steps=2, draws=3, backward="identity")},
     )
-    members = {"SAP": Member(family="SAP", setting=1.0, adaptive=True), "dense": Member()}
-    course = Protocol(digits[0][:8], digits[1][:8], settings, Work())
-    found = course.run(network, members, digits, torch.device("cpu"))
-    own = found[found.member == "SAP"]
+    test = digits[0][:8], digits[1][:8]
+    own = recorded(prune("SAP", network, 1.0).model, True, test, settings, Work())
     assert (own[own.attack == "fgsm"].gradients == 7).all()
     assert (own[own.attack == "x"].gradients == 6).all()
-    assert set(found[found.member == "dense"].attack) == {"fgsm", "iterative"}
+    dense = recorded(network, False, test, settings, Work())
+    assert set(dense.attack) == {"fgsm", "iterative"}

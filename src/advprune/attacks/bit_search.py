@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from advprune.attacks.flip_objective import FlipOptions, Objective
+from advprune.attacks.flip_objective import RANDOM, FlipOptions, Objective
 from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
+from advprune.models.border import refuse
 from advprune.models.fold import channels_last
 from advprune.models.stochastic import is_randomized
 
@@ -173,12 +174,10 @@ def rank(name: str, layer: StoredLayer, gradient: Tensor, most: int) -> list[Fli
 
 def _private(model: nn.Module | StoredModel, how: FlipOptions) -> StoredModel:
     """The copy that is attacked, in the layout in which convolutions are fastest."""
+    known = isinstance(model, StoredModel | nn.Module)
+    refuse("bitflip", {f"{type(model).__name__} is no nn.Module": not known})
     stored = model.copy() if isinstance(model, StoredModel) else store(model, how.bits, how.scale)
-    if is_randomized(stored.model):
-        raise ValueError(
-            "bitflip: the model draws at random, so that losses cannot be compared; attack "
-            "models.stochastic.frozen_copy(model), whose draws are fixed"
-        )
+    refuse("bitflip", {RANDOM: is_randomized(stored.model)})
     channels_last(stored.model)
     return stored
 

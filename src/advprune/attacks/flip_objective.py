@@ -12,8 +12,13 @@ from advprune.attacks.losses import cross_entropy, margin
 from advprune.attacks.rerun import Rerun, Values, rerun
 from advprune.attacks.stored_bits import StoredModel
 from advprune.core.device import device_of
-from advprune.models.border import check_images, refuse
+from advprune.models.border import admitted, check_images, refuse
+from advprune.models.stochastic import is_randomized
 
+RANDOM = (
+    "the model draws at random, so that losses cannot be compared; attack "
+    "models.stochastic.frozen_copy(model), whose draws are fixed"
+)
 LOSSES = ("ce", "margin")
 LEAK = 0.01  # what raising the margin of an image counts once it is where the attack wants it
 Evaluate = Callable[[nn.Module], float]
@@ -85,6 +90,8 @@ class Objective:
         """Checked and on the model's device; labels are the target, those given or predicted."""
         check_images("bitflip", images, *([] if labels is None else [labels]))
         refuse("bitflip", {"there are no images": not len(images)})
+        random = is_randomized(admitted("bitflip", stored.model, images, labels))
+        refuse("bitflip", {RANDOM: random})
         shown, target = images.to(device_of(stored.model)), how.target
         with torch.no_grad():
             logits = torch.cat([stored.model(part) for part in shown.split(how.batch)])

@@ -34,7 +34,8 @@ class Evidence:
 
     records: all rows of one model. main: the name of the main attack. classes: how many there are.
     transfers: the model's rows on images of other networks, by (source, attack). parent: the dense
-    network's rows under the main attack. twin_agreement: of a quantized model.
+    network's rows under the main attack. twin_agreement: of a quantized model. pixels: C * H * W,
+    by which budgets in L2 are judged.
     """
 
     records: pd.DataFrame
@@ -43,6 +44,7 @@ class Evidence:
     transfers: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     parent: pd.DataFrame | None = None
     twin_agreement: float | None = None
+    pixels: int = 1
 
     def of(self, attack: str) -> pd.DataFrame | None:
         """The rows of one attack by image; None where it was not run."""

@@ -1,5 +1,6 @@
 """The attacks of a profile on one model."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -24,6 +25,13 @@ from advprune.models.border import admitted
 from advprune.models.target import Target, is_blackbox
 
 Images = tuple[Tensor, Tensor]
+
+
+def effort(setting: Attack) -> int:
+    """At most how many passes an attack takes per image: the longest is begun first, so that no
+    core waits for it at the end."""
+    counts = ("steps", "restarts", "targets", "queries", "draws")
+    return math.prod(getattr(setting, count, 1) for count in counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +75,7 @@ class Suite:
             chains[attack].append((attack, attack, setting))
         pieces = list({id(chain): chain for chain in chains.values()}.values())
         pieces += [[curve] for curve in curves]
+        pieces.sort(key=lambda piece: -sum(effort(setting) for *_, setting in piece))
 
         def each(piece: list[tuple[str, str, Attack]]) -> None:
             for one in piece:
