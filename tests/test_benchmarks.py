@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision import models
 from workspace import ROOT
 
+from advprune.cli.findings import figures
 from advprune.cli.options import Network
 from advprune.cli.repository import Images, Pictures
 from advprune.core.errors import UserError
@@ -22,7 +23,6 @@ from advprune.models.benchmarks import recognized
 from advprune.models.checkpoint import build, load_foreign, load_model, save_model
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.pruning import prune
-from advprune.report.benchmarks import figures
 from conftest import Run
 
 

@@ -16,6 +16,7 @@ from advprune.benchmarking import Benchmark
 from advprune.cli.app import app
 from advprune.core.attack_settings import AttackSettings, OtherAttack
 from advprune.core.errors import UserError
+from advprune.core.fit import Fit
 from advprune.core.params import load
 from advprune.core.settings import yaml_of
 from advprune.data import load_split, prepare, save_split, to_float
@@ -23,8 +24,8 @@ from advprune.evaluate.deployed import agreement
 from advprune.evaluate.probes import by_answers
 from advprune.models.checkpoint import save_model
 from advprune.models.onnx_export import export_onnx
-from advprune.models.onnx_file import OnnxFile, files_of, weight_facts
-from advprune.models.spec import ModelSpec, Normalize, attach
+from advprune.models.onnx_file import OnnxFile, files_of, fit_of, weight_facts
+from advprune.models.spec import ModelSpec, Normalize, attach, spec_of
 from advprune.models.target import target_of
 from advprune.quantization.post_training import quantize
 from conftest import Linear
@@ -124,6 +125,10 @@ def test_images_are_normalized_unless_the_file_does_it(tmp_path: Path) -> None:
     attach(net, ModelSpec(architecture="t:net", channels=2, classes=3, mean=(0, 0), std=(1, 1)))
     export_onnx(net, path, SHAPE[1:])
     assert torch.allclose(OnnxFile(path, SHAPE, normalize)(x), net(x), atol=1e-4)
+    assert fit_of(path) is None
+    attach(net, spec_of(net).model_copy(update={"fit": Fit(resize=9, crop=8)}))
+    export_onnx(net, path, SHAPE[1:])
+    assert fit_of(path) == Fit(resize=9, crop=8)
 
 
 def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -> None:
@@ -141,6 +146,7 @@ def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -
         ({"cut": 0}, "No graph"),
         ({"kind": "INT32"}, r"takes tensor\(int32\)"),
         ({"extra": 1}, "takes 2 inputs"),
+        ({"batch": 10**9}, "takes 1000000000 images at once"),
         ({"shape": ["n", 2, 5, 4]}, r"takes \['n', 2, 5, 4\]; .* are \[2, 4, 5\]"),
         ({"shape": ["n", 40]}, r"takes \['n', 40\]"),
         ({"outside": "../w.bin"}, "escapes model directory"),

@@ -7,7 +7,7 @@ import masked
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune import prune
 from advprune.core import params
@@ -22,7 +22,7 @@ from advprune.evaluate.verdict import Evidence, Verdict, verdict
 from advprune.models.checkpoint import load_model
 from advprune.studies.protocol import recorded
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 ROOT = Path(__file__).parent.parent
 PARAMS = params.load(ROOT / "params.yaml", profile="digits")
 
@@ -42,7 +42,7 @@ def pair() -> Pair:
 
 
 @pytest.fixture(scope="module")
-def main_attack(dense: nn.Module, pair: Pair) -> tuple[torch.Tensor, pd.DataFrame]:
+def main_attack(dense: nn.Module, pair: Pair) -> tuple[Tensor, pd.DataFrame]:
     """The main attack's images on the dense network, and their records."""
     made = craft(dense, *pair, PARAMS.active().table()["field"])
     return made.pixels, rows(dense, pair[0], made, pair[1], "field")
@@ -129,7 +129,7 @@ def test_randomized_models_are_scored_by_their_mean_logits(
             super().__init__()
             self.at = 0
 
-        def noisy(self, x: torch.Tensor) -> torch.Tensor:
+        def noisy(self, x: Tensor) -> Tensor:
             self.at += 1
             drawn = [[0.0, 1.0], [0.0, 1.0], [5.0, 0.0]][(self.at - 1) % 3]
             return torch.tensor([drawn]).expand(len(x), 2)

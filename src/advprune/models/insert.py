@@ -10,16 +10,18 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
+from advprune.core.settings import parse
 from advprune.models.spec import LayerSpec, ModelSpec, Site, Where, attach, sites
 from advprune.models.stochastic import undisturbed
 
 LayerFactory = Callable[..., nn.Module]
-_LAYERS: dict[str, LayerFactory] = {}
+_LAYERS: dict[str, tuple[LayerFactory, type[BaseModel] | None]] = {}
 NEEDED: dict[Where, str] = {
     "relu": "no activation that is a module (nn.ReLU and the like, not F.relu) to stand behind",
     "conv": "no convolution (nn.Conv2d) to stand behind",
@@ -36,11 +38,14 @@ RECTIFIERS = {
 }
 
 
-def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
-    """Register a layer type that families insert, under its spec name."""
+def inserted_layer(
+    kind: str, settings: type[BaseModel] | None = None
+) -> Callable[[LayerFactory], LayerFactory]:
+    """Register a layer type that families insert, under its spec name. settings: what those in a
+    header are checked against."""
 
     def register(factory: LayerFactory) -> LayerFactory:
-        _LAYERS[kind] = factory
+        _LAYERS[kind] = factory, settings
         return factory
 
     return register
@@ -53,8 +58,11 @@ def layer_of(spec: LayerSpec) -> nn.Module:
         importlib.import_module("advprune.pruning")
     if spec.kind not in _LAYERS:
         raise UserError(f"the checkpoint uses layers of an unknown kind {spec.kind!r}")
+    factory, settings = _LAYERS[spec.kind]
+    if settings is not None:
+        parse(settings, spec.settings, f"the spec's layers of kind {spec.kind!r}")
     try:
-        layer = _LAYERS[spec.kind](**spec.settings)
+        layer = factory(**spec.settings)
         sample = torch.ones(1, 1, 1, 1)
         if not sample.is_meta:
             layer(sample)

@@ -65,7 +65,7 @@ class Clamp(nn.Module):
         return straight_through(h, clamped) if self.backward == "straight" else clamped
 
 
-@inserted_layer("round")
+@inserted_layer("round", RoundMaps)
 class Round(nn.Module):
     """`round(h, decimals)`; the gradient passes straight through."""
 

@@ -37,7 +37,7 @@ class NoiseSetting(Settings):
     backward: RandomBackward = "constant"
 
 
-@inserted_layer("dropout")
+@inserted_layer("dropout", DropoutSetting)
 class Dropout(Stochastic):
     """`h I / (1 - rate)`, I independent Bernoulli(1 - rate)."""
 
@@ -50,7 +50,7 @@ class Dropout(Stochastic):
         return h * kept / (1 - self.rate)
 
 
-@inserted_layer("added_noise")
+@inserted_layer("added_noise", NoiseSetting)
 class AddedNoise(Stochastic):
     """`h + N(0, sigma²)`."""
 

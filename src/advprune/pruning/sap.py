@@ -60,7 +60,7 @@ def keep_probability(p: torch.Tensor, r: int, form: Form = "multinomial") -> tor
     return -torch.expm1(r * torch.log1p(-p.clamp_max(LARGEST)))
 
 
-@inserted_layer("sap")
+@inserted_layer("sap", SAP)
 class StochasticPruning(Stochastic):
     """Keeps the values of each sample's map that r draws by magnitude hit, scaled by 1 / q."""
 
