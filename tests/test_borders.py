@@ -18,8 +18,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import nn
 
 from advprune import attacks, evaluate, load_model, prune
-from advprune.attacks.apgd import apgd
-from advprune.attacks.apgd_state import APGDSettings
+from advprune.attacks.apgd import APGDSettings, apgd
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.evaluate.craft import Work
 from advprune.evaluate.records import Scoring, all_logits
@@ -13,8 +13,8 @@ from advprune.evaluate.transfer import ANSWERS, transfer_records
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Crafted = dict[tuple[str, str], torch.Tensor]
+Pair = tuple[Tensor, Tensor]
+Crafted = dict[tuple[str, str], Tensor]
 KEYS = [("dense-standard", "field"), ("E-standard", "field"), ("dense-standard", "momentum")]
 WORK = Work(seed=3, batch=10, draws=4)
 

@@ -16,7 +16,7 @@ from advprune.cli.findings import (
     print_times,
     read_metrics,
 )
-from advprune.cli.options import CheckpointArgument, Network, checkpoint_file, told
+from advprune.cli.options import CheckpointArgument, Network, checkpoint_file, option_groups
 from advprune.cli.repository import Attacked
 from advprune.core.errors import UserError
 
@@ -91,7 +91,7 @@ class Output:
     ] = False
 
 
-@told
+@option_groups
 def evaluate(
     checkpoint: CheckpointArgument,
     images: Attacked,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from advprune.cli.options import ProfileOption, told
+from advprune.cli.options import ProfileOption, option_groups
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Asked:
         return Rules(self.alpha, points, floors, frozenset(self.allow or ()))
 
 
-@told
+@option_groups
 def gate(
     asked: Asked,
     base: Annotated[str, typer.Option(help="The git revision to compare with.")] = "main",

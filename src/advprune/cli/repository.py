@@ -37,13 +37,13 @@ class Images:
         Path | None,
         typer.Option(
             help="Pictures of your own, with which no params.yaml is read: a folder of one "
-            "sub-folder a class, a split (.safetensors) or images and labels (.npz)."
+            "sub-folder per class, a split (.safetensors) or images and labels (.npz)."
         ),
     ] = None
     names: Annotated[
         Path | None,
         typer.Option(
-            help="File of class names of --data, one a line, in the order of the network's "
+            help="File of class names of --data, one per line, in the order of the network's "
             "outputs; by default the sub-folders' in alphabetical order."
         ),
     ] = None
@@ -159,7 +159,7 @@ class Repository:
         from advprune.models.outside import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
-        from advprune.training.base import spec_for
+        from advprune.training.networks import spec_for
 
         tensors, metadata = read_weights(path)
         spec, own = header_spec(metadata, str(path)), self.model

@@ -1,5 +1,7 @@
 """How a command or a stage ends: its exit status, and one line where something is wrong."""
 
+import atexit
+import gc
 import os
 import sys
 import traceback
@@ -17,6 +19,10 @@ def ended(app: Callable[..., Any], name: str) -> int:
     2 for a UserError, or a file that the system refuses, either of which is printed as one line,
     and for any crash: no answer was given. Code that was called may not end the process by itself.
     """
+    # Looking for cycles among all that torch makes costs a second per process: half of it while it
+    # is imported, half at exit. (Where Triton was imported it would complain of what is left.)
+    gc.set_threshold(100_000)
+    atexit.register(lambda: "triton" in sys.modules or gc.freeze())
     import typer
     from typer.exceptions import TyperException
 

@@ -140,18 +140,16 @@ def _bounded(spec: ModelSpec) -> Iterator[None]:
 def _maker(spec: ModelSpec) -> Make:
     """What makes the network anew: the user's function, or that of torchvision or timm."""
     collection, name = collection_of(spec.architecture)
-    sizes: dict[str, Any]
+    sizes: dict[str, Any] = {"classes": spec.classes, "channels": spec.channels}
     if spec.factory is not None:
         module, _, name = spec.factory.partition(":")
         function = getattr(imported(module), name, None)
         if not callable(function):
             raise UserError(f"{spec.factory}: {module} has no function {name!r}")
-        sizes = {"classes": spec.classes, "channels": spec.channels}
         return partial(_called, spec.factory, function, **sizes, **spec.options)
     if collection == "cifar":
         if name not in MAKERS:
             raise UserError(f"cifar has no network {name!r}; known: {', '.join(MAKERS)}")
-        sizes = {"classes": spec.classes, "channels": spec.channels}
         return partial(_called, spec.architecture, MAKERS[name], **sizes, **spec.options)
     if collection == "torchvision":
         from torchvision import models
@@ -289,10 +287,8 @@ def unwrapped(name: str) -> str:
 
 
 def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
-    """From a file's names of tensors to those of an outside network's, `wanted`.
-
-    Wrappers' prefixes go, as many for all names as lets most of them fit.
-    """
+    """From a file's names of tensors to those of an outside network's, `wanted`. Wrappers' prefixes
+    go, as many for all names as lets most of them fit."""
 
     def renamed(count: int, inside: str, inner: bool, name: str) -> str:
         for _ in range(count):

@@ -1,10 +1,12 @@
 """Writing: the report's folder and the metrics' folder, whole or not at all."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from advprune.core.ahead import ahead
 from advprune.core.files import atomic, write_json
 from advprune.core.params import FILE, Params
 from advprune.report.chart_png import png
@@ -22,14 +24,23 @@ def write_report(run: Run, folder: Path) -> None:
         found = shown_sections(run)
         temporary.mkdir()
         (temporary / "figures").mkdir()
+        made = {"report.html": lambda: html(run, found).encode()}  # the longest first
         for name, chart in charts(found).items():
-            (temporary / "figures" / f"{name}.png").write_bytes(png(chart, run.places))
+            made[f"figures/{name}.png"] = partial(png, chart, run.places)
+
+        def write(name: str) -> None:
+            if not (temporary / name).exists():
+                (temporary / name).write_bytes(made[name]())
+
+        pieces = [partial(write, name) for name in made]
+        ahead("report", pieces)
+        for piece in pieces:
+            piece()
         declared(run).to_csv(temporary / RESULTS, index=False, lineterminator="\n")
         if run.claims:
             outcomes(run).to_csv(temporary / OUTCOMES, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(run.params), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(run, found), encoding="utf-8")
-        (temporary / "report.html").write_text(html(run, found), encoding="utf-8")
 
 
 def write_metrics(run: Run, folder: Path) -> None:
