@@ -23,7 +23,7 @@ import torch
 import typer
 from peers import Attack, Setting, peers
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from advprune.attacks import pgd
@@ -81,7 +81,7 @@ def ours(s: Setting, **options: Any) -> dict[str, Attack]:
 def replayed(s: Setting, bf16: bool) -> Attack:
     """PGD whose gradient passes a GPU replays as a graph; recorded anew, as for a new model."""
 
-    def attack(model: nn.Module, x: torch.Tensor, y: torch.Tensor, cost: Cost) -> torch.Tensor:
+    def attack(model: nn.Module, x: Tensor, y: Tensor, cost: Cost) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
             network = Replayed(attack_copy(model, x.device), x)
             cost.forwards += len(x) * s.steps
@@ -132,11 +132,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
 
 
 def measure(
-    rows: list[Row],
-    model: nn.Module,
-    data: tuple[torch.Tensor, torch.Tensor],
-    s: Setting,
-    until: float,
+    rows: list[Row], model: nn.Module, data: tuple[Tensor, Tensor], s: Setting, until: float
 ) -> None:
     """Run every attack in every round, `s.batch` images at a time, and once on a batch to warm up.
 
@@ -155,7 +151,7 @@ def measure(
             if row.name.startswith("ours") and "graph" not in row.name:
                 parts = [(x, y)]  # they make batches themselves
 
-            def work(row: Row = row, parts: Any = parts) -> torch.Tensor:
+            def work(row: Row = row, parts: Any = parts) -> Tensor:
                 return torch.cat([row.attack(model, a, b, row.cost) for a, b in parts])
 
             with matmul_precision(row.tf32):
@@ -168,12 +164,12 @@ def measure(
 
 
 @torch.no_grad()
-def answers(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def answers(model: nn.Module, x: Tensor) -> Tensor:
     """The classes that a model gives."""
     return model(x).argmax(1)
 
 
-def limits(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, Any]]:
+def limits(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """By precision: matrix products (TFLOP/s), the network's bare gradient passes (images/s), and
     the images a second that the matrix rate would allow."""
     network, cuda = attack_copy(model, x.device), x.is_cuda

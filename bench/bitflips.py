@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 import typer
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.stored_bits import store
@@ -25,7 +25,7 @@ from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec
 
 
-def untrained(width: int, images: torch.Tensor) -> nn.Module:
+def untrained(width: int, images: Tensor) -> nn.Module:
     """A ResNet18 of a width on the images' device, whose batch-norm has seen them."""
     known = {"channels": 3, "classes": 10, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     model = build(ModelSpec(architecture="resnet18", width=width, **known))
@@ -37,7 +37,7 @@ def untrained(width: int, images: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
-def compared(width: int, images: torch.Tensor, flips: int, rounds: int) -> dict[str, Any]:
+def compared(width: int, images: Tensor, flips: int, rounds: int) -> dict[str, Any]:
     """Medians over rounds; a flip is the difference of a long attack and one of a single flip."""
     stored, found = store(untrained(width, images)), {True: list[float](), False: list[float]()}
     for turn in range(rounds + 1):  # the first round warms up and is not counted

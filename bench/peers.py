@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 
-Call = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-Attack = Callable[[nn.Module, torch.Tensor, torch.Tensor, Cost], torch.Tensor]
+Call = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Attack = Callable[[nn.Module, Tensor, Tensor, Cost], Tensor]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ PEERS = {
 def peer(call: Call) -> Attack:
     """Another package's attack on a copy of the model that counts what passes through it."""
 
-    def attack(model: nn.Module, x: torch.Tensor, y: torch.Tensor, cost: Cost) -> torch.Tensor:
+    def attack(model: nn.Module, x: Tensor, y: Tensor, cost: Cost) -> Tensor:
         watched = copy.deepcopy(model)
         cost.watch(watched)
         return call(watched, x, y)

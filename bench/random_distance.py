@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import minimum_norm as search
 from advprune.attacks import pgd
@@ -36,10 +36,10 @@ CHANGES: dict[str, dict[str, float]] = {
 }
 BUDGETS = (16 / 255, 20 / 255, 24 / 255)
 DRAWS = 100  # by which images are scored
-Images = tuple[torch.Tensor, torch.Tensor]
+Images = tuple[Tensor, Tensor]
 
 
-def distances(model: nn.Module, pair: Images, **changes: float) -> torch.Tensor:
+def distances(model: nn.Module, pair: Images, **changes: float) -> Tensor:
     """By the search of params.yaml, with other constants, `[n]`."""
     before = {key: getattr(search, key) for key in changes}
     how = search.MinimumNormSettings(steps=60, restarts=2, draws=2, backward="identity", batch=1000)

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 import typer
 from ruamel.yaml import YAML
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import pgd, to_pixels
 from advprune.attacks.apgd import APGDSettings, apgd
@@ -35,7 +35,7 @@ from advprune.data import load_split, read_split, to_float
 from advprune.evaluate.records import score
 from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
-from advprune.training.base import begin
+from advprune.training.networks import begin
 from advprune.training.standard import Trainer
 
 EPS, BATCH, HELD_OUT = 8 / 255, 1024, 1000
@@ -140,19 +140,19 @@ def evaluate(model: nn.Module, data: Path, count: int, attacks: list[str], out: 
     x, y = (tensor[:count] for tensor in load_split(data, "test"))
     shared: dict[str, Any] = {"batch": BATCH, "precision": "bfloat16"}
 
-    def long(a: torch.Tensor, b: torch.Tensor, c: Cost) -> torch.Tensor:
+    def long(a: Tensor, b: Tensor, c: Cost) -> Tensor:
         more: dict[str, Any] = {"loss": "margin", "keep": "best", "drop": True, "cost": c}
         return pgd(model, a, b, EPS, EPS / 8, 50, **shared, **more)
 
-    def auto(loss: str) -> Callable[..., torch.Tensor]:
+    def auto(loss: str) -> Callable[..., Tensor]:
         settings = APGDSettings(EPS, loss=loss, pixels=True, **shared)
         return lambda a, b, c: apgd(model, a, b, replace(settings, cost=c))
 
-    def nearest(norm: str) -> Callable[..., torch.Tensor]:
+    def nearest(norm: str) -> Callable[..., Tensor]:
         settings = MinimumNormSettings(norm=norm, **shared)
         return lambda a, b, c: minimum_norm(model, a, b, replace(settings, cost=c))[0]
 
-    known: dict[str, Callable[..., torch.Tensor]] = {
+    known: dict[str, Callable[..., Tensor]] = {
         "pgd_50_margin": long,
         "apgd_ce": auto("ce"),
         "apgd_targeted": auto("targeted"),

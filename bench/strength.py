@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 import typer
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.registry import typed
 from advprune.core.attack_settings import OtherAttack
@@ -39,7 +39,7 @@ from advprune.models.checkpoint import load_model
 from advprune.quantization.post_training import quantize
 
 ROOT = Path(__file__).resolve().parent.parent
-Images = tuple[torch.Tensor, torch.Tensor]
+Images = tuple[Tensor, Tensor]
 CALIBRATION = 512  # training images
 
 

@@ -89,7 +89,14 @@ class Trial:
         budget = run.main_attack.norm, run.main_attack.eps
         robust = union(records, found.values(), *budget)
         row = self._told(records, verdict(evidence), robust)
-        row["knowing"] = self._knowing(model, work)
+        # Attacks on the network inside: the main one, and both of APGD.
+        apgd = {"method": "apgd", "eps": run.profile.eps}
+        left = torch.ones(len(self.images), dtype=torch.bool)
+        attacks = [OtherAttack.model_validate(apgd | {"loss": x}) for x in ("ce", "targeted")]
+        for setting in (run.main_attack, *attacks):
+            made = craft(model.model, self.images, self.labels, typed("known", setting), work)
+            left &= predictions(model, made.pixels / 255) == self.labels
+        row["knowing"] = float(left.double().mean())
         plain = self.honest(dense)
         gaps = [one["main"] - min(one["robust"], one.get("knowing", 1)) for one in (row, plain)]
         return row | {"hidden": round(gaps[0] - gaps[1], 6)}
@@ -100,17 +107,6 @@ class Trial:
         left = {name: remnant_accuracy(table).value for name, table in tables.items()}
         against = {check.name: check.figure for check in found.against}
         return {"level": found.level, **left, "against": against}
-
-    def _knowing(self, model: masked.Around, work: Work) -> float:
-        """Robust accuracy under attacks on the network inside: the main one, and both of APGD."""
-        apgd = {"method": "apgd", "eps": self.run.profile.eps}
-        attacks = [self.run.main_attack]
-        attacks += [OtherAttack.model_validate(apgd | {"loss": x}) for x in ("ce", "targeted")]
-        left = torch.ones(len(self.images), dtype=torch.bool)
-        for setting in attacks:
-            made = craft(model.model, self.images, self.labels, typed("known", setting), work)
-            left &= predictions(model, made.pixels / 255) == self.labels
-        return float(left.double().mean())
 
 
 def rate(wrong: list[bool]) -> dict[str, Any]:
@@ -159,7 +155,7 @@ def main(
     kept = out.with_suffix(".part")
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
     done = {row["name"]: row for row in map(json.loads, lines)}
-    kinds = masked.BEFORE | masked.AFTER
+    kinds = masked.KINDS
     jobs = {model.name: partial(trial.honest, model) for model in trial.run.models}
     for recipe, kind in product(("standard", "robust"), kinds):
         jobs[f"{kind}, {recipe}"] = partial(trial.planted, kinds[kind], recipe)

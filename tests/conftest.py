@@ -129,6 +129,13 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1) @ self.weight.T
 
+    def distance(self, x: torch.Tensor, labels: torch.Tensor, norm: str) -> torch.Tensor:
+        """The smallest change that fools: `min_t (z_y - z_t) / |w_t - w_y|` in the dual norm."""
+        logits, weight = self(x).detach(), self.weight.detach()
+        gap = logits.gather(1, labels[:, None]) - logits  # [N, K]
+        size = (weight - weight[labels][:, None]).norm(1 if norm == "Linf" else 2, dim=2)
+        return (gap / size).masked_fill(size == 0, torch.inf).amin(1)
+
 
 @pytest.fixture
 def linear() -> Linear:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from planted import ROOT, N, rows
+from planted import ROOT, N, layer_table, rows
 from planted import planted as first
 from ruamel.yaml import YAML
 
@@ -32,21 +32,6 @@ def records(
 ) -> pd.DataFrame:
     """Records in which `right` survive and the first `clean` images are right without an attack."""
     return rows(attack, right, 10, eps, clean, **columns)
-
-
-def layer_table(spread: float = 0.9) -> pd.DataFrame:
-    """Twelve layers; the input layer moves most by one measure, the last one by the other."""
-    names = ["normalize", "conv1", *(f"layer{s}.{b}.conv1" for s in (1, 2) for b in range(4))]
-    names += ["pool", "linear"]
-    depth = np.arange(len(names))
-    table = {"layer": names, "depth": depth, "kind": ["Normalize", *["Conv2d"] * 11]}
-    table |= {"relative_difference": 0.1 + 0.01 * depth, "distance": 0.5 - 0.01 * depth}
-    table |= {"clean_sigma": 2.0, "adv_sigma": 2.0 * spread}
-    for measure in ("max", "top"):  # values before the classifier grow threefold, elsewhere by 10 %
-        table |= {f"clean_{measure}": 2.0, f"noise_{measure}": 2.1}
-        table[f"adv_{measure}"] = np.where(depth == 10, 6.0, 2.2)
-    table |= {"adv_changed": 0.9 - 0.05 * depth, "noise_changed": 0.3, "noise_relative": 0.05}
-    return pd.DataFrame(table)
 
 
 def model(

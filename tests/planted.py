@@ -11,16 +11,12 @@ import pandas as pd
 from advprune.core.attack_settings import KINDS
 from advprune.core.params import Params, load
 from advprune.core.settings import parse
-from advprune.evaluate.layers import SIDES
 from advprune.report.run import Model, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 40
 ATTACKS = {"main": (12 / 255, 10), "short": (1 / 255, 10), "long": (1 / 255, 40)}
 EXCHANGED = ("main", "short")
-LAYERS = ["normalize", "conv1", "bn1", "act1"]
-LAYERS += [f"layer{s}.{b}.{x}" for s in (1, 2) for b in (0, 1) for x in ("conv1", "bn1", "act1")]
-LAYERS += ["pool", "linear"]
 
 
 def planted(first: int, of: int = N) -> np.ndarray:
@@ -58,23 +54,19 @@ def elsewhere(attack: str, right: np.ndarray, clean: int = N) -> pd.DataFrame:
     return rows(attack, right, clean=clean)[columns]
 
 
-def layer_table(peaks: dict[str, float] | None = None, spread: float = 0.9) -> pd.DataFrame:
-    """A network in which the named layers stand out, with sigma `spread` times the clean one."""
-    moved = [(peaks or {}).get(name, 0.1 + 0.001 * i) for i, name in enumerate(LAYERS)]
-    kinds = ["Normalize" if name == "normalize" else "Conv2d" for name in LAYERS]
-    return pd.DataFrame(
-        {
-            "depth": range(len(LAYERS)),
-            "layer": LAYERS,
-            "kind": kinds,
-            "relative_difference": moved,
-            "distance": moved,
-            "clean_sigma": 1.0,
-            "adv_sigma": spread,
-            **{f"{side}_{part}": 1.0 for side in SIDES for part in ("max", "top")},
-            **{"adv_changed": moved, "noise_changed": 0.1, "noise_relative": 0.1},
-        }
-    )
+def layer_table(spread: float = 0.9) -> pd.DataFrame:
+    """Twelve layers; the input layer moves most by one measure, the last one by the other."""
+    names = ["normalize", "conv1", *(f"layer{s}.{b}.conv1" for s in (1, 2) for b in range(4))]
+    names += ["pool", "linear"]
+    depth = np.arange(len(names))
+    table = {"layer": names, "depth": depth, "kind": ["Normalize", *["Conv2d"] * 11]}
+    table |= {"relative_difference": 0.1 + 0.01 * depth, "distance": 0.5 - 0.01 * depth}
+    table |= {"clean_sigma": 2.0, "adv_sigma": 2.0 * spread}
+    for measure in ("max", "top"):  # values before the classifier grow threefold, elsewhere by 10 %
+        table |= {f"clean_{measure}": 2.0, f"noise_{measure}": 2.1}
+        table[f"adv_{measure}"] = np.where(depth == 10, 6.0, 2.2)
+    table |= {"adv_changed": 0.9 - 0.05 * depth, "noise_changed": 0.3, "noise_relative": 0.05}
+    return pd.DataFrame(table)
 
 
 def searched(kept: int) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from advprune.core.attack_settings import AttackSettings
 from advprune.core.resume import Parts
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.evaluate.craft import Work, craft
-from advprune.evaluate.probes import gradient
+from advprune.evaluate.probes import Probe
 from advprune.evaluate.records import Scoring, all_logits
 from advprune.pruning import prune
 from advprune.training.accuracy import accuracy
@@ -56,7 +56,7 @@ def attacks() -> dict[str, Any]:
         work = Work(batch=BATCH, draws=3)
         crafted = craft(network, images, labels, main, work)
         found[f"{name} pixels"] = crafted.pixels
-        probed = gradient(network, images, labels, main, work)
+        probed = Probe(network, images, labels, main, work).gradient()
         found[f"{name} gradient"] = probed.gradient.tolist()
         spent = cost.forwards, cost.gradients, crafted.cost.forwards, crafted.cost.gradients
         found[f"{name} cost"] = spent

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
@@ -13,7 +13,7 @@ from advprune.models.fold import Following, fold_batchnorm
 from advprune.pruning.hydra import attach_scores
 from conftest import make_network
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 def test_pixels_by_hand() -> None:
@@ -118,7 +118,7 @@ def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits
             super().__init__()
             self.conv, self.scale = nn.Conv2d(1, 1, 3), nn.Parameter(torch.ones(()))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return self.conv(x) * self.scale
 
     scaled = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
@@ -143,7 +143,7 @@ def test_a_batchnorm_that_is_not_behind_a_convolution_alone_is_kept() -> None:
             super().__init__()
             self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             h = self.conv(x)
             return (self.bn(h) + h).flatten(1)
 
@@ -161,7 +161,7 @@ def test_a_model_that_cannot_be_traced_is_copied_as_it_is() -> None:
             super().__init__()
             self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return self.bn(self.conv(x)).flatten(1) * (2.0 if x.sum() > 0 else 1.0)
 
     model, x = Branching().eval(), torch.rand(2, 1, 5, 5)

@@ -3,6 +3,7 @@ evaluated, against a forward pass written from the papers' formulas and the file
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torchvision import models
 from workspace import ROOT
 
+from advprune.cli.findings import figures
 from advprune.cli.options import Network
 from advprune.cli.repository import Images, Pictures
 from advprune.core.errors import UserError
@@ -21,7 +23,6 @@ from advprune.models.benchmarks import recognized
 from advprune.models.checkpoint import build, load_foreign, load_model, save_model
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.pruning import prune
-from advprune.report.benchmarks import figures
 from conftest import Run
 
 
@@ -114,32 +115,17 @@ def vgg(f: File, x: torch.Tensor, hidden: int, bias: bool, pwoa: bool = False) -
 
 
 Forward = Callable[[File, torch.Tensor], torch.Tensor]
+PREACT, VGG = "cifar/preact_resnet18", "cifar/vgg16"
 KINDS: dict[str, tuple[Forward, str, dict[str, Any]]] = {
     "RobustBench's WRN": (wide, "cifar/wide_resnet", {"depth": 16, "widen": 2}),
-    "RobustBench's PreAct": (
-        lambda f, x: preact(f, x, norm=False),
-        "cifar/preact_resnet18",
-        {"width": 8, "norm": False},
-    ),
-    "FlyingBird's ResNet18": (
-        lambda f, x: preact(f, x, norm=True),
-        "cifar/preact_resnet18",
-        {"width": 8, "norm": True},
-    ),
-    "FlyingBird's VGG16": (
-        lambda f, x: vgg(f, x, 0, bias=True),
-        "cifar/vgg16",
-        {"width": 4, "hidden": 0, "bias": True},
-    ),
-    "HYDRA's VGG16": (
-        lambda f, x: vgg(f, x, 6, bias=False),
-        "cifar/vgg16",
-        {"width": 4, "hidden": 6, "bias": False},
-    ),
+    "RobustBench's PreAct": (partial(preact, norm=False), PREACT, {"width": 8, "norm": False}),
+    "FlyingBird's ResNet18": (partial(preact, norm=True), PREACT, {"width": 8, "norm": True}),
+    "FlyingBird's VGG16": (partial(vgg, hidden=0, bias=True), VGG, {"hidden": 0, "bias": True}),
+    "HYDRA's VGG16": (partial(vgg, hidden=6, bias=False), VGG, {"hidden": 6, "bias": False}),
     "PwoA's VGG16": (
-        lambda f, x: vgg(f, x, 6, bias=True, pwoa=True),
-        "cifar/vgg16",
-        {"width": 4, "hidden": 6, "bias": True},
+        partial(vgg, hidden=6, bias=True, pwoa=True),
+        VGG,
+        {"hidden": 6, "bias": True},
     ),
 }
 
@@ -165,11 +151,11 @@ def test_the_network_of_a_file(tmp_path: Path, pictures: Path, kind: str) -> Non
     torch.save({"net": {f"module.{name}": t for name, t in file.items()}}, tmp_path / "a.pth")
     model = Pictures(Network(), Images(data=pictures)).network(tmp_path / "a.pth")
     spec = spec_of(model)
+    options = options | ({"width": 4} if architecture == VGG else {})
     assert (spec.architecture, spec.options, spec.classes) == (architecture, options, 10)
+    largest = float(wanted.abs().max())
     with torch.no_grad():
-        assert torch.allclose(
-            model(images), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max())
-        )
+        assert torch.allclose(model(images), wanted, rtol=1e-4, atol=1e-4 * largest)
     same = load_foreign(spec, str(tmp_path / "a.pth"), None)
     assert torch.equal(same(images), model(images))
     small = prune("filters", model, {"fraction": 0.5, "small": True}, (images, torch.arange(10)))
@@ -192,12 +178,7 @@ def test_published_numbers_of_parameters(name: str, options: dict[str, Any], cou
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-def test_what_a_file_holds_besides(
-    tmp_path: Path,
-    pictures: Path,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_a_file_holds_besides(tmp_path: Path, pictures: Path, run: Run) -> None:
     file, place = File(), tmp_path / "a.pt"
     wide(file, torch.zeros(1, 3, 32, 32))
     unused = {f"sub_{n}": t for n, t in file.items() if n.startswith("block1.")}
@@ -241,10 +222,7 @@ def test_published_figures() -> None:
 
 
 def test_the_commands_of_the_guide(
-    tmp_path: Path,
-    pictures: Path,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
     commands = re.findall(r"^advprune (.*theirs\.pt.*)$", text, re.MULTILINE)

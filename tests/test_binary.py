@@ -89,8 +89,6 @@ def frozen(form: nn.Module) -> nn.Module:
 
 
 # --- signs and slopes ----------------------------------------------------------------------------
-
-
 def test_signs_and_slopes_by_hand() -> None:
     x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
     signs = binarize(x, t=1.0, k=1.0)
@@ -122,8 +120,6 @@ def test_samples_are_standardized_each_by_itself_without_masked_channels() -> No
 
 
 # --- the layers in training ----------------------------------------------------------------------
-
-
 def hand_made() -> LatentConv2d:
     """Two filters of four weights, one of them with a negative scale."""
     conv = nn.Conv2d(1, 2, 2, bias=False)
@@ -174,8 +170,6 @@ def test_the_gradient_of_a_latent_weight_is_that_of_its_bit_through_the_slope() 
 
 
 # --- the deployed form ---------------------------------------------------------------------------
-
-
 def test_the_deployed_form_says_what_the_training_form_says(
     digits: Pair, form: nn.Module, frozen: nn.Module
 ) -> None:
@@ -251,9 +245,7 @@ def test_a_binary_network_comes_back_and_its_card_counts_bits(
     assert sparsity_of(frozen) < 0.05  # biases of batch-norm alone
 
 
-def test_what_would_lose_the_signs_is_refused(
-    digits: Pair, frozen: nn.Module, tmp_path: Path
-) -> None:
+def test_lost_signs_are_refused(digits: Pair, frozen: nn.Module, tmp_path: Path) -> None:
     for value in (0.0, 0.7):
         broken = copy.deepcopy(frozen)
         broken.layer2[0].conv1.weight.data[1, 0, 0, 0] = value
@@ -267,8 +259,6 @@ def test_what_would_lose_the_signs_is_refused(
 
 
 # --- specs and sizes -----------------------------------------------------------------------------
-
-
 def test_the_text_of_other_specs_is_as_it_was() -> None:
     plain = spec(binary=False)
     assert plain.model_dump_json() == (
@@ -288,6 +278,7 @@ def test_the_text_of_other_specs_is_as_it_was() -> None:
         ({"stages": [4, 4, 8]}, "a stem and 3 stages, not 3"),
         ({"stages": [4, 4, 8, 0]}, "greater than or equal to 1"),
         ({"inner": [5] + [4] * 8}, "from 1 to"),
+        ({"inner": [0] + [4] * 8}, "from 1 to"),
         ({"inner": [4] * 8}, "has 9 blocks, not 8"),
         ({"stages": [4, 4, 8, 16], "inner": [0] + [4] * 8}, "from 1 to"),
     ],
@@ -317,18 +308,20 @@ def test_what_the_channels_are_called() -> None:
 
 
 # --- training ------------------------------------------------------------------------------------
+def inputs(digits: Pair, val: int = 16, state: Path | None = None) -> Inputs:
+    """All digits to train on, the first of them again to judge on."""
+    images = (digits[0] * 255).round().to(torch.uint8)
+    whole = Split(images, digits[1], tuple("0123456789"), "digits")
+    few = replace(whole, images=images[:val], labels=digits[1][:val])
+    return Inputs(whole, few, 0, torch.device("cpu"), state)
 
 
 def train(
     digits: Pair, state: Path | None, epochs: int = 3, method: str = "standard", **changes: Any
 ) -> tuple[Any, Any]:
-    images = (digits[0] * 255).round().to(torch.uint8)
-    whole = Split(images, digits[1], tuple("0123456789"), "digits")
-    few = replace(whole, images=images[:16], labels=digits[1][:16])
-    inputs = Inputs(whole, few, 0, torch.device("cpu"), state)
     settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, method=method, steps=2)
     optimizer = TrainSettings(batch=16, crop=0)
-    return train_binary(spec(**changes), settings, optimizer, inputs)
+    return train_binary(spec(**changes), settings, optimizer, inputs(digits, state=state))
 
 
 def test_a_killed_training_gives_the_same_bits(digits: Pair, tmp_path: Path) -> None:

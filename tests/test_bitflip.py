@@ -11,24 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bits import hamming, replay
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import bitflip
-from advprune.attacks.bit_search import random_bits, random_flips, rank
+from advprune.attacks.bit_search import TYPES, random_bits, random_flips, rank
 from advprune.attacks.flip_objective import LEAK
-from advprune.attacks.flip_trace import TYPES
 from advprune.attacks.rerun import rerun
-from advprune.attacks.stored_bits import (
-    Flip,
-    StoredModel,
-    decode,
-    encode,
-    place_values,
-    store,
-)
+from advprune.attacks.stored_bits import Flip, StoredModel, decode, encode, place_values, store
 from advprune.models.stochastic import Stochastic
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 WIDTHS = (8, 4, 1)
 
 
@@ -41,7 +33,7 @@ def tiny(seed: int = 0) -> nn.Module:
     return model
 
 
-def tiny_images(n: int = 12, seed: int = 1) -> torch.Tensor:
+def tiny_images(n: int = 12, seed: int = 1) -> Tensor:
     return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
 
 
@@ -60,7 +52,7 @@ def turned(q: int, bit: int, bits: int) -> int:
 
 
 def loss_with(
-    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor, changed: dict[Flip, int]
+    stored: StoredModel, images: Tensor, labels: Tensor, changed: dict[Flip, int]
 ) -> float:
     """Cross-entropy of a model made afresh from the integers, with some of them changed."""
     model = copy.deepcopy(stored.model)
@@ -72,41 +64,27 @@ def loss_with(
         return float(F.cross_entropy(model(images), labels))
 
 
-def slopes(
-    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor
-) -> dict[tuple[str, int], float]:
-    """dL/dW of every weight by central differences."""
-    found, h = {}, 1e-6
-    for name in stored.layers:
+def linear_gains(stored: StoredModel, images: Tensor, labels: Tensor) -> dict[Flip, float]:
+    """What every single flip changes the linearized loss by, from central differences."""
+    gains, h = {}, 1e-6
+    for name, layer in stored.layers.items():
         weight = stored.model.get_submodule(name).weight.data.view(-1)
-        for index in range(len(weight)):
+        scales = layer.scale.expand_as(layer.codes).flatten().tolist()
+        for index, q in enumerate(layer.integers().flatten().tolist()):
             before, ends = float(weight[index]), []
             for sign in (1, -1):
                 weight[index] = before + sign * h
                 ends.append(loss_with(stored, images, labels, {}))
             weight[index] = before
-            found[name, index] = (ends[0] - ends[1]) / (2 * h)
-    return found
-
-
-def linear_gains(
-    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor
-) -> dict[Flip, float]:
-    """What every single flip changes the linearized loss by."""
-    gains = {}
-    for (name, index), slope in slopes(stored, images, labels).items():
-        layer = stored.layers[name]
-        q = int(layer.integers().flatten()[index])
-        scale = float(layer.scale.expand_as(layer.codes).flatten()[index])
-        for bit in range(layer.bits):
-            change = (turned(q, bit, layer.bits) - q) * scale
-            gains[Flip(name, index, bit)] = slope * change
+            slope = (ends[0] - ends[1]) / (2 * h)
+            for bit in range(layer.bits):
+                change = (turned(q, bit, layer.bits) - q) * scales[index]
+                gains[Flip(name, index, bit)] = slope * change
     return gains
 
 
-def autograd_gradients(
-    stored: StoredModel, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def autograd_gradients(stored: StoredModel, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """dL/dW of every weight by autograd."""
     model = copy.deepcopy(stored.model).requires_grad_(True)
     F.cross_entropy(model(images), labels).backward()
     return {name: model.get_submodule(name).weight.grad for name in stored.layers}
@@ -192,25 +170,6 @@ def test_a_shared_tensor_is_stored_once() -> None:
     assert stored.model[2].weight is stored.model[0].weight
 
 
-def test_flips_undo_themselves_and_are_counted() -> None:
-    stored = store(tiny(), 8)
-    clean = stored.copy()
-    flips = [Flip("0", 4, 7), Flip("0", 4, 0), Flip("3", 23, 6)]
-    for flip in flips:
-        stored.flip(flip)
-    assert hamming(stored, clean) == 3
-    for flip in flips:
-        name, index = flip.layer, flip.index
-        weight = float(stored.weight(name).flatten()[index])
-        assert weight == stored.integer(name, index) * float(stored.layers[name].scale)
-    assert stored.integer("3", 23) == turned(clean.integer("3", 23), 6, 8)
-    for flip in flips:
-        stored.flip(flip)
-    assert hamming(stored, clean) == 0
-    for name in stored.layers:
-        assert torch.equal(stored.weight(name), clean.weight(name))
-
-
 def test_flipping_works_in_any_memory_layout(network: nn.Module) -> None:
     rows, last = store(network), store(network)
     last.model.to(memory_format=torch.channels_last)
@@ -267,17 +226,16 @@ def test_each_step_takes_the_best_of_all_candidates(bits: int) -> None:
             assert isclose(row.loss_before, loss_with(state, images, labels, {}), rel_tol=1e-9)
 
 
-def some_labels(seed: int) -> torch.Tensor:
+def some_labels(seed: int) -> Tensor:
     return torch.randint(3, (12,), generator=torch.Generator().manual_seed(seed))
 
 
-def growing() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A network for which, at one bit, single flips soon raise nothing, but several do."""
-    return tiny(22), tiny_images(), some_labels(22)
+# A network for which, at one bit, single flips soon raise nothing, but several do.
+GROWING = tiny(22), tiny_images(), some_labels(22)
 
 
 def test_n_b_grows_when_no_single_candidate_raises_the_loss() -> None:
-    model, images, labels = growing()
+    model, images, labels = GROWING
     table = bitflip(model, images, labels, bits=1, budget=40).table
     step = table[table.step == table.step[table.n_b > 1].iloc[0]]
     n_b = int(step.n_b.iloc[0])
@@ -298,7 +256,7 @@ def test_n_b_grows_when_no_single_candidate_raises_the_loss() -> None:
 
 def test_more_candidates_of_each_layer_are_scored_by_forward_passes() -> None:
     """At one bit, of each layer's three best flips to first order the one that is best in fact."""
-    model, images, labels = growing()
+    model, images, labels = GROWING
     for each in (1, 3):
         row = bitflip(model, images, labels, bits=1, budget=1, each=each).table.iloc[0]
         state, losses = store(model, 1), {}
@@ -314,8 +272,7 @@ def test_more_candidates_of_each_layer_are_scored_by_forward_passes() -> None:
 
 
 def test_it_ends_where_nothing_tried_raises_the_loss() -> None:
-    model, images, labels = growing()
-    trace = bitflip(model, images, labels, bits=1, budget=500, most_candidates=2)
+    trace = bitflip(*GROWING, bits=1, budget=500, most_candidates=2)
     assert trace.reason == "stalled" and trace.table.n_b.max() <= 2
     flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     flat[1].weight.data.zero_()
@@ -371,27 +328,12 @@ def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
 # What else it promises
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", [8, 1])
 def test_reuse_changes_nothing(network: nn.Module, digits: Pair, bits: int) -> None:
     images = digits[0][:20]
     kept = bitflip(network, images, bits=bits, budget=3, batch=12)
     computed = bitflip(network, images, bits=bits, budget=3, batch=12, reuse=False)
     assert_same(kept.table, computed.table)
-
-
-def test_a_pass_from_each_layer_on_is_the_whole_pass(network: nn.Module, digits: Pair) -> None:
-    stored = store(network)
-    weights = {name: stored.weight(name) for name in stored.layers}
-    graph = rerun(stored.model, weights, digits[0])
-    assert graph is not None
-    assert not {str(node.target) for node in graph.kept} & set(stored.layers)  # inputs suffice
-    with torch.no_grad():
-        logits, values = graph.start(digits[0])
-        assert torch.equal(logits, stored.model(digits[0]))
-        for name in stored.layers:
-            stored.flip(Flip(name, 0, 7))
-            logits, values = graph.again(values, name)  # each on top of the ones before
-            assert torch.equal(logits, stored.model(digits[0]))
 
 
 class Joined(nn.Module):
@@ -404,24 +346,29 @@ class Joined(nn.Module):
         self.first, self.second = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 3, 3)
         self.last, self.shift = nn.Linear(5, 4), nn.Parameter(torch.rand(5))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         both = torch.cat([self.first(x), self.second(x)], dim=1)
         return self.last(both.tanh().mean((2, 3)) + self.shift)
 
 
-def test_a_pass_from_a_layer_on_follows_every_kind_of_operation(digits: Pair) -> None:
-    stored, images = store(Joined()), digits[0][:5]
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_pass_from_each_layer_on_is_the_whole_pass(
+    network: nn.Module, digits: Pair, joined: bool
+) -> None:
+    stored, images = store(Joined() if joined else network), digits[0][:20]
     graph = rerun(stored.model, {n: stored.weight(n) for n in stored.layers}, images)
     assert graph is not None
+    # The inputs of layers suffice.
+    assert joined or not {str(node.target) for node in graph.kept} & set(stored.layers)
     with torch.no_grad():
         logits, values = graph.start(images)
         assert torch.equal(logits, stored.model(images))
         for name in stored.layers:
             stored.flip(Flip(name, 0, 7))
             before = logits
-            logits, values = graph.again(values, name)
+            logits, values = graph.again(values, name)  # each on top of the ones before
             assert torch.equal(logits, stored.model(images))
-            assert not torch.equal(logits, before)
+            assert not (joined and torch.equal(logits, before))
             assert set(values) == graph.kept
 
 
@@ -432,7 +379,7 @@ class Foreign(nn.Module):
         super().__init__()
         self.inner = tiny()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) if x.sum() > -1 else x
 
 
@@ -441,7 +388,7 @@ class Spoiling(Foreign):
 
     __module__ = "torch.spoiling"  # as if its code were known
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         first, *others = self.inner
         x = first(x)
         for layer in others:
@@ -470,7 +417,8 @@ def test_passes_are_counted() -> None:
     assert (table.n_b == 1).all()
     assert table.forwards.tolist() == [2 + 3 * step for step in (1, 2, 3, 4)]
     assert table.gradients.tolist() == [1, 2, 3, 4]
-    assert calls == [12] * table.forwards.iloc[-1]
+    of_batch = [count for count in calls if count == 12]  # others are of the border check
+    assert of_batch == [12] * table.forwards.iloc[-1]
 
 
 def test_parts_of_the_batch_add_up() -> None:
@@ -514,7 +462,7 @@ def test_targeted_attacks_push_into_the_class(network: nn.Module, digits: Pair, 
     assert now > min(share) + 16
 
 
-def decided_and_sure() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def decided_and_sure() -> tuple[nn.Module, Tensor, Tensor]:
     """Two classes, two images of the first: one is wrong already, the other right and sure.
 
     The first image is the sum of 12 columns, the second that of the other 4.
@@ -548,7 +496,7 @@ def test_margin_loss_by_hand() -> None:
     assert isclose(pushed, -first, rel_tol=1e-6)  # of two classes, the other's margin
 
 
-def published_one_bit_mask(q: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def published_one_bit_mask(q: Tensor, gradient: Tensor) -> Tensor:
     """Which signs the published code lets flip: bit XOR (sign(dL/db) + 1) / 2, with b_w = -1."""
     bit, by_bit = (q + 1) / 2, -1 * gradient
     return bit != (by_bit.sign() + 1) / 2
@@ -581,6 +529,7 @@ def test_random_flips_take_every_bit_once() -> None:
     assert hamming(trace.stored, store(model, 3)) == 126
     assert trace.table.loss_after.isna().all()
     assert list(trace.table.columns) == list(TYPES)
+    assert_same(random_flips(model, bits=3, budget=7).table, trace.table.head(7))
 
 
 def test_weights_that_meet_only_padding_are_no_stored_bits() -> None:
@@ -608,16 +557,6 @@ def test_random_flips_are_uniform_over_bits() -> None:
     assert abs(first - 1800) < 4 * (3000 * 0.6 * 0.4) ** 0.5
 
 
-def test_random_flips_measure_the_loss() -> None:
-    model, images = tiny(), tiny_images()
-    whole = random_flips(model, images, budget=20).table
-    assert_same(random_flips(model, images, budget=7).table, whole.head(7))
-    labels = store(model).model(images).argmax(1)
-    end = replay(store(model), whole)
-    assert isclose(whole.loss_after.iloc[-1], loss_with(end, images, labels, {}), rel_tol=1e-9)
-    assert (whole.loss_after.to_numpy()[:-1] == whole.loss_before.to_numpy()[1:]).all()
-
-
 # Refusals
 
 
@@ -633,8 +572,7 @@ def test_random_flips_measure_the_loss() -> None:
         ({"every": 0}, "every"),
         ({"batch": 0}, "batch"),
         ({"stop": 0.1}, "evaluate"),
-        ({"candidates": 0}, "candidates"),
-        ({"candidates": 5, "most_candidates": 4}, "candidates"),
+        ({"most_candidates": 0}, "candidates"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, "3 labels for 12"),
         ({"images": tiny_images() + 1}, "outside"),
         ({"images": tiny_images()[:0]}, "no images"),
@@ -647,7 +585,7 @@ def test_options_that_make_no_sense_are_refused(change: dict[str, object], word:
 
 
 class Noisy(Stochastic):
-    def noisy(self, h: torch.Tensor) -> torch.Tensor:
+    def noisy(self, h: Tensor) -> Tensor:
         return h + self.normal(h)
 
 
@@ -657,7 +595,7 @@ def test_models_that_cannot_be_attacked_are_refused() -> None:
     endless[3].bias.data[0] = torch.inf
     for model, word in (
         (broken, "NaN"),
-        (endless, "not finite"),
+        (endless, "infinite"),
         (nn.Sequential(tiny(), Noisy()), "draws at random"),
         (nn.Flatten(), "no convolution or linear"),
     ):

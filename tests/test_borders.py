@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import namedtuple
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import nn
 
 from advprune import attacks, evaluate, load_model, prune
-from advprune.attacks.apgd import apgd
-from advprune.attacks.apgd_state import APGDSettings
+from advprune.attacks.apgd import APGDSettings, apgd
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
@@ -44,6 +44,27 @@ class Wrapped(nn.Module):
         return self.change(self.model(x))
 
 
+class Counting(nn.Module):
+    """A linear model whose answer is another in every third pass."""
+
+    def __init__(self, kind: str = "number") -> None:
+        super().__init__()
+        self.model, self.kind, self.calls, self.seen = flat(), kind, 0, list[int]()
+        self.register_buffer("count", torch.zeros(()))
+        self.cache: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache = self.model(x)  # which is no state: it is not read again
+        if self.kind == "number":
+            self.calls += 1
+        elif self.kind == "buffer":
+            self.count += 1
+        elif self.kind == "list":
+            self.seen.append(0)
+        third = max(self.calls, int(self.count), len(self.seen)) % 3 == 2
+        return self.cache.roll(1, 1) if third else self.cache
+
+
 def flat() -> nn.Module:
     """A linear model of ten classes on digits."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
@@ -55,6 +76,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "apgd": lambda m, x, y, eps=0.1: apgd(m, x, y, APGDSettings(eps=eps, steps=2)),
     "minimum_norm": lambda m, x, y, eps=0.1: minimum_norm(m, x, y, MinimumNormSettings(steps=2)),
     "score": lambda m, x, y, eps=0.1: evaluate.score(m, x, x, y),
+    "bitflip": lambda m, x, y, eps=0.1: attacks.bitflip(m, x, y, budget=1),
 }
 Logits = namedtuple("Logits", "logits")
 
@@ -98,10 +120,15 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "infinite": (changed(lambda z: z / 0), "returns infinite logits"),
     "squeezed alone": (changed(lambda z: z.squeeze()), r"\[10\] for 1 images"),
     "batch": (changed(lambda z: z - z.mean(0)), "depend on the other images"),
+    "first of a batch": (seeing(lambda x: (x + x[:1]) / 2), "depend on the other images"),
+    "before it in a batch": (changed(lambda z: z.cumsum(0)), "depend on the other images"),
     "of six": (seeing(lambda x: x.view(6, 1, 8, 8)), r"fails on images \[2, 1, 8, 8\]: Runtime"),
     "arguments": (lambda: nn.Bilinear(64, 64, 10), "fails on .*: TypeError"),
     "exits": (seeing(lambda x: sys.exit(0)), "fails on .*: SystemExit"),
     "in place": (seeing(lambda x: x.sub_(0.5)), "changes its input in place"),
+    "counts": (lambda: Counting(), "a pass changes calls, on"),
+    "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, on"),
+    "lists": (lambda: Counting("list"), "a pass changes seen, on"),
     "unseen in place": (seeing(nn.ReLU(inplace=True)), "changes its input in place"),
 }
 
@@ -127,14 +154,15 @@ def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits:
         changed(torch.detach),
         lambda: nn.DataParallel(flat()),
         lambda: flat().requires_grad_(False),
+        lambda: Counting("none"),
         lambda: torch.ao.quantization.quantize_dynamic(flat(), {nn.Linear}, dtype=torch.qint8),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_logits_of_another_kind_are_taken(made: Callable[[], nn.Module], digits: Pair) -> None:
     model = made()
     images, labels = digits[0][:4], digits[1][:4]
-    for attack in set(ATTACKS) - {"score"}:
+    for attack in set(ATTACKS) - {"score", "bitflip"}:
         ATTACKS[attack](model, images, labels)
     found = evaluate.score(model, images, images, labels)
     assert found.clean_pred.tolist() == model(images).argmax(1).tolist()
@@ -160,6 +188,7 @@ WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda x, y: (x, y[0]), r"\[\] labels for 64"),
     (lambda x, y: (x, y.tolist()), "labels are list"),
     (lambda x, y: (x, None), "labels are NoneType"),
+    (lambda x, y: (x, y.to("meta")), "labels hold no numbers"),
     (lambda x, y: (x, y * 0 - 100), "a label is below 0"),
     (lambda x, y: (x, y + 10), "label 19 is none of 10 classes"),
     (lambda x, y: (x, y[1:]), "63 labels for 64 images"),
@@ -189,8 +218,9 @@ def test_images_of_any_layout_give_the_same(attack: str, layout: Any, digits: Pa
     torch.manual_seed(0)
     model, (images, labels) = flat(), digits
     expected, found = (ATTACKS[attack](model, x, labels) for x in (images, layout(images)))
-    if attack == "score":
-        assert expected.equals(found)
+    if attack in ("score", "bitflip"):
+        tables = (one if attack == "score" else one.table for one in (expected, found))
+        assert next(tables).equals(next(tables))
         return
     pairs = zip(*(e if isinstance(e, tuple) else (e,) for e in (expected, found)), strict=True)
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs)
@@ -198,7 +228,7 @@ def test_images_of_any_layout_give_the_same(attack: str, layout: Any, digits: Pa
 
 @pytest.mark.parametrize("attack", ["pgd", "square", "apgd"])
 @pytest.mark.parametrize(
-    "eps", [8, float("nan"), -0.1, float("inf"), "8/255", None, True, 1j, [0.1]]
+    "eps", [8, float("nan"), -0.1, float("inf"), "8/255", None, True, 1j, [0.1], Fraction(1, 9)]
 )
 def test_a_budget_that_makes_no_sense_is_refused(attack: str, eps: Any, digits: Pair) -> None:
     with pytest.raises(ValueError, match=f"{attack}: eps is"):
@@ -359,6 +389,20 @@ def test_hooks_are_attacked_and_never_stored(
     assert torch.equal(private(digits[0]), model(digits[0]))
     with pytest.raises(UserError, match="has hooks, which no file can hold"):
         save_model(model, Path("never.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_hooks_on_all_modules_are_refused(kind: str, network: nn.Module, digits: Pair) -> None:
+    registered = getattr(nn.modules.module, f"register_module_{kind}_hook")(lambda *_: None)
+    try:
+        for refusing in (
+            lambda: attacks.pgd(network, *digits, 0.1, 0.02, 1),
+            lambda: prune("E", network, 0.1),
+        ):
+            with pytest.raises(UserError, match="hooks are registered for all modules of torch"):
+                refusing()
+    finally:
+        registered.remove()
 
 
 @pytest.mark.parametrize("data", [(1,), "x", {"images": 1}, [1, 2], (None, None)], ids=str)

@@ -125,9 +125,7 @@ SINGLE = rows("probe_single", 10, steps=1)
     ],
 )
 def test_what_should_be_weaker_and_does_more_harm_contradicts_the_number(
-    tables: list[pd.DataFrame],
-    transfers: dict[tuple[str, str], pd.DataFrame],
-    expected: set[str],
+    tables: list[pd.DataFrame], transfers: dict[tuple[str, str], pd.DataFrame], expected: set[str]
 ) -> None:
     level, against = judged(*tables, transfers=transfers)
     assert against == expected
@@ -227,3 +225,9 @@ def test_robust_rates_by_hand() -> None:
     assert found["robust_accuracy"] == 0.5
     assert found["robust_accuracy_single_draw"] == 0.625
     assert found["robust_accuracy_9_of_10"] == 0.75
+
+
+def test_a_budget_in_l2_is_judged_by_the_size_of_the_image() -> None:
+    """0.5 of 3,072 pixels is a small change, which a robust model withstands."""
+    for eps, expected in ((0.5, "reliable"), (0.5 * 3072**0.5, "broken")):
+        assert level(rows("curve_eps", 20, norm="L2", eps=eps), pixels=3072)[0] == expected

@@ -23,7 +23,7 @@ from advprune.cli import app as command_line
 from advprune.core.files import WRITING
 from advprune.core.params import load
 from advprune.core.settings import yaml_of
-from advprune.data import load_split, prepare, save_split
+from advprune.data import load_split, prepare, save_split, stratified_subset
 from advprune.evaluate import metrics
 from advprune.evaluate.measures import robust_rates
 from advprune.evaluate.robust import union
@@ -38,7 +38,7 @@ from advprune.pruning import prune as prune_model
 from advprune.quantization.post_training import quantize
 from advprune.report import read as read_module
 from advprune.report import write as write_module
-from advprune.training.base import spec_for
+from advprune.training.networks import spec_for
 from conftest import Run, same_weights
 
 DENSE = Path("runs/digits/dense-standard/model.safetensors")
@@ -345,6 +345,20 @@ def test_prune_does_what_the_family_does(
         assert card["setting"] == 0.1
     assert {path.name for path in out.parent.iterdir()} == {"small.safetensors", "small.json"}
     assert not set(Path().glob("checkpoints/*")) - {WRITING}
+
+
+def test_quantize_rounds_as_the_stage_does(here: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "int.safetensors"
+    status, said, err = run("quantize", here, "--bits", 4, "--out", out)
+    assert (
+        status == 0 and "int.safetensors and int.json: 4 bits; its twin agrees on 100.00%" in said
+    )
+    images, labels = load_split("data/digits", "train")
+    shown = images[stratified_subset(labels, min(512, len(labels)), load().seed)]
+    assert same_weights(load_model(out), quantize(load_model(here), shown, 4)), err
+    card = json.loads(out.with_suffix(".json").read_text())
+    assert card["bits"] == card["setting"]["bits"] == 4 and card["macs"] > 0
+    assert run("quantize", here, "--bits", 9, "--out", out)[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from advprune.core.params import load
 from advprune.pruning import families
 from advprune.report.docs import FOLDER, PUBLISHED, blocks_of, family_pages, filled, modules
 from advprune.report.docs import README as README_FILE
+from advprune.report.results import read_results
+from advprune.report.run import NOT_RUN
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,6 +63,28 @@ def rerun_here(folder: str = "metrics") -> bool:
 def test_figures_of_ours_are_those_of_the_committed_results(page: Path) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert filled(text, blocks_of(ROOT)[page]) == text
+
+
+def test_the_sentence_on_width_16_is_what_its_results_say() -> None:
+    """Width, images and number of models; that nothing protects and what GAP resists."""
+    place = ROOT / "reports" / "cifar10-small"
+    table = read_results((place / "results.csv").read_text(encoding="utf-8"), "it")
+    run = table[table.verdict != NOT_RUN].set_index("model")
+    said = re.search(r"width (\d+), ([\d,]+)\s+test images(?:, the first (\w+) models)?", README)
+    assert said is not None
+    width, n, first = said.groups()
+    assert load(place / "params.yaml").active().model.width == int(width)
+    assert set(run.n) == {int(n.replace(",", ""))}
+    numbers = ["seven", "eight", "nine", "ten", "eleven", "twelve"]
+    assert len(run) == (7 + numbers.index(first) if first else len(table))
+    standard = run[(run.recipe == "standard") & (run.parent != run.index)]
+    if "no\ncompression here protects" in README:
+        assert not standard.against_dense.str.startswith("higher").any()
+        assert standard.robust_accuracy_high.max() < 0.01
+    if "GAP resists only images" in README:
+        is_gap = standard.family.str.startswith("GAP")
+        others = standard.transfer_accuracy_high[~is_gap & (standard.sparsity < 0.5)]
+        assert standard.transfer_accuracy_low[is_gap].min() > others.max()
 
 
 def test_pages_of_families_are_those_of_their_docstrings() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.registry import typed
 from advprune.core.attack_settings import (
@@ -28,10 +28,9 @@ from advprune.evaluate.statistics import Rate
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_success
 from advprune.pruning import prune
-from advprune.quantization.post_training import quantize
 from conftest import Linear
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 def records(label: list[int], clean: list[int], adv: list[int]) -> pd.DataFrame:
@@ -155,16 +154,12 @@ BOTH_NORMS = [(m, norm) for m in ("pgd", "apgd", "minimum_norm") for norm in ("L
 def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches(
     method: str, norm: str
 ) -> None:
-    """Those with `min_t (z_y - z_t) / |w_t - w_y| < eps` in the dual norm, and no others."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(5, 48, generator=generator)
     images = torch.randint(102, 153, (60, 3, 4, 4), generator=generator) / 255
     model = Linear(weight)
-    logits = model(images).detach()
-    labels = logits.argmax(1)
-    size = (weight[None] - weight[labels][:, None]).norm(1 if norm == "Linf" else 2, dim=2)
-    gap = logits.amax(1, keepdim=True) - logits
-    known = (gap / size).masked_fill(size == 0, torch.inf).amin(1)
+    labels = model(images).argmax(1)
+    known = model.distance(images, labels, norm)
     eps = round(float(known.median()) * 255) / 255
     read = OtherAttack.model_validate({"method": method, "norm": norm, "eps": eps})
     if method == "pgd":
@@ -174,14 +169,6 @@ def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches
     reached, out_of_reach = known < 0.8 * eps, known > 1.01 * eps
     assert reached.sum() > 10 and out_of_reach.sum() > 10
     assert fooled[reached].all() and not fooled[out_of_reach].any()
-
-
-def test_quantized_models_are_attacked_through_their_twin(network: nn.Module, digits: Pair) -> None:
-    model = quantize(network, digits[0])
-    labels = model(digits[0]).argmax(1)
-    setting = AttackSettings(eps=0.2, step=0.05, steps=10)
-    pixels = craft(model, digits[0], labels, setting).pixels
-    assert (model(pixels / 255).argmax(1) != labels).float().mean() > 0.9
 
 
 def test_curves_keep_the_ratio_of_step_to_eps() -> None:

@@ -23,9 +23,7 @@ def maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_the_clamp_range_is_the_mean_and_sigma_of_the_clean_maps(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_the_clamp_range_is_that_of_the_clean_maps(network: nn.Module, digits: Pair) -> None:
     clamped = prune("clamp", network, {"sigmas": 1.5, "images": 64}, digits).model
     for name, h in maps(network, digits[0]).items():
         layer = sites(clamped)[name][-1]

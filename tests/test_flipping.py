@@ -150,9 +150,7 @@ class Noisy(Stochastic):
         return h + self.normal(h)
 
 
-def test_what_cannot_be_attacked_is_refused_by_name(
-    small: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_what_is_refused_by_name(small: nn.Module, digits: Pair, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"studies\.entry\.of: this model draws at random"):
         flipped(digits, nn.Sequential(small, Noisy()), tmp_path)
     with pytest.raises(UserError, match=r"flips\.target is 10; classes are 0 to 9"):

@@ -176,6 +176,9 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"at layers: .*at most 16 items"):
         taken(known)
     known["layers"] = known["layers"][:1]
+    for settings in ({"fraction": 1.0, "form": "x"}, {"fraction": 0}, {"fraction": True}):
+        with pytest.raises(UserError, match=r"the spec's layers of kind 'sap': (form|fraction)"):
+            taken(known | {"layers": [{"kind": "sap", "settings": settings}]})
     sizes = st.sampled_from([1, 3, 16384, 100_000, 0, -1, [0.0] * 3, [float("nan")], [0.0]])
     fuzz("headers", changed(known, VALUES | sizes), taken, 80)
 

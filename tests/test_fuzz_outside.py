@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -22,6 +23,7 @@ from PIL import Image
 from typer.exceptions import TyperException
 
 from advprune.cli.app import app
+from advprune.core import memory
 from advprune.core.errors import UserError
 from advprune.data.split import Split, save_split
 from advprune.models import outside
@@ -141,15 +143,36 @@ def test_pipes_are_no_input(command: Command, tmp_path: Path) -> None:
                 command("evaluate", str(place), "--data=pictures")
 
 
-@pytest.mark.parametrize("options", ["{embed_dim: 1024}", "{depth: 1000000}"])
+def test_grey_pictures_and_one_in_colour(command: Command, tmp_path: Path) -> None:
+    place = shutil.copytree("pictures", tmp_path / "mixed")
+    Image.new("RGB", (8, 8)).save(place / "b" / "last.png")
+    with pytest.raises(UserError, match="some of the pictures are grey and some in colour"):
+        command("evaluate", "net.safetensors", f"--data={place}")
+
+
+@pytest.mark.parametrize("options", ["{embed_dim: 1024}", "{depth: 300}", "{depth: 1000000000}"])
 def test_no_options_make_a_network_beyond_memory_and_time(
     options: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("timm")
-    monkeypatch.setattr(outside, "MOST", {"numbers": 1 << 20, "layers": 200})
+    monkeypatch.setattr(outside, "MOST", outside.MOST | {"numbers": 1 << 20, "layers": 200})
     known = ("--architecture=timm/test_vit", f"--options={options}", "--classes=2")
-    with pytest.raises(UserError, match="timm/test_vit: its options make a network of over"):
+    words = "timm/test_vit: (its options make a network of over|depth is 1000000000; numbers)"
+    with pytest.raises(UserError, match=words):
         command("audit", "net.pt", *known)
+
+
+@pytest.mark.parametrize(
+    "take", [lambda n: torch.ones(n, dtype=torch.uint8), np.ones, bytes], ids=["torch", "numpy", ""]
+)
+def test_memory_that_is_not_free_is_refused(
+    take: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free", lambda: 1 << 28)
+    words = r"more memory than the 0\.3 GB that are free"
+    with pytest.raises(UserError, match=words), memory.bounded_memory():
+        _ = [take(1 << 25) for _ in range(100)]
+    take(1 << 29)
 
 
 # --- arrays --------------------------------------------------------------------------------------
@@ -242,8 +265,9 @@ CONFIG = {
 }
 
 
-def test_configurations(command: Command, tmp_path: Path) -> None:
+def test_configurations(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
+    monkeypatch.setattr(outside, "MOST", outside.MOST | {"numbers": 1 << 24})
     net = timm.create_model("test_vit", num_classes=2, img_size=32, depth=1)
     torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
     place, checkpoint = tmp_path / "config.json", str(tmp_path / "pytorch_model.bin")

@@ -73,9 +73,7 @@ def is_removed(pruned: Pruned, expected: Tensors) -> bool:
     )
 
 
-def test_the_clean_score_is_the_mean_gradient_times_the_weight(
-    precise: nn.Module, data: Data
-) -> None:
+def test_the_clean_score_is_mean_gradient_times_weight(precise: nn.Module, data: Data) -> None:
     gradients = per_image(precise, data.images, data.labels)
     scores = {n: (precise.get_parameter(n) * g / 40).abs() for n, g in gradients.items()}
     count = round(0.6 * sum(s.numel() for s in scores.values()))

@@ -19,7 +19,6 @@ import torch
 from planted import N, model, planted, run_of, settings
 from ruamel.yaml import YAML
 
-from advprune.cli.app import main
 from advprune.core.errors import UserError
 from advprune.data.split import Split, save_split
 from advprune.report.gate import Gate, Result, Side, judge, page, side_of
@@ -27,6 +26,7 @@ from advprune.report.margin import Rules, least, loss
 from advprune.report.results import metrics_of, read_results, results
 from advprune.report.run import Model, Run
 from advprune.report.write import settings_of
+from conftest import Run as Command
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / ".github" / "workflows" / "robustness.yml"
@@ -64,7 +64,12 @@ def test_a_fall_of_distances_is_judged_where_robust_accuracy_is_at_its_floor() -
     before, after = (Side({"A": replace(one, distances=size)}) for size in (far, far / 2))
     assert judge(before, before).passed and judge(after, before).passed
     (failure,) = judge(before, after).failures
-    assert failure.startswith("A: the median distance went from 14/255 to 7.01/255")
+    assert failure.startswith("A: the median distance went from 14.0/255 to 7.01/255")
+    found = judge(*(replace(one, norm="L2") for one in (before, after)))  # a length, no grey levels
+    assert found.failures[0].startswith("A: the median distance went from 0.0550 to 0.0275,")
+    assert "| distance before " in page(found, "G") and "| distance /255 before " in page(
+        judge(before, after), "G"
+    )
 
 
 def test_a_fall_is_found_on_more_images_than_a_rate_of_four_digits_tells_apart() -> None:
@@ -119,6 +124,11 @@ def test_other_settings_of_the_measurement_are_red() -> None:
         ]
         assert judge(one, changed, Rules(allow=["settings"])).passed
     assert judge(one, one).passed and judge(side(A=planted(9)), one).passed
+    weaker = side_of(read_results(RESULTS_TEXT.replace("0.188235294", "0.188"), "here"))
+    (failure,) = judge(side_of(results(run_of(model("A")))), weaker).failures
+    assert failure == "Attacked otherwise: A-standard and dense-standard (--allow settings)."
+    named = judge(side(settings=planted(9)), side(settings=planted(9)), Rules(allow=["settings"]))
+    assert named.failures == ["settings is what --allow takes for a change of all models."]
     before, after = (run_of(model("A"), model("B", suite=more)) for more in (None, []))
     failures = judge(side_of(results(before)), side_of(results(after))).failures
     assert failures[-1] == "B-standard went without square (--allow settings)."
@@ -138,7 +148,9 @@ def test_text_from_files_is_code_in_the_comment(hostile: str) -> None:
 
 def test_outcomes_are_those_of_the_worst_case_and_come_back() -> None:
     whole = run_of(model("A", (4, 20, 4)))
-    found = side_of(read_results(results(whole).to_csv(index=False), "here")).results["A-standard"]
+    read = side_of(read_results(results(whole).to_csv(index=False), "here"))
+    assert read.norm == "Linf"
+    found = read.results["A-standard"]
     assert found.robust.tolist() == planted(4).tolist() and found.verdict == "reliable"
     changed = replace(whole, clean_images=whole.clean_images + np.uint8(1))
     assert results(changed).images[0] != found.images
@@ -157,7 +169,11 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
         (RESULTS_TEXT.replace(",1111000", ",1111100"), "another rate than its outcomes"),
         (RESULTS_TEXT.replace("A-standard", "dense-standard", 1), "named twice"),
         (RESULTS_TEXT[:900], "is damaged"),
-        (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",007e\1", RESULTS_TEXT), "no number"),
+        (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",007e\1", RESULTS_TEXT), "contradict"),
+        (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",042c\1", RESULTS_TEXT), "contradict"),
+        (re.sub(r",0636", ",f636", RESULTS_TEXT.replace(",1111000", ",0111000"), count=1), "rate"),
+        (RESULTS_TEXT.replace("0.18823529411764706", "0.8"), "contradict each other"),
+        (RESULTS_TEXT.replace("0.18823529411764706", "8/255"), "eps of dense-standard is no num"),
         (RESULTS_TEXT.replace(",reliable", ",not run", 1), "was not run has numbers"),
         (RESULTS_TEXT.replace(",reliable", ",not run"), "models are missing"),
     ],
@@ -285,6 +301,8 @@ def forge(model: str = "A-standard", hits: int = 36) -> None:
     table = read_results(place.read_text(), "it").set_index("model", drop=False)
     table.loc[model, "robust_accuracy"] = hits / N
     table.loc[model, "robust_images"] = "1" * hits + "0" * (N - hits)
+    far = np.full(hits, np.inf, "<f2").tobytes().hex()
+    table.loc[model, "image_distances"] = far + table.image_distances[model][len(far) :]
     table.to_csv(place, index=False)
     Path("metrics/digits").mkdir(parents=True, exist_ok=True)
     for name, row in metrics_of(table).items():
@@ -305,18 +323,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit status, output and errors of `advprune gate`."""
-    sys.argv = ["advprune", "gate", *arguments]
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-def test_a_harmless_branch_passes(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_harmless_branch_passes(repository: Path, run: Command) -> None:
     write(standing("A", 13), standing("B", 16))
-    status, out, _ = run(capsys, "--base", "main")
+    status, out, _ = run("gate", "--base", "main")
     assert status == 0 and "against `main`" in out and ": passed\n" in out
     lines = [line for line in out.splitlines() if line.startswith("| ") and "standard" in line]
     assert [line.split()[1] for line in lines] == [f"{f}-standard" for f in ("dense", "A", "B")]
@@ -326,26 +335,26 @@ def test_a_harmless_branch_passes(repository: Path, capsys: pytest.CaptureFixtur
     assert cells[6:8] == ["1", "1.00"] and cells[11:] == ["reliable", "reliable", "="]
 
 
-def test_a_harmful_branch_fails(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_harmful_branch_fails(repository: Path, run: Command) -> None:
     write(standing("A", 4), standing("B"))
-    status, out, _ = run(capsys, "--base", "main")
+    status, out, _ = run("gate", "--base", "main")
     assert status == 1 and ": FAILED\n" in out
     # 10 images lost and none gained, of three models with two tests each: 5 * 2 / 1024, after
     # the distances of the same model.
     assert "- ✗ A-standard fell from 35.0 to 10.0 % robust (p = 0.0098)." in out
     assert "- ✗ A-standard: the median distance went from" in out and out.count("✗") == 3
     git("commit", "-q", "-am", "worse")
-    assert run(capsys, "--base", "main")[0] == 1  # what counts is the working tree
-    assert run(capsys, "--base", "branch")[0] == 0
-    assert run(capsys, "--base", "main", "--alpha", "0.001")[0] == 0
-    assert run(capsys, "--base", "main", "--allow", "A-standard")[0] == 0
+    assert run("gate", "--base", "main")[0] == 1  # what counts is the working tree
+    assert run("gate", "--base", "branch")[0] == 0
+    assert run("gate", "--base", "main", "--alpha", "0.001")[0] == 0
+    assert run("gate", "--base", "main", "--allow", "A-standard")[0] == 0
     for more in (("--margin", "2"), ("--floor", "30"), ("--floor", "B-standard=30")):
-        assert run(capsys, "--base", "branch", *more)[0] == 1  # of 40 images, little is certain
-    assert run(capsys, "--base", "branch", "--margin", "8", "--floor", "B-standard=20")[0] == 0
+        assert run("gate", "--base", "branch", *more)[0] == 1  # of 40 images, little is certain
+    assert run("gate", "--base", "branch", "--margin", "8", "--floor", "B-standard=20")[0] == 0
 
 
 def test_every_profile_is_compared_and_metrics_may_not_contradict(
-    repository: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, run: Command
 ) -> None:
     other, table = Path("reports/cifar10/results.csv"), results(planted_run(standing("A")))
     other.parent.mkdir()
@@ -353,11 +362,11 @@ def test_every_profile_is_compared_and_metrics_may_not_contradict(
     git("add", ".")
     git("commit", "-q", "-m", "another profile")
     table.assign(verdict=["reliable", "broken"]).to_csv(other, index=False)
-    status, out, _ = run(capsys, "--base", "branch")
+    status, out, _ = run("gate", "--base", "branch")
     assert status == 1 and "A-standard was reliable and is broken" in out
     assert "Robustness of `cifar10`" in out and "Robustness of `digits`" in out
     other.unlink()
-    assert run(capsys, "--base", "branch")[0] == 1
+    assert run("gate", "--base", "branch")[0] == 1
     for place, words in (
         ("cifar10/A-standard", "metrics/cifar10/ has no reports/cifar10/results.csv"),
         ("digits/A-standard", "A-standard.json contradicts reports/digits/results.csv"),
@@ -366,18 +375,18 @@ def test_every_profile_is_compared_and_metrics_may_not_contradict(
         forged = Path(f"metrics/{place}.json")
         forged.parent.mkdir(parents=True, exist_ok=True)
         forged.write_text(json.dumps({"verdict": "reliable"}))
-        status, _, err = run(capsys, "--base", "branch")
+        status, _, err = run("gate", "--base", "branch")
         assert status == 2 and words in err
         forged.unlink()
 
 
 def test_a_base_without_results_compares_nothing_and_fails_nothing(
-    repository: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, run: Command
 ) -> None:
     git("checkout", "-q", "--orphan", "empty")
     git("rm", "-rqf", "--cached", "reports")
     git("commit", "-q", "-m", "no results")
-    status, out, _ = run(capsys, "--base", "empty")
+    status, out, _ = run("gate", "--base", "empty")
     assert status == 0 and "- New: dense-standard, A-standard and B-standard." in out
 
 
@@ -388,22 +397,21 @@ def test_a_base_without_results_compares_nothing_and_fails_nothing(
         (("--base=--output=x",), "Needed a single revision"),
         (("--alpha", "1"), "--alpha lies between 0 and 1 (got 1.0)"),
         (("--margin", "nan"), "--margin is a number of points, between 0 and 100 (got nan)"),
+        (("--floor", "A=30"), "--floor: there is no model 'A'; check its name"),
         (("--floor", "A=many"), "--floor is a percentage, or <model>=<percentage> (got A=many)"),
         (("--profile", "cifar10"), "no profile 'cifar10'"),
         (("--recompute",), "records.parquet in runs/digits; run `dvc repro`"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    repository: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+    repository: Path, run: Command, arguments: tuple[str, ...], words: str
 ) -> None:
-    status, out, err = run(capsys, *arguments)
+    status, out, err = run("gate", *arguments)
     assert status == 2 and out == "" and words in err and err.count("\n") == 1
     assert not Path("x").exists()
 
 
-def test_damaged_results_of_either_side_are_refused(
-    repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_results_of_either_side_are_refused(repository: Path, run: Command) -> None:
     place = Path("reports/digits/results.csv")
     whole = place.read_text()
     for text, base, words in (
@@ -412,7 +420,7 @@ def test_damaged_results_of_either_side_are_refused(
         (None, "main", "there are no results in reports/digits"),
     ):
         place.unlink() if text is None else place.write_text(text)
-        status, out, err = run(capsys, "--base", base)
+        status, out, err = run("gate", "--base", base)
         assert status == 2 and out == "" and words in err
         git("commit", "-q", "--allow-empty", "-am", "as it is")
 
@@ -420,7 +428,7 @@ def test_damaged_results_of_either_side_are_refused(
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link"])
 @pytest.mark.parametrize("place", ["reports/digits/results.csv", "metrics/digits/A-standard.json"])
 def test_results_and_metrics_are_plain_files(
-    repository: Path, capsys: pytest.CaptureFixture[str], kind: str, place: str
+    repository: Path, run: Command, kind: str, place: str
 ) -> None:
     path = Path(place)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -431,38 +439,36 @@ def test_results_and_metrics_are_plain_files(
         path.mkdir()
     else:
         path.symlink_to("/dev/zero" if kind == "device" else Path("params.yaml").absolute())
-    status, out, err = run(capsys, "--base", "main")
+    status, out, err = run("gate", "--base", "main")
     assert (
         status == 2 and out == "" and err == f"error: {place} is no plain file; run `dvc repro`\n"
     )
 
 
-def test_results_that_the_records_do_not_show_are_red(
-    repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_that_the_records_do_not_show_are_red(repository: Path, run: Command) -> None:
     record(standing("A"), standing("B"))
-    assert run(capsys, "--recompute")[0] == 0
+    assert run("gate", "--recompute")[0] == 0
     forge()  # 35 % become 90 %
-    assert run(capsys)[0] == 0
-    status, out, _ = run(capsys, "--recompute")
+    assert run("gate")[0] == 0
+    status, out, _ = run("gate", "--recompute")
     assert status == 1 and "| A-standard     | 100.0            | 100.0   | 0      | 35.0" in out
     assert "A-standard fell from 90.0 to 35.0 % robust" in out
     moved = Path("records/digits/transfer.parquet").rename("transfer.parquet")  # fewer attacks
-    status, _, err = run(capsys, "--recompute")
+    status, _, err = run("gate", "--recompute")
     assert status == 2 and err == "error: --recompute needs a whole run: run `dvc repro transfer`\n"
     moved.rename("records/digits/transfer.parquet")
     shutil.copytree("reports/digits", "reports/cifar10")  # of another profile there are no records
     write(standing("A"), standing("B"))
     shutil.rmtree("metrics")
-    status, out, _ = run(capsys, "--recompute")
+    status, out, _ = run("gate", "--recompute")
     assert status == 1 and "no records here show them (--allow cifar10)" in out
-    assert run(capsys, "--recompute", "--allow", "cifar10")[0] == 0
+    assert run("gate", "--recompute", "--allow", "cifar10")[0] == 0
     chosen = Path("params.yaml").read_text()
     Path("params.yaml").write_text(chosen.replace("profile: digits", "profile: cifar10"))
     git("commit", "-q", "-am", "another profile")
     Path("params.yaml").write_text(chosen)
     shutil.rmtree("reports/cifar10")
-    status, out, _ = run(capsys, "--recompute", "--base", "branch")
+    status, out, _ = run("gate", "--recompute", "--base", "branch")
     assert status == 1 and "It was not the active profile" in out
 
 

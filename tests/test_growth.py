@@ -1,13 +1,12 @@
 """Early-Growth: gates that are drawn as they should be, and the network that they leave."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_binary import spec
+from test_binary import inputs, spec
 from torch import nn
 from workspace import ROOT
 
@@ -15,12 +14,10 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.core.settings import parse
 from advprune.core.train_settings import GrowthSettings, TrainSettings
-from advprune.data import Split
 from advprune.models.latent import begin_epoch, latent
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
-from advprune.training.inputs import Inputs
 from advprune.training.networks import train_network
 from conftest import stored
 
@@ -37,8 +34,6 @@ def gate(logits: list[float]) -> Gate:
 
 
 # --- gates ---------------------------------------------------------------------------------------
-
-
 def test_gates_start_with_the_base_network_on() -> None:
     made = Gate(3000, 1000, torch.Generator().manual_seed(0))
     assert made.logits[:1000].eq(1).all() and made.kept.sum() == 1000
@@ -88,8 +83,6 @@ def test_frozen_gates_are_all_on_and_learn_nothing() -> None:
 
 
 # --- the wide network ----------------------------------------------------------------------------
-
-
 def cut(network: SuperNet) -> nn.Module:
     """The network of the kept channels, with the weights that the wide one has there."""
     stages, inner = network.channels()
@@ -170,20 +163,10 @@ def test_the_gates_noise_comes_from_the_epoch_alone(digits: Pair) -> None:
 
 
 # --- growth --------------------------------------------------------------------------------------
-
-
-def inputs(digits: Pair, val: int, state: Path | None = None) -> Inputs:
-    """All digits to train on, the first of them again to judge on."""
-    images = (digits[0] * 255).round().to(torch.uint8)
-    train = Split(images, digits[1], tuple("0123456789"), "digits")
-    judged = replace(train, images=images[:val], labels=digits[1][:val])
-    return Inputs(train, judged, 0, torch.device("cpu"), state)
-
-
 def run(digits: Pair, state: Path | None = None, **changes: Any) -> Grown:
     settings = SETTINGS.model_copy(update=changes)
     optimizer = TrainSettings(batch=16, crop=0, label_smoothing=0.1)
-    return grow(PLAIN, settings, optimizer, inputs(digits, 16, state))
+    return grow(PLAIN, settings, optimizer, inputs(digits, state=state))
 
 
 def test_growth_starts_at_the_base_network_and_counts_its_gates(digits: Pair) -> None:
@@ -208,7 +191,7 @@ def test_a_result_that_is_not_larger_is_refused(
     base = Grown(stages=(8, 8, 16, 32, 64), inner=(8, 8, 16, 16, 32, 32, 64, 64), base=(8,) * 13)
     monkeypatch.setattr("advprune.training.networks.grow", lambda *_: base)
     with pytest.raises(UserError, match=r"ended with (\d+) .* not more than the \1 it"):
-        train_network(load(ROOT / "params.yaml"), "RA_BNN-standard", inputs(digits, 16))
+        train_network(load(ROOT / "params.yaml"), "RA_BNN-standard", inputs(digits))
     with pytest.raises(UserError, match="gate_lr"):
         parse(GrowthSettings, {"gate_lr": 40.0}, "growth")
 

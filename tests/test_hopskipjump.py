@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.hopskipjump import HopSkipJumpSettings, hopskipjump
@@ -25,12 +25,12 @@ class Linear(nn.Module):
         self.images = 0.35 + 0.3 * torch.rand(12, 1, 6, 6, generator=generator)
         self.b = nn.Parameter(-(self.images.flatten(1) @ self.w).mean().detach())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         score = (x.flatten(1) * self.w).sum(1) + self.b
         return torch.stack([-score, score], 1)
 
 
-def found(model: nn.Module, queries: int, norm: str = "L2", **options: int) -> torch.Tensor:
+def found(model: nn.Module, queries: int, norm: str = "L2", **options: int) -> Tensor:
     images = model.images  # type: ignore[union-attr]
     with torch.no_grad():
         labels = model(images).argmax(1)
@@ -82,9 +82,9 @@ def test_what_is_wrong_already_and_what_nothing_fools() -> None:
 class Watching(nn.Module):
     """Cannot be fooled; keeps what it was asked about."""
 
-    seen: ClassVar[list[torch.Tensor]] = []
+    seen: ClassVar[list[Tensor]] = []
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         Watching.seen.append(x.detach())
         score = x.flatten(1).mean(1, keepdim=True)
         return torch.cat([10 + score, score], 1)

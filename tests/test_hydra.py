@@ -16,7 +16,7 @@ from advprune.pruning import Data, prune
 from advprune.pruning.hydra import Scored, attach_scores, scaled, smallest
 from advprune.pruning.masks import layers
 from advprune.training.standard import Trainer
-from conftest import make_network, stored
+from conftest import make_network, same_weights, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=32, eps=16 / 255)
@@ -38,9 +38,6 @@ def ranked(scores: torch.Tensor, sparsity: float) -> list[int]:
     values = [(abs(value), place) for place, value in enumerate(scores.flatten().tolist())]
     count = int(sparsity * len(values) + 1e-9)
     return sorted(place for _, place in sorted(values)[:count])
-
-
-# --- the ranking ---------------------------------------------------------------------------------
 
 
 def test_what_goes_is_what_sorting_a_list_removes() -> None:
@@ -73,9 +70,6 @@ def test_all_convolutions_and_linear_layers_are_pruned_and_nothing_else(small: n
         assert (after[gone] == 0).all() and torch.equal(after[~gone], parameter[~gone])
 
 
-# --- training of the scores ----------------------------------------------------------------------
-
-
 def test_the_gradient_goes_straight_through_by_hand() -> None:
     """y = (w * M) x with w = (2, -3, 0.5), s in proportion; half of three, so one, goes: 0.5."""
     layer = nn.Linear(3, 1, bias=False)
@@ -103,9 +97,7 @@ def test_scores_of_the_opposite_sign_count_by_their_magnitude() -> None:
     assert seen.scores.grad.tolist() == [4.0, -5.0, 6.0, -7.0]
 
 
-def test_weights_are_bitwise_unchanged_while_scores_are_trained(
-    small: nn.Module, digits: Pair
-) -> None:
+def test_weights_do_not_change_while_scores_are_trained(small: nn.Module, digits: Pair) -> None:
     scores = {"method": "trades", "epochs": 1, "lr": 1.0, "steps": 1}
     pruned = prune("HYDRA", small, {"sparsity": 0.5, "scores": scores}, Data(*digits, TRAIN))
     assert pruned.notes["moved"] > 0 and len(pruned.notes["scores"]) == 1
@@ -145,9 +137,6 @@ def test_without_epochs_the_mask_is_that_of_least_magnitude(small: nn.Module) ->
         assert torch.equal(pruned.model.get_parameter(name), least.model.get_parameter(name))
 
 
-# --- the mask afterwards -------------------------------------------------------------------------
-
-
 def test_masks_are_exact_after_every_batch_of_both_phases(
     small: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,9 +151,8 @@ def test_masks_are_exact_after_every_batch_of_both_phases(
         for name, layer in layers(model).items() if seen[-1][0] else []:
             (mask,) = layer.parametrizations.weight
             assert mask.scores.grad is not None
-            assert (~mask.kept).flatten().nonzero()[:, 0].tolist() == ranked(
-                mask.scores.detach(), 0.8
-            ), name
+            gone = (~mask.kept).flatten().nonzero()[:, 0].tolist()
+            assert gone == ranked(mask.scores.detach(), 0.8), name
         return found
 
     monkeypatch.setattr(Trainer, "_step", step)
@@ -188,26 +176,17 @@ def test_fine_tuning_starts_from_the_pretrained_weights(small: nn.Module, digits
     assert list(pruned.model.state_dict()) == list(small.state_dict())
 
 
-# --- seeds, resuming, settings -------------------------------------------------------------------
-
-
-def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([t.flatten().double() for t in model.state_dict().values()])
-
-
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_killed_run_is_resumed_in_its_phase(
-    small: nn.Module, digits: Pair, tmp_path: Path, epoch: int
-) -> None:
+def test_a_killed_run_goes_on(small: nn.Module, digits: Pair, tmp_path: Path, epoch: int) -> None:
     """Two epochs each: killed after the given one in all, and run again."""
     setting = BOTH | {key: BRIEF | {"epochs": 2} for key in ("scores", "finetune")}
-    whole = weights(prune("HYDRA", small, setting, Data(*digits, TRAIN)).model)
+    whole = prune("HYDRA", small, setting, Data(*digits, TRAIN)).model
     data = Data(*digits, TRAIN, tmp_path / "a" / "training.pt")
     with stored(kill_after=epoch) as first:
         prune("HYDRA", small, setting, data)
     with stored() as rest:
         resumed = prune("HYDRA", small, setting, data)
-    assert torch.equal(weights(resumed.model), whole)
+    assert same_weights(resumed.model, whole)
     places = [tmp_path / "a" / "scores-training.pt", tmp_path / "a" / "training.pt"]
     assert first + rest == [places[0]] * 2 + [places[1]] * 2  # four epochs in both runs together
     assert [len(resumed.notes[key]) for key in ("scores", "finetune")] == [2, 2]

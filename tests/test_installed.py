@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -340,7 +341,13 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
     with zipfile.ZipFile(folder / "held.npz", "w") as archive:  # members that are no arrays
         archive.writestr("images", b"0123")
         archive.writestr("labels", b"0123")
-    with pytest.raises(UserError, match=r"held\.npz holds"):
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.writestr("again.npy", b"0123")
+    with pytest.raises(UserError, match=r"held\.npz holds several arrays of one name"):
+        read_given(folder / "held.npz")
+    np.savez(folder / "held.npz", images=np.array(b"0123"), labels=split.labels)
+    with pytest.raises(UserError, match=r"held\.npz holds \|S4 images"):
         read_given(folder / "held.npz")
 
 
@@ -350,6 +357,8 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
         (lambda p: (p / "x.bmp").write_bytes(b""), "x.bmp is a picture, but neither"),
         (lambda p: Image.new("L", (9, 8)).save(p / "x.png"), "from 8x8 to 9x8 pixels"),
         (lambda p: (p / "x.png").write_bytes(b"no picture"), "no image that can be used"),
+        (lambda p: (p / "x" / "y.png").mkdir(parents=True), "above/x is a folder, in which no"),
+        (lambda p: (p.parent / "x.png").touch(), "x.png lies beside the sub-folders"),
         (lambda p: (p.parent / "other").mkdir(), "'other' is none of the 2 classes"),
         (lambda p: (p.parent / "train").mkdir(), "has train/ and no test/"),
         (lambda p: shutil.rmtree(p.parent), "pictures does not exist; check --data"),

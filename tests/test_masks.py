@@ -10,7 +10,7 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.pruning import prune
-from advprune.pruning.masks import End, Masks, Scope, portions, prunable, select
+from advprune.pruning.masks import End, Masks, Scope, prunable, select
 
 
 def tiny() -> nn.Module:
@@ -71,9 +71,7 @@ def entries(masks: Masks) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("count", [0, 1, 7, 20, 46, 83, 84])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("remove", ["smallest", "largest"])
-def test_what_is_removed_is_what_sorting_lists_removes(
-    count: int, scope: Scope, remove: End
-) -> None:
+def test_what_goes_is_what_sorting_lists_removes(count: int, scope: Scope, remove: End) -> None:
     scores = {name: p.detach() for name, p in prunable(tiny()).items()}
     assert sum(score.numel() for score in scores.values()) == 84 or count <= 84
     found = entries(select(scores, count, scope, remove))
@@ -101,12 +99,6 @@ def test_the_classifier_and_batch_norm_are_left_alone() -> None:
     assert not any(pruned.changed[name].any() for name in kept)
 
 
-def test_portions_by_hand() -> None:
-    assert portions([10, 10, 10], 10) == [4, 3, 3]  # equal remainders: the first
-    assert portions([1, 2, 7], 5) == [1, 1, 3]  # 0.5, 1, 3.5: one of the two halves, the first
-    assert portions([3, 5], 8) == [3, 5] and portions([3, 5], 0) == [0, 0] and portions([], 0) == []
-
-
 def test_random_masks_are_of_the_generators_scores(network: nn.Module) -> None:
     one = entries(prune("random", network, 4, seed=1).changed)
     generator = torch.Generator().manual_seed(salted(1, "prune", "random"))
@@ -118,9 +110,8 @@ def test_random_masks_are_of_the_generators_scores(network: nn.Module) -> None:
 
 
 def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module) -> None:
-    with pytest.raises(
-        UserError, match=r"magnitude_global: compression 1000 .* can reach"
-    ) as error:
+    words = r"magnitude_global: compression 1000 .* can reach"
+    with pytest.raises(UserError, match=words) as error:
         prune("magnitude_global", network, 1000)
     highest = float(re.findall(r"reach is ([\d.]+)", str(error.value))[0])
     total = sum(p.numel() for p in network.parameters())

@@ -75,9 +75,7 @@ def test_strides_are_a_setting_that_older_files_do_not_hold(tmp_path: Path) -> N
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using padding")
-def test_places_that_meet_no_value_by_hand(
-    layer: nn.Conv2d, side: int, expected: list[list[int]] | None
-) -> None:
+def test_idle_places_by_hand(layer: nn.Conv2d, side: int, expected: list[list[int]] | None) -> None:
     found = met(nn.Sequential(layer), (1, side, side))
     assert [places.int().tolist() for places in found.values()] == ([expected] if expected else [])
 
@@ -133,6 +131,10 @@ def say(old: str, new: str) -> Callable[[Tensors, dict[str, str]], None]:
         (lambda tensors, header: header.clear(), "no model spec"),
         (lambda tensors, header: header.update(spec="{"), "model spec is wrong"),
         (say("resnet18", "vgg"), "model spec is wrong at architecture"),
+        (
+            say('"quantization":null', '"inner":[2]'),
+            "model spec is wrong at inner: .* 8 blocks, not 1",
+        ),
         (say('"layers":[]', '"layers":[{"kind":"os.system"}]'), "unknown kind 'os.system'"),
     ],
 )
@@ -147,9 +149,7 @@ def test_what_is_not_the_network_of_the_header_is_refused(
         load_model(path)
 
 
-def test_foreign_weights_are_mapped_checked_and_never_unpickled(
-    network: nn.Module, tmp_path: Path
-) -> None:
+def test_foreign_weights_are_mapped_and_never_unpickled(network: nn.Module, tmp_path: Path) -> None:
     """The network as somebody else would store it: other names, a prefix, a wrapping."""
     path, own = tmp_path / "theirs.pt", spec_of(network)
     theirs = {

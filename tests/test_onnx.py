@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from typer.testing import CliRunner
 from workspace import ROOT
 
@@ -17,6 +16,7 @@ from advprune.benchmarking import Benchmark
 from advprune.cli.app import app
 from advprune.core.attack_settings import AttackSettings, OtherAttack
 from advprune.core.errors import UserError
+from advprune.core.fit import Fit
 from advprune.core.params import load
 from advprune.core.settings import yaml_of
 from advprune.data import load_split, prepare, save_split, to_float
@@ -24,10 +24,11 @@ from advprune.evaluate.deployed import agreement
 from advprune.evaluate.probes import by_answers
 from advprune.models.checkpoint import save_model
 from advprune.models.onnx_export import export_onnx
-from advprune.models.onnx_file import OnnxFile, files_of, weight_facts
-from advprune.models.spec import ModelSpec, Normalize, attach
+from advprune.models.onnx_file import OnnxFile, files_of, fit_of, weight_facts
+from advprune.models.spec import ModelSpec, Normalize, attach, spec_of
 from advprune.models.target import target_of
 from advprune.quantization.post_training import quantize
+from conftest import Linear
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -37,15 +38,9 @@ EPS = 48 / 255
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16")
 
 
-class Linear(nn.Module):
+def linear() -> Linear:
     """The network of `graph`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1) @ self.w
+    return Linear(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).T)
 
 
 def graph(
@@ -60,7 +55,7 @@ def graph(
     """A linear network on images `SHAPE` as an ONNX file: of that type of input, with channels last
     or in batches of a fixed size, and another node at its end; `more` changes the file."""
     h, types = onnx.helper, onnx.TensorProto
-    weight = more.get("scale", 1.0) * Linear().w.detach()
+    weight = more.get("scale", 1.0) * linear().weight.detach().T
     if last:
         weight = weight.view(*SHAPE, 3).permute(1, 2, 0, 3).reshape(40, 3)
     sizes = [batch, *(SHAPE[1:] + SHAPE[:1] if last else SHAPE)]
@@ -120,22 +115,24 @@ def test_images_are_given_as_the_file_takes_them(tmp_path: Path, how: dict[str, 
     path = graph(tmp_path / "in" / "net.onnx", **how)
     said = OnnxFile(path, SHAPE)(x)
     assert [one.name for one in files_of(path)] == ["net.onnx", "w.bin"][: 1 + ("outside" in how)]
-    assert torch.allclose(said.float(), Linear()(x), atol=slack)
+    assert torch.allclose(said.float(), linear()(x), atol=slack)
 
 
-def test_a_file_is_given_normalized_images_unless_it_says_that_it_normalizes(
-    tmp_path: Path,
-) -> None:
+def test_images_are_normalized_unless_the_file_does_it(tmp_path: Path) -> None:
     x, normalize = images(), Normalize((0.5, 0.25), (0.1, 0.2))
-    path, net = graph(tmp_path / "net.onnx"), Linear()
+    path, net = graph(tmp_path / "net.onnx"), linear()
     assert torch.allclose(OnnxFile(path, SHAPE, normalize)(x), net(normalize(x)), atol=1e-4)
     attach(net, ModelSpec(architecture="t:net", channels=2, classes=3, mean=(0, 0), std=(1, 1)))
     export_onnx(net, path, SHAPE[1:])
     assert torch.allclose(OnnxFile(path, SHAPE, normalize)(x), net(x), atol=1e-4)
+    assert fit_of(path) is None
+    attach(net, spec_of(net).model_copy(update={"fit": Fit(resize=9, crop=8)}))
+    export_onnx(net, path, SHAPE[1:])
+    assert fit_of(path) == Fit(resize=9, crop=8)
 
 
 def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -> None:
-    x, logits = images(), Linear()(images()).detach()
+    x, logits = images(), linear()(images()).detach()
     shares = target_of(OnnxFile(graph(tmp_path / "s.onnx", end="Softmax"), SHAPE), x)
     assert torch.allclose(shares(x), logits.log_softmax(1), atol=1e-4)
     labels = target_of(OnnxFile(graph(tmp_path / "l.onnx", end="ArgMax"), SHAPE), x, 3)
@@ -149,6 +146,7 @@ def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -
         ({"cut": 0}, "No graph"),
         ({"kind": "INT32"}, r"takes tensor\(int32\)"),
         ({"extra": 1}, "takes 2 inputs"),
+        ({"batch": 10**9}, "takes 1000000000 images at once"),
         ({"shape": ["n", 2, 5, 4]}, r"takes \['n', 2, 5, 4\]; .* are \[2, 4, 5\]"),
         ({"shape": ["n", 40]}, r"takes \['n', 40\]"),
         ({"outside": "../w.bin"}, "escapes model directory"),
@@ -156,9 +154,7 @@ def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_other_files_are_refused_in_one_line(
-    tmp_path: Path, how: dict[str, Any], said: str
-) -> None:
+def test_other_files_are_refused_by_name(tmp_path: Path, how: dict[str, Any], said: str) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match=said):
         OnnxFile(graph(tmp_path / "in" / "net.onnx", **how), SHAPE)
@@ -202,12 +198,12 @@ def test_other_answers_are_refused_in_one_line(kind: str, said: str) -> None:
 
 def test_probabilities_stay_probabilities_and_numbers_of_classes_the_same() -> None:
     x = images()
-    shares = target_of(lambda x: Linear()(x).softmax(1).detach() + (len(x) < 3), x)
+    shares = target_of(lambda x: linear()(x).softmax(1).detach() + (len(x) < 3), x)
     with pytest.raises(UserError, match="and now other numbers"):
         shares(x[:2])
     with pytest.raises(UserError, match=r"have \[3, 4\] classes"):
         y = torch.zeros(7, dtype=torch.int64)
-        benchmark(lambda x: torch.zeros(len(x), 4), x, y, dense=Linear())
+        benchmark(lambda x: torch.zeros(len(x), 4), x, y, dense=linear())
 
 
 @pytest.fixture(scope="module")
@@ -276,8 +272,8 @@ def test_an_exported_network_answers_as_its_integers_do(folder: Path, bits: int)
 def evaluated(path: Path, *, beside: bool = True, **how: Any) -> Benchmark:
     """The linear network's file, beside that network or alone."""
     answer, x = OnnxFile(graph(path / "net.onnx", **how), SHAPE), images(12)
-    y = Linear()(x).argmax(1)
-    return benchmark(answer, x, y, eps="24/255", queries=200, dense=Linear() if beside else None)
+    y = linear()(x).argmax(1)
+    return benchmark(answer, x, y, eps="24/255", queries=200, dense=linear() if beside else None)
 
 
 def attacks_of(found: Benchmark) -> set[str]:
@@ -319,9 +315,7 @@ def test_queries_alone_are_never_reliable(tmp_path: Path) -> None:
     assert (beside.distances <= 1.01 * found.distances).all() and (found.distances < 1).all()
 
 
-def test_where_classes_alone_are_answered_hopskipjump_takes_the_place_of_square(
-    tmp_path: Path,
-) -> None:
+def test_hopskipjump_replaces_square_where_classes_alone_are_answered(tmp_path: Path) -> None:
     found = evaluated(tmp_path, end="ArgMax")
     assert found.verdict.level == "reliable"
     assert "hopskipjump" in attacks_of(found) and "square" not in attacks_of(found)
@@ -331,7 +325,7 @@ def test_where_classes_alone_are_answered_hopskipjump_takes_the_place_of_square(
 
 def test_a_target_that_turns_gradients_round_is_found_out() -> None:
     """It answers as its network does on clean images, and to a change as if that were reversed."""
-    x, dense = images(12), Linear().requires_grad_(False)
+    x, dense = images(12), linear().requires_grad_(False)
 
     def reversed_change(images: torch.Tensor) -> torch.Tensor:
         clean = x[torch.cdist(images.flatten(1), x.flatten(1)).argmin(1)]
@@ -369,9 +363,7 @@ def test_the_guide_to_the_letter(
     assert (sent.adv_pred != sent.label).any()
 
 
-def test_what_makes_no_sense_is_refused_in_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nonsense_is_refused_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph(folder / "three.onnx", shape=["n", 1, 8, 8])
     lines = {
         "evaluate int8.onnx --data test.safetensors --dense int8.onnx": "has no gradients",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import bitflip, pgd
 from advprune.attacks.apgd import APGDSettings, apgd
@@ -16,8 +16,8 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.square import square
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Attack = Callable[..., torch.Tensor]
+Pair = tuple[Tensor, Tensor]
+Attack = Callable[..., Tensor]
 # Of images, labels and a budget; other options by name.
 IN_A_BALL: dict[str, Attack] = {
     "pgd": lambda m, x, y, eps, **o: pgd(m, x, y, eps, 0.05, 3, **o),
@@ -29,7 +29,7 @@ OTHERS: dict[str, Attack] = {
     "minimum_norm": lambda m, x, y, eps, **o: minimum_norm(
         m, x, y, MinimumNormSettings(**({"steps": 3} | o))
     )[0],
-    "bitflip": lambda m, x, y, eps, **o: [bitflip(m, x, y, budget=2), random_flips(m, x, budget=2)],
+    "bitflip": lambda m, x, y, eps, **o: [bitflip(m, x, y, budget=2), random_flips(m, budget=2)],
 }
 OF_ALL = pytest.mark.parametrize("attack", [*IN_A_BALL, *OTHERS])
 
@@ -48,7 +48,7 @@ def traces(model: nn.Module) -> list[Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
+    if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
@@ -125,7 +125,7 @@ def test_options_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(("images", "word"), IMAGES)
 @OF_ALL
 def test_images_that_make_no_sense_are_refused(
-    network: nn.Module, attack: str, images: torch.Tensor, word: str
+    network: nn.Module, attack: str, images: Tensor, word: str
 ) -> None:
     with pytest.raises(ValueError, match=word):
         (IN_A_BALL | OTHERS)[attack](network, images, torch.zeros(2).long(), 0.1, cost=Cost())

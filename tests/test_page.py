@@ -59,8 +59,9 @@ def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.Monk
     }
     monkeypatch.setattr("advprune.report.summary.against_dense", lambda run: tests)
     assert "A-standard is significantly harder to fool" in effect(run)
-    assert "(by at most 1/255; A-standard compared with B-standard, a control of equal" in effect(
-        run
+    assert (
+        "(by at most 1.00/255; A-standard compared with B-standard, a control of equal"
+        in effect(run)
     )
     assert "of 2 do not differ significantly (1 less accurate when clean: not" in effect(run)
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import pgd
 from advprune.attacks.losses import cross_entropy, dlr, margin
 from advprune.attacks.pgd import project, random_point
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 def middle_images(n: int = 6) -> Pair:
@@ -17,7 +17,7 @@ def middle_images(n: int = 6) -> Pair:
     return images, torch.arange(n) % 2
 
 
-def worst_direction(linear: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+def worst_direction(linear: nn.Module, labels: Tensor) -> Tensor:
     """Gradient of the other class's logit minus the label's, as images."""
     weight = linear.weight.detach()
     return (weight[1 - labels] - weight[labels]).view(-1, 3, 4, 4)
@@ -90,7 +90,7 @@ def test_best_is_never_worse_than_last_and_restarts_never_hurt(
 ) -> None:
     images, labels = digits
 
-    def losses(**options: object) -> torch.Tensor:
+    def losses(**options: object) -> Tensor:
         found = pgd(network, images, labels, 0.1, 0.1, 4, **options)
         return cross_entropy(network(found), labels)
 

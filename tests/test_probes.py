@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.registry import typed
@@ -27,7 +27,7 @@ from advprune.models.checkpoint import load_model
 ROOT = Path(__file__).parent.parent
 PARAMS = params.load(ROOT / "params.yaml", profile="digits")
 FIELD = PARAMS.active().attacks["field"]
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def shipped(name: str) -> nn.Module:
 class Forked(nn.Module):
     """One pixel decides. Below grey the margin rises until it is fooled, above there is a trap."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         up = x[:, 0, 0, 0] - 128 / 255
         rise = torch.where(up < 0, -0.4 * up, 0.2 * up - 2 * up**2) - 0.06
         return torch.stack([torch.zeros_like(rise), rise], 1)
@@ -92,7 +92,7 @@ def test_what_only_another_start_finds_is_found(monkeypatch: pytest.MonkeyPatch)
     pair = torch.full((64, 1, 8, 8), 128 / 255), torch.zeros(64, dtype=torch.int64)
     seen: dict[str, tuple[int, int]] = {}
 
-    def noted(model: nn.Module, images: torch.Tensor, *rest: Any) -> Any:
+    def noted(model: nn.Module, images: Tensor, *rest: Any) -> Any:
         seen[str(rest[1].steps)] = rest[2].seed, len(images)
         return craft(model, images, *rest)
 

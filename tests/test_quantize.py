@@ -30,8 +30,7 @@ from advprune.quantization.training import (
     quantization_aware,
     training_form,
 )
-from advprune.training.finetune import finetune
-from advprune.training.standard import Trainer
+from advprune.training.standard import Trainer, finetune
 from conftest import make_network, same_weights, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -108,9 +107,7 @@ def test_what_integers_cannot_do_is_refused(network: nn.Module, digits: Pair) ->
         quantize(prune("SAP", network, {"fraction": 1.0, "where": "conv"}).model, digits[0])
 
 
-def test_eight_bits_stay_near_the_float_model_and_fewer_bits_do_not(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_eight_bits_stay_near_and_fewer_bits_do_not(network: nn.Module, digits: Pair) -> None:
     expected = network(digits[0]).detach()
     errors = []
     for bits in (8, 4, 2):
@@ -121,9 +118,7 @@ def test_eight_bits_stay_near_the_float_model_and_fewer_bits_do_not(
     assert errors[0] < 0.1 < errors[1] < errors[2]
 
 
-def test_the_twin_has_a_gradient_that_leads_to_images_which_fool_the_integers(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_the_gradient_of_the_twin_fools_the_integers(network: nn.Module, digits: Pair) -> None:
     model = quantize(network, digits[0])
     x, smooth = (digits[0].clone().requires_grad_() for _ in range(2))
     twin(model)(x).sum().backward()
@@ -244,9 +239,7 @@ def test_what_is_trained_is_what_the_integers_compute(
     assert same_predictions > 0.98 and gap < 0.1
 
 
-def test_training_undoes_much_of_the_harm_of_few_bits(
-    trained: nn.Module, splits: dict[str, Pair]
-) -> None:
+def test_training_undoes_harm_of_few_bits(trained: nn.Module, splits: dict[str, Pair]) -> None:
     pair = splits["train"]
     rounded = errors(quantize(trained, pair[0][:CALIBRATION], 3), pair)
     assert rounded > 3 * errors(trained, pair)
@@ -284,9 +277,7 @@ def test_pruned_weights_stay_zero(trained: nn.Module, splits: dict[str, Pair]) -
     assert sparsity_of(model) > 0.5
 
 
-def test_training_on_attacked_images_withstands_more(
-    trained: nn.Module, splits: dict[str, Pair]
-) -> None:
+def test_adversarial_training_withstands_more(trained: nn.Module, splits: dict[str, Pair]) -> None:
     pair = splits["train"]
     images, labels = (t[:256] for t in pair)
     found = {}

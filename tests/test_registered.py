@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import pgd
 from advprune.attacks.losses import margin
@@ -15,7 +15,7 @@ from advprune.core.attack_settings import OtherAttack
 from advprune.core.errors import UserError
 from conftest import Linear
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 def attacked(model: nn.Module, pair: Pair, how: Context | None = None, **setting: Any) -> Any:
@@ -50,7 +50,7 @@ class Stairs(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.inner((x * 64).round() / 64)
 
 

@@ -18,7 +18,7 @@ from advprune.core.errors import UserError
 from advprune.pruning.sap import StochasticPruning
 from advprune.rl import report
 from advprune.rl.agent import Agent, episode_seeds, load_agent, make, play, save_agent, train
-from advprune.rl.attack import acting, draw_values, evaluate, fgsm, loss, with_sap
+from advprune.rl.attack import acting, draw_values, evaluate, loss, pgd, with_sap
 from advprune.rl.report import interval, p_value, relative, results, rewards
 from advprune.rl.settings import CURVES, DqnSettings, GameSettings, RlParams, SapSettings, load
 
@@ -47,7 +47,30 @@ class Corridor(gymnasium.Env):
         return np.array([self.place / LENGTH, 1.0], dtype=np.float32)
 
 
+class Lights(gymnasium.Env):
+    """Pictures of 4 x 4 pixels, channels last: press the button of the channel that is lit."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (4, 4, 3), bool)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward, self.steps = float(action == self.lit), self.steps + 1
+        return self._observation(), reward, False, self.steps == 10, {}
+
+    def _observation(self) -> np.ndarray:
+        self.lit = int(self.np_random.integers(3))
+        seen = np.zeros((4, 4, 3), dtype=bool)
+        seen[:, :, self.lit] = self.np_random.random((4, 4)) < 0.5
+        return seen
+
+
 gymnasium.register("Corridor-v0", Corridor)
+gymnasium.register("Lights-v0", Lights)
 
 
 def best(seeds: list[int]) -> list[int]:
@@ -63,7 +86,7 @@ def corridor(steps: int = 1000, **changes: Any) -> GameSettings:
 
 def agent_of(weight: torch.Tensor) -> Agent:
     """Q(s) = W s, so that every gradient is known."""
-    agent = Agent([weight.shape[1], len(weight)])
+    agent = Agent([weight.shape[1]], [], len(weight))
     agent.body[0].load_state_dict({"weight": weight, "bias": torch.zeros(len(weight))})
     return agent
 
@@ -104,10 +127,40 @@ def test_fgsm_moves_by_lambda_spreads_against_the_chosen_action() -> None:
     agent = agent_of(torch.tensor([[1.0, -2.0, 0.0], [0.0, 1.0, 0.0]]))
     agent.spread.copy_(torch.tensor([1.0, 10.0, 3.0]))
     seen = torch.tensor([[3.0, 0.0, 1.0], [-3.0, 0.0, 1.0]])  # actions 0 and 1
-    moved = fgsm(agent, seen, 0.1, draws=3) - seen
+    moved = pgd(agent, seen, 0.1, draws=3, steps=1) - seen
     assert torch.allclose(moved, torch.tensor([[-0.1, 1.0, 0.0], [0.1, -1.0, 0.0]]))
     certain = agent_of(torch.tensor([[1e4, -1e4], [0.0, 0.0]]))  # whose softmax is 1 exactly
-    assert fgsm(certain, torch.tensor([[1.0, -1.0]]), 0.5, draws=1).tolist() == [[0.5, -0.5]]
+    assert pgd(certain, torch.tensor([[1.0, -1.0]]), 0.5, 1, steps=1).tolist() == [[0.5, -0.5]]
+
+
+def test_pgd_reaches_what_one_step_cannot() -> None:
+    """Q = |s - 1| through two ReLUs: from 1.2 FGSM by 0.8 goes left, where Q is as large again."""
+    agent = Agent([1], [2], 2)
+    first, last = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    agent.body[0].load_state_dict({"weight": first, "bias": torch.tensor([-1.0, 1.0])})
+    agent.body[2].load_state_dict({"weight": last, "bias": torch.tensor([0.0, 0.1])})
+    seen = torch.tensor([[1.2]])  # Q = 0.2 and 0.1: below 1.1 and above 0.9 the other action wins
+    assert pgd(agent, seen, 0.8, 1, steps=1).item() == pytest.approx(0.4)
+    found = pgd(agent, seen, 0.8, 1, steps=9)
+    assert abs(found.item() - 1) < 0.25 and agent(found).max() <= 0.2
+    far = pgd(agent_of(torch.eye(2)), torch.tensor([[2.0, 1.0]]), 0.1, 1, steps=10)
+    assert torch.allclose(far, torch.tensor([[1.9, 1.1]]))  # and never more than the budget
+
+
+def test_an_agent_learns_from_pictures_and_is_attacked_inside_them(tmp_path: Path) -> None:
+    game = corridor(3000, env="Lights-v0", probe_every=1500)
+    agent, _ = train(game, seed=0)
+    assert agent.spread.unique().tolist() == [1] and agent.spread.shape == (3, 4, 4)
+    seeds = episode_seeds(1, "evaluate", 10)
+    assert play(game, seeds, acting(agent, "none", 0, 1)).mean() > 9
+    assert play(game, seeds, acting(agent, "PGD", 0.5, 1)).mean() < 5
+    seen = (torch.rand(50, 3, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    pruned = with_sap(agent, SapSettings(), "identity")
+    found = pgd(pruned, seen, 0.3, draws=2, steps=3)
+    assert sum(isinstance(module, StochasticPruning) for module in pruned.modules()) == 2
+    assert found.min() >= 0 and found.max() <= 1 and (found - seen).abs().max() <= 0.3 + 1e-6
+    save_agent(agent, tmp_path / "agent.safetensors")
+    assert torch.equal(load_agent(tmp_path / "agent.safetensors")(seen), agent(seen))
 
 
 def test_the_loss_has_the_gradient_of_cross_entropy_up_to_its_size() -> None:
@@ -136,27 +189,27 @@ def test_gradients_are_averaged_over_draws() -> None:
     assert draw_values(agent, seen, 3).tolist() == [[[-2, -1]], [[2, 1]], [[2, 1]]]
     assert acting(agent, "none", 0, 3)(seen).tolist() == [0]
     # dCE/ds by draw, with p = sigmoid(1): p (1, -1), then twice (1 - p) (-1, 1). 0.73 > 2 * 0.27.
-    assert torch.allclose(fgsm(agent, seen, 0.1, draws=3), torch.tensor([[2.1, 0.9]]))
+    assert torch.allclose(pgd(agent, seen, 0.1, draws=3, steps=1), torch.tensor([[2.1, 0.9]]))
     signs = torch.tensor([[-1.0], [1.0], [1.0], [1.0]])  # turns the mean: 0.73 < 3 * 0.27
-    assert torch.allclose(fgsm(agent, seen, 0.1, draws=4), torch.tensor([[1.9, 1.1]]))
+    assert torch.allclose(pgd(agent, seen, 0.1, draws=4, steps=1), torch.tensor([[1.9, 1.1]]))
 
 
 def test_sap_sits_behind_every_relu_and_keeps_weights_and_mean() -> None:
     torch.manual_seed(0)
-    agent, seen = Agent([3, 16, 8, 4]), torch.rand(2, 3)
+    agent, seen = Agent([3], [16, 8], 4), torch.rand(2, 3)
     pruned = with_sap(agent, SapSettings())
-    kinds = [type(module) for module in pruned.modules() if not list(module.children())]
+    kinds = [type(module) for module in pruned.body.modules() if not list(module.children())]
     kinds = [kind for kind in kinds if kind is not torch.nn.Linear]
     assert kinds == [torch.nn.ReLU, StochasticPruning] * 2
     assert not torch.equal(pruned(seen), pruned(seen))  # random in evaluation mode
     assert torch.equal(pruned.body[0].weight, agent.body[0].weight)
-    shallow = Agent([3, 16, 4])  # Q is linear in what SAP prunes, so its mean is the dense Q
+    shallow = Agent([3], [16], 4)  # Q is linear in what SAP prunes, so its mean is the dense Q
     mean = draw_values(with_sap(shallow, SapSettings()), seen, 20_000).mean(0)
     assert torch.allclose(mean, shallow(seen), atol=0.01)
 
 
 def test_agents_are_stored_whole_and_damaged_ones_refused(tmp_path: Path) -> None:
-    agent, path = Agent([3, 4, 2]), tmp_path / "agent.safetensors"
+    agent, path = Agent([3], [4], 2), tmp_path / "agent.safetensors"
     agent.spread.fill_(2.5)
     save_agent(agent, path)
     again = load_agent(path).state_dict()
@@ -179,10 +232,11 @@ def test_relative_reward_by_hand() -> None:
 
 
 def records(gains: dict[float, tuple[float, float]], sign: float = 1, blind: float = -50) -> Any:
-    """Episodes: the dense agent's (mean 100), SAP's with these gains (own, BPDA), random play's."""
+    """Episodes: the dense agent's (mean 100), random play's, and SAP's with these gains (under
+    FGSM; under BPDA and PGD)."""
     noise, means = np.random.default_rng(0).normal(0, 5, 40), {("random", "none", 0.0): blind}
-    for budget, (own, bpda) in gains.items():
-        attacks = zip(CURVES, (0, 0, 0, own, bpda), strict=True)
+    for budget, (own, other) in gains.items():
+        attacks = zip(CURVES, (0, 0, 0, 0, own, other, other), strict=True)
         means |= {(who, by if budget else "none", budget): gain for (who, by), gain in attacks}
     tables = []
     for shift, ((agent, attack, budget), gain) in enumerate(means.items()):
@@ -194,12 +248,12 @@ def records(gains: dict[float, tuple[float, float]], sign: float = 1, blind: flo
 def test_the_sentence_follows_from_the_episodes() -> None:
     raw = records({0.0: (-50, -50), 0.1: (50, 0), 0.2: (50, 50), 0.3: (0, -50)})
     assert "Unattacked, SAP earns -50% (-5" in (text := report.sentence(results(raw)))
-    assert "significantly more: 0.1, 0.2 (FGSM), 0.2 (BPDA); less: 0.3 (BPDA)." in text
+    assert "significantly more: 0.1, 0.2 (FGSM), 0.2 (BPDA), 0.2 (PGD); less: none (FGSM)," in text
     assert text.endswith("than random play: 0.2.")
     lucky = report.sentence(results(records({0.0: (0, 0), 0.1: (50, 50)}, blind=60)))
-    assert "0.1 (FGSM), 0.1 (BPDA)" in lucky and lucky.endswith("play: none.")
+    assert "0.1 (FGSM), 0.1 (BPDA), 0.1 (PGD)" in lucky and lucky.endswith("play: none.")
     nothing = results(records({0.0: (0, 0), 0.1: (0, 0)}))
-    assert "none (FGSM), none (BPDA); less: none" in report.sentence(nothing)
+    assert "none (FGSM), none (BPDA), none (PGD); less: none" in report.sentence(nothing)
 
 
 def test_metrics_and_report_of_negative_rewards() -> None:
@@ -218,11 +272,17 @@ def test_metrics_and_report_of_negative_rewards() -> None:
     assert all(ends.relative_low < [one["relative_low"] for one in alone])  # for both budgets
     assert ((ends.p < 0.05) == (ends.relative_low * ends.relative_high >= 0)).all()
     assert report.sentence(table) in report.markdown(games, load(SETTINGS))
-    assert len(report.figure(games).axes[0].containers) == 6
+    assert (
+        report.wide(table.assign(relative=np.nan)).loc["0.5", "relative, FGSM"].startswith("–, p")
+    )
+    assert len(report.figure(games).axes[0].containers) == 8
 
 
 def test_every_agent_plays_the_same_episodes_at_every_budget() -> None:
-    dense, params = Agent([2, 8, 2]), RlParams(episodes=3, draws=4, games={"corridor": corridor()})
+    dense, params = (
+        Agent([2], [8], 2),
+        RlParams(episodes=3, draws=4, games={"corridor": corridor()}),
+    )
     state = torch.get_rng_state()
     table = evaluate(dense, corridor(), params)
     assert torch.equal(torch.get_rng_state(), state)

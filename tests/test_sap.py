@@ -13,7 +13,6 @@ from advprune.attacks.losses import cross_entropy
 from advprune.attacks.opening import expected_gradient
 from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.craft import Work, craft
-from advprune.models.backward import set_backward
 from advprune.models.insert import places
 from advprune.models.stochastic import frozen_copy, stochastic_layers
 from advprune.pruning.noise import AddedNoise, Dropout
@@ -31,8 +30,6 @@ def many(layer: nn.Module, h: torch.Tensor, draws: int = 20000) -> torch.Tensor:
 
 
 # --- the rule ------------------------------------------------------------------------------------
-
-
 def test_the_keep_probability_is_that_of_enumerated_draws() -> None:
     p, r = torch.tensor([0.5, 0.3, 0.2, 0.0]), 3
     brute = torch.zeros(4)
@@ -77,8 +74,6 @@ def test_maps_of_zeros_and_of_one_value_are_safe(form: str, backward: str) -> No
 
 
 # --- backward rules ------------------------------------------------------------------------------
-
-
 def gradient_of(layer: nn.Module, h: torch.Tensor) -> torch.Tensor:
     point = h.clone().requires_grad_()
     return torch.autograd.grad(layer(point).sum(), point)[0]
@@ -117,8 +112,6 @@ def test_straight_through_the_gradient_is_one_and_the_output_the_same() -> None:
 
 
 # --- the other layers ----------------------------------------------------------------------------
-
-
 def test_dropout_drops_its_rate_and_keeps_the_mean() -> None:
     found = many(Dropout(0.25), torch.ones(1, 8))
     assert float((found == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
@@ -132,12 +125,8 @@ def test_noise_has_the_stated_spread() -> None:
 
 
 # --- in a network --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("setting", [1.0, CONV], ids=["relu", "conv"])
-def test_the_attack_copy_draws_at_the_same_places(
-    setting: object, network: nn.Module, digits: Pair
-) -> None:
+def test_the_attack_copy_draws_alike(setting: object, network: nn.Module, digits: Pair) -> None:
     model = prune("SAP", network, setting).model
     private = attack_copy(model, torch.device("cpu"))
     assert len(stochastic_layers(private)) == len(stochastic_layers(model))
@@ -146,9 +135,7 @@ def test_the_attack_copy_draws_at_the_same_places(
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_the_variant_on_convolutions_sees_what_they_put_out(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_the_variant_on_convolutions_sees_their_output(network: nn.Module, digits: Pair) -> None:
     model, seen = prune("SAP", network, CONV).model, []
     model.conv1.on_output.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
     model(digits[0][:4])
@@ -157,9 +144,7 @@ def test_the_variant_on_convolutions_sees_what_they_put_out(
     assert len(stochastic_layers(model)) == len(places(network, "conv"))
 
 
-def test_frozen_draws_are_the_same_for_every_image_and_pass(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_frozen_draws_are_the_same_in_every_pass(network: nn.Module, digits: Pair) -> None:
     model = frozen_copy(prune("SAP", network, 1.0).model, seed=1)
     with torch.no_grad():
         whole = model(digits[0])
@@ -181,8 +166,6 @@ def test_noise_of_a_family_is_not_that_of_the_initialization(network: nn.Module)
 
 
 # --- under attack --------------------------------------------------------------------------------
-
-
 def test_averaging_draws_comes_closer_to_the_expected_gradient(
     network: nn.Module, digits: Pair
 ) -> None:
@@ -198,9 +181,7 @@ def test_averaging_draws_comes_closer_to_the_expected_gradient(
     assert errors[30] < errors[1] / 9
 
 
-def test_the_attack_on_a_random_model_is_repeatable_and_leaves_no_trace(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_attacks_on_random_models_are_repeatable(network: nn.Module, digits: Pair) -> None:
     model = prune("SAP", network, 1.0).model
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
@@ -220,15 +201,6 @@ def test_the_cost_of_an_attack_is_counted(network: nn.Module, digits: Pair) -> N
         cost = Cost()
         attacks.pgd(model, images, labels, 0.1, 0.05, 4, draws=3, keep="best", cost=cost)
         assert (cost.gradients, cost.forwards) == (10 * 4 * draws, 10 * 5 * draws)
-
-
-def test_backward_rules_are_checked(network: nn.Module, digits: Pair) -> None:
-    with pytest.raises(ValueError, match="backward"):
-        attacks.pgd(network, *digits, 0.1, 0.05, 1, backward="none")
-    with pytest.raises(ValueError, match="backward"):
-        set_backward(network, "none")
-    with pytest.raises(ValueError, match="draws"):
-        attacks.pgd(network, *digits, 0.1, 0.05, 1, draws=0)
 
 
 def test_no_sample_of_a_random_model_is_dropped(network: nn.Module, digits: Pair) -> None:

@@ -15,7 +15,7 @@ from advprune.core.params import FROM_DENSE
 from advprune.evaluate.faults import START, pairs_of
 from advprune.evaluate.means import compare_means, mean
 from advprune.report.claims import judged
-from advprune.report.points import by_family, points
+from advprune.report.points import by_family
 from advprune.report.run import Run
 from advprune.report.sections import bitflips, masks, protocol, seeds
 
@@ -57,10 +57,10 @@ def compression() -> Run:
 
 
 def test_points_are_read_in_the_order_of_the_settings(compression: Run) -> None:
-    found = points(compression)
-    assert [p.setting["compression"] for p in found["GAP_layer"]] == [2, 16, 4]
-    assert set(found["random"][0].white) == {"field"}
-    assert set(found["random"][0].transferred) == {"field", "momentum"}
+    found = by_family(compression)
+    assert [p.setting["compression"] for p in found["GAP_layer"]] == [4, 2, 16, 4]  # a model first
+    assert set(found["random"][1].white) == {"field"}
+    assert set(found["random"][1].transferred) == {"field", "momentum"}
 
 
 def test_gap_is_set_beside_random_pruning_of_the_nearest_clean_accuracy(compression: Run) -> None:

@@ -8,7 +8,7 @@ import pytest
 from handmade import EPS, N, first, layer_table, model, records, run_of, settings
 from scipy.stats import binomtest
 
-from advprune.evaluate.acting import ends, spread
+from advprune.evaluate.acting import ends, last_stage, sigma_growth
 from advprune.report.chart import panels
 from advprune.report.formats import bounds
 from advprune.report.results import results
@@ -88,7 +88,7 @@ def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
     assert curve[0.0] == 1.0 and curve[EPS / 2 - EPS / 16] == 1.0 and curve[EPS / 2] == 0.5
     assert curve[EPS] == 0.5 and curve[2 * EPS] == 0  # curve_eps, twice the budget
     row = distances.table_of(run).set_index("model").loc["E-standard"]
-    assert row["against dense"] == "higher" and row.p < 0.001
+    assert row.p_distance < 0.001
     assert results(run).set_index("model").distance_against_dense["E-standard"] == "higher"
 
 
@@ -130,11 +130,11 @@ def test_many_small_changes_behind_the_input_and_large_values_before_the_classif
         assert ends(layer_table().assign(**changes))[part] is False
 
 
-def test_spread_of_the_last_stage() -> None:
+def test_the_last_stage_and_how_its_maps_spread() -> None:
     table = layer_table().assign(adv_sigma=np.linspace(1, 3, 12))
-    stage, ratios = spread(table)
-    assert stage == "layer2" and ratios == pytest.approx(np.linspace(0.5, 1.5, 12)[6:10])
-    assert spread(table[~table.layer.str.contains(r"\.")]) == ("", [])
+    ratios = sigma_growth(last_stage(table))
+    assert ratios.tolist() == pytest.approx(np.linspace(0.5, 1.5, 12)[6:10])
+    assert last_stage(table[~table.layer.str.contains(r"\.")]).empty
 
 
 def test_layers_that_the_dense_network_lacks_are_left_out() -> None:

@@ -23,15 +23,14 @@ from advprune.evaluate.means import mean
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies import Given, run_study
-from advprune.training.base import load_or_train
 from advprune.training.inputs import Inputs
+from advprune.training.networks import load_or_train
 from conftest import stored
 
 CPU = torch.device("cpu")
 
+
 # --- intervals -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_with_one_or_equal_seeds_the_interval_is_that_over_images(seeds: int) -> None:
     images = np.array([1, 1, 0, 1, 0, 1, 1, 1, 0, 1], float)
@@ -68,9 +67,7 @@ def test_where_nothing_varies_there_is_no_doubt() -> None:
 
 
 @pytest.mark.parametrize(("of_seeds", "of_images"), [(0.0, 1.5), (0.1, 1.5), (0.1, 0.2)])
-def test_the_interval_holds_for_other_seeds_and_other_images(
-    of_seeds: float, of_images: float
-) -> None:
+def test_the_interval_holds_for_other_seeds_and_images(of_seeds: float, of_images: float) -> None:
     """Right where seed + image + noise > 0, all normal: the true mean is 1/2, by symmetry."""
     random, held, runs = np.random.default_rng(0), 0, 600
     for _ in range(runs):
@@ -158,9 +155,7 @@ def test_every_point_is_attacked_once_a_seed(ran: tuple[Any, Any, Any]) -> None:
 
 
 @pytest.mark.parametrize(("point", "seed"), [("half", 6), ("dense", 5)])
-def test_records_are_what_the_pieces_give_by_themselves(
-    ran: tuple[Any, Any, Any], point: str, seed: int
-) -> None:
+def test_records_are_those_of_the_pieces(ran: tuple[Any, Any, Any], point: str, seed: int) -> None:
     """The dense network of the run's own seed is the one that the study is given."""
     given, records, _ = ran
     model, ratio = network(given, seed), 0.0
@@ -178,9 +173,7 @@ def test_records_are_what_the_pieces_give_by_themselves(
     assert (found.sparsity == sparsity_of(model)).all() and (found.prune_ratio == ratio).all()
 
 
-def test_a_killed_study_goes_on_where_it_was(
-    ran: tuple[Any, Any, Any], digits: Any, tmp_path: Path
-) -> None:
+def test_a_killed_study_goes_on(ran: tuple[Any, Any, Any], digits: Any, tmp_path: Path) -> None:
     """Seven trainings of an epoch: three points on the given network, another, and its three."""
     given = course(digits, tmp_path, chosen())
     with stored(kill_after=5) as first:
@@ -205,9 +198,7 @@ def test_without_points_nothing_is_done(ran: tuple[Any, Any, Any], tmp_path: Pat
         ({"points": {"half": {"family": "LWM", "setting": 1.5}}}, "it.points.half: sparsity.*1.5"),
     ],
 )
-def test_wrong_studies_are_refused(
-    ran: tuple[Any, Any, Any], changes: dict[str, Any], words: str
-) -> None:
+def test_refused_studies(ran: tuple[Any, Any, Any], changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         run_study("it", replace(ran[0], params=chosen(**changes)))
     with pytest.raises(UserError, match=r"studies.it.of: E-robust is no dense network"):

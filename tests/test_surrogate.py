@@ -161,9 +161,7 @@ def test_the_seed_is_added_to_the_runs_and_decides_all(
     assert same_weights(other, trained(splits, tmp_path, run_seed=11, seed=0)[0])
 
 
-def test_a_killed_training_is_resumed(
-    splits: dict[str, Split], victim: nn.Module, tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on(splits: dict[str, Split], victim: nn.Module, tmp_path: Path) -> None:
     """The unbroken training starts from another global random state."""
     with stored(kill_after=1):
         trained(splits, tmp_path / "b", victim, epochs=2)

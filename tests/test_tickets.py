@@ -68,9 +68,7 @@ def same(one: Pruned, other: Pruned) -> bool:
 
 
 @pytest.mark.parametrize("family", ["random_ticket", "magnitude_ticket"])
-def test_tickets_start_from_the_initialization_of_the_dense_network(
-    digits: Pair, data: Data, family: str
-) -> None:
+def test_tickets_start_from_the_dense_initialization(digits: Pair, data: Data, family: str) -> None:
     trained = make_network(digits[0], width=2)
     expected = build(spec_of(trained))
     initialize(expected, torch.Generator().manual_seed(3))
@@ -248,9 +246,7 @@ def test_a_killed_search_goes_on_where_it_was(
         made(kept)
 
 
-def test_tickets_are_trained_on_the_same_batches(
-    data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tickets_are_trained_on_equal_batches(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
     monkeypatch.setattr(
         "advprune.pruning.masks.finetune", lambda *_, seed, **__: seeds.append(seed) or []

@@ -32,7 +32,7 @@ from advprune.models.preprocessing import for_channels, preprocessing_of
 from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import agreement, quantize
-from advprune.training.base import spec_for
+from advprune.training.networks import spec_for
 from conftest import FOREIGN, VIT, Run, make_foreign, make_network
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -168,8 +168,6 @@ def test_weights_of_a_profile_are_normalized_as_they_were_trained() -> None:
 
 
 # --- the Hugging Face Hub ------------------------------------------------------------------------
-
-
 def without_connection(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Only what lies in `cache` is found."""
     pytest.importorskip("huggingface_hub")
@@ -177,9 +175,7 @@ def without_connection(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def test_a_checkpoint_of_the_hub_by_name(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_of_the_hub(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     without_connection(monkeypatch, cache)
     for reference in ("hf:someone/tiny", "hf:someone/tiny@v2/weights.bin"):
@@ -212,9 +208,7 @@ def test_the_package_of_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) ->
         ({"pretrained_cfg": {"crop_pct": -0.0, "std": 3}}, "config.json: "),
     ],
 )
-def test_a_wrong_configuration_is_refused(
-    tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
+def test_a_wrong_config_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     export(tmp_path / "hub")
     place = tmp_path / "hub" / "config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | change))

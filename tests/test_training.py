@@ -1,6 +1,7 @@
 """Training: it learns, resumes exactly and says when it fails; adversarial training does what its
 papers say."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from advprune.attacks.pgd import pgd
 from advprune.core.errors import UserError
@@ -24,13 +26,12 @@ from advprune.core.train_settings import (
 from advprune.data import Split, prepare
 from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Inner, Method, pgd_images
-from advprune.training.base import load_or_train
 from advprune.training.inputs import Inputs
+from advprune.training.networks import load_or_train
 from advprune.training.standard import Trainer, augment
-from conftest import Linear, make_network, stored
+from conftest import Linear, make_network, same_weights, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-Weights = dict[str, torch.Tensor]
 EPS = 48 / 255
 SETTINGS = TrainSettings(epochs=4, batch=16, lr=0.05, label_smoothing=0.1, crop=1, eps=EPS)
 ATTACKING = ["pgd", "trades", "mixed"]
@@ -46,14 +47,6 @@ def trainer(
     return Trainer(make_network(pair[0]), data, data, settings, chosen, 0, state)
 
 
-def state_of(model: nn.Module) -> Weights:
-    return {name: t.clone() for name, t in model.state_dict().items()}
-
-
-def same(one: Weights, other: Weights) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.fixture(scope="module")
 def splits() -> dict[str, Split]:
     """1146 real digits to train on and 202 to validate with."""
@@ -61,9 +54,7 @@ def splits() -> dict[str, Split]:
     return prepare(DataSettings(source="digits", **settings))
 
 
-def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
-    digits: Pair, tmp_path: Path
-) -> None:
+def test_a_killed_run_ends_as_an_unbroken_one(digits: Pair, tmp_path: Path) -> None:
     recipe = {"method": "pgd", "steps": 2}
     unbroken = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     history = unbroken.run()
@@ -71,19 +62,16 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
         trainer(digits, tmp_path / "b.pt", recipe=recipe).run()
     resumed = trainer(digits, tmp_path / "b.pt", recipe=recipe)
     assert resumed.run() == history and len(history) == 4
-    assert same(state_of(unbroken.model), state_of(resumed.model))
+    assert same_weights(unbroken.model, resumed.model)
 
 
 def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> None:
     run = trainer(digits, tmp_path / "a.pt", epochs=2)
     model, (images, labels) = make_network(digits[0]), run.train
     model.to(memory_format=torch.channels_last)  # as sums are taken in another order
-    optimizer = torch.optim.SGD(
-        model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.05, total_steps=8, cycle_momentum=False
-    )
+    how = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, **how)
+    schedule = OneCycleLR(optimizer, 0.05, total_steps=8, cycle_momentum=False)
     model.train()
     for epoch in range(2):
         generator = torch.Generator().manual_seed(epoch)
@@ -94,7 +82,7 @@ def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> No
             optimizer.step()
             schedule.step()
     history = run.run()
-    assert same(state_of(model), state_of(run.model)) and not run.model.training
+    assert same_weights(model, run.model) and not run.model.training
     assert list(history[0]) == ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
     assert history[-1]["val_accuracy"] == round(accuracy(run.model, images, labels), 4)
     assert all(parameter.is_contiguous() for parameter in run.model.parameters())
@@ -137,17 +125,15 @@ def test_flip_and_crop_by_hand() -> None:
 
 
 @pytest.mark.parametrize("method", ATTACKING)
-def test_images_trained_on_stay_in_the_budget_and_are_harder(
-    method: str, digits: Pair, network: nn.Module
-) -> None:
+def test_crafted_images_are_harder(method: str, digits: Pair, network: nn.Module) -> None:
     x, y = digits
     network.train()
-    before, recipe = state_of(network), RecipeSettings(method=method, share=1.0, budget=0.5)
+    before, recipe = copy.deepcopy(network), RecipeSettings(method=method, share=1.0, budget=0.5)
     crafted = Method(recipe, SETTINGS).craft(network, x, y, torch.Generator().manual_seed(0))
     assert (crafted - x).abs().max() <= EPS / 2 + 1e-6
     assert (crafted - x).abs().max() > EPS / 2 - 1e-3
     assert crafted.min() >= 0 and crafted.max() <= 1 and not crafted.requires_grad
-    assert network.training and same(before, state_of(network))
+    assert network.training and same_weights(before, network)
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
     network.eval()
     assert F.cross_entropy(network(crafted), y) > F.cross_entropy(network(x), y)
@@ -173,9 +159,8 @@ def test_pgd_finds_the_known_worst_case_of_a_linear_model(linear: Linear) -> Non
 
 def test_mixed_attacks_a_share_of_the_batch(linear: Linear) -> None:
     (x, y), generator = grey(10), torch.Generator()
-    method = Method(
-        RecipeSettings(method="mixed", share=0.3, budget=0.5), TrainSettings(batch=10, eps=0.2)
-    )
+    recipe = RecipeSettings(method="mixed", share=0.3, budget=0.5)
+    method = Method(recipe, TrainSettings(batch=10, eps=0.2))
     found = method.craft(linear, x, y, generator)
     assert torch.allclose(found[:3], (x + 0.1 * worst(linear, y))[:3], atol=1e-6)
     assert torch.equal(found[3:], x[3:])
@@ -209,11 +194,11 @@ def test_trades_loss_by_its_formula(digits: Pair, network: nn.Module) -> None:
 def test_the_epoch_of_highest_robust_accuracy_is_kept(
     digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Weights] = []
+    seen: list[nn.Module] = []
     given = iter([0.9, 0.2, 0.5, 0.5, 0.5, 0.5, 0.9, 0.1, 0.2, 0.4])  # clean, robust, clean, ...
 
     def measured(model: nn.Module, *_: Any) -> float:
-        seen.append(state_of(model))
+        seen.append(copy.deepcopy(model))
         return next(given)
 
     monkeypatch.setattr("advprune.training.standard.accuracy", measured)
@@ -221,7 +206,7 @@ def test_the_epoch_of_highest_robust_accuracy_is_kept(
     run = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     history = run.run()
     assert [row["val_robust_accuracy"] for row in history] == [0.2, 0.5, 0.5, 0.1, 0.4]
-    assert same(state_of(run.model), seen[5]) and not same(seen[5], seen[9])
+    assert same_weights(run.model, seen[5]) and not same_weights(seen[5], seen[9])
 
 
 def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.evaluate.craft import Work
 from advprune.evaluate.records import Scoring, all_logits
@@ -13,8 +13,8 @@ from advprune.evaluate.transfer import ANSWERS, transfer_records
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Crafted = dict[tuple[str, str], torch.Tensor]
+Pair = tuple[Tensor, Tensor]
+Crafted = dict[tuple[str, str], Tensor]
 KEYS = [("dense-standard", "field"), ("E-standard", "field"), ("dense-standard", "momentum")]
 WORK = Work(seed=3, batch=10, draws=4)
 
@@ -86,7 +86,8 @@ def test_clean_images_are_scored_once(
     hook = target.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
     transfer_records(target, *few, crafted, replace(WORK, progress=shown.append))
     hook.remove()
-    checked = 6 * (1 + len(crafted))  # models/border.py: two images twice, and each alone
+    # models/border.py: two images twice, each alone; once twice more, and eight in two ways
+    checked = 6 * (1 + len(crafted)) + (4 if is_random else 4 + 16)
     # The attacked ones twice by a random model: to choose a worst case, and to score it.
     asked = draws * (1 + (1 + is_random) * len(crafted))
     assert sum(passed) == asked * 24 + checked and shown == [1, 1, 1]

@@ -7,7 +7,7 @@ import masked
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune import prune
 from advprune.core import params
@@ -20,9 +20,9 @@ from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 from advprune.models.checkpoint import load_model
-from advprune.studies.protocol import Member, Protocol
+from advprune.studies.protocol import recorded
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 ROOT = Path(__file__).parent.parent
 PARAMS = params.load(ROOT / "params.yaml", profile="digits")
 
@@ -42,7 +42,7 @@ def pair() -> Pair:
 
 
 @pytest.fixture(scope="module")
-def main_attack(dense: nn.Module, pair: Pair) -> tuple[torch.Tensor, pd.DataFrame]:
+def main_attack(dense: nn.Module, pair: Pair) -> tuple[Tensor, pd.DataFrame]:
     """The main attack's images on the dense network, and their records."""
     made = craft(dense, *pair, PARAMS.active().table()["field"])
     return made.pixels, rows(dense, pair[0], made, pair[1], "field")
@@ -129,7 +129,7 @@ def test_randomized_models_are_scored_by_their_mean_logits(
             super().__init__()
             self.at = 0
 
-        def noisy(self, x: torch.Tensor) -> torch.Tensor:
+        def noisy(self, x: Tensor) -> Tensor:
             self.at += 1
             drawn = [[0.0, 1.0], [0.0, 1.0], [5.0, 0.0]][(self.at - 1) % 3]
             return torch.tensor([drawn]).expand(len(x), 2)
@@ -163,8 +163,7 @@ def test_the_protocol_of_a_deterministic_network_is_plain_fgsm(
     settings = ProtocolSettings(
         eps=[0.0, 0.1], draws=5, iterative=AttackSettings(eps=0.2, step=0.05, steps=3)
     )
-    course = Protocol(*digits, settings, Work())
-    found = course.run(network, {"dense": Member()}, digits, torch.device("cpu"))
+    found = recorded(network, False, digits, settings, Work())
     fgsm = found[(found.attack == "fgsm") & (found.eps == 0.1)]
     adv = attacks.to_pixels(
         attacks.pgd(network, *digits, 0.1, 0.1, 1, random_start=False), digits[0], 0.1, "Linf"
@@ -181,10 +180,9 @@ def test_the_protocol_averages_its_draws(network: nn.Module, digits: Pair) -> No
         iterative=AttackSettings(eps=0.2, step=0.05, steps=2),
         adaptive={"x": AttackSettings(eps=0.2, step=0.05, steps=2, draws=3, backward="identity")},
     )
-    members = {"SAP": Member(family="SAP", setting=1.0, adaptive=True), "dense": Member()}
-    course = Protocol(digits[0][:8], digits[1][:8], settings, Work())
-    found = course.run(network, members, digits, torch.device("cpu"))
-    own = found[found.member == "SAP"]
+    test = digits[0][:8], digits[1][:8]
+    own = recorded(prune("SAP", network, 1.0).model, True, test, settings, Work())
     assert (own[own.attack == "fgsm"].gradients == 7).all()
     assert (own[own.attack == "x"].gradients == 6).all()
-    assert set(found[found.member == "dense"].attack) == {"fgsm", "iterative"}
+    dense = recorded(network, False, test, settings, Work())
+    assert set(dense.attack) == {"fgsm", "iterative"}

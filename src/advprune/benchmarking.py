@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.core.device import device_of
 from advprune.core.files import atomic, write_json
@@ -50,9 +50,9 @@ OWN = ("model", "family", "parent", "root", "recipe", "do", "group", "images", "
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network to evaluate. card: its facts (models/card.py). files: those that it depends on, its
-    own first; an evaluation that was killed resumes where none of them changed. known: what was
-    said of it besides."""
+    """A network to evaluate. card: its facts (models/card.py). files: those that it depends on; an
+    evaluation that was killed resumes where none of them changed. known: what was said of it
+    besides."""
 
     network: nn.Module
     card: dict[str, Any]
@@ -137,8 +137,8 @@ class Benchmark:
 
 def benchmark(
     model: nn.Module | Answer,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     eps: float | str = 8 / 255,
     norm: str = "Linf",
@@ -149,19 +149,17 @@ def benchmark(
 ) -> Benchmark:
     """Attack a network by the suite for its kind, curves and probes, as `advprune evaluate` does.
 
-    model: images `[N, C, H, W]` in [0, 1] to logits `[N, K]`; normalization belongs inside. It
-    stays on its device and as it is. Or any function of such images that gives scores or labels
-    `[N]`, such as a deployed file in its runtime (docs/deployed.md). images: uint8, or floats in
-    [0, 1], which are rounded to 8 bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03
-    or "8/255". norm: Linf or L2.
-    dense: the network that `model` was compressed from; adds transfer and paired comparisons.
-    twin: of a function, a network with the same answers and with gradients, which are followed in
-    its place; by default `dense`. queries: how often a search without gradients may ask about an
-    image.
-    InputError where one of these makes no sense.
+    model: images `[N, C, H, W]` in [0, 1] to logits `[N, K]`, normalization inside; it stays on its
+    device and as it is. Or any function of such images that gives scores or labels `[N]`, such as a
+    deployed file in its runtime (docs/deployed.md). images: uint8, or floats in [0, 1], which are
+    rounded to 8 bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03 or "8/255". norm:
+    Linf or L2. dense: the network that `model` was compressed from; adds transfer and paired
+    comparisons. twin: of a function, a network with the same answers whose gradients are followed
+    in its place; by default `dense`. queries: how often a search without gradients may ask about an
+    image. InputError where one of these makes no sense.
     """
     who = "benchmark"
-    if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
+    if isinstance(images, Tensor) and images.dtype == torch.uint8:
         images = to_float(images)
     check_images(who, images, labels)
     refuse(who, {"there are no images": not len(images)})
@@ -233,15 +231,13 @@ def with_corruptions(found: Benchmark, subjects: Sequence[Subject], split: Split
     robust accuracy and the verdict know nothing of them."""
     run, records, entries = found.run, {}, {}
     work = Work(run.params.seed, run.profile.batch, run.params.attack.score_draws)
-    jobs = [(m, one, kind) for m, one in zip(run.models, subjects, strict=True) for kind in KINDS]
-    tables: dict[str, list[pd.DataFrame]] = {}
-    with progress("corruptions", len(jobs)) as advance:
-        for model, subject, kind in jobs:
-            table = corrupted(subject.network, split.images, split.labels, work, kind)
-            tables.setdefault(model.name, []).append(table)
-            advance(1)
-    for name, parts in tables.items():
-        records[f"corruptions-{name}"] = pd.concat(parts, ignore_index=True)
-        entries[f"corruptions-{name}"] = StudyEntry(study="corruptions", of=name)
+    with progress("corruptions", len(subjects) * len(KINDS)) as advance:
+        for model, subject in zip(run.models, subjects, strict=True):
+            name, tables = f"corruptions-{model.name}", []
+            for kind in KINDS:
+                tables += [corrupted(subject.network, split.images, split.labels, work, kind)]
+                advance(1)
+            records[name] = pd.concat(tables, ignore_index=True)
+            entries[name] = StudyEntry(study="corruptions", of=model.name)
     params = run.params.model_copy(update={"studies": entries})
     return Benchmark(replace(run, params=params, studies=records))

@@ -2,35 +2,60 @@
 
 Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
 Parameter-free Attacks (ICML 2020), Algorithm 1. The step starts at `2 eps` and is halved, and the
-search goes back to the best point so far, where the loss has stopped rising. Samples of a
-deterministic model leave the batch as soon as they are broken and waiting ones take their places:
-every sample has a step counter of its own.
+search goes back to the best point so far, where the loss has stopped rising.
+
+A run is one start of one sample, towards one class where the loss is targeted. Runs wait in a queue
+and take turns in a batch: those that are over, and those of samples of a deterministic model that
+are broken, make room for the next ones. So every run counts its own steps.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from advprune.attacks.apgd_state import APGDSettings, Pool, Queue
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.losses import Loss, cross_entropy, dlr
-from advprune.attacks.opening import Opened, opened, options, wide
+from advprune.attacks.opening import Opened, Options, opened, options, wide
 from advprune.attacks.pgd import ascend, project
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
+from advprune.core.device import salted
 from advprune.models.border import refuse
 
 TOGETHER = 16  # batches' worth of images that share a queue: however many processes there are
-At = Opened[APGDSettings]
+RHO = 0.75  # the step is halved where the loss rose in no larger part of the steps
+FEWEST_CLASSES = {"ce": 2, "dlr": 3, "targeted": 2}
 
 
-def apgd(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, settings: APGDSettings
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class APGDSettings(Options):
+    """How to attack; more in `Options`.
+
+    eps: budget in units of the pixel range. steps: gradient steps. loss: `ce`, `dlr`, or
+    `targeted`: the difference of logits ratio towards a wrong class, one run for each of `targets`
+    classes, in the order of the clean logits. restarts: random starts (a run each), drawn by
+    `seed`; a sample's start does not depend on the batch. start: images to begin from in the place
+    of the first draws. drop: stop working on a sample once it is broken (never with a model that
+    draws at random). progress: of `N * steps * restarts`, for `targeted` times `targets`.
+    """
+
+    eps: float
+    steps: int = 100
+    loss: str = "ce"
+    targets: int = 9
+    restarts: int = 1
+    start: Tensor | None = None
+    drop: bool = True
+
+
+def apgd(model: nn.Module, images: Tensor, labels: Tensor, settings: APGDSettings) -> Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
     A broken sample comes back as its first misclassified iterate (one that is wrong from the start:
@@ -65,84 +90,134 @@ class APGDMethod(GradientAttack):
 
 
 @method("apgd", APGDMethod)
-def _apgd(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: APGDMethod, how: Context
-) -> torch.Tensor:
+def _apgd(model: nn.Module, images: Tensor, labels: Tensor, s: APGDMethod, how: Context) -> Tensor:
     return apgd(model, images, labels, options(APGDSettings, s, how))
 
 
 def _search(
-    at: At, images: torch.Tensor, labels: torch.Tensor, numbers: torch.Tensor
-) -> tuple[torch.Tensor]:
-    """Work a queue off; the images found. `numbers` are theirs in the whole set."""
-    s, logits = at.options, at.logits(images)
+    at: Opened[APGDSettings], images: Tensor, labels: Tensor, numbers: Tensor
+) -> tuple[Tensor]:
+    """The images found. `numbers` are theirs in the whole set."""
+    s, loss, logits = at.options, LOSSES[at.options.loss], at.logits(images)
     if logits.shape[1] < FEWEST_CLASSES[s.loss]:
         raise ValueError(f"apgd: {s.loss} needs at least {FEWEST_CLASSES[s.loss]} classes")
-    count = s.targets if s.loss == "targeted" else 0
-    order = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
-    targets = order[:, : min(count, logits.shape[1] - 1)]
-    queue = Queue(numbers, images, labels, targets, s)
+    aims = labels[:, None, None]  # [n, 1, 1]; targeted: label and class, [n, targets, 2]
+    if s.loss == "targeted":
+        others = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
+        others = others[:, : min(s.targets, logits.shape[1] - 1), None]
+        aims = torch.cat([aims.expand_as(others), others], 2)
     found, losses = images.clone(), images.new_full((len(images),), -torch.inf)
-    queue.decided |= s.drop & (logits.argmax(1) != labels)
-    pool = queue.fill(None)
-    while pool is not None:
-        shown = pool.current
-        broken, over = _evaluate(at, pool), pool.done == s.steps
-        s.progress(int((pool.done > 0).sum()))
-        losses[pool.sample[broken]] = torch.inf
-        found[pool.sample[broken]] = at.shown(shown[broken], pool.clean[broken])
-        queue.decided |= losses == torch.inf
-        better = over & (pool.best_loss > losses[pool.sample])
-        losses[pool.sample[better]] = pool.best_loss[better]
-        found[pool.sample[better]] = pool.best[better]
-        stays = ~over & ~queue.decided[pool.sample]
-        pool = pool if stays.all() else pool.pick(stays)
-        # A step uphill, with a quarter of the one before but for the first.
-        goal = ascend(pool.current, pool.gradient, pool.step, s.norm)
-        goal = project(goal, pool.clean, s.eps, s.norm)
-        part = torch.where(wide(pool.done > 0), 0.75, 1.0).to(goal)
-        mixed = part * (goal - pool.current) + (1 - part) * (pool.current - pool.before)
-        after = project(pool.current + mixed, pool.clean, s.eps, s.norm)
-        pool.before, pool.current, pool.done = pool.current, after, pool.done + 1
-        pool = queue.fill(pool)
+    decided = s.drop & (logits.argmax(1) != labels)
+
+    def waiting() -> Iterator[tuple[int, int]]:
+        """Turn by turn, the samples that are not decided by then."""
+        for turn in range(s.restarts * aims.shape[1]):
+            yield from ((turn, sample) for sample in range(len(images)) if not decided[sample])
+
+    queue, given = waiting(), (images, aims, numbers)
+    runs = _begun(s, given, list(islice(queue, s.batch)))
+    while len(runs.sample):
+        runs.gradient, logits = at.gradient(runs.current, runs.aim, loss)
+        if s.drop:
+            broken = at.fooled(logits, runs.current, runs.clean, labels[runs.sample])
+            losses[runs.sample[broken]] = torch.inf
+            found[runs.sample[broken]] = at.shown(runs.current[broken], runs.clean[broken])
+        decided |= losses == torch.inf
+        now, over = loss(logits, runs.aim), runs.done == s.steps
+        s.progress(int((runs.done > 0).sum()))
+        better = now > runs.best_loss
+        runs.best_loss = torch.where(better, now, runs.best_loss)
+        runs.best = torch.where(wide(better), runs.current, runs.best)
+        runs.best_gradient = torch.where(wide(better), runs.gradient, runs.best_gradient)
+        better = over & (runs.best_loss > losses[runs.sample])
+        losses[runs.sample[better]] = runs.best_loss[better]
+        found[runs.sample[better]] = runs.best[better]
+
+        # By number: on a GPU, a mask as an index would wait every time.
+        stays = (~over & ~decided[runs.sample]).nonzero()[:, 0]
+        runs = SimpleNamespace(**{name: state[stays] for name, state in vars(runs).items()})
+        _advance(s, runs, now[stays])
+        if fresh := list(islice(queue, s.batch - len(stays))):
+            more = vars(_begun(s, given, fresh))
+            runs = SimpleNamespace(**{n: torch.cat([t, more[n]]) for n, t in vars(runs).items()})
     return (found,)
 
 
-def _evaluate(at: At, pool: Pool) -> torch.Tensor:
-    """Gradient and loss at the current points, and the step size from them (Algorithm 1, lines
-    9 to 17), in place; returns which samples are broken."""
-    s, moved = at.options, pool.done > 0
-    pool.gradient, logits = at.gradient(pool.current, pool.aim, LOSSES[s.loss])
-    labels = pool.aim if pool.aim.ndim == 1 else pool.aim[:, 0]
-    broken = torch.zeros_like(moved)
-    if s.drop:
-        broken = at.fooled(logits, pool.current, pool.clean, labels)
-    now = LOSSES[s.loss](logits, pool.aim)
-    better = now > pool.best_loss
-    pool.best_loss = torch.where(better, now, pool.best_loss)
-    pool.best = torch.where(wide(better), pool.current, pool.best)
-    pool.best_gradient = torch.where(wide(better), pool.gradient, pool.best_gradient)
-    pool.rises = pool.rises + (moved & (now > pool.last))
-    pool.last = torch.where(moved, now, pool.last)
-    pool.checked = torch.where(moved, pool.checked, now)
-    pool.left = pool.left - moved.long()
+def _begun(
+    s: APGDSettings, given: tuple[Tensor, ...], fresh: list[tuple[int, int]]
+) -> SimpleNamespace:
+    """What is known of runs, by turn and sample, before their first step; each tensor is `[r, …]`.
 
-    due = moved & (pool.left == 0)
-    few, flat = pool.rises <= s.rho * pool.every, pool.checked >= pool.best_loss
-    halve = due & (few | (flat & ~pool.halved))
-    pool.step = torch.where(wide(halve), pool.step / 2, pool.step)
-    pool.current = torch.where(wide(halve), pool.best, pool.current)
-    pool.gradient = torch.where(wide(halve), pool.best_gradient, pool.gradient)
-    _, fewer, fewest = s.intervals
-    pool.every = torch.where(due, (pool.every - fewer).clamp_min(fewest), pool.every)
-    pool.left = torch.where(due, pool.every, pool.left)
-    pool.rises = torch.where(due, 0.0, pool.rises)
-    pool.halved = torch.where(due, halve, pool.halved)
-    pool.checked = torch.where(due, pool.best_loss, pool.checked)
-    return broken
+    They start at random points at a distance of eps, cut to [0, 1].
+    """
+    images, aims, numbers = given
+    turn, sample = torch.tensor(fresh, device=images.device).view(-1, 2).long().unbind(1)
+    clean, number = images[sample], numbers[sample].cpu()
+    change = torch.empty(clean.shape)
+    for place, key in enumerate(zip(turn.tolist(), number.tolist(), strict=True)):
+        seed = salted(s.seed, "apgd", str(key[0] + 1), str(key[1]))
+        generator = torch.Generator().manual_seed(seed)
+        if s.norm == "Linf":
+            noise = 2 * torch.rand(clean.shape[1:], generator=generator) - 1
+            change[place] = noise / noise.abs().max()
+        else:
+            noise = torch.randn(clean.shape[1:], generator=generator)
+            change[place] = noise / noise.norm()
+    start = (clean + s.eps * change.to(clean)).clamp(0, 1)
+    if s.start is not None:
+        start = torch.where(wide(turn == 0), s.start[number].to(clean), start)
+    count, zeros, nothing = torch.zeros_like(sample), clean.new_zeros(len(sample)), clean * 0
+    first = max(int(0.22 * s.steps), 1)
+    return SimpleNamespace(
+        sample=sample,
+        aim=aims[sample, turn % aims.shape[1]].squeeze(1),  # [r], or [r, 2] where targeted
+        clean=clean,
+        before=start,  # the iterate before `current`
+        current=start,
+        gradient=nothing,
+        best=start,  # the iterate of highest loss
+        best_gradient=nothing,
+        best_loss=zeros - torch.inf,
+        step=clean.new_full((len(sample), 1, 1, 1), 2 * s.eps),
+        done=count,
+        every=count + first,  # steps from one check of the step size to the next
+        left=count + first,  # of those, still to go
+        rises=zeros,  # in how many of them the loss rose
+        last=zeros,  # the loss before; 0 at the start, as in the authors' code
+        checked=zeros,  # the highest loss at the last check
+        halved=count > 0,  # whether the step was halved there
+    )
 
 
-def targeted_dlr(logits: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
+def _advance(s: APGDSettings, runs: SimpleNamespace, now: Tensor) -> None:
+    """Choose the step size from the losses `[r]`, and take a step (Algorithm 1, lines 7 to 17)."""
+    moved = runs.done > 0
+    runs.rises = runs.rises + (moved & (now > runs.last))
+    runs.last = torch.where(moved, now, runs.last)
+    runs.checked = torch.where(moved, runs.checked, now)
+    runs.left = runs.left - moved.long()
+    due = moved & (runs.left == 0)
+    few, flat = runs.rises <= RHO * runs.every, runs.checked >= runs.best_loss
+    halve = due & (few | (flat & ~runs.halved))
+    runs.step = torch.where(wide(halve), runs.step / 2, runs.step)
+    runs.current = torch.where(wide(halve), runs.best, runs.current)
+    runs.gradient = torch.where(wide(halve), runs.best_gradient, runs.gradient)
+    fewer, fewest = (max(int(part * s.steps), 1) for part in (0.03, 0.06))
+    runs.every = torch.where(due, (runs.every - fewer).clamp_min(fewest), runs.every)
+    runs.left = torch.where(due, runs.every, runs.left)
+    runs.rises = torch.where(due, 0.0, runs.rises)
+    runs.halved = torch.where(due, halve, runs.halved)
+    runs.checked = torch.where(due, runs.best_loss, runs.checked)
+
+    goal = ascend(runs.current, runs.gradient, runs.step, s.norm)
+    goal = project(goal, runs.clean, s.eps, s.norm)
+    part = torch.where(wide(moved), 0.75, 1.0).to(goal)  # the rest is of the step before
+    mixed = part * (goal - runs.current) + (1 - part) * (runs.current - runs.before)
+    after = project(runs.current + mixed, runs.clean, s.eps, s.norm)
+    runs.before, runs.current, runs.done = runs.current, after, runs.done + 1
+
+
+def targeted_dlr(logits: Tensor, aim: Tensor) -> Tensor:
     """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`, shape `[N]`, of labels and targets `[N, 2]`.
 
     Croce and Hein (2020), section 4. Of fewer than four classes: the difference alone.
@@ -155,4 +230,3 @@ def targeted_dlr(logits: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "targeted": targeted_dlr}
-FEWEST_CLASSES = {"ce": 2, "dlr": 3, "targeted": 2}

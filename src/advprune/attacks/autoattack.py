@@ -4,20 +4,19 @@ Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble o
 Parameter-free Attacks (ICML 2020). `standard`: APGD on the cross-entropy, targeted APGD on the
 difference of logits ratio, targeted FAB (100 iterations each, up to 9 target classes) and Square
 (5,000 queries). `rand`, for randomized models: APGD on both losses, with gradients averaged over 20
-draws. Every setting is the package's own; only the loop over attacks and batches is ours, and
-mirrors `AutoAttack.run_standard_evaluation`, without its checks of the kind of defence.
+draws. Every setting is the package's own; only the loop over attacks and batches is ours, as in
+`AutoAttack.run_standard_evaluation`, without its checks of the kind of defence.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice
-from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.opening import Options, opened, options
 from advprune.attacks.registry import Context, method
@@ -38,9 +37,8 @@ class AutoAttackOptions(Options):
     """How AutoAttack is run; more in `Options`.
 
     version: `standard` for deterministic models, `rand` for randomized ones, whose images count as
-    fooled by a single draw, as published. With fewer than 10 classes all wrong ones are targets.
-    seed: every batch of every attack starts from it, so a resumed run gives the same images.
-    cost: counts the work, that of resumed parts included. parts: keeps each finished batch.
+    fooled by a single draw, as published. seed: every batch of every attack starts from it. cost:
+    counts the work, that of resumed parts included. parts: keeps each finished batch.
     """
 
     version: str = "standard"
@@ -48,24 +46,21 @@ class AutoAttackOptions(Options):
 
 
 def autoattack(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, **changes: Any
-) -> tuple[torch.Tensor, dict[str, int]]:
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, **changes: Any
+) -> tuple[Tensor, dict[str, int]]:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return float32 images and how many stay right.
 
-    Each attack runs on the images that are right after those before it, `batch` at a time. The
-    counts are keyed `clean`, then by attack in order: how many of the `N` are still right.
-
-    Images that no attack fools, and those misclassified from the start, come back unchanged: they
-    are not adversarial, so use none of these images to measure transfer.
-
-    changes: fields of AutoAttackOptions. Raises UserError where pyautoattack is missing or the
-    model has too few classes, ValueError on shapes, ranges or options that make no sense.
+    Each attack runs on the images that are right after those before it, `batch` at a time; counts
+    are keyed `clean`, then by attack in order. Images that no attack fools, and those misclassified
+    from the start, come back unchanged: use none of these to measure transfer. changes: fields of
+    AutoAttackOptions. UserError where pyautoattack is missing or the model has too few classes,
+    ValueError on shapes, ranges or options that make no sense.
     """
-    how, spent = AutoAttackOptions(**changes), Cost()
+    how = AutoAttackOptions(**changes)
     check_choice("autoattack", "version", how.version, tuple(FEWEST))
-    with opened("autoattack", model, (images, labels), eps, replace(how, cost=spent)) as at:
+    with opened("autoattack", model, (images, labels), eps, how) as at:
         shown, labels = images.float().contiguous().to(at.device), labels.to(at.device)
-        found = shown.clone()
+        found, cost = shown.clone(), at.cost
         torch.manual_seed(how.seed)
         with torch.no_grad():
             logits = torch.cat([at.quick(part) for part in shown.split(how.batch)])
@@ -73,9 +68,9 @@ def autoattack(
         right = logits.argmax(1) == labels
         counts = {"clean": int(right.sum())}
 
-        def piece(item: tuple[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        def piece(item: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
             """Images of a chunk after one attack, and which of them are wrong; on the CPU."""
-            (name, rows), before = item, replace(spent)
+            (name, rows), before = item, vars(cost).copy()
 
             def compute() -> Noted:
                 torch.manual_seed(how.seed)
@@ -84,28 +79,23 @@ def autoattack(
                 adv = tools[kind].perturb(shown[rows], labels[rows]).detach()
                 with torch.no_grad():
                     wrong = at.quick(adv).argmax(1) != labels[rows]
-                forwards = spent.forwards - before.forwards
-                gradients = spent.gradients - before.gradients
-                facts = {"wrong": wrong.tolist(), "forwards": forwards, "gradients": gradients}
-                return adv.cpu(), facts
+                spent = {side: count - before[side] for side, count in vars(cost).items()}
+                return adv.cpu(), {"wrong": wrong.tolist()} | spent
 
             part = f"autoattack-{name.replace(' ', '-')}"
             adv, facts = compute() if how.parts is None else how.parts.tensor(part, compute)
-            spent.forwards = before.forwards + facts["forwards"]
-            spent.gradients = before.gradients + facts["gradients"]
+            for side, count in before.items():  # that of a part that was read back, too
+                setattr(cost, side, count + facts[side])
             return adv, torch.tensor(facts["wrong"])
 
         for name in official.attacks_to_run:
             chunks = right.nonzero()[:, 0].split(how.batch) if right.any() else ()
             items = [(f"{name} {number}", rows) for number, rows in enumerate(chunks)]
-            answers = by_batch(at.quick, items, piece, spent)
+            answers = by_batch(at.quick, items, piece, cost)
             for rows, (adv, wrong) in zip(chunks, answers, strict=True):
                 fooled = rows[wrong.to(rows.device)]
                 found[fooled], right[fooled] = adv[wrong].to(found), False
             counts[name] = int(right.sum())
-    if how.cost is not None:
-        how.cost.forwards += spent.forwards
-        how.cost.gradients += spent.gradients
     return found.to(images.device), counts
 
 
@@ -132,12 +122,8 @@ class AutoAttackSettings(Attack):
 
 @method("autoattack", AutoAttackSettings, searches=("square",))
 def _autoattack(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    s: AutoAttackSettings,
-    how: Context,
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: AutoAttackSettings, how: Context
+) -> Tensor:
     fitting = "rand" if is_randomized(model) else "standard"
     version = fitting if s.version == "auto" else s.version
     chosen = vars(options(AutoAttackOptions, s, how, version=version))
@@ -150,7 +136,7 @@ def _official(
     model: nn.Module, eps: float, how: AutoAttackOptions, device: torch.device, classes: int
 ) -> tuple[Any, dict[str, Any]]:
     """The package's AutoAttack and its attacks by name, set as `run_standard_evaluation` sets them,
-    with no more target classes than there are wrong classes."""
+    with no more target classes than wrong ones."""
     try:
         from pyautoattack import AutoAttack
     except ImportError as error:

@@ -3,88 +3,134 @@
 Rakin, He and Fan, Bit-Flip Attack: Crushing Neural Network with Progressive Bit Search (ICCV 2019),
 section 4. One gradient says for each stored bit how its flip changes the loss to first order. The
 most promising flips of each layer are tried by a forward pass, and those of the best layer are
-kept.
-
-The search works on a private copy, so the given model, its modes, its gradients and the global
-random state do not change. stored_bits.py defines the bits. docs/bit-flips.md says how this differs
-from the published code.
+kept. The search works on a private copy of the model. docs/bit-flips.md says how this differs from
+the published code.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass, field
+from math import isfinite, nan
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from advprune.attacks.flip_objective import FlipOptions, Objective
-from advprune.attacks.flip_trace import FlipTrace, Run
+from advprune.attacks.flip_objective import RANDOM, FlipOptions, Objective
 from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
+from advprune.models.border import refuse
 from advprune.models.fold import channels_last
 from advprune.models.stochastic import is_randomized
 
+if TYPE_CHECKING:  # as in core/resume.py
+    import pandas as pd
+
+WHERE = {"layer": "object", **dict.fromkeys(("index", "bit", "before", "after"), "int64")}
+COUNTS = dict.fromkeys(("hamming", "n_b", "forwards", "gradients"), "int64")
+LOSS = {"loss_before": "float64", "loss_after": "float64"}
+TYPES = {"flip": "int64", "step": "int64", **WHERE, **LOSS, **COUNTS, "accuracy": "float64"}
+
+
+@dataclass(frozen=True)
+class FlipTrace:
+    """What an attack on the bits did.
+
+    table: one row per flip. `flip` counts from 1, `step` what was made together, `n_b` at a time;
+    layer, index and bit (0 the least significant) say where, before and after are the whole numbers
+    stored there; losses are of the step, on the batch; hamming: in how many stored bits the network
+    differs from the first one; forwards, gradients: passes of the batch so far; accuracy: what
+    `evaluate` said, NaN where it was not asked. reason: `level` (accuracy at or below `stop`),
+    `budget`, `flat` (no flip raises the loss to first order), `stalled` (none of those tried raises
+    it in fact), or `exhausted` (every bit was drawn). clean_accuracy: what `evaluate` said before
+    the first flip. stored: the network after the last.
+    """
+
+    table: "pd.DataFrame"
+    reason: str
+    clean_accuracy: float | None
+    stored: StoredModel
+
+    def flips_to(self, level: float, counted: str = "flip") -> int | None:
+        """How many flips until accuracy was at or below `level`; None where it never was. As fine
+        as it was asked for; ValueError where it never was."""
+        if self.clean_accuracy is None:
+            raise ValueError("the trace holds no accuracy; run the attack with evaluate=...")
+        if self.clean_accuracy <= level:
+            return 0
+        reached = self.table.loc[self.table["accuracy"] <= level, counted]
+        return None if reached.empty else int(reached.iloc[0])
+
+    def bits_to(self, level: float) -> int | None:
+        """In how many bits the network differed from the first one then: the published count."""
+        return self.flips_to(level, "hamming")
+
 
 def bitflip(
-    model: nn.Module | StoredModel,
-    images: torch.Tensor,
-    labels: torch.Tensor | None = None,
-    **changes: Any,
+    model: nn.Module | StoredModel, images: Tensor, labels: Tensor | None = None, **changes: Any
 ) -> FlipTrace:
     """Progressive bit search on one fixed batch of images `[N, C, H, W]` in [0, 1].
 
-    A step takes the gradient of the loss L by every weight, `dL/dq = s dL/dW`. Flipping a bit that
-    is b and has place value v changes q by `v (1 - 2 b)` and L, to first order, by
-    `dL/dq v (1 - 2 b)`; only flips for which that is positive are allowed. The `n_b` allowed flips
-    of each layer for which it is largest are tried together by a forward pass, and those of the
-    layer that raises L most are committed. With `each` above 1, the `n_b` from the second best of
-    each layer on are tried as well, and so on: of a weight that can only turn its sign, the first
-    order says little about the flip. Where no layer's raise it, n_b grows by 1, up to
-    `most_candidates`; the next step begins with `candidates` again. L rises in every step, so no
-    state comes twice, and a bit that was flipped may be flipped back, as published.
-
-    Cost of a step: one forward and one backward pass of the batch, then one forward pass for each
-    layer and each n_b tried, `2 + layers` passes as a rule; gradients are not taken again for
-    candidates. Passes for candidates begin at the layer that they change where that is possible
-    (rerun.py), which halves them.
+    Flipping a bit b of place value v changes the loss L, to first order, by `s dL/dW v (1 - 2 b)`.
+    The `n_b` flips of each layer that raise it most are tried together, and those of the best layer
+    are made. `each` above 1 tries the next best of each layer, too: of a weight that can only turn
+    its sign, the first order says little. Where none of them raises L, n_b grows by 1 up to
+    `most_candidates`. L rises in every step, so no state comes twice; a bit may be flipped back.
+    A step takes a forward and a backward pass of the batch, and a forward pass for each set tried
+    (half of one where it begins at the layer that changed; rerun.py).
 
     model: a float network, or a StoredModel, attacked as it is. labels: `[N]`; without them the
-    stored model's own predictions before the first flip. changes: fields of FlipOptions.
-
-    Raises ValueError on shapes, ranges or options that make no sense, on a model that draws at
-    random, and where the loss is not finite to begin with.
+    stored model's own predictions before the first flip. changes: fields of FlipOptions. ValueError
+    on shapes, ranges or options that make no sense, on a model that draws at random, and where the
+    loss is not finite to begin with.
     """
     how = FlipOptions(**changes)
     stored = _private(model, how)
     objective = Objective.of(stored, images, labels, how)
-    run = Run(stored, objective, how)
-    while (reason := run.over() or _step(run, objective)) is None:
-        pass
+    run = _Run(stored, objective, how)
+    while (reason := run.over()) is None:
+        gradients = objective.gradient()
+        ranked = {
+            n: rank(n, stored.layers[n], g, how.most_candidates) for n, g in gradients.items()
+        }
+        if not any(ranked.values()):
+            return run.trace("flat")
+        best, kept, chosen = run.height, objective.values, list[Flip]()
+        for n_b in range(1, how.most_candidates + 1):
+            if len(run.rows) + n_b > how.budget:
+                return run.trace("budget")
+            tried = [
+                flips[first : first + n_b]
+                for flips in ranked.values()
+                for first in range(how.each)
+                if len(flips) >= first + n_b
+            ]
+            for flips in tried:
+                for flip in flips:
+                    stored.flip(flip)
+                height, values = objective.again(flips[0].layer)
+                for flip in flips:  # undone
+                    stored.flip(flip)
+                if isfinite(height) and height > best:  # else such a network could not go on
+                    best, kept, chosen = height, values, flips
+            if chosen:
+                break
+        else:
+            return run.trace("stalled")
+        objective.values = kept
+        run.commit(chosen, best)
     return run.trace(reason)
 
 
-def random_flips(
-    model: nn.Module | StoredModel,
-    images: torch.Tensor | None = None,
-    labels: torch.Tensor | None = None,
-    **changes: Any,
-) -> FlipTrace:
-    """Flip stored bits at random: each bit of all is as likely as any other, none twice.
-
-    images: a batch on which the loss is measured after every flip; without it losses are NaN. The
-    flips of a smaller budget are the first of a larger one. All else is as in `bitflip`.
-    """
-    how = replace(FlipOptions(**changes), reuse=False, target=None)
-    stored, objective = _private(model, how), None
-    if images is not None:
-        objective = Objective.of(stored, images, labels, how)
-    run = Run(stored, objective, how)
+def random_flips(model: nn.Module | StoredModel, **changes: Any) -> FlipTrace:
+    """Flip stored bits at random: each bit of all is as likely as any other, none twice; losses are
+    NaN. The flips of a smaller budget are the first of a larger one. Else as in `bitflip`."""
+    how = FlipOptions(**changes)
+    stored = _private(model, how)
+    run = _Run(stored, None, how)
     draws = random_bits(stored, how.generator or torch.Generator().manual_seed(0))
     while (reason := run.over()) is None:
         if (flip := next(draws, None)) is None:
             return run.trace("exhausted")
-        made = run.turn([flip])
-        run.commit(made, 1, objective.height() if objective else float("nan"))
+        run.commit([flip])
     return run.trace(reason)
 
 
@@ -107,40 +153,7 @@ def random_bits(stored: StoredModel, generator: torch.Generator) -> Iterator[Fli
             found -= layer.bits * len(places[name])
 
 
-def _step(run: Run, objective: Objective) -> str | None:
-    """One step of the search; the reason where it cannot be made."""
-    fewest, most = run.how.candidates, run.how.most_candidates
-    gradients = objective.gradient()
-    ranked = {n: rank(n, run.stored.layers[n], g, most) for n, g in gradients.items()}
-    ranked = {name: flips for name, flips in ranked.items() if flips}
-    if not ranked:
-        return "flat"
-    for n_b in range(fewest, most + 1):
-        if len(run.rows) + n_b > run.how.budget:
-            return "budget"
-        tried = [
-            flips[first : first + n_b]
-            for flips in ranked.values()
-            for first in range(run.how.each)
-            if len(flips) >= first + n_b or (first == 0 and n_b == fewest)
-        ]
-        best, kept, chosen = run.height, objective.values, list[Flip]()
-        for flips in tried:
-            for flip in flips:
-                objective.stored.flip(flip)
-            height, values = objective.again(flips[0].layer)
-            for flip in flips:  # undone
-                objective.stored.flip(flip)
-            if isfinite(height) and height > best:  # else such a network could not go on
-                best, kept, chosen = height, values, flips
-        if chosen:
-            objective.values = kept
-            run.commit(run.turn(chosen), n_b, best)
-            return None
-    return "stalled"
-
-
-def rank(name: str, layer: StoredLayer, gradient: torch.Tensor, most: int) -> list[Flip]:
+def rank(name: str, layer: StoredLayer, gradient: Tensor, most: int) -> list[Flip]:
     """A layer's flips that raise the height most to first order, at most `most`, the best first.
 
     gradient: of the height by the weight, in its shape. Flips that do not raise it are left out.
@@ -161,11 +174,70 @@ def rank(name: str, layer: StoredLayer, gradient: torch.Tensor, most: int) -> li
 
 def _private(model: nn.Module | StoredModel, how: FlipOptions) -> StoredModel:
     """The copy that is attacked, in the layout in which convolutions are fastest."""
+    known = isinstance(model, StoredModel | nn.Module)
+    refuse("bitflip", {f"{type(model).__name__} is no nn.Module": not known})
     stored = model.copy() if isinstance(model, StoredModel) else store(model, how.bits, how.scale)
-    if is_randomized(stored.model):
-        raise ValueError(
-            "bitflip: the model draws at random, so that losses cannot be compared; attack "
-            "models.stochastic.frozen_copy(model), whose draws are fixed"
-        )
+    refuse("bitflip", {RANDOM: is_randomized(stored.model)})
     channels_last(stored.model)
     return stored
+
+
+@dataclass
+class _Run:
+    """The flips so far, and what is to happen after each."""
+
+    stored: StoredModel
+    objective: Objective | None
+    how: FlipOptions
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    flipped: set[Flip] = field(default_factory=set)
+    clean_accuracy: float | None = None
+    height: float = nan
+
+    def __post_init__(self) -> None:
+        """Measure the clean network."""
+        if self.how.evaluate is not None:
+            self.clean_accuracy = float(self.how.evaluate(self.stored.model))
+        if self.objective is not None:
+            self.height = self.objective.height()
+            if not isfinite(self.height):
+                raise ValueError("bitflip: the loss is not finite to begin with")
+
+    def over(self) -> str | None:
+        """Why the attack is over, if it is."""
+        accuracy = self.rows[-1]["accuracy"] if self.rows else self.clean_accuracy
+        if self.how.stop is not None and accuracy is not None and accuracy <= self.how.stop:
+            return "level"
+        return "budget" if len(self.rows) >= self.how.budget else None
+
+    def commit(self, flips: list[Flip], height: float = nan) -> None:
+        """Make flips, write them down with the objective's height after them, and measure accuracy
+        and report where that is due."""
+        it, sign = self.objective, self.objective.sign if self.objective else 1
+        shared = {
+            "step": self.rows[-1]["step"] + 1 if self.rows else 1,
+            "loss_before": sign * self.height,
+            "loss_after": sign * height,
+            "n_b": len(flips),
+            "forwards": it.forwards if it else 0,
+            "gradients": it.gradients if it else 0,
+            "accuracy": nan,
+        }
+        self.height, done = height, len(self.rows) // self.how.every
+        for flip in flips:
+            before = self.stored.integer(flip.layer, flip.index)
+            self.stored.flip(flip)
+            after = self.stored.integer(flip.layer, flip.index)
+            self.flipped ^= {flip}
+            counts = {"flip": len(self.rows) + 1, "hamming": len(self.flipped)}
+            self.rows.append(vars(flip) | {"before": before, "after": after} | counts | shared)
+        if self.how.evaluate is not None and len(self.rows) // self.how.every > done:
+            self.rows[-1]["accuracy"] = float(self.how.evaluate(self.stored.model))
+        self.how.progress(len(flips))
+
+    def trace(self, reason: str) -> FlipTrace:
+        """The attack as it ended."""
+        import pandas as pd
+
+        table = pd.DataFrame(self.rows, columns=list(TYPES)).astype(TYPES)
+        return FlipTrace(table, reason, self.clean_accuracy, self.stored)

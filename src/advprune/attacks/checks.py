@@ -1,7 +1,9 @@
 """What every attack refuses of its options; images and models: `models.border`."""
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from advprune.models.border import refuse
 
@@ -12,9 +14,9 @@ REAL = ("eps", "step", "momentum")  # the others are counts
 def check_numbers(attack: str, least: int, **numbers: float) -> None:
     """ValueError where a number is none, NaN, infinite or below `least`, or a count not whole."""
     for key, n in numbers.items():
-        kind = Real if key in REAL else Integral
-        sound = isinstance(n, kind) and not isinstance(n, bool) and least <= n < MOST
-        what = "a number" if kind is Real else "a whole number"
+        kinds = (float, np.floating, Integral) if key in REAL else (Integral,)
+        sound = isinstance(n, kinds) and not isinstance(n, bool) and least <= n < MOST
+        what = "a number" if key in REAL else "a whole number"
         refuse(attack, {f"{key} is {n!r}; it must be {what}, at least {least}": not sound})
 
 

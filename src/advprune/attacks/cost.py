@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass
@@ -19,7 +18,7 @@ class Cost:
         A forward pass of images that require a gradient is taken to be followed by a backward one.
         """
 
-        def count(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.forwards += len(inputs[0])
             self.gradients += len(inputs[0]) * inputs[0].requires_grad
 

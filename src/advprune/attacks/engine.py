@@ -2,11 +2,10 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.core.distributed import spread
@@ -37,7 +36,7 @@ class Mixed(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):
             logits = self.model(x)
         return logits.to(x.dtype)
@@ -50,28 +49,25 @@ class Ensemble(nn.Module):
         super().__init__()
         self.models = nn.ModuleList(models)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.stack([model(x) for model in self.models]).mean(0)
 
 
 def by_batch(
     model: nn.Module, pieces: Sequence[Piece], do: Callable[[Piece], Result], cost: Cost
 ) -> list[Result]:
-    """`do` of every piece, in order; processes of torchrun share them out, to the same results.
-
-    cost: counts what all of them spend. Not of a model that draws at random, whose draws run on
-    from piece to piece: every process does all of them.
-    """
+    """`do` of every piece, in order; processes of torchrun share them out, to the same results, and
+    `cost` counts what all of them spend. Each does all pieces of a model that draws at random, as
+    its draws run on from piece to piece."""
     if is_randomized(model):
         return [do(piece) for piece in pieces]
-    before = replace(cost)
+    before = vars(cost).copy()
 
-    def counted(piece: Piece) -> tuple[Result, int, int]:
-        forwards, gradients = cost.forwards, cost.gradients
-        found = do(piece)
-        return found, cost.forwards - forwards, cost.gradients - gradients
+    def counted(piece: Piece) -> tuple[Result, dict[str, int]]:
+        start, found = vars(cost).copy(), do(piece)
+        return found, {side: count - start[side] for side, count in vars(cost).items()}
 
     done = spread(pieces, counted)
-    cost.forwards = before.forwards + sum(forwards for _, forwards, _ in done)
-    cost.gradients = before.gradients + sum(gradients for *_, gradients in done)
-    return [found for found, *_ in done]
+    for side, count in before.items():
+        setattr(cost, side, count + sum(spent[side] for _, spent in done))
+    return [found for found, _ in done]

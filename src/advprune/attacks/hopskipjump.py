@@ -1,13 +1,11 @@
 """HopSkipJump: a search that sees nothing but the class that is answered.
 
 Chen, Jordan and Wainwright, HopSkipJumpAttack: A Query-Efficient Decision-Based Attack (IEEE S&P
-2020), Algorithm 2, for Linf and L2. From an image of another class it walks along the model's
-border: bisection towards the clean image, the border's normal by random answers around that point,
-a step along it, halved until the class is wrong again.
-
-Differences from the paper: where noise does not fool, the search begins at another of the given
-images; the nearest point of all iterations is returned; and points around the border are never
-closer than `GRAIN`, since an image of 8 bits and an integer layer do not see smaller changes.
+2020), Algorithm 2, for Linf and L2: bisection towards the clean image, the border's normal by
+random answers around that point, a step along it, halved until the class is wrong again. Other than
+in the paper, the search begins at another of the given images where noise does not fool; the
+nearest point of all iterations is returned; and points around the border are never closer than
+`GRAIN`, since an image of 8 bits and an integer layer do not see smaller changes.
 """
 
 from functools import partial
@@ -16,10 +14,10 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.opening import Opened, Options, opened, options, wide
-from advprune.attacks.pgd import project
+from advprune.attacks.pgd import project, sizes, stretched
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
 from advprune.core.device import salted
@@ -50,27 +48,20 @@ class HopSkipJumpSettings(Attack):
 
 @method("hopskipjump", HopSkipJumpSettings, False)
 def _hopskipjump(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    s: HopSkipJumpSettings,
-    how: Context,
-) -> torch.Tensor:
-    """Images that can be fooled within the budget, with the perturbation stretched to all of it;
-    the others unchanged. Notes the distances."""
+    model: nn.Module, images: Tensor, labels: Tensor, s: HopSkipJumpSettings, how: Context
+) -> Tensor:
     found, distances = hopskipjump(model, images, labels, s, options(Options, s, how))
     how.found["distance"] = distances
-    stretch = torch.where(distances <= s.eps, s.eps / distances.clamp_min(1e-12), 0.0)
-    return (images + wide(stretch) * (found - images)).clamp(0, 1)
+    return stretched(found, images, distances, s.eps)
 
 
 def hopskipjump(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     settings: HopSkipJumpSettings,
     how: Options | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
 
     A distance is 0 where the clean image is misclassified, and infinite, with the clean image,
@@ -84,12 +75,8 @@ def hopskipjump(
 
 
 def _search(
-    at: Opened[Options],
-    queries: int,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    numbers: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    at: Opened[Options], queries: int, clean: Tensor, labels: Tensor, numbers: Tensor
+) -> tuple[Tensor, Tensor]:
     """Images and distances; what is drawn depends on `numbers`, theirs in the whole set, alone."""
     walk = _Walk(at, clean, labels, numbers.tolist())
     found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
@@ -100,7 +87,7 @@ def _search(
     move, turn, told = torch.zeros_like(clean), 0, 0
     while len(rows):
         border[rows] = walk.towards_clean(rows, border[rows])
-        size = _size(border[rows] - clean[rows], at.options.norm)
+        size = sizes(border[rows] - clean[rows], at.options.norm)
         closer = size < distances[rows]
         found[rows[closer]], distances[rows[closer]] = border[rows[closer]], size[closer]
         turn, asked = turn + 1, int(walk.spent.sum())
@@ -128,7 +115,7 @@ class _Walk:
     """What a walk along the border asks of the model, on some images."""
 
     def __init__(
-        self, at: Opened[Options], clean: torch.Tensor, labels: torch.Tensor, numbers: list[int]
+        self, at: Opened[Options], clean: Tensor, labels: Tensor, numbers: list[int]
     ) -> None:
         self.at, self.clean, self.labels = at, clean, labels
         seed = at.generator.initial_seed()
@@ -138,14 +125,14 @@ class _Walk:
         power = 2.0 if at.options.norm == "Linf" else 1.5
         self.halvings = min(ceil(power * log2(clean[0].numel())), 20)
 
-    def wrong(self, rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    def wrong(self, rows: Tensor, points: Tensor) -> Tensor:
         """Whether the answer to points `[r, C, H, W]`, or `[r, k, C, H, W]`, is not the label."""
         shape = points.shape[:-3]
         self.spent[rows] += shape[1:].numel()
         labels = self.labels[rows].view(-1, *[1] * (len(shape) - 1))
         return self.at.logits(points.flatten(0, -4)).argmax(1).view(shape) != labels
 
-    def begin(self, rows: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def begin(self, rows: Tensor, queries: int) -> tuple[Tensor, Tensor]:
         """For each image one that fools: the rows that have one, and all such images."""
         start, left, images = self.clean.clone(), rows, self.at.images
         for attempt in range(2 * STARTS):
@@ -166,11 +153,11 @@ class _Walk:
         moved = (start[rows] != self.clean[rows]).flatten(1).any(1)
         return rows[moved], start
 
-    def towards_clean(self, rows: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+    def towards_clean(self, rows: Tensor, outer: Tensor) -> Tensor:
         """The nearest point to the clean image that fools, on the way there from `outer`, which
         does: by bisection of the ball's radius."""
         clean, norm = self.clean[rows], self.at.options.norm
-        high = _size(outer - clean, norm)
+        high = sizes(outer - clean, norm)
         low, point = torch.zeros_like(high), outer
         for _ in range(self.halvings):
             middle = (low + high) / 2
@@ -180,9 +167,7 @@ class _Walk:
             low, high = torch.where(fools, low, middle), torch.where(fools, middle, high)
         return point
 
-    def normal(
-        self, rows: torch.Tensor, points: torch.Tensor, size: torch.Tensor, count: int
-    ) -> torch.Tensor:
+    def normal(self, rows: Tensor, points: Tensor, size: Tensor, count: int) -> Tensor:
         """The direction in which a step leads beyond the border, by `count` random answers.
 
         `mean of (f_i - mean f) u_i` with f_i = 1 where `point + delta u_i` is wrong and -1 where it
@@ -210,8 +195,3 @@ class _Walk:
         if linf:
             return found.sign()
         return found / wide(found.flatten(1).norm(dim=1).clamp_min(1e-12))
-
-
-def _size(change: torch.Tensor, norm: str) -> torch.Tensor:
-    flat = change.flatten(1)
-    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)

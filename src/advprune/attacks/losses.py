@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """`-log softmax(z)_y`, shape `[N]`."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """`max_{i != y} z_i - z_y`, shape `[N]`: positive exactly where the prediction is wrong.
 
     Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks (2017), f6.
@@ -23,11 +23,10 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return others.amax(1) - own[:, 0]
 
 
-def dlr(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, shape `[N]`: the margin over `z_(1) - z_(3)`.
 
-    Invariant to shifts and scales of the logits. Croce and Hein, Reliable Evaluation of
-    Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks (2020), section 4.
+    Invariant to shifts and scales of the logits. Croce and Hein, AutoAttack (2020), section 4.
     Needs at least three classes.
     """
     if logits.shape[1] < 3:

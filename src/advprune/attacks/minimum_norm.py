@@ -2,17 +2,14 @@
 
 Pintor, Roli, Brendel and Biggio, Fast Minimum-norm Adversarial Attacks through Adaptive Norm
 Constraints (NeurIPS 2021), Algorithm 1: gradient steps on the margin inside a ball whose radius
-shrinks while the image fools and grows while it does not. Three things are added: Linf steps follow
-the gradient's sign and are measured in radii, so that no pixel lags behind; only what float32
-confirms counts as fooling; and at the end the perturbation found is shortened by bisection towards
-the clean image.
+shrinks while the image fools and grows while it does not. Added here: Linf steps follow the
+gradient's sign and are measured in radii; only what float32 confirms counts as fooling; at the end
+the perturbation found is shortened by bisection towards the clean image.
 
-Of a model that draws at random, the mean logits decide. Each step sees the mean of a few draws
-only, so the smallest radius at which one seemed to fool means nothing. There the radius follows
-those decisions in ever smaller steps, which settle where the mean does not lean to either side
-(Robbins and Monro, A Stochastic Approximation Method, 1951); gradients are averaged over steps,
-too. The length is then decided by bisection, every length on the same draws, and confirmed in
-fresh ones.
+Of a model that draws at random, the mean logits decide, and each step sees few draws: the smallest
+radius at which one seemed to fool means nothing. There the radius follows those decisions in ever
+smaller steps (Robbins and Monro, A Stochastic Approximation Method, 1951). The length is decided by
+bisection, all lengths on the same draws, and confirmed in fresh ones.
 """
 
 import math
@@ -23,12 +20,12 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_numbers
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options, wide
-from advprune.attacks.pgd import ascend, project, random_point
+from advprune.attacks.pgd import ascend, project, random_point, sizes, stretched
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import full_precision
@@ -39,6 +36,7 @@ CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: abov
 # Lengths at which a perturbation is tried that fools by a hair only, or in lucky draws.
 LENGTHS = (1.0, 1.01, 1.03, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
 FAR = (5.0, 10.0, 30.0)  # more of them for a random model, whose radius may rest on luck
+HALVINGS = 10  # of the way to the perturbation found, at the end
 SURE_DRAWS = 20  # the fewest that decide a length for a model that draws at random
 # The search on a random model: its rate and step beside the usual ones, how much of the last
 # gradients and logits remains from step to step, and after which part of the steps the changes are
@@ -50,37 +48,28 @@ RATE, STEP, MOMENTUM, MEMORY, LATE = 2.0, 0.7, 0.75, 0.5, 0.7
 class MinimumNormSettings(Options):
     """How to search; more in `Options`.
 
-    steps: gradient steps. step: length of the first one, in radii of the ball; it falls to a
-    hundredth by a cosine. rate: by which part the ball grows or shrinks in the first step; it falls
-    to a fiftieth likewise. restarts: after the first search, which begins at the clean image, the
-    others begin at random points of the ball found so far and can only improve it; a random model
-    has one search of `steps * restarts` steps. halvings: of the way to the perturbation found, at
-    the end. progress: of `N * steps * restarts`.
+    steps: gradient steps. restarts: after the first search, from the clean image, others begin at
+    random points of the ball found so far and can only improve it; a random model has one search of
+    `steps * restarts` steps. progress: of `N * steps * restarts`.
     """
 
     steps: int = 100
-    step: float = 1.0
-    rate: float = 0.05
     restarts: int = 1
-    halvings: int = 10
     exact: ClassVar[bool] = True
 
 
 At = Opened[MinimumNormSettings]
-Found = tuple[torch.Tensor, torch.Tensor]  # images `[n, C, H, W]` and distances `[n]`
+Found = tuple[Tensor, Tensor]  # images `[n, C, H, W]` and distances `[n]`
 
 
 def minimum_norm(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, settings: MinimumNormSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attack `images` `[N, C, H, W]` in [0, 1].
+    model: nn.Module, images: Tensor, labels: Tensor, settings: MinimumNormSettings
+) -> tuple[Tensor, Tensor]:
+    """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
 
-    Returns images of the same shape, in [0, 1], and distances `[N]` in units of the pixel range: 0
-    where the clean image is misclassified, infinite (and the clean image) where nothing was found.
-    Distances are upper bounds, of float images: rounding these to 8 bits changes them. Where the
-    model draws at random, they are where its mean logits over `SURE_DRAWS` draws turn wrong.
-    Raises ValueError on shapes, ranges or options that make no sense.
-    """
+    Distances are in units of the pixel range, upper bounds, and of float images: 0 where the clean
+    image is misclassified, infinite, with the clean image, where nothing was found. ValueError on
+    shapes, ranges or options that make no sense."""
     check_numbers("minimum_norm", 1, steps=settings.steps, restarts=settings.restarts)
     with opened("minimum_norm", model, (images, labels), 0.0, settings) as at:
         middle = torch.full_like(images, 0.5).repeat_interleave(settings.restarts - 1, 0)
@@ -100,18 +89,14 @@ class MinimumNormMethod(GradientAttack):
 
 @method("minimum_norm", MinimumNormMethod)
 def _minimum_norm(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: MinimumNormMethod, how: Context
-) -> torch.Tensor:
-    """Images that can be fooled within the budget, with the perturbation stretched to all of it, so
-    that rounding does not undo it; the others unchanged. Notes the distances."""
-    settings = options(MinimumNormSettings, s, how)
-    found, distances = minimum_norm(model, images, labels, settings)
+    model: nn.Module, images: Tensor, labels: Tensor, s: MinimumNormMethod, how: Context
+) -> Tensor:
+    found, distances = minimum_norm(model, images, labels, options(MinimumNormSettings, s, how))
     how.found["distance"] = distances
-    stretch = torch.where(distances <= s.eps, s.eps / distances.clamp_min(1e-12), 0.0)
-    return (images + wide(stretch) * (found - images)).clamp(0, 1)
+    return stretched(found, images, distances, s.eps)
 
 
-def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor) -> Found:
+def _search(at: At, clean: Tensor, labels: Tensor, noise: Tensor) -> Found:
     """Images `[n, C, H, W]` and distances `[n]`; noise: points of the unit ball `[n, R - 1, …]`."""
     found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
     already = _mean(at, clean).argmax(1) != labels
@@ -132,7 +117,7 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
         near, own, way = clean[rows], labels[rows], found[rows] - clean[rows]
         outer = _first(at, near, way, own).clamp_max(FAR[-1] if at.randomized else LENGTHS[-1])
         inner = torch.zeros_like(outer)
-        for _ in range(at.options.halvings):
+        for _ in range(HALVINGS):
             middle = (inner + outer) / 2
             fools = _fools(at, (near + wide(middle) * way).clamp(0, 1), own)
             outer, inner = torch.where(fools, middle, outer), torch.where(fools, inner, middle)
@@ -140,67 +125,13 @@ def _search(at: At, clean: torch.Tensor, labels: torch.Tensor, noise: torch.Tens
         length = _first(at, near, change, own, fresh=True)
         fools = length.isfinite()
         found[rows] = (near + wide(length.where(fools, 0.0)) * change).clamp(0, 1)
-        size = _size(found[rows] - near, at.options.norm)
+        size = sizes(found[rows] - near, at.options.norm)
         distances[rows] = torch.where(fools, size, torch.inf)
     return found, distances
 
 
-def _of_the_mean(at: At, clean: torch.Tensor, labels: torch.Tensor) -> Found:
-    """Of a model that draws at random: images near the border of its mean logits, and distances.
-
-    The search begins at what fools the model without its random layers, where that can be asked.
-    Of three ways to fool it, the one of largest mean margin at the same length is taken.
-    """
-    s, tried, start = at.options, [], clean
-
-    def lead(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
-        """By how much a class leads the label, `[n]`, of labels and classes `[n, 2]`."""
-        return logits.gather(1, pair).diff(dim=1)[:, 0]
-
-    if (silent := silent_copy(at.quick)) is not None:
-        start, _ = _descend(
-            replace(at, quick=silent, exact=silent, randomized=False), clean, labels
-        )
-        tried.append(start - clean)
-    current, steps = start.contiguous(memory_format=torch.channels_last), s.steps * s.restarts
-    radius, ever = _size(current - clean, s.norm), torch.zeros_like(labels, dtype=torch.bool)
-    slope, late, recent = torch.zeros_like(clean), torch.zeros_like(clean), at.logits(current)
-    for index, (rate, step) in enumerate(_schedule(s, steps)):
-        rival = recent.scatter(1, labels[:, None], -torch.inf).argmax(1)
-        gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), lead)
-        s.progress(len(clean))
-        recent = MEMORY * recent + (1 - MEMORY) * logits
-        scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
-        slope = MOMENTUM * slope + (1 - MOMENTUM) * gradient / scale
-        fooled = margin(logits, labels) > 0
-        ever |= fooled
-        outward = torch.where(ever, radius * (1 + RATE * rate), 1.1 * radius + 0.01)
-        radius = torch.where(fooled, radius * (1 - RATE * rate), outward)
-        moved = ascend(current, slope, STEP * step * wide(radius), s.norm)
-        current = project(moved, clean, wide(radius), s.norm)
-        late += (current - clean) * (index >= LATE * steps)
-    best, reached = clean, torch.full_like(radius, -torch.inf)
-    for change in (*tried, current - clean, late):
-        scaled = change * wide(radius / _size(change, s.norm).clamp_min(1e-12))
-        points = (clean + scaled).clamp(0, 1)
-        now = margin(_mean(at, points), labels)
-        best, reached = torch.where(wide(now > reached), points, best), now.maximum(reached)
-    return best, _size(best - clean, s.norm)
-
-
-def _schedule(s: MinimumNormSettings, steps: int) -> Iterator[tuple[float, float]]:
-    """How much the radius changes in each step, and how long the step is, in radii."""
-    for index in range(steps):
-        fade = (1 + math.cos(math.pi * index / steps)) / 2  # 1 at first, 0 in the end
-        yield s.rate * (0.02 + 0.98 * fade), s.step * (0.01 + 0.99 * fade)
-
-
 def _descend(
-    at: At,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    known: Found | None = None,
-    start: torch.Tensor | None = None,
+    at: At, clean: Tensor, labels: Tensor, known: Found | None = None, start: Tensor | None = None
 ) -> Found:
     """Algorithm 1: the nearest fooling iterates and their distances (infinite: none).
 
@@ -211,11 +142,11 @@ def _descend(
     surely = s.precision != "float32" or is_quantized(at.exact)
     best, nearest = known or (clean, clean.new_full((len(clean),), torch.inf))
     current = (clean if start is None else start).contiguous(memory_format=torch.channels_last)
-    radius = _size(current - clean, s.norm)
-    for rate, step in _schedule(s, s.steps):
+    radius = sizes(current - clean, s.norm)
+    for rate, step in _schedule(s.steps):
         gradient, logits = at.gradient(current, labels, margin)
         s.progress(len(clean))
-        gap, size = margin(logits, labels), _size(current - clean, s.norm)
+        gap, size = margin(logits, labels), sizes(current - clean, s.norm)
         fooled, closer = gap > 0, size < nearest
         if surely and (asked := fooled & closer).any():  # other arithmetic errs
             fooled[asked] = _fools(at, current[asked], labels[asked])
@@ -237,9 +168,57 @@ def _descend(
     return best, nearest
 
 
-def _first(
-    at: At, clean: torch.Tensor, change: torch.Tensor, labels: torch.Tensor, fresh: bool = False
-) -> torch.Tensor:
+def _of_the_mean(at: At, clean: Tensor, labels: Tensor) -> Found:
+    """Of a model that draws at random: images near the border of its mean logits, and distances.
+
+    The search begins at what fools the model without its random layers, where that can be asked.
+    Of three ways to fool it, the one of largest mean margin at the same length is taken.
+    """
+    s, tried, start = at.options, [], clean
+
+    def lead(logits: Tensor, pair: Tensor) -> Tensor:
+        """By how much a class leads the label, `[n]`, of labels and classes `[n, 2]`."""
+        return logits.gather(1, pair).diff(dim=1)[:, 0]
+
+    if (silent := silent_copy(at.quick)) is not None:
+        start, _ = _descend(
+            replace(at, quick=silent, exact=silent, randomized=False), clean, labels
+        )
+        tried.append(start - clean)
+    current, steps = start.contiguous(memory_format=torch.channels_last), s.steps * s.restarts
+    radius, ever = sizes(current - clean, s.norm), torch.zeros_like(labels, dtype=torch.bool)
+    slope, late, recent = torch.zeros_like(clean), torch.zeros_like(clean), at.logits(current)
+    for index, (rate, step) in enumerate(_schedule(steps)):
+        rival = recent.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), lead)
+        s.progress(len(clean))
+        recent = MEMORY * recent + (1 - MEMORY) * logits
+        scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
+        slope = MOMENTUM * slope + (1 - MOMENTUM) * gradient / scale
+        fooled = margin(logits, labels) > 0
+        ever |= fooled
+        outward = torch.where(ever, radius * (1 + RATE * rate), 1.1 * radius + 0.01)
+        radius = torch.where(fooled, radius * (1 - RATE * rate), outward)
+        moved = ascend(current, slope, STEP * step * wide(radius), s.norm)
+        current = project(moved, clean, wide(radius), s.norm)
+        late += (current - clean) * (index >= LATE * steps)
+    best, reached = clean, torch.full_like(radius, -torch.inf)
+    for change in (*tried, current - clean, late):
+        scaled = change * wide(radius / sizes(change, s.norm).clamp_min(1e-12))
+        points = (clean + scaled).clamp(0, 1)
+        now = margin(_mean(at, points), labels)
+        best, reached = torch.where(wide(now > reached), points, best), now.maximum(reached)
+    return best, sizes(best - clean, s.norm)
+
+
+def _schedule(steps: int) -> Iterator[tuple[float, float]]:
+    """By which part the ball grows or shrinks in each step, and how long the step is, in radii."""
+    for index in range(steps):
+        fade = (1 + math.cos(math.pi * index / steps)) / 2  # 1 at first, 0 in the end
+        yield 0.05 * (0.02 + 0.98 * fade), 0.01 + 0.99 * fade
+
+
+def _first(at: At, clean: Tensor, change: Tensor, labels: Tensor, fresh: bool = False) -> Tensor:
     """The first of `LENGTHS` (in units of `change`) that fools, `[n]`; infinite: none."""
     found = clean.new_full((len(clean),), torch.inf)
     for length in LENGTHS + FAR * at.randomized:
@@ -251,14 +230,14 @@ def _first(
     return found
 
 
-def _fools(at: At, images: torch.Tensor, labels: torch.Tensor, fresh: bool = False) -> torch.Tensor:
+def _fools(at: At, images: Tensor, labels: Tensor, fresh: bool = False) -> Tensor:
     """Which images surely fool: by more than rounding."""
     logits = _mean(at, images, fresh)
     return margin(logits, labels) > CLEAR * logits.abs().amax(1)
 
 
 @torch.no_grad()
-def _mean(at: At, images: torch.Tensor, fresh: bool = False) -> torch.Tensor:
+def _mean(at: At, images: Tensor, fresh: bool = False) -> Tensor:
     """Logits `[n, K]`; of a random model, over draws that are the same in every call, or fresh."""
     draws = max(2 * at.draws, SURE_DRAWS) if at.randomized else 1
     devices = [at.device] if at.device.type == "cuda" else []
@@ -266,8 +245,3 @@ def _mean(at: At, images: torch.Tensor, fresh: bool = False) -> torch.Tensor:
         if at.randomized and not fresh:
             torch.manual_seed(at.generator.initial_seed())
         return mean_logits(at.exact, images, draws, at.options.batch)
-
-
-def _size(change: torch.Tensor, norm: str) -> torch.Tensor:
-    flat = change.flatten(1)
-    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)

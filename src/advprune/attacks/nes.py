@@ -1,9 +1,8 @@
 """Attack through gradients estimated from the model's answers near an image, and nothing else.
 
-Ilyas, Engstrom, Athalye and Lin, Black-box Adversarial Attacks with Limited Queries and Information
-(ICML 2018), section 2.1: a natural evolution strategy with antithetic samples. For Gaussian
-directions u, `g = mean of (L(x + sigma u) - L(x - sigma u)) u / (2 sigma)`, the gradient of the
-margin L smoothed over sigma; then a step as of PGD, with momentum.
+Ilyas et al., Black-box Adversarial Attacks with Limited Queries and Information (ICML 2018),
+section 2.1: for Gaussian directions u, `g = mean of (L(x + sigma u) - L(x - sigma u)) u / (2
+sigma)`, the gradient of the margin L smoothed over sigma; then a step as of PGD, with momentum.
 """
 
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options
@@ -40,9 +39,7 @@ class NESSettings(Attack):
 
 
 @method("nes", NESSettings, gradients=False)
-def nes(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: NESSettings, how: Context
-) -> torch.Tensor:
+def nes(model: nn.Module, images: Tensor, labels: Tensor, s: NESSettings, how: Context) -> Tensor:
     """A misclassified image gets no more queries and comes back so; any other at its highest
     margin, or where the model draws at random at its last iterate."""
     chosen = options(Options, s, how)
@@ -53,23 +50,30 @@ def nes(
 
 
 def _search(
-    at: Opened[Options],
-    s: NESSettings,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    numbers: torch.Tensor,
-) -> tuple[torch.Tensor]:
+    at: Opened[Options], s: NESSettings, clean: Tensor, labels: Tensor, numbers: Tensor
+) -> tuple[Tensor]:
     """The images found; directions depend on `numbers`, theirs in the whole set, alone."""
     seed = at.generator.initial_seed()
     drawn = [torch.Generator().manual_seed(salted(seed, str(n))) for n in numbers.tolist()]
     found, best = clean.clone(), margin(at.logits(clean), labels)
     current, slope = clean.clone(), torch.zeros_like(clean)
     rows = torch.arange(len(clean), device=clean.device)  # images still worked on
+    # A Gaussian direction of d numbers is about sqrt(d) long.
+    shape = (s.samples, *clean.shape[1:])
+    sigma = s.sigma if s.norm == "Linf" else s.sigma / clean.shape[1:].numel() ** 0.5
     for _ in range(s.steps):
         rows = rows if at.randomized else rows[best[rows] <= 0]
         if not len(rows):
             break
-        estimate = _estimate(at, s, (current[rows], labels[rows]), [drawn[row] for row in rows])
+        x, y = current[rows], labels[rows]
+        every = torch.stack([torch.randn(shape, generator=drawn[row]) for row in rows], 1).to(x)
+        estimate = torch.zeros_like(x)
+        for u in every.split(max(1, at.options.batch // (2 * len(x)))):  # [s, n, C, H, W]
+            both = torch.stack([x + sigma * u, x - sigma * u]).clamp(0, 1)
+            losses = margin(at.logits(both.flatten(0, 2)), y.repeat(2 * len(u)))
+            rise = losses.view(2, len(u), len(x)).diff(dim=0)[0].neg()  # [s, n]
+            estimate += (rise[:, :, None, None, None] * u).sum(0)
+        estimate = estimate / (2 * sigma * s.samples)
         slope[rows] = MOMENTUM * slope[rows] + (1 - MOMENTUM) * estimate
         moved = ascend(current[rows], slope[rows], s.step, s.norm)
         current[rows] = project(moved, clean[rows], at.eps, s.norm)
@@ -79,23 +83,3 @@ def _search(
         take = (now > best[rows]) | at.randomized
         found[rows[take]], best[rows[take]] = shown[take], now[take]
     return (found,)
-
-
-def _estimate(
-    at: Opened[Options],
-    s: NESSettings,
-    points: tuple[torch.Tensor, torch.Tensor],
-    drawn: list[torch.Generator],
-) -> torch.Tensor:
-    """The smoothed gradient of the margin at images `[n, C, H, W]` of labels `[n]`."""
-    x, labels = points
-    # A Gaussian direction of d numbers is about sqrt(d) long.
-    sigma = s.sigma if s.norm == "Linf" else s.sigma / x[0].numel() ** 0.5
-    total, shape = torch.zeros_like(x), (s.samples, *x.shape[1:])
-    every = torch.stack([torch.randn(shape, generator=one) for one in drawn], 1).to(x)
-    for u in every.split(max(1, at.options.batch // (2 * len(x)))):  # [s, n, C, H, W]
-        both = torch.stack([x + sigma * u, x - sigma * u]).clamp(0, 1)
-        losses = margin(at.logits(both.flatten(0, 2)), labels.repeat(2 * len(u)))
-        rise = losses.view(2, len(u), len(x)).diff(dim=0)[0].neg()  # [s, n]
-        total += (rise[:, :, None, None, None] * u).sum(0)
-    return total / (2 * sigma * s.samples)

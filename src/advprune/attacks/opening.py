@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.cost import Cost
@@ -33,15 +33,14 @@ class Options:
     """What every attack takes, however it searches.
 
     norm: `Linf` or `L2`. batch: images a pass. precision: `bfloat16` computes gradients in mixed
-    precision, about twice as fast where the processor has it; what fools is decided in float32.
-    draws: for models with random layers: gradients are averaged over that many draws (EOT, Athalye
-    et al. 2018), loss and decisions are those of the mean logits. backward: what is differentiated
-    in the place of layers without a useful gradient (models/backward.py); None: the model's own
-    rule, the twin of a quantized model. parent: the network that `backward: parent` needs.
-    pixels: images will be rounded to 8 bits (`rounding`, as in `to_pixels`), so only what fools
-    after that is fooled; the clean images must be 8-bit. generator: a CPU generator for starts and
-    draws, in the place of one from `seed`; a sample's start does not depend on the batch size.
-    cost: counts images passed forward and gradients taken. progress: called with image-steps done.
+    precision; float32 decides what fools. draws: of models with random layers; gradients are
+    averaged over them (EOT, Athalye et al. 2018), and the mean logits decide. backward: what is
+    differentiated in the place of layers without a useful gradient (models/backward.py); None: the
+    model's own rule. parent: the network that `backward: parent` needs. pixels: images will be
+    rounded to 8 bits (`rounding`: see `to_pixels`), so only what fools after that is fooled; clean
+    images must be 8-bit. generator: a CPU generator in the place of one from `seed`; a sample's
+    start does not depend on the batch. cost: counts what passes through the model. progress: called
+    with image-steps done.
     """
 
     norm: str = "Linf"
@@ -77,8 +76,8 @@ class Opened(Generic[T]):
 
     quick: nn.Module
     exact: nn.Module
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     eps: float
     options: T
     generator: torch.Generator
@@ -92,18 +91,14 @@ class Opened(Generic[T]):
         return self.options.draws if self.randomized else 1
 
     def run(
-        self,
-        do: Callable[..., Sequence[torch.Tensor]],
-        rows: torch.Tensor,
-        *more: torch.Tensor,
-        together: int = 1,
-    ) -> list[torch.Tensor]:
+        self, do: Callable[..., Sequence[Tensor]], rows: Tensor, *more: Tensor, together: int = 1
+    ) -> list[Tensor]:
         """What `do(images, labels, *more)` gives for all `rows`, on the images' device.
 
         `together` batches at a time are given, on the model's device; processes share them out.
         """
 
-        def piece(part: torch.Tensor) -> list[torch.Tensor]:
+        def piece(part: Tensor) -> list[Tensor]:
             given = (t[part].to(self.device) for t in (self.images, self.labels, *more))
             return [found.to(self.images.device) for found in do(*given)]
 
@@ -111,9 +106,7 @@ class Opened(Generic[T]):
         answers = by_batch(self.exact, parts, piece, self.cost)
         return [torch.cat(found) for found in zip(*answers, strict=True)]
 
-    def gradient(
-        self, points: torch.Tensor, labels: torch.Tensor, loss: Loss
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(self, points: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """The gradient of the loss by the points, and the model's logits, averaged over draws."""
         points = points.contiguous(memory_format=torch.channels_last)
         network = Mixed(self.quick) if self.options.precision == "bfloat16" else self.quick
@@ -123,27 +116,21 @@ class Opened(Generic[T]):
         return gradient, self.logits(points) if foreign else logits
 
     @torch.no_grad()
-    def logits(self, points: torch.Tensor) -> torch.Tensor:
+    def logits(self, points: Tensor) -> Tensor:
         """The model's logits in float32, averaged over draws."""
         with full_precision():
             parts = points.split(self.options.batch)
             found = [mean_logits(self.exact, p, self.draws, self.options.batch) for p in parts]
         return torch.cat(found)
 
-    def shown(self, points: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    def shown(self, points: Tensor, clean: Tensor) -> Tensor:
         """Points as they will be scored: rounded to 8 bits where that is so."""
         how = self.options
         if not how.pixels:
             return points
         return to_pixels(points, clean, self.eps, how.norm, how.rounding).to(clean) / 255
 
-    def fooled(
-        self,
-        logits: torch.Tensor,
-        points: torch.Tensor,
-        clean: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> torch.Tensor:
+    def fooled(self, logits: Tensor, points: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
         """Which points fool the model as they will be scored; `logits`: those of `gradient`."""
         wrong = logits.argmax(1) != labels
         if wrong.any() and (self.options.pixels or self.exact is not self.quick):
@@ -154,11 +141,7 @@ class Opened(Generic[T]):
 
 @contextmanager
 def opened(
-    name: str,
-    model: nn.Module,
-    attacked: tuple[torch.Tensor, torch.Tensor],
-    eps: float,
-    how: T,
+    name: str, model: nn.Module, attacked: tuple[Tensor, Tensor], eps: float, how: T
 ) -> Iterator[Opened[T]]:
     """Check and prepare an attack on images `[N, C, H, W]` in [0, 1] and labels `[N]`.
 
@@ -196,18 +179,12 @@ def opened(
 
 
 def expected_gradient(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    loss: Loss,
-    draws: int = 1,
-    most: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, draws: int = 1, most: int = 0
+) -> tuple[Tensor, Tensor]:
     """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
 
-    labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass, as in
-    `models.stochastic.drawn_logits`. Non-finite entries of a pass's
-    gradient (a division by nearly nothing) count as 0.
+    labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass. Non-finite entries of
+    a gradient (a division by nearly nothing) count as 0.
     """
     point = images.detach().requires_grad_()
     gradient, total = torch.zeros_like(images), torch.zeros(())
@@ -226,6 +203,6 @@ def expected_gradient(
     return gradient / draws, total / draws
 
 
-def wide(values: torch.Tensor) -> torch.Tensor:
+def wide(values: Tensor) -> Tensor:
     """`[n]` as `[n, 1, 1, 1]`, to go with images."""
     return values.view(-1, 1, 1, 1)

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.losses import LOSSES
-from advprune.attacks.opening import Opened, Options, opened, options
+from advprune.attacks.opening import Opened, Options, opened, options, wide
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import AttackSettings
 from advprune.models.border import check_images, refuse
@@ -27,23 +27,20 @@ BETAS = 0.9, 0.999  # of Adam (Kingma and Ba, 2015), as published
 class PGDOptions(Options):
     """How `pgd` searches; more in `Options`.
 
-    loss: `ce`, `margin` or `dlr`. keep: `last` iterate (as published), or the `best`, the one of
-    highest loss. restarts: several starts; per sample, the result of highest loss is returned.
-    start: images to start from instead of a random point (then one restart only).
-    drop: stop working on a sample once an iterate of it is misclassified and return that iterate.
-    Much faster on weak models, right where only accuracy counts; images are less adversarial.
-    Not of a model that draws at random: one that is fooled in these draws is right in the next.
-    momentum: the step follows `v = momentum * v + g / mean|g|` instead of the gradient g alone
-    (Dong et al., Boosting Adversarial Attacks with Momentum, 2018); it averages over draws, too.
-    adam: the step is Adam's on the gradient's sign, and `random_start: false` the darkest corner of
-    the Linf ball: so does the attack of Athalye et al. (2018) on SAP, one draw a step.
-    progress: of `N * steps * restarts`.
+    loss: `ce`, `margin` or `dlr`. keep: `last` iterate (as published), or the `best`, of highest
+    loss. restarts: starts, of which the result of highest loss is returned; or `start`: images to
+    begin from. drop: return a sample's first misclassified iterate and work on it no more. Much
+    faster, right where only accuracy counts; not of a model that draws at random, whose next draw
+    may be right. momentum: steps follow `v = momentum * v + g / mean|g|` (Dong et al., Boosting
+    Adversarial Attacks with Momentum, 2018). adam: steps are Adam's on the gradient's sign, and
+    `random_start: false` is the darkest corner of the Linf ball, as in the attack of Athalye et al.
+    (2018) on SAP. progress: of `N * steps * restarts`.
     """
 
     loss: str = "ce"
     restarts: int = 1
     random_start: bool = True
-    start: torch.Tensor | None = None
+    start: Tensor | None = None
     keep: str = "last"
     drop: bool = False
     momentum: float = 0.0
@@ -52,13 +49,13 @@ class PGDOptions(Options):
 
 def pgd(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     eps: float,
     step: float,
     steps: int,
     **changes: Any,
-) -> torch.Tensor:
+) -> Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
     eps, step: budget and step size in units of the pixel range, in the given norm (`Linf`, `L2`).
@@ -106,8 +103,8 @@ def pgd(
 
 @method("pgd", AttackSettings)
 def _pgd(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: AttackSettings, how: Context
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: AttackSettings, how: Context
+) -> Tensor:
     """A randomized model is attacked to the end, and its last iterate is taken: leaving a sample at
     its first misclassified draw, or choosing its best iterate, would reward a lucky draw."""
     own = {"drop": False, "keep": "last"} if is_randomized(model) else {}
@@ -116,13 +113,8 @@ def _pgd(
 
 
 def _search(
-    at: Opened[PGDOptions],
-    step: float,
-    steps: int,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    start: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    at: Opened[PGDOptions], step: float, steps: int, clean: Tensor, labels: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
     """One run from one start: images `[n, C, H, W]` and losses `[n]` (infinite: dropped)."""
     clean = clean.contiguous(memory_format=torch.channels_last)
     current = start.contiguous(memory_format=torch.channels_last)
@@ -164,35 +156,24 @@ def _search(
     return found, losses
 
 
-def _record(
-    found: torch.Tensor,
-    losses: torch.Tensor,
-    rows: torch.Tensor,
-    current: torch.Tensor,
-    now: torch.Tensor,
-) -> None:
+def _record(found: Tensor, losses: Tensor, rows: Tensor, current: Tensor, now: Tensor) -> None:
     """Keep the current points of the samples whose loss rose, in place."""
     take = now > losses[rows]
     found[rows[take]] = current[take]
     losses[rows[take]] = now[take]
 
 
-def ascend(
-    x: torch.Tensor, gradient: torch.Tensor, step: float | torch.Tensor, norm: str
-) -> torch.Tensor:
+def ascend(x: Tensor, gradient: Tensor, step: float | Tensor, norm: str) -> Tensor:
     """One step of length `step` uphill: along the sign (Linf) or the unit direction (L2).
 
     step: one for all, or `[N, 1, 1, 1]`.
     """
     if norm == "Linf":
         return x + step * gradient.sign()
-    length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-    return x + step * gradient / length
+    return x + step * gradient / wide(sizes(gradient, "L2").clamp_min(1e-12))
 
 
-def project(
-    x: torch.Tensor, clean: torch.Tensor, eps: float | torch.Tensor, norm: str
-) -> torch.Tensor:
+def project(x: Tensor, clean: Tensor, eps: float | Tensor, norm: str) -> Tensor:
     """The nearest point to `x` in the eps-ball round `clean`, then cut to [0, 1].
 
     eps: one for all, or `[N, 1, 1, 1]`.
@@ -202,14 +183,24 @@ def project(
     if norm == "Linf":
         change = change.clamp(-eps, eps)  # type: ignore[arg-type]  # both are of one kind
     else:
-        length = change.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-        change = change * (eps / length).clamp_max(1.0)
+        change = change * (eps / wide(sizes(change, "L2").clamp_min(1e-12))).clamp_max(1.0)
     return (clean + change).clamp(0, 1)
 
 
-def random_point(
-    images: torch.Tensor, eps: float, norm: str, generator: torch.Generator
-) -> torch.Tensor:
+def sizes(change: Tensor, norm: str) -> Tensor:
+    """The norms of changes `[N, …]`, shape `[N]`."""
+    flat = change.flatten(1)
+    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)
+
+
+def stretched(found: Tensor, clean: Tensor, distances: Tensor, eps: float) -> Tensor:
+    """Images within the budget, their change stretched to all of it, so that rounding does not undo
+    it; the clean ones in the place of the others."""
+    share = torch.where(distances <= eps, eps / distances.clamp_min(1e-12), 0.0)
+    return (clean + wide(share) * (found - clean)).clamp(0, 1)
+
+
+def random_point(images: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
     """A uniform point of the eps-ball round each image, cut to [0, 1].
 
     Drawn where the generator is, on the CPU or on the images' GPU. L2: a Gaussian direction, and a
@@ -220,8 +211,6 @@ def random_point(
         noise = (torch.rand(images.shape, **there) * 2 - 1) * eps
         return (images + noise.to(images.device)).clamp(0, 1)
     noise = torch.randn(images.shape, **there)
-    size = noise.shape[1:].numel()
-    length = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
-    radius = eps * torch.rand(len(images), **there) ** (1 / size)
-    noise = noise * (radius / length).view(-1, 1, 1, 1)
+    radius = eps * torch.rand(len(images), **there) ** (1 / noise.shape[1:].numel())
+    noise = noise * wide(radius / sizes(noise, "L2").clamp_min(1e-12))
     return (images + noise.to(images.device)).clamp(0, 1)

@@ -1,24 +1,19 @@
 """From float images to real ones, of 8 bits."""
 
 import torch
+from torch import Tensor
 
 FLOAT_SLACK = 1e-4  # of one grey level: 8/255 in float32 times 255 may come out just below 8
 
 
 def to_pixels(
-    adversarial: torch.Tensor,
-    clean: torch.Tensor,
-    eps: float,
-    norm: str = "Linf",
-    rounding: str = "strict",
-) -> torch.Tensor:
-    """Round adversarial images `[N, C, H, W]` in [0, 1] to uint8.
+    adversarial: Tensor, clean: Tensor, eps: float, norm: str = "Linf", rounding: str = "strict"
+) -> Tensor:
+    """Round adversarial images `[N, C, H, W]` in [0, 1] to uint8; `clean` must be 8-bit over 255.
 
-    `clean` must itself be 8-bit images over 255. `strict` never leaves the budget. Linf: round to
-    the nearest level, then cut at the largest whole level within eps (0.03 is 7.65 levels, so 7).
-    L2: cut the change towards zero, which only shortens it.
-    `nearest` rounds as nn-prune saved its pictures: 7.65 levels become 8, which is more than the
-    budget. Its published remnant accuracies are of such images; 7 levels would read too high.
+    `strict` never leaves the budget: in Linf, round, then cut at the largest whole level within eps
+    (0.03 is 7.65 levels, so 7); in L2, cut the change towards zero. `nearest` rounds as nn-prune
+    saved its pictures: 7.65 levels become 8. Its published remnant accuracies are of such images.
     """
     original = (clean * 255).round()
     change = adversarial * 255 - original

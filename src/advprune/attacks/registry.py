@@ -5,8 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, no_progress
@@ -16,7 +15,7 @@ from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.core.settings import parse
 
-Function = Callable[..., torch.Tensor]  # (model, images, labels, setting, context) -> images
+Function = Callable[..., Tensor]  # (model, images, labels, setting, context) -> images
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,9 @@ class Context:
     """How an attack is run, whichever it is: seed, batch size, and where it tells of its work.
 
     cost: counts what passes through the model. parts: where a long attack keeps what it finished.
-    breakdown: an attack made of several notes here how many images are right after each.
-    found: what a method notes of each image, `[N]`, by the name of its column in records.
-    parent: what the model was made from, where it is known. pixels: the images will be rounded to 8
-    bits, as clean ones are.
+    breakdown: an attack made of several notes how many images are right after each. found: what a
+    method notes of each image, `[N]`, by column of the records. parent: what the model was made
+    from. pixels: the images will be rounded to 8 bits, as clean ones are.
     """
 
     seed: int = 0
@@ -36,7 +34,7 @@ class Context:
     progress: Progress = no_progress
     parts: Parts | None = None
     breakdown: dict[str, int] = field(default_factory=dict)
-    found: dict[str, torch.Tensor] = field(default_factory=dict)
+    found: dict[str, Tensor] = field(default_factory=dict)
     parent: nn.Module | None = None
     pixels: bool = False
 

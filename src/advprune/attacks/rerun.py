@@ -1,8 +1,7 @@
 """A forward pass that recomputes only what a changed weight affects.
 
 The bit-flip attack tries changes of one layer at a time on one fixed batch. What comes before that
-layer is kept, so that on average half of the network is computed. The same operations run on the
-same numbers, so results are the same to the last bit.
+layer is kept. The same operations run on the same numbers: results are the same to the last bit.
 """
 
 import operator
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 Values = dict[fx.Node, Any]  # what nodes of the graph gave
 TRIED = 8  # images on which partial passes are compared with the network's own
@@ -27,7 +26,7 @@ class Rerun:
     """A network's graph, sharing its weights; which nodes each of some weights reaches, and which
     nodes' values are kept, as one that needs them is computed again."""
 
-    def __init__(self, traced: fx.GraphModule, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, traced: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
         self.interpreter = fx.Interpreter(traced)
         self.input, *self.nodes = traced.graph.nodes
         self.reached: dict[str, list[fx.Node]] = {}
@@ -35,7 +34,7 @@ class Rerun:
         for name, weight in weights.items():
             reached: dict[fx.Node, None] = {}  # in the order of the graph
             for node in self.nodes:
-                used: list[torch.Tensor] = []
+                used: list[Tensor] = []
                 if node.op == "call_module":
                     used = list(traced.get_submodule(str(node.target)).parameters())
                 elif node.op == "get_attr":
@@ -45,15 +44,15 @@ class Rerun:
             needed = {given for node in reached for given in node.all_input_nodes}
             self.reached[name], self.kept = list(reached), self.kept | (needed - reached.keys())
 
-    def start(self, images: torch.Tensor) -> tuple[torch.Tensor, Values]:
+    def start(self, images: Tensor) -> tuple[Tensor, Values]:
         """Logits of a whole pass, and the values that later passes may need."""
         return self._run({self.input: images}, self.nodes)
 
-    def again(self, values: Values, name: str) -> tuple[torch.Tensor, Values]:
+    def again(self, values: Values, name: str) -> tuple[Tensor, Values]:
         """Logits and values after the weight `name` has changed since `values` were computed."""
         return self._run(dict(values), self.reached[name])
 
-    def _run(self, values: Values, nodes: list[fx.Node]) -> tuple[torch.Tensor, Values]:
+    def _run(self, values: Values, nodes: list[fx.Node]) -> tuple[Tensor, Values]:
         self.interpreter.env = values
         for node in nodes:
             args, kwargs = self.interpreter.fetch_args_kwargs_from_env(node)
@@ -65,15 +64,11 @@ class Rerun:
 
 
 @torch.no_grad()
-def rerun(
-    model: nn.Module, weights: Mapping[str, torch.Tensor], images: torch.Tensor
-) -> Rerun | None:
-    """The network's graph; None where results could differ.
-
-    That is where a module is neither of this library nor of torch, torch.fx cannot follow the code,
-    a weight has no part in the logits, or a partial pass on some of `images` `[N, C, H, W]` gives
-    other logits than the network, as where values that are needed again are changed in place.
-    """
+def rerun(model: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Rerun | None:
+    """The network's graph; None where results could differ: where a module is neither of this
+    library nor of torch, torch.fx cannot follow the code, a weight has no part in the logits, or a
+    partial pass on some of `images` `[N, C, H, W]` gives other logits than the network, as where
+    values that are needed again are changed in place."""
     homes = {type(module).__module__.partition(".")[0] for module in model.modules()}
     if not homes <= {"advprune", "torch"}:
         return None

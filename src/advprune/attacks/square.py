@@ -1,11 +1,9 @@
 """Square attack: random search over squares of pixels, without a gradient.
 
 Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via random
-search (ECCV 2020), Algorithms 1 to 3, for the Linf and the L2 ball. It sees logits alone, so masked
-gradients do not hinder it: where it beats a gradient attack, the gradients are not to be trusted.
-
-Differences from the authors' code, all as the paper has it: each image has squares and signs of its
-own, and squares reach the last row and column, which that code leaves out.
+search (ECCV 2020), Algorithms 1 to 3, for the Linf and the L2 ball. As the paper, but not the
+authors' code, has it, each image has squares and signs of its own, and squares reach the last row
+and column.
 """
 
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.engine import by_batch
@@ -32,36 +30,26 @@ GRID = 5  # bumps along the shorter side of an image, at the start of L2
 class SquareOptions(Options):
     """How `square` searches; more in `Options`.
 
-    queries: per image, the stripes included (the look at the clean image is not).
-    p: share of the image that the first squares take; by default as published, 0.8 in Linf
-    (AutoAttack's) and 0.1 in L2.
-    draws: whether the loss rose rests on the mean logits of so many. Noise stays in them, and the
-    loss that is kept is that of a lucky draw, so score the images afresh.
-    progress: of at most `N * queries`: those that decided images save are not reported.
+    queries: per image, the stripes included (the look at the clean image is not). p: share of the
+    image that the first squares take; None: as published, 0.8 in Linf (AutoAttack's), 0.1 in L2.
+    draws: whose mean logits decide; the loss that is kept is that of a lucky draw, so score the
+    images afresh. progress: of at most `N * queries`: those that decided images save are not
+    reported.
     """
 
     queries: int = 1000
     p: float | None = None
 
 
-def square(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, **changes: Any
-) -> torch.Tensor:
+def square(model: nn.Module, images: Tensor, labels: Tensor, eps: float, **changes: Any) -> Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
     Changes are proposed at random and kept where the margin loss `max_{i != y} z_i - z_y` rises. In
     Linf: stripes, then squares of `x +- eps`, one sign per channel. In L2: a grid of bumps, then a
-    square takes over what another one holds of the budget. Its side is the whole number nearest to
-    `sqrt(p_i * H * W)` (L2: odd, at least 3), where `p_i` starts at `p` and halves after `HALVINGS`
-    squares; these are not rescaled to other budgets, as in AutoAttack.
-
-    An image that is misclassified, from the start or later, gets no more queries, unless the model
-    draws at random: there the next draws may be right again, and every image gets all of them.
-    Every image comes back at its highest loss so far, fooled or not; never below the loss of the
-    clean image, which it then is.
-
-    changes: fields of SquareOptions. Raises ValueError on shapes, ranges or options that make no
-    sense.
+    square takes over what another one holds of the budget. A misclassified image gets no more
+    queries, unless the model draws at random. Every image comes back at its highest loss, never
+    below the loss of the clean image, which it then is. changes: fields of SquareOptions.
+    ValueError on shapes, ranges or options that make no sense.
     """
     how = SquareOptions(**changes)
     check_numbers("square", 1, queries=how.queries)
@@ -91,26 +79,26 @@ class SquareSettings(Attack):
 
 @method("square", SquareSettings, gradients=False)
 def _square(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: SquareSettings, how: Context
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: SquareSettings, how: Context
+) -> Tensor:
     return square(model, images, labels, s.eps, **vars(options(SquareOptions, s, how)))
 
 
-def _search(at: Opened[SquareOptions], share: float) -> torch.Tensor:
+def _search(at: Opened[SquareOptions], share: float) -> Tensor:
     """The images found, `[N, C, H, W]`. Changes are cut to [0, 1] when shown; they are drawn for
     all images, so that one does not depend on which others are left."""
     clean = at.images.to(at.device).contiguous(memory_format=torch.channels_last)
     labels, how = at.labels.to(at.device), at.options
     proposed = _squares if how.norm == "Linf" else _bumps
 
-    def losses(rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    def losses(rows: Tensor, change: Tensor) -> Tensor:
         """The margins of `clean[rows] + change`, `[len(rows)]`, on the mean logits."""
 
-        def of(part: torch.Tensor) -> torch.Tensor:
-            points = (clean[rows[part]] + change[part]).clamp(0, 1)
-            return margin(at.logits(points), labels[rows[part]]).cpu()
+        def of(part: tuple[Tensor, Tensor]) -> Tensor:
+            points = (clean[part[0]] + part[1]).clamp(0, 1)
+            return margin(at.logits(points), labels[part[0]]).cpu()
 
-        parts = torch.arange(len(rows), device=rows.device).split(how.batch)
+        parts = list(zip(rows.split(how.batch), change.split(how.batch), strict=True))
         return torch.cat(by_batch(at.exact, parts, of, at.cost)).to(clean)
 
     rows, change = torch.arange(len(clean), device=clean.device), torch.zeros_like(clean)
@@ -132,9 +120,7 @@ def _search(at: Opened[SquareOptions], share: float) -> torch.Tensor:
     return (clean + change).clamp(0, 1)
 
 
-def _squares(
-    at: Opened[SquareOptions], size: int, change: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def _squares(at: Opened[SquareOptions], size: int, change: Tensor, rows: Tensor) -> Tensor:
     """Changes of `rows` in the Linf ball, `[len(rows), C, H, W]`: the present change with a square
     of `+-eps` of that size in it; of size 0: stripes of `+-eps`, to begin with."""
     n, channels, height, width = change.shape
@@ -147,9 +133,7 @@ def _squares(
     return torch.where(down & across, signs, change[rows])
 
 
-def _bumps(
-    at: Opened[SquareOptions], size: int, change: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def _bumps(at: Opened[SquareOptions], size: int, change: Tensor, rows: Tensor) -> Tensor:
     """Changes of `rows` in the L2 ball, `[len(rows), C, H, W]`: the present change, where one
     square, `to`, takes over what another, `of`, holds of the budget and what is unused, with a bump
     and its opposite side by side added to its shape; of size 0: a grid of bumps, to begin with."""
@@ -173,7 +157,7 @@ def _bumps(
     upright = _signs(at, change, n, 1, 1, 1)[rows] > 0
     pair = torch.where(upright, pair, pair.T) * _signs(at, change, n, channels, 1, 1)[rows]
 
-    def sizes(values: torch.Tensor) -> torch.Tensor:
+    def sizes(values: Tensor) -> Tensor:
         return values.flatten(2).norm(dim=2)[:, :, None, None]  # [rows, C, 1, 1]
 
     present = change[rows]
@@ -185,7 +169,7 @@ def _bumps(
     return torch.where(to, moved, present * ~of)
 
 
-def _bump(height: int, width: int) -> torch.Tensor:
+def _bump(height: int, width: int) -> Tensor:
     """The paper's `eta`, highest in the middle: of a pixel in ring r around it, the sum of `1/j^2`
     for j from r + 1 to `height // 2 + 1`."""
     down, across = (torch.arange(length) - length // 2 for length in (height, width))
@@ -194,11 +178,11 @@ def _bump(height: int, width: int) -> torch.Tensor:
     return terms.flip(0).cumsum(0).flip(0)[ring]
 
 
-def _signs(at: Opened[SquareOptions], like: torch.Tensor, *shape: int) -> torch.Tensor:
+def _signs(at: Opened[SquareOptions], like: Tensor, *shape: int) -> Tensor:
     return (2 * torch.randint(2, shape, generator=at.generator) - 1).to(like)
 
 
-def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> torch.Tensor:
+def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> Tensor:
     """`[n, length]`: true on `size` neighbours from a place that is uniform over all."""
     first = torch.randint(length - size + 1, (n, 1), generator=at.generator)
     place = torch.arange(length)
@@ -206,8 +190,9 @@ def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> torch
 
 
 def side(p: float, tried: int, shape: torch.Size, odd: bool = False) -> int:
-    """Side of the next square in pixels, after `tried` squares, on images of `[N, C, H, W]`; odd,
-    as in L2: an odd number from 3, where the image has room."""
+    """Side of the next square in pixels, after `tried` squares, on images of `[N, C, H, W]`:
+    nearest to `sqrt(p_i H W)`, where p_i starts at `p` and halves after `HALVINGS` squares, which
+    are not rescaled to other budgets, as in AutoAttack; `odd`, from 3 on, in L2."""
     height, width = shape[2:]
     share = p / 2 ** sum(tried > at for at in HALVINGS)
     size = max(round((share * height * width) ** 0.5), 3 if odd else 1)

@@ -1,13 +1,10 @@
 """Weights as stored in memory: integers of a few bits, and the network that they encode.
 
-Rakin, He and Fan, Bit-Flip Attack: Crushing Neural Network with Progressive Bit Search (ICCV 2019),
-section 3.1: the weights of every convolution and linear layer, the first and the classifier
-included, are `W = s q` with whole numbers q in two's complement; activations, biases and batch-norm
-stay as they are. With one bit, `W = s (2 b - 1)`: the stored bit b is the sign (He et al.,
-Defending and Harnessing the Bit-Flip based Adversarial Weight Attack, CVPR 2020).
-
-What is attacked is a *code*, the bits as an unsigned number in [0, 2^bits - 1]. Bit 0 is the least
-significant one, bit `bits - 1` the sign.
+Rakin, He and Fan, Bit-Flip Attack (ICCV 2019), section 3.1: the weights of every convolution and
+linear layer are `W = s q` with whole numbers q in two's complement; all else stays as it is. With
+one bit, `W = s (2 b - 1)`: the stored bit b is the sign (He et al., Defending and Harnessing the
+Bit-Flip based Adversarial Weight Attack, CVPR 2020). What is attacked is a *code*, the bits as an
+unsigned number; bit 0 is the least significant one, bit `bits - 1` the sign.
 """
 
 from collections.abc import Iterator
@@ -15,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.models.border import plain_copy
 from advprune.models.inert import met
@@ -33,7 +30,7 @@ class Flip:
     bit: int
 
 
-def encode(integers: torch.Tensor, bits: int) -> torch.Tensor:
+def encode(integers: Tensor, bits: int) -> Tensor:
     """The codes, uint8, of whole numbers: two's complement; at one bit `(q + 1) / 2`.
 
     Numbers lie in [-2^(bits-1), 2^(bits-1) - 1], at one bit they are -1 or 1.
@@ -42,7 +39,7 @@ def encode(integers: torch.Tensor, bits: int) -> torch.Tensor:
     return ((q + 1) // 2 if bits == 1 else q & (2**bits - 1)).to(torch.uint8)
 
 
-def decode(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def decode(codes: Tensor, bits: int) -> Tensor:
     """The whole numbers, int16, that codes stand for; the inverse of `encode`."""
     u = codes.to(torch.int16)
     if bits == 1:
@@ -64,43 +61,41 @@ def place_values(bits: int) -> tuple[int, ...]:
 class StoredLayer:
     """A layer's weight in memory.
 
-    codes: uint8, of the weight's shape. scale: of the weight's type, in a shape that broadcasts
-    over it (one number, or one for each output channel). bits: 1 to 8. met: the places of a filter,
-    `[kh, kw]`, that ever meet a value, None for all; other bits change nothing and do not count.
+    codes: uint8, of the weight's shape. scale: broadcasts over it. bits: 1 to 8. met: the places of
+    a filter, `[kh, kw]`, that ever meet a value, None for all; other bits change nothing and do not
+    count.
     """
 
-    codes: torch.Tensor
-    scale: torch.Tensor
+    codes: Tensor
+    scale: Tensor
     bits: int
-    met: torch.Tensor | None = None
+    met: Tensor | None = None
 
     @property
     def size(self) -> int:
         """How many bits are stored, of weights that ever meet a value."""
         return self.bits * len(self.places())
 
-    def places(self) -> torch.Tensor:
+    def places(self) -> Tensor:
         """Where in the flat weight the weights lie that ever meet a value, in order."""
         if self.met is None:
             return torch.arange(self.codes.numel())
         return self.met.expand(self.codes.shape).flatten().nonzero().flatten()
 
-    def integers(self) -> torch.Tensor:
+    def integers(self) -> Tensor:
         """The whole numbers q, int16."""
         return decode(self.codes, self.bits)
 
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Tensor:
         """`s q`: what the network computes with."""
         return self.integers().to(self.scale.dtype) * self.scale
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A network whose weights are exactly what its stored bits say, layer by layer by name.
-
-    Build it with `store`, or by hand where a network is stored in another way (mixed widths, a
-    binary network's own bits): then `model` has a parameter `<layer>.weight` for each entry.
-    """
+    """A network whose weights are exactly what its stored bits say, layer by layer by name. By
+    `store`, or by hand where it is stored in another way (mixed widths, a binary network's own
+    bits): then `model` has a parameter `<layer>.weight` for each entry."""
 
     model: nn.Module
     layers: dict[str, StoredLayer]
@@ -145,15 +140,12 @@ def store(
 ) -> StoredModel:
     """Round a float network's weights to what `bits` bits hold; the given model stays as it was.
 
-    2 to 8 bits: `s = max |W| / (2^(bits-1) - 1)` and `q = round(W / s)`, symmetric: the lowest
-    number, -2^(bits-1), is reached by flips alone. One bit: `q = sign(W)` with sign(0) = 1, and
-    `s = mean |W|`. scale: one s for a `layer`, as published, or for each output `channel`. Where
-    all weights are 0, so is s, and the bits there change nothing. image_shape: `[C, H, W]`; bits of
-    weights that meet only padding on such images (models/inert.py) then do not count as stored.
-
-    Returns a copy in evaluation mode, frozen. A tensor that several layers share is stored once, at
-    the first of them. Raises ValueError for other bits or scales, a weight that is not finite, or a
-    model without such layers.
+    2 to 8 bits: `s = max |W| / (2^(bits-1) - 1)`, `q = round(W / s)`; the lowest number is reached
+    by flips alone. One bit: `q = sign(W)`, sign(0) = 1, `s = mean |W|`. scale: one s for a `layer`,
+    as published, or for each output `channel`. image_shape: `[C, H, W]`; bits of weights that meet
+    only padding on such images (models/inert.py) then do not count as stored. Returns a frozen copy
+    in evaluation mode; a tensor that layers share is stored once. ValueError for other bits or
+    scales, a weight that is not finite, or a model without such layers.
     """
     if not 1 <= bits <= 8 or scale not in SCALES:
         raise ValueError(
@@ -208,6 +200,6 @@ def _written(stored: StoredModel) -> StoredModel:
     return stored
 
 
-def _where(index: int, like: torch.Tensor) -> tuple[int, ...]:
+def _where(index: int, like: Tensor) -> tuple[int, ...]:
     """A place in a flat tensor as indices; any memory layout."""
     return tuple(int(i) for i in np.unravel_index(index, tuple(like.shape)))

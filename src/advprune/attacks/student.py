@@ -1,9 +1,8 @@
 """Attack through a student: a small network that learns the model's answers around the images.
 
-No gradient of the model is used, so a wrong one leads nothing astray. After Papernot et al.,
-Practical Black-Box Attacks against Machine Learning (2017), whose substitute learns from images of
-its own; here it learns the budget's ball around each attacked image, and where its own adversarial
-images lie.
+No gradient of the model is used. After Papernot et al., Practical Black-Box Attacks against Machine
+Learning (2017); the student learns the budget's ball around each attacked image, and where its own
+adversarial images lie.
 """
 
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Options, opened, options
@@ -39,8 +38,8 @@ class StudentSettings(Attack):
 
 @method("student", StudentSettings, gradients=False)
 def student(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: StudentSettings, how: Context
-) -> torch.Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, s: StudentSettings, how: Context
+) -> Tensor:
     """Of each image, what the student found at which the model's own margin loss is largest."""
     best, reached = images.clone(), torch.full((len(images),), -torch.inf)
     if not len(images):
@@ -48,7 +47,7 @@ def student(
     with opened("student", model, (images, labels), s.eps, options(Options, s, how)) as at:
         ball = partial(random_point, norm=s.norm, generator=at.generator)
 
-        def ask(points: torch.Tensor) -> torch.Tensor:
+        def ask(points: Tensor) -> Tensor:
             return at.logits(points.to(at.device)).to(images.device)
 
         torch.manual_seed(at.generator.initial_seed())  # of the student, and what it learns first
@@ -59,7 +58,15 @@ def student(
         how_to: dict[str, Any] = {"norm": s.norm, "loss": "margin", "keep": "best"}
         step, how_to["generator"] = s.eps / 8, at.generator
         for _ in range(s.rounds):
-            _fit(network, optimizer, (known, answers), s.steps)
+            # Learn logits, up to a constant for each image and a common scale.
+            goal = answers - answers.mean(1, keepdim=True)
+            goal = goal / goal.std().clamp_min(1e-12)
+            for _ in range(s.steps):
+                rows = torch.randint(len(known), (BATCH,), device=known.device)
+                loss = F.mse_loss(network(known[rows]), goal[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
             found = pgd(network, images, labels, s.eps, step, 20, **how_to)
             found = at.shown(found, images)
             said = ask(found)
@@ -79,21 +86,3 @@ def _network(channels: int, classes: int) -> nn.Module:
         *(nn.Conv2d(48, 48, 3, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()),
         *(nn.Linear(768, 128), nn.SiLU(), nn.Linear(128, classes)),
     )
-
-
-def _fit(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    lessons: tuple[torch.Tensor, torch.Tensor],
-    steps: int,
-) -> None:
-    """Learn logits, up to a constant for each image and a common scale."""
-    known, answers = lessons
-    goal = answers - answers.mean(1, keepdim=True)
-    goal = goal / goal.std().clamp_min(1e-12)
-    for _ in range(steps):
-        rows = torch.randint(len(known), (BATCH,), device=known.device)
-        loss = F.mse_loss(network(known[rows]), goal[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()

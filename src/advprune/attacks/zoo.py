@@ -1,9 +1,5 @@
-"""Any attack of torchattacks by its class name, without its side effects.
-
-torchattacks reseeds torch's global random state, switches modules between modes and leaves
-parameter gradients behind. Here it works on a private copy of the model, inside a forked random
-state that is seeded for the call, so nothing changes for the caller.
-"""
+"""Any attack of torchattacks by its class name, without its side effects: on a private copy of the
+model, inside a forked random state that is seeded for the call."""
 
 import inspect
 from math import isfinite
@@ -11,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.engine import by_batch
 from advprune.attacks.opening import Options, opened, options
@@ -72,20 +68,29 @@ class ZooSettings(Attack):
 
 
 @method("torchattacks", ZooSettings, gradients=FOLLOW_GRADIENT)
-def zoo(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s: ZooSettings, how: Context
-) -> torch.Tensor:
+def zoo(model: nn.Module, images: Tensor, labels: Tensor, s: ZooSettings, how: Context) -> Tensor:
     """Run a class of torchattacks; `seed + i` seeds the i-th batch.
 
     UserError for an unknown attack or arguments that it does not take.
     """
-    check_attack(s.name, s.arguments)
     kind = attack_class(s.name)
+    known = inspect.signature(kind).parameters
+    takes = [key for key in known if key != "model"]
+    if unknown := sorted(set(s.arguments) - set(takes)):
+        raise UserError(
+            f"attack.extra: {s.name} takes no {unknown[0]!r}; it takes {', '.join(takes)}"
+        )
+    for key, value in s.arguments.items():
+        default = known[key].default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        given = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not (given and isfinite(value)):
+            raise UserError(f"attack.extra: {s.name}: {key} is a number (got {value!r})")
 
-    def run(item: tuple[int, torch.Tensor]) -> torch.Tensor:
+    def run(item: tuple[int, Tensor]) -> Tensor:
         index, rows = item
         torch.manual_seed(how.seed + index)
-        seeded = {"seed": how.seed + index} if "seed" in inspect.signature(kind).parameters else {}
+        seeded = {"seed": how.seed + index} if "seed" in known else {}
         attack = kind(at.quick, **seeded | s.arguments)
         with torch.enable_grad():
             found = attack(images[rows].to(at.device), labels[rows].to(at.device))
@@ -95,19 +100,3 @@ def zoo(
         batches = list(enumerate(torch.arange(len(images)).split(how.batch)))
         results = by_batch(at.quick, batches, run, at.cost)
     return torch.cat(results) if results else images.clone()
-
-
-def check_attack(name: str, arguments: dict[str, Any]) -> None:
-    """UserError for an attack that torchattacks lacks, or an argument that the attack lacks."""
-    known = inspect.signature(attack_class(name)).parameters
-    takes = [key for key in known if key != "model"]
-    if unknown := sorted(set(arguments) - set(takes)):
-        raise UserError(
-            f"attack.extra: {name} takes no {unknown[0]!r}; it takes {', '.join(takes)}"
-        )
-    for key, value in arguments.items():
-        default = known[key].default
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        given = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and not (given and isfinite(value)):
-            raise UserError(f"attack.extra: {name}: {key} is a number (got {value!r})")

@@ -10,7 +10,7 @@ from advprune.cli.export import export
 from advprune.cli.gate import gate
 from advprune.cli.init import init
 from advprune.cli.leaderboard import leaderboard
-from advprune.cli.prune import prune
+from advprune.cli.prune import prune, quantize
 from advprune.cli.report import report
 from advprune.cli.time import time
 from advprune.core.ending import ended
@@ -21,8 +21,8 @@ app = typer.Typer(
         "What does compressing a neural network do to its adversarial robustness?\n\n"
         "Anywhere: audit a checkpoint, export it, and evaluate it on pictures of your own, "
         "`advprune evaluate net.pt --data pictures/ --eps 8/255`; init makes a project of both. In "
-        "the root of a repository or project, where params.yaml is: evaluate and prune with its "
-        "settings, report, leaderboard, and gate, which compares one branch with another.\n\n"
+        "the root of a repository or project, where params.yaml is: evaluate, prune and quantize "
+        "with its settings, report, leaderboard, and gate, which compares two branches.\n\n"
         "Exit status: 0, success; 1, audit found a fault or gate a drop in robustness; 2, a file "
         "that cannot be read, a wrong setting or option, or a fault of the program."
     ),
@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (audit, evaluate, init, prune, export, report, leaderboard, time, gate):
+for command in (audit, evaluate, init, prune, quantize, export, report, leaderboard, time, gate):
     app.command()(command)
 
 

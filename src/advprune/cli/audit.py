@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import CheckpointArgument, Known, told
+from advprune.cli.options import CheckpointArgument, Known, option_groups
 
 if TYPE_CHECKING:
     from advprune.models.audit import Audit
     from advprune.models.spec import ModelSpec
 
 
-@told
+@option_groups
 def audit(
     file: CheckpointArgument,
     known: Known,

@@ -16,7 +16,7 @@ from advprune.cli.findings import (
     print_times,
     read_metrics,
 )
-from advprune.cli.options import CheckpointArgument, Network, checkpoint_file, told
+from advprune.cli.options import CheckpointArgument, Network, checkpoint_file, option_groups
 from advprune.cli.repository import Attacked
 from advprune.core.errors import UserError
 
@@ -91,7 +91,7 @@ class Output:
     ] = False
 
 
-@told
+@option_groups
 def evaluate(
     checkpoint: CheckpointArgument,
     images: Attacked,
@@ -160,7 +160,9 @@ def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject
     # The card is made before the network moves to a GPU.
     card = card_of(path, network, facts, image_shape=split.shape)
     files = [path, *code_files(spec.factory)]
-    return Subject(network.to(setup()), card, files, asdict(known))
+    # The spec holds what a config.json or the profile says of the network, too.
+    said = asdict(known) | {"spec": spec.model_dump_json()}
+    return Subject(network.to(setup()), card, files, said)
 
 
 def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
@@ -168,10 +170,11 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     from advprune.benchmarking import Subject
     from advprune.data import to_float
     from advprune.models.card import card_of
-    from advprune.models.onnx_file import OnnxFile, files_of, weight_facts
+    from advprune.models.onnx_file import OnnxFile, files_of, fit_of, weight_facts
     from advprune.models.spec import Normalize
     from advprune.models.target import target_of
 
+    place.fitted(known.fit() or fit_of(path))
     split = place.split("test")
     said = known.preprocessing(None, split.shape[0])
     normalize = Normalize(said["mean"], said["std"]) if "mean" in said else None

@@ -1,6 +1,8 @@
 """What `advprune evaluate` found, for a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,27 +10,44 @@ from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
     from advprune.benchmarking import Benchmark, Subject
-    from advprune.report.run import Model, Run
 
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
+
+
+@cache
+def figures() -> dict[str, dict[str, Any]]:
+    """Published figures of compressed networks by name (`apb/HYDRA/resnet18/90`): n,
+    clean_accuracy, robust_accuracy (AutoAttack, Linf) in [0, 1], and source."""
+    from advprune.core.settings import yaml_of
+
+    text = files("advprune.report").joinpath("benchmarks.yaml").read_text("utf-8")
+    return {
+        f"{benchmark}/{name}": {"n": 10_000, "source": held["source"]}  # CIFAR-10's test images
+        | {"clean_accuracy": clean / 100, "robust_accuracy": robust / 100}
+        for benchmark, held in yaml_of(text, "benchmarks.yaml").items()
+        for name, (clean, robust) in held["figures"].items()
+    }
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
     """The rates to compare from a metrics file, or those published under that name, and their
     source; UserError where there are none."""
     from advprune.core.files import read_json
-    from advprune.report.benchmarks import figures
 
     if (published := figures().get(str(path))) is not None:
         return published
     if not path.exists():
         raise UserError(f"{path} is no file, and none of {', '.join(figures())}")
     found = read_json(path)
+    fault = UserError(f"{path} is not a metrics file like those in metrics/<profile>/")
     try:
-        return {key: float(found[key]) for key in ("n", *BESIDE)} | {"source": str(path)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a metrics file like those in metrics/<profile>/") from error
+        rates = {key: float(found[key]) for key in ("n", *BESIDE)}
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise fault from error
+    if not (1 <= rates["n"] < 1e9 and all(0 <= rates[key] <= 1 for key in BESIDE)):
+        raise fault
+    return rates | {"source": str(path)}
 
 
 def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
@@ -48,23 +67,40 @@ def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
 
 def print_found(found: "Benchmark", checkpoint: Path) -> None:
     """Rates, attacks and verdict of the last network, for a terminal."""
-    from advprune.cli.tables import one_line, show
+    import pandas as pd
+
+    from advprune.cli.tables import one_line, show, show_frame
+    from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
     from advprune.report.formats import budget, budgets_in, p_text
+    from advprune.report.results import rated
 
     run, metrics, verdict = found.run, found.metrics, found.verdict
-    main = run.main_attack
+    main, model, robust = run.main_attack, run.models[-1], run.robust(run.models[-1])
     with budgets_in(main.norm):
         eps = budget(main.eps)
     print(f"{one_line(str(checkpoint))}: {metrics['n']} images of {one_line(run.source)}")
     print(f"robust: the worst case over the suite within {main.norm} eps {eps}\n")
-    rows = list(_rates(run, run.models[-1]))
-    show(("", "accuracy % (95 %)", "n", "gradients", "forwards"), rows)
+    tried = {name: model.attack(name) for name in run.attack_names(model)}
+    tables = {
+        name: records  # a random point of the ball is no attack
+        for name, records in tried.items()
+        if not ((records.method == "pgd") & (records.steps == 0)).all()
+    }
+    if len(run.models) > 1:
+        tables[f"{run.main}, on the dense"] = model.transferred(run.main)
+    clean = rated("accuracy", clean_accuracy(model.attack(run.main))) | {"n": metrics["n"]}
+    rows = [{"": "clean"} | clean]
+    for name, records in (tables | {"robust": robust}).items():
+        row = {"": name} | rated("accuracy", remnant_accuracy(records)) | {"n": len(records)}
+        costs = [kind for kind in ("gradients", "forwards") if kind in records]
+        rows.append(row | {kind: round(records[kind].mean()) for kind in costs})
+    show_frame(pd.DataFrame(rows))
     if len(run.models) > 1:
         against, p = metrics["against_dense"], p_text(metrics["p_against_dense"])
         print(f"against the dense network: {against} ({p})")
     print(f"verdict: {verdict.level}\n")
-    rows = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
-    show(("check", "figure", ""), rows, left=3)
+    checks = [[f"{MARKS[c.outcome]} {c.name}", c.figure, c.reason] for c in verdict.checks]
+    show(("check", "figure", ""), checks, left=3)
 
 
 def print_corruptions(found: "Benchmark") -> None:
@@ -97,27 +133,3 @@ def print_times(found: "Benchmark", subjects: "Sequence[Subject]") -> None:
     table.to_csv(place / f"{run.params.profile}.csv", index=False)
     print()
     show_frame(table)
-
-
-def _rates(run: "Run", model: "Model") -> Iterator[list[str]]:
-    """Clean accuracy, accuracy under each attack of the suite, and robust accuracy."""
-    from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-    from advprune.report.formats import interval
-
-    def row(name: str, rate: Any, *passes: str) -> list[str]:
-        return [name, interval(rate.value, *rate.interval), str(rate.n), *passes]
-
-    def costs(records: Any) -> list[str]:
-        return [f"{float(records[kind].mean()):,.0f}" for kind in ("gradients", "forwards")]
-
-    yield row("clean", clean_accuracy(model.attack(run.main)), "", "")
-    for name in run.attack_names(model):
-        records = model.attack(name)
-        random = (records.method == "pgd") & (records.steps == 0)  # a point of the ball
-        if not random.all():
-            yield row(name, remnant_accuracy(records), *costs(records))
-    if len(run.models) > 1:
-        transferred = remnant_accuracy(model.transferred(run.main))
-        yield row(f"{run.main}, on the dense", transferred, "", "")
-    robust = run.robust(model)
-    yield row("robust", remnant_accuracy(robust), *costs(robust))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from advprune.cli.options import ProfileOption, told
+from advprune.cli.options import ProfileOption, option_groups
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Asked:
         return Rules(self.alpha, points, floors, frozenset(self.allow or ()))
 
 
-@told
+@option_groups
 def gate(
     asked: Asked,
     base: Annotated[str, typer.Option(help="The git revision to compare with.")] = "main",
@@ -128,6 +128,9 @@ def compared(
             why = f"{why} (--allow {quoted(name)})."
             judged = replace(judged, failures=[*judged.failures, why])
         found.append((f"Robustness of {code(name)} against {base}", judged))
+    unknown = sorted(set(rules.floors) - {""} - {row.name for _, one in found for row in one.rows})
+    if unknown:
+        raise UserError(f"--floor: there is no model {unknown[0]!r}; check its name")
     if recompute and (committed := here.side(active)):
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
         found.append((f"Records of {code(active)} against its results.csv", judged))

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from advprune.cli.options import Made, told
+from advprune.cli.options import Made, option_groups
 from advprune.core.errors import UserError
 
 STAGES, NAME = "stages", "mine"  # NAME: of the profile
@@ -85,7 +85,7 @@ class Profile:
     """What the profile of a project is made of, besides the network."""
 
     PANEL: ClassVar = "The profile"
-    data: Annotated[Path, typer.Option(help="The folder of pictures, one sub-folder a class.")]
+    data: Annotated[Path, typer.Option(help="The folder of pictures, one sub-folder per class.")]
     weights: Annotated[
         Path | None, typer.Option(help="Trained weights, taken instead of training.")
     ] = None
@@ -99,7 +99,7 @@ class Profile:
     ] = False
 
 
-@told
+@option_groups
 def init(own: Profile, made: Made) -> None:
     """Write a DVC project for a network and pictures of your own into the current folder.
 

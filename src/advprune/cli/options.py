@@ -221,7 +221,7 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         raise UserError(f"{option}: write numbers with commas between (got {text!r})") from error
 
 
-def told(command: Callable[..., None]) -> Callable[..., None]:
+def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """The command with options in the place of its parameters that are dataclasses: one for each
     field, in the panel of --help that the class names."""
     given = inspect.signature(command).parameters

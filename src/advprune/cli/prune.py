@@ -1,26 +1,43 @@
-"""`advprune prune`: one family at one setting, applied to one checkpoint."""
+"""`advprune prune` and `advprune quantize`: one checkpoint compressed in one way."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import CheckpointArgument, FamilyArgument, Network, told
-from advprune.cli.repository import Images
+from advprune.cli.options import CheckpointArgument, FamilyArgument, Network, option_groups
+from advprune.cli.repository import Images, Repository
 from advprune.core.errors import UserError
 from advprune.core.settings import yaml_of
 
+if TYPE_CHECKING:
+    from torch import nn
 
-@told
+
+def safetensors_file(text: str) -> Path:
+    """The file that --out names; UserError for another kind."""
+    if not text.endswith(".safetensors"):
+        raise UserError(f"--out ends in .safetensors (got {text})")
+    return Path(text)
+
+
+OutOption = Annotated[
+    Path,
+    typer.Option(help="The .safetensors file to write.", parser=safetensors_file, metavar="FILE"),
+]
+
+
+@option_groups
 def prune(
     family: FamilyArgument,
     checkpoint: CheckpointArgument,
     setting: Annotated[
         str, typer.Option(help="As in params.yaml: 0.01, or '{compression: 4, finetune: {}}'.")
     ],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    out: OutOption,
     images: Images,
     known: Network,
 ) -> None:
@@ -39,34 +56,79 @@ def prune(
     from advprune.core.files import fingerprint, locked
     from advprune.data import to_float
     from advprune.data.split import sha256_of
-    from advprune.models.card import write_card
-    from advprune.models.checkpoint import save_model
     from advprune.models.outside import code_files
     from advprune.models.spec import spec_of
     from advprune.pruning import Data, setting_of
     from advprune.pruning import prune as prune_model
 
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out ends in .safetensors (got {out})")
     value = yaml_of(setting, "--setting")
     setting_of(family, value, place="--setting")
-    repository = images.place(known, "train")
-    dense, split = repository.network(checkpoint, known), repository.split("train")
-    train, seed = repository.profile.train, repository.params.seed
-    facts = repository.profile.model_dump(include={"data", "train"})
-    factory = repository.factory(known.given())
-    files = [checkpoint, *code_files(factory)]
-    key = fingerprint(family, value, asdict(known), facts, seed, sha256_of(split), files=files)
+    place = images.place(known, "train")
+    dense, split = place.network(checkpoint, known), place.split("train")
+    train, seed = place.profile.train, place.params.seed
+    facts = place.profile.model_dump(include={"data", "train"})
+    files = [checkpoint, *code_files(place.factory(known.given()))]
+    said = asdict(known), spec_of(dense).model_dump_json()
+    key = fingerprint(family, value, said, facts, seed, sha256_of(split), files=files)
     state = Path("checkpoints") / key / "training.pt"
     data = Data(to_float(split.images), split.labels, train, state)
     with locked(state.parent):
         pruned = prune_model(family, dense, value, data, seed)
-    save_model(pruned.model, out)
     card = {"setting": value, "prune_ratio": round(pruned.ratio, 4)}
-    write_card(out, card, image_shape=data.shape, factory=factory)
-    shutil.rmtree(state.parent, ignore_errors=True)
     at = f" at {pruned.notes['sites']} sites" if "sites" in pruned.notes else ""
+    written(out, pruned.model, card, place, known)
+    shutil.rmtree(state.parent, ignore_errors=True)
     print(f"{out} and {out.stem}.json: {pruned.ratio:.2%} of the weights and biases changed{at}")
-    spec = spec_of(pruned.model)
+
+
+@option_groups
+def quantize(
+    checkpoint: CheckpointArgument,
+    out: OutOption,
+    images: Images,
+    known: Network,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Of each weight and activation.")] = 8,
+) -> None:
+    """Round a checkpoint to integers after training: write the result and its card.
+
+    The ranges of activations are those on training images, which are found as by `prune`.
+    `advprune evaluate` follows the gradients of the differentiable twin of the result, and scores
+    images on its integers.
+
+    Exit status: 0, or 2 if nothing was written.
+    """
+    from advprune.core.train_settings import QuantizeSettings
+    from advprune.data import stratified_subset, to_float
+    from advprune.quantization.post_training import agreement
+    from advprune.quantization.post_training import quantize as round_model
+
+    place = images.place(known, "train")
+    dense, split, setting = (
+        place.network(checkpoint, known),
+        place.split("train"),
+        QuantizeSettings(bits=bits),
+    )
+    count = min(setting.calibration_images, len(split.labels))
+    shown = to_float(split.images[stratified_subset(split.labels, count, place.params.seed)])
+    model = round_model(dense, shown, bits)
+    same = agreement(model, shown)[0]
+    written(out, model, {"setting": setting.model_dump(exclude_none=True)}, place, known)
+    print(
+        f"{out} and {out.stem}.json: {bits} bits; its twin agrees on {same:.2%} of {count} images"
+    )
+
+
+def written(
+    out: Path, model: "nn.Module", facts: Mapping[str, Any], place: Repository, known: Network
+) -> None:
+    """Write a network and its card, and say which images it takes."""
+    from advprune.models.card import write_card
+    from advprune.models.checkpoint import save_model
+    from advprune.models.spec import spec_of
+
+    save_model(model, out)
+    factory, shape = place.factory(known.given()), place.split("train").shape
+    write_card(out, facts, image_shape=shape, factory=factory)
+    spec = spec_of(model)
     normalizes = (set(spec.mean), set(spec.std)) != ({0.0}, {1.0})
     print(f"images are {'normalized' if normalizes else 'taken as they are, in [0, 1]'}")

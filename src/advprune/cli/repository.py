@@ -16,6 +16,7 @@ from advprune.core.settings import parse
 if TYPE_CHECKING:
     from torch import nn
 
+    from advprune.core.fit import Fit
     from advprune.core.params import Params, Profile
     from advprune.core.train_settings import ModelSettings
     from advprune.data import Split
@@ -36,13 +37,13 @@ class Images:
         Path | None,
         typer.Option(
             help="Pictures of your own, with which no params.yaml is read: a folder of one "
-            "sub-folder a class, a split (.safetensors) or images and labels (.npz)."
+            "sub-folder per class, a split (.safetensors) or images and labels (.npz)."
         ),
     ] = None
     names: Annotated[
         Path | None,
         typer.Option(
-            help="File of class names of --data, one a line, in the order of the network's "
+            help="File of class names of --data, one per line, in the order of the network's "
             "outputs; by default the sub-folders' in alphabetical order."
         ),
     ] = None
@@ -158,7 +159,7 @@ class Repository:
         from advprune.models.outside import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
-        from advprune.training.base import spec_for
+        from advprune.training.networks import spec_for
 
         tensors, metadata = read_weights(path)
         spec, own = header_spec(metadata, str(path)), self.model
@@ -207,6 +208,9 @@ class Repository:
     def fits_of(self, spec: "ModelSpec") -> dict[str, int]:
         """What the images are to a network of that spec."""
         return self.fits
+
+    def fitted(self, fit: "Fit | None") -> None:
+        """Have pictures resized and cut so; a profile's images have their size."""
 
     def has(self, count: int) -> str:
         """What has so many channels or classes, and what to do where a network has others."""
@@ -260,14 +264,18 @@ class Pictures(Repository):
 
     def fits_of(self, spec: "ModelSpec") -> dict[str, int]:
         """Grey pictures are shown to a network of three channels in colour, and all at the size
-        that it takes. UserError where that is another than the network's before."""
-        if "_images" in vars(self) and spec.fit not in (None, self.fit):
-            raise UserError("the networks take pictures of other sizes; give --resize and --crop")
-        if "_images" not in vars(self):
-            self.fit = spec.fit or self.fit
+        that it takes."""
+        self.fitted(spec.fit)
         if self.channels == 1 and spec.channels == COLOUR:
             self.channels = COLOUR
         return self.fits
+
+    def fitted(self, fit: "Fit | None") -> None:
+        """UserError where that is another size than that of the network before."""
+        if "_images" in vars(self) and fit not in (None, self.fit):
+            raise UserError("the networks take pictures of other sizes; give --resize and --crop")
+        if "_images" not in vars(self):
+            self.fit = fit or self.fit
 
     def split(self, name: str) -> "Split":
         if name not in ("test", self.part):
@@ -282,4 +290,6 @@ class Pictures(Repository):
         found = self.read(fit=self.fit)
         if found.images.shape[1] == 1 < self.channels:
             return replace(found, images=found.images.repeat(1, self.channels, 1, 1))
+        if found.images.shape[1] != self.channels:
+            raise UserError("some of the pictures are grey and some in colour; convert them to one")
         return found

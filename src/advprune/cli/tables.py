@@ -7,23 +7,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def show(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, title: str = ""
-) -> None:
-    """Print a table as wide as it needs to be, nothing cut; the first `left` columns are
-    text, the others numbers."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def show(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """Print a table, nothing cut; the first `left` columns are text, the others numbers."""
+    from tabulate import tabulate
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))  # names are text, never markup
-    width = Console(width=1000).measure(table).maximum
-    Console(width=width).print(table)
+    sides = ["left" if place < left else "right" for place in range(len(columns))]
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    print(tabulate(cells, columns, "simple", colalign=sides, disable_numparse=True))
 
 
 def show_frame(table: "pd.DataFrame") -> None:

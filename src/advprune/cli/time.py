@@ -6,12 +6,12 @@ import typer
 
 from advprune.cli.options import ProfileOption
 
-BATCH = 64  # images a call, besides one
+BATCH = 64  # images per call, besides 1
 
 
 def time(
     profile: ProfileOption = None,
-    batch: Annotated[int, typer.Option(min=2, help="Images a call, besides one.")] = BATCH,
+    batch: Annotated[int, typer.Option(min=2, help="Images per call, besides 1.")] = BATCH,
 ) -> None:
     """Time the networks of a finished run, for the section on speed of its report.
 

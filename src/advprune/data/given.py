@@ -11,6 +11,7 @@ import torch
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import existing, is_file
 from advprune.core.fit import Fit
+from advprune.core.memory import bounded_memory
 from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, check_names, decode, is_other
 from advprune.data.sampling import interleaved
 from advprune.data.split import Split, read_split
@@ -19,6 +20,7 @@ MOST_CLASSES = 100_000
 HELD = "images (uint8 [N, C, H, W] or [N, H, W, C]) and labels (whole numbers [N])"
 
 
+@bounded_memory()
 def read_given(
     place: Path,
     most: int | None = None,
@@ -88,7 +90,11 @@ def _listed(
         raise UserError(
             f"{place} has {other}/ and no {part}/; give a folder of one sub-folder a class"
         )
-    kinds = sorted(p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
+    shown = sorted(p for p in top.iterdir() if not p.name.startswith("."))
+    kinds = [p.name for p in shown if p.is_dir()]
+    for name in (p.name for p in shown if p.name not in kinds):
+        if name.lower().endswith(SUFFIXES) or is_other(name):
+            raise UserError(f"{top}: {name} lies beside the sub-folders; put it into that of a class")
     check_names(top, {(kind,) for kind in kinds})
     names = tuple(classes) or tuple(kinds)
     if unknown := [kind for kind in kinds if kind not in names]:
@@ -97,7 +103,10 @@ def _listed(
     files: list[str] = []
     for kind in kinds:
         with os.scandir(top / kind) as found:  # names alone, of which there may be many
-            inside = sorted(one.name for one in found if not one.name.startswith("."))
+            within = [one for one in found if not one.name.startswith(".")]
+        if deeper := sorted(one.name for one in within if one.is_dir()):
+            raise UserError(f"{top}: {kind}/{deeper[0]} is a folder, in which no pictures are read")
+        inside = sorted(one.name for one in within)
         if others := [name for name in inside if is_other(name)]:
             raise UserError(
                 f"{top}: {kind}/{others[0]} is a picture, but neither PNG nor JPEG by its name; "
@@ -135,8 +144,12 @@ def _decoded(paths: list[Path], fit: Fit | None) -> torch.Tensor:
 def _from_npz(place: Path, classes: Sequence[str]) -> Split:
     try:
         with np.load(place, allow_pickle=False) as held:
+            if len(set(held.files)) < len(held.files):
+                raise UserError(f"{place} holds several arrays of one name")
             # a member that is no array comes as bytes
             images, labels = np.asarray(held["images"]), np.asarray(held["labels"])
+    except UserError:
+        raise
     except Exception as error:  # numpy and zipfile raise many kinds
         raise UserError(f"{place} does not hold {HELD}: {first_line(error)}") from error
     if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):

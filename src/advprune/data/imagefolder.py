@@ -24,6 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import existing, sha256_of
 from advprune.core.fit import Fit
+from advprune.core.memory import bounded_memory
 from advprune.core.progress import progress
 from advprune.data.split import SPLITS, Split
 
@@ -40,6 +41,7 @@ Folders = set[tuple[str, ...]]  # (split,) and (split, class)
 Item = tuple[tuple[str, ...], Callable[[], bytes] | None]
 
 
+@bounded_memory()
 def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     """Read train/, val/ and test/, those there are; pictures are resized to `size` x `size`.
 

@@ -41,13 +41,6 @@ def last_stage(table: pd.DataFrame) -> pd.DataFrame:
     return inside[stages == stages.iloc[-1]] if len(inside) else inside
 
 
-def spread(table: pd.DataFrame) -> tuple[str, list[float]]:
-    """The last residual stage, and sigma under attack over clean sigma of each of its layers."""
-    chosen = last_stage(table)
-    stage = chosen.layer.iloc[0].partition(".")[0] if len(chosen) else ""
-    return stage, [float(ratio) for ratio in sigma_growth(chosen)]
-
-
 def sigma_growth(table: pd.DataFrame) -> "pd.Series[float]":
     """Standard deviation of each layer's values under attack over that on clean images."""
     return table.adv_sigma / table.clean_sigma.clip(lower=1e-12)

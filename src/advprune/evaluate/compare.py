@@ -1,9 +1,8 @@
 """Two models, or two attacks, on the same images: paired, never by overlapping intervals.
 
-All comparisons that answer one question are corrected together by `corrected`: p-values by Holm,
-intervals and the smallest difference by their number. A model whose clean accuracy is significantly
-below the other's is never called higher: that may be what it always answers. It is compared with a
-control of equal clean accuracy where there is one (`with_control`).
+All comparisons that answer one question are corrected together by `corrected`. A model whose clean
+accuracy is significantly below the other's is never called higher: that may be what it always
+answers. It is compared with a control of equal clean accuracy where there is one (`with_control`).
 """
 
 from abc import ABC, abstractmethod

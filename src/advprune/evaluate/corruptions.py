@@ -2,9 +2,9 @@
 
 Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations (ICLR 2019). Strengths are those of CIFAR-10-C for small images and of ImageNet-C for
-large ones; the operations are scipy's and Pillow's. Of their fifteen, those that need textures or
-constants for one image size are left out (glass, snow, frost, fog, elastic), so that means are not
-theirs. Nobody chooses a corruption by the model: accuracy under them bounds no worst case.
+large ones. Those that need textures or constants for one image size are left out (glass, snow,
+frost, fog, elastic), so that means are not theirs. Nobody chooses a corruption by the model:
+accuracy under them bounds no worst case.
 """
 
 import hashlib
@@ -61,9 +61,9 @@ class Kind:
 def corrupt(images: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.ndarray:
     """Corrupt uint8 `images` `[N, C, H, W]`; the result is uint8 again. Severity 0 changes nothing.
 
-    The random numbers of an image follow from its pixels, `kind` and `seed` alone: not from its
-    place, its batch or the severity, so that each severity has the noise of the one before, only
-    stronger. ValueError for an unknown kind or severity, or images of another type.
+    The random numbers of an image follow from its pixels, `kind` and `seed` alone, so that each
+    severity has the noise of the one before, only stronger. ValueError for an unknown kind or
+    severity, or images of another type.
     """
     if kind not in KINDS or severity not in (0, *SEVERITIES):
         known = ", ".join(KINDS)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
@@ -30,7 +29,7 @@ class Crafted:
     found: what else the attack says of each image, by column of the records.
     """
 
-    pixels: torch.Tensor
+    pixels: Tensor
     setting: Attack
     cost: Cost = field(default_factory=Cost)
     breakdown: dict[str, int] = field(default_factory=dict)
@@ -73,11 +72,7 @@ def kind_of(model: nn.Module) -> str:
 
 
 def craft(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    setting: Attack,
-    work: Work = Work(),
+    model: nn.Module, images: Tensor, labels: Tensor, setting: Attack, work: Work = Work()
 ) -> Crafted:
     """Attack float `images` `[N, C, H, W]` in [0, 1]; the result is uint8, inside the budget.
 
@@ -92,11 +87,7 @@ def craft(
 
 
 def craft_shown(
-    what: str,
-    model: nn.Module,
-    attacked: tuple[torch.Tensor, torch.Tensor],
-    setting: Attack,
-    work: Work,
+    what: str, model: nn.Module, attacked: tuple[Tensor, Tensor], setting: Attack, work: Work
 ) -> Crafted:
     """`craft` on images and labels, under a progress bar that counts image-steps."""
     steps = getattr(setting, "steps", 0)
@@ -108,16 +99,15 @@ def craft_shown(
 
 def rows(
     model: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     crafted: Crafted,
-    labels: torch.Tensor,
+    labels: Tensor,
     name: str,
     work: Work = Work(),
 ) -> pd.DataFrame:
-    """Score 8-bit attacked images on `model`, with the attack's name and settings in each row.
+    """Score 8-bit attacked images on `model`, with the attack's name, settings and cost per image.
 
-    draws: how many a gradient was averaged over (1 for a deterministic model). forwards and
-    gradients: what the attack cost, per image. distance: of a minimum-norm attack, else NaN.
+    draws: how many a gradient was averaged over. distance: of a minimum-norm attack, else NaN.
     """
     setting, n = crafted.setting, max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1

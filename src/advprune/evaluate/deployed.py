@@ -3,7 +3,7 @@ followed in its place answers as it does."""
 
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from advprune.attacks.losses import margin
 from advprune.attacks.registry import method_of, typed
@@ -21,8 +21,8 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     """The attacks on a target, by name: those on a quantized network.
 
     Where classes alone are answered, HopSkipJump takes the place of searches that need scores.
-    Without a source there are those searches and HopSkipJump, and in the place of the main attack a
-    random point of its budget.
+    Without a source there are those searches, HopSkipJump and, as the main attack, a random point
+    of its budget.
     """
     found = {name: typed(name, profile.attacks[name]) for name in profile.suite.of("quantized")}
     own: dict[str, Any] = {"norm": found[main].norm, "eps": found[main].eps}
@@ -38,7 +38,7 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     return found
 
 
-def agreement(target: Target, images: torch.Tensor) -> float:
+def agreement(target: Target, images: Tensor) -> float:
     """The share of images that a target and its source answer alike: by the same class and, where
     the target gives scores, by nearly the same margin of that class over the others.
 

@@ -32,10 +32,10 @@ class Check:
 class Evidence:
     """What a verdict is drawn from.
 
-    records: all rows of one model: its suite, its curves, its probes. main: the name of the main
-    attack. classes: how many there are. transfers: the model's rows on images that were crafted on
-    other networks, by (source, attack). parent: the dense network's rows under the main attack.
-    twin_agreement: of a quantized model.
+    records: all rows of one model. main: the name of the main attack. classes: how many there are.
+    transfers: the model's rows on images of other networks, by (source, attack). parent: the dense
+    network's rows under the main attack. twin_agreement: of a quantized model. pixels: C * H * W,
+    by which budgets in L2 are judged.
     """
 
     records: pd.DataFrame
@@ -44,6 +44,7 @@ class Evidence:
     transfers: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     parent: pd.DataFrame | None = None
     twin_agreement: float | None = None
+    pixels: int = 1
 
     def of(self, attack: str) -> pd.DataFrame | None:
         """The rows of one attack by image; None where it was not run."""
@@ -82,8 +83,7 @@ class Evidence:
         """The images that only `other` breaks, none of the white-box attacks, within the budget.
 
         What breaks an image of a random model, and what does not, is said by two sets of draws
-        alike: the ones that a worst case is chosen by, and others. One would call the luck of a
-        draw an image that only the weaker attack breaks.
+        alike: one would call the luck of a draw an image that only the weaker attack breaks.
         """
         own = self.records[self.records.attack == self.main].iloc[0]
         inside = other[other[SIZES[own.norm]] <= own.eps + ROUNDING]

@@ -2,14 +2,10 @@
 
 Records are one row per flip, variant and seed: `variant` (untargeted, margin, targeted, random),
 `seed` (which batch of training images the attacker had), `flip` (0 is the network before the first
-flip), `step` (of flips that were made together), `layer` and `depth` (its place among those that
-are stored), `index` and `bit` (0 the least significant), `loss` on the batch, `hamming` (in how
-many stored bits the network differs from the first one), `accuracy` on the test images (NaN where
-it was not asked for), passes so far, and for the run as a whole its `reason` to end, `layers` and
-`stored_bits`.
-
-A seed whose accuracy never came down to chance is *censored*: all that is known is how many flips
-were not enough. Its count never enters a mean as if it had reached chance.
+flip), `step`, `layer`, `depth` (its place among those that are stored), `index`, `bit`, `loss`,
+`hamming` and `accuracy` on the test images as in `FlipTrace.table`, passes so far, and of the whole
+run its `reason` to end, `layers` and `stored_bits`. A seed whose accuracy never came down to chance
+is *censored*: all that is known is how many flips were not enough.
 """
 
 from collections import Counter
@@ -227,12 +223,10 @@ def compare_flips(first: Reached, second: Reached) -> FlipComparison:
     Each seed scores the seeds of both that surely needed fewer bits, minus those that surely needed
     more; a censored seed needs more than what was tried on it, and of two censored ones nothing is
     known. p: of all ways to share out the scores, how many part the sums as far (two-sided).
-    Without censoring this is Wilcoxon's test with midranks, and Fisher and Pitman's permutation of
-    ranks. It asks whether these two networks differ over batches; how others trained the same way
-    would do it does not know.
-
-    Gehan, A generalized Wilcoxon test for comparing arbitrarily singly-censored samples
-    (Biometrika, 1965). Raises ValueError where either has no seed.
+    Without censoring this is Wilcoxon's test with midranks. It asks whether these two networks
+    differ over batches, not how others trained the same way would. Gehan, A generalized Wilcoxon
+    test for comparing arbitrarily singly-censored samples (Biometrika, 1965). ValueError where
+    either has no seed.
     """
     if not first.bits or not second.bits:
         raise ValueError("compare_flips: an entry has no seeds")

@@ -1,22 +1,20 @@
 """Gradient honesty: is the derivative that attacks follow the derivative of the model's answers?
 
-For random combinations of the logits, and for the margin to the strongest wrong class, autograd's
-derivative along the attack's own direction and along random ones is compared with central finite
-differences `(f(x + h v) - f(x - h v)) / 2h`, image by image. A gradient that is wrong in part leads
-every attack astray a little, and no comparison between such attacks can show it.
-
-Over next to no step the two agree but for rounding, so this is done in float64 where the model
-allows it, and the best of several steps counts. Over a part of the budget, an honest network bends;
-a rounded or a rugged one follows its derivative not at all. Quantized and binary networks declare
-that their gradient passes straight through steps: they are compared over an attack's step, with
-differences averaged over nearby points.
+For random combinations of the logits, and for the margin, autograd's derivative along the attack's
+own direction and along random ones is compared with central finite differences `(f(x + h v) - f(x -
+h v)) / 2h`, image by image. A gradient that is wrong in part leads every attack astray a little,
+and no comparison between such attacks can show it. Over next to no step the two agree but for
+rounding, so this is done in float64 where the model allows it, and the best of several steps
+counts. Over a part of the budget, an honest network bends; a rounded or a rugged one follows its
+derivative not at all. Quantized and binary networks declare a straight-through rule: they are
+compared over an attack's step, with differences averaged over nearby points.
 """
 
 import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
@@ -38,12 +36,8 @@ def declares_rule(model: nn.Module) -> bool:
 
 
 def slope_errors(
-    model: nn.Module,
-    pair: tuple[torch.Tensor, torch.Tensor],
-    main: AttackSettings,
-    seed: int,
-    cost: Cost,
-) -> dict[str, torch.Tensor]:
+    model: nn.Module, pair: tuple[Tensor, Tensor], main: AttackSettings, seed: int, cost: Cost
+) -> dict[str, Tensor]:
     """Relative errors `[N]` of the derivative, of a deterministic model on images and labels.
 
     `|a - f| / max(|a|, |f|)` of the slopes a by autograd and f by differences, the larger of that
@@ -51,7 +45,13 @@ def slope_errors(
     over tiny steps, the smallest of them; not where a rule is declared. `step_error`: over `PART`
     of the budget; where a rule is declared, over the attack's step along its own direction.
     """
-    device, kind = device_of(model), _precision(model, pair[0][:1])
+    device, kind = device_of(model), torch.float32
+    try:
+        with torch.no_grad():
+            answer = copy.deepcopy(model).eval().double()(pair[0][:1].double().to(device))
+        kind = torch.float64 if answer.dtype == torch.float64 else kind  # else it goes back inside
+    except (RuntimeError, TypeError):  # refused
+        pass
     answers = attack_copy(model, device, fold=False).to(kind)
     derived = attack_copy(differentiable(model), device, fold=False).to(kind)
     cost.watch(answers)
@@ -73,36 +73,26 @@ def slope_errors(
     }
 
 
-def _precision(model: nn.Module, image: torch.Tensor) -> torch.dtype:
-    """float64, unless the model refuses it or goes back to float32 inside."""
-    double = copy.deepcopy(model).eval().double()
-    try:
-        with torch.no_grad():
-            answer = double(image.double().to(device_of(model)))
-    except (RuntimeError, TypeError):
-        return torch.float32
-    return answer.dtype if answer.dtype == torch.float64 else torch.float32
-
-
 @dataclass(frozen=True)
 class _Field:
     """A model's answers, what is differentiated in their place, and random numbers."""
 
     answers: nn.Module
     derived: nn.Module
-    labels: torch.Tensor
+    labels: Tensor
     generator: torch.Generator
 
+    @torch.no_grad()
     def errors(
-        self, images: torch.Tensor, eps: float, steps: tuple[float, ...], nearby: int = 1
-    ) -> torch.Tensor:
+        self, images: Tensor, eps: float, steps: tuple[float, ...], nearby: int = 1
+    ) -> Tensor:
         """Errors `[steps, N, 2]`, along the attack's own direction and along random ones.
 
         Slopes are means over `nearby` points, drawn within the step.
         """
         reach, claimed, measured = max(steps), [], []
 
-        def inside(images: torch.Tensor) -> torch.Tensor:
+        def inside(images: Tensor) -> Tensor:
             # Away from 0 and 1, where a model may cut its images: differences go to both sides.
             return images.clamp(reach, 1 - reach)
 
@@ -117,7 +107,12 @@ class _Field:
                 moved = inside(point + reach * self._uniform(images) * (number > 0))
                 gradients = self._gradients(moved, weights)  # [2, N, C, H, W]
                 slopes.append((gradients[:, None] * directions).sum((3, 4, 5)))  # [2, V, N]
-                differences.append(self._differences(moved, weights, directions, steps))
+                central = []
+                for h in steps:
+                    ends = ((moved + h * v, moved - h * v) for v in directions)
+                    rises = torch.stack([self.answers(a) - self.answers(b) for a, b in ends])
+                    central.append((weights[:, None] * (rises / (2 * h))).sum(3))  # [2, V, N]
+                differences.append(torch.stack(central))
             claimed.append(torch.stack(slopes).mean(0))
             measured.append(torch.stack(differences).mean(0))  # [steps, 2, V, N]
             point = inside((point + eps * ahead).clamp(images - eps, images + eps))
@@ -130,12 +125,11 @@ class _Field:
             found.append(torch.where(size > 0, error / torch.where(size > 0, size, 1.0), 0.0))
         return torch.stack(found, 2)
 
-    def _uniform(self, images: torch.Tensor) -> torch.Tensor:
+    def _uniform(self, images: Tensor) -> Tensor:
         drawn = torch.rand(images.shape, generator=self.generator, dtype=images.dtype)
         return 2 * drawn.to(images.device) - 1
 
-    @torch.no_grad()
-    def _weights(self, point: torch.Tensor) -> torch.Tensor:
+    def _weights(self, point: Tensor) -> Tensor:
         """Combinations of logits `[2, N, K]`: the margin (wrong minus label), and a random one."""
         logits, truth = self.answers(point), self.labels[:, None]
         rival = logits.scatter(1, truth, float("-inf")).argmax(1, keepdim=True)
@@ -143,7 +137,7 @@ class _Field:
         drawn = torch.randn(logits.shape, generator=self.generator, dtype=logits.dtype)
         return torch.stack([margin, drawn.to(logits)])
 
-    def _gradients(self, point: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _gradients(self, point: Tensor, weights: Tensor) -> Tensor:
         """Of each combination by the images, `[weights, N, C, H, W]`; 0 where there is none."""
         point = point.detach().requires_grad_()
         found = [torch.zeros_like(point) for _ in weights]
@@ -154,20 +148,4 @@ class _Field:
                 (g,) = torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)
                 if g is not None:
                     found[place] = g.nan_to_num(0.0, 0.0, 0.0)
-        return torch.stack(found)
-
-    @torch.no_grad()
-    def _differences(
-        self,
-        point: torch.Tensor,
-        weights: torch.Tensor,
-        directions: torch.Tensor,
-        steps: tuple[float, ...],
-    ) -> torch.Tensor:
-        """Central differences of each combination, `[steps, 2, V, N]`."""
-        found = []
-        for h in steps:
-            rises = [self.answers(point + h * v) - self.answers(point - h * v) for v in directions]
-            slopes = torch.stack(rises) / (2 * h)  # [V, N, K]
-            found.append((weights[:, None] * slopes).sum(3))
         return torch.stack(found)

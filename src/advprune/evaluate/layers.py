@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.core.device import device_of, salted
 from advprune.evaluate.acting import LOOKED_AT
@@ -23,25 +23,19 @@ TOP = 0.999  # the percentile of sizes that stands for a layer's largest values
 
 @dataclass
 class _Sums:
-    """Figures of one layer's output over batches, by side: `of` are sums, `largest` are not. The
-    percentile and the distance are summed over batches, gains and scales over images, all else over
-    values."""
+    """Figures of one layer's output by side: `of` are summed, `most` the largest of all batches."""
 
-    count: int = 0
-    batches: int = 0
-    images: int = 0
     of: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    largest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    most: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, parts: dict[str, torch.Tensor], images: int) -> None:
+    def add(self, parts: dict[str, Tensor], images: int) -> None:
         """Take in one batch: outputs `[N, ...]` of the same layer by side, of so many images."""
         values = {side: part.flatten().double() for side, part in parts.items()}
         clean = values["clean"]
-        self.count, self.batches = self.count + clean.numel(), self.batches + 1
         least = CHANGED * clean.std(correction=0)
         rank = max(1, round(TOP * clean.numel()))
         sums = {"distance": wasserstein(clean, values["adv"])}
-        most: dict[str, torch.Tensor] = {}
+        most: dict[str, Tensor] = {}
         for side, own in values.items():
             change, size = (own - clean).abs(), own.abs()
             sums |= {
@@ -51,17 +45,26 @@ class _Sums:
                 **{f"{side}_sum": own.sum(), f"{side}_square": own.square().sum()},
             }
             most |= {f"{side}_size": size.max(), f"{side}_change": change.max()}
+        # Image by image `[n]`: figures by side, what the attack's is compared with, and its unit.
         each = {side: part.view(images, -1) for side, part in values.items()}
-        self.images += images
-        for name, (figures, to, scale) in _by_image(each, least).items():
+        sigma = {side: own.std(1, correction=0) for side, own in each.items()}
+        gains = {"sigma": (sigma, "clean", sigma["clean"])}
+        if "noise" in each:
+            own, rank = each["clean"], max(1, round(TOP * each["clean"].shape[1]))
+            changed = {s: ((v - own).abs() > least).double().mean(1) for s, v in each.items()}
+            top = {side: v.abs().kthvalue(rank, 1).values for side, v in each.items()}
+            gains["changed"] = changed, "noise", own.new_ones(images)
+            gains["top"] = top, "noise", top["clean"]
+        for name, (figures, to, unit) in gains.items():
             gain = figures["adv"] - figures[to]
             sums |= {f"{name}_gain": gain.sum(), f"{name}_gain_squared": gain.square().sum()}
-            sums[f"{name}_scale"] = scale.sum()
+            sums[f"{name}_scale"] = unit.sum()
         numbers = torch.stack([*sums.values(), *most.values()]).tolist()  # one wait for a GPU
-        for key, number in zip(sums, numbers[: len(sums)], strict=True):
+        counts = {"values": clean.numel(), "batches": 1, "images": images}
+        for key, number in (dict(zip(sums, numbers, strict=False)) | counts).items():
             self.of[key] += number
         for key, number in zip(most, numbers[len(sums) :], strict=True):
-            self.largest[key] = max(self.largest[key], number)
+            self.most[key] = max(self.most[key], number)
 
     def row(self, sides: tuple[str, ...]) -> dict[str, float]:
         """The layer's figures."""
@@ -69,47 +72,31 @@ class _Sums:
         relative = {side: (of[f"{side}_squared_change"] / size) ** 0.5 for side in sides}
         figures: dict[str, float] = {}
         for side in sides:
-            mean = of[f"{side}_sum"] / self.count
-            variance = max(of[f"{side}_square"] / self.count - mean**2, 0.0)
+            mean = of[f"{side}_sum"] / of["values"]
+            variance = max(of[f"{side}_square"] / of["values"] - mean**2, 0.0)
             figures |= {f"{side}_mean": mean, f"{side}_sigma": variance**0.5}
-            figures[f"{side}_max"] = self.largest[f"{side}_size"]
-            figures[f"{side}_top"] = of[f"{side}_top"] / self.batches
+            figures[f"{side}_max"] = self.most[f"{side}_size"]
+            figures[f"{side}_top"] = of[f"{side}_top"] / of["batches"]
             if side != "clean":
-                figures[f"{side}_changed"] = of[f"{side}_changed"] / self.count
+                figures[f"{side}_changed"] = of[f"{side}_changed"] / of["values"]
+        n = of["images"]
         for name in [key.removesuffix("_scale") for key in of if key.endswith("_scale")]:
-            gain, scale = of[f"{name}_gain"] / self.images, max(of[f"{name}_scale"], 1e-12)
-            squares = max(of[f"{name}_gain_squared"] / self.images - gain**2, 0.0)
+            gain, scale = of[f"{name}_gain"] / n, max(of[f"{name}_scale"], 1e-12)
+            squares = max(of[f"{name}_gain_squared"] / n - gain**2, 0.0)
             figures[f"{name}_gain"] = of[f"{name}_gain"] / scale
-            error = (squares / max(self.images - 1, 1)) ** 0.5  # of the mean over images
-            figures[f"{name}_gain_error"] = error * self.images / scale
+            error = (squares / max(n - 1, 1)) ** 0.5  # of the mean over images
+            figures[f"{name}_gain_error"] = error * n / scale
         return {
-            "mean_difference": of["adv_change"] / self.count,
-            "max_difference": self.largest["adv_change"],
+            "mean_difference": of["adv_change"] / of["values"],
+            "max_difference": self.most["adv_change"],
             "relative_difference": relative["adv"],
-            "distance": of["distance"] / self.batches / max(figures["clean_sigma"], 1e-12),
+            "distance": of["distance"] / of["batches"] / max(figures["clean_sigma"], 1e-12),
             **figures,
             **({"noise_relative": relative["noise"]} if "noise" in sides else {}),
         }
 
 
-def _by_image(
-    each: dict[str, torch.Tensor], least: torch.Tensor
-) -> dict[str, tuple[dict[str, torch.Tensor], str, torch.Tensor]]:
-    """Figures `[n]` of images by side, of values `[n, units]`; with what the attack's are compared,
-    and in which units `[n]`: share of changed units and largest values with those under noise (the
-    latter in clean ones), sigma with the clean one."""
-    clean, rank = each["clean"], max(1, round(TOP * each["clean"].shape[1]))
-    changed = {side: ((v - clean).abs() > least).double().mean(1) for side, v in each.items()}
-    top = {side: v.abs().kthvalue(rank, 1).values for side, v in each.items()}
-    sigma = {side: v.std(1, correction=0) for side, v in each.items()}
-    found = {"sigma": (sigma, "clean", sigma["clean"])}
-    if "noise" in each:
-        found["changed"] = changed, "noise", clean.new_ones(len(clean))
-        found["top"] = top, "noise", top["clean"]
-    return found
-
-
-def wasserstein(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def wasserstein(first: Tensor, second: Tensor) -> Tensor:
     """1-Wasserstein distance of two equally large samples: mean |difference of sorted values|.
 
     Larger tensors are thinned evenly to `SAMPLE` values first, at the same places in both.
@@ -119,11 +106,9 @@ def wasserstein(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def watched(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers looked at, by name: modules without children, and as a whole activation sites and
-    layers that something was put on or behind.
-
-    An empty Sequential (the identity of a shortcut) is no layer.
-    """
+    """The layers looked at, by name: modules without children (but for the identity of a shortcut,
+    an empty Sequential), and as a whole activation sites and layers that something was put on or
+    behind."""
     kinds = (Site, WrappedConv2d)
     whole = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     found = {}
@@ -137,27 +122,20 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def where(
-    model: nn.Module,
-    images: torch.Tensor,
-    adv: torch.Tensor,
-    noisy: torch.Tensor | None = None,
-    batch: int = 64,
+    model: nn.Module, images: Tensor, adv: Tensor, noisy: Tensor | None = None, batch: int = 64
 ) -> pd.DataFrame:
     """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`, and on
-    `noisy` ones, the control: the same images under random noise of the same size. At most the
-    first `LOOKED_AT` of them are looked at.
+    `noisy` ones: the same images under random noise of the same size. The first `LOOKED_AT` count.
 
-    Returns one row per layer in the order of the forward pass: depth (0 is the normalized input),
-    layer, kind; mean_difference and max_difference of |adv - clean|; relative_difference, the L2
-    norm of the difference over that of the clean maps; distance, the 1-Wasserstein distance between
-    the distributions of values in units of the clean sigma. By side (clean, adv, noise): mean,
-    sigma, max and top (99.9th percentile) of |value|; for adv and noise also changed, the share of
-    units that change by more than a tenth of the clean sigma; noise_relative is the
-    relative_difference of noise. Image by image, means with their standard errors (`…_error`):
-    changed_gain and top_gain, by how much the share of changed units and the largest value (over
-    the clean one's mean) are above those under noise, and sigma_gain, sigma above the clean one's.
-    Random layers draw once, the same for all, so that the difference is the attack's. A layer of a
-    foreign network has a row if its output begins with the batch.
+    One row per layer in the order of the forward pass: depth (0 is the normalized input), layer,
+    kind; mean_difference, max_difference of |adv - clean|; relative_difference, the L2 norm of the
+    difference over that of the clean maps (noise_relative: of noise); distance, the 1-Wasserstein
+    distance of the distributions of values in clean sigmas. By side (clean, adv, noise): mean,
+    sigma, max and top (99.9th percentile) of |value|, and changed, the share of units that change
+    by more than a tenth of the clean sigma. Image by image, means with their standard errors
+    (`…_error`): changed_gain and top_gain, by how much changed and top (over the clean mean) are
+    above those under noise, and sigma_gain, above the clean one's. Random layers draw once, the
+    same for all. A layer of a foreign network has a row if its output begins with the batch.
     """
     model = frozen_copy(model)
     device, found = device_of(model), watched(model)
@@ -169,7 +147,7 @@ def where(
     def hook(name: str) -> Callable[[nn.Module, object, Any], None]:
         def record(module: nn.Module, inputs: object, output: Any) -> None:
             maps = output[0] if isinstance(output, tuple) and output else output
-            if not (isinstance(maps, torch.Tensor) and maps.is_floating_point() and maps.ndim):
+            if not (isinstance(maps, Tensor) and maps.is_floating_point() and maps.ndim):
                 return
             if maps.numel() and len(maps) % total == 0:  # the batch or its images' parts
                 parts = maps.chunk(len(sides))
@@ -193,7 +171,7 @@ def where(
     return pd.DataFrame(rows)
 
 
-def noisy_images(images: torch.Tensor, adv: torch.Tensor, seed: int) -> torch.Tensor:
+def noisy_images(images: Tensor, adv: Tensor, seed: int) -> Tensor:
     """`images` plus the change of each pixel in `adv` at a random place and sign, in [0, 1]: noise
     of the same sizes that knows nothing of the model."""
     generator = torch.Generator().manual_seed(salted(seed, "layers", "noise"))

@@ -1,9 +1,8 @@
 """Means over seeds and images, with an interval that covers both, and their comparison.
 
-Each of S networks, trained alike but for the seed, is right or wrong on the same n images. The
-values `v[s, i]` are a crossed table with two random effects, as in studies of several readers on
-the same cases (Gallas, One-shot estimate of MRMC variance, 2006). A Wilson interval over images
-would hold for these networks only, a t interval over seeds for these images only.
+Each of S networks, trained alike but for the seed, is right or wrong on the same n images: `v[s,
+i]` is a crossed table with two random effects, as in studies of several readers on the same cases
+(Gallas, One-shot estimate of MRMC variance, 2006).
 """
 
 from dataclasses import dataclass
@@ -127,10 +126,9 @@ def mean(values: np.ndarray) -> Mean:
     """The mean of a table `[S, n]`: rows are seeds, columns images; of differences, where paired.
 
     Two-way random effects without repetition: with the mean squares of seeds (a), images (b) and
-    their interaction (c), `(a + b - c) / (S n)` estimates Var(mean) without bias. Here c is not
-    taken off, which is on the safe side and never below what seeds or images account for alone.
-    Degrees of freedom by Satterthwaite, `(a + b)^2 / (a^2 / (S - 1) + b^2 / (n - 1))`. A single
-    seed leaves the images, a single image the seeds.
+    their interaction (c), `(a + b - c) / (S n)` estimates Var(mean) without bias; c is not taken
+    off, which is on the safe side. Degrees of freedom by Satterthwaite, `(a + b)^2 / (a^2 / (S - 1)
+    + b^2 / (n - 1))`. A single seed leaves the images, a single image the seeds.
     """
     table = np.asarray(values, dtype=float)
     seeds, images = table.shape

@@ -53,12 +53,9 @@ MOST_DRAWS = 0.9  # an image counts as broken where at least this share of draws
 
 
 def robust_rates(records: pd.DataFrame) -> dict[str, Any]:
-    """Robust accuracy of the worst case, `robust_accuracy`, with its interval and its cost.
-
-    Randomized models are scored by the mean logits, by a single draw, and with an image counted as
-    broken only where at least 9 of 10 draws are wrong; for others it is the same. forwards and
-    gradients: what the attacks cost, per image.
-    """
+    """Robust accuracy of the worst case, with its interval and its cost per image. Randomized
+    models are scored by the mean logits, by a single draw, and with an image counted as broken only
+    where at least 9 of 10 draws are wrong; for others it is the same."""
     found: dict[str, Any] = remnant_accuracy(records).columns("robust_accuracy")
     single = (records.adv_single_pred == records.label).to_numpy()
     stands = (records.adv_wrong < MOST_DRAWS).to_numpy()
@@ -72,9 +69,9 @@ def robust_rates(records: pd.DataFrame) -> dict[str, Any]:
 def metrics(records: pd.DataFrame) -> dict[str, Any]:
     """The four rates with intervals, n, and calibration clean and under attack.
 
-    `records` are the rows of one attack on one model (`evaluate.score`). Rates are fractions
-    rounded to 6 places; a rate over no images is None, and so is a score where the records have no
-    number. UserError where a column is missing, or an image has several rows.
+    `records` are the rows of one attack on one model (`evaluate.score`). Fractions are rounded to 6
+    places; None where there is no number. UserError where a column is missing, or an image has
+    several rows.
     """
     columns = [f"{side}_{what}" for side in ("clean", "adv") for what in COLUMNS]
     if missing := [name for name in ("index", "label", *columns) if name not in records]:

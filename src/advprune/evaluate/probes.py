@@ -11,7 +11,7 @@ from functools import partial
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
@@ -58,8 +58,7 @@ class ProbeSettings:
 
 def effort(setting: Attack, classes: int, randomized: bool) -> int:
     """Passes, forward and backward, that an attack gives an image that it does not break: twice its
-    steps x restarts x draws x runs (a targeted attack's: one for each target class), or its
-    queries x draws where it takes no gradient."""
+    steps x restarts x draws x runs (target classes), or its queries x draws without gradients."""
     product = 2 if method_of(setting).differentiates else 1
     for key in ("steps", "restarts", "draws" if randomized else ""):
         product *= int(getattr(setting, key, 1))
@@ -103,8 +102,8 @@ def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
 
 def probes(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     settings: ProbeSettings,
     work: Work,
     records: pd.DataFrame,
@@ -120,140 +119,116 @@ def probes(
     white = white_box(records, settings.main)
     kept = torch.tensor((white.adv_pred == white.label).tolist()).nonzero()[:, 0]
     everything, classes = torch.arange(len(images)), all_logits(model, images[:1]).shape[2]
-    on = partial(_attacked, model, (images, labels), work)
-    made = partial(_made, model, work)
+    it = Probe(model, images, labels, main, work)
+    answers = {name: typed(name, setting) for name, setting in by_answers(main).items()}
     if is_blackbox(model):
-        asked = {name: typed(name, s) for name, s in by_answers(main).items()}
-        jobs = {name: partial(on, name, s, everything) for name, s in asked.items()}
-        return pd.concat(made(jobs), ignore_index=True)
+        jobs = {name: partial(it.attacked, name, s, everything) for name, s in answers.items()}
+        return pd.concat(it.made(jobs), ignore_index=True)
     jobs = {
-        "probe_gradient": partial(gradient, model, images, labels, main, work),
-        "probe_noise": partial(noise, model, images, labels, main, work),
-        "probe_single": partial(on, "probe_single", single_step(main), everything),
+        "probe_gradient": it.gradient,
+        "probe_noise": it.noise,
+        "probe_single": partial(it.attacked, "probe_single", single_step(main), everything),
     }
     if len(kept):
         harder = stronger(settings, classes, randomized)
-        jobs["probe_stronger"] = partial(on, "probe_stronger", harder, kept)
+        jobs["probe_stronger"] = partial(it.attacked, "probe_stronger", harder, kept)
     if randomized:
-        frozen, fixed = frozen_copy(model, work.seed), main.model_copy(update={"drop": True})
-        it = (frozen, (images, labels), replace(work, clean=None))
-        jobs[FROZEN] = partial(_attacked, *it, FROZEN, fixed, everything)
-        return pd.concat(made(jobs), ignore_index=True)
-    first = images[:HONESTY_IMAGES], labels[:HONESTY_IMAGES]
-    if isinstance(model, Target) and model.labels:  # classes have no slope
-        return pd.concat(made(jobs), ignore_index=True)
-    jobs = {"probe_honesty": partial(honest, model, *first, main, work)} | jobs
-    tables = made(jobs)
-    if len(kept) and (declares_rule(model) or dishonest(tables[0])):
-        asked = {name: typed(name, s) for name, s in by_answers(main).items()}
-        tables += made({name: partial(on, name, s, kept) for name, s in asked.items()})
+        fixed = main.model_copy(update={"drop": True})
+        frozen = replace(it, model=frozen_copy(model, work.seed), work=replace(work, clean=None))
+        jobs[FROZEN] = partial(frozen.attacked, FROZEN, fixed, everything)
+    elif not (isinstance(model, Target) and model.labels):  # classes have no slope
+        jobs = {"probe_honesty": it.honesty} | jobs
+    tables = it.made(jobs)
+    honest = tables[0] if "probe_honesty" in jobs else None
+    if len(kept) and honest is not None and (declares_rule(model) or dishonest(honest)):
+        asked = {name: partial(it.attacked, name, s, kept) for name, s in answers.items()}
+        tables += it.made(asked)
     return pd.concat(tables, ignore_index=True)
 
 
-def _made(
-    model: nn.Module, work: Work, jobs: Mapping[str, Callable[[], pd.DataFrame]]
-) -> list[pd.DataFrame]:
-    """The records of each job, in order; those that were finished before are read back."""
-    if work.parts is None:
-        return [make() for make in jobs.values()]
-    kept = [partial(work.parts.frame, name, make) for name, make in jobs.items()]
-    if not isinstance(model, Target):  # another runtime may not bear a fork
-        ahead("probes", kept[::-1])  # the longest comes last
-    return [read() for read in kept]
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A model that is asked, on images and labels, around its main attack."""
 
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    main: AttackSettings
+    work: Work
 
-def _attacked(
-    model: nn.Module,
-    pair: tuple[torch.Tensor, torch.Tensor],
-    work: Work,
-    name: str,
-    setting: Attack,
-    numbers: torch.Tensor,
-) -> pd.DataFrame:
-    """The records of an attack on the images of these numbers.
+    def made(self, jobs: Mapping[str, Callable[[], pd.DataFrame]]) -> list[pd.DataFrame]:
+        """The records of each job, in order; those that were finished before are read back."""
+        if self.work.parts is None:
+            return [make() for make in jobs.values()]
+        kept = [partial(self.work.parts.frame, name, make) for name, make in jobs.items()]
+        if not isinstance(self.model, Target):  # another runtime may not bear a fork
+            ahead("probes", kept[::-1])  # the longest comes last
+        return [read() for read in kept]
 
-    Its seed is the probe's own, so that it starts elsewhere than the suite.
-    """
-    images, labels = (part[numbers] for part in pair)
-    own = _of(work, numbers)
-    seeded = replace(own, seed=salted(work.seed, name) % 2**31, parts=None)
-    crafted = craft(model, images, labels, setting, seeded)
-    return rows(model, images, crafted, labels, name, own).assign(index=numbers.numpy())
+    def attacked(self, name: str, setting: Attack, numbers: Tensor) -> pd.DataFrame:
+        """The records of an attack on the images of these numbers; by a seed of the probe's own,
+        so that it starts elsewhere than the suite."""
+        pair = self.images[numbers], self.labels[numbers]
+        seeded = replace(self.work, seed=salted(self.work.seed, name) % 2**31, parts=None)
+        return self._rows(name, craft(self.model, *pair, setting, seeded), numbers)
 
+    def _rows(self, name: str, crafted: Crafted, numbers: Tensor) -> pd.DataFrame:
+        """Records of images of these numbers, with the known answers to their clean ones."""
+        at, clean = numbers.numpy(), self.work.clean
+        known = None if clean is None else {key: column[at] for key, column in clean.items()}
+        work, pair = replace(self.work, clean=known), (self.images[numbers], self.labels[numbers])
+        return rows(self.model, pair[0], crafted, pair[1], name, work).assign(index=at)
 
-def _of(work: Work, numbers: torch.Tensor) -> Work:
-    """The same, with the answers to the clean images of these numbers."""
-    if work.clean is None:
-        return work
-    at = numbers.numpy()
-    return replace(work, clean={key: column[at] for key, column in work.clean.items()})
+    def _unattacked(self, name: str, cost: Cost, count: int) -> pd.DataFrame:
+        """Records of the first images as they are."""
+        setting = self.main.model_copy(update={"eps": 0.0, "steps": 0})
+        images = self.images[:count]
+        crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), setting, cost)
+        return self._rows(name, crafted, torch.arange(len(images)))
 
+    def honesty(self) -> pd.DataFrame:
+        """How far the derivative is from the model's answers (honesty.py), on the first images."""
+        cost, seed = Cost(), salted(self.work.seed, "probe_honesty")
+        pair = self.images[:HONESTY_IMAGES], self.labels[:HONESTY_IMAGES]
+        errors = slope_errors(self.model, pair, self.main, seed, cost)
+        found = {"slope_error": float("nan"), "declared": declares_rule(self.model)}
+        found |= {name: values.numpy() for name, values in errors.items()}
+        return self._unattacked("probe_honesty", cost, HONESTY_IMAGES).assign(**found)
 
-def honest(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
-) -> pd.DataFrame:
-    """How far the derivative is from the model's answers (honesty.py). adv is the clean image."""
-    cost, seed = Cost(), salted(work.seed, "probe_honesty")
-    errors = slope_errors(model, (images, labels), main, seed, cost)
-    table = _unattacked("probe_honesty", (model, images, labels), main, work, cost)
-    found = {name: values.numpy() for name, values in errors.items()}
-    return table.assign(**{"slope_error": float("nan"), "declared": declares_rule(model)} | found)
+    def gradient(self) -> pd.DataFrame:
+        """The largest entry of the cross-entropy's gradient at each clean image (`gradient`): the
+        one that the main attack takes, by its draws and through the twin of a quantized model."""
+        cost, device, batch = Cost(), device_of(self.model), self.work.batch
+        private = attack_copy(differentiable(self.model), device)
+        draws = self.main.draws if is_randomized(self.model) else 1
+        cost.watch(private)
 
+        def largest(pair: tuple[Tensor, Tensor]) -> Tensor:
+            at = pair[0].to(device), pair[1].to(device)
+            found, _ = expected_gradient(private, *at, cross_entropy, draws, most=batch)
+            return found.flatten(1).abs().amax(1).cpu()
 
-def _unattacked(
-    name: str,
-    asked: tuple[nn.Module, torch.Tensor, torch.Tensor],
-    main: AttackSettings,
-    work: Work,
-    cost: Cost,
-) -> pd.DataFrame:
-    """Records of a probe that changes no image."""
-    model, images, labels = asked
-    setting = main.model_copy(update={"eps": 0.0, "steps": 0})
-    crafted = Crafted(to_pixels(images, images, 0.0, "Linf"), setting, cost)
-    return rows(model, images, crafted, labels, name, _of(work, torch.arange(len(labels))))
+        pairs = list(zip(self.images.split(batch), self.labels.split(batch), strict=True))
+        with torch.random.fork_rng():
+            torch.manual_seed(salted(self.work.seed, "probe_gradient"))
+            sizes = torch.cat(by_batch(private, pairs, largest, cost))
+        table = self._unattacked("probe_gradient", cost, len(self.images))
+        return table.assign(gradient=sizes.numpy())
 
-
-def gradient(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
-) -> pd.DataFrame:
-    """The largest entry of the cross-entropy's gradient at each clean image (`gradient`).
-
-    The gradient is the one that the main attack takes: its draws and the model's own backward
-    rule, through the twin of a quantized model. Nothing is attacked: adv is the clean image.
-    """
-    private = attack_copy(differentiable(model), device_of(model))
-    draws = main.draws if is_randomized(model) else 1
-    cost, device = Cost(), device_of(model)
-    cost.watch(private)
-
-    def largest(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        at = pair[0].to(device), pair[1].to(device)
-        found, _ = expected_gradient(private, *at, cross_entropy, draws, most=work.batch)
-        return found.flatten(1).abs().amax(1).cpu()
-
-    pairs = list(zip(images.split(work.batch), labels.split(work.batch), strict=True))
-    with torch.random.fork_rng():
-        torch.manual_seed(salted(work.seed, "probe_gradient"))
-        size = by_batch(private, pairs, largest, cost)
-    table = _unattacked("probe_gradient", (model, images, labels), main, work, cost)
-    return table.assign(gradient=torch.cat(size).numpy())
-
-
-def noise(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, main: AttackSettings, work: Work
-) -> pd.DataFrame:
-    """The worst of `NOISE_TRIES` uniform points of the ball, by the margin."""
-    generator = torch.Generator().manual_seed(salted(work.seed, "probe_noise"))
-    worst = torch.full((len(images),), -torch.inf)
-    scoring = replace(work.scoring, draws=NOISE_DRAWS)
-    pixels = to_pixels(images, images, main.eps, main.norm)
-    for _ in range(NOISE_TRIES):
-        points = random_point(images, main.eps, main.norm, generator)
-        tried = to_pixels(points, images, main.eps, main.norm)
-        reached = margin(all_logits(model, tried / 255, scoring).mean(0), labels)
-        better = reached > worst
-        pixels[better], worst[better] = tried[better], reached[better]
-    passes = NOISE_TRIES * len(images) * (NOISE_DRAWS if is_randomized(model) else 1)
-    crafted = Crafted(pixels, main.model_copy(update={"steps": 0}), Cost(passes))
-    return rows(model, images, crafted, labels, "probe_noise", work)
+    def noise(self) -> pd.DataFrame:
+        """The worst of `NOISE_TRIES` uniform points of the ball, by the margin."""
+        generator = torch.Generator().manual_seed(salted(self.work.seed, "probe_noise"))
+        images, main = self.images, self.main
+        worst = torch.full((len(images),), -torch.inf)
+        scoring = replace(self.work.scoring, draws=NOISE_DRAWS)
+        pixels = to_pixels(images, images, main.eps, main.norm)
+        for _ in range(NOISE_TRIES):
+            points = random_point(images, main.eps, main.norm, generator)
+            tried = to_pixels(points, images, main.eps, main.norm)
+            logits = all_logits(self.model, tried / 255, scoring).mean(0)
+            reached = margin(logits, self.labels)
+            better = reached > worst
+            pixels[better], worst[better] = tried[better], reached[better]
+        passes = NOISE_TRIES * len(images) * (NOISE_DRAWS if is_randomized(self.model) else 1)
+        crafted = Crafted(pixels, main.model_copy(update={"steps": 0}), Cost(passes))
+        return self._rows("probe_noise", crafted, torch.arange(len(images)))

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.checks import check_numbers
 from advprune.attacks.cost import Cost
@@ -34,9 +34,7 @@ class Scoring:
 
 
 @torch.no_grad()
-def all_logits(
-    model: nn.Module, images: torch.Tensor, scoring: Scoring = Scoring()
-) -> torch.Tensor:
+def all_logits(model: nn.Module, images: Tensor, scoring: Scoring = Scoring()) -> Tensor:
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
     images: float `[N, C, H, W]` in [0, 1]. The model passes `models.border.admitted`; it and the
@@ -45,7 +43,7 @@ def all_logits(
     model = admitted("score", model, images)
     device, count = device_of(model), scoring.draws if is_randomized(model) else 1
 
-    def of(part: torch.Tensor) -> torch.Tensor:
+    def of(part: Tensor) -> Tensor:
         drawn = drawn_logits(model, part.to(device), count, scoring.batch)
         return torch.cat([logits.float().cpu() for logits in drawn])
 
@@ -57,18 +55,16 @@ def all_logits(
     return torch.cat(parts, dim=1)
 
 
-def predictions(
-    model: nn.Module, images: torch.Tensor, scoring: Scoring = Scoring()
-) -> torch.Tensor:
+def predictions(model: nn.Module, images: Tensor, scoring: Scoring = Scoring()) -> Tensor:
     """Predicted classes int64 `[N]`, of a randomized model by its mean logits; on the CPU."""
     return all_logits(model, images, scoring).mean(0).argmax(1)
 
 
 def score(
     model: nn.Module,
-    images: torch.Tensor,
-    adv: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    adv: Tensor,
+    labels: Tensor,
     *,
     batch: int = 128,
     passes: int = DRAWS,
@@ -76,16 +72,14 @@ def score(
 ) -> pd.DataFrame:
     """Score clean `images` and their attacked versions `adv`, float `[N, C, H, W]` in [0, 1].
 
-    Returns one row per sample: index, label, the constant `columns` (attack, eps, seed, …), and
-    for clean and adv: pred, confidence (largest softmax), margin (label's logit minus the largest
-    other), nll, brier; also linf and l2, the size of the change.
-    A randomized model is scored by its mean logits over `passes` draws from the column `seed`;
-    single_pred is the first draw's prediction and wrong the share of draws that are wrong. For a
-    deterministic model these say the same as pred. chosen_margin is adv_margin over as many other
-    draws: what the worst of several attacks is chosen by, so that it is not scored on the draws
-    that it was chosen on (equal to adv_margin for a deterministic model).
-    Raises ValueError where shapes differ, images are not in [0, 1], the model is not admitted
-    (`models.border`) or logits are not finite.
+    One row per sample: index, label, the constant `columns` (attack, eps, seed, …), and for clean
+    and adv: pred, confidence (largest softmax), margin (label's logit minus the largest other),
+    nll, brier; also linf and l2, the size of the change. A randomized model is scored by its mean
+    logits over `passes` draws from the column `seed`; single_pred is the first draw's prediction
+    and wrong the share of draws that are wrong. chosen_margin is adv_margin over as many other
+    draws, by which the worst of several attacks is chosen. For a deterministic model these say the
+    same as pred and adv_margin. ValueError where shapes differ, images are not in [0, 1], the model
+    is not admitted (`models.border`) or logits are not finite.
     """
     check_images("score", images, labels)
     check_images("score: adv", adv)
@@ -103,7 +97,7 @@ def score(
 
 
 def table_of(
-    facts: dict[str, Any], clean: dict[str, Any], adv: dict[str, Any], change: torch.Tensor
+    facts: dict[str, Any], clean: dict[str, Any], adv: dict[str, Any], change: Tensor
 ) -> pd.DataFrame:
     """A row a sample: facts, the answers to both sides, and the size of the change."""
     flat = change.flatten(1)
@@ -112,11 +106,7 @@ def table_of(
 
 
 def answers(
-    side: str,
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    scoring: Scoring = Scoring(),
+    side: str, model: nn.Module, images: Tensor, labels: Tensor, scoring: Scoring = Scoring()
 ) -> dict[str, Any]:
     """The columns of one side (`clean` or `adv`) of records: see `score`."""
     twice = side == "adv" and is_randomized(model)

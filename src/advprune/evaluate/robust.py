@@ -30,23 +30,17 @@ def worst_case(records: pd.DataFrame, main: str) -> pd.DataFrame:
 
 
 def union(
-    records: pd.DataFrame,
-    transfers: Iterable[pd.DataFrame],
-    norm: str,
-    eps: float,
+    records: pd.DataFrame, transfers: Iterable[pd.DataFrame], norm: str, eps: float
 ) -> pd.DataFrame:
     """One row per image in order: the row that does most harm within the budget, and `distance`.
 
     records: every row of a model. transfers: its answers to images of other models. A row belongs
-    to a budget by the size of its change, whatever attack it is of. `distance`: the smallest change
-    found that fools the model (units of the pixel range, in `norm`): by the minimum-norm search or
-    by any other row; 0 where the clean image is misclassified, infinite where nothing was found.
-    An image is robust at `eps` exactly if its distance is larger. forwards and gradients: what all
-    attacks cost together, per image.
-
-    Of a model that draws at random, the worst row is chosen by `chosen_margin`, and `adv_pred`, of
-    other draws, says whether it fools: the worst of many attacks is not scored on the draws that it
-    was chosen by. What counts as a distance fools in both sets of draws.
+    to a budget by the size of its change. `distance`: the smallest change found that fools the
+    model (units of the pixel range, in `norm`), by the minimum-norm search or any other row; 0
+    where the clean image is misclassified, infinite where nothing was found. An image is robust at
+    `eps` exactly if its distance is larger. forwards and gradients: what all attacks cost together,
+    per image. Of a model that draws at random, the worst row is chosen by `chosen_margin`, and
+    `adv_pred`, of other draws, says whether it fools; a distance fools in both sets of draws.
     """
     size = SIZES[norm]
     own = records[records.attack != FROZEN]  # those rows are of another network

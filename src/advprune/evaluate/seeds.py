@@ -84,9 +84,8 @@ def seeded_points(
 def guarded(
     one: SeededPoint, other: SeededPoint, side: Side, margin: float, classes: int
 ) -> MeanComparison:
-    """One point against another, void where the first is at chance (the interval of its clean
-    accuracy reaches down to guessing), or where its clean accuracy is significantly lower: then it
-    may only be what it always answers."""
+    """One point against another, void where the first's clean accuracy is at chance (its interval
+    reaches down to guessing) or significantly lower: it may only be what it always answers."""
     clean = one.against(other, "clean", margin)
     lower = clean.p < ALPHA and clean.direction < 0
     guesses = one.mean("clean").interval[0] <= 1 / classes

@@ -117,8 +117,8 @@ def smallest_difference(discordant: int, n: int, alpha: float) -> float:
     """The difference that McNemar's exact test at `alpha` shows on n images in 80 % of all cases.
 
     discordant: on how many images just one model is right; there are as many as the difference
-    needs at least. Exact: the number of such images is binomial, and so is the first model's part
-    in them. Infinite where n is too few for any difference.
+    needs at least. Exact: their number is binomial, and so is the first model's part in them.
+    Infinite where n is too few for any difference.
     """
     from scipy.optimize import brentq
     from scipy.stats import binom
@@ -135,12 +135,9 @@ def smallest_difference(discordant: int, n: int, alpha: float) -> float:
 
 
 def consistent(ends: tuple[float, float], difference: float, p: float) -> tuple[float, float]:
-    """An interval of a difference that does not contradict the p-value beside it.
-
-    Intervals hold at `ALPHA / tests`. Holm's step-down p may show a difference that this level does
-    not: then the end beyond 0 becomes 0. An exact p may not show one that this level does: then 0
-    is taken in.
-    """
+    """An interval of a difference that does not contradict the p-value beside it: where Holm's
+    step-down p shows a difference that the interval at `ALPHA / tests` does not, its end beyond 0
+    becomes 0; where an exact p does not show one, 0 is taken in."""
     low, high = ends
     if p >= ALPHA:
         return min(low, 0.0), max(high, 0.0)
@@ -152,7 +149,7 @@ def median_distance(values: np.ndarray, level: float = LEVEL) -> tuple[float, fl
 
     Infinite distances are larger than any. The middle of n values drawn with replacement is
     `x_(ceil(n u))` of the sorted ones, where u, the middle of n uniform numbers, has a beta
-    distribution: so resampled medians are drawn as they are, without the samples.
+    distribution.
     """
     ordered, n = np.sort(np.asarray(values, dtype=float)), len(values)
     if n == 0:

@@ -1,14 +1,13 @@
 """The attacks of a profile on one model."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.registry import typed
@@ -25,7 +24,7 @@ from advprune.models.backward import OF_NETWORKS
 from advprune.models.border import admitted
 from advprune.models.target import Target, is_blackbox
 
-Images = tuple[torch.Tensor, torch.Tensor]
+Images = tuple[Tensor, Tensor]
 
 
 def effort(setting: Attack) -> int:
@@ -43,8 +42,8 @@ class Suite:
     parent: what the model was made from; without it, attacks through it are left out.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     profile: Profile
     choice: AttackChoice
     seed: int
@@ -57,18 +56,17 @@ class Suite:
         how = self.seed, self.profile.batch, self.choice.score_draws, self.parts
         return Work(*how, parent=self.parent)
 
-    def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+    def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, Tensor]]:
         """The suite of the model's kind, the extra attacks, the probes and both curves.
 
         Returns the records of all of them, and the uint8 images of the attacks of the table and of
         the transfer attacks.
         """
         model = admitted("suite", model, self.images)
-        attacks, run = dict(self._attacks(model)), partial(self._run, name, model)
-        main = self.profile.table()[self.choice.main]
-        points = enumerate(curve_settings(main, self.profile.curves))
-        if is_blackbox(model):  # curves are of attacks by gradient
-            points = enumerate(())
+        attacks, run = self._attacks(model), partial(self._run, name, model)
+        main, blind = self.profile.table()[self.choice.main], is_blackbox(model)
+        # Curves are of attacks by gradient.
+        points = enumerate(() if blind else curve_settings(main, self.profile.curves))
         curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
         clean = self._clean(model)  # for all pieces
         chains: dict[str, list[tuple[str, str, Attack]]] = {}  # attacks that come after one another
@@ -97,7 +95,7 @@ class Suite:
         tables += [run(*curve)[1] for curve in curves]
         return pd.concat(tables, ignore_index=True), adv
 
-    def images_of(self, name: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    def images_of(self, name: str, model: nn.Module) -> dict[str, Tensor]:
         """The uint8 images that the transfer attacks make on a model that is not judged itself."""
         model = admitted("suite", model, self.images)
         return {
@@ -105,7 +103,7 @@ class Suite:
             for attack, setting in self.profile.transferred().items()
         }
 
-    def _attacks(self, model: nn.Module) -> Iterator[tuple[str, Attack]]:
+    def _attacks(self, model: nn.Module) -> dict[str, Attack]:
         if isinstance(model, Target):
             chosen = attacks_on(model, self.profile, self.choice.main)
         else:
@@ -113,9 +111,8 @@ class Suite:
             chosen = {name: typed(name, known[name]) for name in names}
         extra = () if is_blackbox(model) else self.choice.extra
         chosen |= {one.key: typed(one.key, one.setting) for one in extra}
-        for attack, setting in chosen.items():
-            if self.parent is not None or getattr(setting, "backward", None) not in OF_NETWORKS:
-                yield attack, setting
+        foreign = () if self.parent is not None else OF_NETWORKS
+        return {n: s for n, s in chosen.items() if getattr(s, "backward", None) not in foreign}
 
     def _run(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack

@@ -1,9 +1,8 @@
 """How long a network takes on this machine, as PyTorch runs it here.
 
 Networks take turns, call by call, so that what else the machine does meets all of them. A mask of
-zeros saves no time in dense kernels, and quantized networks here are integers in floating point: a
-deployed file is as fast as its runtime. Times differ between runs; nothing that is tested or
-compared byte by byte may contain them.
+zeros saves no time in dense kernels, and quantized networks here are integers in floating point.
+Times differ between runs; nothing that is compared byte by byte may contain them.
 """
 
 import platform
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advprune.core.device import device_of
 from advprune.models.border import admitted
@@ -27,7 +26,7 @@ CARD = ("macs", "nonzero", "file_bytes")  # of the card, beside the times
 
 @torch.no_grad()
 def timings(
-    models: Mapping[str, tuple[nn.Module, Mapping[str, Any]]], images: torch.Tensor, batch: int
+    models: Mapping[str, tuple[nn.Module, Mapping[str, Any]]], images: Tensor, batch: int
 ) -> pd.DataFrame:
     """One row per network and batch size, 1 and `batch`: median and quartiles in seconds a call.
 

@@ -33,10 +33,10 @@ def transfer_records(
 ) -> pd.DataFrame:
     """A target's answers to images crafted elsewhere: one row per image and (source, attack).
 
-    images: float `[N, C, H, W]` in [0, 1], the clean ones, which are scored once. crafted: uint8
-    images of the same shape by (source, attack). Columns: source, attack, index, label, clean_pred,
-    the answers `ANSWERS` (records.score), and linf and l2, the size of the change. ValueError where
-    logits are not finite.
+    images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
+    by (source, attack). Columns: source, attack, index, label, clean_pred, the answers `ANSWERS`
+    (records.score), and linf and l2, the size of the change. ValueError where logits are not
+    finite.
     """
     from advprune.evaluate.records import answers, table_of
 

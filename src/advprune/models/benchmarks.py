@@ -18,25 +18,21 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Recognized:
-    """The network of a file: its tensors by this library's names, what describes it, mean and std
-    that it was normalized by where the file holds them, and what was left out."""
+    """The network of a file."""
 
-    tensors: dict[str, torch.Tensor]
-    given: dict[str, Any]
-    normalized: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    notes: list[str] = field(default_factory=list)
+    tensors: dict[str, torch.Tensor]  # by this library's names
+    given: dict[str, Any]  # what describes it
+    normalized: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std, if held
+    notes: list[str] = field(default_factory=list)  # what was left out
 
 
 @dataclass(frozen=True)
 class _Dialect:
-    """signature: names that all such files have; absent: names that none has. options: of the
-    network, from the tensors. rename: from their names to ours; None where a tensor has no use."""
-
     architecture: str
-    signature: tuple[str, ...]
-    options: Callable[[Tensors], dict[str, Any]]
-    absent: tuple[str, ...] = ()
-    rename: Callable[[str], str | None] = str
+    signature: tuple[str, ...]  # names that all such files have
+    options: Callable[[Tensors], dict[str, Any]]  # of the network, from the tensors
+    absent: tuple[str, ...] = ()  # names that no such file has
+    rename: Callable[[str], str | None] = str  # from their names to ours; None: it has no use
 
 
 def _out(tensors: Tensors, name: str) -> int:
@@ -85,10 +81,7 @@ DIALECTS = (
     _Dialect(
         "cifar/preact_resnet18",  # Wong's, Rice's; RobustBird and FlyingBird
         ("layer1.0.bn1.weight", "layer4.0.shortcut.0.weight", "conv1.weight", "linear.weight"),
-        lambda tensors: {
-            "width": _out(tensors, "conv1.weight"),
-            "norm": "bn.weight" in tensors,
-        },
+        lambda tensors: {"width": _out(tensors, "conv1.weight"), "norm": "bn.weight" in tensors},
         absent=("bn1.weight", "layer4.0.shortcut.1.weight"),
     ),
     _Dialect("cifar/vgg16", (*VGG, "classifier.weight"), _vgg),  # RADMM, TwinRep, the Birds

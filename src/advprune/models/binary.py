@@ -105,11 +105,8 @@ def convert(
     convolution: Callable[[nn.Conv2d, bool], nn.Module],
     linear: Callable[[nn.Linear], nn.Module],
 ) -> nn.Module:
-    """A dense network, in place, with other layers, and a Hardtanh for every ReLU.
-
-    convolution: is told whether the input becomes binary, which that of the first does not: it is
-    the image.
-    """
+    """A dense network, in place, with other layers, and a Hardtanh for every ReLU. convolution: is
+    told whether the input becomes binary, which that of the first does not: it is the image."""
     first = True
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d):

@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import nn
+from torch.nn.modules import module as of_all
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -28,6 +30,10 @@ SUM = 2e-2  # how far the sum of probabilities may be from one; bfloat16 rounds 
 SIGMOID = re.compile(r"(Hards|S)igmoidBackward")  # torch's names of what an output comes out of
 COPIED = re.compile(r"(ToCopy|Clone|\w*View|\w*[Ss]queeze)Backward")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+FEW = 8  # images whose logits are compared with those of pairs of them
+REPEATS = 3  # further passes of the same images, whose logits are compared
+
+_TRIED: WeakSet[nn.Module] = WeakSet()  # models that passed the longer checks, which are made once
 
 
 def refuse(who: str, faults: dict[str, bool]) -> None:
@@ -45,8 +51,10 @@ def admitted(
     That is the model itself; a copy where it is in training mode or its weights are
     re-parametrized; inside a `Drawn` where its code draws at random. `who` begins the message of
     InputError: no nn.Module, other types than the images', no logits `[N, classes]` (of one image
-    too), probabilities, NaN, logits that depend on the rest of the batch, or a label, where they
-    are given, that is none of the classes.
+    too), probabilities, NaN, logits that depend on the rest of the batch, numbers of its own that
+    a pass changes, or a label, where they are given, that is none of the classes. What a pass
+    changes outside the model's modules (a global counter, a file) is seen only where it shows in
+    the first passes, and then taken for randomness.
     """
     given = model
     model = _unwrapped(who, model)
@@ -67,22 +75,64 @@ def admitted(
         pair, before = images[:2].to(device), states(device)
         logits = _logits(who, model, pair)
         drew = states(device) != before
-        drew |= not torch.equal(logits, _logits(who, model, pair))
+        if known := model in _TRIED:
+            again = [_logits(who, model, pair)]
+        else:
+            kept = _kept(model)
+            again = [_logits(who, model, pair) for _ in range(REPEATS)]
+            moved = [k for k, have in _kept(model).items() if _differ(kept.get(k), have)]
+            fault = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
+            refuse(who, {f"{fault}keep no state in forward": bool(moved)})
+        drew |= not all(torch.equal(logits, one) for one in again)
         alone = torch.cat([_logits(who, model, one) for one in pair.split(1)])
         fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
         refuse(who, {fault: _probabilities(who, model, images[:MANY].to(device), logits)})
-    randomized = is_randomized(model)
-    if not (drew or randomized):
-        gap = (alone - logits).abs().amax(1) > ROUNDING * (1 + logits.abs().max())  # [N]
-        fault = "the logits of an image depend on the other images of the batch, as where a "
-        fault += "batch-norm keeps no running statistics"
-        refuse(who, {fault: bool(gap.all())})
+        randomized = is_randomized(model)
+        if not (drew or randomized):
+            mixed = _differing(logits, alone) == len(pair)
+            few = images[:FEW].to(device)
+            if not (known or mixed) and len(few) == FEW:  # in one of its pairs nothing may change
+                whole, *pairs = (_logits(who, model, part) for part in (few, *few.split(2)))
+                mixed = _differing(whole, torch.cat(pairs)) >= FEW - 2
+            fault = "the logits of an image depend on the other images of the batch, as where a "
+            refuse(who, {fault + "batch-norm keeps no running statistics": mixed})
+    _TRIED.add(model)
     if labels is not None and len(labels):
         largest, classes = int(labels.max()), logits.shape[1]
         refuse(who, {f"label {largest} is none of {classes} classes": largest >= classes})
     if drew and not randomized:
         return given if isinstance(given, Drawn) else Drawn(model).eval()
     return model
+
+
+def _differing(one: torch.Tensor, other: torch.Tensor) -> int:
+    """How many rows of logits differ by more than rounding."""
+    return int(((one - other).abs().amax(1) > ROUNDING * (1 + one.abs().max())).sum())
+
+
+def _kept(model: nn.Module) -> dict[str, tuple[Any, int]]:
+    """What the modules of a model keep, by name: numbers, texts, lengths of lists, and tensors with
+    how often they were written to."""
+    found: dict[str, tuple[Any, int]] = {}
+    for name, part in model.named_modules():
+        for key, value in (vars(part) | part._buffers | part._parameters).items():
+            place = f"{name}.{key}".lstrip(".")
+            if isinstance(value, torch.Tensor):
+                found[place] = value, 0 if value.is_inference() else value._version
+            elif isinstance(value, int | float | str):
+                found[place] = value, 0
+            elif isinstance(value, list | dict) and not key.startswith("_"):
+                found[place] = None, len(value)
+    return found
+
+
+def _differ(one: tuple[Any, int] | None, other: tuple[Any, int]) -> bool:
+    """Whether two states of what a module keeps differ; a tensor that was made anew, with the same
+    numbers, does not."""
+    if one is None or one[0] is other[0]:
+        return one is None or one[1] != other[1]
+    tensors = torch.is_tensor(one[0]) and torch.is_tensor(other[0])
+    return not torch.equal(one[0], other[0]) if tensors else one != other
 
 
 def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor) -> bool:
@@ -109,12 +159,13 @@ def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torc
 def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits `[N, classes]` of some images; InputError where they are none."""
     shape, count, given = list(images.shape), len(images), images.clone()
+    written = given._version
     try:
         logits = model(given)
     except (Exception, SystemExit) as error:  # whatever the model's code does
         said = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{who}: the model fails on images {shape}: {said}") from error
-    changed = given._version > 0  # torch counts what is written into a tensor
+    changed = given._version > written  # torch counts what is written into a tensor
     refuse(who, {"the model changes its input in place; let it work on a copy": changed})
     kind = type(logits).__name__
     refuse(who, {f"the model returns {kind}, not logits": not isinstance(logits, torch.Tensor)})
@@ -156,6 +207,7 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
         faults = {
             f"{count} labels for {len(images)} images": one.shape != images.shape[:1],
             f"labels are {one.dtype}; give torch.int64": one.dtype != torch.int64,
+            "labels hold no numbers": one.is_meta,
         }
         refuse(who, faults)
         refuse(who, {"a label is below 0": bool((one < 0).any())})
@@ -212,6 +264,8 @@ def _unwrapped(who: str, model: Any) -> nn.Module:
     nn.Module."""
     model = model.model if isinstance(model, Drawn) else model
     refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
+    on_all = any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS)
+    refuse(who, {"hooks are registered for all modules of torch; remove them": on_all})
     scripted = "is a ScriptModule; give the network that it was made from"
     refuse(who, {f"the model {scripted}": isinstance(model, torch.jit.ScriptModule)})
     while isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):

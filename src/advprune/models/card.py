@@ -46,10 +46,8 @@ def bits_of(model: nn.Module) -> int:
 
 
 def stored_bits_of(model: nn.Module) -> int:
-    """Bits of the weights of all convolutions and linear layers, without scales and biases.
-
-    In a quantized model, weights that are left in floating point have 32.
-    """
+    """Bits of the weights of all convolutions and linear layers, without scales and biases. In a
+    quantized model, weights that are left in floating point have 32."""
     bits, binary = bits_of(model), is_binary(model)
     return sum(
         t.numel() * (bits if binary or not t.is_floating_point() else 32)
@@ -130,8 +128,6 @@ def write_card(
     factory: str | None = None,
 ) -> None:
     """Write the `card_of` the checkpoint `path`, as it was saved, to `<stem>.json` beside it.
-
-    factory: as in `load_model`.
-    """
+    factory: as in `load_model`."""
     card = card_of(path, load_model(path, factory), facts, image_shape)
     write_json(path.with_suffix(".json"), card)

@@ -4,8 +4,7 @@ A checkpoint is one `.safetensors` file. Its only metadata key is `spec`, a JSON
 several keys safetensors writes them in random order, and equal models would not be equal files.
 """
 
-import importlib
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import torch
@@ -19,25 +18,13 @@ from advprune.models import binary, quantized
 from advprune.models.benchmarks import recognized
 from advprune.models.border import hooked
 from advprune.models.dialects import read_tensors, read_weights
-from advprune.models.insert import places, put
+from advprune.models.insert import layer_of, places, put
 from advprune.models.outside import PREFIXES, Rename, build_outside, dtype_name, renaming, unwrapped
 from advprune.models.resnet import build_dense
-from advprune.models.spec import LayerSpec, ModelSpec, attach, spec_of
+from advprune.models.spec import ModelSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
 
-LayerFactory = Callable[..., nn.Module]
-_LAYERS: dict[str, LayerFactory] = {}
 USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
-
-
-def inserted_layer(kind: str) -> Callable[[LayerFactory], LayerFactory]:
-    """Register a layer type that families insert, under its spec name."""
-
-    def register(factory: LayerFactory) -> LayerFactory:
-        _LAYERS[kind] = factory
-        return factory
-
-    return register
 
 
 def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
@@ -53,28 +40,11 @@ def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
             if not (names := places(model, inserted.where)):
                 raise UserError(f"the spec's layers of kind {inserted.kind!r} have no place")
             for name in names:
-                put(model, inserted.where, name, _layer(inserted))
+                put(model, inserted.where, name, layer_of(inserted))
         if spec.quantization is not None:
             model = quantized.skeleton(model, spec.quantization)
     attach(model, spec)
     return model.eval()
-
-
-def _layer(inserted: LayerSpec) -> nn.Module:
-    """One layer that a family inserts; families register theirs when their package is imported.
-    UserError where there is no such kind, or it does not take these settings."""
-    if inserted.kind not in _LAYERS:
-        importlib.import_module("advprune.pruning")
-    if inserted.kind not in _LAYERS:
-        raise UserError(f"the checkpoint uses layers of an unknown kind {inserted.kind!r}")
-    try:
-        layer = _LAYERS[inserted.kind](**inserted.settings)
-        sample = torch.ones(1, 1, 1, 1)
-        if not sample.is_meta:
-            layer(sample)
-        return layer
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"the spec's layers of kind {inserted.kind!r}: {error}") from error
 
 
 def save_model(model: nn.Module, path: Path | str, dtype: torch.dtype | None = None) -> None:

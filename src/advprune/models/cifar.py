@@ -20,10 +20,8 @@ def _conv(fan_in: int, fan_out: int, side: int = 3, stride: int = 1) -> nn.Conv2
 
 
 class _PreActivated(nn.Module):
-    """bn-relu-conv-bn-relu-conv, plus the input, or what a convolution makes of it.
-
-    shortcut: the name of that convolution. early: it sees the input before the first batch-norm.
-    """
+    """bn-relu-conv-bn-relu-conv, plus the input, or what a convolution makes of it. shortcut: the
+    name of that convolution. early: it sees the input before the first batch-norm."""
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from advprune.core.errors import UserError
 from advprune.core.files import is_file
+from advprune.core.memory import bounded_memory
 
 WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
 AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones
@@ -27,6 +28,7 @@ LONGEST_NAME = 300  # of a tensor
 LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
 
 
+@bounded_memory()
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata; UserError where it cannot be read."""
     if not is_file(path):
@@ -41,6 +43,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         ) from error
 
 
+@bounded_memory()
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a safetensors file or of a PyTorch state dict, and the header's metadata.
 

@@ -44,9 +44,7 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode with every conv-bn pair merged into one convolution.
-
-    Foreign parts are not changed; a model that torch.fx cannot trace is copied without folding.
-    """
+    Foreign parts are not changed; a model that torch.fx cannot trace is copied without folding."""
     model = copy.deepcopy(model).eval()
     if (traced := _traced(model)) is None:
         return model
@@ -56,10 +54,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 class Following:
     """The folded form of a model that is being trained: made once, then kept up with its weights.
-
     `network` computes what the model does in evaluation mode, to rounding, with weights that take
-    no gradient, channels-last.
-    """
+    no gradient, channels-last."""
 
     def __init__(self, model: nn.Module, traced: fx.GraphModule) -> None:
         live, pairs = model.get_submodule, _merge(traced)
@@ -81,7 +77,14 @@ class Following:
         if hooked(model) or not all(type(r).__module__.startswith("advprune.") for r in rules):
             return None
         bare = plain_copy(model)
-        traced = _traced(bare) if all(_usual(module) for module in bare.modules()) else None
+        for part in bare.modules():
+            torchs = type(part).__module__.startswith("torch.nn.modules.")
+            joins = any(part.children()) and _own(part)
+            if not (torchs or joins or isinstance(part, Normalize | Site)):
+                return None
+            if not getattr(part, "affine", True):  # batch-norm without a weight
+                return None
+        traced = _traced(bare)
         if traced is None or any(node.op == "get_attr" for node in traced.graph.nodes):
             return None
         return cls(model, traced)
@@ -99,14 +102,6 @@ class Following:
         return self.network
 
 
-def _usual(module: nn.Module) -> bool:
-    """Whether a module is a usual layer, or joins others in a known way."""
-    torchs = type(module).__module__.startswith("torch.nn.modules.")
-    layer = torchs or isinstance(module, Normalize | Site)
-    affine = getattr(module, "affine", True)  # else batch-norm has no weight
-    return (layer or (any(module.children()) and _own(module))) and affine
-
-
 def _traced(model: nn.Module) -> fx.GraphModule | None:
     """The model's graph, of the same layers; None where torch.fx may not or cannot follow it, or
     would lose hooks or a model's own randomness (`stochastic.Drawn`)."""
@@ -119,10 +114,8 @@ def _traced(model: nn.Module) -> fx.GraphModule | None:
 
 
 def _merge(traced: fx.GraphModule) -> list[tuple[str, str]]:
-    """Put one convolution in the place of every conv-bn pair; the names of each pair.
-
-    Of a pair, the batch-norm alone reads the convolution, which is not used again.
-    """
+    """Put one convolution in the place of every conv-bn pair; the names of each pair. Of a pair,
+    the batch-norm alone reads the convolution, which is not used again."""
     modules, names = dict(traced.named_modules()), []
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in list(traced.graph.nodes):

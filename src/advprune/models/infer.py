@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from advprune.core.errors import UserError
 from advprune.core.networks import is_factory
+from advprune.core.settings import parse
 from advprune.models.checkpoint import build, is_stored, naming
 from advprune.models.spec import BLOCKS, ModelSpec
 
@@ -178,10 +178,5 @@ def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
 def _spec(sizes: Mapping[str, Any]) -> ModelSpec:
     """A network of these sizes that does not normalize; UserError where there is none."""
     channels = max(min(sizes["channels"], 5), 0)  # what are too many is refused
-    try:
-        return ModelSpec(mean=(0.0,) * channels, std=(1.0,) * channels, **sizes)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key, words = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
-        text = f"{key}: {words} (got {fault['input']!r})" if key else words
-        raise UserError(text) from error
+    nothing = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return parse(ModelSpec, nothing | dict(sizes), "the network")

@@ -3,20 +3,25 @@
 They would be missing behind activations that are no sites, which are found here as well.
 """
 
+import importlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
+from advprune.core.settings import parse
 from advprune.models.spec import LayerSpec, ModelSpec, Site, Where, attach, sites
 from advprune.models.stochastic import undisturbed
 
+LayerFactory = Callable[..., nn.Module]
+_LAYERS: dict[str, tuple[LayerFactory, type[BaseModel] | None]] = {}
 NEEDED: dict[Where, str] = {
     "relu": "no activation that is a module (nn.ReLU and the like, not F.relu) to stand behind",
     "conv": "no convolution (nn.Conv2d) to stand behind",
@@ -31,6 +36,39 @@ RECTIFIERS = {
     )
     if hasattr(place, name)
 }
+
+
+def inserted_layer(
+    kind: str, settings: type[BaseModel] | None = None
+) -> Callable[[LayerFactory], LayerFactory]:
+    """Register a layer type that families insert, under its spec name. settings: what those in a
+    header are checked against."""
+
+    def register(factory: LayerFactory) -> LayerFactory:
+        _LAYERS[kind] = factory, settings
+        return factory
+
+    return register
+
+
+def layer_of(spec: LayerSpec) -> nn.Module:
+    """One layer of a spec; families register theirs when their package is imported. UserError
+    where there is no such kind, or it does not take these settings."""
+    if spec.kind not in _LAYERS:
+        importlib.import_module("advprune.pruning")
+    if spec.kind not in _LAYERS:
+        raise UserError(f"the checkpoint uses layers of an unknown kind {spec.kind!r}")
+    factory, settings = _LAYERS[spec.kind]
+    if settings is not None:
+        parse(settings, spec.settings, f"the spec's layers of kind {spec.kind!r}")
+    try:
+        layer = factory(**spec.settings)
+        sample = torch.ones(1, 1, 1, 1)
+        if not sample.is_meta:
+            layer(sample)
+        return layer
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the spec's layers of kind {spec.kind!r}: {error}") from error
 
 
 class WrappedConv2d(nn.Conv2d):
@@ -62,15 +100,13 @@ def inserted(model: nn.Module) -> Counter[str]:
     return found
 
 
-def insert(model: nn.Module, kind: Callable[..., nn.Module], spec: LayerSpec) -> dict[str, Any]:
-    """Put a layer of that kind at all places of the spec, in place, and let the model's spec say
-    so; returns the layers by place.
-
-    UserError where there is no place, or one that no layer can be put at, or where the layers would
-    stand behind some activations only.
+def insert(model: nn.Module, spec: LayerSpec) -> dict[str, Any]:
+    """Put a layer at all places of the spec, in place, and let the model's spec say so; returns the
+    layers by place. UserError where there is no place, or one that no layer can be put at, or where
+    the layers would stand behind some activations only.
     """
     device = device_of(model)
-    layers = {name: kind(**spec.settings).to(device) for name in places(model, spec.where)}
+    layers = {name: layer_of(spec).to(device) for name in places(model, spec.where)}
     if not layers:
         raise UserError(f"the network has {NEEDED[spec.where]}; leave it out")
     if spec.where == "relu" and (others := own_activations(model)):

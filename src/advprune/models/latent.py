@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advprune.models.backward import straight_through
 from advprune.models.binary import (
     BinaryConv2d,
     BinaryLinear,
@@ -103,8 +104,7 @@ class LatentLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x if self.mask is None else x * self.mask
-        weight = self.value() + (self.weight - self.weight.detach())
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, straight_through(self.weight, self.value()), self.bias)
 
     def frozen(self) -> BinaryLinear:
         """The layer that is deployed."""
@@ -117,11 +117,9 @@ Latent = LatentConv2d | LatentLinear
 
 
 def latent(model: nn.Module) -> nn.Module:
-    """The training form of a dense network with initialized weights, in place.
-
-    The last batch-norm of each residual branch starts at a scale of zero (Goyal et al., Accurate,
-    Large Minibatch SGD, 2017): a deep network of signs learns little before its branches are quiet.
-    """
+    """The training form of a dense network with initialized weights, in place. The last batch-norm
+    of each residual branch starts at a scale of zero (Goyal et al., Accurate, Large Minibatch SGD,
+    2017): a deep network of signs learns little before its branches are quiet."""
     for block in model.modules():
         if isinstance(block, BasicBlock):
             nn.init.zeros_(block.bn2.weight)
@@ -143,10 +141,8 @@ def begin_epoch(model: nn.Module, epoch: int, epochs: int, last: float = MOST_T)
 
 def freeze(model: nn.Module) -> nn.Module:
     """The deployed form of a trained binary network: the same logits as in evaluation mode, each
-    weight one bit and its channel's scale, and no float weight behind it.
-
-    The given model stays as it was.
-    """
+    weight one bit and its channel's scale, and no float weight behind it. The given model stays as
+    it was."""
     copied = copy.deepcopy(model)
     for name, layer in latent_layers(copied).items():
         copied.set_submodule(name, layer.frozen())

@@ -20,7 +20,7 @@ from torch import nn
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import atomic
 from advprune.models.binary import is_binary
-from advprune.models.onnx_file import NORMALIZES, package
+from advprune.models.onnx_file import FIT, NORMALIZES, package
 from advprune.models.quantized import QuantizedLayer
 from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
@@ -57,7 +57,9 @@ def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = Non
         try:
             torch.onnx.export(copied, (image,), str(temporary), dynamo=False, **known)
             written = onnx.load(str(temporary))
-            onnx.helper.set_model_props(written, {NORMALIZES: "true"})
+            facts = {NORMALIZES: "true"}
+            facts |= {FIT: spec.fit.model_dump_json()} if spec.fit else {}
+            onnx.helper.set_model_props(written, facts)
             onnx.save(written, str(temporary))
         except Exception as error:  # of operations that have no counterpart
             raise UserError(

@@ -10,6 +10,9 @@ from torch import nn
 
 from advprune.core.errors import UserError, first_line
 from advprune.core.files import is_file
+from advprune.core.fit import Fit
+from advprune.core.memory import bounded_memory
+from advprune.core.settings import parse, yaml_of
 from advprune.models.spec import Normalize
 
 TYPES = {
@@ -18,7 +21,9 @@ TYPES = {
     "tensor(float16)": torch.float16,
     "tensor(uint8)": torch.uint8,
 }
+MOST_NUMBERS = 1 << 28  # of a batch of images
 NORMALIZES = "advprune.normalizes"  # what a file's properties hold where it takes [0, 1]
+FIT = "advprune.fit"  # and where pictures are resized or cut for it
 BITS = {"INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "BFLOAT16": 16}
 
 
@@ -42,6 +47,7 @@ class OnnxFile:
     damaged, reads data outside its folder, or takes anything but such images.
     """
 
+    @bounded_memory()
     def __init__(
         self, path: Path, shape: tuple[int, int, int], normalize: Normalize | None = None
     ) -> None:
@@ -77,6 +83,8 @@ class OnnxFile:
         if not (first or self.channels_last):
             raise UserError(f"{path} takes {given}; channels, height, width are {list(shape)}")
         self.batch = given[0] if isinstance(given[0], int) else 0
+        if self.batch * prod(shape) > MOST_NUMBERS:
+            raise UserError(f"{path} takes {self.batch} images at once; export it for fewer")
         outputs = self.session.get_outputs()
         scores = [one for one in outputs if len(one.shape or ()) == 2 and "float" in one.type]
         labels = [one for one in outputs if "tensor(int" in one.type]
@@ -106,6 +114,16 @@ class OnnxFile:
 def _said(error: Exception) -> str:
     """What onnxruntime says, without its prefix of codes."""
     return first_line(error).rpartition("] : ")[2]
+
+
+def fit_of(path: Path) -> Fit | None:
+    """How pictures become images of a file, where `advprune export` wrote that into it."""
+    try:
+        held = package("onnx").load(str(path), load_external_data=False).metadata_props
+    except (OSError, ValueError, import_module("google.protobuf.message").DecodeError):
+        return None  # what is wrong with the file says onnxruntime
+    said = [one.value for one in held if one.key == FIT]
+    return parse(Fit, yaml_of(said[0], str(path)), str(path)) if said else None
 
 
 def files_of(path: Path) -> list[Path]:

@@ -26,11 +26,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 
 from advprune.core.errors import UserError, first_line
+from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
 from advprune.models.border import admitted, unshared, weight_faults
 from advprune.models.cifar import MAKERS
@@ -45,7 +47,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 COLOUR = 3  # channels of an image that torchvision's models take
 INSIDE = "network"  # the name of the given network in what is built here
-MOST = {"numbers": 1 << 31, "layers": 20_000}  # of a network that is none of the user's own
+# Of a network that is none of the user's own, and in its options.
+MOST = {"numbers": 1 << 31, "layers": 20_000, "option": 1 << 16}
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -79,6 +82,7 @@ class Outside(nn.Module):
         self.get_submodule(INSIDE).load_state_dict(fresh.state_dict())
 
 
+@bounded_memory()
 def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
     """The network of a spec that is not one of this library's.
 
@@ -97,7 +101,7 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
     torch.backends.mha.set_fastpath_enabled(False)
     make = _maker(spec)
     # Tensors that no file holds are the same each time.
-    with undisturbed(seed=0), nullcontext() if spec.factory else _bounded(spec.architecture):
+    with undisturbed(seed=0), nullcontext() if spec.factory else _bounded(spec):
         model = Outside(spec, make)
     for fault in _faults(model):
         raise UserError(f"{spec.architecture}: {fault}")
@@ -106,19 +110,24 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
 
 
 @contextmanager
-def _bounded(name: str) -> Iterator[None]:
+def _bounded(spec: ModelSpec) -> Iterator[None]:
     """Inside, no network is made that takes more memory or time than any has: its options may be
     from a file. UserError where one is begun."""
-    counts = dict.fromkeys(MOST, 0)
+    counts, name = dict.fromkeys(MOST, 0), spec.architecture
+    for option, value in spec.options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int | float) and not abs(one) <= MOST["option"]:
+                raise UserError(f"{name}: {option} is {one}; numbers go up to {MOST['option']}")
 
-    def counted(_module: nn.Module, _name: str, value: nn.Parameter | nn.Module | None) -> None:
-        kind = "numbers" if isinstance(value, nn.Parameter) else "layers"
-        counts[kind] += value.numel() if isinstance(value, nn.Parameter) else 1
+    def counted(_module: nn.Module, _name: str, value: torch.Tensor | nn.Module | None) -> None:
+        kind = "numbers" if isinstance(value, torch.Tensor) else "layers"
+        counts[kind] += value.numel() if isinstance(value, torch.Tensor) else 1
         if counts[kind] > MOST[kind]:
             raise UserError(f"{name}: its options make a network of over {MOST[kind]} {kind}")
 
     hooks = (
         register_module_parameter_registration_hook(counted),
+        register_module_buffer_registration_hook(counted),
         register_module_module_registration_hook(counted),
     )
     try:
@@ -131,18 +140,16 @@ def _bounded(name: str) -> Iterator[None]:
 def _maker(spec: ModelSpec) -> Make:
     """What makes the network anew: the user's function, or that of torchvision or timm."""
     collection, name = collection_of(spec.architecture)
-    sizes: dict[str, Any]
+    sizes: dict[str, Any] = {"classes": spec.classes, "channels": spec.channels}
     if spec.factory is not None:
         module, _, name = spec.factory.partition(":")
         function = getattr(imported(module), name, None)
         if not callable(function):
             raise UserError(f"{spec.factory}: {module} has no function {name!r}")
-        sizes = {"classes": spec.classes, "channels": spec.channels}
         return partial(_called, spec.factory, function, **sizes, **spec.options)
     if collection == "cifar":
         if name not in MAKERS:
             raise UserError(f"cifar has no network {name!r}; known: {', '.join(MAKERS)}")
-        sizes = {"classes": spec.classes, "channels": spec.channels}
         return partial(_called, spec.architecture, MAKERS[name], **sizes, **spec.options)
     if collection == "torchvision":
         from torchvision import models
@@ -227,6 +234,7 @@ def _faults(model: Outside) -> Iterator[str]:
             yield f"{name} has no weight of its own; remove its parametrization"
 
 
+@bounded_memory()
 def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
     """UserError where a foreign network does not keep the contract on images `(C, H, W)`, in
     evaluation mode as in training; the model stays as it was. The library's own networks keep it,
@@ -279,10 +287,8 @@ def unwrapped(name: str) -> str:
 
 
 def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
-    """From a file's names of tensors to those of an outside network's, `wanted`.
-
-    Wrappers' prefixes go, as many for all names as lets most of them fit.
-    """
+    """From a file's names of tensors to those of an outside network's, `wanted`. Wrappers' prefixes
+    go, as many for all names as lets most of them fit."""
 
     def renamed(count: int, inside: str, inner: bool, name: str) -> str:
         for _ in range(count):

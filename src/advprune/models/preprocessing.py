@@ -25,12 +25,11 @@ from advprune.models.spec import MOST_CLASSES
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """mean, std: of each channel of the training images, in the range [0, 1]. fit: how pictures of
-    any size become images of the size that the network takes; None where it is none of `Fit`'s."""
+    """How images were given to a network in its training."""
 
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of each channel of images in [0, 1]
     std: tuple[float, ...]
-    fit: Fit | None
+    fit: Fit | None  # how pictures become images of the network's size; None: in another way
 
 
 class _Config(Settings):

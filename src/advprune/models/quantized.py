@@ -47,11 +47,9 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("input_zero", torch.tensor(0.0, device=device))
 
     def set_weights(self, layer: nn.Conv2d | nn.Linear) -> None:
-        """Quantize a layer's weight and bias; the input range must be set before.
-
-        `s_w = max |w| / (2^(bits-1) - 1)` for each output channel, or more where the bias would
-        not fit 32 bits: a channel whose weights are all zero may have a bias.
-        """
+        """Quantize a layer's weight and bias; the input range must be set before. `s_w = max |w| /
+        (2^(bits-1) - 1)` for each output channel, or more where the bias would not fit 32 bits: a
+        channel whose weights are all zero may have a bias."""
         most = self.levels // 2  # 127 for 8 bits: symmetric, so -128 is not used
         w = layer.weight.detach()
         self.weight_scale = (w.flatten(1).abs().amax(1) / most).clamp_min(1e-12)

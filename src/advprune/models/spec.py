@@ -38,36 +38,30 @@ class QuantizationSpec(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """A network, whole: architecture, sizes, normalization, inserted layers, bits.
-
-    `architecture` is a name as in `core.networks`. `width` is that of this library's networks, 0 in
-    others, whose makers are called with `options`. `mean` and `std` are per channel, in the [0, 1]
-    range of the images. `binary`: every weight of a convolution or linear layer is one bit
-    (models/binary.py). `stages` are the channels of the stem and of each stage's residual stream;
-    empty means width, width, 2 width, 4 width, and so on. `strides` are the steps of each stage's
-    first convolution; empty means 1, 2, 2, and so on. `pool_norm`: batch-norm between pooling and
-    the classifier. `inner` is the number of channels between the two convolutions of each block, at
-    least 1 and, where `stages` are not given, at most the block's width, which empty means. `fit`:
-    how pictures become images of the size that the network takes; null where they have it. `sizes`:
-    outputs and inputs of the layers of a foreign network of which some were removed.
-    """
+    """A network, whole: architecture, sizes, normalization, inserted layers, bits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     architecture: Network
+    # Of this library's networks; 0 in others, whose makers are called with `options`.
     width: Annotated[int, Field(ge=0, le=1024, validate_default=True), UNSAID] = 0
     channels: int = Field(ge=1, le=4)
     classes: int = Field(ge=2, le=MOST_CLASSES)
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of each channel of images in [0, 1], and so is std
     std: tuple[float, ...]
     layers: tuple[LayerSpec, ...] = Field(default=(), max_length=16)
     quantization: QuantizationSpec | None = None
-    binary: Annotated[bool, UNSAID] = False
+    binary: Annotated[bool, UNSAID] = False  # one bit a weight (models/binary.py)
+    # Channels of the stem and of each stage's residual stream; empty: width, width, 2 width, …
     stages: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...], UNSAID] = ()
+    # Of each stage's first convolution; empty: 1, 2, 2, …
     strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], UNSAID] = ()
-    pool_norm: Annotated[bool, UNSAID] = False
+    pool_norm: Annotated[bool, UNSAID] = False  # batch-norm between pooling and the classifier
+    # Channels between the two convolutions of each block, at most its width where `stages` are not
+    # given; empty: its width.
     inner: Annotated[tuple[int, ...], UNSAID] = ()
     options: Annotated[Options, UNSAID] = {}
-    fit: Annotated[Fit | None, UNSAID] = None
+    fit: Annotated[Fit | None, UNSAID] = None  # how pictures become images of the network's size
+    # Outputs and inputs of the layers of a foreign network of which some were removed.
     sizes: Annotated[dict[str, tuple[Size, Size]], Field(max_length=4096), UNSAID] = {}
 
     @property
@@ -154,10 +148,8 @@ class ModelSpec(BaseModel):
 
 
 class Normalize(nn.Module):
-    """`(x - mean) / std` per channel, inside the model, so that budgets are in pixels.
-
-    The constants come from the spec and are not stored as tensors.
-    """
+    """`(x - mean) / std` per channel, inside the model, so that budgets are in pixels. The
+    constants come from the spec and are not stored as tensors."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -186,10 +178,8 @@ class Site(nn.Sequential):
 
 
 def sites(model: nn.Module) -> dict[str, nn.Module]:
-    """All activation sites of a model by name, in forward order of definition.
-
-    In a foreign network, modules such as nn.ReLU that no site holds yet are sites.
-    """
+    """All activation sites of a model by name, in forward order of definition. In a foreign
+    network, modules such as nn.ReLU that no site holds yet are sites."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside = isinstance(found.get(name.rpartition(".")[0]), Site)

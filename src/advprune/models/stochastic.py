@@ -23,9 +23,7 @@ from advprune.models.backward import straight_through
 @contextmanager
 def undisturbed(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
     """Inside, code may draw; the global random states of torch, numpy and Python are put back.
-
-    seed: that of all three inside; None leaves them as they are.
-    """
+    seed: that of all three inside; None leaves them as they are."""
     cuda = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(cuda), _others(seed):
         if seed is not None:
@@ -99,11 +97,9 @@ class Stochastic(nn.Module, ABC):
 
 
 class Drawn(Stochastic):
-    """A model whose own code draws from global random states, seen as one random layer.
-
-    What it draws may be the same for a whole batch, so each draw takes a pass of its own. It has no
-    backward rule but its own. Draws of numpy and Python are seeded from torch's.
-    """
+    """A model whose own code draws from global random states, seen as one random layer. What it
+    draws may be the same for a whole batch, so each draw takes a pass of its own. It has no
+    backward rule but its own. Draws of numpy and Python are seeded from torch's."""
 
     rules = ("constant",)
     shared = True
@@ -157,11 +153,9 @@ def silent_copy(model: nn.Module) -> nn.Module | None:
 def drawn_logits(
     model: nn.Module, images: torch.Tensor, draws: int, most: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Logits `[k, N, K]` of `draws` draws in all, k of them per forward pass.
-
-    A pass takes up to `most` images (always at least all N once), so that a small network's time
-    does not go into starting its layers. Frozen draws are the same for a whole pass: then k is 1.
-    """
+    """Logits `[k, N, K]` of `draws` draws in all, k of them per forward pass. A pass takes up to
+    `most` images (always at least all N once), so that a small network's time does not go into
+    starting its layers. Frozen draws are the same for a whole pass: then k is 1."""
     shared = any(one.shared or one.frozen is not None for one in stochastic_layers(model))
     together = 1 if shared else max(1, most // max(len(images), 1))
     for count in split(draws, together):

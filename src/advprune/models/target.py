@@ -50,9 +50,7 @@ class Target(nn.Module):
 
     def following(self, source: nn.Module | None) -> "Target":
         """The same with a network whose gradients are followed; its answers should be the target's.
-
-        InputError where it draws at random.
-        """
+        InputError where it draws at random."""
         refuse(
             "target",
             {"the network beside it draws at random": source is not None and is_randomized(source)},

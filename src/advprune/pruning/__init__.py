@@ -1,7 +1,7 @@
 """Families: one file each, found in this folder.
 
 A family is a function `(model, setting, data) -> Pruned`, registered under its key in
-params.yaml with `@family(key, Setting)`. It never changes the model it was given.
+params.yaml with `@family(key, Settings)`. It never changes the model it was given.
 """
 
 import pkgutil

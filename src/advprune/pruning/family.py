@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,24 +17,14 @@ from advprune.models.stochastic import undisturbed
 from advprune.training.inputs import Data, Pair
 
 
-class Setting(Settings):
-    """Base of a family's settings. A bare number in params.yaml is read as field `shorthand`."""
-
-    shorthand: ClassVar[str | None] = None
-
-
 @dataclass(frozen=True)
 class Pruned:
-    """A compressed model and what was done to it.
+    """A compressed model and what was done to it."""
 
-    changed: per parameter tensor of the dense model, True where the family changed the value (E, S,
-    R) or removed it (masks). The model may be physically smaller than that. notes: a family's own
-    facts.
-    """
-
-    model: nn.Module
+    model: nn.Module  # may be physically smaller than the dense one
+    # By parameter of the dense model, True where a number was changed (E, S, R) or removed (masks).
     changed: dict[str, torch.Tensor]
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # a family's own facts
 
     @property
     def ratio(self) -> float:
@@ -44,11 +34,12 @@ class Pruned:
 
 
 Family = Callable[..., Pruned]  # (model, setting, data, **fixed)
-_REGISTRY: dict[str, tuple[type[Setting], Family]] = {}
+_REGISTRY: dict[str, tuple[type[Settings], Family]] = {}
 
 
-def family(name: str, setting: type[Setting], **fixed: Any) -> Callable[[Family], Family]:
-    """Register a family under its key in params.yaml; `fixed`: what else it is called with."""
+def family(name: str, setting: type[Settings], **fixed: Any) -> Callable[[Family], Family]:
+    """Register a family under its key in params.yaml; `fixed`: what else it is called with. A bare
+    number there is the first field of `setting`, where no other has to be given."""
 
     def register(function: Family) -> Family:
         _REGISTRY[name] = (setting, wraps(function)(partial(function, **fixed)))
@@ -62,7 +53,7 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
-def registered() -> dict[str, tuple[type[Setting], Family]]:
+def registered() -> dict[str, tuple[type[Settings], Family]]:
     """By key, each family's class of settings and its function, in the order of registration."""
     return dict(_REGISTRY)
 
@@ -76,9 +67,11 @@ def setting_of(name: str, value: Any, place: str = "") -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, dict):
-        if kind.shorthand is None:
+        first = next(iter(kind.model_fields), "")
+        needed = {name for name, one in kind.model_fields.items() if one.is_required()}
+        if not first or needed - {first}:
             raise UserError(f"{place}: write a mapping of settings (got {value!r})")
-        value = {kind.shorthand: value}
+        value = {first: value}
     return parse(kind, value, where=place)
 
 
@@ -95,11 +88,9 @@ def prune(
     """Apply the family `name` to a copy of `model`; the model itself stays as it was.
 
     setting: a number or mapping as in params.yaml, or the family's setting object. data: training
-    images `[N, C, H, W]` in [0, 1] and labels, for families that learn from them; a `Data` says as
-    well how to train. Families that put layers in note at how many places, as `sites`.
-
-    UserError for an unknown family, a setting out of range, data that is missing, a model that is
-    not `compressible` (models/border.py), and where the layers would act at some activations only.
+    images `[N, C, H, W]` in [0, 1] and labels, for families that learn; a `Data` says as well how
+    to train. Families that put layers in note at how many places, as `sites`. UserError for an
+    unknown family, a wrong setting, missing data and a model that is not `compressible`.
     """
     checked = setting_of(name, setting)
     generator = torch.Generator().manual_seed(salted(seed, "prune", name))

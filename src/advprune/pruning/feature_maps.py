@@ -17,36 +17,31 @@ differentiate as if nothing were clamped.
 Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), clamped and rounded maps.
 """
 
-from contextlib import ExitStack
-from functools import partial
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import nn
 
 from advprune.core.device import device_of, full_precision
+from advprune.core.settings import Settings
 from advprune.models.backward import straight_through
-from advprune.models.checkpoint import inserted_layer
-from advprune.models.insert import insert
+from advprune.models.inert import watched
+from advprune.models.insert import insert, inserted_layer
 from advprune.models.spec import LayerSpec, sites
-from advprune.pruning.family import Data, Pruned, Setting, family, require, unchanged
+from advprune.pruning.family import Data, Pruned, family, require, unchanged
 
 
-class ClampMaps(Setting):
+class ClampMaps(Settings):
     """clamp: a layer's maps are kept inside mean ± `sigmas` * std of their values on clean training
     images, drawn from the run's seed.
     """
 
-    shorthand: ClassVar[str | None] = "sigmas"
     sigmas: float = Field(gt=0, le=1e6)
     images: int = Field(default=512, ge=1)
 
 
-class RoundMaps(Setting):
+class RoundMaps(Settings):
     """round: a layer's maps are rounded to `decimals` decimals."""
 
-    shorthand: ClassVar[str | None] = "decimals"
     decimals: int = Field(ge=0, le=6)
 
 
@@ -70,7 +65,7 @@ class Clamp(nn.Module):
         return straight_through(h, clamped) if self.backward == "straight" else clamped
 
 
-@inserted_layer("round")
+@inserted_layer("round", RoundMaps)
 class Round(nn.Module):
     """`round(h, decimals)`; the gradient passes straight through."""
 
@@ -94,12 +89,10 @@ def clamp_maps(model: nn.Module, setting: ClampMaps, data: Data) -> Pruned:
         squares = float(h.flatten().double().square().sum())
         sums[name].append((h.numel(), float(h.flatten().sum(dtype=torch.float64)), squares))
 
-    with ExitStack() as hooks, full_precision():
-        for name, site in sites(model).items():
-            hooks.callback(site.register_forward_hook(partial(note, name)).remove)
+    with watched(sites(model), note), full_precision():
         for part in images.split(64):
             model(part.to(device_of(model)))
-    for name, layer in insert(model, Clamp, LayerSpec(kind="clamp")).items():
+    for name, layer in insert(model, LayerSpec(kind="clamp")).items():
         count, total, squares = map(sum, zip(*sums[name], strict=True))
         mean = total / count
         reach = setting.sigmas * max(squares / count - mean**2, 0.0) ** 0.5
@@ -111,5 +104,5 @@ def clamp_maps(model: nn.Module, setting: ClampMaps, data: Data) -> Pruned:
 @family("round", RoundMaps)
 def round_maps(model: nn.Module, setting: RoundMaps, data: Data) -> Pruned:
     """Round every feature map to a number of decimals."""
-    insert(model, Round, LayerSpec(kind="round", settings=setting.model_dump()))
+    insert(model, LayerSpec(kind="round", settings=setting.model_dump()))
     return unchanged(model)

@@ -23,7 +23,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -31,13 +31,14 @@ from torch import nn
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError, first_line
+from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune
 from advprune.models.outside import INSIDE
 from advprune.models.resnet import BasicBlock, ResNet
 from advprune.models.sizes import SIZED, size_of
 from advprune.models.spec import ModelSpec, attach
 from advprune.models.stochastic import is_randomized, undisturbed
-from advprune.pruning.family import Data, Pruned, Setting, family
+from advprune.pruning.family import Data, Pruned, family
 from advprune.pruning.masks import Masks, clear, everywhere, first, layers, masked, part, tune
 
 Group = Callable[..., Any]  # from outputs' numbers (`idxs`) to Torch-Pruning's group of them
@@ -45,24 +46,21 @@ SIDE = 8  # of the image by which dependencies are traced where there are no tra
 CLOSE = 1e-3  # of logits of the small and the masked network, relative to the largest
 
 
-class Filters(Setting):
+class Filters(Settings):
     """filters: the share of each layer's filters to remove, rounded down; one always remains.
 
     finetune: training that follows; null for none. small: take the filters out of the network
     instead of setting them to zero.
     """
 
-    shorthand: ClassVar[str | None] = "fraction"
     fraction: float = Field(ge=0, lt=1)
     finetune: FineTune = None
     small: bool = False
 
 
 def smallest_filters(weight: torch.Tensor, fraction: float) -> torch.Tensor:
-    """True for the filters of `weight` `[out, in, k, k]` with the smallest sum of |w|, `[out]`.
-
-    So many as `fraction * out`, rounded down; of equal ones the first.
-    """
+    """True for the filters of `weight` `[out, in, k, k]` with the smallest sum of |w|, `[out]`. So
+    many as `fraction * out`, rounded down; of equal ones the first."""
     norms = weight.detach().abs().flatten(1).sum(1)
     return first(norms, min(part(fraction, len(norms)), len(norms) - 1))
 
@@ -140,10 +138,8 @@ def shrink(model: nn.Module, chosen: Masks, found: dict[str, Group]) -> None:
 
 @family("filters", Filters)
 def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
-    """The filters of the smallest L1 norm in every layer whose outputs are only read by others.
-
-    The ratio counts what is gone from the dense network, in a smaller network too.
-    """
+    """The filters of the smallest L1 norm in every layer whose outputs are only read by others. The
+    ratio counts what is gone from the dense network, in a smaller network too."""
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     channels = convolutions[0].in_channels if convolutions else 1
     image = data.images[:1] if len(data.images) else torch.full((1, channels, SIDE, SIDE), 0.5)
@@ -155,6 +151,8 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
     removed, names = Masks(), {m: n for n, m in model.named_modules()}
     weights = {name: model.get_parameter(f"{name}.weight") for name in found}
     chosen = {name: smallest_filters(w, setting.fraction) for name, w in weights.items()}
+    # With a filter go its row of the weight, what follows it channel by channel, and the columns of
+    # what reads it.
     for name, gone in chosen.items():
         rows = gone.nonzero()[:, 0].tolist()
         for dependency, places in found[name](idxs=rows) if rows else ():
@@ -169,6 +167,7 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
                 (mask.transpose(0, 1) if _reads(dependency) else mask)[list(places)] = True
     if not setting.small:
         return masked(model, removed, setting.finetune, data)
+    # The small network has to answer as the masked one before it is trained.
     changed, whole = everywhere(model, removed), copy.deepcopy(model)
     clear(whole, removed)
     shrink(model, chosen, found)

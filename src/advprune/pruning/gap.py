@@ -73,10 +73,8 @@ def _collected(model: nn.Module) -> Scores:
 def summed_gradients(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int
 ) -> Scores:
-    """`sum_i d CE(f(x_i), y_i) / d w` of the prunable weights, in evaluation mode.
-
-    images: float `[N, C, H, W]` in [0, 1]. batch: images a pass, which does not matter to the sum.
-    """
+    """`sum_i d CE(f(x_i), y_i) / d w` of the prunable weights, in evaluation mode. images: float
+    `[N, C, H, W]` in [0, 1]. batch: images a pass, which does not matter to the sum."""
     model.eval().requires_grad_(True).zero_grad()
     device, weights = device_of(model), list(prunable(model).values())
     with progress("gradients, images", len(images)) as advance:
@@ -107,18 +105,20 @@ def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Scores:
             advance(len(rows))
             if len(rows) == 1:
                 continue
+            # PGD away from the model's own predictions; every step adds its weight gradient.
             x = augment(images[rows], train.flip, train.crop, generator).to(device)
             reach = train.eps * std.to(x)  # [1, C, 1, 1]
             step = crossing(setting.steps) * reach
             point = x + reach * (torch.rand(x.shape, generator=generator).to(x) * 2 - 1)
             with torch.no_grad():
-                guessed = model(x).argmax(1)  # PGD moves away from the model's own predictions
+                guessed = model(x).argmax(1)
             for _ in range(setting.steps):
                 point = point.detach().requires_grad_()
                 F.cross_entropy(model(point), guessed).backward(inputs=[*weights, point])
                 assert point.grad is not None
                 moved = point.detach() + step * point.grad.sign()
                 point = x + (moved - x).clamp(-reach, reach)
+            # The gradient at the images found, by true labels, is added to it.
             loss = F.cross_entropy(model(point.detach()), labels[rows].to(device))
             loss.backward(inputs=weights)
     model.eval()
@@ -139,10 +139,8 @@ def by_gradient(model: nn.Module, setting: Amount, data: Data, scope: Scope) -> 
 @family("GAP_global", GAP, scope="global")
 @family("GAP_layer", GAP, scope="layer")
 def gap(model: nn.Module, setting: GAP, data: Data, scope: Scope) -> Pruned:
-    """The weights of the largest adversarial gradients; `GAP` says by what score.
-
-    Unless as published, PGD starts at random and goes by true labels, the model in evaluation mode.
-    """
+    """The weights of the largest adversarial gradients; `GAP` says by what score. Unless as
+    published, PGD starts at random and goes by true labels, the model in evaluation mode."""
     count, (x, y) = removals(model, setting), (require(data).images, data.labels)
     if setting.published:
         scores = published_gradients(model, data, setting)

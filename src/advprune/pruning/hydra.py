@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from math import sqrt
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -38,12 +38,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from advprune.core.errors import UserError
+from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.models.backward import straight_through
-from advprune.pruning.family import Data, Pruned, Setting, family, require
+from advprune.pruning.family import Data, Pruned, family, require
 from advprune.pruning.masks import Masks, first, layers, masked, part
-from advprune.training.finetune import finetune
-from advprune.training.standard import History
+from advprune.training.standard import History, finetune
 
 
 class ScoreSettings(FineTuneSettings):
@@ -54,11 +54,10 @@ class ScoreSettings(FineTuneSettings):
     steps: int = Field(default=10, ge=1, le=1000)
 
 
-class Magnitude(Setting):
+class Magnitude(Settings):
     """sparsity: the share of each layer's weights that is removed, rounded down as published.
     finetune: training of the remaining weights; null for none."""
 
-    shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
     finetune: FineTune = None
 
@@ -86,11 +85,9 @@ def check_equal_epochs(named: Mapping[str, Any]) -> None:
 
 
 class Scored(nn.Module):
-    """A weight w seen through the mask of its scores s: `w * M`, `dL/ds = sign(s) w dL/d(w M)`.
-
-    The mask changes in `refresh` alone, which is called after each step: the inner steps of an
-    attack need no ranking.
-    """
+    """A weight w seen through the mask of its scores s: `w * M`, `dL/ds = sign(s) w dL/d(w M)`. The
+    mask changes in `refresh` alone, which is called after each step: the inner steps of an attack
+    need no ranking."""
 
     kept: torch.Tensor
 
@@ -111,11 +108,9 @@ class Scored(nn.Module):
 
 
 def scaled(weight: torch.Tensor) -> torch.Tensor:
-    """The scores that pruning starts from: `s = sqrt(6 / fan_in) w / max|w|`, of w's shape.
-
-    So large that gradients can change the ranking, and in the order of the magnitudes. A weight
-    without any value but zero has scores of zero. UserError where a weight is NaN or infinite.
-    """
+    """The scores that pruning starts from: `s = sqrt(6 / fan_in) w / max|w|`, of w's shape. So
+    large that gradients can change the ranking, and in the order of the magnitudes. A weight
+    without any value but zero has scores of zero. UserError where a weight is NaN or infinite."""
     found = weight.detach()
     if not found.isfinite().all():
         raise UserError("weights that are NaN or infinite cannot be ranked; nothing is pruned")
@@ -131,9 +126,7 @@ def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
     """Put every layer's weight behind a mask, in place; returns the masks by parameter name.
-
-    Weights and biases of these layers are frozen; scores and the rest can be trained.
-    """
+    Weights and biases of these layers are frozen; scores and the rest can be trained."""
     model.requires_grad_(True)
     found = {}
     for name, layer in layers(model).items():
@@ -154,11 +147,9 @@ def least(model: nn.Module, sparsity: float) -> Masks:
 
 @family("HYDRA", Hydra)
 def hydra(model: nn.Module, setting: Hydra, data: Data) -> Pruned:
-    """Weights whose trained score is small go; the given network is the pretraining.
-
-    The notes hold `moved` (share of the kept weights that LWM would have removed), `scores` and
-    `finetune` (the histories).
-    """
+    """Weights whose trained score is small go; the given network is the pretraining. The notes hold
+    `moved` (share of the kept weights that LWM would have removed), `scores` and `finetune` (the
+    histories)."""
     removed = start = least(model, setting.sparsity)
     history: History = []
     if setting.scores.epochs:

@@ -85,11 +85,9 @@ def kernel_products(
 def probing_vectors(
     outputs: torch.Tensor, count: int | None, generator: torch.Generator
 ) -> torch.Tensor:
-    """Vectors `[count, N, O]`, for outputs `[N, O]`, with `mean_p ||D v_p||^2 = ||D||_F^2`.
-
-    D is any matrix. With independent random signs, drawn on the CPU, it is so in expectation; where
-    `count` is None, with all the unit vectors times `sqrt(N O)`, exactly.
-    """
+    """Vectors `[count, N, O]`, for outputs `[N, O]`, with `mean_p ||D v_p||^2 = ||D||_F^2`. D is
+    any matrix. With independent random signs, drawn on the CPU, it is so in expectation; where
+    `count` is None, with all the unit vectors times `sqrt(N O)`, exactly."""
     size = outputs.numel()
     if count is None:
         found = torch.eye(size) * size**0.5

@@ -9,17 +9,17 @@ ties and zeros cannot change how much is removed.
 
 from collections.abc import Mapping
 from math import floor
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from advprune.core.errors import UserError
+from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune, FineTuneSettings
-from advprune.pruning.family import Data, Pruned, Setting, require
-from advprune.training.finetune import finetune
-from advprune.training.standard import History
+from advprune.pruning.family import Data, Pruned, require
+from advprune.training.standard import History, finetune
 
 Scores = dict[str, torch.Tensor]  # by parameter name, of the parameter's shape
 Masks = dict[str, torch.Tensor]  # bool, True where a weight is removed
@@ -27,13 +27,12 @@ Scope = Literal["global", "layer"]
 End = Literal["smallest", "largest"]
 
 
-class Amount(Setting):
+class Amount(Settings):
     """How much is removed: give `compression` (all parameters of the model, batch-norm and
     classifier included, over those that remain) or `sparsity` (the removed share of the prunable
     ones). finetune: training that follows, masks held; null for none.
     """
 
-    shorthand: ClassVar[str | None] = "compression"
     compression: float | None = Field(default=None, ge=1, le=1e9)
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     finetune: FineTune = None
@@ -52,9 +51,7 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights and biases of convolutions and linear layers by name, in the order of the modules.
-
-    The classifier, which is the last linear layer, is not among them.
-    """
+    The classifier, which is the last linear layer, is not among them."""
     found = layers(model)
     linear = [name for name, layer in found.items() if isinstance(layer, nn.Linear)]
     return {
@@ -66,10 +63,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def removals(model: nn.Module, amount: Amount) -> int:
-    """How many parameters go: `T - round(T / compression)`, or `round(sparsity * P)`.
-
-    T: all parameters, P: the prunable ones. UserError where more than P would have to go.
-    """
+    """How many parameters go: `T - round(T / compression)`, or `round(sparsity * P)`. T: all
+    parameters, P: the prunable ones. UserError where more than P would have to go."""
     total = sum(p.numel() for p in model.parameters())
     most = sum(p.numel() for p in prunable(model).values())
     if amount.compression is None:
@@ -116,10 +111,8 @@ def magnitudes(weights: Mapping[str, torch.Tensor]) -> Scores:
 
 
 def first(scores: torch.Tensor, count: int, end: End = "smallest") -> torch.Tensor:
-    """True at the `count` smallest or largest scores, in their shape; of equal ones the first.
-
-    On the CPU the threshold is selected, in time linear in their number; a GPU sorts sooner.
-    """
+    """True at the `count` smallest or largest scores, in their shape; of equal ones the first. On
+    the CPU the threshold is selected, in time linear in their number; a GPU sorts sooner."""
     values = scores.detach().flatten()
     values = -values if end == "largest" else values
     if count == 0:
@@ -164,9 +157,7 @@ def everywhere(model: nn.Module, removed: Masks) -> Masks:
 
 def tune(model: nn.Module, removed: Masks, setting: FineTuneSettings | None, data: Data) -> History:
     """Fine-tune in place, if asked to, with what is removed held at zero after every step.
-
-    UserError where there are no training images.
-    """
+    UserError where there are no training images."""
     if setting is None:
         return []
     return finetune(

@@ -11,37 +11,33 @@ Source. Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Def
 baselines; Srivastava et al., Dropout (JMLR, 2014).
 """
 
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 from torch import nn
 
 from advprune.core.attack_settings import RandomBackward
-from advprune.models.checkpoint import inserted_layer
-from advprune.models.insert import insert
+from advprune.core.settings import Settings
+from advprune.models.insert import insert, inserted_layer
 from advprune.models.spec import LayerSpec
 from advprune.models.stochastic import Stochastic
-from advprune.pruning.family import Data, Pruned, Setting, family, unchanged
+from advprune.pruning.family import Data, Pruned, family, unchanged
 
 
-class DropoutSetting(Setting):
+class DropoutSetting(Settings):
     """dropout: each activation is zero with probability `rate`, the others are scaled up."""
 
-    shorthand: ClassVar[str | None] = "rate"
     rate: float = Field(ge=0, lt=1)
     backward: RandomBackward = "constant"
 
 
-class NoiseSetting(Setting):
+class NoiseSetting(Settings):
     """RNA: Gaussian noise of standard deviation `sigma`."""
 
-    shorthand: ClassVar[str | None] = "sigma"
     sigma: float = Field(ge=0, le=1e6)
     backward: RandomBackward = "constant"
 
 
-@inserted_layer("dropout")
+@inserted_layer("dropout", DropoutSetting)
 class Dropout(Stochastic):
     """`h I / (1 - rate)`, I independent Bernoulli(1 - rate)."""
 
@@ -54,7 +50,7 @@ class Dropout(Stochastic):
         return h * kept / (1 - self.rate)
 
 
-@inserted_layer("added_noise")
+@inserted_layer("added_noise", NoiseSetting)
 class AddedNoise(Stochastic):
     """`h + N(0, sigma²)`."""
 
@@ -66,9 +62,9 @@ class AddedNoise(Stochastic):
         return h + self.sigma * self.normal(h)
 
 
-@family("dropout", DropoutSetting, layer=Dropout, kind="dropout")
-@family("RNA", NoiseSetting, layer=AddedNoise, kind="added_noise")
-def noise(model: nn.Module, setting: Setting, data: Data, layer: Any, kind: str) -> Pruned:
+@family("dropout", DropoutSetting, kind="dropout")
+@family("RNA", NoiseSetting, kind="added_noise")
+def noise(model: nn.Module, setting: Settings, data: Data, kind: str) -> Pruned:
     """Activations dropped, or Gaussian noise added to them."""
-    insert(model, layer, LayerSpec(kind=kind, settings=setting.model_dump()))
+    insert(model, LayerSpec(kind=kind, settings=setting.model_dump()))
     return unchanged(model)

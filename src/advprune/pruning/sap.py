@@ -23,30 +23,29 @@ algorithm 1; Athalye, Carlini and Wagner, Obfuscated Gradients (ICML 2018), sect
 and Carlini, Erratum (2020, arXiv 2010.00071).
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from advprune.core.attack_settings import RandomBackward
-from advprune.models.checkpoint import inserted_layer
-from advprune.models.insert import insert
+from advprune.core.settings import Settings
+from advprune.models.insert import insert, inserted_layer
 from advprune.models.spec import LayerSpec
 from advprune.models.stochastic import Stochastic
-from advprune.pruning.family import Data, Pruned, Setting, family, unchanged
+from advprune.pruning.family import Data, Pruned, family, unchanged
 
 Form = Literal["multinomial", "independent", "poisson"]
 LARGEST = 1 - 2**-24  # the largest float32 below 1: keeps log1p(-p) finite
 
 
-class SAP(Setting):
+class SAP(Settings):
     """fraction: draws per map, as a fraction of its size. where: behind every ReLU or convolution.
     form: `multinomial` draws as published; `independent` keeps each value with the same
     probability, on its own, which is faster; `poisson` uses `1 - exp(-r p)`. backward: see above.
     """
 
-    shorthand: ClassVar[str | None] = "fraction"
     fraction: float = Field(gt=0, le=100)
     where: Literal["relu", "conv"] = "relu"
     form: Form = "independent"
@@ -54,16 +53,14 @@ class SAP(Setting):
 
 
 def keep_probability(p: torch.Tensor, r: int, form: Form = "multinomial") -> torch.Tensor:
-    """q: the probability that a value of share `p` is drawn at least once in `r` draws.
-
-    Exact to float precision for small p, where `1 - (1 - p)^r` would be 0.
-    """
+    """q: the probability that a value of share `p` is drawn at least once in `r` draws. Exact to
+    float precision for small p, where `1 - (1 - p)^r` would be 0."""
     if form == "poisson":
         return -torch.expm1(-r * p)
     return -torch.expm1(r * torch.log1p(-p.clamp_max(LARGEST)))
 
 
-@inserted_layer("sap")
+@inserted_layer("sap", SAP)
 class StochasticPruning(Stochastic):
     """Keeps the values of each sample's map that r draws by magnitude hit, scaled by 1 / q."""
 
@@ -94,6 +91,5 @@ class StochasticPruning(Stochastic):
 def sap(model: nn.Module, setting: SAP, data: Data) -> Pruned:
     """Stochastic activation pruning, behind every ReLU or every convolution."""
     settings = setting.model_dump(exclude={"where"})
-    spec = LayerSpec(kind="sap", settings=settings, where=setting.where)
-    insert(model, StochasticPruning, spec)
+    insert(model, LayerSpec(kind="sap", settings=settings, where=setting.where))
     return unchanged(model)

@@ -23,13 +23,14 @@ Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), its README
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from advprune.pruning.family import Data, Pruned, Setting, family
+from advprune.core.settings import Settings
+from advprune.pruning.family import Data, Pruned, family
 
 NORMALITY_P = 1e-5  # the published code's threshold
 NORMALTEST_MINIMUM = 8  # scipy's normaltest is defined from 8 values on
@@ -37,33 +38,30 @@ NORMALTEST_MINIMUM = 8  # scipy's normaltest is defined from 8 values on
 Gate = Literal["non_normal", "normal", "none"]
 
 
-class Threshold(Setting):
+class Threshold(Settings):
     """E: weights of magnitude below `threshold` become zero."""
 
-    shorthand: ClassVar[str | None] = "threshold"
     threshold: float = Field(ge=0, le=1e6)
 
 
-class Clamp(Setting):
+class Clamp(Settings):
     """S: weights are clamped to `mean ± sigmas * std` of their tensor.
 
     gate: which tensors are clamped: `non_normal` (published code: normaltest p < 1e-5), `normal`
     (published README: p >= 1e-5), or `none` (every tensor).
     """
 
-    shorthand: ClassVar[str | None] = "sigmas"
     sigmas: float = Field(gt=0, le=1e6)
     gate: Gate = "non_normal"
 
 
-class Noise(Setting):
+class Noise(Settings):
     """R: uniform noise of half-width `radius` is added to every weight."""
 
-    shorthand: ClassVar[str | None] = "radius"
     radius: float = Field(ge=0, le=1e6)
 
 
-class ESR(Setting):
+class ESR(Settings):
     """E, then S, then R."""
 
     E: float = Field(ge=0, le=1e6)
@@ -81,10 +79,8 @@ def clamp_sigmas(
     w: torch.Tensor, sigmas: float, gate: Gate = "non_normal", of: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`w` clamped to the mean ± `sigmas` population standard deviations of `of` (itself if not
-    given), if the gate lets it.
-
-    Too few or constant values count as normal: their normality is not rejected.
-    """
+    given), if the gate lets it. Too few or constant values count as normal: their normality is not
+    rejected."""
     of = w if of is None else of
     if gate != "none":
         from scipy.stats import normaltest

@@ -29,15 +29,11 @@ MEASURED = 8  # reported distances use this many times the vectors of a step
 
 
 class GaugeSettings(Settings):
-    """What outputs and kernels are compared on.
+    """What outputs and kernels are compared on."""
 
-    batch: training images. attack_steps: of PGD, at the profile's training eps, which makes X~.
-    projections: random vectors that the kernel is multiplied with in a step; null takes all unit
-    vectors, batch * classes of them, which is exact.
-    """
-
-    batch: int = Field(default=64, ge=1, le=4096)
-    attack_steps: int = Field(default=5, ge=0, le=1000)
+    batch: int = Field(default=64, ge=1, le=4096)  # training images
+    attack_steps: int = Field(default=5, ge=0, le=1000)  # of PGD at the training eps: X~
+    # Random vectors that the kernel is multiplied with in a step; null: all unit vectors, exactly.
     projections: int | None = Field(default=1, ge=1, le=100_000)
 
 
@@ -73,9 +69,7 @@ def pair(model: nn.Module, batch: Pair, data: Data, steps: int, generator: torch
 class Gauge:
     """Measures how far sparse networks are from a dense one, always on the same images: the first
     batch of training images, which searches do not see, and the same attacked on the dense network.
-
-    `output_norm` and `kernel_norm`: `||f_0||^2 / N` and `||Theta_0||_F^2 / N^2`, above zero.
-    """
+    `output_norm` and `kernel_norm`: `||f_0||^2 / N` and `||Theta_0||_F^2 / N^2`, above zero."""
 
     def __init__(self, dense: nn.Module, data: Data, setting: GaugeSettings) -> None:
         """For networks that start from `dense`; everything random follows `data.seed`."""
@@ -189,7 +183,8 @@ class Search:
         self.optimizer.step()
 
     def _backward(self, images: Pair, generator: torch.Generator) -> None:
-        """Add the gradient of the distance to those of the student, a vector at a time."""
+        """Add the gradient of the distance (tickets.py) to those of the student."""
+        # ||f_0(X) - f_s(X)||^2 / N, relative to an all-zero network's
         with torch.no_grad():
             target = self.dense(images[0])
         loss = mean_square(target - self.student(images[0])) / self.gauge.output_norm
@@ -202,6 +197,7 @@ class Search:
             density = 1 - gone / sum(mask.numel() for mask in self.removed.values())
             loss = loss + self.setting.l2 * (squares / whole.detach() / max(density, 1e-12))
         loss.backward()
+        # gamma^2 / N^2 ||Theta_0 - Theta_s||^2, relative likewise, by its products with vectors
         vectors = probing_vectors(target, self.setting.projections, generator)
         for part in vectors.split(1):
             with torch.no_grad():

@@ -35,7 +35,6 @@ Tangent Transfer (ICML 2020); Frankle et al., Pruning Neural Networks at Initial
 
 import copy
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -43,18 +42,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advprune.core.device import device_of, salted
+from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
-from advprune.pruning.family import Data, Pruned, Setting, family, require
-from advprune.pruning.masks import (
-    Masks,
-    Scores,
-    clear,
-    magnitudes,
-    masked,
-    random_scores,
-    select,
-)
+from advprune.pruning.family import Data, Pruned, family, require
+from advprune.pruning.masks import Masks, Scores, clear, magnitudes, masked, random_scores, select
 from advprune.pruning.ticket_search import (
     Gauge,
     GaugeSettings,
@@ -69,10 +61,9 @@ CONVERGED = 0.3  # kernel distance on held-out images above which a search did n
 TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
-class Ticket(Setting):
+class Ticket(Settings):
     """What all tickets are told; `SearchedTicket` says what it means."""
 
-    shorthand: ClassVar[str | None] = "sparsity"
     sparsity: float = Field(ge=0, lt=1)
     train: FineTuneSettings | None = TRAINING
 
@@ -105,10 +96,8 @@ class SearchedTicket(Ticket):
 @torch.no_grad()
 def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     """The dense network as the recipe of seed `data.seed` initializes it, in evaluation mode.
-
     Batch-norm is calibrated on the first `CALIBRATION` training images: at mean 0 and variance 1,
-    as it begins, the network computes another function than the one that starts to learn.
-    """
+    as it begins, the network computes another function than the one that starts to learn."""
     dense = copy.deepcopy(model).requires_grad_(True)
     norms = [module for module in dense.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
@@ -126,10 +115,8 @@ def at_initialization(model: nn.Module, data: Data) -> nn.Module:
 def trained(
     model: nn.Module, removed: Masks, setting: Ticket, data: Data, rows: list[Row]
 ) -> Pruned:
-    """The ticket, trained with its mask held. Tickets of one seed see the same batches.
-
-    The notes: `search` (rows of `Gauge`), `ticket` (the last of them), `finetune` (the history).
-    """
+    """The ticket, trained with its mask held. Tickets of one seed see the same batches. The notes:
+    `search` (rows of `Gauge`), `ticket` (the last of them), `finetune` (the history)."""
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
     same = replace(data, generator=generator)
     pruned = masked(model, removed, setting.train, same, search=rows, ticket=rows[-1])
@@ -153,9 +140,7 @@ def awt(model: nn.Module, setting: SearchedTicket, data: Data) -> Pruned:
 @family("magnitude_ticket", ControlTicket, by="magnitude")
 def control(model: nn.Module, setting: ControlTicket, data: Data, by: str) -> Pruned:
     """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself.
-
-    The distance from the dense network is measured as AWT's search does.
-    """
+    The distance from the dense network is measured as AWT's search does."""
     dense = at_initialization(model, require(data))
     weights = prunable_weights(dense)
     scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, data.generator)

@@ -16,8 +16,8 @@ from advprune.core.train_settings import FineTuneSettings, QuantizeSettings
 from advprune.models.backward import straight_through
 from advprune.models.quantized import QuantizedLayer, float_layers
 from advprune.quantization.post_training import calibrated
-from advprune.training.finetune import finetune
 from advprune.training.inputs import Data
+from advprune.training.standard import finetune
 
 
 class TrainedLayer(nn.Module):
@@ -72,10 +72,8 @@ def quantization_aware(
 
 
 def training_form(model: nn.Module, images: torch.Tensor, bits: int) -> nn.Module:
-    """A copy of a dense model with batch-norm folded that computes as its integers would.
-
-    images: `[N, C, H, W]` in [0, 1], which input ranges are taken from.
-    """
+    """A copy of a dense model with batch-norm folded that computes as its integers would. images:
+    `[N, C, H, W]` in [0, 1], which input ranges are taken from."""
     folded, integers = calibrated(model, images, bits)
     layers = float_layers(folded)
     for name, quantized in integers.items():

@@ -15,6 +15,7 @@ from advprune.report.formats import heading, kind_of
 
 WIDTH, DPI = 5.2, 150  # inches: narrow, so that letters stay readable when a phone shrinks them
 LABEL, TICK = 12, 10.5  # points
+LINE = 0.22  # inches: of the legend, which is above axes of full height
 
 
 def png(chart: Chart, places: Places) -> bytes:
@@ -41,7 +42,7 @@ def _figure(rows: int, height: float, width: float = WIDTH) -> tuple[Figure, lis
 
 def _drawn(chart: Chart, places: Places) -> Figure:
     found = panels(chart, places)
-    figure, axes = _figure(len(found), 3.4 if len(found) == 1 else 2.3)
+    figure, axes = _figure(len(found), 3.2 if len(found) == 1 else 2.2)
     look: dict[str, Any]
     for ax, panel in zip(axes, found, strict=True):
         for place, series in enumerate(panel.series):
@@ -61,15 +62,20 @@ def _drawn(chart: Chart, places: Places) -> Figure:
                 ax.errorbar(data.x, data.y, ends, fmt="none", ecolor=shade, elinewidth=0.8)
             if series.name:
                 ax.scatter([], [], marker="o", label=series.name, **look)
+        if chart.kind == "points":
+            ax.margins(0.1)  # a large marker is not cut
         _axes(ax, panel, last=panel is found[-1])
-    for name, sign in markers_of(chart).items():
-        axes[0].scatter([], [], marker=sign, facecolors="none", edgecolors="#666666", label=name)
+    if len(signs := markers_of(chart)) > 1:
+        look = {"facecolors": "none", "edgecolors": "#666666"}
+        for name, sign in signs.items():
+            axes[0].scatter([], [], marker=sign, label=name, **look)
     drawn = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
     if handles := {label: handle for marks in drawn for handle, label in marks}:
         longest = max(len(label) for label in handles)
-        columns = 4 if longest <= 8 else 3 if longest <= 13 else 2
+        columns = min(4 if longest <= 8 else 3 if longest <= 13 else 2, len(handles))
         look = {"loc": "outside upper center", "fontsize": TICK, "frameon": False}
-        figure.legend(handles.values(), handles.keys(), ncols=min(columns, len(handles)), **look)
+        figure.legend(handles.values(), handles.keys(), ncols=columns, **look)
+        figure.set_figheight(figure.get_figheight() + LINE * -(-len(handles) // columns))
     return figure
 
 
@@ -110,11 +116,6 @@ def grid_of(chart: Chart) -> pd.DataFrame:
     return table.reindex(index=data[chart.y].unique(), columns=data[chart.x].unique())
 
 
-def picture(pixels: np.ndarray) -> Image.Image:
-    """uint8 `[C, H, W]` as an image."""
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-
-
 def _images(chart: Chart) -> Figure:
     table = grid_of(chart)
     rows, columns = table.shape
@@ -124,8 +125,9 @@ def _images(chart: Chart) -> Figure:
         ax.set(xticks=[], yticks=[])
     for row, cells in zip(axes, table.to_numpy(), strict=True):
         for ax, pixels in zip(row, cells, strict=True):
-            if isinstance(pixels, np.ndarray):
-                ax.imshow(picture(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            if isinstance(pixels, np.ndarray):  # [C, H, W]
+                shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+                ax.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for ax, name in zip(axes[0], table.columns, strict=True):
         ax.set_title(str(name), fontsize=8)
     for ax, name in zip(axes[:, 0], table.index, strict=True):

@@ -108,21 +108,20 @@ def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     elif excluded and not away:
         outcome, reason = REFUTED, "the interval excludes it"
     else:
-        why = "the interval excludes it" if excluded else _undecided(claim, test)
+        text = kind_of(units_of(test)[1]).text
+        if excluded:
+            why = "the interval excludes it"
+        elif not isfinite(test.detectable):
+            why = "underpowered: no difference could be shown"
+        elif test.detectable > claim.counts:
+            least, counts = text(test.detectable), text(claim.counts)
+            why = f"underpowered: {least} can be shown, {counts} would count"
+        elif claim.is_difference:
+            why = "smaller than what would count"
+        else:
+            why = "not shown within the margin"
         outcome, reason = NOT_HERE, f"{why}; regime not reached: {away}" if away else why
     return Judged(claim, outcome, reason, test, p, n, seeds)
-
-
-def _undecided(claim: Claim, test: Compared) -> str:
-    """Why a test shows neither the claim nor its opposite."""
-    text = kind_of(units_of(test)[1]).text
-    if not isfinite(test.detectable):
-        return "underpowered: no difference could be shown"
-    if test.detectable > claim.counts:
-        return (
-            f"underpowered: {text(test.detectable)} can be shown, {text(claim.counts)} would count"
-        )
-    return "smaller than what would count" if claim.is_difference else "not shown within the margin"
 
 
 def _doubt(run: Run, claim: Claim, test: Compared) -> str:
@@ -139,8 +138,16 @@ def _doubt(run: Run, claim: Claim, test: Compared) -> str:
 def _unmet(run: Run, claim: Claim) -> str:
     """Which of the method's own criteria is not met; empty if none."""
     needs, model = claim.needs, run.model(str(claim.model)) if run.has(str(claim.model)) else None
-    if needs.kernel_distance is not None:
-        far, most = _kernel_distance(run, claim), needs.kernel_distance
+    if (most := needs.kernel_distance) is not None:
+        ends = []  # of the search for a ticket, by the model's card or by the mean over seeds
+        if model and claim.study is None:
+            ends = [(model.card.get("ticket") or {}).get("kernel_distance")]
+        for name in run.studies_of("seeds") if claim.study else ():
+            table = run.studies.get(f"{name}.history", pd.DataFrame())
+            if "kernel_distance" in table:
+                rows = table[table.point == claim.model].dropna(subset="kernel_distance")
+                ends.append(rows.groupby("seed").kernel_distance.last().mean())
+        far = next((float(end) for end in ends if pd.notna(end)), None)
         if far is None or far > most:
             end = "is not recorded" if far is None else f"{far:.2f}, at most {most:g}"
             return f"search did not converge: kernel distance {end}"
@@ -158,20 +165,6 @@ def _unmet(run: Run, claim: Claim) -> str:
         if dense - own > needs.clean_loss:
             return f"clean accuracy {percent(own)} %, of its parent {percent(dense)} %"
     return ""
-
-
-def _kernel_distance(run: Run, claim: Claim) -> float | None:
-    """At the end of the search for a ticket: on the model's card, or the mean over seeds."""
-    if claim.study is None:
-        known = run.model(str(claim.model)).card.get("ticket") or {}
-        return known.get("kernel_distance")
-    for name in run.studies_of("seeds"):
-        table = run.studies.get(f"{name}.history", pd.DataFrame())
-        if "kernel_distance" in table:
-            own = table[table.point == claim.model].dropna(subset="kernel_distance")
-            if len(own):
-                return float(own.groupby("seed").kernel_distance.last().mean())
-    return None
 
 
 def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:

@@ -29,7 +29,7 @@ def compared(run: Run, first: pd.DataFrame, second: pd.DataFrame, side: str = "a
     return compare(first, second, side, run.params.statistics.margin)
 
 
-def farther(first: pd.DataFrame, second: pd.DataFrame) -> DistanceComparison:
+def compared_distances(first: pd.DataFrame, second: pd.DataFrame) -> DistanceComparison:
     """The distances of two tables of the union (`Run.robust`) on the same images."""
     return compare_distances(first.distance.to_numpy(), second.distance.to_numpy())
 
@@ -50,7 +50,7 @@ class Against:
 
 @cache
 def against_dense(run: Run) -> dict[Model, Against]:
-    """Every compressed model against its dense network: one question a dense network (Holm).
+    """Every compressed model against its dense network: one question per dense network (Holm).
 
     Where a model of significantly lower clean accuracy is more robust or farther away than the
     dense network, one of equal clean accuracy takes the dense network's place, if there is one of
@@ -66,7 +66,7 @@ def against_dense(run: Run) -> dict[Model, Against]:
             own, unlike = run.robust(one), (one.name, one.parent)
             others = [m for m in models if m.name not in unlike and m.parent != one.name]
             controls = {m.name: run.robust(m) for m in others}
-            accurate, away = partial(compared, run, own), partial(farther, own)
+            accurate, away = partial(compared, run, own), partial(compared_distances, own)
             far = away(run.robust(dense))
             clean[one] = compared(run, own, run.robust(dense), "clean")
             robust[one] = with_control(accurate(run.robust(dense)), own, controls, accurate)

@@ -8,6 +8,7 @@ the keys of its families and what they do; its paragraphs begin with a heading a
 """
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 from tabulate import tabulate
 
 from advprune.core.claims import FILE, Claim, read_claims
@@ -143,16 +144,8 @@ def _paragraphs(name: str) -> list[str]:
 
 
 def _defaults(setting: Any) -> Iterator[str]:
-    """`name: default` of each field; what has to be given is `…`."""
+    """`name: default` of each field, as params.yaml would have it; what has to be given is `…`."""
     for name, field in setting.model_fields.items():
         value = field.get_default(call_default_factory=True)
-        yield f"{name}: {'…' if value is PydanticUndefined else _yaml(value)}"
-
-
-def _yaml(value: Any) -> str:
-    """A default as params.yaml would have it."""
-    if hasattr(value, "model_dump"):
-        return f"{{{', '.join(f'{key}: {_yaml(one)}' for key, one in value.model_dump().items())}}}"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+        text = "…" if value is PydanticUndefined else json.dumps(to_jsonable_python(value))
+        yield f"{name}: {text.replace(chr(34), '')}"

@@ -29,13 +29,14 @@ def _missing(value: Any) -> bool:
 def _written(form: str, scale: float = 1.0) -> Callable[[Any], str]:
     """Numbers in one way: multiplied by `scale`, then by a format specification."""
     return lambda value: (
-        NOTHING if _missing(value) else format(scale * value, form).replace("inf", "∞")
+        NOTHING
+        if _missing(value)
+        else format(scale * value, form).replace("inf", "∞").removesuffix(".")
     )
 
 
 percent = _written("z.1f", 100)  # a fraction as percent without the sign: `54.0`
 points = _written("+z.1f", 100)  # a difference of fractions in percentage points: `+1.2`
-levels = _written(".3g", 255)  # a distance in grey levels of 255: `18.7`, `0.312`
 
 _norm: ContextVar[str] = ContextVar("norm", default="Linf")
 
@@ -51,25 +52,25 @@ def budgets_in(norm: str) -> Iterator[None]:
         _norm.reset(before)
 
 
-def p_value(value: float | None) -> str:
+def p_value(value: Any) -> str:
     """`0.031`, or `< 0.001`."""
-    if value is None or _missing(value):
+    if _missing(value):
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
-def budget(value: float | None) -> str:
+def budget(value: Any) -> str:
     """An eps or a step: `8/255` where that is short, else the number."""
-    if value is None or _missing(value):
+    if _missing(value):
         return NOTHING
     tenths = value * 2550
     short = _norm.get() == "Linf" and abs(tenths - round(tenths)) < 1e-6
     return f"{round(value * 255, 1):g}/255" if short and value else f"{value:.4g}"
 
 
-def count(value: float | None) -> str:
+def count(value: Any) -> str:
     """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
-    if value is None or _missing(value):
+    if _missing(value):
         return NOTHING
     whole = float(value).is_integer() or abs(value) >= 100
     return f"{value:,.0f}" if whole else f"{value:,.1f}"
@@ -85,9 +86,9 @@ def number(value: Any) -> str:
         return ", ".join(f"{key} {number(one)}" for key, one in value.items()) or NOTHING
     if isinstance(value, list | tuple):
         return ", ".join(map(number, value)) or NOTHING
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int | np.number) else str(value)
+    if isinstance(value, float | int | np.number):
+        return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
         "difference": Kind(points, "points", 100.0, signed=True),
         "deviation detectable": Kind(percent, "points", 100.0),
         "p p_against_dense p_distance": Kind(p_value),
-        "median_distance detectable_distance eps_axis": Kind(levels, "/255", 255.0),
-        "distance_difference": Kind(_written("+.3g", 255), "/255", 255.0, signed=True),
+        "median_distance detectable_distance eps_axis": Kind(_written("#.3g", 255), "/255", 255.0),
+        "distance_difference": Kind(_written("+#.3g", 255), "/255", 255.0, signed=True),
         "eps step": Kind(budget),
         "ece ece_attacked nll nll_attacked brier brier_attacked": Kind(_written(".3f")),
         "flips_to_chance flips": Kind(_written(",.1f")),
@@ -133,6 +134,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
     "main_accuracy": ("main attack", "accuracy under the main attack alone"),
     "median_distance": ("distance", "median of the smallest changes found that fool it"),
+    "counts_detectable_flips": ("threshold flips", "likewise"),
     "area_accuracy": ("area", "mean accuracy over all budgets up to twice the main attack's"),
     "distance_difference": ("distance − dense", "how much farther than the dense network"),
     "distance_against_dense": ("distance against dense", "Wilcoxon's test on the same images"),
@@ -143,12 +145,13 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "remnant_accuracy": ("remnant", "accuracy under attack"),
     "attack_success_rate": ("success", "of images that were right before the attack"),
     "prediction_change_rate": ("changed", "predictions that the attack changes"),
+    "robust_detectable": ("detectable", "the smallest difference shown with 80 % power"),
     "robust_difference": ("robust − dense", "against the dense network or the control"),
     "against_dense": ("against dense", "robust accuracy, McNemar's test on the same images"),
     "p_against_dense": ("p", "of that test, corrected for all models of a dense network"),
     "detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
     **dict.fromkeys(
-        ("counts_detectable", "counts_detectable_distance", "counts_detectable_flips"),
+        ("counts_detectable", "counts_detectable_distance"),
         ("threshold", "the smallest difference that supports the claim, or largest equivalent one"),
     ),
     "sparsity": ("sparsity", "zeros among the stored weights and biases"),
@@ -177,7 +180,7 @@ def kind_of(column: str) -> Kind:
     ends = ("_".join(words[start:]) for start in range(len(words)))
     kind = next((KINDS[end] for end in ends if end in KINDS), NUMBER)
     if kind.unit == "/255" and _norm.get() != "Linf":
-        return Kind(_written("+.3g" if kind.signed else ".3g"), signed=kind.signed)
+        return Kind(_written("+#.3g" if kind.signed else "#.3g"), signed=kind.signed)
     return kind
 
 
@@ -226,11 +229,10 @@ def shown_columns(table: pd.DataFrame) -> list[str]:
 def texts(table: pd.DataFrame) -> pd.DataFrame:
     """A table of raw numbers as text: cells formatted, intervals merged, columns still by name."""
     found = {}
-    for column in shown_columns(table):
-        kind, cells = kind_of(column), table[[c for c in (column, *bounds(column)) if c in table]]
-        rows = cells.astype(object).itertuples(index=False, name=None)
-        found[column] = [cell_text(kind, *row) for row in rows]
-    return pd.DataFrame(found, columns=shown_columns(table))
+    for name in (names := shown_columns(table)):
+        cells = table[[c for c in (name, *bounds(name)) if c in table]].astype(object)
+        found[name] = [cell_text(kind_of(name), *row) for row in cells.to_numpy()]
+    return pd.DataFrame(found, columns=names)
 
 
 def cell_text(kind: Kind, value: Any, low: Any = None, high: Any = None) -> str:

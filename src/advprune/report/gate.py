@@ -26,9 +26,11 @@ from advprune.evaluate.statistics import Rate, mcnemar, rate
 from advprune.evaluate.verdict import LEVELS
 from advprune.report.formats import (
     NOTHING,
+    budgets_in,
     counted,
+    heading,
     interval,
-    levels,
+    kind_of,
     listed,
     p_text,
     p_value,
@@ -41,7 +43,7 @@ from advprune.report.run import NOT_RUN
 RANK = list(LEVELS.values())  # from the best to the worst
 COLUMNS = (
     *("model", "clean % before", "after", "lost", "robust % before", "after", "lost", "p"),
-    *("distance /255 before", "after", "p", "verdict before", "after", ""),
+    *("{} before", "after", "p", "verdict before", "after", ""),
 )
 UNPAIRED = "\\*"
 ATTACK = "accuracy:"  # and the name of an attack: a column of the results
@@ -55,7 +57,7 @@ class Result:
 
     robust: bool `[n]`, whether each withstands all attacks; distances: `[n]`, 0 where it is
     misclassified without an attack. images: the fingerprint of the test images. attacks: those of
-    the suite that it went through.
+    the suite that it went through. budget: the main attack, its norm and eps.
     """
 
     robust: np.ndarray
@@ -64,6 +66,7 @@ class Result:
     verdict: str | None
     images: str
     attacks: frozenset[str] = frozenset()
+    budget: tuple[Any, ...] = ()
 
     @property
     def rate(self) -> Rate:
@@ -77,10 +80,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Side:
-    """One revision: results by model, and the settings of data and attacks (None: not known)."""
+    """One revision: results by model, the settings of data and attacks (None: not known), and the
+    norm of budget and distances."""
 
     results: dict[str, Result]
     settings: Any = None
+    norm: str = "Linf"
 
 
 def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
@@ -94,8 +99,9 @@ def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
             raise UserError(f"{row['model']}: a distance is negative or no number; run `dvc repro`")
         attacks = frozenset(name for name in tried if pd.notna(row[name]))
         facts = row["clean_accuracy"], row["verdict"], row["images"]
-        found[row["model"]] = Result(robust, distances, *facts, attacks)
-    return Side(found, settings)
+        budget = tuple(row.get(key) for key in ("attack", "norm", "eps"))
+        found[row["model"]] = Result(robust, distances, *facts, attacks, budget)
+    return Side(found, settings, *table.get("norm", pd.Series()).dropna().unique()[:1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +109,14 @@ class Row:
     """One model in both revisions; None where it is missing in one.
 
     p: that robust accuracy differs, corrected for the number of tests; None where one is missing.
-    farther: the test of distances, likewise; None where the images differ.
+    distance: the test of distances, likewise; None where the images differ.
     """
 
     name: str
     before: Result | None
     after: Result | None
     p: float | None = None
-    farther: DistanceComparison | None = None
+    distance: DistanceComparison | None = None
 
     @property
     def change(self) -> float:
@@ -119,9 +125,9 @@ class Row:
             return 0.0
         return (self.after.rate.value or 0.0) - (self.before.rate.value or 0.0)
 
-    def turned(self) -> dict[str, tuple[int, int]]:
+    def lost_and_gained(self) -> dict[str, tuple[int, int]]:
         """On the same images: how many are wrong that were right, and the reverse."""
-        if self.farther is None or self.before is None or self.after is None:
+        if self.distance is None or self.before is None or self.after is None:
             return {}
         pairs = zip(self.before.right().items(), self.after.right().values(), strict=True)
         return {kind: (int((a & ~b).sum()), int((b & ~a).sum())) for (kind, a), b in pairs}
@@ -135,6 +141,7 @@ class Gate:
     alpha: float
     failures: list[str]
     warnings: list[str]
+    norm: str = "Linf"
 
     @property
     def passed(self) -> bool:
@@ -160,39 +167,42 @@ def judge(before: Side, after: Side, rules: Rules | None = None, order: Iterable
     names = dict.fromkeys([*(name for name in order if name in named), *named])
     rows = [_row(name, before.results.get(name), after.results.get(name)) for name in names]
     both = [row.p for row in rows if row.p is not None]
-    joint = iter(holm(both + [row.farther.p for row in rows if row.farther]))
+    joint = iter(holm(both + [row.distance.p for row in rows if row.distance]))
     rows = [row if row.p is None else replace(row, p=next(joint)) for row in rows]
-    far = [row.farther and replace(row.farther, p=next(joint)) for row in rows]
-    rows = [replace(row, farther=one) for row, one in zip(rows, far, strict=True)]
+    far = [row.distance and replace(row.distance, p=next(joint)) for row in rows]
+    rows = [replace(row, distance=one) for row, one in zip(rows, far, strict=True)]
     failures, warnings = [], []
-    for row in rows:
-        if row.name not in rules.allow:
+    norm = (after if after.results else before).norm
+    with budgets_in(norm):
+        for row in (row for row in rows if row.name not in rules.allow):
             bounds = (f"{quoted(row.name)}: {why}." for why in not_ruled_out(row, rules))
             failures += [*_failures(row, rules.alpha), *bounds]
+    words = [row.name for row in rows if row.name in (IMAGES, SETTINGS)]
+    failures += [f"{name} is what --allow takes for a change of all models." for name in words]
     changes = _changes(rows, before, after)
     failures += [f"{what} (--allow {kind})." for kind, what in changes if kind not in rules.allow]
     if vanished := [quoted(row.name) for row in rows if row.after is None]:
         warnings.append(f"No longer there: {listed(vanished)}.")
     if added := [quoted(row.name) for row in rows if row.before is None]:
         warnings.append(f"New: {listed(added)}.")
-    if any(row.p is not None and row.farther is None for row in rows):
+    if any(row.p is not None and row.distance is None for row in rows):
         warnings.append(f"{UNPAIRED} Tested as two counts, which detects large differences only.")
-    return Gate(rows, rules.alpha, failures, warnings)
+    return Gate(rows, rules.alpha, failures, warnings, norm)
 
 
 def _row(name: str, old: Result | None, new: Result | None) -> Row:
     if old is None or new is None:
         return Row(name, old, new)
     if old.images == new.images and len(old.robust) == len(new.robust):
-        farther = compare_distances(new.distances, old.distances)
-        return Row(name, old, new, mcnemar(old.robust, new.robust), farther)
+        distance = compare_distances(new.distances, old.distances)
+        return Row(name, old, new, mcnemar(old.robust, new.robust), distance)
     counts = [[one.rate.hits, one.rate.n - one.rate.hits] for one in (old, new)]
     return Row(name, old, new, float(fisher_exact(counts).pvalue))
 
 
 def _marks(row: Row, alpha: float) -> dict[str, bool]:
     """What speaks against a model: it fell, is fooled by smaller changes, or is believed less."""
-    far, known = row.farther, [one.verdict for one in (row.before, row.after) if one]
+    far, known = row.distance, [one.verdict for one in (row.before, row.after) if one]
     ranks = [RANK.index(verdict) for verdict in known if verdict in RANK]
     return {
         "fell": row.p is not None and row.p < alpha and row.change < 0,
@@ -210,15 +220,19 @@ def _failures(row: Row, alpha: float) -> Iterator[str]:
         yield f"{name} has no known verdict: {quoted(row.after.verdict)}."
     if row.before is None:
         return
-    star = UNPAIRED if row.farther is None else ""
+    star = UNPAIRED if row.distance is None else ""
     if found["fell"] and row.p is not None:
         before, after = (percent(one.rate.value) for one in (row.before, row.after))
         yield f"{name} fell from {before} to {after} % robust ({p_text(row.p)}{star})."
-    if found["nearer"] and row.farther:
-        after, before = (levels(median[0]) for median in (row.farther.first, row.farther.second))
+    if found["nearer"] and row.distance:
+        distance = kind_of("median_distance")
+        after, before = (
+            distance.text(median[0]) + distance.unit
+            for median in (row.distance.first, row.distance.second)
+        )
         yield (
-            f"{name}: the median distance went from {before}/255 to {after}/255, and images are "
-            f"significantly nearer ({p_text(row.farther.p)})."
+            f"{name}: the median distance went from {before} to {after}, and images are "
+            f"significantly nearer ({p_text(row.distance.p)})."
         )
     if found["distrusted"]:
         yield f"{name} was {row.before.verdict} and is {row.after.verdict}."
@@ -226,7 +240,7 @@ def _failures(row: Row, alpha: float) -> Iterator[str]:
 
 def _changes(rows: list[Row], before: Side, after: Side) -> Iterator[tuple[str, str]]:
     """What changed in the measurement itself: what it is allowed as, and a sentence."""
-    both = [(r.name, r.before, r.after, r.farther) for r in rows if r.before and r.after]
+    both = [(r.name, r.before, r.after, r.distance) for r in rows if r.before and r.after]
     other = {name: len(b.robust) < len(a.robust) for name, a, b, far in both if far is None}
     gone = {name: sorted(a.attacks - b.attacks) for name, a, b, _ in both if a.attacks - b.attacks}
     for what, fewer in (("Fewer", True), ("Other", False)):
@@ -234,6 +248,8 @@ def _changes(rows: list[Row], before: Side, after: Side) -> Iterator[tuple[str, 
             yield IMAGES, f"{what} images: {listed(names)}"
     if before.settings is not None and before.settings != after.settings:
         yield SETTINGS, "The settings of data, seed or attacks differ"
+    if names := [quoted(name) for name, a, b, _ in both if a.budget != b.budget]:
+        yield SETTINGS, f"Attacked otherwise: {listed(names)}"
     for name, attacks in gone.items():
         missing = listed([quoted(one.removeprefix(ATTACK)) for one in attacks])
         yield SETTINGS, f"{quoted(name)} went without {missing}"
@@ -243,8 +259,10 @@ def page(gate: Gate, title: str) -> str:
     """The gate in Markdown: how it ended, what speaks against it, and one row per model."""
     ended = "passed" if gate.passed else "FAILED"
     parts = [f"## {title}: {ended}", "\n".join(f"- ✗ {line}" for line in gate.failures)]
-    cells = [_cells(row, gate.alpha) for row in gate.rows]
-    parts.append(tabulate(cells, COLUMNS, "github", disable_numparse=True))
+    with budgets_in(gate.norm):
+        cells = [_cells(row, gate.alpha) for row in gate.rows]
+        names = [name.format(heading("median_distance")) for name in COLUMNS]
+    parts.append(tabulate(cells, names, "github", disable_numparse=True))
     parts.append("\n".join(f"- {line}" for line in gate.warnings))
     tested = counted(sum(row.p is not None for row in gate.rows), "model")
     parts.append(
@@ -263,17 +281,17 @@ def _cells(row: Row, alpha: float) -> list[str]:
             robust = interval(one.rate.value, *one.rate.interval)
             cells[side] = percent(one.clean), robust, quoted(one.verdict)
     clean, robusts, verdicts = zip(*cells, strict=True)
-    lost = {kind: str(count) for kind, (count, _) in row.turned().items()}
+    lost = {kind: str(count) for kind, (count, _) in row.lost_and_gained().items()}
     distances = [NOTHING] * 3
-    if row.farther is not None:
-        medians = (levels(median[0]) for median in (row.farther.second, row.farther.first))
-        distances = [*medians, p_value(row.farther.p)]
+    if row.distance is not None:
+        medians = (row.distance.second[0], row.distance.first[0])
+        distances = [*map(kind_of("median_distance").text, medians), p_value(row.distance.p)]
     if any(_marks(row, alpha).values()):
         mark = "✗"
     elif row.before is None or row.after is None:
         mark = "new" if row.after else "gone"
     else:
         mark = "▲" if row.p is not None and row.p < alpha and row.change > 0 else "="
-    p = p_value(row.p) + (UNPAIRED if row.p is not None and row.farther is None else "")
+    p = p_value(row.p) + (UNPAIRED if row.p is not None and row.distance is None else "")
     first = [quoted(row.name), *clean, lost.get("clean", NOTHING)]
     return [*first, *robusts, lost.get("robust", NOTHING), p, *distances, *verdicts, mark]

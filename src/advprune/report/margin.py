@@ -47,10 +47,10 @@ def not_ruled_out(row: "Row", rules: Rules) -> Iterator[str]:
         yield f"{found}; the floor is {percent(floor)} %"
     if margin is None or before is None:
         return
-    if row.farther is None:
+    if row.distance is None:
         yield "a loss cannot be bounded where the images differ"
         return
-    for kind, (lost, gained) in row.turned().items():
+    for kind, (lost, gained) in row.lost_and_gained().items():
         if why := loss(lost, gained, len(after.robust), margin, rules.alpha):
             yield f"{kind} accuracy, {why}"
     if (p := nearer(before.distances, after.distances, margin)) >= rules.alpha:

@@ -39,25 +39,6 @@ class Point:
         return number({k: v for k, v in self.setting.items() if k != "finetune"})
 
 
-def points(run: Run) -> dict[str, list[Point]]:
-    """The points of all studies of the kind `compression`, by family, in params order."""
-    found: dict[str, list[Point]] = {}
-    for name, study in run.studies_of("compression").items():
-        records = run.studies[name]
-        for family, settings in study.points.items():
-            for order, setting in enumerate(settings):
-                rows = records[(records.family == family) & (records.order == order)]
-                if rows.empty:
-                    continue
-                tables, start = by(rows, "attack"), FROM_DENSE
-                white = {k: own for k, own in tables.items() if not k.startswith(start)}
-                there = {k.removeprefix(start): own for k, own in tables.items() if k not in white}
-                sparsity = float(rows.sparsity.iloc[0])
-                point = Point(family, as_mapping(setting), sparsity, white, there)
-                found.setdefault(family, []).append(point)
-    return found
-
-
 def point_of(run: Run, model: Model) -> Point:
     """A model of the leaderboard as a point."""
     white = {name: model.attack(name) for name in run.attacks}
@@ -73,20 +54,31 @@ def as_mapping(setting: Any) -> dict[str, Any]:
 
 
 def by_family(run: Run) -> dict[str, list[Point]]:
-    """All points of each family on the same images: its models, then the study's points.
+    """All points of each family on the same images: its models, then those of the studies of the
+    kind `compression`, in params order.
 
-    Models: those of the study's network of a studied family, or fine-tuned after pruning.
+    Models: those of a study's network of a studied family, or fine-tuned after pruning.
     """
-    studied = points(run)
-    parents = {study.of for study in run.studies_of("compression").values()}
     found: dict[str, list[Point]] = {}
+    studies = run.studies_of("compression")
+    parents = {study.of for study in studies.values()}
+    studied = {family for study in studies.values() for family in study.points}
     for model in run.compressed:
         if model.parent in parents and model.do == "prune":
             point = point_of(run, model)
             if model.family in studied or "finetune" in point.setting:
                 found.setdefault(model.family, []).append(point)
-    for family, own in studied.items():
-        found.setdefault(family, []).extend(own)
+    for name, study in studies.items():
+        for (family, order), rows in run.studies[name].groupby(["family", "order"], sort=False):
+            tables = by(rows, "attack")
+            there = {
+                key.removeprefix(FROM_DENSE): tables.pop(key)
+                for key in list(tables)
+                if key.startswith(FROM_DENSE)
+            }
+            setting = as_mapping(study.points[family][order])
+            point = Point(str(family), setting, float(rows.sparsity.iloc[0]), tables, there)
+            found.setdefault(point.family, []).append(point)
     return found
 
 

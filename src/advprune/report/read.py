@@ -42,9 +42,11 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     names = [name for name in attacked if params.root(name) in attacked]
     if not names:
         raise UserError(f"no dense network has a records.parquet in {runs}; run `dvc repro`")
+    stages = {name: f"attack@{name}" for name in params.models}
+    stages |= {f"{DENSE}-{recipe}": f"attack_dense@{recipe}" for recipe in params.recipes}
     absent = [
         # A model is judged beside its dense network.
-        Absent("model", one, _attack_stage(params, params.root(one) if one in attacked else one))
+        Absent("model", one, stages[params.root(one) if one in attacked else one])
         for one in params.leaderboard()
         if one not in names
     ]
@@ -85,12 +87,6 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         claims=read_claims(folder / FILE) if (folder / FILE).exists() else (),
         absent=tuple(absent),
     )
-
-
-def _attack_stage(params: Params, name: str) -> str:
-    """The stage of dvc.yaml that attacks a model."""
-    recipe = name.removeprefix(f"{DENSE}-")
-    return f"attack@{name}" if name in params.models else f"attack_dense@{recipe}"
 
 
 def _read_model(params: Params, runs: Path, name: str, transfers: Transfers) -> Model:

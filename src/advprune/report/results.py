@@ -7,6 +7,7 @@ from functools import cache
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from advprune.core.errors import UserError
@@ -17,7 +18,7 @@ from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import area
 from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.transfer import transfer_success
-from advprune.report.compared import Against, against_dense
+from advprune.report.compared import against_dense
 from advprune.report.formats import bounds, number, with_interval
 from advprune.report.run import NOT_RUN, Model, Run
 
@@ -37,8 +38,9 @@ METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns her
 }
 HEX = frozenset("0123456789abcdef")
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
-NUMBERS = ("n", "clean_accuracy", "robust_accuracy")
+NUMBERS = ("n", "clean_accuracy", "robust_accuracy", "eps")
 REQUIRED = ("model", "images", "robust_images", "image_distances")
+SLACK = 1e-3  # by which a distance may be rounded, of itself
 DISTANCE = "<f2"  # how the distance of each image is kept: four hexadecimal digits
 CARD = ("prune_ratio", "sparsity", "bits", "parameters", "nonzero", "macs", "file_bytes")
 AGAINST = (  # empty for a dense network
@@ -79,12 +81,19 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     row |= found | robust_rates(robust)
     row |= _rounded(with_interval("median_distance", *median_distance(distances)))
     row |= {"area_accuracy": round(area(distances, 2 * main.eps), 6)}
-    row |= dict.fromkeys(AGAINST) | ({} if model.is_dense else _compared(against_dense(run)[model]))
+    row |= dict.fromkeys(AGAINST)
+    if against := against_dense(run).get(model):
+        one, far = against.robust, against.distance
+        row |= _rounded(with_interval("robust_difference", one.difference, *one.interval))
+        row |= _rounded({"robust_detectable": one.detectable, "p_against_dense": one.p})
+        row |= _rounded(with_interval("distance_difference", far.difference, *far.interval))
+        row |= _rounded({"p_distance": far.p})
+        row |= {"against_dense": one.outcome, "distance_against_dense": far.outcome}
     row |= remnant_accuracy(transferred).columns("transfer_accuracy")
     success = transfer_success(transferred, dense.attack(run.main))
     row |= success.columns("transfer_success_rate") | flips_metric(run.flips(model))
-    against = dict.fromkeys(check.name for check in verdict.against)
-    row |= {"verdict": verdict.level, "verdict_against": "; ".join(against)}
+    doubts = dict.fromkeys(check.name for check in verdict.against)
+    row |= {"verdict": verdict.level, "verdict_against": "; ".join(doubts)}
     for name in run.attack_names(model):
         row |= qualified(remnant_accuracy(model.attack(name)).columns("accuracy"), name)
     row |= {key: card[key] for key in (*CARD, "stored_bits", "twin_agreement")}
@@ -94,16 +103,6 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     images = hashlib.sha256(run.clean_images.tobytes() + labels.tobytes()).hexdigest()
     own = {"robust_images": hits, "image_distances": distances.astype(DISTANCE).tobytes().hex()}
     return row | {"images": images[:FINGERPRINT]} | own
-
-
-def _compared(tests: Against) -> dict[str, Any]:
-    accuracy, distance = tests.robust, tests.distance
-    found = with_interval("robust_difference", accuracy.difference, *accuracy.interval)
-    found |= {"robust_detectable": accuracy.detectable, "p_against_dense": accuracy.p}
-    found |= with_interval("distance_difference", distance.difference, *distance.interval)
-    found |= {"p_distance": distance.p}
-    outcomes = {"against_dense": accuracy.outcome, "distance_against_dense": distance.outcome}
-    return _rounded(found) | outcomes
 
 
 def _rounded(numbers: dict[str, float]) -> dict[str, float | None]:
@@ -136,7 +135,7 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError) as error:
         raise damaged(error) from error
-    if missing := [c for c in (*REQUIRED, *METRICS.values()) if c not in table]:
+    if missing := [c for c in (*REQUIRED, "eps", *METRICS.values()) if c not in table]:
         raise damaged(f"it has no column {missing[0]}")
     is_run = table.verdict != NOT_RUN
     if table.model.isna().any() or table.model.duplicated().any() or not is_run.any():
@@ -157,6 +156,10 @@ def read_results(text: str, where: str) -> pd.DataFrame:
             raise damaged(f"clean_accuracy of {model} is no rate")
         if not abs(hits.count("1") / n - row["robust_accuracy"]) <= 1e-6:
             raise damaged(f"{model} has another rate than its outcomes")
+        # An image is robust where the smallest change that fools it is beyond the budget.
+        far = np.frombuffer(bytes.fromhex(digits), DISTANCE).astype(float) / row["eps"] - 1
+        if not np.where(np.array(list(hits)) == "1", far > -SLACK, far < SLACK).all():
+            raise damaged(f"outcomes and distances of {model} contradict each other")
     return table
 
 

@@ -16,6 +16,7 @@ from advprune.core.profile import FROZEN, RESERVED, Profile
 from advprune.evaluate.faults import Reached, guessing, to_chance
 from advprune.evaluate.robust import union
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
+from advprune.report.formats import budget
 
 NOT_RUN = "not run"
 MOSTLY_ZERO = 0.5  # from this sparsity on a model is shown among the sparse ones
@@ -141,6 +142,12 @@ class Run:
         return self.attacks[self.main]
 
     @property
+    def main_words(self) -> str:
+        """The main attack as sections introduce it."""
+        one = self.main_attack
+        return f"the main attack, {self.main} (PGD, {one.steps} steps, eps {budget(one.eps)})"
+
+    @property
     def transfer_attacks(self) -> list[str]:
         """The attacks whose images of dense networks and attackers are tried on all models, the
         main one first."""
@@ -202,8 +209,8 @@ class Run:
     @cache  # noqa: B019 (a run lives as long as the stage)
     def robust(self, model: Model) -> pd.DataFrame:
         """Per image, what does most harm within the budget, and the distance (robust.union)."""
-        budget = self.main_attack.norm, self.main_attack.eps
-        return union(model.records, model.transfers.values(), *budget)
+        main = self.main_attack
+        return union(model.records, model.transfers.values(), main.norm, main.eps)
 
     def distances(self, model: Model) -> np.ndarray:
         """Smallest perturbation found that fools the model, by image `[n]`; infinite: none."""
@@ -213,7 +220,7 @@ class Run:
     def verdict(self, model: Model) -> Verdict:
         """Whether the model's robust accuracy can be believed."""
         parent = None if model.is_dense else self.dense_of(model).attack(self.main)
-        known = model.transfers, parent, model.card["twin_agreement"]
+        known = model.transfers, parent, model.card["twin_agreement"], self.clean_images[0].size
         return verdict(Evidence(model.records, self.main, len(self.classes), *known))
 
     def studies_of(self, kind: str) -> dict[str, Any]:

@@ -14,16 +14,18 @@ from advprune.rl.settings import CURVES, RlParams
 
 LEVEL = 0.95
 LINES = {"dense": "-", "SAP": "--", "random": ":"}
+ATTACKS = ("FGSM", "BPDA", "PGD")  # on SAP
 Games = dict[str, pd.DataFrame]  # `results` by game
 INTRO = """# SAP on agents under attack
 
 DQN agents, one per game; every observation that they act on is attacked. Mean rewards of {episodes}
 episodes with 95 % t intervals (over episodes, not training seeds). SAP: fraction {sap.fraction:g},
-{sap.form}, {draws} draws. lambda: in standard deviations of each observed number. *FGSM* on SAP
-holds the random factors constant, as published; *BPDA*'s backward pass skips SAP's layers; *noise*
-moves each number in a random direction. *relative*: (SAP - dense) / |dense|, dense under FGSM, with
-the interval of a paired difference and the p of a paired t-test, both for all budgets of a game
-together (p by Holm).
+{sap.form}, {draws} draws. lambda: in standard deviations of each observed number, or in pixel
+values of pictures. *FGSM* on SAP holds the random factors constant, as published; *BPDA* is FGSM
+whose backward pass skips SAP's layers; *PGD* takes ten steps with that gradient; *noise* moves each
+number in a random direction. *relative*: (SAP - dense) / |dense|, dense under PGD for PGD and under
+FGSM otherwise, with the interval of a paired difference and the p of a paired t-test, both for all
+budgets of a game together (p by Holm).
 
 ![Rewards over the budget](reward.png)
 """
@@ -46,9 +48,7 @@ def interval(name: str, values: np.ndarray, tests: int = 1) -> dict[str, float]:
 
 def relative(pruned: np.ndarray, dense: np.ndarray, tests: int = 1) -> dict[str, float]:
     """(R_SAP - R_dense) / |R_dense| of mean rewards, and its paired interval; NaN at R_dense = 0.
-
-    |R_dense| keeps the sign right where rewards are negative; the interval takes it as given.
-    """
+    |R_dense| keeps the sign right where rewards are negative; the interval takes it as given."""
     return interval("relative", (pruned - dense) / (abs(dense.mean()) or np.nan), tests)
 
 
@@ -60,9 +60,9 @@ def p_value(one: np.ndarray, other: np.ndarray) -> float:
 def results(records: pd.DataFrame) -> pd.DataFrame:
     """One row per agent, attack and budget of a game, from its episodes.
 
-    reward: mean and t interval. relative, gain: SAP's reward less the dense agent's under FGSM at
-    the same budget. p: of that difference, Holm over the budgets above 0. useful: the reward is
-    significantly above that of random play.
+    reward: mean and t interval. relative, gain: SAP's reward less the dense agent's at the same
+    budget, under PGD for PGD and under FGSM otherwise. p: of that difference, Holm over the budgets
+    above 0. useful: the reward is significantly above that of random play.
     """
     blind, rows = rewards(records, "random", "none", 0), []
     tests = int(np.sum(records.budget.unique() > 0))
@@ -73,7 +73,8 @@ def results(records: pd.DataFrame) -> pd.DataFrame:
             row |= interval("reward", found)
             row["useful"] = found.mean() > blind.mean() and p_value(found, blind) < 1 - LEVEL
             if agent == "SAP":
-                dense = rewards(records, "dense", "FGSM", budget)
+                against = "PGD" if attack == "PGD" else "FGSM"
+                dense = rewards(records, "dense", against, budget)
                 row |= relative(found, dense, tests if budget > 0 else 1)
                 row |= {"gain": found.mean() - dense.mean(), "p": p_value(found, dense)}
             rows.append(row)
@@ -108,7 +109,10 @@ def markdown(games: Games, params: RlParams) -> str:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """Text for the report: one row per budget, a column per curve and per comparison."""
+    """Text for the report: one row per budget, a column per curve and per comparison.
+
+    –: a dense agent that earns nothing has no relative reward.
+    """
     rows: dict[str, dict[str, str]] = {}
     row: Any
     for row in table.itertuples():
@@ -118,7 +122,8 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
         if row.agent == "SAP" and row.attack != "noise":
             ends = f"({row.relative_low:+.0%} to {row.relative_high:+.0%})"
             p = f"p = {row.p:.2g}" if row.p >= 0.001 else "p < 0.001"
-            cells[f"relative, {row.attack}"] = f"{row.relative:+.0%} {ends}, {p}"
+            change = f"{row.relative:+.0%} {ends}" if math.isfinite(row.relative) else "–"
+            cells[f"relative, {row.attack}"] = f"{change}, {p}"
     return pd.DataFrame(rows).T.rename_axis("lambda")
 
 
@@ -126,16 +131,22 @@ def sentence(table: pd.DataFrame) -> str:
     """SAP's cost unattacked, where it earns significantly more or less, or beats random play."""
     cost = str(wide(table).loc["0", "relative, FGSM"])
     sure = table[(table.budget > 0) & (table.p < 1 - LEVEL)].set_index("budget")
-    own, bpda = (sure[sure.attack == attack] for attack in ("FGSM", "BPDA"))
-    more, won = own.index[own.gain > 0], bpda[bpda.gain > 0]
-    both = won.index[won.useful & won.index.isin(more)]
-    found = (more, won.index, bpda.index[bpda.gain < 0], both)
-    at = [", ".join(f"{budget:g}" for budget in some) or "none" for some in found]
+    own = {attack: sure[sure.attack == attack] for attack in ATTACKS}
+    more = {attack: rows.index[rows.gain > 0] for attack, rows in own.items()}
+    less = {attack: rows.index[rows.gain < 0] for attack, rows in own.items()}
+    useful = own["PGD"].index[(own["PGD"].gain > 0) & own["PGD"].useful]
+    everywhere = [f"{at:g}" for at in useful if all(at in budgets for budgets in more.values())]
     return (
         f"Unattacked, SAP earns {cost}, relative to the dense agent. Budgets at which it earns "
-        f"significantly more: {at[0]} (FGSM), {at[1]} (BPDA); less: {at[2]} (BPDA). More under "
-        f"both, and significantly more than random play: {at[3]}."
+        f"significantly more: {_listed(more)}; less: {_listed(less)}. More under all three, and "
+        f"significantly more than random play: {', '.join(everywhere) or 'none'}."
     )
+
+
+def _listed(budgets: dict[str, Any]) -> str:
+    """Budgets by attack, in words."""
+    named = {attack: ", ".join(f"{x:g}" for x in some) for attack, some in budgets.items()}
+    return ", ".join(f"{some or 'none'} ({attack})" for attack, some in named.items())
 
 
 def figure(games: Games) -> Figure:

@@ -12,7 +12,7 @@ from advprune.core.settings import Name, Settings, parse, text_of, yaml_of
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 # Who plays, and what moves its observations.
-CURVES = (*product(("dense", "SAP"), ("noise", "FGSM")), ("SAP", "BPDA"))
+CURVES = (*product(("dense", "SAP"), ("noise", "FGSM", "PGD")), ("SAP", "BPDA"))
 
 
 class DqnSettings(Settings):
@@ -35,7 +35,7 @@ class GameSettings(Settings):
 
     env: gymnasium's id. hidden: widths of the ReLU layers. steps: of training. Every `probe_every`
     steps the greedy agent plays `probe_episodes` episodes; the best of these agents is kept.
-    budgets: lambda, in standard deviations of each observed number.
+    budgets: lambda, in standard deviations of each observed number; of pictures, in pixel values.
     """
 
     env: str

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from typing import Any
 
@@ -10,10 +10,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.profile import Profile
+from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings, parse
 from advprune.data import Split, to_float
@@ -26,20 +28,16 @@ Tables = dict[str, pd.DataFrame]  # by file name without ending; `records` is al
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a study starts from.
+    """What a study starts from."""
 
-    name: its key in params.yaml. of: the name of the model. card: the model's. adversarial: uint8
-    images that were crafted on it, by attack. parts: where finished pieces are kept.
-    """
-
-    name: str
-    of: str
+    name: str  # its key in params.yaml
+    of: str  # the name of the model
     params: Params
     model: nn.Module
     card: Mapping[str, Any]
-    adversarial: Mapping[str, torch.Tensor]
+    adversarial: Mapping[str, torch.Tensor]  # uint8, crafted on the model, by attack
     splits: Mapping[str, Split]
-    parts: Parts
+    parts: Parts  # where finished pieces are kept
     device: torch.device
 
     @property
@@ -86,11 +84,9 @@ def study(
 
 
 def check_studies(params: Params) -> None:
-    """Check the settings of all studies before anything is run.
-
-    UserError where one is wrong, or compares what it could never tell apart, with the number of
-    images, batches or seeds that could. A study that compares nothing may be of any size.
-    """
+    """Check the settings of all studies before anything is run. UserError where one is wrong, or
+    compares what it could never tell apart, with the number of images, batches or seeds that could.
+    A study that compares nothing may be of any size."""
     typed: dict[str, dict[str, Any]] = {kind: {} for kind in _REGISTRY}
     for name, entry in params.studies.items():
         known = settings_of(params, name)  # which refuses a kind that there is not
@@ -113,9 +109,7 @@ def images_at_most(params: Params, wanted: int | None = None) -> int | None:
 
 def settings_of(params: Params, name: str) -> Any:
     """The typed settings of an entry of `studies`, with those of the families in it checked.
-
-    UserError names the key, the value and the range.
-    """
+    UserError names the key, the value and the range."""
     if name not in params.studies:
         known = ", ".join(params.studies) or "none"
         raise UserError(f"params.yaml has no studies.{name}; known: {known}")
@@ -137,6 +131,21 @@ def run_study(name: str, given: Given) -> Tables:
     """Run an entry of `studies` on what it starts from."""
     settings = settings_of(given.params, name)
     return _REGISTRY[given.params.studies[name].study][1](settings, given)
+
+
+def finished(
+    given: Given, what: str, jobs: Mapping[str, Callable[[], pd.DataFrame]]
+) -> dict[str, pd.DataFrame]:
+    """The table of each job, by its name: computed on all cores, kept in `given.parts`, and so not
+    computed again after a kill."""
+    kept = {name: partial(given.parts.frame, name, job) for name, job in jobs.items()}
+    ahead(f"{given.name}, {what}", [*kept.values()])
+    tables = {}
+    with progress(f"{given.name}, {what}", len(kept)) as advance:
+        for name, table in kept.items():
+            tables[name] = table()
+            advance(1)
+    return tables
 
 
 def attacked(

@@ -1,6 +1,6 @@
 """The bit-flip attack as an experiment: several batches, other objectives and random flips."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -10,36 +10,28 @@ from pydantic import Field
 
 from advprune.attacks.bit_search import bitflip, random_flips
 from advprune.attacks.stored_bits import StoredModel, store
-from advprune.core.ahead import ahead
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.params import Params
-from advprune.core.progress import progress
 from advprune.core.settings import Settings
 from advprune.evaluate.faults import START, VARIANTS, Stored, guessing, pairs_of, smallest_flip_p
 from advprune.evaluate.statistics import ALPHA
 from advprune.models.stochastic import is_randomized
-from advprune.studies.base import Given, Tables, smallest, study
+from advprune.studies.base import Given, Tables, finished, smallest, study
 from advprune.training.accuracy import accuracy
 
-Advance = Callable[[int], None]
 KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
 
 
 class BitFlipSettings(Settings):
-    """How the weights are stored, and how they are attacked.
-
-    scale: one for each layer or each output channel. variants: what is tried besides untargeted and
-    random flips. each: how many candidates of each layer the variant `margin` tries by a forward
-    pass; untargeted flips try one, as published. budget: most flips a batch; null takes the
-    profile's.
-    """
+    """How the weights are stored, and how they are attacked."""
 
     bits: int = Field(default=8, ge=1, le=8)
-    scale: Literal["layer", "channel"] = "layer"
-    variants: list[Literal["margin", "targeted"]] = []
+    scale: Literal["layer", "channel"] = "layer"  # one for each
+    variants: list[Literal["margin", "targeted"]] = []  # besides untargeted and random flips
+    # Candidates of each layer that `margin` tries by a forward pass; untargeted flips try one.
     each: int = Field(default=1, ge=1, le=20)
-    budget: int | None = Field(default=None, ge=1, le=1000000)
+    budget: int | None = Field(default=None, ge=1, le=1000000)  # flips a batch; null: the profile's
 
 
 def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[str]:
@@ -62,10 +54,8 @@ def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[
 
 @study("bitflip", BitFlipSettings, underpowered)
 def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
-    """Records (see `evaluate.faults`) of every variant on every batch.
-
-    UserError for a model of integers, one that draws at random, or a target that is no class.
-    """
+    """Records (see `evaluate.faults`) of every variant on every batch. UserError for a model of
+    integers, one that draws at random, or a target that is no class."""
     flips, place = given.profile.flips, f"studies.{given.name}.of"
     classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
@@ -83,43 +73,24 @@ def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
         given.model.to(given.device), entry.bits, entry.scale, given.splits["test"].shape
     )
     tried = [v for v in VARIANTS if v in ("untargeted", "random", *entry.variants)]
-    runs = [(variant, seed) for variant in tried for seed in range(flips.seeds)]
     most = dict.fromkeys(tried, entry.budget or flips.budget) | {"random": flips.random}
 
-    def kept(variant: str, seed: int, advance: Advance = lambda flips: None) -> pd.DataFrame:
-        """A run's records, computed or read back."""
-        done = [0]
-
-        def count(flips: int) -> None:
-            done.append(flips)
-            advance(flips)
-
-        common = {"budget": most[variant], "progress": count}
-        compute = partial(recorded, entry, given, stored, variant, seed, common)
-        table = given.parts.frame(f"{variant}-{seed}", compute)
-        advance(most[variant] - sum(done))  # those not needed, or made before a kill
-        return table
-
-    ahead(f"{given.name}, runs", [partial(kept, *run) for run in runs])
-    with progress(f"{given.name}, flips", sum(most[variant] for variant, _ in runs)) as advance:
-        tables = [kept(*run, advance) for run in runs]
-    return {"records": pd.concat(tables, ignore_index=True)}
+    jobs = {
+        f"{variant}-{seed}": partial(recorded, entry, given, stored, variant, seed, most[variant])
+        for variant in tried
+        for seed in range(flips.seeds)
+    }
+    return {"records": pd.concat(finished(given, "runs", jobs).values(), ignore_index=True)}
 
 
 def recorded(
-    entry: BitFlipSettings,
-    given: Given,
-    stored: StoredModel,
-    variant: str,
-    seed: int,
-    common: dict[str, Any],
+    entry: BitFlipSettings, given: Given, stored: StoredModel, variant: str, seed: int, budget: int
 ) -> pd.DataFrame:
-    """A run as records: the row before any flip, then one row per flip.
-
-    common: `budget` and `progress`. Accuracy is that on the test images.
-    """
+    """A run as records: the row before any flip, then one row per flip. Accuracy is that on the
+    test images."""
     settings, batch = given.profile.flips, given.profile.batch
-    common = common | {"evaluate": lambda model: accuracy(model, *given.test, batch)}
+    common: dict[str, Any] = {"evaluate": lambda model: accuracy(model, *given.test, batch)}
+    common["budget"] = budget
     if variant == "random":
         salt = salted(given.params.seed, variant, "flips", str(seed))
         generator = torch.Generator().manual_seed(salt)

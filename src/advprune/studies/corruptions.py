@@ -10,14 +10,13 @@ import torch
 from pydantic import field_validator
 from torch import nn
 
-from advprune.core.ahead import ahead
 from advprune.core.params import Params
 from advprune.core.settings import Name, Settings
 from advprune.data import to_float
 from advprune.evaluate.corruptions import KINDS, SEVERITIES, corrupt
 from advprune.evaluate.craft import Work
 from advprune.evaluate.records import answers, table_of
-from advprune.studies.base import Given, Tables, study
+from advprune.studies.base import Given, Tables, finished, study
 
 
 class CorruptionSettings(Settings):
@@ -46,12 +45,8 @@ def corruptions(settings: CorruptionSettings, given: Given) -> Tables:
     """Records of all test images under every corruption at every severity."""
     test, model = given.splits["test"], given.model.to(given.device)
     whole = model, test.images, test.labels, given.work
-    parts = [
-        partial(given.parts.frame, kind, partial(corrupted, *whole, kind))
-        for kind in settings.kinds
-    ]
-    ahead(f"{given.name}, corruptions", parts)
-    return {"records": pd.concat([part() for part in parts], ignore_index=True)}
+    jobs = {kind: partial(corrupted, *whole, kind) for kind in settings.kinds}
+    return {"records": pd.concat(finished(given, "corruptions", jobs).values(), ignore_index=True)}
 
 
 def corrupted(

@@ -8,7 +8,6 @@ Dhillon and Carlini, arXiv 2010.00071).
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,19 +21,17 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.opening import expected_gradient
 from advprune.attacks.pgd import ascend, project
-from advprune.core.ahead import ahead
 from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.device import device_of, salted
 from advprune.core.params import Params
-from advprune.core.progress import progress
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.craft import Work, at_budget, craft, rows
 from advprune.evaluate.records import Scoring, answers
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
-from advprune.models.stochastic import is_randomized
+from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning import prune
-from advprune.studies.base import Given, Tables, images_at_most, smallest, study
+from advprune.studies.base import Given, Tables, finished, images_at_most, smallest, study
 from advprune.training.inputs import Pair
 
 SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
@@ -97,84 +94,58 @@ def underpowered(params: Params, typed: dict[str, MemberSettings]) -> Iterator[s
 @study("protocol", MemberSettings, underpowered)
 def protocol(settings: MemberSettings, given: Given) -> Tables:
     """All members under the single-step, the iterative and the adaptive attacks."""
-    chosen = given.profile.protocol
+    chosen, members = given.profile.protocol, settings.members
     images, labels = (tensor[: chosen.images] for tensor in given.test)
-    course = Protocol(images, labels, chosen, given.work)
-    table = course.run(given.model, settings.members, given.train, given.device)
-    return {"records": table.assign(of=given.of)}
+
+    def records(member: Member) -> pd.DataFrame:
+        model = given.model
+        if member.family is not None:
+            model = prune(member.family, model, member.setting, given.train, given.work.seed).model
+        known = (images, labels), chosen, given.work
+        return recorded(model.to(given.device), member.adaptive, *known)
+
+    # Those that take longest begin first.
+    names = sorted(members, key=lambda name: not (members[name].family and members[name].adaptive))
+    tables = finished(given, "members", {name: partial(records, members[name]) for name in names})
+    found = [tables[name].assign(member=name) for name in members]
+    return {"records": pd.concat(found, ignore_index=True).assign(of=given.of)}
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """The attacks on every member, on the same float `images` `[N, C, H, W]` in [0, 1]."""
+def recorded(
+    model: nn.Module, adaptive: bool, test: Pair, chosen: ProtocolSettings, work: Work
+) -> pd.DataFrame:
+    """Records of the single-step and the iterative attack at every budget (attack `fgsm`,
+    `iterative`) and, where asked for, of the adaptive attacks by name.
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    settings: ProtocolSettings
-    work: Work
+    The single step is `x + eps * sign(mean gradient)` of the cross-entropy, over draws and by the
+    model's own backward rule: one gradient serves all budgets.
+    """
+    (images, labels), batch, cost = test, work.batch, Cost()
+    model = admitted("protocol", model, images)
+    device, draws = device_of(model), chosen.draws if is_randomized(model) else 1
+    private, gradients = attack_copy(model, device), []
+    cost.watch(private)
+    with undisturbed(device, salted(work.seed, "protocol")):
+        for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+            at = x.to(device), y.to(device)
+            found = expected_gradient(private, *at, cross_entropy, draws, most=batch)
+            gradients.append(found[0].cpu())
+    asked = Scoring(batch, chosen.draws, "probabilities", work.seed)
+    clean, tables = answers("clean", model, images, labels, asked), []
+    facts = {"index": range(len(labels)), "label": labels.numpy(), "attack": "fgsm"}
+    passes = {side: total / len(labels) for side, total in vars(cost).items()}
+    for eps in chosen.eps:
+        adv = project(ascend(images, torch.cat(gradients), eps, "Linf"), images, eps, "Linf")
+        pixels = to_pixels(adv, images, eps, "Linf")
+        own = {"eps": eps, "steps": 1, "draws": draws, **passes}
+        attacked = answers("adv", model, pixels / 255, labels, asked)
+        tables.append(pd.DataFrame(facts | own | clean | attacked))
 
-    def run(
-        self, dense: nn.Module, members: dict[str, Member], train: Pair, device: torch.device
-    ) -> pd.DataFrame:
-        """The records of all members (column `member`), made from the network `dense`.
+    def under(name: str, setting: AttackSettings) -> pd.DataFrame:
+        crafted = craft(model, images, labels, setting, work)
+        return rows(model, images, crafted, labels, name, work)
 
-        work.parts keeps the members that are finished.
-        """
-
-        def records(member: Member) -> pd.DataFrame:
-            model = dense
-            if member.family is not None:
-                model = prune(member.family, dense, member.setting, train, self.work.seed).model
-            return self.record(model.to(device), member.adaptive)
-
-        computed = {name: partial(records, member) for name, member in members.items()}
-        if self.work.parts:
-            keep = self.work.parts.frame
-            computed = {name: partial(keep, name, made) for name, made in computed.items()}
-            long = [name for name, one in members.items() if one.family and one.adaptive]
-            first = dict.fromkeys([*long, *members])
-            ahead("protocol, members", [computed[name] for name in first])
-        tables = []
-        with progress("protocol, members", len(members)) as advance:
-            for name, made in computed.items():
-                tables.append(made().assign(member=name))
-                advance(1)
-        return pd.concat(tables, ignore_index=True)
-
-    def record(self, model: nn.Module, adaptive: bool) -> pd.DataFrame:
-        """Records of the single-step and the iterative attack at every budget (attack `fgsm`,
-        `iterative`) and, where asked for, of the adaptive attacks by name.
-
-        The single step is `x + eps * sign(mean gradient)` of the cross-entropy, over draws and by
-        the model's own backward rule: one gradient serves all budgets.
-        """
-        model, chosen = admitted("protocol", model, self.images), self.settings
-        images, labels, batch, cost = self.images, self.labels, self.work.batch, Cost()
-        device, draws = device_of(model), chosen.draws if is_randomized(model) else 1
-        private, gradients = attack_copy(model, device), []
-        cost.watch(private)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(salted(self.work.seed, "protocol"))
-            for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-                at = x.to(device), y.to(device)
-                found = expected_gradient(private, *at, cross_entropy, draws, most=batch)
-                gradients.append(found[0].cpu())
-        asked = Scoring(batch, chosen.draws, "probabilities", self.work.seed)
-        clean, tables = answers("clean", model, images, labels, asked), []
-        facts = {"index": range(len(labels)), "label": labels.numpy(), "attack": "fgsm"}
-        passes = {side: total / len(labels) for side, total in vars(cost).items()}
-        for eps in chosen.eps:
-            adv = project(ascend(images, torch.cat(gradients), eps, "Linf"), images, eps, "Linf")
-            pixels = to_pixels(adv, images, eps, "Linf")
-            own = {"eps": eps, "steps": 1, "draws": draws, **passes}
-            attacked = answers("adv", model, pixels / 255, labels, asked)
-            tables.append(pd.DataFrame(facts | own | clean | attacked))
-
-        def under(name: str, setting: AttackSettings) -> pd.DataFrame:
-            crafted = craft(model, images, labels, setting, self.work)
-            return rows(model, images, crafted, labels, name, self.work)
-
-        for eps in chosen.eps:
-            tables.append(under("iterative", at_budget(chosen.iterative, eps)).assign(eps=eps))
-        tables += [under(*one) for one in chosen.adaptive.items() if adaptive]
-        return pd.concat(tables, ignore_index=True)
+    for eps in chosen.eps:
+        tables.append(under("iterative", at_budget(chosen.iterative, eps)).assign(eps=eps))
+    tables += [under(*one) for one in chosen.adaptive.items() if adaptive]
+    return pd.concat(tables, ignore_index=True)

@@ -10,7 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 import pandas as pd
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import nn
 
 from advprune.attacks.registry import typed
@@ -25,9 +25,9 @@ from advprune.evaluate.statistics import ALPHA
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies.base import Given, Tables, attacked, images_at_most, smallest, study
-from advprune.training.base import load_or_train, spec_for
 from advprune.training.binary import binary_spec, train_binary
 from advprune.training.inputs import Inputs
+from advprune.training.networks import load_or_train, spec_for
 from advprune.training.standard import Row
 
 # A network, what is to be said of it in each row, and the rows of the search for it, if any.
@@ -47,14 +47,6 @@ class Point(Settings):
         """The settings of a binary network, trained from scratch; None for a family."""
         return BinarySettings.model_validate(self.setting or {}) if self.family == BINARY else None
 
-    @model_validator(mode="after")
-    def _binary_as_it_is(self) -> "Point":
-        if self.binary and self.binary.channels != "base":
-            raise ValueError(
-                "setting.channels: binary networks over seeds have those of the profile"
-            )
-        return self
-
 
 class SeedsSettings(Settings):
     """seeds: how many, from the run's seed on. attacks: of the profile, besides the main one."""
@@ -65,9 +57,12 @@ class SeedsSettings(Settings):
 
     @field_validator("points")
     @classmethod
-    def _the_uncompressed_has_its_name(cls, points: dict[str, Point]) -> dict[str, Point]:
+    def _can_be_made(cls, points: dict[str, Point]) -> dict[str, Point]:
         if DENSE in points:
             raise ValueError(f"the name {DENSE!r} is taken by the uncompressed network")
+        for name, point in points.items():
+            if point.binary and point.binary.channels != "base":
+                raise ValueError(f"{name}.setting.channels: over seeds they are the profile's")
         return points
 
     def families(self) -> Iterator[tuple[str, str, Any]]:

@@ -13,14 +13,13 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from advprune.core.ahead import ahead
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.params import FROM_DENSE
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
-from advprune.studies.base import Given, Tables, attacked, study
+from advprune.studies.base import Given, Tables, attacked, finished, study
 
 
 class SweepSettings(Settings):
@@ -71,14 +70,8 @@ def _records(
             tables.append(transfer_records(model, *test, images, work))
         return pd.concat(tables, ignore_index=True).assign(value=str(value), **facts)
 
-    def kept(family: str, order: int, value: Any) -> pd.DataFrame:
-        return given.parts.frame(f"{family}-{order}", partial(records, family, value))
-
-    points = [
-        (family, order, partial(kept, family, order, value))
-        for family, values in settings.points.items()
-        for order, value in enumerate(values)
-    ]
-    ahead(f"{given.name}, settings", [point for *_, point in points])
-    tables = [point().assign(family=family, order=order) for family, order, point in points]
-    return pd.concat(tables, ignore_index=True)
+    points = [(f, n, v) for f, values in settings.points.items() for n, v in enumerate(values)]
+    jobs = {f"{family}-{order}": partial(records, family, value) for family, order, value in points}
+    tables = finished(given, "settings", jobs).values()
+    found = zip(points, tables, strict=True)
+    return pd.concat([t.assign(family=f, order=n) for (f, n, _), t in found], ignore_index=True)

@@ -96,9 +96,7 @@ class Method:
 
     def probe(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Uint8 images under the PGD attack by which epochs are compared; always the same starts.
-
-        An image stops where it is misclassified: the result is for counting accuracy only.
-        """
+        An image stops where it is misclassified: the result is for counting accuracy only."""
         x, steps = to_float(images).to(next(model.parameters()).dtype), self.recipe.probe_steps
         batch = 256 if device_of(model).type == "cpu" else 1024
         budget = self.inner.eps, crossing(steps) * self.inner.eps, steps
@@ -108,9 +106,7 @@ class Method:
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
     """The model as an attack needs it: evaluation mode, no weight gradients; restored after.
-
-    Without weight gradients, a backward pass to the images costs about half of a full one.
-    """
+    Without weight gradients, a backward pass to the images costs about half of a full one."""
     mode, trained = model.training, [p for p in model.parameters() if p.requires_grad]
     model.eval().requires_grad_(False)
     try:
@@ -124,10 +120,8 @@ def attacked(model: nn.Module) -> Iterator[None]:
 def climb(
     model: nn.Module, clean: torch.Tensor, start: torch.Tensor, objective: Objective, inner: Inner
 ) -> torch.Tensor:
-    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, `steps` times.
-
-    P projects on the eps-ball round `clean` and on [0, 1].
-    """
+    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, `steps` times. P projects on
+    the eps-ball round `clean` and on [0, 1]."""
     point = start
     with attacked(model):
         for _ in range(inner.steps):
@@ -149,9 +143,7 @@ def trades_images(
     model: nn.Module, x: torch.Tensor, inner: Inner, generator: torch.Generator
 ) -> torch.Tensor:
     """`max_{|d| <= eps} KL(p(x) || p(x + d))` by PGD from `x + 0.001 N(0, 1)` (Zhang et al., 2019).
-
-    The start is off `x` because the divergence has no gradient at `x` itself.
-    """
+    The start is off `x` because the divergence has no gradient at `x` itself."""
     noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
     with attacked(model), torch.no_grad():
         target = model(x).float().log_softmax(1)

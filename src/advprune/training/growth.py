@@ -22,6 +22,7 @@ from torch import nn
 
 from advprune.core.device import salted
 from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSettings
+from advprune.models.backward import straight_through
 from advprune.models.latent import Latent, begin_epoch, latent
 from advprune.models.resnet import ResNet, build_dense, initialize
 from advprune.models.spec import ModelSpec
@@ -82,8 +83,7 @@ class Gate(nn.Module):
         uniform = torch.rand(len(self.logits), generator=noise, dtype=torch.float64)
         steep = self.beta * self.logits + uniform.logit(eps=1e-12).to(self.logits)
         self.on = some(steep.detach())
-        soft = steep.sigmoid()
-        return self.on.to(soft.dtype) + (soft - soft.detach())
+        return straight_through(steep.sigmoid(), self.on.to(steep.dtype))
 
 
 def some(logits: torch.Tensor) -> torch.Tensor:

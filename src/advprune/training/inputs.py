@@ -17,15 +17,10 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # images [N, C, H, W] and labels [N]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of a training from scratch.
-
-    train, val: uint8 images and labels to learn from, and to choose between epochs. device: where
-    the training runs. state: where its state is kept after each epoch, to be resumed after a kill;
-    None keeps nothing. after_epoch: called with the history so far.
-    """
+    """Of a training from scratch; `state` and `after_epoch` as in `Trainer`."""
 
     train: Split
-    val: Split
+    val: Split  # to choose between epochs
     seed: int
     device: torch.device
     state: Path | None = None
@@ -39,20 +34,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Data:
-    """Of a compression that may learn, of the training images alone.
+    """Of a compression that may learn, of the training images alone. `prune` sets seed and
+    generator."""
 
-    images: float32 `[N, C, H, W]` in [0, 1]. labels: int64 `[N]`. train: how the profile trains;
-    fine-tuning and attacks on training images take their budget from it. state: where unfinished
-    fine-tuning is kept, to be resumed after a kill; None keeps nothing. seed: the run's, which the
-    dense network was initialized with; generator: what a family draws from. `prune` sets both.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: torch.Tensor  # float32 [N, C, H, W] in [0, 1]
+    labels: torch.Tensor  # int64 [N]
+    # How the profile trains, and the budget of attacks on training images.
     train: TrainSettings = field(default_factory=TrainSettings)
-    state: Path | None = None
-    seed: int = 0
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    state: Path | None = None  # of unfinished training, from which a killed run goes on
+    seed: int = 0  # the run's, which the dense network was initialized with
+    generator: torch.Generator = field(default_factory=torch.Generator)  # what a family draws from
 
     @property
     def shape(self) -> tuple[int, int, int]:

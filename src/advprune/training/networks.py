@@ -1,4 +1,4 @@
-"""Every network that is trained from scratch: dense, binary, or an attacker's.
+"""Every network that is trained from scratch, or loaded: dense, binary, or an attacker's.
 
 An attacker trains networks of their own to craft images for transfer to a target. A surrogate
 learns from the labels of the training images. A substitute (Papernot et al., Practical Black-Box
@@ -6,7 +6,9 @@ Attacks against Machine Learning, 2017) uses no labels: it learns a target's ans
 here its probabilities.
 """
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,19 +16,32 @@ from torch import nn
 
 from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError
+from advprune.core.files import referenced
+from advprune.core.networks import is_library
 from advprune.core.params import DENSE, Params
 from advprune.core.profile import Profile
-from advprune.core.train_settings import BinarySettings, RecipeSettings, SurrogateSettings
-from advprune.data import to_float
+from advprune.core.train_settings import (
+    BinarySettings,
+    ModelSettings,
+    RecipeSettings,
+    SurrogateSettings,
+)
+from advprune.data import Split, to_float
 from advprune.models.border import admitted
-from advprune.models.spec import spec_of
-from advprune.models.stochastic import is_randomized, mean_logits
-from advprune.training.base import begin, load_or_train, spec_for
+from advprune.models.checkpoint import build, load_foreign
+from advprune.models.inert import inert_of
+from advprune.models.outside import check_answers
+from advprune.models.preprocessing import Preprocessing, for_channels, preprocessing_of
+from advprune.models.resnet import initialize
+from advprune.models.spec import ModelSpec, spec_of
+from advprune.models.stochastic import is_randomized, mean_logits, undisturbed
+from advprune.training.accuracy import accuracy
 from advprune.training.binary import binary_spec, parameters_of, train_binary
 from advprune.training.growth import grow
 from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Trainer
 
+NOTED = 0.01  # share of weights without effect from which on it is said
 DRAWS = 10  # answers of a randomized target that are averaged
 
 
@@ -63,11 +78,70 @@ def train_network(
     return model, facts | ({"growth": grown.model_dump()} if grown else {})
 
 
+def spec_for(settings: ModelSettings, train: Split, weights: Path | None = None) -> ModelSpec:
+    """The spec that fits the training images: their channels and classes, and mean and std as the
+    settings say. weights: the file of a network that is loaded instead of trained."""
+    channels = train.images.shape[1]
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    given: ModelSettings | Preprocessing | None = settings if settings.mean else None
+    if weights and given is None:
+        given = preprocessing_of(settings.network, settings.options, weights)
+    if settings.normalize and given is not None:
+        both = given.mean, given.std
+        mean, std = (for_channels("model.mean", numbers, channels) for numbers in both)
+    elif settings.normalize:
+        pixels = to_float(train.images).double()
+        mean = tuple(round(float(v), 4) for v in pixels.mean((0, 2, 3)))
+        std = tuple(round(max(float(v), 0.01), 4) for v in pixels.std((0, 2, 3)))
+    return ModelSpec(
+        architecture=settings.network,
+        width=settings.width if is_library(settings.network) else 0,
+        strides=settings.strides,
+        channels=channels,
+        classes=len(train.classes),
+        mean=mean,
+        std=std,
+        options=settings.options,
+    )
+
+
+def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
+    """The network of the settings for the training images, initialized from `seed`. Warns of
+    weights that meet only padding on such images: sparsity, stored bits and gradients then count
+    what has no effect. UserError where a foreign network cannot answer such images."""
+    model = build(spec_for(settings, train), settings.factory)
+    initialize(model, torch.Generator().manual_seed(seed))
+    check_answers(model, train.shape)
+    if (inert := inert_of(model, train.shape)) > NOTED:
+        size = "x".join(map(str, train.shape[1:]))
+        print(
+            f"warning: {inert:.0%} of the weights of {settings.described} meet only padding on "
+            f"images of {size}; set model.strides so that no stage is smaller than 2x2",
+            file=sys.stderr,
+        )
+    return model
+
+
+def load_or_train(
+    profile: Profile, recipe_name: str, recipe: RecipeSettings, inputs: Inputs
+) -> tuple[nn.Module, History]:
+    """The dense network and its history, one row per epoch (a single row if it is loaded). Weights
+    that the profile gives for the recipe of this name are loaded instead of trained."""
+    train, val, settings = inputs.train, inputs.val, profile.model
+    if (weights := settings.weights.get(recipe_name)) is not None:
+        spec = spec_for(settings, train, referenced(weights.path))
+        model = load_foreign(spec, weights.path, weights.sha256, settings.factory)
+        check_answers(model, train.shape)
+        reached = accuracy(model.to(inputs.device), val.images, val.labels)
+        return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
+    model = begin(settings, train, inputs.seed).to(inputs.device)
+    known = profile.train, recipe, inputs.seed, inputs.state, inputs.after_epoch
+    images, held_out = inputs.pairs
+    return model, Trainer(model, images, held_out, *known).run()
+
+
 def train_surrogate(
-    profile: Profile,
-    choice: SurrogateSettings,
-    inputs: Inputs,
-    target: nn.Module | None = None,
+    profile: Profile, choice: SurrogateSettings, inputs: Inputs, target: nn.Module | None = None
 ) -> tuple[nn.Module, History]:
     """Train a network of the attacker's on the training images, and return it with its history.
 
@@ -87,15 +161,12 @@ def train_surrogate(
 
 @torch.no_grad()
 def answers(target: nn.Module, images: torch.Tensor, batch: int, seed: int) -> torch.Tensor:
-    """A target's probabilities `[N, K]` of uint8 images `[N, C, H, W]`, on the CPU.
-
-    A randomized target is asked `DRAWS` times and its logits are averaged; its draws come from
-    `seed`, and the global random state stays as it was.
-    """
+    """A target's probabilities `[N, K]` of uint8 images `[N, C, H, W]`, on the CPU. A randomized
+    target is asked `DRAWS` times and its logits are averaged; its draws come from `seed`, and the
+    global random state stays as it was."""
     target = admitted("substitute", target, to_float(images[:2]))
     device, draws = device_of(target), DRAWS if is_randomized(target) else 1
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(salted(seed, "substitute"))
+    with undisturbed(device, salted(seed, "substitute")):
         parts = [
             mean_logits(target, to_float(x).to(device), draws).softmax(1).cpu()
             for x in images.split(batch)

@@ -23,11 +23,11 @@ from advprune.core import distributed
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.progress import progress
-from advprune.core.train_settings import RecipeSettings, TrainSettings
+from advprune.core.train_settings import FineTuneSettings, RecipeSettings, TrainSettings
 from advprune.models.fold import Following, channels_last
 from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Method
-from advprune.training.inputs import Pair, load_state, save_state
+from advprune.training.inputs import Data, Pair, load_state, save_state
 from advprune.training.replay import Replayed
 
 Row = dict[str, float]
@@ -38,22 +38,16 @@ STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
 
 @dataclass
 class _Run:
-    """What changes while training, besides the model.
+    """What changes while training, besides the model."""
 
-    network: the model as gradients are taken of it, which averages them over processes. folded: a
-    quicker form of it to attack, where there is one; replayed: on a GPU, a quicker one still.
-    parts: all that keeps a state, by name. best: the weights that would be returned now, where
-    epochs are chosen between.
-    """
-
-    network: nn.Module
-    folded: Following | None
+    network: nn.Module  # the model as gradients are taken of it, averaged over processes
+    folded: Following | None  # a quicker form of it to attack, where there is one
     images: torch.Tensor
     labels: torch.Tensor
-    parts: dict[str, Any]
+    parts: dict[str, Any]  # all that keeps a state, by name
     history: History = field(default_factory=list)
-    best: dict[str, torch.Tensor] | None = None
-    replayed: Replayed | None = None
+    best: dict[str, torch.Tensor] | None = None  # to be returned, where epochs are chosen between
+    replayed: Replayed | None = None  # on a GPU, a form that is quicker still to attack
 
 
 @dataclass(frozen=True)
@@ -66,10 +60,7 @@ class Trainer:
     deep learning, 2020), of several such epochs the last, which has had more training at a lower
     rate. Without validation images and of standard training, the last epoch's weights are kept.
 
-    state_path: where the state after each epoch is kept; a state found there is resumed. None keeps
-    nothing. after_epoch: called with the history so far. after_step: called with the model after
-    every step, which it may change in place. A derived class may say more: see `before_epoch`,
-    `measure`, `finished` and `groups`.
+    A derived class may say more: see `before_epoch`, `measure`, `finished` and `groups`.
     """
 
     model: nn.Module
@@ -78,9 +69,9 @@ class Trainer:
     settings: TrainSettings
     recipe: RecipeSettings
     seed: int
-    state_path: Path | None
-    after_epoch: Callable[[History], None] = lambda history: None
-    after_step: Callable[[nn.Module], None] = lambda model: None
+    state_path: Path | None  # of the state after each epoch, from which a killed run goes on
+    after_epoch: Callable[[History], None] = lambda history: None  # is told the history so far
+    after_step: Callable[[nn.Module], None] = lambda model: None  # may change the model in place
 
     def before_epoch(self, epoch: int) -> None:
         """Called with the epoch, counted from 0; what it does to the model must follow from that
@@ -225,6 +216,30 @@ class Trainer:
             row["val_robust_accuracy"] = round(accuracy(model, attacked, self.val[1]), 4)
             if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history):
                 run.best = {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def finetune(
+    model: nn.Module,
+    setting: FineTuneSettings,
+    data: Data,
+    seed: int,
+    after_step: Callable[[nn.Module], None] = lambda model: None,
+) -> History:
+    """Train `model` in place on the images of `data`; the last epoch is kept.
+
+    seed: of this training, in place of that of `data`. after_step: called after every step, to hold
+    what must not change. Returns the history, one row per epoch.
+    """
+    return Trainer(
+        model,
+        ((data.images * 255).round().to(torch.uint8), data.labels),
+        None,
+        data.train.model_copy(update={"lr": setting.lr}),
+        RecipeSettings(**setting.model_dump(exclude={"lr"})),
+        seed,
+        data.state,
+        after_step=after_step,
+    ).run()
 
 
 def augment(

@@ -14,7 +14,6 @@ from advprune.evaluate.corruptions import (
     Shares,
     SharesComparison,
     compare_shares,
-    corrupt,
     shares,
 )
 from advprune.evaluate.measures import clean_accuracy
@@ -50,13 +49,6 @@ def corruptions(run: Run) -> Iterator[Part]:
         by_kind(run, records, kinds),
         folded=True,
     )
-    if run.profile.show_images:
-        grid = ("severity", "corruption")
-        yield Part(
-            "Corruptions of the first test image",
-            chart=Chart("corrupted", "images", pictures(run, kinds), *grid, value="pixels"),
-            folded=True,
-        )
 
 
 def records_of(run: Run) -> dict[str, pd.DataFrame]:
@@ -123,15 +115,4 @@ def by_kind(run: Run, records: dict[str, pd.DataFrame], kinds: list[str]) -> pd.
         | ranged("accuracy", own.mean)
         | (columns(tests[name, kind]) if (name, kind) in tests else {})
         for (name, kind), own in tables.items()
-    )
-
-
-def pictures(run: Run, kinds: list[str]) -> pd.DataFrame:
-    """The first test image under each corruption, severity 0 being the clean image."""
-    image, seed = run.clean_images[:1], run.params.seed
-    return pd.DataFrame(
-        {"corruption": kind.replace("_", " "), "severity": severity}
-        | {"pixels": corrupt(image, kind, severity, seed)[0]}
-        for kind in kinds
-        for severity in (0, *SEVERITIES)
     )

@@ -14,17 +14,19 @@ from advprune.report.section import Part, section
 @section("Convergence", order=45)
 def curves(run: Run) -> Iterator[Part]:
     """One figure for each group of models."""
-    for group, models in run.groups.items():
-        rows = pd.DataFrame(
+    tables = {
+        group: pd.DataFrame(
             {"model": model.name, "family": model.family, "steps": float(steps)}
             | rated("accuracy", remnant_accuracy(records))
             for model in models
             for steps, records in sorted(by(model.attack("curve_steps"), "steps").items())
         )
-        axes = ("steps", "accuracy", "model")
-        yield Part(
-            f"Accuracy over attack steps, {group}",
-            f"If a curve still falls at its end, {run.main} has not converged.",
-            chart=Chart(f"steps-{group}", "line", rows, *axes, interval=True, ordered=True),
-            folded=True,
-        )
+        for group, models in run.groups.items()
+    }
+    if any(map(len, tables.values())):
+        said = "If a curve still falls at its end, the main attack has not converged."
+        yield Part("Convergence", said)
+    axes = ("steps", "accuracy", "model")
+    for group, rows in tables.items():
+        chart = Chart(f"steps-{group}", "line", rows, *axes, interval=True, ordered=True)
+        yield Part(f"Accuracy over attack steps, {group}", chart=chart, folded=True)

@@ -8,21 +8,21 @@ import pandas as pd
 from advprune.evaluate.robust import ROUNDING
 from advprune.evaluate.statistics import rate
 from advprune.report.chart import Chart
-from advprune.report.compared import against_dense, columns, explained
+from advprune.report.compared import against_dense, explained, finite
 from advprune.report.formats import bounds
 from advprune.report.results import rated, results
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
 POINTS = 33  # budgets of a security curve, from 0 to twice the main attack's
-OWN = ("model", "median_distance", *bounds("median_distance"), "area_accuracy")
-AGAINST = (
-    *("median_distance:of dense", "distance_difference", *bounds("distance_difference")),
-    *("p", "outcome", "detectable_distance"),
+COLUMNS = (
+    *("model", "robust_difference", *bounds("robust_difference"), "robust_detectable"),
+    *("p_against_dense", "distance_difference", *bounds("distance_difference")),
+    *("detectable_distance", "p_distance", "area_accuracy"),
 )
 
 
-@section("Distances", order=15)
+@section("Against the dense network", order=15)
 def distances(run: Run) -> Iterator[Part]:
     """Every model against its dense network, and accuracy over the budget."""
     if not run.models:
@@ -30,11 +30,13 @@ def distances(run: Run) -> Iterator[Part]:
     norm = run.main_attack.norm
     measured = f"{norm}, in grey levels" if norm == "Linf" else f"{norm}, of pixels in [0, 1]"
     yield Part(
-        "Distances",
-        f"The smallest change of an image found that fools the model ({measured}): median with "
-        "95 % bootstrap interval, and the difference from the dense network, image by image "
-        "(Hodges–Lehmann, Wilcoxon's signed-rank test). "
-        f"{explained('all models of a dense network')}",
+        "Against the dense network",
+        "Robust accuracy and distance minus those of the dense network on the same images "
+        "(McNemar's test; Hodges–Lehmann estimate and Wilcoxon's test). Distance: the smallest "
+        f"change found that fools the model ({measured}). "
+        f"{explained('all models of a dense network')} Area: mean accuracy over all budgets up to "
+        "twice the main attack's. The figures show accuracy over the budget; the band is the dense "
+        "network's 95 % interval.",
         table_of(run),
     )
     for group, models in run.groups.items():
@@ -45,15 +47,10 @@ def distances(run: Run) -> Iterator[Part]:
 
 
 def table_of(run: Run) -> pd.DataFrame:
-    """One row per model, those of compressed models with the test against the dense network."""
-    rows = [
-        {"model": model.name, "median_distance:of dense": against.distance.second[0]}
-        | columns(against.distance)
-        for model, against in against_dense(run).items()
-    ]
-    tests = pd.DataFrame(rows, columns=["model", *AGAINST]).replace([-np.inf, np.inf], np.nan)
-    tests = tests.rename(columns={"outcome": "against dense"})
-    return results(run)[[*OWN]].merge(tests, how="left", on="model")
+    """One row per model, those of compressed models with the tests against the dense network."""
+    found = {m.name: finite(one.distance.detectable) for m, one in against_dense(run).items()}
+    table = results(run)
+    return table.assign(detectable_distance=table.model.map(found))[[*COLUMNS]]
 
 
 def curve(run: Run, model: Model) -> pd.DataFrame:

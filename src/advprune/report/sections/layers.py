@@ -1,14 +1,12 @@
 """Where in the network the attack acts: how far it moves each layer's feature maps."""
 
 from collections.abc import Iterator
-from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth, spread
+from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth
 from advprune.report.chart import Chart
-from advprune.report.formats import budget, with_interval
 from advprune.report.run import Model, Run
 from advprune.report.section import Part, section
 
@@ -21,51 +19,31 @@ MEASURES = {
 
 @section("Where the attack acts", order=90)
 def layers(run: Run) -> Iterator[Part]:
-    """Ranks of the first and the last layer, spread of clamped maps, curves over depth."""
+    """First and last layer of each model, and curves over depth."""
     known = [model for model in run.models if len(model.layers)]
     if not known:
         return
     yield Part(
         "First and last layer",
-        "nn-prune claims that the attack makes small changes to many neurons behind the input and "
-        "abnormally large values before the classifier. Small and many: more than half of the "
-        "units move by over a tenth of the layer's standard deviation, and the layer changes less "
-        "than the median layer does (L2 norm of the change over that of the maps). Abnormally "
-        "large: the 99.9th percentile of |value| grows more than under noise of the same size at "
-        f"random places, and more than in nine of ten layers ({run.main}, eps "
-        f"{budget(run.main_attack.eps)}, n = {min(run.n, LOOKED_AT)}).",
+        "nn-prune claims that the attack changes many neurons a little in the first layer and "
+        "makes abnormally large values in the last one before the classifier. Small and many: more "
+        "than half of the first layer's units change by over a tenth of the layer's standard "
+        "deviation, and the layer changes less than the median layer (L2 norm of the change over "
+        "that of the maps). Abnormally large: the 99.9th percentile of the last layer's absolute "
+        "values grows more than under random noise of the same size, and more than in nine of ten "
+        f"layers. Under {run.main_words}, n = {min(run.n, LOOKED_AT)}.",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
     )
     yield Part(
-        "Spread of feature maps under clamp",
-        "Standard deviation of the last stage's feature maps under attack over that on clean "
-        "images, with clamped maps and in the dense network.",
-        clamped(run),
+        "Layer by layer",
+        "Relative change: L2 norm of the change over that of the clean maps. Distance: "
+        "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
     )
     for group, models in run.groups.items():
         axes, rows = ("depth", "number", "family", "measure"), over_depth(models)
         look: dict[str, Any] = {"x_label": "layer, from the input on", "y_label": " "}
-        yield Part(
-            f"Layers, {group}",
-            "Relative change: L2 norm of the change over that of the clean maps. Distance: "
-            "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
-            chart=Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look),
-            folded=True,
-        )
-
-
-def clamped(run: Run) -> pd.DataFrame:
-    """Two rows per model with clamped feature maps: its own and its dense network's."""
-    rows = []
-    for model in (model for model in run.compressed if model.family == "clamp"):
-        for one in (model, run.dense_of(model)) if len(model.layers) else ():
-            stage, ratios = spread(one.layers)
-            if ratios:
-                row = {"model": one.name, "stage": stage, "layers": len(ratios)}
-                row |= {"layers_that_grow": sum(ratio > 1 for ratio in ratios)}
-                middle = median(ratios), min(ratios), max(ratios)
-                rows.append(row | with_interval("sigma_growth", *middle))
-    return pd.DataFrame(rows)
+        chart = Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look)
+        yield Part(f"Layers, {group}", chart=chart, folded=True)
 
 
 def over_depth(models: list[Model]) -> pd.DataFrame:

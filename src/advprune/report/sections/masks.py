@@ -14,7 +14,7 @@ from advprune.evaluate.compare import ALPHA, Comparison, at_chance
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.report.chart import Chart
 from advprune.report.compared import columns, compared, explained, jointly
-from advprune.report.formats import budget, percent
+from advprune.report.formats import percent
 from advprune.report.points import GREEDY, Point, by_family, nearest
 from advprune.report.results import accuracies, rated
 from advprune.report.run import Run
@@ -42,8 +42,8 @@ def masks(run: Run) -> Iterator[Part]:
     yield Part(
         "Accuracy over compression",
         "Compression is the number of all parameters over that of nonzero ones. White-box images "
-        f"are crafted on the model itself by {run.main} (eps {budget(run.main_attack.eps)}, n = "
-        f"{run.n}), transfer images on the uncompressed network.{padding if inert > INERT else ''}",
+        f"are crafted on the model itself by {run.main_words}, transfer images on the "
+        f"uncompressed network; n = {run.n}.{padding if inert > INERT else ''}",
         chart=Chart("compression", "line", curves(run, found), *axes, **look),
     )
     yield Part(

@@ -71,7 +71,7 @@ def settings(run: Run, name: str) -> Iterator[Setting]:
 
 
 def curves(run: Run, found: list[Setting]) -> pd.DataFrame:
-    """Accuracy under each attack and on clean images, from the dense network on: one row a mark."""
+    """Accuracy under each attack and clean, from the dense network on: one row per mark."""
     return pd.DataFrame(
         {"images": name, "setting": one.setting or one.family} | rated("accuracy", accuracy)
         for name in (*run.attacks, "clean")
@@ -100,9 +100,8 @@ def table_of(run: Run, name: str) -> pd.DataFrame:
         row |= {"clean_accuracy": measures.clean_accuracy(one.records[run.main]).value}
         for attack, table in one.records.items():
             found = rated("accuracy", measures.remnant_accuracy(table))
-            if (one, attack) in against:
-                test = against[one, attack]
-                found |= {"against_dense": test.outcome, "p": test.p}
+            own = against.get((one, attack))  # none of the dense network itself
+            found |= {"against_dense": own and own.outcome, "p": own and own.p}
             found |= {"prediction_change_rate": measures.prediction_change_rate(table).value}
             found |= {"attack_success_rate": measures.attack_success_rate(table).value}
             row |= qualified(found, attack)

@@ -12,7 +12,7 @@ from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.statistics import rate
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.chart import Chart
-from advprune.report.formats import budget, listed
+from advprune.report.formats import listed
 from advprune.report.results import accuracies, rated
 from advprune.report.run import Run
 from advprune.report.section import Part, section
@@ -25,16 +25,16 @@ def transfer(run: Run) -> Iterator[Part]:
         return
     yield Part(
         "Transfer between models",
-        f"Accuracy of each target (column) on images that {run.main} (eps "
-        f"{budget(run.main_attack.eps)}) crafted on each source (row); the diagonal is white-box.",
+        f"Accuracy of each target (column) on images crafted on each source (row) by "
+        f"{run.main_words}; the diagonal is white-box.",
         chart=Chart("transfer", "heatmap", matrix(run), "target", "source", value="accuracy"),
     )
     yield Part(
         "Transfer scenarios",
-        f"Accuracy on n = {run.n} images crafted on other networks: on dense networks and an "
-        f"attacker's own by {listed(run.transfer_attacks)} (of an attacker's, the more harmful one "
-        f"counts), on other models by {run.main}. All sources: images that do not fool the model, "
-        "whichever network they come from.",
+        f"Accuracy on n = {run.n} images crafted on other networks by {run.main}; on dense and on "
+        f"an attacker's own networks by {listed(run.transfer_attacks)}, of an attacker's the more "
+        "harmful one. All sources: images that do not fool the model, whichever network they are "
+        "from.",
         scenarios(run),
     )
 

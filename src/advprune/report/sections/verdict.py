@@ -17,20 +17,11 @@ CALIBRATION = Path("bench/verdict.json")
 @section("Verdict", order=20)
 def verdict(run: Run) -> Iterator[Part]:
     """The checks that are not passed, how often each check is passed, and all figures."""
-    rows = [
-        (
-            model.name,
-            run.verdict(model).level,
-            check.name,
-            check.outcome,
-            check.figure,
-            check.reason,
-        )
+    checks = pd.DataFrame(
+        {"model": model.name, "verdict": run.verdict(model).level} | vars(check)
         for model in run.models
         for check in run.verdict(model).checks
-    ]
-    columns = ["model", "verdict", "check", "outcome", "figure", "reason"]
-    checks = pd.DataFrame(rows, columns=columns)
+    ).rename(columns={"name": "check"})
     against = checks[checks.outcome != PASS]
     yield Part(
         "Verdict",
@@ -39,8 +30,9 @@ def verdict(run: Run) -> Iterator[Part]:
         f"suspect, a failed one makes it broken.{calibration(run.folder / CALIBRATION)}",
         against if len(against) else None,
     )
-    tally = pd.crosstab(checks.check, checks.outcome).reindex(checks.check.unique())
-    yield Part("By check", table=tally.rename_axis(columns=None).reset_index())
+    if len(against):
+        tally = pd.crosstab(checks.check, checks.outcome).reindex(checks.check.unique())
+        yield Part("By check", table=tally.rename_axis(columns=None).reset_index())
     every = checks.pivot_table("figure", "model", "check", aggfunc="; ".join, sort=False)
     every = every.rename_axis(columns=None).reset_index()
     yield Part("The figures of all checks", table=every, folded=True)
@@ -56,8 +48,7 @@ def calibration(path: Path) -> str:
         for one in (found[f"false_{name}"] for name in ("pass", "number", "alarm"))
     )
     return (
-        f" How often it errs, on models made for the purpose ({CALIBRATION}, 95 % intervals): of "
-        f"those that mislead the main attack, {passed} were called reliable, and {wrong} were with "
-        "a robust accuracy more than 5 points above the lowest known; of honest models, "
-        f"{alarmed} were not called reliable."
+        f" How often it errs, on models made to test it ({CALIBRATION}, 95 % intervals): of those "
+        f"that mislead the main attack it called {passed} reliable, {wrong} with a robust accuracy "
+        f"more than 5 points too high; of honest models it doubted {alarmed}."
     )
