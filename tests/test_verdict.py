@@ -118,25 +118,14 @@ def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
 
 
 def test_randomized_models_are_scored_by_their_mean_logits(
-    network: nn.Module, digits: Pair
+    network: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from advprune.models.stochastic import Stochastic
-
-    class Planted(Stochastic):
-        """Logits of three draws: [0, 1], [0, 1], [5, 0]: the mean says 0, two draws say 1."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.at = 0
-
-        def noisy(self, x: Tensor) -> Tensor:
-            self.at += 1
-            drawn = [[0.0, 1.0], [0.0, 1.0], [5.0, 0.0]][(self.at - 1) % 3]
-            return torch.tensor([drawn]).expand(len(x), 2)
-
-    found = answers(
-        "adv", Planted(), digits[0][:2], torch.tensor([0, 1]), Scoring(batch=2, draws=3)
-    )
+    """Logits of three draws: the mean says 0, two draws say 1. Three more choose the worst case."""
+    draws = torch.tensor([[0.0, 1.0], [0.0, 1.0], [5.0, 0.0]]).repeat(2, 1)
+    drawn = draws[:, None].expand(6, 2, 2)  # [draws, images, classes]
+    monkeypatch.setattr("advprune.evaluate.records.all_logits", lambda *_: drawn)
+    model, labels = prune("SAP", network, 1.0).model, torch.tensor([0, 1])
+    found = answers("adv", model, digits[0][:2], labels, Scoring(batch=2, draws=3))
     assert found["adv_pred"].tolist() == [0, 0]
     assert found["adv_single_pred"].tolist() == [1, 1]
     assert found["adv_wrong"] == pytest.approx([2 / 3, 1 / 3])
