@@ -114,7 +114,7 @@ def test_without_torchrun_there_is_one_process() -> None:
 def test_one_failing_process_ends_all_with_one_message(tmp_path: Path, how: str) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     # torchrun ends the others when it sees that one is gone: looking seldom, it leaves them time
-    done = torchrun(tmp_path, "--monitor-interval", "5", "failing.py", how)
+    done = torchrun(tmp_path, "--monitor-interval", "3", "failing.py", how)
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0, done.stderr
     expected = "error: only here" if how == "error" else "a process was lost"

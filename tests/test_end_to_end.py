@@ -1,6 +1,5 @@
 """The real pipeline by real DVC on real digits, at a tiny size, in a folder with spaces."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -10,14 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from workspace import ROOT, TINY, copy_pipeline, run
+from workspace import ROOT, TINY, copy_pipeline, run, stage
 
-import common
 from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.models.checkpoint import load_model
 from advprune.report.read import read_run
-from conftest import same_weights
+from conftest import Run, same_weights
 
 KEYS = {
     *("n", "clean_accuracy", "robust_accuracy", "robust_low", "robust_high", "median_distance"),
@@ -28,7 +26,6 @@ JUDGED = ["dense-standard", *(name for name in TINY["models"] if name not in ATT
 EVERY = {"prepare", "train@standard", "attack_dense@standard", "transfer", "summarize"}
 EVERY |= {f"{stage}@{name}" for stage in ("model", "attack") for name in TINY["models"]}
 EVERY |= {f"study@{name}" for name in TINY["studies"]}
-OF_E = ["attack@E-standard", "model@E-standard", "summarize", "transfer"]
 
 
 def git(folder: Path, *command: str) -> str:
@@ -176,38 +173,42 @@ def test_a_second_run_does_nothing(pipeline: tuple[Path, str]) -> None:
     assert stages_run(again) == []
 
 
-def test_a_change_to_a_family_runs_its_stages_alone(pipeline: tuple[Path, str]) -> None:
+def test_changes_from_the_command_line_run_their_stages_alone(pipeline: tuple[Path, str]) -> None:
+    """A family at another setting, a model left out and one added."""
     folder, _ = pipeline
-    said = dvc(folder, "exp", "run", "-n", "threshold", "-S", "prune.E=5e-3")
-    assert sorted(stages_run(said)) == OF_E
+    mine = "{do: prune, of: dense-standard, by: prune.clamp}"
+    changes = ("prune.E=5e-3", "~models.SAP-standard", f"+models.mine={mine}")
+    said = dvc(folder, "exp", "run", "-n", "changed", *(w for c in changes for w in ("-S", c)))
+    of_both = {
+        f"{block}@{name}" for block in ("model", "attack") for name in ("E-standard", "mine")
+    }
+    assert sorted(stages_run(said)) == sorted({*of_both, "summarize", "transfer"})
+    now = {*JUDGED, "mine"} - {"SAP-standard"}
+    assert {path.stem for path in (folder / "metrics/digits").iterdir()} == now
     dense = load_model(folder / "runs/digits/dense-standard/model.safetensors")
     weights = torch.cat([weight.detach().flatten() for weight in dense.parameters()])
     found = json.loads((folder / "metrics/digits/E-standard.json").read_text())
     assert found["sparsity"] == round(float((weights.abs() < 5e-3).double().mean()), 4)
     shown = dvc(folder, "metrics", "show", "--md")
-    assert all(f"{name}.json" in shown for name in JUDGED)
-    changed = dvc(folder, "metrics", "diff", "main", "--md")
-    assert re.search(r"E-standard.json *\| sparsity", changed)
-    assert "BNN-standard" not in changed
+    assert all(f"{name}.json" in shown for name in now)
+    diff = dvc(folder, "metrics", "diff", "main", "--md")
+    assert re.search(r"E-standard.json *\| sparsity", diff)
+    assert "BNN-standard" not in diff
 
 
-def test_models_are_left_out_and_added_from_the_command_line(pipeline: tuple[Path, str]) -> None:
-    folder, _ = pipeline
-    mine = "{do: prune, of: dense-standard, by: prune.clamp}"
-    said = dvc(folder, "exp", "run", "-S", "~models.E-standard", "-S", f"+models.mine={mine}")
-    assert sorted(stages_run(said)) == ["attack@mine", "model@mine", "summarize", "transfer"]
-    left = {*JUDGED, "mine"} - {"E-standard"}
-    assert {path.stem for path in (folder / "metrics/digits").iterdir()} == left
-
-
-def test_the_examples_in_python_run(pipeline: tuple[Path, str]) -> None:
+def test_the_examples_in_python_run(
+    pipeline: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(pipeline[0])
     pages = [ROOT / "README.md", ROOT / "docs" / "dvc.md"]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     parts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    done = run(pipeline[0], "-c", "\n".join(["import sys; sys.path.insert(0, 'src')", *parts]))
-    assert done.returncode == 0, done.stderr
-    assert "Benchmark(clean " in done.stdout and "n = 40" in done.stdout
-    assert "\n0.01\n" in done.stdout  # prune.E, as committed
+    exec("\n".join(parts), {})
+    said = capsys.readouterr().out
+    assert "Benchmark(clean " in said and "n = 40" in said
+    assert "\n0.01\n" in said  # prune.E, as committed
     named = load_model(pipeline[0] / "model.safetensors")
     assert same_weights(
         named, load_model(pipeline[0] / "runs/digits/dense-standard/model.safetensors")
@@ -226,14 +227,12 @@ def test_dvclive_shows_the_history_of_each_training(pipeline: tuple[Path, str]) 
     assert "dvclive" not in git(folder, "status", "--porcelain", "-uall")
 
 
-def test_the_closing_table_says_where_the_report_is(pipeline: tuple[Path, str]) -> None:
-    done = run(
-        *(pipeline[0], "-c"),
-        "import sys; sys.path.insert(0, 'src'); from advprune.cli import leaderboard as command;"
-        "command.leaderboard(None, False)",
-    )
-    assert done.returncode == 0, done.stderr
-    assert "reports/digits/report.html" in done.stdout.replace("\n", "")
+def test_the_closing_table_says_where_the_report_is(
+    pipeline: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.chdir(pipeline[0])
+    status, said, _ = run("leaderboard")
+    assert status == 0 and "reports/digits/report.html" in said.replace("\n", "")
 
 
 def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
@@ -257,8 +256,5 @@ def test_stage_scripts_run_without_dvc_and_give_the_same_bytes(
             done = run(Path(), f"stages/{words[0]}.py", *words[1:])
             assert done.returncode == 0, done.stderr
         else:
-            monkeypatch.setattr("sys.argv", list(words))
-            with pytest.raises(SystemExit) as ended:
-                common.script(getattr(importlib.import_module(words[0]), words[0]))
-            assert ended.value.code == 0
+            assert stage(Path(), *words) == 0
         assert Path(out).read_bytes() == before, words

@@ -1,17 +1,13 @@
 """Bad input to the stages: one line that names the fault, exit status 2, nothing half-written."""
 
-import importlib
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from workspace import change, copy_pipeline, run
-
-import common
+from workspace import change, copy_pipeline, stage
 
 WEIGHTS = "runs/digits/dense-standard/model.safetensors"
 
@@ -20,9 +16,8 @@ WEIGHTS = "runs/digits/dense-standard/model.safetensors"
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with data and a dense network."""
     folder = copy_pipeline(tmp_path_factory.mktemp("errors") / "work")
-    for stage, *name in (("prepare",), ("settings",), ("train", "dense-standard")):
-        done = run(folder, f"stages/{stage}.py", *name)
-        assert done.returncode == 0, done.stderr
+    for words in (("prepare",), ("settings",), ("train", "dense-standard")):
+        assert stage(folder, *words) == 0
     return folder
 
 
@@ -35,15 +30,12 @@ class Bench:
     def put(self, key: str, value: Any) -> None:
         change(self.folder, {key: value})
 
-    def refused(self, stage: str, *arguments: str) -> str:
+    def refused(self, *words: str) -> str:
         """The one line with which a stage refuses to work; nothing may have been written."""
-        before = self.files()
-        sys.argv = [stage, *arguments]
-        with pytest.raises(SystemExit) as ended:
-            common.script(getattr(importlib.import_module(stage), stage))
+        before, status = self.files(), stage(self.folder, *words)
         shown = self.capsys.readouterr().err.strip()
         message = shown.splitlines()[-1]
-        assert ended.value.code == 2, shown
+        assert status == 2, shown
         assert message.startswith("error: ") and "Traceback" not in shown, shown
         assert self.files() == before
         return message
@@ -74,7 +66,7 @@ def bench(
 
 
 @pytest.mark.parametrize(
-    ("stage", "arguments", "key", "value", "words"),
+    ("name", "arguments", "key", "value", "words"),
     [
         ("prune", ("E-standard",), "prune/E", -1, ["prune.E", "-1", "greater than or equal to 0"]),
         ("prune", ("my-E",), "prune/mine", {"family": "E", "threshold": -1}, ["prune.mine: thr"]),
@@ -93,12 +85,12 @@ def bench(
     ],
 )
 def test_wrong_settings(
-    bench: Bench, stage: str, arguments: tuple[str, ...], key: str, value: Any, words: list[str]
+    bench: Bench, name: str, arguments: tuple[str, ...], key: str, value: Any, words: list[str]
 ) -> None:
     bench.put("models/my-E", {"do": "prune", "of": "dense-standard", "by": "prune.mine"})
     bench.put("prune/mine", {"family": "E", "threshold": 0.5})
     bench.put(key, value)
-    message = bench.refused(stage, *arguments)
+    message = bench.refused(name, *arguments)
     assert all(word in message for word in words), message
 
 

@@ -335,7 +335,7 @@ def test_state_dicts_of_benchmarks(command: Command, tmp_path: Path) -> None:
         for what in (["audit"], ["audit", "--json"], ["evaluate", "--data=pictures"]):
             command(what[0], str(tmp_path / "theirs.pt"), *what[1:])
 
-    fuzz("state dicts", dicts(), taken, 40)
+    fuzz("state dicts", dicts(), taken, 20)
 
 
 # --- deployed files ------------------------------------------------------------------------------

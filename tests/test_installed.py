@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from workspace import ROOT, change
+from workspace import FEW_STEPS, ROOT, change
 
 from advprune import benchmark
 from advprune.core.errors import UserError
@@ -48,7 +48,7 @@ def network(classes, channels):
 TINY = {  # of the project that init writes: what takes long, and no more
     "models": {"int8-standard": {"do": "quantize", "of": "dense-standard", "by": "quantize.int8"}},
     "profiles/mine/train/epochs": 2,
-    "profiles/mine/attacks": {"square": {"queries": 3}},
+    "profiles/mine/attacks": FEW_STEPS,
     "profiles/mine/curves": {"eps": ["eps"], "steps": [1]},
 }
 # As if advprune were a command, and no extra were installed.

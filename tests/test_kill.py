@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from hostile import SECONDS
-from workspace import TINY, change, copy_pipeline, environment, run
+from workspace import TINY, change, copy_pipeline, environment, run, stage
 
 from advprune.core.files import sha256_of
 
@@ -70,13 +70,13 @@ def members(group: int) -> Iterator[int]:
 
 def break_off(process: "subprocess.Popen[bytes]", fault: str) -> None:
     """What happens to a running `dvc repro`; returns when nothing of it runs any more."""
-    group, stage = process.pid, set[int]()
+    group, running = process.pid, set[int]()
     if fault == "terminate":  # as a supervisor does, who knows of DVC alone
         process.terminate()
     elif fault == "full":  # of a stage; a full disk leaves DVC's own lock file damaged
-        while process.poll() is None and not (stage := set(members(group)) - {group}):
+        while process.poll() is None and not (running := set(members(group)) - {group}):
             time.sleep(0.01)
-        for member in stage:
+        for member in running:
             with suppress(ProcessLookupError):
                 resource.prlimit(member, resource.RLIMIT_FSIZE, (500, 500))
     else:
@@ -122,8 +122,7 @@ def test_of_two_stages_at_once_on_one_checkpoint_folder_one_is_refused(
 ) -> None:
     """The first is held where it has begun, so that the second meets it in any case."""
     folder = small(tmp_path / "work")
-    for stage in ("prepare", "settings"):
-        assert run(folder, f"stages/{stage}.py").returncode == 0
+    assert stage(folder, "prepare") == 0 and stage(folder, "settings") == 0
     train = ("stages/train.py", "dense-standard")
     first = subprocess.Popen([sys.executable, *train], cwd=folder, env=environment())
     while not list((folder / "checkpoints").glob("*.lock")):

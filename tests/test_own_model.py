@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from workspace import ROOT, TINY, change, copy_pipeline, run
+from workspace import FEW_STEPS, ROOT, TINY, change, copy_pipeline, run
 
 from advprune.core.files import sha256_of
 from advprune.core.params import load
@@ -27,11 +27,7 @@ CUT = {  # what takes long, and no more
     "surrogates": {"resnet20": {"architecture": "resnet20", "width": 2, "epochs": 1}},
     "prune": TINY["prune"],
     "profiles/mine/train": {"epochs": 3, "batch": 32, "lr": 0.1, "flip": True, "crop": 1},
-    "profiles/mine/attacks": {
-        "square": {"queries": 5},
-        "momentum": {"steps": 12},
-        "published_40": {"steps": 12},
-    },
+    "profiles/mine/attacks": {**FEW_STEPS, "published_40": {"steps": 12}},
     "profiles/mine/curves": {"eps": [0, "eps"], "steps": [1, 3]},
     "profiles/mine/flips": {"images": 8, "seeds": 2, "budget": 2, "random": 2},
 }

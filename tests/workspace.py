@@ -1,5 +1,6 @@
 """A copy of the pipeline in a folder of its own, at a size that runs in seconds."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -7,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ruamel.yaml import YAML
+
+import common
 
 ROOT = Path(__file__).parent.parent
 PARTS = (
@@ -15,6 +19,12 @@ PARTS = (
     *("bench", ".dvcignore", ".gitignore"),
 )
 FINETUNE = {"epochs": 1}
+FEW_STEPS = {
+    **{"apgd_ce": {"steps": 10, "restarts": 1}, "apgd_t": {"steps": 10, "targets": 1}},
+    **{"apgd_parent": {"steps": 10}, "apgd_both": {"steps": 10}, "apgd_wide": {"steps": 10}},
+    **{"eot_ce": {"steps": 20, "draws": 1}, "eot_margin": {"steps": 20, "draws": 1}},
+    **{"distance": {"steps": 10, "restarts": 1}, "square": {"queries": 5}},
+}
 TINY = {
     "recipes": {"standard": {"method": "standard"}},
     "prune": {
@@ -58,7 +68,7 @@ TINY = {
         "flips": {"study": "bitflip", "of": "dense-standard", "bits": 4, "variants": ["margin"]},
     },
     "profiles/digits/flips": {"images": 16, "seeds": 2, "budget": 3, "random": 2},
-    "profiles/digits/attacks": {"square": {"queries": 5}},
+    "profiles/digits/attacks": FEW_STEPS,
     "profiles/digits/protocol": {"images": 10, "draws": 3, "eps": [0, "eps"]},
     "profiles/digits/sweep_images": 30,
     "profiles/digits/data/train_limit": 200,
@@ -114,3 +124,12 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def stage(folder: Path, name: str, *arguments: str) -> Any:
+    """The exit status of `python stages/<name>.py <arguments>` in the folder, in this process."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", [name, *arguments])
+        common.script(getattr(importlib.import_module(name), name))
+    return ended.value.code
