@@ -31,11 +31,11 @@ from advprune.models.checkpoint import save_model
 from advprune.models.cifar import MAKERS
 from conftest import make_network
 
-Command = Callable[..., None]
+Command = Callable[..., Any]
 
 
 class Begun(Exception):
-    """The attacks have begun."""
+    """The attacks have begun, on these networks."""
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +58,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """`advprune`, in that folder; what it prints cannot steer a terminal."""
+    """`advprune`, in that folder, up to the networks that would be attacked; what it prints cannot
+    steer a terminal."""
 
-    def begun(*_: Any) -> None:
-        raise Begun
+    def begun(subjects: Any, *_: Any) -> None:
+        raise Begun(subjects)
 
     monkeypatch.setattr("advprune.benchmarking.measured", begun)
     monkeypatch.chdir(folder)
 
-    def run(*arguments: str) -> None:
-        printed = io.StringIO()
+    def run(*arguments: str) -> Any:
+        printed, subjects = io.StringIO(), None
         try:
             with redirect_stdout(printed):
                 app(list(arguments), prog_name="advprune", standalone_mode=False)
-        except Begun:
-            pass
+        except Begun as begun:
+            (subjects,) = begun.args
         except TyperException as error:  # of wrong options
             raise UserError(error.format_message()) from error
         except OSError as error:  # which `core.ending` shows as one line where it names a file
             assert error.filename is not None
             raise UserError(error) from error
         assert "\x1b" not in printed.getvalue()
+        return subjects
 
     return run
 
@@ -249,7 +251,7 @@ def test_names_of_the_hub(command: Command, monkeypatch: pytest.MonkeyPatch) -> 
     fuzz("hub", names | st.builds("{}@{}/{}".format, names, parts, parts), taken, 100)
 
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architecture": "test_vit",
     "num_classes": 2,
     "model_args": {"img_size": 32, "depth": 1},
@@ -276,7 +278,12 @@ def test_configurations(command: Command, tmp_path: Path, monkeypatch: pytest.Mo
         place.write_bytes(contents)
         command("evaluate", checkpoint, "--data=pictures")
 
-    taken(json.dumps(CONFIG).encode())
+    known = []
+    for mean in ([0.5] * 3, [0.4] * 3):
+        images = CONFIG["pretrained_cfg"] | {"mean": mean}
+        place.write_text(json.dumps(CONFIG | {"pretrained_cfg": images}))
+        known.append(command("evaluate", checkpoint, "--data=pictures")[0].known)
+    assert known[0] != known[1]  # what one left unfinished is not resumed as the other's
     sizes = st.sampled_from([0, 1, -1, 10**6, 10**9, 0.0, 1e-9, [10**6] * 3, "3", ["3"], [], {}])
     written = changed(CONFIG, VALUES | sizes).map(lambda value: json.dumps(value, default=str))
     fuzz("config.json", written.map(str.encode), taken, 40)

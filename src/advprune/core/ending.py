@@ -22,7 +22,7 @@ def ended(app: Callable[..., Any], name: str) -> int:
     # Looking for cycles among all that torch makes costs a second per process: half of it while it
     # is imported, half at exit. (Where Triton was imported it would complain of what is left.)
     gc.set_threshold(100_000)
-    atexit.register(lambda: "triton" in sys.modules or gc.freeze())
+    atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
     import typer
     from typer.exceptions import TyperException
 

@@ -22,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from advprune.core.device import device_of
 from advprune.core.errors import InputError, first_line
+from advprune.models.kept import differ, kept_by, unshared
 from advprune.models.stochastic import Drawn, is_randomized, states, undisturbed
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
@@ -78,9 +79,9 @@ def admitted(
         if known := model in _TRIED:
             again = [_logits(who, model, pair)]
         else:
-            kept = _kept(model)
+            kept = kept_by(model)
             again = [_logits(who, model, pair) for _ in range(REPEATS)]
-            moved = [k for k, have in _kept(model).items() if _differ(kept.get(k), have)]
+            moved = [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]
             fault = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
             refuse(who, {f"{fault}keep no state in forward": bool(moved)})
         drew |= not all(torch.equal(logits, one) for one in again)
@@ -108,31 +109,6 @@ def admitted(
 def _differing(one: torch.Tensor, other: torch.Tensor) -> int:
     """How many rows of logits differ by more than rounding."""
     return int(((one - other).abs().amax(1) > ROUNDING * (1 + one.abs().max())).sum())
-
-
-def _kept(model: nn.Module) -> dict[str, tuple[Any, int]]:
-    """What the modules of a model keep, by name: numbers, texts, lengths of lists, and tensors with
-    how often they were written to."""
-    found: dict[str, tuple[Any, int]] = {}
-    for name, part in model.named_modules():
-        for key, value in (vars(part) | part._buffers | part._parameters).items():
-            place = f"{name}.{key}".lstrip(".")
-            if isinstance(value, torch.Tensor):
-                found[place] = value, 0 if value.is_inference() else value._version
-            elif isinstance(value, int | float | str):
-                found[place] = value, 0
-            elif isinstance(value, list | dict) and not key.startswith("_"):
-                found[place] = None, len(value)
-    return found
-
-
-def _differ(one: tuple[Any, int] | None, other: tuple[Any, int]) -> bool:
-    """Whether two states of what a module keeps differ; a tensor that was made anew, with the same
-    numbers, does not."""
-    if one is None or one[0] is other[0]:
-        return one is None or one[1] != other[1]
-    tensors = torch.is_tensor(one[0]) and torch.is_tensor(other[0])
-    return not torch.equal(one[0], other[0]) if tensors else one != other
 
 
 def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor) -> bool:
@@ -320,15 +296,3 @@ def hooked(model: nn.Module) -> list[str]:
         for name, part in model.named_modules()
         if "forward" in vars(part) or any(getattr(part, hooks, None) for hooks in HOOKS)
     ]
-
-
-def unshared(model: nn.Module) -> nn.Module:
-    """The model, in place, with a module of its own behind every name, where modules that hold no
-    tensors had several: else a layer behind an activation would stand behind the first alone."""
-    seen: set[int] = set()
-    for name, part in list(model.named_modules(remove_duplicate=False))[1:]:  # the model is first
-        again = id(part) in seen and model.get_submodule(name) is part
-        if again and not (part.state_dict() or list(part.buffers())):
-            model.set_submodule(name, copy.deepcopy(part))
-        seen.add(id(part))
-    return model

@@ -118,6 +118,8 @@ def _said(error: Exception) -> str:
 
 def fit_of(path: Path) -> Fit | None:
     """How pictures become images of a file, where `advprune export` wrote that into it."""
+    if not is_file(path):
+        raise UserError(f"there is no file {path}; check the path")
     try:
         held = package("onnx").load(str(path), load_external_data=False).metadata_props
     except (OSError, ValueError, import_module("google.protobuf.message").DecodeError):

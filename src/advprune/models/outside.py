@@ -34,8 +34,9 @@ from torch.nn.modules.module import (
 from advprune.core.errors import UserError, first_line
 from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
-from advprune.models.border import admitted, unshared, weight_faults
+from advprune.models.border import admitted, weight_faults
 from advprune.models.cifar import MAKERS
+from advprune.models.kept import unshared
 from advprune.models.sizes import resized
 from advprune.models.spec import ModelSpec, Normalize
 from advprune.models.stochastic import undisturbed
