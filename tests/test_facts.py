@@ -13,12 +13,13 @@ import torch
 from workspace import change, copy_pipeline, run
 
 from advprune.cli.app import main
+from advprune.cli.evaluate import card_beside
 from advprune.cli.options import Network
 from advprune.cli.repository import Repository
 from advprune.core.attack_settings import ExtraAttack
 from advprune.core.ending import ended
 from advprune.core.errors import UserError
-from advprune.core.files import referenced
+from advprune.core.files import referenced, sha256_of
 from advprune.core.train_settings import DataSettings
 from advprune.data.sources import key_of
 from advprune.models.audit import audit
@@ -220,3 +221,13 @@ def test_a_network_that_is_larger_than_its_file_is_not_made(theirs: Path) -> Non
     save_model(small, theirs / "m.safetensors")
     with pytest.raises(UserError, match=r"the header's network has \d+ numbers, the file \d+"):
         load_model(theirs / "m.safetensors")
+
+
+@pytest.mark.parametrize("share", [None, "x", 2, -1, float("nan"), [0.5], 10**400, 0.5])
+def test_a_card_that_makes_no_sense_is_not_believed(theirs: Path, share: Any) -> None:
+    (theirs / "m.pt").write_bytes(b"m")
+    card = {"sha256": sha256_of(theirs / "m.pt"), "prune_ratio": share, "setting": 3}
+    (theirs / "m.json").write_text(json.dumps(card | {"growth": "x", "twin_agreement": "x"}))
+    found = card_beside(theirs / "m.pt")
+    assert (found["setting"], found["prune_ratio"]) == ((3, 0.5) if share == 0.5 else (None, None))
+    assert found["growth"] is None and found["twin_agreement"] is None

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hostile import TEXTS, VALUES, changed, fuzz, fuzz_bytes
@@ -393,6 +395,7 @@ def test_records(tmp_path: Path) -> None:
         "missing": lambda: table.drop(index=table.index[3]),
         "text": lambda: table.assign(adv_pred="x"),
         "NaN": lambda: table.assign(label=float("nan")),
+        "lists": lambda: table.assign(attack=[["main"]] * len(table)),
     }
     table.to_parquet(path)
     assert len(records_of(path)) == len(table)
@@ -400,6 +403,11 @@ def test_records(tmp_path: Path) -> None:
         change().to_parquet(path)
         with pytest.raises(UserError, match=r"records\.parquet .*; run `dvc repro`"):
             records_of(path)
+    meta = b'{"index_columns": ["absent"], "columns": [], "column_indexes": []}'
+    named = pa.Table.from_pandas(table).replace_schema_metadata({b"pandas": meta})
+    pq.write_table(named, path)
+    with pytest.raises(UserError, match=r"records\.parquet is damaged \('absent'\)"):
+        records_of(path)
 
 
 # --- faults --------------------------------------------------------------------------------------

@@ -168,11 +168,11 @@ def test_no_options_make_a_network_beyond_memory_and_time(
 def test_memory_that_is_not_free_is_refused(
     take: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free", lambda: 1 << 28)
-    words = r"more memory than the 0\.3 GB that are free"
+    monkeypatch.setattr(memory, "free", lambda: 1 << 27)
+    words = r"more memory than the 0\.1 GB that are free"
     with pytest.raises(UserError, match=words), memory.bounded_memory():
-        _ = [take(1 << 25) for _ in range(100)]
-    take(1 << 29)
+        _ = [take(1 << 24) for _ in range(100)]
+    take(1 << 28)
 
 
 # --- arrays --------------------------------------------------------------------------------------

@@ -173,6 +173,8 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
         (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",042c\1", RESULTS_TEXT), "contradict"),
         (re.sub(r",0636", ",f636", RESULTS_TEXT.replace(",1111000", ",0111000"), count=1), "rate"),
         (RESULTS_TEXT.replace("0.18823529411764706", "0.8"), "contradict each other"),
+        (RESULTS_TEXT.replace("0.18823529411764706", "0"), "eps no budget"),
+        (RESULTS_TEXT.replace(",40,", f",{10**400},"), "not 0 or 1 per image"),
         (RESULTS_TEXT.replace("0.18823529411764706", "8/255"), "eps of dense-standard is no num"),
         (RESULTS_TEXT.replace(",reliable", ",not run", 1), "was not run has numbers"),
         (RESULTS_TEXT.replace(",reliable", ",not run"), "models are missing"),

@@ -358,7 +358,7 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
         (lambda p: Image.new("L", (9, 8)).save(p / "x.png"), "from 8x8 to 9x8 pixels"),
         (lambda p: (p / "x.png").write_bytes(b"no picture"), "no image that can be used"),
         (lambda p: (p / "x" / "y.png").mkdir(parents=True), "above/x is a folder, in which no"),
-        (lambda p: (p.parent / "x.png").touch(), "x.png lies beside the sub-folders"),
+        (lambda p: (p.parent / "x.png").touch(), "x.png lies in no sub-folder"),
         (lambda p: (p.parent / "other").mkdir(), "'other' is none of the 2 classes"),
         (lambda p: (p.parent / "train").mkdir(), "has train/ and no test/"),
         (lambda p: shutil.rmtree(p.parent), "pictures does not exist; check --data"),

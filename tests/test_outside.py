@@ -321,7 +321,7 @@ def test_a_header_holds_options_and_no_width() -> None:
 # --- compressed ----------------------------------------------------------------------------------
 
 # Of masks a sparsity: a compression counts the classifier, in which most of these weights are.
-SETTINGS: dict[str, Any] = RANDOM | TRAINED | DRAWN | PLAIN
+SETTINGS: dict[str, Any] = PLAIN | RANDOM | DRAWN | TRAINED
 SETTINGS |= {name: {"sparsity": 0.5} for name in MASKS}
 SETTINGS["GAP_layer"] = {"sparsity": 0.5, "steps": 1, "published": True}
 BEHIND = {"clamp", "round", "SAP", "dropout", "RNA"}

@@ -37,7 +37,7 @@ def crafted(few: Pair) -> Crafted:
 
 def randomized(network: nn.Module) -> nn.Module:
     """A network with random layers."""
-    return prune("dropout", network, 0.5).model
+    return prune("dropout", network, 0.5).model.eval()
 
 
 def by_loop(target: nn.Module, pair: Pair, crafted: Crafted) -> pd.DataFrame:

@@ -41,6 +41,22 @@ def attack_class(name: str) -> Any:
     return found
 
 
+def check_attack(name: str, arguments: dict[str, Any]) -> None:
+    """UserError for an attack that torchattacks lacks, or an argument that the attack lacks."""
+    known = inspect.signature(attack_class(name)).parameters
+    takes = [key for key in known if key != "model"]
+    if unknown := sorted(set(arguments) - set(takes)):
+        raise UserError(
+            f"attack.extra: {name} takes no {unknown[0]!r}; it takes {', '.join(takes)}"
+        )
+    for key, value in arguments.items():
+        default = known[key].default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        given = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not (given and isfinite(value)):
+            raise UserError(f"attack.extra: {name}: {key} is a number (got {value!r})")
+
+
 class ZooSettings(Attack):
     """Settings of an entry of `attack.extra`: the class, and its own arguments, budget included.
 
@@ -73,24 +89,14 @@ def zoo(model: nn.Module, images: Tensor, labels: Tensor, s: ZooSettings, how: C
 
     UserError for an unknown attack or arguments that it does not take.
     """
+    check_attack(s.name, s.arguments)
     kind = attack_class(s.name)
-    known = inspect.signature(kind).parameters
-    takes = [key for key in known if key != "model"]
-    if unknown := sorted(set(s.arguments) - set(takes)):
-        raise UserError(
-            f"attack.extra: {s.name} takes no {unknown[0]!r}; it takes {', '.join(takes)}"
-        )
-    for key, value in s.arguments.items():
-        default = known[key].default
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        given = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and not (given and isfinite(value)):
-            raise UserError(f"attack.extra: {s.name}: {key} is a number (got {value!r})")
 
     def run(item: tuple[int, Tensor]) -> Tensor:
         index, rows = item
         torch.manual_seed(how.seed + index)
-        seeded = {"seed": how.seed + index} if "seed" in known else {}
+        takes_seed = "seed" in inspect.signature(kind).parameters
+        seeded = {"seed": how.seed + index} if takes_seed else {}
         attack = kind(at.quick, **seeded | s.arguments)
         with torch.enable_grad():
             found = attack(images[rows].to(at.device), labels[rows].to(at.device))

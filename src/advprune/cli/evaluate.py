@@ -192,14 +192,17 @@ LOADERS = {".onnx": read_onnx}
 
 
 def card_beside(path: Path) -> dict[str, Any]:
-    """What only the card beside a checkpoint says, if its sha256 is that of the file."""
+    """How a checkpoint was compressed, as the card beside it says, if its sha256 is that of
+    the file."""
     from advprune.core.files import read_json, sha256_of
     from advprune.models.card import NO_FACTS
 
+    facts = NO_FACTS | {"prune_ratio": None}
     try:
         card = read_json(path.with_suffix(".json"))
-        if card["sha256"] == sha256_of(path):
-            return {key: card[key] for key in NO_FACTS}
-    except (UserError, KeyError, TypeError):
+        share = float(card["prune_ratio"])
+        if card["sha256"] == sha256_of(path) and 0 <= share <= 1:
+            facts |= {"setting": card["setting"], "prune_ratio": share}
+    except (UserError, KeyError, TypeError, ValueError, OverflowError):
         pass  # a checkpoint from elsewhere has none
-    return NO_FACTS | {"prune_ratio": None}
+    return facts

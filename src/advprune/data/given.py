@@ -94,7 +94,7 @@ def _listed(
     kinds = [p.name for p in shown if p.is_dir()]
     for name in (p.name for p in shown if p.name not in kinds):
         if name.lower().endswith(SUFFIXES) or is_other(name):
-            raise UserError(f"{top}: {name} lies beside the sub-folders; put it into that of a class")
+            raise UserError(f"{top}: {name} lies in no sub-folder; put it into that of its class")
     check_names(top, {(kind,) for kind in kinds})
     names = tuple(classes) or tuple(kinds)
     if unknown := [kind for kind in kinds if kind not in names]:

@@ -8,6 +8,8 @@ et al. (On Evaluating Adversarial Robustness, 2019, section 5). Each yields reco
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import nan
+from typing import Any
 
 import pandas as pd
 import torch
@@ -122,9 +124,9 @@ def probes(
     it = Probe(model, images, labels, main, work)
     answers = {name: typed(name, setting) for name, setting in by_answers(main).items()}
     if is_blackbox(model):
-        jobs = {name: partial(it.attacked, name, s, everything) for name, s in answers.items()}
-        return pd.concat(it.made(jobs), ignore_index=True)
-    jobs = {
+        asked = {name: partial(it.attacked, name, s, everything) for name, s in answers.items()}
+        return pd.concat(it.made(asked), ignore_index=True)
+    jobs: dict[str, Callable[[], pd.DataFrame]] = {
         "probe_gradient": it.gradient,
         "probe_noise": it.noise,
         "probe_single": partial(it.attacked, "probe_single", single_step(main), everything),
@@ -191,7 +193,7 @@ class Probe:
         cost, seed = Cost(), salted(self.work.seed, "probe_honesty")
         pair = self.images[:HONESTY_IMAGES], self.labels[:HONESTY_IMAGES]
         errors = slope_errors(self.model, pair, self.main, seed, cost)
-        found = {"slope_error": float("nan"), "declared": declares_rule(self.model)}
+        found: dict[str, Any] = {"slope_error": nan, "declared": declares_rule(self.model)}
         found |= {name: values.numpy() for name, values in errors.items()}
         return self._unattacked("probe_honesty", cost, HONESTY_IMAGES).assign(**found)
 

@@ -58,12 +58,10 @@ def stored_bits_of(model: nn.Module) -> int:
 
 @torch.no_grad()
 def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates that one image `[C, H, W]` costs in convolutions and linear layers.
-
-    An output value costs as many as a filter has weights. Zeros count: a mask saves nothing here, a
-    smaller layer does. Biases, batch-norm and additions of shortcuts do not count. Of attention
-    (nn.MultiheadAttention) what maps its input and output counts; other weights that a network
-    reads without calling a layer do not.
+    """Multiply-accumulates that one image `[C, H, W]` costs in convolutions and linear layers: an
+    output value as many as a filter has weights, zeros too. Biases, batch-norm and shortcuts do not
+    count; of attention (nn.MultiheadAttention) what maps its input and output does, and no other
+    weights that a network reads without calling a layer.
     """
     counts: list[int] = []
 

@@ -45,16 +45,11 @@ def kernel_products(
 ) -> torch.Tensor:
     """`Theta(clean, crafted) v` for each of the vectors `[P, M, O]`: `[P, N, O]`.
 
-    Where v is the gradient of a loss by the outputs at the crafted images, it is how fast a step
-    against it moves the outputs at the clean ones (up to the sign).
-
-    Memory, in numbers, with n parameters, A activations an image (of all layers, a number each time
-    that one is read), N clean and M crafted images: about `P n + (1 + P) (N + M) A`, some three
-    times that where a gradient is taken. Jacobians would take `(N + M) O n`. For many vectors call
-    it for a few at a time.
-
-    UserError, with torch's words, where an operation of the network has no forward derivative or
-    cannot be mapped over vectors.
+    With v the gradient of a loss by the outputs at the crafted images: how fast a step against it
+    moves the outputs at the clean ones (up to the sign). It takes about `P n + (1 + P) (N + M) A`
+    numbers, n parameters and A activations an image, and three times that where a gradient is taken
+    (Jacobians: `(N + M) O n`): give many vectors a few at a time. UserError, with torch's words,
+    where an operation has no forward derivative or cannot be mapped over vectors.
     """
     parameters = trainable(model)
 

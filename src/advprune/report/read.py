@@ -121,6 +121,8 @@ def _checked(table: pd.DataFrame, path: Path, columns: Iterable[str]) -> pd.Data
     for column in columns:
         if column not in table:
             raise UserError(f"{path} has no column {column}; run `dvc repro`")
+        if column in TEXT and table[column].map(pd.api.types.is_list_like).any():
+            raise UserError(f"{path} holds what is no text in column {column}; run `dvc repro`")
         numeric = column in TEXT or pd.api.types.is_numeric_dtype(table[column])
         if not numeric or (column in NEEDED and table[column].isna().any()):
             raise UserError(f"{path} holds what is no number in column {column}; run `dvc repro`")
@@ -132,5 +134,5 @@ def _frame(path: Path) -> pd.DataFrame:
         raise UserError(f"there is no {path}; run `dvc repro`")
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:  # of its columns and metadata
         raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error

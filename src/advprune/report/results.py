@@ -141,7 +141,8 @@ def read_results(text: str, where: str) -> pd.DataFrame:
     if table.model.isna().any() or table.model.duplicated().any() or not is_run.any():
         raise damaged("models are missing or named twice")
     for column in NUMBERS:
-        table[column] = pd.to_numeric(table[column], errors="coerce")
+        # As text: a number of 400 digits is too large for to_numeric.
+        table[column] = pd.to_numeric(table[column].astype(str), errors="coerce")
         if len(wrong := table.model[is_run & table[column].isna()]):
             raise damaged(f"{column} of {wrong.iloc[0]} is no number")
     if table[~is_run].drop(columns=["model", "verdict"]).notna().any(axis=None):
@@ -152,8 +153,8 @@ def read_results(text: str, where: str) -> pd.DataFrame:
             raise damaged(f"outcomes of {model} are not 0 or 1 per image")
         if len(digits := str(row["image_distances"])) != 4 * n or not set(digits) <= HEX:
             raise damaged(f"{model} lacks a distance for each image")
-        if not 0 <= row["clean_accuracy"] <= 1:
-            raise damaged(f"clean_accuracy of {model} is no rate")
+        if not 0 <= row["clean_accuracy"] <= 1 or not row["eps"] > 0:
+            raise damaged(f"clean_accuracy of {model} is no rate, or eps no budget")
         if not abs(hits.count("1") / n - row["robust_accuracy"]) <= 1e-6:
             raise damaged(f"{model} has another rate than its outcomes")
         # An image is robust where the smallest change that fools it is beyond the budget.

@@ -107,6 +107,14 @@ def images_at_most(params: Params, wanted: int | None = None) -> int | None:
     return min(known, default=None)
 
 
+def images_needed(images: int | None, least: Callable[[int], float], effect: float) -> int | None:
+    """How many test images show an effect, by `least`, the smallest that n show; None where it is
+    not known how many there are, or they are enough."""
+    if images is None or least(images) <= effect:
+        return None
+    return smallest(lambda n: least(n) <= effect)
+
+
 def settings_of(params: Params, name: str) -> Any:
     """The typed settings of an entry of `studies`, with those of the families in it checked.
     UserError names the key, the value and the range."""

@@ -31,7 +31,7 @@ from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning import prune
-from advprune.studies.base import Given, Tables, finished, images_at_most, smallest, study
+from advprune.studies.base import Given, Tables, finished, images_at_most, images_needed, study
 from advprune.training.inputs import Pair
 
 SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
@@ -78,12 +78,10 @@ def underpowered(params: Params, typed: dict[str, MemberSettings]) -> Iterator[s
     )
     chosen = params.active().protocol
     tests, images = sum(eps > 0 for eps in chosen.eps), images_at_most(params, chosen.images)
-
-    def least(images: int) -> float:
-        return smallest_difference(0, images, ALPHA / tests)
-
-    if is_compared and tests and images is not None and least(images) > SAP_GAIN:
-        enough = smallest(lambda n: least(n) <= SAP_GAIN)
+    if not (is_compared and tests):
+        return
+    least = partial(smallest_difference, 0, alpha=ALPHA / tests)
+    if enough := images_needed(images, least, SAP_GAIN):
         yield (
             f"protocol.images: {images} images at {tests} budgets cannot show the published gain "
             f"of {100 * SAP_GAIN:.1f} points (McNemar, Holm, 80 % power); {enough} images can, or "

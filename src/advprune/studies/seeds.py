@@ -24,7 +24,7 @@ from advprune.evaluate.means import smallest_mean_difference
 from advprune.evaluate.statistics import ALPHA
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
-from advprune.studies.base import Given, Tables, attacked, images_at_most, smallest, study
+from advprune.studies.base import Given, Tables, attacked, images_at_most, images_needed, study
 from advprune.training.binary import binary_spec, train_binary
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train, spec_for
@@ -77,14 +77,12 @@ def underpowered(params: Params, typed: dict[str, SeedsSettings]) -> Iterator[st
     images = images_at_most(params)
     for name, settings in typed.items():
         points = len(settings.points)
-        if points and settings.seeds < 2:
+        if not points:
+            continue
+        if settings.seeds < 2:
             yield f"studies.{name}.seeds: points are compared over 2 seeds at least (got 1)"
-
-        def least(images: int, alpha: float = ALPHA / max(points, 1)) -> float:
-            return smallest_mean_difference(images, alpha)
-
-        if points and images is not None and least(images) > EFFECT:
-            enough = smallest(lambda n: least(n) <= EFFECT)
+        least = partial(smallest_mean_difference, alpha=ALPHA / points)
+        if enough := images_needed(images, least, EFFECT):
             yield (
                 f"studies.{name}: {images} test images cannot show a difference of "
                 f"{100 * EFFECT:.0f} points for {points} points (Holm, 80 % power); {enough} "

@@ -59,10 +59,9 @@ class Method:
         from `generator`, on its device. The model is left as it was.
 
         pgd: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (2018).
-        trades: `trades_images`. mixed: the first `share` of the batch becomes FGSM images, one step
-        of eps without a random start (Goodfellow et al., 2015). So do Dhillon et al., Stochastic
-        Activation Pruning (2018), 20 % at lambda = 2, but with the previous epoch's model. Batches
-        are shuffled, so the first images are any.
+        trades: `trades_images`. mixed: the first `share` of the batch, which is shuffled, becomes
+        FGSM images, one step of eps without a random start (Goodfellow et al., 2015). So do Dhillon
+        et al. (SAP, 2018) with 20 % at lambda = 2, but by the previous epoch's model.
         """
         if self.recipe.method == "pgd":
             return pgd_images(model, x, y, self.inner, generator)

@@ -22,23 +22,22 @@ COLUMNS = (
 )
 
 
-@section("Against the dense network", order=15)
+@section("Distances", order=15)
 def distances(run: Run) -> Iterator[Part]:
     """Every model against its dense network, and accuracy over the budget."""
-    if not run.models:
-        return
     norm = run.main_attack.norm
     measured = f"{norm}, in grey levels" if norm == "Linf" else f"{norm}, of pixels in [0, 1]"
-    yield Part(
-        "Against the dense network",
-        "Robust accuracy and distance minus those of the dense network on the same images "
-        "(McNemar's test; Hodges–Lehmann estimate and Wilcoxon's test). Distance: the smallest "
-        f"change found that fools the model ({measured}). "
-        f"{explained('all models of a dense network')} Area: mean accuracy over all budgets up to "
-        "twice the main attack's. The figures show accuracy over the budget; the band is the dense "
-        "network's 95 % interval.",
-        table_of(run),
-    )
+    if run.compressed:
+        yield Part(
+            "Against the dense network",
+            "Robust accuracy and distance minus those of the dense network on the same images "
+            "(McNemar's test; Hodges–Lehmann estimate and Wilcoxon's test). Distance: the smallest "
+            f"change found that fools the model ({measured}). "
+            f"{explained('all models of a dense network')} Area: mean accuracy over all budgets up "
+            "to twice the main attack's. The figures show accuracy over the budget; the band is "
+            "the dense network's 95 % interval.",
+            table_of(run),
+        )
     for group, models in run.groups.items():
         data = pd.concat([curve(run, model) for model in models], ignore_index=True)
         axes = ("eps_axis", "accuracy", "model")
