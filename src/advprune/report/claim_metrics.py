@@ -169,9 +169,7 @@ def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
     for models in known:
         if claim.model in models:
             if claim.control not in models:
-                is_absent = any(one.name == claim.control for one in run.absent)
-                outcome = NOT_RUN if is_absent else NOT_HERE
-                raise Missing(outcome, f"control missing: {claim.control}")
+                raise Missing(NOT_RUN, f"{claim.control}, its control, is not part of this run")
             return models[claim.model], models[claim.control]
     raise Missing(NOT_RUN, f"{claim.model} is not part of this run")
 
