@@ -10,7 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from advprune.attacks.registry import typed
@@ -47,6 +47,12 @@ class Point(Settings):
         """The settings of a binary network, trained from scratch; None for a family."""
         return BinarySettings.model_validate(self.setting or {}) if self.family == BINARY else None
 
+    @model_validator(mode="after")
+    def _binary_as_it_is(self) -> "Point":
+        if self.binary and self.binary.channels != "base":
+            raise ValueError("setting.channels: over seeds they are the profile's")
+        return self
+
 
 class SeedsSettings(Settings):
     """seeds: how many, from the run's seed on. attacks: of the profile, besides the main one."""
@@ -57,12 +63,9 @@ class SeedsSettings(Settings):
 
     @field_validator("points")
     @classmethod
-    def _can_be_made(cls, points: dict[str, Point]) -> dict[str, Point]:
+    def _the_uncompressed_has_its_name(cls, points: dict[str, Point]) -> dict[str, Point]:
         if DENSE in points:
             raise ValueError(f"the name {DENSE!r} is taken by the uncompressed network")
-        for name, point in points.items():
-            if point.binary and point.binary.channels != "base":
-                raise ValueError(f"{name}.setting.channels: over seeds they are the profile's")
         return points
 
     def families(self) -> Iterator[tuple[str, str, Any]]:
