@@ -65,26 +65,27 @@ def test_figures_of_ours_are_those_of_the_committed_results(page: Path) -> None:
     assert filled(text, blocks_of(ROOT)[page]) == text
 
 
-def test_the_sentence_on_width_16_is_what_its_results_say() -> None:
-    """Width, images and number of models; that nothing protects and what GAP resists."""
+def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
+    """Width, images, number of models; what protects, what GAP resists, what costs robustness."""
     place = ROOT / "reports" / "cifar10-small"
     table = read_results((place / "results.csv").read_text(encoding="utf-8"), "it")
     run = table[table.verdict != NOT_RUN].set_index("model")
-    said = re.search(r"width (\d+), ([\d,]+)\s+test images(?:, the first (\w+) models)?", README)
-    assert said is not None
-    width, n, first = said.groups()
-    assert load(place / "params.yaml").active().model.width == int(width)
-    assert set(run.n) == {int(n.replace(",", ""))}
-    numbers = ["seven", "eight", "nine", "ten", "eleven", "twelve"]
-    assert len(run) == (7 + numbers.index(first) if first else len(table))
-    standard = run[(run.recipe == "standard") & (run.parent != run.index)]
-    if "no\ncompression here protects" in README:
-        assert not standard.against_dense.str.startswith("higher").any()
-        assert standard.robust_accuracy_high.max() < 0.01
-    if "GAP resists only images" in README:
-        is_gap = standard.family.str.startswith("GAP")
-        others = standard.transfer_accuracy_high[~is_gap & (standard.sparsity < 0.5)]
-        assert standard.transfer_accuracy_low[is_gap].min() > others.max()
+    text = " ".join(README.split())
+    assert load(place / "params.yaml").active().model.width == 16
+    assert set(run.n) == {1000} and len(run) == 15
+    assert "ResNet18 of width 16, 1,000 test images, fifteen models of" in text
+    made = run[run.parent != run.index].set_index("family", append=True).reset_index("model")
+    standard, robust = (made[made.recipe == recipe] for recipe in ("standard", "robust"))
+    assert "without adversarial training no compression here protects" in text
+    assert not standard.against_dense.str.startswith("higher").any()
+    assert standard.robust_accuracy_high.max() < 0.01
+    assert "GAP resists only images that were made for the dense network" in text
+    others = standard[~standard.model.str.startswith("GAP")].transfer_accuracy_high
+    assert standard.transfer_accuracy_low["GAP_layer"] > others.max()
+    assert "E and R change nothing measurable, 8 bits cost one point, S and clamping seven" in text
+    assert robust.against_dense[["E", "R"]].str.startswith("equivalent").all()
+    assert robust.robust_difference["int8"] == pytest.approx(-0.01, abs=0.005)
+    assert robust.robust_difference[["S", "clamp"]].between(-0.115, -0.065).all()
 
 
 def test_pages_of_families_are_those_of_their_docstrings() -> None:
