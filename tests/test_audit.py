@@ -88,6 +88,12 @@ def test_a_tolerance_counts_small_numbers_and_minus_128_is_not_small(tensors: Te
         ("bn1.running_mean", float("inf"), "misfit: bn1.running_mean holds NaN or inf"),
         ("linear.bias", torch.ones(3, dtype=torch.int64), "misfit: linear.bias holds int64"),
         ("linear.bias", torch.ones(3, dtype=torch.complex64), "misfit: linear.bias holds com"),
+        ("bn1.running_var", torch.ones(2).cfloat(), "misfit: bn1.running_var holds complex"),
+        (
+            "bn1.running_var",
+            torch.full((2,), -1.0).to(torch.float8_e5m2),
+            "numbers: bn1.running_var holds",
+        ),
         ("linear.bias", torch.tensor([1e300] * 3).double(), "misfit: linear.bias holds NaN"),
         ("linear.bias", torch.ones(3).to_sparse(), "type: linear.bias is no plain tensor"),
         ("bn1.running_var", -1.0, "numbers: bn1.running_var holds negative variances"),

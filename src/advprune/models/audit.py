@@ -164,7 +164,8 @@ def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
         if bad := int((~tensor.isfinite()).sum()):
             yield f"numbers: {name} holds {bad} that are NaN or infinite"
     for name, tensor in tensors.items():
-        if name.endswith("running_var") and bool((tensor < 0).any()):
+        is_variance = name.endswith("running_var") and tensor.is_floating_point()
+        if is_variance and bool((tensor.double() < 0).any()):
             yield f"numbers: {name} holds negative variances"  # batch-norm would make NaN of them
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in tensors.items():
