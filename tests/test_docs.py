@@ -82,7 +82,7 @@ def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
     assert "GAP resists only images that were made for the dense network" in text
     others = standard[~standard.model.str.startswith("GAP")].transfer_accuracy_high
     assert standard.transfer_accuracy_low["GAP_layer"] > others.max()
-    assert "E and R change nothing measurable, 8 bits cost one point, S and clamping seven" in text
+    assert "E and R keep robust accuracy within two points; 8 bits cost one, S and clam" in text
     assert robust.against_dense[["E", "R"]].str.startswith("equivalent").all()
     assert robust.robust_difference["int8"] == pytest.approx(-0.01, abs=0.005)
     assert robust.robust_difference[["S", "clamp"]].between(-0.115, -0.065).all()
