@@ -127,10 +127,11 @@ def _kinds(annotation: Any) -> set[Any]:
     return set().union(*map(_kinds, inside)) if inside else {annotation}
 
 
-def parse(kind: type[T], value: Any, where: str) -> T:
-    """Check `value` against the settings type `kind`; UserError names key, value and range."""
+def parse(kind: type[T], value: Any, where: str, *, as_json: bool = False) -> T:
+    """Check `value`, or the text of one, against the settings type `kind`; UserError names key,
+    value and range."""
     try:
-        return kind.model_validate(value)
+        return kind.model_validate_json(value) if as_json else kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
