@@ -99,25 +99,6 @@ def test_a_saved_model_comes_back_exactly(network: nn.Module, digits: Pair, tmp_
     assert not any(module.training for module in loaded.modules())
 
 
-def test_a_file_that_is_cut_short_or_absent_is_refused(network: nn.Module, tmp_path: Path) -> None:
-    save_model(network, path := tmp_path / "model.safetensors")
-    content = path.read_bytes()
-    for length in (0, 5, 100, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"model.safetensors is damaged"):
-            load_model(path)
-    with pytest.raises(UserError, match="there is no checkpoint"):
-        load_model(tmp_path / "absent.safetensors")
-
-
-def change(name: str, value: Any) -> Callable[[Tensors, dict[str, str]], None]:
-    return lambda tensors, header: tensors[name].view(-1)[:1].fill_(value)
-
-
-def rename(old: str, new: str) -> Callable[[Tensors, dict[str, str]], None]:
-    return lambda tensors, header: tensors.update({new: tensors.pop(old)})
-
-
 def say(old: str, new: str) -> Callable[[Tensors, dict[str, str]], None]:
     return lambda tensors, header: header.update(spec=header["spec"].replace(old, new))
 
@@ -125,10 +106,7 @@ def say(old: str, new: str) -> Callable[[Tensors, dict[str, str]], None]:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (rename("bn1.weight", "extra"), "missing bn1.weight; left over extra"),
         (say('"width":4', '"width":8'), "another width"),
-        (change("linear.bias", float("nan")), "linear.bias holds NaN or infinite"),
-        (change("linear.bias", float("inf")), "linear.bias holds NaN or infinite"),
         (lambda tensors, header: header.clear(), "no model spec"),
         (lambda tensors, header: header.update(spec="{"), "the model spec: Invalid JSON"),
         (say("resnet18", "vgg"), "the model spec: architecture: there is no such"),
