@@ -33,10 +33,9 @@ from advprune.report.formats import (
     texts,
     with_interval,
 )
-from advprune.report.gate import side_of
 from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
-from advprune.report.results import METRICS, results
+from advprune.report.results import METRICS, results, side_of
 from advprune.report.section import Part, sections
 from advprune.report.sections.leaderboard import leaderboard
 from advprune.report.sections.sweep import sweep, table_of
