@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.report.chart import Chart
 from advprune.report.results import rated
 from advprune.report.run import Run, by
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, section
 
 
 @section("Convergence", order=45)

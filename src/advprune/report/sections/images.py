@@ -7,10 +7,8 @@ import numpy as np
 import pandas as pd
 
 from advprune.models.checkpoint import read_tensors
-from advprune.report.chart import Chart
 from advprune.report.formats import budget
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 SHOWN = 8  # images, the first ones
 GREY = 128  # no change, in the pictures of the change

@@ -11,11 +11,9 @@ from advprune.evaluate.compare import right
 from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.statistics import rate
 from advprune.evaluate.transfer import transfer_success
-from advprune.report.chart import Chart
 from advprune.report.formats import listed
 from advprune.report.results import accuracies, rated
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 
 @section("Transfer", order=40)
