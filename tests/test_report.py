@@ -59,6 +59,11 @@ from advprune.report.write import write_metrics, write_report
         (p_value, 0.0312, "0.031"),
         (p_value, 0.25, "0.25"),
         (number, {"E": 0.01, "gate": None}, "E 0.01, gate –"),
+        (
+            number,
+            {"sparsity": 0.9, "train": {"lr": 0.1, "epochs": 3}, "more": {}},
+            "sparsity 0.9, train (lr 0.1, epochs 3), more –",
+        ),
         (number, True, "yes"),
         (number, 176258, "176,258"),
         (number, float("nan"), "–"),
@@ -91,7 +96,7 @@ def test_a_table_is_shown_without_columns_that_say_nothing() -> None:
     table = pd.DataFrame({"model": ["A", "B"], "bits": [8, 32], "ece": [None, None]})
     found = grid(table)
     assert [column.name for column in found.columns] == ["model", "bits"]
-    assert [[cell.value for cell in row] for row in found.rows] == [["A", 8.0], ["B", 32.0]]
+    assert [[value for _, value in row] for row in found.rows] == [["A", 8.0], ["B", 32.0]]
     assert str(markdown_table(table.assign(model=["a|b", "<b>"]))).count("\\|") == 1
 
 

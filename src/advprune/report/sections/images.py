@@ -24,7 +24,7 @@ def images(run: Run) -> Iterator[Part]:
             cells = cells_of(run, dense.attack(run.main), read_tensors(path)[0][run.main].numpy())
             name, axes = f"images-{dense.recipe}", ("image", "row")
             yield Part(
-                f"Under {run.main} on {dense.name}",
+                f"Under the main attack ({run.main}) on {dense.name}",
                 "Each column is an image with its predicted classes, clean → attacked. The change "
                 f"is drawn around grey: white and black are ±{budget(run.main_attack.eps)}.",
                 chart=Chart(name, "images", cells, *axes, value="pixels"),
