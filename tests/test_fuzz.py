@@ -55,9 +55,9 @@ from advprune.models.dialects import read_weights
 from advprune.models.foreign import plain
 from advprune.models.spec import spec_of
 from advprune.pruning import check_settings
-from advprune.report.gate import judge, page, side_of
+from advprune.report.gate import judge, page
 from advprune.report.read import records_of
-from advprune.report.results import read_results, results
+from advprune.report.results import read_results, results, side_of
 from advprune.rl.settings import load as rl_load
 from advprune.studies import check_studies
 from conftest import make_network
