@@ -128,8 +128,10 @@ def test_the_command_names_the_stages_that_a_claim_lacks() -> None:
     pair = {"model": "BNN_wide-standard", "control": "RA_BNN-standard"}
     flips = claim(**known | {"metric": "flips"} | pair)
     run = replace(against(3, 2), folder=ROOT)
-    copied = f"cp {SMALL} params.yaml && dvc repro"
-    assert command(run, clamp) == f"{copied} attack@E-standard attack@clamp-standard && {LAST}"
+    copied, dense = f"cp {SMALL} params.yaml && dvc repro", "attack_dense@standard"
+    assert (
+        command(run, clamp) == f"{copied} {dense} attack@E-standard attack@clamp-standard && {LAST}"
+    )
     assert command(run, masks) == f"{copied} study@seeds && {LAST}"
     points = {name: {"family": "LWM"} for name in ("HYDRA_95", "LWM_95")}
     studies: dict[str, Any] = {
@@ -141,7 +143,7 @@ def test_the_command_names_the_stages_that_a_claim_lacks() -> None:
     assert command(run, clamp) == f"dvc repro attack@clamp-standard && {LAST}"
     assert command(run, masks) == f"dvc repro study@seeds && {LAST}"
     both = "study@flips-BNN_wide study@flips-RA_BNN"  # these settings have one of them
-    assert command(run, flips) == f"{copied} {both} && {LAST}"
+    assert command(run, flips) == f"{copied} {dense} {both} && {LAST}"
     there = replace(run, absent=(Absent("transfer", "E-standard", "transfer"),))
     assert command(there, claim(**known)) == LAST
 

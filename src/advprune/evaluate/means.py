@@ -5,7 +5,7 @@ i]` is a crossed table with two random effects, as in studies of several readers
 (Gallas, One-shot estimate of MRMC variance, 2006).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import inf, sqrt
 
@@ -60,7 +60,7 @@ class MeanComparison(Compared):
     """
 
     mean: Mean
-    rates: bool = True
+    rates: bool = field(default=True, kw_only=True)
 
     @property
     def difference(self) -> float:

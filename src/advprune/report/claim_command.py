@@ -27,24 +27,26 @@ def command(run: Run, claim: Claim) -> str:
 
 
 def stages_of(params: Params, claim: Claim) -> dict[tuple[str, str], str]:
-    """The stages that record a claim's model and control, by what they add: a `model` or a `study`
-    and its name. An empty stage: the settings do not declare it."""
-    found = {}
+    """The stages that record a claim's model and control, and the dense networks that a report
+    needs, by what they add: a `model` or a `study` and its name. Empty: it is not declared."""
+    found: dict[tuple[str, str], str] = {}
     names = {claim.model, claim.control} - ({DENSE} if claim.study == "seeds" else set())
     for name in sorted(names, key=[claim.model, claim.control].index):
-        kind, stage = ("model", name), ""
+        what, stage, of = ("model", name), "", name
         if claim.study or claim.metric == "flips":
             for key, study in params.studies.items():
                 named = study.settings.get("points" if claim.study == "seeds" else "members", {})
                 flips = (study.study, study.of) == ("bitflip", name) and not claim.study
                 if flips or (study.study == claim.study and name in named):
-                    kind, stage = ("study", key), f"study@{key}"
+                    what, stage, of = ("study", key), f"study@{key}", study.of
                     break
         elif name in params.models:
             stage = f"attack@{name}"
-        elif name in params.dense():
-            stage = f"attack_dense@{name.removeprefix(f'{DENSE}-')}"
-        found[kind] = stage
+        if (stage and of in params.models) or name in params.dense():
+            root = params.root(of)
+            found["model", root] = f"attack_dense@{root.removeprefix(f'{DENSE}-')}"
+        if name not in params.dense() or what[0] == "study":
+            found[what] = stage
     return found
 
 

@@ -51,7 +51,7 @@ def worst(records: pd.DataFrame, agent: str, budget: float) -> tuple[np.ndarray,
     """The rewards `[episodes]`, by seed, under the attack of at most this budget that costs the
     agent most, and which that is; chosen for each half on the other half."""
     known = records[(records.agent == agent) & (records.budget <= budget)]
-    tried = [*known.groupby(["attack", "budget"]).groups]
+    tried = [*known[["attack", "budget"]].drop_duplicates().itertuples(index=False, name=None)]
     found = np.stack([rewards(records, agent, *one) for one in tried])  # [attacks, episodes]
     first = np.arange(found.shape[1]) % 2 == 0
     chosen = [int(found[:, half].mean(1).argmin()) for half in (~first, first)]
