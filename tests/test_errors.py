@@ -70,7 +70,7 @@ def bench(
     [
         ("prune", ("E-standard",), "prune/E", -1, ["prune.E", "-1", "greater than or equal to 0"]),
         ("prune", ("my-E",), "prune/mine", {"family": "E", "threshold": -1}, ["prune.mine: thr"]),
-        ("prune", ("odd",), "prune/E", 1, ["odd is none of", "do: prune (E-standard, SAP"]),
+        ("prune", ("odd",), "prune/E", 1, ["odd is none of", "do: prune (E-standard, GAP"]),
         ("quantize", ("E-standard",), "prune/E", 1, ["do: quantize (GAP_int8)"]),
         ("train", ("odd",), "prune/E", 1, ["do: train (dense-standard, BNN-standard, GAP_copy"]),
         ("settings", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, E, ESR, GAP"]),
