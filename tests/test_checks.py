@@ -49,6 +49,7 @@ def names(found: Verdict) -> set[str]:
 
 
 HONEST = {"eps": 0.0, "linf": 0.0, "declared": False, "slope_error": 0.0, "step_error": 0.3}
+DECLARED = {"slope_error": 1.0, "declared": True}
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,7 @@ HONEST = {"eps": 0.0, "linf": 0.0, "declared": False, "slope_error": 0.0, "step_
         (rows("probe_honesty", 40, **HONEST), "reliable", None),
         (rows("probe_honesty", 40, **HONEST | {"slope_error": 0.3}), "broken", "wrong"),
         (rows("probe_honesty", 40, **HONEST | {"step_error": 1.0}), "broken", "wrong"),
-        (
-            rows("probe_honesty", 40, **HONEST | {"slope_error": 1.0, "declared": True}),
-            *("reliable", None),
-        ),
+        (rows("probe_honesty", 40, **HONEST | DECLARED), "reliable", None),
     ],
 )
 def test_each_check_by_planted_records(
@@ -208,9 +206,7 @@ def test_the_twin_and_frozen_draws_are_checked() -> None:
 
 def test_the_worst_case_is_taken_image_by_image_within_the_budget() -> None:
     first, second = rows("main", 10), rows("other", 0)
-    second.loc[:19, ["adv_pred", "chosen_margin"]] = (
-        first.loc[:19, ["label"]].assign(m=3.0).to_numpy()
-    )
+    second.loc[:19, "adv_pred"], second.loc[:19, "chosen_margin"] = first.label[:20], 3.0
     beyond, curve = rows("large", 0, eps=0.3), rows("curve_eps", 0)
     partly = rows("few", 0).head(5)
     found = worst_case(pd.concat([first, second, beyond, curve, partly]), "main")

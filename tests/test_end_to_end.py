@@ -190,9 +190,7 @@ def test_changes_from_the_command_line_run_their_stages_alone(pipeline: tuple[Pa
     mine = "{do: prune, of: dense-standard, by: prune.clamp}"
     changes = ("prune.E=5e-3", "~models.GAP_int8", f"+models.mine={mine}")
     said = dvc(folder, "exp", "run", "-n", "changed", *(w for c in changes for w in ("-S", c)))
-    of_both = {
-        f"{block}@{name}" for block in ("model", "attack") for name in ("E-standard", "mine")
-    }
+    of_both = {f"{b}@{name}" for b in ("model", "attack") for name in ("E-standard", "mine")}
     assert sorted(stages_run(said)) == sorted({*of_both, "summarize", "transfer"})
     now = {*JUDGED, "mine"} - {"GAP_int8"}
     assert {path.stem for path in (folder / "metrics/digits").iterdir()} == now
@@ -220,10 +218,8 @@ def test_the_examples_in_python_run(
     said = capsys.readouterr().out
     assert "Benchmark(clean " in said and "n = 40" in said
     assert "\n0.01\n" in said  # prune.E, as committed
-    named = load_model(pipeline[0] / "model.safetensors")
-    assert same_weights(
-        named, load_model(pipeline[0] / "runs/digits/dense-standard/model.safetensors")
-    )
+    places = ("model.safetensors", "runs/digits/dense-standard/model.safetensors")
+    assert same_weights(*map(load_model, places))
 
 
 def test_dvclive_shows_the_history_of_each_training(pipeline: tuple[Path, str]) -> None:

@@ -42,12 +42,8 @@ class Bench:
 
     def files(self) -> set[str]:
         """All files, but for caches of Python and work that can be resumed."""
-        paths = self.folder.rglob("*")
-        return {
-            str(p)
-            for p in paths
-            if p.is_file() and not {"__pycache__", "checkpoints"} & set(p.parts)
-        }
+        paths, caches = self.folder.rglob("*"), {"__pycache__", "checkpoints"}
+        return {str(p) for p in paths if p.is_file() and not caches & set(p.parts)}
 
 
 @pytest.fixture
