@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from bits import hamming, replay
+from bits import Noisy, hamming, replay
 from torch import Tensor, nn
 
 from advprune.attacks import bitflip
@@ -18,7 +18,6 @@ from advprune.attacks.bit_search import TYPES, random_bits, random_flips, rank
 from advprune.attacks.flip_objective import LEAK
 from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import Flip, StoredModel, decode, encode, place_values, store
-from advprune.models.stochastic import Stochastic
 
 Pair = tuple[Tensor, Tensor]
 WIDTHS = (8, 4, 1)
@@ -560,11 +559,6 @@ def test_random_flips_are_uniform_over_bits() -> None:
 def test_options_that_make_no_sense_are_refused(change: dict[str, object], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         bitflip(tiny(), **({"images": tiny_images(), "budget": 1} | change))
-
-
-class Noisy(Stochastic):
-    def noisy(self, h: Tensor) -> Tensor:
-        return h + self.normal(h)
 
 
 def test_models_that_cannot_be_attacked_are_refused() -> None:

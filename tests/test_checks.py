@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from planted import planted
+from planted import rows as records
 
 from advprune.attacks.registry import follows_gradient
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
@@ -18,19 +20,9 @@ def rows(
     attack: str, kept: int | np.ndarray, n: int = 40, eps: float = 0.2, **columns: Any
 ) -> pd.DataFrame:
     """n images of 4 classes, of which the first `kept`, or those given, are right under attack."""
-    label = np.arange(n) % 4
-    right = np.arange(n) < kept if isinstance(kept, int) else kept
-    base = {
-        **{"index": range(n), "label": label, "attack": attack, "method": "pgd", "norm": "Linf"},
-        **{"eps": eps, "linf": eps, "step": 0.05, "steps": 10, "draws": 1, "breakdown": ""},
-        **{"forwards": 10.0, "gradients": 5.0, "clean_pred": label},
-        "adv_pred": np.where(right, label, (label + 1) % 4),
-        "adv_margin": np.where(right, 1.0, -1.0),
-        "chosen_margin": np.where(right, 1.0, -1.0),
-        "adv_single_pred": np.where(right, label, (label + 1) % 4),
-        "adv_wrong": np.where(right, 0.0, 1.0),
-    }
-    return pd.DataFrame(base | columns)
+    right = planted(kept, n) if isinstance(kept, int) else kept
+    known = {"step": 0.05, "forwards": 10.0, "gradients": 5.0}
+    return records(attack, right, eps=eps, clean=n, **known | columns)
 
 
 def judged(*tables: pd.DataFrame, **more: Any) -> tuple[str, set[str]]:
