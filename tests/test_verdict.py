@@ -90,7 +90,7 @@ def test_a_network_that_hides_its_gradients_is_called_out(
         assert {"transfer", "gradient-free", "estimated gradients"} <= names(found)
         by_answers = records[records.attack.isin(["probe_nes", "probe_student"])]
         left = [part.adv_pred == part.label for _, part in by_answers.groupby("attack")]
-        assert len(left) == 2 and max(float(one.mean()) for one in left) < 0.2
+        assert len(left) == 2 and max(float(one.mean()) for one in left) < 0.4
 
 
 def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
