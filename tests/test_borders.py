@@ -19,6 +19,7 @@ from torch import nn
 
 from advprune import attacks, evaluate, load_model, prune
 from advprune.attacks.apgd import APGDSettings, apgd
+from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
@@ -78,6 +79,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "score": lambda m, x, y, eps=0.1: evaluate.score(m, x, x, y),
     "bitflip": lambda m, x, y, eps=0.1: attacks.bitflip(m, x, y, budget=1),
 }
+ENTRIES = ATTACKS | {"autoattack": lambda m, x, y: autoattack(m, x, y, 0.1)}
 Logits = namedtuple("Logits", "logits")
 
 
@@ -197,13 +199,13 @@ WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
 
 @pytest.mark.parametrize(
     ("attack", "change", "words"),
-    [*(("pgd", *one) for one in WRONG), *((attack, *WRONG[0]) for attack in ATTACKS)],
+    [*(("pgd", *one) for one in WRONG), *((attack, *WRONG[0]) for attack in ENTRIES)],
 )
 def test_images_and_labels_of_another_kind_are_refused(
     attack: str, change: Callable[[Any, Any], Pair], words: str, digits: Pair
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        ATTACKS[attack](flat(), *change(*digits))
+        ENTRIES[attack](flat(), *change(*digits))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -81,12 +81,10 @@ def test_the_interval_holds_for_other_seeds_and_images(of_seeds: float, of_image
 # --- runs ----------------------------------------------------------------------------------------
 
 RAW = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SCORES = {"method": "standard", "epochs": 1}
 POINTS: dict[str, Any] = {
     "half": {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": {"epochs": 1, "lr": 0.05}}},
-    "sub": {
-        "family": "HYDRA",
-        "setting": {"sparsity": 0.25, "scores": {"method": "standard", "epochs": 1}},
-    },
+    "sub": {"family": "HYDRA", "setting": {"sparsity": 0.25, "scores": SCORES}},
     "bits": {"family": "BNN", "setting": {"epochs": 1, "lr": 0.1}},
     "ticket": {
         "family": "random_ticket",

@@ -15,8 +15,8 @@ import common
 
 ROOT = Path(__file__).parent.parent
 PARTS = (
-    *("dvc.yaml", "params.yaml", "claims.yaml", "stages", "src", "docs", "networks"),
-    *("bench", ".dvcignore", ".gitignore"),
+    *("dvc.yaml", "params.yaml", "claims.yaml", "params", "stages", "src", "docs", "networks"),
+    *("bench", "rl/gains.csv", ".dvcignore", ".gitignore"),
 )
 FINETUNE = {"epochs": 1}
 FEW_STEPS = {
@@ -30,7 +30,6 @@ TINY = {
     "prune": {
         "E": 1e-2,
         "clamp": {"sigmas": 3},
-        "SAP": 1.0,
         "GAP_layer": {"compression": 4, "finetune": FINETUNE},
     },
     "quantize": {"int8": {"bits": 8}},
@@ -39,7 +38,6 @@ TINY = {
     "substitutes": {"short": {"epochs": 1}},
     "models": {
         "E-standard": {"do": "prune", "of": "dense-standard", "by": "prune.E"},
-        "SAP-standard": {"do": "prune", "of": "dense-standard", "by": "prune.SAP"},
         "GAP_layer-standard": {"do": "prune", "of": "dense-standard", "by": "prune.GAP_layer"},
         "GAP_int8": {"do": "quantize", "of": "GAP_layer-standard", "by": "quantize.int8"},
         "BNN-standard": {"do": "train", "of": "dense-standard", "by": "binary.BNN"},
@@ -85,6 +83,7 @@ def copy_pipeline(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for part in PARTS:
         source = ROOT / part
+        (folder / part).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, folder / part, **({"ignore": skip} if source.is_dir() else {}))
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=skip)
