@@ -50,9 +50,9 @@ from advprune.models.checkpoint import (
     save_model,
     stored,
 )
-from advprune.models.dialects import read_weights
 from advprune.models.foreign import plain
 from advprune.models.spec import spec_of
+from advprune.models.tensor_file import read_weights
 from advprune.pruning import check_settings
 from advprune.report.gate import judge, page
 from advprune.report.read import records_of
@@ -119,6 +119,9 @@ def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is no plain file"):
         load(tmp_path / "pipe")
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(UserError, match="holds no settings; restore it"):
+        load(tmp_path / "params.yaml")
     with pytest.raises(UserError, match="run this in the root of the project"):
         load(tmp_path / "absent" / "params.yaml")
     for reads in (read_claims, rl_load):

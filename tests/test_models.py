@@ -1,6 +1,5 @@
 """Networks and checkpoints: sizes, exact round trips, and refusals that name the fault."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,7 @@ def test_what_is_not_the_network_of_the_header_is_refused(
         load_model(path)
 
 
-def test_foreign_weights_are_mapped_and_never_unpickled(network: nn.Module, tmp_path: Path) -> None:
+def test_foreign_weights_are_mapped(network: nn.Module, tmp_path: Path) -> None:
     """The network as somebody else would store it: other names, a prefix, a wrapping."""
     path, own = tmp_path / "theirs.pt", spec_of(network)
     theirs = {
@@ -144,22 +143,3 @@ def test_foreign_weights_are_mapped_and_never_unpickled(network: nn.Module, tmp_
     torch.save(theirs, path)
     with pytest.raises(UserError, match=r"missing linear.weight; left over head"):
         load_foreign(own, str(path), None)
-    whole = io.BytesIO()
-    torch.save(network, whole)  # a whole module: a pickle that would run code
-    for content in (whole.getvalue(), b"not a checkpoint"):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="cannot be read as a plain state dict"):
-            load_foreign(own, str(path), None)
-
-
-@pytest.mark.parametrize(
-    ("reference", "words"),
-    [
-        ("package:no_such_package/model.pt", "'no_such_package' is not installed"),
-        ("package:torch/absent.pt", r"no file 'absent.pt'"),
-        ("/nowhere/model.pt", "there is no weights file"),
-    ],
-)
-def test_a_package_or_file_that_is_not_there_is_named(reference: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        load_foreign(spec(), reference, None)
