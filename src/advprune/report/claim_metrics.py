@@ -105,7 +105,7 @@ def flips(run: Run, claim: Claim) -> Compared:
     own, other = (one for one in found if one is not None)
     many = [None if count is None else round(claim.factor * count) for count in other.bits]
     tried = tuple(round(claim.factor * count) for count in other.tried)
-    return compare_flips(own, Reached(tuple(many), tried))
+    return compare_flips(own, Reached(tuple(many), tried, other.trainings))
 
 
 @metric

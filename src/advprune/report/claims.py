@@ -19,6 +19,7 @@ from advprune.core.errors import UserError
 from advprune.core.networks import is_library
 from advprune.core.train_settings import FineTuneSettings
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, Comparison, holm
+from advprune.evaluate.faults import FlipComparison
 from advprune.evaluate.means import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
@@ -84,6 +85,8 @@ def judged(run: Run) -> list[Judged]:
 def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     """The outcome of a test that holds for all of the run; p: of what the claim asks for."""
     seeds = test.mean.seeds if isinstance(test, MeanComparison) else 1
+    if isinstance(test, FlipComparison):
+        seeds = min(test.first.trainings, test.second.trainings)
     if isinstance(test, Comparison):
         n = test.first.n
     elif isinstance(test, MeanComparison) and test.mean.images > 1:
