@@ -106,13 +106,11 @@ def model(
     budgets = (0, 16 / 255, 48 / 255, 96 / 255)
     tables += [rows("curve_eps", planted(k), eps=e) for e, k in zip(budgets, curve, strict=True)]
     tables += [rows("curve_steps", planted(k), s) for s, k in zip((1, 5, 50), steps, strict=True)]
-    transfers = {}
+    root, transfers = f"dense-{base}", {}
     if family != "dense":
         kept = dict.fromkeys(ATTACKS, carried) if isinstance(carried, int) else carried
-        transfers = {
-            (f"dense-{base}", name): elsewhere(name, planted(k), clean) for name, k in kept.items()
-        }
-    name, root = f"{family}-{base}", f"dense-{base}"
+        transfers = {(root, name): elsewhere(name, planted(k), clean) for name, k in kept.items()}
+    name = f"{family}-{base}"
     card = {"setting": setting, "prune_ratio": 0.25, "sparsity": 0.2, "bits": 32, "parameters": 9}
     card |= {"sha256": family, "twin_agreement": None}
     card |= {"nonzero": 1234, "macs": 56789, "inert": 0.0, "file_bytes": 4321, "stored_bits": 999}

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from bits import replay
+from bits import Noisy, replay
 from test_seeds import CPU, RAW, split
 from torch import nn
 
@@ -18,7 +18,6 @@ from advprune.core.params import Params
 from advprune.core.resume import Parts
 from advprune.core.settings import parse
 from advprune.evaluate.faults import START, VARIANTS, at_the_end, clean_accuracy, to_chance
-from advprune.models.stochastic import Stochastic
 from advprune.studies import Given, run_study
 from advprune.studies.bitflip import attacker_images, recorded, trained
 from conftest import make_network
@@ -165,11 +164,6 @@ def test_after_a_kill_the_bytes_are_the_same(
     assert done == [("random", 0), ("random", 1)]
     rest.to_parquet(tmp_path / "two.parquet", index=False)
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
-
-
-class Noisy(Stochastic):
-    def noisy(self, h: torch.Tensor) -> torch.Tensor:
-        return h + self.normal(h)
 
 
 def test_what_is_refused_by_name(small: nn.Module, digits: Pair, tmp_path: Path) -> None:

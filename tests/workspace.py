@@ -30,7 +30,6 @@ TINY = {
     "prune": {
         "E": 1e-2,
         "clamp": {"sigmas": 3},
-        "SAP": 1.0,
         "GAP_layer": {"compression": 4, "finetune": FINETUNE},
     },
     "quantize": {"int8": {"bits": 8}},
@@ -39,7 +38,6 @@ TINY = {
     "substitutes": {"short": {"epochs": 1}},
     "models": {
         "E-standard": {"do": "prune", "of": "dense-standard", "by": "prune.E"},
-        "SAP-standard": {"do": "prune", "of": "dense-standard", "by": "prune.SAP"},
         "GAP_layer-standard": {"do": "prune", "of": "dense-standard", "by": "prune.GAP_layer"},
         "GAP_int8": {"do": "quantize", "of": "GAP_layer-standard", "by": "quantize.int8"},
         "BNN-standard": {"do": "train", "of": "dense-standard", "by": "binary.BNN"},

@@ -182,9 +182,9 @@ class StoredModel:
             q = decode(layer.codes[where], layer.bits).to(layer.scale.dtype)
             weight[where] = q * layer.scale.expand_as(layer.codes)[where]
         elif layer.of:  # a scale: all weights that it is of
-            of = self.layers[layer.of]
-            of.scale.copy_(layer.weight())
-            weight.copy_(of.weight())
+            whole = self._of(layer)
+            whole.scale.copy_(layer.weight())
+            weight.copy_(whole.weight())
         else:
             weight[where] = layer.weight()[where]
 
@@ -193,7 +193,12 @@ class StoredModel:
         layer = self.layers[name]
         if isinstance(layer, StoredLayer) or not layer.of:
             return weight
-        return (weight * self.layers[layer.of].integers()).sum_to_size(layer.codes.shape)
+        return (weight * self._of(layer).integers()).sum_to_size(layer.codes.shape)
+
+    def _of(self, scales: StoredFloats) -> StoredLayer:
+        layer = self.layers[scales.of]
+        assert isinstance(layer, StoredLayer)
+        return layer
 
 
 def store(
@@ -220,7 +225,7 @@ def store(
         )
     copied = _frozen_copy(model)
     places = met(copied, image_shape) if image_shape else {}
-    layers: dict[str, StoredLayer | StoredFloats] = {}
+    rounded: dict[str, StoredLayer] = {}
     most = 2 ** (bits - 1) - 1
     for name, weight in _weights(copied):
         if not weight.isfinite().all():
@@ -235,11 +240,12 @@ def store(
         else:
             q = (weight / torch.where(s > 0, s, torch.ones_like(s))).round()
             q = q.clamp(-most, most)  # a scale too small for its float type may lead beyond
-        layers[name] = StoredLayer(encode(q, bits).contiguous(), s, bits, places.get(name))
-    if not layers:
+        rounded[name] = StoredLayer(encode(q, bits).contiguous(), s, bits, places.get(name))
+    if not rounded:
         raise ValueError("store: the model has no convolution or linear layer with float weights")
+    layers: dict[str, StoredLayer | StoredFloats] = {**rounded}
     if floats:
-        scales = {f"{name}.scale": (layer.scale, name) for name, layer in layers.items()}
+        scales = {f"{name}.scale": (layer.scale, name) for name, layer in rounded.items()}
         norms = [(n, m) for n, m in copied.named_modules() if isinstance(m, _BatchNorm)]
         parts = {f"{n}.{part}": (p, "") for n, m in norms for part, p in m.named_parameters()}
         for name, (numbers, of) in (parts | scales).items():

@@ -84,6 +84,10 @@ def transfer(run: Run, claim: Claim) -> Compared:
     """
     first, second = _pair(run, claim)
     name = claim.attack or run.main
+    if isinstance(first, SeededPoint):
+        if not len(first.transfer):
+            raise Missing(NOT_RUN, f"images of the dense network were not tried on {first.name}")
+        return first.against(second, "transfer", claim.counts)
     tables = [one.transferred(name, first.root) for one in (first, second)]
     if claim.matched:
         swept = run.swept

@@ -28,6 +28,7 @@ from advprune.report.claim_metrics import METRICS, NOT_HERE, Missing, falls_behi
 from advprune.report.compared import units_of
 from advprune.report.formats import kind_of, percent
 from advprune.report.run import NOT_RUN, Run
+from advprune.report.sections.seeds import points_of
 
 REPRODUCED, REFUTED = "reproduced", "refuted"
 
@@ -158,10 +159,14 @@ def _unmet(run: Run, claim: Claim) -> str:
         ours, base = (one.card["parameters"] for one in (model, run.model(needs.larger_than)))
         if ours <= base:
             return f"not larger than {needs.larger_than}: {ours:,} parameters of {base:,}"
-    if model and needs.clean_loss is not None:
-        dense, own = (
-            clean_accuracy(run.robust(m)).value or 0 for m in (run.dense_of(model), model)
-        )
+    if needs.clean_loss is not None:
+        if model:
+            both = [clean_accuracy(run.robust(m)).value or 0 for m in (run.dense_of(model), model)]
+        else:
+            points = [points_of(run, name) for name in run.studies_of("seeds")]
+            found = [(some[0], one) for some in points for one in some if one.name == claim.model]
+            both = [one.mean("clean").value for one in found[0]]
+        dense, own = both
         if dense - own > needs.clean_loss:
             return f"clean accuracy {percent(own)} %, of its parent {percent(dense)} %"
     return ""
