@@ -133,7 +133,7 @@ def test_the_command_names_the_stages_that_a_claim_lacks() -> None:
     assert (
         command(run, clamp) == f"{copied} {dense} attack@E-standard attack@clamp-standard && {LAST}"
     )
-    assert command(run, masks) == f"{copied} study@seeds && {LAST}"
+    assert command(run, masks) == f"{copied} study@masks && {LAST}"
     points = {name: {"family": "LWM"} for name in ("HYDRA_95", "LWM_95")}
     studies: dict[str, Any] = {
         "seeds": {"study": "seeds", "of": "dense-robust", "points": points},

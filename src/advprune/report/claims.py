@@ -102,8 +102,16 @@ def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
         excluded = (high if sign > 0 else -low) < claim.counts and not is_shown
     else:
         excluded = low > claim.counts or (claim.expect == "equal" and high < -claim.counts)
-    if reason := _doubt(run, claim, test):
-        outcome = NOT_HERE
+    doubt, gains = "", test.p < ALPHA and test.direction > 0
+    if test.void == AT_CHANCE or (test.void and gains and claim.expect == "higher"):
+        doubt = test.void
+    elif claim.metric in ("robust", "distance") and gains and run.has(claim.model):
+        level = run.verdict(run.model(claim.model)).level
+        doubt = "" if level == LEVELS[PASS] else f"its robust accuracy is {level}"
+    elif falls_behind(run, claim):
+        doubt = f"{claim.attack} does less harm than FGSM"
+    if doubt:
+        outcome, reason = NOT_HERE, doubt
     elif shown:
         outcome, reason = REPRODUCED, away and f"in another regime: {away}"
     elif excluded and not away:
@@ -125,20 +133,9 @@ def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     return Judged(claim, outcome, reason, test, p, n, seeds)
 
 
-def _doubt(run: Run, claim: Claim, test: Compared) -> str:
-    """Why a test says nothing: at chance, lower clean accuracy, a number that is not believed."""
-    gains = test.p < ALPHA and test.direction > 0
-    if test.void == AT_CHANCE or (test.void and gains and claim.expect == "higher"):
-        return test.void
-    if claim.metric in ("robust", "distance") and gains and run.has(str(claim.model)):
-        level = run.verdict(run.model(str(claim.model))).level
-        return "" if level == LEVELS[PASS] else f"its robust accuracy is {level}"
-    return f"{claim.attack} does less harm than FGSM" if falls_behind(run, claim) else ""
-
-
 def _unmet(run: Run, claim: Claim) -> str:
     """Which of the method's own criteria is not met; empty if none."""
-    needs, model = claim.needs, run.model(str(claim.model)) if run.has(str(claim.model)) else None
+    needs, model = claim.needs, run.model(claim.model) if run.has(claim.model) else None
     if (most := needs.kernel_distance) is not None:
         ends = []  # of the search for a ticket, by the model's card or by the mean over seeds
         if model and claim.study is None:
@@ -184,7 +181,7 @@ def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:
         found.append(f"{network}, not {' or '.join(regime.networks)}")
     own = {"width": profile.model.width if is_library(network) else regime.width}
     # Of training after its parent's, else of its parent.
-    setting = run.params.setting(str(claim.model)) if claim.study is None else None
+    setting = run.params.setting(claim.model) if claim.study is None else None
     for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
         if point := study.settings["points"].get(claim.model):
             setting = point["setting"]
