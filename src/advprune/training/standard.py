@@ -16,8 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import OneCycleLR
 
 from advprune.core import distributed
 from advprune.core.device import device_of
@@ -29,6 +27,7 @@ from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Method
 from advprune.training.inputs import Data, Pair, load_state, save_state
 from advprune.training.replay import Replayed
+from advprune.training.sgd import SGD, Group
 
 Row = dict[str, float]
 History = list[Row]  # one row per epoch
@@ -85,8 +84,8 @@ class Trainer:
         """Whether the training ends before the last epoch."""
         return False
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameters of the model with a weight decay or rate of their own, as SGD takes them."""
+    def groups(self) -> list[Group]:
+        """Parameters of the model with a weight decay or rate of their own."""
         return []
 
     @property
@@ -137,18 +136,16 @@ class Trainer:
         images, labels = (t.to(device_of(model)) for t in self.train)
         apart = {id(parameter) for group in own for parameter in group["params"]}
         rest = [p for p in model.parameters() if id(p) not in apart]
-        groups = [{"lr": settings.lr} | group for group in ({"params": rest}, *own)]
-        rates, steps = [group["lr"] for group in groups], self.epochs * self._batches(len(images))
-        decay, momentum = settings.weight_decay, settings.momentum
-        optimizer = SGD(groups, settings.lr, momentum, weight_decay=decay, nesterov=momentum > 0)
-        schedule = OneCycleLR(optimizer, rates, total_steps=max(steps, 2), cycle_momentum=False)
+        usual = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        groups = [usual | group for group in ({"params": rest}, *own)]
+        steps = max(self.epochs * self._batches(len(images)), 2)
         folded = Following.of(model) if self.method.attacks else None
         return _Run(
             network=distributed.parallel(model),
             folded=folded,
             images=images,
             labels=labels,
-            parts={"model": model, "optimizer": optimizer, "schedule": schedule},
+            parts={"model": model, "optimizer": SGD(groups, settings.momentum, steps)},
         )
 
     def _batches(self, n: int) -> int:
@@ -200,7 +197,6 @@ class Trainer:
         run.parts["optimizer"].zero_grad()
         loss.backward()
         run.parts["optimizer"].step()
-        run.parts["schedule"].step()
         distributed.agree(self.model)
         self.after_step(self.model)
         classes = y if y.ndim == 1 else y.argmax(1)
