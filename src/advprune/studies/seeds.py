@@ -128,16 +128,18 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         return given.parts.frame(name, records), given.parts.frame(f"{name}-history", history)
 
-    dense, jobs, first = {}, [], given.params.seed
-    for seed in range(first, first + settings.seeds if settings.points else first):
-        dense[seed] = cache(partial(network, given, recipe, seed))
-        jobs.append(partial(kept, DENSE, seed, dense[seed]))
+    own, jobs = given.params.seed, []
+    for seed in range(own, own + settings.seeds if settings.points else own):
+        dense = cache(partial(network, given, recipe, seed))
+        jobs.append((seed, DENSE, partial(kept, DENSE, seed, dense)))
         for name, point in settings.points.items():
-            make = partial(compressed, given, name, point, seed, dense[seed])
-            jobs.append(partial(kept, name, seed, make))
-    ahead("dense networks", [partial(kept, DENSE, seed, make) for seed, make in dense.items()])
-    ahead(f"{given.name}, networks", jobs)
-    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for job in jobs), strict=True)
+            make = partial(compressed, given, name, point, seed, dense)
+            jobs.append((seed, name, partial(kept, name, seed, make)))
+    # Points of a seed need its dense network; that of the run's seed is there before.
+    first = [job for seed, name, job in jobs if name == DENSE and seed != own]
+    ahead("dense networks", first + [job for seed, _, job in jobs if seed == own])
+    ahead(f"{given.name}, networks", [job for _, _, job in jobs])
+    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for *_, job in jobs), strict=True)
     records, histories = (pd.concat(some, ignore_index=True) for some in tables)
     return {"records": records, "history": histories}
 
