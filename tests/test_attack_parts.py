@@ -78,6 +78,8 @@ def sharing() -> nn.Module:
 class ReadTwice(nn.Module):
     """The convolution's output is read twice, so its batch-norm cannot be merged."""
 
+    __module__ = "torch.joined"  # as if its code were known
+
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
