@@ -286,6 +286,23 @@ def test_a_model_in_training_mode_is_scored_in_evaluation_mode(
     assert all(torch.equal(before[name], t) for name, t in training.state_dict().items())
 
 
+@pytest.mark.parametrize("change", [nn.Module.train, nn.utils.spectral_norm], ids=["train", "norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_longer_checks_of_a_model_are_made_once(
+    change: Callable[[nn.Module], Any], digits: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model in training mode, or of derived weights, they were made at every call: what they
+    had been made of was a copy."""
+    model, made = flat(), []
+    change(model if change is nn.Module.train else model[1])
+    monkeypatch.setattr("advprune.models.border.kept_by", lambda one: made.append(one) or {})
+    copied = admitted("it", model, digits[0])
+    assert copied is not model and len(made) == 2  # before its passes and after
+    for one in (model, copied):
+        admitted("it", one, digits[0])
+    assert len(made) == 2
+
+
 def test_images_of_0_to_255_are_no_training_data(network: nn.Module, digits: Pair) -> None:
     images, labels = digits
     for wrong in ((255 * images).to(torch.uint8), 255 * images):

@@ -48,16 +48,16 @@ from advprune.models.checkpoint import (
     fill,
     header_spec,
     load_model,
-    read_weights,
     save_model,
     stored,
 )
-from advprune.models.infer import plain
+from advprune.models.dialects import read_weights
+from advprune.models.foreign import plain
 from advprune.models.spec import spec_of
 from advprune.pruning import check_settings
-from advprune.report.gate import judge, page, side_of
+from advprune.report.gate import judge, page
 from advprune.report.read import records_of
-from advprune.report.results import read_results, results
+from advprune.report.results import read_results, results, side_of
 from advprune.rl.settings import load as rl_load
 from advprune.studies import check_studies
 from conftest import make_network
@@ -175,7 +175,7 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
         opened(path)
 
     known["layers"] *= 17
-    with pytest.raises(UserError, match=r"at layers: .*at most 16 items"):
+    with pytest.raises(UserError, match=r"the model spec: layers: .*at most 16 items"):
         taken(known)
     known["layers"] = known["layers"][:1]
     for settings in ({"fraction": 1.0, "form": "x"}, {"fraction": 0}, {"fraction": True}):

@@ -355,7 +355,7 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
     ("make", "words"),
     [
         (lambda p: (p / "x.bmp").write_bytes(b""), "x.bmp is a picture, but neither"),
-        (lambda p: Image.new("L", (9, 8)).save(p / "x.png"), "from 8x8 to 9x8 pixels"),
+        (lambda p: Image.new("L", (9, 8)).save(p / "x.png"), "is 9x8 pixels but most are 8x8"),
         (lambda p: (p / "x.png").write_bytes(b"no picture"), "no image that can be used"),
         (lambda p: (p / "x" / "y.png").mkdir(parents=True), "above/x is a folder, in which no"),
         (lambda p: (p.parent / "x.png").touch(), "x.png lies in no sub-folder"),

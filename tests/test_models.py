@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.models.checkpoint import build, load_foreign, load_model, save_model
+from advprune.models.checkpoint import build, load_model, save_model
+from advprune.models.foreign import load_foreign
 from advprune.models.inert import inert_of, met
 from advprune.models.spec import ModelSpec, sites, spec_of
 
@@ -129,11 +130,11 @@ def say(old: str, new: str) -> Callable[[Tensors, dict[str, str]], None]:
         (change("linear.bias", float("nan")), "linear.bias holds NaN or infinite"),
         (change("linear.bias", float("inf")), "linear.bias holds NaN or infinite"),
         (lambda tensors, header: header.clear(), "no model spec"),
-        (lambda tensors, header: header.update(spec="{"), "model spec is wrong"),
-        (say("resnet18", "vgg"), "model spec is wrong at architecture"),
+        (lambda tensors, header: header.update(spec="{"), "the model spec: Invalid JSON"),
+        (say("resnet18", "vgg"), "the model spec: architecture: there is no such"),
         (
             say('"quantization":null', '"inner":[2]'),
-            "model spec is wrong at inner: .* 8 blocks, not 1",
+            "the model spec: inner: .* 8 blocks, not 1",
         ),
         (say('"layers":[]', '"layers":[{"kind":"os.system"}]'), "unknown kind 'os.system'"),
     ],

@@ -19,7 +19,8 @@ from advprune.core.train_settings import ModelSettings, SurrogateSettings, Train
 from advprune.evaluate.layers import where
 from advprune.models.audit import audit
 from advprune.models.card import macs_of, stored_bits_of
-from advprune.models.checkpoint import build, load_foreign, load_model, save_model
+from advprune.models.checkpoint import build, load_model, save_model
+from advprune.models.foreign import load_foreign
 from advprune.models.inert import inert_of
 from advprune.models.outside import check_answers
 from advprune.models.resnet import initialize
@@ -187,7 +188,7 @@ def test_the_command_line_names_it(code: Path, run: Run) -> None:
         ({"architecture": "theirs:modules", "width": 4}, "has no width"),
         ({"architecture": "theirs:modules", "binary": True}, "has no binary"),
         ({"architecture": "resnet18", "width": 2, "options": {"a": 1}}, "has no options"),
-        ({"architecture": "resnet18"}, "greater than or equal to 1"),
+        ({"architecture": "resnet18"}, r"width: resnet18 takes one of at least 1 \(got 0\)"),
     ],
 )
 def test_names_and_options_are_checked(changes: dict[str, Any], words: str) -> None:

@@ -213,7 +213,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),
         ("attack/extra", [{"name": "PGD"}] * 2, ["attack.extra", "'PGD' is taken", "label"]),
         ("attack/extra", [{"name": "X", "label": "field"}], ["'field' is taken"]),
-        ("attack/extra", [{"name": "PGD", "eps": "/"}], ["attack.extra.0: eps: write a number or"]),
+        ("attack/extra", [{"name": "PGD", "eps": "/"}], ["attack.extra.0.eps: write a number or"]),
         ("attack/score_draws", 1, ["attack.score_draws", "1"]),
         ("suite/quantized", 5, ["suite.quantized", "5"]),
         ("suite/binary", ["eit"], ["suite.binary", "'eit'", "field"]),

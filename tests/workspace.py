@@ -15,8 +15,8 @@ import common
 
 ROOT = Path(__file__).parent.parent
 PARTS = (
-    *("dvc.yaml", "params.yaml", "claims.yaml", "stages", "src", "docs", "networks"),
-    *("bench", ".dvcignore", ".gitignore"),
+    *("dvc.yaml", "params.yaml", "claims.yaml", "params", "stages", "src", "docs", "networks"),
+    *("bench", "rl/gains.csv", ".dvcignore", ".gitignore"),
 )
 FINETUNE = {"epochs": 1}
 FEW_STEPS = {
@@ -83,6 +83,7 @@ def copy_pipeline(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for part in PARTS:
         source = ROOT / part
+        (folder / part).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, folder / part, **({"ignore": skip} if source.is_dir() else {}))
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=skip)

@@ -45,10 +45,12 @@ def atomic(path: Path) -> Iterator[Path]:
         else:
             temporary.replace(path)
         _flush(path.parent)
-    except Exception as error:
-        if not _of_the_disk(error):
-            raise
+    except Exception as error:  # torch and safetensors have kinds of their own of a failed write
         said = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
+        torchs = isinstance(error, RuntimeError) and ("inline_container" in said or "writ" in said)
+        others = type(error).__name__ == "SafetensorError" and "I/O" in said
+        if not (isinstance(error, OSError) or torchs or others):
+            raise
         raise UserError(
             f"cannot write {path}: {said}; "
             "check that the folder may be written to and that the disk has room"
@@ -56,16 +58,6 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-
-
-def _of_the_disk(error: Exception) -> bool:
-    """Whether an error is that of a failed write: torch and safetensors have kinds of their own."""
-    kind, said = type(error).__name__, str(error)
-    return (
-        isinstance(error, OSError)
-        or (kind == "SafetensorError" and "I/O" in said)
-        or (isinstance(error, RuntimeError) and ("inline_container" in said or "writ" in said))
-    )
 
 
 def _flush(place: Path) -> None:

@@ -57,9 +57,8 @@ def admitted(
     changes outside the model's modules (a global counter, a file) is seen only where it shows in
     the first passes, and then taken for randomness.
     """
-    given = model
-    model = _unwrapped(who, model)
-    parts = list(model.modules())
+    given, inner = model, _unwrapped(who, model)
+    model, parts = inner, list(inner.modules())
     if any(
         part.training or parametrize.is_parametrized(part) or _old_hooks(part) for part in parts
     ):
@@ -76,7 +75,7 @@ def admitted(
         pair, before = images[:2].to(device), states(device)
         logits = _logits(who, model, pair)
         drew = states(device) != before
-        if known := model in _TRIED:
+        if known := inner in _TRIED:
             again = [_logits(who, model, pair)]
         else:
             kept = kept_by(model)
@@ -97,7 +96,7 @@ def admitted(
                 mixed = _differing(whole, torch.cat(pairs)) >= FEW - 2
             fault = "the logits of an image depend on the other images of the batch, as where a "
             refuse(who, {fault + "batch-norm keeps no running statistics": mixed})
-    _TRIED.add(model)
+    _TRIED.update((inner, model))  # the copy, too: it may come back
     if labels is not None and len(labels):
         largest, classes = int(labels.max()), logits.shape[1]
         refuse(who, {f"label {largest} is none of {classes} classes": largest >= classes})

@@ -12,7 +12,7 @@ from advprune.core.errors import UserError, first_line
 from advprune.core.files import is_file
 from advprune.core.fit import Fit
 from advprune.core.memory import bounded_memory
-from advprune.core.settings import parse, yaml_of
+from advprune.core.settings import parse
 from advprune.models.spec import Normalize
 
 TYPES = {
@@ -125,7 +125,7 @@ def fit_of(path: Path) -> Fit | None:
     except (OSError, ValueError, import_module("google.protobuf.message").DecodeError):
         return None  # what is wrong with the file says onnxruntime
     said = [one.value for one in held if one.key == FIT]
-    return parse(Fit, yaml_of(said[0], str(path)), str(path)) if said else None
+    return parse(Fit, said[0], str(path), as_json=True) if said else None
 
 
 def files_of(path: Path) -> list[Path]:

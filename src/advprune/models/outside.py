@@ -16,7 +16,7 @@ import copy
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
@@ -42,10 +42,6 @@ from advprune.models.spec import ModelSpec, Normalize
 from advprune.models.stochastic import undisturbed
 
 Make = Callable[[], nn.Module]
-Rename = Callable[[str], str]
-# Put before every name by data-parallel training, by torch.compile, by modules around a network.
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 COLOUR = 3  # channels of an image that torchvision's models take
 INSIDE = "network"  # the name of the given network in what is built here
 # Of a network that is none of the user's own, and in its options.
@@ -280,27 +276,3 @@ def code_files(factory: str | None) -> list[Path]:
     library = Path(__file__).parents[1]
     own = {f for f in here if "site-packages" not in f.parts and not f.is_relative_to(library)}
     return [Path(found), *sorted(own - {Path(found)})]
-
-
-def unwrapped(name: str) -> str:
-    """A tensor's name without what wrappers of inner layers add."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
-    """From a file's names of tensors to those of an outside network's, `wanted`. Wrappers' prefixes
-    go, as many for all names as lets most of them fit."""
-
-    def renamed(count: int, inside: str, inner: bool, name: str) -> str:
-        for _ in range(count):
-            name = name.partition(".")[2] if name.startswith(PREFIXES) else name
-        return inside + (unwrapped(name) if inner else name)
-
-    ways = [
-        partial(renamed, n, inside, inner)
-        for inner in (False, True)
-        for n in range(4)
-        for inside in ("", f"{INSIDE}.")
-    ]
-    known = list(names)
-    return max(ways, key=lambda way: sum(way(name) in wanted for name in known))

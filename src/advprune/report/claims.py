@@ -22,6 +22,7 @@ from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, C
 from advprune.evaluate.means import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.report.claim_command import command
 from advprune.report.claim_metrics import METRICS, NOT_HERE, Missing, falls_behind
 from advprune.report.compared import units_of
 from advprune.report.formats import kind_of, percent
@@ -50,12 +51,10 @@ def judged(run: Run) -> list[Judged]:
     found: dict[str, Judged] = {}
     tests: dict[str, Compared] = {}
     for claim in run.claims:
-        if claim.metric is not None and claim.metric not in METRICS:
+        if claim.metric not in METRICS:
             known = ", ".join(METRICS)
             raise UserError(f"{FILE}: {claim.id}: no metric {claim.metric!r}; known: {known}")
         try:
-            if claim.metric is None:
-                raise Missing(NOT_RUN, "this pipeline does not measure it")
             test = METRICS[claim.metric](run, claim)
             if reason := _unmet(run, claim):  # nothing follows from it: it is not a test of the run
                 raise Missing(NOT_HERE, reason)
@@ -63,9 +62,7 @@ def judged(run: Run) -> list[Judged]:
         except Missing as lack:
             outcome, reason = lack.args
             if outcome == NOT_RUN:
-                needs = (claim.model, claim.control)
-                stages = dict.fromkeys(one.stage for one in run.absent if one.name in needs)
-                reason += f"; run: {' '.join(['dvc repro', *stages]) if stages else claim.run}"
+                reason += f"; run: {command(run, claim)}"
             found[claim.id] = Judged(claim, outcome, reason)
     chosen = [claim for claim in run.claims if claim.id in tests]
     asked = []  # p of the test that each claim asks for: of a difference, or of there being none
@@ -170,7 +167,8 @@ def _unmet(run: Run, claim: Claim) -> str:
 def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:
     """In what the run falls short of the regime that a refutation takes."""
     regime, profile = claim.regime, run.profile
-    network, source = profile.model.network, profile.data.source
+    network = profile.model.network
+    source = "small games" if claim.metric == "agents" else str(profile.data.source)
     if source not in regime.data:
         return [f"{source}, not {' or '.join(regime.data)}"]
     found = []

@@ -28,7 +28,8 @@ from advprune.core.train_settings import (
 )
 from advprune.data import Split, to_float
 from advprune.models.border import admitted
-from advprune.models.checkpoint import build, load_foreign
+from advprune.models.checkpoint import build
+from advprune.models.foreign import load_foreign
 from advprune.models.inert import inert_of
 from advprune.models.outside import check_answers
 from advprune.models.preprocessing import Preprocessing, for_channels, preprocessing_of

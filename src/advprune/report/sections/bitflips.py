@@ -13,12 +13,10 @@ from typing import Any
 import pandas as pd
 
 from advprune.evaluate import faults
-from advprune.evaluate.compare import AT_CHANCE, corrected
-from advprune.report.chart import Chart
-from advprune.report.compared import columns, explained
+from advprune.evaluate.compare import AT_CHANCE
+from advprune.report.compared import explained, tested
 from advprune.report.formats import percent, with_interval
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 UNTARGETED, RANDOM = "untargeted", "random"
 
@@ -109,18 +107,16 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
 
 def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
     """One row per pair; all are corrected together. times: the ratio of the means."""
-    tests = []
-    for pair in pairs:
-        guesses = any(faults.clean_accuracy(one.records) <= one.level for one in pair)
-        test = faults.compare_flips(*(one.under() for one in pair))
-        tests.append(replace(test, void=AT_CHANCE) if guesses else test)
     rows = []
-    for (entry, other), test in zip(pairs, corrected(tests), strict=True):
+    for entry, other in pairs:
+        own, theirs = entry.under(), other.under()
+        test = faults.compare_flips(own, theirs)
+        if any(faults.clean_accuracy(one.records) <= one.level for one in (entry, other)):
+            test = replace(test, void=AT_CHANCE)
         row: dict[str, Any] = {"study": entry.name, "model": entry.model, "reference": other.name}
-        row |= counts(entry.under())
-        row |= {"flips_to_chance:reference": counts(other.under())["flips_to_chance"]}
-        rows.append(row | {"times": test.ratio} | columns(test))
-    return pd.DataFrame(rows)
+        row |= counts(own) | {"flips_to_chance:reference": counts(theirs)["flips_to_chance"]}
+        rows.append((row | {"times": test.ratio}, test))
+    return pd.DataFrame(tested(rows))
 
 
 def curves(found: Sequence[Entry]) -> pd.DataFrame:

@@ -6,9 +6,7 @@ from typing import Any
 import pandas as pd
 
 from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth
-from advprune.report.chart import Chart
-from advprune.report.run import Model, Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Model, Part, Run, section
 
 MEASURES = {
     "relative_difference": "relative change",

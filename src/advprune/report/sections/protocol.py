@@ -15,12 +15,10 @@ from advprune.evaluate.compare import Comparison
 from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
 from advprune.evaluate.protocol import ProtocolModel, by_budget, pairs, worst_of
 from advprune.evaluate.statistics import rate
-from advprune.report.chart import Chart
 from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import counted, number
 from advprune.report.results import rated
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 FGSM, ITERATIVE = "fgsm", "iterative"
 WORST = "worst case"
