@@ -24,6 +24,12 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) ->
     assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/inside"):
+        write_json(tmp_path / "file" / "inside", {})
+
+
 def test_a_number_that_is_none_is_not_written_as_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "metrics.json", {"accuracy": float("nan")})
