@@ -338,7 +338,7 @@ def test_a_randomized_evaluation_resumes_with_the_same_draws(
 ) -> None:
     base = pytest.importorskip("pyautoattack.autopgd_base")
     model = Noisy(perceptron(), 0.3)  # so loud that predictions change from draw to draw
-    images, labels = own_labels(model.inner, digits[0][:24])
+    images, labels = own_labels(model.inner, digits[0][:12])
     options: dict[str, Any] = {"version": "rand", "batch": 4, "seed": 3}
     whole, counts = autoattack(model, images, labels, 0.05, **options)
     parts, calls, perturb = Parts(tmp_path, "aa", files=[]), list[int](), base.APGDAttack.perturb
