@@ -240,10 +240,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     def short(main: AttackSettings) -> dict[str, OtherAttack]:
-        sizes = {
-            "probe_nes": {"steps": 3, "samples": 8},
-            "probe_student": {"rounds": 1, "steps": 5},
-        }
+        sizes = {"probe_nes": {"steps": 3, "samples": 8}}
+        sizes |= {"probe_student": {"rounds": 1, "steps": 5}}
         made = by_answers(main).items()
         return {n: OtherAttack.model_validate(one.model_dump() | sizes[n]) for n, one in made}
 
