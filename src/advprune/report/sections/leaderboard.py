@@ -31,7 +31,7 @@ def leaderboard(run: Run) -> Iterator[Part]:
     table = table.assign(passes=table.forwards + table.gradients)
     compared = (
         " Both are compared with the dense network image by image, so that even equal medians can "
-        "differ significantly; differences and p-values are in the next section."
+        "differ significantly; differences and p-values are under “Distances”."
     )
     yield Part(
         "Leaderboard",
