@@ -30,6 +30,7 @@ from advprune.training.networks import begin
 from conftest import Run
 
 CODE = '''
+import threading
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -82,6 +83,8 @@ def broken(classes, channels, how):
                 self.again = body[0]
             if how == "lazy":
                 self.more = nn.LazyLinear(3)
+            if how == "locked":
+                self.lock = threading.Lock()
             if how == "double":
                 self.more = nn.Linear(2, 2).double()
 
@@ -224,6 +227,7 @@ def test_timms_names_are_looked_up() -> None:
         ("shared", "network.body.0.weight and network.again.weight are one tensor"),
         ("lazy", "more.weight has no shape"),
         ("double", "more.weight is float64"),
+        ("locked", "the model cannot be copied: cannot pickle"),
     ],
 )
 def test_what_breaks_the_contract_is_refused(how: str, words: str) -> None:

@@ -12,7 +12,6 @@ caller names the same one (`allowed`). The names of torchvision and timm are loo
 lists of models, and weights are never downloaded.
 """
 
-import copy
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from torch.nn.modules.module import (
 from advprune.core.errors import UserError, arisen
 from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
-from advprune.models.border import admitted, logits_of, refuse, weight_faults
+from advprune.models.border import admitted, logits_of, plain_copy, refuse, weight_faults
 from advprune.models.cifar import MAKERS
 from advprune.models.kept import unshared
 from advprune.models.sizes import resized
@@ -233,7 +232,7 @@ def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
     who, classes = f"{model.spec.architecture}, images {list(shape)}", model.spec.classes
     images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
     with undisturbed():
-        private, given = copy.deepcopy(model).cpu(), images.clone().requires_grad_()
+        private, given = plain_copy(model).cpu(), images.clone().requires_grad_()
         for how in ("in training", "in evaluation"):
             logits = logits_of(f"{who}, {how}", private.train(how == "in training"), given)
             other = f"the model returns {logits.shape[1]} classes, not {classes}"
