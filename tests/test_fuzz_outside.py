@@ -132,9 +132,8 @@ def test_names_of_classes(command: Command) -> None:
 
 
 def test_pipes_are_no_input(command: Command, tmp_path: Path) -> None:
-    pipes = {
-        kind: tmp_path / f"pipe{kind}" for kind in ("", ".npz", ".onnx", ".pt", ".safetensors")
-    }
+    kinds = ("", ".npz", ".onnx", ".pt", ".safetensors")
+    pipes = {kind: tmp_path / f"pipe{kind}" for kind in kinds}
     for place in pipes.values():
         os.mkfifo(place)
     for kind, place in pipes.items():

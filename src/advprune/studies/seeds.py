@@ -140,17 +140,19 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
         work = Work(seed, given.profile.batch, given.params.attack.score_draws)
         return craft(dense[seed]()[0].to(given.device), *given.test, attacks[names[0]], work).pixels
 
-    dense, carried, jobs, first = {}, {}, [], given.params.seed
-    for seed in range(first, first + settings.seeds if settings.points else first):
+    dense, carried, jobs, own = {}, {}, [], given.params.seed
+    for seed in range(own, own + settings.seeds if settings.points else own):
         dense[seed] = cache(partial(network, given, recipe, seed))
         carried[seed] = cache(partial(images_of, seed))
-        jobs.append(partial(kept, DENSE, seed, dense[seed]))
+        jobs.append((seed, DENSE, partial(kept, DENSE, seed, dense[seed])))
         for name, point in settings.points.items():
             make = partial(compressed, given, name, point, seed, dense[seed])
-            jobs.append(partial(kept, name, seed, make))
-    ahead("dense networks", [partial(kept, DENSE, seed, make) for seed, make in dense.items()])
-    ahead(f"{given.name}, networks", jobs)
-    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for job in jobs), strict=True)
+            jobs.append((seed, name, partial(kept, name, seed, make)))
+    # Points of a seed need its dense network; that of the run's seed is there before.
+    first = [job for seed, name, job in jobs if name == DENSE and seed != own]
+    ahead("dense networks", first + [job for seed, _, job in jobs if seed == own])
+    ahead(f"{given.name}, networks", [job for _, _, job in jobs])
+    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for *_, job in jobs), strict=True)
     records, histories = (pd.concat(some, ignore_index=True) for some in tables)
     return {"records": records, "history": histories}
 
