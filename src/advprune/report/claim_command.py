@@ -14,16 +14,18 @@ def command(run: Run, claim: Claim) -> str:
     """
     if claim.run:
         return claim.run
-    stages, absent = stages_of(run.params, claim), {(one.kind, one.name) for one in run.absent}
-    lacking = [stage for key, stage in stages.items() if key in absent]
-    if all(stages.values()) and (lacking or any(kind == "transfer" for kind, _ in absent)):
-        return _repro(lacking)
-    params = _load(run.folder / claim.params)
-    stages = stages_of(params, claim)
-    if params.profile == run.params.profile:  # what there is need not be named again
-        has = {("model", model.name) for model in run.models}
-        stages = {key: stage for key, stage in stages.items() if key not in has} or stages
-    return f"cp {claim.params} {FILE} && {_repro(list(stages.values()))}"
+    params, stages = _load(run.folder / claim.params), stages_of(run.params, claim)
+    same, absent = params.profile == run.params.profile, {(k, n) for k, n, _ in run.absent}
+    lacking = {key: stage for key, stage in stages.items() if key in absent}
+    declared = all(stages.values()) and (lacking or any(kind == "transfer" for kind, _ in absent))
+    if not declared:
+        lacking = stages = stages_of(params, claim)
+        if same:  # what there is need not be named again
+            has = {("model", model.name) for model in run.models}
+            lacking = {key: stage for key, stage in stages.items() if key not in has} or stages
+    steps = [f"cp {claim.params} {FILE}"] if same or not declared else []
+    steps += [f"dvc repro {' '.join(lacking.values())}"] if lacking else []
+    return " && ".join([*steps, "dvc repro -s transfer summarize"])
 
 
 def stages_of(params: Params, claim: Claim) -> dict[tuple[str, str], str]:
@@ -48,11 +50,6 @@ def stages_of(params: Params, claim: Claim) -> dict[tuple[str, str], str]:
         if name not in params.dense() or what[0] == "study":
             found[what] = stage
     return found
-
-
-def _repro(stages: list[str]) -> str:
-    first = f"dvc repro {' '.join(stages)} && " if stages else ""
-    return f"{first}dvc repro -s transfer summarize"
 
 
 _load = cache(load)
