@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -48,14 +49,14 @@ SIDES = ("records", "AutoAttack")
 
 
 def ours(model: nn.Module, parent: nn.Module | None, pair: Images, params: Params) -> pd.DataFrame:
-    """The records of everything; `in_suite`: of the attacks of the suite."""
+    """The records of everything."""
     profile, choice = params.active(), params.attack
     with TemporaryDirectory() as folder:
         suite = Suite(*pair, profile, choice, params.seed, Parts(Path(folder), files=[]), parent)
         records, _ = suite.attack("model", model)
     by_attack = records.groupby("attack", sort=False)[["forwards", "gradients"]].sum().sum(axis=1)
     print((by_attack / len(pair[1])).round(1).to_string(), flush=True)
-    return records.assign(in_suite=records.attack.isin(getattr(profile.suite, kind_of(model))))
+    return records
 
 
 def official(model: nn.Module, pair: Images, eps: float, path: Path | None) -> pd.DataFrame:
@@ -87,15 +88,16 @@ def kept(made: Callable[[], pd.DataFrame], path: Path | None) -> pd.DataFrame:
 
 
 def compared(
-    records: pd.DataFrame, theirs: pd.DataFrame, main: AttackSettings
+    records: pd.DataFrame, theirs: pd.DataFrame, main: AttackSettings, suite: list[str]
 ) -> list[dict[str, Any]]:
     """One row for the attacks of the suite, one for everything and one for AutoAttack."""
-    sides = {"suite": records[records.in_suite], "everything": records}
+    sides = {"suite": records[records.attack.isin(suite)], "everything": records}
     tables = {name: union(part, [], main.norm, main.eps) for name, part in sides.items()}
     tables["AutoAttack"] = theirs
     passes = {name: float((t.forwards + t.gradients).mean()) for name, t in tables.items()}
-    seconds = {name: records.seconds.sum() * passes[name] / passes["everything"] for name in sides}
-    seconds["AutoAttack"] = theirs.seconds.sum()
+    took = records.seconds.sum(skipna=False)
+    seconds = {name: took * passes[name] / passes["everything"] for name in sides}
+    seconds["AutoAttack"] = theirs.seconds.sum(skipna=False)
     unbroken = right(theirs)
     return [
         {
@@ -104,7 +106,7 @@ def compared(
             "robust_accuracy": float(left.mean()),
             "passes": passes[name],
             "passes_share": passes[name] / passes["AutoAttack"],
-            "seconds": round(float(seconds[name]), 1),
+            "seconds": None if isnan(seconds[name]) else round(float(seconds[name]), 1),
             "broken by these alone": int((unbroken & ~left).sum()),
             "broken by AutoAttack alone": int((left & ~unbroken).sum()),
         }
@@ -125,11 +127,15 @@ def main(
     split: Annotated[str, typer.Option(help="Of which; budgets are chosen on val.")] = "test",
     run: Annotated[Path, typer.Option(help="Folder with runs/ and data/ of the profile.")] = ROOT,
     keep: Annotated[Path | None, typer.Option(help="Folder for what is finished.")] = None,
+    recorded: Annotated[
+        bool, typer.Option(help="Ours by the run's records; passes are means over all its images.")
+    ] = False,
 ) -> None:
     """Measure, print a table and write it, model by model."""
     torch.set_num_threads(1)
     os.environ["ADVPRUNE_WORKERS"] = "1"
-    settings = load(ROOT / "params.yaml", profile)
+    wider = ROOT / "params" / f"{profile}.yaml"
+    settings = load(wider if wider.is_file() else ROOT / "params.yaml", profile)
     x, y = load_split(run / "data" / profile, split)
     x, y, main = x[:images], y[:images], settings.active().table()[settings.attack.main]
     found = {"profile": profile, "about": ABOUT, "rows": []}
@@ -143,11 +149,17 @@ def main(
 
         path = keep / f"{split}-{entry.replace(':', '-')}" if keep else None
         paths = [path.with_name(f"{path.name}-{side}.parquet") if path else None for side in SIDES]
-        make = partial(ours, network, parent if bits else None, (x, y), settings)
-        tables = kept(make, paths[0]), official(network, (x, y), main.eps, paths[1])
+        if recorded:
+            records = pd.read_parquet(run / "runs" / profile / of / "records.parquet")
+            records = records[records["index"] < images].assign(seconds=nan)
+        else:
+            make = partial(ours, network, parent if bits else None, (x, y), settings)
+            records = kept(make, paths[0])
+        suite = getattr(settings.active().suite, kind_of(network))
+        theirs = official(network, (x, y), main.eps, paths[1])
         name = entry.replace(":", " of ")
         found["rows"] = [row for row in found["rows"] if row["model"] != name]
-        found["rows"] += [{"model": name} | row for row in compared(*tables, main)]
+        found["rows"] += [{"model": name} | r for r in compared(records, theirs, main, suite)]
         print(tabulate(found["rows"], "keys", "github"), flush=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
 

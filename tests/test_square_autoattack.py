@@ -1,6 +1,7 @@
 """Square against closed forms and its authors' code; AutoAttack against the official loop."""
 
 import copy
+import json
 import logging
 import math
 import sys
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from workspace import ROOT
 
 from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
@@ -295,6 +297,18 @@ def test_autoattack_is_the_official_one(
     size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
     assert size.max() <= eps + 1e-5 and adv.min() >= 0 and adv.max() <= 1
     assert adv.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["strength", "strength-cifar10-small"])
+def test_the_suite_is_as_strong_as_autoattack_at_a_fifth_of_its_passes(name: str) -> None:
+    """As bench/strength.py measured it on robust networks: at most 0.3 points above."""
+    rows = json.loads((ROOT / "bench" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    official = {row["model"]: row for row in rows if row["attacks"] == "AutoAttack"}
+    for row in rows:
+        theirs = official[row["model"]]
+        assert row["n"] == theirs["n"] >= 300
+        assert row["robust_accuracy"] <= theirs["robust_accuracy"] + 0.003, row["model"]
+        assert row["passes"] < (0.2 if row["attacks"] == "suite" else 1.01) * theirs["passes"]
 
 
 def test_autoattack_with_few_classes(digits: Pair) -> None:
