@@ -83,7 +83,11 @@ def number(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {number(one)}" for key, one in value.items()) or NOTHING
+        said = (
+            f"{k} ({number(v)})" if isinstance(v, dict) and v else f"{k} {number(v)}"
+            for k, v in value.items()
+        )
+        return ", ".join(said) or NOTHING
     if isinstance(value, list | tuple):
         return ", ".join(map(number, value)) or NOTHING
     if isinstance(value, float | int | np.number):

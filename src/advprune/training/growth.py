@@ -27,7 +27,6 @@ from advprune.models.latent import Latent, begin_epoch, latent
 from advprune.models.resnet import ResNet, build_dense, initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.inputs import Inputs
-from advprune.training.sgd import Group
 from advprune.training.standard import History, Row, Trainer
 
 LEAST, MOST = -10, -2  # tenths: where the logits of channels beyond the base network start
@@ -199,7 +198,7 @@ class _Growing(Trainer):
         early = len(history) <= max(RISING * how.epochs, how.frozen + how.patience)
         return not early and settled(history, how.tolerance, how.patience)
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[dict[str, Any]]:
         gates = [gate.logits for gate in self.model.gates.values()]
         return [{"params": gates, "lr": self.growth.gate_lr, "weight_decay": 0.0}]
 

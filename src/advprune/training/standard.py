@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 
 from advprune.core import distributed
 from advprune.core.device import device_of
@@ -27,7 +29,6 @@ from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Method
 from advprune.training.inputs import Data, Pair, load_state, save_state
 from advprune.training.replay import Replayed
-from advprune.training.sgd import SGD, Group
 
 Row = dict[str, float]
 History = list[Row]  # one row per epoch
@@ -84,8 +85,8 @@ class Trainer:
         """Whether the training ends before the last epoch."""
         return False
 
-    def groups(self) -> list[Group]:
-        """Parameters of the model with a weight decay or rate of their own."""
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters of the model with a weight decay or rate of their own, as SGD takes them."""
         return []
 
     @property
@@ -136,16 +137,18 @@ class Trainer:
         images, labels = (t.to(device_of(model)) for t in self.train)
         apart = {id(parameter) for group in own for parameter in group["params"]}
         rest = [p for p in model.parameters() if id(p) not in apart]
-        usual = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        groups = [usual | group for group in ({"params": rest}, *own)]
-        steps = max(self.epochs * self._batches(len(images)), 2)
+        groups = [{"lr": settings.lr} | group for group in ({"params": rest}, *own)]
+        rates, steps = [group["lr"] for group in groups], self.epochs * self._batches(len(images))
+        decay, momentum = settings.weight_decay, settings.momentum
+        optimizer = SGD(groups, settings.lr, momentum, weight_decay=decay, nesterov=momentum > 0)
+        schedule = OneCycleLR(optimizer, rates, total_steps=max(steps, 2), cycle_momentum=False)
         folded = Following.of(model) if self.method.attacks else None
         return _Run(
             network=distributed.parallel(model),
             folded=folded,
             images=images,
             labels=labels,
-            parts={"model": model, "optimizer": SGD(groups, settings.momentum, steps)},
+            parts={"model": model, "optimizer": optimizer, "schedule": schedule},
         )
 
     def _batches(self, n: int) -> int:
@@ -160,13 +163,28 @@ class Trainer:
         starts = torch.Generator(device).manual_seed(STARTS + (distributed.rank() << 52) + seed)
         order = torch.randperm(n, generator=generator, device=device)
         batches = order.split(self.settings.batch)[: self._batches(n)]
+        usual = "bfloat16" if device.type == "cuda" else "float32"
+        precision = usual if self.settings.precision == "auto" else self.settings.precision
         self.model.train()
         steps: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # read at the end: no GPU waits
         for index, rows in enumerate(batches):
             x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
             own = distributed.share(len(rows))
             x, y = (x / 255)[own], run.labels[rows][own]
-            loss, correct = self._step(run, x, y, starts)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                attacked = run.folded.refresh() if run.folded else self.model
+                if run.folded and x.is_cuda and distributed.processes() == 1:
+                    attacked = run.replayed = run.replayed or Replayed(attacked, x)
+                crafted = self.method.craft(attacked, x, y, starts)
+                loss, logits = self.method.loss(run.network, x, crafted, y)
+            run.parts["optimizer"].zero_grad()
+            loss.backward()
+            run.parts["optimizer"].step()
+            run.parts["schedule"].step()
+            distributed.agree(self.model)
+            self.after_step(self.model)
+            classes = y if y.ndim == 1 else y.argmax(1)
+            loss, correct = loss.detach(), (logits.detach().argmax(1) == classes).sum()
             steps.append((loss, correct, len(y)))
             due = index % CHECK == 0 or index == len(batches) - 1
             if due and not torch.isfinite(loss):
@@ -181,26 +199,6 @@ class Trainer:
             "train_loss": round(total_loss / seen, 5),
             "train_accuracy": round(total_right / seen, 4),
         }
-
-    def _step(
-        self, run: _Run, x: torch.Tensor, y: torch.Tensor, starts: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step; returns the mean loss and how many images are right."""
-        usual = "bfloat16" if x.is_cuda else "float32"
-        precision = usual if self.settings.precision == "auto" else self.settings.precision
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            attacked = run.folded.refresh() if run.folded else self.model
-            if run.folded and x.is_cuda and distributed.processes() == 1:
-                attacked = run.replayed = run.replayed or Replayed(attacked, x)
-            crafted = self.method.craft(attacked, x, y, starts)
-            loss, logits = self.method.loss(run.network, x, crafted, y)
-        run.parts["optimizer"].zero_grad()
-        loss.backward()
-        run.parts["optimizer"].step()
-        distributed.agree(self.model)
-        self.after_step(self.model)
-        classes = y if y.ndim == 1 else y.argmax(1)
-        return loss.detach(), (logits.detach().argmax(1) == classes).sum()
 
     def _judge(self, run: _Run) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""
