@@ -1,9 +1,10 @@
 """Stage train: a network trained from scratch, or loaded where the profile gives weights."""
 
-import shutil
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +17,8 @@ def train(
     ],
     profile: ProfileOption = None,
 ) -> None:
-    """Write runs/<profile>/<name>/model.{safetensors,json}, and dvclive/<profile>/<name>/."""
+    """Write runs/<profile>/<name>/model.{safetensors,json}, and dvclive/<profile>/<name>/ where
+    DVCLive is installed."""
     from advprune.core.device import setup
     from advprune.training.inputs import Inputs
     from advprune.training.networks import train_network
@@ -38,21 +40,25 @@ def train(
 
 
 def curves(workspace: Workspace, name: str) -> Callable[[list[dict[str, float]]], None]:
-    """What writes a training's history so far, one table per column, where and as DVCLive does.
+    """What writes the new rows of a training's history as DVCLive does, where that is installed.
 
     DVC tracks none of it: it is for watching a training, and the history is in the card.
     """
-    folder = Path("dvclive", workspace.params.profile, name, "plots", "metrics")
-    if workspace.writes:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not workspace.writes or find_spec("dvclive") is None:
+        return lambda history: None
+    folder = str(Path("dvclive", workspace.params.profile, name))
+
+    @cache
+    def live() -> Any:  # which empties the folder, so not before there is something to write
+        from dvclive import Live
+
+        return Live(folder, dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
 
     def say(history: list[dict[str, float]]) -> None:
-        if workspace.writes:
-            folder.mkdir(parents=True, exist_ok=True)
-            for column in history[-1]:
-                lines = [f"{step}\t{row[column]}\n" for step, row in enumerate(history)]
-                table = f"step\t{column}\n" + "".join(lines)
-                (folder / f"{column}.tsv").write_text(table, encoding="utf-8")
+        for row in history[live().step :]:
+            for column, value in row.items():
+                live().log_metric(column, value)
+            live().next_step()
 
     return say
 

@@ -28,7 +28,6 @@ from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Inner, Method, pgd_images
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
-from advprune.training.sgd import SGD
 from advprune.training.standard import Trainer, augment
 from conftest import Linear, make_network, same_weights, stored
 
@@ -87,29 +86,6 @@ def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> No
     assert list(history[0]) == ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
     assert history[-1]["val_accuracy"] == round(accuracy(run.model, images, labels), 4)
     assert all(parameter.is_contiguous() for parameter in run.model.parameters())
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_steps_are_those_of_torch(momentum: float) -> None:
-    """Two groups, and a weight that has no gradient at first."""
-    start = [torch.randn(4, 3), torch.randn(5), torch.randn(2)]
-    own, other = ([nn.Parameter(one.clone()) for one in start] for _ in range(2))
-    split = [
-        [{"params": w[:2], "lr": 0.3, "weight_decay": 0.1}, {"params": w[2:], "lr": 1.0}]
-        for w in (own, other)
-    ]
-    ours = SGD([{"weight_decay": 0.0} | group for group in split[0]], momentum, 7)
-    theirs = torch.optim.SGD(split[1], momentum=momentum, nesterov=momentum > 0)
-    schedule = OneCycleLR(theirs, [0.3, 1.0], total_steps=7, cycle_momentum=False)
-    for step in range(7):
-        for number, pair in enumerate(zip(own, other, strict=True)):
-            slope = torch.randn(start[number].shape)
-            for weight in pair:
-                weight.grad = None if number == 1 and step < 3 else slope.clone()
-        ours.step()
-        theirs.step()
-        schedule.step()
-        assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
 
 
 @pytest.mark.parametrize("method", ["standard", "pgd"])
