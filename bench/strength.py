@@ -1,9 +1,10 @@
-"""Robust accuracy as reported beside official AutoAttack: what each leaves, passes and seconds.
+"""The suite beside official AutoAttack on the same images: what each leaves, passes and seconds.
 
 Needs networks and splits of a profile (make repro for digits; weights/cifar10-45k/README.md). Ours
-is the union of everything that the pipeline runs on a model: suite, probes and curves. Both work on
-one thread, on the same images, which are rounded to 8 bits and scored on the model itself: an int8
-network by its integers. With --keep, finished sides are read back after a kill.
+is counted twice: the attacks of the suite alone, which are to be as strong as AutoAttack, and
+everything that a row of the leaderboard takes: published tables, curves and the verdict's probes as
+well. All work on one thread; images are rounded to 8 bits and scored on the model itself: an int8
+network by its integers. With --keep, what was finished is read back after a kill.
 """
 
 import json
@@ -25,13 +26,13 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from advprune.attacks.registry import typed
-from advprune.core.attack_settings import OtherAttack
+from advprune.core.attack_settings import AttackSettings, OtherAttack
 from advprune.core.device import setup
 from advprune.core.params import Params, load
 from advprune.core.resume import Parts
 from advprune.data import load_split
 from advprune.evaluate.compare import right
-from advprune.evaluate.craft import Work, craft
+from advprune.evaluate.craft import Work, craft, kind_of
 from advprune.evaluate.craft import rows as rows_of
 from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
@@ -40,38 +41,76 @@ from advprune.quantization.post_training import quantize
 
 ROOT = Path(__file__).resolve().parent.parent
 Images = tuple[Tensor, Tensor]
+ABOUT = "One thread of a CPU core; seconds of the suite are those of everything by its passes."
 CALIBRATION = 512  # training images
+PIECE = 50  # images that AutoAttack gets at a time, with --keep
+SIDES = ("records", "AutoAttack")
 
 
 def ours(model: nn.Module, parent: nn.Module | None, pair: Images, params: Params) -> pd.DataFrame:
-    """The union of suite, probes and curves, by image."""
+    """The records of everything; `in_suite`: of the attacks of the suite."""
     profile, choice = params.active(), params.attack
     with TemporaryDirectory() as folder:
         suite = Suite(*pair, profile, choice, params.seed, Parts(Path(folder), files=[]), parent)
         records, _ = suite.attack("model", model)
     by_attack = records.groupby("attack", sort=False)[["forwards", "gradients"]].sum().sum(axis=1)
     print((by_attack / len(pair[1])).round(1).to_string(), flush=True)
-    main = profile.table()[choice.main]
-    return union(records, [], main.norm, main.eps)
+    return records.assign(in_suite=records.attack.isin(getattr(profile.suite, kind_of(model))))
 
 
-def official(model: nn.Module, pair: Images, eps: float) -> pd.DataFrame:
-    """AutoAttack, standard, in the same columns."""
+def official(model: nn.Module, pair: Images, eps: float, path: Path | None) -> pd.DataFrame:
+    """AutoAttack, standard, in the same columns; with a path, piece by piece."""
     setting = typed("autoattack", OtherAttack.model_validate({"method": "autoattack", "eps": eps}))
-    made = craft(model, *pair, setting, Work(batch=1000))
-    return rows_of(model, pair[0], made, pair[1], "autoattack")
+
+    def attacked(x: Tensor, y: Tensor) -> pd.DataFrame:
+        return rows_of(model, x, craft(model, x, y, setting, Work(batch=1000)), y, "autoattack")
+
+    if path is None or path.is_file():
+        return kept(partial(attacked, *pair), path)
+    pieces = enumerate(zip(*(part.split(PIECE) for part in pair), strict=True))
+    tables = [
+        kept(partial(attacked, *piece), path.with_stem(f"{path.stem}-{n}")) for n, piece in pieces
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def kept(made: Callable[[], pd.DataFrame], path: Path | None) -> pd.DataFrame:
-    """A side's table with the seconds of one core that it took, read back where it is there."""
+    """A table, read back where it is there; `seconds` add up to those of one core that it took."""
     if path is not None and path.is_file():
         return pd.read_parquet(path)
     started = time.process_time()
     table = made()
-    table = table.assign(seconds=time.process_time() - started)
+    table = table.assign(seconds=(time.process_time() - started) / len(table))
     if path is not None:
         table.to_parquet(path)
     return table
+
+
+def compared(
+    records: pd.DataFrame, theirs: pd.DataFrame, main: AttackSettings
+) -> list[dict[str, Any]]:
+    """One row for the attacks of the suite, one for everything and one for AutoAttack."""
+    sides = {"suite": records[records.in_suite], "everything": records}
+    tables = {name: union(part, [], main.norm, main.eps) for name, part in sides.items()}
+    tables["AutoAttack"] = theirs
+    passes = {name: float((t.forwards + t.gradients).mean()) for name, t in tables.items()}
+    seconds = {name: records.seconds.sum() * passes[name] / passes["everything"] for name in sides}
+    seconds["AutoAttack"] = theirs.seconds.sum()
+    unbroken = right(theirs)
+    return [
+        {
+            "attacks": name,
+            "n": len(table),
+            "robust_accuracy": float(left.mean()),
+            "passes": passes[name],
+            "passes_share": passes[name] / passes["AutoAttack"],
+            "seconds": round(float(seconds[name]), 1),
+            "broken by these alone": int((unbroken & ~left).sum()),
+            "broken by AutoAttack alone": int((left & ~unbroken).sum()),
+        }
+        for name, table in tables.items()
+        for left in [right(table)]
+    ]
 
 
 def main(
@@ -85,40 +124,32 @@ def main(
     images: Annotated[int, typer.Option(help="How many, the first ones.")] = 300,
     split: Annotated[str, typer.Option(help="Of which; budgets are chosen on val.")] = "test",
     run: Annotated[Path, typer.Option(help="Folder with runs/ and data/ of the profile.")] = ROOT,
-    keep: Annotated[Path | None, typer.Option(help="Folder for finished sides.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder for what is finished.")] = None,
 ) -> None:
     """Measure, print a table and write it, model by model."""
     torch.set_num_threads(1)
     os.environ["ADVPRUNE_WORKERS"] = "1"
     settings = load(ROOT / "params.yaml", profile)
     x, y = load_split(run / "data" / profile, split)
-    pair, eps = (x[:images], y[:images]), settings.active().eps
-    found = json.loads(out.read_text())["rows"] if out.is_file() else []
+    x, y, main = x[:images], y[:images], settings.active().table()[settings.attack.main]
+    found = {"profile": profile, "about": ABOUT, "rows": []}
+    found |= json.loads(out.read_text()) if out.is_file() else {}
     for entry in models.split(","):
         bits, _, of = entry.rpartition(":")
         parent = load_model(run / "runs" / profile / of / "model.safetensors").to(setup())
         network = parent
         if bits:
             network = quantize(parent, load_split(run / "data" / profile, "train")[0][:CALIBRATION])
-        row: dict[str, Any] = {"model": entry.replace(":", " of "), "n": len(pair[1])}
-        sides = {
-            "ours": partial(ours, network, parent if bits else None, pair, settings),
-            "AutoAttack": partial(official, network, pair, eps),
-        }
-        left = []
-        for side, made in sides.items():
-            path = keep / f"{split}-{entry.replace(':', '-')}-{side}.parquet" if keep else None
-            table = kept(made, path)
-            left.append(right(table))
-            row[f"robust_accuracy:{side}"] = float(left[-1].mean())
-            row[f"passes:{side}"] = float((table.forwards + table.gradients).mean())
-            row[f"seconds:{side}"] = round(float(table.seconds.iloc[0]), 1)
-        row["images only AutoAttack breaks"] = int((left[0] & ~left[1]).sum())
-        row["images only ours break"] = int((left[1] & ~left[0]).sum())
-        row["share of its passes"] = row["passes:ours"] / row["passes:AutoAttack"]
-        found = [one for one in found if one["model"] != row["model"]] + [row]
-        print(tabulate(found, "keys", "github"), flush=True)
-        out.write_text(json.dumps({"profile": profile, "rows": found}, indent=1) + "\n")
+
+        path = keep / f"{split}-{entry.replace(':', '-')}" if keep else None
+        paths = [path.with_name(f"{path.name}-{side}.parquet") if path else None for side in SIDES]
+        make = partial(ours, network, parent if bits else None, (x, y), settings)
+        tables = kept(make, paths[0]), official(network, (x, y), main.eps, paths[1])
+        name = entry.replace(":", " of ")
+        found["rows"] = [row for row in found["rows"] if row["model"] != name]
+        found["rows"] += [{"model": name} | row for row in compared(*tables, main)]
+        print(tabulate(found["rows"], "keys", "github"), flush=True)
+        out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

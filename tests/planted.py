@@ -62,6 +62,7 @@ def layer_table(spread: float = 0.9) -> pd.DataFrame:
     table = {"layer": names, "depth": depth, "kind": ["Normalize", *["Conv2d"] * 11]}
     table |= {"relative_difference": 0.1 + 0.01 * depth, "distance": 0.5 - 0.01 * depth}
     table |= {"clean_sigma": 2.0, "adv_sigma": 2.0 * spread}
+    table |= {"clean_mean": 1.0, "adv_mean": 1.5}
     for measure in ("max", "top"):  # values before the classifier grow threefold, elsewhere by 10 %
         table |= {f"clean_{measure}": 2.0, f"noise_{measure}": 2.1}
         table[f"adv_{measure}"] = np.where(depth == 10, 6.0, 2.2)

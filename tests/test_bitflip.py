@@ -523,6 +523,34 @@ def test_weights_that_meet_only_padding_are_no_stored_bits() -> None:
     assert {flip.index % 9 for flip in flips if flip.layer == "0"} == {4}
 
 
+def test_floats_of_batch_norm_and_of_scales_are_bits_too(digits: Pair) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
+    plain = store(net.eval(), 8, "channel")
+    stored = store(net, 8, "channel", floats=True)
+    assert stored.size == plain.size + 32 * (2 + 2 + 2 + 10)  # batch-norm's, and the scales
+    before = {name: value.clone() for name, value in stored.model.state_dict().items()}
+    for flip, name, factor in (
+        (Flip("1.weight", 1, 31), "1.weight", -1),  # the sign
+        (Flip("0.scale", 1, 23), "0.weight", None),  # the last bit of the exponent
+    ):
+        stored.flip(flip)
+        ratio = stored.model.get_parameter(name)[1] / before[name][1]
+        assert torch.equal(ratio, torch.full_like(ratio, factor or float(ratio.flatten()[0])))
+        assert factor or float(ratio.flatten()[0]) in (0.5, 2)
+        assert torch.equal(stored.model.get_parameter(name)[0], before[name][0])
+        stored.flip(flip)  # undone
+        assert all(torch.equal(stored.model.state_dict()[key], before[key]) for key in before)
+    # d sum(g W) / ds = sum(g q), channel by channel
+    g, q = torch.randn(2, 1, 3, 3), stored.layers["0"].integers()
+    assert torch.allclose(stored.gradient("0.scale", g).flatten(), (g * q).sum((1, 2, 3)))
+    change = stored.layers["1.bias"].changes()  # of numbers that are 0
+    assert change[31].tolist() == [0, 0] and change[23:30].abs().max() <= 1e6
+    one, all_bits = (bitflip(s, digits[0][:32], budget=3) for s in (plain, stored))
+    gained = [trace.table.loss_after.iloc[-1] for trace in (one, all_bits)]
+    assert gained[1] > 2 * gained[0] and ".scale" in "".join(all_bits.table.layer)
+
+
 def test_random_flips_are_uniform_over_bits() -> None:
     """Two draws of 1500 orders: chi-square over all 20 bits, and over layers in proportion."""
     mixed = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 2))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from handmade import N, layer_table, model, run_of, settings
 from planted import ROOT
@@ -132,7 +133,7 @@ def test_the_command_names_the_stages_that_a_claim_lacks() -> None:
     assert (
         command(run, clamp) == f"{copied} {dense} attack@E-standard attack@clamp-standard && {LAST}"
     )
-    assert command(run, masks) == f"{copied} study@seeds && {LAST}"
+    assert command(run, masks) == f"{copied} study@masks && {LAST}"
     points = {name: {"family": "LWM"} for name in ("HYDRA_95", "LWM_95")}
     studies: dict[str, Any] = {
         "seeds": {"study": "seeds", "of": "dense-robust", "points": points},
@@ -216,6 +217,20 @@ def test_points_over_seeds() -> None:
     assert epochs.reason == "in another regime: epochs 1 of 2"
 
 
+def test_transfer_over_seeds_and_what_was_lost_of_clean_accuracy() -> None:
+    run = versus((0, 0, 0), (10, 11, 12), clean=(30, N))
+    own = {"metric": "transfer", "study": "seeds", "model": "H", "control": "dense", "effect": 0.1}
+    (untried,) = outcomes(run, claim(**own))
+    assert untried.outcome == NOT_RUN
+    table = run.studies["seeds"]
+    sent = table[table.point == "H"].assign(attack="from_dense_field", adv_pred=table.label)
+    run = replace(run, studies={"seeds": pd.concat([table, sent])})
+    found, lost = outcomes(run, claim(**own), claim("l", **own, needs={"clean_loss": 0.1}))
+    assert found.test is not None and found.seeds == 3
+    assert found.test.difference == pytest.approx(1 - (20 + 22 + 24) / 3 / N)
+    assert lost.reason == "clean accuracy 75.0 %, of its parent 100.0 %"
+
+
 def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
     study = {"study": "bitflip", "bits": 8}
     studies = {name: study | {"of": f"{name}-standard"} for name in ("dense", "E")}
@@ -226,6 +241,10 @@ def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
     assert more.outcome == REPRODUCED and more.p == pytest.approx(2 / 252)
     assert less.outcome == REFUTED and less.test is not None
     assert less.test.difference == 42 - 100  # medians of all pairs
+    assert more.seeds == 1
+    several = [table.assign(training=table.seed % 3) for table in tables.values()]
+    thrice = replace(run, studies=dict(zip(tables, several, strict=True)))
+    assert outcomes(thrice, claim(**own))[0].seeds == 3
     chosen = {"model": "dense-standard", "variant": "random", "expect": "lower"}
     assert outcomes(run, claim(**own, **chosen))[0].outcome == REPRODUCED
 

@@ -107,8 +107,13 @@ def test_what_the_users_code_does_is_no_answer(
 def test_no_package_is_imported_to_find_a_file(theirs: Path) -> None:
     (theirs / "evil" / "sub").mkdir(parents=True)
     (theirs / "evil" / "__init__.py").write_text("open('PWNED', 'w')")
-    for reference in ("package:evil.sub/x", "package:evil/../theirs_facts.py", "package:none/x"):
-        with pytest.raises(UserError):
+    for reference, words in (
+        ("package:evil.sub/x", "one package by its name"),
+        ("package:evil/../theirs_facts.py", "has no file '../theirs_facts.py'"),
+        ("package:none/x", "'none' is not installed; pip install none"),
+        ("/nowhere/model.pt", "there is no weights file /nowhere/model.pt"),
+    ):
+        with pytest.raises(UserError, match=words):
             referenced(reference)
     assert not Path("PWNED").exists() and "evil" not in sys.modules
 

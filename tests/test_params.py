@@ -298,17 +298,6 @@ def test_mappings_may_be_empty_or_left_out() -> None:
     assert checked(loaded(("surrogates", {}), ("models", kept))).attackers() == []
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [("a: [1", "not valid YAML"), ("", "no settings"), (None, r"cannot read .*params\.yaml")],
-)
-def test_a_broken_or_absent_file_is_named(tmp_path: Path, content: str | None, words: str) -> None:
-    if content is not None:
-        (tmp_path / "params.yaml").write_text(content)
-    with pytest.raises(UserError, match=words):
-        params.load(tmp_path / "params.yaml")
-
-
 def test_an_extra_attack_keeps_its_own_arguments() -> None:
     extra = [{"name": "MIFGSM", "eps": "8/255", "steps": 5, "loss": "ce"}]
     read = loaded(("attack/extra", extra))

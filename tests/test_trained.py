@@ -27,7 +27,7 @@ from advprune.core.train_settings import ModelSettings, TrainSettings
 from advprune.data import Split, to_float
 from advprune.models.audit import audit
 from advprune.models.checkpoint import load_model, save_model, stored
-from advprune.models.outside import check_answers
+from advprune.models.outside import check_answers, installed_timm
 from advprune.models.preprocessing import for_channels, preprocessing_of
 from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune
@@ -182,10 +182,13 @@ def test_a_checkpoint_of_the_hub(tmp_path: Path, run: Run, monkeypatch: pytest.M
         downloaded("hf:tiny")
 
 
-def test_the_package_of_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+def test_packages_that_are_missing_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("huggingface_hub", "timm"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"needs the package huggingface_hub; .*advprune\[hub\]"):
         downloaded("hf:someone/tiny")
+    with pytest.raises(UserError, match=r"timm/resnet10t needs .*pip install 'advprune\[timm\]'"):
+        installed_timm("timm/resnet10t")
 
 
 @pytest.mark.parametrize(

@@ -150,18 +150,19 @@ class ProtocolSettings(Settings):
     adaptive: dict[Name, AttackSettings] = {}
 
 
+def _different(points: list[Any]) -> list[Any]:
+    if len(set(points)) < len(points):
+        raise ValueError("a point stands there twice")
+    return points
+
+
 class CurveSettings(Settings):
     """Accuracy over the budget and over the number of steps, around the main attack."""
 
-    eps: list[L2Budget] = Field(min_length=1)
-    steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _points_are_different(self) -> Self:
-        for key, points in (("eps", self.eps), ("steps", self.steps)):
-            if len(set(points)) < len(points):
-                raise ValueError(f"{key}: a point stands there twice")
-        return self
+    eps: Annotated[list[L2Budget], Field(min_length=1), AfterValidator(_different)]
+    steps: Annotated[
+        list[Annotated[int, Field(ge=1)]], Field(min_length=1), AfterValidator(_different)
+    ]
 
 
 Argument = Annotated[Any, AfterValidator(lambda v: parse_fraction(v) if "/" in str(v) else v)]

@@ -105,12 +105,12 @@ def locked(folder: Path) -> Iterator[None]:
             place.unlink(missing_ok=True)
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a plain file; not so where the name is too long to be one."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+def plain_file(path: Path, what: str = "file", remedy: str = "check the path") -> Path:
+    """The path of a plain file; UserError where there is none. A pipe is none."""
+    with suppress(OSError):  # a name that is too long
+        if path.is_file():
+            return path
+    raise UserError(f"there is no {what} {path}; {remedy}")
 
 
 def existing(root: str, named: str = "data.root or ADVPRUNE_DATA") -> Path:
@@ -139,9 +139,7 @@ def referenced(reference: str) -> Path:
         path = Path(reference)
         with suppress(RuntimeError):  # a user that is unknown
             path = path.expanduser()
-        if not is_file(path):
-            raise UserError(f"there is no weights file {reference}; check `model.weights.path`")
-        return path
+        return plain_file(path, "weights file", "check `model.weights.path`")
     package, _, inside = reference.removeprefix("package:").partition("/")
     if not package.isidentifier():  # to find a package in a package, Python would import the outer
         raise UserError(f"{reference}: write package:<package>/<file>, one package by its name")
@@ -168,10 +166,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds; UserError where it is missing, no plain file or damaged."""
-    if not is_file(path):
-        raise UserError(f"there is no file {path}; run `dvc repro`")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(plain_file(path, remedy="run `dvc repro`").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); run `dvc repro`") from error
 

@@ -9,7 +9,7 @@ this module needs torch.
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -73,13 +73,10 @@ class StatisticsSettings(Settings):
     margin: float = Field(default=0.02, gt=0, lt=1)
 
 
-ProfileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-
-
 class Params(Settings):
     """All of params.yaml; `profiles` are kept as read, and `active` resolves the chosen one."""
 
-    profile: ProfileName
+    profile: ModelName  # as models are called, with hyphens
     seed: int = Field(default=0, ge=0, lt=2**31)
     recipes: dict[Name, RecipeSettings] = Field(min_length=1)
     prune: dict[Name, Any] = {}
@@ -96,7 +93,7 @@ class Params(Settings):
     protocol: dict[str, Any]
     flips: dict[str, Any] = {}
     statistics: StatisticsSettings = StatisticsSettings()
-    profiles: dict[ProfileName, dict[str, Any]]
+    profiles: dict[ModelName, dict[str, Any]]
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":

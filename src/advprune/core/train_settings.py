@@ -1,7 +1,7 @@
 """Typed settings of data, networks and training. Nothing here needs torch."""
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -163,12 +163,8 @@ class FineTuneSettings(InnerSettings):
     lr: float = Field(default=0.1, gt=0, le=10)
 
 
-def _defaults(value: Any) -> Any:
-    """`true` takes every default."""
-    return {} if value is True else value
-
-
-FineTune = Annotated[FineTuneSettings | None, BeforeValidator(_defaults)]
+# `true` takes every default.
+FineTune = Annotated[FineTuneSettings | None, BeforeValidator(lambda v: {} if v is True else v)]
 
 
 class QuantizeSettings(Settings):

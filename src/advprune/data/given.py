@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from advprune.core.errors import UserError, first_line
-from advprune.core.files import existing, is_file
+from advprune.core.files import existing, plain_file
 from advprune.core.fit import Fit
 from advprune.core.memory import bounded_memory
 from advprune.data.imagefolder import (
@@ -73,8 +73,7 @@ def read_given(
 
 def read_names(path: Path) -> tuple[str, ...]:
     """Names of classes, one a line; UserError for less than two, or one that is there twice."""
-    if not is_file(path):
-        raise UserError(f"{path} is no file of names; write one name of a class a line")
+    plain_file(path, "file of names", "write one name of a class a line")
     try:
         names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:

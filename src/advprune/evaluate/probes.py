@@ -38,7 +38,7 @@ from advprune.models.target import Target, is_blackbox
 NOISE_TRIES = 20
 NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
 STARTS = 3  # of the stronger probe, at least
-NES_STEPS = 20
+NES = {"steps": 20, "samples": 16}
 HONESTY_IMAGES = 100  # the first ones
 
 
@@ -95,7 +95,7 @@ def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
     """Attacks that ask for answers alone, at the main attack's budget: by estimated gradients, over
     a step wide enough to see across rounding, and through a student."""
     budget = {"norm": main.norm, "eps": main.eps}
-    sizes = {"step": main.eps / 5, "sigma": main.eps / 5, "steps": NES_STEPS}
+    sizes = {"step": main.eps / 5, "sigma": main.eps / 5, **NES}
     return {
         "probe_nes": OtherAttack.model_validate({"method": "nes"} | budget | sizes),
         "probe_student": OtherAttack.model_validate({"method": "student"} | budget),

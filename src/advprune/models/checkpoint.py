@@ -15,12 +15,12 @@ from advprune.core.files import atomic
 from advprune.core.settings import parse
 from advprune.models import binary, quantized
 from advprune.models.border import hooked
-from advprune.models.dialects import read_tensors
 from advprune.models.insert import layer_of, places, put
 from advprune.models.outside import build_outside, dtype_name
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
+from advprune.models.tensor_file import read_tensors
 
 USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
 

@@ -25,8 +25,8 @@ def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
 
 
 def shown(architecture: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """What the weights of a network of timm or torchvision show of it: the first convolution its
-    channels, the last linear layer its classes."""
+    """What the weights of a network that is not of the user's code show of it: the first
+    convolution its channels, the last linear layer its classes."""
     if is_factory(architecture):
         return {}
     weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
@@ -56,14 +56,10 @@ def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
     those of the last linear layer, unless `given` says otherwise; normalization cannot be told from
     weights and is none. UserError where what is given describes no network.
     """
-    stem = tensors.get("conv1.weight")
-    linear = [t for name, t in tensors.items() if name.endswith("weight") and t.ndim == 2]
-    fourth = any(name.startswith("layer4.") for name in tensors)
-    sizes: dict[str, Any] = {"architecture": "resnet18" if fourth else "resnet20"}
-    if stem is not None and stem.ndim == 4:
+    architecture = "resnet18" if any(n.startswith("layer4.") for n in tensors) else "resnet20"
+    sizes: dict[str, Any] = {"architecture": architecture, **shown(architecture, tensors)}
+    if (stem := tensors.get("conv1.weight")) is not None and stem.ndim == 4:
         sizes |= {"width": stem.shape[0], "channels": stem.shape[1]}
-    if linear:
-        sizes["classes"] = tensors.get("linear.weight", linear[-1]).shape[0]
     sizes |= given
     if not {"width", "channels", "classes"} <= sizes.keys():
         return None

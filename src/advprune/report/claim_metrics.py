@@ -84,6 +84,10 @@ def transfer(run: Run, claim: Claim) -> Compared:
     """
     first, second = _pair(run, claim)
     name = claim.attack or run.main
+    if isinstance(first, SeededPoint):
+        if not len(first.transfer):
+            raise Missing(NOT_RUN, f"images of the dense network were not tried on {first.name}")
+        return first.against(second, "transfer", claim.counts)
     tables = [one.transferred(name, first.root) for one in (first, second)]
     if claim.matched:
         swept = run.swept
@@ -105,7 +109,7 @@ def flips(run: Run, claim: Claim) -> Compared:
     own, other = (one for one in found if one is not None)
     many = [None if count is None else round(claim.factor * count) for count in other.bits]
     tried = tuple(round(claim.factor * count) for count in other.tried)
-    return compare_flips(own, Reached(tuple(many), tried))
+    return compare_flips(own, Reached(tuple(many), tried, other.trainings))
 
 
 @metric

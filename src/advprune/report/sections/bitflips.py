@@ -54,9 +54,9 @@ def bitflips(run: Run) -> Iterator[Part]:
     )
     yield Part(
         "Flips to chance, compared",
-        f"Gehan's exact rank test over batches. {explained('all comparisons')} Each network "
-        "was trained once, and greedy search gives an upper bound: a higher count may only mean "
-        "that the search failed.",
+        f"Gehan's exact rank test over batches. {explained('all comparisons')} Networks were "
+        "trained once unless their study sets trainings, and greedy search gives an upper bound: a "
+        "higher count may only mean that the search failed.",
         pair_table(faults.pairs_of(found, run.roots[0].name)),
     )
 

@@ -12,6 +12,7 @@ MEASURES = {
     "relative_difference": "relative change",
     "distance": "distance of distributions",
     "sigma": "sigma attacked / clean",
+    "rise": "mean attacked − clean, in clean sigma",
 }
 
 
@@ -53,9 +54,9 @@ def over_depth(models: list[Model]) -> pd.DataFrame:
         places = places or {name: place for place, name in enumerate(table.layer)}
         # A wrapped layer (`conv1.0` of a quantized model) takes the place of its parent.
         known = [places.get(name, places.get(name.rpartition(".")[0])) for name in table.layer]
-        table = table.assign(depth=pd.Series(known), sigma=sigma_growth(table)).dropna(
-            subset="depth"
-        )
+        rise = (table.adv_mean - table.clean_mean) / table.clean_sigma.clip(lower=1e-12)
+        shown = {"sigma": sigma_growth(table), "rise": rise}
+        table = table.assign(depth=pd.Series(known), **shown).dropna(subset="depth")
         for measure, words in MEASURES.items():
             columns = table[["depth", "layer"]].assign(number=table[measure])
             rows.append(columns.assign(family=model.family, measure=words))

@@ -13,16 +13,17 @@ MEASURED = "bench/strength*.json"  # one file per profile
 
 @section("Strength of the attacks", order=22)
 def strength(run: Run) -> Iterator[Part]:
-    """One row per network; nothing for a profile that was not measured."""
+    """Three rows per network; nothing for a profile that was not measured."""
     for path in sorted(run.folder.glob(MEASURED)):
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["profile"] != run.params.profile:
             continue
-        machine = found.get("machine", "one thread")
         yield Part(
             "Beside AutoAttack",
-            f"Ours: suite, probes and curves; beside official AutoAttack (standard), on {machine} "
-            f"(bench/{path.name}). Images are rounded to 8 bits and scored on the model itself. "
-            "Passes: forward and backward, per image.",
+            "suite: the attacks of the suite alone. everything: all that a row of the leaderboard "
+            "takes, published tables, curves and the verdict's probes as well. AutoAttack: the "
+            f"official one (standard), on the same images (bench/{path.name}). Images are rounded "
+            "to 8 bits and scored on the model itself. Passes: forward and backward, per image; "
+            f"their share is of AutoAttack's. {found['about']}",
             pd.DataFrame(found["rows"]),
         )
