@@ -10,10 +10,9 @@ the keys of its families and what they do; its paragraphs begin with a heading a
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pydantic_core import PydanticUndefined, to_jsonable_python
@@ -107,7 +106,12 @@ def family_pages() -> dict[str, str]:
         parts.append("## Settings")
         for setting in dict.fromkeys(keys.values()):
             own = ", ".join(f"`prune.{key}`" for key, kind in keys.items() if kind is setting)
-            parts += [own, f"```yaml\n{', '.join(_defaults(setting))}\n```"]
+            defaults = []  # as params.yaml would have them; what has to be given is `…`
+            for field, info in setting.model_fields.items():
+                value = info.get_default(call_default_factory=True)
+                text = "…" if value is PydanticUndefined else json.dumps(to_jsonable_python(value))
+                defaults.append(f"{field}: {text.replace(chr(34), '')}")
+            parts += [own, f"```yaml\n{', '.join(defaults)}\n```"]
             parts.append(str(inspect.getdoc(setting)))
         parts.append(f"Code: `src/advprune/pruning/{name}.py`. This page is generated from it.\n")
         pages[name] = "\n\n".join(parts)
@@ -136,11 +140,3 @@ def index() -> str:
 def _paragraphs(name: str) -> list[str]:
     text = inspect.getdoc(import_module(f"advprune.pruning.{name}")) or ""
     return text.split("\n\n")
-
-
-def _defaults(setting: Any) -> Iterator[str]:
-    """`name: default` of each field, as params.yaml would have it; what has to be given is `…`."""
-    for name, field in setting.model_fields.items():
-        value = field.get_default(call_default_factory=True)
-        text = "…" if value is PydanticUndefined else json.dumps(to_jsonable_python(value))
-        yield f"{name}: {text.replace(chr(34), '')}"
