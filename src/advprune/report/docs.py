@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 from tabulate import tabulate
 
@@ -118,11 +119,11 @@ def family_pages() -> dict[str, str]:
     return pages
 
 
-def modules() -> dict[str, dict[str, type]]:
+def modules() -> dict[str, dict[str, type[BaseModel]]]:
     """By module of `advprune.pruning`: its families in order, each with its class of settings."""
     from advprune.pruning.family import registered  # needs torch
 
-    found: dict[str, dict[str, type]] = {}
+    found: dict[str, dict[str, type[BaseModel]]] = {}
     for key, (setting, function) in registered().items():
         found.setdefault(function.__module__.rpartition(".")[2], {})[key] = setting
     return dict(sorted(found.items()))
