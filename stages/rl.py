@@ -33,13 +33,16 @@ def evaluate(params: RlParams, game: str) -> None:
 
 
 def report(params: RlParams, _: str) -> None:
-    """Of all games: write rl/metrics.json, rl/report/report.md and rl/report/reward.png."""
+    """Of all games: rl/metrics.json, rl/gains.csv, rl/report/report.md and rl/report/reward.png."""
     import pandas as pd
 
-    from advprune.rl.report import figure, markdown, metrics, results
+    from advprune.rl.report import figure, gains, markdown, metrics, results
 
-    found = {g: results(pd.read_parquet(RUNS / g / "records.parquet")) for g in params.games}
+    records = {game: pd.read_parquet(RUNS / game / "records.parquet") for game in params.games}
+    found = {game: results(table) for game, table in records.items()}
     write_json(Path("rl/metrics.json"), metrics(found))
+    with atomic(Path("rl/gains.csv")) as temporary:
+        gains(records).to_csv(temporary, index=False)
     with atomic(Path("rl/report")) as folder:
         folder.mkdir()
         (folder / "report.md").write_text(markdown(found, params), encoding="utf-8")

@@ -10,26 +10,22 @@ from common import ProfileOption, Workspace, script
 def settings(profile: ProfileOption = None) -> None:
     """Write files to data/<profile>/ that stages depend on in the place of what they hold.
 
-    attacks.json and profile.json: the settings, which dvc.lock would repeat for every stage.
-    pictures.json and weights.json: the sha256 of the pictures at `data.root` or ADVPRUNE_DATA and
-    of the weights at `model.weights`. checked.json is for this stage alone, which always runs: what
-    a check needs torch for is checked where settings have changed since the last time.
+    settings.json: all settings of the run; attacks.json and profile.json: parts of them, with
+    budgets as numbers. dvc.lock would repeat them for every stage. pictures.json and weights.json:
+    the sha256 of the pictures at `data.root` or ADVPRUNE_DATA and of the weights at
+    `model.weights`. This stage always runs: what a check needs torch for is checked where settings
+    have changed since the last time.
     """
     from advprune.core.errors import UserError
     from advprune.core.files import existing, read_json, referenced, sha256_of, write_json
 
     workspace = Workspace.open(profile)
     params, active = workspace.params, workspace.profile
-    checked = {
-        workspace.place("data", "attacks.json"): workspace.attacks,
-        workspace.place("data", "profile.json"): active.model_dump(mode="json"),
-        workspace.place("data", "checked.json"): params.model_dump_json(
-            include={"prune", "studies"}
-        ),
-    }
+    checked, whole = workspace.place("data", "settings.json"), params.model_dump(mode="json")
+    whole["profiles"] = {params.profile: whole["profiles"][params.profile]}
     unchanged = False
     with suppress(UserError):  # a file that is missing or damaged
-        unchanged = all(read_json(file) == value for file, value in checked.items())
+        unchanged = read_json(checked) == whole
     if not unchanged:
         from advprune.attacks.registry import attacks_of
         from advprune.attacks.zoo import check_attack
@@ -45,10 +41,13 @@ def settings(profile: ProfileOption = None) -> None:
     pictures = {} if root is None else {root: sha256_of(existing(root))}
     given = {name: sha256_of(referenced(one.path)) for name, one in weights.items()}
     noted = {
+        checked: whole,
+        workspace.place("data", "attacks.json"): workspace.attacks,
+        workspace.place("data", "profile.json"): active.model_dump(mode="json"),
         workspace.place("data", "pictures.json"): pictures,
         workspace.place("data", "weights.json"): given,
     }
-    for file, value in (checked | noted).items():
+    for file, value in noted.items():
         write_json(file, value)
     pipeline = Path("dvc.yaml").read_text(encoding="utf-8")
     for file in workspace.code():

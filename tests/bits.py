@@ -1,8 +1,17 @@
 """What the tests of stored bits share."""
 
 import pandas as pd
+from torch import Tensor
 
 from advprune.attacks.stored_bits import Flip, StoredModel
+from advprune.models.stochastic import Stochastic
+
+
+class Noisy(Stochastic):
+    """A layer that draws at random."""
+
+    def noisy(self, h: Tensor) -> Tensor:
+        return h + self.normal(h)
 
 
 def replay(stored: StoredModel, table: pd.DataFrame) -> StoredModel:

@@ -57,20 +57,14 @@ def model(
     tables.append(records("curve_steps", hits(kept.get("field", N)), clean))
     entry = params.models.get(name)
     facts = {"bits": BITS.get(name, 32), "sparsity": 0.0, "prune_ratio": 0.0, "parameters": 1000}
-    facts |= {
-        "setting": None,
-        "twin_agreement": 1.0,
-        "nonzero": 1000,
-        "macs": 10,
-        "file_bytes": 4000,
-    }
+    facts |= {"setting": None, "twin_agreement": 1.0, "nonzero": 1000, "macs": 10}
     return Model(
         name=name,
         family=params.family(name),
         parent=entry.of if entry else name,
         root=params.root(name),
         do=entry.do if entry else "train",
-        card=facts | {"stored_bits": 32000, "inert": 0.0} | card,
+        card=facts | {"file_bytes": 4000, "stored_bits": 32000, "inert": 0.0} | card,
         records=pd.concat(tables, ignore_index=True),
         layers=layer_table(),
         transfers={

@@ -62,6 +62,7 @@ def layer_table(spread: float = 0.9) -> pd.DataFrame:
     table = {"layer": names, "depth": depth, "kind": ["Normalize", *["Conv2d"] * 11]}
     table |= {"relative_difference": 0.1 + 0.01 * depth, "distance": 0.5 - 0.01 * depth}
     table |= {"clean_sigma": 2.0, "adv_sigma": 2.0 * spread}
+    table |= {"clean_mean": 1.0, "adv_mean": 1.5}
     for measure in ("max", "top"):  # values before the classifier grow threefold, elsewhere by 10 %
         table |= {f"clean_{measure}": 2.0, f"noise_{measure}": 2.1}
         table[f"adv_{measure}"] = np.where(depth == 10, 6.0, 2.2)
@@ -106,13 +107,11 @@ def model(
     budgets = (0, 16 / 255, 48 / 255, 96 / 255)
     tables += [rows("curve_eps", planted(k), eps=e) for e, k in zip(budgets, curve, strict=True)]
     tables += [rows("curve_steps", planted(k), s) for s, k in zip((1, 5, 50), steps, strict=True)]
-    transfers = {}
+    root, transfers = f"dense-{base}", {}
     if family != "dense":
         kept = dict.fromkeys(ATTACKS, carried) if isinstance(carried, int) else carried
-        transfers = {
-            (f"dense-{base}", name): elsewhere(name, planted(k), clean) for name, k in kept.items()
-        }
-    name, root = f"{family}-{base}", f"dense-{base}"
+        transfers = {(root, name): elsewhere(name, planted(k), clean) for name, k in kept.items()}
+    name = f"{family}-{base}"
     card = {"setting": setting, "prune_ratio": 0.25, "sparsity": 0.2, "bits": 32, "parameters": 9}
     card |= {"sha256": family, "twin_agreement": None}
     card |= {"nonzero": 1234, "macs": 56789, "inert": 0.0, "file_bytes": 4321, "stored_bits": 999}

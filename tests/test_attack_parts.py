@@ -1,5 +1,7 @@
 """Pixels, and the private copy."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,9 +24,8 @@ def test_pixels_by_hand() -> None:
     rounded = to_pixels(adv.clamp(0, 1), clean, 0.03)  # 0.03 is 7.65 levels: at most 7
     assert rounded.flatten().tolist() == [7, 107, 93, 255, 248]
     assert to_pixels(adv.clamp(0, 1), clean, 8 / 255).flatten().tolist() == [8, 108, 92, 255, 247]
-    as_published = to_pixels(
-        adv.clamp(0, 1), clean, 0.03, rounding="nearest"
-    )  # in nn-prune's table
+    # As in nn-prune's table.
+    as_published = to_pixels(adv.clamp(0, 1), clean, 0.03, rounding="nearest")
     assert as_published.flatten().tolist() == [8, 108, 92, 255, 247]
 
 
@@ -68,17 +69,47 @@ def test_a_folded_form_follows_its_model(digits: Pair, architecture: str) -> Non
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_convolution_with_a_bias_and_a_batchnorm_alone_are_followed_too() -> None:
-    model = nn.Sequential(
-        nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 3)
-    )
-    following, x = Following.of(model), torch.rand(4, 1, 5, 5)
+def sharing() -> nn.Module:
+    """One convolution, used twice, before a batch-norm each time."""
+    conv = nn.Conv2d(1, 1, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(1), conv, nn.BatchNorm2d(1))
+
+
+class ReadTwice(nn.Module):
+    """The convolution's output is read twice, so its batch-norm cannot be merged."""
+
+    __module__ = "torch.joined"  # as if its code were known
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return (self.bn(h) + h).flatten(1)
+
+
+def biased() -> nn.Module:
+    """A batch-norm alone, and a convolution with a bias."""
+    first = nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+    return nn.Sequential(*first, nn.Flatten(), nn.Linear(18, 3))
+
+
+@pytest.mark.parametrize("made", [biased, sharing, ReadTwice])
+def test_whatever_its_structure_a_network_stays_the_same_function(
+    made: Callable[[], nn.Module],
+) -> None:
+    model, x = made(), torch.rand(4, 1, 5, 5)
+    following = Following.of(model)
     assert following is not None
     model(x + 1)  # moves the statistics
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.rand_like(parameter))
-    assert torch.allclose(following.refresh()(x), model.eval()(x), atol=1e-5)
+    expected, folded = model.eval()(x), fold_batchnorm(model)
+    assert torch.allclose(following.refresh()(x), expected, atol=1e-5)
+    assert torch.allclose(folded(x), expected, atol=1e-5)
+    assert made is biased or any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
 
 
 def test_masked_weights_are_followed_through_their_scores(digits: Pair) -> None:
@@ -95,21 +126,6 @@ def test_masked_weights_are_followed_through_their_scores(digits: Pair) -> None:
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     weights = dict(following.network.named_parameters())["linear.weight"]
     assert (weights == 0).sum() == weights.numel() // 2
-
-
-def _sharing() -> nn.Module:
-    """One convolution, used twice, before a batch-norm each time."""
-    conv = nn.Conv2d(1, 1, 3, padding=1)
-    return nn.Sequential(conv, nn.BatchNorm2d(1), conv, nn.BatchNorm2d(1))
-
-
-def test_a_convolution_that_is_used_twice_is_not_merged() -> None:
-    model, x = _sharing(), torch.rand(4, 1, 5, 5)
-    model(x + 1)
-    model.eval()
-    assert torch.allclose(fold_batchnorm(model)(x), model(x), atol=1e-6)
-    following = Following.of(model)
-    assert following is not None and torch.allclose(following.refresh()(x), model(x), atol=1e-6)
 
 
 def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits: Pair) -> None:
@@ -133,26 +149,6 @@ def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits
     own = nn.Sequential(nn.Conv2d(1, 1, 3), Own())
     for model in (own, own[1], scaled, hooked, masked, plain, binary):
         assert Following.of(model) is None
-
-
-def test_a_batchnorm_that_is_not_behind_a_convolution_alone_is_kept() -> None:
-    class Shared(nn.Module):
-        """The convolution's output is read twice, so its batch-norm cannot be merged."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.conv(x)
-            return (self.bn(h) + h).flatten(1)
-
-    model = Shared().eval()
-    model.bn.running_mean += 1.0
-    x = torch.rand(2, 1, 5, 5)
-    folded = fold_batchnorm(model)
-    assert any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    assert torch.allclose(folded(x), model(x))
 
 
 def test_a_model_that_cannot_be_traced_is_copied_as_it_is() -> None:

@@ -11,18 +11,12 @@ from torch.nn.utils import prune as torch_prune
 from advprune.core.errors import UserError
 from advprune.models.audit import audit
 from advprune.models.card import sparsity_of
-from advprune.models.checkpoint import (
-    build,
-    canonical,
-    fill,
-    header_spec,
-    load_foreign,
-    read_weights,
-    stored,
-)
-from advprune.models.infer import plain
+from advprune.models.checkpoint import build, fill, header_spec, stored
+from advprune.models.foreign import load_foreign, plain
+from advprune.models.names import canonical
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
+from advprune.models.tensor_file import read_weights
 from advprune.quantization.post_training import quantize
 
 Tensors = dict[str, torch.Tensor]
@@ -270,5 +264,5 @@ def test_two_networks_in_a_file_are_never_chosen_between(tensors: Tensors, tmp_p
 
 def test_two_tensors_of_one_name_are_never_chosen_between(tensors: Tensors, tmp_path: Path) -> None:
     torch.save(tensors | {"module.conv1.weight": torch.ones(2, 1, 3, 3)}, tmp_path / "theirs.pt")
-    with pytest.raises(UserError, match=r"two tensors that are both called conv1\.weight"):
+    with pytest.raises(UserError, match=r"conv1\.weight are both called conv1\.weight"):
         load_foreign(spec_of(network()), str(tmp_path / "theirs.pt"), None)

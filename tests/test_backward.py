@@ -25,9 +25,8 @@ Pair = tuple[Tensor, Tensor]
 def left(model: nn.Module, images: Tensor, labels: Tensor, rule: str | None) -> int:
     """Images that PGD from the clean image does not break."""
     options = {"random_start": False, "loss": "margin", "backward": rule}
-    return int(
-        (model(pgd(model, images, labels, 0.2, 0.05, 20, **options)).argmax(1) == labels).sum()
-    )
+    adv = pgd(model, images, labels, 0.2, 0.05, 20, **options)
+    return int((model(adv).argmax(1) == labels).sum())
 
 
 def signed(weight: Tensor, bias: float) -> nn.Linear:

@@ -267,6 +267,9 @@ def test_the_text_of_other_specs_is_as_it_was() -> None:
     )
     narrow = spec(binary=False, inner=[4] * 9).model_dump_json()
     assert narrow.endswith('"quantization":null,"inner":[4,4,4,4,4,4,4,4,4]}')
+    theirs = {"architecture": "theirs:net", "width": 0, "options": {"a": [1, "b"]}}
+    text = spec(binary=False, **theirs).model_dump_json()
+    assert '"width"' not in text and text.endswith('"options":{"a":[1,"b"]}}')
     grown = spec(stages=[5, 7, 9, 3], inner=[30] * 9)
     assert ModelSpec.model_validate_json(grown.model_dump_json()) == grown
     assert '"binary":true,"stages":[5,7,9,3]' in grown.model_dump_json()

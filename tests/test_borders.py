@@ -19,6 +19,7 @@ from torch import nn
 
 from advprune import attacks, evaluate, load_model, prune
 from advprune.attacks.apgd import APGDSettings, apgd
+from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
@@ -78,6 +79,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "score": lambda m, x, y, eps=0.1: evaluate.score(m, x, x, y),
     "bitflip": lambda m, x, y, eps=0.1: attacks.bitflip(m, x, y, budget=1),
 }
+ENTRIES = ATTACKS | {"autoattack": lambda m, x, y: autoattack(m, x, y, 0.1)}
 Logits = namedtuple("Logits", "logits")
 
 
@@ -197,13 +199,13 @@ WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
 
 @pytest.mark.parametrize(
     ("attack", "change", "words"),
-    [*(("pgd", *one) for one in WRONG), *((attack, *WRONG[0]) for attack in ATTACKS)],
+    [*(("pgd", *one) for one in WRONG), *((attack, *WRONG[0]) for attack in ENTRIES)],
 )
 def test_images_and_labels_of_another_kind_are_refused(
     attack: str, change: Callable[[Any, Any], Pair], words: str, digits: Pair
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        ATTACKS[attack](flat(), *change(*digits))
+        ENTRIES[attack](flat(), *change(*digits))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -282,6 +284,23 @@ def test_a_model_in_training_mode_is_scored_in_evaluation_mode(
     attacks.pgd(training, images, labels, 0.1, 0.05, 1)
     assert training.training
     assert all(torch.equal(before[name], t) for name, t in training.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [nn.Module.train, nn.utils.spectral_norm], ids=["train", "norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_longer_checks_of_a_model_are_made_once(
+    change: Callable[[nn.Module], Any], digits: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model in training mode, or of derived weights, they were made at every call: what they
+    had been made of was a copy."""
+    model, made = flat(), []
+    change(model if change is nn.Module.train else model[1])
+    monkeypatch.setattr("advprune.models.border.kept_by", lambda one: made.append(one) or {})
+    copied = admitted("it", model, digits[0])
+    assert copied is not model and len(made) == 2  # before its passes and after
+    for one in (model, copied):
+        admitted("it", one, digits[0])
+    assert len(made) == 2
 
 
 def test_images_of_0_to_255_are_no_training_data(network: nn.Module, digits: Pair) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from planted import planted
+from planted import rows as records
 
 from advprune.attacks.registry import follows_gradient
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
@@ -18,19 +20,9 @@ def rows(
     attack: str, kept: int | np.ndarray, n: int = 40, eps: float = 0.2, **columns: Any
 ) -> pd.DataFrame:
     """n images of 4 classes, of which the first `kept`, or those given, are right under attack."""
-    label = np.arange(n) % 4
-    right = np.arange(n) < kept if isinstance(kept, int) else kept
-    base = {
-        **{"index": range(n), "label": label, "attack": attack, "method": "pgd", "norm": "Linf"},
-        **{"eps": eps, "linf": eps, "step": 0.05, "steps": 10, "draws": 1, "breakdown": ""},
-        **{"forwards": 10.0, "gradients": 5.0, "clean_pred": label},
-        "adv_pred": np.where(right, label, (label + 1) % 4),
-        "adv_margin": np.where(right, 1.0, -1.0),
-        "chosen_margin": np.where(right, 1.0, -1.0),
-        "adv_single_pred": np.where(right, label, (label + 1) % 4),
-        "adv_wrong": np.where(right, 0.0, 1.0),
-    }
-    return pd.DataFrame(base | columns)
+    right = planted(kept, n) if isinstance(kept, int) else kept
+    known = {"step": 0.05, "forwards": 10.0, "gradients": 5.0}
+    return records(attack, right, eps=eps, clean=n, **known | columns)
 
 
 def judged(*tables: pd.DataFrame, **more: Any) -> tuple[str, set[str]]:
@@ -49,6 +41,7 @@ def names(found: Verdict) -> set[str]:
 
 
 HONEST = {"eps": 0.0, "linf": 0.0, "declared": False, "slope_error": 0.0, "step_error": 0.3}
+DECLARED = {"slope_error": 1.0, "declared": True}
 
 
 @pytest.mark.parametrize(
@@ -66,10 +59,7 @@ HONEST = {"eps": 0.0, "linf": 0.0, "declared": False, "slope_error": 0.0, "step_
         (rows("probe_honesty", 40, **HONEST), "reliable", None),
         (rows("probe_honesty", 40, **HONEST | {"slope_error": 0.3}), "broken", "wrong"),
         (rows("probe_honesty", 40, **HONEST | {"step_error": 1.0}), "broken", "wrong"),
-        (
-            rows("probe_honesty", 40, **HONEST | {"slope_error": 1.0, "declared": True}),
-            *("reliable", None),
-        ),
+        (rows("probe_honesty", 40, **HONEST | DECLARED), "reliable", None),
     ],
 )
 def test_each_check_by_planted_records(
@@ -208,9 +198,7 @@ def test_the_twin_and_frozen_draws_are_checked() -> None:
 
 def test_the_worst_case_is_taken_image_by_image_within_the_budget() -> None:
     first, second = rows("main", 10), rows("other", 0)
-    second.loc[:19, ["adv_pred", "chosen_margin"]] = (
-        first.loc[:19, ["label"]].assign(m=3.0).to_numpy()
-    )
+    second.loc[:19, "adv_pred"], second.loc[:19, "chosen_margin"] = first.label[:20], 3.0
     beyond, curve = rows("large", 0, eps=0.3), rows("curve_eps", 0)
     partly = rows("few", 0).head(5)
     found = worst_case(pd.concat([first, second, beyond, curve, partly]), "main")

@@ -4,17 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from handmade import N, layer_table, model, run_of, settings
 from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
+from scipy.stats import t as student
 from test_section_studies import flips, hits, versus
 
 from advprune.core.claims import Claim, read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.evaluate.means import compare_means
+from advprune.report.claim_command import command, stages_of
 from advprune.report.claim_metrics import METRICS
 from advprune.report.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
 from advprune.report.docs import claims_of
@@ -108,17 +111,60 @@ def test_what_is_missing_is_named_with_its_command() -> None:
     lacking = claim("model", model="clamp-standard", run="make it", effect=0.1)
     control = claim("control", control="clamp-standard", effect=0.1)
     attack = claim("attack", attack="nes", effect=0.1)
-    outside = claim("outside", metric=None)
-    found = outcomes(against(3, 2), lacking, control, attack, outside)
-    assert [one.outcome for one in found] == [NOT_RUN] * 4
+    found = outcomes(against(3, 2), lacking, control, attack)
+    assert [one.outcome for one in found] == [NOT_RUN] * 3
     assert found[0].reason == "clamp-standard is not part of this run; run: make it"
     assert found[1].reason.startswith("clamp-standard, its control, is not part of this run;")
     assert found[2].reason == "nes was not run on E-standard; run: dvc repro"
-    assert found[3].reason.startswith("this pipeline does not measure it")
-    clamp = Absent("model", "clamp-standard", "attack@clamp-standard")
-    first, second = outcomes(replace(against(3, 2), absent=(clamp,)), lacking, control)
-    assert second.reason.endswith("; run: dvc repro attack@clamp-standard")
-    assert first.reason.endswith("; run: dvc repro attack@clamp-standard")
+
+
+SMALL, LAST = "params/cifar10-small.yaml", "dvc repro -s transfer summarize"
+POINTS = {"study": "seeds", "model": "HYDRA_95", "control": "LWM_95"}
+
+
+def test_the_command_names_the_stages_that_a_claim_lacks() -> None:
+    """Of the settings of the run where they declare it, else after a copy of the claim's."""
+    known = {"run": "", "params": SMALL, "metric": "robust", "effect": 0.1}
+    clamp, masks = claim(control="clamp-standard", **known), claim(**known | POINTS)
+    pair = {"model": "BNN_wide-standard", "control": "RA_BNN-standard"}
+    flips = claim(**known | {"metric": "flips"} | pair)
+    run = replace(against(3, 2), folder=ROOT)
+    copied, dense = f"cp {SMALL} params.yaml && dvc repro", "attack_dense@standard"
+    assert (
+        command(run, clamp) == f"{copied} {dense} attack@E-standard attack@clamp-standard && {LAST}"
+    )
+    assert command(run, masks) == f"{copied} study@masks && {LAST}"
+    points = {name: {"family": "LWM"} for name in ("HYDRA_95", "LWM_95")}
+    studies: dict[str, Any] = {
+        "seeds": {"study": "seeds", "of": "dense-robust", "points": points},
+        "bits": {"study": "bitflip", "of": "RA_BNN-standard", "bits": 1},
+    }
+    absent = [Absent("model", "clamp-standard", ""), Absent("study", "seeds", "")]
+    run = replace(run, params=settings(studies), absent=tuple(absent))
+    assert command(run, clamp) == f"dvc repro attack@clamp-standard && {LAST}"
+    assert command(run, masks) == f"dvc repro study@seeds && {LAST}"
+    both = "study@flips-BNN_wide study@flips-RA_BNN"  # these settings have one of them
+    assert command(run, flips) == f"{copied} {dense} {both} && {LAST}"
+    there = replace(run, absent=(Absent("transfer", "E-standard", "transfer"),))
+    assert command(there, claim(**known)) == LAST
+
+
+def test_agents_are_compared_in_the_game_where_the_least_is_gained(tmp_path: Path) -> None:
+    (tmp_path / "rl").mkdir()
+    rows = ["game,attack,gain,error,episodes", "a,worst,0.5,0.1,50", "b,worst,0.2,0.01,40"]
+    (tmp_path / "rl" / "gains.csv").write_text("\n".join([*rows, "c,FGSM,-0.3,0.01,40"]))
+    run = replace(against(3, 2), folder=tmp_path)
+    own = {"metric": "agents", "model": "SAP", "control": "dense", "effect": 0.1}
+    worst, single, other = outcomes(
+        run, *(claim(a, regime=ELSEWHERE, **own, attack=a) for a in ("worst", "FGSM", "PGD"))
+    )
+    assert worst.test is not None and worst.test.difference == 0.2 and worst.n == 40
+    low, high = student.interval(1 - 0.05 / 2, 39, 0.2, 0.01)  # of two tests
+    assert worst.test.interval == pytest.approx((low, high))
+    assert worst.test.detectable < 0.04
+    assert worst.reason == "in another regime: small games, not cifar10"
+    assert (worst.outcome, single.outcome) == (REPRODUCED, NOT_HERE)
+    assert other.reason == "rl/gains.csv holds no game under PGD; run: dvc repro"
 
 
 def test_a_model_of_lower_clean_accuracy_is_not_called_better() -> None:
@@ -171,6 +217,20 @@ def test_points_over_seeds() -> None:
     assert epochs.reason == "in another regime: epochs 1 of 2"
 
 
+def test_transfer_over_seeds_and_what_was_lost_of_clean_accuracy() -> None:
+    run = versus((0, 0, 0), (10, 11, 12), clean=(30, N))
+    own = {"metric": "transfer", "study": "seeds", "model": "H", "control": "dense", "effect": 0.1}
+    (untried,) = outcomes(run, claim(**own))
+    assert untried.outcome == NOT_RUN
+    table = run.studies["seeds"]
+    sent = table[table.point == "H"].assign(attack="from_dense_field", adv_pred=table.label)
+    run = replace(run, studies={"seeds": pd.concat([table, sent])})
+    found, lost = outcomes(run, claim(**own), claim("l", **own, needs={"clean_loss": 0.1}))
+    assert found.test is not None and found.seeds == 3
+    assert found.test.difference == pytest.approx(1 - (20 + 22 + 24) / 3 / N)
+    assert lost.reason == "clean accuracy 75.0 %, of its parent 100.0 %"
+
+
 def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
     study = {"study": "bitflip", "bits": 8}
     studies = {name: study | {"of": f"{name}-standard"} for name in ("dense", "E")}
@@ -181,6 +241,10 @@ def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
     assert more.outcome == REPRODUCED and more.p == pytest.approx(2 / 252)
     assert less.outcome == REFUTED and less.test is not None
     assert less.test.difference == 42 - 100  # medians of all pairs
+    assert more.seeds == 1
+    several = [table.assign(training=table.seed % 3) for table in tables.values()]
+    thrice = replace(run, studies=dict(zip(tables, several, strict=True)))
+    assert outcomes(thrice, claim(**own))[0].seeds == 3
     chosen = {"model": "dense-standard", "variant": "random", "expect": "lower"}
     assert outcomes(run, claim(**own, **chosen))[0].outcome == REPRODUCED
 
@@ -268,8 +332,9 @@ def written(folder: Path, text: str) -> tuple[Claim, ...]:
         ("effect: 4/255", "effects: 1", "a: effects: Extra inputs"),
         ("effect: 4/255", "margin: 0.1", "a: expect: higher takes effect, not margin"),
         ("effect: 4/255", "effect: 0.1, expect: equal", "expect: equal takes margin, not effect"),
-        ("control: dense-standard,", "", "a claim with a metric needs model and control"),
+        ("control: dense-standard,", "", "a: control: Field required"),
         ("data: [cifar10], ", "", "a: regime.data: Field required"),
+        ("run: dvc repro, ", "", "a claim names params or run"),
         ("claims: {a:", "claim: {a:", "every paper is a mapping that holds `claims`"),
         ("- {", "- {{", "is not valid YAML"),
         ("paper: P", "paper: P, paper: Q", "is not valid YAML"),
@@ -291,19 +356,12 @@ def test_an_entry_adds_to_its_paper_and_other_wrong_files_are_refused(tmp_path: 
         outcomes(against(2, 2), claim(metric="luck", effect=0.1))
 
 
-def test_claims_of_the_repository_name_what_its_settings_have() -> None:
-    known: set[str] = set()
-    for path in (ROOT / "params.yaml", *(ROOT / "params").glob("*.yaml")):
-        params = load(path)
-        known |= {*params.leaderboard()}
-        for study in params.studies.values():
-            known |= {*study.settings.get("members", ()), *study.settings.get("points", ())}
+def test_the_settings_that_a_claim_names_declare_what_it_needs() -> None:
     found = read_claims(ROOT / "claims.yaml")
-    assert {one.paper for one in found} == {
-        *("nn-prune", "GAP", "SAP", "BFA", "RA-BNN", "AWT", "HYDRA"),
-    }
+    papers = ("nn-prune", "GAP", "SAP", "BFA", "RA-BNN", "AWT", "HYDRA")
+    assert {one.paper for one in found} == {*papers}
+    assert all(one.metric in METRICS for one in found)
+    files = {name: load(ROOT / name) for name in {one.params for one in found}}
     for one in found:
-        assert one.metric is None or one.metric in METRICS, one.id
-        named = {one.model, one.control, one.needs.larger_than} - {None}
-        of_width_32 = {"HYDRA_95-robust", "LWM_95-robust"}
-        assert named <= known | {"dense", "dense_ticket-robust"} | of_width_32, one.id
+        assert one.run or all(stages_of(files[one.params], one).values()), one.id
+        assert one.needs.larger_than in {None, *files[one.params].models}

@@ -58,12 +58,11 @@ def likelihood_score(gained: int, lost: int, n: int, difference: float) -> float
     return float((gained - lost - n * difference) / np.sqrt(variance))
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "n"), [(12, 2, 50), (3, 9, 80), (1, 1, 30), (90, 60, 300)]
-)
-def test_intervals_and_equivalence_are_those_of_the_score_test(
-    gained: int, lost: int, n: int
+@pytest.mark.parametrize("counts", [(12, 2, 50), (3, 9, 80), (1, 1, 30), (90, 60, 300)])
+def test_intervals_and_equivalence_are_of_the_score_test(
+    counts: tuple[int, int, int],
 ) -> None:
+    gained, lost, n = counts
     for alpha in (0.05, 0.005):
         low, high = difference_interval(gained, lost, n, alpha)
         critical = norm.isf(alpha / 2)

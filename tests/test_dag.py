@@ -171,6 +171,11 @@ def test_stages_are_exactly_what_params_declare(
         assert parent in {getattr(dep, "def_path", None) for dep in stage.deps}
 
 
+def test_the_lock_file_lists_these_stages_and_no_former_ones(stages: dict[str, Any]) -> None:
+    lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
+    assert set(lock["stages"]) == set(stages)
+
+
 def test_each_stage_depends_on_its_own_settings_alone(
     stages: dict[str, Any], settings: params.Params
 ) -> None:
@@ -181,10 +186,9 @@ def test_each_stage_depends_on_its_own_settings_alone(
         assert tracked(stages[f"attack@{name}"]) == {"seed"}  # the rest is in attacks.json
     for recipe in settings.recipes:
         assert tracked(stages[f"train@{recipe}"]) == {"seed", f"recipes.{recipe}"} | training
+    assert tracked(stages["summarize"]) == set()  # all of them are in settings.json
     for name, stage in stages.items():
-        assert "profiles" not in tracked(stage)
-        if "prune" in tracked(stage):
-            assert name == "summarize"
+        assert not tracked(stage) & {"prune", "studies", "profiles"}, name
 
 
 def test_models_are_named_and_the_best_is_the_best() -> None:

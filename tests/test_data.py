@@ -266,9 +266,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert [len(splits[name].labels) for name in data.SPLITS] == [1294, 144, 359]
     values, labels = load_digits(return_X_y=True)
     pixels = np.floor(values.reshape(-1, 64) * 255 / 16 + 0.5).astype(np.uint8)
-    expected = sorted(
-        (row.tobytes(), int(label)) for row, label in zip(pixels, labels, strict=True)
-    )
+    expected = sorted((row.tobytes(), int(y)) for row, y in zip(pixels, labels, strict=True))
     found = [
         (image.numpy().tobytes(), int(label))
         for split in splits.values()
@@ -425,9 +423,8 @@ def bomb(side: int) -> bytes:
     """Return a PNG header that announces side x side pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
+        length, check = (struct.pack(">I", n) for n in (len(body), zlib.crc32(kind + body)))
+        return length + kind + body + check
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
@@ -478,10 +475,8 @@ def test_bad_content_is_named(
     tmp_path: Path, form: str, extra: dict[str, bytes], words: list[str]
 ) -> None:
     files = animals() | extra
-    root = tmp_path / "pets"
-    place = (
-        write(root, files) if form == "folder" else tar(root.with_suffix(".tar.gz"), files, "w:gz")
-    )
+    place = tmp_path / "pets"
+    place = write(place, files) if form == "folder" else tar(tmp_path / "pets.tgz", files, "w:gz")
     message = refused("imagefolder", place)
     assert all(word in message for word in [*words, "pets"])
 
@@ -508,10 +503,8 @@ def test_roots_that_hold_no_image_folder(tmp_path: Path) -> None:
     assert "nowhere does not exist" in refused("imagefolder", tmp_path / "nowhere")
     root = write(tmp_path / "bare", {"test/cat/1.png": png((1, 2, 3))})
     assert "bare" in refused("imagefolder", root) and "train/" in refused("imagefolder", root)
-    empty = tar(tmp_path / "empty.tar", {})
-    assert "empty.tar" in refused("imagefolder", empty) and "train/" in refused(
-        "imagefolder", empty
-    )
+    said = refused("imagefolder", tar(tmp_path / "empty.tar", {}))
+    assert "empty.tar" in said and "train/" in said
     write(tmp_path, {"text.tar": b"not a tar at all" * 100, "void.tar": b""})
     for name in ("text.tar", "void.tar"):
         assert f"{name} is no tar archive" in refused("imagefolder", tmp_path / name)

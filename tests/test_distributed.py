@@ -14,7 +14,6 @@ import pytest
 import shared_work
 import torch
 
-from advprune.core import distributed
 from conftest import stored
 
 WORK = Path(shared_work.__file__)
@@ -102,12 +101,6 @@ def test_without_batchnorm_a_step_is_that_of_one_process(found: list[dict[str, A
 def test_parts_are_the_first_process_s_without_a_common_folder(found: list[dict[str, Any]]) -> None:
     assert [one["parts"] for one in found] == [[0, 0, 1]] * 2
     assert [one["inside"] for one in found] == [[(0, 1), (1, 1), (2, 1)]] * 2
-
-
-def test_without_torchrun_there_is_one_process() -> None:
-    distributed.start()
-    assert distributed.processes() == 1 and distributed.is_main()
-    assert list(range(5))[distributed.share(5)] == list(range(5))
 
 
 @pytest.mark.parametrize("how", ["error", "killed"])

@@ -42,12 +42,8 @@ class Bench:
 
     def files(self) -> set[str]:
         """All files, but for caches of Python and work that can be resumed."""
-        paths = self.folder.rglob("*")
-        return {
-            str(p)
-            for p in paths
-            if p.is_file() and not {"__pycache__", "checkpoints"} & set(p.parts)
-        }
+        paths, caches = self.folder.rglob("*"), {"__pycache__", "checkpoints"}
+        return {str(p) for p in paths if p.is_file() and not caches & set(p.parts)}
 
 
 @pytest.fixture
@@ -70,7 +66,7 @@ def bench(
     [
         ("prune", ("E-standard",), "prune/E", -1, ["prune.E", "-1", "greater than or equal to 0"]),
         ("prune", ("my-E",), "prune/mine", {"family": "E", "threshold": -1}, ["prune.mine: thr"]),
-        ("prune", ("odd",), "prune/E", 1, ["odd is none of", "do: prune (E-standard, SAP"]),
+        ("prune", ("odd",), "prune/E", 1, ["odd is none of", "do: prune (E-standard, GAP"]),
         ("quantize", ("E-standard",), "prune/E", 1, ["do: quantize (GAP_int8)"]),
         ("train", ("odd",), "prune/E", 1, ["do: train (dense-standard, BNN-standard, GAP_copy"]),
         ("settings", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, E, ESR, GAP"]),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from workspace import change, copy_pipeline, run
+from workspace import change, copy_pipeline, stage
 
 from advprune.cli.app import main
 from advprune.cli.evaluate import card_beside
@@ -107,8 +107,13 @@ def test_what_the_users_code_does_is_no_answer(
 def test_no_package_is_imported_to_find_a_file(theirs: Path) -> None:
     (theirs / "evil" / "sub").mkdir(parents=True)
     (theirs / "evil" / "__init__.py").write_text("open('PWNED', 'w')")
-    for reference in ("package:evil.sub/x", "package:evil/../theirs_facts.py", "package:none/x"):
-        with pytest.raises(UserError):
+    for reference, words in (
+        ("package:evil.sub/x", "one package by its name"),
+        ("package:evil/../theirs_facts.py", "has no file '../theirs_facts.py'"),
+        ("package:none/x", "'none' is not installed; pip install none"),
+        ("/nowhere/model.pt", "there is no weights file /nowhere/model.pt"),
+    ):
+        with pytest.raises(UserError, match=words):
             referenced(reference)
     assert not Path("PWNED").exists() and "evil" not in sys.modules
 
@@ -166,7 +171,7 @@ def test_images_are_those_of_the_settings_that_are_there_now(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(pipeline)
-    assert run(pipeline, "stages/prepare.py").returncode == 0
+    assert stage(pipeline, "prepare") == 0
     before = Repository(None).split("test")
     for key, value in (("profiles/digits/data/test_limit", 17), ("seed", 3)):
         change(pipeline, {key: value})
@@ -191,7 +196,7 @@ def test_pictures_and_weights_are_noted_by_what_they_hold(
         (place / "x.png").write_bytes(contents)
         Path("link").unlink(missing_ok=True)
         Path("link").symlink_to(place)
-        assert run(pipeline, "stages/settings.py").returncode == 0
+        assert stage(pipeline, "settings") == 0
         files = (Path("data/digits", f"{name}.json") for name in ("weights", "pictures"))
         notes.append([json.loads(file.read_text()) for file in files])
         data = DataSettings(source="cifar10")
@@ -200,7 +205,10 @@ def test_pictures_and_weights_are_noted_by_what_they_hold(
 
 
 def test_code_that_dvc_does_not_watch_is_named(
-    theirs: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    theirs: Path,
+    pipeline: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(pipeline)
     (pipeline / "theirs_facts.py").write_text(THEIRS)
@@ -209,8 +217,8 @@ def test_code_that_dvc_does_not_watch_is_named(
     change(pipeline, {"profiles/digits/model": {}})
     for factory, noted in (("theirs_facts:net", True), ("networks.theirs_facts:net", False)):
         change(pipeline, {"profiles/digits/model/factory": factory})
-        done = run(pipeline, "stages/settings.py")
-        assert done.returncode == 0 and ("DVC does not watch" in done.stdout) == noted, done.stderr
+        assert stage(pipeline, "settings") == 0
+        assert ("DVC does not watch" in capsys.readouterr().out) == noted
 
 
 def test_a_network_that_is_larger_than_its_file_is_not_made(theirs: Path) -> None:

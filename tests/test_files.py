@@ -1,33 +1,14 @@
-"""Files: whole or not at all, known by content, and unfinished work that is resumed."""
+"""Files are known by content."""
 
 import os
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import torch
 
 from advprune.core import files
 from advprune.core.errors import UserError
-from advprune.core.files import atomic, fingerprint, sha256_of, write_json
-from advprune.core.resume import Noted, Parts
-
-
-def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "file.txt"
-    with atomic(path) as temporary:
-        temporary.write_text("old")
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file/inside"):
-        write_json(tmp_path / "file" / "inside", {})
+from advprune.core.files import fingerprint, sha256_of, write_json
 
 
 def test_a_number_that_is_none_is_not_written_as_json(tmp_path: Path) -> None:
@@ -84,31 +65,3 @@ def test_the_key_of_unfinished_work_follows_every_module_and_version(
     monkeypatch.setattr(files, "version", lambda package: "0")
     keys.add(fingerprint(1))
     assert len(modules) > 100 and len(keys) == len(modules) + 2
-
-
-def noted() -> Noted:
-    return torch.arange(6, dtype=torch.uint8).view(2, 3), {"cost": [1, 2], "by": "a"}
-
-
-def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
-    calls = []
-
-    def table() -> pd.DataFrame:
-        calls.append("table")
-        return pd.DataFrame({"x": [1, 2]})
-
-    def tensor() -> Noted:
-        calls.append("tensor")
-        return noted()
-
-    for _ in range(2):
-        parts = Parts(tmp_path, {"eps": 0.1}, files=[])
-        assert parts.frame("t", table).x.tolist() == [1, 2]
-        value, facts = parts.tensor("i", tensor)
-        assert torch.equal(value, noted()[0]) and facts == noted()[1]
-    assert calls == ["table", "tensor"]
-    other = Parts(tmp_path, {"eps": 0.2}, files=[])
-    other.frame("t", table)
-    assert calls == ["table", "tensor", "table"]  # other settings, other work
-    parts.discard()
-    assert not parts.folder.exists() and other.folder.exists()

@@ -12,9 +12,10 @@ from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
 from advprune.models.audit import audit
 from advprune.models.card import macs_of, nonzero_of, sparsity_of, write_card
-from advprune.models.checkpoint import build, header_spec, load_model, read_weights, save_model
+from advprune.models.checkpoint import build, header_spec, load_model, save_model
 from advprune.models.resnet import BasicBlock, initialize
 from advprune.models.spec import ModelSpec, spec_of
+from advprune.models.tensor_file import read_weights
 from advprune.pruning import Data, prune
 from advprune.pruning.filters import smallest_filters
 from advprune.quantization.post_training import quantize

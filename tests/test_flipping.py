@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from bits import replay
+from bits import Noisy, replay
 from test_seeds import CPU, RAW, split
 from torch import nn
 
@@ -17,10 +17,9 @@ from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.resume import Parts
 from advprune.core.settings import parse
-from advprune.evaluate.faults import START, VARIANTS, at_the_end, clean_accuracy
-from advprune.models.stochastic import Stochastic
+from advprune.evaluate.faults import START, VARIANTS, at_the_end, clean_accuracy, to_chance
 from advprune.studies import Given, run_study
-from advprune.studies.bitflip import attacker_images, recorded
+from advprune.studies.bitflip import attacker_images, recorded, trained
 from conftest import make_network
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -120,6 +119,28 @@ def test_it_ends_at_chance_and_an_entry_has_a_budget_of_its_own(
     assert found.flip.tolist() == [0, 1, 0] and found.reason[0] == "budget"
 
 
+def test_trainings_are_other_networks_on_other_batches(
+    small: nn.Module, digits: Pair, tmp_path: Path
+) -> None:
+    entry = {"trainings": 2, "every": 1, "floats": True, "variants": []}
+    work = given(digits, small, tmp_path, entry, random=1, budget=1)
+    known = work.params.model_dump() | {"recipes": {"standard": {"epochs": 1}}}
+    known |= {"models": {"E": {"do": "prune", "of": "dense-standard", "by": "prune.E"}}}
+    splits = {**work.splits, "val": work.splits["test"]}
+    params = parse(Params, known, "test")
+    work = replace(work, of="dense-standard", splits=splits, params=params)
+    found = run_study("entry", work)["records"]
+    first = found[(found.flip == 0) & (found.variant == "untargeted")]
+    assert first.seed.tolist() == [0, 1, 2, 3] and first.training.tolist() == [0, 0, 1, 1]
+    assert first.loss.nunique() == 4 and first.stored_bits.nunique() == 2  # the profile's width
+    assert found[found.variant == "untargeted"].accuracy.notna().all()  # asked for after each flip
+    assert (found.stored_bits > flipped(digits, small, tmp_path / "b").stored_bits[0]).all()
+    reached = to_chance(found, 0.0)
+    assert reached.trainings == 2 and len(reached.bits) == 4
+    with pytest.raises(UserError, match=r"studies\.entry\.trainings: .* not trained from scratch"):
+        trained(replace(work, of="E"), 1)
+
+
 def test_after_a_kill_the_bytes_are_the_same(
     small: nn.Module, digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,11 +164,6 @@ def test_after_a_kill_the_bytes_are_the_same(
     assert done == [("random", 0), ("random", 1)]
     rest.to_parquet(tmp_path / "two.parquet", index=False)
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
-
-
-class Noisy(Stochastic):
-    def noisy(self, h: torch.Tensor) -> torch.Tensor:
-        return h + self.normal(h)
 
 
 def test_what_is_refused_by_name(small: nn.Module, digits: Pair, tmp_path: Path) -> None:

@@ -41,23 +41,22 @@ from advprune.core.resume import Parts
 from advprune.core.settings import parse, text_of, yaml_of
 from advprune.data import prepare
 from advprune.data.imagefolder import read_image_folder
-from advprune.data.split import read_split
 from advprune.models.audit import audit
 from advprune.models.checkpoint import (
     build,
     fill,
     header_spec,
     load_model,
-    read_weights,
     save_model,
     stored,
 )
-from advprune.models.infer import plain
+from advprune.models.foreign import plain
 from advprune.models.spec import spec_of
+from advprune.models.tensor_file import read_weights
 from advprune.pruning import check_settings
-from advprune.report.gate import judge, page, side_of
+from advprune.report.gate import judge, page
 from advprune.report.read import records_of
-from advprune.report.results import read_results, results
+from advprune.report.results import read_results, results, side_of
 from advprune.rl.settings import load as rl_load
 from advprune.studies import check_studies
 from conftest import make_network
@@ -81,7 +80,7 @@ def test_settings() -> None:
     extra = {"name": "PGD", "eps": "8/255", "alpha": 0.01, "steps": 2}
     known = PARAMS | {"attack": PARAMS["attack"] | {"extra": [extra]}}
     known["profiles"] = {"digits": PARAMS["profiles"]["digits"]}
-    fuzz("settings", changed(known), taken, 150)
+    fuzz("settings", changed(known), taken, 80)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +119,9 @@ def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is no plain file"):
         load(tmp_path / "pipe")
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(UserError, match="holds no settings; restore it"):
+        load(tmp_path / "params.yaml")
     with pytest.raises(UserError, match="run this in the root of the project"):
         load(tmp_path / "absent" / "params.yaml")
     for reads in (read_claims, rl_load):
@@ -175,14 +177,14 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
         opened(path)
 
     known["layers"] *= 17
-    with pytest.raises(UserError, match=r"at layers: .*at most 16 items"):
+    with pytest.raises(UserError, match=r"the model spec: layers: .*at most 16 items"):
         taken(known)
     known["layers"] = known["layers"][:1]
     for settings in ({"fraction": 1.0, "form": "x"}, {"fraction": 0}, {"fraction": True}):
         with pytest.raises(UserError, match=r"the spec's layers of kind 'sap': (form|fraction)"):
             taken(known | {"layers": [{"kind": "sap", "settings": settings}]})
     sizes = st.sampled_from([1, 3, 16384, 100_000, 0, -1, [0.0] * 3, [float("nan")], [0.0]])
-    fuzz("headers", changed(known, VALUES | sizes), taken, 80)
+    fuzz("headers", changed(known, VALUES | sizes), taken, 50)
 
 
 def test_bytes_of_checkpoints(network: nn.Module, tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def test_bytes_of_pictures(tmp_path: Path) -> None:
         path.write_bytes(contents)
         read_image_folder(str(tmp_path), None)
 
-    fuzz_bytes("pictures", files, taken, 100_000)
+    fuzz_bytes("pictures", files, taken, 50_000)
 
 
 def test_names_of_pictures() -> None:
@@ -293,7 +295,7 @@ def test_names_of_pictures() -> None:
         if name and not {"/", "\0"} & set(name) and name not in (".", "..") and len(name) < 80:
             read(folder_of(sound() | {f"train/{name}/x.png": png(), f"train/a/{name}": png()}))
 
-    fuzz("names", TEXTS, taken, 60)
+    fuzz("names", TEXTS, taken, 40)
 
 
 def test_bytes_of_archives(tmp_path: Path) -> None:
@@ -335,7 +337,7 @@ def test_places_that_are_no_pictures(kind: str) -> None:
 
 
 def test_pictures_are_seen_as_they_are_meant_to_be() -> None:
-    """EXIF's orientation is followed; 16 bits, transparency and animations are refused."""
+    """EXIF's orientation is followed; transparency and animations are refused."""
     turned = Image.Exif()
     turned[0x0112] = 3  # by 180 degrees
     half = Image.new("L", (8, 8))
@@ -346,11 +348,10 @@ def test_pictures_are_seen_as_they_are_meant_to_be() -> None:
     upside_down = torch.from_numpy(np.asarray(half.rotate(180)).copy())[None]
     every = torch.cat([found["train"].images, found["val"].images])
     assert any(torch.equal(image, upside_down) for image in every)
-    clear, film, deep = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    clear, film = io.BytesIO(), io.BytesIO()
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(clear, "PNG")
     half.save(film, "PNG", save_all=True, append_images=[half.rotate(90)])
-    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(deep, "PNG")
-    for contents, words in ((clear, "transparent"), (film, "animated"), (deep, "8 bits")):
+    for contents, words in ((clear, "transparent"), (film, "animated")):
         with pytest.raises(UserError, match=f"is no image that can be used: .*{words}"):
             read(folder_of(sound() | {"train/a/4.png": contents.getvalue()}))
 
@@ -382,7 +383,7 @@ def test_results_of_a_pull_request() -> None:
         found = page(judge(before, after), "G")
         assert "<img" not in found and "\x1b" not in found
 
-    fuzz("results", changed(rows), taken, 80)
+    fuzz("results", changed(rows), taken, 50)
 
 
 def test_records(tmp_path: Path) -> None:
@@ -546,19 +547,19 @@ def test_two_at_once_write_one_or_the_other(pipeline: Path) -> None:
 
 
 def test_unfinished_work_has_one_worker(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, "it", files=[])
-    parts.frame("x", lambda: pd.DataFrame({"a": [1]}))
+    """Finished parts are read back, under the same settings; what is damaged is made again."""
+    parts, other = (Parts(tmp_path, name, files=[]) for name in ("it", "other"))
     assert forked(lambda: Parts(tmp_path, "it", files=[])) == 2 << 8
-    assert forked(lambda: Parts(tmp_path, "other", files=[])) == 0
-    (parts.folder / "x.parquet").write_bytes(b"half")
-    assert parts.frame("x", lambda: pd.DataFrame({"a": [2]})).a.tolist() == [2]
-    for facts in ({"a": 1}, {"a": 2}):  # the first is damaged, the second is kept
-        value = parts.tensor("i", lambda facts=facts: (torch.ones(2), facts))
-        assert value[1] == facts
-        (parts.folder / "i.safetensors").write_bytes(b"half")
+    assert forked(lambda: Parts(tmp_path, "third", files=[])) == 0
+    for work, damaged, found in ((1, False, 1), (2, False, 1), (3, True, 3), (4, False, 3)):
+        if damaged:
+            for name in ("x.parquet", "i.safetensors"):
+                (parts.folder / name).write_bytes(b"half")
+        table = parts.frame("x", lambda work=work: pd.DataFrame({"a": [work]}))
+        value, facts = parts.tensor("i", lambda work=work: (torch.full((2,), work), {"a": [work]}))
+        assert table.a.tolist() == [found] and value.tolist() == [found] * 2
+        assert facts == {"a": [found]}
+    assert other.frame("x", lambda: pd.DataFrame({"a": [5]})).a.tolist() == [5]
     parts.discard()
+    assert not parts.folder.exists() and other.folder.exists()
     assert forked(lambda: Parts(tmp_path, "it", files=[])) == 0
-    with pytest.raises(UserError, match=r"altered|cut short"):
-        path = tmp_path / "s.safetensors"
-        path.write_bytes(b"\0" * 20)
-        read_split(path)

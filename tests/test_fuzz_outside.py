@@ -11,6 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_options(command: Command) -> None:
     taken({})  # grey pictures, and a network of colour images whose file says nothing of them
     few = st.lists(st.sampled_from(list(GIVEN)), min_size=1, max_size=3, unique=True)
     drawn = few.flatmap(lambda names: st.fixed_dictionaries({name: GIVEN[name] for name in names}))
-    fuzz("options", drawn, taken, 150)
+    fuzz("options", drawn, taken, 60)
 
 
 def test_names_of_classes(command: Command) -> None:
@@ -126,14 +127,13 @@ def test_names_of_classes(command: Command) -> None:
         path.write_bytes(contents)
         command("evaluate", "net.safetensors", "--data=split.safetensors", "--names=names.txt")
 
-    fuzz("class names", st.lists(TEXTS, max_size=4).map(lambda n: "\n".join(n).encode()), taken, 60)
-    fuzz_bytes("class names", [b"a\nb\n", b"\xef\xbb\xbfa\r\nb", b"a\n\nb\n"], taken, 3_000)
+    fuzz("class names", st.lists(TEXTS, max_size=4).map(lambda n: "\n".join(n).encode()), taken, 30)
+    fuzz_bytes("class names", [b"a\nb\n", b"\xef\xbb\xbfa\r\nb", b"a\n\nb\n"], taken, 2_000)
 
 
 def test_pipes_are_no_input(command: Command, tmp_path: Path) -> None:
-    pipes = {
-        kind: tmp_path / f"pipe{kind}" for kind in ("", ".npz", ".onnx", ".pt", ".safetensors")
-    }
+    kinds = ("", ".npz", ".onnx", ".pt", ".safetensors")
+    pipes = {kind: tmp_path / f"pipe{kind}" for kind in kinds}
     for place in pipes.values():
         os.mkfifo(place)
     for kind, place in pipes.items():
@@ -165,7 +165,7 @@ def test_no_options_make_a_network_beyond_memory_and_time(
 
 
 @pytest.mark.parametrize(
-    "take", [lambda n: torch.ones(n, dtype=torch.uint8), np.ones, bytes], ids=["torch", "numpy", ""]
+    "take", [partial(torch.ones, dtype=torch.uint8), partial(np.ones, dtype="u1"), bytes]
 )
 def test_memory_that_is_not_free_is_refused(
     take: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
@@ -230,8 +230,8 @@ def test_arrays(command: Command) -> None:
     files = [io.BytesIO(), io.BytesIO()]
     for file, save in zip(files, (np.savez, np.savez_compressed), strict=True):
         save(file, images=np.zeros((6, 8, 8), np.uint8)[:, None], labels=np.arange(6) % 2)
-    fuzz("npz", archives(), taken, 80)
-    fuzz_bytes("npz bytes", [file.getvalue() for file in files], taken, 5_000)
+    fuzz("npz", archives(), taken, 40)
+    fuzz_bytes("npz bytes", [file.getvalue() for file in files], taken, 2_500)
     assert not Path("PWNED").exists()
 
 
@@ -248,7 +248,7 @@ def test_names_of_the_hub(command: Command, monkeypatch: pytest.MonkeyPatch) -> 
         if "\0" not in name:
             command("audit", f"hf:{name}")
 
-    fuzz("hub", names | st.builds("{}@{}/{}".format, names, parts, parts), taken, 100)
+    fuzz("hub", names | st.builds("{}@{}/{}".format, names, parts, parts), taken, 50)
 
 
 CONFIG: dict[str, Any] = {
@@ -286,7 +286,7 @@ def test_configurations(command: Command, tmp_path: Path, monkeypatch: pytest.Mo
     assert known[0] != known[1]  # what one left unfinished is not resumed as the other's
     sizes = st.sampled_from([0, 1, -1, 10**6, 10**9, 0.0, 1e-9, [10**6] * 3, "3", ["3"], [], {}])
     written = changed(CONFIG, VALUES | sizes).map(lambda value: json.dumps(value, default=str))
-    fuzz("config.json", written.map(str.encode), taken, 40)
+    fuzz("config.json", written.map(str.encode), taken, 20)
     fuzz_bytes("config.json", [json.dumps(CONFIG).encode()], taken, 2_000)
 
 
@@ -335,7 +335,7 @@ def test_state_dicts_of_benchmarks(command: Command, tmp_path: Path) -> None:
         for what in (["audit"], ["audit", "--json"], ["evaluate", "--data=pictures"]):
             command(what[0], str(tmp_path / "theirs.pt"), *what[1:])
 
-    fuzz("state dicts", dicts(), taken, 20)
+    fuzz("state dicts", dicts(), taken, 10)
 
 
 # --- deployed files ------------------------------------------------------------------------------
@@ -408,5 +408,5 @@ def test_deployed_files(command: Command) -> None:
         except (TypeError, ValueError, OverflowError, KeyError):  # onnx will not write it
             return graph(facts={"x": "y"})
 
-    fuzz("onnx", files(), taken, 100)
-    fuzz_bytes("onnx bytes", [graph(), graph(op="Softmax"), graph(weights="f2")], taken, 5_000)
+    fuzz("onnx", files(), taken, 40)
+    fuzz_bytes("onnx bytes", [graph(), graph(op="Softmax"), graph(weights="f2")], taken, 2_500)

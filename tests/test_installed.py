@@ -68,8 +68,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("src", "stages"):
         skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, source / name, ignore=skip)
-    build = ["-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(place), "."]
-    subprocess.run([sys.executable, *build], cwd=source, check=True)
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(place)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     (file,) = place.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
         archive.extractall(place)
@@ -246,9 +246,8 @@ def test_the_guides_code(linear: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     names = {"model": model, "images": images, "labels": labels, "dense": model}
     exec(CODE, names)
     found: Any = names["found"]
-    assert (
-        found.metrics["against_dense"] == "not significant" and found.metrics["transfer_accuracy"]
-    )
+    assert found.metrics["against_dense"] == "not significant"
+    assert found.metrics["transfer_accuracy"]
     assert [model.name for model in found.run.models] == ["dense", "model"]
     assert files(tmp_path) == {"net.html"}
 
@@ -263,7 +262,6 @@ def test_the_guides_code(linear: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         ({"norm": "L1"}, "norm is Linf or L2"),
         ({"labels": torch.full((24,), 2)}, "label 2 is none of 2 classes"),
         ({"images": torch.full((24, 1, 4, 4), 1.5)}, "lie outside"),
-        ({"images": torch.zeros(0, 1, 4, 4), "labels": torch.zeros(0).long()}, "no images"),
         ({"model": nn.Softmax(1)}, "the model returns"),
         ({"dense": nn.Sequential(nn.Flatten(), nn.Linear(16, 3))}, "classes"),
     ],
@@ -280,10 +278,9 @@ def test_defaults_are_the_settings_of_all_profiles() -> None:
     cifar = load(ROOT / "params.yaml", "cifar10-small").active()
     assert shipped.suite == cifar.suite and shipped.curves.eps == cifar.curves.eps
     for name in ("field", "apgd_ce", "apgd_t", "distance", "momentum"):
-        same = {"draws": 0}  # the profile's own
-        assert shipped.attacks[name].model_copy(update=same) == cifar.attacks[name].model_copy(
-            update=same
-        )
+        both = (active.attacks[name].model_dump() for active in (shipped, cifar))
+        one, other = (attack | {"draws": 0} for attack in both)  # the profile's own
+        assert one == other
     for eps in (128 / 255, 1.0):  # budgets at which points of the curve coincide
         assert defaults(eps, "Linf", (1, 8, 8)).active().curves.eps[-1] >= eps
 
@@ -355,7 +352,7 @@ def test_classes_are_in_the_order_of_the_outputs(folder: Path) -> None:
     ("make", "words"),
     [
         (lambda p: (p / "x.bmp").write_bytes(b""), "x.bmp is a picture, but neither"),
-        (lambda p: Image.new("L", (9, 8)).save(p / "x.png"), "from 8x8 to 9x8 pixels"),
+        (lambda p: Image.new("L", (9, 8)).save(p / "x.png"), "is 9x8 pixels but most are 8x8"),
         (lambda p: (p / "x.png").write_bytes(b"no picture"), "no image that can be used"),
         (lambda p: (p / "x" / "y.png").mkdir(parents=True), "above/x is a folder, in which no"),
         (lambda p: (p.parent / "x.png").touch(), "x.png lies in no sub-folder"),

@@ -12,7 +12,6 @@ from advprune.attacks import bitflip, pgd
 from advprune.attacks.apgd import APGDSettings, apgd
 from advprune.attacks.autoattack import autoattack
 from advprune.attacks.bit_search import random_flips
-from advprune.attacks.cost import Cost
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.square import square
 
@@ -95,7 +94,7 @@ def test_no_images_give_none(network: nn.Module, digits: Pair, attack: str) -> N
 
 OPTIONS = [
     *[(attack, key, {key: value}) for attack in IN_A_BALL for key, value in (("norm", "L1"),)],
-    *[(attack, "eps", {"eps": e}) for attack in IN_A_BALL for e in (-0.1, 1.5, float("nan"))],
+    *[("autoattack", "eps", {"eps": e}) for e in (-0.1, 1.5, float("nan"))],  # of others: borders
     *[(attack, "batch", {"batch": 0}) for attack in [*IN_A_BALL, "minimum_norm"]],
     *(("pgd", "loss", {"loss": "hinge"}), ("pgd", "keep", {"keep": "first"})),
     *(("pgd", "restarts", {"restarts": 0}), ("pgd", "precision", {"precision": "float16"})),
@@ -103,13 +102,6 @@ OPTIONS = [
     *(("square", "queries", {"queries": 0}), ("square", "p is", {"p": 0.0})),
     *(("square", "draws", {"draws": 0}), ("autoattack", "version", {"version": "auto"})),
     ("minimum_norm", "norm", {"norm": "L1"}),
-]
-IMAGES = [
-    (torch.full((2, 1, 8, 8), 1.5), "outside"),
-    (torch.full((2, 1, 8, 8), float("nan")), "outside"),
-    (torch.full((2, 1, 8, 8), -0.1), "outside"),
-    (torch.zeros(2, 8, 8), "shape"),
-    (torch.zeros(3, 1, 8, 8), "2 labels for 3"),
 ]
 
 
@@ -120,12 +112,3 @@ def test_options_that_make_no_sense_are_refused(
     pair = digits[0][:2], digits[1][:2]
     with pytest.raises(ValueError, match=word):
         (IN_A_BALL | OTHERS)[attack](network, *pair, **({"eps": 0.1} | change))
-
-
-@pytest.mark.parametrize(("images", "word"), IMAGES)
-@OF_ALL
-def test_images_that_make_no_sense_are_refused(
-    network: nn.Module, attack: str, images: Tensor, word: str
-) -> None:
-    with pytest.raises(ValueError, match=word):
-        (IN_A_BALL | OTHERS)[attack](network, images, torch.zeros(2).long(), 0.1, cost=Cost())

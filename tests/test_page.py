@@ -29,23 +29,25 @@ def firm(name: str, **more: Any) -> Model:
 
 
 def test_the_answer_comes_first_and_counts_what_differs() -> None:
-    begin = "By the smallest change of an image that fools them, "
     none, floor = summary(run_of())[:2]
-    assert none.startswith(
-        f"{begin}no model is significantly harder to fool than the dense network"
+    assert none == (
+        "By the smallest change of an image that fools them, none of 2 compressed models is "
+        "significantly harder to fool than its dense network; none is easier to fool; for 2 no "
+        "difference is significant. Wilcoxon's test, Holm's correction."
     )
-    assert "no model is easier to fool; 2 of 2 do not differ significantly. Wilcoxon" in none
-    assert "no model has a significantly higher" in floor and "no model has a lower one" in floor
+    assert "none of 2 compressed models has a significantly higher" in floor
+    assert "; none has a lower one." in floor
     two = run_of(firm("A"), model("B"))
-    assert effect(two).startswith(f"{begin}A-standard is ") and "(by at most " in effect(two)
-    assert "48/255, A-standard has a significantly higher" in accuracy(two)
+    assert "1 of 2 compressed models is significantly harder to fool" in effect(two)
+    assert "its dense network (A-standard; by at most " in effect(two)
+    assert "than its dense network (A-standard); none has a lower one. " in accuracy(two)
     worse = run_of(firm("dense"), model("A"), firm("B"))
-    assert "A-standard is easier to fool" in effect(worse)
-    assert "A-standard has a lower one" in accuracy(worse)
+    assert "; 1 is easier to fool (A-standard); " in effect(worse)
+    assert "; 1 has a lower one (A-standard). " in accuracy(worse)
     fallen = run_of(*(model(name, (0, 0, 0), carried=0) for name in ("dense", "A", "B")))
     assert "in 2 of 2 comparisons both are 0 %" in accuracy(fallen)
     rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
-    assert "48/255, A-standard (broken) has" in accuracy(run_of(rising))
+    assert "(the broken A-standard)" in accuracy(run_of(rising))
 
 
 def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,19 +60,19 @@ def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.Monk
         for name, (said, control) in outcomes.items()
     }
     monkeypatch.setattr("advprune.report.summary.against_dense", lambda run: tests)
-    assert "A-standard is significantly harder to fool" in effect(run)
+    assert "1 of 2 compressed models is significantly harder to fool" in effect(run)
     assert (
-        "(by at most 1.00/255; A-standard compared with B-standard, a control of equal"
+        "(A-standard; by at most 1.00/255; A-standard compared with B-standard, a control of equal"
         in effect(run)
     )
-    assert "of 2 do not differ significantly (1 less accurate when clean: not" in effect(run)
+    assert "for 0 no difference is significant (1 less accurate when clean: not" in effect(run)
 
 
 def test_every_dense_network_is_named_with_its_accuracies() -> None:
     both = run_of(model("dense"), model("A"), firm("dense", base="robust"))
     assert start(both).startswith(
         "Without compression, dense-standard has 100.0 % (91.2–100.0) clean and 10.0 % (4.0–23.1) "
-        "robust accuracy and dense-robust has 100.0 % (91.2–100.0) clean and 75.0 % (59.8–85.8)"
+        "robust accuracy; dense-robust has 100.0 % (91.2–100.0) clean and 75.0 % (59.8–85.8)"
     )
     assert start(both).endswith(
         "(Linf, eps 48/255, n = 40; an image counts as robust only if no attack broke it)."
@@ -96,11 +98,11 @@ def test_transfer_is_set_beside_attacking_directly() -> None:
 
 
 def test_trust_names_what_is_not_reliable() -> None:
-    assert trust(run_of()) == "All checks are passed for 3 robust accuracies."
+    assert trust(run_of()) == "All 3 robust accuracies passed every check."
     hidden = model("A", (36, 36, 36), carried=8, suite=[searched(20)])
     assert trust(run_of(hidden)) == (
-        "1 of 2 robust accuracies passed every check. To be read as an upper bound: A-standard "
-        "(broken)."
+        "1 of 2 robust accuracies passed every check. To be read as an upper bound: the broken "
+        "A-standard."
     )
 
 
@@ -115,7 +117,9 @@ def test_one_network_is_told_of_in_the_norm_of_its_budget(norm: str, eps: str) -
     assert (
         f"eps {eps}," in first and "Half of the images are fooled by a change of at most" in first
     )
-    assert ("/255 (" in first) == (norm == "Linf") and "All checks are passed" in last
+    assert ("/255 (" in first) == (
+        norm == "Linf"
+    ) and last == "The robust accuracy passed every check."
 
 
 # --- the page ------------------------------------------------------------------------------------

@@ -24,19 +24,16 @@ def worst_direction(linear: nn.Module, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_linf_reaches_the_known_optimum_of_a_linear_model(linear: nn.Module, loss: str) -> None:
-    images, labels = middle_images()
-    adv = pgd(linear, images, labels, 0.1, 0.03, 10, loss=loss)
-    assert torch.allclose(adv, images + 0.1 * worst_direction(linear, labels).sign(), atol=1e-6)
-
-
-@pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_l2_reaches_the_known_optimum_of_a_linear_model(linear: nn.Module, loss: str) -> None:
-    images, labels = middle_images()
-    adv = pgd(linear, images, labels, 0.3, 0.2, 40, norm="L2", loss=loss)
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_known_optimum_of_a_linear_model_is_reached(
+    linear: nn.Module, loss: str, norm: str
+) -> None:
+    (images, labels), linf = middle_images(), norm == "Linf"
+    sizes = (0.1, 0.03, 10) if linf else (0.3, 0.2, 40)
     direction = worst_direction(linear, labels)
-    unit = direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    assert torch.allclose(adv, images + 0.3 * unit, atol=1e-4)
+    length = direction.abs() if linf else direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    adv = pgd(linear, images, labels, *sizes, norm=norm, loss=loss)
+    assert torch.allclose(adv, images + sizes[0] * direction / length, atol=1e-6 if linf else 1e-4)
 
 
 def test_parity_with_torchattacks_from_the_same_start(network: nn.Module, digits: Pair) -> None:
@@ -138,10 +135,7 @@ def test_random_points_fill_the_ball_evenly() -> None:
 
 
 def test_losses_by_hand() -> None:
-    logits, labels = (
-        torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 4.0, 1.0]]),
-        torch.tensor([0, 1]),
-    )
+    logits, labels = torch.tensor([[3.0, 1, 0, -1], [0, 2, 4, 1]]), torch.tensor([0, 1])
     assert torch.allclose(margin(logits, labels), torch.tensor([-2.0, 2.0]))
     assert torch.allclose(dlr(logits, labels), torch.tensor([-2 / 3, 2 / 3]))
     assert torch.allclose(dlr(logits * 100 + 7, labels), torch.tensor([-2 / 3, 2 / 3]))

@@ -62,9 +62,8 @@ def test_nes_fools_where_there_is_no_gradient_and_does_not_depend_on_the_batch(
     blind = pgd(model, *pair, 0.05, 0.01, 10, random_start=False)
     assert (model(blind).argmax(1) == pair[1]).all()
     sizes = {"step": 0.0125, "sigma": 0.02, "steps": 10, "samples": 16}
-    whole, parts = (
-        attacked(model, pair, Context(seed=4, batch=b), method="nes", **sizes) for b in (16, 5)
-    )
+    sizes["method"] = "nes"
+    whole, parts = (attacked(model, pair, Context(seed=4, batch=b), **sizes) for b in (16, 5))
     assert (model(whole).argmax(1) == pair[1]).float().mean() < 0.7
     assert ((whole - parts).abs() > 1e-5).float().mean() < 0.05
     assert (whole - images).abs().max() <= 0.05 + 1e-6

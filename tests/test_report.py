@@ -33,10 +33,9 @@ from advprune.report.formats import (
     texts,
     with_interval,
 )
-from advprune.report.gate import side_of
 from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
-from advprune.report.results import METRICS, results
+from advprune.report.results import METRICS, results, side_of
 from advprune.report.section import Part, sections
 from advprune.report.sections.leaderboard import leaderboard
 from advprune.report.sections.sweep import sweep, table_of
@@ -60,6 +59,11 @@ from advprune.report.write import write_metrics, write_report
         (p_value, 0.0312, "0.031"),
         (p_value, 0.25, "0.25"),
         (number, {"E": 0.01, "gate": None}, "E 0.01, gate –"),
+        (
+            number,
+            {"sparsity": 0.9, "train": {"lr": 0.1, "epochs": 3}, "more": {}},
+            "sparsity 0.9, train (lr 0.1, epochs 3), more –",
+        ),
         (number, True, "yes"),
         (number, 176258, "176,258"),
         (number, float("nan"), "–"),
@@ -92,7 +96,7 @@ def test_a_table_is_shown_without_columns_that_say_nothing() -> None:
     table = pd.DataFrame({"model": ["A", "B"], "bits": [8, 32], "ece": [None, None]})
     found = grid(table)
     assert [column.name for column in found.columns] == ["model", "bits"]
-    assert [[cell.value for cell in row] for row in found.rows] == [["A", 8.0], ["B", 32.0]]
+    assert [[value for _, value in row] for row in found.rows] == [["A", 8.0], ["B", 32.0]]
     assert str(markdown_table(table.assign(model=["a|b", "<b>"]))).count("\\|") == 1
 
 

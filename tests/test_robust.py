@@ -96,9 +96,8 @@ def test_an_attack_that_comes_after_another_works_on_what_that_did_not_break(
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
     labels = model(images).argmax(1)
     choice = params.load().attack
-    records, _ = Suite(images, labels, profile, choice, 0, Parts(tmp_path, files=[])).attack(
-        "linear", model
-    )
+    suite = Suite(images, labels, profile, choice, 0, Parts(tmp_path, files=[]))
+    records, _ = suite.attack("linear", model)
     first, then = (records[records.attack == name].reset_index(drop=True) for name in names)
     left = first.adv_pred == first.label
     assert 0 < left.sum() < 12

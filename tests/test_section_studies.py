@@ -128,6 +128,9 @@ def test_gains_are_corrected_for_the_budgets_of_an_attack(sap: Run) -> None:
     assert fgsm.p[EPS] == pytest.approx(2 * mcnemar(15, 0)) and fgsm.outcome[EPS] == "higher"
     assert fgsm.difference.tolist() == pytest.approx([1 / N, 15 / N])
     assert fgsm.p[EPS / 2] == 1 and found.attack.iloc[0] == "none"
+    assert fgsm["ece:SAP"].tolist() == pytest.approx([abs(0.75 - k / N) for k in (31, 25)])
+    assert fgsm["ece:dense"].tolist() == pytest.approx([abs(0.75 - k / N) for k in (30, 10)])
+    assert found[found.attack != "fgsm"]["ece:SAP"].isna().all()
     # Attacks of one budget together: right under both are images 4 to 11; of dense the first 6.
     worst = found[found.attack == "adaptive, worst case"].iloc[0]
     assert worst.eps == EPS and worst["accuracy:SAP"] == 8 / N and worst["accuracy:dense"] == 6 / N

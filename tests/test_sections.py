@@ -144,6 +144,8 @@ def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
     own = rows[(rows.family == "int8") & (rows.measure == "relative change")]
     assert "new" not in set(own.layer)
     assert own[own.layer == "conv1.0"].depth.tolist() == [1]
+    rises = rows[rows.measure == layers.MEASURES["rise"]].number
+    assert len(rises) and (rises == (1.5 - 1.0) / 2.0).all()
 
 
 # --- growth --------------------------------------------------------------------------------------

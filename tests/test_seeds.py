@@ -20,6 +20,7 @@ from advprune.core.settings import parse
 from advprune.data import Split
 from advprune.evaluate.craft import Work, craft, rows
 from advprune.evaluate.means import mean
+from advprune.evaluate.seeds import seeded_points
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies import Given, run_study
@@ -81,12 +82,10 @@ def test_the_interval_holds_for_other_seeds_and_images(of_seeds: float, of_image
 # --- runs ----------------------------------------------------------------------------------------
 
 RAW = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SCORES = {"method": "standard", "epochs": 1}
 POINTS: dict[str, Any] = {
     "half": {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": {"epochs": 1, "lr": 0.05}}},
-    "sub": {
-        "family": "HYDRA",
-        "setting": {"sparsity": 0.25, "scores": {"method": "standard", "epochs": 1}},
-    },
+    "sub": {"family": "HYDRA", "setting": {"sparsity": 0.25, "scores": SCORES}},
     "bits": {"family": "BNN", "setting": {"epochs": 1, "lr": 0.1}},
     "ticket": {
         "family": "random_ticket",
@@ -171,6 +170,26 @@ def test_records_are_those_of_the_pieces(ran: tuple[Any, Any, Any], point: str, 
     found = records[own].reset_index(drop=True)
     pd.testing.assert_frame_equal(found[list(expected)], expected)
     assert (found.sparsity == sparsity_of(model)).all() and (found.prune_ratio == ratio).all()
+
+
+def test_images_of_each_dense_network_are_tried_on_the_points(digits: Any, tmp_path: Path) -> None:
+    changes = {"transfer": True, "attacks": [], "points": {"half": POINTS["half"]}}
+    given = course(digits, tmp_path, chosen(**changes))
+    records = run_study("it", given)["records"]
+    sizes = records.groupby(["point", "attack"]).size().to_dict()
+    sent = ("half", "from_dense_field")
+    assert sizes == {("dense", "field"): 28, ("half", "field"): 28, sent: 28}
+    settings = given.params.studies["it"].settings["points"]
+    dense, half = seeded_points(records, settings, "Linf", given.profile.attacks["field"].eps)
+    own = records[(records.point == "dense") & (records.attack == "field") & (records.seed == 6)]
+    assert dense.transfer[1].tolist() == (own.adv_pred == own.label).tolist()
+    model, ((images, labels), work) = network(given, 6), (given.test, Work(6, 1000, 10))
+    pixels = craft(model, images, labels, given.profile.attacks["field"], work).pixels
+    pruned = prune(
+        "LWM", model, settings["half"]["setting"], Data(*given.train, given.profile.train), 6
+    )
+    right = pruned.model(pixels / 255).argmax(1) == labels
+    assert half.transfer[1].tolist() == right.tolist()
 
 
 def test_a_killed_study_goes_on(ran: tuple[Any, Any, Any], digits: Any, tmp_path: Path) -> None:

@@ -56,16 +56,13 @@ def wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.02, 0.3])
-def test_square_stays_in_the_ball_and_the_pixel_range(
+def test_square_moves_on_the_corners_of_the_ball_within_the_pixel_range(
     network: nn.Module, digits: Pair, eps: float
 ) -> None:
     images, labels = own_labels(network, digits[0][:16])
     adv = square(network, images, labels, eps, queries=20)
-    assert adv.shape == images.shape and adv.dtype == images.dtype
-    assert (adv - images).abs().max() <= eps + 1e-6
-    assert adv.min() >= 0 and adv.max() <= 1
     corners = torch.stack([images, (images + eps).clamp(0, 1), (images - eps).clamp(0, 1)])
-    assert (adv == corners).any(0).all()  # the search moves on the corners of the ball
+    assert (adv == corners).any(0).all()
     assert torch.equal(adv[-1], images[-1])  # wrong before any query
     assert (eps == 0) == torch.equal(adv, images)
 
@@ -273,26 +270,27 @@ STANDARD = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
 
 
 @pytest.mark.parametrize(
-    ("model", "norm", "version", "eps", "helpful"),
+    ("model", "n", "norm", "eps", "helpful"),
     [
-        (perceptron(), "Linf", "standard", 0.1, "apgd-t"),
-        (perceptron(), "L2", "standard", 0.5, "apgd-t"),
-        (Rounding(perceptron()), "Linf", "standard", 0.1, "square"),
-        (perceptron(), "Linf", "rand", 0.1, "apgd-dlr"),
+        (perceptron(), 8, "Linf", 0.1, "apgd-t"),
+        (perceptron(), 8, "L2", 0.5, "apgd-t"),
+        (Rounding(perceptron()), 5, "Linf", 0.1, "square"),
+        (perceptron(), 8, "Linf", 0.1, "apgd-dlr"),
     ],
 )
 def test_autoattack_is_the_official_one(
-    digits: Pair, model: nn.Module, norm: str, version: str, eps: float, helpful: str
+    digits: Pair, model: nn.Module, n: int, norm: str, eps: float, helpful: str
 ) -> None:
     """The same images to the last bit, from the same private copy and batches."""
-    images, labels = own_labels(model, digits[0][:12])
+    images, labels = own_labels(model, digits[0][:n])
+    version = "rand" if helpful == "apgd-dlr" else "standard"
     adv, counts = autoattack(model, images, labels, eps, norm=norm, version=version, batch=5)
     private = attack_copy(model, torch.device("cpu"))
     theirs = official(private, (images, labels), eps, norm=norm, version=version)
     assert torch.equal(adv, theirs)
     keys, left = list(counts), list(counts.values())
     assert keys == (STANDARD if version == "standard" else ["clean", "apgd-ce", "apgd-dlr"])
-    assert left == sorted(left, reverse=True) and left[0] == 11 and 0 < left[-1] < 11
+    assert left == sorted(left, reverse=True) and left[0] == n - 1 and 0 < left[-1] < n - 1
     assert counts[helpful] < left[keys.index(helpful) - 1]
     flags = wrong(model, adv, labels)
     assert int((~flags).sum()) == left[-1] and torch.equal(adv[~flags], images[~flags])
@@ -338,16 +336,16 @@ def test_autoattack_resumes_after_a_kill(
 ) -> None:
     base = pytest.importorskip("pyautoattack.autopgd_base")
     model = perceptron()
-    images, labels = own_labels(model, digits[0][:12])
+    images, labels = own_labels(model, digits[0][:8])
     parts, costs = Parts(tmp_path, "aa", files=[]), [Cost(), Cost()]
-    whole, counts = autoattack(model, images, labels, 0.1, batch=5, cost=costs[0])
+    whole, counts = autoattack(model, images, labels, 0.1, batch=3, cost=costs[0])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(base.APGDAttack_targeted, "perturb", interrupt)
-        autoattack(model, images, labels, 0.1, batch=5, parts=parts)
+        autoattack(model, images, labels, 0.1, batch=3, parts=parts)
     names = sorted(path.stem for path in parts.folder.iterdir())
-    assert names == [f"autoattack-apgd-ce-{i}" for i in range(3)]  # 11 images, 5 at a time
+    assert names == [f"autoattack-apgd-ce-{i}" for i in range(3)]  # 7 images, 3 at a time
     monkeypatch.setattr(base.APGDAttack, "perturb", interrupt)  # what is kept is not run again
-    known = {"batch": 5, "cost": costs[1], "parts": parts}
+    known = {"batch": 3, "cost": costs[1], "parts": parts}
     resumed, again = autoattack(model, images, labels, 0.1, **known)
     assert torch.equal(resumed, whole) and again == counts and costs[0] == costs[1]
     assert 0 < counts["apgd-t"] < counts["apgd-ce"]  # there was work left at the kill
@@ -358,7 +356,7 @@ def test_a_randomized_evaluation_resumes_with_the_same_draws(
 ) -> None:
     base = pytest.importorskip("pyautoattack.autopgd_base")
     model = Noisy(perceptron(), 0.3)  # so loud that predictions change from draw to draw
-    images, labels = own_labels(model.inner, digits[0][:24])
+    images, labels = own_labels(model.inner, digits[0][:12])
     options: dict[str, Any] = {"version": "rand", "batch": 4, "seed": 3}
     whole, counts = autoattack(model, images, labels, 0.05, **options)
     parts, calls, perturb = Parts(tmp_path, "aa", files=[]), list[int](), base.APGDAttack.perturb
@@ -410,8 +408,6 @@ def test_autoattack_when_nothing_is_left_to_attack(digits: Pair) -> None:
     labels = (model(images).argmax(1) + 1) % 10
     adv, counts = autoattack(model, images, labels, 0.1)
     assert torch.equal(adv, images) and list(counts.values()) == [0] * 5
-    adv, counts = autoattack(model, images[:0], labels[:0], 0.1)
-    assert adv.shape == images[:0].shape and list(counts.values()) == [0] * 5
 
 
 def test_autoattack_says_what_to_install(digits: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

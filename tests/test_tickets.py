@@ -124,10 +124,8 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
     change = exact_kernel(search.dense, (x, adv), {})
     change = change - exact_kernel(student, (x, adv), search.removed)
     loss = loss + 9 * change.square().sum() / 4 / kernel
-    sizes = [
-        sum(w.square().sum() for w in prunable_weights(one).values())
-        for one in (student, search.dense)
-    ]
+    both = (prunable_weights(one).values() for one in (student, search.dense))
+    sizes = [sum(w.square().sum() for w in weights) for weights in both]
     masks = torch.cat([mask.flatten() for mask in search.removed.values()])
     loss = loss + 0.5 * sizes[0] / sizes[1].detach() / (~masks).double().mean()
     parameters = trainable(student)

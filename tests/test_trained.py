@@ -27,7 +27,7 @@ from advprune.core.train_settings import ModelSettings, TrainSettings
 from advprune.data import Split, to_float
 from advprune.models.audit import audit
 from advprune.models.checkpoint import load_model, save_model, stored
-from advprune.models.outside import check_answers
+from advprune.models.outside import check_answers, installed_timm
 from advprune.models.preprocessing import for_channels, preprocessing_of
 from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune
@@ -124,9 +124,8 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
     assert spec_of(Pictures(plain, Images(data=pictures)).network(file, plain)).mean == (0.0,) * 3
     save_model(place.network(file, known), tmp_path / "ours.safetensors")
     other = Network(mean="0", std="1")
-    spec = spec_of(
-        Pictures(other, Images(data=pictures)).network(tmp_path / "ours.safetensors", other)
-    )
+    place = Pictures(other, Images(data=pictures))
+    spec = spec_of(place.network(tmp_path / "ours.safetensors", other))
     assert spec.mean == (0.0,) * 3 and spec.fit and spec.fit.resize == 36
     torch.save(make_network(X).state_dict(), tmp_path / "plain.pt")  # nothing says its sizes
     place = Pictures(sized := Network(resize=36, crop=32), Images(data=pictures))
@@ -144,16 +143,6 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
         with pytest.raises(UserError, match=words):
             Pictures(wrong, Images(data=pictures)).network(file, wrong)
     assert for_channels("--mean", (0.25, 0.5, 0.75), 1) == (0.5,)  # of grey images
-
-
-def test_a_bare_state_dict_needs_the_name_alone(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = make_foreign("torchvision/mobilenet_v2", X).get_submodule("network")
-    torch.save(network.state_dict(), tmp_path / "net.pt")
-    words = ("--architecture", "torchvision/mobilenet_v2", "--options", "{width_mult: 0.25}")
-    status, said, _ = run("audit", str(tmp_path / "net.pt"), *words)
-    assert status == 0 and "torchvision/mobilenet_v2, 3 channels, 10 classes (given)" in said
 
 
 def test_weights_of_a_profile_are_normalized_as_they_were_trained() -> None:
@@ -193,10 +182,13 @@ def test_a_checkpoint_of_the_hub(tmp_path: Path, run: Run, monkeypatch: pytest.M
         downloaded("hf:tiny")
 
 
-def test_the_package_of_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+def test_packages_that_are_missing_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("huggingface_hub", "timm"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"needs the package huggingface_hub; .*advprune\[hub\]"):
         downloaded("hf:someone/tiny")
+    with pytest.raises(UserError, match=r"timm/resnet10t needs .*pip install 'advprune\[timm\]'"):
+        installed_timm("timm/resnet10t")
 
 
 @pytest.mark.parametrize(

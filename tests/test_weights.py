@@ -347,10 +347,8 @@ def test_claims_on_reference_networks_are_judged_as_committed(tmp_path: Path) ->
     attacks = attacked(W32)
     for percent in (95, 99):  # the mean over seeds of the records' own share
         hydra, lwm = (
-            np.mean(
-                [robust(attacks[f"{name}-{percent}-seed{k}"], "apgd_ce").mean() for k in range(3)]
-            )
-            for name in ("HYDRA", "LWM")
+            np.mean([robust(attacks[f"{f}-{percent}-seed{k}"], "apgd_ce").mean() for k in range(3)])
+            for f in ("HYDRA", "LWM")
         )
         row = found.set_index("id").loc[f"hydra-{percent}"]
         assert row.difference == pytest.approx(hydra - lwm)

@@ -15,10 +15,12 @@ import common
 
 ROOT = Path(__file__).parent.parent
 PARTS = (
-    *("dvc.yaml", "params.yaml", "claims.yaml", "stages", "src", "docs", "networks"),
-    *("bench", ".dvcignore", ".gitignore"),
+    *("dvc.yaml", "params.yaml", "claims.yaml", "params", "stages", "src", "docs", "networks"),
+    *("bench", "rl/gains.csv", ".dvcignore", ".gitignore"),
 )
-FINETUNE = {"epochs": 1}
+GAP = {"compression": 4, "finetune": {"epochs": 1}}
+LWM = {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": {"epochs": 1}}}
+DROPOUT = {"family": "dropout", "setting": 0.1}
 FEW_STEPS = {
     **{"apgd_ce": {"steps": 10, "restarts": 1}, "apgd_t": {"steps": 10, "targets": 1}},
     **{"apgd_parent": {"steps": 10}, "apgd_both": {"steps": 10}, "apgd_wide": {"steps": 10}},
@@ -27,45 +29,27 @@ FEW_STEPS = {
 }
 TINY = {
     "recipes": {"standard": {"method": "standard"}},
-    "prune": {
-        "E": 1e-2,
-        "clamp": {"sigmas": 3},
-        "SAP": 1.0,
-        "GAP_layer": {"compression": 4, "finetune": FINETUNE},
-    },
+    "prune": {"E": 1e-2, "clamp": {"sigmas": 3}, "GAP_layer": GAP},
     "quantize": {"int8": {"bits": 8}},
     "binary": {"BNN": {"channels": "base", "epochs": 1}},
     "surrogates": {},
     "substitutes": {"short": {"epochs": 1}},
     "models": {
         "E-standard": {"do": "prune", "of": "dense-standard", "by": "prune.E"},
-        "SAP-standard": {"do": "prune", "of": "dense-standard", "by": "prune.SAP"},
         "GAP_layer-standard": {"do": "prune", "of": "dense-standard", "by": "prune.GAP_layer"},
         "GAP_int8": {"do": "quantize", "of": "GAP_layer-standard", "by": "quantize.int8"},
         "BNN-standard": {"do": "train", "of": "dense-standard", "by": "binary.BNN"},
         "GAP_copy": {"do": "train", "of": "GAP_layer-standard", "by": "substitutes.short"},
     },
     "studies": {
-        "sweep": {
-            "study": "sweep",
-            "of": "dense-standard",
-            "points": {"E": [1e-3, 5e-2], "R": [1e-2]},
-        },
-        "curve": {"study": "compression", "of": "dense-standard", "points": {"random": [2]}},
-        "protocol": {
-            "study": "protocol",
-            "of": "dense-standard",
-            "members": {"dense": {}, "dropout": {"family": "dropout", "setting": 0.1}},
-        },
-        "seeds": {
-            "study": "seeds",
-            "of": "dense-standard",
-            "seeds": 2,
-            "points": {
-                "LWM_50": {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": FINETUNE}}
-            },
-        },
-        "flips": {"study": "bitflip", "of": "dense-standard", "bits": 4, "variants": ["margin"]},
+        name: {"of": "dense-standard", **study}
+        for name, study in {
+            "sweep": {"study": "sweep", "points": {"E": [1e-3, 5e-2], "R": [1e-2]}},
+            "curve": {"study": "compression", "points": {"random": [2]}},
+            "protocol": {"study": "protocol", "members": {"dense": {}, "dropout": DROPOUT}},
+            "seeds": {"study": "seeds", "seeds": 2, "points": {"LWM_50": LWM}},
+            "flips": {"study": "bitflip", "bits": 4, "variants": ["margin"]},
+        }.items()
     },
     "profiles/digits/flips": {"images": 16, "seeds": 2, "budget": 3, "random": 2},
     "profiles/digits/attacks": FEW_STEPS,
@@ -85,6 +69,7 @@ def copy_pipeline(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for part in PARTS:
         source = ROOT / part
+        (folder / part).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, folder / part, **({"ignore": skip} if source.is_dir() else {}))
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=skip)

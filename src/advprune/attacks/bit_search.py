@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advprune.attacks.flip_objective import RANDOM, FlipOptions, Objective
-from advprune.attacks.stored_bits import Flip, StoredLayer, StoredModel, place_values, store
+from advprune.attacks.stored_bits import Flip, StoredFloats, StoredLayer, StoredModel, store
 from advprune.models.border import refuse
 from advprune.models.fold import channels_last
 from advprune.models.stochastic import is_randomized
@@ -153,22 +153,15 @@ def random_bits(stored: StoredModel, generator: torch.Generator) -> Iterator[Fli
             found -= layer.bits * len(places[name])
 
 
-def rank(name: str, layer: StoredLayer, gradient: Tensor, most: int) -> list[Flip]:
+def rank(name: str, layer: StoredLayer | StoredFloats, gradient: Tensor, most: int) -> list[Flip]:
     """A layer's flips that raise the height most to first order, at most `most`, the best first.
 
-    gradient: of the height by the weight, in its shape. Flips that do not raise it are left out.
+    gradient: of the height by its numbers, in their shape. Flips that do not raise it are left out.
     """
-    pull = (gradient * layer.scale).flatten().nan_to_num(0.0, 0.0, 0.0)  # dJ/dq
-    codes = layer.codes.flatten()
-    gains = torch.stack(
-        [
-            pull * value * torch.where((codes >> bit) & 1 == 0, 1, -1)
-            for bit, value in enumerate(place_values(layer.bits))
-        ]
-    )  # [bits, n]
+    gains = (gradient.flatten() * layer.changes()).nan_to_num(0.0, 0.0, 0.0)  # [bits, n]
     best, places = gains.flatten().topk(min(most, gains.numel()))
     rising = places[best > 0]
-    indices, bits = (rising % len(pull)).tolist(), (rising // len(pull)).tolist()
+    indices, bits = (rising % gains.shape[1]).tolist(), (rising // gains.shape[1]).tolist()
     return [Flip(name, index, bit) for index, bit in zip(indices, bits, strict=True)]
 
 

@@ -124,7 +124,7 @@ class Objective:
         return self._mean([logits for logits, _ in passes]), [values for _, values in passes]
 
     def gradient(self) -> dict[str, Tensor]:
-        """The gradient of the height by each stored weight: one forward and one backward pass."""
+        """The gradient of the height by each entry's numbers: one forward, one backward pass."""
         self.forwards, self.gradients = self.forwards + 1, self.gradients + 1
         weights = [self.stored.weight(name).requires_grad_(True) for name in self.stored.layers]
         total = [torch.zeros_like(weight) for weight in weights]
@@ -137,7 +137,8 @@ class Objective:
                 total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
         for weight in weights:
             weight.requires_grad_(False)
-        return dict(zip(self.stored.layers, total, strict=True))
+        pairs = zip(self.stored.layers, total, strict=True)
+        return {name: self.stored.gradient(name, weight) for name, weight in pairs}
 
     def _mean(self, logits: list[Tensor]) -> float:
         labels = torch.cat([labels for _, labels in self.parts])

@@ -4,7 +4,8 @@ Rakin, He and Fan, Bit-Flip Attack (ICCV 2019), section 3.1: the weights of ever
 linear layer are `W = s q` with whole numbers q in two's complement; all else stays as it is. With
 one bit, `W = s (2 b - 1)`: the stored bit b is the sign (He et al., Defending and Harnessing the
 Bit-Flip based Adversarial Weight Attack, CVPR 2020). What is attacked is a *code*, the bits as an
-unsigned number; bit 0 is the least significant one, bit `bits - 1` the sign.
+unsigned number; bit 0 is the least significant one, bit `bits - 1` the sign. Batch-norm and the
+scales s are float32 in memory, and can be attacked as such.
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from advprune.models.border import plain_copy
 from advprune.models.inert import met
 
+BIGGEST = 1e6  # a float that a flip makes larger leaves no finite loss, and is not tried
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SCALES = ("layer", "channel")
 
@@ -90,15 +93,55 @@ class StoredLayer:
         """`s q`: what the network computes with."""
         return self.integers().to(self.scale.dtype) * self.scale
 
+    def changes(self) -> Tensor:
+        """By how much each flip changes the weight, `[bits, n]`."""
+        codes, scale = self.codes.flatten(), self.scale.expand_as(self.codes).flatten()
+        signs = [torch.where((codes >> bit) & 1 == 0, 1, -1) for bit in range(self.bits)]
+        pairs = zip(place_values(self.bits), signs, strict=True)
+        return torch.stack([scale * value * sign for value, sign in pairs])
+
+
+@dataclass(frozen=True)
+class StoredFloats:
+    """Numbers in memory as float32: a parameter of batch-norm, or the scales of the layer `of`.
+
+    codes: int32, the bits of each number, 31 the sign; of the parameter's or the scale's shape.
+    """
+
+    codes: Tensor
+    of: str = ""
+    bits: int = 32
+
+    @property
+    def size(self) -> int:
+        """How many bits are stored."""
+        return self.bits * self.codes.numel()
+
+    def places(self) -> Tensor:
+        """All."""
+        return torch.arange(self.codes.numel())
+
+    def weight(self) -> Tensor:
+        """The numbers."""
+        return self.codes.view(torch.float32)
+
+    def changes(self) -> Tensor:
+        """By how much each flip changes a number, `[bits, n]`; 0 where it grows too large."""
+        codes = self.codes.flatten()
+        flipped = torch.stack([codes ^ _bit(bit) for bit in range(self.bits)]).view(torch.float32)
+        change = flipped - self.weight().flatten()
+        return change.where(flipped.abs() <= BIGGEST, 0.0)
+
 
 @dataclass(frozen=True)
 class StoredModel:
     """A network whose weights are exactly what its stored bits say, layer by layer by name. By
     `store`, or by hand where it is stored in another way (mixed widths, a binary network's own
-    bits): then `model` has a parameter `<layer>.weight` for each entry."""
+    bits): then `model` has a parameter `<layer>.weight` for each entry. Entries of floats have the
+    name of their parameter, and `<layer>.scale` for scales."""
 
     model: nn.Module
-    layers: dict[str, StoredLayer]
+    layers: dict[str, "StoredLayer | StoredFloats"]
 
     @property
     def size(self) -> int:
@@ -106,30 +149,56 @@ class StoredModel:
         return sum(layer.size for layer in self.layers.values())
 
     def weight(self, name: str) -> nn.Parameter:
-        """The parameter that a layer's codes stand behind."""
-        return self.model.get_parameter(f"{name}.weight")
+        """The parameter that an entry's codes stand behind; of scales that of their layer."""
+        layer = self.layers[name]
+        if isinstance(layer, StoredFloats) and not layer.of:
+            return self.model.get_parameter(name)
+        of = layer.of if isinstance(layer, StoredFloats) else name
+        return self.model.get_parameter(f"{of}.weight")
 
     def copy(self) -> "StoredModel":
         """An equal one that shares nothing with this one, its weights written from the codes."""
         layers = {
-            name: replace(layer, codes=layer.codes.clone(), scale=layer.scale.clone())
+            name: replace(layer, codes=layer.codes.clone())
+            if isinstance(layer, StoredFloats)
+            else replace(layer, codes=layer.codes.clone(), scale=layer.scale.clone())
             for name, layer in self.layers.items()
         }
         return _written(StoredModel(_frozen_copy(self.model), layers))
 
     def integer(self, name: str, index: int) -> int:
-        """The whole number stored at a place of a layer's flat weight."""
+        """The whole number at a place of a layer's flat weight; of a float its bits as one."""
         layer = self.layers[name]
-        return int(decode(layer.codes[_where(index, layer.codes)], layer.bits))
+        code = layer.codes[_where(index, layer.codes)]
+        return int(code if isinstance(layer, StoredFloats) else decode(code, layer.bits))
 
     @torch.no_grad()
     def flip(self, flip: Flip) -> None:
         """Flip one stored bit, in place; a second time undoes it exactly."""
-        layer = self.layers[flip.layer]
-        where = _where(flip.index, layer.codes)
-        layer.codes[where] ^= 1 << flip.bit
-        q = decode(layer.codes[where], layer.bits).to(layer.scale.dtype)
-        self.weight(flip.layer)[where] = q * layer.scale.expand_as(layer.codes)[where]
+        layer, where = self.layers[flip.layer], _where(flip.index, self.layers[flip.layer].codes)
+        layer.codes[where] ^= _bit(flip.bit)
+        weight = self.weight(flip.layer)
+        if isinstance(layer, StoredLayer):
+            q = decode(layer.codes[where], layer.bits).to(layer.scale.dtype)
+            weight[where] = q * layer.scale.expand_as(layer.codes)[where]
+        elif layer.of:  # a scale: all weights that it is of
+            whole = self._of(layer)
+            whole.scale.copy_(layer.weight())
+            weight.copy_(whole.weight())
+        else:
+            weight[where] = layer.weight()[where]
+
+    def gradient(self, name: str, weight: Tensor) -> Tensor:
+        """The gradient by an entry's numbers, of that by the parameter behind it."""
+        layer = self.layers[name]
+        if isinstance(layer, StoredLayer) or not layer.of:
+            return weight
+        return (weight * self._of(layer).integers()).sum_to_size(layer.codes.shape)
+
+    def _of(self, scales: StoredFloats) -> StoredLayer:
+        layer = self.layers[scales.of]
+        assert isinstance(layer, StoredLayer)
+        return layer
 
 
 def store(
@@ -137,15 +206,17 @@ def store(
     bits: int = 8,
     scale: str = "layer",
     image_shape: tuple[int, int, int] | None = None,
+    floats: bool = False,
 ) -> StoredModel:
     """Round a float network's weights to what `bits` bits hold; the given model stays as it was.
 
     2 to 8 bits: `s = max |W| / (2^(bits-1) - 1)`, `q = round(W / s)`; the lowest number is reached
     by flips alone. One bit: `q = sign(W)`, sign(0) = 1, `s = mean |W|`. scale: one s for a `layer`,
     as published, or for each output `channel`. image_shape: `[C, H, W]`; bits of weights that meet
-    only padding on such images (models/inert.py) then do not count as stored. Returns a frozen copy
-    in evaluation mode; a tensor that layers share is stored once. ValueError for other bits or
-    scales, a weight that is not finite, or a model without such layers.
+    only padding on such images (models/inert.py) then do not count as stored. floats: the 32 bits
+    of batch-norm's weights and biases and of each scale s count as well. Returns a frozen copy in
+    evaluation mode; a tensor that layers share is stored once. ValueError for other bits or scales,
+    a weight that is not finite, or a model without such layers.
     """
     if not 1 <= bits <= 8 or scale not in SCALES:
         raise ValueError(
@@ -154,7 +225,8 @@ def store(
         )
     copied = _frozen_copy(model)
     places = met(copied, image_shape) if image_shape else {}
-    layers, most = {}, 2 ** (bits - 1) - 1
+    rounded: dict[str, StoredLayer] = {}
+    most = 2 ** (bits - 1) - 1
     for name, weight in _weights(copied):
         if not weight.isfinite().all():
             raise ValueError(f"store: the weight of {name} holds NaN or infinite numbers")
@@ -168,9 +240,17 @@ def store(
         else:
             q = (weight / torch.where(s > 0, s, torch.ones_like(s))).round()
             q = q.clamp(-most, most)  # a scale too small for its float type may lead beyond
-        layers[name] = StoredLayer(encode(q, bits).contiguous(), s, bits, places.get(name))
-    if not layers:
+        rounded[name] = StoredLayer(encode(q, bits).contiguous(), s, bits, places.get(name))
+    if not rounded:
         raise ValueError("store: the model has no convolution or linear layer with float weights")
+    layers: dict[str, StoredLayer | StoredFloats] = {**rounded}
+    if floats:
+        scales = {f"{name}.scale": (layer.scale, name) for name, layer in rounded.items()}
+        norms = [(n, m) for n, m in copied.named_modules() if isinstance(m, _BatchNorm)]
+        parts = {f"{n}.{part}": (p, "") for n, m in norms for part, p in m.named_parameters()}
+        for name, (numbers, of) in (parts | scales).items():
+            codes = numbers.detach().float().clone().view(torch.int32)
+            layers[name] = StoredFloats(codes, of)
     return _written(StoredModel(copied, layers))
 
 
@@ -196,8 +276,14 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _written(stored: StoredModel) -> StoredModel:
     """The same, after the codes' weights were written into the model."""
     for name, layer in stored.layers.items():
-        stored.weight(name).copy_(layer.weight())
+        if isinstance(layer, StoredLayer) or not layer.of:
+            stored.weight(name).copy_(layer.weight())
     return stored
+
+
+def _bit(bit: int) -> int:
+    """The mask of a bit; of the last one of 32 as a signed number."""
+    return 1 << bit if bit < 31 else -(1 << 31)
 
 
 def _where(index: int, like: Tensor) -> tuple[int, ...]:

@@ -34,7 +34,8 @@ def audit(
     """
     from advprune.core.files import sha256_of
     from advprune.models.audit import audit as audit_tensors
-    from advprune.models.checkpoint import header_spec, read_weights
+    from advprune.models.checkpoint import header_spec
+    from advprune.models.tensor_file import read_weights
 
     tensors, metadata = read_weights(file)
     several = metadata.pop("several", None)

@@ -15,8 +15,9 @@ from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
     from advprune.core.params import Params
-    from advprune.report.gate import Gate, Side
+    from advprune.report.gate import Gate
     from advprune.report.margin import Rules
+    from advprune.report.results import Side
 
 FOLDERS = ("reports", "metrics")
 RESULTS_OF = "reports/{}/results.csv"
@@ -113,8 +114,9 @@ def compared(
 ) -> "list[tuple[str, Gate]]":
     """The working tree against another revision, profile by profile, each with a title; the records
     of the active profile against its results.csv, if they are what is judged."""
-    from advprune.report.gate import Side, code, judge, quoted
+    from advprune.report.gate import code, judge, quoted
     from advprune.report.margin import Rules
+    from advprune.report.results import Side
 
     here, active, order = Tree(), params.profile, params.leaderboard()
     made = recomputed(params) if recompute else here.side(active)
@@ -140,9 +142,8 @@ def compared(
 def recomputed(params: "Params") -> "Side":
     """The results of the active profile, computed from the records of its run; UserError where
     that is not whole: fewer attacks would raise robust accuracies."""
-    from advprune.report.gate import side_of
     from advprune.report.read import read_run
-    from advprune.report.results import results
+    from advprune.report.results import results, side_of
     from advprune.report.write import settings_of
 
     run = read_run(params)
@@ -204,8 +205,7 @@ class Tree:
     def side(self, profile: str) -> "Side | None":
         """What a profile's results say; None where it has neither results nor metrics. UserError
         where they are damaged, or where metrics say something else."""
-        from advprune.report.gate import side_of
-        from advprune.report.results import metrics_of, read_results
+        from advprune.report.results import metrics_of, read_results, side_of
 
         place, folder = RESULTS_OF.format(profile), f"metrics/{profile}/"
         found = {Path(path).stem: path for path in self.paths if path.startswith(folder)}

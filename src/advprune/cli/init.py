@@ -20,7 +20,8 @@ EXTRA = "advprune[pipeline]"
 PINNED = "requirements.txt"  # stages depend on it, in the place of the library's code
 DENSE = "dense-standard"  # the network that every project has
 NETWORKS = "networks"  # where a clone has the user's code
-OF_THE_CLONE = ("src/", NETWORKS, "claims.yaml", "bench/")  # dependencies that a project lacks
+# Dependencies that a project lacks.
+OF_THE_CLONE = ("src/", NETWORKS, "claims.yaml", "params", "rl/", "bench/")
 SECTION = re.compile(r"^(?:#.*\n)*^(\w+):.*\n(?: .*\n|\n)*", re.MULTILINE)
 
 SETTINGS = """\

@@ -154,11 +154,13 @@ class Repository:
         or if the network does not fit the images.
         """
         from advprune.models.audit import audit
-        from advprune.models.checkpoint import build, fill, header_spec, read_weights, stored
-        from advprune.models.infer import plain, shown
+        from advprune.models.checkpoint import build, fill, header_spec, stored
+        from advprune.models.foreign import plain
+        from advprune.models.infer import shown
         from advprune.models.outside import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
+        from advprune.models.tensor_file import read_weights
         from advprune.training.networks import spec_for
 
         tensors, metadata = read_weights(path)

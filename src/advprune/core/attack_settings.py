@@ -6,9 +6,24 @@ Settings of other attacks are typed beside each, in `advprune.attacks`. Nothing 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
-from advprune.core.settings import PATH, L2Budget, Name, Settings, parse, parse_fraction
+from advprune.core.settings import (
+    PATH,
+    L2Budget,
+    Name,
+    Settings,
+    parse,
+    parse_fraction,
+    within_pixels,
+)
 
 # What is differentiated where a model hides its gradient (models/backward.py), and the rules that
 # layers know which draw at random.
@@ -33,8 +48,8 @@ class Attack(Settings):
 
     @model_validator(mode="after")
     def _linf_budget_fits_the_pixel_range(self) -> Self:
-        if self.norm == "Linf" and self.eps > 1:
-            raise ValueError("eps: an Linf budget lies between 0 and 1 (pixels are in [0, 1])")
+        if self.norm == "Linf":
+            within_pixels(self.eps, "eps: ")
         return self
 
 
@@ -135,20 +150,22 @@ class ProtocolSettings(Settings):
     adaptive: dict[Name, AttackSettings] = {}
 
 
+def _different(points: list[Any]) -> list[Any]:
+    if len(set(points)) < len(points):
+        raise ValueError("a point stands there twice")
+    return points
+
+
 class CurveSettings(Settings):
     """Accuracy over the budget and over the number of steps, around the main attack."""
 
-    eps: list[L2Budget] = Field(min_length=1)
-    steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _points_are_different(self) -> Self:
-        for key, points in (("eps", self.eps), ("steps", self.steps)):
-            if len(set(points)) < len(points):
-                raise ValueError(f"{key}: a point stands there twice")
-        return self
+    eps: Annotated[list[L2Budget], Field(min_length=1), AfterValidator(_different)]
+    steps: Annotated[
+        list[Annotated[int, Field(ge=1)]], Field(min_length=1), AfterValidator(_different)
+    ]
 
 
+Argument = Annotated[Any, AfterValidator(lambda v: parse_fraction(v) if "/" in str(v) else v)]
 OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure changes so
 
 
@@ -159,6 +176,7 @@ class ExtraAttack(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Argument]
     name: Name
     label: Name | None = None
 
@@ -169,19 +187,7 @@ class ExtraAttack(BaseModel):
 
     def arguments(self) -> dict[str, Any]:
         """The attack's own arguments, fractions such as 8/255 read as numbers."""
-        found = dict(self.model_extra or {})
-        for key, value in found.items():
-            if isinstance(value, str) and "/" in value:
-                try:
-                    found[key] = parse_fraction(value)
-                except ValueError as error:
-                    raise ValueError(f"{key}: {error}") from error
-        return found
-
-    @model_validator(mode="after")
-    def _fractions_are_numbers(self) -> Self:
-        self.arguments()
-        return self
+        return dict(self.model_extra or {})
 
     @property
     def setting(self) -> OtherAttack:

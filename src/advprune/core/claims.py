@@ -58,12 +58,12 @@ class Claim(Settings):
     """A published sentence and its test.
 
     paper, source: of the claim; where: the place in it. claim: the sentence in our words.
-    published: its figures. metric: a key of `report.claims.METRICS`; null: not measured by this
-    pipeline, but by `run`. model, control: of the leaderboard, or of a study of the kind `study`.
-    expect: how the model compares with the control. effect: the least difference that counts, of
-    higher and lower; margin: the most that is none, of equal and no higher (accuracy as a fraction,
-    distance in pixels, flips in bits). attack, eps, matched, factor, variant: see the metrics. run:
-    the command that makes what a run lacks.
+    published: its figures. metric: a key of `report.claim_metrics.METRICS`. model, control: of the
+    leaderboard, or of a study of the kind `study`. expect: how the model compares with the control.
+    effect: the least difference that counts, of higher and lower; margin: the most that is none, of
+    equal and no higher (accuracy as a fraction, distance in pixels, flips in bits). attack, eps,
+    matched, factor, variant: see the metrics. params: a file of settings that declares what the
+    claim needs; run: the command, where no such file does.
     """
 
     id: ModelName
@@ -73,9 +73,9 @@ class Claim(Settings):
     claim: str
     published: str = ""
     regime: Regime
-    metric: str | None = None
-    model: ModelName | None = None
-    control: ModelName | None = None
+    metric: str
+    model: ModelName
+    control: ModelName
     study: Literal["seeds", "protocol"] | None = None
     expect: Expected = "higher"
     effect: Amount | None = None
@@ -86,7 +86,8 @@ class Claim(Settings):
     factor: float = Field(default=1.0, ge=1)
     variant: Name = "untargeted"
     needs: Criteria = Criteria()
-    run: str
+    params: str = ""
+    run: str = ""
 
     @property
     def counts(self) -> float:
@@ -99,11 +100,9 @@ class Claim(Settings):
         return self.expect in ("higher", "lower")
 
     @model_validator(mode="after")
-    def _tested_or_not(self) -> "Claim":
-        if self.metric is None:
-            return self
-        if self.model is None or self.control is None:
-            raise ValueError("a claim with a metric needs model and control")
+    def _complete(self) -> "Claim":
+        if not (self.params or self.run):
+            raise ValueError("a claim names params or run: how what it needs is made")
         known, other = ("effect", "margin") if self.is_difference else ("margin", "effect")
         if getattr(self, known) is None or getattr(self, other) is not None:
             raise ValueError(f"expect: {self.expect} takes {known}, not {other}")

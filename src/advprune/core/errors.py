@@ -1,5 +1,8 @@
 """The one error that users see: a sentence that says what is wrong, where, and what to do."""
 
+import traceback
+from pathlib import Path
+
 MOST = 1500  # characters of a message
 
 
@@ -23,3 +26,10 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(":")
+
+
+def arisen(error: BaseException) -> str:
+    """What an error of the user's code is, says and where it arose, on one line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}, line {last.lineno}"
+    return f"{type(error).__name__}: {first_line(error)} ({where})"

@@ -45,10 +45,12 @@ def atomic(path: Path) -> Iterator[Path]:
         else:
             temporary.replace(path)
         _flush(path.parent)
-    except Exception as error:
-        if not _of_the_disk(error):
-            raise
+    except Exception as error:  # torch and safetensors have kinds of their own of a failed write
         said = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
+        torchs = isinstance(error, RuntimeError) and ("inline_container" in said or "writ" in said)
+        others = type(error).__name__ == "SafetensorError" and "I/O" in said
+        if not (isinstance(error, OSError) or torchs or others):
+            raise
         raise UserError(
             f"cannot write {path}: {said}; "
             "check that the folder may be written to and that the disk has room"
@@ -56,16 +58,6 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-
-
-def _of_the_disk(error: Exception) -> bool:
-    """Whether an error is that of a failed write: torch and safetensors have kinds of their own."""
-    kind, said = type(error).__name__, str(error)
-    return (
-        isinstance(error, OSError)
-        or (kind == "SafetensorError" and "I/O" in said)
-        or (isinstance(error, RuntimeError) and ("inline_container" in said or "writ" in said))
-    )
 
 
 def _flush(place: Path) -> None:
@@ -113,12 +105,12 @@ def locked(folder: Path) -> Iterator[None]:
             place.unlink(missing_ok=True)
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a plain file; not so where the name is too long to be one."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+def plain_file(path: Path, what: str = "file", remedy: str = "check the path") -> Path:
+    """The path of a plain file; UserError where there is none. A pipe is none."""
+    with suppress(OSError):  # a name that is too long
+        if path.is_file():
+            return path
+    raise UserError(f"there is no {what} {path}; {remedy}")
 
 
 def existing(root: str, named: str = "data.root or ADVPRUNE_DATA") -> Path:
@@ -147,9 +139,7 @@ def referenced(reference: str) -> Path:
         path = Path(reference)
         with suppress(RuntimeError):  # a user that is unknown
             path = path.expanduser()
-        if not is_file(path):
-            raise UserError(f"there is no weights file {reference}; check `model.weights.path`")
-        return path
+        return plain_file(path, "weights file", "check `model.weights.path`")
     package, _, inside = reference.removeprefix("package:").partition("/")
     if not package.isidentifier():  # to find a package in a package, Python would import the outer
         raise UserError(f"{reference}: write package:<package>/<file>, one package by its name")
@@ -176,10 +166,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds; UserError where it is missing, no plain file or damaged."""
-    if not is_file(path):
-        raise UserError(f"there is no file {path}; run `dvc repro`")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(plain_file(path, remedy="run `dvc repro`").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); run `dvc repro`") from error
 

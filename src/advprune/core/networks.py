@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-STAGES = {"resnet18": 4, "resnet20": 3}  # how many each has
-LIBRARY = tuple(STAGES)
+# This library's networks, and how many blocks each of their stages has.
+BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
+LIBRARY = tuple(BLOCKS)
 _OF_COLLECTION = re.compile(r"torchvision/\w+|timm/\w+(\.\w+)?|cifar/\w+", re.ASCII)
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 # Options of torchvision's and timm's functions that would load weights, or read a file.
@@ -25,10 +26,17 @@ def is_library(name: str) -> bool:
     return name in LIBRARY
 
 
-def check_strides(name: str, strides: tuple[int, ...]) -> None:
-    """ValueError where a network of this library is given strides, but not one for each stage."""
-    if strides and name in LIBRARY and len(strides) != STAGES[name]:
-        raise ValueError(f"{name} has {STAGES[name]} stages, not {len(strides)}")
+def check_count(key: str, name: str, numbers: tuple[int, ...]) -> None:
+    """ValueError where a network of this library is given `stages`, `strides` or `inner`, but not
+    as many numbers as it has parts."""
+    stages = len(BLOCKS[name])
+    count, parts = {
+        "stages": (stages + 1, f"a stem and {stages} stages"),
+        "strides": (stages, f"{stages} stages"),
+        "inner": (sum(BLOCKS[name]), f"{sum(BLOCKS[name])} blocks"),
+    }[key]
+    if numbers and len(numbers) != count:
+        raise ValueError(f"{key}: {name} has {parts}, not {len(numbers)} in all")
 
 
 def is_factory(name: str) -> bool:

@@ -9,7 +9,7 @@ this module needs torch.
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -73,13 +73,10 @@ class StatisticsSettings(Settings):
     margin: float = Field(default=0.02, gt=0, lt=1)
 
 
-ProfileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-
-
 class Params(Settings):
     """All of params.yaml; `profiles` are kept as read, and `active` resolves the chosen one."""
 
-    profile: ProfileName
+    profile: ModelName  # as models are called, with hyphens
     seed: int = Field(default=0, ge=0, lt=2**31)
     recipes: dict[Name, RecipeSettings] = Field(min_length=1)
     prune: dict[Name, Any] = {}
@@ -96,39 +93,35 @@ class Params(Settings):
     protocol: dict[str, Any]
     flips: dict[str, Any] = {}
     statistics: StatisticsSettings = StatisticsSettings()
-    profiles: dict[ProfileName, dict[str, Any]]
+    profiles: dict[ModelName, dict[str, Any]]
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":
         models = [*self.dense(), *self.models]
         _known("profile", "profile", self.profile, self.profiles)
         for name, entry in self.models.items():
-            self._check_entry(name, entry)
+            where, section = f"models.{name}", entry.section
+            if name in self.dense():
+                raise ValueError(f"{where}: this is the name of a recipe's network; choose another")
+            if section not in SECTIONS[entry.do]:
+                allowed = " or ".join(f"{one}.<name>" for one in SECTIONS[entry.do])
+                raise ValueError(f"{where}.by: do: {entry.do} takes {allowed} (got {entry.by!r})")
+            if entry.key not in (known := getattr(self, section)):
+                raise ValueError(
+                    f"{where}.by: there is no {entry.by!r}; known under {section}: "
+                    f"{', '.join(known) or 'none'}"
+                )
+            chain = [name]
+            while (parent := self.models[chain[-1]].of) not in self.dense():
+                _known(f"models.{chain[-1]}.of", "model", parent, models)
+                if parent in chain:
+                    raise ValueError(f"{where}.of: {' of '.join([*chain, parent])} is circular")
+                if parent in self.attackers():
+                    raise ValueError(f"{where}.of: {parent!r} is an attacker's own network")
+                chain.append(parent)
         for name, study in self.studies.items():
             _known(f"studies.{name}.of", "model", study.of, models)
         return self
-
-    def _check_entry(self, name: str, entry: Entry) -> None:
-        """An entry of `models` names settings and a parent that exist, and leads to a network."""
-        where = f"models.{name}"
-        if name in self.dense():
-            raise ValueError(f"{where}: this is the name of a recipe's network; choose another")
-        if entry.section not in SECTIONS[entry.do]:
-            allowed = " or ".join(f"{section}.<name>" for section in SECTIONS[entry.do])
-            raise ValueError(f"{where}.by: do: {entry.do} takes {allowed} (got {entry.by!r})")
-        if entry.key not in (known := getattr(self, entry.section)):
-            raise ValueError(
-                f"{where}.by: there is no {entry.by!r}; known under {entry.section}: "
-                f"{', '.join(known) or 'none'}"
-            )
-        chain = [name]
-        while (parent := self.models[chain[-1]].of) not in self.dense():
-            _known(f"models.{chain[-1]}.of", "model", parent, [*self.dense(), *self.models])
-            if parent in chain:
-                raise ValueError(f"{where}.of: {' of '.join([*chain, parent])} is circular")
-            if parent in self.attackers():
-                raise ValueError(f"{where}.of: {parent!r} is an attacker's own network")
-            chain.append(parent)
 
     def dense(self) -> list[str]:
         """The names of the recipes' networks, `dense-<recipe>`."""

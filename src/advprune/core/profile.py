@@ -15,7 +15,16 @@ from advprune.core.attack_settings import (
     SuiteSettings,
 )
 from advprune.core.errors import UserError
-from advprune.core.settings import PATH, L2Budget, Name, Settings, parse, parse_fraction, relative
+from advprune.core.settings import (
+    PATH,
+    L2Budget,
+    Name,
+    Settings,
+    parse,
+    parse_fraction,
+    relative,
+    within_pixels,
+)
 from advprune.core.train_settings import DataSettings, ModelSettings, TrainSettings
 
 SHARED = ("attacks", "suite", "curves", "protocol", "flips")  # said once for all profiles
@@ -56,17 +65,10 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _suites_name_attacks(self) -> "Profile":
-        budgets = {
-            "eps": [self.eps],
-            "curves.eps": self.curves.eps,
-            "protocol.eps": self.protocol.eps,
-        }
-        for place, found in budgets.items() if self.norm == "Linf" else ():
-            if max(found) > 1:
-                raise ValueError(
-                    f"{place}: a budget is a fraction of the pixel range and lies between 0 and 1 "
-                    f"(got {max(found):g})"
-                )
+        if self.norm == "Linf":
+            within_pixels(self.eps, "eps: ")
+            within_pixels(max(self.curves.eps), "curves.eps: ")
+            within_pixels(max(self.protocol.eps), "protocol.eps: ")
         for kind, names in self.suite:
             for name in names:
                 if name not in self.attacks:

@@ -44,16 +44,18 @@ def relative(value: Any, eps: float) -> Any:
     return float(match[1] or 1) * eps / under if match and under else value
 
 
-def _within_pixels(value: float) -> float:
+def within_pixels(value: float, where: str = "") -> float:
+    """A budget in Linf, as it is; ValueError, which `where` begins, for more than all pixels."""
     if value > 1:
-        raise ValueError("a budget is a fraction of the pixel range and lies between 0 and 1")
+        got = f" (got {value:g})" if where else ""
+        raise ValueError(
+            f"{where}a budget is a fraction of the pixel range and lies between 0 and 1{got}"
+        )
     return value
 
 
-Budget = Annotated[
-    float, BeforeValidator(parse_fraction), Field(ge=0), AfterValidator(_within_pixels)
-]
 L2Budget = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0)]
+Budget = Annotated[L2Budget, AfterValidator(within_pixels)]
 Name = Annotated[str, Field(pattern=NAME)]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 
@@ -127,10 +129,11 @@ def _kinds(annotation: Any) -> set[Any]:
     return set().union(*map(_kinds, inside)) if inside else {annotation}
 
 
-def parse(kind: type[T], value: Any, where: str) -> T:
-    """Check `value` against the settings type `kind`; UserError names key, value and range."""
+def parse(kind: type[T], value: Any, where: str, *, as_json: bool = False) -> T:
+    """Check `value`, or the text of one, against the settings type `kind`; UserError names key,
+    value and range."""
     try:
-        return kind.model_validate(value)
+        return kind.model_validate_json(value) if as_json else kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

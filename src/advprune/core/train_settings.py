@@ -1,11 +1,11 @@
 """Typed settings of data, networks and training. Nothing here needs torch."""
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from advprune.core.networks import Architecture, Factory, Options, check_strides, is_library
+from advprune.core.networks import Architecture, Factory, Options, check_count, is_library
 from advprune.core.settings import PATH, Budget, Name, Settings, parse_fraction, relative
 
 InnerStep = Annotated[
@@ -63,13 +63,14 @@ class ModelSettings(Settings):
     def _one_network(self) -> "ModelSettings":
         if self.factory and "architecture" in self.model_fields_set:
             raise ValueError("give either architecture or factory")
-        if self.options and is_library(self.network):
-            raise ValueError(f"options: {self.network} has none but width and strides")
-        if self.strides and not is_library(self.network):
-            raise ValueError(f"strides: {self.network} takes none")
         if len(self.mean) != len(self.std):
             raise ValueError("mean and std: give one number for each channel")
-        check_strides(self.network, self.strides)
+        if is_library(self.network):
+            check_count("strides", self.network, self.strides)
+            if self.options:
+                raise ValueError(f"options: {self.network} has none but width and strides")
+        elif self.strides:
+            raise ValueError(f"strides: {self.network} takes none")
         return self
 
     @property
@@ -162,12 +163,8 @@ class FineTuneSettings(InnerSettings):
     lr: float = Field(default=0.1, gt=0, le=10)
 
 
-def _defaults(value: Any) -> Any:
-    """`true` takes every default."""
-    return {} if value is True else value
-
-
-FineTune = Annotated[FineTuneSettings | None, BeforeValidator(_defaults)]
+# `true` takes every default.
+FineTune = Annotated[FineTuneSettings | None, BeforeValidator(lambda v: {} if v is True else v)]
 
 
 class QuantizeSettings(Settings):

@@ -27,8 +27,22 @@ WAYS = (
 def read_cifar10(place: str | None, cache: Path) -> dict[str, Split]:
     """Train and test (and val, where a folder has it) from `place`, where there is one, else
     downloaded to `cache`. UserError where the files are not those of CIFAR-10."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
     if place is None:
-        return _official(_downloaded(cache))
+        if not (cache / FOLDER).is_dir():
+            print(f"downloading CIFAR-10 (170 MB) from {CIFAR10.url} to {cache}", file=sys.stderr)
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(30)  # torchvision sets none: a dead proxy would hold us forever
+        try:
+            CIFAR10(str(cache), download=True)
+        except Exception as error:
+            text = f"CIFAR-10 cannot be downloaded ({first_line(error)}); {WAYS}"
+            raise UserError(text) from error
+        finally:
+            socket.setdefaulttimeout(patience)
+        return _official(cache)
     path = existing(place)
     if path.name == FOLDER and path.is_dir():
         return _official(path.parent)
@@ -36,7 +50,15 @@ def read_cifar10(place: str | None, cache: Path) -> dict[str, Split]:
         return _official(path)
     archive = path / ARCHIVE if path.is_dir() else path
     if archive.name == ARCHIVE and archive.is_file():
-        return _official(_unpacked(archive, cache))
+        try:
+            if not check_integrity(archive, CIFAR10.tgz_md5):
+                raise UserError(
+                    f"{archive} is not the official archive (its md5 differs); download it again"
+                )
+            extract_archive(str(archive), str(cache))
+        except OSError as error:
+            raise UserError(f"cannot unpack {archive} into {cache}: {first_line(error)}") from error
+        return _official(cache)
     found = read_image_folder(place, None)
     classes, shape = found["train"].classes, found["train"].shape
     if classes != CLASSES:
@@ -47,38 +69,6 @@ def read_cifar10(place: str | None, cache: Path) -> dict[str, Split]:
     if "test" not in found:
         raise UserError(f"{place}: no folder test/; CIFAR-10 comes with its own test images")
     return found
-
-
-def _downloaded(cache: Path) -> Path:
-    from torchvision.datasets import CIFAR10
-
-    if not (cache / FOLDER).is_dir():
-        print(f"downloading CIFAR-10 (170 MB) from {CIFAR10.url} to {cache}", file=sys.stderr)
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # torchvision sets none: a dead proxy would hold us forever
-    try:
-        CIFAR10(str(cache), download=True)
-    except Exception as error:
-        text = f"CIFAR-10 cannot be downloaded ({first_line(error)}); {WAYS}"
-        raise UserError(text) from error
-    finally:
-        socket.setdefaulttimeout(patience)
-    return cache
-
-
-def _unpacked(archive: Path, cache: Path) -> Path:
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity, extract_archive
-
-    try:
-        if not check_integrity(archive, CIFAR10.tgz_md5):
-            raise UserError(
-                f"{archive} is not the official archive (its md5 differs); download it again"
-            )
-        extract_archive(str(archive), str(cache))
-    except OSError as error:
-        raise UserError(f"cannot unpack {archive} into {cache}: {first_line(error)}") from error
-    return cache
 
 
 def _official(root: Path) -> dict[str, Split]:

@@ -9,10 +9,18 @@ import numpy as np
 import torch
 
 from advprune.core.errors import UserError, first_line
-from advprune.core.files import existing, is_file
+from advprune.core.files import existing, plain_file
 from advprune.core.fit import Fit
 from advprune.core.memory import bounded_memory
-from advprune.data.imagefolder import LARGEST_FILE, SUFFIXES, check_names, decode, is_other
+from advprune.data.imagefolder import (
+    LARGEST_FILE,
+    SUFFIXES,
+    Pictures,
+    check_names,
+    decode,
+    is_other,
+    stacked,
+)
 from advprune.data.sampling import interleaved
 from advprune.data.split import Split, read_split
 
@@ -42,7 +50,13 @@ def read_given(
         names, known, files = _listed(place, classes, part)
         labels = torch.tensor(known)
         drawn = _drawn(labels, most, seed)
-        images = _decoded([place / files[number] for number in drawn.tolist()], fit)
+        pictures: Pictures = {}
+        for name in (files[number] for number in drawn.tolist()):
+            path = place / name
+            if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+                raise UserError(f"{path} is no plain file of up to 256 MB")
+            pictures[(name,)] = decode(place, name, path.read_bytes(), fit)
+        images = stacked(place, pictures, "bring them to one size (--resize, --crop)")
         return Split(images, labels[drawn], names, f"{place.name}/")
     if place.suffix == ".npz":
         split = _from_npz(place, classes)
@@ -59,8 +73,7 @@ def read_given(
 
 def read_names(path: Path) -> tuple[str, ...]:
     """Names of classes, one a line; UserError for less than two, or one that is there twice."""
-    if not is_file(path):
-        raise UserError(f"{path} is no file of names; write one name of a class a line")
+    plain_file(path, "file of names", "write one name of a class a line")
     try:
         names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
@@ -120,25 +133,6 @@ def _listed(
             f"{place}: give a folder of at least two sub-folders, one a class, of PNG or JPEG"
         )
     return names, labels, files
-
-
-def _decoded(paths: list[Path], fit: Fit | None) -> torch.Tensor:
-    """Pictures as uint8 [N, C, H, W]."""
-    pictures = []
-    for path in paths:
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path} is no plain file of up to 256 MB")
-        pictures.append(decode(path.parent, path.name, path.read_bytes(), fit))
-    sizes = sorted({picture.shape[1:] for picture in pictures})
-    if len(sizes) > 1:
-        (height, width), (tall, wide) = sizes[0], sizes[-1]
-        raise UserError(
-            f"pictures are from {width}x{height} to {wide}x{tall} pixels, such as those of "
-            f"{paths[0].parent}; bring them to one size (--resize, --crop)"
-        )
-    channels = max(len(picture) for picture in pictures)  # a grey one among RGB fills all three
-    images = np.stack([np.broadcast_to(p, (channels, *p.shape[1:])) for p in pictures])
-    return torch.from_numpy(images)
 
 
 def _from_npz(place: Path, classes: Sequence[str]) -> Split:

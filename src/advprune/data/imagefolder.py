@@ -35,7 +35,7 @@ MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
 ALIKE = ("valid", "validation", "dev", "training", "testing")  # names that others give the parts
 LARGEST_FILE = 1 << 28  # bytes of one picture: more than PIL accepts once decoded
 
-Pictures = dict[tuple[str, str, str], NDArray[np.uint8]]  # (split, class, file): [1 or 3, H, W]
+Pictures = dict[tuple[str, ...], NDArray[np.uint8]]  # (split, class, file): [1 or 3, H, W]
 Folders = set[tuple[str, ...]]  # (split,) and (split, class)
 # Path parts below the image folder, and how to read the file; None for a folder.
 Item = tuple[tuple[str, ...], Callable[[], bytes] | None]
@@ -50,29 +50,33 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     place = existing(root)
     fit = None if size is None else Fit(resize=size, squash=True)
     pictures = _pictures(place, fit)
-    shapes = Counter(image.shape[1:] for image in pictures.values())
-    (height, width), _ = shapes.most_common(1)[0]
-    for key, image in pictures.items():
-        if image.shape[1:] != (height, width):
-            raise UserError(
-                f"{place}: {'/'.join(key)!r} is {image.shape[2]}x{image.shape[1]} pixels but most "
-                f"are {width}x{height}; the imagefolder source resizes them if `size` is set"
-            )
+    images = stacked(place, pictures, "the imagefolder source resizes them if `size` is set")
     source = f"image folder {place.name}"
     if place.is_file():
         source += f" (sha256 {sha256_of(place)[:12]})"
     classes = sorted({kind for split, kind, _ in pictures if split == "train"})
-    channels = max(len(image) for image in pictures.values())
-    found = {}
-    for name in SPLITS:
-        keys = [key for key in pictures if key[0] == name]
-        if keys:
-            images = np.empty((len(keys), channels, height, width), np.uint8)
-            for row, key in enumerate(keys):
-                images[row] = pictures[key]  # a grey picture among RGB ones fills all three
-            labels = torch.tensor([classes.index(kind) for _, kind, _ in keys])
-            found[name] = Split(torch.from_numpy(images), labels, tuple(classes), source)
-    return found
+    labels = torch.tensor([classes.index(kind) for _, kind, _ in pictures])
+    parts, counts = np.unique([split for split, _, _ in pictures], return_counts=True)
+    rows = zip(images.split(counts.tolist()), labels.split(counts.tolist()), strict=True)
+    return {
+        str(part): Split(*own, tuple(classes), source)
+        for part, own in zip(parts, rows, strict=True)  # pictures are sorted by part
+    }
+
+
+def stacked(place: Path, pictures: Pictures, remedy: str) -> torch.Tensor:
+    """Pictures as uint8 [N, C, H, W]: a grey one among RGB fills all three. UserError where one has
+    another size than most; `remedy` says what to do."""
+    (most, _), *_ = Counter(picture.shape[1:] for picture in pictures.values()).most_common(1)
+    for key, picture in pictures.items():
+        if (size := picture.shape[1:]) != most:
+            one, other = (f"{width}x{height}" for height, width in (size, most))
+            raise UserError(
+                f"{place}: {'/'.join(key)!r} is {one} pixels but most are {other}; {remedy}"
+            )
+    channels = max(map(len, pictures.values()))
+    every = (np.broadcast_to(one, (channels, *most)) for one in pictures.values())
+    return torch.from_numpy(np.stack(list(every)))
 
 
 def _pictures(place: Path, fit: Fit | None) -> Pictures:
@@ -92,9 +96,13 @@ def _pictures(place: Path, fit: Fit | None) -> Pictures:
                     raise UserError(f"{place}: {name!r} is out of place in <split>/<class>/<file>")
                 if read is None or len(parts) == 3:
                     folders.update((parts[:1], parts[:2]))
-                if read and not picture and _other(name, read):
-                    others.append(name)
-                if read and picture:
+                if read and not picture:
+                    contents = b"" if is_other(name) else read()
+                    bitmap = contents[:2] == b"BM"
+                    bitmap = bitmap and contents[2:6] == len(contents).to_bytes(4, "little")
+                    if is_other(name) or bitmap or contents.startswith(MAGIC):
+                        others.append(name)
+                elif read:
                     if parts in pictures:
                         raise UserError(f"{place}: holds {name!r} twice")
                     pictures[parts[0], parts[1], parts[2]] = decode(place, name, read(), fit)
@@ -138,15 +146,6 @@ def is_other(name: str) -> bool:
     suffix = "." + name.lower().rpartition(".")[2]
     known = suffix in Image.registered_extensions() or suffix in OTHERS.split()
     return known and suffix not in SUFFIXES
-
-
-def _other(name: str, read: Callable[[], bytes]) -> bool:
-    """Whether a file is a picture by a name that is not read, or by its first bytes."""
-    if is_other(name):
-        return True
-    contents = read()
-    bitmap = contents[:2] == b"BM" and contents[2:6] == len(contents).to_bytes(4, "little")
-    return contents.startswith(MAGIC) or bitmap
 
 
 def _check_part(place: Path, name: str) -> None:

@@ -1,7 +1,8 @@
 """What the bit-flip attack found: pure functions of its records.
 
 Records are one row per flip, variant and seed: `variant` (untargeted, margin, targeted, random),
-`seed` (which batch of training images the attacker had), `flip` (0 is the network before the first
+`seed` (which batch of training images the attacker had, counted on over the `training`s of the
+network where there are several), `flip` (0 is the network before the first
 flip), `step`, `layer`, `depth` (its place among those that are stored), `index`, `bit`, `loss`,
 `hamming` and `accuracy` on the test images as in `FlipTrace.table`, passes so far, and of the whole
 run its `reason` to end, `layers` and `stored_bits`. A seed whose accuracy never came down to chance
@@ -81,11 +82,13 @@ def spread(values: Sequence[float]) -> Spread:
 class Reached:
     """How many stored bits had to differ until a network was at chance, seed by seed.
 
-    bits: None where it never was. tried: the bits that differed when the attack ended.
+    bits: None where it never was. tried: the bits that differed when the attack ended. trainings:
+    of the network, each attacked on batches of its own.
     """
 
     bits: tuple[int | None, ...]
     tried: tuple[int, ...]
+    trainings: int = 1
 
     @cached_property
     def uncensored(self) -> list[int]:
@@ -132,7 +135,8 @@ def to_chance(records: pd.DataFrame, level: float, variant: str = "untargeted") 
     runs = _runs(records, variant)
     down = [run.hamming[run.accuracy <= level].tolist() for run in runs]
     bits = tuple(int(counts[0]) if counts else None for counts in down)
-    return Reached(bits, tuple(int(run.hamming.iloc[-1]) for run in runs))
+    trainings = records.training.nunique() if "training" in records else 1
+    return Reached(bits, tuple(int(run.hamming.iloc[-1]) for run in runs), trainings)
 
 
 def _runs(records: pd.DataFrame, variant: str) -> list[pd.DataFrame]:

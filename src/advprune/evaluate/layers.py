@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class _Sums:
             sums |= {
                 **{f"{side}_change": change.sum(), f"{side}_squared_change": change.square().sum()},
                 **{f"{side}_changed": (change > least).sum().double()},
-                **{f"{side}_top": size.kthvalue(rank).values},
+                **{f"{side}_top": ordered(size)[rank - 1]},
                 **{f"{side}_sum": own.sum(), f"{side}_square": own.square().sum()},
             }
             most |= {f"{side}_size": size.max(), f"{side}_change": change.max()}
@@ -52,7 +53,7 @@ class _Sums:
         if "noise" in each:
             own, rank = each["clean"], max(1, round(TOP * each["clean"].shape[1]))
             changed = {s: ((v - own).abs() > least).double().mean(1) for s, v in each.items()}
-            top = {side: v.abs().kthvalue(rank, 1).values for side, v in each.items()}
+            top = {side: ordered(v.abs())[:, rank - 1] for side, v in each.items()}
             gains["changed"] = changed, "noise", own.new_ones(images)
             gains["top"] = top, "noise", top["clean"]
         for name, (figures, to, unit) in gains.items():
@@ -102,7 +103,14 @@ def wasserstein(first: Tensor, second: Tensor) -> Tensor:
     Larger tensors are thinned evenly to `SAMPLE` values first, at the same places in both.
     """
     thin = max(1, first.numel() // SAMPLE)
-    return (first[::thin].sort().values - second[::thin].sort().values).abs().mean()
+    return (ordered(first[::thin]) - ordered(second[::thin])).abs().mean()
+
+
+def ordered(values: Tensor) -> Tensor:
+    """Values from small to large along the last dimension; on a CPU numpy is ten times as fast."""
+    if values.device.type != "cpu":
+        return values.sort().values
+    return torch.from_numpy(np.sort(values.numpy()))
 
 
 def watched(model: nn.Module) -> dict[str, nn.Module]:

@@ -5,7 +5,7 @@ i]` is a crossed table with two random effects, as in studies of several readers
 (Gallas, One-shot estimate of MRMC variance, 2006).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import inf, sqrt
 
@@ -54,9 +54,13 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class MeanComparison(Compared):
-    """The mean difference of two families over the same seeds and images, by `compare_means`."""
+    """The mean difference of two families over the same seeds and images, by `compare_means`.
+
+    rates: whether it is one of shares of images, of which it is known how they vary.
+    """
 
     mean: Mean
+    rates: bool = field(default=True, kw_only=True)
 
     @property
     def difference(self) -> float:
@@ -73,7 +77,7 @@ class MeanComparison(Compared):
         """At this standard error, or the one that such a difference has over images alone."""
         known = self.mean
         seen = _steps(known.freedom, self.alpha) * known.error
-        if known.images == 1:  # figures of whole networks: their spread is all there is
+        if not self.rates or known.images == 1:  # figures of networks: their spread is all there is
             return seen
         return max(seen, smallest_mean_difference(known.images, self.alpha, known.freedom))
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from advprune.core.params import FROM_DENSE
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN
 from advprune.evaluate.means import Mean, MeanComparison, compare_means, mean
 from advprune.evaluate.measures import right
@@ -19,7 +20,7 @@ from advprune.evaluate.robust import union
 DENSE = "dense"  # the point without compression
 # Families that learn which weights remain, and their controls.
 CONTROLS = {"HYDRA": ("LWM",), "AWT": ("magnitude_ticket", "random_ticket")}
-Side = Literal["clean", "robust", "area"]
+Side = Literal["clean", "robust", "area", "transfer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class SeededPoint:
     clean: np.ndarray
     robust: np.ndarray
     area: np.ndarray
+    transfer: np.ndarray
 
     @property
     def sparsity(self) -> float | None:
@@ -66,13 +68,16 @@ def seeded_points(
     norm, eps: of the union of all attacks.
     """
     found = []
+    tried = records.attack[records.attack.str.startswith(FROM_DENSE)].iloc[:1].tolist()
     for key, setting in ({DENSE: None} | dict(settings)).items():
         if len(own := records[records.point == key].sort_values("index")):
             by_seed = own.groupby("seed", sort=True)
             whole = [union(one, [], norm, eps) for _, one in by_seed]
             clean = [right(one, "clean") for one in whole]
             area = np.stack([one.distance for one in whole]).clip(0, 2 * eps) / (2 * eps)
-            tables = np.stack(clean), np.stack([right(one) for one in whole]), area
+            names = [name.removeprefix(FROM_DENSE) if key == DENSE else name for name in tried]
+            sent = [right(one[one.attack == name]) for _, one in by_seed for name in names]
+            tables = np.stack(clean), np.stack([right(one) for one in whole]), area, np.array(sent)
             zeros = float(by_seed.sparsity.first().mean())
             # A bare number is a sparsity.
             chosen = setting if isinstance(setting, dict) else {"sparsity": setting}

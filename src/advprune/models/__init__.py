@@ -4,6 +4,7 @@
   and layers put in. backward, stochastic: derivatives that attacks choose, and randomness.
 - binary, latent: networks of one-bit weights, deployed and in training. fold, quantized: without
   batch-norm, and on integers. target: what only answers. border: any nn.Module that comes in.
-- dialects, benchmarks, checkpoint: files, and models from them. infer, audit: files of unknown
-  networks. inert, card: facts of a model. preprocessing, onnx_file, onnx_export: other people's.
+- tensor_file, names, benchmarks, checkpoint, foreign: files, and models from them. infer, audit:
+  files of unknown networks. inert, card: facts of a model. preprocessing, onnx_file, onnx_export:
+  networks of others.
 """

@@ -16,7 +16,8 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.networks import LIBRARY, is_library
 from advprune.models.checkpoint import misfit
-from advprune.models.infer import Tensors, inferred, outside_spec, plain, wanted_of
+from advprune.models.foreign import Tensors, plain
+from advprune.models.infer import inferred, outside_spec, wanted_of
 from advprune.models.outside import dtype_name
 from advprune.models.spec import ModelSpec
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from advprune.core.errors import UserError
-from advprune.models.outside import PREFIXES, unwrapped
+from advprune.models.names import bare
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -97,21 +97,18 @@ DIALECTS = (
 
 def recognized(tensors: Tensors) -> Recognized | None:
     """The benchmark's network in a file, by its tensors; None where it is none of these."""
-    bare: dict[str, torch.Tensor] = {}
+    held: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        new = name
-        while new.startswith(PREFIXES):
-            new = new.partition(".")[2]
-        bare.setdefault(unwrapped(new), tensor)
-    seen = {name.removesuffix("_orig"): tensor for name, tensor in bare.items()}  # of masked layers
+        held.setdefault(bare(name), tensor)
+    seen = {name.removesuffix("_orig"): tensor for name, tensor in held.items()}  # of masked layers
     for dialect in DIALECTS:
         fits = all(name in seen for name in dialect.signature)
-        if not fits or len(bare) < len(tensors) or any(name in seen for name in dialect.absent):
+        if not fits or len(held) < len(tensors) or any(name in seen for name in dialect.absent):
             continue
         # RobustBench's networks keep what they normalize by among their tensors.
-        buffers = [bare.pop(name).flatten().tolist() for name in ("mu", "sigma") if name in bare]
-        renamed = {dialect.rename(name): tensor for name, tensor in bare.items()}
-        left = sum(dialect.rename(name) is None for name in bare)
+        buffers = [held.pop(name).flatten().tolist() for name in ("mu", "sigma") if name in held]
+        renamed = {dialect.rename(name): tensor for name, tensor in held.items()}
+        left = sum(dialect.rename(name) is None for name in held)
         return Recognized(
             {name: tensor for name, tensor in renamed.items() if name is not None},
             {"architecture": dialect.architecture, "options": dialect.options(seen)},

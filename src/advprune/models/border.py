@@ -21,7 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from advprune.core.device import device_of
-from advprune.core.errors import InputError, first_line
+from advprune.core.errors import InputError, arisen, first_line
 from advprune.models.kept import differ, kept_by, unshared
 from advprune.models.stochastic import Drawn, is_randomized, states, undisturbed
 
@@ -57,9 +57,8 @@ def admitted(
     changes outside the model's modules (a global counter, a file) is seen only where it shows in
     the first passes, and then taken for randomness.
     """
-    given = model
-    model = _unwrapped(who, model)
-    parts = list(model.modules())
+    given, inner = model, _unwrapped(who, model)
+    model, parts = inner, list(inner.modules())
     if any(
         part.training or parametrize.is_parametrized(part) or _old_hooks(part) for part in parts
     ):
@@ -74,18 +73,18 @@ def admitted(
     device = device_of(model)
     with torch.no_grad(), undisturbed(device):
         pair, before = images[:2].to(device), states(device)
-        logits = _logits(who, model, pair)
+        logits = logits_of(who, model, pair)
         drew = states(device) != before
-        if known := model in _TRIED:
-            again = [_logits(who, model, pair)]
+        if known := inner in _TRIED:
+            again = [logits_of(who, model, pair)]
         else:
             kept = kept_by(model)
-            again = [_logits(who, model, pair) for _ in range(REPEATS)]
+            again = [logits_of(who, model, pair) for _ in range(REPEATS)]
             moved = [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]
             fault = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
             refuse(who, {f"{fault}keep no state in forward": bool(moved)})
         drew |= not all(torch.equal(logits, one) for one in again)
-        alone = torch.cat([_logits(who, model, one) for one in pair.split(1)])
+        alone = torch.cat([logits_of(who, model, one) for one in pair.split(1)])
         fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
         refuse(who, {fault: _probabilities(who, model, images[:MANY].to(device), logits)})
         randomized = is_randomized(model)
@@ -93,11 +92,11 @@ def admitted(
             mixed = _differing(logits, alone) == len(pair)
             few = images[:FEW].to(device)
             if not (known or mixed) and len(few) == FEW:  # in one of its pairs nothing may change
-                whole, *pairs = (_logits(who, model, part) for part in (few, *few.split(2)))
+                whole, *pairs = (logits_of(who, model, part) for part in (few, *few.split(2)))
                 mixed = _differing(whole, torch.cat(pairs)) >= FEW - 2
             fault = "the logits of an image depend on the other images of the batch, as where a "
             refuse(who, {fault + "batch-norm keeps no running statistics": mixed})
-    _TRIED.add(model)
+    _TRIED.update((inner, model))  # the copy, too: it may come back
     if labels is not None and len(labels):
         largest, classes = int(labels.max()), logits.shape[1]
         refuse(who, {f"label {largest} is none of {classes} classes": largest >= classes})
@@ -121,26 +120,25 @@ def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torc
     def shares(outputs: torch.Tensor) -> bool:
         return bool(((outputs >= 0) & (outputs <= 1)).all() and (outputs % 1 > 0).any())
 
-    if not (shares(first) and shares(every := _logits(who, model, images))):
+    if not (shares(first) and shares(every := logits_of(who, model, images))):
         return False
     step = None
     with torch.enable_grad(), suppress(InputError):  # of what cannot be differentiated
-        step = _logits(who, model, images[:2].clone().requires_grad_()).grad_fn
+        step = logits_of(who, model, images[:2].clone().requires_grad_()).grad_fn
     while step is not None and COPIED.match(step.name()):
         step = step.next_functions[0][0]
     squashed = step is not None and SIGMOID.match(step.name()) is not None
     return squashed or bool(((every.sum(1) - 1).abs() <= SUM).all())
 
 
-def _logits(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits `[N, classes]` of some images; InputError where they are none."""
     shape, count, given = list(images.shape), len(images), images.clone()
     written = given._version
     try:
         logits = model(given)
     except (Exception, SystemExit) as error:  # whatever the model's code does
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{who}: the model fails on images {shape}: {said}") from error
+        raise InputError(f"{who}: the model fails on images {shape}: {arisen(error)}") from error
     changed = given._version > written  # torch counts what is written into a tensor
     refuse(who, {"the model changes its input in place; let it work on a copy": changed})
     kind = type(logits).__name__

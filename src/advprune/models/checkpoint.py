@@ -4,25 +4,23 @@ A checkpoint is one `.safetensors` file. Its only metadata key is `spec`, a JSON
 several keys safetensors writes them in random order, and equal models would not be equal files.
 """
 
-from collections.abc import Container, Iterable
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.files import atomic, referenced, sha256_of
+from advprune.core.files import atomic
+from advprune.core.settings import parse
 from advprune.models import binary, quantized
-from advprune.models.benchmarks import recognized
 from advprune.models.border import hooked
-from advprune.models.dialects import read_tensors, read_weights
 from advprune.models.insert import layer_of, places, put
-from advprune.models.outside import PREFIXES, Rename, build_outside, dtype_name, renaming, unwrapped
+from advprune.models.outside import build_outside, dtype_name
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
+from advprune.models.tensor_file import read_tensors
 
 USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
 
@@ -110,12 +108,7 @@ def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
         raise UserError(f"{where} holds several networks ({metadata['several']}); store one alone")
     if "spec" not in metadata:
         return None
-    try:
-        return ModelSpec.model_validate_json(metadata["spec"])
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"])) or "its beginning"
-        raise UserError(f"{where}: the model spec is wrong at {key}: {fault['msg']}") from error
+    return parse(ModelSpec, metadata["spec"], f"{where}: the model spec", as_json=True)
 
 
 def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
@@ -161,45 +154,3 @@ def _listed(names: list[str], most: int = 8) -> str:
         return "nothing"
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def load_foreign(
-    spec: ModelSpec, reference: str, sha256: str | None, factory: str | None = None
-) -> nn.Module:
-    """Build `spec` and fill it with weights from elsewhere, mapped tensor by tensor.
-
-    `reference` is a path to a safetensors file or a PyTorch state dict, or `package:<name>/<file>`
-    for a file inside an installed package. Common wrappings (`state_dict`, `net`, `model`), a
-    `module.` prefix and, for this library's networks, torchvision's names (`fc`, `downsample`) are
-    understood. A state dict is read with `weights_only=True`. factory: as in `build`. Raises
-    UserError where the hash differs or tensors do not fit.
-    """
-    path = referenced(reference)
-    if sha256 is not None and (found := sha256_of(path)) != sha256:
-        raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
-    model, (tensors, metadata) = build(spec, factory), read_weights(path)
-    header_spec(metadata, where=reference)
-    if spec.architecture.startswith("cifar/") and (theirs := recognized(tensors)):
-        tensors = theirs.tensors
-    rename = naming(spec, tensors, stored(model))
-    renamed: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        if (new := rename(name)) in renamed:
-            raise UserError(f"{reference} holds two tensors that are both called {new}")
-        renamed[new] = tensor
-    fill(model, {n: t for n, t in renamed.items() if is_stored(n)}, where=reference)
-    return model
-
-
-def naming(spec: ModelSpec | None, names: Iterable[str], wanted: Container[str]) -> Rename:
-    """From a file's names of tensors to those of a network of that spec, which are `wanted`."""
-    return renaming(names, wanted) if spec and spec.outside else canonical
-
-
-def canonical(name: str) -> str:
-    """A tensor's name in this library's networks: wrappers' prefixes and torchvision's names go."""
-    while name.startswith(PREFIXES):
-        name = name.partition(".")[2]
-    name = unwrapped(name)
-    name = "linear." + name.removeprefix("fc.") if name.startswith("fc.") else name
-    return name.replace(".downsample.", ".shortcut.")

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError, first_line
-from advprune.core.files import is_file
+from advprune.core.files import plain_file
 from advprune.core.fit import Fit
 from advprune.core.memory import bounded_memory
-from advprune.core.settings import parse, yaml_of
+from advprune.core.settings import parse
 from advprune.models.spec import Normalize
 
 TYPES = {
@@ -51,9 +51,7 @@ class OnnxFile:
     def __init__(
         self, path: Path, shape: tuple[int, int, int], normalize: Normalize | None = None
     ) -> None:
-        runtime = package("onnxruntime")
-        if not is_file(path):
-            raise UserError(f"there is no file {path}; check the path")
+        runtime, _ = package("onnxruntime"), plain_file(path)
         options = runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
@@ -118,14 +116,12 @@ def _said(error: Exception) -> str:
 
 def fit_of(path: Path) -> Fit | None:
     """How pictures become images of a file, where `advprune export` wrote that into it."""
-    if not is_file(path):
-        raise UserError(f"there is no file {path}; check the path")
     try:
-        held = package("onnx").load(str(path), load_external_data=False).metadata_props
+        held = package("onnx").load(str(plain_file(path)), load_external_data=False).metadata_props
     except (OSError, ValueError, import_module("google.protobuf.message").DecodeError):
         return None  # what is wrong with the file says onnxruntime
     said = [one.value for one in held if one.key == FIT]
-    return parse(Fit, yaml_of(said[0], str(path)), str(path)) if said else None
+    return parse(Fit, said[0], str(path), as_json=True) if said else None
 
 
 def files_of(path: Path) -> list[Path]:

@@ -12,11 +12,9 @@ caller names the same one (`allowed`). The names of torchvision and timm are loo
 lists of models, and weights are never downloaded.
 """
 
-import copy
 import importlib
 import sys
-import traceback
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
@@ -31,10 +29,10 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from advprune.core.errors import UserError, first_line
+from advprune.core.errors import UserError, arisen
 from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
-from advprune.models.border import admitted, weight_faults
+from advprune.models.border import admitted, logits_of, plain_copy, refuse, weight_faults
 from advprune.models.cifar import MAKERS
 from advprune.models.kept import unshared
 from advprune.models.sizes import resized
@@ -42,10 +40,6 @@ from advprune.models.spec import ModelSpec, Normalize
 from advprune.models.stochastic import undisturbed
 
 Make = Callable[[], nn.Module]
-Rename = Callable[[str], str]
-# Put before every name by data-parallel training, by torch.compile, by modules around a network.
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 COLOUR = 3  # channels of an image that torchvision's models take
 INSIDE = "network"  # the name of the given network in what is built here
 # Of a network that is none of the user's own, and in its options.
@@ -192,7 +186,7 @@ def imported(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's code does
-        raise UserError(f"{module} cannot be imported: {_said(error)}") from error
+        raise UserError(f"{module} cannot be imported: {arisen(error)}") from error
 
 
 def _called(
@@ -205,7 +199,7 @@ def _called(
         raise
     except (Exception, SystemExit) as error:  # whatever that code does
         words = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise UserError(f"{name}, called with {words}: {_said(error)}") from error
+        raise UserError(f"{name}, called with {words}: {arisen(error)}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module")
     return made
@@ -214,13 +208,6 @@ def _called(
 def dtype_name(tensor: torch.Tensor) -> str:
     """`float32`, `int8`, …"""
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _said(error: BaseException) -> str:
-    """What an error says and where it arose, on one line."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(last.filename).name}, line {last.lineno}"
-    return f"{type(error).__name__}: {first_line(error)} ({where})"
 
 
 def _faults(model: Outside) -> Iterator[str]:
@@ -242,29 +229,16 @@ def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
     and so do what families make of a network that does. It may draw at random."""
     if not isinstance(model, Outside) or model.spec.layers or model.spec.quantization:
         return
-    name, wanted = f"{model.spec.architecture}, images {list(shape)}", [4, model.spec.classes]
+    who, classes = f"{model.spec.architecture}, images {list(shape)}", model.spec.classes
     images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        with undisturbed():
-            private, given = copy.deepcopy(model).cpu(), images.clone().requires_grad_()
-            for how in ("in training", "in evaluation"):
-                logits = private.train(how == "in training")(given)
-                if not isinstance(logits, torch.Tensor):
-                    kind = type(logits).__name__
-                    raise UserError(f"it returns {kind} {how}, not logits {wanted}")
-                if list(logits.shape) != wanted or logits.dtype != torch.float32:
-                    found = f"{dtype_name(logits)} {list(logits.shape)}"
-                    raise UserError(f"it returns {found}, not float32 {wanted}")
-            if not logits.requires_grad:
-                raise UserError(
-                    "its logits have no gradient by the image, without which nothing can be "
-                    "attacked"
-                )
-            admitted("in evaluation", private, images)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-    except (Exception, SystemExit) as error:  # whatever the network's code does
-        raise UserError(f"{name}: {_said(error)}") from error
+    with undisturbed():
+        private, given = plain_copy(model).cpu(), images.clone().requires_grad_()
+        for how in ("in training", "in evaluation"):
+            logits = logits_of(f"{who}, {how}", private.train(how == "in training"), given)
+            other = f"the model returns {logits.shape[1]} classes, not {classes}"
+            fixed = "its logits have no gradient by the image, so that nothing can be attacked"
+            refuse(who, {other: logits.shape[1] != classes, fixed: not logits.requires_grad})
+        admitted(f"{who}, in evaluation", private, images)
 
 
 def code_files(factory: str | None) -> list[Path]:
@@ -280,27 +254,3 @@ def code_files(factory: str | None) -> list[Path]:
     library = Path(__file__).parents[1]
     own = {f for f in here if "site-packages" not in f.parts and not f.is_relative_to(library)}
     return [Path(found), *sorted(own - {Path(found)})]
-
-
-def unwrapped(name: str) -> str:
-    """A tensor's name without what wrappers of inner layers add."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def renaming(names: Iterable[str], wanted: Container[str]) -> Rename:
-    """From a file's names of tensors to those of an outside network's, `wanted`. Wrappers' prefixes
-    go, as many for all names as lets most of them fit."""
-
-    def renamed(count: int, inside: str, inner: bool, name: str) -> str:
-        for _ in range(count):
-            name = name.partition(".")[2] if name.startswith(PREFIXES) else name
-        return inside + (unwrapped(name) if inner else name)
-
-    ways = [
-        partial(renamed, n, inside, inner)
-        for inner in (False, True)
-        for n in range(4)
-        for inside in ("", f"{INSIDE}.")
-    ]
-    known = list(names)
-    return max(ways, key=lambda way: sum(way(name) in wanted for name in known))

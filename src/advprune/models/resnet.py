@@ -10,8 +10,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from advprune.core.networks import BLOCKS
 from advprune.models.outside import Outside
-from advprune.models.spec import BLOCKS, ModelSpec, Normalize, Site
+from advprune.models.spec import ModelSpec, Normalize, Site
 
 
 def _conv3x3(fan_in: int, fan_out: int, stride: int) -> nn.Conv2d:

@@ -1,18 +1,17 @@
 """What a model is: a description that rebuilds exactly that module, and its common layers."""
 
 from operator import not_
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from advprune.core.errors import InputError
 from advprune.core.fit import Fit
-from advprune.core.networks import Network, Options, is_factory, is_library
+from advprune.core.networks import BLOCKS, Network, Options, check_count, is_factory, is_library
 
 Where = Literal["relu", "conv"]
-BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3)}
 MOST_CHANNELS = 16384  # of a layer
 MOST_CLASSES = 100_000
 Size = Annotated[int, Field(ge=1, le=2**24)]
@@ -43,7 +42,7 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     architecture: Network
     # Of this library's networks; 0 in others, whose makers are called with `options`.
-    width: Annotated[int, Field(ge=0, le=1024, validate_default=True), UNSAID] = 0
+    width: Annotated[int, Field(ge=0, le=1024), UNSAID] = 0
     channels: int = Field(ge=1, le=4)
     classes: int = Field(ge=2, le=MOST_CLASSES)
     mean: tuple[float, ...]  # of each channel of images in [0, 1], and so is std
@@ -97,54 +96,26 @@ class ModelSpec(BaseModel):
         return tuple(width for width, count in each for _ in range(count))
 
     @model_validator(mode="after")
-    def _parts_are_of_the_library(self) -> "ModelSpec":
-        parts = ("width", "binary", "stages", "strides", "pool_norm", "inner")
-        if self.outside and (found := [name for name in parts if getattr(self, name)]):
-            raise ValueError(f"{self.architecture} has no {found[0]}")
-        if not self.outside and (found := [n for n in ("options", "sizes") if getattr(self, n)]):
-            raise ValueError(f"{self.architecture} has no {found[0]}")
+    def _fields_fit_together(self) -> Self:
+        own = ("width", "binary", "stages", "strides", "pool_norm", "inner")
+        for key in own if self.outside else ("options", "sizes"):
+            if getattr(self, key):
+                raise ValueError(f"{self.architecture} has no {key}")
+        for key, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != self.channels:
+                raise ValueError(f"{key}: {len(numbers)} numbers for {self.channels} channels")
+        if not all(number > 0 for number in self.std):
+            raise ValueError("std: a standard deviation is above 0")
+        if self.outside:
+            return self
+        if not self.width:
+            raise ValueError(f"width: {self.architecture} takes one of at least 1 (got 0)")
+        for key in ("stages", "strides", "inner"):
+            check_count(key, self.architecture, getattr(self, key))
+        most = (MOST_CHANNELS,) * len(self.blocks) if self.stages else self.blocks
+        if any(not 1 <= one <= limit for one, limit in zip(self.inner, most, strict=False)):
+            raise ValueError(f"inner: a block has from 1 to {most} inner channels")
         return self
-
-    @field_validator("width")
-    @classmethod
-    def _width_of_the_library(cls, width: int, info: ValidationInfo) -> int:
-        if not width and is_library(info.data.get("architecture", "")):
-            raise ValueError("Input should be greater than or equal to 1")
-        return width
-
-    @field_validator("mean", "std")
-    @classmethod
-    def _one_for_each_channel(
-        cls, numbers: tuple[float, ...], info: ValidationInfo
-    ) -> tuple[float, ...]:
-        if len(numbers) != info.data.get("channels", len(numbers)):
-            raise ValueError(f"{len(numbers)} numbers for {info.data['channels']} channels")
-        if info.field_name == "std" and not all(number > 0 for number in numbers):
-            raise ValueError("a standard deviation is above 0")
-        return numbers
-
-    @field_validator("stages", "strides", "inner")
-    @classmethod
-    def _as_many_as_there_are_parts(
-        cls, numbers: tuple[int, ...], info: ValidationInfo
-    ) -> tuple[int, ...]:
-        known, field = info.data, info.field_name
-        architecture = known.get("architecture", "")
-        if not numbers or not is_library(architecture):
-            return numbers
-        blocks = BLOCKS[architecture]
-        count, parts = {
-            "stages": (len(blocks) + 1, f"a stem and {len(blocks)} stages"),
-            "strides": (len(blocks), f"{len(blocks)} stages"),
-        }.get(str(field), (sum(blocks), f"{sum(blocks)} blocks"))
-        if len(numbers) != count:
-            raise ValueError(f"{architecture} has {parts}, not {len(numbers)} in all")
-        if field == "inner" and {"width", "stages"} <= known.keys():
-            usual = [known["width"] * 2**i for i, n in enumerate(blocks) for _ in range(n)]
-            most = [MOST_CHANNELS] * count if known["stages"] else usual
-            if any(not 1 <= found <= limit for found, limit in zip(numbers, most, strict=True)):
-                raise ValueError(f"a block has from 1 to {most} inner channels")
-        return numbers
 
 
 class Normalize(nn.Module):

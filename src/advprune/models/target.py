@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advprune.core.errors import InputError, UserError, first_line
+from advprune.core.errors import InputError, UserError, arisen
 from advprune.models.border import MANY, refuse
 from advprune.models.stochastic import is_randomized
 
@@ -88,8 +88,8 @@ def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
     except UserError:
         raise
     except Exception as error:  # whatever the user's code does
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"target: it fails on images {list(images.shape)}: {said}") from error
+        shape = list(images.shape)
+        raise InputError(f"target: it fails on images {shape}: {arisen(error)}") from error
 
 
 def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:

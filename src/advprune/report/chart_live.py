@@ -4,6 +4,7 @@ Colours are those of a light page, whose style inverts them on a dark one. Names
 axes as text: bokeh escapes what it inserts, and `plain` keeps it from reading them as formulas.
 """
 
+import json
 from typing import Any
 
 from bokeh.embed import json_item
@@ -44,36 +45,27 @@ def live(chart: Chart, places: Places) -> dict[str, Any]:
     item: a bokeh document. legend: names of marks and their colours. height: in pixels. wide: it
     takes a whole row of the page.
     """
-    if chart.kind == "heatmap":
-        root = _heatmap(chart)
-        return {"item": _item(root, chart.name), "legend": [], "height": root.height, "wide": True}
-    found = panels(chart, places)
+    found = [] if chart.kind == "heatmap" else panels(chart, places)
     height = HEIGHT if len(found) == 1 else SMALL
-    made = [_figure(chart, panel, height) for panel in found]
+    made = [_figure(chart, panel, height) for panel in found] or [_heatmap(chart)]
     for one in made:
         one.x_range = made[0].x_range
     root = made[0] if len(made) == 1 else column(made, sizing_mode="stretch_width")
     names = {s.name: s.colour(INK) for panel in found for s in panel.series if s.name}
-    legend = [(plain(name), shade) for name, shade in names.items()]
-    drawn = {"item": _item(root, chart.name), "legend": legend, "height": height * len(found)}
-    return drawn | {"wide": chart.kind == "points"}
-
-
-def _item(root: Any, name: str) -> dict[str, Any]:
-    """The document as JSON. Bokeh counts its ids over the whole process: here they start at 1."""
     known: dict[str, str] = {}
 
-    def renamed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                key: known.setdefault(one, f"{name}-{len(known) + 1}")
-                if key in ("id", "root_id") and isinstance(one, str)
-                else renamed(one)
-                for key, one in value.items()
-            }
-        return [renamed(one) for one in value] if isinstance(value, list | tuple) else value
+    def renamed(value: dict[str, Any]) -> dict[str, Any]:
+        """With ids that start at 1: bokeh counts its own over the whole process."""
+        own = [key for key in ("id", "root_id") if isinstance(value.get(key), str)]
+        ids = {key: known.setdefault(value[key], f"{chart.name}-{len(known) + 1}") for key in own}
+        return value | ids
 
-    return dict(renamed(dict(json_item(root))))
+    return {
+        "item": json.loads(json.dumps(json_item(root)), object_hook=renamed),
+        "legend": [(plain(name), shade) for name, shade in names.items()],
+        "height": sum(one.height for one in made),
+        "wide": chart.kind != "line",
+    }
 
 
 def _axes(height: int, **options: Any) -> Any:

@@ -20,6 +20,7 @@ from advprune.report.sections.protocol import FGSM, models_of
 from advprune.report.sections.seeds import points_of
 
 NOT_HERE = "not reproduced here"
+AGENTS = "rl/gains.csv"  # what the pipeline of agents found (advprune.rl.report.gains)
 Metric = Callable[[Run, Claim], Compared]
 METRICS: dict[str, Metric] = {}
 
@@ -83,6 +84,10 @@ def transfer(run: Run, claim: Claim) -> Compared:
     """
     first, second = _pair(run, claim)
     name = claim.attack or run.main
+    if isinstance(first, SeededPoint):
+        if not len(first.transfer):
+            raise Missing(NOT_RUN, f"images of the dense network were not tried on {first.name}")
+        return first.against(second, "transfer", claim.counts)
     tables = [one.transferred(name, first.root) for one in (first, second)]
     if claim.matched:
         swept = run.swept
@@ -104,7 +109,7 @@ def flips(run: Run, claim: Claim) -> Compared:
     own, other = (one for one in found if one is not None)
     many = [None if count is None else round(claim.factor * count) for count in other.bits]
     tried = tuple(round(claim.factor * count) for count in other.tried)
-    return compare_flips(own, Reached(tuple(many), tried))
+    return compare_flips(own, Reached(tuple(many), tried, other.trainings))
 
 
 @metric
@@ -142,6 +147,19 @@ def stage_spreads(run: Run, claim: Claim) -> Compared:
     return _gain(run, claim, "sigma", last_stage)
 
 
+@metric
+def agents(run: Run, claim: Claim) -> Compared:
+    """Reward of agents with SAP less that of dense ones, in the game where that is least (it is
+    claimed of every game), in parts of what dense ones earn unattacked above random play."""
+    path = run.folder / AGENTS
+    games = pd.read_csv(path).query("attack == @claim.attack") if path.exists() else pd.DataFrame()
+    if games.empty:
+        raise Missing(NOT_RUN, f"{AGENTS} holds no game under {claim.attack}")
+    row: Any = games.sort_values("gain").iloc[0]
+    mean = Mean(row.gain, None, row.error, row.episodes - 1, 1, int(row.episodes))
+    return MeanComparison(mean, p=mean.p, direction=mean.value, margin=claim.counts, rates=False)
+
+
 def _gain(
     run: Run, claim: Claim, of: str, chosen: Callable[[pd.DataFrame], pd.DataFrame]
 ) -> Compared:
@@ -156,7 +174,7 @@ def _gain(
         found.append((float(layers[f"{of}_gain"].mean()), float(layers[f"{of}_gain_error"].mean())))
     value = found[0][0] - sum(gain for gain, _ in found[1:])
     mean = Mean(value, None, hypot(*(error for _, error in found)), inf, 1, min(run.n, LOOKED_AT))
-    return MeanComparison(mean, p=mean.p, direction=value, margin=claim.counts)
+    return MeanComparison(mean, p=mean.p, direction=value, margin=claim.counts, rates=False)
 
 
 def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:

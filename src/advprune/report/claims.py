@@ -19,13 +19,16 @@ from advprune.core.errors import UserError
 from advprune.core.networks import is_library
 from advprune.core.train_settings import FineTuneSettings
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, Comparison, holm
+from advprune.evaluate.faults import FlipComparison
 from advprune.evaluate.means import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.report.claim_command import command
 from advprune.report.claim_metrics import METRICS, NOT_HERE, Missing, falls_behind
 from advprune.report.compared import units_of
 from advprune.report.formats import kind_of, percent
 from advprune.report.run import NOT_RUN, Run
+from advprune.report.sections.seeds import points_of
 
 REPRODUCED, REFUTED = "reproduced", "refuted"
 
@@ -50,12 +53,10 @@ def judged(run: Run) -> list[Judged]:
     found: dict[str, Judged] = {}
     tests: dict[str, Compared] = {}
     for claim in run.claims:
-        if claim.metric is not None and claim.metric not in METRICS:
+        if claim.metric not in METRICS:
             known = ", ".join(METRICS)
             raise UserError(f"{FILE}: {claim.id}: no metric {claim.metric!r}; known: {known}")
         try:
-            if claim.metric is None:
-                raise Missing(NOT_RUN, "this pipeline does not measure it")
             test = METRICS[claim.metric](run, claim)
             if reason := _unmet(run, claim):  # nothing follows from it: it is not a test of the run
                 raise Missing(NOT_HERE, reason)
@@ -63,9 +64,7 @@ def judged(run: Run) -> list[Judged]:
         except Missing as lack:
             outcome, reason = lack.args
             if outcome == NOT_RUN:
-                needs = (claim.model, claim.control)
-                stages = dict.fromkeys(one.stage for one in run.absent if one.name in needs)
-                reason += f"; run: {' '.join(['dvc repro', *stages]) if stages else claim.run}"
+                reason += f"; run: {command(run, claim)}"
             found[claim.id] = Judged(claim, outcome, reason)
     chosen = [claim for claim in run.claims if claim.id in tests]
     asked = []  # p of the test that each claim asks for: of a difference, or of there being none
@@ -87,6 +86,8 @@ def judged(run: Run) -> list[Judged]:
 def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     """The outcome of a test that holds for all of the run; p: of what the claim asks for."""
     seeds = test.mean.seeds if isinstance(test, MeanComparison) else 1
+    if isinstance(test, FlipComparison):
+        seeds = min(test.first.trainings, test.second.trainings)
     if isinstance(test, Comparison):
         n = test.first.n
     elif isinstance(test, MeanComparison) and test.mean.images > 1:
@@ -101,8 +102,16 @@ def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
         excluded = (high if sign > 0 else -low) < claim.counts and not is_shown
     else:
         excluded = low > claim.counts or (claim.expect == "equal" and high < -claim.counts)
-    if reason := _doubt(run, claim, test):
-        outcome = NOT_HERE
+    doubt, gains = "", test.p < ALPHA and test.direction > 0
+    if test.void == AT_CHANCE or (test.void and gains and claim.expect == "higher"):
+        doubt = test.void
+    elif claim.metric in ("robust", "distance") and gains and run.has(claim.model):
+        level = run.verdict(run.model(claim.model)).level
+        doubt = "" if level == LEVELS[PASS] else f"its robust accuracy is {level}"
+    elif falls_behind(run, claim):
+        doubt = f"{claim.attack} does less harm than FGSM"
+    if doubt:
+        outcome, reason = NOT_HERE, doubt
     elif shown:
         outcome, reason = REPRODUCED, away and f"in another regime: {away}"
     elif excluded and not away:
@@ -124,20 +133,9 @@ def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     return Judged(claim, outcome, reason, test, p, n, seeds)
 
 
-def _doubt(run: Run, claim: Claim, test: Compared) -> str:
-    """Why a test says nothing: at chance, lower clean accuracy, a number that is not believed."""
-    gains = test.p < ALPHA and test.direction > 0
-    if test.void == AT_CHANCE or (test.void and gains and claim.expect == "higher"):
-        return test.void
-    if claim.metric in ("robust", "distance") and gains and run.has(str(claim.model)):
-        level = run.verdict(run.model(str(claim.model))).level
-        return "" if level == LEVELS[PASS] else f"its robust accuracy is {level}"
-    return f"{claim.attack} does less harm than FGSM" if falls_behind(run, claim) else ""
-
-
 def _unmet(run: Run, claim: Claim) -> str:
     """Which of the method's own criteria is not met; empty if none."""
-    needs, model = claim.needs, run.model(str(claim.model)) if run.has(str(claim.model)) else None
+    needs, model = claim.needs, run.model(claim.model) if run.has(claim.model) else None
     if (most := needs.kernel_distance) is not None:
         ends = []  # of the search for a ticket, by the model's card or by the mean over seeds
         if model and claim.study is None:
@@ -158,10 +156,14 @@ def _unmet(run: Run, claim: Claim) -> str:
         ours, base = (one.card["parameters"] for one in (model, run.model(needs.larger_than)))
         if ours <= base:
             return f"not larger than {needs.larger_than}: {ours:,} parameters of {base:,}"
-    if model and needs.clean_loss is not None:
-        dense, own = (
-            clean_accuracy(run.robust(m)).value or 0 for m in (run.dense_of(model), model)
-        )
+    if needs.clean_loss is not None:
+        if model:
+            both = [clean_accuracy(run.robust(m)).value or 0 for m in (run.dense_of(model), model)]
+        else:
+            points = [points_of(run, name) for name in run.studies_of("seeds")]
+            found = [(some[0], one) for some in points for one in some if one.name == claim.model]
+            both = [one.mean("clean").value for one in found[0]]
+        dense, own = both
         if dense - own > needs.clean_loss:
             return f"clean accuracy {percent(own)} %, of its parent {percent(dense)} %"
     return ""
@@ -170,7 +172,8 @@ def _unmet(run: Run, claim: Claim) -> str:
 def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:
     """In what the run falls short of the regime that a refutation takes."""
     regime, profile = claim.regime, run.profile
-    network, source = profile.model.network, profile.data.source
+    network = profile.model.network
+    source = "small games" if claim.metric == "agents" else str(profile.data.source)
     if source not in regime.data:
         return [f"{source}, not {' or '.join(regime.data)}"]
     found = []
@@ -178,7 +181,7 @@ def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:
         found.append(f"{network}, not {' or '.join(regime.networks)}")
     own = {"width": profile.model.width if is_library(network) else regime.width}
     # Of training after its parent's, else of its parent.
-    setting = run.params.setting(str(claim.model)) if claim.study is None else None
+    setting = run.params.setting(claim.model) if claim.study is None else None
     for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
         if point := study.settings["points"].get(claim.model):
             setting = point["setting"]

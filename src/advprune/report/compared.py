@@ -1,5 +1,6 @@
 """Comparisons as the report shows them: with the margin of the settings, in the same columns."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from math import isfinite
@@ -84,6 +85,14 @@ def columns(test: Compared, column: str = "difference") -> dict[str, Any]:
     column, detectable = units_of(test, column)
     found = with_interval(column, finite(test.difference), *test.interval)
     return found | {detectable: finite(test.detectable), "p": test.p, "outcome": test.outcome}
+
+
+def tested(rows: Iterable[tuple[dict[str, Any], Compared | None]]) -> list[dict[str, Any]]:
+    """Rows with the columns of their comparisons, which are corrected together; None: not one of
+    the question."""
+    known = list(rows)
+    joint = iter(corrected([test for _, test in known if test is not None]))
+    return [row if test is None else row | columns(next(joint)) for row, test in known]
 
 
 def units_of(test: Compared, column: str = "difference") -> tuple[str, str]:

@@ -52,7 +52,8 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
     tables = {name: read(name, root / "reports") for name in names}
     readme = (root / README).read_text(encoding="utf-8")
     results = {
-        f"results: {name}": results_of(name, table)
+        f"results: {name}": f"**{title_of(name, table)}** ([report](reports/{name}/report.md))\n\n"
+        + table_of(table)
         for name, table in tables.items()
         if f"<!-- results: {name} -->" in readme
     }
@@ -76,12 +77,6 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
             raise UserError(f"a page needs exactly one: {BLOCK.format(name, '…', kind)!r}")
         text = BLOCK.format(name, f"\n{content}\n", kind).join(parts)
     return text
-
-
-def results_of(profile: str, table: pd.DataFrame) -> str:
-    """The leaderboard of a profile, with a link to its report."""
-    report = f"[report](reports/{profile}/report.md)"
-    return f"**{title_of(profile, table)}** ({report})\n\n{table_of(table)}"
 
 
 def claims_of(claims: Sequence[Claim], outcomes: Mapping[str, "pd.Series[str]"]) -> str:

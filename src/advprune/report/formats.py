@@ -83,7 +83,11 @@ def number(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {number(one)}" for key, one in value.items()) or NOTHING
+        said = (
+            f"{k} ({number(v)})" if isinstance(v, dict) and v else f"{k} {number(v)}"
+            for k, v in value.items()
+        )
+        return ", ".join(said) or NOTHING
     if isinstance(value, list | tuple):
         return ", ".join(map(number, value)) or NOTHING
     if isinstance(value, float | int | np.number):
@@ -184,18 +188,12 @@ def kind_of(column: str) -> Kind:
     return kind
 
 
-def name_of(column: str) -> str:
-    """A column's heading without its unit: `robust`; of `accuracy:PGD` the qualifier."""
-    quantity, _, qualifier = column.partition(":")
-    if quantity == "accuracy" and qualifier:
-        return qualifier
-    heading, _ = COLUMNS.get(quantity, (quantity.replace("_", " "), ""))
-    return f"{heading}, {qualifier}" if qualifier else heading
-
-
 def heading(column: str) -> str:
-    """A column's heading with its unit: `robust %`."""
-    return f"{name_of(column)} {kind_of(column).unit}".strip()
+    """A column's heading with its unit: `robust %`; of `accuracy:PGD` the qualifier, `PGD %`."""
+    quantity, _, qualifier = column.partition(":")
+    name, _ = COLUMNS.get(quantity, (quantity.replace("_", " "), ""))
+    shown = (qualifier,) if quantity == "accuracy" and qualifier else (name, qualifier)
+    return f"{', '.join(filter(None, shown))} {kind_of(column).unit}".strip()
 
 
 def hint(column: str) -> str:

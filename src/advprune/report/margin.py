@@ -5,17 +5,12 @@ All models have to pass, so each is tested at the whole level alpha (an intersec
 Berger, Technometrics, 1982).
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from advprune.evaluate.statistics import Rate, difference_interval
-from advprune.report.formats import p_text, percent
-
-if TYPE_CHECKING:
-    from advprune.report.gate import Row
 
 SIZES = [round(1.05**k) for k in range(1, 300)]  # numbers of images, up to two millions
 
@@ -34,27 +29,6 @@ class Rules:
     margin: float | None = None
     floors: Mapping[str, float] = field(default_factory=dict)
     allow: Collection[str] = ()
-
-
-def not_ruled_out(row: "Row", rules: Rules) -> Iterator[str]:
-    """Each loss that a margin or a floor forbids and that the bounds leave possible."""
-    before, after, margin = row.before, row.after, rules.margin
-    if after is None:
-        return
-    floor = rules.floors.get(row.name, rules.floors.get("", 0.0))
-    if (low := least(after.rate, rules.alpha)) < floor:
-        found = f"{percent(after.rate.value)} % robust, at least {percent(low)} % for certain"
-        yield f"{found}; the floor is {percent(floor)} %"
-    if margin is None or before is None:
-        return
-    if row.distance is None:
-        yield "a loss cannot be bounded where the images differ"
-        return
-    for kind, (lost, gained) in row.lost_and_gained().items():
-        if why := loss(lost, gained, len(after.robust), margin, rules.alpha):
-            yield f"{kind} accuracy, {why}"
-    if (p := nearer(before.distances, after.distances, margin)) >= rules.alpha:
-        yield f"distances smaller by {100 * margin:g} % are not ruled out ({p_text(p)})"
 
 
 def least(rate: Rate, alpha: float) -> float:

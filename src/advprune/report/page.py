@@ -24,13 +24,6 @@ LONG = 16  # rows from which a table is folded
 PACKAGES = ("torch", "numpy", "scipy", "pandas")
 
 
-class Cell(NamedTuple):
-    """A cell: its text, and its value for sorting."""
-
-    text: str
-    value: float | str | None
-
-
 class Column(NamedTuple):
     """A heading, its explanation, whether rows are filtered by it, and how wide its texts are."""
 
@@ -41,11 +34,10 @@ class Column(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A table as the page shows it, and whether it is long."""
+    """A table as the page shows it: a cell is its text, and its value for sorting."""
 
     columns: list[Column]
-    rows: list[tuple[Cell, ...]]
-    folded: bool
+    rows: list[tuple[tuple[str, float | str | None], ...]]
 
 
 class Shown(NamedTuple):
@@ -80,10 +72,11 @@ def html(run: Run, found: list[Shown], about: str = "") -> str:
     named = charts(found)
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}
-    more: dict[str, Any] = {"plots": drawn, "bokeh": Markup(library() if drawn else "")}
-    more |= {"items": {name: plot["item"] for name, plot in drawn.items()}, "about": about}
-    more |= {"pictures": {name: base64.b64encode(image).decode() for name, image in images.items()}}
-    return _render("page.html.j2", run, found, **more)
+    pictures = {name: base64.b64encode(image).decode() for name, image in images.items()}
+    bokeh = Markup(library() if drawn else "")
+    more = {"plots": drawn, "bokeh": bokeh, "pictures": pictures, "about": about}
+    items = {name: plot["item"] for name, plot in drawn.items()}
+    return _render("page.html.j2", run, found, **more, items=items)
 
 
 def report_markdown(run: Run, found: list[Shown]) -> str:
@@ -110,6 +103,7 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     return environment.get_template(template).render(
         profile=run.params.profile,
         origin=origin,
+        long=LONG,
         heading="Adversarial robustness" + " under compression" * (len(run.models) > 1),
         question=QUESTION if len(run.models) > 1 else OF_ONE,
         summary=summary(run),
@@ -128,9 +122,8 @@ def grid(table: pd.DataFrame) -> Grid:
         longest = int(read[c].str.len().max()) if read[c].str.contains(" ").any() else 0
         look = "note" if longest > 44 else "wrap" if longest > 24 else ""
         columns.append(Column(heading(c), hint(c), c in CHOSEN, look))
-    cells = [map(Cell, read[c], map(sort_value, table[c])) for c in kept]
-    rows = list(zip(*cells, strict=True))
-    return Grid(columns, rows, folded=len(rows) > LONG)
+    cells = [zip(read[c], map(sort_value, table[c]), strict=True) for c in kept]
+    return Grid(columns, list(zip(*cells, strict=True)))
 
 
 def markdown_table(table: pd.DataFrame) -> Markup:
@@ -138,7 +131,7 @@ def markdown_table(table: pd.DataFrame) -> Markup:
     from tabulate import tabulate
 
     found = grid(table)
-    rows = [[markdown(cell.text) for cell in row] for row in found.rows]
+    rows = [[markdown(text) for text, _ in row] for row in found.rows]
     names = [markdown(column.name) for column in found.columns]
     return Markup(tabulate(rows, names, "github", disable_numparse=True))
 

@@ -28,7 +28,7 @@ TEXT = (
     *("attack", "source", "target", "family", "value", "member", "point", "variant"),
     *("layer", "kind", "corruption"),
 )
-LAYER = ("depth", "layer", "kind", "clean_sigma", "adv_sigma")
+LAYER = ("depth", "layer", "kind", "clean_mean", "adv_mean", "clean_sigma", "adv_sigma")
 CARD = ("bits", "parameters", "setting", "sparsity", "twin_agreement")
 
 

@@ -2,6 +2,8 @@
 
 A section is a function of a run that yields parts; its id is its file's name:
 
+    from advprune.report.section import Chart, Part, Run, section
+
     @section("Layers", order=60)
     def layers(run: Run) -> Iterator[Part]: ...
 """
@@ -15,7 +17,7 @@ from importlib import import_module
 import pandas as pd
 
 from advprune.report.chart import Chart
-from advprune.report.run import Run
+from advprune.report.run import Model, Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,7 @@ class Section:
         return found
 
 
+__all__ = ["Chart", "Model", "Part", "Run", "Section", "section", "sections"]  # what a section uses
 _REGISTRY: dict[str, Section] = {}
 
 

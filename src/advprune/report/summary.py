@@ -61,14 +61,18 @@ def effect(run: Run) -> str:
         for model in farther
         if (control := tests[model].control)
     ]
-    by = f" ({'; '.join(notes)})" if notes else ""
     rest = len(tests) - len(farther) - len(nearer) - len(same)
     void = f" ({rest} less accurate when clean: not compared)" if rest else ""
-    harder, easier = (_subject(run, models, "is", "are") for models in (farther, nearer))
+    total = counted(len(tests), "compressed model")
+    said = (
+        "is significantly harder to fool than its dense network",
+        "are significantly harder to fool than their dense network",
+    )
     return (
-        f"By the smallest change of an image that fools them, {harder} significantly harder to "
-        f"fool than the dense network{by}; {easier} easier to fool; {len(same)} of "
-        f"{len(tests)} do not differ significantly{void}. Wilcoxon's test, Holm's correction."
+        "By the smallest change of an image that fools them, "
+        f"{_those(run, farther, said, *notes, total=total)}; "
+        f"{_those(run, nearer, ('is easier to fool', 'are easier to fool'))}; for {len(same)} no "
+        f"difference is significant{void}. Wilcoxon's test, Holm's correction."
     )
 
 
@@ -81,11 +85,15 @@ def accuracy(run: Run) -> str:
     worse = [model for model, test in tests.items() if test.differs and not test.better]
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
     both = f"; in {len(floor)} of {len(tests)} comparisons both are 0 %" if floor else ""
+    total = counted(len(tests), "compressed model")
+    said = (
+        "has a significantly higher robust accuracy than its dense network",
+        "have a significantly higher robust accuracy than their dense network",
+    )
     return (
-        f"At eps {budget(run.main_attack.eps)}, {_subject(run, better, 'has', 'have')} a "
-        "significantly higher robust accuracy than the dense network; "
-        f"{_subject(run, worse, 'has', 'have')} a lower one{both}. McNemar's test, Holm's "
-        "correction."
+        f"At eps {budget(run.main_attack.eps)}, {_those(run, better, said, total=total)}; "
+        f"{_those(run, worse, ('has a lower one', 'have a lower one'))}{both}. McNemar's test, "
+        "Holm's correction."
     )
 
 
@@ -99,7 +107,7 @@ def start(run: Run) -> str:
         parts.append(f"{name} has {spell(clean)} clean and {spell(robust)} robust accuracy")
     before = "Without compression, " if run.compressed else ""
     found = (
-        f"{before}{listed(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
+        f"{before}{'; '.join(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
         f"n = {run.n}; an image counts as robust only if no attack broke it)."
     )
     if not alone:
@@ -152,22 +160,24 @@ def trust(run: Run) -> str:
         return f"The robust accuracy is {verdict.level}, an upper bound at most ({reasons})."
     total = counted(len(run.models), "robust accuracy", "robust accuracies")
     if not doubts:
-        return f"All checks are passed for {total}."
+        return f"{f'All {total}' if run.compressed else 'The robust accuracy'} passed every check."
     return (
         f"{len(run.models) - len(doubts)} of {total} passed every check. To be read as an upper "
-        f"bound: {_some(run, doubts)}."
+        f"bound: {_named(run, doubts) or counted(len(doubts), 'model')}."
     )
 
 
-def _some(run: Run, models: list[Model]) -> str:
-    """Models by name with their verdict where few, their number where many."""
-    if len(models) > NAMED:
-        return counted(len(models), "model")
-    levels = [(model.name, run.verdict(model).level) for model in models]
-    named = [name if level == LEVELS[PASS] else f"{name} ({level})" for name, level in levels]
-    return listed(named) or "no model"
+def _named(run: Run, models: list[Model]) -> str:
+    """Models by name, those that are not reliable with their verdict; empty where they are many."""
+    levels = {model.name: run.verdict(model).level for model in models}
+    names = [name if at == LEVELS[PASS] else f"the {at} {name}" for name, at in levels.items()]
+    return listed(names) if len(models) <= NAMED else ""
 
 
-def _subject(run: Run, models: list[Model], one: str, many: str) -> str:
-    """Models as the subject of a verb, given for one and for many: `no model has`."""
-    return f"{_some(run, models)} {many if len(models) > 1 else one}"
+def _those(
+    run: Run, models: list[Model], said: tuple[str, str], *notes: str, total: str = ""
+) -> str:
+    """`1 of 2 models is … (A-standard; a note)`; said: what of one model, and of several."""
+    count = f"{len(models) or 'none'}{f' of {total}' if total else ''}"
+    aside = "; ".join(one for one in (_named(run, models), *notes) if one)
+    return f"{count} {said[len(models) > 1]}{f' ({aside})' if aside else ''}"

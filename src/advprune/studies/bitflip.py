@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from pydantic import Field
+from torch import nn
 
 from advprune.attacks.bit_search import bitflip, random_flips
 from advprune.attacks.stored_bits import StoredModel, store
@@ -14,11 +15,16 @@ from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.settings import Settings
+from advprune.core.train_settings import BinarySettings, RecipeSettings
 from advprune.evaluate.faults import START, VARIANTS, Stored, guessing, pairs_of, smallest_flip_p
 from advprune.evaluate.statistics import ALPHA
+from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
 from advprune.studies.base import Given, Tables, finished, smallest, study
 from advprune.training.accuracy import accuracy
+from advprune.training.binary import train_binary
+from advprune.training.inputs import Inputs
+from advprune.training.networks import load_or_train
 
 KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
 
@@ -31,7 +37,11 @@ class BitFlipSettings(Settings):
     variants: list[Literal["margin", "targeted"]] = []  # besides untargeted and random flips
     # Candidates of each layer that `margin` tries by a forward pass; untargeted flips try one.
     each: int = Field(default=1, ge=1, le=20)
-    budget: int | None = Field(default=None, ge=1, le=1000000)  # flips a batch; null: the profile's
+    # Flips a batch, and between two measurements of accuracy; null: those of the profile.
+    budget: int | None = Field(default=None, ge=1, le=1000000)
+    every: int | None = Field(default=None, ge=1)
+    floats: bool = False  # whether batch-norm and scales, of 32 bits, are attacked as well
+    trainings: int = Field(default=1, ge=1, le=100)  # networks: those after the first trained anew
 
 
 def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[str]:
@@ -54,8 +64,9 @@ def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[
 
 @study("bitflip", BitFlipSettings, underpowered)
 def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
-    """Records (see `evaluate.faults`) of every variant on every batch. UserError for a model of
-    integers, one that draws at random, or a target that is no class."""
+    """Records (see `evaluate.faults`) of every variant on every batch; with more trainings each has
+    batches of its own. UserError for a model of integers, one that draws at random, a target that
+    is no class, or trainings of a model that is not trained from scratch."""
     flips, place = given.profile.flips, f"studies.{given.name}.of"
     classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
@@ -69,18 +80,38 @@ def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
         )
     if "targeted" in entry.variants and flips.target >= classes:
         raise UserError(f"flips.target is {flips.target}; classes are 0 to {classes - 1}")
-    stored = store(
-        given.model.to(given.device), entry.bits, entry.scale, given.splits["test"].shape
-    )
+    shape = given.splits["test"].shape
+    networks = [given.model, *(trained(given, n) for n in range(1, entry.trainings))]
+    stored = [
+        store(one.to(given.device), entry.bits, entry.scale, shape, entry.floats)
+        for one in networks
+    ]
     tried = [v for v in VARIANTS if v in ("untargeted", "random", *entry.variants)]
     most = dict.fromkeys(tried, entry.budget or flips.budget) | {"random": flips.random}
 
     jobs = {
-        f"{variant}-{seed}": partial(recorded, entry, given, stored, variant, seed, most[variant])
+        f"{variant}-{seed}": partial(
+            recorded, entry, given, stored[seed // flips.seeds], variant, seed, most[variant]
+        )
         for variant in tried
-        for seed in range(flips.seeds)
+        for seed in range(flips.seeds * entry.trainings)
     }
     return {"records": pd.concat(finished(given, "runs", jobs).values(), ignore_index=True)}
+
+
+def trained(given: Given, number: int) -> nn.Module:
+    """The study's network, trained from another seed: a dense one, or a binary one of the channels
+    that it has."""
+    how, profile = given.params.setting(given.of), given.profile
+    state = given.parts.folder / f"training-{number}.pt"
+    seed = given.params.seed + number
+    known = Inputs(given.splits["train"], given.splits["val"], seed, given.device, state)
+    if isinstance(how, BinarySettings):
+        return train_binary(spec_of(given.model), how, profile.train, known)[0]
+    if isinstance(how, RecipeSettings):
+        anew = profile.model.model_copy(update={"weights": {}})
+        return load_or_train(profile.model_copy(update={"model": anew}), "", how, known)[0]
+    raise UserError(f"studies.{given.name}.trainings: {given.of} is not trained from scratch")
 
 
 def recorded(
@@ -103,7 +134,7 @@ def recorded(
             loss="margin" if variant == "margin" else "ce",
             each=entry.each if variant == "margin" else 1,
             target=settings.target if variant == "targeted" else None,
-            every=settings.every,
+            every=entry.every or settings.every,
             batch=batch,
             **common,
         )
@@ -117,7 +148,8 @@ def recorded(
     )
     found = pd.concat([start, flips] if len(flips) else [start], ignore_index=True)[list(START)]
     found = found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)
-    return found.assign(variant=variant, seed=seed)
+    found = found.assign(variant=variant, seed=seed)
+    return found if entry.trainings == 1 else found.assign(training=seed // settings.seeds)
 
 
 def attacker_images(given: Given, seed: int) -> torch.Tensor:

@@ -10,18 +10,20 @@ from functools import cache, partial
 from typing import Any
 
 import pandas as pd
+import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from advprune.attacks.registry import typed
 from advprune.core.ahead import ahead
 from advprune.core.errors import UserError
-from advprune.core.params import DENSE, Params
+from advprune.core.params import DENSE, FROM_DENSE, Params
 from advprune.core.settings import Name, Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
-from advprune.evaluate.craft import Work
+from advprune.evaluate.craft import Work, craft
 from advprune.evaluate.means import smallest_mean_difference
 from advprune.evaluate.statistics import ALPHA
+from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies.base import Given, Tables, attacked, images_at_most, images_needed, study
@@ -55,10 +57,12 @@ class Point(Settings):
 
 
 class SeedsSettings(Settings):
-    """seeds: how many, from the run's seed on. attacks: of the profile, besides the main one."""
+    """seeds: how many, from the run's seed on. attacks: of the profile, besides the main one.
+    transfer: whether the main attack's images of the dense network of a seed are tried, too."""
 
     seeds: int = Field(default=3, ge=1, le=100)
     attacks: list[Name] = []
+    transfer: bool = False
     points: dict[Name, Point] = {}
 
     @field_validator("points")
@@ -120,6 +124,9 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
             model, facts, _ = made()
             work = Work(seed, given.profile.batch, given.params.attack.score_draws)
             table = attacked(name, model.to(given.device), given.test, attacks, work)
+            if settings.transfer and point != DENSE:
+                images = {(DENSE, FROM_DENSE + names[0]): carried[seed]()}
+                table = pd.concat([table, transfer_records(model, *given.test, images, work)])
             return table.assign(**facts, sparsity=sparsity_of(model), **whose)
 
         def history() -> pd.DataFrame:
@@ -128,16 +135,24 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         return given.parts.frame(name, records), given.parts.frame(f"{name}-history", history)
 
-    dense, jobs, first = {}, [], given.params.seed
-    for seed in range(first, first + settings.seeds if settings.points else first):
+    def images_of(seed: int) -> torch.Tensor:
+        """The main attack's images of the dense network of a seed, uint8 `[N, C, H, W]`."""
+        work = Work(seed, given.profile.batch, given.params.attack.score_draws)
+        return craft(dense[seed]()[0].to(given.device), *given.test, attacks[names[0]], work).pixels
+
+    dense, carried, jobs, own = {}, {}, [], given.params.seed
+    for seed in range(own, own + settings.seeds if settings.points else own):
         dense[seed] = cache(partial(network, given, recipe, seed))
-        jobs.append(partial(kept, DENSE, seed, dense[seed]))
+        carried[seed] = cache(partial(images_of, seed))
+        jobs.append((seed, DENSE, partial(kept, DENSE, seed, dense[seed])))
         for name, point in settings.points.items():
             make = partial(compressed, given, name, point, seed, dense[seed])
-            jobs.append(partial(kept, name, seed, make))
-    ahead("dense networks", [partial(kept, DENSE, seed, make) for seed, make in dense.items()])
-    ahead(f"{given.name}, networks", jobs)
-    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for job in jobs), strict=True)
+            jobs.append((seed, name, partial(kept, name, seed, make)))
+    # Points of a seed need its dense network; that of the run's seed is there before.
+    first = [job for seed, name, job in jobs if name == DENSE and seed != own]
+    ahead("dense networks", first + [job for seed, _, job in jobs if seed == own])
+    ahead(f"{given.name}, networks", [job for _, _, job in jobs])
+    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for *_, job in jobs), strict=True)
     records, histories = (pd.concat(some, ignore_index=True) for some in tables)
     return {"records": records, "history": histories}
 

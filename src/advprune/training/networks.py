@@ -28,7 +28,8 @@ from advprune.core.train_settings import (
 )
 from advprune.data import Split, to_float
 from advprune.models.border import admitted
-from advprune.models.checkpoint import build, load_foreign
+from advprune.models.checkpoint import build
+from advprune.models.foreign import load_foreign
 from advprune.models.inert import inert_of
 from advprune.models.outside import check_answers
 from advprune.models.preprocessing import Preprocessing, for_channels, preprocessing_of
@@ -106,11 +107,17 @@ def spec_for(settings: ModelSettings, train: Split, weights: Path | None = None)
 
 
 def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
-    """The network of the settings for the training images, initialized from `seed`. Warns of
-    weights that meet only padding on such images: sparsity, stored bits and gradients then count
-    what has no effect. UserError where a foreign network cannot answer such images."""
+    """The network of the settings for the training images, initialized from `seed`, `fitting`
+    them."""
     model = build(spec_for(settings, train), settings.factory)
     initialize(model, torch.Generator().manual_seed(seed))
+    return fitting(model, settings, train)
+
+
+def fitting(model: nn.Module, settings: ModelSettings, train: Split) -> nn.Module:
+    """The network, after a warning of weights that meet only padding on the training images:
+    sparsity, stored bits and gradients then count what has no effect. UserError where a foreign
+    network cannot answer such images."""
     check_answers(model, train.shape)
     if (inert := inert_of(model, train.shape)) > NOTED:
         size = "x".join(map(str, train.shape[1:]))
@@ -131,7 +138,7 @@ def load_or_train(
     if (weights := settings.weights.get(recipe_name)) is not None:
         spec = spec_for(settings, train, referenced(weights.path))
         model = load_foreign(spec, weights.path, weights.sha256, settings.factory)
-        check_answers(model, train.shape)
+        model = fitting(model, settings, train)
         reached = accuracy(model.to(inputs.device), val.images, val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
     model = begin(settings, train, inputs.seed).to(inputs.device)

@@ -163,13 +163,28 @@ class Trainer:
         starts = torch.Generator(device).manual_seed(STARTS + (distributed.rank() << 52) + seed)
         order = torch.randperm(n, generator=generator, device=device)
         batches = order.split(self.settings.batch)[: self._batches(n)]
+        usual = "bfloat16" if device.type == "cuda" else "float32"
+        precision = usual if self.settings.precision == "auto" else self.settings.precision
         self.model.train()
         steps: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # read at the end: no GPU waits
         for index, rows in enumerate(batches):
             x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
             own = distributed.share(len(rows))
             x, y = (x / 255)[own], run.labels[rows][own]
-            loss, correct = self._step(run, x, y, starts)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                attacked = run.folded.refresh() if run.folded else self.model
+                if run.folded and x.is_cuda and distributed.processes() == 1:
+                    attacked = run.replayed = run.replayed or Replayed(attacked, x)
+                crafted = self.method.craft(attacked, x, y, starts)
+                loss, logits = self.method.loss(run.network, x, crafted, y)
+            run.parts["optimizer"].zero_grad()
+            loss.backward()
+            run.parts["optimizer"].step()
+            run.parts["schedule"].step()
+            distributed.agree(self.model)
+            self.after_step(self.model)
+            classes = y if y.ndim == 1 else y.argmax(1)
+            loss, correct = loss.detach(), (logits.detach().argmax(1) == classes).sum()
             steps.append((loss, correct, len(y)))
             due = index % CHECK == 0 or index == len(batches) - 1
             if due and not torch.isfinite(loss):
@@ -184,27 +199,6 @@ class Trainer:
             "train_loss": round(total_loss / seen, 5),
             "train_accuracy": round(total_right / seen, 4),
         }
-
-    def _step(
-        self, run: _Run, x: torch.Tensor, y: torch.Tensor, starts: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step; returns the mean loss and how many images are right."""
-        usual = "bfloat16" if x.is_cuda else "float32"
-        precision = usual if self.settings.precision == "auto" else self.settings.precision
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            attacked = run.folded.refresh() if run.folded else self.model
-            if run.folded and x.is_cuda and distributed.processes() == 1:
-                attacked = run.replayed = run.replayed or Replayed(attacked, x)
-            crafted = self.method.craft(attacked, x, y, starts)
-            loss, logits = self.method.loss(run.network, x, crafted, y)
-        run.parts["optimizer"].zero_grad()
-        loss.backward()
-        run.parts["optimizer"].step()
-        run.parts["schedule"].step()
-        distributed.agree(self.model)
-        self.after_step(self.model)
-        classes = y if y.ndim == 1 else y.argmax(1)
-        return loss.detach(), (logits.detach().argmax(1) == classes).sum()
 
     def _judge(self, run: _Run) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""

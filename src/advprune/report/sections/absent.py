@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Part, Run, section
 
 
 @section("Not run", order=12)

@@ -13,12 +13,10 @@ from typing import Any
 import pandas as pd
 
 from advprune.evaluate import faults
-from advprune.evaluate.compare import AT_CHANCE, corrected
-from advprune.report.chart import Chart
-from advprune.report.compared import columns, explained
+from advprune.evaluate.compare import AT_CHANCE
+from advprune.report.compared import explained, tested
 from advprune.report.formats import percent, with_interval
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 UNTARGETED, RANDOM = "untargeted", "random"
 
@@ -56,9 +54,9 @@ def bitflips(run: Run) -> Iterator[Part]:
     )
     yield Part(
         "Flips to chance, compared",
-        f"Gehan's exact rank test over batches. {explained('all comparisons')} Each network "
-        "was trained once, and greedy search gives an upper bound: a higher count may only mean "
-        "that the search failed.",
+        f"Gehan's exact rank test over batches. {explained('all comparisons')} Networks were "
+        "trained once unless their study sets trainings, and greedy search gives an upper bound: a "
+        "higher count may only mean that the search failed.",
         pair_table(faults.pairs_of(found, run.roots[0].name)),
     )
 
@@ -109,18 +107,16 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
 
 def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
     """One row per pair; all are corrected together. times: the ratio of the means."""
-    tests = []
-    for pair in pairs:
-        guesses = any(faults.clean_accuracy(one.records) <= one.level for one in pair)
-        test = faults.compare_flips(*(one.under() for one in pair))
-        tests.append(replace(test, void=AT_CHANCE) if guesses else test)
     rows = []
-    for (entry, other), test in zip(pairs, corrected(tests), strict=True):
+    for entry, other in pairs:
+        own, theirs = entry.under(), other.under()
+        test = faults.compare_flips(own, theirs)
+        if any(faults.clean_accuracy(one.records) <= one.level for one in (entry, other)):
+            test = replace(test, void=AT_CHANCE)
         row: dict[str, Any] = {"study": entry.name, "model": entry.model, "reference": other.name}
-        row |= counts(entry.under())
-        row |= {"flips_to_chance:reference": counts(other.under())["flips_to_chance"]}
-        rows.append(row | {"times": test.ratio} | columns(test))
-    return pd.DataFrame(rows)
+        row |= counts(own) | {"flips_to_chance:reference": counts(theirs)["flips_to_chance"]}
+        rows.append((row | {"times": test.ratio}, test))
+    return pd.DataFrame(tested(rows))
 
 
 def curves(found: Sequence[Entry]) -> pd.DataFrame:

@@ -17,11 +17,9 @@ from advprune.evaluate.corruptions import (
     shares,
 )
 from advprune.evaluate.measures import clean_accuracy
-from advprune.report.chart import Chart
 from advprune.report.compared import columns, explained, jointly
 from advprune.report.results import qualified, rated
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 from advprune.report.sections.seeds import ranged
 
 

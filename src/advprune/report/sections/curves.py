@@ -5,13 +5,12 @@ from collections.abc import Iterator
 import pandas as pd
 
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.report.chart import Chart
 from advprune.report.results import rated
 from advprune.report.run import Run, by
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, section
 
 
-@section("Convergence", order=45)
+@section("Convergence of the main attack", order=24)
 def curves(run: Run) -> Iterator[Part]:
     """One figure for each group of models."""
     tables = {
@@ -25,7 +24,7 @@ def curves(run: Run) -> Iterator[Part]:
     }
     if any(map(len, tables.values())):
         said = "If a curve still falls at its end, the main attack has not converged."
-        yield Part("Convergence", said)
+        yield Part("Convergence of the main attack", said)
     axes = ("steps", "accuracy", "model")
     for group, rows in tables.items():
         chart = Chart(f"steps-{group}", "line", rows, *axes, interval=True, ordered=True)

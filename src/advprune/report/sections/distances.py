@@ -7,12 +7,10 @@ import pandas as pd
 
 from advprune.evaluate.robust import ROUNDING
 from advprune.evaluate.statistics import rate
-from advprune.report.chart import Chart
 from advprune.report.compared import against_dense, explained, finite
 from advprune.report.formats import bounds
 from advprune.report.results import rated, results
-from advprune.report.run import Model, Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Model, Part, Run, section
 
 POINTS = 33  # budgets of a security curve, from 0 to twice the main attack's
 COLUMNS = (

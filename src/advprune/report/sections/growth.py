@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Part, Run, section
 
 SHARE = "density_"  # before a group's name: the column of its share of open gates
 

@@ -7,10 +7,8 @@ import numpy as np
 import pandas as pd
 
 from advprune.models.checkpoint import read_tensors
-from advprune.report.chart import Chart
 from advprune.report.formats import budget
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 SHOWN = 8  # images, the first ones
 GREY = 128  # no change, in the pictures of the change
@@ -26,7 +24,7 @@ def images(run: Run) -> Iterator[Part]:
             cells = cells_of(run, dense.attack(run.main), read_tensors(path)[0][run.main].numpy())
             name, axes = f"images-{dense.recipe}", ("image", "row")
             yield Part(
-                f"Under {run.main} on {dense.name}",
+                f"Under the main attack ({run.main}) on {dense.name}",
                 "Each column is an image with its predicted classes, clean → attacked. The change "
                 f"is drawn around grey: white and black are ±{budget(run.main_attack.eps)}.",
                 chart=Chart(name, "images", cells, *axes, value="pixels"),

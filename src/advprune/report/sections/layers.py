@@ -6,14 +6,13 @@ from typing import Any
 import pandas as pd
 
 from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth
-from advprune.report.chart import Chart
-from advprune.report.run import Model, Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Model, Part, Run, section
 
 MEASURES = {
     "relative_difference": "relative change",
     "distance": "distance of distributions",
     "sigma": "sigma attacked / clean",
+    "rise": "mean attacked − clean, in clean sigma",
 }
 
 
@@ -55,9 +54,9 @@ def over_depth(models: list[Model]) -> pd.DataFrame:
         places = places or {name: place for place, name in enumerate(table.layer)}
         # A wrapped layer (`conv1.0` of a quantized model) takes the place of its parent.
         known = [places.get(name, places.get(name.rpartition(".")[0])) for name in table.layer]
-        table = table.assign(depth=pd.Series(known), sigma=sigma_growth(table)).dropna(
-            subset="depth"
-        )
+        rise = (table.adv_mean - table.clean_mean) / table.clean_sigma.clip(lower=1e-12)
+        shown = {"sigma": sigma_growth(table), "rise": rise}
+        table = table.assign(depth=pd.Series(known), **shown).dropna(subset="depth")
         for measure, words in MEASURES.items():
             columns = table[["depth", "layer"]].assign(number=table[measure])
             rows.append(columns.assign(family=model.family, measure=words))

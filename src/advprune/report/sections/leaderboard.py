@@ -5,11 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.report.chart import Chart
 from advprune.report.formats import bounds, budget
 from advprune.report.results import results, without_own
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 BOARD = (
     *("model", "clean_accuracy", "robust_accuracy", "against_dense", "median_distance"),
@@ -33,7 +31,7 @@ def leaderboard(run: Run) -> Iterator[Part]:
     table = table.assign(passes=table.forwards + table.gradients)
     compared = (
         " Both are compared with the dense network image by image, so that even equal medians can "
-        "differ significantly; differences and p-values are in the next section."
+        "differ significantly; differences and p-values are under “Distances”."
     )
     yield Part(
         "Leaderboard",

@@ -12,13 +12,11 @@ import pandas as pd
 
 from advprune.evaluate.compare import ALPHA, Comparison, at_chance
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-from advprune.report.chart import Chart
-from advprune.report.compared import columns, compared, explained, jointly
+from advprune.report.compared import compared, explained, tested
 from advprune.report.formats import percent
 from advprune.report.points import GREEDY, Point, by_family, nearest
 from advprune.report.results import accuracies, rated
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 CONTROL = "random"
 UNMATCHED = "unmatched"
@@ -94,8 +92,7 @@ def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
 
     Only those of equal clean accuracy are tests of the question.
     """
-    rows: list[dict[str, Any]] = []
-    tests: dict[int, Comparison] = {}
+    rows: list[tuple[dict[str, Any], Comparison | None]] = []
     found = {key: [p for p in own if len(p.transferred[run.main])] for key, own in found.items()}
     controls = found.get(CONTROL, [])
     own = [point for family in GREEDY for point in found.get(family, []) if point.is_plain]
@@ -103,18 +100,14 @@ def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
         control = nearest(run, point, controls)
         white, other = point.white[run.main], control.white[run.main]
         clean = compared(run, white, other, "clean")
+        matched = clean.p >= ALPHA and not at_chance(white) and not at_chance(other)
         for attack in run.transfer_attacks:
             test = compared(run, point.transferred[attack], control.transferred[attack])
-            if clean.p >= ALPHA and not at_chance(white) and not at_chance(other):
-                tests[len(rows)] = test
             row: dict[str, Any] = {"family": point.family, "setting": point.words}
             row |= {"control": control.words, "clean_accuracy": clean.first.value}
             row |= {"clean_accuracy:control": clean.second.value, "attack": attack}
             row |= rated("transfer_accuracy", test.first)
             row |= rated("transfer_accuracy:control", test.second)
-            rows.append(row | accuracies({"white-box": white}))
-    joint = jointly(tests)
-    return pd.DataFrame(
-        row | (columns(joint[place]) if place in joint else {"outcome": UNMATCHED})
-        for place, row in enumerate(rows)
-    )
+            row |= accuracies({"white-box": white}) | ({} if matched else {"outcome": UNMATCHED})
+            rows.append((row, test if matched else None))
+    return pd.DataFrame(tested(rows))

@@ -12,15 +12,19 @@ from typing import Any
 import pandas as pd
 
 from advprune.evaluate.compare import Comparison
-from advprune.evaluate.measures import MOST_DRAWS, clean_accuracy, remnant_accuracy
+from advprune.evaluate.measures import (
+    MOST_DRAWS,
+    calibration_error,
+    clean_accuracy,
+    remnant_accuracy,
+    right,
+)
 from advprune.evaluate.protocol import ProtocolModel, by_budget, pairs, worst_of
 from advprune.evaluate.statistics import rate
-from advprune.report.chart import Chart
 from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import counted, number
 from advprune.report.results import rated
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 FGSM, ITERATIVE = "fgsm", "iterative"
 WORST = "worst case"
@@ -40,7 +44,8 @@ def protocol(run: Run) -> Iterator[Part]:
         f"attack ({counted(settings.iterative.steps, 'step')} of "
         f"{counted(settings.iterative.draws, 'draw')}) and the adaptive ones are scored by mean "
         f"logits over {run.params.attack.score_draws} draws. Worst case: per image, over the "
-        f"adaptive attacks of one budget. {explained('the budgets of an attack')}",
+        "adaptive attacks of one budget. ECE: calibration error under FGSM. "
+        f"{explained('the budgets of an attack')}",
         gains(run, found),
     )
     yield Part(
@@ -88,7 +93,12 @@ def gains(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
             for eps, test in by_eps.items():
                 row = {"model": sap.name, "parent": sap.parent, "attack": attack, "eps": eps}
                 row |= rated("accuracy:SAP", test.first) | rated("accuracy:dense", test.second)
-                rows.append(row | columns(test))
+                row |= columns(test)
+                for side, one in (("SAP", sap), ("dense", dense)) if attack == FGSM else ():
+                    table = one.over_budgets(attack)[eps]
+                    confidence = table.adv_confidence.to_numpy()
+                    row[f"ece:{side}"] = calibration_error(confidence, right(table))
+                rows.append(row)
     return pd.DataFrame(rows)
 
 

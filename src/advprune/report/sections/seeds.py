@@ -16,11 +16,9 @@ import pandas as pd
 from advprune.evaluate.means import Mean
 from advprune.evaluate.seeds import CONTROLS, SeededPoint, controls_of, guarded, seeded_points
 from advprune.evaluate.statistics import Rate
-from advprune.report.chart import Chart
-from advprune.report.compared import columns, explained, jointly
+from advprune.report.compared import columns, explained, jointly, tested
 from advprune.report.formats import budget, counted, listed, number, with_interval
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 
@@ -115,20 +113,20 @@ def over_sparsity(points: list[SeededPoint]) -> pd.DataFrame:
 
 def pair_table(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
     """One row per point and control, the robust differences of a family corrected together."""
-    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     margin, classes = run.params.statistics.margin, len(run.classes)
     for family in CONTROLS:
-        learned = [one for one in points if one.family == family]
+        learned, rows = [one for one in points if one.family == family], []
         pairs = [(one, other) for one in learned for other in controls_of(points, one)]
-        tests = {pair: guarded(*pair, "robust", margin, classes) for pair in pairs}
-        for (one, other), test in jointly(tests).items():
-            clean = replace(one.against(other, "clean", margin), tests=len(tests))
+        for one, other in pairs:
+            clean = replace(one.against(other, "clean", margin), tests=len(pairs))
             row: dict[str, Any] = {"point": one.name, "control": other.name}
             row |= {"sparsity": one.sparsity, "robust_accuracy": one.mean("robust").value}
             row |= {"robust_accuracy:control": other.mean("robust").value}
             row |= with_interval("clean_difference", clean.difference, *clean.interval)
-            rows.append(row | columns(test))
-    return pd.DataFrame(rows)
+            rows.append((row, guarded(one, other, "robust", margin, classes)))
+        found += tested(rows)
+    return pd.DataFrame(found)
 
 
 def search(history: pd.DataFrame) -> pd.DataFrame:

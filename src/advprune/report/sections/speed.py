@@ -6,11 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from advprune.core.errors import UserError
-from advprune.report.chart import Chart
 from advprune.report.formats import bounds, counted
 from advprune.report.results import results
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 NEEDED = ("model", "batch", "latency", *bounds("latency"), "calls", "macs", "nonzero", "file_bytes")
 TIMINGS = Path("timings")  # holds `<profile>.csv` (`evaluate.timing.timings`); not in git

@@ -11,7 +11,7 @@ from advprune.report.section import Part, section
 MEASURED = "bench/strength*.json"  # one file per profile
 
 
-@section("Strength", order=105)
+@section("Strength of the attacks", order=22)
 def strength(run: Run) -> Iterator[Part]:
     """Three rows per network; nothing for a profile that was not measured."""
     for path in sorted(run.folder.glob(MEASURED)):

@@ -10,12 +10,11 @@ import pandas as pd
 
 from advprune.evaluate import measures
 from advprune.evaluate.compare import Comparison, with_control
-from advprune.report.chart import Chart
 from advprune.report.compared import compared, jointly
 from advprune.report.formats import budget, listed, number
 from advprune.report.results import qualified, rated
 from advprune.report.run import Run, in_order
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, section
 
 
 @section("nn-prune's table", order=50)

@@ -11,11 +11,9 @@ from advprune.evaluate.compare import right
 from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.statistics import rate
 from advprune.evaluate.transfer import transfer_success
-from advprune.report.chart import Chart
 from advprune.report.formats import listed
 from advprune.report.results import accuracies, rated
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Chart, Part, Run, section
 
 
 @section("Transfer", order=40)
@@ -31,10 +29,10 @@ def transfer(run: Run) -> Iterator[Part]:
     )
     yield Part(
         "Transfer scenarios",
-        f"Accuracy on n = {run.n} images crafted on other networks by {run.main}; on dense and on "
-        f"an attacker's own networks by {listed(run.transfer_attacks)}, of an attacker's the more "
-        "harmful one. All sources: images that do not fool the model, whichever network they are "
-        "from.",
+        f"Accuracy on n = {run.n} images that were crafted on other networks: on compressed ones "
+        f"by {run.main}, on the dense network and an attacker's own by "
+        f"{listed(run.transfer_attacks)} (of an attacker's the more harmful one counts). All "
+        "sources: the share of images that fool the model from none of these networks.",
         scenarios(run),
     )
 

@@ -8,8 +8,7 @@ import pandas as pd
 
 from advprune.evaluate.verdict import PASS
 from advprune.report.formats import counted, percent
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Part, Run, section
 
 CALIBRATION = Path("bench/verdict.json")
 

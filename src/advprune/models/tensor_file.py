@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from advprune.core.errors import UserError
-from advprune.core.files import is_file
+from advprune.core.files import plain_file
 from advprune.core.memory import bounded_memory
 
 WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
@@ -31,8 +31,7 @@ LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes stride
 @bounded_memory()
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata; UserError where it cannot be read."""
-    if not is_file(path):
-        raise UserError(f"there is no checkpoint {path}; run `dvc repro` or check the path")
+    plain_file(path, "checkpoint", "run `dvc repro` or check the path")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -52,10 +51,9 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     `several` says which there are: `header_spec` refuses them. Raises UserError where the file
     cannot be read or holds anything else.
     """
-    if not is_file(path):
-        raise UserError(f"there is no checkpoint {path}; check the path")
     if path.suffix == ".safetensors":
         return read_tensors(path)
+    plain_file(path, "checkpoint")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
