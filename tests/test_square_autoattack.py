@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -301,14 +302,17 @@ def test_autoattack_is_the_official_one(
 
 @pytest.mark.parametrize("name", ["strength", "strength-cifar10-small"])
 def test_the_suite_is_as_strong_as_autoattack_at_a_fifth_of_its_passes(name: str) -> None:
-    """As bench/strength.py measured it on robust networks: at most 0.3 points above."""
-    rows = json.loads((ROOT / "bench" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    official = {row["model"]: row for row in rows if row["attacks"] == "AutoAttack"}
-    for row in rows:
-        theirs = official[row["model"]]
-        assert row["n"] == theirs["n"] >= 300
-        assert row["robust_accuracy"] <= theirs["robust_accuracy"] + 0.003, row["model"]
-        assert row["passes"] < (0.2 if row["attacks"] == "suite" else 1.01) * theirs["passes"]
+    """As bench/strength.py measured it: at most one image of 300 more is left on a robust network,
+    and no more over all networks together."""
+    rows = pd.DataFrame(
+        json.loads((ROOT / "bench" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    ).set_index(["attacks", "model"])
+    left = (rows.n * rows.robust_accuracy).round()
+    assert (rows.n >= 300).all() and (left.everything - left.AutoAttack <= 1).all()
+    if "suite" in left:
+        more = left.suite - left.AutoAttack
+        assert (more <= 1).all() and more.sum() <= 0
+        assert (rows.passes.suite < 0.2 * rows.passes.AutoAttack).all()
 
 
 def test_autoattack_with_few_classes(digits: Pair) -> None:

@@ -63,8 +63,17 @@ class Suite:
         the transfer attacks.
         """
         model = admitted("suite", model, self.images)
-        attacks, run = self._attacks(model), partial(self._run, name, model)
         main, blind = self.profile.table()[self.choice.main], is_blackbox(model)
+        if isinstance(model, Target):
+            chosen = attacks_on(model, self.profile, self.choice.main)
+        else:
+            names, known = self.profile.suite.of(kind_of(model)), self.profile.attacks
+            chosen = {attack: typed(attack, known[attack]) for attack in names}
+        extra = () if blind else self.choice.extra
+        chosen |= {one.key: typed(one.key, one.setting) for one in extra}
+        foreign = () if self.parent is not None else OF_NETWORKS
+        attacks = {n: s for n, s in chosen.items() if getattr(s, "backward", None) not in foreign}
+        run = partial(self._run, name, model)
         # Curves are of attacks by gradient.
         points = enumerate(() if blind else curve_settings(main, self.profile.curves))
         curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
@@ -103,17 +112,6 @@ class Suite:
             for attack, setting in self.profile.transferred().items()
         }
 
-    def _attacks(self, model: nn.Module) -> dict[str, Attack]:
-        if isinstance(model, Target):
-            chosen = attacks_on(model, self.profile, self.choice.main)
-        else:
-            names, known = self.profile.suite.of(kind_of(model)), self.profile.attacks
-            chosen = {name: typed(name, known[name]) for name in names}
-        extra = () if is_blackbox(model) else self.choice.extra
-        chosen |= {one.key: typed(one.key, one.setting) for one in extra}
-        foreign = () if self.parent is not None else OF_NETWORKS
-        return {n: s for n, s in chosen.items() if getattr(s, "backward", None) not in foreign}
-
     def _run(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> tuple[Crafted, pd.DataFrame]:
@@ -135,34 +133,33 @@ class Suite:
     def _crafted(
         self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
     ) -> Crafted:
-        """What was crafted: read back if the part was finished before, else computed and kept."""
+        """What was crafted: read back if the part was finished before, else computed and kept.
+
+        An attack that comes `after` another works on the images which that one did not break, and
+        has its images of the others. A random model is attacked as a whole: an image that it got
+        wrong once may be right in the next draws.
+        """
 
         def compute() -> Noted:
-            made = self._made(name, model, attack, setting)
+            images, labels = self._images_for(setting)
+            kind, after = kind_of(model), setting.after
+            left = torch.ones(len(images), dtype=torch.bool)
+            pixels = torch.empty_like(images, dtype=torch.uint8)
+            if after in self.profile.suite.of(kind) and kind != "randomized":
+                first = typed(after, self.profile.attacks[after])
+                before, table = self._run(name, model, after, after, first)
+                left = torch.tensor(right(table))[: len(images)]
+                pixels = before.pixels[: len(images)].clone()
+            made = Crafted(pixels[left], setting)
+            if left.any():
+                what = f"{name} {attack}"
+                made = craft_shown(what, model, (images[left], labels[left]), setting, self.work)
+            pixels[left] = made.pixels
             facts = {"cost": vars(made.cost), "breakdown": made.breakdown, "found": made.found}
-            return made.pixels, facts
+            return pixels, facts
 
         pixels, facts = self.parts.tensor(part, compute)
         return Crafted(pixels, setting, Cost(**facts.pop("cost")), **facts)
-
-    def _made(self, name: str, model: nn.Module, attack: str, setting: Attack) -> Crafted:
-        """An attack that comes `after` another works on the images which that one did not break,
-        and has its images of the others. A random model is attacked as a whole: an image that it
-        got wrong once may be right in the next draws."""
-        images, labels = self._images_for(setting)
-        craft = partial(craft_shown, f"{name} {attack}", model, setting=setting, work=self.work)
-        kind, after = kind_of(model), setting.after
-        if after is None or after not in self.profile.suite.of(kind) or kind == "randomized":
-            return craft((images, labels))
-        first = typed(after, self.profile.attacks[after])
-        before, table = self._run(name, model, after, after, first)
-        left = torch.tensor(right(table))[: len(images)]
-        pixels = before.pixels[: len(images)].clone()
-        if not left.any():
-            return Crafted(pixels, setting)
-        found = craft((images[left], labels[left]))
-        pixels[left] = found.pixels
-        return replace(found, pixels=pixels)
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
