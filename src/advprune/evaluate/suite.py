@@ -67,8 +67,8 @@ class Suite:
         if isinstance(model, Target):
             chosen = attacks_on(model, self.profile, self.choice.main)
         else:
-            names, known = self.profile.suite.of(kind_of(model)), self.profile.attacks
-            chosen = {attack: typed(attack, known[attack]) for attack in names}
+            names, settings = self.profile.suite.of(kind_of(model)), self.profile.attacks
+            chosen = {attack: typed(attack, settings[attack]) for attack in names}
         extra = () if blind else self.choice.extra
         chosen |= {one.key: typed(one.key, one.setting) for one in extra}
         foreign = () if self.parent is not None else OF_NETWORKS
