@@ -36,7 +36,7 @@ def dense() -> nn.Module:
 @pytest.fixture(scope="module")
 def pair() -> Pair:
     """Test images and labels."""
-    limits = {"train_limit": 10, "test_limit": 48}
+    limits = {"train_limit": 10, "test_limit": 96}
     test = prepare(PARAMS.active().data.model_copy(update=limits))["test"]
     return test.images / 255, test.labels
 
@@ -90,7 +90,7 @@ def test_a_network_that_hides_its_gradients_is_called_out(
         assert {"transfer", "gradient-free", "estimated gradients"} <= names(found)
         by_answers = records[records.attack.isin(["probe_nes", "probe_student"])]
         left = [part.adv_pred == part.label for _, part in by_answers.groupby("attack")]
-        assert len(left) == 2 and max(float(one.mean()) for one in left) < 0.4
+        assert len(left) == 2 and max(float(one.mean()) for one in left) < 0.2
 
 
 def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
