@@ -141,11 +141,10 @@ def test_masks_are_exact_after_every_batch_of_both_phases(
     small: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bool, dict[str, torch.Tensor]]] = []
-    original = Trainer._step
 
-    def step(trainer: Trainer, *args: Any) -> tuple[float, int]:
-        found = original(trainer, *args)
-        model = trainer.model
+    original = Trainer.__init__
+
+    def look(model: nn.Module) -> None:
         zeros = {n: (m.weight == 0).detach() for n, m in layers(model).items()}
         seen.append((parametrize.is_parametrized(model.conv1), zeros))
         for name, layer in layers(model).items() if seen[-1][0] else []:
@@ -153,9 +152,15 @@ def test_masks_are_exact_after_every_batch_of_both_phases(
             assert mask.scores.grad is not None
             gone = (~mask.kept).flatten().nonzero()[:, 0].tolist()
             assert gone == ranked(mask.scores.detach(), 0.8), name
-        return found
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    def init(trainer: Trainer, *args: Any, after_step: Any, **known: Any) -> None:
+        def after(model: nn.Module) -> None:
+            after_step(model)
+            look(model)
+
+        original(trainer, *args, after_step=after, **known)
+
+    monkeypatch.setattr(Trainer, "__init__", init)
     pruned = prune("HYDRA", small, BOTH, Data(*digits, TRAIN))
     batches = len(digits[0]) // TRAIN.batch
     assert [phase for phase, _ in seen] == [True] * batches + [False] * batches
