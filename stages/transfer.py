@@ -7,11 +7,15 @@ from common import ProfileOption, Workspace, script
 
 
 def transfer(profile: ProfileOption = None) -> None:
-    """Write records/<profile>/transfer.parquet: one row per image, attack, source and target."""
+    """Write records/<profile>/transfer.parquet: one row per image, attack, source and target.
+
+    Models that were not attacked yet (`dvc repro -s transfer`) are left out, which is said.
+    """
     import pandas as pd
 
     from advprune.core.ahead import ahead
     from advprune.core.device import setup
+    from advprune.core.errors import UserError
     from advprune.core.progress import progress
     from advprune.core.resume import Parts
     from advprune.data import to_float
@@ -24,10 +28,16 @@ def transfer(profile: ProfileOption = None) -> None:
     test = workspace.splits("test")["test"]
     images, labels = to_float(test.images), test.labels
     work = Work(params.seed, settings.batch, params.attack.score_draws)
-    names = [*params.leaderboard(), *params.attackers()]
+    every = [*params.leaderboard(), *params.attackers()]
+    places = {name: workspace.run(name, "adversarial.safetensors") for name in every}
+    names = [name for name, place in places.items() if place.is_file()]
+    if not names:
+        raise UserError(f"no model of {params.profile} was attacked; run `dvc repro`")
+    if len(names) < len(every):
+        print(f"left out, as not attacked: {', '.join(n for n in every if n not in names)}")
     crafted = {}
     for name in names:
-        kept, _ = read_tensors(workspace.run(name, "adversarial.safetensors"))
+        kept, _ = read_tensors(places[name])
         crafted |= {(name, attack): pixels for attack, pixels in kept.items()}
     parts = Parts(
         Path("checkpoints"),
@@ -36,7 +46,7 @@ def transfer(profile: ProfileOption = None) -> None:
         files=[
             workspace.data("test"),
             *(workspace.run(name) for name in names),
-            *(workspace.run(name, "adversarial.safetensors") for name in names),
+            *(places[name] for name in names),
             *workspace.code(),
         ],
     )

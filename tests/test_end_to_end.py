@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 import pandas as pd
 import pytest
@@ -161,6 +162,19 @@ def test_the_matrix_of_transfer_is_whole(pipeline: tuple[Path, str]) -> None:
     records = pd.read_parquet(folder / "records/digits/transfer.parquet")
     sizes = records.groupby(["source", "attack", "target"]).size()
     assert set(sizes.index) == expected and (sizes == 40).all()
+
+
+def test_transfer_leaves_out_what_was_not_attacked(
+    pipeline: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copytree(pipeline[0], tmp_path / "partial", ignore=ignore_patterns(".dvc", ".git"))
+    (folder / "runs/digits/E-standard/adversarial.safetensors").unlink()
+    assert stage(folder, "transfer") == 0
+    assert "left out, as not attacked: E-standard\n" in capsys.readouterr().out
+    place = "records/digits/transfer.parquet"
+    made, whole = (pd.read_parquet(root / place) for root in (folder, pipeline[0]))
+    among = whole[(whole.source != "E-standard") & (whole.target != "E-standard")]
+    pd.testing.assert_frame_equal(made, among.reset_index(drop=True))
 
 
 def test_metrics_are_the_records_own(pipeline: tuple[Path, str]) -> None:
