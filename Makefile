@@ -6,8 +6,8 @@ RUN := PATH="$$PWD/.venv/bin:$$PATH" python
 # number of cores.
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
 
-# A side of a first run: these stages alone. Attacks take one thread a process, and give the same bytes.
-SIDE = OMP_NUM_THREADS=1 $(RUN) -m dvc --wait-for-lock repro -s --glob $(2) 2>&1 | sed 's/^/$(1) | /'
+# A side of a first run: these stages alone, with a name on each line.
+SIDE = $(RUN) -m dvc --wait-for-lock repro -s --glob $(2) 2>&1 | sed 's/^/$(1) | /'
 
 .PHONY: repro test fuzz bench lint setup lock
 
