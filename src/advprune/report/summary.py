@@ -5,6 +5,7 @@ from collections import Counter
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.report.claims import judged
 from advprune.report.compared import against_dense, compared, jointly
 from advprune.report.formats import (
     budget,
@@ -17,6 +18,7 @@ from advprune.report.formats import (
     spell,
 )
 from advprune.report.run import Model, Run
+from advprune.report.sections.claims import OUTCOMES
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
 OF_ONE = "How robust is this network, and can the number be believed?"
@@ -24,8 +26,8 @@ NAMED = 4  # up to this many models are named one by one
 
 
 def summary(run: Run) -> list[str]:
-    """The sentences that the run allows: what is missing, effect, dense networks, price, trust."""
-    makers = (scope, effect, accuracy, start, price, transfer, trust)
+    """The sentences that the run allows: what is missing, what changed, and what to believe."""
+    makers = (scope, effect, accuracy, start, price, transfer, trust, published)
     return [sentence for make in makers if (sentence := make(run))]
 
 
@@ -72,7 +74,7 @@ def effect(run: Run) -> str:
         "By the smallest change of an image that fools them, "
         f"{_those(run, farther, said, *notes, total=total)}; "
         f"{_those(run, nearer, ('is easier to fool', 'are easier to fool'))}; for {len(same)} no "
-        f"difference is significant{void}. Wilcoxon's test, Holm's correction."
+        f"difference is significant{void}."
     )
 
 
@@ -92,8 +94,7 @@ def accuracy(run: Run) -> str:
     )
     return (
         f"At eps {budget(run.main_attack.eps)}, {_those(run, better, said, total=total)}; "
-        f"{_those(run, worse, ('has a lower one', 'have a lower one'))}{both}. McNemar's test, "
-        "Holm's correction."
+        f"{_those(run, worse, ('has a lower one', 'have a lower one'))}{both}."
     )
 
 
@@ -165,6 +166,13 @@ def trust(run: Run) -> str:
         f"{len(run.models) - len(doubts)} of {total} passed every check. To be read as an upper "
         f"bound: {_named(run, doubts) or counted(len(doubts), 'model')}."
     )
+
+
+def published(run: Run) -> str:
+    """How the published claims came out."""
+    outcomes = Counter(one.outcome for one in judged(run))
+    counts = listed([f"{outcomes[name]} {name}" for name in OUTCOMES])
+    return f"Published claims: {counts}." if outcomes else ""
 
 
 def _named(run: Run, models: list[Model]) -> str:
