@@ -29,7 +29,7 @@ class Chart:
     size: column in [0, 1] that enlarges markers. marker: column of which each value has a marker.
     label: column that is written beside markers, where there is room, in a picture alone.
     hover: further columns that the tooltip shows. reference: a dashed horizontal line, in the units
-    of y's raw numbers. x_label, y_label: in the place of the column's heading.
+    of y's raw numbers. x_label, y_label: instead of the column's heading.
     """
 
     name: str

@@ -15,14 +15,14 @@ from advprune.report.formats import (
     p_text,
     percent,
     points,
-    spell,
+    rate_text,
 )
 from advprune.report.run import Model, Run
 from advprune.report.sections.claims import OUTCOMES
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
 OF_ONE = "How robust is this network, and can the number be believed?"
-NAMED = 4  # up to this many models are named one by one
+NAMED = 4  # more models than this are only counted
 
 
 def summary(run: Run) -> list[str]:
@@ -32,7 +32,7 @@ def summary(run: Run) -> list[str]:
 
 
 def scope(run: Run) -> str:
-    """What has not been run yet of what the settings name."""
+    """How much of what the settings declare has been run."""
     if not run.absent:
         return ""
     lost = Counter(one.kind for one in run.absent)
@@ -46,8 +46,8 @@ def scope(run: Run) -> str:
 
 
 def effect(run: Run) -> str:
-    """How many compressed models differ from their dense network, in distance: robust accuracy at
-    one budget says nothing where both models are at its floor or its ceiling."""
+    """How many compressed models differ from their dense network in distance. Robust accuracy at
+    one budget says nothing where both models are at 0 or at 100 %."""
     tests = {model: against.distance for model, against in against_dense(run).items()}
     if not tests:
         return ""
@@ -79,7 +79,7 @@ def effect(run: Run) -> str:
 
 
 def accuracy(run: Run) -> str:
-    """The same of robust accuracy at the budget."""
+    """How many compressed models differ from their dense network in robust accuracy."""
     tests = {model: against.robust for model, against in against_dense(run).items()}
     if not tests:
         return ""
@@ -105,7 +105,7 @@ def start(run: Run) -> str:
     for dense in run.roots:
         clean, robust = clean_accuracy(dense.attack(run.main)), remnant_accuracy(run.robust(dense))
         name = "The network" if alone else dense.name
-        parts.append(f"{name} has {spell(clean)} clean and {spell(robust)} robust accuracy")
+        parts.append(f"{name} has {rate_text(clean)} clean and {rate_text(robust)} robust accuracy")
     before = "Without compression, " if run.compressed else ""
     found = (
         f"{before}{'; '.join(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
@@ -144,11 +144,11 @@ def transfer(run: Run) -> str:
         none = "Transfer attacks overstate robustness significantly for no compressed model."
         return none if tests else ""
     model, test = max(tests.items(), key=lambda item: item[1].difference)
+    total = counted(len(tests), "compressed model")
     return (
-        f"Transfer attacks overstate robustness for {higher} of "
-        f"{counted(len(tests), 'compressed model')}, most for {model.name}: {spell(test.first)} "
-        f"accuracy on images crafted on its dense network, but {spell(test.second)} when "
-        f"attacked directly ({p_text(test.p)})."
+        f"Transfer attacks overstate robustness for {higher} of {total}, most for {model.name}: "
+        f"{rate_text(test.first)} accuracy on images crafted on its dense network, but "
+        f"{rate_text(test.second)} when attacked directly ({p_text(test.p)})."
     )
 
 
@@ -176,7 +176,7 @@ def published(run: Run) -> str:
 
 
 def _named(run: Run, models: list[Model]) -> str:
-    """Models by name, those that are not reliable with their verdict; empty where they are many."""
+    """Up to `NAMED` models by name, with their verdict if it is not reliable; of more, nothing."""
     levels = {model.name: run.verdict(model).level for model in models}
     names = [name if at == LEVELS[PASS] else f"the {at} {name}" for name, at in levels.items()]
     return listed(names) if len(models) <= NAMED else ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from advprune.report.formats import bounds, budget
-from advprune.report.results import ATTACK, results, without_own
+from advprune.report.results import ATTACK, results, without_own_transfer
 from advprune.report.section import Part, Run, section
 
 BOARD = (
@@ -26,7 +26,7 @@ WAYS = {  # of scoring randomized models
 @section("Leaderboard", order=10)
 def leaderboard(run: Run) -> Iterator[Part]:
     """The table of all models, then size, cost and accuracy under each attack."""
-    main, table = run.main_attack, without_own(results(run))
+    main, table = run.main_attack, without_own_transfer(results(run))
     table = table.assign(passes=table.forwards + table.gradients)
     compared = (
         " Both are compared with the dense network image by image (McNemar's and Wilcoxon's test, "
