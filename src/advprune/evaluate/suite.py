@@ -91,7 +91,7 @@ class Suite:
             for one in piece:
                 run(*one)
 
-        if not isinstance(model, Target):  # another runtime may not bear a fork
+        if not isinstance(model, Target):  # another runtime may not survive a fork
             ahead(f"{name}, attacks", [partial(each, piece) for piece in pieces])
         adv, tables = {}, []
         for attack, setting in attacks.items():

@@ -19,7 +19,7 @@ from advprune.rl.settings import CURVES, RlParams
 
 LEVEL = 0.95
 LINES = {"dense": "-", "SAP": "--", "random": ":"}
-WORST = "worst"  # in the place of an attack: the one that costs an agent most
+WORST = "worst"  # instead of an attack: the one that costs an agent most
 COMPARED = ("FGSM", WORST)  # under which SAP is compared with the dense agent
 Games = dict[str, pd.DataFrame]  # `results` by game
 INTRO = """# SAP on agents under attack
