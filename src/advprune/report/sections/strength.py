@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -10,7 +11,6 @@ from advprune.report.formats import NOTHING
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
-SIDES = ("AutoAttack", "suite", "everything")
 MEASURED = "bench/strength*.json"  # one file per profile
 
 
@@ -38,11 +38,11 @@ def beside_autoattack(folder: Path) -> str:
     for path in sorted(folder.glob(MEASURED)):
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, own in pd.DataFrame(found["rows"]).groupby("model", sort=False):
-            row = {"profile": found["profile"], "model": name, "n": own.n.iloc[0]}
-            for side in SIDES:
-                for one in own[own.attacks == side].itertuples():
-                    left = f"{one.n * one.robust_accuracy:.0f}"
-                    row[side] = f"{left} ({100 * one.passes_share:.0f} %)"
+            row: dict[str, Any] = {"profile": found["profile"], "model": name, "n": own.n.iloc[0]}
+            for one in own.to_dict("records"):
+                left = f"{one['n'] * one['robust_accuracy']:.0f}"
+                row[one["attacks"]] = f"{left} ({100 * one['passes_share']:.0f} %)"
             rows.append(row)
-    table = pd.DataFrame(rows, columns=["profile", "model", "n", *SIDES])
+    columns = ["profile", "model", "n", "AutoAttack", "suite", "everything"]
+    table = pd.DataFrame(rows, columns=columns)
     return table.fillna(NOTHING).to_markdown(index=False, disable_numparse=True)

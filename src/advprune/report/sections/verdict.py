@@ -57,9 +57,10 @@ def calibration(path: Path) -> str:
         f"How often it errs, on models made to test it ({CALIBRATION}: networks of the digits at "
         f"that profile's budget, {found['images']} images each; exact 95 % intervals). Called "
         "reliable of masked models, whose trick hides more than 5 points from the main attack: "
-        f"{passed}{f', namely {which}' if which else ''}; with a robust accuracy more than 5 points "
-        f"above the lowest known: {wrong}. Called reliable of models that mislead all of the suite's "
-        f"attacks by gradient by as much: {deceived}. Doubted of honest models: {alarmed}."
+        f"{passed}{f', namely {which}' if which else ''}; with a robust accuracy more than 5 "
+        f"points above the lowest known: {wrong}. Called reliable of models that mislead all of "
+        f"the suite's attacks by gradient by as much: {deceived}. Doubted of honest models: "
+        f"{alarmed}."
     )
 
 
