@@ -185,7 +185,8 @@ def test_iterative_attacks_beside_fgsm_on_points_of_studies(compression: Run) ->
         alike = (field[left] + ", " + field[right].astype(str)) == weak[kind][0]
         hits = {"field": alike, "fgsm": field["index"] < N / 2}
         tables = [
-            field.assign(attack=name, adv_pred=field.label.where(hit, -1)) for name, hit in hits.items()
+            field.assign(attack=name, adv_pred=field.label.where(hit, -1))
+            for name, hit in hits.items()
         ]
         tables[1] = tables[1].assign(steps=1)
         studies = runs[kind].studies | {kind: pd.concat([rows[rows.attack != "field"], *tables])}
