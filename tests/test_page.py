@@ -46,7 +46,11 @@ def test_the_answer_comes_first_and_counts_what_differs() -> None:
     assert "; 1 is easier to fool (A-standard); " in effect(worse)
     assert "; 1 has a lower one (A-standard)." in accuracy(worse)
     fallen = run_of(*(model(name, (0, 0, 0), carried=0) for name in ("dense", "A", "B")))
-    assert "in 2 of 2 comparisons both are 0 %" in accuracy(fallen)
+    assert "in 2 of 2 comparisons both are 0 %, of which distances decide 0" in accuracy(fallen)
+    # All are broken within the budget, half of the images of A by less than those of dense.
+    near = model("A", (0, 0, 0), carried=0, curve=(40, 0, 0, 0))
+    decided = accuracy(run_of(model("dense", (0, 0, 0)), near))
+    assert "both are 0 %, of which distances decide 1 (harder to fool: 0, easier: 1)" in decided
     rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
     assert "(the broken A-standard)" in accuracy(run_of(rising))
 

@@ -86,15 +86,21 @@ def accuracy(run: Run) -> str:
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
-    both = f"; in {len(floor)} of {len(tests)} comparisons both are 0 %" if floor else ""
+    far = [against_dense(run)[model].distance for model in floor]
+    harder, easier = (sum(t.differs and t.better is up for t in far) for up in (True, False))
+    both = (
+        f"; in {len(floor)} of {len(tests)} comparisons both are 0 %, of which distances decide "
+        f"{harder + easier} (harder to fool: {harder}, easier: {easier})"
+    )
     total = counted(len(tests), "compressed model")
     said = (
         "has a significantly higher robust accuracy than its dense network",
         "have a significantly higher robust accuracy than their dense network",
     )
+    lower = _those(run, worse, ("has a lower one", "have a lower one"))
     return (
         f"At eps {budget(run.main_attack.eps)}, {_those(run, better, said, total=total)}; "
-        f"{_those(run, worse, ('has a lower one', 'have a lower one'))}{both}."
+        f"{lower}{both if floor else ''}."
     )
 
 
