@@ -167,26 +167,19 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
                 (mask.transpose(0, 1) if _reads(dependency) else mask)[list(places)] = True
     if not setting.small:
         return masked(model, removed, setting.finetune, data)
-    # The small network has to answer as the masked one before it is trained.
     changed, whole = everywhere(model, removed), copy.deepcopy(model)
     clear(whole, removed)
     shrink(model, chosen, found)
-    if not is_randomized(model):
-        _check(model, whole, image)
+    if not is_randomized(model):  # it has to answer as the masked network before it is trained
+        image = image.to(device_of(model))
+        with torch.no_grad(), undisturbed(image.device):
+            try:
+                answers, wanted = model(image), whole(image)
+            except Exception as error:  # of code that knows its layers' sizes
+                why = f"the network does not run with fewer filters ({first_line(error)})"
+                raise UserError(f"{why}; leave `small` out") from error
+        if float((answers - wanted).abs().max()) > CLOSE * (1 + float(wanted.abs().max())):
+            why = "the small network computes otherwise than the masked one"
+            raise UserError(f"{why}; leave `small` out")
     history = tune(model, {}, setting.finetune, data)
     return Pruned(model, changed, {"finetune": history})
-
-
-@torch.no_grad()
-def _check(small: nn.Module, whole: nn.Module, image: torch.Tensor) -> None:
-    """UserError where the small network does not give the logits of the masked one."""
-    image = image.to(device_of(small))
-    with undisturbed(image.device):
-        try:
-            found, wanted = small(image), whole(image)
-        except Exception as error:  # of code that knows its layers' sizes
-            why = f"the network does not run with fewer filters ({first_line(error)})"
-            raise UserError(f"{why}; leave `small` out") from error
-    if float((found - wanted).abs().max()) > CLOSE * (1 + float(wanted.abs().max())):
-        why = "the small network computes otherwise than the masked one"
-        raise UserError(f"{why}; leave `small` out")
