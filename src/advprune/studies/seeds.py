@@ -34,7 +34,7 @@ from advprune.training.standard import Row
 
 # A network, what is to be said of it in each row, and the rows of the search for it, if any.
 Made = tuple[nn.Module, dict[str, Any], list[Row]]
-BINARY = "BNN"  # in the place of a family: a binary network of the profile's channels
+BINARY = "BNN"  # instead of a family: a binary network of the profile's channels
 EFFECT = 0.2  # a fifth of all images: what a study has to be able to show
 
 
