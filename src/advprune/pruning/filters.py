@@ -35,7 +35,7 @@ from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune
 from advprune.models.outside import INSIDE
 from advprune.models.resnet import BasicBlock, ResNet
-from advprune.models.sizes import SIZED, size_of
+from advprune.models.sizes import Sized, size_of
 from advprune.models.spec import ModelSpec, attach
 from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning.family import Data, Pruned, family
@@ -132,7 +132,7 @@ def shrink(model: nn.Module, chosen: Masks, found: dict[str, Group]) -> None:
         attach(model, model.spec.model_copy(update={"inner": inner}))
     elif isinstance(spec, ModelSpec):
         parts = {n.removeprefix(f"{INSIDE}."): m for n, m in model.named_modules()}
-        sizes = {n: size_of(m) for n, m in parts.items() if m in touched and isinstance(m, SIZED)}
+        sizes = {n: size_of(m) for n, m in parts.items() if m in touched and isinstance(m, Sized)}
         attach(model, spec.model_copy(update={"sizes": spec.sizes | sizes}))
 
 
@@ -156,7 +156,7 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
     for name, gone in chosen.items():
         rows = gone.nonzero()[:, 0].tolist()
         for dependency, places in found[name](idxs=rows) if rows else ():
-            if not isinstance(member := dependency.layer, SIZED):
+            if not isinstance(member := dependency.layer, Sized):
                 continue
             for key, parameter in member.named_parameters(recurse=False):
                 if _reads(dependency) and key == "bias":
