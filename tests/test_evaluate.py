@@ -242,7 +242,7 @@ def test_a_suite_holds_every_attack_and_curve_and_resumes(
         "far": AttackSettings(eps=0.1, step=0.1, steps=1),
         "more": AttackSettings(eps=0.1, step=0.1, steps=1, loss="margin"),
     }
-    curves = CurveSettings(eps=[0, 0.2], steps=[1])
+    curves = CurveSettings(eps=[0, 0.1], steps=[1, 2])  # the last of both is the same attack
     chosen = SuiteSettings(table=["field"], transfer=["far", "field"], deterministic=["more"])
     profile = Profile.model_construct(attacks=attacks, suite=chosen, curves=curves, batch=32)
     extra = [
@@ -258,7 +258,11 @@ def test_a_suite_holds_every_attack_and_curve_and_resumes(
     given = ("probe_gradient", "probe_honesty", "probe_noise", "probe_single")
     probes = dict.fromkeys(given, 64)  # nothing is left for the others
     attacked = dict.fromkeys((*attacks, "MIFGSM", "wide"), 64)
-    assert counts == attacked | probes | {"curve_eps": 128, "curve_steps": 64}
+    assert counts == attacked | probes | {"curve_eps": 128, "curve_steps": 128}
+    assert len(list(tmp_path.rglob("curve-*.safetensors"))) == 3
+    ends = [records[records.attack == name].tail(64) for name in ("curve_eps", "curve_steps")]
+    first, second = (one.drop(columns="attack").reset_index(drop=True) for one in ends)
+    assert first.equals(second)
     noise = records[records.attack == "probe_noise"]
     assert noise.linf.max() <= 0.1 + 1e-6 and (noise.forwards == 20).all()
     largest = records.groupby("attack")[["linf", "l2"]].max()
