@@ -30,7 +30,7 @@ from advprune.training.inputs import save_state
 gc.set_threshold(100_000)  # as stages do
 
 
-SLOW = ("end_to_end", "installed", "kill", "own_model", "fuzz_outside", "verdict", "distributed")
+SLOW = ("end_to_end", "kill", "verdict", "installed", "own_model", "distributed", "gate", "probes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from hostile import SECONDS
-from workspace import TINY, change, copy_pipeline, environment, run, stage
+from workspace import TINY, change, copy_pipeline, environment, made_here, run, stage
 
 from advprune.core.files import sha256_of
 
@@ -51,9 +51,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     names = ("dense-standard", "GAP_layer-standard")
     words = [("settings",), ("prepare",), ("train", names[0]), ("prune", names[1])]
     words += [*(("attack", name) for name in names), ("transfer",), ("summarize",)]
-    assert not any(stage(folder, *command) for command in words)
-    done = run(folder, "-m", "dvc", "commit", "-f")
-    assert done.returncode == 0, done.stdout + done.stderr
+    made_here(folder, *words)
     return seen(folder)
 
 

@@ -16,11 +16,9 @@ from advprune.core import params
 from advprune.core.attack_settings import KINDS
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, rows
-from advprune.evaluate.evidence import white_box
 from advprune.evaluate.honesty import slope_errors
 from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.probes import ProbeSettings, effort, probes, stronger
-from advprune.evaluate.robust import union
 from advprune.evaluate.verdict import Evidence, dishonest, verdict
 from advprune.models.checkpoint import load_model
 
@@ -156,16 +154,3 @@ def test_a_straight_through_rule_is_judged_over_a_step_and_by_attacks_on_answers
     assert honesty.declared.all() and not dishonest(honesty)
     found = verdict(Evidence(pd.concat([own, more]), "field", 10))
     assert found.level == "reliable", found.against
-
-
-def test_what_answers_alone_break_counts_in_the_union(attacked: Pair) -> None:
-    """Rounded pixels, no gradient: attacks by gradient miss what the union finds."""
-    model = masked.Rounded(shipped("dense-standard.fp16")).eval()
-    own, settings = attacked_by(model, attacked, "field", "apgd_ce")
-    white = white_box(own, "field")
-    assert remnant_accuracy(white).value > 0.6
-    more = probes(model, *attacked, settings, Work(), own)
-    for name in ("probe_nes", "probe_student"):
-        assert remnant_accuracy(more[more.attack == name]).value < 0.3, name
-    robust = union(pd.concat([own, more]), [], "Linf", FIELD.eps)
-    assert remnant_accuracy(robust).value < 0.1

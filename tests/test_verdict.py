@@ -15,7 +15,9 @@ from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.resume import Parts
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, kind_of, rows
+from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.records import Scoring, answers, score
+from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
@@ -91,6 +93,8 @@ def test_a_network_that_hides_its_gradients_is_called_out(
         by_answers = records[records.attack.isin(["probe_nes", "probe_student"])]
         left = [part.adv_pred == part.label for _, part in by_answers.groupby("attack")]
         assert len(left) == 2 and max(float(one.mean()) for one in left) < 0.2
+        robust = union(records, [], "Linf", PARAMS.active().attacks["field"].eps)
+        assert remnant_accuracy(robust).value < 0.1  # what answers alone break counts
 
 
 def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
