@@ -77,6 +77,7 @@ class Suite:
         # Curves are of attacks by gradient.
         points = list(() if blind else curve_settings(main, self.profile.curves))
         asked = [setting for _, setting in points]  # on both curves the same one: crafted once
+        curves: list[tuple[str, str, Attack]]
         curves = [(f"curve-{asked.index(one)}", curve, one) for curve, one in points]
         clean = self._clean(model)  # for all pieces
         chains: dict[str, list[tuple[str, str, Attack]]] = {}  # attacks that come after one another
