@@ -49,13 +49,11 @@ def test_the_answer_comes_first_and_counts_what_differs() -> None:
     assert ", smaller for 1 (A-standard), and " in effect(worse)
     assert ", lower for 1 (A-standard)." in accuracy(worse)
     fallen = run_of(*(model(name, (0, 0, 0), carried=0) for name in ("dense", "A", "B")))
-    assert "both are 0 % for 2, of which distance is larger for 0 and smaller for 0." in (
-        accuracy(fallen)
-    )
+    assert "; both are 0 % for 2, of which distances are larger for 0" in accuracy(fallen)
     # All are broken within the budget, half of the images of A by less than those of dense.
     near = model("A", (0, 0, 0), carried=0, curve=(40, 0, 0, 0))
     decided = accuracy(run_of(model("dense", (0, 0, 0)), near))
-    assert "both are 0 % for 1, of which distance is larger for 0 and smaller for 1." in decided
+    assert "both are 0 % for 1, of which distances are larger for 0 and smaller for 1" in decided
     rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
     assert "(the broken A-standard)" in accuracy(run_of(rising))
 

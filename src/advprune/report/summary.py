@@ -79,14 +79,17 @@ def accuracy(run: Run) -> str:
         return ""
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
-    both = [model for model, test in tests.items() if not (test.first.hits or test.second.hits)]
-    far = [against_dense(run)[model].distance for model in both]
-    larger, smaller = sum(t.better for t in far), sum(t.differs and not t.better for t in far)
-    floor = f"; both are 0 % for {len(both)}, of which distance is larger for {larger} and smaller"
+    floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
+    far = [against_dense(run)[model].distance for model in floor]
+    larger, smaller = (sum(t.differs and t.better is up for t in far) for up in (True, False))
+    both = (
+        f"; both are 0 % for {len(floor)}, of which distances are larger for {larger} and smaller "
+        f"for {smaller}"
+    )
     return (
         f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly higher than the "
         f"dense network's for {_these(run, better, of=len(tests))}, lower for {_these(run, worse)}"
-        f"{f'{floor} for {smaller}' if both else ''}."
+        f"{both if floor else ''}."
     )
 
 
