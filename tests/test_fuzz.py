@@ -56,7 +56,8 @@ from advprune.models.tensor_file import read_weights
 from advprune.pruning import check_settings
 from advprune.report.gate import judge, page
 from advprune.report.read import records_of
-from advprune.report.results import read_results, results, side_of
+from advprune.report.results import read_results, results
+from advprune.report.revision import revision_of
 from advprune.rl.settings import load as rl_load
 from advprune.studies import check_studies
 from conftest import make_network
@@ -370,7 +371,7 @@ def test_the_same_pictures_in_two_parts_are_noted(capsys: pytest.CaptureFixture[
 
 def test_results_of_a_pull_request() -> None:
     whole = results(run_of(model("A"), model("B")))
-    before = side_of(read_results(whole.to_csv(index=False), "base"))
+    before = revision_of(read_results(whole.to_csv(index=False), "base"))
     rows = json.loads(whole.to_json(orient="records"))
 
     def taken(rows: Any) -> None:
@@ -379,7 +380,7 @@ def test_results_of_a_pull_request() -> None:
         writer = csv.DictWriter(buffer, list({str(key): 0 for row in kept for key in row}))
         writer.writeheader()
         writer.writerows({str(key): value for key, value in row.items()} for row in kept)
-        after = side_of(read_results(buffer.getvalue(), "results.csv"))
+        after = revision_of(read_results(buffer.getvalue(), "results.csv"))
         found = page(judge(before, after), "G")
         assert "<img" not in found and "\x1b" not in found
 

@@ -23,7 +23,8 @@ from advprune.core.errors import UserError
 from advprune.data.split import Split, save_split
 from advprune.report.gate import Gate, judge, page
 from advprune.report.margin import Rules, least, loss
-from advprune.report.results import Result, Side, metrics_of, read_results, results, side_of
+from advprune.report.results import metrics_of, read_results, results
+from advprune.report.revision import ModelResult, Revision, revision_of
 from advprune.report.run import Model, Run
 from advprune.report.write import settings_of
 from conftest import Run as Command
@@ -32,10 +33,10 @@ ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / ".github" / "workflows" / "robustness.yml"
 
 
-def side(images: str = "same", verdict: Any = "reliable", **robust: np.ndarray) -> Side:
+def side(images: str = "same", verdict: Any = "reliable", **robust: np.ndarray) -> Revision:
     """A revision of models that withstand the suite on these images, of the given fingerprint."""
     found = {name: (hits, np.full(len(hits), 0.1)) for name, hits in robust.items()}
-    return Side({name: Result(*one, 0.9, verdict, images) for name, one in found.items()})
+    return Revision({name: ModelResult(*one, 0.9, verdict, images) for name, one in found.items()})
 
 
 def p_of(gate: Gate) -> dict[str, float]:
@@ -61,7 +62,7 @@ def test_a_fall_of_distances_is_judged_where_robust_accuracy_is_at_its_floor() -
     """All of 40 images are fooled before and after, each by a change half as large."""
     far = np.linspace(0.01, 0.1, N)
     one = side(A=np.zeros(N, bool)).results["A"]
-    before, after = (Side({"A": replace(one, distances=size)}) for size in (far, far / 2))
+    before, after = (Revision({"A": replace(one, distances=size)}) for size in (far, far / 2))
     assert judge(before, before).passed and judge(after, before).passed
     (failure,) = judge(before, after).failures
     assert failure.startswith("A: the median distance went from 14.0/255 to 7.01/255")
@@ -124,13 +125,13 @@ def test_other_settings_of_the_measurement_are_red() -> None:
         ]
         assert judge(one, changed, Rules(allow=["settings"])).passed
     assert judge(one, one).passed and judge(side(A=planted(9)), one).passed
-    weaker = side_of(read_results(RESULTS_TEXT.replace("0.188235294", "0.188"), "here"))
-    (failure,) = judge(side_of(results(run_of(model("A")))), weaker).failures
+    weaker = revision_of(read_results(RESULTS_TEXT.replace("0.188235294", "0.188"), "here"))
+    (failure,) = judge(revision_of(results(run_of(model("A")))), weaker).failures
     assert failure == "Attacked otherwise: A-standard and dense-standard (--allow settings)."
     named = judge(side(settings=planted(9)), side(settings=planted(9)), Rules(allow=["settings"]))
     assert named.failures == ["settings is what --allow takes for a change of all models."]
     before, after = (run_of(model("A"), model("B", suite=more)) for more in (None, []))
-    failures = judge(side_of(results(before)), side_of(results(after))).failures
+    failures = judge(revision_of(results(before)), revision_of(results(after))).failures
     assert failures[-1] == "B-standard went without square (--allow settings)."
 
 
@@ -140,7 +141,7 @@ def test_other_settings_of_the_measurement_are_red() -> None:
 )
 def test_text_from_files_is_code_in_the_comment(hostile: str) -> None:
     """In code no markup, link or mention acts; whatever would end it is taken out."""
-    after = Side({hostile: side(verdict=hostile, A=planted(9)).results["A"]})
+    after = Revision({hostile: side(verdict=hostile, A=planted(9)).results["A"]})
     text = page(judge(side(A=planted(9)), after), "G")
     outside = re.sub(r"`[^`\n|]*`", "", text)
     assert "`" not in outside and not any(word in outside for word in ("fine", "@", "x.inv", "# c"))
@@ -148,7 +149,7 @@ def test_text_from_files_is_code_in_the_comment(hostile: str) -> None:
 
 def test_outcomes_are_those_of_the_worst_case_and_come_back() -> None:
     whole = run_of(model("A", (4, 20, 4)))
-    read = side_of(read_results(results(whole).to_csv(index=False), "here"))
+    read = revision_of(read_results(results(whole).to_csv(index=False), "here"))
     assert read.norm == "Linf"
     found = read.results["A-standard"]
     assert found.robust.tolist() == planted(4).tolist() and found.verdict == "reliable"
@@ -182,7 +183,7 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
 )
 def test_damaged_results_are_refused(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        side_of(read_results(text, "here"))
+        revision_of(read_results(text, "here"))
 
 
 # --- a margin and a floor ------------------------------------------------------------------------
@@ -222,10 +223,12 @@ def test_clean_accuracy_and_distances_are_bounded_too() -> None:
         (wrong, "A: clean accuracy, 10 images lost"),
         (near, "smaller by 2 %"),
     ):
-        after = Side({"A": replace(one, distances=distances)})
-        failures = judge(Side({"A": one}), after, Rules(margin=0.02)).failures
+        after = Revision({"A": replace(one, distances=distances)})
+        failures = judge(Revision({"A": one}), after, Rules(margin=0.02)).failures
         assert any(words in failure for failure in failures)
-    kept = judge(Side({"A": one}), Side({"A": replace(one, distances=less)}), Rules(margin=0.02))
+    kept = judge(
+        Revision({"A": one}), Revision({"A": replace(one, distances=less)}), Rules(margin=0.02)
+    )
     assert not any("ruled out" in failure for failure in kept.failures)
 
 
@@ -239,7 +242,7 @@ def test_a_floor_is_absolute() -> None:
     (failure,) = judge(both, both, Rules(floors={"": 0.3})).failures
     assert failure.startswith("B: 33.3 % robust, at least 29.") and "30.0" in failure
     assert judge(both, both, Rules(floors={"A": 0.3})).passed
-    assert not judge(Side({}), both, Rules(floors={"A": 0.5})).passed  # of a new model too
+    assert not judge(Revision({}), both, Rules(floors={"A": 0.5})).passed  # of a new model too
 
 
 # --- a repository of its own ---------------------------------------------------------------------

@@ -35,7 +35,8 @@ from advprune.report.formats import (
 )
 from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
-from advprune.report.results import METRICS, results, side_of
+from advprune.report.results import METRICS, results
+from advprune.report.revision import revision_of
 from advprune.report.section import Part, sections
 from advprune.report.sections.leaderboard import leaderboard
 from advprune.report.sections.sweep import sweep, table_of
@@ -225,7 +226,7 @@ def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_pa
     assert "dvc repro attack@A-standard" in page
     text = terminal("digits", folder=tmp_path / "reports")
     assert f"n = {N}" in text and "Not run: A-standard, dense-robust, B." in text
-    assert set(side_of(read("digits", tmp_path / "reports")).results) == {"dense-standard"}
+    assert set(revision_of(read("digits", tmp_path / "reports")).results) == {"dense-standard"}
 
 
 # --- charts --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from advprune.core.params import Params
     from advprune.report.gate import Gate
     from advprune.report.margin import Rules
-    from advprune.report.results import Side
+    from advprune.report.revision import Revision
 
 FOLDERS = ("reports", "metrics")
 RESULTS_OF = "reports/{}/results.csv"
@@ -116,16 +116,16 @@ def compared(
     of the active profile against its results.csv, if they are what is judged."""
     from advprune.report.gate import code, judge, quoted
     from advprune.report.margin import Rules
-    from advprune.report.results import Side
+    from advprune.report.revision import Revision
 
     here, active, order = Tree(), params.profile, params.leaderboard()
-    made = recomputed(params) if recompute else here.side(active)
+    made = recomputed(params) if recompute else here.revision(active)
     if made is None:
         raise UserError(f"there are no results in reports/{active}; run `dvc repro`")
     found, base = [], f"{code(there.where[:-1])} ({str(there.commit)[:7]})"
     for name in [active] if only else dict.fromkeys([active, *there.profiles, *here.profiles]):
-        before, after = there.side(name) or Side({}), made if name == active else here.side(name)
-        judged = judge(before, after or Side({}), rules, order)
+        after = made if name == active else here.revision(name)
+        judged = judge(there.revision(name) or Revision({}), after or Revision({}), rules, order)
         if recompute and name not in rules.allow and (why := unshown(name, active, here, there)):
             why = f"{why} (--allow {quoted(name)})."
             judged = replace(judged, failures=[*judged.failures, why])
@@ -133,23 +133,24 @@ def compared(
     unknown = sorted(set(rules.floors) - {""} - {row.name for _, one in found for row in one.rows})
     if unknown:
         raise UserError(f"--floor: there is no model {unknown[0]!r}; check its name")
-    if recompute and (committed := here.side(active)):
+    if recompute and (committed := here.revision(active)):
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
         found.append((f"Records of {code(active)} against its results.csv", judged))
     return found
 
 
-def recomputed(params: "Params") -> "Side":
+def recomputed(params: "Params") -> "Revision":
     """The results of the active profile, computed from the records of its run; UserError where
     that is not whole: fewer attacks would raise robust accuracies."""
     from advprune.report.read import read_run
-    from advprune.report.results import results, side_of
+    from advprune.report.results import results
+    from advprune.report.revision import revision_of
     from advprune.report.write import settings_of
 
     run = read_run(params)
     if run.absent:
         raise UserError(f"--recompute needs a whole run: run `dvc repro {run.absent[0].stage}`")
-    return side_of(results(run), measured(settings_of(params), params.profile))
+    return revision_of(results(run), measured(settings_of(params), params.profile))
 
 
 def unshown(profile: str, active: str, here: "Tree", there: "Tree") -> str:
@@ -202,10 +203,11 @@ class Tree:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {path}: {error}") from error
 
-    def side(self, profile: str) -> "Side | None":
+    def revision(self, profile: str) -> "Revision | None":
         """What a profile's results say; None where it has neither results nor metrics. UserError
         where they are damaged, or where metrics say something else."""
-        from advprune.report.results import metrics_of, read_results, side_of
+        from advprune.report.results import metrics_of, read_results
+        from advprune.report.revision import revision_of
 
         place, folder = RESULTS_OF.format(profile), f"metrics/{profile}/"
         found = {Path(path).stem: path for path in self.paths if path.startswith(folder)}
@@ -223,7 +225,7 @@ class Tree:
             if known != rows.get(model):
                 raise UserError(f"{self.where}{path} contradicts {place}; run `dvc repro`")
         settings = self.read(f"reports/{profile}/params.yaml")
-        return side_of(table, None if settings is None else measured(settings, profile))
+        return revision_of(table, None if settings is None else measured(settings, profile))
 
 
 def measured(text: str, profile: str) -> Any:

@@ -107,12 +107,12 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
     names = list(dict.fromkeys(data[chart.x])) if named else None
     low, high = (data[c] if chart.interval else data[chart.y] for c in bounds(chart.y))
     # Tooltips are one line: `E-standard, bits 32, clean 99.3, robust 0.0 (0.0–1.3)`.
-    told = [c for c in (chart.series, *chart.hover, chart.x, chart.value, chart.y) if c]
-    told += bounds(chart.y) if chart.interval else ()
-    read = texts(pd.DataFrame({column: data[column] for column in told}))
-    for column in read:
-        if not is_string_dtype(data.get(column, read[column])):
-            read[column] = f"{heading(str(column))} " + read[column]
+    columns = [c for c in (chart.series, *chart.hover, chart.x, chart.value, chart.y) if c]
+    columns += bounds(chart.y) if chart.interval else ()
+    tooltips = texts(pd.DataFrame({column: data[column] for column in columns}))
+    for column in tooltips:
+        if not is_string_dtype(data.get(column, tooltips[column])):
+            tooltips[column] = f"{heading(str(column))} " + tooltips[column]
     marks = pd.DataFrame(
         {
             "x": data[chart.x].map(names.index) if names else data[chart.x] * x.scale,
@@ -122,7 +122,7 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
             "size": SMALLEST + (LARGEST - SMALLEST) * (data[chart.size] if chart.size else 0.0),
             "sign": data[chart.marker].map(markers_of(chart)) if chart.marker else MARKERS[0],
             "label": data[chart.label] if chart.label else "",
-            "words": [", ".join(row) for row in read.itertuples(index=False, name=None)],
+            "words": [", ".join(row) for row in tooltips.itertuples(index=False, name=None)],
             "series": data[chart.series].map(str) if chart.series else "",
             "panel": data[chart.panel].map(str) if chart.panel else "",
         }

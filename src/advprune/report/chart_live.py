@@ -45,25 +45,26 @@ def live(chart: Chart, places: Places) -> dict[str, Any]:
     item: a bokeh document. legend: names of marks and their colours. height: in pixels. wide: it
     takes a whole row of the page.
     """
-    found = [] if chart.kind == "heatmap" else panels(chart, places)
-    height = HEIGHT if len(found) == 1 else SMALL
-    made = [_figure(chart, panel, height) for panel in found] or [_heatmap(chart)]
-    for one in made:
-        one.x_range = made[0].x_range
-    root = made[0] if len(made) == 1 else column(made, sizing_mode="stretch_width")
-    names = {s.name: s.colour(INK) for panel in found for s in panel.series if s.name}
-    known: dict[str, str] = {}
+    drawn = [] if chart.kind == "heatmap" else panels(chart, places)
+    height = HEIGHT if len(drawn) == 1 else SMALL
+    figures = [_figure(chart, panel, height) for panel in drawn] or [_heatmap(chart)]
+    for one in figures:
+        one.x_range = figures[0].x_range
+    root = figures[0] if len(figures) == 1 else column(figures, sizing_mode="stretch_width")
+    names = {s.name: s.colour(INK) for panel in drawn for s in panel.series if s.name}
+    renamed: dict[str, str] = {}
 
-    def renamed(value: dict[str, Any]) -> dict[str, Any]:
+    def rename(value: dict[str, Any]) -> dict[str, Any]:
         """With ids that start at 1: bokeh counts its own over the whole process."""
         own = [key for key in ("id", "root_id") if isinstance(value.get(key), str)]
-        ids = {key: known.setdefault(value[key], f"{chart.name}-{len(known) + 1}") for key in own}
-        return value | ids
+        for key in own:
+            value[key] = renamed.setdefault(value[key], f"{chart.name}-{len(renamed) + 1}")
+        return value
 
     return {
-        "item": json.loads(json.dumps(json_item(root)), object_hook=renamed),
+        "item": json.loads(json.dumps(json_item(root)), object_hook=rename),
         "legend": [(plain(name), shade) for name, shade in names.items()],
-        "height": sum(one.height for one in made),
+        "height": sum(one.height for one in figures),
         "wide": chart.kind != "line",
     }
 
@@ -74,37 +75,37 @@ def _axes(height: int, **options: Any) -> Any:
     look: dict[str, Any] = dict.fromkeys((*colours, "active_drag", "active_scroll"))
     look |= {"sizing_mode": "stretch_width", "toolbar_location": "above"}
     look |= {"tools": "box_zoom,pan,wheel_zoom,reset"}
-    made: Any = figure(height=height, **look, **options)
-    made.toolbar.logo = None
-    made.grid.grid_line_color = LINE
-    made.axis.axis_line_color = made.axis.major_tick_line_color = SOFT
-    made.axis.minor_tick_line_color = None
-    made.axis.axis_label_text_color = made.axis.major_label_text_color = INK
-    made.axis.axis_label_text_font_style = "normal"
-    made.axis.axis_label_text_font_size = made.axis.major_label_text_font_size = "13px"
-    return made
+    axes: Any = figure(height=height, **look, **options)
+    axes.toolbar.logo = None
+    axes.grid.grid_line_color = LINE
+    axes.axis.axis_line_color = axes.axis.major_tick_line_color = SOFT
+    axes.axis.minor_tick_line_color = None
+    axes.axis.axis_label_text_color = axes.axis.major_label_text_color = INK
+    axes.axis.axis_label_text_font_style = "normal"
+    axes.axis.axis_label_text_font_size = axes.axis.major_label_text_font_size = "13px"
+    return axes
 
 
 def _figure(chart: Chart, panel: Panel, height: int) -> Any:
-    made = _axes(height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label))
+    axes = _axes(height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label))
     if panel.title:
-        made.title.text = plain(panel.title)
-        made.title.text_color = INK
+        axes.title.text = plain(panel.title)
+        axes.title.text_color = INK
     if panel.ticks is not None:
         ticks, long = panel.shown_ticks(70)
-        made.xaxis.ticker = FixedTicker(ticks=list(ticks))
-        made.xaxis.major_label_overrides = {place: plain(name) for place, name in ticks.items()}
-        made.xgrid.grid_line_color = None
+        axes.xaxis.ticker = FixedTicker(ticks=list(ticks))
+        axes.xaxis.major_label_overrides = {place: plain(name) for place, name in ticks.items()}
+        axes.xgrid.grid_line_color = None
         if long:
-            made.xaxis.major_label_orientation = "vertical"
-            made.xaxis.major_label_text_font_size = "11px"
+            axes.xaxis.major_label_orientation = "vertical"
+            axes.xaxis.major_label_text_font_size = "11px"
     if panel.reference is not None:
         dash: dict[str, Any] = {"line_color": SOFT, "line_dash": "dotted"}
-        made.add_layout(Span(location=panel.reference, dimension="width", **dash))
+        axes.add_layout(Span(location=panel.reference, dimension="width", **dash))
     if chart.interval and chart.kind == "points":  # bokeh's own range would cut whiskers off
         low = min(series.data.low.min() for series in panel.series)
         high = max(series.data.high.max() for series in panel.series)
-        made.y_range.update(start=low - (high - low) / 20, end=high + (high - low) / 20)
+        axes.y_range.update(start=low - (high - low) / 20, end=high + (high - low) / 20)
     marks = []
     for place, series in enumerate(panel.series):
         data, shade = series.data, series.colour(INK)
@@ -116,9 +117,9 @@ def _figure(chart: Chart, panel: Panel, height: int) -> Any:
         if chart.kind == "line":
             alike["source"] = source = ColumnDataSource(shown)
             if chart.interval and not place:
-                made.varea("x", "low", "high", source=source, color=SOFT, alpha=0.15)
+                axes.varea("x", "low", "high", source=source, color=SOFT, alpha=0.15)
             width = 2.5 if series.place < 0 else 1.3
-            _slim(made.line("x", "y", line_width=width, **alike))
+            _slim(axes.line("x", "y", line_width=width, **alike))
             small = 7 if len(data) <= 40 else 3
             look: dict[str, Any] = {"marker": SIGNS[series.marker], "size": small}
             look |= {"fill_alpha": 0.3}
@@ -127,11 +128,11 @@ def _figure(chart: Chart, panel: Panel, height: int) -> Any:
             alike["source"] = source = ColumnDataSource(shown)
             if chart.interval:
                 ends = Whisker(base="x", upper="high", lower="low", source=source, line_color=shade)
-                made.add_layout(ends)
+                axes.add_layout(ends)
             look = {"marker": "sign", "size": "size", "fill_alpha": 0.35, "line_width": 1.5}
-        marks.append(_slim(made.scatter("x", "y", **look, **alike)))
-    made.add_tools(HoverTool(tooltips=[("", "@words")], renderers=marks, limit=AT_ONCE))
-    return made
+        marks.append(_slim(axes.scatter("x", "y", **look, **alike)))
+    axes.add_tools(HoverTool(tooltips=[("", "@words")], renderers=marks, limit=AT_ONCE))
+    return axes
 
 
 def _heatmap(chart: Chart) -> Any:
@@ -139,7 +140,7 @@ def _heatmap(chart: Chart) -> Any:
     x, y = ([plain(str(name)) for name in data[axis]] for axis in (chart.x, chart.y))
     rows, columns = (list(dict.fromkeys(names)) for names in (y, x))
     numbers = data[value].astype(float) * kind.scale
-    made = _axes(
+    axes = _axes(
         max(240 + 20 * len(rows), SMALL),
         x_range=columns,
         y_range=rows[::-1],
@@ -147,9 +148,9 @@ def _heatmap(chart: Chart) -> Any:
         x_axis_label=chart.x_label or heading(chart.x),
         y_axis_label=chart.y_label or heading(chart.y),
     )
-    made.xaxis.major_label_orientation = "vertical"
-    made.axis.major_label_text_font_size = "11px"
-    made.grid.grid_line_color = None
+    axes.xaxis.major_label_orientation = "vertical"
+    axes.axis.major_label_text_font_size = "11px"
+    axes.grid.grid_line_color = None
     source = ColumnDataSource(
         {
             "x": x,
@@ -161,12 +162,12 @@ def _heatmap(chart: Chart) -> Any:
     )
     mapper = LinearColorMapper(palette=Cividis256, low=0.0, high=100.0)
     fill = {"field": "value", "transform": mapper}
-    cells = made.rect("x", "y", 1, 1, source=source, fill_color=fill, line_color=None)
+    cells = axes.rect("x", "y", 1, 1, source=source, fill_color=fill, line_color=None)
     look: dict[str, Any] = {"text_align": "center", "text_baseline": "middle"}
-    made.text("x", "y", "text", text_color="ink", text_font_size="10px", source=source, **look)
+    axes.text("x", "y", "text", text_color="ink", text_font_size="10px", source=source, **look)
     keys = [(heading(chart.y), "@y"), (heading(chart.x), "@x"), (heading(value), "@text")]
-    made.add_tools(HoverTool(tooltips=keys, renderers=[cells]))
-    return made
+    axes.add_tools(HoverTool(tooltips=keys, renderers=[cells]))
+    return axes
 
 
 def _slim(drawn: Any) -> Any:

@@ -33,7 +33,8 @@ from advprune.report.formats import (
     percent,
 )
 from advprune.report.margin import Rules, least, loss, nearer
-from advprune.report.results import ATTACK, Result, Side
+from advprune.report.results import ATTACK
+from advprune.report.revision import ModelResult, Revision
 
 RANK = list(LEVELS.values())  # from the best to the worst
 COLUMNS = (
@@ -54,8 +55,8 @@ class Row:
     """
 
     name: str
-    before: Result | None
-    after: Result | None
+    before: ModelResult | None
+    after: ModelResult | None
     tests: dict[str, Compared] = field(default_factory=dict)
     pairs: dict[str, Comparison] = field(default_factory=dict)
 
@@ -104,7 +105,9 @@ def quoted(text: Any) -> str:
     return text if isinstance(text, str) and PLAIN.fullmatch(text) else code(text)
 
 
-def judge(before: Side, after: Side, rules: Rules | None = None, order: Iterable[str] = ()) -> Gate:
+def judge(
+    before: Revision, after: Revision, rules: Rules | None = None, order: Iterable[str] = ()
+) -> Gate:
     """Compare two revisions. order: models as on the leaderboard; others follow, by name."""
     rules = rules or Rules()
     named = sorted({*before.results, *after.results})
@@ -131,7 +134,7 @@ def judge(before: Side, after: Side, rules: Rules | None = None, order: Iterable
     return Gate(rows, rules.alpha, failures, warnings, norm)
 
 
-def _row(name: str, old: Result | None, new: Result | None) -> Row:
+def _row(name: str, old: ModelResult | None, new: ModelResult | None) -> Row:
     if old is None or new is None:
         return Row(name, old, new)
     if old.images == new.images and len(old.robust) == len(new.robust):
@@ -192,7 +195,7 @@ def not_ruled_out(row: Row, rules: Rules) -> Iterator[str]:
         yield f"distances smaller by {100 * margin:g} % are not ruled out ({p_text(p)})"
 
 
-def _changes(rows: list[Row], before: Side, after: Side) -> Iterator[tuple[str, str]]:
+def _changes(rows: list[Row], before: Revision, after: Revision) -> Iterator[tuple[str, str]]:
     """Changes of the measurement itself: the name to allow each by, and a sentence."""
     both = [(row.name, row.before, row.after) for row in rows if row.before and row.after]
     apart = {row.name for row in rows if row.is_unpaired}

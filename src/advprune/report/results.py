@@ -3,7 +3,6 @@
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from math import isfinite
 from typing import Any
@@ -17,10 +16,10 @@ from advprune.evaluate.compare import right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import area
-from advprune.evaluate.statistics import Rate, median_distance, rate
+from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.compared import against_dense
-from advprune.report.formats import bounds, kind_of, number, with_interval
+from advprune.report.formats import bounds, number, with_interval
 from advprune.report.run import NOT_RUN, Model, Run
 
 RESULTS = "results.csv"
@@ -164,59 +163,6 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         if not np.where(np.array(list(hits)) == "1", far > -SLACK, far < SLACK).all():
             raise damaged(f"outcomes and distances of {model} contradict each other")
     return table
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A model in one revision, image by image.
-
-    robust: bool `[n]`, whether no attack fools the model; distances: `[n]`, 0 where the clean image
-    is misclassified. images: fingerprint of the test images. attacks: those that were run on the
-    model. budget: the main attack, its norm and eps.
-    """
-
-    robust: np.ndarray
-    distances: np.ndarray
-    clean: float
-    verdict: str | None
-    images: str
-    attacks: frozenset[str] = frozenset()
-    budget: tuple[Any, ...] = ()
-
-    @property
-    def rate(self) -> Rate:
-        """Robust accuracy."""
-        return rate(self.robust)
-
-    @property
-    def distance(self) -> str:
-        """The median distance."""
-        return kind_of("median_distance").text(np.median(self.distances.astype(float)))
-
-
-@dataclass(frozen=True)
-class Side:
-    """One revision: results by model, settings of data and attacks (None: unknown), the norm of
-    budget and distances."""
-
-    results: dict[str, Result]
-    settings: Any = None
-    norm: str = "Linf"
-
-
-def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
-    """A revision from its results (`results`, `read_results`), without models that were not run."""
-    found, tried = {}, table.columns[table.columns.str.startswith(ATTACK)]
-    for row in table[table.verdict != NOT_RUN].to_dict("records"):
-        robust = np.array(list(row["robust_images"])) == "1"
-        distances = np.frombuffer(bytes.fromhex(row["image_distances"]), DISTANCE)
-        if not (distances >= 0).all():
-            raise UserError(f"{row['model']}: a distance is negative or no number; run `dvc repro`")
-        attacks = frozenset(name for name in tried if pd.notna(row[name]))
-        facts = row["clean_accuracy"], row["verdict"], row["images"]
-        budget = tuple(row.get(key) for key in ("attack", "norm", "eps"))
-        found[row["model"]] = Result(robust, distances, *facts, attacks, budget)
-    return Side(found, settings, *table.get("norm", pd.Series()).dropna().unique()[:1])
 
 
 def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
