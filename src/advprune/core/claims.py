@@ -38,6 +38,14 @@ class Regime(Settings):
     n: int = Field(default=1, ge=1)
     seeds: int = Field(default=1, ge=1)
 
+    @property
+    def asked(self) -> str:
+        """That least in short: `cifar10, resnet20 or resnet18, width 16, n 1,000`."""
+        amounts = {key: getattr(self, key) for key in ("width", "epochs", "n", "seeds")}
+        found = [" or ".join(self.data), " or ".join(self.networks)]
+        found += [f"{key} {value:,}" for key, value in amounts.items() if value > 1]
+        return ", ".join(filter(None, found))
+
 
 class Criteria(Settings):
     """What must hold of the model before anything is concluded about its method.

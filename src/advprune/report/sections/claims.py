@@ -29,7 +29,8 @@ def claims(run: Run) -> Iterator[Part]:
         f"control. {explained(f'all {tests} tested claims')} Where no difference is claimed, p is "
         "that of an equivalence test. Threshold: the smallest difference that supports the "
         "claim, or the largest that is still equivalent. Refuted: the interval excludes the claim, "
-        "in its regime and with the method's own criteria met. Sources: docs/published.md.",
+        "in its regime and with the method's own criteria met. Regime: what that takes at least, "
+        "and what this run has where it is less. Sources: docs/published.md.",
         outcomes(run).drop(columns="id"),
     )
 
@@ -43,6 +44,7 @@ def outcomes(run: Run) -> pd.DataFrame:
         row |= {"outcome": one.outcome, "reason": one.reason}
         if test is not None:
             row |= columns(test) | {f"counts_{units_of(test)[1]}": claim.counts, "p": one.p}
-            row |= {"n": one.n, "seeds": one.seeds, "outcome": one.outcome}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        row |= {"n": one.n, "seeds": one.seeds, "outcome": one.outcome}
+        rows.append(row | {"regime": one.regime, "command": one.command})
+    found = pd.DataFrame(rows)
+    return found[[*found.columns.drop(["regime", "command"]), "regime", "command"]]
