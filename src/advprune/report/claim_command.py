@@ -9,7 +9,7 @@ from advprune.report.run import Run
 
 def command(run: Run, claim: Claim, is_tested: bool) -> str:
     """By the run's own settings where it was tested or they declare what the run lacks, else by
-    the register's (`Claim.params`); they are copied unless they are those of a fresh clone.
+    the register's (`Claim.params`). A fresh clone has those of a profile without a file in params/.
 
     The last stages run by themselves: with what they depend on, they would make the whole run.
     """
@@ -18,15 +18,11 @@ def command(run: Run, claim: Claim, is_tested: bool) -> str:
     own, name = run.params, run.params.profile
     stages, file = stages_of(own, claim), f"reports/{name}/{FILE}"
     lacks = any(kind == "transfer" or (kind, one) in stages for kind, one, _ in run.absent)
-    if is_tested or (lacks and all(stages.values())):
-        is_copied = (run.folder / "params" / f"{name}.yaml").exists()  # not the profile of a clone
-    else:
-        stages, file, is_copied = (
-            stages_of(_load(run.folder / claim.params), claim),
-            claim.params,
-            True,
-        )
-    copy = f"cp {file} {FILE} && " if is_copied else ""
+    if not (is_tested or (lacks and all(stages.values()))):
+        stages, file = stages_of(_load(run.folder / claim.params), claim), claim.params
+    elif not (run.folder / "params" / f"{name}.yaml").exists():
+        file = ""
+    copy = f"cp {file} {FILE} && " if file else ""
     return f"{copy}dvc repro {' '.join(stages.values())} && dvc repro -s transfer summarize"
 
 

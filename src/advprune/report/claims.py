@@ -60,19 +60,16 @@ def judged(run: Run) -> list[Judged]:
         if claim.metric not in METRICS:
             known = ", ".join(METRICS)
             raise UserError(f"{FILE}: {claim.id}: no metric {claim.metric!r}; known: {known}")
+        size, outcome = {}, NOT_HERE
         try:
             test = METRICS[claim.metric](run, claim)
-        except Missing as lack:
-            outcome, reason = lack.args
-            size, how = {}, command(run, claim, outcome != NOT_RUN)
-        else:
-            outcome, reason = NOT_HERE, _unmet(run, claim)
-            size, how = _size(run, test), command(run, claim, is_tested=True)
+            size, reason = _size(run, test), _unmet(run, claim)
             if not reason:  # else nothing follows from it: it is not a test of the run
                 tests[claim.id] = test
-        found[claim.id] = Judged(
-            claim, _regime(run, claim, size), how, **size, outcome=outcome, reason=reason
-        )
+        except Missing as lack:
+            outcome, reason = lack.args
+        told = _regime(run, claim, size), command(run, claim, outcome != NOT_RUN)
+        found[claim.id] = Judged(claim, *told, size.get("n"), size.get("seeds"), outcome, reason)
     chosen = [claim for claim in run.claims if claim.id in tests]
     asked = []  # p of the test that each claim asks for: of a difference, or of there being none
     for claim in chosen:
