@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import N, layer_table, model, run_of, settings
+from handmade import MODELS, N, layer_table, model, run_of, settings
 from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
@@ -95,6 +95,16 @@ def test_nothing_is_refuted_outside_its_regime(regime: dict[str, Any], away: str
     assert {no.regime, yes.regime, unmet.regime} == {away}
     assert (unmet.n, unmet.seeds, unmet.test) == (N, 1, None)
     assert here.regime == "digits; reached"
+
+
+def test_epochs_are_those_of_the_last_training_on_the_way_to_a_model() -> None:
+    """A quantized model is trained as the model it was made of, not as the dense network."""
+    entry = {"do": "quantize", "of": "GAP_layer-standard", "by": "quantize.int8"}
+    params = settings(models=MODELS | {"GAP_int8-standard": entry})
+    made = [model(name, params, {"field": 2}) for name in ("dense-standard", "GAP_int8-standard")]
+    regime, own = HERE | {"epochs": 10}, {"model": "GAP_int8-standard", "effect": 0.1}
+    (found,) = outcomes(run_of(made, params), claim(regime=regime, **own))
+    assert found.regime == "digits, epochs 10; here epochs 6"
 
 
 def test_p_is_corrected_for_all_claims_of_the_run_that_were_tested() -> None:

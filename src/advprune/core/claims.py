@@ -26,8 +26,8 @@ class Regime(Settings):
     """Where a claim was made, in words, and the least that a run must have to refute it.
 
     data: sources of data. networks: architectures; empty: any. width: of resnet18 and resnet20.
-    epochs: of all trainings of the model after its parent's, or of its own. n: test images. seeds:
-    trainings.
+    epochs: of the last training on the way to the model, all phases together. n: test images.
+    seeds: trainings.
     """
 
     published: str

@@ -184,8 +184,11 @@ def _regime(run: Run, claim: Claim, size: Mapping[str, int]) -> str:
     less = [] if source in regime.data else [source]
     less += [network] if regime.networks and network not in regime.networks else []
     own = {"width": profile.model.width if is_library(network) else regime.width}
-    if size and regime.epochs:  # of training after its parent's, else of its parent
-        setting = run.params.setting(claim.model) if claim.study is None else None
+    if size and regime.epochs:  # of training after the dense network's, else of that
+        setting, name, models = None, claim.model, run.params.models
+        if claim.study is None:
+            while not _epochs(setting := run.params.setting(name)) and name in models:
+                name = models[name].of
         for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
             if point := study.settings["points"].get(claim.model):
                 setting = point["setting"]
