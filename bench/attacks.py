@@ -171,7 +171,7 @@ def answers(model: nn.Module, x: Tensor) -> Tensor:
 
 def limits(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """By precision: matrix products (TFLOP/s), the network's bare gradient passes (images/s), and
-    the images a second that the matrix rate would allow."""
+    the images per second that the matrix rate would allow."""
     network, cuda = attack_copy(model, x.device), x.is_cuda
     point = x.contiguous(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -29,16 +29,16 @@ def attack(
 
     workspace = Workspace.open(profile)
     params, settings = workspace.params, workspace.profile
-    model, test = workspace.load(name).to(setup()), workspace.splits("test")["test"]
+    device = setup(threads=1)  # processes share the work (core/ahead.py)
+    model, test = workspace.load(name).to(device), workspace.splits("test")["test"]
     images = to_float(test.images)
-    attacks = workspace.place("data", "attacks.json")  # on which DVC has this stage depend
+    attacks = workspace.place("data", "attacks.json")  # DVC makes this stage depend on it
     if not attacks.is_file() or read_json(attacks) != workspace.attacks:
         raise UserError(f"{attacks} is not up to date; run `dvc repro` or stages/settings.py")
-    files = [workspace.run(name), workspace.data("test"), attacks]
-    files += workspace.code()
+    files = [workspace.run(name), workspace.data("test"), attacks, *workspace.code()]
     entry, parent = params.models.get(name), None
     if entry is not None and entry.do == "quantize":
-        parent = workspace.load(entry.of).to(setup())
+        parent = workspace.load(entry.of).to(device)
         files.append(workspace.run(entry.of))
     parts = Parts(Path("checkpoints"), params.seed, files=files)
     suite = Suite(images, test.labels, settings, params.attack, params.seed, parts, parent)

@@ -33,8 +33,7 @@ def quantize(
             model = round_model(parent, calibration, setting.bits)
         else:
             data = Data(images, labels, train, state)
-            known = setting, data, params.seed, calibration
-            model = quantization_aware(parent, *known)
+            model = quantization_aware(parent, setting, data, params.seed, calibration)
         same, gap = agreement(model, to_float(splits["test"].images))
         facts = {
             "setting": setting.model_dump(exclude_none=True),

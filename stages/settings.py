@@ -8,7 +8,7 @@ from common import ProfileOption, Workspace, script
 
 
 def settings(profile: ProfileOption = None) -> None:
-    """Write files to data/<profile>/ that stages depend on in the place of what they hold.
+    """Write files to data/<profile>/ that stages depend on instead of what they hold.
 
     settings.json: all settings of the run; attacks.json and profile.json: parts of them, with
     budgets as numbers. dvc.lock would repeat them for every stage. pictures.json and weights.json:

@@ -42,7 +42,7 @@ def study(
         read_tensors(adversarial)[0],
         workspace.splits(*SPLITS),
         parts,
-        setup(),
+        setup(threads=1),
     )
     for file, table in run_study(name, given).items():
         workspace.write_table(workspace.place("records", name) / f"{file}.parquet", table)

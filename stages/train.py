@@ -33,8 +33,8 @@ def train(
     settings = workspace.profile.model_dump(include={"model", "train"})
     with workspace.unfinished(settings, params.setting(name).model_dump(), files=files) as state:
         made_from = workspace.load(parent) if parent else None
-        known = params.seed, setup(), state, curves(workspace, name)
-        inputs = Inputs(splits["train"], splits["val"], *known)
+        live = curves(workspace, name)
+        inputs = Inputs(splits["train"], splits["val"], params.seed, setup(), state, live)
         model, facts = train_network(params, name, inputs, made_from)
         workspace.save(name, model, facts, image_shape=splits["train"].shape)
 

@@ -14,6 +14,7 @@ from advprune.evaluate.robust import worst_case
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 
 SEARCH = {"method": "square", "gradients": 0.0}  # without gradients
+FGSM = {"steps": 1, "step": 0.2}
 
 
 def rows(
@@ -48,7 +49,7 @@ DECLARED = {"slope_error": 1.0, "declared": True}
     ("table", "expected", "check"),
     [
         (rows("probe_noise", 30), "reliable", None),
-        (rows("probe_single", 4), "reliable", None),
+        (rows("probe_single", 4, **FGSM), "reliable", None),
         (rows("other", 3, **SEARCH), "reliable", None),  # one image: tolerated
         (rows("other", 0, **SEARCH), "broken", "gradient-free"),  # four of 40 are not
         (rows("probe_gradient", 40, eps=0.0, gradient=1.0), "reliable", None),
@@ -88,7 +89,7 @@ def test_what_only_the_weaker_attack_breaks_counts_whatever_it_misses() -> None:
 STRONG, WEAK = rows("main", 30), rows("s", 35, **SEARCH)
 STRAIGHT = rows("probe_honesty", 40, **HONEST | {"declared": True, "slope_error": np.nan})
 OWN = {("dense", "main"): STRONG}
-SINGLE = rows("probe_single", 10, steps=1)
+SINGLE = rows("probe_single", 10, **FGSM)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ SINGLE = rows("probe_single", 10, steps=1)
         ([STRONG], {}, {"gradient-free"}),  # nothing without gradients: in doubt
         ([STRONG, WEAK, rows("probe_noise", 10)], {}, {"random noise"}),
         ([STRONG, WEAK, rows("probe_noise", 10, linf=0.3)], {}, set()),  # outside the budget
-        ([STRONG, WEAK, rows("probe_single", 10)], {}, {"single step", "iterative attacks"}),
+        ([STRONG, WEAK, SINGLE], {}, {"single step", "iterative attacks"}),
         ([STRONG, WEAK, rows("x", 10, **SEARCH)], {}, {"gradient-free"}),
         ([STRONG, WEAK], OWN, set()),
         ([STRONG, WEAK], OWN | {("surrogate", "main"): rows("main", 10)}, {"transfer"}),

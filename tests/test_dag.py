@@ -4,6 +4,7 @@ A room is a folder of src/advprune.
 """
 
 import ast
+import fnmatch
 import re
 import shutil
 from collections.abc import Iterator
@@ -174,6 +175,23 @@ def test_stages_are_exactly_what_params_declare(
 def test_the_lock_file_lists_these_stages_and_no_former_ones(stages: dict[str, Any]) -> None:
     lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
     assert set(lock["stages"]) == set(stages)
+
+
+def test_the_sides_of_a_first_run_share_no_stage_and_wait_for_none(
+    stages: dict[str, Any], settings: params.Params
+) -> None:
+    lines = re.findall(r"call SIDE,\w+,(.+?)\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    sides = [
+        [name for one in line.split() for name in fnmatch.filter(stages, one.strip("'"))]
+        for line in lines
+    ]
+    expected = [name for name in stages if name.startswith(("attack@", "study@"))]
+    assert len(sides) == 2 and sorted(sum(sides, [])) == sorted(expected)
+    for side in sides:
+        for at, name in enumerate(side):
+            study = settings.studies.get(name.removeprefix("study@"))
+            if study and study.of not in settings.dense():
+                assert f"attack@{study.of}" in side[:at], name
 
 
 def test_each_stage_depends_on_its_own_settings_alone(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from browser import BROWSER, run_in
 from planted import model, run_of, searched, settings
+from test_claims import against, claim
 
 from advprune.report import chart_live
 from advprune.report.formats import budgets_in
@@ -33,17 +34,17 @@ def test_the_answer_comes_first_and_counts_what_differs() -> None:
     assert none == (
         "By the smallest change of an image that fools them, none of 2 compressed models is "
         "significantly harder to fool than its dense network; none is easier to fool; for 2 no "
-        "difference is significant. Wilcoxon's test, Holm's correction."
+        "difference is significant."
     )
     assert "none of 2 compressed models has a significantly higher" in floor
     assert "; none has a lower one." in floor
     two = run_of(firm("A"), model("B"))
     assert "1 of 2 compressed models is significantly harder to fool" in effect(two)
     assert "its dense network (A-standard; by at most " in effect(two)
-    assert "than its dense network (A-standard); none has a lower one. " in accuracy(two)
+    assert "than its dense network (A-standard); none has a lower one." in accuracy(two)
     worse = run_of(firm("dense"), model("A"), firm("B"))
     assert "; 1 is easier to fool (A-standard); " in effect(worse)
-    assert "; 1 has a lower one (A-standard). " in accuracy(worse)
+    assert "; 1 has a lower one (A-standard)." in accuracy(worse)
     fallen = run_of(*(model(name, (0, 0, 0), carried=0) for name in ("dense", "A", "B")))
     assert "in 2 of 2 comparisons both are 0 %" in accuracy(fallen)
     rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
@@ -157,9 +158,12 @@ def test_no_text_leaves_its_place() -> None:
 
 
 def test_the_answer_the_leaderboard_and_one_figure_come_before_anything_else() -> None:
-    page = hostile_page()
-    places = [page.index(text) for text in ('class="answer"', 'class="board"', 'data-plot="')]
-    assert places == sorted(places) and places[-1] < page.index('id="contents"')
+    claimed = replace(against(30, 2), claims=(claim("a", effect=0.1),))
+    page = html(claimed, shown_sections(claimed))
+    parts = ('class="answer"', 'data-plot="tradeoff"', 'class="board"', 'id="claims"')
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "Published claims: 1 reproduced, 0 refuted, " in summary(claimed)[-1]
 
 
 def test_numbers_stay_with_their_signs() -> None:

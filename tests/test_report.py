@@ -268,7 +268,8 @@ def test_png_are_the_same_bytes_and_show_the_colours_of_their_series() -> None:
     heat = pd.DataFrame({"x": list("ab"), "y": list("aa"), "transfer_accuracy": [0.0, 1.0]})
     assert png(Chart("h", "heatmap", heat, "x", "y", value="transfer_accuracy"), {})
     spots = line(ordered=False, marker="model", size="robust_accuracy_low")
-    assert png(replace(spots, kind="points"), places)
+    spots = replace(spots, kind="points")
+    assert png(spots, places) != png(replace(spots, label="model"), places)  # written beside them
     pixels = [np.full((1, 4, 4), 7, np.uint8), np.full((3, 4, 4), 9, np.uint8)]
     images = pd.DataFrame({"image": [1, 2], "row": ["clean"] * 2, "pixels": pixels})
     assert png(Chart("i", "images", images, "image", "row", value="pixels"), {})
@@ -283,7 +284,7 @@ def test_sections_are_found_in_their_folder_in_order() -> None:
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert {one.id for one in found} == files
     assert [one.order for one in found] == sorted(one.order for one in found)
-    assert [one.id for one in found][:2] == ["claims", "leaderboard"]
+    assert [one.id for one in found][:3] == ["tradeoff", "leaderboard", "claims"]
 
 
 def test_two_charts_may_not_have_the_same_name() -> None:

@@ -1,6 +1,6 @@
 """Sections on studies: masks, SAP's protocol, seeds, bit flips."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from advprune.evaluate.means import compare_means, mean
 from advprune.report.claims import judged
 from advprune.report.points import by_family
 from advprune.report.run import Run
+from advprune.report.section import Part
 from advprune.report.sections import bitflips, masks, protocol, seeds
 
 # --- compression by masks ------------------------------------------------------------------------
@@ -31,7 +32,7 @@ def compressed(family: str, order: int, clean: int, white: int, there: int) -> p
         records(FROM_DENSE + attack, first(there), clean) for attack in ("field", "momentum")
     ]
     whole = pd.concat(tables, ignore_index=True)
-    return whole.assign(family=family, order=order, prune_ratio=0.5, sparsity=0.5, value="")
+    return whole.assign(family=family, order=order, prune_ratio=0.5, sparsity=0.5, value=str(order))
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +97,12 @@ ADAPTIVE = {
 def protocol_model(name: str, kept: dict[tuple[str, float], int | np.ndarray]) -> pd.DataFrame:
     """A model that keeps so many first images under each attack and budget."""
     tables = [
-        records(attack, first(k) if isinstance(k, int) else k, eps=eps)
+        records(attack, first(k) if isinstance(k, int) else k, eps=eps).assign(
+            step=eps, steps=1 if attack == "fgsm" else 10
+        )
         for (attack, eps), k in kept.items()
     ]
-    return pd.concat(tables, ignore_index=True).assign(member=name)
+    return pd.concat(tables, ignore_index=True).assign(member=name, of="dense-standard")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,12 @@ def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
     check_charts(sap, "protocol")
 
 
+def failed(parts: Iterable[Part]) -> set[tuple[str, str]]:
+    """The models and attacks that fail the check beside FGSM."""
+    (part,) = [part for part in parts if part.title == "Iterative attacks beside FGSM"]
+    return set() if part.table is None else {*zip(part.table.model, part.table.attack, strict=True)}
+
+
 def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap: Run) -> None:
     """The iterative attack leaves S100 as much as dense, but where it leaves it all that one step
     breaks, it is the attack that has failed."""
@@ -154,10 +163,33 @@ def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap: Run) -> N
     entry = {"id": "c", "paper": "P", "source": "S", "where": "W", "claim": "C", "run": "r"}
     claim = Claim.model_validate(entry | own | {"regime": {"published": "p", "data": ["digits"]}})
     assert judged(replace(sap, claims=(claim,)))[0].outcome == "reproduced"
+    assert failed(protocol.protocol(sap)) == set()
     rows = sap.studies["sap"].copy()
-    rows.loc[rows.attack == "iterative", "adv_pred"] = rows.label
-    (found,) = judged(replace(sap, studies={"sap": rows}, claims=(claim,)))
-    assert found.reason == "iterative does less harm than FGSM"
+    rows.loc[(rows.attack == "iterative") & (rows.member == "S100"), "adv_pred"] = rows.label
+    weak = replace(sap, studies={"sap": rows}, claims=(claim,))
+    assert judged(weak)[0].reason == "iterative does less harm than FGSM"
+    assert failed(protocol.protocol(weak)) == {("dense-standard, S100", "iterative")}
+
+
+def test_iterative_attacks_beside_fgsm_on_points_of_studies(compression: Run) -> None:
+    """Of one point the main attack leaves all images, where one step breaks half of them."""
+    runs = {"compression": compression, "seeds": versus((30, 31, 32), (10, 11, 12))}
+    weak = {"compression": ("random, 1", "field"), "seeds": ("H, 2", "field")}
+    for kind, build, (left, right) in (
+        ("compression", masks.masks, ("family", "value")),
+        ("seeds", seeds.seeds, ("point", "seed")),
+    ):
+        assert "Iterative attacks beside FGSM" not in {part.title for part in build(runs[kind])}
+        rows = runs[kind].studies[kind]
+        field = rows[rows.attack == "field"].assign(step=EPS)
+        alike = (field[left] + ", " + field[right].astype(str)) == weak[kind][0]
+        hits = {"field": alike, "fgsm": field["index"] < N / 2}
+        tables = [
+            field.assign(attack=name, adv_pred=field.label.where(hit, -1)) for name, hit in hits.items()
+        ]
+        tables[1] = tables[1].assign(steps=1)
+        studies = runs[kind].studies | {kind: pd.concat([rows[rows.attack != "field"], *tables])}
+        assert failed(build(replace(runs[kind], studies=studies))) == {weak[kind]}
 
 
 # --- seeds ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sections on models: transfer, curves, layers, growth; and all alike."""
+"""Sections on models: transfer, curves, layers; and all alike."""
 
 from dataclasses import replace
 
@@ -14,11 +14,10 @@ from advprune.report.formats import bounds
 from advprune.report.results import results
 from advprune.report.run import Run
 from advprune.report.section import sections
-from advprune.report.sections import distances, growth, layers, transfer
+from advprune.report.sections import distances, layers, transfer
 
 EMPTY = {  # without records, they say nothing
-    *("transfer", "distances", "curves", "masks", "protocol", "seeds", "bitflips", "growth"),
-    "layers",
+    *("transfer", "distances", "curves", "masks", "protocol", "seeds", "bitflips", "layers"),
     "corruptions",
 }
 
@@ -146,26 +145,6 @@ def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
     assert own[own.layer == "conv1.0"].depth.tolist() == [1]
     rises = rows[rows.measure == layers.MEASURES["rise"]].number
     assert len(rises) and (rises == (1.5 - 1.0) / 2.0).all()
-
-
-# --- growth --------------------------------------------------------------------------------------
-
-GROWN = {
-    "stages": [5, 6],
-    "inner": [7],
-    "base": [4, 4, 4],
-    "history": [
-        {"epoch": epoch, "density": 0.5, "base_density": 1.0, "density_stem": 0.4}
-        | {"density_layer1": share, "density_layer1_0": 0.6}
-        for epoch, share in ((1, 0.3), (2, 0.5))
-    ],
-}
-
-
-def test_channels_are_those_of_the_last_epoch() -> None:
-    found = growth.channels(GROWN).set_index("channels")
-    assert found.grown.tolist() == [5, 6, 7] and found.base_network.tolist() == [4, 4, 4]
-    assert found.share["layer1"] == 0.5 and found.share["layer1, inside block 1"] == 0.6
 
 
 # --- all sections --------------------------------------------------------------------------------

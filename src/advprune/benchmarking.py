@@ -38,7 +38,7 @@ from advprune.evaluate.verdict import Verdict
 from advprune.models.border import admitted, check_images, refuse
 from advprune.models.card import card_of
 from advprune.models.target import Answer, Target, target_of
-from advprune.report.formats import budgets_in, spell
+from advprune.report.formats import budgets_in, rate_text
 from advprune.report.results import results
 from advprune.report.run import Model, Run
 from advprune.studies.corruptions import corrupted
@@ -110,7 +110,7 @@ class Benchmark:
     def __repr__(self) -> str:
         main, (median, low, high) = self.run.main_attack, median_distance(self.distances)
         lines = [
-            f"clean {spell(self.clean)}, robust {spell(self.robust)}",
+            f"clean {rate_text(self.clean)}, robust {rate_text(self.robust)}",
             f"({main.norm}, eps {main.eps:.4g}, n = {self.run.n});",
             f"median distance {median:.4g} ({low:.4g}–{high:.4g}); {self.verdict.level}",
         ]

@@ -23,7 +23,7 @@ def no_progress(done: int) -> None:
 
 def attack_copy(model: nn.Module, device: torch.device, fold: bool = True) -> nn.Module:
     """The copy that an attack works on: evaluation mode, frozen, folded, channels-last
-    where its code bears that."""
+    where its code allows that."""
     private = fold_batchnorm(model) if fold else copy.deepcopy(model).eval()
     private.requires_grad_(False)
     return channels_last(private.to(device))

@@ -32,13 +32,13 @@ T = TypeVar("T", bound="Options")
 class Options:
     """What every attack takes, however it searches.
 
-    norm: `Linf` or `L2`. batch: images a pass. precision: `bfloat16` computes gradients in mixed
+    norm: `Linf` or `L2`. batch: images per pass. precision: `bfloat16` computes gradients in mixed
     precision; float32 decides what fools. draws: of models with random layers; gradients are
     averaged over them (EOT, Athalye et al. 2018), and the mean logits decide. backward: what is
-    differentiated in the place of layers without a useful gradient (models/backward.py); None: the
+    differentiated instead of layers without a useful gradient (models/backward.py); None: the
     model's own rule. parent: the network that `backward: parent` needs. pixels: images will be
     rounded to 8 bits (`rounding`: see `to_pixels`), so only what fools after that is fooled; clean
-    images must be 8-bit. generator: a CPU generator in the place of one from `seed`; a sample's
+    images must be 8-bit. generator: a CPU generator instead of one from `seed`; a sample's
     start does not depend on the batch. cost: counts what passes through the model. progress: called
     with image-steps done.
     """
@@ -183,8 +183,8 @@ def expected_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the loss by the images, and the logits, both averaged over `draws` draws.
 
-    labels: `[N]`, or `[N, …]` where the loss takes more. most: images a pass. Non-finite entries of
-    a gradient (a division by nearly nothing) count as 0.
+    labels: `[N]`, or `[N, …]` where the loss takes more. most: images per pass. Non-finite entries
+    of a gradient (a division by nearly nothing) count as 0.
     """
     point = images.detach().requires_grad_()
     gradient, total = torch.zeros_like(images), torch.zeros(())

@@ -195,7 +195,7 @@ def sizes(change: Tensor, norm: str) -> Tensor:
 
 def stretched(found: Tensor, clean: Tensor, distances: Tensor, eps: float) -> Tensor:
     """Images within the budget, their change stretched to all of it, so that rounding does not undo
-    it; the clean ones in the place of the others."""
+    it; the clean ones where nothing changed."""
     share = torch.where(distances <= eps, eps / distances.clamp_min(1e-12), 0.0)
     return (clean + wide(share) * (found - clean)).clamp(0, 1)
 

@@ -17,7 +17,7 @@ from advprune.core.errors import UserError
 
 STAGES, NAME = "stages", "mine"  # NAME: of the profile
 EXTRA = "advprune[pipeline]"
-PINNED = "requirements.txt"  # stages depend on it, in the place of the library's code
+PINNED = "requirements.txt"  # stages depend on it, instead of the library's code
 DENSE = "dense-standard"  # the network that every project has
 NETWORKS = "networks"  # where a clone has the user's code
 # Dependencies that a project lacks.
@@ -157,7 +157,7 @@ def init(own: Profile, made: Made) -> None:
 
 
 def _stages(packaged: str, code: list[str]) -> str:
-    """dvc.yaml, with the library's version and the user's code in the place of a clone's code."""
+    """dvc.yaml, with the library's version and the user's code instead of a clone's code."""
     from ruamel.yaml import YAML
 
     yaml = YAML()

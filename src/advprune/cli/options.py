@@ -222,7 +222,7 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with options in the place of its parameters that are dataclasses: one for each
+    """The command with options instead of its parameters that are dataclasses: one for each
     field, in the panel of --help that the class names."""
     given = inspect.signature(command).parameters
     kinds: dict[str, Any] = {

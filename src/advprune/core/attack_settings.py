@@ -204,7 +204,7 @@ class FlipSettings(Settings):
     """How the bit-flip attack is run (`advprune.attacks.bitflip`), in every bit-flip study.
 
     images: of the training images, drawn anew for each of the `seeds`; the attack takes the stored
-    network's own predictions as their labels. budget: most flips a seed. stop: it ends at an
+    network's own predictions as their labels. budget: most flips per seed. stop: it ends at an
     accuracy of `stop / classes` on the test images, which is asked for after every `every` flips;
     a stop of 1 or more also where it is no better than the most frequent class every time.
     random, random_every: how many random flips stand beside it, and how often their accuracy is

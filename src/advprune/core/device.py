@@ -14,12 +14,15 @@ from torch import nn
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
-def setup() -> torch.device:
-    """The GPU if there is one, with deterministic algorithms where torch has them; else the CPU.
+def setup(threads: int | None = None) -> torch.device:
+    """The GPU if there is one, with deterministic algorithms where torch has them; else the CPU,
+    with this number of threads (None: torch's own).
 
     The CPU's are deterministic as they are, and asking for it costs a second of imports.
     """
     keep_memory()
+    if threads:
+        torch.set_num_threads(threads)
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may differ
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -68,7 +68,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _numbers_are_numbers(cls, values: Any) -> Any:
-        """`true` is no number, and none is beyond what memory and time can bear."""
+        """`true` is no number, and none is beyond what fits into memory and time."""
         for key, value in values.items() if isinstance(values, Mapping) else ():
             field = cls.model_fields.get(key) if isinstance(key, str) else None
             kinds = _kinds(field.annotation) if field is not None else set()

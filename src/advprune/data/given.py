@@ -1,5 +1,5 @@
-"""Labelled pictures that a network is evaluated on: a folder of one sub-folder a class, a split or
-a `.npz` file. Of a folder only the pictures that are drawn are opened."""
+"""Labelled pictures that a network is evaluated on: a folder with one sub-folder per class, a split
+or a `.npz` file. Of a folder only the pictures that are drawn are opened."""
 
 import os
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def read_given(
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Names of classes, one a line; UserError for less than two, or one that is there twice."""
+    """Names of classes, one per line; UserError for less than two, or one that is there twice."""
     plain_file(path, "file of names", "write one name of a class a line")
     try:
         names = tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines())
@@ -81,7 +81,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     while names and not names[-1]:
         names = names[:-1]
     if len(set(names)) < max(len(names), 2) or not all(names):
-        raise UserError(f"{path}: write at least two names of classes, one a line, none twice")
+        raise UserError(f"{path}: write at least two names of classes, one per line, none twice")
     return names
 
 
@@ -101,7 +101,7 @@ def _listed(
     other = {"test": "train", "train": "test"}[part]
     if top == place and (place / other).is_dir():
         raise UserError(
-            f"{place} has {other}/ and no {part}/; give a folder of one sub-folder a class"
+            f"{place} has {other}/ and no {part}/; give a folder with one sub-folder per class"
         )
     shown = sorted(p for p in top.iterdir() if not p.name.startswith("."))
     kinds = [p.name for p in shown if p.is_dir()]
@@ -130,7 +130,7 @@ def _listed(
         labels += [names.index(kind)] * len(own)
     if len(names) < 2 or not files:
         raise UserError(
-            f"{place}: give a folder of at least two sub-folders, one a class, of PNG or JPEG"
+            f"{place}: give a folder of at least two sub-folders, one per class, of PNG or JPEG"
         )
     return names, labels, files
 

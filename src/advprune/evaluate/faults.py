@@ -113,7 +113,7 @@ class Reached:
 
     @property
     def least(self) -> float:
-        """The mean, with what was tried and not enough in the place of censored counts."""
+        """The mean, with what was tried and not enough instead of censored counts."""
         return fmean(count for count, _ in self.ends)
 
 

@@ -22,7 +22,7 @@ def clean_accuracy(records: pd.DataFrame) -> Rate:
 
 
 def remnant_accuracy(records: pd.DataFrame) -> Rate:
-    """`mean[q = y]`: robust accuracy."""
+    """`mean[q = y]`: accuracy under attack, by nn-prune's name."""
     return rate(right(records))
 
 
@@ -58,9 +58,9 @@ def robust_rates(records: pd.DataFrame) -> dict[str, Any]:
     where at least 9 of 10 draws are wrong; for others it is the same."""
     found: dict[str, Any] = remnant_accuracy(records).columns("robust_accuracy")
     single = (records.adv_single_pred == records.label).to_numpy()
-    stands = (records.adv_wrong < MOST_DRAWS).to_numpy()
+    unbroken = (records.adv_wrong < MOST_DRAWS).to_numpy()
     found["robust_accuracy_single_draw"] = rate(single).columns("rate")["rate"]
-    found["robust_accuracy_9_of_10"] = rate(stands).columns("rate")["rate"]
+    found["robust_accuracy_9_of_10"] = rate(unbroken).columns("rate")["rate"]
     for cost in ("forwards", "gradients"):
         found[cost] = round(float(records[cost].mean()), 1)
     return found

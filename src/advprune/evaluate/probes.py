@@ -163,7 +163,7 @@ class Probe:
         if self.work.parts is None:
             return [make() for make in jobs.values()]
         kept = [partial(self.work.parts.frame, name, make) for name, make in jobs.items()]
-        if not isinstance(self.model, Target):  # another runtime may not bear a fork
+        if not isinstance(self.model, Target):  # another runtime may not survive a fork
             ahead("probes", kept[::-1])  # the longest comes last
         return [read() for read in kept]
 

@@ -99,7 +99,7 @@ def score(
 def table_of(
     facts: dict[str, Any], clean: dict[str, Any], adv: dict[str, Any], change: Tensor
 ) -> pd.DataFrame:
-    """A row a sample: facts, the answers to both sides, and the size of the change."""
+    """One row per sample: facts, the answers to both sides, and the size of the change."""
     flat = change.flatten(1)
     sizes = {"linf": flat.abs().amax(1).numpy(), "l2": flat.norm(dim=1).numpy()}
     return pd.DataFrame(facts | clean | adv | sizes)

@@ -75,22 +75,23 @@ class Suite:
         attacks = {n: s for n, s in chosen.items() if getattr(s, "backward", None) not in foreign}
         run = partial(self._run, name, model)
         # Curves are of attacks by gradient.
-        points = enumerate(() if blind else curve_settings(main, self.profile.curves))
-        curves = [(f"{curve}-{place}", curve, setting) for place, (curve, setting) in points]
+        points = list(() if blind else curve_settings(main, self.profile.curves))
+        asked = [setting for _, setting in points]  # on both curves the same one: crafted once
+        curves = [(f"curve-{asked.index(one)}", curve, one) for curve, one in points]
         clean = self._clean(model)  # for all pieces
         chains: dict[str, list[tuple[str, str, Attack]]] = {}  # attacks that come after one another
         for attack, setting in attacks.items():
             chains[attack] = chains.get(setting.after or "", [])
             chains[attack].append((attack, attack, setting))
         pieces = list({id(chain): chain for chain in chains.values()}.values())
-        pieces += [[curve] for curve in curves]
+        pieces += {part: [one for one in curves if one[0] == part] for part, *_ in curves}.values()
         pieces.sort(key=lambda piece: -sum(effort(setting) for *_, setting in piece))
 
         def each(piece: list[tuple[str, str, Attack]]) -> None:
             for one in piece:
                 run(*one)
 
-        if not isinstance(model, Target):  # another runtime may not bear a fork
+        if not isinstance(model, Target):  # another runtime may not survive a fork
             ahead(f"{name}, attacks", [partial(each, piece) for piece in pieces])
         adv, tables = {}, []
         for attack, setting in attacks.items():
@@ -124,7 +125,7 @@ class Suite:
             work = replace(self.work, clean=clean)
             return rows(model, images, crafted, labels, attack, work)
 
-        return crafted, self.parts.frame(f"{part}-rows", scored)
+        return crafted, self.parts.frame(f"{part}-{attack}-rows", scored)
 
     def _images_for(self, setting: Attack) -> Images:
         first = slice(getattr(setting, "images", None))

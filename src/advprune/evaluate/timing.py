@@ -28,7 +28,7 @@ CARD = ("macs", "nonzero", "file_bytes")  # of the card, beside the times
 def timings(
     models: Mapping[str, tuple[nn.Module, Mapping[str, Any]]], images: Tensor, batch: int
 ) -> pd.DataFrame:
-    """One row per network and batch size, 1 and `batch`: median and quartiles in seconds a call.
+    """One row per network and batch size, 1 and `batch`: median and quartiles in seconds per call.
 
     models: networks with their cards, by name. images: float `[N, C, H, W]` in [0, 1]; repeated
     where there are fewer than `batch`. A call is a forward pass in evaluation mode on the network's

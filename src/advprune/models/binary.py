@@ -140,7 +140,7 @@ def is_binary(model: nn.Module) -> bool:
 
 
 def check_binary(model: nn.Module, where: str) -> None:
-    """UserError where a weight is not one positive scale a channel times -1 or 1."""
+    """UserError where a weight is not one positive scale per channel times -1 or 1."""
     for name, layer in binary_layers(model).items():
         sizes = layer.weight.detach().abs().flatten(1)
         if not (sizes > 0).all() or not (sizes == sizes[:, :1]).all():

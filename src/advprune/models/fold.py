@@ -36,7 +36,7 @@ def _own(module: nn.Module) -> bool:
 
 def channels_last(model: nn.Module) -> nn.Module:
     """A model in the layout in which convolutions are fastest, in place, where all of its code is
-    known to bear that: views in foreign code may need the usual one. Binary convolutions put
+    known to allow that: views in foreign code may need the usual one. Binary convolutions put
     their input into the usual one, so that another would only cost the way there and back."""
     stay = any(not _own(m) or isinstance(m, BinaryConv2d) for m in model.modules())
     return model if stay else model.to(memory_format=torch.channels_last)
@@ -114,7 +114,7 @@ def _traced(model: nn.Module) -> fx.GraphModule | None:
 
 
 def _merge(traced: fx.GraphModule) -> list[tuple[str, str]]:
-    """Put one convolution in the place of every conv-bn pair; the names of each pair. Of a pair,
+    """Replace every conv-bn pair by one convolution; the names of each pair. Of a pair,
     the batch-norm alone reads the convolution, which is not used again."""
     modules, names = dict(traced.named_modules()), []
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")

@@ -33,7 +33,7 @@ USUAL = 32  # height and width of the image that a network for images of any siz
 def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = None) -> None:
     """Write a model to `path`, for batches of any size of float32 images in [0, 1].
 
-    size: height and width of an image; None: any, which networks of this library bear. The input is
+    size: height and width of an image; None: any, for networks of this library. The input is
     called `images`, the output `scores`. UserError where the package onnx is missing, and where
     the model draws at random, is binary, or does what torch cannot write as ONNX.
     """

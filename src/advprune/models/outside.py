@@ -92,7 +92,7 @@ def build_outside(spec: ModelSpec, allowed: str | None = None) -> Outside:
             f"--factory {spec.factory}"
         )
     # The shortcut of attention modules in evaluation mode would pass over layers that are put into
-    # them, or in the place of their own.
+    # them, or instead of their own.
     torch.backends.mha.set_fastpath_enabled(False)
     make = _maker(spec)
     # Tensors that no file holds are the same each time.

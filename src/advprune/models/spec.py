@@ -49,7 +49,7 @@ class ModelSpec(BaseModel):
     std: tuple[float, ...]
     layers: tuple[LayerSpec, ...] = Field(default=(), max_length=16)
     quantization: QuantizationSpec | None = None
-    binary: Annotated[bool, UNSAID] = False  # one bit a weight (models/binary.py)
+    binary: Annotated[bool, UNSAID] = False  # one bit per weight (models/binary.py)
     # Channels of the stem and of each stage's residual stream; empty: width, width, 2 width, …
     stages: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...], UNSAID] = ()
     # Of each stage's first convolution; empty: 1, 2, 2, …

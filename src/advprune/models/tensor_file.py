@@ -98,7 +98,7 @@ def _wrapped(content: dict[Any, Any]) -> list[str]:
 
 
 def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, where each has numbers of its own and a name of bearable length."""
+    """The tensors of a file, where each has numbers of its own and a name of acceptable length."""
     for name, tensor in tensors.items():
         if len(name) > LONGEST_NAME:
             raise UserError(f"{path} holds a tensor with a name of {len(name)} characters")

@@ -47,7 +47,7 @@ class RoundMaps(Settings):
 
 @inserted_layer("clamp")
 class Clamp(nn.Module):
-    """`min(max(h, low), high)` with one range a layer; its gradient is its own, or the identity."""
+    """`min(max(h, low), high)` per layer; the gradient is its own or the identity."""
 
     rules = ("straight",)
     low: torch.Tensor

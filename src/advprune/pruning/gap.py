@@ -74,7 +74,7 @@ def summed_gradients(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int
 ) -> Scores:
     """`sum_i d CE(f(x_i), y_i) / d w` of the prunable weights, in evaluation mode. images: float
-    `[N, C, H, W]` in [0, 1]. batch: images a pass, which does not matter to the sum."""
+    `[N, C, H, W]` in [0, 1]. batch: images per pass, which does not matter to the sum."""
     model.eval().requires_grad_(True).zero_grad()
     device, weights = device_of(model), list(prunable(model).values())
     with progress("gradients, images", len(images)) as advance:

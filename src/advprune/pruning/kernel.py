@@ -47,7 +47,7 @@ def kernel_products(
 
     With v the gradient of a loss by the outputs at the crafted images: how fast a step against it
     moves the outputs at the clean ones (up to the sign). It takes about `P n + (1 + P) (N + M) A`
-    numbers, n parameters and A activations an image, and three times that where a gradient is taken
+    numbers, n parameters and A activations per image, three times that where a gradient is taken
     (Jacobians: `(N + M) O n`): give many vectors a few at a time. UserError, with torch's words,
     where an operation has no forward derivative or cannot be mapped over vectors.
     """

@@ -27,8 +27,9 @@ class Chart:
     interval: whether y's interval is drawn; a line draws it as a band for its first series alone.
     panel: a panel for each value of this column, below each other, with a common x.
     size: column in [0, 1] that enlarges markers. marker: column of which each value has a marker.
+    label: column that is written beside markers, where there is room, in a picture alone.
     hover: further columns that the tooltip shows. reference: a dashed horizontal line, in the units
-    of y's raw numbers. x_label, y_label: in the place of the column's heading.
+    of y's raw numbers. x_label, y_label: instead of the column's heading.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Chart:
     interval: bool = False
     size: str | None = None
     marker: str | None = None
+    label: str | None = None
     ordered: bool = False
     hover: tuple[str, ...] = ()
     reference: float | None = None
@@ -62,8 +64,8 @@ Places = Mapping[str, int]  # the place of a name's colour, -1 for dense network
 @dataclass(frozen=True, eq=False)
 class Series:
     """One colour of a panel. data: one row per mark from left to right: x, y, low and high in the
-    units of the axes, size (points across), sign (of `MARKERS`), and `words`, the texts of the
-    tooltip. place: of its colour, -1 for dense networks."""
+    units of the axes, size (points across), sign (of `MARKERS`), label, and `words`, the texts of
+    the tooltip. place: of its colour, -1 for dense networks."""
 
     name: str
     data: pd.DataFrame
@@ -119,6 +121,7 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
             "high": high.astype(float) * y.scale,
             "size": SMALLEST + (LARGEST - SMALLEST) * (data[chart.size] if chart.size else 0.0),
             "sign": data[chart.marker].map(markers_of(chart)) if chart.marker else MARKERS[0],
+            "label": data[chart.label] if chart.label else "",
             "words": [", ".join(row) for row in read.itertuples(index=False, name=None)],
             "series": data[chart.series].map(str) if chart.series else "",
             "panel": data[chart.panel].map(str) if chart.panel else "",

@@ -24,7 +24,7 @@ BOKEH = (  # the names of chart.MARKERS
     *("hex", "hex_dot", "square_pin", "triangle_pin", "diamond_dot"),
 )
 SIGNS = dict(zip(MARKERS, BOKEH, strict=True))
-HEIGHT, SMALL = 400, 240  # pixels: of a single panel, of one of several
+HEIGHT, SMALL = 330, 240  # pixels: of a single panel, of one of several
 AT_ONCE = 4  # marks that a tooltip tells of where they cover each other
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from advprune.report.chart import Chart, Panel, Places, markers_of, panels
@@ -76,7 +77,32 @@ def _drawn(chart: Chart, places: Places) -> Figure:
         look = {"loc": "outside upper center", "fontsize": TICK, "frameon": False}
         figure.legend(handles.values(), handles.keys(), ncols=columns, **look)
         figure.set_figheight(figure.get_figheight() + LINE * -(-len(handles) // columns))
+    if chart.label:
+        for ax, panel in zip(axes, found, strict=True):
+            _label(figure, ax, pd.concat([series.data for series in panel.series]))
     return figure
+
+
+def _label(figure: Figure, ax: Axes, marks: pd.DataFrame) -> None:
+    """Write the names of marks beside them, except where they would cover another mark or name."""
+    figure.draw_without_rendering()  # only then is it known where points are
+    figure.set_layout_engine("none")
+    middle = ax.transData.transform(marks[["x", "y"]].to_numpy())
+    reach = marks["size"].to_numpy()[:, None] * DPI / 72 / 2
+    taken = [Bbox(corners) for corners in np.stack([middle - reach, middle + reach], axis=1)]
+    for name, at, radius in zip(marks["label"], middle, reach[:, 0], strict=True):
+        text = ax.annotate(name, at, xycoords="figure pixels", fontsize=7.5, color="#444444")
+        size = np.array(text.get_window_extent().size)
+        for side in ((1, 0), (-1, 0), (0, 1), (0, -1)):  # right, left, above, below
+            corner = at + np.array(side) * (radius + 4 + size / 2) - size / 2
+            box = Bbox([corner, corner + size])
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= ax.bbox.y0
+            if inside and not box.count_overlaps(taken):
+                text.set_position(tuple(corner))
+                taken.append(box)
+                break
+        else:
+            text.remove()
 
 
 def _axes(ax: Axes, panel: Panel, last: bool) -> None:

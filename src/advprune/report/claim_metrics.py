@@ -14,9 +14,10 @@ from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.faults import Reached, compare_flips
 from advprune.evaluate.means import Mean, MeanComparison, compare_calibration
 from advprune.evaluate.seeds import SeededPoint, guarded
+from advprune.evaluate.verdict import beside_one_step
 from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import NOT_RUN, Model, Run
-from advprune.report.sections.protocol import FGSM, models_of
+from advprune.report.sections.protocol import models_of
 from advprune.report.sections.seeds import points_of
 
 NOT_HERE = "not reproduced here"
@@ -69,11 +70,11 @@ def attacked(run: Run, claim: Claim) -> Compared:
 
 def falls_behind(run: Run, claim: Claim) -> bool:
     """Whether the attack of a protocol's claim does less harm than FGSM at the same budget."""
-    if claim.study != "protocol" or claim.attack == FGSM:
+    if claim.study != "protocol":
         return False
-    found, single = _attacked(run, claim)[0], _pair(run, claim)[0].over_budgets(FGSM)
-    alike = [t for eps, t in single.items() if isclose(eps, found.eps.iloc[0], rel_tol=1e-6)]
-    return any(compare(found, table).better for table in alike)
+    eps, tests = _attacked(run, claim)[0].eps.iloc[0], beside_one_step(_pair(run, claim)[0].rows)
+    known = {name: test for (name, at), test in tests.items() if isclose(at, eps, rel_tol=1e-6)}
+    return claim.attack in known and known[claim.attack].better
 
 
 @metric

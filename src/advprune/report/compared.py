@@ -1,4 +1,4 @@
-"""Comparisons as the report shows them: with the margin of the settings, in the same columns."""
+"""Comparisons of models with the margin of the settings, as columns of a table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Key = TypeVar("Key")
 
 
 def explained(tests: str) -> str:
-    """What a table of comparisons says: of which tests its figures hold together."""
+    """The sentence below a table of comparisons: which tests were corrected together."""
     return (
         f"Intervals (95 %) and p-values are corrected for {tests} (Holm); detectable is the "
         "smallest difference that would be found with 80 % power."
@@ -54,9 +54,9 @@ class Against:
 def against_dense(run: Run) -> dict[Model, Against]:
     """Every compressed model against its dense network: one question per dense network (Holm).
 
-    Where a model of significantly lower clean accuracy is more robust or farther away than the
-    dense network, one of equal clean accuracy takes the dense network's place, if there is one of
-    the same dense network that is not made of it, nor it of that.
+    A model of significantly lower clean accuracy that beats the dense network is compared with a
+    control instead: a model of equal clean accuracy and of the same dense network. A model's parent
+    and the models that are made from it are no controls.
     """
     found: dict[Model, Against] = {}
     for dense in run.roots:
@@ -89,8 +89,7 @@ def columns(test: Compared, column: str = "difference") -> dict[str, Any]:
 
 
 def tested(rows: Iterable[tuple[dict[str, Any], Compared | None]]) -> list[dict[str, Any]]:
-    """Rows with the columns of their comparisons, which are corrected together; None: not one of
-    the question."""
+    """Rows with the columns of their comparisons, corrected together; None: a row without one."""
     known = list(rows)
     joint = iter(corrected([test for _, test in known if test is not None]))
     return [row if test is None else row | columns(next(joint)) for row, test in known]

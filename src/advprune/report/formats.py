@@ -251,7 +251,7 @@ def sort_value(value: Any) -> float | str | None:
     return value if isinstance(value, str) else float(value) if isfinite(value) else None
 
 
-def spell(rate: Any) -> str:
+def rate_text(rate: Any) -> str:
     """A `Rate` within a sentence: `2.7 % (1.6–4.6)`."""
     return interval(rate.value, *rate.interval).replace(" (", " % (")
 

@@ -1,11 +1,10 @@
-"""The gate: whether robustness fell between two revisions, model by model.
+"""The gate: whether robustness dropped between two revisions, model by model.
 
-A model falls where its robust accuracy is significantly lower than before: by McNemar's exact test
+A model fails where its robust accuracy is significantly lower than before: by McNemar's exact test
 on the same images, or by Fisher's exact test on the two counts where the images differ; or where
 its distances are significantly smaller on the same images (Wilcoxon's signed-rank test). p-values
 are corrected for all these tests together (Holm). A verdict may not get worse or be unknown, a
-model may not vanish, and images and settings of the measurement may not change, unless that is
-allowed by name.
+model may not vanish, and images and settings may not change, unless that is allowed by name.
 With a margin, a model passes only where a larger loss is ruled out (`report.margin`).
 """
 
@@ -149,7 +148,7 @@ def _row(name: str, old: Result | None, new: Result | None) -> Row:
 
 
 def failures_of(row: Row, alpha: float) -> Iterator[str]:
-    """What speaks against a model, a sentence each."""
+    """Why a model fails, one sentence per reason."""
     name, before, after = quoted(row.name), row.before, row.after
     if after is None:
         yield f"{name} is no longer there (--allow {name})."
@@ -194,7 +193,7 @@ def not_ruled_out(row: Row, rules: Rules) -> Iterator[str]:
 
 
 def _changes(rows: list[Row], before: Side, after: Side) -> Iterator[tuple[str, str]]:
-    """What changed in the measurement itself: what it is allowed as, and a sentence."""
+    """Changes of the measurement itself: the name to allow each by, and a sentence."""
     both = [(row.name, row.before, row.after) for row in rows if row.before and row.after]
     apart = {row.name for row in rows if row.is_unpaired}
     other = {name: len(b.robust) < len(a.robust) for name, a, b in both if name in apart}
@@ -212,7 +211,7 @@ def _changes(rows: list[Row], before: Side, after: Side) -> Iterator[tuple[str, 
 
 
 def page(gate: Gate, title: str) -> str:
-    """The gate in Markdown: how it ended, what speaks against it, and one row per model."""
+    """The gate in Markdown: outcome, reasons, and one row per model."""
     ended = "passed" if gate.passed else "FAILED"
     parts = [f"## {title}: {ended}", "\n".join(f"- ✗ {line}" for line in gate.failures)]
     with budgets_in(gate.norm):

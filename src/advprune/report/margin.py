@@ -1,6 +1,6 @@
-"""What the gate's margin and floor ask: that a loss is ruled out, by one-sided bounds.
+"""The gate's margin and floor: a loss must be ruled out, by one-sided bounds.
 
-A test that finds no fall does not show that there is none: many small ones pass, one after another.
+A test that finds no drop does not show that there is none: many small ones pass one after another.
 All models have to pass, so each is tested at the whole level alpha (an intersection-union test:
 Berger, Technometrics, 1982).
 """

@@ -123,7 +123,7 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
 
 
 def grid(table: pd.DataFrame) -> Grid:
-    """A table of raw numbers as the page shows it; a column without any value is left out."""
+    """A table of raw numbers as the page shows it, without columns that hold no value."""
     kept = [c for c in shown_columns(table) if table[c].map(sort_value).notna().any()]
     read = texts(table)
     columns = []
@@ -147,5 +147,5 @@ def markdown_table(table: pd.DataFrame) -> Markup:
 
 
 def unbroken(text: str) -> str:
-    """Text in which no line ends between a number and its sign."""
+    """Text with no-break spaces where a line may not end: `54 %`, `p = 0.03`."""
     return re.sub(r"(?<=\d) (?=%)|(?<=\b[np]) (?=[=<])|(?<=[=<]) |(?<=\beps) ", "\u00a0", text)

@@ -1,4 +1,4 @@
-"""Points of the study `compression`, and models of the leaderboard beside them."""
+"""Points of compression curves: settings of a study, and models of the leaderboard."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 from advprune.core.params import FROM_DENSE
 from advprune.evaluate.measures import clean_accuracy
 from advprune.report.formats import number
-from advprune.report.run import Model, Run, by
+from advprune.report.run import Model, Run, grouped
 
 GREEDY = ("GAP_global", "GAP_layer")
 AMOUNTS = {"compression", "sparsity", "finetune"}  # keys that do not make a variant
@@ -54,10 +54,10 @@ def as_mapping(setting: Any) -> dict[str, Any]:
 
 
 def by_family(run: Run) -> dict[str, list[Point]]:
-    """All points of each family on the same images: its models, then those of the studies of the
-    kind `compression`, in params order.
+    """All points of each family, on the same images: models of the leaderboard, then settings of
+    compression studies in params order.
 
-    Models: those of a study's network of a studied family, or fine-tuned after pruning.
+    Models count that are made from the network of a study, by a studied family or with fine-tuning.
     """
     found: dict[str, list[Point]] = {}
     studies = run.studies_of("compression")
@@ -70,7 +70,7 @@ def by_family(run: Run) -> dict[str, list[Point]]:
                 found.setdefault(model.family, []).append(point)
     for name, study in studies.items():
         for (family, order), rows in run.studies[name].groupby(["family", "order"], sort=False):
-            tables = by(rows, "attack")
+            tables = grouped(rows, "attack")
             there = {
                 key.removeprefix(FROM_DENSE): tables.pop(key)
                 for key in list(tables)

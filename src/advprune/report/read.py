@@ -1,4 +1,4 @@
-"""Reading a run: its files, each either whole or refused with what to do."""
+"""Reading a run from its files. A damaged file is refused, with the command that mends it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,9 +33,9 @@ CARD = ("bits", "parameters", "setting", "sparsity", "twin_agreement")
 
 
 def read_run(params: Params, folder: Path = Path()) -> Run:
-    """Read what has been run of what the settings declare, and name the rest (`Run.absent`).
+    """Read all models and studies of the settings that have been run; `Run.absent` names the rest.
 
-    UserError where no dense network was attacked, or a file is damaged or lacks its companions.
+    UserError where no dense network was attacked, or a file is damaged or missing beside others.
     """
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
     attacked = [n for n in params.leaderboard() if (runs / n / "records.parquet").exists()]

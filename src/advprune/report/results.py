@@ -41,9 +41,9 @@ HEX = frozenset("0123456789abcdef")
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
 NUMBERS = ("n", "clean_accuracy", "robust_accuracy", "eps")
 REQUIRED = ("model", "images", "robust_images", "image_distances")
-SLACK = 1e-3  # by which a distance may be rounded, of itself
-ATTACK = "accuracy:"  # and the name of an attack: a column
-DISTANCE = "<f2"  # how the distance of each image is kept: four hexadecimal digits
+SLACK = 1e-3  # relative rounding error of a stored distance
+ATTACK = "accuracy:"  # begins the columns of accuracy under one attack, by its name
+DISTANCE = "<f2"  # type of a stored distance: four hexadecimal digits
 CARD = ("prune_ratio", "sparsity", "bits", "parameters", "nonzero", "macs", "file_bytes")
 AGAINST = (  # empty for a dense network
     *("robust_difference", *bounds("robust_difference"), "robust_detectable", "p_against_dense"),
@@ -68,43 +68,43 @@ def declared(run: Run) -> pd.DataFrame:
 
 
 def _row(run: Run, model: Model) -> dict[str, Any]:
-    """The rates and the calibration under attack are the main attack's; robust rates and the
+    """Rates and calibration under attack are the main attack's; robust rates, distances and the
     comparison with the dense network are of everything within the budget."""
-    dense, card, main = run.dense_of(model), model.card, run.main_attack
-    found = metrics(model.attack(run.main))
-    for end in ("", "_low", "_high"):
-        found[f"main_accuracy{end}"] = found.pop(f"remnant_accuracy{end}")
-    robust, distances, verdict = run.robust(model), run.distances(model), run.verdict(model)
-    transferred = model.transferred(run.main)
-    shown = None if card["setting"] is None else number(card["setting"])
-    names = ("family", "parent", "root", "recipe", "do", "kind", "group")
-    row = {"model": model.name} | {name: getattr(model, name) for name in names}
-    row |= {"setting": shown, "attack": run.main, "norm": main.norm, "eps": main.eps}
-    row |= found | robust_rates(robust)
+    card, main, distances = model.card, run.main_attack, run.distances(model)
+    facts = ("family", "parent", "root", "recipe", "do", "kind", "group")
+    row: dict[str, Any] = {"model": model.name} | {name: getattr(model, name) for name in facts}
+    row["setting"] = None if card["setting"] is None else number(card["setting"])
+    row |= {"attack": run.main, "norm": main.norm, "eps": main.eps}
+    rates = metrics(model.attack(run.main))
+    row |= {name.replace("remnant", "main"): value for name, value in rates.items()}
+    row |= robust_rates(run.robust(model))
     row |= _rounded(with_interval("median_distance", *median_distance(distances)))
-    row |= {"area_accuracy": round(area(distances, 2 * main.eps), 6)}
-    row |= dict.fromkeys(AGAINST)
+    row |= {"area_accuracy": round(area(distances, 2 * main.eps), 6)} | dict.fromkeys(AGAINST)
     if against := against_dense(run).get(model):
-        one, far = against.robust, against.distance
-        row |= _rounded(with_interval("robust_difference", one.difference, *one.interval))
-        row |= _rounded({"robust_detectable": one.detectable, "p_against_dense": one.p})
-        row |= _rounded(with_interval("distance_difference", far.difference, *far.interval))
-        row |= _rounded({"p_distance": far.p})
-        row |= {"against_dense": one.outcome, "distance_against_dense": far.outcome}
+        robust, distance = against.robust, against.distance
+        row |= _rounded(
+            with_interval("robust_difference", robust.difference, *robust.interval)
+            | {"robust_detectable": robust.detectable, "p_against_dense": robust.p}
+            | with_interval("distance_difference", distance.difference, *distance.interval)
+            | {"p_distance": distance.p}
+        )
+        row |= {"against_dense": robust.outcome, "distance_against_dense": distance.outcome}
+    transferred = model.transferred(run.main)
+    success = transfer_success(transferred, run.dense_of(model).attack(run.main))
     row |= remnant_accuracy(transferred).columns("transfer_accuracy")
-    success = transfer_success(transferred, dense.attack(run.main))
     row |= success.columns("transfer_success_rate") | flips_metric(run.flips(model))
+    verdict = run.verdict(model)
     doubts = dict.fromkeys(check.name for check in verdict.against)
     row |= {"verdict": verdict.level, "verdict_against": "; ".join(doubts)}
     for name in run.attack_names(model):
         row |= qualified(remnant_accuracy(model.attack(name)).columns("accuracy"), name)
     row |= {key: card[key] for key in (*CARD, "stored_bits", "twin_agreement")}
     # Image by image, so that two revisions can be compared on the same images (`report.gate`).
-    hits = "".join("01"[hit] for hit in right(robust).astype(int))
     labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
     images = hashlib.sha256(run.clean_images.tobytes() + labels.tobytes()).hexdigest()
-    own = {"robust_images": hits, "image_distances": distances.astype(DISTANCE).tobytes().hex()}
-    return row | {"images": images[:FINGERPRINT]} | own
+    robust_images = "".join("01"[hit] for hit in right(run.robust(model)).astype(int))
+    row |= {"images": images[:FINGERPRINT], "robust_images": robust_images}
+    return row | {"image_distances": distances.astype(DISTANCE).tobytes().hex()}
 
 
 def _rounded(numbers: dict[str, float]) -> dict[str, float | None]:
@@ -112,8 +112,8 @@ def _rounded(numbers: dict[str, float]) -> dict[str, float | None]:
     return {name: round(v, 6) if isfinite(v) else None for name, v in numbers.items()}
 
 
-def without_own(table: pd.DataFrame) -> pd.DataFrame:
-    """The results with no transfer for dense networks: there it is their own images."""
+def without_own_transfer(table: pd.DataFrame) -> pd.DataFrame:
+    """The results without transfer for dense networks, whose own images are white-box."""
     own, columns = table.model == table.root, table.columns.str.startswith("transfer_")
     return table.assign(**{name: table[name].mask(own) for name in table.columns[columns]})
 
@@ -168,11 +168,11 @@ def read_results(text: str, where: str) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What one revision says of a model, image by image.
+    """A model in one revision, image by image.
 
-    robust: bool `[n]`, whether each withstands all attacks; distances: `[n]`, 0 where it is
-    misclassified without an attack. images: the fingerprint of the test images. attacks: those of
-    the suite that it went through. budget: the main attack, its norm and eps.
+    robust: bool `[n]`, whether no attack fools the model; distances: `[n]`, 0 where the clean image
+    is misclassified. images: fingerprint of the test images. attacks: those that were run on the
+    model. budget: the main attack, its norm and eps.
     """
 
     robust: np.ndarray
@@ -196,8 +196,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Side:
-    """One revision: results by model, the settings of data and attacks (None: not known), and the
-    norm of budget and distances."""
+    """One revision: results by model, settings of data and attacks (None: unknown), the norm of
+    budget and distances."""
 
     results: dict[str, Result]
     settings: Any = None
@@ -205,8 +205,7 @@ class Side:
 
 
 def side_of(table: pd.DataFrame, settings: Any = None) -> Side:
-    """A revision from its results (`results`, `read_results`); what was not run is
-    not there."""
+    """A revision from its results (`results`, `read_results`), without models that were not run."""
     found, tried = {}, table.columns[table.columns.str.startswith(ATTACK)]
     for row in table[table.verdict != NOT_RUN].to_dict("records"):
         robust = np.array(list(row["robust_images"])) == "1"

@@ -93,8 +93,8 @@ class Model:
 
 
 class Absent(NamedTuple):
-    """What the settings name and a run lacks: a `model`, a `study` or `transfer` to a model (to all
-    of them: no name), with the stage that makes it."""
+    """A part of the settings that has not been run, and the stage that makes it. kind: `model`,
+    `study` or `transfer` (to the model `name`, or where that is empty to all)."""
 
     kind: str
     name: str
@@ -106,8 +106,8 @@ class Run:
     """A run of the pipeline: settings, models in the order of the leaderboard, studies by name.
 
     attackers: records of surrogates and substitutes on their own images. source, classes: of the
-    data set. clean_images: uint8 [N, C, H, W], those that are attacked. folder: where it lies.
-    absent: what has not been run, of which models and studies hold nothing.
+    data set. clean_images: uint8 [N, C, H, W], those that are attacked. folder: the root of its
+    files. absent: models and studies that have not been run, and are in neither of the others.
     """
 
     params: Params
@@ -201,7 +201,7 @@ class Run:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """The place of each model's and each family's colour, -1 for dense networks."""
+        """By name of model and family, the number of its colour; -1 for dense networks."""
         families = list(dict.fromkeys(model.family for model in self.compressed))
         found = {family: place for place, family in enumerate(families)} | {"dense": -1}
         return found | {model.name: found[model.family] for model in self.models}
@@ -219,9 +219,16 @@ class Run:
     @cache  # noqa: B019
     def verdict(self, model: Model) -> Verdict:
         """Whether the model's robust accuracy can be believed."""
-        parent = None if model.is_dense else self.dense_of(model).attack(self.main)
-        known = model.transfers, parent, model.card["twin_agreement"], self.clean_images[0].size
-        return verdict(Evidence(model.records, self.main, len(self.classes), *known))
+        evidence = Evidence(
+            model.records,
+            self.main,
+            len(self.classes),
+            model.transfers,
+            parent=None if model.is_dense else self.dense_of(model).attack(self.main),
+            twin_agreement=model.card["twin_agreement"],
+            pixels=self.clean_images[0].size,
+        )
+        return verdict(evidence)
 
     def studies_of(self, kind: str) -> dict[str, Any]:
         """The settings of the studies of one kind that have records, by name."""
@@ -248,10 +255,8 @@ class Run:
 
     @cached_property
     def swept(self) -> "Run":
-        """The same on the images that sweeps and curves were attacked on.
-
-        Whatever sets a study's setting beside a model reads it here: both are of the same images.
-        """
+        """The same on the images of sweeps and compression curves, whose settings are compared
+        with models on the same images."""
         n = self.profile.sweep_images
         if n is None:
             return self
@@ -264,7 +269,7 @@ def in_order(records: pd.DataFrame) -> pd.DataFrame:
     return records.sort_values("index", ignore_index=True)
 
 
-def by(records: pd.DataFrame, column: str) -> dict[Any, pd.DataFrame]:
+def grouped(records: pd.DataFrame, column: str) -> dict[Any, pd.DataFrame]:
     """Records by the values of a column as they appear, each in the order of the images."""
     return {value: in_order(part) for value, part in records.groupby(column, sort=False)}
 

@@ -1,4 +1,4 @@
-"""Sections of the report: one file each in `sections/`, found by looking into that folder.
+"""Sections of the report: one file each in `sections/`, whose files are all imported.
 
 A section is a function of a run that yields parts; its id is its file's name:
 
@@ -48,7 +48,7 @@ class Section:
     build: Build
 
     def parts(self, run: Run) -> list[Part]:
-        """What it has to show: without tables and charts of no rows, and parts of these alone."""
+        """Its parts, without empty tables and charts, and without parts that hold nothing else."""
         found = []
         for part in self.build(run):
             table = part.table if part.table is not None and len(part.table) else None

@@ -5,6 +5,7 @@ from collections import Counter
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.report.claims import judged
 from advprune.report.compared import against_dense, compared, jointly
 from advprune.report.formats import (
     budget,
@@ -14,23 +15,24 @@ from advprune.report.formats import (
     p_text,
     percent,
     points,
-    spell,
+    rate_text,
 )
 from advprune.report.run import Model, Run
+from advprune.report.sections.claims import OUTCOMES
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
 OF_ONE = "How robust is this network, and can the number be believed?"
-NAMED = 4  # up to this many models are named one by one
+NAMED = 4  # more models than this are only counted
 
 
 def summary(run: Run) -> list[str]:
-    """The sentences that the run allows: what is missing, effect, dense networks, price, trust."""
-    makers = (scope, effect, accuracy, start, price, transfer, trust)
+    """The sentences that the run allows: what is missing, what changed, and what to believe."""
+    makers = (scope, effect, accuracy, start, price, transfer, trust, published)
     return [sentence for make in makers if (sentence := make(run))]
 
 
 def scope(run: Run) -> str:
-    """What has not been run yet of what the settings name."""
+    """How much of what the settings declare has been run."""
     if not run.absent:
         return ""
     lost = Counter(one.kind for one in run.absent)
@@ -44,8 +46,8 @@ def scope(run: Run) -> str:
 
 
 def effect(run: Run) -> str:
-    """How many compressed models differ from their dense network, in distance: robust accuracy at
-    one budget says nothing where both models are at its floor or its ceiling."""
+    """How many compressed models differ from their dense network in distance. Robust accuracy at
+    one budget says nothing where both models are at 0 or at 100 %."""
     tests = {model: against.distance for model, against in against_dense(run).items()}
     if not tests:
         return ""
@@ -72,12 +74,12 @@ def effect(run: Run) -> str:
         "By the smallest change of an image that fools them, "
         f"{_those(run, farther, said, *notes, total=total)}; "
         f"{_those(run, nearer, ('is easier to fool', 'are easier to fool'))}; for {len(same)} no "
-        f"difference is significant{void}. Wilcoxon's test, Holm's correction."
+        f"difference is significant{void}."
     )
 
 
 def accuracy(run: Run) -> str:
-    """The same of robust accuracy at the budget."""
+    """How many compressed models differ from their dense network in robust accuracy."""
     tests = {model: against.robust for model, against in against_dense(run).items()}
     if not tests:
         return ""
@@ -92,8 +94,7 @@ def accuracy(run: Run) -> str:
     )
     return (
         f"At eps {budget(run.main_attack.eps)}, {_those(run, better, said, total=total)}; "
-        f"{_those(run, worse, ('has a lower one', 'have a lower one'))}{both}. McNemar's test, "
-        "Holm's correction."
+        f"{_those(run, worse, ('has a lower one', 'have a lower one'))}{both}."
     )
 
 
@@ -104,7 +105,7 @@ def start(run: Run) -> str:
     for dense in run.roots:
         clean, robust = clean_accuracy(dense.attack(run.main)), remnant_accuracy(run.robust(dense))
         name = "The network" if alone else dense.name
-        parts.append(f"{name} has {spell(clean)} clean and {spell(robust)} robust accuracy")
+        parts.append(f"{name} has {rate_text(clean)} clean and {rate_text(robust)} robust accuracy")
     before = "Without compression, " if run.compressed else ""
     found = (
         f"{before}{'; '.join(parts)} ({setting.norm}, eps {budget(setting.eps)}, "
@@ -143,11 +144,11 @@ def transfer(run: Run) -> str:
         none = "Transfer attacks overstate robustness significantly for no compressed model."
         return none if tests else ""
     model, test = max(tests.items(), key=lambda item: item[1].difference)
+    total = counted(len(tests), "compressed model")
     return (
-        f"Transfer attacks overstate robustness for {higher} of "
-        f"{counted(len(tests), 'compressed model')}, most for {model.name}: {spell(test.first)} "
-        f"accuracy on images crafted on its dense network, but {spell(test.second)} when "
-        f"attacked directly ({p_text(test.p)})."
+        f"Transfer attacks overstate robustness for {higher} of {total}, most for {model.name}: "
+        f"{rate_text(test.first)} accuracy on images crafted on its dense network, but "
+        f"{rate_text(test.second)} when attacked directly ({p_text(test.p)})."
     )
 
 
@@ -167,8 +168,15 @@ def trust(run: Run) -> str:
     )
 
 
+def published(run: Run) -> str:
+    """How the published claims came out."""
+    outcomes = Counter(one.outcome for one in judged(run))
+    counts = listed([f"{outcomes[name]} {name}" for name in OUTCOMES])
+    return f"Published claims: {counts}." if outcomes else ""
+
+
 def _named(run: Run, models: list[Model]) -> str:
-    """Models by name, those that are not reliable with their verdict; empty where they are many."""
+    """Up to `NAMED` models by name, with their verdict if it is not reliable; of more, nothing."""
     levels = {model.name: run.verdict(model).level for model in models}
     names = [name if at == LEVELS[PASS] else f"the {at} {name}" for name, at in levels.items()]
     return listed(names) if len(models) <= NAMED else ""

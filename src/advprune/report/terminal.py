@@ -7,7 +7,7 @@ import pandas as pd
 
 from advprune.core.errors import UserError
 from advprune.report.formats import bounds, budget, budgets_in, heading, texts
-from advprune.report.results import RESULTS, read_results, without_own
+from advprune.report.results import RESULTS, read_results, without_own_transfer
 from advprune.report.run import NOT_RUN
 
 BRIEF = (
@@ -20,7 +20,7 @@ LEFT = ("model", "distance_against_dense", "verdict")  # columns of text
 def leaderboard(profile: str, markdown: bool = False, folder: Path = Path("reports")) -> str:
     """The table of a finished run, its title first; UserError where there is none.
 
-    markdown: as GitHub's markdown, else aligned as wide as it must be.
+    markdown: for GitHub, else aligned for the terminal.
     """
     table = read(profile, folder)
     with budgets_in(str(table.norm.iloc[0])):
@@ -49,14 +49,14 @@ def title_of(profile: str, table: pd.DataFrame) -> str:
 
 
 def table_of(table: pd.DataFrame, form: str = "github") -> str:
-    """The brief columns that have any value as a Markdown table (other forms of tabulate's have
-    numbers to the right), then the names of the models that were not run."""
+    """The columns of `BRIEF` that hold a value, in a format of tabulate; then the names of the
+    models that were not run."""
     from tabulate import tabulate
 
     absent = table[table.verdict == NOT_RUN].model
     table = table[table.verdict != NOT_RUN]
     known = [column for column in BRIEF if table[column].notna().any()]
-    shown = texts(without_own(table)[[*known, *bounds("robust_accuracy")]])
+    shown = texts(without_own_transfer(table)[[*known, *bounds("robust_accuracy")]])
     sides = ["left" if column in LEFT else "right" for column in shown]
     how: dict[str, Any] = {} if form == "github" else {"colalign": sides}
     names = [heading(str(column)) for column in shown]

@@ -1,4 +1,4 @@
-"""Writing: the report's folder and the metrics' folder, whole or not at all."""
+"""Writing the folders of a report and of metrics, whole or not at all."""
 
 import io
 from functools import partial
@@ -18,8 +18,8 @@ from advprune.report.sections.claims import outcomes
 
 
 def write_report(run: Run, folder: Path) -> None:
-    """Write report.html, report.md, figures/*.png, results.csv, claims.csv (if there are any) and
-    the settings that it was made with, in place of an older report."""
+    """Replace a report: report.html, report.md, figures/*.png, results.csv, params.yaml and, if
+    claims are known, claims.csv."""
     with budgets_in(run.main_attack.norm), atomic(folder) as temporary:
         found = shown_sections(run)
         temporary.mkdir()
@@ -44,7 +44,7 @@ def write_report(run: Run, folder: Path) -> None:
 
 
 def write_metrics(run: Run, folder: Path) -> None:
-    """Write `<model>.json` for each model, in place of an older folder."""
+    """Replace the metrics: `<model>.json` for each model."""
     with atomic(folder) as temporary:
         temporary.mkdir()
         for name, found in metrics_of(declared(run)).items():
@@ -52,7 +52,7 @@ def write_metrics(run: Run, folder: Path) -> None:
 
 
 def settings_of(params: Params) -> str:
-    """The settings of a run as YAML, of the profiles its own alone: they give it again."""
+    """The settings of a run as YAML, with its own profile alone; they reproduce the run."""
     found = params.model_dump(mode="json", exclude_unset=True)
     found["profile"] = params.profile
     found["profiles"] = {params.profile: found["profiles"][params.profile]}

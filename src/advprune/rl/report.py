@@ -19,7 +19,7 @@ from advprune.rl.settings import CURVES, RlParams
 
 LEVEL = 0.95
 LINES = {"dense": "-", "SAP": "--", "random": ":"}
-WORST = "worst"  # in the place of an attack: the one that costs an agent most
+WORST = "worst"  # instead of an attack: the one that costs an agent most
 COMPARED = ("FGSM", WORST)  # under which SAP is compared with the dense agent
 Games = dict[str, pd.DataFrame]  # `results` by game
 INTRO = """# SAP on agents under attack
@@ -82,8 +82,9 @@ def results(records: pd.DataFrame) -> pd.DataFrame:
     """One row per agent, attack and budget of a game, from its episodes.
 
     reward: mean and t interval. chosen: which attack is the worst. relative, gain: SAP's reward
-    less the dense agent's, both under FGSM or each in its worst case. p: of that difference, Holm
-    over the budgets above 0. useful: the reward is significantly above that of random play.
+    less the dense agent's, both under FGSM or each in its worst case; under PGD, an agent's reward
+    less that under FGSM. p: of that difference, Holm over the budgets above 0. useful: the reward
+    is significantly above that of random play.
     """
     blind, rows = rewards(records, "random", "none", 0), []
     tests = int(np.sum(records.budget.unique() > 0))
@@ -97,10 +98,13 @@ def results(records: pd.DataFrame) -> pd.DataFrame:
                 dense, _ = under(records, "dense", attack, budget)
                 row |= relative(found, dense, tests if budget > 0 else 1)
                 row |= {"gain": found.mean() - dense.mean(), "p": p_value(found, dense)}
+            if attack == "PGD":
+                single, _ = under(records, agent, "FGSM", budget)
+                row |= {"gain": found.mean() - single.mean(), "p": p_value(found, single)}
             rows.append(row)
     table = pd.DataFrame(rows)
-    for attack in COMPARED:
-        group = table[(table.agent == "SAP") & (table.attack == attack) & (table.budget > 0)]
+    compared = table[table.p.notna() & (table.budget > 0)]
+    for _, group in compared.groupby(["agent", "attack"], sort=False):
         for index, p in zip(group.index, holm(group.p.tolist()), strict=True):
             low, high = table.loc[index, ["relative_low", "relative_high"]]
             ends = consistent((low, high), table.relative[index], p)
@@ -183,6 +187,9 @@ def sentence(table: pd.DataFrame) -> str:
     """SAP's cost unattacked, and where it earns significantly more or less under attack."""
     cost = str(wide(table).loc["0", f"relative, {WORST}"])
     sure = table[(table.budget > 0) & (table.p < 1 - LEVEL)]
+    failed = sure[(sure.attack == "PGD") & (sure.gain > 0)]
+    weak = [f"{row.agent} at {row.budget:g}" for row in failed.itertuples()]
+    check = f"Failed check: PGD costs less than FGSM ({', '.join(weak)})." if weak else ""
 
     def at(attack: str, rows: pd.Series) -> str:
         chosen = sure[(sure.attack == attack) & rows.loc[sure.index]].budget
@@ -193,7 +200,8 @@ def sentence(table: pd.DataFrame) -> str:
         f"Unattacked, SAP earns {cost}, relative to the dense agent. Budgets at which it earns "
         f"significantly more, each agent under its worst attack: {at(WORST, more)}; less: "
         f"{at(WORST, less)}; more, and more than random play: {at(WORST, more & table.useful)}. "
-        f"Under FGSM alone, as published, more: {at('FGSM', more)}; less: {at('FGSM', less)}."
+        f"Under FGSM alone, as published, more: {at('FGSM', more)}; less: {at('FGSM', less)}. "
+        f"{check or 'PGD nowhere costs significantly less than FGSM.'}"
     )
 
 

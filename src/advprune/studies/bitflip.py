@@ -37,7 +37,7 @@ class BitFlipSettings(Settings):
     variants: list[Literal["margin", "targeted"]] = []  # besides untargeted and random flips
     # Candidates of each layer that `margin` tries by a forward pass; untargeted flips try one.
     each: int = Field(default=1, ge=1, le=20)
-    # Flips a batch, and between two measurements of accuracy; null: those of the profile.
+    # Flips per batch, and between two measurements of accuracy; null: those of the profile.
     budget: int | None = Field(default=None, ge=1, le=1000000)
     every: int | None = Field(default=None, ge=1)
     floats: bool = False  # whether batch-norm and scales, of 32 bits, are attacked as well

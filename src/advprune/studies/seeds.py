@@ -34,7 +34,7 @@ from advprune.training.standard import Row
 
 # A network, what is to be said of it in each row, and the rows of the search for it, if any.
 Made = tuple[nn.Module, dict[str, Any], list[Row]]
-BINARY = "BNN"  # in the place of a family: a binary network of the profile's channels
+BINARY = "BNN"  # instead of a family: a binary network of the profile's channels
 EFFECT = 0.2  # a fifth of all images: what a study has to be able to show
 
 
@@ -126,7 +126,9 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
                 images = {(DENSE, FROM_DENSE + names[0]): carried[seed]()}
-                table = pd.concat([table, transfer_records(model, *given.test, images, work)])
+                sent = transfer_records(model, *given.test, images, work)
+                main = known[names[0]]
+                table = pd.concat([table, sent.assign(eps=main.eps, steps=main.steps)])
             return table.assign(**facts, sparsity=sparsity_of(model), **whose)
 
         def history() -> pd.DataFrame:

@@ -70,7 +70,7 @@ class Trainer:
     recipe: RecipeSettings
     seed: int
     state_path: Path | None  # of the state after each epoch, from which a killed run goes on
-    after_epoch: Callable[[History], None] = lambda history: None  # is told the history so far
+    after_epoch: Callable[[History], None] = lambda history: None  # called with the history so far
     after_step: Callable[[nn.Module], None] = lambda model: None  # may change the model in place
 
     def before_epoch(self, epoch: int) -> None:
@@ -152,7 +152,7 @@ class Trainer:
         )
 
     def _batches(self, n: int) -> int:
-        """Batches an epoch; a last one of a single image is left out (batch-norm needs two)."""
+        """Batches per epoch; a last one of a single image is left out (batch-norm needs two)."""
         whole, rest = divmod(n, self.settings.batch)
         return max(whole + (rest > 1), 1)
 

@@ -1,4 +1,4 @@
-"""What the settings name and this run lacks: models, studies, transfer."""
+"""Models, studies and transfer that the settings declare and that have not been run."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,10 @@ from advprune.report.section import Part, Run, section
 
 @section("Not run", order=12)
 def absent(run: Run) -> Iterator[Part]:
-    """One row for each, with the command that adds it; nothing for a whole run."""
+    """One row per missing model, study or transfer, with the command that adds it."""
     yield Part(
         "Not run",
-        "What the settings name and this run lacks. Where transfer is missing, robust accuracy and "
+        "Parts of the settings that have not been run. Without transfer, robust accuracy and "
         "distance count only attacks on the model itself.",
         pd.DataFrame(
             {"missing": one.kind, "name": one.name or "all models"}

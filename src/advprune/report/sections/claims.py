@@ -1,4 +1,4 @@
-"""Published claims and what this run says of them: the report opens with this table."""
+"""Published claims and what this run says of them: with the tests behind them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from advprune.report.section import Part, section
 OUTCOMES = (REPRODUCED, REFUTED, NOT_HERE, NOT_RUN)
 
 
-@section("Published claims", order=5)
+@section("Published claims", order=11)
 def claims(run: Run) -> Iterator[Part]:
     """Every claim with its test, or how to run what is missing (sources: docs/published.md)."""
     found = judged(run)

@@ -50,7 +50,7 @@ def corruptions(run: Run) -> Iterator[Part]:
 
 
 def records_of(run: Run) -> dict[str, pd.DataFrame]:
-    """The records of each model that was studied, in the order of the leaderboard."""
+    """The records of the studied models, in the order of the leaderboard."""
     studied = {study.of: run.studies[name] for name, study in run.studies_of("corruptions").items()}
     return {model.name: studied[model.name] for model in run.models if model.name in studied}
 
@@ -58,8 +58,8 @@ def records_of(run: Run) -> dict[str, pd.DataFrame]:
 def against_dense(
     run: Run, tables: dict[tuple[str, str], Shares]
 ) -> dict[tuple[str, str], SharesComparison]:
-    """Tests of shares by model and what they are of, against the same of its dense network; all
-    that share a dense network are corrected together."""
+    """Shares by model and corruption (or their `mean`) against those of the dense network; all
+    models of a dense network are corrected together."""
     found: dict[tuple[str, str], SharesComparison] = {}
     margin = run.params.statistics.margin
     for root in run.roots:

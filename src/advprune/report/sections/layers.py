@@ -47,17 +47,18 @@ def layers(run: Run) -> Iterator[Part]:
 
 def over_depth(models: list[Model]) -> pd.DataFrame:
     """The measures of each model over depth; layers that the first model lacks are left out."""
-    rows: list[pd.DataFrame] = []
     places: dict[str, int] = {}
+    rows: list[pd.DataFrame] = []
     for model in (model for model in models if len(model.layers)):
         table = model.layers.sort_values("depth", ignore_index=True)
         places = places or {name: place for place, name in enumerate(table.layer)}
         # A wrapped layer (`conv1.0` of a quantized model) takes the place of its parent.
-        known = [places.get(name, places.get(name.rpartition(".")[0])) for name in table.layer]
+        depth = [places.get(name, places.get(name.rpartition(".")[0])) for name in table.layer]
         rise = (table.adv_mean - table.clean_mean) / table.clean_sigma.clip(lower=1e-12)
-        shown = {"sigma": sigma_growth(table), "rise": rise}
-        table = table.assign(depth=pd.Series(known), **shown).dropna(subset="depth")
-        for measure, words in MEASURES.items():
-            columns = table[["depth", "layer"]].assign(number=table[measure])
-            rows.append(columns.assign(family=model.family, measure=words))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+        table = table.assign(depth=pd.Series(depth), sigma=sigma_growth(table), rise=rise)
+        rows.append(table.assign(family=model.family).dropna(subset="depth"))
+    if not rows:
+        return pd.DataFrame()
+    keys = ["depth", "layer", "family"]
+    whole = pd.concat(rows, ignore_index=True)[[*keys, *MEASURES]].rename(columns=MEASURES)
+    return whole.melt(keys, var_name="measure", value_name="number")

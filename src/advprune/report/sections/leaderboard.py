@@ -1,13 +1,12 @@
 """Every model with its robust accuracy, its cost, and whether the number can be believed."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
 from advprune.report.formats import bounds, budget
-from advprune.report.results import results, without_own
-from advprune.report.section import Chart, Part, Run, section
+from advprune.report.results import ATTACK, results, without_own_transfer
+from advprune.report.section import Part, Run, section
 
 BOARD = (
     *("model", "clean_accuracy", "robust_accuracy", "against_dense", "median_distance"),
@@ -26,12 +25,13 @@ WAYS = {  # of scoring randomized models
 
 @section("Leaderboard", order=10)
 def leaderboard(run: Run) -> Iterator[Part]:
-    """The table of all models, robust over clean accuracy, and further measures of each."""
-    main, table = run.main_attack, without_own(results(run))
+    """The table of all models, then size, cost and accuracy under each attack."""
+    main, table = run.main_attack, without_own_transfer(results(run))
     table = table.assign(passes=table.forwards + table.gradients)
     compared = (
-        " Both are compared with the dense network image by image, so that even equal medians can "
-        "differ significantly; differences and p-values are under “Distances”."
+        " Both are compared with the dense network image by image (McNemar's and Wilcoxon's test, "
+        "Holm's correction), so that even equal medians can differ significantly; differences and "
+        "p-values are under “Distances”."
     )
     yield Part(
         "Leaderboard",
@@ -40,26 +40,17 @@ def leaderboard(run: Run) -> Iterator[Part]:
         f"smallest changes found that fool the model.{compared if run.compressed else ''}",
         with_bounds(table, BOARD),
     )
-    axes = ("clean_accuracy", "median_distance", "group")
-    look: dict[str, Any] = {"size": "sparsity", "marker": "verdict"}
-    look |= {"hover": ("model", "verdict", "robust_accuracy")}
-    if len(run.models) > 1:
-        yield Part(
-            "Distance over clean accuracy",
-            "One marker per model; larger is sparser, the shape shows the verdict.",
-            chart=Chart("tradeoff", "points", table, *axes, **look),
-        )
     yield Part("Size, cost and calibration", table=table[[*SIZES]], folded=True)
-    every = [name for name in map(str, table.columns) if name.startswith("accuracy:")]
-    told = (
+    attacks = [name for name in map(str, table.columns) if name.startswith(ATTACK)]
+    randomized = (
         " Random models are scored by mean logits; the last columns score a single draw, and count "
+        "an image as broken only if at least 9 of 10 draws are wrong."
     )
-    told += "an image as broken only if at least 9 of 10 draws are wrong."
-    columns = ("model", *every, "robust_accuracy", *WAYS.values())
+    columns = ("model", *attacks, "robust_accuracy", *WAYS.values())
     yield Part(
         "Accuracy under each attack",
         "Each kind of model has attacks of its own; robust accuracy is the worst case per image."
-        + told * bool((table.kind == "randomized").any()),
+        + randomized * bool((table.kind == "randomized").any()),
         with_bounds(table.rename(columns=WAYS), columns),
         folded=True,
     )

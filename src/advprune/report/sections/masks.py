@@ -17,6 +17,7 @@ from advprune.report.formats import percent
 from advprune.report.points import GREEDY, Point, by_family, nearest
 from advprune.report.results import accuracies, rated
 from advprune.report.section import Chart, Part, Run, section
+from advprune.report.sections.verdict import iterative
 
 CONTROL = "random"
 UNMATCHED = "unmatched"
@@ -26,7 +27,7 @@ INERT = 0.05  # share of parameters without a gradient from which on it is menti
 @section("Compression by masks", order=50)
 def masks(run: Run) -> Iterator[Part]:
     """GAP beside random pruning, the curves over compression, and all settings behind them."""
-    if not run.studies_of("compression"):
+    if not (studies := run.studies_of("compression")):
         return
     run = run.swept
     found = by_family(run)
@@ -52,6 +53,8 @@ def masks(run: Run) -> Iterator[Part]:
         against_control(run, found),
     )
     yield Part("All settings, and variants of GAP", "", every(run, found), folded=True)
+    for name in studies:
+        yield from iterative(run.studies[name], "family", "value")
 
 
 def every(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:

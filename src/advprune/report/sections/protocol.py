@@ -25,6 +25,7 @@ from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import counted, number
 from advprune.report.results import rated
 from advprune.report.section import Chart, Part, Run, section
+from advprune.report.sections.verdict import iterative
 
 FGSM, ITERATIVE = "fgsm", "iterative"
 WORST = "worst case"
@@ -54,6 +55,7 @@ def protocol(run: Run) -> Iterator[Part]:
         "least 9 of 10 draws are wrong. Passes are per image.",
         adaptive_table(run, found),
     )
+    yield from iterative(pd.concat([one.rows for one in found]), "of", "member")
     axes, look = ("eps", "accuracy", "model", "attack"), ("family", "setting")
     marks = over_budgets(found)
     chart = Chart("protocol", "line", marks, *axes, interval=True, ordered=True, hover=look)

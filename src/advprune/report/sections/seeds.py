@@ -19,6 +19,7 @@ from advprune.evaluate.statistics import Rate
 from advprune.report.compared import columns, explained, jointly, tested
 from advprune.report.formats import budget, counted, listed, number, with_interval
 from advprune.report.section import Chart, Part, Run, section
+from advprune.report.sections.verdict import iterative
 
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 
@@ -51,6 +52,7 @@ def seeds(run: Run) -> Iterator[Part]:
             "with the whole network, and with the same training without pruning.",
             pair_table(run, points),
         )
+        yield from iterative(run.studies[name], "point", "seed")
         history = run.studies.get(f"{name}.history", pd.DataFrame())
         if "kernel_distance" in history:
             axes = ("steps", "distance", "ticket", "of")

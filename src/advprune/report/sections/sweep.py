@@ -15,6 +15,7 @@ from advprune.report.formats import budget, listed, number
 from advprune.report.results import qualified, rated
 from advprune.report.run import Run, in_order
 from advprune.report.section import Chart, Part, section
+from advprune.report.sections.verdict import iterative
 
 
 @section("nn-prune's table", order=50)
@@ -34,6 +35,7 @@ def sweep(run: Run) -> Iterator[Part]:
             "images (McNemar), p corrected for all settings and attacks (Holm).",
             table_of(run, name),
         )
+        yield from iterative(run.studies[name], "family", "value")
         dense, *others = settings(run, name)
         for family in dict.fromkeys(one.family for one in others):
             if len(own := [one for one in others if one.family == family]) > 1:

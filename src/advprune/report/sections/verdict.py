@@ -1,4 +1,5 @@
-"""Whether each robust accuracy can be believed: checks on the records of every model."""
+"""Whether each robust accuracy can be believed: checks on the records of every model, and the one
+that models of studies go through as well."""
 
 import json
 from collections.abc import Iterator
@@ -6,8 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from advprune.evaluate.verdict import PASS
+from advprune.evaluate.verdict import PASS, beside_one_step
+from advprune.report.compared import columns, explained
 from advprune.report.formats import counted, percent
+from advprune.report.results import rated
 from advprune.report.section import Part, Run, section
 
 CALIBRATION = Path("bench/verdict.json")
@@ -51,3 +54,30 @@ def calibration(path: Path) -> str:
         f"that mislead the main attack it called {passed} reliable, {wrong} with a robust accuracy "
         f"more than 5 points too high; of honest models it doubted {alarmed}."
     )
+
+
+def iterative(records: pd.DataFrame, *model: str) -> Iterator[Part]:
+    """Which iterative attacks fail the check beside FGSM on models of a study, which the columns
+    `model` tell apart; nothing where no single step was run."""
+    tests = {
+        (", ".join(map(str, name)), *key): test
+        for name, own in records.groupby([*model], sort=False)
+        for key, test in beside_one_step(own).items()
+    }
+    failed = [
+        dict(zip(("model", "attack", "eps"), key, strict=True))
+        | rated("accuracy:iterative", test.first)
+        | rated("accuracy:one step", test.second)
+        | columns(test)
+        for key, test in tests.items()
+        if test.better
+    ]
+    if tests:
+        yield Part(
+            "Iterative attacks beside FGSM",
+            "An iterative attack that does less harm than one step of the same budget has failed: "
+            f"what it leaves says nothing of the model. {len(failed)} of "
+            f"{counted(len(tests), 'comparison')} failed this check (McNemar). "
+            f"{explained('all attacks on a model')}",
+            pd.DataFrame(failed) if failed else None,
+        )
