@@ -127,7 +127,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
             if settings.transfer and point != DENSE:
                 images = {(DENSE, FROM_DENSE + names[0]): carried[seed]()}
                 sent = transfer_records(model, *given.test, images, work)
-                main = known[names[0]]
+                main = given.profile.table()[names[0]]
                 table = pd.concat([table, sent.assign(eps=main.eps, steps=main.steps)])
             return table.assign(**facts, sparsity=sparsity_of(model), **whose)
 
