@@ -186,7 +186,7 @@ def test_the_sides_of_a_first_run_share_no_stage_and_wait_for_none(
         for line in lines
     ]
     expected = [name for name in stages if name.startswith(("attack@", "study@"))]
-    assert len(sides) == 2 and sorted(sum(sides, [])) == sorted(expected)
+    assert len(sides) == 2 and sorted(sides[0] + sides[1]) == sorted(expected)
     for side in sides:
         for at, name in enumerate(side):
             study = settings.studies.get(name.removeprefix("study@"))

@@ -18,7 +18,15 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.evaluate.faults import smallest_flip_p
 from advprune.pruning import families
-from advprune.report.docs import FOLDER, PUBLISHED, blocks_of, family_pages, filled, modules
+from advprune.report.docs import (
+    FOLDER,
+    MEASUREMENT,
+    PUBLISHED,
+    blocks_of,
+    family_pages,
+    filled,
+    modules,
+)
 from advprune.report.docs import README as README_FILE
 from advprune.report.results import read_results
 from advprune.report.run import NOT_RUN
@@ -65,7 +73,7 @@ def rerun_here(folder: str = "metrics") -> bool:
 
 
 @pytest.mark.skipif(rerun_here("reports"), reason="reports/ was made anew on this machine")
-@pytest.mark.parametrize("page", [README_FILE, PUBLISHED], ids=str)
+@pytest.mark.parametrize("page", [README_FILE, PUBLISHED, MEASUREMENT], ids=str)
 def test_figures_of_ours_are_those_of_the_committed_results(page: Path) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert filled(text, blocks_of(ROOT)[page]) == text

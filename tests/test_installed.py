@@ -46,7 +46,7 @@ def network(classes, channels):
     return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), *head)
 """
 TINY = {  # of the project that init writes: what takes long, and no more
-    "models": {"int8-standard": {"do": "quantize", "of": "dense-standard", "by": "quantize.int8"}},
+    "models": {"E-standard": {"do": "prune", "of": "dense-standard", "by": "prune.E"}},
     "profiles/mine/train/epochs": 2,
     "profiles/mine/attacks": FEW_STEPS,
     "profiles/mine/curves": {"eps": ["eps"], "steps": [1]},
@@ -171,7 +171,7 @@ def test_init_writes_a_pipeline_that_runs(wheel: Path, folder: Path) -> None:
     change(folder, TINY)
     assert load(folder / "params.yaml").profile == "mine"
     said = installed(wheel, folder, "\n".join(f"python -m {line}" for line in rest))
-    assert "dense-standard" in said and "int8-standard" in said
+    assert "dense-standard" in said and "E-standard" in said
     assert "does not watch" not in said and (folder / "reports/mine/report.html").is_file()
     assert "train@" not in installed(wheel, folder, "python -m dvc status")
     status = "echo '# changed' >> my_net.py; python -m dvc status"

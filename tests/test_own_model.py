@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from workspace import FEW_STEPS, ROOT, TINY, change, copy_pipeline, run
+from workspace import FEW_STEPS, ROOT, TINY, change, copy_pipeline, made_here, run
 
 from advprune.core.files import sha256_of
 from advprune.core.params import load
@@ -27,7 +27,7 @@ CUT = {  # what takes long, and no more
     "surrogates": {"resnet20": {"architecture": "resnet20", "width": 2, "epochs": 1}},
     "prune": TINY["prune"],
     "profiles/mine/train": {"epochs": 3, "batch": 32, "lr": 0.1, "flip": True, "crop": 1},
-    "profiles/mine/attacks": {**FEW_STEPS, "published_40": {"steps": 12}},
+    "profiles/mine/attacks": FEW_STEPS,
     "profiles/mine/curves": {"eps": [0, "eps"], "steps": [1, 3]},
     "profiles/mine/flips": {"images": 8, "seeds": 2, "budget": 2, "random": 2},
 }
@@ -49,7 +49,8 @@ def draw(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A copy of the pipeline in which the guide was followed, and what its last commands said."""
+    """A copy of the pipeline in which the guide was followed, and what its last commands said: DVC
+    runs the attacks on the dense network and what follows."""
     folder = copy_pipeline(tmp_path_factory.mktemp("own") / "a clone")
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # as make setup
     draw(folder / "pictures")
@@ -59,6 +60,9 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     change(folder, CUT | GIVEN)
     assert [*load(folder / "params.yaml").models] == [*GIVEN["models"]]
     change(folder, CUT)
+    dense, pruned = "dense-standard", RUN[0]
+    stages = [("settings",), ("prepare",), ("train", dense), ("prune", pruned), ("train", RUN[1])]
+    made_here(folder, *stages, *(("attack", name) for name in RUN))
     words = ["bash", "-euc", f"{ADVPRUNE}\n{last}"]
     done = run(folder, "-c", f"import subprocess, sys; sys.exit(subprocess.call({words}))")
     assert done.returncode == 0, done.stdout + done.stderr

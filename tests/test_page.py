@@ -32,21 +32,28 @@ def firm(name: str, **more: Any) -> Model:
 def test_the_answer_comes_first_and_counts_what_differs() -> None:
     none, floor = summary(run_of())[:2]
     assert none == (
-        "By the smallest change of an image that fools them, none of 2 compressed models is "
-        "significantly harder to fool than its dense network; none is easier to fool; for 2 no "
-        "difference is significant."
+        "Distance (the smallest change of an image that fools a model) is significantly larger "
+        "than the dense network's for none of 2 compressed models, smaller for none, and not "
+        "significantly different for 2."
     )
-    assert "none of 2 compressed models has a significantly higher" in floor
-    assert "; none has a lower one." in floor
+    assert floor == (
+        "Robust accuracy at eps 48/255 is significantly higher than the dense network's for none "
+        "of 2 compressed models, lower for none."
+    )
     two = run_of(firm("A"), model("B"))
-    assert "1 of 2 compressed models is significantly harder to fool" in effect(two)
-    assert "its dense network (A-standard; by at most " in effect(two)
-    assert "than its dense network (A-standard); none has a lower one." in accuracy(two)
+    assert "larger than the dense network's for 1 of 2 compressed models (A-standard; by at" in (
+        effect(two)
+    )
+    assert "for 1 of 2 compressed models (A-standard), lower for none." in accuracy(two)
     worse = run_of(firm("dense"), model("A"), firm("B"))
-    assert "; 1 is easier to fool (A-standard); " in effect(worse)
-    assert "; 1 has a lower one (A-standard)." in accuracy(worse)
+    assert ", smaller for 1 (A-standard), and " in effect(worse)
+    assert ", lower for 1 (A-standard)." in accuracy(worse)
     fallen = run_of(*(model(name, (0, 0, 0), carried=0) for name in ("dense", "A", "B")))
-    assert "in 2 of 2 comparisons both are 0 %" in accuracy(fallen)
+    assert "; both are 0 % for 2, of which distances are larger for 0" in accuracy(fallen)
+    # All are broken within the budget, half of the images of A by less than those of dense.
+    near = model("A", (0, 0, 0), carried=0, curve=(40, 0, 0, 0))
+    decided = accuracy(run_of(model("dense", (0, 0, 0)), near))
+    assert "both are 0 % for 1, of which distances are larger for 0 and smaller for 1" in decided
     rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
     assert "(the broken A-standard)" in accuracy(run_of(rising))
 
@@ -61,12 +68,11 @@ def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.Monk
         for name, (said, control) in outcomes.items()
     }
     monkeypatch.setattr("advprune.report.summary.against_dense", lambda run: tests)
-    assert "1 of 2 compressed models is significantly harder to fool" in effect(run)
     assert (
-        "(A-standard; by at most 1.00/255; A-standard compared with B-standard, a control of equal"
-        in effect(run)
+        "larger than the dense network's for 1 of 2 compressed models (A-standard; by at most "
+        "1.00/255; A-standard compared with B-standard, a control of equal" in effect(run)
     )
-    assert "for 0 no difference is significant (1 less accurate when clean: not" in effect(run)
+    assert "different for none (1 less accurate when clean: not compared)." in effect(run)
 
 
 def test_every_dense_network_is_named_with_its_accuracies() -> None:

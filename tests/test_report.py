@@ -305,11 +305,21 @@ def test_the_verdict_names_the_checks_that_speak_against_a_model() -> None:
 def test_the_verdict_says_how_often_it_is_wrong(tmp_path: Path) -> None:
     assert calibration(tmp_path / CALIBRATION) == ""  # not measured here
     path = tmp_path / CALIBRATION.name
-    rates = {"pass": Rate(2, 16), "number": Rate(0, 16), "alarm": Rate(1, 16)}
+    rates = {"pass": Rate(1, 16), "number": Rate(0, 16), "pass_suite": Rate(0, 7)}
+    rates |= {"alarm": Rate(1, 16)}
     found = {f"false_{k}": {"hits": r.hits, "n": r.n} | r.columns("rate") for k, r in rates.items()}
-    path.write_text(json.dumps(found), encoding="utf-8")
+    planted = [
+        ("noise, a", "reliable", 0.1),
+        ("crop, a", "suspect", 0.2),
+        ("none, a", "reliable", 0.05),
+    ]
+    models = [{"name": name, "level": level, "hidden": hidden} for name, level, hidden in planted]
+    models.append({"name": "honest", "level": "reliable"})
+    path.write_text(json.dumps(found | {"images": 50, "models": models}), encoding="utf-8")
     text = calibration(path)
-    assert "2 of 16" in text and "0 of 16 (0.0–19.4 %)" in text and "1 of 16 (1.1–28.3 %)" in text
+    assert "50 images" in text and "attack: 1 of 16 (1.1–28.3 %), namely noise on dense-a" in text
+    assert "known: 0 of 16 (0.0–19.4 %)." in text and "by as much: 0 of 7 (0.0–35.4 %)." in text
+    assert text.endswith("Doubted of honest models: 1 of 16 (1.1–28.3 %).")
 
 
 def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer() -> None:

@@ -250,7 +250,9 @@ def test_the_sentence_follows_from_the_episodes() -> None:
     raw = records({0.0: (-50, -50), 0.1: (50, 0), 0.2: (50, 50), 0.3: (0, -50)})
     assert "Unattacked, SAP earns -50% (-5" in (text := report.sentence(results(raw)))
     assert "each agent under its worst attack: none; less: 0.1, 0.2, 0.3; more, and" in text
-    assert text.endswith("more: 0.1, 0.2; less: none. PGD nowhere costs significantly less than FGSM.")
+    assert text.endswith(
+        "more: 0.1, 0.2; less: none. PGD nowhere costs significantly less than FGSM."
+    )
     raw.loc[(raw.agent == "dense") & (raw.attack == "PGD") & (raw.budget == 0.2), "reward"] += 20
     assert report.sentence(results(raw)).endswith("PGD costs less than FGSM (dense at 0.2).")
     raw = records({0.0: (60, 60), 0.1: (50, 50), 0.2: (50, 40)})

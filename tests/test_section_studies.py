@@ -183,11 +183,9 @@ def test_iterative_attacks_beside_fgsm_on_points_of_studies(compression: Run) ->
         rows = runs[kind].studies[kind]
         field = rows[rows.attack == "field"].assign(step=EPS)
         alike = (field[left] + ", " + field[right].astype(str)) == weak[kind][0]
-        hits = {"field": alike, "fgsm": field["index"] < N / 2}
-        tables = [
-            field.assign(attack=name, adv_pred=field.label.where(hit, -1)) for name, hit in hits.items()
-        ]
-        tables[1] = tables[1].assign(steps=1)
+        single = field.assign(attack="fgsm", steps=1)
+        hits = (field, alike), (single, field["index"] < N / 2)
+        tables = [table.assign(adv_pred=table.label.where(hit, -1)) for table, hit in hits]
         studies = runs[kind].studies | {kind: pd.concat([rows[rows.attack != "field"], *tables])}
         assert failed(build(replace(runs[kind], studies=studies))) == {weak[kind]}
 

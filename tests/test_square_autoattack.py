@@ -246,6 +246,21 @@ def test_square_gives_up_no_image_of_a_model_that_draws_at_random(
 # AutoAttack
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's attacks with a fifth of their steps and queries, in both loops."""
+    package = pytest.importorskip("pyautoattack").AutoAttack
+    choose = package._set_version
+
+    def shorter(self: Any, version: str) -> None:
+        choose(self, version)
+        for attack in (self.apgd, self.apgd_targeted, self.fab):
+            attack.n_iter = 20
+        self.square.n_queries = 1000
+
+    monkeypatch.setattr(package, "_set_version", shorter)
+
+
 def official(model: nn.Module, pair: Pair, eps: float, targets: int = 9, **options: Any) -> Any:
     """The images of the package's own evaluation, in batches of 5."""
     package = pytest.importorskip("pyautoattack")
@@ -278,6 +293,7 @@ STANDARD = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
         (perceptron(), 8, "Linf", 0.1, "apgd-dlr"),
     ],
 )
+@pytest.mark.usefixtures("short")
 def test_autoattack_is_the_official_one(
     digits: Pair, model: nn.Module, n: int, norm: str, eps: float, helpful: str
 ) -> None:
@@ -316,6 +332,7 @@ def test_the_suite_is_as_strong_as_autoattack_at_a_fifth_of_its_passes(name: str
 
 
 def test_autoattack_with_few_classes(digits: Pair) -> None:
+    """And with all its steps and queries."""
     model = perceptron(classes=5)
     images, labels = own_labels(model, digits[0][:6])
     private = attack_copy(model, torch.device("cpu"))
@@ -331,6 +348,7 @@ def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("short")
 def test_autoattack_resumes_after_a_kill(
     digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +369,7 @@ def test_autoattack_resumes_after_a_kill(
     assert 0 < counts["apgd-t"] < counts["apgd-ce"]  # there was work left at the kill
 
 
+@pytest.mark.usefixtures("short")
 def test_a_randomized_evaluation_resumes_with_the_same_draws(
     digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

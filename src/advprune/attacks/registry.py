@@ -1,4 +1,4 @@
-"""The seam that every attack of a suite fits: a registry, typed settings, and how it is run."""
+"""The interface of attacks: a registry, typed settings, and the context of a run."""
 
 import json
 from collections.abc import Callable, Collection
@@ -101,8 +101,8 @@ def follows_gradient(recorded: str, breakdown: str = "") -> bool:
 
 @cache
 def broken_by_search(recorded: str, breakdown: str) -> int | None:
-    """How many images the parts of an attack broke that ask for answers alone, by its breakdown
-    (how many are right after each part); None of an attack that has no such parts."""
+    """How many images the query-only parts of an attack broke, by its breakdown (how many images
+    are right after each part); None of an attack that has no such parts."""
     known, left = _REGISTRY.get(recorded), json.loads(breakdown or "{}")
     if known is None or not known.searches:
         return None

@@ -60,7 +60,7 @@ def check_attack(name: str, arguments: dict[str, Any]) -> None:
 class ZooSettings(Attack):
     """Settings of an entry of `attack.extra`: the class, and its own arguments, budget included.
 
-    Its steps are its own affair and stand as 0 in records.
+    Its number of steps is not known here; records have 0.
     """
 
     method: Literal["torchattacks"]
@@ -69,7 +69,7 @@ class ZooSettings(Attack):
 
     @property
     def recorded(self) -> str:
-        """As what it is recorded: its label may say nothing of its class."""
+        """The method in records: the class, whatever the label is."""
         return f"{self.method}.{self.name}"
 
     @model_validator(mode="before")

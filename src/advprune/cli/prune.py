@@ -102,12 +102,8 @@ def quantize(
     from advprune.quantization.post_training import agreement
     from advprune.quantization.post_training import quantize as round_model
 
-    place = images.place(known, "train")
-    dense, split, setting = (
-        place.network(checkpoint, known),
-        place.split("train"),
-        QuantizeSettings(bits=bits),
-    )
+    place, setting = images.place(known, "train"), QuantizeSettings(bits=bits)
+    dense, split = place.network(checkpoint, known), place.split("train")
     count = min(setting.calibration_images, len(split.labels))
     shown = to_float(split.images[stratified_subset(split.labels, count, place.params.seed)])
     model = round_model(dense, shown, bits)

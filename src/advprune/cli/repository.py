@@ -105,6 +105,7 @@ class Repository:
         from advprune.core.params import load
 
         self._params = load(profile=profile)
+        self._made: dict[str, Split] = {}  # where no prepared images are there
 
     @property
     def params(self) -> "Params":
@@ -128,7 +129,7 @@ class Repository:
     def split(self, name: str) -> "Split":
         """The profile's train, val or test images: as prepared, if from the settings and files that
         are there now, else made in memory."""
-        from advprune.data import read_split
+        from advprune.data import prepare, read_split
         from advprune.data.sources import key_of
 
         path = self.place("data", f"{name}.safetensors")
@@ -136,13 +137,8 @@ class Repository:
             split = read_split(path)
             if split.made == key_of(self.profile.data, self.params.seed):
                 return split
-        return self._prepared[name]
-
-    @cached_property
-    def _prepared(self) -> "dict[str, Split]":
-        from advprune.data import prepare
-
-        return prepare(self.profile.data, self.params.seed)
+        self._made = self._made or prepare(self.profile.data, self.params.seed)
+        return self._made[name]
 
     def network(self, path: Path, known: Network = UNKNOWN) -> "nn.Module":
         """The network in a checkpoint that passes the audit, ready for these images.

@@ -152,7 +152,7 @@ class ProtocolSettings(Settings):
 
 def _different(points: list[Any]) -> list[Any]:
     if len(set(points)) < len(points):
-        raise ValueError("a point stands there twice")
+        raise ValueError("a point is given twice")
     return points
 
 

@@ -39,7 +39,7 @@ def start() -> None:
 
 
 def end() -> None:
-    """Part, when all processes have come this far."""
+    """Leave the group once all processes are done."""
     if processes() > 1:
         _gather(None)
         dist.destroy_process_group()

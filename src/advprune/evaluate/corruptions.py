@@ -3,7 +3,7 @@
 Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations (ICLR 2019). Strengths are those of CIFAR-10-C for small images and of ImageNet-C for
 large ones. Those that need textures or constants for one image size are left out (glass, snow,
-frost, fog, elastic), so that means are not theirs. Nobody chooses a corruption by the model:
+frost, fog, elastic), so that means are not theirs. Corruptions are not chosen to fool a model:
 accuracy under them bounds no worst case.
 """
 

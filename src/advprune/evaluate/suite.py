@@ -28,7 +28,7 @@ Images = tuple[Tensor, Tensor]
 
 
 def effort(setting: Attack) -> int:
-    """At most how many passes an attack takes per image: the longest is begun first, so that no
+    """An upper bound of an attack's passes per image: the longest attack starts first, so that no
     core waits for it at the end."""
     counts = ("steps", "restarts", "targets", "queries", "draws")
     return math.prod(getattr(setting, count, 1) for count in counts)
@@ -77,6 +77,7 @@ class Suite:
         # Curves are of attacks by gradient.
         points = list(() if blind else curve_settings(main, self.profile.curves))
         asked = [setting for _, setting in points]  # on both curves the same one: crafted once
+        curves: list[tuple[str, str, Attack]]
         curves = [(f"curve-{asked.index(one)}", curve, one) for curve, one in points]
         clean = self._clean(model)  # for all pieces
         chains: dict[str, list[tuple[str, str, Attack]]] = {}  # attacks that come after one another
@@ -164,5 +165,5 @@ class Suite:
 
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
-        """What the model says of the clean images, once for all attacks."""
+        """The model's answers to the clean images, computed once for all attacks."""
         return answers("clean", model, self.images, self.labels, self.work.scoring)

@@ -185,8 +185,8 @@ def beside_one_step(records: pd.DataFrame) -> dict[tuple[str, float], Comparison
     for (norm, budget), single in once.groupby(["norm", "budget"]):
         own = many[(many.norm == norm) & (many.budget == budget)]
         for attack, part in own.groupby("attack", sort=False):
-            pair = (one.sort_values("index") for one in (part, single))
-            found[str(attack), float(single.eps.iloc[0])] = compare(*pair)
+            test = compare(part.sort_values("index"), single.sort_values("index"))
+            found[str(attack), float(single.eps.iloc[0])] = test
     return dict(zip(found, corrected(list(found.values())), strict=True))
 
 

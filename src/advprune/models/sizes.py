@@ -9,7 +9,6 @@ from advprune.core.errors import UserError
 
 Sizes = Mapping[str, tuple[int, int]]  # by a layer's name: its outputs and inputs
 Sized = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
-SIZED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def size_of(layer: Sized) -> tuple[int, int]:
@@ -28,7 +27,7 @@ def resized(network: nn.Module, sizes: Sizes) -> nn.Module:
     layers = dict(network.named_modules())
     for name, (outputs, inputs) in sizes.items():
         layer = layers.get(name)
-        if not isinstance(layer, SIZED):
+        if not isinstance(layer, Sized):
             raise UserError(f"the network has no layer {name!r} of which filters could be removed")
         most = size_of(layer)
         if outputs > most[0] or inputs > most[1]:

@@ -51,12 +51,9 @@ class Target(nn.Module):
     def following(self, source: nn.Module | None) -> "Target":
         """The same with a network whose gradients are followed; its answers should be the target's.
         InputError where it draws at random."""
-        refuse(
-            "target",
-            {"the network beside it draws at random": source is not None and is_randomized(source)},
-        )
-        kinds = {"labels": self.labels, "shares": self.shares}
-        return Target(self.answer, self.classes, source, **kinds)
+        random = source is not None and is_randomized(source)
+        refuse("target", {"the network beside it draws at random": random})
+        return Target(self.answer, self.classes, source, labels=self.labels, shares=self.shares)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         said = asked(self.answer, x)

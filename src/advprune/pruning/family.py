@@ -109,7 +109,7 @@ def prune(
             before = inserted(mine)
             found = _REGISTRY[name][1](mine, checked, given)
             added, missed = inserted(found.model) - before, list[str]()
-            # Layers stand behind modules alone: a pass of one image shows what is called otherwise.
+            # Layers are inserted behind modules only; one pass shows the functions that they miss.
             if images is not None and added["relu"]:
                 missed = functional_activations(found.model, images[:1])
             if missed:

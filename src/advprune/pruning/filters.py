@@ -35,7 +35,7 @@ from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune
 from advprune.models.outside import INSIDE
 from advprune.models.resnet import BasicBlock, ResNet
-from advprune.models.sizes import SIZED, size_of
+from advprune.models.sizes import Sized, size_of
 from advprune.models.spec import ModelSpec, attach
 from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning.family import Data, Pruned, family
@@ -132,7 +132,7 @@ def shrink(model: nn.Module, chosen: Masks, found: dict[str, Group]) -> None:
         attach(model, model.spec.model_copy(update={"inner": inner}))
     elif isinstance(spec, ModelSpec):
         parts = {n.removeprefix(f"{INSIDE}."): m for n, m in model.named_modules()}
-        sizes = {n: size_of(m) for n, m in parts.items() if m in touched and isinstance(m, SIZED)}
+        sizes = {n: size_of(m) for n, m in parts.items() if m in touched and isinstance(m, Sized)}
         attach(model, spec.model_copy(update={"sizes": spec.sizes | sizes}))
 
 
@@ -156,7 +156,7 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
     for name, gone in chosen.items():
         rows = gone.nonzero()[:, 0].tolist()
         for dependency, places in found[name](idxs=rows) if rows else ():
-            if not isinstance(member := dependency.layer, SIZED):
+            if not isinstance(member := dependency.layer, Sized):
                 continue
             for key, parameter in member.named_parameters(recurse=False):
                 if _reads(dependency) and key == "bias":
@@ -167,26 +167,19 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
                 (mask.transpose(0, 1) if _reads(dependency) else mask)[list(places)] = True
     if not setting.small:
         return masked(model, removed, setting.finetune, data)
-    # The small network has to answer as the masked one before it is trained.
     changed, whole = everywhere(model, removed), copy.deepcopy(model)
     clear(whole, removed)
     shrink(model, chosen, found)
-    if not is_randomized(model):
-        _check(model, whole, image)
+    if not is_randomized(model):  # it has to answer as the masked network before it is trained
+        image = image.to(device_of(model))
+        with torch.no_grad(), undisturbed(image.device):
+            try:
+                answers, wanted = model(image), whole(image)
+            except Exception as error:  # of code that knows its layers' sizes
+                why = f"the network does not run with fewer filters ({first_line(error)})"
+                raise UserError(f"{why}; leave `small` out") from error
+        if float((answers - wanted).abs().max()) > CLOSE * (1 + float(wanted.abs().max())):
+            why = "the small network computes otherwise than the masked one"
+            raise UserError(f"{why}; leave `small` out")
     history = tune(model, {}, setting.finetune, data)
     return Pruned(model, changed, {"finetune": history})
-
-
-@torch.no_grad()
-def _check(small: nn.Module, whole: nn.Module, image: torch.Tensor) -> None:
-    """UserError where the small network does not give the logits of the masked one."""
-    image = image.to(device_of(small))
-    with undisturbed(image.device):
-        try:
-            found, wanted = small(image), whole(image)
-        except Exception as error:  # of code that knows its layers' sizes
-            why = f"the network does not run with fewer filters ({first_line(error)})"
-            raise UserError(f"{why}; leave `small` out") from error
-    if float((found - wanted).abs().max()) > CLOSE * (1 + float(wanted.abs().max())):
-        why = "the small network computes otherwise than the masked one"
-        raise UserError(f"{why}; leave `small` out")

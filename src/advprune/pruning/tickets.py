@@ -62,7 +62,7 @@ TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
 class Ticket(Settings):
-    """What all tickets are told; `SearchedTicket` says what it means."""
+    """Settings that all tickets share; see `SearchedTicket`."""
 
     sparsity: float = Field(ge=0, lt=1)
     train: FineTuneSettings | None = TRAINING

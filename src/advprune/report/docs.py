@@ -2,8 +2,9 @@
 
 Nothing in them is typed by hand: results come from `reports/<profile>/results.csv`, published
 claims from claims.yaml and their outcomes from the `claims.csv` of each report and of the reference
-networks in weights/, families from the docstrings of their modules. Such a docstring begins with
-the keys of its families and what they do; its paragraphs begin with a heading and a full stop
+networks in weights/, strength of the attacks and error rates of the verdict from bench/, families
+from the docstrings of their modules. Such a docstring begins with the keys of its families and what
+they do; its paragraphs begin with a heading and a full stop
 (Claim, Formula, Source). Settings are those of their classes.
 """
 
@@ -23,9 +24,12 @@ from advprune.core.claims import FILE, Claim, read_claims
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
 from advprune.report.results import OUTCOMES, RESULTS
+from advprune.report.sections.strength import beside_autoattack
+from advprune.report.sections.verdict import CALIBRATION, calibration
 from advprune.report.terminal import read, table_of, title_of
 
 README, PUBLISHED, FOLDER = Path("README.md"), Path("docs/published.md"), Path("docs/families")
+MEASUREMENT = Path("docs/measurement.md")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
 OPENING = re.compile(r"^([A-Z][\w ]{2,30}(?: \([^)]*\))?)\. ")  # of a paragraph: its heading
 
@@ -64,7 +68,9 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
             known = outcomes.get(name, found)  # a report on the same networks, of fewer seeds
             outcomes[name] = found.combine_first(known)
     claims = claims_of(read_claims(root / FILE), outcomes)
-    return {README: results | {"families": index()}, PUBLISHED: {"claims": claims}}
+    measured = {"strength": beside_autoattack(root), "verdict": calibration(root / CALIBRATION)}
+    pages = {README: results | {"families": index()}, PUBLISHED: {"claims": claims}}
+    return pages | {MEASUREMENT: measured}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:

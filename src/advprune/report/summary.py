@@ -51,30 +51,24 @@ def effect(run: Run) -> str:
     tests = {model: against.distance for model, against in against_dense(run).items()}
     if not tests:
         return ""
-    farther, nearer, same = (
+    larger, smaller, same = (
         [model for model, test in tests.items() if test.outcome.partition(" (")[0] == outcome]
         for outcome in ("higher", "lower", "not significant")
     )
-    most = max((tests[model].difference for model in farther), default=0.0)
+    most = max((tests[model].difference for model in larger), default=0.0)
     kind = kind_of("median_distance")
     notes = [f"by at most {kind.text(most)}{kind.unit}"] if kind.text(most) != kind.text(0) else []
     notes += [
         f"{model.name} compared with {control}, a control of equal clean accuracy"
-        for model in farther
+        for model in larger
         if (control := tests[model].control)
     ]
-    rest = len(tests) - len(farther) - len(nearer) - len(same)
-    void = f" ({rest} less accurate when clean: not compared)" if rest else ""
-    total = counted(len(tests), "compressed model")
-    said = (
-        "is significantly harder to fool than its dense network",
-        "are significantly harder to fool than their dense network",
-    )
+    void = len(tests) - len(larger) - len(smaller) - len(same)
+    rest = f" ({void} less accurate when clean: not compared)" if void else ""
     return (
-        "By the smallest change of an image that fools them, "
-        f"{_those(run, farther, said, *notes, total=total)}; "
-        f"{_those(run, nearer, ('is easier to fool', 'are easier to fool'))}; for {len(same)} no "
-        f"difference is significant{void}."
+        "Distance (the smallest change of an image that fools a model) is significantly larger "
+        f"than the dense network's for {_these(run, larger, *notes, of=len(tests))}, smaller for "
+        f"{_these(run, smaller)}, and not significantly different for {len(same) or 'none'}{rest}."
     )
 
 
@@ -86,15 +80,16 @@ def accuracy(run: Run) -> str:
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
-    both = f"; in {len(floor)} of {len(tests)} comparisons both are 0 %" if floor else ""
-    total = counted(len(tests), "compressed model")
-    said = (
-        "has a significantly higher robust accuracy than its dense network",
-        "have a significantly higher robust accuracy than their dense network",
+    far = [against_dense(run)[model].distance for model in floor]
+    larger, smaller = (sum(t.differs and t.better is up for t in far) for up in (True, False))
+    both = (
+        f"; both are 0 % for {len(floor)}, of which distances are larger for {larger} and smaller "
+        f"for {smaller}"
     )
     return (
-        f"At eps {budget(run.main_attack.eps)}, {_those(run, better, said, total=total)}; "
-        f"{_those(run, worse, ('has a lower one', 'have a lower one'))}{both}."
+        f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly higher than the "
+        f"dense network's for {_these(run, better, of=len(tests))}, lower for {_these(run, worse)}"
+        f"{both if floor else ''}."
     )
 
 
@@ -182,10 +177,8 @@ def _named(run: Run, models: list[Model]) -> str:
     return listed(names) if len(models) <= NAMED else ""
 
 
-def _those(
-    run: Run, models: list[Model], said: tuple[str, str], *notes: str, total: str = ""
-) -> str:
-    """`1 of 2 models is … (A-standard; a note)`; said: what of one model, and of several."""
-    count = f"{len(models) or 'none'}{f' of {total}' if total else ''}"
+def _these(run: Run, models: list[Model], *notes: str, of: int = 0) -> str:
+    """`2 of 16 compressed models (A-standard and B-standard; a note)`, or `none`."""
+    total = f" of {counted(of, 'compressed model')}" if of else ""
     aside = "; ".join(one for one in (_named(run, models), *notes) if one)
-    return f"{count} {said[len(models) > 1]}{f' ({aside})' if aside else ''}"
+    return f"{len(models) or 'none'}{total}{f' ({aside})' if aside else ''}"

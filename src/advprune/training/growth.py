@@ -30,7 +30,7 @@ from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Row, Trainer
 
 LEAST, MOST = -10, -2  # tenths: where the logits of channels beyond the base network start
-RISING = 0.3  # share of the epochs in which rates still rise: gates that stand still may yet move
+RISING = 0.3  # share of the epochs in which rates still rise: gates at rest may still move
 
 
 class Grown(BaseModel):

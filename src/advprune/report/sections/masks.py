@@ -13,7 +13,6 @@ import pandas as pd
 from advprune.evaluate.compare import ALPHA, Comparison, at_chance
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.report.compared import compared, explained, tested
-from advprune.report.formats import percent
 from advprune.report.points import GREEDY, Point, by_family, nearest
 from advprune.report.results import accuracies, rated
 from advprune.report.section import Chart, Part, Run, section
@@ -21,7 +20,6 @@ from advprune.report.sections.verdict import iterative
 
 CONTROL = "random"
 UNMATCHED = "unmatched"
-INERT = 0.05  # share of parameters without a gradient from which on it is mentioned
 
 
 @section("Compression by masks", order=50)
@@ -31,18 +29,13 @@ def masks(run: Run) -> Iterator[Part]:
         return
     run = run.swept
     found = by_family(run)
-    inert = run.roots[0].card.get("inert") or 0.0
-    padding = (
-        f" {percent(inert)} % of its parameters meet only padding and have no gradient; families "
-        "that rank by gradients remove them first or last."
-    )
     axes = ("compression", "accuracy", "family", "images")
     look: dict[str, Any] = {"interval": True, "ordered": True, "hover": ("setting",)}
     yield Part(
         "Accuracy over compression",
         "Compression is the number of all parameters over that of nonzero ones. White-box images "
         f"are crafted on the model itself by {run.main_words}, transfer images on the "
-        f"uncompressed network; n = {run.n}.{padding if inert > INERT else ''}",
+        f"uncompressed network; n = {run.n}.",
         chart=Chart("compression", "line", curves(run, found), *axes, **look),
     )
     yield Part(

@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from advprune.report.formats import NOTHING
 from advprune.report.run import Run
 from advprune.report.section import Part, section
 
@@ -27,3 +30,19 @@ def strength(run: Run) -> Iterator[Part]:
             f"their share is of AutoAttack's. {found['about']}",
             pd.DataFrame(found["rows"]),
         )
+
+
+def beside_autoattack(folder: Path) -> str:
+    """For docs/measurement.md: every network that was measured under any profile, in one table."""
+    rows = []
+    for path in sorted(folder.glob(MEASURED)):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for name, own in pd.DataFrame(found["rows"]).groupby("model", sort=False):
+            row: dict[str, Any] = {"profile": found["profile"], "model": name, "n": own.n.iloc[0]}
+            for one in own.to_dict("records"):
+                left = f"{one['n'] * one['robust_accuracy']:.0f}"
+                row[one["attacks"]] = f"{left} ({100 * one['passes_share']:.0f} %)"
+            rows.append(row)
+    columns = ["profile", "model", "n", "AutoAttack", "suite", "everything"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.fillna(NOTHING).to_markdown(index=False, disable_numparse=True)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from advprune.evaluate.verdict import PASS, beside_one_step
+from advprune.evaluate.verdict import LEVELS, PASS, beside_one_step
 from advprune.report.compared import columns, explained
-from advprune.report.formats import counted, percent
+from advprune.report.formats import counted, listed, percent
 from advprune.report.results import rated
 from advprune.report.section import Part, Run, section
 
 CALIBRATION = Path("bench/verdict.json")
+HIDDEN = 0.05  # of the images: a trick that hides no more masks nothing
 
 
 @section("Verdict", order=20)
@@ -29,7 +30,7 @@ def verdict(run: Run) -> Iterator[Part]:
         "Verdict",
         f"{len(checks) - len(against)} of {counted(len(checks), 'check')} on "
         f"{counted(len(run.models), 'model')} passed. A check in doubt makes a robust accuracy "
-        f"suspect, a failed one makes it broken.{calibration(run.folder / CALIBRATION)}",
+        f"suspect, a failed one makes it broken. {calibration(run.folder / CALIBRATION)}".strip(),
         against if len(against) else None,
     )
     if len(against):
@@ -45,14 +46,21 @@ def calibration(path: Path) -> str:
     if not path.is_file():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
-    passed, wrong, alarmed = (
+    passed, wrong, deceived, alarmed = (
         f"{one['hits']} of {one['n']} ({percent(one['rate_low'])}–{percent(one['rate_high'])} %)"
-        for one in (found[f"false_{name}"] for name in ("pass", "number", "alarm"))
+        for one in (found[f"false_{name}"] for name in ("pass", "number", "pass_suite", "alarm"))
     )
+    planted = [one for one in found["models"] if one.get("hidden", 0) > HIDDEN]
+    names = [one["name"] for one in planted if one["level"] == LEVELS[PASS]]
+    which = listed([name.replace(", ", " on dense-") for name in names])
     return (
-        f" How often it errs, on models made to test it ({CALIBRATION}, 95 % intervals): of those "
-        f"that mislead the main attack it called {passed} reliable, {wrong} with a robust accuracy "
-        f"more than 5 points too high; of honest models it doubted {alarmed}."
+        f"How often it errs, on models made to test it ({CALIBRATION}: networks of the digits at "
+        f"that profile's budget, {found['images']} images each; exact 95 % intervals). Called "
+        "reliable of masked models, whose trick hides more than 5 points from the main attack: "
+        f"{passed}{f', namely {which}' if which else ''}; with a robust accuracy more than 5 "
+        f"points above the lowest known: {wrong}. Called reliable of models that mislead all of "
+        f"the suite's attacks by gradient by as much: {deceived}. Doubted of honest models: "
+        f"{alarmed}."
     )
 
 
