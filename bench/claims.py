@@ -49,7 +49,9 @@ def run_of(folder: Path) -> Run:
     facts = {"distance": np.nan, "forwards": 0, "gradients": 0}  # columns that a study has
     table = table.assign(chosen_margin=np.where(fooled, -1.0, 1.0), **facts)
     known = pd.DataFrame(table.network.map(seeds).tolist(), index=table.index)
-    claims = tuple(one for one in read_claims(ROOT / FILE) if asks(one, points))
+    how = {"run": f"python bench/claims.py weights/{folder.name}"}
+    asked = (one for one in read_claims(ROOT / FILE) if asks(one, points))
+    claims = tuple(one.model_copy(update=how) for one in asked)
     about = "CIFAR-10", [str(label) for label in range(10)], np.empty(0, np.uint8)
     return Run(params, [], {}, {STUDY: table.join(known)}, *about, folder=ROOT, claims=claims)
 

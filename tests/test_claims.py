@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import N, layer_table, model, run_of, settings
+from handmade import MODELS, N, layer_table, model, run_of, settings
 from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
@@ -75,21 +75,36 @@ def test_outcomes(own: int, dense: int, words: dict[str, Any], outcome: str, rea
 @pytest.mark.parametrize(
     ("regime", "away"),
     [
-        (ELSEWHERE, "digits, not cifar10"),
-        (HERE | {"networks": ["resnet20"]}, "resnet18, not resnet20"),
-        (HERE | {"width": 64, "n": 1000}, "width 8 of 64; n 40 of 1000"),
-        (HERE | {"epochs": 100, "seeds": 3}, "epochs 25 of 100; seeds 1 of 3"),
+        (ELSEWHERE, "cifar10; here digits"),
+        (HERE | {"networks": ["resnet20"]}, "digits, resnet20; here resnet18"),
+        (HERE | {"width": 64, "n": 1000}, "digits, width 64, n 1,000; here width 8, n 40"),
+        (HERE | {"epochs": 99, "seeds": 3}, "digits, epochs 99, seeds 3; here epochs 25, seeds 1"),
     ],
 )
 def test_nothing_is_refuted_outside_its_regime(regime: dict[str, Any], away: str) -> None:
-    no, yes = outcomes(
-        against(30, 2),
+    no, yes, unmet, here = outcomes(
+        against(30, 2, prune_ratio=0.1),
         claim("no", regime, effect=0.1, expect="lower"),
         claim("yes", regime, effect=0.1),
+        claim("unmet", regime, effect=0.1, needs={"changed": 0.5}),
+        claim("here", effect=0.1),
     )
     assert no.outcome == NOT_HERE
-    assert no.reason == f"the interval excludes it; regime not reached: {away}"
-    assert yes.outcome == REPRODUCED and yes.reason == f"in another regime: {away}"
+    assert no.reason == "the interval excludes it, but in another regime"
+    assert yes.outcome == REPRODUCED and not yes.reason
+    assert {no.regime, yes.regime, unmet.regime} == {away}
+    assert (unmet.n, unmet.seeds, unmet.test) == (N, 1, None)
+    assert here.regime == "digits; reached"
+
+
+def test_epochs_are_those_of_the_last_training_on_the_way_to_a_model() -> None:
+    """A quantized model is trained as the model it was made of, not as the dense network."""
+    entry = {"do": "quantize", "of": "GAP_layer-standard", "by": "quantize.int8"}
+    params = settings(models=MODELS | {"GAP_int8-standard": entry})
+    made = [model(name, params, {"field": 2}) for name in ("dense-standard", "GAP_int8-standard")]
+    regime, own = HERE | {"epochs": 10}, {"model": "GAP_int8-standard", "effect": 0.1}
+    (found,) = outcomes(run_of(made, params), claim(regime=regime, **own))
+    assert found.regime == "digits, epochs 10; here epochs 6"
 
 
 def test_p_is_corrected_for_all_claims_of_the_run_that_were_tested() -> None:
@@ -113,40 +128,53 @@ def test_what_is_missing_is_named_with_its_command() -> None:
     attack = claim("attack", attack="nes", effect=0.1)
     found = outcomes(against(3, 2), lacking, control, attack)
     assert [one.outcome for one in found] == [NOT_RUN] * 3
-    assert found[0].reason == "clamp-standard is not part of this run; run: make it"
-    assert found[1].reason.startswith("clamp-standard, its control, is not part of this run;")
-    assert found[2].reason == "nes was not run on E-standard; run: dvc repro"
+    assert [one.reason for one in found] == [
+        "clamp-standard is not part of this run",
+        "clamp-standard, its control, is not part of this run",
+        "nes was not run on E-standard",
+    ]
+    assert [one.command for one in found] == ["make it", "dvc repro", "dvc repro"]
+    assert {one.regime for one in found} == {"digits"}
 
 
 SMALL, LAST = "params/cifar10-small.yaml", "dvc repro -s transfer summarize"
 POINTS = {"study": "seeds", "model": "HYDRA_95", "control": "LWM_95"}
 
 
-def test_the_command_names_the_stages_that_a_claim_lacks() -> None:
-    """Of the settings of the run where they declare it, else after a copy of the claim's."""
+def test_the_command_names_the_stages_of_a_claim(tmp_path: Path) -> None:
+    """Of the run's settings where it was tested or they declare what the run lacks, else of the
+    register's; copied where they are not those of a clone."""
     known = {"run": "", "params": SMALL, "metric": "robust", "effect": 0.1}
     clamp, masks = claim(control="clamp-standard", **known), claim(**known | POINTS)
     pair = {"model": "BNN_wide-standard", "control": "RA_BNN-standard"}
     flips = claim(**known | {"metric": "flips"} | pair)
-    run = replace(against(3, 2), folder=ROOT)
-    copied, dense = f"cp {SMALL} params.yaml && dvc repro", "attack_dense@standard"
-    assert (
-        command(run, clamp) == f"{copied} {dense} attack@E-standard attack@clamp-standard && {LAST}"
-    )
-    assert command(run, masks) == f"{copied} study@masks && {LAST}"
+    run, copied = replace(against(3, 2), folder=ROOT), f"cp {SMALL} params.yaml && "
+    models = f"dvc repro attack_dense@standard attack@E-standard attack@clamp-standard && {LAST}"
+    assert command(run, clamp, False) == copied + models
+    assert command(run, masks, False) == f"{copied}dvc repro study@masks && {LAST}"
+    (tested,) = outcomes(run, claim(**known))
+    assert tested.command == f"dvc repro attack_dense@standard attack@E-standard && {LAST}"
     points = {name: {"family": "LWM"} for name in ("HYDRA_95", "LWM_95")}
     studies: dict[str, Any] = {
         "seeds": {"study": "seeds", "of": "dense-robust", "points": points},
         "bits": {"study": "bitflip", "of": "RA_BNN-standard", "bits": 1},
+        "more": {"study": "compression", "of": "dense-standard"},
     }
     absent = [Absent("model", "clamp-standard", ""), Absent("study", "seeds", "")]
     run = replace(run, params=settings(studies), absent=tuple(absent))
-    assert command(run, clamp) == f"dvc repro attack@clamp-standard && {LAST}"
-    assert command(run, masks) == f"dvc repro study@seeds && {LAST}"
-    both = "study@flips-BNN_wide study@flips-RA_BNN"  # these settings have one of them
-    assert command(run, flips) == f"{copied} {dense} {both} && {LAST}"
-    there = replace(run, absent=(Absent("transfer", "E-standard", "transfer"),))
-    assert command(there, claim(**known)) == LAST
+    assert command(run, clamp, False) == models
+    assert command(run, masks, False) == f"dvc repro study@seeds && {LAST}"
+    both = "attack_dense@standard study@flips-BNN_wide study@flips-RA_BNN"  # one is declared here
+    assert command(run, flips, False) == f"{copied}dvc repro {both} && {LAST}"
+    transfer = replace(run, absent=(Absent("transfer", "E-standard", "transfer"),))
+    matched = claim(**known, matched=True)
+    stages = "attack_dense@standard attack@E-standard"
+    assert command(transfer, claim(**known), False) == f"dvc repro {stages} && {LAST}"
+    assert command(transfer, matched, True) == f"dvc repro {stages} study@more && {LAST}"
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "digits.yaml").touch()  # as of a profile that is not that of a clone
+    own = command(replace(run, folder=tmp_path), claim(**known), True)
+    assert own == f"cp reports/digits/params.yaml params.yaml && dvc repro {stages} && {LAST}"
 
 
 def test_agents_are_compared_in_the_game_where_the_least_is_gained(tmp_path: Path) -> None:
@@ -162,9 +190,9 @@ def test_agents_are_compared_in_the_game_where_the_least_is_gained(tmp_path: Pat
     low, high = student.interval(1 - 0.05 / 2, 39, 0.2, 0.01)  # of two tests
     assert worst.test.interval == pytest.approx((low, high))
     assert worst.test.detectable < 0.04
-    assert worst.reason == "in another regime: small games, not cifar10"
+    assert worst.regime == "cifar10; here small games"
     assert (worst.outcome, single.outcome) == (REPRODUCED, NOT_HERE)
-    assert other.reason == "rl/gains.csv holds no game under PGD; run: dvc repro"
+    assert other.reason == "rl/gains.csv holds no game under PGD"
 
 
 def test_a_model_of_lower_clean_accuracy_is_not_called_better() -> None:
@@ -214,7 +242,7 @@ def test_points_over_seeds() -> None:
     assert (found.outcome, found.seeds, found.n) == (REPRODUCED, 3, N)
     assert search.reason == "search did not converge: kernel distance is not recorded"
     (epochs,) = outcomes(run, claim(regime=HERE | {"epochs": 2}, **own))
-    assert epochs.reason == "in another regime: epochs 1 of 2"
+    assert epochs.regime == "digits, epochs 2; here epochs 1"
 
 
 def test_transfer_over_seeds_and_what_was_lost_of_clean_accuracy() -> None:
@@ -304,7 +332,8 @@ def test_the_section_shows_every_claim() -> None:
     assert whole.table is not None
     assert whole.table.outcome.tolist() == [REPRODUCED, NOT_RUN]
     assert whole.table.difference[0] == 0.7 and whole.table.counts_detectable[0] == 0.1
-    assert whole.table.reason[1].endswith("run: dvc repro")
+    assert whole.table.columns[-2:].tolist() == ["regime", "command"]
+    assert whole.table.command.tolist() == ["dvc repro"] * 2
     table = outcome_table(replace(run, claims=chosen))
     page = claims_of(chosen, {"digits": table.set_index("id").outcome})
     assert page.startswith("### Claims: P\n\nSource: S. Theirs: digits.\n\n| claim")
@@ -358,10 +387,10 @@ def test_an_entry_adds_to_its_paper_and_other_wrong_files_are_refused(tmp_path: 
 
 def test_the_settings_that_a_claim_names_declare_what_it_needs() -> None:
     found = read_claims(ROOT / "claims.yaml")
-    papers = ("nn-prune", "GAP", "SAP", "BFA", "RA-BNN", "AWT", "HYDRA")
+    papers = ("nn-prune", "GAP", "SAP", "SAP on agents", "BFA", "RA-BNN", "AWT", "HYDRA")
     assert {one.paper for one in found} == {*papers}
     assert all(one.metric in METRICS for one in found)
-    files = {name: load(ROOT / name) for name in {one.params for one in found}}
+    files = {name: load(ROOT / name) for name in {one.params for one in found if not one.run}}
     for one in found:
         assert one.run or all(stages_of(files[one.params], one).values()), one.id
-        assert one.needs.larger_than in {None, *files[one.params].models}
+        assert one.run or one.needs.larger_than in {None, *files[one.params].models}

@@ -1,8 +1,11 @@
 """What the documents say is so: links lead somewhere, results are the committed metrics'."""
 
+import pkgutil
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from advprune.cli.app import app
 from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import load
+from advprune.evaluate.faults import smallest_flip_p
 from advprune.pruning import families
 from advprune.report.docs import (
     FOLDER,
@@ -26,6 +30,7 @@ from advprune.report.docs import (
 from advprune.report.docs import README as README_FILE
 from advprune.report.results import read_results
 from advprune.report.run import NOT_RUN
+from advprune.rl.settings import load as rl_load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,6 +106,94 @@ def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
     assert "BPDA (both 1/255), none of them significant after correction" in text
     assert gains.difference.tolist() == pytest.approx([0.14, 0.12, 0.03])
     assert set(gains.n) == {100} and gains.p.min() > 0.05
+
+
+def shown(report: str, title: str) -> pd.DataFrame:
+    """The table below a heading of a committed report, as text."""
+    part = (ROOT / report).read_text(encoding="utf-8").split(f"### {title}\n")[1]
+    _, lines, _ = re.split(r"((?:^\|.*\n)+)", part, maxsplit=1, flags=re.MULTILINE)
+    head, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines()
+    )
+    return pd.DataFrame(rows, columns=head)
+
+
+def bpda_breaks_far_more() -> bool:
+    """Than the published gradient breaks of SAP-100: the intervals are apart."""
+    table = shown("reports/digits/report.md", "Adaptive attacks")
+    sap = table[table.model == "SAP_100"].set_index("attack")["mean logits %"]
+    ends = sap.str.extract(r"\((.+)–(.+)\)").astype(float)
+    return bool((ends[0][["constant_1", "constant_10"]] > ends[1]["identity_10"]).all())
+
+
+def hydra_gains_less() -> bool:
+    """Than the smaller one of the published gains, over three seeds."""
+    found = pd.read_csv(ROOT / "weights/cifar10-w32/claims.csv").set_index("id")
+    rows = found.loc[["hydra-95", "hydra-99"]]
+    smaller = bool((rows.difference < [0.035, 0.074]).all())
+    return smaller and set(rows.outcome) == {"reproduced"} and set(rows.seeds) == {3}
+
+
+def of_agents(name: str) -> Any:
+    """A constant of the package on agents, which is an extra."""
+    pytest.importorskip("stable_baselines3")
+    return pkgutil.resolve_name(f"advprune.rl.{name}")
+
+
+AGENTS, CLAIMS = rl_load(ROOT / "rl" / "params.yaml"), read_claims(ROOT / "claims.yaml")
+PUBLISHED_FIGURES = {one.id: one.published for one in CLAIMS}
+KERNEL = next(one.needs.kernel_distance for one in CLAIMS if one.paper == "AWT")
+STOP, SMALLEST = load(ROOT / "params.yaml").flips["stop"], smallest_flip_p(6, 6)
+
+
+@pytest.mark.skipif(rerun_here("reports"), reason="reports/ was made anew on this machine")
+@pytest.mark.parametrize(
+    ("page", "sentence", "holds"),
+    [
+        ("families/sap", "at half the budget BPDA breaks far more", bpda_breaks_far_more),
+        ("families/sap", "12 points more", lambda: "+12.2" in PUBLISHED_FIGURES["sap-fgsm-1"]),
+        ("families/hydra", "more robust, by less than published", hydra_gains_less),
+        ("families/tickets", "a kernel distance of 0.3", lambda: KERNEL == 0.3),
+        (
+            "families/threshold",
+            "32.6 % remnant accuracy at S = 5",
+            lambda: "32.6 % at S = 5" in PUBLISHED_FIGURES["nn-prune-S-remnant"],
+        ),
+        (
+            "families/threshold",
+            "34.2 % at R = 1e-3, where the dense network has 0.2 %",
+            lambda: "0.2 % dense, 34.2 % at R = 1e-3" in PUBLISHED_FIGURES["nn-prune-R-remnant"],
+        ),
+        ("bit-flips", "at most `stop / classes`, 11 % for ten classes", lambda: STOP == 1.1),
+        (
+            "bit-flips",
+            "With 6 seeds the smallest p of a single test is 0.002, so at most 23 comparisons",
+            lambda: round(SMALLEST, 3) == 0.002 and 0.05 // SMALLEST == 23,
+        ),
+        ("reinforcement-learning", "`draws` is 20", lambda: AGENTS.draws == 20),
+        (
+            "reinforcement-learning",
+            "ten steps of lambda / 4",
+            lambda: of_agents("attack.STEPS") == 10,
+        ),
+        (
+            "reinforcement-learning",
+            "a convolution of 16 channels and one layer of 128",
+            lambda: (of_agents("agent.CHANNELS"), AGENTS.games["breakout"].hidden) == (16, [128]),
+        ),
+        (
+            "reinforcement-learning",
+            "Two control tasks and one small arcade game",
+            lambda: [*AGENTS.games] == ["cartpole", "acrobot", "breakout"],
+        ),
+    ],
+)
+def test_figures_in_sentences_are_those_of_records_and_settings(
+    page: str, sentence: str, holds: Callable[[], bool]
+) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert sentence in " ".join(text.split())
+    assert holds()
 
 
 def test_pages_of_families_are_those_of_their_docstrings() -> None:

@@ -101,6 +101,16 @@ def test_a_table_is_shown_without_columns_that_say_nothing() -> None:
     assert str(markdown_table(table.assign(model=["a|b", "<b>"]))).count("\\|") == 1
 
 
+def test_a_command_can_be_copied_from_markdown_and_page() -> None:
+    table = pd.DataFrame({"model": ["A"], "regime": ["n < 9"], "command": ["a && b | c `d`"]})
+    assert "n &lt; 9 | `a && b \\| c 'd'` |" in str(markdown_table(table))
+    found = [page_module.Shown("claims", "Claims", [Part("Claims", table=table)])]
+    whole = run_of(model("dense"))
+    shown = page_module.html(whole, found)
+    assert '<td colspan="1"><div><span>regime</span> n &lt; 9<br>' in shown
+    assert "<span>command</span> <code>a &amp;&amp; b | c `d`</code>" in shown
+
+
 # --- results -------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from advprune.evaluate.means import mean
 from advprune.evaluate.seeds import seeded_points
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
+from advprune.report.read import COLUMNS
 from advprune.studies import Given, run_study
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
@@ -179,6 +180,7 @@ def test_images_of_each_dense_network_are_tried_on_the_points(digits: Any, tmp_p
     sizes = records.groupby(["point", "attack"]).size().to_dict()
     sent = ("half", "from_dense_field")
     assert sizes == {("dense", "field"): 28, ("half", "field"): 28, sent: 28}
+    assert records[[*COLUMNS["seeds"]]].notna().all(axis=None)  # as a report needs them
     settings = given.params.studies["it"].settings["points"]
     dense, half = seeded_points(records, settings, "Linf", given.profile.attacks["field"].eps)
     own = records[(records.point == "dense") & (records.attack == "field") & (records.seed == 6)]

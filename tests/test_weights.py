@@ -331,10 +331,12 @@ def test_the_commands_of_a_readme_are_made_of_settings_that_exist(folder: Path) 
 
 
 def test_claims_on_reference_networks_are_judged_as_committed(tmp_path: Path) -> None:
+    place = tmp_path / W32.name
+    place.mkdir()
     for name in ("pruned.records.parquet", "pruned.notes.json", "dense-robust.fp16.safetensors"):
-        (tmp_path / name).symlink_to(W32 / name)
-    runpy.run_path(str(ROOT / "bench" / "claims.py"))["main"](tmp_path)
-    found, committed = (pd.read_csv(folder / "claims.csv") for folder in (tmp_path, W32))
+        (place / name).symlink_to(W32 / name)
+    runpy.run_path(str(ROOT / "bench" / "claims.py"))["main"](place)
+    found, committed = (pd.read_csv(folder / "claims.csv") for folder in (place, W32))
     pd.testing.assert_frame_equal(found, committed, rtol=1e-6)
     attacks = attacked(W32)
     for percent in (95, 99):  # the mean over seeds of the records' own share

@@ -26,8 +26,8 @@ class Regime(Settings):
     """Where a claim was made, in words, and the least that a run must have to refute it.
 
     data: sources of data. networks: architectures; empty: any. width: of resnet18 and resnet20.
-    epochs: of all trainings of the model after its parent's, or of its own. n: test images. seeds:
-    trainings.
+    epochs: of the last training on the way to the model, all phases together. n: test images.
+    seeds: trainings.
     """
 
     published: str
@@ -37,6 +37,14 @@ class Regime(Settings):
     epochs: int = Field(default=0, ge=0)
     n: int = Field(default=1, ge=1)
     seeds: int = Field(default=1, ge=1)
+
+    @property
+    def asked(self) -> str:
+        """That least in short: `cifar10, resnet20 or resnet18, width 16, n 1,000`."""
+        amounts = {key: getattr(self, key) for key in ("width", "epochs", "n", "seeds")}
+        found = [" or ".join(self.data), " or ".join(self.networks)]
+        found += [f"{key} {value:,}" for key, value in amounts.items() if value > 1]
+        return ", ".join(filter(None, found))
 
 
 class Criteria(Settings):

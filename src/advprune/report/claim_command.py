@@ -1,4 +1,4 @@
-"""The shortest command that adds to a run what a claim lacks."""
+"""The shortest command that makes the models and the control of a claim, and judges it."""
 
 from functools import cache
 
@@ -7,33 +7,31 @@ from advprune.core.params import DENSE, FILE, Params, load
 from advprune.report.run import Run
 
 
-def command(run: Run, claim: Claim) -> str:
-    """By the run's own settings where they declare what is absent, else by the claim's.
+def command(run: Run, claim: Claim, is_tested: bool) -> str:
+    """By the run's own settings where it was tested or they declare what the run lacks, else by
+    the register's (`Claim.params`). A fresh clone has those of a profile without a file in params/.
 
     The last stages run by themselves: with what they depend on, they would make the whole run.
     """
     if claim.run:
         return claim.run
-    params, stages = _load(run.folder / claim.params), stages_of(run.params, claim)
-    same, absent = params.profile == run.params.profile, {(k, n) for k, n, _ in run.absent}
-    lacking = {key: stage for key, stage in stages.items() if key in absent}
-    declared = all(stages.values()) and (lacking or any(kind == "transfer" for kind, _ in absent))
-    if not declared:
-        lacking = stages = stages_of(params, claim)
-        if same:  # what there is need not be named again
-            has = {("model", model.name) for model in run.models}
-            lacking = {key: stage for key, stage in stages.items() if key not in has} or stages
-    steps = [f"cp {claim.params} {FILE}"] if same or not declared else []
-    steps += [f"dvc repro {' '.join(lacking.values())}"] if lacking else []
-    return " && ".join([*steps, "dvc repro -s transfer summarize"])
+    own, name = run.params, run.params.profile
+    stages, file = stages_of(own, claim), f"reports/{name}/{FILE}"
+    lacks = any(kind == "transfer" or (kind, one) in stages for kind, one, _ in run.absent)
+    if not (is_tested or (lacks and all(stages.values()))):
+        stages, file = stages_of(_load(run.folder / claim.params), claim), claim.params
+    elif not (run.folder / "params" / f"{name}.yaml").exists():
+        file = ""
+    copy = f"cp {file} {FILE} && " if file else ""
+    return f"{copy}dvc repro {' '.join(stages.values())} && dvc repro -s transfer summarize"
 
 
 def stages_of(params: Params, claim: Claim) -> dict[tuple[str, str], str]:
     """The stages that record a claim's model and control, and the dense networks that a report
     needs, by what they add: a `model` or a `study` and its name. Empty: it is not declared."""
     found: dict[tuple[str, str], str] = {}
-    names = {claim.model, claim.control} - ({DENSE} if claim.study == "seeds" else set())
-    for name in sorted(names, key=[claim.model, claim.control].index):
+    names = [claim.model, claim.control]
+    for name in names if claim.study != "seeds" else (one for one in names if one != DENSE):
         what, stage, of = ("model", name), "", name
         if claim.study or claim.metric == "flips":
             for key, study in params.studies.items():
@@ -49,6 +47,9 @@ def stages_of(params: Params, claim: Claim) -> dict[tuple[str, str], str]:
             found["model", root] = f"attack_dense@{root.removeprefix(f'{DENSE}-')}"
         if name not in params.dense() or what[0] == "study":
             found[what] = stage
+    if claim.matched:  # the control is the best matched of a study's settings as well
+        some = (k for k, s in params.studies.items() if s.study == "compression")
+        found |= {("study", key): f"study@{key}" for key in some}
     return found
 
 

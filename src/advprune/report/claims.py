@@ -18,33 +18,35 @@ from advprune.core.claims import FILE, Claim
 from advprune.core.errors import UserError
 from advprune.core.networks import is_library
 from advprune.core.train_settings import FineTuneSettings
-from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, Comparison, holm
-from advprune.evaluate.faults import FlipComparison
-from advprune.evaluate.means import MeanComparison
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, holm
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
 from advprune.report.claim_command import command
 from advprune.report.claim_metrics import METRICS, NOT_HERE, Missing, falls_behind
-from advprune.report.compared import units_of
+from advprune.report.compared import size_of, units_of
 from advprune.report.formats import kind_of, percent
 from advprune.report.run import NOT_RUN, Run
 from advprune.report.sections.seeds import points_of
 
 REPRODUCED, REFUTED = "reproduced", "refuted"
+REACHED = "; reached"  # of a regime
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A claim and what the run says of it. p: of what it asks for, corrected for all of the run. n,
-    seeds: test images and trainings behind the test."""
+    """A claim and what the run says of it. n, seeds: test images and trainings behind its test.
+    regime: what it takes to refute the claim, and what the run has where that is less. command:
+    what runs it. p: of what it asks for, corrected for all of the run."""
 
     claim: Claim
-    outcome: str
+    regime: str
+    command: str
+    n: int | None = None
+    seeds: int | None = None
+    outcome: str = NOT_RUN
     reason: str = ""
     test: Compared | None = None
     p: float | None = None
-    n: int | None = None
-    seeds: int | None = None
 
 
 @cache
@@ -56,16 +58,16 @@ def judged(run: Run) -> list[Judged]:
         if claim.metric not in METRICS:
             known = ", ".join(METRICS)
             raise UserError(f"{FILE}: {claim.id}: no metric {claim.metric!r}; known: {known}")
+        size, outcome = {}, NOT_HERE
         try:
             test = METRICS[claim.metric](run, claim)
-            if reason := _unmet(run, claim):  # nothing follows from it: it is not a test of the run
-                raise Missing(NOT_HERE, reason)
-            tests[claim.id] = test
+            size, reason = size_of(run, test), _unmet(run, claim)
+            if not reason:  # else nothing follows from it: it is not a test of the run
+                tests[claim.id] = test
         except Missing as lack:
             outcome, reason = lack.args
-            if outcome == NOT_RUN:
-                reason += f"; run: {command(run, claim)}"
-            found[claim.id] = Judged(claim, outcome, reason)
+        told = _regime(run, claim, size), command(run, claim, outcome != NOT_RUN)
+        found[claim.id] = Judged(claim, *told, size.get("n"), size.get("seeds"), outcome, reason)
     chosen = [claim for claim in run.claims if claim.id in tests]
     asked = []  # p of the test that each claim asks for: of a difference, or of there being none
     for claim in chosen:
@@ -79,22 +81,13 @@ def judged(run: Run) -> list[Judged]:
         whole = p if claim.is_difference else min(1.0, len(chosen) * test.p)
         excused = test.void == LOWER_CLEAN and claim.needs.clean_loss
         test = replace(test, p=whole, tests=len(chosen), void="" if excused else test.void)
-        found[claim.id] = _judge(run, claim, test, p)
+        found[claim.id] = _judge(run, found[claim.id], test, p)
     return [found[claim.id] for claim in run.claims]
 
 
-def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
-    """The outcome of a test that holds for all of the run; p: of what the claim asks for."""
-    seeds = test.mean.seeds if isinstance(test, MeanComparison) else 1
-    if isinstance(test, FlipComparison):
-        seeds = min(test.first.trainings, test.second.trainings)
-    if isinstance(test, Comparison):
-        n = test.first.n
-    elif isinstance(test, MeanComparison) and test.mean.images > 1:
-        n = test.mean.images
-    else:  # distances, or figures of whole networks
-        n = run.n
-    away = "; ".join(_outside(run, claim, n, seeds))
+def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:
+    """With the outcome of a test that holds for all of the run; p: of what the claim asks for."""
+    claim = one.claim
     (low, high), sign = test.interval, -1 if claim.expect == "lower" else 1
     shown = p < ALPHA and (not claim.is_difference or sign * test.difference >= claim.counts)
     if claim.is_difference:  # it is excluded, unless its direction is shown
@@ -113,24 +106,24 @@ def _judge(run: Run, claim: Claim, test: Compared, p: float) -> Judged:
     if doubt:
         outcome, reason = NOT_HERE, doubt
     elif shown:
-        outcome, reason = REPRODUCED, away and f"in another regime: {away}"
-    elif excluded and not away:
+        outcome, reason = REPRODUCED, ""
+    elif excluded and one.regime.endswith(REACHED):
         outcome, reason = REFUTED, "the interval excludes it"
     else:
         text = kind_of(units_of(test)[1]).text
         if excluded:
-            why = "the interval excludes it"
+            reason = "the interval excludes it, but in another regime"
         elif not isfinite(test.detectable):
-            why = "underpowered: no difference could be shown"
+            reason = "underpowered: no difference could be shown"
         elif test.detectable > claim.counts:
             least, counts = text(test.detectable), text(claim.counts)
-            why = f"underpowered: {least} can be shown, {counts} would count"
+            reason = f"underpowered: {least} can be shown, {counts} would count"
         elif claim.is_difference:
-            why = "smaller than what would count"
+            reason = "smaller than what would count"
         else:
-            why = "not shown within the margin"
-        outcome, reason = NOT_HERE, f"{why}; regime not reached: {away}" if away else why
-    return Judged(claim, outcome, reason, test, p, n, seeds)
+            reason = "not shown within the margin"
+        outcome = NOT_HERE
+    return replace(one, outcome=outcome, reason=reason, test=test, p=p)
 
 
 def _unmet(run: Run, claim: Claim) -> str:
@@ -169,25 +162,27 @@ def _unmet(run: Run, claim: Claim) -> str:
     return ""
 
 
-def _outside(run: Run, claim: Claim, n: int, seeds: int) -> list[str]:
-    """In what the run falls short of the regime that a refutation takes."""
+def _regime(run: Run, claim: Claim, size: Mapping[str, int]) -> str:
+    """What it takes to refute a claim, and what the run has where that is less. size: of the test,
+    empty where there is none."""
     regime, profile = claim.regime, run.profile
-    network = profile.model.network
     source = "small games" if claim.metric == "agents" else str(profile.data.source)
-    if source not in regime.data:
-        return [f"{source}, not {' or '.join(regime.data)}"]
-    found = []
-    if regime.networks and network not in regime.networks:
-        found.append(f"{network}, not {' or '.join(regime.networks)}")
+    network = profile.model.network
+    less = [] if source in regime.data else [source]
+    less += [network] if regime.networks and network not in regime.networks else []
     own = {"width": profile.model.width if is_library(network) else regime.width}
-    # Of training after its parent's, else of its parent.
-    setting = run.params.setting(claim.model) if claim.study is None else None
-    for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
-        if point := study.settings["points"].get(claim.model):
-            setting = point["setting"]
-    own |= {"epochs": _epochs(setting) or profile.train.epochs, "n": n, "seeds": seeds}
-    least = {name: getattr(regime, name) for name in own}
-    return found + [f"{k} {own[k]} of {least[k]}" for k in own if own[k] < least[k]]
+    if size and regime.epochs:  # of training after the dense network's, else of that
+        setting, name, models = None, claim.model, run.params.models
+        if claim.study is None:
+            while not _epochs(setting := run.params.setting(name)) and name in models:
+                name = models[name].of
+        for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
+            if point := study.settings["points"].get(claim.model):
+                setting = point["setting"]
+        own["epochs"] = _epochs(setting) or profile.train.epochs
+    own |= size
+    less += [f"{key} {own[key]:,}" for key in own if own[key] < getattr(regime, key)]
+    return regime.asked + (f"; here {', '.join(less)}" if less else REACHED if size else "")
 
 
 def _epochs(setting: Any) -> int:

@@ -11,6 +11,7 @@ import pandas as pd
 from advprune.evaluate.compare import Compared, Comparison, Some, compare, corrected, with_control
 from advprune.evaluate.distances import DistanceComparison, compare_distances
 from advprune.evaluate.faults import FlipComparison
+from advprune.evaluate.means import MeanComparison
 from advprune.report.formats import with_interval
 from advprune.report.run import Model, Run
 
@@ -100,6 +101,17 @@ def units_of(test: Compared, column: str = "difference") -> tuple[str, str]:
         return "flips_difference", "detectable_flips"
     is_distance = isinstance(test, DistanceComparison)
     return ("distance_difference", "detectable_distance") if is_distance else (column, "detectable")
+
+
+def size_of(run: Run, test: Compared) -> dict[str, int]:
+    """n and seeds of a test: its images and trainings."""
+    if isinstance(test, Comparison):
+        return {"n": test.first.n, "seeds": 1}
+    if isinstance(test, FlipComparison):  # of whole networks
+        return {"n": run.n, "seeds": min(test.first.trainings, test.second.trainings)}
+    if isinstance(test, MeanComparison):
+        return {"n": test.mean.images if test.mean.images > 1 else run.n, "seeds": test.mean.seeds}
+    return {"n": run.n, "seeds": 1}
 
 
 def finite(value: float) -> float | None:

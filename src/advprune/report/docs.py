@@ -94,10 +94,9 @@ def claims_of(claims: Sequence[Claim], outcomes: Mapping[str, "pd.Series[str]"])
         rows = []
         for one in own:
             place = one.where if one.source == source else f"{one.source}, {one.where}"
-            rows.append(
-                (one.claim, place, one.published, *(o.get(one.id) for o in outcomes.values()))
-            )
-        names = ("claim", "where", "published", *outcomes)
+            found = (outcome.get(one.id) for outcome in outcomes.values())
+            rows.append((one.claim, place, one.published, one.regime.asked, *found))
+        names = ("claim", "where", "published", "regime", *outcomes)
         table = tabulate(rows, names, "github", disable_numparse=True)
         parts.append(f"### Claims: {paper}\n\nSource: {source}. Theirs: {theirs}.\n\n{table}")
     return "\n\n".join(parts)

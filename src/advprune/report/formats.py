@@ -20,6 +20,7 @@ _MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
     | {sign: f"\\{sign}" for sign in "\\`*[]|$~#"}
 )
+_CODE = str.maketrans({"|": "\\|", "`": "'", "\n": " ", "\r": " "})
 
 
 def _missing(value: Any) -> bool:
@@ -275,3 +276,8 @@ def counted(number: int, noun: str, nouns: str | None = None) -> str:
 def markdown(value: Any) -> str:
     """Text that means itself in GitHub's markdown, in and out of tables: no markup, no HTML."""
     return str(value).translate(_MARKDOWN)
+
+
+def code(text: str) -> str:
+    """The same as code, which can be copied as it is."""
+    return f"`{text.translate(_CODE)}`"

@@ -14,18 +14,27 @@ from advprune import __version__
 from advprune.report.chart import Chart
 from advprune.report.chart_live import library, live
 from advprune.report.chart_png import png
-from advprune.report.formats import heading, hint, markdown, shown_columns, sort_value, texts
+from advprune.report.formats import (
+    code,
+    heading,
+    hint,
+    markdown,
+    shown_columns,
+    sort_value,
+    texts,
+)
 from advprune.report.run import Run
 from advprune.report.section import Part, sections
 from advprune.report.summary import OF_ONE, QUESTION, summary
 
 CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
+BELOW = {"regime": "line", "command": "code"}  # columns that are shown below their row, and how
 LONG = 16  # rows from which a table is folded
 PACKAGES = ("torch", "numpy", "scipy", "pandas")
 
 
 class Column(NamedTuple):
-    """A heading, its explanation, whether rows are filtered by it, and how wide its texts are."""
+    """A heading, its explanation, whether rows are filtered by it, and how its texts are shown."""
 
     name: str
     hint: str
@@ -120,7 +129,7 @@ def grid(table: pd.DataFrame) -> Grid:
     columns = []
     for c in kept:  # sentences are notes, longer figures may wrap, a name is not broken
         longest = int(read[c].str.len().max()) if read[c].str.contains(" ").any() else 0
-        look = "note" if longest > 44 else "wrap" if longest > 24 else ""
+        look = BELOW.get(c) or ("note" if longest > 44 else "wrap" if longest > 24 else "")
         columns.append(Column(heading(c), hint(c), c in CHOSEN, look))
     cells = [zip(read[c], map(sort_value, table[c]), strict=True) for c in kept]
     return Grid(columns, list(zip(*cells, strict=True)))
@@ -131,7 +140,8 @@ def markdown_table(table: pd.DataFrame) -> Markup:
     from tabulate import tabulate
 
     found = grid(table)
-    rows = [[markdown(text) for text, _ in row] for row in found.rows]
+    written = [code if column.look == "code" else markdown for column in found.columns]
+    rows = [[write(t) for write, (t, _) in zip(written, row, strict=True)] for row in found.rows]
     names = [markdown(column.name) for column in found.columns]
     return Markup(tabulate(rows, names, "github", disable_numparse=True))
 

@@ -126,7 +126,9 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
                 images = {(DENSE, FROM_DENSE + names[0]): carried[seed]()}
-                table = pd.concat([table, transfer_records(model, *given.test, images, work)])
+                sent = transfer_records(model, *given.test, images, work)
+                main = given.profile.table()[names[0]]
+                table = pd.concat([table, sent.assign(eps=main.eps, steps=main.steps)])
             return table.assign(**facts, sparsity=sparsity_of(model), **whose)
 
         def history() -> pd.DataFrame:

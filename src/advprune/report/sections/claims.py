@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from advprune.report.claim_metrics import NOT_HERE
-from advprune.report.claims import REFUTED, REPRODUCED, judged
+from advprune.report.claims import REACHED, REFUTED, REPRODUCED, judged
 from advprune.report.compared import columns, explained, units_of
 from advprune.report.formats import counted
 from advprune.report.run import NOT_RUN, Run
@@ -22,6 +22,7 @@ def claims(run: Run) -> Iterator[Part]:
     if not found:
         return
     tests = sum(one.test is not None for one in found)
+    reached = sum(one.test is not None and one.regime.endswith(REACHED) for one in found)
     counts = [f"{sum(one.outcome == name for one in found)} {name}" for name in OUTCOMES]
     yield Part(
         "Published claims",
@@ -29,7 +30,8 @@ def claims(run: Run) -> Iterator[Part]:
         f"control. {explained(f'all {tests} tested claims')} Where no difference is claimed, p is "
         "that of an equivalence test. Threshold: the smallest difference that supports the "
         "claim, or the largest that is still equivalent. Refuted: the interval excludes the claim, "
-        "in its regime and with the method's own criteria met. Sources: docs/published.md.",
+        "in its regime and with the method's own criteria met. Regime: what that takes at least, "
+        f"and what is less here; tests that reach it: {reached}. Sources: docs/published.md.",
         outcomes(run).drop(columns="id"),
     )
 
@@ -43,6 +45,7 @@ def outcomes(run: Run) -> pd.DataFrame:
         row |= {"outcome": one.outcome, "reason": one.reason}
         if test is not None:
             row |= columns(test) | {f"counts_{units_of(test)[1]}": claim.counts, "p": one.p}
-            row |= {"n": one.n, "seeds": one.seeds, "outcome": one.outcome}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        row |= {"n": one.n, "seeds": one.seeds, "outcome": one.outcome}
+        rows.append(row | {"regime": one.regime, "command": one.command})
+    found, last = pd.DataFrame(rows), ["regime", "command"]  # behind the numbers of all rows
+    return found[[*found.columns.drop(last), *last]]
