@@ -270,6 +270,12 @@ def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
     assert less.outcome == REFUTED and less.test is not None
     assert less.test.difference == 42 - 100  # medians of all pairs
     assert more.seeds == 1
+    short = replace(run, studies=tables | {"E": flips((40, 41, 42, 43, 44), at_chance=False)})
+    withstood, ended = outcomes(short, *(claim(f"{x}", **own, factor=x) for x in (1, 10)))
+    assert (withstood.outcome, ended.outcome) == (REPRODUCED, NOT_RUN)
+    assert ended.reason == (
+        "the search on E-standard ended at 44 flips; 10 times its control's are 80"
+    )
     several = [table.assign(training=table.seed % 3) for table in tables.values()]
     thrice = replace(run, studies=dict(zip(tables, several, strict=True)))
     assert outcomes(thrice, claim(**own))[0].seeds == 3

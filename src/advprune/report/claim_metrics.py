@@ -110,7 +110,12 @@ def flips(run: Run, claim: Claim) -> Compared:
     own, other = (one for one in found if one is not None)
     many = [None if count is None else round(claim.factor * count) for count in other.bits]
     tried = tuple(round(claim.factor * count) for count in other.tried)
-    return compare_flips(own, Reached(tuple(many), tried, other.trainings))
+    asked = Reached(tuple(many), tried, other.trainings)
+    least, most = min(count for count, _ in asked.ends), max(own.tried)
+    if not own.uncensored and most < least:  # whatever it withstands, no difference can be shown
+        ends = f"the search on {claim.model} ended at {most:,} flips"
+        raise Missing(NOT_RUN, f"{ends}; {claim.factor:,g} times its control's are {least:,}")
+    return compare_flips(own, asked)
 
 
 @metric
