@@ -504,7 +504,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what: str, pipeline: Pat
 
                 os.fsync = counted(os.fsync)
                 Path.replace = counted(Path.replace)  # type: ignore[method-assign]
-                files._swap = counted(files._swap)
+                files.swap = counted(files.swap)
                 write(pipeline, 2)
 
             ended = forked(work)

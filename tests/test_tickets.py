@@ -117,7 +117,7 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
     search._refresh()
     student, gauge = search.student, search.gauge
     x, adv = few.images[3:5], few.images[5:7]
-    search._backward((x, adv), torch.Generator())
+    search.backward((x, adv), torch.Generator())
     outputs = search.dense(gauge.images[0]).square().sum() / 2
     kernel = exact_kernel(search.dense, gauge.images, {}).square().sum() / 4
     loss = (search.dense(x) - student(x)).square().sum() / 2 / outputs

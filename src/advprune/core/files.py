@@ -41,7 +41,7 @@ def atomic(path: Path) -> Iterator[Path]:
         for one in (temporary, *temporary.rglob("*")):
             _flush(one)
         if path.is_dir():
-            _swap(temporary, path)
+            swap(temporary, path)
         else:
             temporary.replace(path)
         _flush(path.parent)
@@ -69,7 +69,7 @@ def _flush(place: Path) -> None:
         os.close(handle)
 
 
-def _swap(one: Path, other: Path) -> None:
+def swap(one: Path, other: Path) -> None:
     """Exchange two folders, on Linux in a single step."""
     libc, here, exchange = ctypes.CDLL(None), -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     names = os.fsencode(one), os.fsencode(other)

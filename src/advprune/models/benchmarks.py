@@ -41,12 +41,6 @@ def _out(tensors: Tensors, name: str) -> int:
     return int(tensors[name].shape[0])
 
 
-def _wide(tensors: Tensors) -> dict[str, Any]:
-    layers = {name.split(".")[2] for name in tensors if name.startswith("block1.layer.")}
-    widen = _out(tensors, "block1.layer.0.conv1.weight") // 16
-    return {"depth": 6 * len(layers) + 4, "widen": widen}
-
-
 def _vgg(tensors: Tensors) -> dict[str, Any]:
     hidden = _out(tensors, "classifier.0.weight") if "classifier.0.weight" in tensors else 0
     bias = "features.0.bias" in tensors
@@ -75,7 +69,10 @@ DIALECTS = (
     _Dialect(
         "cifar/wide_resnet",  # Carmon's, HYDRA's and others after TRADES' code
         ("block1.layer.0.conv1.weight", "conv1.weight", "fc.weight"),
-        _wide,
+        lambda t: {
+            "depth": 6 * len({n.split(".")[2] for n in t if n.startswith("block1.layer.")}) + 4,
+            "widen": _out(t, "block1.layer.0.conv1.weight") // 16,
+        },
         rename=lambda name: None if name.startswith("sub_block1.") else name,
     ),
     _Dialect(

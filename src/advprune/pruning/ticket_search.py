@@ -176,13 +176,13 @@ class Search:
         seen = self.data.images[rows], self.data.labels[rows]
         images = pair(self.student, seen, self.data, self.setting.attack_steps, generator)
         self.optimizer.zero_grad()
-        self._backward(images, generator)
+        self.backward(images, generator)
         for name, weight in prunable_weights(self.student).items():
             assert weight.grad is not None
             weight.grad.masked_fill_(self.removed[name], 0.0)
         self.optimizer.step()
 
-    def _backward(self, images: Pair, generator: torch.Generator) -> None:
+    def backward(self, images: Pair, generator: torch.Generator) -> None:
         """Add the gradient of the distance (tickets.py) to those of the student."""
         # ||f_0(X) - f_s(X)||^2 / N, relative to an all-zero network's
         with torch.no_grad():
