@@ -90,20 +90,20 @@ def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
     assert "ResNet18 of width 16, 1,000 test images, fifteen models of" in text
     made = run[run.parent != run.index].set_index("family", append=True).reset_index("model")
     standard, robust = (made[made.recipe == recipe] for recipe in ("standard", "robust"))
-    assert "without adversarial training no compression here protects" in text
+    assert "Without adversarial training no compression protects." in text
     assert not standard.against_dense.str.startswith("higher").any()
     assert standard.robust_accuracy_high.max() < 0.01
-    assert "GAP resists only images that were made for the dense network" in text
+    assert "GAP resists only images crafted on the dense network." in text
     others = standard[~standard.model.str.startswith("GAP")].transfer_accuracy_high
     assert standard.transfer_accuracy_low["GAP_layer"] > others.max()
-    assert "E and R keep robust accuracy within two points; 8 bits cost one, S and clam" in text
+    assert "E and R stay within two points of robust accuracy; 8 bits cost one, S and clam" in text
     assert robust.against_dense[["E", "R"]].str.startswith("equivalent").all()
     assert robust.robust_difference["int8"] == pytest.approx(-0.01, abs=0.005)
     assert robust.robust_difference[["S", "clamp"]].between(-0.115, -0.065).all()
     claims = pd.read_csv(place / "claims.csv").set_index("id")
     gains = claims.loc[["sap-fgsm-2", "sap-iterative", "sap-bpda-gain"]]
-    assert "On 100 images SAP gains 14 points under FGSM (2/255), 12 under PGD and 3 unde" in text
-    assert "BPDA (both 1/255), none of them significant after correction" in text
+    assert "SAP gains 14 points under FGSM (2/255), 12 under PGD and 3 under BPDA (both 1/255" in text
+    assert ") on 100 images; none is significant after correction." in text
     assert gains.difference.tolist() == pytest.approx([0.14, 0.12, 0.03])
     assert set(gains.n) == {100} and gains.p.min() > 0.05
 
