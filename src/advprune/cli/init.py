@@ -95,8 +95,7 @@ class Profile:
         int | None, typer.Option(help="Pictures are resized to this many pixels squared.")
     ] = None
     normalize: Annotated[
-        bool,
-        typer.Option(help="Whether the network is given images normalized by mean and std."),
+        bool, typer.Option(help="Whether the network is given images normalized by mean and std.")
     ] = False
 
 

@@ -13,8 +13,7 @@ def report(
     docs: Annotated[
         bool,
         typer.Option(
-            "--docs",
-            help="Write the generated parts of README.md and docs/ instead of a report.",
+            "--docs", help="Write the generated parts of README.md and docs/ instead of a report."
         ),
     ] = False,
 ) -> None:
