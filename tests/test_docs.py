@@ -102,7 +102,9 @@ def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
     assert robust.robust_difference[["S", "clamp"]].between(-0.115, -0.065).all()
     claims = pd.read_csv(place / "claims.csv").set_index("id")
     gains = claims.loc[["sap-fgsm-2", "sap-iterative", "sap-bpda-gain"]]
-    assert "SAP gains 14 points under FGSM (2/255), 12 under PGD and 3 under BPDA (both 1/255" in text
+    assert (
+        "SAP gains 14 points under FGSM (2/255), 12 under PGD and 3 under BPDA (both 1/255" in text
+    )
     assert ") on 100 images; none is significant after correction." in text
     assert gains.difference.tolist() == pytest.approx([0.14, 0.12, 0.03])
     assert set(gains.n) == {100} and gains.p.min() > 0.05
