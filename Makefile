@@ -2,22 +2,19 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := PATH="$$PWD/.venv/bin:$$PATH" python
 
-# Another number of threads rounds sums differently. A fixed number makes results independent of the
-# number of cores.
-THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
-
-# A side of a first run: these stages alone, with a name on each line.
+# One side of a first run: these stages alone, in this order, with a name on each line.
 SIDE = $(RUN) -m dvc --wait-for-lock repro -s --glob $(2) 2>&1 | sed 's/^/$(1) | /'
 
 .PHONY: repro test fuzz bench lint setup lock
 
 repro: setup  ## run what is out of date of the pipeline and show the results
-# One model's attacks do not keep two cores busy, so a first run attacks the models of both dense networks
-# side by side. What that leaves is run after it, as every later run is, by dvc repro alone.
-	@[ -e runs ] || { $(THREADS) $(RUN) -m dvc repro model attack_dense && { \
-	  $(call SIDE,robust,'attack@*robust' 'study@seeds*' study@protocol) & \
-	  $(call SIDE,standard,'attack@*standard' attack@seed1 study@sweep 'study@[cf]*'); wait; }; }
-	@$(THREADS) $(RUN) -m dvc repro
+# One small network does not keep two cores busy, so a first run makes and attacks the models of both dense
+# networks side by side. What that leaves is run after it, as every later run is, by dvc repro alone.
+	@[ -e runs ] || { $(RUN) -m dvc repro prepare && { \
+	  $(call SIDE,robust,'*@robust' 'model@*robust' 'attack@*robust' 'study@seeds*' study@protocol) & \
+	  $(call SIDE,standard,'*@standard' 'model@*standard' 'attack@*standard' '*@seed1' study@sweep 'study@[cf]*'); \
+	  wait; }; }
+	@$(RUN) -m dvc repro
 	@$(RUN) -m advprune leaderboard
 
 test: setup  ## run the tests

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch: the number of cores changes no byte
 
 try:
     import typer
@@ -25,7 +24,7 @@ from advprune.core.profile import Profile
 
 if TYPE_CHECKING:  # torch takes a while, and not every script needs it
     import pandas as pd
-    from torch import nn
+    from torch import device, nn
 
     from advprune.data import Split
 
@@ -50,6 +49,12 @@ class Workspace:
     def profile(self) -> Profile:
         """The active profile's settings."""
         return self.params.active()
+
+    def device(self) -> "device":
+        """Where to train; on a CPU with the profile's number of threads."""
+        from advprune.core.device import setup
+
+        return setup(self.profile.train.threads)
 
     @property
     def writes(self) -> bool:

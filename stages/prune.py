@@ -12,7 +12,6 @@ def prune(
     profile: ProfileOption = None,
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}."""
-    from advprune.core.device import setup
     from advprune.data import to_float
     from advprune.pruning import Data, chosen, setting_of
     from advprune.pruning import prune as prune_model
@@ -26,7 +25,7 @@ def prune(
     files = [workspace.run(entry.of), workspace.data("train")]
     with workspace.unfinished(family, setting, train.model_dump(), files=files) as state:
         data = Data(to_float(split.images), split.labels, train, state)
-        parent = workspace.load(entry.of).to(setup())
+        parent = workspace.load(entry.of).to(workspace.device())
         pruned = prune_model(family, parent, checked, data, params.seed)
         ticket = pruned.notes.get("ticket")
         facts = {"setting": setting, "prune_ratio": round(pruned.ratio, 4), "ticket": ticket}

@@ -12,7 +12,6 @@ def quantize(
     profile: ProfileOption = None,
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}."""
-    from advprune.core.device import setup
     from advprune.data import stratified_subset, to_float
     from advprune.quantization.post_training import agreement
     from advprune.quantization.post_training import quantize as round_model
@@ -26,7 +25,7 @@ def quantize(
     images, labels = to_float(splits["train"].images), splits["train"].labels
     count = min(setting.calibration_images, len(labels))
     calibration = images[stratified_subset(labels, count, params.seed)]
-    parent = workspace.load(entry.of).to(setup())
+    parent = workspace.load(entry.of).to(workspace.device())
     files = [workspace.run(entry.of), workspace.data("train")]
     with workspace.unfinished(setting.model_dump(), train.model_dump(), files=files) as state:
         if setting.training is None:

@@ -19,7 +19,6 @@ def train(
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}, and dvclive/<profile>/<name>/ where
     DVCLive is installed."""
-    from advprune.core.device import setup
     from advprune.training.inputs import Inputs
     from advprune.training.networks import train_network
 
@@ -34,7 +33,7 @@ def train(
     with workspace.unfinished(settings, params.setting(name).model_dump(), files=files) as state:
         made_from = workspace.load(parent) if parent else None
         live = curves(workspace, name)
-        inputs = Inputs(splits["train"], splits["val"], params.seed, setup(), state, live)
+        inputs = Inputs(splits["train"], splits["val"], params.seed, workspace.device(), state, live)
         model, facts = train_network(params, name, inputs, made_from)
         workspace.save(name, model, facts, image_shape=splits["train"].shape)
 

@@ -14,7 +14,6 @@ def transfer(profile: ProfileOption = None) -> None:
     import pandas as pd
 
     from advprune.core.ahead import ahead
-    from advprune.core.device import setup
     from advprune.core.errors import UserError
     from advprune.core.progress import progress
     from advprune.core.resume import Parts
@@ -23,7 +22,8 @@ def transfer(profile: ProfileOption = None) -> None:
     from advprune.evaluate.transfer import images_for, transfer_records
     from advprune.models.checkpoint import read_tensors
 
-    workspace, device = Workspace.open(profile), setup()
+    workspace = Workspace.open(profile)
+    device = workspace.device()
     params, settings = workspace.params, workspace.profile
     test = workspace.splits("test")["test"]
     images, labels = to_float(test.images), test.labels

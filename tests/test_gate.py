@@ -505,8 +505,6 @@ def test_the_workflow_may_do_little_and_its_actions_are_pinned(workflow: dict[st
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake (?:-C base )?(\w+)$", "\n".join(scripts), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-    threads = workflow["env"]["OMP_NUM_THREADS"]
-    assert f"OMP_NUM_THREADS=$${{OMP_NUM_THREADS:-{threads}}}" in makefile
 
 
 BASE_TOOLS = """\

@@ -89,6 +89,7 @@ class TrainSettings(Settings):
 
     eps: the budget of recipes that train on attacked images. label_smoothing: of the others.
     precision: of convolutions and products; auto is bfloat16 on a GPU, float32 elsewhere.
+    threads: of a process on a CPU, whatever its number of cores; sums round differently with others.
     """
 
     epochs: int = Field(default=30, ge=1, le=10000)
@@ -101,6 +102,7 @@ class TrainSettings(Settings):
     crop: int = Field(default=0, ge=0, le=64)
     eps: Budget = 8 / 255
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = Field(default=2, ge=1, le=1024)
 
 
 def crossing(steps: int) -> float:
