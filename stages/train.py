@@ -32,8 +32,8 @@ def train(
     settings = workspace.profile.model_dump(include={"model", "train"})
     with workspace.unfinished(settings, params.setting(name).model_dump(), files=files) as state:
         made_from = workspace.load(parent) if parent else None
-        live = curves(workspace, name)
-        inputs = Inputs(splits["train"], splits["val"], params.seed, workspace.device(), state, live)
+        live, device = curves(workspace, name), workspace.device()
+        inputs = Inputs(splits["train"], splits["val"], params.seed, device, state, live)
         model, facts = train_network(params, name, inputs, made_from)
         workspace.save(name, model, facts, image_shape=splits["train"].shape)
 

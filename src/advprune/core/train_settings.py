@@ -89,7 +89,7 @@ class TrainSettings(Settings):
 
     eps: the budget of recipes that train on attacked images. label_smoothing: of the others.
     precision: of convolutions and products; auto is bfloat16 on a GPU, float32 elsewhere.
-    threads: of a process on a CPU, whatever its number of cores; sums round differently with others.
+    threads: of a process on a CPU; sums round differently with another number.
     """
 
     epochs: int = Field(default=30, ge=1, le=10000)
