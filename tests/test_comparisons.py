@@ -160,6 +160,8 @@ def test_means_over_seeds_and_images_are_compared_alike() -> None:
     assert compare_means(base, other).outcome == "lower"
     assert compare_means(base, same).outcome == "equivalent within ±2 points"
     assert compare_means(base[:, :30], same[:, :30]).outcome == "not significant"  # too few images
+    two = compare_means(np.tile([[1.0], [0.0]], 30), np.tile([[0.0], [0.5]], 30))  # +100, -50
+    assert two.interval == (-1, 1) and np.isinf(two.detectable)  # no rates differ by more
     several = corrected([compare_means(other, base)] * 4)[0]
     assert several.interval[0] < compare_means(other, base).interval[0]
     # In the best case: all seeds agree, no image is lost.

@@ -56,7 +56,8 @@ class Mean:
 class MeanComparison(Compared):
     """The mean difference of two families over the same seeds and images, by `compare_means`.
 
-    rates: whether it is one of shares of images, of which it is known how they vary.
+    rates: whether it is one of shares of images, of which it is known how they vary, and that they
+    differ by 1 at most.
     """
 
     mean: Mean
@@ -70,16 +71,18 @@ class MeanComparison(Compared):
     @property
     def ends(self) -> tuple[float, float]:
         """By t, with the degrees of freedom of the mean."""
-        return self.mean.interval_at(self.alpha)
+        low, high = self.mean.interval_at(self.alpha)
+        return (max(low, -1.0), min(high, 1.0)) if self.rates else (low, high)
 
     @property
     def detectable(self) -> float:
-        """At this standard error, or the one that such a difference has over images alone."""
+        """At this standard error, or the one that such a difference has over images alone; infinite
+        where no rates differ by as much."""
         known = self.mean
         seen = _steps(known.freedom, self.alpha) * known.error
-        if not self.rates or known.images == 1:  # figures of networks: their spread is all there is
-            return seen
-        return max(seen, smallest_mean_difference(known.images, self.alpha, known.freedom))
+        if self.rates and known.images > 1:  # else of networks: their spread is all there is
+            seen = max(seen, smallest_mean_difference(known.images, self.alpha, known.freedom))
+        return inf if self.rates and seen > 1 else seen
 
 
 def smallest_mean_difference(images: int, alpha: float, freedom: float | None = None) -> float:
