@@ -141,19 +141,20 @@ SMALL, LAST = "params/cifar10-small.yaml", "dvc repro -s transfer summarize"
 POINTS = {"study": "seeds", "model": "HYDRA_95", "control": "LWM_95"}
 
 
-def test_the_command_names_the_stages_of_a_claim(tmp_path: Path) -> None:
+def test_the_command_names_the_stages_of_a_claim() -> None:
     """Of the run's settings where it was tested or they declare what the run lacks, else of the
-    register's; copied where they are not those of a clone."""
+    register's."""
     known = {"run": "", "params": SMALL, "metric": "robust", "effect": 0.1}
     clamp, masks = claim(control="clamp-standard", **known), claim(**known | POINTS)
     pair = {"model": "BNN_wide-standard", "control": "RA_BNN-standard"}
     flips = claim(**known | {"metric": "flips"} | pair)
     run, copied = replace(against(3, 2), folder=ROOT), f"cp {SMALL} params.yaml && "
+    own = "cp reports/digits/params.yaml params.yaml && "
     models = f"dvc repro attack_dense@standard attack@E-standard attack@clamp-standard && {LAST}"
     assert command(run, clamp, False) == copied + models
     assert command(run, masks, False) == f"{copied}dvc repro study@masks && {LAST}"
     (tested,) = outcomes(run, claim(**known))
-    assert tested.command == f"dvc repro attack_dense@standard attack@E-standard && {LAST}"
+    assert tested.command == f"{own}dvc repro attack_dense@standard attack@E-standard && {LAST}"
     points = {name: {"family": "LWM"} for name in ("HYDRA_95", "LWM_95")}
     studies: dict[str, Any] = {
         "seeds": {"study": "seeds", "of": "dense-robust", "points": points},
@@ -162,19 +163,15 @@ def test_the_command_names_the_stages_of_a_claim(tmp_path: Path) -> None:
     }
     absent = [Absent("model", "clamp-standard", ""), Absent("study", "seeds", "")]
     run = replace(run, params=settings(studies), absent=tuple(absent))
-    assert command(run, clamp, False) == models
-    assert command(run, masks, False) == f"dvc repro study@seeds && {LAST}"
+    assert command(run, clamp, False) == own + models
+    assert command(run, masks, False) == f"{own}dvc repro study@seeds && {LAST}"
     both = "attack_dense@standard study@flips-BNN_wide study@flips-RA_BNN"  # one is declared here
     assert command(run, flips, False) == f"{copied}dvc repro {both} && {LAST}"
     transfer = replace(run, absent=(Absent("transfer", "E-standard", "transfer"),))
     matched = claim(**known, matched=True)
     stages = "attack_dense@standard attack@E-standard"
-    assert command(transfer, claim(**known), False) == f"dvc repro {stages} && {LAST}"
-    assert command(transfer, matched, True) == f"dvc repro {stages} study@more && {LAST}"
-    (tmp_path / "params").mkdir()
-    (tmp_path / "params" / "digits.yaml").touch()  # as of a profile that is not that of a clone
-    own = command(replace(run, folder=tmp_path), claim(**known), True)
-    assert own == f"cp reports/digits/params.yaml params.yaml && dvc repro {stages} && {LAST}"
+    assert command(transfer, claim(**known), False) == f"{own}dvc repro {stages} && {LAST}"
+    assert command(transfer, matched, True) == f"{own}dvc repro {stages} study@more && {LAST}"
 
 
 def test_agents_are_compared_in_the_game_where_the_least_is_gained(tmp_path: Path) -> None:
@@ -200,6 +197,8 @@ def test_a_model_of_lower_clean_accuracy_is_not_called_better() -> None:
     said = claim(effect=0.1, needs={"clean_loss": 0.5})
     assert outcomes(against(20, 2, 30), guarded)[0].reason == "lower clean accuracy, no control"
     assert outcomes(against(20, 2, 30), said)[0].outcome == REPRODUCED
+    equal = said.model_copy(update={"matched": True})  # there is no control of equal accuracy
+    assert outcomes(against(20, 2, 30), equal)[0].reason == "lower clean accuracy, no control"
     (far,) = outcomes(against(2, 2, 10), said)
     assert (far.outcome, far.reason) == (NOT_HERE, "clean accuracy 25.0 %, of its parent 100.0 %")
 
@@ -274,8 +273,10 @@ def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
     withstood, ended = outcomes(short, *(claim(f"{x}", **own, factor=x) for x in (1, 10)))
     assert (withstood.outcome, ended.outcome) == (REPRODUCED, NOT_RUN)
     assert ended.reason == (
-        "the search on E-standard ended at 44 flips; 10 times its control's are 80"
+        "the search on E-standard ended at 44 flips; 10 times its control's are at least 80"
     )
+    neither = {name: flips((30, 40, 20, 30, 30), at_chance=False) for name in tables}
+    assert outcomes(replace(run, studies=neither), claim(**own))[0].outcome == NOT_RUN
     several = [table.assign(training=table.seed % 3) for table in tables.values()]
     thrice = replace(run, studies=dict(zip(tables, several, strict=True)))
     assert outcomes(thrice, claim(**own))[0].seeds == 3

@@ -15,23 +15,18 @@ def ends(table: pd.DataFrame) -> dict[str, Any]:
     what the classifier reads.
     """
     table = table.sort_values("depth", ignore_index=True)
-    growth = table.adv_top / table.clean_top.clip(lower=1e-12)
     inside, outside = table[table.kind != "Normalize"].iloc[0], table.iloc[-2]
     found: dict[str, Any] = {"input_layer": inside.layer}
     for side, word in SIDES.items():
         change = inside["relative_difference" if side == "adv" else "noise_relative"]
         found |= {f"changed_share:{word}": float(inside[f"{side}_changed"])}
         found |= {f"change_ratio:{word}": float(change)}
-    small = inside.relative_difference < table.relative_difference.median()
-    found |= {"small_and_many": bool(inside.adv_changed > 0.5 and small)}
     found |= {"last_layer": outside.layer}
     for side, word in SIDES.items():
         for part, name in (("max", "maximum"), ("top", "percentile")):
             ratio = outside[f"{side}_{part}"] / max(outside[f"clean_{part}"], 1e-12)
             found[f"{name}_growth:{word}"] = float(ratio)
-    above = growth.iloc[-2] > growth.quantile(0.9, interpolation="lower")
-    larger = found["percentile_growth:attack"] > max(found["percentile_growth:noise"], 1.0)
-    return found | {"abnormally_large": bool(above and larger)}
+    return found
 
 
 def last_stage(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from advprune.report.run import Run
 
 def command(run: Run, claim: Claim, is_tested: bool) -> str:
     """By the run's own settings where it was tested or they declare what the run lacks, else by
-    the register's (`Claim.params`). A fresh clone has those of a profile without a file in params/.
+    the register's (`Claim.params`).
 
     The last stages run by themselves: with what they depend on, they would make the whole run.
     """
@@ -20,10 +20,8 @@ def command(run: Run, claim: Claim, is_tested: bool) -> str:
     lacks = any(kind == "transfer" or (kind, one) in stages for kind, one, _ in run.absent)
     if not (is_tested or (lacks and all(stages.values()))):
         stages, file = stages_of(_load(run.folder / claim.params), claim), claim.params
-    elif not (run.folder / "params" / f"{name}.yaml").exists():
-        file = ""
-    copy = f"cp {file} {FILE} && " if file else ""
-    return f"{copy}dvc repro {' '.join(stages.values())} && dvc repro -s transfer summarize"
+    made = f"dvc repro {' '.join(stages.values())}"
+    return f"cp {file} {FILE} && {made} && dvc repro -s transfer summarize"
 
 
 def stages_of(params: Params, claim: Claim) -> dict[tuple[str, str], str]:

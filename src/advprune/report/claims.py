@@ -76,10 +76,11 @@ def judged(run: Run) -> list[Judged]:
         same = min(test.p_equivalent, test.p) if lower else test.p_equivalent
         asked.append(test.p if claim.is_difference else same)
     for claim, p in zip(chosen, holm(asked), strict=True):
-        # All tests hold together; a claim that says what may be lost needs no guard against it.
+        # All tests hold together; a claim that says what may be lost needs no guard against it,
+        # but one whose control is of equal clean accuracy.
         test = tests[claim.id]
         whole = p if claim.is_difference else min(1.0, len(chosen) * test.p)
-        excused = test.void == LOWER_CLEAN and claim.needs.clean_loss
+        excused = test.void == LOWER_CLEAN and claim.needs.clean_loss and not claim.matched
         test = replace(test, p=whole, tests=len(chosen), void="" if excused else test.void)
         found[claim.id] = _judge(run, found[claim.id], test, p)
     return [found[claim.id] for claim in run.claims]
