@@ -86,8 +86,8 @@ def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
     run = table[table.verdict != NOT_RUN].set_index("model")
     text = " ".join(README.split())
     assert load(place / "params.yaml").active().model.width == 16
-    assert set(run.n) == {1000} and len(run) == 15
-    assert "ResNet18 of width 16, 1,000 test images, fifteen models of" in text
+    assert set(run.n) == {1000} and len(run) == 16
+    assert "ResNet18 of width 16, 1,000 test images, sixteen models of" in text
     made = run[run.parent != run.index].set_index("family", append=True).reset_index("model")
     standard, robust = (made[made.recipe == recipe] for recipe in ("standard", "robust"))
     assert "Trained without attacks, no model withstands 8/255" in text
