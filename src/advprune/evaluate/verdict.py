@@ -207,8 +207,9 @@ def iterations_help(evidence: Evidence) -> Iterator[Check]:
         reason = f"{attack} does less harm than a single step (p = {test.p:.2g})"
         yield Check("iterative attacks", FAIL, figure, reason)
     if tests and not behind:
-        figure = f"{len(tests)} attacks"
-        yield Check("iterative attacks", PASS, figure, "each does more harm than a single step")
+        figure = f"none of {len(tests)} attack{'s' * (len(tests) > 1)} less harmful than one step"
+        good = "none does significantly less harm than a single step"
+        yield Check("iterative attacks", PASS, figure, good)
 
 
 def noise(evidence: Evidence) -> Iterator[Check]:
@@ -269,7 +270,8 @@ def randomness(evidence: Evidence) -> Iterator[Check]:
     most = int(named[named.method.isin(["pgd", "apgd"])].draws.max())
     good = "attacks average over the randomness"
     bad = "no attack of the suite averages its gradients over draws"
-    yield _either(most > 1, "averaged gradients", f"{most} draws", good, bad)
+    figure = f"averaged over {most} draws" if most > 1 else "1 draw"
+    yield _either(most > 1, "averaged gradients", figure, good, bad)
     if evidence.parent is not None:
         test = compare(frozen, evidence.parent)
         figure = f"{accuracy(frozen)} against {accuracy(evidence.parent)} dense"

@@ -31,6 +31,7 @@ from advprune.report.terminal import read, table_of, title_of
 README, PUBLISHED, FOLDER = Path("README.md"), Path("docs/published.md"), Path("docs/families")
 MEASUREMENT = Path("docs/measurement.md")
 BLOCK = "<!-- {} -->\n{}\n<!-- end of {} -->"  # its name, its content, the kind of block
+REFERENCE = " ‡"  # marks an outcome on reference networks, as docs/published.md explains
 OPENING = re.compile(r"^([A-Z][\w ]{2,30}(?: \([^)]*\))?)\. ")  # of a paragraph: its heading
 
 
@@ -65,6 +66,7 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
     for place in ("reports", "weights"):
         for path in sorted((root / place).glob(f"*/{OUTCOMES}")):
             found, name = pd.read_csv(path, index_col="id").outcome, path.parent.name
+            found += REFERENCE * (place == "weights")
             known = outcomes.get(name, found)  # a report on the same networks, of fewer seeds
             outcomes[name] = found.combine_first(known)
     claims = claims_of(read_claims(root / FILE), outcomes)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from advprune.evaluate.robust import ROUNDING
 from advprune.evaluate.statistics import rate
-from advprune.report.compared import against_dense, explained, finite
+from advprune.report.compared import ZERO, against_dense, explained, finite
 from advprune.report.formats import bounds
 from advprune.report.results import rated, results
 from advprune.report.section import Chart, Model, Part, Run, section
@@ -30,7 +30,7 @@ def distances(run: Run) -> Iterator[Part]:
             "Against the dense network",
             "Robust accuracy and distance minus those of the dense network on the same images "
             "(McNemar's test; Hodges–Lehmann estimate and Wilcoxon's test). Distance: the smallest "
-            f"change found that fools the model ({measured}). "
+            f"change found that fools the model ({measured}). {ZERO} "
             f"{explained('all models of a dense network')} Area: mean accuracy over all budgets up "
             "to twice the main attack's. The figures show accuracy over the budget; the band is "
             "the dense network's 95 % interval.",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from advprune.report.compared import ZERO
 from advprune.report.formats import bounds, budget
 from advprune.report.results import ATTACK, results, without_own_transfer
 from advprune.report.section import Part, Run, section
@@ -31,7 +32,7 @@ def leaderboard(run: Run) -> Iterator[Part]:
     compared = (
         " Both are compared with the dense network image by image (McNemar's and Wilcoxon's test, "
         "Holm's correction), so that even equal medians can differ significantly; differences and "
-        "p-values are under “Distances”."
+        f"p-values are under “Distances”. {ZERO}"
     )
     yield Part(
         "Leaderboard",

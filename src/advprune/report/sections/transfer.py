@@ -32,7 +32,7 @@ def transfer(run: Run) -> Iterator[Part]:
         f"Accuracy on n = {run.n} images that were crafted on other networks: on compressed ones "
         f"by {run.main}, on the dense network and an attacker's own by "
         f"{listed(run.transfer_attacks)} (of an attacker's the more harmful one counts). All "
-        "sources: the share of images that fool the model from none of these networks.",
+        "sources: accuracy if each image may come from any of these networks.",
         scenarios(run),
     )
 

@@ -83,8 +83,8 @@ def iterative(records: pd.DataFrame, *model: str) -> Iterator[Part]:
     if tests:
         yield Part(
             "Iterative attacks beside FGSM",
-            "An iterative attack that does less harm than one step of the same budget has failed: "
-            f"what it leaves says nothing of the model. {len(failed)} of "
+            "An iterative attack that does significantly less harm than one step of the same "
+            f"budget has failed: what it leaves says nothing of the model. {len(failed)} of "
             f"{counted(len(tests), 'comparison')} failed this check (McNemar). "
             f"{explained('all attacks on a model')}",
             pd.DataFrame(failed) if failed else None,
