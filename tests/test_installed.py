@@ -48,6 +48,7 @@ def network(classes, channels):
 TINY = {  # of the project that init writes: what takes long, and no more
     "models": {"E-standard": {"do": "prune", "of": "dense-standard", "by": "prune.E"}},
     "profiles/mine/train/epochs": 2,
+    "profiles/mine/train/threads": 1,
     "profiles/mine/attacks": FEW_STEPS,
     "profiles/mine/curves": {"eps": ["eps"], "steps": [1]},
 }

@@ -26,7 +26,7 @@ CUT = {  # what takes long, and no more
     "models": {name: GIVEN["models"][name] for name in RUN},
     "surrogates": {"resnet20": {"architecture": "resnet20", "width": 2, "epochs": 1}},
     "prune": TINY["prune"],
-    "profiles/mine/train": {"epochs": 3, "batch": 32, "lr": 0.1, "flip": True, "crop": 1},
+    "profiles/mine/train": {"epochs": 3, "batch": 32, "lr": 0.1, "flip": True, "threads": 1},
     "profiles/mine/attacks": FEW_STEPS,
     "profiles/mine/curves": {"eps": [0, "eps"], "steps": [1, 3]},
     "profiles/mine/flips": {"images": 8, "seeds": 2, "budget": 2, "random": 2},

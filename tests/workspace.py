@@ -60,6 +60,7 @@ TINY = {
     "profiles/digits/data/test_limit": 40,
     "profiles/digits/model/width": 4,
     "profiles/digits/train/epochs": 3,
+    "profiles/digits/train/threads": 1,
     "profiles/digits/curves": {"eps": [0, "eps"], "steps": [1, 3]},
 }
 
