@@ -173,7 +173,7 @@ def _gain(
     found = []
     for one in dict.fromkeys(_pair(run, claim)):
         if f"{of}_gain" not in one.layers:
-            raise Missing(NOT_HERE, "control missing: no error of the change under noise is recorded")
+            raise Missing(NOT_HERE, "control missing: no error of it under noise is recorded")
         layers = chosen(one.layers[one.layers.kind != "Normalize"].sort_values("depth"))
         if layers.empty:
             raise Missing(NOT_HERE, f"{one.name} has no such layers")
