@@ -51,10 +51,12 @@ class Workspace:
         return self.params.active()
 
     def device(self) -> "device":
-        """Where to train; on a CPU with the profile's number of threads."""
+        """Where to train; on a CPU with the profile's number of threads, of which torchrun gives
+        each of its processes one."""
         from advprune.core.device import setup
+        from advprune.core.distributed import processes
 
-        return setup(self.profile.train.threads)
+        return setup(self.profile.train.threads if processes() == 1 else None)
 
     @property
     def writes(self) -> bool:

@@ -3,8 +3,13 @@
 import ctypes
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+import workspace
+
+from advprune.core.params import load
 
 SIZE = 1 << 24  # bytes of a feature map
 HELD = f"""
@@ -33,3 +38,19 @@ def held(when: str) -> int:
 def test_memory_of_a_tensor_is_kept_for_the_next() -> None:
     # Some of it lay in what the process had already.
     assert held("before setup") < SIZE / 2 < held("after setup")
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, 3), (2, 1)])
+def test_training_takes_the_threads_of_the_profile_but_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch, processes: int, expected: int
+) -> None:
+    profile = SimpleNamespace(train=SimpleNamespace(threads=3))
+    monkeypatch.setattr(workspace.common.Workspace, "profile", profile)
+    monkeypatch.setattr("advprune.core.distributed.processes", lambda: processes)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        workspace.common.Workspace(load(workspace.ROOT / "params.yaml")).device()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

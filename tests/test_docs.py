@@ -115,6 +115,19 @@ def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
     assert outcome[under[-1]] == "not significant" and "no control" in outcome[under[1]]
 
 
+def test_the_sentence_on_width_32_is_what_its_results_say() -> None:
+    place = ROOT / "reports" / "cifar10-w32" / "results.csv"
+    run = read_results(place.read_text(encoding="utf-8"), "it").set_index("model")
+    text = " ".join(README.split())
+    assert "one seed, no transfer, bfloat16: S costs robustness; E and HYDRA do not." in text
+    assert set(run.n.dropna()) == {10000}
+    assert run[run.parent != run.index].transfer_accuracy.isna().all()
+    assert run.against_dense["S-robust"] == run.distance_against_dense["S-robust"] == "lower"
+    for name in ("E-robust", "HYDRA_95-robust"):
+        lost = run.against_dense[name], run.distance_against_dense[name]
+        assert not any(outcome.startswith("lower") for outcome in lost), name
+
+
 def shown(report: str, title: str) -> pd.DataFrame:
     """The table below a heading of a committed report, as text."""
     part = (ROOT / report).read_text(encoding="utf-8").split(f"### {title}\n")[1]

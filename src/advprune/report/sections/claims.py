@@ -32,8 +32,8 @@ def claims(run: Run) -> Iterator[Part]:
         "claim, or the largest that is still equivalent. Refuted: the interval excludes the claim, "
         "in its regime and with the method's own criteria met. Regime: what that takes at least, "
         f"and what is less here; tests that reach it: {reached}. A command writes its report over "
-        "this one, corrected for the claims that it tests; `git checkout params.yaml reports "
-        "metrics` brings back what was committed. Sources: docs/published.md.",
+        "this one, corrected for the claims that it tests; git restores what was "
+        "committed. Sources: docs/published.md.",
         outcomes(run).drop(columns="id"),
     )
 
