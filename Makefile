@@ -8,11 +8,12 @@ SIDE = $(RUN) -m dvc --wait-for-lock repro -s --glob $(2) 2>&1 | sed 's/^/$(1) |
 .PHONY: repro test fuzz bench lint setup lock
 
 repro: setup  ## run what is out of date of the pipeline and show the results
-# One model's attacks do not keep two cores busy, so a first run attacks the models of both dense networks
-# side by side. What that leaves is run after it, as every later run is, by dvc repro alone.
-	@[ -e runs ] || { $(RUN) -m dvc repro model attack_dense && { \
-	  $(call SIDE,robust,'attack@*robust' 'study@seeds*' study@protocol) & \
-	  $(call SIDE,standard,'attack@*standard' attack@seed1 study@sweep 'study@[cf]*'); wait; }; }
+# One small network does not keep two cores busy, so a first run makes and attacks the models of both dense
+# networks side by side. What that leaves is run after it, as every later run is, by dvc repro alone.
+	@[ -e runs ] || { $(RUN) -m dvc repro prepare && { \
+	  $(call SIDE,robust,'*@robust' 'model@*robust' 'attack@*robust' 'study@seeds*' study@protocol) & \
+	  $(call SIDE,standard,'*@standard' 'model@*standard' 'attack@*standard' '*@seed1' study@sweep 'study@[cf]*'); \
+	  wait; }; }
 	@$(RUN) -m dvc repro
 	@$(RUN) -m advprune leaderboard
 

@@ -177,21 +177,25 @@ def test_the_lock_file_lists_these_stages_and_no_former_ones(stages: dict[str, A
     assert set(lock["stages"]) == set(stages)
 
 
-def test_the_sides_of_a_first_run_share_no_stage_and_wait_for_none(
+def test_the_sides_of_a_first_run_share_no_stage_and_keep_the_order(
     stages: dict[str, Any], settings: params.Params
 ) -> None:
+    """The dense networks are the first thing that each side makes and attacks."""
     lines = re.findall(r"call SIDE,\w+,(.+?)\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     sides = [
         [name for one in line.split() for name in fnmatch.filter(stages, one.strip("'"))]
         for line in lines
     ]
-    expected = [name for name in stages if name.startswith(("attack@", "study@"))]
-    assert len(sides) == 2 and sorted(sides[0] + sides[1]) == sorted(expected)
-    for side in sides:
+    after = {"settings", "prepare", "transfer", "summarize"}
+    assert len(sides) == 2 and sorted(sides[0] + sides[1]) == sorted(set(stages) - after)
+    for side, recipe in zip(sides, ("robust", "standard"), strict=True):
+        assert side[:2] == [f"train@{recipe}", f"attack_dense@{recipe}"]
         for at, name in enumerate(side):
-            study = settings.studies.get(name.removeprefix("study@"))
-            if study and study.of not in settings.dense():
-                assert f"attack@{study.of}" in side[:at], name
+            block, _, key = name.partition("@")
+            if block == "attack":
+                assert f"model@{key}" in side[:at]
+            if block == "study" and (of := settings.studies[key].of) not in settings.dense():
+                assert f"attack@{of}" in side[:at]
 
 
 def test_each_stage_depends_on_its_own_settings_alone(
