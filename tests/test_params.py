@@ -198,6 +198,8 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("attacks/square/steps", 5, ["attacks.square: steps", "not permitted"]),
         ("attacks/square/eps", 2, ["attacks.square: eps", "between 0 and 1"]),
         ("attacks/apgd_t/eps", "eps/2", ["apgd_t.after", "apgd_ce has another budget"]),
+        ("attacks/square/within", "2*eps", ["square.within", "apgd_t finds no distances"]),
+        ("attacks/square/within", "2*esp", ["attacks.square.within", "2*esp"]),
         ("suite/binary", ["square", "apgd_t"], ["suite.binary", "apgd_t before square"]),
         ("attacks/autoattack/version", "plus", ["attacks.autoattack: version", "plus", "rand"]),
         ("profiles/digits/attacks/square/draws", 0, ["attacks.square: draws", "0"]),

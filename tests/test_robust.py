@@ -10,6 +10,7 @@ from planted import N, planted, rows
 from torch import nn
 
 from advprune.core import params
+from advprune.core.attack_settings import OtherAttack
 from advprune.core.resume import Parts
 from advprune.evaluate.robust import ROUNDING, area, union
 from advprune.evaluate.suite import Suite
@@ -83,24 +84,36 @@ def test_the_worst_attack_on_a_random_model_is_scored_on_other_draws_than_it_was
 def test_an_attack_that_comes_after_another_works_on_what_that_did_not_break(
     tmp_path: Path,
 ) -> None:
-    """A linear model at a budget that reaches some images: Square tries only the others."""
+    """A linear model at a budget that reaches some images: Square tries only the others, and an
+    attack `within` a distance those whose distance, known in closed form, is not larger."""
     profile = params.load().active()
-    names = ("apgd_ce", "square")
+    names = ("apgd_ce", "square", "distance", "apgd_near")
     suite = profile.suite.model_copy(update={"table": ["field"], "transfer": ["field"]})
     suite = suite.model_copy(update={"deterministic": list(names)})
-    square = profile.attacks["square"].model_copy(update={"after": "apgd_ce"})
-    attacks = profile.attacks | {"square": square}
-    profile = profile.model_copy(update={"suite": suite, "attacks": attacks, "batch": 8})
     torch.manual_seed(0)
     images, labels = torch.randint(64, 192, (12, 1, 4, 4)) / 255, torch.zeros(12).long()
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
-    labels = model(images).argmax(1)
+    logits, weights = model(images), model[1].weight
+    labels = logits.argmax(1)
+    gaps = logits.gather(1, labels[:, None]) - logits  # [12, 3]
+    slopes = (weights[labels][:, None] - weights).abs().sum(2)
+    distances = (gaps / slopes).nan_to_num(1.0).masked_fill(gaps == 0, 1.0).amin(1)
+    eps, within = (distances.sort().values[at : at + 2].mean().item() for at in (4, 8))
+    near = {"method": "apgd", "eps": eps, "steps": 7, "after": "distance", "within": within}
+    attacks = {name: one.model_copy(update={"eps": eps}) for name, one in profile.attacks.items()}
+    attacks["square"] = attacks["square"].model_copy(update={"after": "apgd_ce"})
+    attacks["apgd_near"] = OtherAttack.model_validate(near)
+    profile = profile.model_copy(update={"suite": suite, "attacks": attacks, "batch": 8})
     choice = params.load().attack
     suite = Suite(images, labels, profile, choice, 0, Parts(tmp_path, files=[]))
     records, _ = suite.attack("linear", model)
-    first, then = (records[records.attack == name].reset_index(drop=True) for name in names)
+    tables = [records[records.attack == name].reset_index(drop=True) for name in names]
+    first, then, search, last = tables
     left = first.adv_pred == first.label
-    assert 0 < left.sum() < 12
+    assert left.sum() == 7
     assert (then.adv_pred[~left] == first.adv_pred[~left]).all()
     queries = profile.attacks["square"].model_dump()["queries"]
     assert 0 < then.forwards.iloc[0] <= queries * left.mean() + 1
+    assert last.gradients.iloc[0] == 8 * 4 / 12  # steps and the start, of the 4 of 12 in between
+    far = (distances > within).numpy()
+    assert (last.adv_pred[far] == search.adv_pred[far]).all()

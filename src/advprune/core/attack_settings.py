@@ -28,14 +28,15 @@ class Attack(Settings):
     """What every attack has: its method, and its budget in units of the pixel range.
 
     after: another attack; where the suite has it, this one works on the images which that one did
-    not break. Not on a model that draws at random. rounding: how images become 8-bit
-    (attacks/pixels.py).
+    not break. Not on a model that draws at random. within: of these, only on those whose distance,
+    which `after` has found, is at most this. rounding: how images become 8-bit (attacks/pixels.py).
     """
 
     method: Name
     norm: Literal["Linf", "L2"] = "Linf"
     eps: L2Budget
     after: Name | None = None
+    within: L2Budget | None = None
     rounding: Literal["strict", "nearest"] = "strict"
     note: str = ""
 

@@ -28,6 +28,7 @@ from advprune.core.settings import (
 from advprune.core.train_settings import DataSettings, ModelSettings, TrainSettings
 
 SHARED = ("attacks", "suite", "curves", "protocol", "flips")  # said once for all profiles
+LENGTHS = ("step", "sigma", "within")  # of an attack, relative to its own budget
 CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
 # The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
 PROBES = (
@@ -92,6 +93,8 @@ class Profile(Settings):
                 first = self.attacks[attack.after]
                 if (first.norm, first.eps) != (attack.norm, attack.eps):
                     raise ValueError(f"attacks.{name}.after: {attack.after} has another budget")
+                if attack.within is not None and first.method != "minimum_norm":
+                    raise ValueError(f"attacks.{name}.within: {attack.after} finds no distances")
         if taken := set(RESERVED) & set(self.attacks):
             raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         return self
@@ -178,7 +181,7 @@ def _attack(setting: Any, eps: float, norm: Mapping[str, Any]) -> Any:
         return setting  # refused with its name where it is typed
     known = {**norm, **setting, "eps": own}
     if isinstance(own, int | float):
-        known |= {key: relative(known[key], own) for key in ("step", "sigma") if key in known}
+        known |= {key: relative(known[key], own) for key in LENGTHS if key in known}
     return known
 
 

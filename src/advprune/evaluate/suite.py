@@ -137,9 +137,10 @@ class Suite:
     ) -> Crafted:
         """What was crafted: read back if the part was finished before, else computed and kept.
 
-        An attack that comes `after` another works on the images which that one did not break, and
-        has its images of the others. A random model is attacked as a whole: an image that it got
-        wrong once may be right in the next draws.
+        An attack that comes `after` another works on the images which that one did not break (after
+        a search for distances: on those `within` a distance), and has its images of the others. A
+        random model is attacked as a whole: an image that it got wrong once may be right in the
+        next draws.
         """
 
         def compute() -> Noted:
@@ -150,7 +151,8 @@ class Suite:
             if after in self.profile.suite.of(kind) and kind != "randomized":
                 first = typed(after, self.profile.attacks[after])
                 before, table = self._run(name, model, after, after, first)
-                left = torch.tensor(right(table))[: len(images)]
+                near = table.distance <= setting.within if setting.within is not None else True
+                left = torch.tensor(right(table) & near)[: len(images)]
                 pixels = before.pixels[: len(images)].clone()
             made = Crafted(pixels[left], setting)
             if left.any():
