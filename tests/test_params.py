@@ -111,7 +111,7 @@ def test_a_profile_overrides_key_by_key() -> None:
     assert (momentum.steps, momentum.momentum, momentum.step) == (30, 1.0, EPS / 4)
     assert read.attacks["own"].step == EPS and next(iter(read.attacks)) == "field"
     assert (read.flips.seeds, read.flips.budget) == (2, 100)
-    assert read.suite.deterministic == ["apgd_ce", "apgd_t", "distance", "square"]
+    assert read.suite.deterministic == ["apgd_ce", "apgd_t", "square", "distance", "apgd_near"]
     # attacks whose images are kept come first, and each is named once
     assert read.suite.kept == ["published_10", "field", "momentum"]
     assert read.suite.of("quantized") == read.suite.kept

@@ -68,7 +68,7 @@ def test_effort_by_hand() -> None:
     """Passes for an image that is not broken: two for a gradient step, one for a query."""
     attacks = PARAMS.active().attacks
     targeted = typed("a", attacks["apgd_t"].model_copy(update={"targets": 9}))
-    assert effort(targeted, 10, False) == 2 * 50 * 9 and effort(targeted, 4, False) == 2 * 50 * 3
+    assert effort(targeted, 10, False) == 2 * 30 * 9 and effort(targeted, 4, False) == 2 * 30 * 3
     eot, square = attacks["eot_ce"], typed("s", attacks["square"])
     assert effort(eot, 10, True) == 2 * 20 * 5 and effort(eot, 10, False) == 2 * 20
     assert effort(square, 10, True) == 300 * 2 and effort(square, 10, False) == 300

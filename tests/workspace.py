@@ -23,7 +23,12 @@ LWM = {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": {"epochs": 1}}}
 DROPOUT = {"family": "dropout", "setting": 0.1}
 FEW_STEPS = {
     **{"apgd_ce": {"steps": 10, "restarts": 1}, "apgd_t": {"steps": 10, "targets": 1}},
-    **{"apgd_parent": {"steps": 10}, "apgd_both": {"steps": 10}, "apgd_wide": {"steps": 10}},
+    **{
+        "apgd_parent": {"steps": 10},
+        "apgd_both": {"steps": 10},
+        "apgd_near": {"steps": 10},
+        "apgd_wide": {"steps": 10},
+    },
     **{"eot_ce": {"steps": 20, "draws": 1}, "eot_margin": {"steps": 20, "draws": 1}},
     **{"distance": {"steps": 10, "restarts": 1}, "square": {"queries": 5}},
     "published_40": {"steps": 12},

@@ -27,10 +27,10 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, shape `[N]`: the margin over `z_(1) - z_(3)`.
 
     Invariant to shifts and scales of the logits. Croce and Hein, AutoAttack (2020), section 4.
-    Needs at least three classes.
+    Of two classes: the margin alone.
     """
     if logits.shape[1] < 3:
-        raise ValueError("the DLR loss needs at least three classes; use the margin loss")
+        return margin(logits, labels)
     top = logits.topk(3, dim=1).values  # [N, 3]
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 

@@ -25,7 +25,8 @@ class Context:
     cost: counts what passes through the model. parts: where a long attack keeps what it finished.
     breakdown: an attack made of several notes how many images are right after each. found: what a
     method notes of each image, `[N]`, by column of the records. parent: what the model was made
-    from. pixels: the images will be rounded to 8 bits, as clean ones are.
+    from. pixels: the images will be rounded to 8 bits, as clean ones are. start: images to begin
+    from, of an attack that can.
     """
 
     seed: int = 0
@@ -37,6 +38,7 @@ class Context:
     found: dict[str, Tensor] = field(default_factory=dict)
     parent: nn.Module | None = None
     pixels: bool = False
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True)

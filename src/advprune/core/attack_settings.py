@@ -29,7 +29,8 @@ class Attack(Settings):
 
     after: another attack; where the suite has it, this one works on the images which that one did
     not break. Not on a model that draws at random. within: of these, only on those whose distance,
-    which `after` has found, is at most this. rounding: how images become 8-bit (attacks/pixels.py).
+    which `after` has found, is at most this; APGD then begins from its images. rounding: how images
+    become 8-bit (attacks/pixels.py).
     """
 
     method: Name

@@ -42,7 +42,7 @@ class Work:
 
     parts: where a long attack keeps its finished parts. clean: the model's answers to the clean
     images (records.answers), where they are known. parent: what the model was made from, for
-    attacks through its gradients.
+    attacks through its gradients. start: images `[N, C, H, W]` that APGD begins from.
     """
 
     seed: int = 0
@@ -52,6 +52,7 @@ class Work:
     progress: Progress = no_progress
     clean: dict[str, Any] | None = None
     parent: nn.Module | None = None
+    start: Tensor | None = None
 
     @property
     def scoring(self) -> Scoring:
@@ -78,7 +79,8 @@ def craft(
 
     setting: a typed one (`advprune.attacks.registry.typed`).
     """
-    known = {key: getattr(work, key) for key in ("seed", "batch", "progress", "parts", "parent")}
+    keys = ("seed", "batch", "progress", "parts", "parent", "start")
+    known = {key: getattr(work, key) for key in keys}
     context = Context(**known, pixels=True)
     adv = method_of(setting).function(model, images, labels, setting, context)
     pixels = to_pixels(adv, images, setting.eps, setting.norm, setting.rounding)

@@ -138,26 +138,28 @@ class Suite:
         """What was crafted: read back if the part was finished before, else computed and kept.
 
         An attack that comes `after` another works on the images which that one did not break (after
-        a search for distances: on those `within` a distance), and has its images of the others. A
-        random model is attacked as a whole: an image that it got wrong once may be right in the
-        next draws.
+        a search for distances: on those `within` a distance, from the images that it found), and
+        has its images of the others. A random model is attacked as a whole: an image that it got
+        wrong once may be right in the next draws.
         """
 
         def compute() -> Noted:
             images, labels = self._images_for(setting)
             kind, after = kind_of(model), setting.after
             left = torch.ones(len(images), dtype=torch.bool)
-            pixels = torch.empty_like(images, dtype=torch.uint8)
+            pixels, work = torch.empty_like(images, dtype=torch.uint8), self.work
             if after in self.profile.suite.of(kind) and kind != "randomized":
                 first = typed(after, self.profile.attacks[after])
                 before, table = self._run(name, model, after, after, first)
-                near = table.distance <= setting.within if setting.within is not None else True
-                left = torch.tensor(right(table) & near)[: len(images)]
+                left = torch.tensor(right(table))[: len(images)]
                 pixels = before.pixels[: len(images)].clone()
+                if setting.within is not None:
+                    left &= torch.tensor(table.distance <= setting.within)[: len(images)]
+                    work = replace(work, start=pixels[left] / 255)
             made = Crafted(pixels[left], setting)
             if left.any():
                 what = f"{name} {attack}"
-                made = craft_shown(what, model, (images[left], labels[left]), setting, self.work)
+                made = craft_shown(what, model, (images[left], labels[left]), setting, work)
             pixels[left] = made.pixels
             facts = {"cost": vars(made.cost), "breakdown": made.breakdown, "found": made.found}
             return pixels, facts
