@@ -18,15 +18,17 @@ from advprune.core.claims import FILE, Claim
 from advprune.core.errors import UserError
 from advprune.core.networks import is_library
 from advprune.core.train_settings import FineTuneSettings
-from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, holm
+from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, Comparison, holm
+from advprune.evaluate.faults import FlipComparison
+from advprune.evaluate.means import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
 from advprune.report.claim_command import command
 from advprune.report.claim_metrics import METRICS, NOT_HERE, Missing, falls_behind
-from advprune.report.compared import size_of, units_of
 from advprune.report.formats import kind_of, percent
 from advprune.report.run import NOT_RUN, Run
 from advprune.report.sections.seeds import points_of
+from advprune.report.tables import units_of
 
 REPRODUCED, REFUTED = "reproduced", "refuted"
 REACHED = "; reached"  # of a regime
@@ -61,7 +63,7 @@ def judged(run: Run) -> list[Judged]:
         size, outcome = {}, NOT_HERE
         try:
             test = METRICS[claim.metric](run, claim)
-            size, reason = size_of(run, test), _unmet(run, claim)
+            size, reason = _size(run, test), _unmet(run, claim)
             if not reason:  # else nothing follows from it: it is not a test of the run
                 tests[claim.id] = test
         except Missing as lack:
@@ -84,6 +86,18 @@ def judged(run: Run) -> list[Judged]:
         test = replace(test, p=whole, tests=len(chosen), void="" if excused else test.void)
         found[claim.id] = _judge(run, found[claim.id], test, p)
     return [found[claim.id] for claim in run.claims]
+
+
+def _size(run: Run, test: Compared) -> dict[str, int]:
+    """n and seeds of a test: its images and trainings."""
+    n, seeds = run.n, 1
+    if isinstance(test, Comparison):
+        n = test.first.n
+    elif isinstance(test, FlipComparison):  # of whole networks
+        seeds = min(test.first.trainings, test.second.trainings)
+    elif isinstance(test, MeanComparison):
+        n, seeds = test.mean.images if test.mean.images > 1 else n, test.mean.seeds
+    return {"n": n, "seeds": seeds}
 
 
 def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections.abc import Mapping
 from functools import cache
 from math import isfinite
 from typing import Any
@@ -16,11 +15,11 @@ from advprune.evaluate.compare import right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import area
-from advprune.evaluate.statistics import Rate, median_distance
+from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.transfer import transfer_success
-from advprune.report.compared import against_dense
 from advprune.report.formats import bounds, number, with_interval
 from advprune.report.run import NOT_RUN, Model, Run
+from advprune.report.tables import against_dense, qualified
 
 RESULTS = "results.csv"
 OUTCOMES = "claims.csv"
@@ -163,19 +162,3 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         if not np.where(np.array(list(hits)) == "1", far > -SLACK, far < SLACK).all():
             raise damaged(f"outcomes and distances of {model} contradict each other")
     return table
-
-
-def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
-    """The same columns under the name `quantity:qualifier`."""
-    return {f"{name}:{qualifier}": value for name, value in columns.items()}
-
-
-def rated(column: str, rate: Rate) -> dict[str, Any]:
-    """A rate as a column with its interval, not rounded."""
-    return with_interval(column, rate.value, *rate.interval)
-
-
-def accuracies(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """The accuracy of several records as columns `accuracy:<name>` with their intervals."""
-    found = [rated(f"accuracy:{name}", remnant_accuracy(one)) for name, one in tables.items()]
-    return {column: value for columns in found for column, value in columns.items()}

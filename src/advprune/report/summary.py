@@ -6,7 +6,6 @@ from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.verdict import LEVELS, PASS
 from advprune.report.claims import judged
-from advprune.report.compared import against_dense, compared, jointly
 from advprune.report.formats import (
     budget,
     counted,
@@ -19,6 +18,7 @@ from advprune.report.formats import (
 )
 from advprune.report.run import Model, Run
 from advprune.report.sections.claims import OUTCOMES
+from advprune.report.tables import against_dense, compared, jointly
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
 OF_ONE = "How robust is this network, and can the number be believed?"

@@ -1,22 +1,19 @@
 """Published claims and what this run says of them: with the tests behind them."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pandas as pd
 
 from advprune.report.claim_metrics import NOT_HERE
 from advprune.report.claims import REACHED, REFUTED, REPRODUCED, judged
-from advprune.report.compared import columns, explained, units_of
 from advprune.report.formats import counted
-from advprune.report.run import NOT_RUN, Run
-from advprune.report.section import Part, section
+from advprune.report.run import NOT_RUN
+from advprune.report.section import Part, Parts, Run, section
+from advprune.report.tables import Row, columns, explained, units_of
 
 OUTCOMES = (REPRODUCED, REFUTED, NOT_HERE, NOT_RUN)
 
 
 @section("Published claims", order=11)
-def claims(run: Run) -> Iterator[Part]:
+def claims(run: Run) -> Parts:
     """Every claim with its test, or how to run what is missing (sources: docs/published.md)."""
     found = judged(run)
     if not found:
@@ -43,7 +40,7 @@ def outcomes(run: Run) -> pd.DataFrame:
     rows = []
     for one in judged(run):
         claim, test = one.claim, one.test
-        row: dict[str, Any] = {"id": claim.id, "paper": claim.paper, "claim": claim.claim}
+        row: Row = {"id": claim.id, "paper": claim.paper, "claim": claim.claim}
         row |= {"outcome": one.outcome, "reason": one.reason}
         if test is not None:
             row |= columns(test) | {f"counts_{units_of(test)[1]}": claim.counts, "p": one.p}

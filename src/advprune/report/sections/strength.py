@@ -1,22 +1,20 @@
 """How strong the suite is: beside official AutoAttack, as bench/strength.py measured it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from advprune.report.formats import NOTHING, counted
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Part, Parts, Run, section
+from advprune.report.tables import Row
 
 MEASURED = "bench/strength*.json"  # one file per profile
 GOAL = 0.003  # share of the images that the suite may leave more than AutoAttack
 
 
 @section("Strength of the attacks", order=22)
-def strength(run: Run) -> Iterator[Part]:
+def strength(run: Run) -> Parts:
     """Three rows per network; nothing for a profile that was not measured."""
     for path in sorted(run.folder.glob(MEASURED)):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -41,7 +39,7 @@ def beside_autoattack(folder: Path) -> str:
     for path in sorted(folder.glob(MEASURED)):
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, own in pd.DataFrame(found["rows"]).groupby("model", sort=False):
-            row: dict[str, Any] = dict.fromkeys(columns, NOTHING)
+            row: Row = dict.fromkeys(columns, NOTHING)
             row |= {"profile": found["profile"], "model": name, "n": own.n.iloc[0]}
             left = {}
             for one in own.to_dict("records"):
