@@ -19,7 +19,7 @@ from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.formats import bounds, number, with_interval
 from advprune.report.run import NOT_RUN, Model, Run
-from advprune.report.tables import against_dense, qualified
+from advprune.report.tables import Row, against_dense, qualified
 
 RESULTS = "results.csv"
 OUTCOMES = "claims.csv"
@@ -65,12 +65,12 @@ def declared(run: Run) -> pd.DataFrame:
     return pd.concat([results(run).astype(object), rest], ignore_index=True)
 
 
-def _row(run: Run, model: Model) -> dict[str, Any]:
+def _row(run: Run, model: Model) -> Row:
     """Rates and calibration under attack are the main attack's; robust rates, distances and the
     comparison with the dense network are of everything within the budget."""
     card, main, distances = model.card, run.main_attack, run.distances(model)
     facts = ("family", "parent", "root", "recipe", "do", "kind", "group")
-    row: dict[str, Any] = {"model": model.name} | {name: getattr(model, name) for name in facts}
+    row: Row = {"model": model.name} | {name: getattr(model, name) for name in facts}
     row["setting"] = None if card["setting"] is None else number(card["setting"])
     row |= {"attack": run.main, "norm": main.norm, "eps": main.eps}
     rates = metrics(model.attack(run.main))
@@ -79,14 +79,12 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     row |= _rounded(with_interval("median_distance", *median_distance(distances)))
     row |= {"area_accuracy": round(area(distances, 2 * main.eps), 6)} | dict.fromkeys(AGAINST)
     if against := against_dense(run).get(model):
-        robust, distance = against.robust, against.distance
-        row |= _rounded(
-            with_interval("robust_difference", robust.difference, *robust.interval)
-            | {"robust_detectable": robust.detectable, "p_against_dense": robust.p}
-            | with_interval("distance_difference", distance.difference, *distance.interval)
-            | {"p_distance": distance.p}
-        )
-        row |= {"against_dense": robust.outcome, "distance_against_dense": distance.outcome}
+        robust, far = against.robust, against.distance
+        row |= _rounded(with_interval("robust_difference", robust.difference, *robust.interval))
+        row |= _rounded({"robust_detectable": robust.detectable, "p_against_dense": robust.p})
+        row |= _rounded(with_interval("distance_difference", far.difference, *far.interval))
+        row |= _rounded({"p_distance": far.p})
+        row |= {"against_dense": robust.outcome, "distance_against_dense": far.outcome}
     transferred = model.transferred(run.main)
     success = transfer_success(transferred, run.dense_of(model).attack(run.main))
     row |= remnant_accuracy(transferred).columns("transfer_accuracy")
