@@ -130,8 +130,9 @@ def _heatmap(chart: Chart) -> Figure:
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=90)
     ax.set_yticks(range(len(table)), table.index)
     ax.tick_params(labelsize=8)
-    for setter, label in zip((ax.set_xlabel, ax.set_ylabel), chart.labels, strict=True):
-        setter(label, fontsize=LABEL)
+    x_label, y_label = chart.labels
+    ax.set_xlabel(x_label, fontsize=LABEL)
+    ax.set_ylabel(y_label, fontsize=LABEL)
     figure.colorbar(shown, ax=ax, label=heading(str(chart.value)), shrink=0.8)
     return figure
 

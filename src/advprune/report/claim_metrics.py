@@ -162,7 +162,7 @@ METRICS: dict[str, Metric] = {
 
 def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
     """Model and control: of the leaderboard, or models or points of one study."""
-    known: list[dict[str, Any]] = [{one.name: one for one in run.models}]
+    known: list[dict[str, Any]] = [dict(run.by_name)]
     if claim.study == "protocol":
         known = [{one.name: one for one in models_of(run)}]
     elif claim.study == "seeds":

@@ -22,9 +22,9 @@ def write_report(run: Run, folder: Path) -> None:
         found = shown_sections(run)
         temporary.mkdir()
         (temporary / "figures").mkdir()
+        drawn = charts(found).items()
         made = {"report.html": lambda: html(run, found).encode()}  # the longest first
-        for name, chart in charts(found).items():
-            made[f"figures/{name}.png"] = partial(png, chart, run.places)
+        made |= {f"figures/{name}.png": partial(png, chart, run.places) for name, chart in drawn}
 
         def write(name: str) -> None:
             if not (temporary / name).exists():

@@ -112,12 +112,11 @@ def by_family(run: Run) -> Points:
                 found.setdefault(model.family, []).append(point)
     for name, study in studies.items():
         for (family, order), rows in run.studies[name].groupby(["family", "order"], sort=False):
-            white, there = {}, {}
-            for attack, table in grouped(rows, "attack").items():
-                own = there if attack.startswith(FROM_DENSE) else white
-                own[attack.removeprefix(FROM_DENSE)] = table
+            own = grouped(rows, "attack")
+            sent = [attack for attack in own if attack.startswith(FROM_DENSE)]
+            there = {attack.removeprefix(FROM_DENSE): own.pop(attack) for attack in sent}
             setting, sparsity = _as_mapping(study.points[family][order]), rows.sparsity.iloc[0]
-            point = Point(str(family), setting, float(sparsity), white, there)
+            point = Point(str(family), setting, float(sparsity), own, there)
             found.setdefault(point.family, []).append(point)
     return found
 
