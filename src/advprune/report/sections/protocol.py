@@ -10,7 +10,6 @@ import pandas as pd
 
 from advprune.evaluate import measures
 from advprune.evaluate.compare import Comparison
-from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.protocol import ProtocolModel, by_budget, pairs, worst_of
 from advprune.evaluate.statistics import rate
 from advprune.report.formats import counted, number
@@ -99,7 +98,7 @@ def over_budgets(chosen: list[ProtocolModel]) -> pd.DataFrame:
     return pd.DataFrame(
         {"model": one.name, "family": one.family or "dense", "setting": number(one.setting)}
         | {"attack": words, "eps": eps}
-        | rated("accuracy", remnant_accuracy(records))
+        | rated("accuracy", measures.remnant_accuracy(records))
         for attack, words in ((FGSM, "one step (FGSM)"), (ITERATIVE, "iterative"))
         for one in chosen
         for eps, records in one.over_budgets(attack).items()
@@ -115,7 +114,7 @@ def adaptive_table(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
         groups += [(WORST, group) for group in by_budget(tables) if len(group) > 1]
         for attack, parts in groups:
             table = worst_of(parts)
-            clean, mean = measures.clean_accuracy(table), remnant_accuracy(table)
+            clean, mean = measures.clean_accuracy(table), measures.remnant_accuracy(table)
             single = rate((table.adv_single_pred == table.label).to_numpy())
             most = rate((table.adv_wrong < measures.MOST_DRAWS).to_numpy())
             row: Row = {"model": one.name, "attack": attack, "eps": float(table.eps.iloc[0])}
