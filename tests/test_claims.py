@@ -19,9 +19,9 @@ from advprune.core.params import load
 from advprune.evaluate.means import compare_means
 from advprune.report.claim_command import command, stages_of
 from advprune.report.claim_metrics import METRICS
-from advprune.report.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
 from advprune.report.docs import claims_of
 from advprune.report.run import Absent, Run
+from advprune.report.sections.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
 from advprune.report.sections.claims import claims as section
 from advprune.report.sections.claims import outcomes as outcome_table
 

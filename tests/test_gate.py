@@ -24,9 +24,8 @@ from advprune.data.split import Split, save_split
 from advprune.report.gate import Gate, judge, page
 from advprune.report.margin import Rules, least, loss
 from advprune.report.results import metrics_of, read_results, results
-from advprune.report.revision import ModelResult, Revision, revision_of
+from advprune.report.revision import ModelResult, Revision, revision_of, settings_of
 from advprune.report.run import Model, Run
-from advprune.report.write import settings_of
 from conftest import Run as Command
 
 ROOT = Path(__file__).parent.parent

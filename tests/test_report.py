@@ -252,7 +252,7 @@ def line(**more: Any) -> Chart:
 
 def test_charts_are_drawn_in_the_units_of_their_columns() -> None:
     (panel,) = panels(line(), {"dense-standard": -1, "A-standard": 3})
-    assert panel.ticks == ["0", "8/255"] and panel.y_label == "robust %"
+    assert panel.ticks == ["0", "8/255"] and line().labels == ("eps", "robust %")
     dense, a = panel.series
     assert (dense.name, dense.place, a.place) == ("dense-standard", -1, 3)
     assert dense.data.y.tolist() == [90.0, 40.0] and dense.data.high.tolist() == [95.0, 95.0]

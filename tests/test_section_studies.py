@@ -14,11 +14,11 @@ from advprune.core.claims import Claim
 from advprune.core.params import FROM_DENSE
 from advprune.evaluate.faults import START, pairs_of
 from advprune.evaluate.means import compare_means, mean
-from advprune.report.claims import judged
-from advprune.report.points import by_family
 from advprune.report.run import Run
 from advprune.report.section import Part
 from advprune.report.sections import bitflips, masks, protocol, seeds
+from advprune.report.sections.claims import judged
+from advprune.report.sections.masks import by_family
 
 # --- compression by masks ------------------------------------------------------------------------
 

@@ -286,7 +286,7 @@ def test_the_commands_of_the_guide(
         seen.append(([one.network(images) for one in subjects], split.shape))
 
     monkeypatch.setattr("advprune.benchmarking.measured", only_answers)
-    monkeypatch.setattr("advprune.cli.evaluate.print_found", lambda *_: None)
+    monkeypatch.setattr("advprune.cli.findings.print_found", lambda *_: None)
     assert len(COMMANDS) == 6
     for command in COMMANDS:
         status, said, err = run(*shlex.split(command))

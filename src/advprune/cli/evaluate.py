@@ -9,13 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from advprune.cli.findings import (
-    print_beside,
-    print_corruptions,
-    print_found,
-    print_times,
-    read_metrics,
-)
 from advprune.cli.options import CheckpointArgument, Network, checkpoint_file, option_groups
 from advprune.cli.repository import Attacked
 from advprune.core.errors import UserError
@@ -115,9 +108,10 @@ def evaluate(
     Exit status: 0 for any verdict, 2 if there is none.
     """
     from advprune.benchmarking import measured, with_corruptions
+    from advprune.cli import findings
 
     place = images.place(known)
-    recorded = None if beside.beside is None else read_metrics(beside.beside)
+    recorded = None if beside.beside is None else findings.read_metrics(beside.beside)
     beside.check(checkpoint)
     files = [path for path in (beside.dense, checkpoint) if path is not None]
     subjects = [LOADERS.get(path.suffix, read_checkpoint)(place, path, known) for path in files]
@@ -126,14 +120,14 @@ def evaluate(
     # Finished attacks are kept below `out` until all are done.
     with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
         found = measured(subjects, split, place.params, Path(parts), twin)
-        print_found(found, checkpoint)
+        findings.print_found(found, checkpoint)
         if output.corruptions:
             found = with_corruptions(found, subjects, split)
-            print_corruptions(found)
+            findings.print_corruptions(found)
         if output.time:
-            print_times(found, subjects)
+            findings.print_times(found, subjects)
         if recorded is not None:
-            print_beside(found.metrics, recorded)
+            findings.print_beside(found.metrics, recorded)
         if output.page is not None:
             found.page(output.page, " against ".join(path.name for path in reversed(files)))
             print(f"report: {output.page}")

@@ -4,12 +4,24 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+import torch
+
+from advprune.benchmarking import Benchmark, Subject
+from advprune.cli.tables import one_line, show, show_frame
+from advprune.cli.time import BATCH
 from advprune.core.errors import UserError
-
-if TYPE_CHECKING:
-    from advprune.benchmarking import Benchmark, Subject
+from advprune.core.files import read_json
+from advprune.core.settings import yaml_of
+from advprune.data import to_float
+from advprune.evaluate.measures import remnant_accuracy
+from advprune.evaluate.timing import timings
+from advprune.report.formats import budget, budgets_in, p_text, percent
+from advprune.report.sections.corruptions import by_severity, records_of
+from advprune.report.sections.speed import TIMINGS
+from advprune.report.tables import rated
 
 BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
@@ -19,8 +31,6 @@ MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
 def figures() -> dict[str, dict[str, Any]]:
     """Published figures of compressed networks by name (`apb/HYDRA/resnet18/90`): n,
     clean_accuracy, robust_accuracy (AutoAttack, Linf) in [0, 1], and source."""
-    from advprune.core.settings import yaml_of
-
     text = files("advprune.report").joinpath("benchmarks.yaml").read_text("utf-8")
     return {
         f"{benchmark}/{name}": {"n": 10_000, "source": held["source"]}  # CIFAR-10's test images
@@ -33,8 +43,6 @@ def figures() -> dict[str, dict[str, Any]]:
 def read_metrics(path: Path) -> dict[str, Any]:
     """The rates to compare from a metrics file, or those published under that name, and their
     source; UserError where there are none."""
-    from advprune.core.files import read_json
-
     if (published := figures().get(str(path))) is not None:
         return published
     if not path.exists():
@@ -52,9 +60,6 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
     """Rates of this evaluation and of the file, and by how many images they differ."""
-    from advprune.cli.tables import one_line, show
-    from advprune.report.formats import percent
-
     n, rows = found["n"], []
     for key, words in BESIDE.items():
         images = f"{round(n * (found[key] - recorded[key])):+d}"
@@ -65,15 +70,8 @@ def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
     print(f"beside: {one_line(recorded['source'])}")
 
 
-def print_found(found: "Benchmark", checkpoint: Path) -> None:
+def print_found(found: Benchmark, checkpoint: Path) -> None:
     """Rates, attacks and verdict of the last network, for a terminal."""
-    import pandas as pd
-
-    from advprune.cli.tables import one_line, show, show_frame
-    from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-    from advprune.report.formats import budget, budgets_in, p_text
-    from advprune.report.results import rated
-
     run, metrics, verdict = found.run, found.metrics, found.verdict
     main, model, robust = run.main_attack, run.models[-1], run.robust(run.models[-1])
     with budgets_in(main.norm):
@@ -88,8 +86,7 @@ def print_found(found: "Benchmark", checkpoint: Path) -> None:
     }
     if len(run.models) > 1:
         tables[f"{run.main}, on the dense"] = model.transferred(run.main)
-    clean = rated("accuracy", clean_accuracy(model.attack(run.main))) | {"n": metrics["n"]}
-    rows = [{"": "clean"} | clean]
+    rows = [{"": "clean"} | rated("accuracy", found.clean) | {"n": metrics["n"]}]
     for name, records in (tables | {"robust": robust}).items():
         row = {"": name} | rated("accuracy", remnant_accuracy(records)) | {"n": len(records)}
         costs = [kind for kind in ("gradients", "forwards") if kind in records]
@@ -103,27 +100,16 @@ def print_found(found: "Benchmark", checkpoint: Path) -> None:
     show(("check", "figure", ""), checks, left=3)
 
 
-def print_corruptions(found: "Benchmark") -> None:
+def print_corruptions(found: Benchmark) -> None:
     """Accuracy by severity; of two networks, their means compared."""
-    from advprune.cli.tables import show_frame
-    from advprune.report.sections.corruptions import by_severity, records_of
-
     table = by_severity(found.run, records_of(found.run))
     wide = "^accuracy_low:|^accuracy_high:|^detectable"
     print()
     show_frame(table.loc[:, ~table.columns.str.contains(wide)])
 
 
-def print_times(found: "Benchmark", subjects: "Sequence[Subject]") -> None:
+def print_times(found: Benchmark, subjects: Sequence[Subject]) -> None:
     """Time the networks, print the table, and leave it where the page looks for it."""
-    import torch
-
-    from advprune.cli.tables import show_frame
-    from advprune.cli.time import BATCH
-    from advprune.data import to_float
-    from advprune.evaluate.timing import timings
-    from advprune.report.sections.speed import TIMINGS
-
     run = found.run
     pairs = zip(run.models, subjects, strict=True)
     models = {model.name: (one.network, one.card) for model, one in pairs}

@@ -132,11 +132,10 @@ def read_claims(path: Path) -> tuple[Claim, ...]:
             if name in found:
                 raise UserError(f"{path}: two claims are called {name!r}")
             where = f"{path}: {name}"
-            mappings = [shared.get("regime", {}), own]
-            mappings += [own.get("regime", {})] if isinstance(own, Mapping) else []
-            if not all(isinstance(one, Mapping) for one in mappings):
-                raise UserError(f"{where}: a claim and its regime are mappings")
-            regime = {**shared.get("regime", {}), **own.get("regime", {})}
-            known = {**shared, **own, "regime": regime, "id": name}
+            try:
+                regime = {**shared.get("regime", {}), **own.get("regime", {})}
+                known = {**shared, **own, "regime": regime, "id": name}
+            except (AttributeError, TypeError) as error:
+                raise UserError(f"{where}: a claim and its regime are mappings") from error
             found[name] = parse(Claim, known, where)
     return tuple(found.values())

@@ -50,6 +50,11 @@ class Chart:
     x_label: str = ""
     y_label: str = ""
 
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The titles of both axes."""
+        return self.x_label or heading(self.x), self.y_label or heading(self.y)
+
 
 COLOURS = (  # told apart by colour-blind readers (Okabe and Ito; Tol)
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"),
@@ -86,8 +91,6 @@ class Panel:
     """One pair of axes. ticks: the names of x = 0, 1, 2, …; None where x is a number."""
 
     title: str
-    x_label: str
-    y_label: str
     series: list[Series]
     ticks: list[str] | None
     reference: float | None
@@ -138,10 +141,9 @@ def panels(chart: Chart, places: Places) -> list[Panel]:
         ]
         for title in titles
     }
-    labels = chart.x_label or heading(chart.x), chart.y_label or heading(chart.y)
     ticks = None if names is None else [n if isinstance(n, str) else x.text(n) for n in names]
     reference = None if chart.reference is None else chart.reference * y.scale
-    return [Panel(title, *labels, own, ticks, reference) for title, own in parts.items()]
+    return [Panel(title, own, ticks, reference) for title, own in parts.items()]
 
 
 def markers_of(chart: Chart) -> dict[str, str]:

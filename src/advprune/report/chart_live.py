@@ -69,12 +69,13 @@ def live(chart: Chart, places: Places) -> dict[str, Any]:
     }
 
 
-def _axes(height: int, **options: Any) -> Any:
+def _axes(chart: Chart, height: int, **options: Any) -> Any:
     """Empty axes in the page's colours; dragging and scrolling stay with the page."""
+    x, y = map(plain, chart.labels)
     colours = ("background_fill_color", "border_fill_color", "outline_line_color")
     look: dict[str, Any] = dict.fromkeys((*colours, "active_drag", "active_scroll"))
     look |= {"sizing_mode": "stretch_width", "toolbar_location": "above"}
-    look |= {"tools": "box_zoom,pan,wheel_zoom,reset"}
+    look |= {"tools": "box_zoom,pan,wheel_zoom,reset", "x_axis_label": x, "y_axis_label": y}
     axes: Any = figure(height=height, **look, **options)
     axes.toolbar.logo = None
     axes.grid.grid_line_color = LINE
@@ -87,7 +88,7 @@ def _axes(height: int, **options: Any) -> Any:
 
 
 def _figure(chart: Chart, panel: Panel, height: int) -> Any:
-    axes = _axes(height, x_axis_label=plain(panel.x_label), y_axis_label=plain(panel.y_label))
+    axes = _axes(chart, height)
     if panel.title:
         axes.title.text = plain(panel.title)
         axes.title.text_color = INK
@@ -140,14 +141,8 @@ def _heatmap(chart: Chart) -> Any:
     x, y = ([plain(str(name)) for name in data[axis]] for axis in (chart.x, chart.y))
     rows, columns = (list(dict.fromkeys(names)) for names in (y, x))
     numbers = data[value].astype(float) * kind.scale
-    axes = _axes(
-        max(240 + 20 * len(rows), SMALL),
-        x_range=columns,
-        y_range=rows[::-1],
-        x_axis_location="above",
-        x_axis_label=chart.x_label or heading(chart.x),
-        y_axis_label=chart.y_label or heading(chart.y),
-    )
+    ranges = {"x_range": columns, "y_range": rows[::-1]}
+    axes = _axes(chart, max(240 + 20 * len(rows), SMALL), x_axis_location="above", **ranges)
     axes.xaxis.major_label_orientation = "vertical"
     axes.axis.major_label_text_font_size = "11px"
     axes.grid.grid_line_color = None

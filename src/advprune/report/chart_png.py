@@ -65,7 +65,7 @@ def _drawn(chart: Chart, places: Places) -> Figure:
                 ax.scatter([], [], marker="o", label=series.name, **look)
         if chart.kind == "points":
             ax.margins(0.1)  # a large marker is not cut
-        _axes(ax, panel, last=panel is found[-1])
+        _axes(ax, chart, panel, last=panel is found[-1])
     if len(signs := markers_of(chart)) > 1:
         look = {"facecolors": "none", "edgecolors": "#666666"}
         for name, sign in signs.items():
@@ -105,12 +105,13 @@ def _label(figure: Figure, ax: Axes, marks: pd.DataFrame) -> None:
             text.remove()
 
 
-def _axes(ax: Axes, panel: Panel, last: bool) -> None:
-    ax.set_ylabel(panel.y_label, fontsize=LABEL)
+def _axes(ax: Axes, chart: Chart, panel: Panel, last: bool) -> None:
+    x_label, y_label = chart.labels
+    ax.set_ylabel(y_label, fontsize=LABEL)
     if panel.title:
         ax.set_title(panel.title, loc="left", fontsize=LABEL, fontweight="bold")
     if last:
-        ax.set_xlabel(panel.x_label, fontsize=LABEL)
+        ax.set_xlabel(x_label, fontsize=LABEL)
     if panel.ticks is not None:
         ticks, long = panel.shown_ticks(60)
         look: dict[str, Any] = {"rotation": 90} if long else {}
@@ -129,8 +130,9 @@ def _heatmap(chart: Chart) -> Figure:
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=90)
     ax.set_yticks(range(len(table)), table.index)
     ax.tick_params(labelsize=8)
-    ax.set_xlabel(chart.x_label or heading(chart.x), fontsize=LABEL)
-    ax.set_ylabel(chart.y_label or heading(chart.y), fontsize=LABEL)
+    x_label, y_label = chart.labels
+    ax.set_xlabel(x_label, fontsize=LABEL)
+    ax.set_ylabel(y_label, fontsize=LABEL)
     figure.colorbar(shown, ax=ax, label=heading(str(chart.value)), shrink=0.8)
     return figure
 

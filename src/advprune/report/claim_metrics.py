@@ -1,6 +1,7 @@
-"""How the model of a claim is compared with its control: one function each, registered by name."""
+"""How the model of a claim is compared with its control: one function each, by name."""
 
 from collections.abc import Callable
+from functools import partial
 from math import hypot, inf, isclose
 from typing import Any
 
@@ -15,28 +16,20 @@ from advprune.evaluate.faults import Reached, compare_flips
 from advprune.evaluate.means import Mean, MeanComparison, compare_calibration
 from advprune.evaluate.seeds import SeededPoint, guarded
 from advprune.evaluate.verdict import beside_one_step
-from advprune.report.points import by_family, nearest, point_of
 from advprune.report.run import NOT_RUN, Model, Run
+from advprune.report.sections.masks import by_family, nearest, point_of
 from advprune.report.sections.protocol import models_of
 from advprune.report.sections.seeds import points_of
 
 NOT_HERE = "not reproduced here"
 AGENTS = "rl/gains.csv"  # what the pipeline of agents found (advprune.rl.report.gains)
 Metric = Callable[[Run, Claim], Compared]
-METRICS: dict[str, Metric] = {}
 
 
 class Missing(Exception):
     """A comparison cannot be made: (outcome, reason)."""
 
 
-def metric(function: Metric) -> Metric:
-    """Register a way to compare the model of a claim with its control, under its own name."""
-    METRICS[function.__name__] = function
-    return function
-
-
-@metric
 def clean(run: Run, claim: Claim) -> Compared:
     """Clean accuracy."""
     first, second = _pair(run, claim)
@@ -45,7 +38,6 @@ def clean(run: Run, claim: Claim) -> Compared:
     return compare(run.robust(first), run.robust(second), "clean", claim.counts)
 
 
-@metric
 def robust(run: Run, claim: Claim) -> Compared:
     """Robust accuracy: the union of all attacks."""
     first, second = _pair(run, claim)
@@ -54,14 +46,12 @@ def robust(run: Run, claim: Claim) -> Compared:
     return compare(run.robust(first), run.robust(second), "adv", claim.counts)
 
 
-@metric
 def distance(run: Run, claim: Claim) -> Compared:
     """The smallest change of an image that fools the model."""
     first, second = _pair(run, claim)
     return compare_distances(run.distances(first), run.distances(second))
 
 
-@metric
 def attacked(run: Run, claim: Claim) -> Compared:
     """Accuracy under `attack` alone, of a model of the protocol at the budget `eps`."""
     first, second = _attacked(run, claim)
@@ -77,7 +67,6 @@ def falls_behind(run: Run, claim: Claim) -> bool:
     return claim.attack in known and known[claim.attack].better
 
 
-@metric
 def transfer(run: Run, claim: Claim) -> Compared:
     """Accuracy on images that `attack` crafted on the dense network; of that itself, white-box.
 
@@ -99,7 +88,6 @@ def transfer(run: Run, claim: Claim) -> Compared:
     return compare(own, there, margin=claim.counts)
 
 
-@metric
 def flips(run: Run, claim: Claim) -> Compared:
     """Bits to chance, against `factor` times those of the control under the search `variant`."""
     first, second = _pair(run, claim)
@@ -118,14 +106,12 @@ def flips(run: Run, claim: Claim) -> Compared:
     return compare_flips(own, asked)
 
 
-@metric
 def calibration(run: Run, claim: Claim) -> Compared:
     """Calibration error under `attack`; standard error by the bootstrap over images."""
     first, second = _attacked(run, claim)
     return compare_calibration(first, second, claim.counts)
 
 
-@metric
 def transfer_back(run: Run, claim: Claim) -> Compared:
     """Accuracy of the control on images that `attack` crafted on the model, against white-box."""
     first, second = _pair(run, claim)
@@ -135,25 +121,6 @@ def transfer_back(run: Run, claim: Claim) -> Compared:
     return compare(there, own, margin=claim.counts)
 
 
-@metric
-def input_changes(run: Run, claim: Claim) -> Compared:
-    """Share of units that change behind the input, above that under noise, image by image."""
-    return _gain(run, claim, "changed", lambda layers: layers.iloc[:1])
-
-
-@metric
-def last_grows(run: Run, claim: Claim) -> Compared:
-    """Largest value before the classifier over the clean one, above that under noise, likewise."""
-    return _gain(run, claim, "top", lambda layers: layers.iloc[-2:-1])
-
-
-@metric
-def stage_spreads(run: Run, claim: Claim) -> Compared:
-    """Sigma of the last stage under attack above the clean one, in parts of that, likewise."""
-    return _gain(run, claim, "sigma", last_stage)
-
-
-@metric
 def agents(run: Run, claim: Claim) -> Compared:
     """Reward of agents with SAP less that of dense ones, in the game where that is least (it is
     claimed of every game), in parts of what dense ones earn unattacked above random play."""
@@ -166,26 +133,36 @@ def agents(run: Run, claim: Claim) -> Compared:
     return MeanComparison(mean, p=mean.p, direction=mean.value, margin=claim.counts, rates=False)
 
 
-def _gain(
-    run: Run, claim: Claim, of: str, chosen: Callable[[pd.DataFrame], pd.DataFrame]
-) -> Compared:
-    """What layers gain under attack, the mean over those chosen; less that of another control."""
+def layers(run: Run, claim: Claim, of: str, chosen: Callable[[pd.DataFrame], Any]) -> Compared:
+    """What layers gain under attack above noise, image by image: the mean over the `chosen` ones;
+    less that of another control."""
     found = []
     for one in dict.fromkeys(_pair(run, claim)):
         if f"{of}_gain" not in one.layers:
             raise Missing(NOT_HERE, "control missing: no error of it under noise is recorded")
-        layers = chosen(one.layers[one.layers.kind != "Normalize"].sort_values("depth"))
-        if layers.empty:
+        table = chosen(one.layers[one.layers.kind != "Normalize"].sort_values("depth"))
+        if table.empty:
             raise Missing(NOT_HERE, f"{one.name} has no such layers")
-        found.append((float(layers[f"{of}_gain"].mean()), float(layers[f"{of}_gain_error"].mean())))
+        found.append((float(table[f"{of}_gain"].mean()), float(table[f"{of}_gain_error"].mean())))
     value = found[0][0] - sum(gain for gain, _ in found[1:])
     mean = Mean(value, None, hypot(*(error for _, error in found)), inf, 1, min(run.n, LOOKED_AT))
     return MeanComparison(mean, p=mean.p, direction=value, margin=claim.counts, rates=False)
 
 
+METRICS: dict[str, Metric] = {
+    **{one.__name__: one for one in (clean, robust, distance, attacked, transfer, flips)},
+    **{one.__name__: one for one in (calibration, transfer_back, agents)},
+    # Units that change behind the input, the largest value before the classifier, and sigma of the
+    # last stage under attack above the clean one, in parts of that.
+    "input_changes": partial(layers, of="changed", chosen=lambda table: table.iloc[:1]),
+    "last_grows": partial(layers, of="top", chosen=lambda table: table.iloc[-2:-1]),
+    "stage_spreads": partial(layers, of="sigma", chosen=last_stage),
+}
+
+
 def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
     """Model and control: of the leaderboard, or models or points of one study."""
-    known: list[dict[str, Any]] = [{one.name: one for one in run.models}]
+    known: list[dict[str, Any]] = [dict(run.by_name)]
     if claim.study == "protocol":
         known = [{one.name: one for one in models_of(run)}]
     elif claim.study == "seeds":

@@ -53,15 +53,12 @@ def fill(root: Path = Path()) -> list[Path]:
 
 def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
     """The contents of the blocks of each page, by the name of the block."""
-    names = sorted(path.parent.name for path in (root / "reports").glob(f"*/{RESULTS}"))
-    tables = {name: read(name, root / "reports") for name in names}
-    readme = (root / README).read_text(encoding="utf-8")
-    results = {
-        f"results: {name}": f"**{title_of(name, table)}** ([report](reports/{name}/report.md))\n\n"
-        + table_of(table)
-        for name, table in tables.items()
-        if f"<!-- results: {name} -->" in readme
-    }
+    readme, blocks = (root / README).read_text(encoding="utf-8"), {"families": index()}
+    for name in sorted(path.parent.name for path in (root / "reports").glob(f"*/{RESULTS}")):
+        if f"<!-- results: {name} -->" in readme:
+            title = title_of(name, table := read(name, root / "reports"))
+            link = f"([report](reports/{name}/report.md))"
+            blocks[f"results: {name}"] = f"**{title}** {link}\n\n{table_of(table)}"
     outcomes: dict[str, pd.Series[str]] = {}
     for place in ("reports", "weights"):
         for path in sorted((root / place).glob(f"*/{OUTCOMES}")):
@@ -71,8 +68,7 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
             outcomes[name] = found.combine_first(known)
     claims = claims_of(read_claims(root / FILE), outcomes)
     measured = {"strength": beside_autoattack(root), "verdict": calibration(root / CALIBRATION)}
-    pages = {README: results | {"families": index()}, PUBLISHED: {"claims": claims}}
-    return pages | {MEASUREMENT: measured}
+    return {README: blocks, PUBLISHED: {"claims": claims}, MEASUREMENT: measured}
 
 
 def filled(text: str, blocks: Mapping[str, str]) -> str:

@@ -27,18 +27,6 @@ def _missing(value: Any) -> bool:
     return value is None or (not isinstance(value, str | dict | list | tuple) and pd.isna(value))
 
 
-def _written(form: str, scale: float = 1.0) -> Callable[[Any], str]:
-    """Numbers in one way: multiplied by `scale`, then by a format specification."""
-    return lambda value: (
-        NOTHING
-        if _missing(value)
-        else format(scale * value, form).replace("inf", "∞").removesuffix(".")
-    )
-
-
-percent = _written("z.1f", 100)  # a fraction as percent without the sign: `54.0`
-points = _written("+z.1f", 100)  # a difference of fractions in percentage points: `+1.2`
-
 _norm: ContextVar[str] = ContextVar("norm", default="Linf")
 
 
@@ -53,26 +41,15 @@ def budgets_in(norm: str) -> Iterator[None]:
         _norm.reset(before)
 
 
-def p_value(value: Any) -> str:
-    """`0.031`, or `< 0.001`."""
-    if _missing(value):
-        return NOTHING
-    return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
-
-
-def budget(value: Any) -> str:
+def budget(value: float) -> str:
     """An eps or a step: `8/255` where that is short, else the number."""
-    if _missing(value):
-        return NOTHING
     tenths = value * 2550
     short = _norm.get() == "Linf" and abs(tenths - round(tenths)) < 1e-6
     return f"{round(value * 255, 1):g}/255" if short and value else f"{value:.4g}"
 
 
-def count(value: Any) -> str:
+def count(value: float) -> str:
     """A number of things: `176,258`; a mean of counts to a tenth where it is small."""
-    if _missing(value):
-        return NOTHING
     whole = float(value).is_integer() or abs(value) >= 100
     return f"{value:,.0f}" if whole else f"{value:,.1f}"
 
@@ -98,34 +75,46 @@ def number(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """How numbers read, their unit for headings and axes, and by what they are multiplied there.
+    """How numbers read: by a format specification, as parts of 1 / `scale`, or by a function; and
+    the unit of those parts, for headings and axes."""
 
-    signed: written with their sign.
-    """
-
-    text: Callable[[Any], str]
+    form: str | Callable[[Any], str]
     unit: str = ""
     scale: float = 1.0
-    signed: bool = False
+
+    @property
+    def signed(self) -> bool:
+        """Whether numbers are written with their sign."""
+        return isinstance(self.form, str) and self.form.startswith("+")
+
+    def text(self, value: Any) -> str:
+        """A number without its unit; a dash where there is none."""
+        if _missing(value):
+            return NOTHING
+        if callable(self.form):
+            return self.form(value)
+        return format(self.scale * value, self.form).replace("inf", "∞").removesuffix(".")
 
 
-RATE, NUMBER = Kind(percent, "%", 100.0), Kind(number)
+RATE, NUMBER = Kind("z.1f", "%", 100.0), Kind(number)
+DIFFERENCE = Kind("+z.1f", "points", 100.0)
+P_VALUE = Kind(lambda p: "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}")
+percent, points, p_value = RATE.text, DIFFERENCE.text, P_VALUE.text  # `54.0`, `+1.2`, `0.031`
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
     name: kind
     for names, kind in {
         "accuracy rate ratio share sparsity agreement confidence": RATE,
-        "difference": Kind(points, "points", 100.0, signed=True),
-        "deviation detectable": Kind(percent, "points", 100.0),
-        "p p_against_dense p_distance": Kind(p_value),
-        "median_distance detectable_distance eps_axis": Kind(_written("#.3g", 255), "/255", 255.0),
-        "distance_difference": Kind(_written("+#.3g", 255), "/255", 255.0, signed=True),
+        "difference": DIFFERENCE,
+        "deviation detectable": Kind("z.1f", "points", 100.0),
+        "p p_against_dense p_distance": P_VALUE,
+        "median_distance detectable_distance eps_axis": Kind("#.3g", "/255", 255.0),
+        "distance_difference": Kind("+#.3g", "/255", 255.0),
         "eps step": Kind(budget),
-        "ece ece_attacked nll nll_attacked brier brier_attacked": Kind(_written(".3f")),
-        "flips_to_chance flips": Kind(_written(",.1f")),
-        "flips_difference": Kind(_written("+,.1f"), signed=True),
-        "forwards gradients passes n parameters nonzero macs": Kind(count),
-        "file_bytes stored_bits": Kind(count),
-        "latency": Kind(_written(".3g", 1000), "ms", 1000.0),
+        "ece ece_attacked nll nll_attacked brier brier_attacked": Kind(".3f"),
+        "flips_to_chance flips": Kind(",.1f"),
+        "flips_difference": Kind("+,.1f"),
+        "forwards gradients passes n parameters nonzero macs file_bytes stored_bits": Kind(count),
+        "latency": Kind(".3g", "ms", 1000.0),
     }.items()
     for name in names.split()
 }
@@ -137,7 +126,6 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "parent": ("parent", "the model that it was made from"),
     "clean_accuracy": ("clean", "accuracy without an attack"),
     "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
-    "main_accuracy": ("main attack", "accuracy under the main attack alone"),
     "median_distance": ("distance", "median of the smallest changes found that fool it"),
     "counts_detectable_flips": ("threshold flips", "likewise"),
     "area_accuracy": ("area", "mean accuracy over all budgets up to twice the main attack's"),
@@ -147,7 +135,6 @@ COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line 
     "detectable_distance": ("detectable", "the smallest difference shown with 80 % power"),
     "eps_axis": ("eps", ""),
     "transfer_accuracy": ("transfer", "on images crafted on the dense network"),
-    "remnant_accuracy": ("remnant", "accuracy under attack"),
     "attack_success_rate": ("success", "of images that were right before the attack"),
     "prediction_change_rate": ("changed", "predictions that the attack changes"),
     "robust_detectable": ("detectable", "the smallest difference shown with 80 % power"),
@@ -184,9 +171,7 @@ def kind_of(column: str) -> Kind:
     words = column.partition(":")[0].split("_")
     ends = ("_".join(words[start:]) for start in range(len(words)))
     kind = next((KINDS[end] for end in ends if end in KINDS), NUMBER)
-    if kind.unit == "/255" and _norm.get() != "Linf":
-        return Kind(_written("+#.3g" if kind.signed else "#.3g"), signed=kind.signed)
-    return kind
+    return Kind(kind.form) if kind.unit == "/255" and _norm.get() != "Linf" else kind
 
 
 def heading(column: str) -> str:

@@ -9,32 +9,25 @@ With a margin, a model passes only where a larger loss is ruled out (`report.mar
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scipy.stats import fisher_exact
 from tabulate import tabulate
 
+from advprune.core.errors import UserError
+from advprune.core.params import FILE, Params
+from advprune.core.settings import yaml_of
 from advprune.evaluate.compare import Compared, Comparison, compare_hits
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.verdict import LEVELS
-from advprune.report.compared import jointly
-from advprune.report.formats import (
-    NOTHING,
-    budgets_in,
-    counted,
-    heading,
-    interval,
-    kind_of,
-    listed,
-    p_text,
-    p_value,
-    percent,
-)
+from advprune.report import formats
+from advprune.report.formats import NOTHING, listed, p_text, p_value, percent
 from advprune.report.margin import Rules, least, loss, nearer
 from advprune.report.results import ATTACK
-from advprune.report.revision import ModelResult, Revision
+from advprune.report.revision import ModelResult, Revision, Tree, git, recomputed
+from advprune.report.tables import jointly
 
 RANK = list(LEVELS.values())  # from the best to the worst
 COLUMNS = (
@@ -105,6 +98,43 @@ def quoted(text: Any) -> str:
     return text if isinstance(text, str) and PLAIN.fullmatch(text) else code(text)
 
 
+def judge_trees(
+    params: Params, there: Tree, rules: Rules, recompute: bool, only: bool
+) -> list[tuple[str, Gate]]:
+    """The working tree against another revision, profile by profile (only: the active one), each
+    with a title. recompute: the active profile's records are judged, and results.csv by them."""
+    here, active, order = Tree(), params.profile, params.leaderboard()
+    made = recomputed(params) if recompute else here.revision(active)
+    if made is None:
+        raise UserError(f"there are no results in reports/{active}; run `dvc repro`")
+    found, base = [], f"{code(there.where[:-1])} ({str(there.commit)[:7]})"
+    for name in [active] if only else dict.fromkeys([active, *there.profiles, *here.profiles]):
+        after = made if name == active else here.revision(name)
+        judged = judge(there.revision(name) or Revision({}), after or Revision({}), rules, order)
+        if recompute and name not in rules.allow and (why := _unshown(name, active, here, there)):
+            why = f"{why} (--allow {quoted(name)})."
+            judged = replace(judged, failures=[*judged.failures, why])
+        found.append((f"Robustness of {code(name)} against {base}", judged))
+    unknown = sorted(set(rules.floors) - {""} - {row.name for _, one in found for row in one.rows})
+    if unknown:
+        raise UserError(f"--floor: there is no model {unknown[0]!r}; check its name")
+    if recompute and (committed := here.revision(active)):
+        judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
+        found.append((f"Records of {code(active)} against its results.csv", judged))
+    return found
+
+
+def _unshown(profile: str, active: str, here: Tree, there: Tree) -> str:
+    """Why the records of the active profile do not show how robust the models of a profile are."""
+    if profile == active:
+        before = git("show", f"{there.commit}:./{FILE}") if there.paths else "{}"
+        known = yaml_of(before, there.where + FILE)
+        other = isinstance(known, Mapping) and known.get("profile", active) != active
+        return "It was not the active profile, which is then not measured" if other else ""
+    changed = here.results(profile) != there.results(profile)
+    return "The results changed, and no records here show them" if changed else ""
+
+
 def judge(
     before: Revision, after: Revision, rules: Rules | None = None, order: Iterable[str] = ()
 ) -> Gate:
@@ -115,22 +145,20 @@ def judge(
     rows = [_row(name, before.results.get(name), after.results.get(name)) for name in names]
     joint = jointly({(row.name, kind): test for row in rows for kind, test in row.tests.items()})
     rows = [replace(row, tests={kind: joint[row.name, kind] for kind in row.tests}) for row in rows]
-    failures, warnings = [], []
     norm = (after if after.results else before).norm
-    with budgets_in(norm):
-        for row in (row for row in rows if row.name not in rules.allow):
-            bounds = (f"{quoted(row.name)}: {why}." for why in not_ruled_out(row, rules))
-            failures += [*failures_of(row, rules.alpha), *bounds]
+    with formats.budgets_in(norm):
+        judged = (row for row in rows if row.name not in rules.allow)
+        failures = [why for row in judged for why in _failures(row, rules)]
     words = [row.name for row in rows if row.name in (IMAGES, SETTINGS)]
     failures += [f"{name} is what --allow takes for a change of all models." for name in words]
     changes = _changes(rows, before, after)
     failures += [f"{what} (--allow {kind})." for kind, what in changes if kind not in rules.allow]
-    if vanished := [quoted(row.name) for row in rows if row.after is None]:
-        warnings.append(f"No longer there: {listed(vanished)}.")
-    if added := [quoted(row.name) for row in rows if row.before is None]:
-        warnings.append(f"New: {listed(added)}.")
-    if any(row.is_unpaired for row in rows):
-        warnings.append(f"{UNPAIRED} Tested as two counts, which detects large differences only.")
+    vanished = [quoted(row.name) for row in rows if row.after is None]
+    added = [quoted(row.name) for row in rows if row.before is None]
+    counts = any(row.is_unpaired for row in rows)
+    warnings = [f"No longer there: {listed(vanished)}."] * bool(vanished)
+    warnings += [f"New: {listed(added)}."] * bool(added)
+    warnings += [f"{UNPAIRED} Tested as two counts, which detects large differences only."] * counts
     return Gate(rows, rules.alpha, failures, warnings, norm)
 
 
@@ -150,91 +178,87 @@ def _row(name: str, old: ModelResult | None, new: ModelResult | None) -> Row:
     return Row(name, old, new, {"robust": Comparison(first, second, 0, 0, p=p, direction=risen)})
 
 
-def failures_of(row: Row, alpha: float) -> Iterator[str]:
-    """Why a model fails, one sentence per reason."""
-    name, before, after = quoted(row.name), row.before, row.after
+def _failures(row: Row, rules: Rules) -> Iterator[str]:
+    """Why a model fails, one sentence per reason: what the tests show, then each loss that a floor
+    or a margin forbids and that the bounds leave possible."""
+    name, before, after, margin = quoted(row.name), row.before, row.after, rules.margin
     if after is None:
         yield f"{name} is no longer there (--allow {name})."
         return
     if after.verdict not in RANK:
         yield f"{name} has no known verdict: {quoted(after.verdict)}."
-    if before is None:
-        return
-    if row.changed("robust", -1, alpha):
+    if before is not None and row.changed("robust", -1, rules.alpha):
         p = p_text(row.tests["robust"].p) + UNPAIRED * row.is_unpaired
         old, new = (percent(one.rate.value) for one in (before, after))
         yield f"{name} fell from {old} to {new} % robust ({p})."
-    if row.changed("distance", -1, alpha):
-        unit, p = kind_of("median_distance").unit, p_text(row.tests["distance"].p)
+    if before is not None and row.changed("distance", -1, rules.alpha):
+        unit, p = formats.kind_of("median_distance").unit, p_text(row.tests["distance"].p)
         yield (
             f"{name}: the median distance went from {before.distance}{unit} to "
             f"{after.distance}{unit}, and images are significantly nearer ({p})."
         )
-    if row.is_distrusted:
+    if before is not None and row.is_distrusted:
         yield f"{name} was {before.verdict} and is {after.verdict}."
-
-
-def not_ruled_out(row: Row, rules: Rules) -> Iterator[str]:
-    """Each loss that a margin or a floor forbids and that the bounds leave possible."""
-    before, after, margin = row.before, row.after, rules.margin
-    if after is None:
-        return
     floor = rules.floors.get(row.name, rules.floors.get("", 0.0))
     if (low := least(after.rate, rules.alpha)) < floor:
         found = f"{percent(after.rate.value)} % robust, at least {percent(low)} % for certain"
-        yield f"{found}; the floor is {percent(floor)} %"
+        yield f"{name}: {found}; the floor is {percent(floor)} %."
     if margin is None or before is None:
         return
     if row.is_unpaired:
-        yield "a loss cannot be bounded where the images differ"
+        yield f"{name}: a loss cannot be bounded where the images differ."
         return
     for kind, pair in row.pairs.items():
         if why := loss(pair.lost, pair.gained, pair.first.n, margin, rules.alpha):
-            yield f"{kind} accuracy, {why}"
-    if (p := nearer(before.distances, after.distances, margin)) >= rules.alpha:
-        yield f"distances smaller by {100 * margin:g} % are not ruled out ({p_text(p)})"
+            yield f"{name}: {kind} accuracy, {why}."
+    if (p_near := nearer(before.distances, after.distances, margin)) >= rules.alpha:
+        smaller = f"distances smaller by {100 * margin:g} %"
+        yield f"{name}: {smaller} are not ruled out ({p_text(p_near)})."
 
 
 def _changes(rows: list[Row], before: Revision, after: Revision) -> Iterator[tuple[str, str]]:
     """Changes of the measurement itself: the name to allow each by, and a sentence."""
-    both = [(row.name, row.before, row.after) for row in rows if row.before and row.after]
-    apart = {row.name for row in rows if row.is_unpaired}
-    other = {name: len(b.robust) < len(a.robust) for name, a, b in both if name in apart}
-    gone = {name: sorted(a.attacks - b.attacks) for name, a, b in both if a.attacks - b.attacks}
+    both = [
+        (quoted(row.name), row, row.before, row.after) for row in rows if row.before and row.after
+    ]
     for what, fewer in (("Fewer", True), ("Other", False)):
-        if names := [quoted(name) for name, less in other.items() if less == fewer]:
+        apart = [(name, a, b) for name, row, a, b in both if row.is_unpaired]
+        if names := [name for name, a, b in apart if (len(b.robust) < len(a.robust)) is fewer]:
             yield IMAGES, f"{what} images: {listed(names)}"
     if before.settings is not None and before.settings != after.settings:
         yield SETTINGS, "The settings of data, seed or attacks differ"
-    if names := [quoted(name) for name, a, b in both if a.budget != b.budget]:
+    if names := [name for name, _, a, b in both if a.budget != b.budget]:
         yield SETTINGS, f"Attacked otherwise: {listed(names)}"
-    for name, attacks in gone.items():
-        missing = listed([quoted(one.removeprefix(ATTACK)) for one in attacks])
-        yield SETTINGS, f"{quoted(name)} went without {missing}"
+    for name, _, a, b in both:
+        if gone := [quoted(one.removeprefix(ATTACK)) for one in sorted(a.attacks - b.attacks)]:
+            yield SETTINGS, f"{name} went without {listed(gone)}"
 
 
 def page(gate: Gate, title: str) -> str:
     """The gate in Markdown: outcome, reasons, and one row per model."""
     ended = "passed" if gate.passed else "FAILED"
-    parts = [f"## {title}: {ended}", "\n".join(f"- ✗ {line}" for line in gate.failures)]
-    with budgets_in(gate.norm):
+    with formats.budgets_in(gate.norm):
         cells = [_cells(row, gate.alpha) for row in gate.rows]
-        names = [name.format(heading("median_distance")) for name in COLUMNS]
-    parts.append(tabulate(cells, names, "github", disable_numparse=True))
-    parts.append("\n".join(f"- {line}" for line in gate.warnings))
-    tested = counted(sum(bool(row.tests) for row in gate.rows), "model")
-    parts.append(
+        names = [name.format(formats.heading("median_distance")) for name in COLUMNS]
+    tested = formats.counted(sum(bool(row.tests) for row in gate.rows), "model")
+    parts = [
+        f"## {title}: {ended}",
+        "\n".join(f"- ✗ {line}" for line in gate.failures),
+        tabulate(cells, names, "github", disable_numparse=True),
+        "\n".join(f"- {line}" for line in gate.warnings),
         "Robust: nothing within the budget fools the model, with 95 % interval. Lost: images that "
         "were right and are wrong. Distance: median of the smallest changes found that fool it. p: "
         "that it differs, tested on the same images and corrected for all tests of "
-        f"{tested}; level {gate.alpha:g}."
-    )
+        f"{tested}; level {gate.alpha:g}.",
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
 def _cells(row: Row, alpha: float) -> list[str]:
     both = row.before, row.after
-    rates = [interval(one.rate.value, *one.rate.interval) if one else NOTHING for one in both]
+    rates = [
+        formats.interval(one.rate.value, *one.rate.interval) if one else NOTHING for one in both
+    ]
     clean = [percent(one and one.clean) for one in both]
     verdicts = [quoted(one.verdict) if one else NOTHING for one in both]
     lost = [str(row.pairs[k].lost) if row.pairs else NOTHING for k in ("clean", "robust")]

@@ -14,15 +14,7 @@ from advprune import __version__
 from advprune.report.chart import Chart
 from advprune.report.chart_live import library, live
 from advprune.report.chart_png import png
-from advprune.report.formats import (
-    code,
-    heading,
-    hint,
-    markdown,
-    shown_columns,
-    sort_value,
-    texts,
-)
+from advprune.report.formats import code, heading, hint, markdown, shown_columns, sort_value, texts
 from advprune.report.run import Run
 from advprune.report.section import Part, sections
 from advprune.report.summary import OF_ONE, QUESTION, summary

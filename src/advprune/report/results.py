@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections.abc import Mapping
 from functools import cache
 from math import isfinite
 from typing import Any
@@ -16,11 +15,11 @@ from advprune.evaluate.compare import right
 from advprune.evaluate.faults import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import area
-from advprune.evaluate.statistics import Rate, median_distance
+from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.transfer import transfer_success
-from advprune.report.compared import against_dense
 from advprune.report.formats import bounds, number, with_interval
 from advprune.report.run import NOT_RUN, Model, Run
+from advprune.report.tables import Row, against_dense, qualified
 
 RESULTS = "results.csv"
 OUTCOMES = "claims.csv"
@@ -66,12 +65,12 @@ def declared(run: Run) -> pd.DataFrame:
     return pd.concat([results(run).astype(object), rest], ignore_index=True)
 
 
-def _row(run: Run, model: Model) -> dict[str, Any]:
+def _row(run: Run, model: Model) -> Row:
     """Rates and calibration under attack are the main attack's; robust rates, distances and the
     comparison with the dense network are of everything within the budget."""
     card, main, distances = model.card, run.main_attack, run.distances(model)
     facts = ("family", "parent", "root", "recipe", "do", "kind", "group")
-    row: dict[str, Any] = {"model": model.name} | {name: getattr(model, name) for name in facts}
+    row: Row = {"model": model.name} | {name: getattr(model, name) for name in facts}
     row["setting"] = None if card["setting"] is None else number(card["setting"])
     row |= {"attack": run.main, "norm": main.norm, "eps": main.eps}
     rates = metrics(model.attack(run.main))
@@ -80,14 +79,12 @@ def _row(run: Run, model: Model) -> dict[str, Any]:
     row |= _rounded(with_interval("median_distance", *median_distance(distances)))
     row |= {"area_accuracy": round(area(distances, 2 * main.eps), 6)} | dict.fromkeys(AGAINST)
     if against := against_dense(run).get(model):
-        robust, distance = against.robust, against.distance
-        row |= _rounded(
-            with_interval("robust_difference", robust.difference, *robust.interval)
-            | {"robust_detectable": robust.detectable, "p_against_dense": robust.p}
-            | with_interval("distance_difference", distance.difference, *distance.interval)
-            | {"p_distance": distance.p}
-        )
-        row |= {"against_dense": robust.outcome, "distance_against_dense": distance.outcome}
+        robust, far = against.robust, against.distance
+        row |= _rounded(with_interval("robust_difference", robust.difference, *robust.interval))
+        row |= _rounded({"robust_detectable": robust.detectable, "p_against_dense": robust.p})
+        row |= _rounded(with_interval("distance_difference", far.difference, *far.interval))
+        row |= _rounded({"p_distance": far.p})
+        row |= {"against_dense": robust.outcome, "distance_against_dense": far.outcome}
     transferred = model.transferred(run.main)
     success = transfer_success(transferred, run.dense_of(model).attack(run.main))
     row |= remnant_accuracy(transferred).columns("transfer_accuracy")
@@ -163,19 +160,3 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         if not np.where(np.array(list(hits)) == "1", far > -SLACK, far < SLACK).all():
             raise damaged(f"outcomes and distances of {model} contradict each other")
     return table
-
-
-def qualified(columns: dict[str, Any], qualifier: str) -> dict[str, Any]:
-    """The same columns under the name `quantity:qualifier`."""
-    return {f"{name}:{qualifier}": value for name, value in columns.items()}
-
-
-def rated(column: str, rate: Rate) -> dict[str, Any]:
-    """A rate as a column with its interval, not rounded."""
-    return with_interval(column, rate.value, *rate.interval)
-
-
-def accuracies(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """The accuracy of several records as columns `accuracy:<name>` with their intervals."""
-    found = [rated(f"accuracy:{name}", remnant_accuracy(one)) for name, one in tables.items()]
-    return {column: value for columns in found for column, value in columns.items()}

@@ -1,16 +1,28 @@
-"""One revision's results, image by image, as the gate compares them."""
+"""One revision's results, image by image, as the gate compares them: of the working tree, of a
+commit, or from the records of a run."""
 
+import io
+import json
+import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from ruamel.yaml import YAML
 
 from advprune.core.errors import UserError
+from advprune.core.params import Params
+from advprune.core.settings import yaml_of
 from advprune.evaluate.statistics import Rate, rate
 from advprune.report.formats import kind_of
-from advprune.report.results import ATTACK, DISTANCE
+from advprune.report.results import ATTACK, DISTANCE, RESULTS, metrics_of, read_results, results
 from advprune.report.run import NOT_RUN
+
+FOLDERS = ("reports", "metrics")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,3 +76,110 @@ def revision_of(table: pd.DataFrame, settings: Any = None) -> Revision:
         budget = tuple(row.get(key) for key in ("attack", "norm", "eps"))
         found[row["model"]] = ModelResult(robust, distances, *facts, attacks, budget)
     return Revision(found, settings, *table.get("norm", pd.Series()).dropna().unique()[:1])
+
+
+def recomputed(params: Params) -> Revision:
+    """The results of the active profile, computed from the records of its run; UserError where
+    that is not whole: fewer attacks would raise robust accuracies."""
+    from advprune.report.read import read_run  # needs torch
+
+    run = read_run(params)
+    if run.absent:
+        raise UserError(f"--recompute needs a whole run: run `dvc repro {run.absent[0].stage}`")
+    return revision_of(results(run), measured(settings_of(params), params.profile))
+
+
+def settings_of(params: Params) -> str:
+    """The settings of a run as YAML, with its own profile alone; they reproduce the run."""
+    found = params.model_dump(mode="json", exclude_unset=True)
+    found["profile"] = params.profile
+    found["profiles"] = {params.profile: found["profiles"][params.profile]}
+    buffer = io.StringIO()
+    YAML().dump(found, buffer)  # one value per line: what DVC reads with takes no colon in braces
+    return buffer.getvalue()
+
+
+def measured(text: str | None, profile: str) -> Any:
+    """The settings of data and attacks, of `settings_of`'s text beside a report; None where it is
+    missing or another."""
+    try:
+        settings = yaml_of(text or "", "settings")
+        chosen = settings["profiles"][profile]
+    except (UserError, KeyError, TypeError):
+        return None
+    if not isinstance(chosen, Mapping):
+        return None
+    shared = {key: settings.get(key) for key in ("seed", "attack", "attacks", "suite", "curves")}
+    return shared | {f"own {key}": chosen.get(key) for key in ("data", "eps", *shared)}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The results and metrics of the working tree, or of a commit; where: how messages name it."""
+
+    where: str = ""
+    commit: str | None = None
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """`<folder>/<profile>/<file>` of each."""
+        if self.commit is None:
+            found = (path for folder in FOLDERS for path in Path(folder).glob("*/*"))
+            return sorted(path.as_posix() for path in found if path.suffix or not path.is_dir())
+        listed = git("ls-tree", "-rz", "--name-only", self.commit, *(f"{f}/" for f in FOLDERS))
+        return [path for path in listed.split("\0") if path.count("/") == 2]
+
+    @property
+    def profiles(self) -> list[str]:
+        """Those that have results or metrics."""
+        known = [path.split("/")[1] for path in self.paths if path.endswith((".csv", ".json"))]
+        return list(dict.fromkeys(known))
+
+    def read(self, path: str) -> str | None:
+        """A file; None where there is none."""
+        if path not in self.paths:
+            return None
+        if self.commit is not None:
+            return git("show", f"{self.commit}:./{path}")
+        if Path(path).is_symlink() or not Path(path).is_file():  # which could lead anywhere
+            raise UserError(f"{path} is no plain file; run `dvc repro`")
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+
+    def results(self, profile: str) -> str | None:
+        """The text of a profile's results.csv."""
+        return self.read(f"reports/{profile}/{RESULTS}")
+
+    def revision(self, profile: str) -> Revision | None:
+        """What a profile's results say; None where it has neither results nor metrics. UserError
+        where they are damaged, or where metrics say something else."""
+        place, folder = f"reports/{profile}/{RESULTS}", f"metrics/{profile}/"
+        found = {Path(path).stem: path for path in self.paths if path.startswith(folder)}
+        if (text := self.results(profile)) is None:
+            if found:
+                raise UserError(f"{self.where}{folder} has no {place}; run `dvc repro`")
+            return None
+        table = read_results(text, self.where + place)
+        rows = metrics_of(table)
+        for model, path in found.items():
+            try:
+                known = json.loads(self.read(path) or "")
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{self.where}{path} is damaged: {error}") from error
+            if known != rows.get(model):
+                raise UserError(f"{self.where}{path} contradicts {place}; run `dvc repro`")
+        return revision_of(table, measured(self.read(f"reports/{profile}/params.yaml"), profile))
+
+
+def git(*command: str) -> str:
+    """What git prints, in the current folder; UserError with its last line where it fails."""
+    try:
+        done = subprocess.run(["git", *command], capture_output=True, check=False)
+    except OSError as error:
+        raise UserError(f"gate reads the other revision with git: {error}") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise UserError(f"git {command[0]}: {said[-1]}")
+    return done.stdout.decode("utf-8", "replace")

@@ -169,18 +169,15 @@ class Run:
         return [model for model in self.models if not model.is_dense]
 
     @cached_property
-    def _by_name(self) -> dict[str, Model]:
+    def by_name(self) -> dict[str, Model]:
+        """The models of the leaderboard by name."""
         return {model.name: model for model in self.models}
 
     def model(self, name: str) -> Model:
         """A model by name; UserError where it is not on the leaderboard."""
-        if not self.has(name):
+        if name not in self.by_name:
             raise UserError(f"{name} is not on the leaderboard of this run; run `dvc repro`")
-        return self._by_name[name]
-
-    def has(self, name: str) -> bool:
-        """Whether a model is on the leaderboard."""
-        return name in self._by_name
+        return self.by_name[name]
 
     def dense_of(self, model: Model) -> Model:
         """The dense network that a model descends from and is compared with."""

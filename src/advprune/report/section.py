@@ -2,14 +2,14 @@
 
 A section is a function of a run that yields parts; its id is its file's name:
 
-    from advprune.report.section import Chart, Part, Run, section
+    from advprune.report.section import Chart, Part, Parts, Run, section
 
     @section("Layers", order=60)
-    def layers(run: Run) -> Iterator[Part]: ...
+    def layers(run: Run) -> Parts: ...
 """
 
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -35,7 +35,8 @@ class Part:
     folded: bool = False
 
 
-Build = Callable[[Run], Iterable[Part]]
+Parts = Iterator[Part]
+Build = Callable[[Run], Parts]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Section:
         return found
 
 
-__all__ = ["Chart", "Model", "Part", "Run", "Section", "section", "sections"]  # what a section uses
+__all__ = ["Chart", "Model", "Part", "Parts", "Run", "Section", "section", "sections"]
 _REGISTRY: dict[str, Section] = {}
 
 

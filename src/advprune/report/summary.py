@@ -5,20 +5,10 @@ from collections import Counter
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.verdict import LEVELS, PASS
-from advprune.report.claims import judged
-from advprune.report.compared import against_dense, compared, jointly
-from advprune.report.formats import (
-    budget,
-    counted,
-    kind_of,
-    listed,
-    p_text,
-    percent,
-    points,
-    rate_text,
-)
+from advprune.report.formats import budget, counted, kind_of, listed, p_text, rate_text
 from advprune.report.run import Model, Run
-from advprune.report.sections.claims import OUTCOMES
+from advprune.report.sections.claims import OUTCOMES, judged
+from advprune.report.tables import against_dense, compared, jointly
 
 QUESTION = "What does compressing this network do to its adversarial robustness?"
 OF_ONE = "How robust is this network, and can the number be believed?"
@@ -79,17 +69,18 @@ def accuracy(run: Run) -> str:
         return ""
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
-    floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
-    far = [against_dense(run)[model].distance for model in floor]
-    larger, smaller = (sum(t.differs and t.better is up for t in far) for up in (True, False))
-    both = (
-        f"; both are 0 % for {len(floor)}, of which distances are larger for {larger} and smaller "
-        f"for {smaller}"
-    )
-    return (
+    found = (
         f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly higher than the "
         f"dense network's for {_these(run, better, of=len(tests))}, lower for {_these(run, worse)}"
-        f"{both if floor else ''}."
+    )
+    floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
+    if not floor:
+        return f"{found}."
+    far = [against_dense(run)[model].distance for model in floor]
+    larger, smaller = (sum(t.differs and t.better is up for t in far) for up in (True, False))
+    return (
+        f"{found}; both are 0 % for {len(floor)}, of which distances are larger for {larger} and "
+        f"smaller for {smaller}."
     )
 
 
@@ -122,10 +113,12 @@ def price(run: Run) -> str:
     if not lost:
         return "No compressed model has a significantly lower clean accuracy." if tests else ""
     most = min(lost, key=lambda model: tests[model].difference)
+    loss = kind_of("difference").text(tests[most].difference)
+    sparsity = kind_of("sparsity").text(most.card["sparsity"])
     return (
         f"Clean accuracy is significantly lower for {len(lost)} of "
-        f"{counted(len(tests), 'compressed model')}, most for {most.name}: "
-        f"{points(tests[most].difference)} points at {percent(most.card['sparsity'])} % sparsity."
+        f"{counted(len(tests), 'compressed model')}, most for {most.name}: {loss} points at "
+        f"{sparsity} % sparsity."
     )
 
 

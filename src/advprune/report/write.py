@@ -1,18 +1,16 @@
 """Writing the folders of a report and of metrics, whole or not at all."""
 
-import io
 from functools import partial
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from advprune.core.ahead import ahead
 from advprune.core.files import atomic, write_json
-from advprune.core.params import FILE, Params
+from advprune.core.params import FILE
 from advprune.report.chart_png import png
 from advprune.report.formats import budgets_in
 from advprune.report.page import charts, html, report_markdown, shown_sections
 from advprune.report.results import OUTCOMES, RESULTS, declared, metrics_of
+from advprune.report.revision import settings_of
 from advprune.report.run import Run
 from advprune.report.sections.claims import outcomes
 
@@ -24,9 +22,9 @@ def write_report(run: Run, folder: Path) -> None:
         found = shown_sections(run)
         temporary.mkdir()
         (temporary / "figures").mkdir()
+        drawn = charts(found).items()
         made = {"report.html": lambda: html(run, found).encode()}  # the longest first
-        for name, chart in charts(found).items():
-            made[f"figures/{name}.png"] = partial(png, chart, run.places)
+        made |= {f"figures/{name}.png": partial(png, chart, run.places) for name, chart in drawn}
 
         def write(name: str) -> None:
             if not (temporary / name).exists():
@@ -49,13 +47,3 @@ def write_metrics(run: Run, folder: Path) -> None:
         temporary.mkdir()
         for name, found in metrics_of(declared(run)).items():
             write_json(temporary / f"{name}.json", found)
-
-
-def settings_of(params: Params) -> str:
-    """The settings of a run as YAML, with its own profile alone; they reproduce the run."""
-    found = params.model_dump(mode="json", exclude_unset=True)
-    found["profile"] = params.profile
-    found["profiles"] = {params.profile: found["profiles"][params.profile]}
-    buffer = io.StringIO()
-    YAML().dump(found, buffer)  # one value per line: what DVC reads with takes no colon in braces
-    return buffer.getvalue()

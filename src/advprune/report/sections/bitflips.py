@@ -5,18 +5,17 @@ and t interval over batches that the attacker may have. If a batch did not reach
 bound is given instead of the mean.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 
 from advprune.evaluate import faults
 from advprune.evaluate.compare import AT_CHANCE
-from advprune.report.compared import explained, tested
 from advprune.report.formats import percent, with_interval
-from advprune.report.section import Chart, Part, Run, section
+from advprune.report.section import Chart, Part, Parts, Run, section
+from advprune.report.tables import Row, explained, tested
 
 UNTARGETED, RANDOM = "untargeted", "random"
 
@@ -35,7 +34,7 @@ class Entry(faults.Stored):
 
 
 @section("Bit flips", order=80)
-def bitflips(run: Run) -> Iterator[Part]:
+def bitflips(run: Run) -> Parts:
     """Flips to chance, each entry against the first and the dense network stored alike."""
     found = entries(run)
     if not found:
@@ -72,7 +71,7 @@ def entries(run: Run) -> list[Entry]:
     return found
 
 
-def counts(reached: faults.Reached) -> dict[str, Any]:
+def counts(reached: faults.Reached) -> Row:
     """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
     one = reached.spread
     if one is None:
@@ -86,19 +85,20 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
     """One row per entry and search: flips to chance, accuracy in the end and after random flips."""
     rows = []
     for entry in found:
-        top = entry.records[(entry.records.variant == UNTARGETED) & (entry.records.flip > 0)]
+        records = entry.records
         stored = {"study": entry.name, "model": entry.model, "bits": entry.bits}
-        stored |= {"scale": entry.scale, "stored_bits": int(entry.records.stored_bits.iloc[0])}
+        stored |= {"scale": entry.scale, "stored_bits": int(records.stored_bits.iloc[0])}
+        clean = faults.clean_accuracy(records)
         for variant in (UNTARGETED, *entry.variants):
             reached = entry.under(variant)
-            row: dict[str, Any] = stored | {"search": variant}
-            row |= {"clean_accuracy": faults.clean_accuracy(entry.records)} | counts(reached)
+            row = stored | {"search": variant, "clean_accuracy": clean} | counts(reached)
             row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
-            row["end_accuracy"] = fmean(faults.at_the_end(entry.records, variant))
+            row["end_accuracy"] = fmean(faults.at_the_end(records, variant))
             if variant == UNTARGETED:
-                _, values = faults.accuracy_after(entry.records, reached.least)
+                _, values = faults.accuracy_after(records, reached.least)
                 row["accuracy:random flips"] = fmean(values) if values else None
                 row["accuracy:random flips, least"] = min(values, default=None)
+                top = records[(records.variant == UNTARGETED) & (records.flip > 0)]
                 row["highest_bit_share"] = float((top.bit == entry.bits - 1).mean())
                 row["most_hit_layer"] = top.layer.mode().iloc[0] if len(top) else None
             rows.append(row)
@@ -113,8 +113,8 @@ def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
         test = faults.compare_flips(own, theirs)
         if any(faults.clean_accuracy(one.records) <= one.level for one in (entry, other)):
             test = replace(test, void=AT_CHANCE)
-        row: dict[str, Any] = {"study": entry.name, "model": entry.model, "reference": other.name}
-        row |= counts(own) | {"flips_to_chance:reference": counts(theirs)["flips_to_chance"]}
+        row = {"study": entry.name, "model": entry.model, "reference": other.name} | counts(own)
+        row["flips_to_chance:reference"] = counts(theirs)["flips_to_chance"]
         rows.append((row | {"times": test.ratio}, test))
     return pd.DataFrame(tested(rows))
 

@@ -5,33 +5,23 @@ and tests are over images, and paired. Robust accuracy does not contain them.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate.corruptions import (
-    SEVERITIES,
-    Shares,
-    SharesComparison,
-    compare_shares,
-    shares,
-)
+from advprune.evaluate.corruptions import SEVERITIES, Shares, compare_shares, shares
 from advprune.evaluate.measures import clean_accuracy
-from advprune.report.compared import columns, explained, jointly
-from advprune.report.results import qualified, rated
-from advprune.report.section import Chart, Part, Run, section
-from advprune.report.sections.seeds import ranged
+from advprune.report.section import Chart, Part, Parts, Run, section
+from advprune.report.tables import Row, columns, explained, jointly, qualified, rated
 
 
 @section("Common corruptions", order=47)
-def corruptions(run: Run) -> Iterator[Part]:
+def corruptions(run: Run) -> Parts:
     """Accuracy by severity with the test against the dense network, and by corruption."""
     if not (records := records_of(run)):
         return
     first = next(iter(records.values()))
     kinds, n = list(first.corruption.unique()), first["index"].nunique()
-    axes = ("severity", "accuracy", "model")
-    look: dict[str, Any] = {"interval": True, "ordered": True}
+    marks, axes = over_severity(run, records), ("severity", "accuracy", "model")
     yield Part(
         "Accuracy on corrupted images",
         f"{len(kinds)} corruptions at severities {SEVERITIES[0]} to {SEVERITIES[-1]}, n = {n} test "
@@ -39,7 +29,7 @@ def corruptions(run: Run) -> Iterator[Part]:
         "network: the mean, by a paired t test over images. "
         f"{explained('all models of a dense network')} Not part of the robust accuracy.",
         by_severity(run, records),
-        Chart("corruptions", "line", over_severity(run, records), *axes, **look),
+        Chart("corruptions", "line", marks, *axes, interval=True, ordered=True),
     )
     yield Part(
         "Accuracy by corruption",
@@ -55,32 +45,31 @@ def records_of(run: Run) -> dict[str, pd.DataFrame]:
     return {model.name: studied[model.name] for model in run.models if model.name in studied}
 
 
-def against_dense(
-    run: Run, tables: dict[tuple[str, str], Shares]
-) -> dict[tuple[str, str], SharesComparison]:
-    """Shares by model and corruption (or their `mean`) against those of the dense network; all
-    models of a dense network are corrected together."""
-    found: dict[tuple[str, str], SharesComparison] = {}
+def against_dense(run: Run, tables: dict[tuple[str, str], Shares]) -> dict[tuple[str, str], Row]:
+    """Shares by model and corruption (or their `mean`) against those of the dense network, as
+    columns; all models of a dense network are corrected together, and it has none."""
+    found: dict[tuple[str, str], Row] = {key: {} for key in tables}
     margin = run.params.statistics.margin
     for root in run.roots:
         names = [model.name for model in run.descendants(root)]
         pairs = {(n, what): (root.name, what) for n, what in tables if n in names}
         tests = {own: (tables[own], tables[of]) for own, of in pairs.items() if of in tables}
-        found |= jointly({own: compare_shares(*pair, margin) for own, pair in tests.items()})
+        joint = jointly({own: compare_shares(*pair, margin) for own, pair in tests.items()})
+        found |= {own: columns(test) for own, test in joint.items()}
     return found
 
 
 def by_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per model: clean, at each severity, the mean, and its test."""
-    tests = against_dense(run, {(name, "mean"): shares(table) for name, table in records.items()})
-    rows = []
+    means = {(name, "mean"): shares(table) for name, table in records.items()}
+    tests, rows = against_dense(run, means), []
     for name, table in records.items():
-        row: dict[str, Any] = {"model": name}
+        row: Row = {"model": name}
         for severity, found in severities(table):
             clean = {f"clean_{column}": value for column, value in found.items()}
             row |= qualified(found, f"severity {severity}") if severity else clean
-        row |= ranged("mean_accuracy", shares(table).mean)
-        rows.append(row | (columns(tests[name, "mean"]) if (name, "mean") in tests else {}))
+        key = name, "mean"
+        rows.append(row | rated("mean_accuracy", means[key].mean) | tests[key])
     return pd.DataFrame(rows)
 
 
@@ -93,11 +82,11 @@ def over_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     )
 
 
-def severities(table: pd.DataFrame) -> Iterator[tuple[int, dict[str, Any]]]:
+def severities(table: pd.DataFrame) -> Iterator[tuple[int, Row]]:
     """Accuracy with its interval at each severity, of clean images at 0."""
     yield 0, rated("accuracy", clean_accuracy(table.drop_duplicates("index")))
     for severity, own in table.groupby("severity"):
-        yield int(str(severity)), ranged("accuracy", shares(own).mean)
+        yield int(str(severity)), rated("accuracy", shares(own).mean)
 
 
 def by_kind(run: Run, records: dict[str, pd.DataFrame], kinds: list[str]) -> pd.DataFrame:
@@ -109,8 +98,6 @@ def by_kind(run: Run, records: dict[str, pd.DataFrame], kinds: list[str]) -> pd.
     }
     tests = against_dense(run, tables)
     return pd.DataFrame(
-        {"model": name, "corruption": kind}
-        | ranged("accuracy", own.mean)
-        | (columns(tests[name, kind]) if (name, kind) in tests else {})
+        {"model": name, "corruption": kind} | rated("accuracy", own.mean) | tests[name, kind]
         for (name, kind), own in tables.items()
     )

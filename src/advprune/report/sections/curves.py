@@ -1,17 +1,15 @@
 """Accuracy over the steps of the main attack: whether it has converged."""
 
-from collections.abc import Iterator
-
 import pandas as pd
 
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.report.results import rated
-from advprune.report.run import Run, grouped
-from advprune.report.section import Chart, Part, section
+from advprune.report.run import grouped
+from advprune.report.section import Chart, Part, Parts, Run, section
+from advprune.report.tables import rated
 
 
 @section("Convergence of the main attack", order=24)
-def curves(run: Run) -> Iterator[Part]:
+def curves(run: Run) -> Parts:
     """One panel for each group of models."""
     marks = pd.DataFrame(
         {"group": group, "model": model.name, "steps": float(steps)}

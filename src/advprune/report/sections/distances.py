@@ -1,16 +1,14 @@
 """How far an image must be changed to fool each model: distances, their tests, security curves."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
 from advprune.evaluate.robust import ROUNDING
 from advprune.evaluate.statistics import rate
-from advprune.report.compared import ZERO, against_dense, explained, finite
 from advprune.report.formats import bounds
-from advprune.report.results import rated, results
-from advprune.report.section import Chart, Model, Part, Run, section
+from advprune.report.results import results
+from advprune.report.section import Chart, Model, Part, Parts, Run, section
+from advprune.report.tables import ZERO, against_dense, explained, finite, rated
 
 POINTS = 33  # budgets of a security curve, from 0 to twice the main attack's
 COLUMNS = (
@@ -21,7 +19,7 @@ COLUMNS = (
 
 
 @section("Distances", order=15)
-def distances(run: Run) -> Iterator[Part]:
+def distances(run: Run) -> Parts:
     """Every model against its dense network, and accuracy over the budget."""
     norm = run.main_attack.norm
     measured = f"{norm}, in grey levels" if norm == "Linf" else f"{norm}, of pixels in [0, 1]"

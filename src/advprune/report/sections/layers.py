@@ -1,13 +1,11 @@
 """Where in the network the attack acts: how far it moves each layer's feature maps."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pandas as pd
 
 from advprune.evaluate.acting import LOOKED_AT, ends, sigma_growth
-from advprune.report.section import Chart, Model, Part, Run, section
+from advprune.report.section import Chart, Model, Part, Parts, Run, section
 
+DEPTH = "layer, from the input on"
 MEASURES = {
     "relative_difference": "relative change",
     "distance": "distance of distributions",
@@ -17,7 +15,7 @@ MEASURES = {
 
 
 @section("Where the attack acts", order=90)
-def layers(run: Run) -> Iterator[Part]:
+def layers(run: Run) -> Parts:
     """First and last layer of each model, and curves over depth."""
     known = [model for model in run.models if len(model.layers)]
     if not known:
@@ -38,9 +36,9 @@ def layers(run: Run) -> Iterator[Part]:
         "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
     )
     for group, models in run.groups.items():
-        axes, rows = ("depth", "number", "family", "measure"), over_depth(models)
-        look: dict[str, Any] = {"x_label": "layer, from the input on", "y_label": " "}
-        chart = Chart(f"layers-{group}", "line", rows, *axes, hover=("layer",), **look)
+        name, rows = f"layers-{group}", over_depth(models)
+        axes = ("depth", "number", "family", "measure")
+        chart = Chart(name, "line", rows, *axes, hover=("layer",), x_label=DEPTH, y_label=" ")
         yield Part(f"Layers, {group}", chart=chart, folded=True)
 
 

@@ -1,13 +1,11 @@
 """Every model with its robust accuracy, its cost, and whether the number can be believed."""
 
-from collections.abc import Iterator
-
 import pandas as pd
 
-from advprune.report.compared import ZERO
 from advprune.report.formats import bounds, budget
 from advprune.report.results import ATTACK, results, without_own_transfer
-from advprune.report.section import Part, Run, section
+from advprune.report.section import Part, Parts, Run, section
+from advprune.report.tables import ZERO
 
 BOARD = (
     *("model", "clean_accuracy", "robust_accuracy", "against_dense", "median_distance"),
@@ -25,7 +23,7 @@ WAYS = {  # of scoring randomized models
 
 
 @section("Leaderboard", order=10)
-def leaderboard(run: Run) -> Iterator[Part]:
+def leaderboard(run: Run) -> Parts:
     """The table of all models, then size, cost and accuracy under each attack."""
     main, table = run.main_attack, without_own_transfer(results(run))
     table = table.assign(passes=table.forwards + table.gradients)

@@ -5,38 +5,69 @@ Adversarial Pruning (2022): networks compressed by GAP resist images crafted on 
 parents. The control is random pruning at the nearest clean accuracy.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from advprune.core.params import FROM_DENSE
 from advprune.evaluate.compare import ALPHA, Comparison, at_chance
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-from advprune.report.compared import compared, explained, tested
-from advprune.report.points import GREEDY, Point, by_family, nearest
-from advprune.report.results import accuracies, rated
-from advprune.report.section import Chart, Part, Run, section
+from advprune.report.formats import number
+from advprune.report.run import grouped
+from advprune.report.section import Chart, Model, Part, Parts, Run, section
 from advprune.report.sections.verdict import iterative
+from advprune.report.tables import Row, accuracies, compared, explained, rated, tested
 
 CONTROL = "random"
+GREEDY = ("GAP_global", "GAP_layer")
+AMOUNTS = {"compression", "sparsity", "finetune"}  # keys that do not make a variant
 UNMATCHED = "unmatched"
 
 
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A family at one setting, of the leaderboard or of a study, and its records.
+
+    setting: as a mapping, keys without a value left out. white: records under each attack on
+    itself, by name. transferred: records on images of its dense network, by attack.
+    """
+
+    family: str
+    setting: dict[str, Any]
+    sparsity: float
+    white: dict[str, pd.DataFrame]
+    transferred: dict[str, pd.DataFrame]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is its family's plain form, not a variant of GAP."""
+        return self.family not in GREEDY or set(self.setting) <= AMOUNTS
+
+    @property
+    def words(self) -> str:
+        """Its setting without the fine-tuning."""
+        return number({k: v for k, v in self.setting.items() if k != "finetune"})
+
+
+Points = dict[str, list[Point]]  # by family
+
+
 @section("Compression by masks", order=50)
-def masks(run: Run) -> Iterator[Part]:
+def masks(run: Run) -> Parts:
     """GAP beside random pruning, the curves over compression, and all settings behind them."""
     if not (studies := run.studies_of("compression")):
         return
     run = run.swept
     found = by_family(run)
-    axes = ("compression", "accuracy", "family", "images")
-    look: dict[str, Any] = {"interval": True, "ordered": True, "hover": ("setting",)}
+    marks, axes = curves(run, found), ("compression", "accuracy", "family", "images")
+    look: Row = {"interval": True, "ordered": True, "hover": ("setting",)}
     yield Part(
         "Accuracy over compression",
         "Compression is the number of all parameters over that of nonzero ones. White-box images "
         f"are crafted on the model itself by {run.main_words}, transfer images on the "
         f"uncompressed network; n = {run.n}.",
-        chart=Chart("compression", "line", curves(run, found), *axes, **look),
+        chart=Chart("compression", "line", marks, *axes, **look),
     )
     yield Part(
         "GAP against random pruning",
@@ -50,12 +81,62 @@ def masks(run: Run) -> Iterator[Part]:
         yield from iterative(run.studies[name], "family", "value")
 
 
-def every(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
+def point_of(run: Run, model: Model) -> Point:
+    """A model of the leaderboard as a point."""
+    white = {name: model.attack(name) for name in run.attacks}
+    transferred = {name: model.transferred(name) for name in run.transfer_attacks}
+    setting = _as_mapping(run.params.setting(model.name))
+    return Point(model.family, setting, model.card["sparsity"], white, transferred)
+
+
+def _as_mapping(setting: Any) -> dict[str, Any]:
+    """A setting as a mapping: a bare number is a compression; keys without a value are left out."""
+    mapping = setting if isinstance(setting, dict) else {"compression": setting}
+    return {key: value for key, value in mapping.items() if value is not None}
+
+
+def by_family(run: Run) -> Points:
+    """All points of each family, on the same images: models of the leaderboard, then settings of
+    compression studies in params order.
+
+    Models count that are made from the network of a study, by a studied family or with fine-tuning.
+    """
+    found: Points = {}
+    studies = run.studies_of("compression")
+    parents = {study.of for study in studies.values()}
+    studied = {family for study in studies.values() for family in study.points}
+    for model in run.compressed:
+        if model.parent in parents and model.do == "prune":
+            point = point_of(run, model)
+            if model.family in studied or "finetune" in point.setting:
+                found.setdefault(model.family, []).append(point)
+    for name, study in studies.items():
+        for (family, order), rows in run.studies[name].groupby(["family", "order"], sort=False):
+            own = grouped(rows, "attack")
+            sent = [attack for attack in own if attack.startswith(FROM_DENSE)]
+            there = {attack.removeprefix(FROM_DENSE): own.pop(attack) for attack in sent}
+            setting, sparsity = _as_mapping(study.points[family][order]), rows.sparsity.iloc[0]
+            point = Point(str(family), setting, float(sparsity), own, there)
+            found.setdefault(point.family, []).append(point)
+    return found
+
+
+def nearest(run: Run, point: Point, controls: list[Point]) -> Point:
+    """The control of the nearest clean accuracy; in a tie, the one at the same setting."""
+
+    def distance(control: Point) -> tuple[int, bool]:
+        hits = [clean_accuracy(one.white[run.main]).hits for one in (control, point)]
+        return abs(hits[0] - hits[1]), control.setting != point.setting
+
+    return min(controls, key=distance)
+
+
+def every(run: Run, found: Points) -> pd.DataFrame:
     """One row per point: clean, white-box and transfer accuracy."""
     rows = []
     for point in (point for own in found.values() for point in own):
         white, tuned = point.white[run.main], bool(point.setting.get("finetune"))
-        row: dict[str, Any] = {"family": point.family, "setting": point.words}
+        row: Row = {"family": point.family, "setting": point.words}
         row |= {"fine_tuned": tuned, "sparsity": point.sparsity}
         row |= rated("clean_accuracy", clean_accuracy(white)) | accuracies({"white-box": white})
         there = {f"transfer, {attack}": records for attack, records in point.transferred.items()}
@@ -63,7 +144,7 @@ def every(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
+def curves(run: Run, found: Points) -> pd.DataFrame:
     """Clean, white-box and transfer accuracy over compression, tuned as the family's first."""
     lines = []
     for family, own in found.items():
@@ -83,12 +164,12 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
     return table.sort_values("compression", kind="stable", ignore_index=True) if lines else table
 
 
-def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
+def against_control(run: Run, found: Points) -> pd.DataFrame:
     """One row per setting of GAP and attack, beside random pruning of nearest clean accuracy.
 
     Only those of equal clean accuracy are tests of the question.
     """
-    rows: list[tuple[dict[str, Any], Comparison | None]] = []
+    rows: list[tuple[Row, Comparison | None]] = []
     found = {key: [p for p in own if len(p.transferred[run.main])] for key, own in found.items()}
     controls = found.get(CONTROL, [])
     own = [point for family in GREEDY for point in found.get(family, []) if point.is_plain]
@@ -99,8 +180,8 @@ def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
         matched = clean.p >= ALPHA and not at_chance(white) and not at_chance(other)
         for attack in run.transfer_attacks:
             test = compared(run, point.transferred[attack], control.transferred[attack])
-            row: dict[str, Any] = {"family": point.family, "setting": point.words}
-            row |= {"control": control.words, "clean_accuracy": clean.first.value}
+            row: Row = {"family": point.family, "setting": point.words, "control": control.words}
+            row |= {"clean_accuracy": clean.first.value}
             row |= {"clean_accuracy:control": clean.second.value, "attack": attack}
             row |= rated("transfer_accuracy", test.first)
             row |= rated("transfer_accuracy:control", test.second)

@@ -6,33 +6,23 @@ erratum (Dhillon and Carlini, arXiv 2010.00071) says that this attack does not b
 published, and that a straight-through backward does.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import pandas as pd
 
+from advprune.evaluate import measures
 from advprune.evaluate.compare import Comparison
-from advprune.evaluate.measures import (
-    MOST_DRAWS,
-    calibration_error,
-    clean_accuracy,
-    remnant_accuracy,
-    right,
-)
 from advprune.evaluate.protocol import ProtocolModel, by_budget, pairs, worst_of
 from advprune.evaluate.statistics import rate
-from advprune.report.compared import columns, compared, explained, jointly
 from advprune.report.formats import counted, number
-from advprune.report.results import rated
-from advprune.report.section import Chart, Part, Run, section
+from advprune.report.section import Chart, Part, Parts, Run, section
 from advprune.report.sections.verdict import iterative
+from advprune.report.tables import Row, columns, compared, explained, jointly, rated
 
 FGSM, ITERATIVE = "fgsm", "iterative"
 WORST = "worst case"
 
 
 @section("SAP's published protocol", order=60)
-def protocol(run: Run) -> Iterator[Part]:
+def protocol(run: Run) -> Parts:
     """The gain under FGSM and under adaptive attacks, and all models over the budget."""
     found = models_of(run)
     if not found:
@@ -56,9 +46,9 @@ def protocol(run: Run) -> Iterator[Part]:
         adaptive_table(run, found),
     )
     yield from iterative(pd.concat([one.rows for one in found]), "of", "member")
-    axes, look = ("eps", "accuracy", "model", "attack"), ("family", "setting")
-    marks = over_budgets(found)
-    chart = Chart("protocol", "line", marks, *axes, interval=True, ordered=True, hover=look)
+    marks, axes = over_budgets(found), ("eps", "accuracy", "model", "attack")
+    look: Row = {"interval": True, "ordered": True, "hover": ("family", "setting")}
+    chart = Chart("protocol", "line", marks, *axes, **look)
     yield Part("SAP, its controls and variants over the budget", chart=chart)
 
 
@@ -74,7 +64,7 @@ def models_of(run: Run) -> list[ProtocolModel]:
 
 def gains(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
     """SAP against its dense network: clean, under both attacks by budget, and the worst case."""
-    rows: list[dict[str, Any]] = []
+    rows = []
     for sap, dense in pairs(found):
         tests: list[tuple[str, dict[float, Comparison]]] = []
         for attack in (FGSM, ITERATIVE):
@@ -91,30 +81,28 @@ def gains(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
             test = compared(run, worst, worst_of({name: theirs[name] for name in group}))
             title = f"adaptive, {WORST}" if more else first
             tests.append((title, {float(worst.eps.iloc[0]): test}))
-        for attack, by_eps in tests:
-            for eps, test in by_eps.items():
-                row = {"model": sap.name, "parent": sap.parent, "attack": attack, "eps": eps}
-                row |= rated("accuracy:SAP", test.first) | rated("accuracy:dense", test.second)
-                row |= columns(test)
-                for side, one in (("SAP", sap), ("dense", dense)) if attack == FGSM else ():
-                    table = one.over_budgets(attack)[eps]
-                    confidence = table.adv_confidence.to_numpy()
-                    row[f"ece:{side}"] = calibration_error(confidence, right(table))
-                rows.append(row)
+        for attack, eps, test in ((a, eps, t) for a, by_eps in tests for eps, t in by_eps.items()):
+            row: Row = {"model": sap.name, "parent": sap.parent, "attack": attack, "eps": eps}
+            row |= rated("accuracy:SAP", test.first) | rated("accuracy:dense", test.second)
+            row |= columns(test)
+            for side, one in (("SAP", sap), ("dense", dense)) if attack == FGSM else ():
+                table = one.over_budgets(attack)[eps]
+                sure, right = table.adv_confidence.to_numpy(), measures.right(table)
+                row[f"ece:{side}"] = measures.calibration_error(sure, right)
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
 def over_budgets(chosen: list[ProtocolModel]) -> pd.DataFrame:
     """Accuracy of each model over the budget under both attacks: one row per mark of the chart."""
-    rows = [
+    return pd.DataFrame(
         {"model": one.name, "family": one.family or "dense", "setting": number(one.setting)}
         | {"attack": words, "eps": eps}
-        | rated("accuracy", remnant_accuracy(records))
+        | rated("accuracy", measures.remnant_accuracy(records))
         for attack, words in ((FGSM, "one step (FGSM)"), (ITERATIVE, "iterative"))
         for one in chosen
         for eps, records in one.over_budgets(attack).items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def adaptive_table(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
@@ -126,11 +114,11 @@ def adaptive_table(run: Run, found: list[ProtocolModel]) -> pd.DataFrame:
         groups += [(WORST, group) for group in by_budget(tables) if len(group) > 1]
         for attack, parts in groups:
             table = worst_of(parts)
+            clean, mean = measures.clean_accuracy(table), measures.remnant_accuracy(table)
             single = rate((table.adv_single_pred == table.label).to_numpy())
-            most = rate((table.adv_wrong < MOST_DRAWS).to_numpy())
-            row: dict[str, Any] = {"model": one.name, "attack": attack}
-            row |= {"eps": float(table.eps.iloc[0]), "clean_accuracy": clean_accuracy(table).value}
-            row |= rated("accuracy:mean logits", remnant_accuracy(table))
+            most = rate((table.adv_wrong < measures.MOST_DRAWS).to_numpy())
+            row: Row = {"model": one.name, "attack": attack, "eps": float(table.eps.iloc[0])}
+            row |= {"clean_accuracy": clean.value} | rated("accuracy:mean logits", mean)
             row |= rated("accuracy:single draw", single) | rated("accuracy:9 of 10 draws", most)
             for cost in ("gradients", "forwards"):
                 row[cost] = sum(float(part[cost].mean()) for part in parts.values())

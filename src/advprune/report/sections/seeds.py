@@ -5,27 +5,22 @@ covers other seeds and other images. Two points are compared on the same images 
 networks of the same seeds: the differences are paired in both.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from advprune.evaluate.means import Mean
 from advprune.evaluate.seeds import CONTROLS, SeededPoint, controls_of, guarded, seeded_points
-from advprune.evaluate.statistics import Rate
-from advprune.report.compared import columns, explained, jointly, tested
 from advprune.report.formats import budget, counted, listed, number, with_interval
-from advprune.report.section import Chart, Part, Run, section
+from advprune.report.section import Chart, Part, Parts, Run, section
 from advprune.report.sections.verdict import iterative
+from advprune.report.tables import Row, columns, explained, jointly, rated, tested
 
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 
 
 @section("Families over seeds", order=70)
-def seeds(run: Run) -> Iterator[Part]:
+def seeds(run: Run) -> Parts:
     """Of each study the points, learned masks against their controls, the search for tickets."""
     for name in run.studies_of("seeds"):
         if not (points := points_of(run, name)):
@@ -33,7 +28,7 @@ def seeds(run: Run) -> Iterator[Part]:
         study, (count, n) = run.params.studies[name], points[0].clean.shape
         attacks = list(dict.fromkeys([run.main, *study.settings.get("attacks", [])]))
         axes = ("point", "accuracy", "family", "images")
-        look: dict[str, Any] = {"interval": True, "hover": ("sparsity", "seed_deviation")}
+        look: Row = {"interval": True, "hover": ("sparsity", "seed_deviation")}
         yield Part(
             f"Accuracy over seeds, on {study.of}",
             f"An image is robust if it withstands {listed(attacks)} (eps "
@@ -71,17 +66,7 @@ def points_of(run: Run, name: str) -> list[SeededPoint]:
     """The dense networks, then the points of a study in params order."""
     given = run.params.studies[name].settings["points"]
     settings = {key: one.get("setting") for key, one in given.items()}
-    budget = run.main_attack.norm, run.main_attack.eps
-    return seeded_points(run.studies[name], settings, *budget)
-
-
-def ranged(column: str, found: Mean) -> dict[str, Any]:
-    """A mean as a column with its interval; that of an accuracy is cut to [0, 1], and where all
-    seeds and images agree it is Wilson's over images: none of n is not never."""
-    low, high = np.clip(found.interval, 0, 1).tolist()
-    if found.error == 0:
-        low, high = Rate(round(found.value * found.images), found.images).interval
-    return with_interval(column, found.value, low, high)
+    return seeded_points(run.studies[name], settings, run.main_attack.norm, run.main_attack.eps)
 
 
 def table_of(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
@@ -90,14 +75,13 @@ def table_of(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
     against = jointly({one: guarded(one, dense, "area", margin, classes) for one in points[1:]})
     rows = []
     for one in points:
-        row: dict[str, Any] = {"point": one.name, "family": one.family}
+        row: Row = {"point": one.name, "family": one.family}
         row |= {"sparsity:set": one.sparsity, "sparsity:found": one.zeros}
-        row |= ranged("clean_accuracy", one.mean("clean"))
-        row |= ranged("robust_accuracy", one.mean("robust"))
+        row |= rated("clean_accuracy", one.mean("clean"))
+        row |= rated("robust_accuracy", one.mean("robust"))
         row |= {"seed_deviation": one.mean("robust").deviation}
-        row |= ranged("area_accuracy", one.mean("area"))
-        if one in against:
-            row |= columns(against[one], "area_difference")
+        row |= rated("area_accuracy", one.mean("area"))
+        row |= columns(against[one], "area_difference") if one in against else {}
         rows.append(row | {"setting": number(one.setting)})
     return pd.DataFrame(rows)
 
@@ -107,7 +91,7 @@ def over_sparsity(points: list[SeededPoint]) -> pd.DataFrame:
     return pd.DataFrame(
         {"point": one.name, "family": one.family, "sparsity": one.zeros, "images": side}
         | {"seed_deviation": one.mean(side).deviation}
-        | ranged("accuracy", one.mean(side))
+        | rated("accuracy", one.mean(side))
         for side in ("clean", "robust")
         for one in sorted(points, key=lambda point: point.sparsity or 0.0)
     )
@@ -115,15 +99,15 @@ def over_sparsity(points: list[SeededPoint]) -> pd.DataFrame:
 
 def pair_table(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
     """One row per point and control, the robust differences of a family corrected together."""
-    found: list[dict[str, Any]] = []
+    found: list[Row] = []
     margin, classes = run.params.statistics.margin, len(run.classes)
     for family in CONTROLS:
         learned, rows = [one for one in points if one.family == family], []
         pairs = [(one, other) for one in learned for other in controls_of(points, one)]
         for one, other in pairs:
             clean = replace(one.against(other, "clean", margin), tests=len(pairs))
-            row: dict[str, Any] = {"point": one.name, "control": other.name}
-            row |= {"sparsity": one.sparsity, "robust_accuracy": one.mean("robust").value}
+            row: Row = {"point": one.name, "control": other.name, "sparsity": one.sparsity}
+            row |= {"robust_accuracy": one.mean("robust").value}
             row |= {"robust_accuracy:control": other.mean("robust").value}
             row |= with_interval("clean_difference", clean.difference, *clean.interval)
             rows.append((row, guarded(one, other, "robust", margin, classes)))

@@ -1,6 +1,5 @@
 """Speed and size beside robustness; only where `advprune time` measured this machine."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -8,14 +7,14 @@ import pandas as pd
 from advprune.core.errors import UserError
 from advprune.report.formats import bounds, counted
 from advprune.report.results import results
-from advprune.report.section import Chart, Part, Run, section
+from advprune.report.section import Chart, Part, Parts, Run, section
 
 NEEDED = ("model", "batch", "latency", *bounds("latency"), "calls", "macs", "nonzero", "file_bytes")
 TIMINGS = Path("timings")  # holds `<profile>.csv` (`evaluate.timing.timings`); not in git
 
 
 @section("Speed", order=107)
-def speed(run: Run) -> Iterator[Part]:
+def speed(run: Run) -> Parts:
     """Latency, file, multiply-accumulates and non-zeros; the trade-off for each batch size."""
     path = run.folder / TIMINGS / f"{run.params.profile}.csv"
     if not path.is_file():

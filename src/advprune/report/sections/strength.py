@@ -1,22 +1,19 @@
 """How strong the suite is: beside official AutoAttack, as bench/strength.py measured it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from advprune.report.formats import NOTHING, counted
-from advprune.report.run import Run
-from advprune.report.section import Part, section
+from advprune.report.section import Part, Parts, Run, section
 
 MEASURED = "bench/strength*.json"  # one file per profile
 GOAL = 0.003  # share of the images that the suite may leave more than AutoAttack
 
 
 @section("Strength of the attacks", order=22)
-def strength(run: Run) -> Iterator[Part]:
+def strength(run: Run) -> Parts:
     """Three rows per network; nothing for a profile that was not measured."""
     for path in sorted(run.folder.glob(MEASURED)):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -36,22 +33,20 @@ def strength(run: Run) -> Iterator[Part]:
 def beside_autoattack(folder: Path) -> str:
     """For docs/measurement.md: every network that was measured under any profile, in one table, and
     the images that suite and AutoAttack leave in all."""
-    columns = ["profile", "model", "n", "AutoAttack", "suite", "everything"]
-    rows, both = [], []
-    for path in sorted(folder.glob(MEASURED)):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for name, own in pd.DataFrame(found["rows"]).groupby("model", sort=False):
-            row: dict[str, Any] = dict.fromkeys(columns, NOTHING)
-            row |= {"profile": found["profile"], "model": name, "n": own.n.iloc[0]}
-            left = {}
-            for one in own.to_dict("records"):
-                left[one["attacks"]] = round(one["n"] * one["robust_accuracy"])
-                share = f"{100 * one['passes_share']:.0f} %"
-                row[one["attacks"]] = f"{left[one['attacks']]} ({share})"
-            rows.append(row)
-            if "suite" in left:
-                both.append((row["n"], left["suite"], left["AutoAttack"]))
-    text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(MEASURED))]
+    shown, both = [], []  # cells, and the counts of networks with a row of the suite
+    for one in found:
+        for name, own in pd.DataFrame(one["rows"]).groupby("model", sort=False):
+            n, left = int(own.n.iloc[0]), (own.n * own.robust_accuracy).round().astype(int)
+            cells = left.astype(str) + (100 * own.passes_share).map(" ({:.0f} %)".format)
+            shown.append(
+                {"profile": one["profile"], "model": name, "n": n}
+                | dict.fromkeys(("AutoAttack", "suite", "everything"), NOTHING)
+                | dict(zip(own.attacks, cells, strict=True))
+            )
+            counts = dict(zip(own.attacks, left, strict=True))
+            both += [(n, counts["suite"], counts["AutoAttack"])] if "suite" in counts else []
+    text = pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
     if not both:
         return text
     n, suite, official = (sum(column) for column in zip(*both, strict=True))

@@ -4,22 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
 
 import pandas as pd
 
 from advprune.evaluate import measures
 from advprune.evaluate.compare import Comparison, with_control
-from advprune.report.compared import compared, jointly
 from advprune.report.formats import budget, listed, number
-from advprune.report.results import qualified, rated
-from advprune.report.run import Run, in_order
-from advprune.report.section import Chart, Part, section
+from advprune.report.run import in_order
+from advprune.report.section import Chart, Part, Parts, Run, section
 from advprune.report.sections.verdict import iterative
+from advprune.report.tables import Row, compared, jointly, qualified, rated
 
 
 @section("nn-prune's table", order=50)
-def sweep(run: Run) -> Iterator[Part]:
+def sweep(run: Run) -> Parts:
     """One table for each study of kind sweep."""
     run = run.swept
     schedules = [
@@ -39,9 +37,9 @@ def sweep(run: Run) -> Iterator[Part]:
         dense, *others = settings(run, name)
         for family in dict.fromkeys(one.family for one in others):
             if len(own := [one for one in others if one.family == family]) > 1:
-                axes = ("setting", "accuracy", "images")
-                look: dict[str, Any] = {"x_label": family, "interval": True}
-                chart = Chart(f"{name}-{family}", "line", curves(run, [dense, *own]), *axes, **look)
+                marks, axes = curves(run, [dense, *own]), ("setting", "accuracy", "images")
+                look: Row = {"x_label": family, "interval": True}
+                chart = Chart(f"{name}-{family}", "line", marks, *axes, **look)
                 yield Part(f"Remnant accuracy over {family}, {study.of}", chart=chart)
 
 
@@ -73,15 +71,13 @@ def settings(run: Run, name: str) -> Iterator[Setting]:
 
 def curves(run: Run, found: list[Setting]) -> pd.DataFrame:
     """Accuracy under each attack and clean, from the dense network on: one row per mark."""
+    measured = {name: (name, measures.remnant_accuracy) for name in run.attacks}
+    measured["clean"] = run.main, measures.clean_accuracy
     return pd.DataFrame(
-        {"images": name, "setting": one.setting or one.family} | rated("accuracy", accuracy)
-        for name in (*run.attacks, "clean")
+        {"images": name, "setting": one.setting or one.family}
+        | rated("accuracy", measure(one.records[attack]))
+        for name, (attack, measure) in measured.items()
         for one in found
-        for accuracy in [
-            measures.clean_accuracy(one.records[run.main])
-            if name == "clean"
-            else measures.remnant_accuracy(one.records[name])
-        ]
     )
 
 
@@ -96,9 +92,8 @@ def table_of(run: Run, name: str) -> pd.DataFrame:
         tests[one, attack] = with_control(test, table, controls, partial(compared, run, table))
     against, rows = jointly(tests), []
     for one in (dense, *others):
-        row: dict[str, Any] = {"family": one.family, "setting": one.setting}
-        row |= {"prune_ratio": one.prune_ratio}
-        row |= {"clean_accuracy": measures.clean_accuracy(one.records[run.main]).value}
+        row: Row = {"family": one.family, "setting": one.setting, "prune_ratio": one.prune_ratio}
+        row["clean_accuracy"] = measures.clean_accuracy(one.records[run.main]).value
         for attack, table in one.records.items():
             found = rated("accuracy", measures.remnant_accuracy(table))
             own = against.get((one, attack))  # none of the dense network itself

@@ -1,8 +1,6 @@
 """Transfer: every model on the images of every other model and of an attacker's networks."""
 
-from collections.abc import Iterator
 from math import inf
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +10,12 @@ from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.statistics import rate
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.formats import listed
-from advprune.report.results import accuracies, rated
-from advprune.report.section import Chart, Part, Run, section
+from advprune.report.section import Chart, Part, Parts, Run, section
+from advprune.report.tables import Row, accuracies, rated
 
 
 @section("Transfer", order=40)
-def transfer(run: Run) -> Iterator[Part]:
+def transfer(run: Run) -> Parts:
     """The matrix of sources and targets, and the published scenarios."""
     if not any(model.transfers for model in run.models):
         return
@@ -50,8 +48,8 @@ def matrix(run: Run) -> pd.DataFrame:
         for model in run.models:
             if len(records := model.transferred(run.main, source)):
                 row = {"source": source, "target": model.name, "n": len(records)}
-                success = transfer_success(records, crafted)
                 row |= rated("accuracy", remnant_accuracy(records))
+                success = transfer_success(records, crafted)
                 rows.append(row | {"success_rate": success.value})
     return pd.DataFrame(rows)
 
@@ -65,7 +63,7 @@ def scenarios(run: Run) -> pd.DataFrame:
         others = [m for m in run.descendants(dense) if m.family != "int8" and m is not model]
         between = [remnant_accuracy(model.transferred(main, other.name)).value for other in others]
         known = [value for value in between if value is not None]
-        row: dict[str, Any] = {"model": model.name}
+        row: Row = {"model": model.name}
         row |= accuracies({"white-box": model.attack(main), "from dense": there})
         row |= {"success_rate:from dense": transfer_success(there, dense.attack(main)).value}
         more = {f"from dense, {name}": model.transferred(name) for name in run.transfer_attacks[1:]}

@@ -2,23 +2,21 @@
 that models of studies go through as well."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from advprune.evaluate.verdict import LEVELS, PASS, beside_one_step
-from advprune.report.compared import columns, explained
 from advprune.report.formats import counted, listed, percent
-from advprune.report.results import rated
-from advprune.report.section import Part, Run, section
+from advprune.report.section import Part, Parts, Run, section
+from advprune.report.tables import columns, explained, rated
 
 CALIBRATION = Path("bench/verdict.json")
 HIDDEN = 0.05  # of the images: a trick that hides no more masks nothing
 
 
 @section("Verdict", order=20)
-def verdict(run: Run) -> Iterator[Part]:
+def verdict(run: Run) -> Parts:
     """The checks that are not passed, how often each check is passed, and all figures."""
     checks = pd.DataFrame(
         {"model": model.name, "verdict": run.verdict(model).level} | vars(check)
@@ -64,7 +62,7 @@ def calibration(path: Path) -> str:
     )
 
 
-def iterative(records: pd.DataFrame, *model: str) -> Iterator[Part]:
+def iterative(records: pd.DataFrame, *model: str) -> Parts:
     """Which iterative attacks fail the check beside FGSM on models of a study, which the columns
     `model` tell apart; nothing where no single step was run."""
     tests = {
