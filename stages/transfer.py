@@ -13,9 +13,7 @@ def transfer(profile: ProfileOption = None) -> None:
     """
     import pandas as pd
 
-    from advprune.core.ahead import ahead
     from advprune.core.errors import UserError
-    from advprune.core.progress import progress
     from advprune.core.resume import Parts
     from advprune.data import to_float
     from advprune.evaluate.craft import Work
@@ -55,14 +53,8 @@ def transfer(profile: ProfileOption = None) -> None:
         model, given = workspace.load(target).to(device), images_for(params, target, crafted)
         return transfer_records(model, images, labels, given, work).assign(target=target)
 
-    pieces = [partial(parts.frame, name, partial(tried, name)) for name in names]
-    ahead("transfer, targets", pieces)
-    tables = []
-    with progress("transfer, targets", len(pieces)) as advance:
-        for piece in pieces:
-            tables.append(piece())
-            advance(1)
-    whole = pd.concat(tables, ignore_index=True)
+    tables = parts.frames("transfer, targets", {name: partial(tried, name) for name in names})
+    whole = pd.concat(tables.values(), ignore_index=True)
     workspace.write_table(workspace.place("records", "transfer.parquet"), whole)
     parts.discard()
 
