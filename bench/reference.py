@@ -179,9 +179,9 @@ def main(
     settings = TrainSettings(**{"flip": True, "crop": 4, "eps": EPS} | read(train))
     try:
         if not weights.is_file():
-            splits = [read_split(data / f"{name}.safetensors") for name in ("train", "val")]
-            splits[1] = splits[1].pick(torch.arange(len(splits[1].labels))[:HELD_OUT])
-            inputs = Inputs(*splits, seed, setup(), out / "training.pt")
+            whole, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
+            held_out = val.pick(torch.arange(len(val.labels))[:HELD_OUT])
+            inputs = Inputs(whole, held_out, seed, setup(), out / "training.pt")
             if parent is None:
                 network = ModelSettings(architecture="resnet18", width=width)
                 found = dense(network, RecipeSettings(**read(recipe)), settings, inputs)

@@ -125,7 +125,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
             work = Work(seed, given.profile.batch, given.params.attack.score_draws)
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
-                images = {(DENSE, FROM_DENSE + names[0]): carried[seed]()}
+                images = {(DENSE, FROM_DENSE + names[0]): images_of(seed)}
                 sent = transfer_records(model, *given.test, images, work)
                 main = given.profile.table()[names[0]]
                 table = pd.concat([table, sent.assign(eps=main.eps, steps=main.steps)])
@@ -137,24 +137,26 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         return given.parts.frame(name, records), given.parts.frame(f"{name}-history", history)
 
+    @cache
     def images_of(seed: int) -> torch.Tensor:
         """The main attack's images of the dense network of a seed, uint8 `[N, C, H, W]`."""
         work = Work(seed, given.profile.batch, given.params.attack.score_draws)
         return craft(dense[seed]()[0].to(given.device), *given.test, attacks[names[0]], work).pixels
 
-    dense, carried, jobs, own = {}, {}, [], given.params.seed
-    for seed in range(own, own + settings.seeds if settings.points else own):
-        dense[seed] = cache(partial(network, given, recipe, seed))
-        carried[seed] = cache(partial(images_of, seed))
-        jobs.append((seed, DENSE, partial(kept, DENSE, seed, dense[seed])))
+    own = given.params.seed
+    numbers = range(own, own + settings.seeds if settings.points else own)
+    dense = {seed: cache(partial(network, given, recipe, seed)) for seed in numbers}
+    jobs = {}
+    for seed in numbers:
+        jobs[seed, DENSE] = partial(kept, DENSE, seed, dense[seed])
         for name, point in settings.points.items():
             make = partial(compressed, given, name, point, seed, dense[seed])
-            jobs.append((seed, name, partial(kept, name, seed, make)))
+            jobs[seed, name] = partial(kept, name, seed, make)
     # Points of a seed need its dense network; that of the run's seed is there before.
-    first = [job for seed, name, job in jobs if name == DENSE and seed != own]
-    ahead("dense networks", first + [job for seed, _, job in jobs if seed == own])
-    ahead(f"{given.name}, networks", [job for _, _, job in jobs])
-    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for *_, job in jobs), strict=True)
+    first = [job for (seed, name), job in jobs.items() if name == DENSE and seed != own]
+    ahead("dense networks", first + [job for (seed, _), job in jobs.items() if seed == own])
+    ahead(f"{given.name}, networks", [*jobs.values()])
+    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for job in jobs.values()), strict=True)
     records, histories = (pd.concat(some, ignore_index=True) for some in tables)
     return {"records": records, "history": histories}
 
