@@ -23,9 +23,8 @@ def ahead(what: str, jobs: Sequence[Callable[[], object]]) -> None:
     """Run jobs, closures too, that keep their results themselves, each with one thread; raises what
     a job raises. With one worker they run here. Inside a job, under torchrun or on a GPU nothing is
     done ahead."""
-    given = os.environ.get(WORKERS) or str(
-        len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    )
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    given = os.environ.get(WORKERS) or str(cores)
     if not given.isdecimal() or not 0 < len(given.lstrip("0")) < 6:
         raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
     if len(jobs) < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
