@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch takes a while, and not every script needs it
     import pandas as pd
     from torch import device, nn
 
+    from advprune.core.resume import Parts
     from advprune.data import Split
 
 ProfileOption = Annotated[
@@ -126,6 +127,13 @@ class Workspace:
         from advprune.core.resume import unfinished
 
         return unfinished(*settings, self.params.seed, files=[*files, *self.code()])
+
+    def parts(self, *settings: Any, files: list[Path]) -> "Parts":
+        """Where finished parts of a stage are kept, likewise."""
+        from advprune.core.resume import Parts
+
+        known = *settings, self.params.seed
+        return Parts(Path("checkpoints"), *known, files=[*files, *self.code()])
 
     @property
     def attacks(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Stage transfer: every model on the images crafted on the others."""
 
 from functools import partial
-from pathlib import Path
 
 from common import ProfileOption, Workspace, script
 
@@ -14,7 +13,6 @@ def transfer(profile: ProfileOption = None) -> None:
     import pandas as pd
 
     from advprune.core.errors import UserError
-    from advprune.core.resume import Parts
     from advprune.data import to_float
     from advprune.evaluate.craft import Work
     from advprune.evaluate.transfer import images_for, transfer_records
@@ -37,17 +35,8 @@ def transfer(profile: ProfileOption = None) -> None:
     for name in names:
         kept, _ = read_tensors(places[name])
         crafted |= {(name, attack): pixels for attack, pixels in kept.items()}
-    parts = Parts(
-        Path("checkpoints"),
-        workspace.attacks,
-        params.seed,
-        files=[
-            workspace.data("test"),
-            *(workspace.run(name) for name in names),
-            *(places[name] for name in names),
-            *workspace.code(),
-        ],
-    )
+    files = [place for name in names for place in (workspace.run(name), places[name])]
+    parts = workspace.parts(workspace.attacks, files=[workspace.data("test"), *files])
 
     def tried(target: str) -> pd.DataFrame:
         model, given = workspace.load(target).to(device), images_for(params, target, crafted)
