@@ -14,14 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import gettempdir
 from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 import typer
-from peers import Attack, Setting, peers
+from peers import Attack, Setting, batched, peers
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +32,7 @@ from advprune.attacks.engine import Mixed, attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.opening import expected_gradient
-from advprune.data import load_split, prepare
+from advprune.data import load_split, prepare, to_float
 from advprune.models.checkpoint import load_model
 from advprune.training.adversarial import Inner, climb
 from advprune.training.replay import Replayed
@@ -80,18 +79,16 @@ def ours(s: Setting, **options: Any) -> dict[str, Attack]:
 
 def replayed(s: Setting, bf16: bool) -> Attack:
     """PGD whose gradient passes a GPU replays as a graph; recorded anew, as for a new model."""
+    inner = Inner(s.eps, s.eps / 4, s.steps)
+
+    def part(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        loss = partial(nn.functional.cross_entropy, target=y, reduction="sum")
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            return climb(Replayed(attack_copy(model, x.device), x), x, x, loss, inner).clone()
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, cost: Cost) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-            network = Replayed(attack_copy(model, x.device), x)
-            cost.forwards += len(x) * s.steps
-            cost.gradients += len(x) * s.steps
-            return climb(
-                network,
-                *(x, x),
-                lambda logits: nn.functional.cross_entropy(logits, y, reduction="sum"),
-                Inner(s.eps, s.eps / 4, s.steps),
-            ).clone()
+        cost.forwards = cost.gradients = len(x) * s.steps
+        return batched(part, s.batch)(model, x, y, Cost())
 
     return attack
 
@@ -99,6 +96,7 @@ def replayed(s: Setting, bf16: bool) -> Attack:
 def rows_of(s: Setting, cuda: bool) -> list[Row]:
     """All attacks of the run, others' first within a kind."""
     rows, fixed = [Row(*found) for found in peers(s)], ours(s)
+    order = [*fixed]
     rows += [Row(kind, "ours", attack) for kind, attack in fixed.items()]
     del fixed["PGD, dropping"]
     low = ours(s, precision="bfloat16")
@@ -109,7 +107,6 @@ def rows_of(s: Setting, cuda: bool) -> list[Row]:
         rows += [Row(r.kind, f"{r.name}, TF32", r.attack, True) for r in peer]
         rows += [Row("PGD", "ours, CUDA graph", replayed(s, False))]
         rows += [Row("PGD", "ours, CUDA graph, bfloat16", replayed(s, True))]
-    order = ["PGD", "PGD, dropping", "APGD-CE", "APGD-T", "minimum norm"]
     return sorted(rows, key=lambda row: order.index(row.kind))
 
 
@@ -139,7 +136,7 @@ def measure(
     No round but the first begins that would not end before `until`.
     """
     images, labels = data
-    rights = torch.cat([answers(model, x) for x in images.split(s.batch)]) == labels
+    rights = answers(model, images, s.batch) == labels
     began = time.perf_counter()
     for turn in range(s.rounds + 1):
         if turn > 1 and 2 * time.perf_counter() - began > until:
@@ -147,26 +144,18 @@ def measure(
         began, count = time.perf_counter(), len(images) if turn else s.batch
         for row in rows:
             x, y, right, row.cost = images[:count], labels[:count], rights[:count], Cost()
-            parts = list(zip(x.split(s.batch), y.split(s.batch), strict=True))
-            if row.name.startswith("ours") and "graph" not in row.name:
-                parts = [(x, y)]  # they make batches themselves
-
-            def work(row: Row = row, parts: Any = parts) -> Tensor:
-                return torch.cat([row.attack(model, a, b, row.cost) for a, b in parts])
-
             with matmul_precision(row.tf32):
-                found, took = timed(work, x.device)
+                found, took = timed(partial(row.attack, model, x, y, row.cost), x.device)
             inside = (found - x).flatten(1).abs().amax(1) <= s.eps + 1e-6
-            wrong = torch.cat([answers(model, a) for a in found.split(s.batch)]) != y
-            row.broken = int((right & wrong & inside).sum())
-            row.robust = float((right & ~(wrong & inside)).float().mean())
+            broken = right & inside & (answers(model, found, s.batch) != y)
+            row.broken, row.robust = int(broken.sum()), float((right & ~broken).float().mean())
             row.seconds += [took] * (turn > 0)
 
 
 @torch.no_grad()
-def answers(model: nn.Module, x: Tensor) -> Tensor:
+def answers(model: nn.Module, images: Tensor, batch: int) -> Tensor:
     """The classes that a model gives."""
-    return model(x).argmax(1)
+    return torch.cat([model(x).argmax(1) for x in images.split(batch)])
 
 
 def limits(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
@@ -186,15 +175,11 @@ def limits(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
         work = partial(torch.matmul, a, b), partial(expected_gradient, bare, point, y, margin)
         with matmul_precision(name == "TF32"):
             product, passes = (min(timed(w, x.device)[1] for _ in range(6)) for w in work)
-        rate = 2 * size**3 / product
-        found.append(
-            {
-                "precision": name,
-                "matrix TFLOP/s": round(rate / 1e12, 3),
-                "bare passes, image-steps/s": round(len(x) / passes, 1),
-                "matrix limit, image-steps/s": round(rate / per_image, 1),
-            }
-        )
+        rate, row = 2 * size**3 / product, dict[str, Any](precision=name)
+        row["matrix TFLOP/s"] = round(rate / 1e12, 3)
+        row["bare passes, image-steps/s"] = round(len(x) / passes, 1)
+        row["matrix limit, image-steps/s"] = round(rate / per_image, 1)
+        found.append(row)
     return found
 
 
@@ -249,11 +234,9 @@ def main(
     model = load_model(weights).to(device).requires_grad_(False)
     if data is not None:
         x, y = load_split(data, "test")
-    else:
-        cut = {"val_fraction": 0.15, "test_fraction": 0.25, "train_limit": None, "test_limit": 300}
-        cache = Path(gettempdir())
-        test = prepare("digits", root=None, cache=cache, size=None, seed=0, **cut)["test"]
-        x, y = test.images / 255, test.labels
+    else:  # as in the profile digits
+        test = prepare("digits", test_fraction=0.25, val_fraction=0.15, test_limit=300)["test"]
+        x, y = to_float(test.images), test.labels
     x, y = x[:images].to(device), y[:images].to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     with matmul_precision(False):

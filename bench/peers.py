@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
@@ -83,13 +84,14 @@ PEERS = {
 }
 
 
-def peer(call: Call) -> Attack:
-    """Another package's attack on a copy of the model that counts what passes through it."""
+def batched(call: Call, batch: int) -> Attack:
+    """An attack that makes no batches itself, on a copy of the model that counts what passes."""
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, cost: Cost) -> Tensor:
         watched = copy.deepcopy(model)
         cost.watch(watched)
-        return call(watched, x, y)
+        pairs = zip(x.split(batch), y.split(batch), strict=True)
+        return torch.cat([call(watched, *pair) for pair in pairs])
 
     return attack
 
@@ -103,4 +105,4 @@ def peers(s: Setting) -> Iterator[tuple[str, str, Attack]]:
             print(f"without {name}: {error}", file=sys.stderr)
             continue
         for kind, call in make(package, s).items():
-            yield kind, name, peer(call)
+            yield kind, name, batched(call, s.batch)

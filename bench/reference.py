@@ -35,6 +35,7 @@ from advprune.data import load_split, read_split, to_float
 from advprune.evaluate.records import score
 from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
+from advprune.training.inputs import Inputs
 from advprune.training.networks import begin
 from advprune.training.standard import Trainer
 
@@ -77,8 +78,7 @@ class Results:
     def add(self, name: str, frame: pd.DataFrame, cost: Cost, seconds: float) -> None:
         """Add an attack's records of some images, and what they cost to its notes."""
         self.records = pd.concat([self.records, frame[[*KEPT, "linf", "l2"]].astype(SMALL)])
-        spent = {"n": len(frame), "s": seconds, "forwards": cost.forwards}
-        spent["gradients"] = cost.gradients
+        spent = {"n": len(frame), "s": seconds, **vars(cost)}
         before = self.notes.get(name, {})
         self.write(**{name: {key: before.get(key, 0) + value for key, value in spent.items()}})
         right = (frame["adv_pred"] == frame["label"]).mean()
@@ -89,46 +89,23 @@ class Results:
         return self.records[self.records["attack"] == name] if len(self.records) else self.records
 
 
-@dataclass(frozen=True)
-class Training:
-    """What a network is trained on, by which settings, and where."""
+Made = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]  # network, history, notes
 
-    data: Path
-    settings: TrainSettings
-    seed: int
-    folder: Path
 
-    def dense(self, network: ModelSettings, recipe: RecipeSettings, results: Results) -> nn.Module:
-        """The network of the best epoch."""
-        train, val = self._splits()
-        model = begin(network, train, self.seed).to(setup())
-        held_out = val.images[:HELD_OUT], val.labels[:HELD_OUT]
-        pair = train.images, train.labels
-        state = self.folder / "training.pt"
-        run = Trainer(model, pair, held_out, self.settings, recipe, self.seed, state)
-        self._finish(run.run(), results)
-        return model
+def dense(network: ModelSettings, recipe: RecipeSettings, how: TrainSettings, on: Inputs) -> Made:
+    """The network of the best epoch."""
+    model = begin(network, on.train, on.seed).to(on.device)
+    return model, Trainer(model, *on.pairs, how, recipe, on.seed, on.state).run(), {}
 
-    def pruned(self, parent: Path, how: dict[str, Any], results: Results) -> nn.Module:
-        """What the one family in `how` makes of the parent."""
-        ((family, setting),) = how.items()
-        train, _ = self._splits()
-        state = self.folder / "training.pt"
-        data = Data(to_float(train.images), train.labels, self.settings, state)
-        made = prune(family, load_model(parent).to(setup()), setting, data, self.seed)
-        phases = {name: made.notes.pop(name, []) for name in ("scores", "finetune")}
-        rows = [{"phase": name} | row for name, history in phases.items() for row in history]
-        self._finish(rows, results, prune_ratio=made.ratio, setting=how, **made.notes)
-        return made.model
 
-    def _splits(self) -> tuple[Any, Any]:
-        train, val = (read_split(self.data / f"{name}.safetensors") for name in ("train", "val"))
-        return train, val
-
-    def _finish(self, history: list[dict[str, Any]], results: Results, **notes: Any) -> None:
-        pd.DataFrame(history).to_csv(self.folder / "history.csv", index=False)
-        results.write(**{"trained s": now(), "seed": self.seed}, **notes)
-        print(f"{now():.0f} s: trained, {notes}", flush=True)
+def pruned(parent: Path, family: dict[str, Any], how: TrainSettings, on: Inputs) -> Made:
+    """What the one family in `family` makes of the parent."""
+    ((name, setting),) = family.items()
+    data = Data(to_float(on.train.images), on.train.labels, how, on.state)
+    made = prune(name, load_model(parent).to(on.device), setting, data, on.seed)
+    phases = {phase: made.notes.pop(phase, []) for phase in ("scores", "finetune")}
+    history = [{"phase": phase} | row for phase, rows in phases.items() for row in rows]
+    return made.model, history, {"prune_ratio": made.ratio, "setting": family, **made.notes}
 
 
 def evaluate(model: nn.Module, data: Path, count: int, attacks: list[str], out: Results) -> None:
@@ -200,14 +177,20 @@ def main(
     signal.alarm(limit_s)
     read, results, weights = YAML(typ="safe").load, Results(out), out / "model.fp16.safetensors"
     settings = TrainSettings(**{"flip": True, "crop": 4, "eps": EPS} | read(train))
-    training = Training(data, settings, seed, out)
     try:
         if not weights.is_file():
+            whole, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
+            held_out = val.pick(torch.arange(len(val.labels))[:HELD_OUT])
+            inputs = Inputs(whole, held_out, seed, setup(), out / "training.pt")
             if parent is None:
                 network = ModelSettings(architecture="resnet18", width=width)
-                model = training.dense(network, RecipeSettings(**read(recipe)), results)
+                found = dense(network, RecipeSettings(**read(recipe)), settings, inputs)
             else:
-                model = training.pruned(parent, read(family), results)
+                found = pruned(parent, read(family), settings, inputs)
+            model, history, notes = found
+            pd.DataFrame(history).to_csv(out / "history.csv", index=False)
+            results.write(**{"trained s": now(), "seed": seed}, **notes)
+            print(f"{now():.0f} s: trained, {notes}", flush=True)
             save_model(model, weights, torch.float16)
             for state in out.glob("*training.pt"):
                 state.unlink()

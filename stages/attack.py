@@ -1,6 +1,5 @@
 """Stage attack: the suite on one model; records, adversarial images, effect on each layer."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +21,6 @@ def attack(
     from advprune.core.device import setup
     from advprune.core.errors import UserError
     from advprune.core.files import atomic, read_json
-    from advprune.core.resume import Parts
     from advprune.data import to_float
     from advprune.evaluate.layers import noisy_images, where
     from advprune.evaluate.suite import Suite
@@ -35,12 +33,12 @@ def attack(
     attacks = workspace.place("data", "attacks.json")  # DVC makes this stage depend on it
     if not attacks.is_file() or read_json(attacks) != workspace.attacks:
         raise UserError(f"{attacks} is not up to date; run `dvc repro` or stages/settings.py")
-    files = [workspace.run(name), workspace.data("test"), attacks, *workspace.code()]
+    files = [workspace.run(name), workspace.data("test"), attacks]
     entry, parent = params.models.get(name), None
     if entry is not None and entry.do == "quantize":
         parent = workspace.load(entry.of).to(device)
         files.append(workspace.run(entry.of))
-    parts = Parts(Path("checkpoints"), params.seed, files=files)
+    parts = workspace.parts(files=files)
     suite = Suite(images, test.labels, settings, params.attack, params.seed, parts, parent)
     records, layers = pd.DataFrame(), pd.DataFrame()
     if name in params.attackers():

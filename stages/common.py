@@ -1,10 +1,8 @@
 """What every stage script shares: the library on the path, places of files, one-line errors."""
 
 import os
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +16,7 @@ except ImportError:
 
 from advprune.core.ending import WRONG, ended
 from advprune.core.errors import UserError
-from advprune.core.files import atomic, fingerprint, locked
+from advprune.core.files import atomic
 from advprune.core.params import Params, load
 from advprune.core.profile import Profile
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:  # torch takes a while, and not every script needs it
     import pandas as pd
     from torch import device, nn
 
+    from advprune.core.resume import Parts
     from advprune.data import Split
 
 ProfileOption = Annotated[
@@ -123,14 +122,18 @@ class Workspace:
 
         return code_files(self.profile.model.factory)
 
-    @contextmanager
-    def unfinished(self, *settings: Any, files: list[Path]) -> Iterator[Path]:
+    def unfinished(self, *settings: Any, files: list[Path]) -> AbstractContextManager[Path]:
         """Where unfinished training is kept, under all that it depends on; removed in the end."""
+        from advprune.core.resume import unfinished
+
+        return unfinished(*settings, self.params.seed, files=[*files, *self.code()])
+
+    def parts(self, *settings: Any, files: list[Path]) -> "Parts":
+        """Where finished parts of a stage are kept, likewise."""
+        from advprune.core.resume import Parts
+
         known = *settings, self.params.seed
-        folder = Path("checkpoints") / fingerprint(*known, files=[*files, *self.code()])
-        with locked(folder):
-            yield folder / "training.pt"
-            shutil.rmtree(folder, ignore_errors=True)
+        return Parts(Path("checkpoints"), *known, files=[*files, *self.code()])
 
     @property
     def attacks(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Stage study: one experiment beside the leaderboard."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,24 +14,16 @@ def study(
     """Write records/<profile>/<name>/records.parquet, and what else the study records."""
     from advprune.core.device import setup
     from advprune.core.files import read_json
-    from advprune.core.resume import Parts
     from advprune.models.checkpoint import read_tensors
     from advprune.studies import Given, run_study, settings_of
 
     workspace = Workspace.open(profile)
-    params, settings = workspace.params, workspace.profile
-    known = settings_of(params, name).model_dump()
+    params = workspace.params
+    typed = settings_of(params, name), workspace.profile, params.attack
     of = params.studies[name].of
     adversarial = workspace.run(of, "adversarial.safetensors")
-    parts = Parts(
-        Path("checkpoints"),
-        name,
-        known,
-        settings.model_dump(),
-        params.attack.model_dump(),
-        params.seed,
-        files=[*map(workspace.data, SPLITS), workspace.run(of), adversarial, *workspace.code()],
-    )
+    files = [*map(workspace.data, SPLITS), workspace.run(of), adversarial]
+    parts = workspace.parts(name, *(one.model_dump() for one in typed), files=files)
     given = Given(
         name,
         of,

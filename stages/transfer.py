@@ -1,7 +1,6 @@
 """Stage transfer: every model on the images crafted on the others."""
 
 from functools import partial
-from pathlib import Path
 
 from common import ProfileOption, Workspace, script
 
@@ -13,10 +12,7 @@ def transfer(profile: ProfileOption = None) -> None:
     """
     import pandas as pd
 
-    from advprune.core.ahead import ahead
     from advprune.core.errors import UserError
-    from advprune.core.progress import progress
-    from advprune.core.resume import Parts
     from advprune.data import to_float
     from advprune.evaluate.craft import Work
     from advprune.evaluate.transfer import images_for, transfer_records
@@ -39,30 +35,15 @@ def transfer(profile: ProfileOption = None) -> None:
     for name in names:
         kept, _ = read_tensors(places[name])
         crafted |= {(name, attack): pixels for attack, pixels in kept.items()}
-    parts = Parts(
-        Path("checkpoints"),
-        workspace.attacks,
-        params.seed,
-        files=[
-            workspace.data("test"),
-            *(workspace.run(name) for name in names),
-            *(places[name] for name in names),
-            *workspace.code(),
-        ],
-    )
+    files = [place for name in names for place in (workspace.run(name), places[name])]
+    parts = workspace.parts(workspace.attacks, files=[workspace.data("test"), *files])
 
     def tried(target: str) -> pd.DataFrame:
         model, given = workspace.load(target).to(device), images_for(params, target, crafted)
         return transfer_records(model, images, labels, given, work).assign(target=target)
 
-    pieces = [partial(parts.frame, name, partial(tried, name)) for name in names]
-    ahead("transfer, targets", pieces)
-    tables = []
-    with progress("transfer, targets", len(pieces)) as advance:
-        for piece in pieces:
-            tables.append(piece())
-            advance(1)
-    whole = pd.concat(tables, ignore_index=True)
+    tables = parts.frames("transfer, targets", {name: partial(tried, name) for name in names})
+    whole = pd.concat(tables.values(), ignore_index=True)
     workspace.write_table(workspace.place("records", "transfer.parquet"), whole)
     parts.discard()
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from advprune.core.errors import UserError
-from advprune.core.progress import silent
+from advprune.core.progress import silence
 
 SECONDS = float(os.environ.get("ADVPRUNE_FUZZ", "0"))  # of CPU, by border; 0: a fixed, short run
 COUNTS: dict[str, dict[str, int]] = {}  # by border: how many were taken and refused
@@ -100,15 +100,17 @@ def fuzz_bytes(border: str, files: Sequence[bytes], check: Callable[[bytes], Any
 def once(border: str, value: Any, check: Callable[[Any], Any]) -> None:
     """An input is taken, or refused by a UserError of one line, and soon."""
     counts, begun = COUNTS.setdefault(border, {"taken": 0, "refused": 0}), time.process_time()
+    silence()
     try:
-        with silent():
-            check(value)
+        check(value)
     except UserError as error:
         said = str(error)
         assert said.strip() and "\n" not in said and len(said) < 2000, said
         counts["refused"] += 1
     else:
         counts["taken"] += 1
+    finally:
+        silence(False)
     assert time.process_time() - begun < 20, "too slow"
 
 

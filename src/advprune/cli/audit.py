@@ -93,16 +93,11 @@ def _print(found: "Audit", facts: dict[str, Any]) -> None:
         outer = "of the prunable weights but first and last layer"
         print(f"              {found.remaining:.4%} {outer}")
     ends = {found.layers[-1].name: " (last)", found.layers[0].name: " (first)"}
-    rows = [
-        [
-            layer.name.removesuffix(".weight") + (ends.get(layer.name, "") if found.spec else ""),
-            "x".join(map(str, layer.shape)),
-            layer.dtype,
-            f"{layer.zeros:,}",
-            f"{layer.sparsity:.2%}",
-        ]
-        for layer in found.layers
-    ]
+    rows = []
+    for layer in found.layers:
+        name = layer.name.removesuffix(".weight") + (ends.get(layer.name, "") if found.spec else "")
+        shape, none = "x".join(map(str, layer.shape)), f"{layer.zeros:,}"
+        rows.append([name, shape, layer.dtype, none, f"{layer.sparsity:.2%}"])
     print()
     show(("layer", "shape", "type", "zeros", "sparsity"), rows, left=3)
     for kind, lines in (("note", found.notes), ("fault", found.faults)):
@@ -118,10 +113,8 @@ def _architecture(spec: "ModelSpec | None") -> str:
     if spec is None:
         return "unknown"
     channels = counted(spec.channels, "channel")
-    parts = [f"{spec.described}, {channels}, {spec.classes} classes"]
+    text = f"{spec.described}, {channels}, {spec.classes} classes"
     if spec.inner:
-        parts.append(f"{'-'.join(map(str, spec.inner))} filters inside the blocks")
-    parts += [f"layers of kind {layer.kind}" for layer in spec.layers]
-    if spec.quantization:
-        parts.append(f"{spec.quantization.bits} bits")
-    return ", ".join(parts)
+        text += f", {'-'.join(map(str, spec.inner))} filters inside the blocks"
+    text += "".join(f", layers of kind {layer.kind}" for layer in spec.layers)
+    return text + (f", {spec.quantization.bits} bits" if spec.quantization else "")

@@ -1,5 +1,6 @@
 """`advprune export`: a network in half precision, or as an ONNX file."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,13 +57,12 @@ def export(
     if size is not None:
         if onnx is None:
             raise UserError("--size goes with --onnx")
-        parts = size.split("x")
-        read = [int(part) if part.isdecimal() and len(part) < 6 else 0 for part in parts]
-        if len(read) > 2 or not all(0 < side <= 65536 for side in read):
+        parts = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", size, re.ASCII)
+        if parts is None:
             raise UserError(
                 f"--size is a number of pixels, or height x width such as 32x48 (got {size[:20]!r})"
             )
-        sides = read[0], read[-1]
+        sides = int(parts[1]), int(parts[2] or parts[1])
     model = load_model(checkpoint, factory)
     if onnx is not None:
         _as_onnx(model, checkpoint, onnx, sides)

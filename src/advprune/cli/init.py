@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from string import Template
 from typing import Annotated, ClassVar
 
 import typer
@@ -15,7 +16,8 @@ import typer
 from advprune.cli.options import Made, option_groups
 from advprune.core.errors import UserError
 
-STAGES, NAME = "stages", "mine"  # NAME: of the profile
+STAGES = "stages"
+TEMPLATE = Path(__file__).with_suffix(".yaml")  # of params.yaml
 EXTRA = "advprune[pipeline]"
 PINNED = "requirements.txt"  # stages depend on it, instead of the library's code
 DENSE = "dense-standard"  # the network that every project has
@@ -24,57 +26,6 @@ NETWORKS = "networks"  # where a clone has the user's code
 OF_THE_CLONE = ("src/", NETWORKS, "claims.yaml", "params", "rl/", "bench/")
 SECTION = re.compile(r"^(?:#.*\n)*^(\w+):.*\n(?: .*\n|\n)*", re.MULTILINE)
 
-SETTINGS = """\
-# Settings of the pipeline. `dvc repro` runs what is out of date, `dvc exp run -S prune.E=5e-3` with
-# one setting changed. Written by `advprune init`; what follows `profiles` is as advprune comes.
-
-profile: {name}
-seed: 0
-
-# Ways to train the dense network; each makes the model dense-<recipe>. For adversarial training add
-# robust: {{method: pgd, steps: 3}}
-recipes:
-  standard: {{method: standard}}
-
-# Settings of families, by their key: weights below E become zero; GAP_layer removes this share of
-# each layer's weights, and trains on. All families: docs/families of advprune.
-prune:
-  E: 1.0e-2
-  GAP_layer: {{sparsity: 0.8, finetune: true}}
-
-# How each model is made (do), from which parent (of), with which settings (by).
-models:
-  E-standard: {{do: prune, of: dense-standard, by: prune.E}}
-  GAP_layer-standard: {{do: prune, of: dense-standard, by: prune.GAP_layer}}
-  int8-standard: {{do: quantize, of: dense-standard, by: quantize.int8}}
-
-# Experiments beside the leaderboard, such as
-# flips: {{study: bitflip, of: dense-standard, bits: 8}}
-studies: {{}}
-
-profiles:
-  {name}:
-    # <class>/*.png or .jpg; or train/<class>/, and test/<class>/ and val/<class>/ if there are.
-    data:
-      source: imagefolder
-      root: {root}
-{size}    # Attacks change a pixel by at most this much, of a range from 0 to 1.
-    eps: {eps}
-    model:
-      {network}
-      # Whether images are normalized by the training images' mean and std.
-      normalize: {normalize}
-{weights}    # Of recipes without weights, and of fine-tuning.
-    train: {{epochs: 30, batch: 64, lr: 0.1}}
-
-"""
-
-
-WEIGHTS = """\
-      weights:
-        standard:
-          path: {path}
-"""
 HEADER = """\
 # The pipeline, as advprune comes with it. Settings are in params.yaml. Stages depend on the version
 # of the library by requirements.txt: after an upgrade change it there.
@@ -126,12 +77,14 @@ def init(own: Profile, made: Made) -> None:
             raise UserError(f"there is no {path}")
     home, here = project(), Path.cwd()
     code = [str(f.relative_to(here)) for f in code_files(made.factory) if f.is_relative_to(here)]
-    text = SETTINGS.format(
-        **{"name": NAME, "root": _quoted(own.data), "eps": own.eps},
-        normalize=str(own.normalize).lower(),
-        size="" if own.size is None else f"      size: {own.size}\n",
+    given = {} if own.weights is None else {"standard": {"path": str(own.weights)}}
+    text = Template(TEMPLATE.read_text("utf-8")).substitute(
+        root=json.dumps(str(own.data)),
+        size=json.dumps(own.size),
+        eps=own.eps,
         network=f"{'factory' if made.factory else 'architecture'}: {made.name}",
-        weights=WEIGHTS.format(path=_quoted(own.weights)) if own.weights else "",
+        normalize=json.dumps(own.normalize),
+        weights=json.dumps(given),
     )
     sections = SECTION.finditer((home / FILE).read_text("utf-8"))
     left_out = set(re.findall(r"^(\w+):", text, re.MULTILINE))
@@ -171,11 +124,6 @@ def _stages(packaged: str, code: list[str]) -> str:
     stream = StringIO()
     yaml.dump(content, stream)
     return re.sub(r"\A(#.*\n)+", HEADER, stream.getvalue())
-
-
-def _quoted(path: Path) -> str:
-    """A path as YAML reads it back."""
-    return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else json.dumps(str(path))
 
 
 def _start_dvc() -> None:

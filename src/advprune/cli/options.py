@@ -209,9 +209,8 @@ class Network(Known):
         if self.normalize is False:
             found = {"mean": (0.0,), "std": (1.0,)}
         found = {key: for_channels(f"--{key}", found[key], channels) for key in found}
-        if (said := self.fit(own)) is not None:
-            return found | {"fit": said}
-        return found | ({} if own is None else {"fit": own.fit})
+        fit = self.fit(own) or (own and own.fit)
+        return found | ({"fit": fit} if own or fit else {})
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:
@@ -228,13 +227,10 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     kinds: dict[str, Any] = {
         name: one.annotation for name, one in given.items() if is_dataclass(one.annotation)
     }
-    shown: list[inspect.Parameter] = []
-    for name, parameter in given.items():
-        if (kind := kinds.get(name)) is None:
-            shown.append(parameter)
-            continue
+    shown: list[inspect.Parameter] = [one for name, one in given.items() if name not in kinds]
+    for kind in kinds.values():
         for field in inspect.signature(kind).parameters.values():
-            (option,) = (copy(one) for one in field.annotation.__metadata__)
+            option = copy(field.annotation.__metadata__[0])
             option.rich_help_panel = kind.PANEL
             shown.append(field.replace(annotation=Annotated[field.annotation.__origin__, option]))
 

@@ -1,6 +1,5 @@
 """`advprune prune` and `advprune quantize`: one checkpoint compressed in one way."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +52,7 @@ def prune(
 
     Exit status: 0, or 2 if nothing was written.
     """
-    from advprune.core.files import fingerprint, locked
+    from advprune.core.resume import unfinished
     from advprune.data import to_float
     from advprune.data.split import sha256_of
     from advprune.models.outside import code_files
@@ -69,15 +68,12 @@ def prune(
     facts = place.profile.model_dump(include={"data", "train"})
     files = [checkpoint, *code_files(place.factory(known.given()))]
     said = asdict(known), spec_of(dense).model_dump_json()
-    key = fingerprint(family, value, said, facts, seed, sha256_of(split), files=files)
-    state = Path("checkpoints") / key / "training.pt"
-    data = Data(to_float(split.images), split.labels, train, state)
-    with locked(state.parent):
+    with unfinished(family, value, said, facts, seed, sha256_of(split), files=files) as state:
+        data = Data(to_float(split.images), split.labels, train, state)
         pruned = prune_model(family, dense, value, data, seed)
-    card = {"setting": value, "prune_ratio": round(pruned.ratio, 4)}
+        card = {"setting": value, "prune_ratio": round(pruned.ratio, 4)}
+        written(out, pruned.model, card, place, known)
     at = f" at {pruned.notes['sites']} sites" if "sites" in pruned.notes else ""
-    written(out, pruned.model, card, place, known)
-    shutil.rmtree(state.parent, ignore_errors=True)
     print(f"{out} and {out.stem}.json: {pruned.ratio:.2%} of the weights and biases changed{at}")
 
 

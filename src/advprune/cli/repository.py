@@ -160,31 +160,30 @@ class Repository:
         from advprune.training.networks import spec_for
 
         tensors, metadata = read_weights(path)
-        spec, own = header_spec(metadata, str(path)), self.model
-        theirs = known.theirs(tensors) if spec is None else None
+        header, own = header_spec(metadata, str(path)), self.model
+        foreign = header is None
+        theirs = known.theirs(tensors) if foreign else None
         tensors = theirs.tensors if theirs else tensors
-        said = known.given(path if spec is None else None, theirs)
+        said = known.given(path if foreign else None, theirs)
         made = {"architecture": own.network} | said
-        if spec is None and not is_library(made["architecture"]):
-            profiles = own.options and made["architecture"] == own.network
-            said = self.fits | shown(made["architecture"], tensors) | made
-            said = ({"options": own.options} if profiles else {}) | said
+        if foreign and not is_library(name := made["architecture"]):
+            options = {"options": own.options} if own.options and name == own.network else {}
+            said = options | self.fits | shown(name, tensors) | made
         factory = self.factory(said)
-        found = audit(tensors, spec, given=said, keep=known.keep, factory=factory)
-        if found.spec is None or not found.sound:
+        found = audit(tensors, header, given=said, keep=known.keep, factory=factory)
+        if (spec := found.spec) is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
-        trained, spec = spec is None, found.spec
-        # A network of the profile's kind is taken for one that was trained on its images.
-        elsewhere = trained and (own.network != spec.architecture or bool(own.weights))
-        how = preprocessing_of(spec.architecture, spec.options, path) if elsewhere else None
+        how = None
         if theirs and theirs.normalized:
             how = Preprocessing(*theirs.normalized, fit=None)
+        # A network of the profile's kind is taken for one that was trained on its images.
+        elif foreign and (own.network != spec.architecture or own.weights):
+            how = preprocessing_of(spec.architecture, spec.options, path)
         seen = known.preprocessing(how, spec.channels)
-        if "mean" not in seen and (trained or known.normalize):
-            normalize = own.normalize if known.normalize is None else known.normalize
+        if "mean" not in seen and (foreign or known.normalize):
             seen |= {"mean": (0.0,) * spec.channels, "std": (1.0,) * spec.channels}
-            if normalize:
+            if own.normalize if known.normalize is None else known.normalize:
                 ours = spec_for(own.model_copy(update={"normalize": True}), self.split("train"))
                 seen |= {"mean": ours.mean, "std": ours.std}
         spec = parse(ModelSpec, dict(spec) | seen, str(path))

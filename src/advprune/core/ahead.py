@@ -10,16 +10,16 @@ from multiprocessing import get_context
 
 import torch
 
+from advprune.core.device import one_thread
 from advprune.core.distributed import processes
 from advprune.core.errors import UserError
 from advprune.core.progress import progress, silence
 
-Jobs = Sequence[Callable[[], object]]
 WORKERS = "ADVPRUNE_WORKERS"  # environment variable: how many processes; by default one per core
-_jobs: Jobs = ()  # in a worker: what it was forked for
+_jobs: Sequence[Callable[[], object]] = ()  # in a worker: what it was forked for
 
 
-def ahead(what: str, jobs: Jobs) -> None:
+def ahead(what: str, jobs: Sequence[Callable[[], object]]) -> None:
     """Run jobs, closures too, that keep their results themselves, each with one thread; raises what
     a job raises. With one worker they run here. Inside a job, under torchrun or on a GPU nothing is
     done ahead."""
@@ -27,35 +27,27 @@ def ahead(what: str, jobs: Jobs) -> None:
     given = os.environ.get(WORKERS) or str(cores)
     if not given.isdecimal() or not 0 < len(given.lstrip("0")) < 6:
         raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
-    workers = min(int(given), len(jobs))
     if len(jobs) < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
         return
-    if workers < 2:  # here, but with one thread as there: sums over more would round otherwise
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+    with one_thread():  # here as there: sums over more would round otherwise
+        if (workers := min(int(given), len(jobs))) < 2:
             for job in jobs:
                 job()
-        finally:
-            torch.set_num_threads(threads)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (jobs, os.getpid()))
-    try:
-        with pool, progress(what, len(jobs)) as advance:
-            for _ in pool.map(_run, range(len(jobs))):
-                advance(1)
-    except BrokenExecutor as error:
-        reason = f"a process was killed, perhaps for lack of memory; {WORKERS}=1 works in one"
-        raise UserError(f"{what}: {reason}") from error
+            return
+        pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (jobs,))
+        try:
+            with pool, progress(what, len(jobs)) as advance:
+                for _ in pool.map(_run, range(len(jobs))):
+                    advance(1)
+        except BrokenExecutor as error:
+            reason = f"a process was killed, perhaps for lack of memory; {WORKERS}=1 works in one"
+            raise UserError(f"{what}: {reason}") from error
 
 
-def _begin(jobs: Jobs, parent: int) -> None:
+def _begin(jobs: Sequence[Callable[[], object]]) -> None:
     global _jobs
     _jobs = jobs
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the parent
-    if os.getppid() != parent:
-        os._exit(1)
-    torch.set_num_threads(1)
     silence()
 
 

@@ -35,6 +35,17 @@ def setup(threads: int | None = None) -> torch.device:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, a CPU computes with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def full_precision() -> Iterator[None]:
     """Inside, a GPU does not round the inputs of float32 convolutions and products to 19 bits."""
     kinds: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)

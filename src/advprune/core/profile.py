@@ -1,6 +1,7 @@
 """A profile: everything that depends on the data set, resolved to numbers."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -134,24 +135,17 @@ def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -
         raise UserError(f"{where}.eps: write the budget, such as 8/255") from error
     own = {name: _mapping(profile.get(name), f"{where}.{name}") for name in (*SHARED, "train")}
     found = {name: _merged(shared[name], own[name]) for name in SHARED}
-    protocol, curves, train = found["protocol"], found["curves"], own["train"]
-    norm = {"norm": profile["norm"]} if "norm" in profile else {}
+    attack = partial(_attack, eps, {"norm": profile["norm"]} if "norm" in profile else {})
+    found["attacks"] = {name: attack(one) for name, one in found["attacks"].items()}
+    protocol = found["protocol"]
     adaptive = _mapping(protocol.get("adaptive"), f"{where}.protocol.adaptive")
-    resolved = {
-        **profile,
-        **found,
-        "eps": eps,
-        "train": {**train, "eps": relative(train.get("eps", eps), eps)},
-        "attacks": {name: _attack(one, eps, norm) for name, one in found["attacks"].items()},
-        "curves": {**curves, "eps": _budgets(curves.get("eps"), eps)},
-        "protocol": {
-            **protocol,
-            "eps": _budgets(protocol.get("eps"), eps),
-            "iterative": _attack(protocol.get("iterative"), eps, norm),
-            "adaptive": {name: _attack(one, eps, norm) for name, one in adaptive.items()},
-        },
-    }
-    return parse(Profile, resolved, where)
+    protocol["adaptive"] = {name: attack(one) for name, one in adaptive.items()}
+    protocol["iterative"] = attack(protocol.get("iterative"))
+    for one in (found["curves"], protocol):
+        if isinstance(budgets := one.get("eps"), list):
+            one["eps"] = [relative(budget, eps) for budget in budgets]
+    found["train"] = {**own["train"], "eps": relative(own["train"].get("eps", eps), eps)}
+    return parse(Profile, {**profile, **found, "eps": eps}, where)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -170,7 +164,7 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _attack(setting: Any, eps: float, norm: Mapping[str, Any]) -> Any:
+def _attack(eps: float, norm: Mapping[str, Any], setting: Any) -> Any:
     """An attack with numbers, its eps relative to the profile's, its lengths to its own; and with
     the profile's norm, where there is one."""
     if not isinstance(setting, Mapping):
@@ -183,8 +177,3 @@ def _attack(setting: Any, eps: float, norm: Mapping[str, Any]) -> Any:
     if isinstance(own, int | float):
         known |= {key: relative(known[key], own) for key in LENGTHS if key in known}
     return known
-
-
-def _budgets(values: Any, eps: float) -> Any:
-    """A list of budgets as numbers."""
-    return [relative(one, eps) for one in values] if isinstance(values, list) else values

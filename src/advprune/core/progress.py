@@ -35,21 +35,10 @@ class _Rate(ProgressColumn):
 _quiet = False
 
 
-def silence() -> None:
+def silence(quiet: bool = True) -> None:
     """Show nothing more in this process."""
     global _quiet
-    _quiet = True
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Show nothing that begins inside."""
-    global _quiet
-    before, _quiet = _quiet, True
-    try:
-        yield
-    finally:
-        _quiet = before
+    _quiet = quiet
 
 
 @contextmanager
@@ -58,16 +47,11 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     Where standard error is no terminal, one line is printed at the end instead.
     """
-    console = Console(stderr=True, quiet=_quiet)
-    columns = (
-        _What(),
-        BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        _Rate(table_column=Column(no_wrap=True)),
-        TimeElapsedColumn(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-    )
-    with Progress(*columns, console=console) as bar:
+    whole = Column(no_wrap=True)
+    numbers = (MofNCompleteColumn, _Rate, TimeElapsedColumn, TimeRemainingColumn)
+    columns = [_What(), BarColumn(bar_width=20, table_column=whole)]
+    columns += [kind(table_column=whole) for kind in numbers]
+    with Progress(*columns, console=Console(stderr=True, quiet=_quiet)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda units: bar.advance(task, units)
         bar.update(task, completed=total)  # work that was dropped as decided is done, too

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,14 +12,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from advprune.core.ahead import ahead
 from advprune.core.distributed import from_main, is_main
 from advprune.core.files import atomic, fingerprint, locked
+from advprune.core.progress import progress
 
 if TYPE_CHECKING:  # it takes a third of a second, which stages without tables can spare
     import pandas as pd
 
 Kept = TypeVar("Kept")
 Noted = tuple[torch.Tensor, dict[str, Any]]  # a tensor and facts about it, which JSON can hold
+
+
+@contextmanager
+def unfinished(*settings: Any, files: list[Path]) -> Iterator[Path]:
+    """Where unfinished training is kept, under all that it depends on; removed in the end."""
+    folder = Path("checkpoints") / fingerprint(*settings, files=files)
+    with locked(folder):
+        yield folder / "training.pt"
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Parts:
@@ -34,46 +46,70 @@ class Parts:
             self.lock.enter_context(locked(self.folder))
 
     def frame(self, name: str, compute: "Callable[[], pd.DataFrame]") -> "pd.DataFrame":
-        """The table `name`: read back if it was finished before, else computed, kept and read
-        back, so that a column of text is of the same kind whoever computed it."""
+        """The table `name`: computed and kept unless it was finished before; read back in any case,
+        so that a column of text is of the same kind whoever computed it."""
         import pandas as pd
 
-        path = self.folder / f"{name}.parquet"
-        if (kept := from_main(lambda: _read(path, pd.read_parquet))) is not None:
-            return kept
-        table = compute()
-        if is_main():
-            with atomic(path) as temporary:
-                table.to_parquet(temporary, index=False)
-        return from_main(lambda: pd.read_parquet(path))
+        def write(table: pd.DataFrame, path: Path) -> None:
+            table.to_parquet(path, index=False)
+
+        return self._kept(f"{name}.parquet", compute, pd.read_parquet, write)
+
+    def frames(
+        self, what: str, jobs: "Mapping[str, Callable[[], pd.DataFrame]]"
+    ) -> "dict[str, pd.DataFrame]":
+        """The tables of independent jobs, by name, computed on all cores; `what`: shown meanwhile.
+
+        None is computed again after a kill.
+        """
+        kept = {name: partial(self.frame, name, job) for name, job in jobs.items()}
+        ahead(what, [*kept.values()])
+        tables = {}
+        with progress(what, len(kept)) as advance:
+            for name, table in kept.items():
+                tables[name] = table()
+                advance(1)
+        return tables
 
     def tensor(self, name: str, compute: Callable[[], Noted]) -> Noted:
         """The tensor `name` and the facts that are noted beside it, likewise."""
 
-        def noted(path: Path) -> Noted:
+        def read(path: Path) -> Noted:
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor("value"), json.loads(file.metadata()["facts"])
 
-        path = self.folder / f"{name}.safetensors"
-        if (kept := from_main(lambda: _read(path, noted))) is not None:
-            return kept
-        value, facts = compute()
-        if is_main():
-            with atomic(path) as temporary:
-                about = {"facts": json.dumps(facts)}
-                save_file({"value": value.contiguous()}, temporary, metadata=about)
-        return value, facts
+        def write(noted: Noted, path: Path) -> None:
+            value, facts = noted
+            save_file({"value": value.contiguous()}, path, metadata={"facts": json.dumps(facts)})
+
+        return self._kept(f"{name}.safetensors", compute, read, write)
 
     def discard(self) -> None:
         """The whole is done: drop the parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.close()
 
+    def _kept(
+        self,
+        file: str,
+        compute: Callable[[], Kept],
+        read: Callable[[Path], Kept],
+        write: Callable[[Kept, Path], None],
+    ) -> Kept:
+        """What a file keeps; where there is none, or a damaged one, computed and written first."""
+        path = self.folder / file
 
-def _read(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
-    """What a file keeps; None where there is none. A damaged file is removed."""
-    try:
-        return read(path) if path.is_file() else None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        path.unlink()
-        return None
+        def found() -> Kept | None:
+            try:
+                return read(path) if path.is_file() else None
+            except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+                path.unlink()
+                return None
+
+        if (kept := from_main(found)) is not None:
+            return kept
+        value = compute()
+        if is_main():
+            with atomic(path) as temporary:
+                write(value, temporary)
+        return from_main(lambda: read(path))

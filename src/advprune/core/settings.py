@@ -97,15 +97,13 @@ def yaml_of(text: str, where: str) -> Any:
     except Exception as error:  # dates, numbers and tags raise many kinds, nesting a RecursionError
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{where} is not valid YAML: {said}") from error
-    todo, count = [(value, 0)], 0
-    while todo:
-        one, depth = todo.pop()
-        count += 1
-        if count > MOST_NODES or depth > DEEPEST:
+    nodes = [(value, 0)]
+    for one, depth in nodes:  # which grows meanwhile
+        if len(nodes) > MOST_NODES or depth > DEEPEST:
             raise UserError(f"{where} is too large or nested too deep to be settings")
-        inside = one.values() if isinstance(one, Mapping) else one
         if isinstance(one, Mapping | list | tuple | set):
-            todo += [(part, depth + 1) for part in inside]
+            inside = one.values() if isinstance(one, Mapping) else one
+            nodes += [(part, depth + 1) for part in inside]
     return value
 
 
@@ -136,10 +134,9 @@ def parse(kind: type[T], value: Any, where: str, *, as_json: bool = False) -> T:
         return kind.model_validate_json(value) if as_json else kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        places = [where, ".".join(map(str, first["loc"]))]
         message = first["msg"].removeprefix("Value error, ")
-        unclear = first["type"] == "missing" or isinstance(first["input"], Mapping)
-        shown = repr(first["input"])
-        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
-        given = "" if unclear else f" (got {shown})"
-        raise UserError(f"{where}: {key + ': ' if key else ''}{message}{given}") from error
+        if first["type"] != "missing" and not isinstance(first["input"], Mapping):
+            shown = repr(first["input"])
+            message += f" (got {shown if len(shown) <= SHOWN else f'{shown[:SHOWN]}…'})"
+        raise UserError(": ".join([*filter(None, places), message])) from error

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,9 +52,7 @@ class Split:
 
     def pick(self, indices: torch.Tensor) -> "Split":
         """Return the split of these images only, in the order of `indices` (int64 [M])."""
-        return Split(
-            self.images[indices], self.labels[indices], self.classes, self.source, self.made
-        )
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

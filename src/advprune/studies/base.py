@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -10,12 +10,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.profile import Profile
-from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings, parse
 from advprune.data import Split, to_float
@@ -60,6 +58,12 @@ class Given:
     def test(self) -> Pair:
         """The test images likewise; only these are ever attacked."""
         return to_float(self.splits["test"].images), self.splits["test"].labels
+
+    def finished(
+        self, what: str, jobs: Mapping[str, Callable[[], pd.DataFrame]]
+    ) -> dict[str, pd.DataFrame]:
+        """The table of each job, by its name, as in `Parts.frames`."""
+        return self.parts.frames(f"{self.name}, {what}", jobs)
 
 
 Study = Callable[[Any, Given], Tables]
@@ -139,21 +143,6 @@ def run_study(name: str, given: Given) -> Tables:
     """Run an entry of `studies` on what it starts from."""
     settings = settings_of(given.params, name)
     return _REGISTRY[given.params.studies[name].study][1](settings, given)
-
-
-def finished(
-    given: Given, what: str, jobs: Mapping[str, Callable[[], pd.DataFrame]]
-) -> dict[str, pd.DataFrame]:
-    """The table of each job, by its name: computed on all cores, kept in `given.parts`, and so not
-    computed again after a kill."""
-    kept = {name: partial(given.parts.frame, name, job) for name, job in jobs.items()}
-    ahead(f"{given.name}, {what}", [*kept.values()])
-    tables = {}
-    with progress(f"{given.name}, {what}", len(kept)) as advance:
-        for name, table in kept.items():
-            tables[name] = table()
-            advance(1)
-    return tables
 
 
 def attacked(

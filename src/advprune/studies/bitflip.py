@@ -20,7 +20,7 @@ from advprune.evaluate.faults import START, VARIANTS, Stored, guessing, pairs_of
 from advprune.evaluate.statistics import ALPHA
 from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
-from advprune.studies.base import Given, Tables, finished, smallest, study
+from advprune.studies.base import Given, Tables, smallest, study
 from advprune.training.accuracy import accuracy
 from advprune.training.binary import train_binary
 from advprune.training.inputs import Inputs
@@ -96,7 +96,7 @@ def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
         for variant in tried
         for seed in range(flips.seeds * entry.trainings)
     }
-    return {"records": pd.concat(finished(given, "runs", jobs).values(), ignore_index=True)}
+    return {"records": pd.concat(given.finished("runs", jobs).values(), ignore_index=True)}
 
 
 def trained(given: Given, number: int) -> nn.Module:

@@ -16,7 +16,7 @@ from advprune.data import to_float
 from advprune.evaluate.corruptions import KINDS, SEVERITIES, corrupt
 from advprune.evaluate.craft import Work
 from advprune.evaluate.records import answers, table_of
-from advprune.studies.base import Given, Tables, finished, study
+from advprune.studies.base import Given, Tables, study
 
 
 class CorruptionSettings(Settings):
@@ -46,7 +46,7 @@ def corruptions(settings: CorruptionSettings, given: Given) -> Tables:
     test, model = given.splits["test"], given.model.to(given.device)
     whole = model, test.images, test.labels, given.work
     jobs = {kind: partial(corrupted, *whole, kind) for kind in settings.kinds}
-    return {"records": pd.concat(finished(given, "corruptions", jobs).values(), ignore_index=True)}
+    return {"records": pd.concat(given.finished("corruptions", jobs).values(), ignore_index=True)}
 
 
 def corrupted(

@@ -31,7 +31,7 @@ from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning import prune
-from advprune.studies.base import Given, Tables, finished, images_at_most, images_needed, study
+from advprune.studies.base import Given, Tables, images_at_most, images_needed, study
 from advprune.training.inputs import Pair
 
 SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
@@ -104,7 +104,7 @@ def protocol(settings: MemberSettings, given: Given) -> Tables:
 
     # Those that take longest begin first.
     names = sorted(members, key=lambda name: not (members[name].family and members[name].adaptive))
-    tables = finished(given, "members", {name: partial(records, members[name]) for name in names})
+    tables = given.finished("members", {name: partial(records, members[name]) for name in names})
     found = [tables[name].assign(member=name) for name in members]
     return {"records": pd.concat(found, ignore_index=True).assign(of=given.of)}
 

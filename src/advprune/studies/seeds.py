@@ -16,6 +16,7 @@ from torch import nn
 
 from advprune.attacks.registry import typed
 from advprune.core.ahead import ahead
+from advprune.core.attack_settings import Attack
 from advprune.core.errors import UserError
 from advprune.core.params import DENSE, FROM_DENSE, Params
 from advprune.core.settings import Name, Settings
@@ -105,15 +106,8 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
     the records also prune_ratio and sparsity (of all weights and biases, as found). UserError where
     the study is not of a dense network, or names an attack that the profile lacks.
     """
-    recipe, known = given.of.removeprefix(f"{DENSE}-"), given.profile.attacks
-    if given.of not in given.params.dense():
-        raise UserError(f"studies.{given.name}.of: {given.of} is no dense network of a recipe")
-    names = list(dict.fromkeys([given.params.attack.main, *settings.attacks]))
-    if missing := [name for name in names if name not in known]:
-        raise UserError(
-            f"studies.{given.name}.attacks: {missing[0]!r} is not among {', '.join(known)}"
-        )
-    attacks = {name: typed(name, known[name]) for name in names}
+    attacks, main = chosen_attacks(settings, given), given.params.attack.main
+    recipe, own = given.of.removeprefix(f"{DENSE}-"), given.params.seed
 
     def kept(point: str, seed: int, make: Callable[[], Made]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """A network's records under every attack and the history of its search, as parts."""
@@ -125,10 +119,10 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
             work = Work(seed, given.profile.batch, given.params.attack.score_draws)
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
-                images = {(DENSE, FROM_DENSE + names[0]): carried[seed]()}
-                sent = transfer_records(model, *given.test, images, work)
-                main = given.profile.table()[names[0]]
-                table = pd.concat([table, sent.assign(eps=main.eps, steps=main.steps)])
+                sent = {(DENSE, FROM_DENSE + main): images_of(seed)}
+                carried = transfer_records(model, *given.test, sent, work)
+                known = given.profile.table()[main]
+                table = pd.concat([table, carried.assign(eps=known.eps, steps=known.steps)])
             return table.assign(**facts, sparsity=sparsity_of(model), **whose)
 
         def history() -> pd.DataFrame:
@@ -137,26 +131,38 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         return given.parts.frame(name, records), given.parts.frame(f"{name}-history", history)
 
+    @cache
     def images_of(seed: int) -> torch.Tensor:
         """The main attack's images of the dense network of a seed, uint8 `[N, C, H, W]`."""
         work = Work(seed, given.profile.batch, given.params.attack.score_draws)
-        return craft(dense[seed]()[0].to(given.device), *given.test, attacks[names[0]], work).pixels
+        return craft(dense[seed]()[0].to(given.device), *given.test, attacks[main], work).pixels
 
-    dense, carried, jobs, own = {}, {}, [], given.params.seed
-    for seed in range(own, own + settings.seeds if settings.points else own):
-        dense[seed] = cache(partial(network, given, recipe, seed))
-        carried[seed] = cache(partial(images_of, seed))
-        jobs.append((seed, DENSE, partial(kept, DENSE, seed, dense[seed])))
+    numbers = range(own, own + settings.seeds if settings.points else own)
+    dense = {seed: cache(partial(network, given, recipe, seed)) for seed in numbers}
+    jobs = {}
+    for seed in numbers:
+        jobs[seed, DENSE] = partial(kept, DENSE, seed, dense[seed])
         for name, point in settings.points.items():
             make = partial(compressed, given, name, point, seed, dense[seed])
-            jobs.append((seed, name, partial(kept, name, seed, make)))
+            jobs[seed, name] = partial(kept, name, seed, make)
     # Points of a seed need its dense network; that of the run's seed is there before.
-    first = [job for seed, name, job in jobs if name == DENSE and seed != own]
-    ahead("dense networks", first + [job for seed, _, job in jobs if seed == own])
-    ahead(f"{given.name}, networks", [job for _, _, job in jobs])
-    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for *_, job in jobs), strict=True)
+    first = [job for (seed, name), job in jobs.items() if name == DENSE and seed != own]
+    ahead("dense networks", first + [job for (seed, _), job in jobs.items() if seed == own])
+    ahead(f"{given.name}, networks", [*jobs.values()])
+    tables = zip((pd.DataFrame(), pd.DataFrame()), *(job() for job in jobs.values()), strict=True)
     records, histories = (pd.concat(some, ignore_index=True) for some in tables)
     return {"records": records, "history": histories}
+
+
+def chosen_attacks(settings: SeedsSettings, given: Given) -> dict[str, Attack]:
+    """The main attack and those that are named, typed; UserError as in `seeds`."""
+    place, known = f"studies.{given.name}", given.profile.attacks
+    if given.of not in given.params.dense():
+        raise UserError(f"{place}.of: {given.of} is no dense network of a recipe")
+    names = list(dict.fromkeys([given.params.attack.main, *settings.attacks]))
+    if missing := [name for name in names if name not in known]:
+        raise UserError(f"{place}.attacks: {missing[0]!r} is not among {', '.join(known)}")
+    return {name: typed(name, known[name]) for name in names}
 
 
 def inputs(given: Given, name: str, seed: int) -> Inputs:

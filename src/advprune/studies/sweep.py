@@ -19,7 +19,7 @@ from advprune.core.settings import Name, Settings
 from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
-from advprune.studies.base import Given, Tables, attacked, finished, study
+from advprune.studies.base import Given, Tables, attacked, study
 
 
 class SweepSettings(Settings):
@@ -72,6 +72,6 @@ def _records(
 
     points = [(f, n, v) for f, values in settings.points.items() for n, v in enumerate(values)]
     jobs = {f"{family}-{order}": partial(records, family, value) for family, order, value in points}
-    tables = finished(given, "settings", jobs).values()
+    tables = given.finished("settings", jobs).values()
     found = zip(points, tables, strict=True)
     return pd.concat([t.assign(family=f, order=n) for (f, n, _), t in found], ignore_index=True)
