@@ -297,7 +297,7 @@ def test_one_altered_scale_makes_the_verdict_suspect(folder: Path, tmp_path: Pat
         source = load_model(folder / f"{beside}.safetensors")
         for name in SCALES:
             target = target_of(OnnxFile(folder / altered(folder, name), (1, 8, 8)), x)
-            assert agreement(target.following(source), x) < 0.99, name
+            assert agreement(target.with_twin(source), x) < 0.99, name
     found = evaluated(tmp_path, scale=1.3)
     assert found.verdict.level == "suspect"
     assert [check.name for check in found.verdict.against] == ["twin"]

@@ -207,10 +207,10 @@ def measured(
     for name, subject in zip(names, subjects, strict=True):
         network, card, above = subject.network, subject.card, parent
         files = [file for one in subjects[: len(models) + 1] for file in one.files]
-        if isinstance(network, Target) and (source := twin.network if twin else parent) is not None:
-            network, files = network.following(source), files + (twin.files if twin else [])
+        if isinstance(network, Target) and (beside := twin.network if twin else parent) is not None:
+            network, files = network.with_twin(beside), files + (twin.files if twin else [])
             card = card | {"twin_agreement": round(agreement(network, images), 4)}
-            above = None if source is parent else parent
+            above = None if beside is parent else parent
         parts = Parts(place, name, facts | {"known": subject.known}, files=files)
         suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, above)
         records, adv = suite.attack(name, network)

@@ -148,8 +148,8 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def differentiable(model: nn.Module) -> nn.Module:
-    """What can be differentiated: the model itself, the twin of a quantized one, the source of a
+    """What can be differentiated: the model itself, the twin of a quantized one or of a
     target."""
     if isinstance(model, Target):
-        return model if model.source is None else differentiable(model.source)
+        return model if model.twin is None else differentiable(model.twin)
     return twin(model) if is_quantized(model) else model
