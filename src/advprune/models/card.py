@@ -13,7 +13,7 @@ from advprune.models.binary import is_binary
 from advprune.models.checkpoint import load_model
 from advprune.models.inert import inert_of, watched
 from advprune.models.outside import WEIGHTED, code_files
-from advprune.models.quantized import QuantizedLayer, is_quantized
+from advprune.models.quantized import QuantizedLayer, needs_twin
 from advprune.models.spec import ModelSpec
 from advprune.models.stochastic import undisturbed
 
@@ -23,7 +23,7 @@ def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     integers = {
         name: buffer
         for name, buffer in model.named_buffers()
-        if is_quantized(model) and name.rpartition(".")[2] in ("weight", "bias")
+        if needs_twin(model) and name.rpartition(".")[2] in ("weight", "bias")
     }
     return integers | dict(model.named_parameters())
 

@@ -141,9 +141,8 @@ def twin(model: nn.Module) -> nn.Module:
     return copied
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Whether another network has to be differentiated in a model's place: it has quantized layers,
-    or is a target, which is only asked."""
+def needs_twin(model: nn.Module) -> bool:
+    """Whether a model's gradients are those of its twin: it has quantized layers, or is a target."""
     return any(isinstance(module, QuantizedLayer | Target) for module in model.modules())
 
 
@@ -152,4 +151,4 @@ def differentiable(model: nn.Module) -> nn.Module:
     target."""
     if isinstance(model, Target):
         return model if model.twin is None else differentiable(model.twin)
-    return twin(model) if is_quantized(model) else model
+    return twin(model) if needs_twin(model) else model
