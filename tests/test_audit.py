@@ -13,10 +13,9 @@ from advprune.models.audit import audit
 from advprune.models.card import sparsity_of
 from advprune.models.checkpoint import build, fill, header_spec, stored
 from advprune.models.foreign import load_foreign, plain
-from advprune.models.names import canonical
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
-from advprune.models.tensor_file import read_weights
+from advprune.models.tensor_file import canonical, read_weights
 from advprune.quantization.post_training import quantize
 
 Tensors = dict[str, torch.Tensor]

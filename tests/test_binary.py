@@ -23,24 +23,22 @@ from advprune.evaluate.craft import kind_of
 from advprune.evaluate.layers import where
 from advprune.models.binary import (
     BinaryConv2d,
+    LatentConv2d,
+    LatentLinear,
+    begin_epoch,
     binarize,
     binary_layers,
+    freeze,
     is_binary,
+    latent,
+    latent_layers,
+    schedule,
     slope,
     standardized,
 )
 from advprune.models.card import macs_of, sparsity_of, stored_bits_of, write_card
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.insert import put
-from advprune.models.latent import (
-    LatentConv2d,
-    LatentLinear,
-    begin_epoch,
-    freeze,
-    latent,
-    latent_layers,
-    schedule,
-)
 from advprune.models.resnet import build_dense, initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
 from advprune.quantization.post_training import quantize

@@ -13,11 +13,10 @@ from advprune.attacks.pgd import random_point
 from advprune.core.device import full_precision
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.evaluate.records import all_logits, predictions
-from advprune.models.fold import Following
+from advprune.models.fold import Following, Replayed
 from advprune.pruning import Data, prune
 from advprune.pruning.hydra import attach_scores, smallest
 from advprune.quantization.post_training import agreement, quantize
-from advprune.training.replay import Replayed
 from advprune.training.standard import Trainer
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -14,7 +14,7 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.core.settings import parse
 from advprune.core.train_settings import GrowthSettings, TrainSettings
-from advprune.models.latent import begin_epoch, latent
+from advprune.models.binary import begin_epoch, latent
 from advprune.models.resnet import build_dense
 from advprune.models.spec import ModelSpec
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled

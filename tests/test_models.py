@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from advprune.core.errors import UserError
+from advprune.models.card import inert_of, met
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.foreign import load_foreign
-from advprune.models.inert import inert_of, met
 from advprune.models.spec import ModelSpec, sites, spec_of
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -17,10 +17,9 @@ from advprune.core.settings import parse
 from advprune.core.train_settings import ModelSettings, SurrogateSettings, TrainSettings
 from advprune.evaluate.layers import where
 from advprune.models.audit import audit
-from advprune.models.card import macs_of, stored_bits_of
+from advprune.models.card import inert_of, macs_of, stored_bits_of
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.foreign import load_foreign
-from advprune.models.inert import inert_of
 from advprune.models.outside import check_answers
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, sites, spec_of

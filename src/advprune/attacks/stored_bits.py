@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advprune.models.border import plain_copy
-from advprune.models.inert import met
+from advprune.models.card import met
 
 BIGGEST = 1e6  # a float that a flip makes larger leaves no finite loss, and is not tried
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -149,10 +149,9 @@ class Repository:
         such a network; what is `known` overrides both. Raises UserError if the audit finds a fault,
         or if the network does not fit the images.
         """
-        from advprune.models.audit import audit
+        from advprune.models.audit import audit, shown
         from advprune.models.checkpoint import build, fill, header_spec, stored
         from advprune.models.foreign import plain
-        from advprune.models.infer import shown
         from advprune.models.outside import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec

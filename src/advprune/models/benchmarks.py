@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from advprune.core.errors import UserError
-from advprune.models.names import bare
+from advprune.models.tensor_file import bare
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -10,9 +10,8 @@ from advprune.core.errors import UserError
 from advprune.core.files import referenced, sha256_of
 from advprune.models.benchmarks import recognized
 from advprune.models.checkpoint import build, fill, header_spec, is_stored, stored
-from advprune.models.names import naming
 from advprune.models.spec import ModelSpec
-from advprune.models.tensor_file import read_weights
+from advprune.models.tensor_file import naming, read_weights
 
 Tensors = dict[str, torch.Tensor]
 SCORES = "popup_scores"

@@ -142,7 +142,7 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def needs_twin(model: nn.Module) -> bool:
-    """Whether a model's gradients are those of its twin: it has quantized layers, or is a target."""
+    """Whether a model's gradients are its twin's: it has quantized layers, or is a target."""
     return any(isinstance(module, QuantizedLayer | Target) for module in model.modules())
 
 

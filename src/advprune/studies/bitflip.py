@@ -21,10 +21,10 @@ from advprune.evaluate.statistics import ALPHA
 from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
 from advprune.studies.base import Given, Tables, finished, smallest, study
-from advprune.training.accuracy import accuracy
 from advprune.training.binary import train_binary
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
+from advprune.training.standard import accuracy
 
 KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
 

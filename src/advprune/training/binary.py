@@ -13,8 +13,8 @@ from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.train_settings import BinarySettings, RecipeSettings, TrainSettings
+from advprune.models.binary import begin_epoch, freeze, latent
 from advprune.models.checkpoint import build
-from advprune.models.latent import begin_epoch, freeze, latent
 from advprune.models.resnet import build_dense, initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.growth import Grown

@@ -23,7 +23,7 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSettings
 from advprune.models.backward import straight_through
-from advprune.models.latent import Latent, begin_epoch, latent
+from advprune.models.binary import Latent, begin_epoch, latent
 from advprune.models.resnet import ResNet, build_dense, initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.inputs import Inputs

@@ -28,19 +28,18 @@ from advprune.core.train_settings import (
 )
 from advprune.data import Split, to_float
 from advprune.models.border import admitted
+from advprune.models.card import inert_of
 from advprune.models.checkpoint import build
 from advprune.models.foreign import load_foreign
-from advprune.models.inert import inert_of
 from advprune.models.outside import check_answers
 from advprune.models.preprocessing import Preprocessing, for_channels, preprocessing_of
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.models.stochastic import is_randomized, mean_logits, undisturbed
-from advprune.training.accuracy import accuracy
 from advprune.training.binary import binary_spec, parameters_of, train_binary
 from advprune.training.growth import grow
 from advprune.training.inputs import Inputs
-from advprune.training.standard import History, Trainer
+from advprune.training.standard import History, Trainer, accuracy
 
 NOTED = 0.01  # share of weights without effect from which on it is said
 DRAWS = 10  # answers of a randomized target that are averaged

@@ -24,11 +24,9 @@ from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.progress import progress
 from advprune.core.train_settings import FineTuneSettings, RecipeSettings, TrainSettings
-from advprune.models.fold import Following, channels_last
-from advprune.training.accuracy import accuracy
+from advprune.models.fold import Following, Replayed, channels_last
 from advprune.training.adversarial import Method
 from advprune.training.inputs import Data, Pair, load_state, save_state
-from advprune.training.replay import Replayed
 
 Row = dict[str, float]
 History = list[Row]  # one row per epoch
@@ -234,6 +232,26 @@ def finetune(
         data.state,
         after_step=after_step,
     ).run()
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int = 256
+) -> float:
+    """Share of images `[N, C, H, W]`, uint8 or float in [0, 1], classified as their label, in
+    evaluation mode."""
+    mode = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    scale = 255 if images.dtype == torch.uint8 else 1
+
+    def right(pair: tuple[torch.Tensor, torch.Tensor]) -> int:
+        return int((model(pair[0].to(device) / scale).argmax(1).cpu() == pair[1]).sum())
+
+    pairs = list(zip(images.split(batch), labels.split(batch), strict=True))
+    found = sum(distributed.spread(pairs, right))
+    model.train(mode)
+    return found / max(len(labels), 1)
 
 
 def augment(
