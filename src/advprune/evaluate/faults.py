@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import comb, inf, sqrt
-from statistics import fmean, stdev
+from math import comb, inf
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from advprune.evaluate.compare import Compared
-from advprune.evaluate.statistics import LEVEL
+from advprune.evaluate.means import Mean, mean
 
 End = tuple[float, bool]  # a count of bits, and whether it is censored
 VARIANTS = ("untargeted", "margin", "targeted", "random")
@@ -57,28 +57,6 @@ def pairs_of(found: Sequence[Entry], root: str) -> list[tuple[Entry, Entry]]:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A mean over seeds; deviation and 95 % t interval, None of a single one."""
-
-    mean: float
-    deviation: float | None
-    low: float | None
-    high: float | None
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """`m +- t_{0.975, n-1} s / sqrt(n)` with the sample deviation s; at least one value."""
-    from scipy.stats import t  # half a second, which stages that only record save
-
-    mean, n = fmean(values), len(values)
-    if n == 1:
-        return Spread(mean, None, None, None)
-    deviation = stdev(values)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / sqrt(n)
-    return Spread(mean, deviation, mean - half, mean + half)
-
-
-@dataclass(frozen=True)
 class Reached:
     """How many stored bits had to differ until a network was at chance, seed by seed.
 
@@ -101,9 +79,16 @@ class Reached:
         return len(self.bits) - len(self.uncensored)
 
     @cached_property
-    def spread(self) -> Spread | None:
-        """Mean and interval over all seeds; None where any is censored, or where there is none."""
-        return spread(self.uncensored) if self.bits and not self.censored else None
+    def mean(self) -> Mean | None:
+        """Over all seeds; None where any is censored, or where there is none."""
+        counts = np.array(self.uncensored)[:, None]
+        return mean(counts) if self.bits and not self.censored else None
+
+    @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """The 95 % t interval of the mean; None for a single seed and where there is no mean."""
+        several = self.mean is not None and self.mean.seeds > 1
+        return self.mean.interval if self.mean and several else (None, None)
 
     @property
     def ends(self) -> list[End]:
@@ -198,8 +183,8 @@ class FlipComparison(Compared):
     @property
     def ratio(self) -> float | None:
         """The first mean over the second; None where either is censored."""
-        own, other = self.first.spread, self.second.spread
-        return own.mean / other.mean if own and other and other.mean else None
+        own, other = self.first.mean, self.second.mean
+        return own.value / other.value if own and other and other.value else None
 
     @cached_property
     def ends(self) -> tuple[float, float]:
@@ -264,9 +249,8 @@ def _surely_more(one: End, other: End) -> int:
 
 def flips_metric(reached: Reached | None) -> dict[str, float | None]:
     """`flips_to_chance` with its interval for the leaderboard; None where it is not known."""
-    found = reached.spread if reached else None
-    values = (found.mean, found.low, found.high) if found else (None, None, None)
-    rounded = [None if value is None else round(value, 2) for value in values]
-    return {
-        f"flips_to_chance{end}": v for end, v in zip(("", "_low", "_high"), rounded, strict=True)
-    }
+    found = reached.mean if reached else None
+    values = (found.value, *reached.interval) if reached and found else (None, None, None)
+    names = ("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high")
+    pairs = zip(names, values, strict=True)
+    return {name: None if value is None else round(value, 2) for name, value in pairs}

@@ -1,8 +1,6 @@
 """A model's card: the facts of the file that was saved, in JSON beside it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from advprune.core.device import device_of
 from advprune.core.files import sha256_of, write_json
 from advprune.models.binary import is_binary
 from advprune.models.checkpoint import load_model
+from advprune.models.insert import watched
 from advprune.models.outside import WEIGHTED, code_files
 from advprune.models.quantized import QuantizedLayer, needs_twin
 from advprune.models.spec import ModelSpec
@@ -81,15 +80,6 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     with watched(layers, look), undisturbed():
         model(torch.zeros(1, *image_shape, device=device_of(model)))
     return sum(counts)
-
-
-@contextmanager
-def watched(layers: Mapping[str, nn.Module], look: Callable[..., None]) -> Iterator[None]:
-    """Inside, `look(name, layer, inputs, output)` is called after every pass of a layer."""
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_hook(partial(look, name)))
-        yield
 
 
 @torch.no_grad()

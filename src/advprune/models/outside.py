@@ -58,9 +58,9 @@ def size_of(layer: Sized) -> tuple[int, int]:
 
 
 def resized(network: nn.Module, sizes: Sizes) -> nn.Module:
-    """The network, in place, with those layers cut to their sizes, as removing whole filters leaves
-    it; their numbers are the first of the ones before. A depthwise convolution has as many groups as outputs. UserError where it has
-    no such layer, or one that is smaller."""
+    """The network, in place, with those layers cut to their sizes, as removing filters leaves it;
+    their numbers are the first of those before. A depthwise convolution has as many groups as
+    outputs. UserError where it has no such layer, or a smaller one."""
     layers = dict(network.named_modules())
     for name, (outputs, inputs) in sizes.items():
         layer = layers.get(name)

@@ -14,8 +14,8 @@ from torch import nn
 from advprune.core.device import device_of, full_precision
 from advprune.core.errors import UserError
 from advprune.models.border import check_images, compressible, refuse
-from advprune.models.card import watched
 from advprune.models.fold import fold_batchnorm
+from advprune.models.insert import watched
 from advprune.models.quantized import QuantizedLayer, float_layers, twin
 from advprune.models.spec import QuantizationSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed

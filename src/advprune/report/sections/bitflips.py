@@ -74,12 +74,13 @@ def entries(run: Run) -> list[Entry]:
 
 def counts(reached: faults.Reached) -> dict[str, Any]:
     """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
-    one = reached.spread
-    if one is None:
+    if reached.mean is None:
         least = reached.least if reached.bits else None
         return with_interval("flips_to_chance", None, None, None) | {"at_least_flips": least}
-    low = None if one.low is None else max(one.low, 0.0)  # t may reach below what can be counted
-    return with_interval("flips_to_chance", one.mean, low, one.high) | {"at_least_flips": None}
+    low, high = reached.interval
+    low = None if low is None else max(low, 0.0)  # t may reach below what can be counted
+    found = with_interval("flips_to_chance", reached.mean.value, low, high)
+    return found | {"at_least_flips": None}
 
 
 def table_of(found: Sequence[Entry]) -> pd.DataFrame:
