@@ -23,8 +23,7 @@ from advprune.data import load_split, prepare, save_split, to_float
 from advprune.evaluate.deployed import agreement
 from advprune.evaluate.probes import by_answers
 from advprune.models.checkpoint import save_model
-from advprune.models.onnx_export import export_onnx
-from advprune.models.onnx_file import OnnxFile, files_of, fit_of, weight_facts
+from advprune.models.onnx_file import OnnxFile, export_onnx, files_of, fit_of, weight_facts
 from advprune.models.spec import ModelSpec, Normalize, attach, spec_of
 from advprune.models.target import target_of
 from advprune.quantization.post_training import quantize

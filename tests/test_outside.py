@@ -304,7 +304,7 @@ def test_weights_from_elsewhere_are_loaded(code: Path) -> None:
     assert torch.equal(again(x), loaded(x))
     del wrapped["module.model.features.0.bias"]
     torch.save(wrapped, code / "theirs.pt")
-    with pytest.raises(UserError, match=r"torchvision/squeezenet1_1 .*missing network.features.0"):
+    with pytest.raises(UserError, match=r"torchvision/squeezenet1_1 .*missing: network.features.0"):
         load_foreign(spec_of(loaded), str(code / "theirs.pt"), None)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.networks import BLOCKS, LIBRARY, is_factory, is_library
 from advprune.core.settings import parse
-from advprune.models.checkpoint import build, is_stored, misfit
+from advprune.models.checkpoint import build, is_stored, misfits
 from advprune.models.foreign import Tensors, plain
 from advprune.models.outside import dtype_name
 from advprune.models.spec import ModelSpec
@@ -156,14 +156,10 @@ def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
     """What is missing, left over or does not fit its place, where the tensors are to fit; numbers
     that are none; weights that are, bit for bit, those of another layer."""
     if fits:
-        yield from (f"missing: {n} {list(t.shape)}" for n, t in wanted.items() if n not in tensors)
-        left = {name: tensor for name, tensor in tensors.items() if name not in wanted}
-        yield from (f"left over: {name} {list(tensor.shape)}" for name, tensor in left.items())
-        for name, tensor in tensors.items():
-            if name in wanted and (fault := misfit(tensor, wanted[name])):
-                yield f"misfit: {name} {fault}"
-    for name, tensor in (left if fits else tensors).items():  # `misfit` has looked at the others
-        if bad := int((~tensor.isfinite()).sum()):
+        yield from misfits(tensors, wanted)
+    for name, tensor in tensors.items():
+        looked_at = fits and name in wanted  # by `misfits`
+        if not looked_at and (bad := int((~tensor.isfinite()).sum())):
             yield f"numbers: {name} holds {bad} that are NaN or infinite"
     for name, tensor in tensors.items():
         is_variance = name.endswith("running_var") and tensor.is_floating_point()

@@ -42,7 +42,8 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, of any size."""
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, of any size. Inserted layers and
+    quantization, which the spec may ask for, are not built."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -83,8 +84,3 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def build_dense(spec: ModelSpec) -> ResNet:
-    """The network of a spec, without inserted layers or quantization; weights not trained."""
-    return ResNet(spec)

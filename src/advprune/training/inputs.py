@@ -26,11 +26,6 @@ class Inputs:
     state: Path | None = None
     after_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None
 
-    @property
-    def pairs(self) -> tuple[Pair, Pair]:
-        """Images and labels of `train` and of `val`."""
-        return (self.train.images, self.train.labels), (self.val.images, self.val.labels)
-
 
 @dataclass(frozen=True)
 class Data:
