@@ -28,8 +28,8 @@ from advprune.core import memory
 from advprune.core.errors import UserError
 from advprune.data.split import Split, save_split
 from advprune.models import outside
+from advprune.models.benchmarks import MAKERS
 from advprune.models.checkpoint import save_model
-from advprune.models.cifar import MAKERS
 from conftest import make_network
 
 Command = Callable[..., Any]

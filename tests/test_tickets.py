@@ -17,7 +17,6 @@ from advprune.models.resnet import initialize
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
 from advprune.pruning.family import Pruned
-from advprune.pruning.kernel import trainable
 from advprune.pruning.masks import Masks, clear, magnitudes
 from advprune.pruning.ticket_search import (
     Gauge,
@@ -25,6 +24,7 @@ from advprune.pruning.ticket_search import (
     Search,
     SearchSettings,
     prunable_weights,
+    trainable,
 )
 from advprune.pruning.tickets import Ticket, at_initialization
 from conftest import make_network, same_weights

@@ -144,8 +144,8 @@ def consistent(ends: tuple[float, float], difference: float, p: float) -> tuple[
     return (max(low, 0.0), high) if difference > 0 else (low, min(high, 0.0))
 
 
-def median_distance(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
-    """The median of distances `[n]`, n >= 1, and its percentile bootstrap interval.
+def median_distance(values: np.ndarray) -> tuple[float, float, float]:
+    """The median of distances `[n]`, n >= 1, and its 95 % percentile bootstrap interval.
 
     Infinite distances are larger than any. The middle of n values drawn with replacement is
     `x_(ceil(n u))` of the sorted ones, where u, the middle of n uniform numbers, has a beta
@@ -158,6 +158,6 @@ def median_distance(values: np.ndarray, level: float = LEVEL) -> tuple[float, fl
     first = random.beta(lower, n - lower + 1, RESAMPLES)
     second = first if n % 2 else first + (1 - first) * random.beta(1, n - lower, RESAMPLES)
     places = (np.ceil(n * np.stack([first, second])).astype(int) - 1).clip(0, n - 1)
-    medians, tail = ordered[places].mean(0), (1 - level) / 2
+    medians, tail = ordered[places].mean(0), (1 - LEVEL) / 2
     low, high = (float(np.quantile(medians, q, method="inverted_cdf")) for q in (tail, 1 - tail))
     return float(np.median(ordered)), low, high

@@ -8,7 +8,7 @@ name by name, and zeros are counted. No network is run; what fits is what `check
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,14 +47,16 @@ class Audit:
 
     spec: the architecture that the tensors were compared with; None where none fits. source: where
     that is from (header, given or inferred). layers: the prunable weights, in the network's order
-    (in the file's without an architecture). zeros, count: of all weights and biases, those of
-    batch-norm too; running statistics do not count. faults: one line each; a network with a fault
-    is not to be evaluated. notes: what is odd and yet no fault.
+    (in the file's without an architecture). tensors: under the network's names, masks applied.
+    zeros, count: of all weights and biases, those of batch-norm too; running statistics do not
+    count. faults: one line each; a network with a fault is not to be evaluated. notes: what is odd
+    and yet no fault.
     """
 
     spec: ModelSpec | None
     source: str
     layers: tuple[Layer, ...]
+    tensors: Tensors = field(repr=False)
     zeros: int
     count: int
     faults: tuple[str, ...]
@@ -149,7 +151,7 @@ def audit(
     layers = tuple(x for x in counted if x.name.endswith("weight") and len(x.shape) >= 2)
     notes = [*found.notes, *_notes(ordered, layers, spec, source)]
     source = source if spec else "none"
-    return Audit(spec, source, layers, *_sums(counted), tuple(faults), tuple(notes))
+    return Audit(spec, source, layers, found.tensors, *_sums(counted), tuple(faults), tuple(notes))
 
 
 def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:

@@ -32,15 +32,14 @@ from torch.nn.modules.module import (
 from advprune.core.errors import UserError, arisen
 from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
+from advprune.models.benchmarks import MAKERS
 from advprune.models.border import admitted, logits_of, plain_copy, refuse, weight_faults
-from advprune.models.cifar import MAKERS
 from advprune.models.kept import unshared
-from advprune.models.spec import ModelSpec, Normalize
+from advprune.models.spec import INSIDE, ModelSpec, Normalize
 from advprune.models.stochastic import undisturbed
 
 Make = Callable[[], nn.Module]
 COLOUR = 3  # channels of an image that torchvision's models take
-INSIDE = "network"  # the name of the given network in what is built here
 # Of a network that is none of the user's own, and in its options.
 MOST = {"numbers": 1 << 31, "layers": 20_000, "option": 1 << 16}
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

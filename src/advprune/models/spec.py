@@ -12,6 +12,7 @@ from advprune.core.fit import Fit
 from advprune.core.networks import BLOCKS, Network, Options, check_count, is_factory, is_library
 
 Where = Literal["relu", "conv"]
+INSIDE = "network"  # the name of a foreign network in what is built around it
 MOST_CHANNELS = 16384  # of a layer
 MOST_CLASSES = 100_000
 Size = Annotated[int, Field(ge=1, le=2**24)]

@@ -17,8 +17,7 @@ from safetensors import SafetensorError, safe_open
 from advprune.core.errors import UserError
 from advprune.core.files import plain_file
 from advprune.core.memory import bounded_memory
-from advprune.models.outside import INSIDE
-from advprune.models.spec import ModelSpec
+from advprune.models.spec import INSIDE, ModelSpec
 
 WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
 AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones

@@ -8,7 +8,7 @@ the dense network, trained as the tickets are.
 Formula. With f_0 the dense network at initialization and f_s the sparse one, AWT minimizes over
 mask and weights `1/N ||f_0(X) - f_s(X)||² + gamma²/N² ||Theta_0(X, X~) - Theta_s(X, X~)||²`, where
 `Theta(X, X~)[i, j, a, b] = <d f_a(x_i)/d theta, d f_b(x~_j)/d theta>` is the tangent kernel, X are
-training images and X~ the same under PGD on the sparse network (kernel.py, ticket_search.py). The
+training images and X~ the same under PGD on the sparse network (ticket_search.py). The
 mask keeps the weights of largest magnitude of each layer, and is chosen anew every `refresh` steps.
 Both terms are relative to those of an all-zero network. As in Neural Tangent Transfer (Liu and
 Zenke, 2020), a third holds the remaining weights small, `l2 / density ||m w||²`, relative to the

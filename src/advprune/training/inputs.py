@@ -40,12 +40,6 @@ class Data:
     seed: int = 0  # the run's, which the dense network was initialized with
     generator: torch.Generator = field(default_factory=torch.Generator)  # what a family draws from
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image, `(C, H, W)`."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
-
     def phase(self, name: str) -> Path | None:
         """Where an earlier phase of the training keeps its state: beside that of the last."""
         return self.state and self.state.with_name(f"{name}-{self.state.name}")
