@@ -13,8 +13,8 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.models.card import inert_of, met
 from advprune.models.checkpoint import build, load_model, save_model
-from advprune.models.foreign import load_foreign
 from advprune.models.spec import ModelSpec, sites, spec_of
+from advprune.models.weights import load_foreign
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Tensors = dict[str, torch.Tensor]

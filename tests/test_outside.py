@@ -19,10 +19,10 @@ from advprune.evaluate.layers import where
 from advprune.models.audit import audit
 from advprune.models.card import inert_of, macs_of, stored_bits_of
 from advprune.models.checkpoint import build, load_model, save_model
-from advprune.models.foreign import load_foreign
-from advprune.models.outside import check_answers
+from advprune.models.foreign import check_answers
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
+from advprune.models.weights import load_foreign
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import agreement, quantize
 from advprune.training.networks import begin

@@ -27,7 +27,7 @@ from advprune.core.train_settings import ModelSettings, TrainSettings
 from advprune.data import Split, to_float
 from advprune.models.audit import audit
 from advprune.models.checkpoint import load_model, save_model, stored
-from advprune.models.outside import check_answers, installed_timm
+from advprune.models.foreign import check_answers, installed_timm
 from advprune.models.preprocessing import for_channels, preprocessing_of
 from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune

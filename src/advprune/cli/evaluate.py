@@ -149,7 +149,7 @@ def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject
     from advprune.core.device import setup
     from advprune.data import to_float
     from advprune.models.card import card_of
-    from advprune.models.outside import code_files
+    from advprune.models.foreign import code_files
     from advprune.models.spec import spec_of
     from advprune.quantization.post_training import agreement
 

@@ -56,7 +56,7 @@ def prune(
     from advprune.core.files import fingerprint, locked
     from advprune.data import to_float
     from advprune.data.split import sha256_of
-    from advprune.models.outside import code_files
+    from advprune.models.foreign import code_files
     from advprune.models.spec import spec_of
     from advprune.pruning import Data, setting_of
     from advprune.pruning import prune as prune_model

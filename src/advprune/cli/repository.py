@@ -151,7 +151,7 @@ class Repository:
         """
         from advprune.models.audit import audit, shown
         from advprune.models.checkpoint import build, fill, header_spec
-        from advprune.models.outside import check_answers
+        from advprune.models.foreign import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
         from advprune.models.tensor_file import read_weights

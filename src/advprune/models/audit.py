@@ -18,9 +18,9 @@ from advprune.core.errors import UserError
 from advprune.core.networks import BLOCKS, LIBRARY, is_factory, is_library
 from advprune.core.settings import parse
 from advprune.models.checkpoint import build, is_stored, misfits
-from advprune.models.foreign import Tensors, plain
-from advprune.models.outside import dtype_name
+from advprune.models.foreign import dtype_name
 from advprune.models.spec import ModelSpec
+from advprune.models.weights import Tensors, plain
 
 KNOWN_SHARE = 0.5  # of an architecture's names; with fewer, a file is no such network at all
 
@@ -118,7 +118,7 @@ def audit(
     said = given or {}
     source = "header" if spec else "given" if said else "inferred"
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
-        spec = outside_spec(said, tensors)
+        spec = foreign_spec(said, tensors)
     wanted = wanted_of(spec, factory)
     found = plain(tensors, keep, spec, wanted)
     if spec is None:
@@ -202,7 +202,7 @@ def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
     library's networks without memory for numbers, which the code of others may need."""
     if spec is None:
         return {}
-    with nullcontext() if spec.outside else torch.device("meta"):
+    with nullcontext() if spec.is_foreign else torch.device("meta"):
         held = build(spec, factory).state_dict(keep_vars=True)
     return {name: tensor for name, tensor in held.items() if is_stored(name)}
 
@@ -219,7 +219,7 @@ def shown(architecture: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, i
     return {key: sizes[0] for key, sizes in found if sizes}
 
 
-def outside_spec(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
+def foreign_spec(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
     """The spec of a network that is none of this library's, from what is given of it (architecture,
     classes, channels and options, if it has some) or `shown` by its tensors. UserError where one
     is missing or wrong."""

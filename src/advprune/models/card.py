@@ -12,8 +12,8 @@ from advprune.core.device import device_of
 from advprune.core.files import sha256_of, write_json
 from advprune.models.binary import is_binary
 from advprune.models.checkpoint import load_model
+from advprune.models.foreign import WEIGHTED, code_files
 from advprune.models.insert import watched
-from advprune.models.outside import WEIGHTED, code_files
 from advprune.models.quantized import QuantizedLayer, needs_twin
 from advprune.models.spec import ModelSpec
 from advprune.models.stochastic import undisturbed

@@ -16,8 +16,8 @@ from advprune.core.files import atomic
 from advprune.core.settings import parse
 from advprune.models import binary, quantized
 from advprune.models.border import hooked
+from advprune.models.foreign import build_foreign, dtype_name
 from advprune.models.insert import layer_of, places, put
-from advprune.models.outside import build_outside, dtype_name
 from advprune.models.resnet import ResNet
 from advprune.models.spec import ModelSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
@@ -30,10 +30,10 @@ USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file
 def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
     """The module that a spec describes, in evaluation mode, weights not set.
 
-    factory: the user's function that may be called, where the spec names one (models/outside.py).
+    factory: the user's function that may be called, where the spec names one (models/foreign.py).
     """
     with undisturbed():  # weights are drawn, to be replaced
-        model: nn.Module = build_outside(spec, factory) if spec.outside else ResNet(spec)
+        model: nn.Module = build_foreign(spec, factory) if spec.is_foreign else ResNet(spec)
         if spec.binary:
             model = binary.skeleton(model)
         for inserted in spec.layers:
@@ -93,7 +93,7 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     spec = header_spec(metadata, where=str(path))
     if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
-    if not spec.outside and max(*spec.streams, *spec.inner) > USUAL_CHANNELS:
+    if not spec.is_foreign and max(*spec.streams, *spec.inner) > USUAL_CHANNELS:
         with torch.device("meta"):  # before memory for it is taken
             needed = sum(t.numel() for t in stored(build(spec)).values())
         if needed != (there := sum(t.numel() for t in tensors.values())):

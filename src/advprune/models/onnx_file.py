@@ -180,7 +180,7 @@ def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = Non
         raise UserError("the network draws at random, which an ONNX file cannot repeat")
     if is_binary(model):
         raise UserError("the network is binary, for which ONNX has no layers")
-    if spec.outside and size is None:
+    if spec.is_foreign and size is None:
         raise UserError(f"{spec.architecture}: give the size of its images, such as --size 224")
     copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
     for name, layer in list(copied.named_modules()):

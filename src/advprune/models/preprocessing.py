@@ -19,7 +19,7 @@ from advprune.core.fit import Fit
 from advprune.core.hub import CONFIGURATION
 from advprune.core.networks import GIVEN, collection_of
 from advprune.core.settings import Settings, parse
-from advprune.models.outside import COLOUR, installed_timm
+from advprune.models.foreign import COLOUR, installed_timm
 from advprune.models.spec import MOST_CLASSES
 
 

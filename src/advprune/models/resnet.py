@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from advprune.core.networks import BLOCKS
-from advprune.models.outside import Outside
+from advprune.models.foreign import Foreign
 from advprune.models.spec import ModelSpec, Normalize, Site
 
 
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
     """He initialization of all convolutions and linear layers, from a generator, in place."""
-    if isinstance(model, Outside):  # a foreign network initializes itself
+    if isinstance(model, Foreign):  # a foreign network initializes itself
         model.initialize(generator)
         return
     for module in model.modules():

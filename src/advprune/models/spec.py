@@ -65,8 +65,8 @@ class ModelSpec(BaseModel):
     sizes: Annotated[dict[str, tuple[Size, Size]], Field(max_length=4096), UNSAID] = {}
 
     @property
-    def outside(self) -> bool:
-        """Whether the network is foreign (models/outside.py)."""
+    def is_foreign(self) -> bool:
+        """Whether the network is foreign (models/foreign.py)."""
         return not is_library(self.architecture)
 
     @property
@@ -77,7 +77,9 @@ class ModelSpec(BaseModel):
     @property
     def described(self) -> str:
         """The network in a few words."""
-        return self.architecture if self.outside else f"{self.architecture} of width {self.width}"
+        return (
+            self.architecture if self.is_foreign else f"{self.architecture} of width {self.width}"
+        )
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -99,7 +101,7 @@ class ModelSpec(BaseModel):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         own = ("width", "binary", "stages", "strides", "pool_norm", "inner")
-        for key in own if self.outside else ("options", "sizes"):
+        for key in own if self.is_foreign else ("options", "sizes"):
             if getattr(self, key):
                 raise ValueError(f"{self.architecture} has no {key}")
         for key, numbers in (("mean", self.mean), ("std", self.std)):
@@ -107,7 +109,7 @@ class ModelSpec(BaseModel):
                 raise ValueError(f"{key}: {len(numbers)} numbers for {self.channels} channels")
         if not all(number > 0 for number in self.std):
             raise ValueError("std: a standard deviation is above 0")
-        if self.outside:
+        if self.is_foreign:
             return self
         if not self.width:
             raise ValueError(f"width: {self.architecture} takes one of at least 1 (got 0)")

@@ -140,7 +140,7 @@ def naming(
 ) -> Callable[[str], str]:
     """From a file's names of tensors to those of a network of that spec, which are `wanted`. Of a
     foreign network's, as many prefixes go, for all names, as lets most of them fit."""
-    if spec is None or not spec.outside:
+    if spec is None or not spec.is_foreign:
         return canonical
 
     def renamed(count: int, inside: str, inner: bool, name: str) -> str:

@@ -30,12 +30,12 @@ from advprune.data import Split, to_float
 from advprune.models.border import admitted
 from advprune.models.card import inert_of
 from advprune.models.checkpoint import build
-from advprune.models.foreign import load_foreign
-from advprune.models.outside import check_answers
+from advprune.models.foreign import check_answers
 from advprune.models.preprocessing import Preprocessing, for_channels, preprocessing_of
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.models.stochastic import is_randomized, mean_logits, undisturbed
+from advprune.models.weights import load_foreign
 from advprune.training.binary import binary_spec, parameters_of, train_binary
 from advprune.training.growth import grow
 from advprune.training.inputs import Inputs
