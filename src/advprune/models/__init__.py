@@ -5,6 +5,6 @@
   nn.Module that comes in.
 - binary: one-bit weights. quantized: integers. fold: without batch-norm. target: what only answers.
 - checkpoint: a model and its file. tensor_file, weights, audit: files of others, from their tensors
-  to a network that they fit. preprocessing: what images it takes. onnx_file: ONNX, read and written.
-  card: facts of a model.
+  to a network that they fit. preprocessing: what images it takes. onnx_file: ONNX, read and
+  written. card: facts of a model.
 """
