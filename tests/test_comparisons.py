@@ -18,7 +18,7 @@ from advprune.evaluate.compare import (
     with_control,
 )
 from advprune.evaluate.distances import compare_distances
-from advprune.evaluate.faults import Reached, compare_flips
+from advprune.evaluate.flips import Reached, compare_flips
 from advprune.evaluate.means import compare_means, smallest_mean_difference
 from advprune.evaluate.statistics import (
     difference_interval,

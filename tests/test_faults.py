@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from advprune.evaluate.faults import (
+from advprune.evaluate.flips import (
     Reached,
     accuracy_after,
     at_the_end,

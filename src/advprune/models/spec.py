@@ -77,9 +77,8 @@ class ModelSpec(BaseModel):
     @property
     def described(self) -> str:
         """The network in a few words."""
-        return (
-            self.architecture if self.is_foreign else f"{self.architecture} of width {self.width}"
-        )
+        name = self.architecture
+        return name if self.is_foreign else f"{name} of width {self.width}"
 
     @property
     def streams(self) -> tuple[int, ...]:

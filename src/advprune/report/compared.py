@@ -10,7 +10,7 @@ import pandas as pd
 
 from advprune.evaluate.compare import Compared, Comparison, Some, compare, corrected, with_control
 from advprune.evaluate.distances import DistanceComparison, compare_distances
-from advprune.evaluate.faults import FlipComparison
+from advprune.evaluate.flips import FlipComparison
 from advprune.evaluate.means import MeanComparison
 from advprune.report.formats import with_interval
 from advprune.report.run import Model, Run

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.evaluate import faults
+from advprune.evaluate import flips
 from advprune.evaluate.compare import AT_CHANCE
 from advprune.report.compared import explained, tested
 from advprune.report.formats import percent, with_interval
@@ -22,16 +22,16 @@ UNTARGETED, RANDOM = "untargeted", "random"
 
 
 @dataclass(frozen=True, eq=False)
-class Entry(faults.Stored):
+class Entry(flips.Stored):
     """A study of bit flips and its records. level: the accuracy that counts as chance."""
 
     variants: tuple[str, ...]
     records: pd.DataFrame
     level: float
 
-    def under(self, variant: str = UNTARGETED) -> faults.Reached:
+    def under(self, variant: str = UNTARGETED) -> flips.Reached:
         """Bits to chance under a variant of the search."""
-        return faults.to_chance(self.records, self.level, variant)
+        return flips.to_chance(self.records, self.level, variant)
 
 
 @section("Bit flips", order=80)
@@ -40,14 +40,14 @@ def bitflips(run: Run) -> Iterator[Part]:
     found = entries(run)
     if not found:
         return
-    flips, axes = run.profile.flips, ("flips", "accuracy", "study", "search")
+    how, axes = run.profile.flips, ("flips", "accuracy", "study", "search")
     yield Part(
         "Flips to chance",
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
-        f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
-        f"training images without labels: mean and 95 % interval over {flips.seeds} batches, or a "
+        f"images is at most {percent(run.chance)} %, by progressive bit search on {how.images} "
+        f"training images without labels: mean and 95 % interval over {how.seeds} batches, or a "
         "lower bound where a batch did not reach chance. Search “margin” ignores images that are "
-        f"already misclassified, “targeted” aims at class {flips.target}. Random flips: accuracy "
+        f"already misclassified, “targeted” aims at class {how.target}. Random flips: accuracy "
         "after as many flips at random places.",
         table_of(found),
         Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
@@ -57,7 +57,7 @@ def bitflips(run: Run) -> Iterator[Part]:
         f"Gehan's exact rank test over batches. {explained('all comparisons')} Networks were "
         "trained once unless their study sets trainings, and greedy search gives an upper bound: a "
         "higher count may only mean that the search failed.",
-        pair_table(faults.pairs_of(found, run.roots[0].name)),
+        pair_table(flips.pairs_of(found, run.roots[0].name)),
     )
 
 
@@ -72,7 +72,7 @@ def entries(run: Run) -> list[Entry]:
     return found
 
 
-def counts(reached: faults.Reached) -> dict[str, Any]:
+def counts(reached: flips.Reached) -> dict[str, Any]:
     """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
     if reached.mean is None:
         least = reached.least if reached.bits else None
@@ -93,11 +93,11 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
         for variant in (UNTARGETED, *entry.variants):
             reached = entry.under(variant)
             row: dict[str, Any] = stored | {"search": variant}
-            row |= {"clean_accuracy": faults.clean_accuracy(entry.records)} | counts(reached)
+            row |= {"clean_accuracy": flips.clean_accuracy(entry.records)} | counts(reached)
             row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
-            row["end_accuracy"] = fmean(faults.at_the_end(entry.records, variant))
+            row["end_accuracy"] = fmean(flips.at_the_end(entry.records, variant))
             if variant == UNTARGETED:
-                _, values = faults.accuracy_after(entry.records, reached.least)
+                _, values = flips.accuracy_after(entry.records, reached.least)
                 row["accuracy:random flips"] = fmean(values) if values else None
                 row["accuracy:random flips, least"] = min(values, default=None)
                 row["highest_bit_share"] = float((top.bit == entry.bits - 1).mean())
@@ -111,8 +111,8 @@ def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
     rows = []
     for entry, other in pairs:
         own, theirs = entry.under(), other.under()
-        test = faults.compare_flips(own, theirs)
-        if any(faults.clean_accuracy(one.records) <= one.level for one in (entry, other)):
+        test = flips.compare_flips(own, theirs)
+        if any(flips.clean_accuracy(one.records) <= one.level for one in (entry, other)):
             test = replace(test, void=AT_CHANCE)
         row: dict[str, Any] = {"study": entry.name, "model": entry.model, "reference": other.name}
         row |= counts(own) | {"flips_to_chance:reference": counts(theirs)["flips_to_chance"]}
@@ -124,7 +124,7 @@ def curves(found: Sequence[Entry]) -> pd.DataFrame:
     """Accuracy over chosen and random flips: mean and range over batches."""
     names = {"mean": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     tables = [
-        faults.over_flips(entry.records, variant).assign(study=entry.name, search=words)
+        flips.over_flips(entry.records, variant).assign(study=entry.name, search=words)
         for variant, words in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))
         for entry in found
     ]
