@@ -218,19 +218,6 @@ def _unprinted() -> Iterator[None]:
             os.close(before)
 
 
-class _Quantize(torch.autograd.Function):
-    """`s (clamp(round(x / s) + z, 0, levels) - z)`, in ONNX a pair of its operators."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        return (((x / scale).round() + zero).clamp(0, MOST) - zero) * scale
-
-    @staticmethod
-    def symbolic(g: Any, x: Any, scale: Any, zero: Any) -> Any:
-        quantized = g.op("QuantizeLinear", x, scale, zero)
-        return g.op("DequantizeLinear", quantized, scale, zero).setType(x.type())
-
-
 class _Dequantize(torch.autograd.Function):
     """Integers `[out, ...]` as real numbers, by one scale for each output channel."""
 
@@ -251,7 +238,7 @@ class _Layer(nn.Module):
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
         self.layer = layer
-        self.register_buffer("zero", layer.input_zero.to(torch.uint8))
+        self.register_buffer("zero", layer.input_zero.to(torch.int32))
         self.register_buffer("bias", layer.bias.to(torch.int32))
         self.register_buffer("bias_scale", layer.weight_scale * layer.input_scale)
 
@@ -260,7 +247,7 @@ class _Layer(nn.Module):
         if layer.levels < MOST:
             ends = ((end - layer.input_zero) * layer.input_scale for end in (0, layer.levels))
             x = x.clamp(*map(float, ends))
-        x = _Quantize.apply(x, layer.input_scale, self.zero)
+        x = torch.fake_quantize_per_tensor_affine(x, layer.input_scale, self.zero, 0, MOST)
         weight = _Dequantize.apply(layer.weight, layer.weight_scale)
         bias = _Dequantize.apply(self.bias, self.bias_scale)
         if layer.conv is None:
