@@ -235,6 +235,8 @@ class _Dequantize(torch.autograd.Function):
 class _Layer(nn.Module):
     """A quantized layer in the operators of ONNX."""
 
+    zero: torch.Tensor
+
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
         self.layer = layer

@@ -208,7 +208,7 @@ def train(
 ) -> History:
     """Train `model` in place, from scratch; returns its history. fields: of `Trainer`, in place of
     what `inputs` says or besides."""
-    given = {
+    given: dict[str, Any] = {
         "train": (inputs.train.images, inputs.train.labels),
         "val": (inputs.val.images, inputs.val.labels),
         "seed": inputs.seed,
