@@ -183,8 +183,7 @@ def with_control(
     """A comparison of `first` that is void for its lower clean accuracy, with a control instead.
 
     The control is the one of nearest clean accuracy among those whose clean accuracy does not
-    differ significantly; `again` compares with it. Where none is, or the test is not void or not
-    significant: the test.
+    differ significantly; `again` compares with it. Without one, and of other tests: the test.
     """
     if test.void != LOWER_CLEAN or test.p >= ALPHA or test.direction <= 0:
         return test

@@ -20,8 +20,7 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     """The attacks on a target, by name: those on a quantized network.
 
     Where classes alone are answered, HopSkipJump takes the place of searches that need scores.
-    Without a twin there are those searches, HopSkipJump and, as the main attack, a random point
-    of its budget.
+    Without a twin there are those searches, HopSkipJump and, for the main attack, a random point.
     """
     found = {name: typed(name, profile.attacks[name]) for name in profile.suite.of("quantized")}
     own: dict[str, Any] = {"norm": found[main].norm, "eps": found[main].eps}

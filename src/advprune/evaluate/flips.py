@@ -175,8 +175,7 @@ class FlipComparison(Compared):
 
     @cached_property
     def difference(self) -> float:
-        """How many bits more the first needs: the median over all pairs of batches, not finite
-        where censoring leaves it open."""
+        """How many bits more the first needs, the median over pairs; infinite or NaN if open."""
         own, others = ([inf if a is None else a for a in r.bits] for r in (self.first, self.second))
         return float(np.median([a - b for a in own for b in others]))  # inf - inf: nothing is known
 
@@ -188,11 +187,8 @@ class FlipComparison(Compared):
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """Every shift that the test does not reject.
-
-        p changes only at differences of two counts, and falls away from the middle; infinite where
-        censored or too few batches leave it open.
-        """
+        """Every shift that the test does not reject, infinite where counts leave it open: p changes
+        only at differences of two counts, and falls away from the middle."""
         own, others = self.first.ends, self.second.ends
         steps = sorted({count - other for count, _ in own for other, _ in others})
         between = [steps[0] - 1, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 1]
@@ -213,9 +209,8 @@ def compare_flips(first: Reached, second: Reached) -> FlipComparison:
     more; a censored seed needs more than what was tried on it, and of two censored ones nothing is
     known. p: of all ways to share out the scores, how many part the sums as far (two-sided).
     Without censoring this is Wilcoxon's test with midranks. It asks whether these two networks
-    differ over batches, not how others trained the same way would. Gehan, A generalized Wilcoxon
-    test for comparing arbitrarily singly-censored samples (Biometrika, 1965). ValueError where
-    either has no seed.
+    differ over batches, not how others trained alike would. ValueError without a seed. Gehan, A
+    generalized Wilcoxon test for comparing arbitrarily singly-censored samples (Biometrika, 1965).
     """
     if not first.bits or not second.bits:
         raise ValueError("compare_flips: an entry has no seeds")

@@ -114,9 +114,8 @@ def ordered(values: Tensor) -> Tensor:
 
 
 def looked_at(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers looked at, by name: modules without children (but for the identity of a shortcut,
-    an empty Sequential), and as a whole activation sites and layers that something was put on or
-    behind."""
+    """The layers looked at, by name: modules without children (a shortcut's identity, an empty
+    Sequential, is none), and as a whole activation sites and layers with something behind them."""
     kinds = (Site, WrappedConv2d)
     whole = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     found = {}

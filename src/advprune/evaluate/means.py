@@ -56,8 +56,7 @@ class Mean:
 class MeanComparison(Compared):
     """The mean difference of two families over the same seeds and images, by `compare_means`.
 
-    rates: whether it is one of shares of images, of which it is known how they vary, and that they
-    differ by 1 at most.
+    rates: whether of shares of images, which vary in a known way and differ by 1 at most.
     """
 
     mean: Mean

@@ -111,9 +111,8 @@ def equivalence(gained: int, lost: int, n: int, margin: float) -> float:
 def smallest_difference(discordant: int, n: int, alpha: float) -> float:
     """The difference that McNemar's exact test at `alpha` shows on n images in 80 % of all cases.
 
-    discordant: on how many images just one model is right; there are as many as the difference
-    needs at least. Exact: their number is binomial, and so is the first model's part in them.
-    Infinite where n is too few for any difference.
+    discordant: on how many images just one model is right, at least as many as are needed.
+    Exact: their number and the first model's part in them are binomial. Infinite for too small n.
     """
     from scipy.optimize import brentq
     from scipy.stats import binom
@@ -143,8 +142,7 @@ def median_distance(values: np.ndarray) -> tuple[float, float, float]:
     """The median of distances `[n]`, n >= 1, and its 95 % percentile bootstrap interval.
 
     Infinite distances are larger than any. The middle of n values drawn with replacement is
-    `x_(ceil(n u))` of the sorted ones, where u, the middle of n uniform numbers, has a beta
-    distribution.
+    `x_(ceil(n u))` of the sorted ones; u, the middle of n uniform numbers, is beta distributed.
     """
     ordered, n = np.sort(np.asarray(values, dtype=float)), len(values)
     if n == 0:

@@ -220,9 +220,8 @@ def shown(architecture: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, i
 
 
 def foreign_spec(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
-    """The spec of a network that is none of this library's, from what is given of it (architecture,
-    classes, channels and options, if it has some) or `shown` by its tensors. UserError where one
-    is missing or wrong."""
+    """The spec of a foreign network, from what is given of it (architecture, classes, channels,
+    options) or `shown` by its tensors. UserError where one is missing or wrong."""
     given = shown(given["architecture"], tensors) | dict(given)
     if missing := [key for key in ("classes", "channels") if key not in given]:
         raise UserError(

@@ -80,8 +80,7 @@ class BinaryConv2d(nn.Conv2d):
     """A convolution whose weight is `alpha_c b`, exactly; its input is standardized.
 
     binary_input: whether the input is then replaced by its sign. Sums of signs times signs are
-    whole numbers, the same in whatever order they are taken. backward: one of `SLOPES`, or the
-    identity.
+    whole numbers, the same in any order. backward: one of `SLOPES`, or straight (the identity).
     """
 
     rules = ("wide", "straight")
@@ -184,8 +183,7 @@ class LatentConv2d(nn.Module):
         self.mask: torch.Tensor | None = None
 
     def bits(self) -> torch.Tensor:
-        """-1 or 1 for each weight, the sign of its standardized filter; differentiable by the
-        slope."""
+        """-1 or 1 for each weight, by its standardized filter; differentiable by the slope."""
         flat = self.weight.flatten(1)[:, :, None, None]  # each filter as a sample of n channels
         mask = self.mask
         if mask is not None:  # whole filters: each input channel has as many weights
@@ -265,17 +263,15 @@ def latent_layers(model: nn.Module) -> dict[str, Latent]:
 
 
 def begin_epoch(model: nn.Module, epoch: int, epochs: int, last: float = MOST_T) -> None:
-    """Set the slopes of an epoch, counted from 0, in place; last: what t has grown to after all
-    epochs."""
+    """Set the slopes of an epoch, counted from 0, in place; last: what t ends with."""
     for layer in latent_layers(model).values():
         if isinstance(layer, LatentConv2d):
             layer.t, layer.k = schedule(epoch, epochs, last)
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """The deployed form of a trained binary network: the same logits as in evaluation mode, each
-    weight one bit and its channel's scale, and no float weight behind it. The given model stays as
-    it was."""
+    """The deployed form of a trained binary network, as a copy: the same logits as in evaluation
+    mode, each weight one bit and its channel's scale, and no float weight behind it."""
     copied = copy.deepcopy(model)
     for name, layer in latent_layers(copied).items():
         copied.set_submodule(name, layer.frozen())

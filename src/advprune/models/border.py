@@ -192,8 +192,7 @@ def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None)
     behind every name (`unshared`).
 
     images: where given, the model must pass `admitted` as well. InputError where weights are
-    missing, shared, hidden or without shape, and where hooks would be lost once it is stored or
-    folded.
+    missing, shared, hidden or without shape, and where there are hooks, which would be lost.
     """
     model = _unwrapped(who, model)
     if images is not None:
@@ -234,8 +233,7 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
 
 
 def _unwrapped(who: str, model: Any) -> nn.Module:
-    """What `Drawn`, torch.compile or data parallelism wraps; InputError for anything but an
-    nn.Module."""
+    """What `Drawn`, torch.compile or data parallelism wraps; InputError for no nn.Module."""
     model = model.model if isinstance(model, Drawn) else model
     refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
     on_all = any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS)
@@ -287,8 +285,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def hooked(model: nn.Module) -> list[str]:
-    """The names of modules with hooks, or with another `forward` than their class has; the model
-    itself is called `the model`."""
+    """The names of modules with hooks, or with another `forward` than that of their class."""
     return [
         name or "the model"
         for name, part in model.named_modules()

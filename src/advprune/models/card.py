@@ -84,8 +84,7 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 @torch.no_grad()
 def met(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
-    """By name of a convolution, which places of its filters, `[kh, kw]`, ever meet a value on
-    images `[C, H, W]`."""
+    """By convolution, which places of its filters `[kh, kw]` ever meet a value on such images."""
     found: dict[str, torch.Tensor] = {}
 
     def look(
@@ -134,8 +133,7 @@ def card_of(
 
     facts: what the file does not say, by the keys of NO_FACTS (ticket: its distance from the dense
     network). image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without
-    it. `code` is the sha256 of the file of a network of the user's own, so that a change of the
-    code is noticed.
+    it. `code` is the sha256 of the file of the user's own code, so that a change is noticed.
     """
     spec = getattr(model, "spec", None)
     files = code_files(spec.factory) if isinstance(spec, ModelSpec) else []

@@ -104,8 +104,7 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
 
 
 def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
-    """The spec in a checkpoint's header, None where there is none; UserError where it is wrong, or
-    where the file holds several networks."""
+    """The spec in a header, if any; UserError where it is wrong, or for several networks."""
     if "several" in metadata:
         raise UserError(f"{where} holds several networks ({metadata['several']}); store one alone")
     if "spec" not in metadata:

@@ -55,9 +55,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 
 class Following:
-    """The folded form of a model that is being trained: made once, then kept up with its weights.
-    `network` computes what the model does in evaluation mode, to rounding, with weights that take
-    no gradient, channels-last."""
+    """The folded form of a model in training: made once, then kept up with its weights. `network`
+    computes what the model does in evaluation mode, with weights that take no gradient."""
 
     def __init__(self, model: nn.Module, traced: fx.GraphModule) -> None:
         live, pairs = model.get_submodule, _merge(traced)

@@ -145,8 +145,7 @@ def build_foreign(spec: ModelSpec, allowed: str | None = None) -> Foreign:
 
 @contextmanager
 def _bounded(spec: ModelSpec) -> Iterator[None]:
-    """Inside, no network is made that takes more memory or time than any has: its options may be
-    from a file. UserError where one is begun."""
+    """Inside, a network of more memory or time than any takes, by options of a file, is refused."""
     counts, name = dict.fromkeys(MOST, 0), spec.architecture
     for option, value in spec.options.items():
         for one in value if isinstance(value, list) else [value]:

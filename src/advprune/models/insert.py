@@ -42,8 +42,7 @@ RECTIFIERS = {
 def inserted_layer(
     kind: str, settings: type[BaseModel] | None = None
 ) -> Callable[[LayerFactory], LayerFactory]:
-    """Register a layer type that families insert, under its spec name. settings: what those in a
-    header are checked against."""
+    """Register a layer that families insert. settings: what those in a header are checked by."""
 
     def register(factory: LayerFactory) -> LayerFactory:
         _LAYERS[kind] = factory, settings

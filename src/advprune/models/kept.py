@@ -25,8 +25,7 @@ def kept_by(model: nn.Module) -> dict[str, tuple[Any, int]]:
 
 
 def differ(one: tuple[Any, int] | None, other: tuple[Any, int]) -> bool:
-    """Whether two states of what a module keeps differ; a tensor that was made anew, with the same
-    numbers, does not."""
+    """Whether two states of what a module keeps differ; the same numbers anew do not."""
     if one is None or one[0] is other[0]:
         return one is None or one[1] != other[1]
     tensors = torch.is_tensor(one[0]) and torch.is_tensor(other[0])

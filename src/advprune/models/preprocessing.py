@@ -33,8 +33,7 @@ class Preprocessing:
 
 
 class _Config(Settings):
-    """What is read of a config.json of timm's kind. pretrained_cfg: of images, and where it is left
-    out the file itself."""
+    """A config.json of timm's kind. pretrained_cfg: of images; if left out, the file itself."""
 
     model_config = ConfigDict(extra="ignore")
     architecture: str

@@ -49,8 +49,7 @@ class Target(nn.Module):
         return self.with_twin(copy.deepcopy(self.twin, memo))
 
     def with_twin(self, twin: nn.Module | None) -> "Target":
-        """The same target with that twin, whose answers should be its own. InputError where the
-        twin draws at random."""
+        """The same target with that twin; InputError where the twin draws at random."""
         random = twin is not None and is_randomized(twin)
         refuse("target", {"its twin draws at random": random})
         return Target(self.answer, self.classes, twin, labels=self.labels, shares=self.shares)

@@ -119,8 +119,7 @@ def scaled(weight: torch.Tensor) -> torch.Tensor:
 
 
 def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """True, in the scores' shape, for the `floor(sparsity * numel)` of smallest |s|, exactly; of
-    equal ones the first."""
+    """True for the `floor(sparsity * numel)` scores of smallest |s|; of equal ones the first."""
     return first(scores.abs(), part(sparsity, scores.numel()))
 
 

@@ -124,8 +124,7 @@ def first(scores: torch.Tensor, count: int, end: End = "smallest") -> torch.Tens
 
 
 def part(share: float, count: int) -> int:
-    """`share * count` rounded down: 0.29 of 100 are 29, though 0.29 * 100 < 29 in floating
-    point."""
+    """`share * count` rounded down: of 100, 0.29 are 29, although 0.29 * 100 < 29 in floats."""
     return int(share * count + 1e-9)
 
 

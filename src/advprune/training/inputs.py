@@ -29,8 +29,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Data:
-    """Of a compression that may learn, of the training images alone. `prune` sets seed and
-    generator."""
+    """Of a compression that may learn, on training images. `prune` sets seed and generator."""
 
     images: torch.Tensor  # float32 [N, C, H, W] in [0, 1]
     labels: torch.Tensor  # int64 [N]

@@ -106,8 +106,7 @@ def spec_for(settings: ModelSettings, train: Split, weights: Path | None = None)
 
 
 def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
-    """The network of the settings for the training images, initialized from `seed`, `fitting`
-    them."""
+    """The network of the settings for the training images, initialized from `seed`."""
     model = build(spec_for(settings, train), settings.factory)
     initialize(model, torch.Generator().manual_seed(seed))
     return fitting(model, settings, train)

@@ -246,8 +246,7 @@ def finetune(
 def accuracy(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int = 256
 ) -> float:
-    """Share of images `[N, C, H, W]`, uint8 or float in [0, 1], classified as their label, in
-    evaluation mode."""
+    """Share of images `[N, C, H, W]`, uint8 or in [0, 1], classified right in evaluation mode."""
     mode = model.training
     model.eval()
     device = next(model.parameters()).device
