@@ -40,6 +40,7 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from advprune.core.device import device_of, salted
 from advprune.core.settings import Settings
@@ -99,16 +100,11 @@ def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     Batch-norm is calibrated on the first `CALIBRATION` training images: at mean 0 and variance 1,
     as it begins, the network computes another function than the one that starts to learn."""
     dense = copy.deepcopy(model).requires_grad_(True)
-    norms = [module for module in dense.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        norm.reset_parameters()
+    for module in dense.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_parameters()
     initialize(dense, torch.Generator().manual_seed(data.seed))
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0  # the statistics of the last batch alone, and there is one
-    dense.train()(data.images[:CALIBRATION].to(device_of(dense)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    update_bn([data.images[:CALIBRATION]], dense, device_of(dense))
     return dense.eval()
 
 
