@@ -33,8 +33,7 @@ from advprune.core.errors import UserError, arisen
 from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
 from advprune.models.benchmarks import MAKERS
-from advprune.models.border import admitted, logits_of, plain_copy, refuse, weight_faults
-from advprune.models.kept import unshared
+from advprune.models.border import admitted, logits_of, plain_copy, refuse, unshared, weight_faults
 from advprune.models.spec import INSIDE, ModelSpec, Normalize
 from advprune.models.stochastic import undisturbed
 
