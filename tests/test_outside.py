@@ -24,7 +24,7 @@ from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
 from advprune.models.weights import load_foreign
 from advprune.pruning import Data, prune
-from advprune.quantization.post_training import agreement, quantize
+from advprune.quantization.post_training import quantize, twin_agreement
 from advprune.training.networks import begin
 from conftest import Run
 
@@ -364,7 +364,7 @@ def test_integers(code: Path, name: str) -> None:
     assert spec_of(found).quantization.left == left
     with torch.no_grad():
         gap = float((found(x) - model(x)).abs().max() / model(x).abs().max())
-    assert 0 < gap < 0.1 and agreement(found, x)[0] == 1
+    assert 0 < gap < 0.1 and twin_agreement(found, x)[0] == 1
     save_model(found, code / "q.safetensors")
     assert torch.equal(load_model(code / "q.safetensors", spec_of(model).factory)(x), found(x))
     private = attack_copy(model, torch.device("cpu"))

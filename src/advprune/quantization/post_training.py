@@ -80,7 +80,7 @@ def calibrated(
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float]:
+def twin_agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float]:
     """How far a quantized model and its twin are the same on `images`: the share of equal
     predictions, and the largest difference of logits over the largest absolute logit."""
     differentiable, device = twin(model), device_of(model)
