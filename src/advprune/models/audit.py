@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.networks import BLOCKS, LIBRARY, is_factory, is_library
+from advprune.core.networks import LIBRARY, is_factory, is_library
 from advprune.core.settings import parse
 from advprune.models.checkpoint import build, is_stored, misfits
 from advprune.models.foreign import dtype_name
@@ -251,11 +251,8 @@ def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
         if given:
             raise
         return None
-    firsts = (  # the first convolution of each block, some of whose filters may be gone
-        f"layer{stage + 1}.{place}.conv1.weight"
-        for stage, count in enumerate(BLOCKS[spec.architecture])
-        for place in range(count)
-    )
+    # Behind the stem, the first convolution of each block, some of whose filters may be gone.
+    firsts = [name for name in wanted_of(spec) if name.endswith("conv1.weight")][1:]
     inner = tuple(
         int(tensors[name].shape[0]) if name in tensors and tensors[name].ndim == 4 else width
         for name, width in zip(firsts, spec.blocks, strict=True)
