@@ -36,7 +36,7 @@ from advprune.core.progress import progress
 from advprune.core.settings import Settings
 from advprune.core.train_settings import crossing
 from advprune.pruning.family import Data
-from advprune.pruning.masks import Masks, layers
+from advprune.pruning.masks import Masks, layer_weights
 from advprune.training.adversarial import Inner, pgd_images
 from advprune.training.inputs import Pair, load_state, save_state
 from advprune.training.standard import Row
@@ -125,11 +125,6 @@ def probing_vectors(
     return found.to(outputs).view(-1, *outputs.shape)
 
 
-def prunable_weights(model: nn.Module) -> Tensors:
-    """The weights of all convolutions and linear layers by name, in the order of the modules."""
-    return {f"{name}.weight": module.weight for name, module in layers(model).items()}
-
-
 def mean_square(values: torch.Tensor) -> torch.Tensor:
     """`||f||^2 / N` of outputs `[N, O]`; of products with a kernel, `[P, N, O]`, its estimate
     `mean_p ||D v_p||^2 / N^2`."""
@@ -193,7 +188,7 @@ class Search:
         self.gauge = Gauge(dense, data, setting)
         self.student = copy.deepcopy(dense)
         self.optimizer = torch.optim.Adam(trainable(self.student).values(), lr=setting.lr)
-        weights = prunable_weights(self.student)
+        weights = layer_weights(self.student)
         self.parked = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.removed: Masks = {}
         self.rows: list[Row] = []
@@ -225,7 +220,7 @@ class Search:
     def _refresh(self) -> None:
         """Choose the mask anew, counting the parked weights at their old values. Adam's moments of
         removed weights are forgotten: without a gradient they would stay where they are."""
-        weights = prunable_weights(self.student)
+        weights = layer_weights(self.student)
         whole = {name: weight + self.parked[name] for name, weight in weights.items()}
         self.removed = self.choose(whole)
         for name, weight in weights.items():
@@ -255,7 +250,7 @@ class Search:
         images = pair(self.student, seen, self.data, self.setting.attack_steps, generator)
         self.optimizer.zero_grad()
         self.backward(images, generator)
-        for name, weight in prunable_weights(self.student).items():
+        for name, weight in layer_weights(self.student).items():
             assert weight.grad is not None
             weight.grad.masked_fill_(self.removed[name], 0.0)
         self.optimizer.step()
@@ -268,7 +263,7 @@ class Search:
         loss = mean_square(target - self.student(images[0])) / self.gauge.output_norm
         if self.setting.l2:  # ||m w||^2 / density, relative to the dense network's ||w||^2
             squares, whole = (
-                torch.stack([w.square().sum() for w in prunable_weights(one).values()]).sum()
+                torch.stack([w.square().sum() for w in layer_weights(one).values()]).sum()
                 for one in (self.student, self.dense)
             )
             gone = sum(int(mask.sum()) for mask in self.removed.values())

@@ -47,14 +47,17 @@ from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
 from advprune.pruning.family import Data, Pruned, family, require
-from advprune.pruning.masks import Masks, Scores, clear, magnitudes, masked, random_scores, select
-from advprune.pruning.ticket_search import (
-    Gauge,
-    GaugeSettings,
-    Search,
-    SearchSettings,
-    prunable_weights,
+from advprune.pruning.masks import (
+    Masks,
+    Scores,
+    clear,
+    layer_weights,
+    magnitudes,
+    masked,
+    random_scores,
+    select,
 )
+from advprune.pruning.ticket_search import Gauge, GaugeSettings, Search, SearchSettings
 from advprune.training.standard import Row
 
 CALIBRATION = 512  # training images that batch-norm takes its statistics from before a search
@@ -138,7 +141,7 @@ def control(model: nn.Module, setting: ControlTicket, data: Data, by: str) -> Pr
     """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself.
     The distance from the dense network is measured as AWT's search does."""
     dense = at_initialization(model, require(data))
-    weights = prunable_weights(dense)
+    weights = layer_weights(dense)
     scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, data.generator)
     removed = setting.smallest(scores)
     gauge = Gauge(dense, data, setting.gauge)
