@@ -34,8 +34,8 @@ from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.opening import expected_gradient
 from advprune.data import load_split, prepare, to_float
 from advprune.models.checkpoint import load_model
+from advprune.models.fold import Replayed
 from advprune.training.adversarial import Inner, climb
-from advprune.training.replay import Replayed
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -118,7 +118,7 @@ class Workspace:
         """The files of the user's own code, which unfinished work depends on."""
         if self.profile.model.factory is None:
             return []
-        from advprune.models.outside import code_files
+        from advprune.models.foreign import code_files
 
         return code_files(self.profile.model.factory)
 

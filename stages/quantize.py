@@ -13,8 +13,8 @@ def quantize(
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}."""
     from advprune.data import stratified_subset, to_float
-    from advprune.quantization.post_training import agreement
     from advprune.quantization.post_training import quantize as round_model
+    from advprune.quantization.post_training import twin_agreement
     from advprune.quantization.training import quantization_aware
     from advprune.training.inputs import Data
 
@@ -33,7 +33,7 @@ def quantize(
         else:
             data = Data(images, labels, train, state)
             model = quantization_aware(parent, setting, data, params.seed, calibration)
-        same, gap = agreement(model, to_float(splits["test"].images))
+        same, gap = twin_agreement(model, to_float(splits["test"].images))
         facts = {
             "setting": setting.model_dump(exclude_none=True),
             "twin_agreement": round(same, 4),

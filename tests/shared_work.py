@@ -23,8 +23,7 @@ from advprune.evaluate.craft import Work, craft
 from advprune.evaluate.probes import Probe
 from advprune.evaluate.records import Scoring, all_logits
 from advprune.pruning import prune
-from advprune.training.accuracy import accuracy
-from advprune.training.standard import Trainer
+from advprune.training.standard import Trainer, accuracy
 from conftest import Linear, make_network
 
 BATCH = 7  # of 24 images: the last is smaller, and one process has more than the other

@@ -12,11 +12,10 @@ from advprune.core.errors import UserError
 from advprune.models.audit import audit
 from advprune.models.card import sparsity_of
 from advprune.models.checkpoint import build, fill, header_spec, stored
-from advprune.models.foreign import load_foreign, plain
-from advprune.models.names import canonical
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
-from advprune.models.tensor_file import read_weights
+from advprune.models.tensor_file import canonical, read_weights
+from advprune.models.weights import load_foreign, plain
 from advprune.quantization.post_training import quantize
 
 Tensors = dict[str, torch.Tensor]

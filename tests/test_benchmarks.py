@@ -21,8 +21,8 @@ from advprune.core.errors import UserError
 from advprune.data import to_float
 from advprune.models.benchmarks import recognized
 from advprune.models.checkpoint import build, load_model, save_model
-from advprune.models.foreign import load_foreign
 from advprune.models.spec import ModelSpec, spec_of
+from advprune.models.weights import load_foreign
 from advprune.pruning import prune
 from conftest import Run
 

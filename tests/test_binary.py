@@ -23,25 +23,23 @@ from advprune.evaluate.craft import kind_of
 from advprune.evaluate.layers import where
 from advprune.models.binary import (
     BinaryConv2d,
+    LatentConv2d,
+    LatentLinear,
+    begin_epoch,
     binarize,
     binary_layers,
+    freeze,
     is_binary,
+    latent,
+    latent_layers,
+    schedule,
     slope,
     standardized,
 )
 from advprune.models.card import macs_of, sparsity_of, stored_bits_of, write_card
 from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.insert import put
-from advprune.models.latent import (
-    LatentConv2d,
-    LatentLinear,
-    begin_epoch,
-    freeze,
-    latent,
-    latent_layers,
-    schedule,
-)
-from advprune.models.resnet import build_dense, initialize
+from advprune.models.resnet import ResNet, initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
 from advprune.quantization.post_training import quantize
 from advprune.training.binary import (
@@ -68,7 +66,7 @@ def spec(**changes: Any) -> ModelSpec:
 @pytest.fixture(scope="module")
 def form(digits: Pair) -> nn.Module:
     """A training form after a few steps, some of its scales negative; not to be changed."""
-    model = build_dense(spec())
+    model = ResNet(spec())
     initialize(model, torch.Generator().manual_seed(0))
     latent(model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -28,9 +28,9 @@ from advprune.evaluate import metrics
 from advprune.evaluate.measures import robust_rates
 from advprune.evaluate.robust import union
 from advprune.evaluate.verdict import Evidence, verdict
+from advprune.models.binary import freeze, latent
 from advprune.models.card import write_card
 from advprune.models.checkpoint import build, load_model, save_model
-from advprune.models.latent import freeze, latent
 from advprune.models.resnet import initialize
 from advprune.models.spec import attach, spec_of
 from advprune.pruning import Data

@@ -17,7 +17,7 @@ from advprune.cli.app import app
 from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import load
-from advprune.evaluate.faults import smallest_flip_p
+from advprune.evaluate.flips import smallest_flip_p
 from advprune.pruning import families
 from advprune.report.docs import (
     FOLDER,

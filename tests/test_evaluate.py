@@ -21,7 +21,7 @@ from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.evaluate import layers, metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows
-from advprune.evaluate.layers import noisy_images, wasserstein, watched, where
+from advprune.evaluate.layers import looked_at, noisy_images, wasserstein, where
 from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.records import predictions
 from advprune.evaluate.statistics import Rate
@@ -225,8 +225,8 @@ def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(
     bn = one[one.layer == "bn1"].iloc[0]
     assert bn.clean_mean != one[one.layer == "act1"].iloc[0].clean_mean  # before the ReLU acts
     # Sites are watched with what families put there; the identity of a shortcut is no layer.
-    assert list(watched(prune("clamp", network, 2, digits).model)) == one.layer.tolist()
-    assert "layer1.0.shortcut" not in watched(network)
+    assert list(looked_at(prune("clamp", network, 2, digits).model)) == one.layer.tolist()
+    assert "layer1.0.shortcut" not in looked_at(network)
 
 
 def test_wasserstein_by_hand() -> None:

@@ -24,7 +24,7 @@ from advprune.core.train_settings import DataSettings
 from advprune.data.sources import key_of
 from advprune.models.audit import audit
 from advprune.models.checkpoint import build, load_model, save_model, stored
-from advprune.models.outside import code_files
+from advprune.models.foreign import code_files
 from advprune.models.spec import ModelSpec, spec_of
 
 THEIRS = """

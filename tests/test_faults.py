@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from advprune.evaluate.faults import (
+from advprune.evaluate.flips import (
     Reached,
     accuracy_after,
     at_the_end,
@@ -15,7 +15,6 @@ from advprune.evaluate.faults import (
     compare_flips,
     flips_metric,
     over_flips,
-    spread,
     to_chance,
 )
 
@@ -59,30 +58,32 @@ def test_bits_are_counted_at_the_first_accuracy_at_the_level() -> None:
 def test_a_censored_seed_is_told_and_never_averaged() -> None:
     found = to_chance(RECORDS, 0.11)
     assert found.uncensored == [2, 1] and found.censored == 1
-    assert found.spread is None and found.least == 2.0  # (2 + 1 + 3) / 3
+    assert found.mean is None and found.least == 2.0  # (2 + 1 + 3) / 3
     nothing = dict.fromkeys(("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high"))
     assert flips_metric(found) == flips_metric(None) == nothing
     whole = to_chance(RECORDS[RECORDS.seed < 2], 0.11)
-    assert whole.censored == 0 and whole.spread is not None and whole.spread.mean == 1.5
-    assert Reached((), ()).spread is None
+    assert whole.censored == 0 and whole.mean is not None and whole.mean.value == 1.5
+    assert Reached((), ()).mean is None
 
 
 def test_the_interval_by_hand_and_by_scipy() -> None:
     values = [15, 16, 14, 12, 24]
-    found = spread(values)
+    found = reached(*values)
     # mean 16.2, squared distances 1.44 + .04 + 4.84 + 17.64 + 60.84 = 84.8; t(0.975, 4) = 2.7764
-    assert found.mean == 16.2 and found.deviation == pytest.approx((84.8 / 4) ** 0.5)
+    assert found.mean is not None and found.mean.value == 16.2
+    assert found.mean.deviation == pytest.approx((84.8 / 4) ** 0.5)
     half = 2.776445 * (84.8 / 4) ** 0.5 / 5**0.5
-    assert found.low == pytest.approx(16.2 - half, rel=1e-6)
+    assert found.interval[0] == pytest.approx(16.2 - half, rel=1e-6)
     low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.interval == (pytest.approx(low), pytest.approx(high))
     assert flips_metric(reached(*values)) == {
         "flips_to_chance": 16.2,
         "flips_to_chance_low": round(low, 2),
         "flips_to_chance_high": round(high, 2),
     }
-    single = spread([7])
-    assert (single.mean, single.deviation, single.low, single.high) == (7, None, None, None)
+    single = reached(7)
+    assert single.mean is not None and single.mean.value == 7 and single.mean.deviation is None
+    assert single.interval == (None, None)
 
 
 def test_accuracy_over_flips_by_hand() -> None:

@@ -17,7 +17,7 @@ from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.resume import Parts
 from advprune.core.settings import parse
-from advprune.evaluate.faults import START, VARIANTS, at_the_end, clean_accuracy, to_chance
+from advprune.evaluate.flips import START, VARIANTS, at_the_end, clean_accuracy, to_chance
 from advprune.studies import Given, run_study
 from advprune.studies.bitflip import attacker_images, recorded, trained
 from conftest import make_network

@@ -50,9 +50,9 @@ from advprune.models.checkpoint import (
     save_model,
     stored,
 )
-from advprune.models.foreign import plain
 from advprune.models.spec import spec_of
 from advprune.models.tensor_file import read_weights
+from advprune.models.weights import plain
 from advprune.pruning import check_settings
 from advprune.report.gate import judge, page
 from advprune.report.read import records_of

@@ -27,9 +27,9 @@ from advprune.cli.app import app
 from advprune.core import memory
 from advprune.core.errors import UserError
 from advprune.data.split import Split, save_split
-from advprune.models import outside
+from advprune.models import foreign
+from advprune.models.benchmarks import MAKERS
 from advprune.models.checkpoint import save_model
-from advprune.models.cifar import MAKERS
 from conftest import make_network
 
 Command = Callable[..., Any]
@@ -157,7 +157,7 @@ def test_no_options_make_a_network_beyond_memory_and_time(
     options: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("timm")
-    monkeypatch.setattr(outside, "MOST", outside.MOST | {"numbers": 1 << 20, "layers": 200})
+    monkeypatch.setattr(foreign, "MOST", foreign.MOST | {"numbers": 1 << 20, "layers": 200})
     known = ("--architecture=timm/test_vit", f"--options={options}", "--classes=2")
     words = "timm/test_vit: (its options make a network of over|depth is 1000000000; numbers)"
     with pytest.raises(UserError, match=words):
@@ -269,7 +269,7 @@ CONFIG: dict[str, Any] = {
 
 def test_configurations(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
-    monkeypatch.setattr(outside, "MOST", outside.MOST | {"numbers": 1 << 24})
+    monkeypatch.setattr(foreign, "MOST", foreign.MOST | {"numbers": 1 << 24})
     net = timm.create_model("test_vit", num_classes=2, img_size=32, depth=1)
     torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
     place, checkpoint = tmp_path / "config.json", str(tmp_path / "pytorch_model.bin")

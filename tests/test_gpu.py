@@ -13,11 +13,10 @@ from advprune.attacks.pgd import random_point
 from advprune.core.device import full_precision
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.evaluate.records import all_logits, predictions
-from advprune.models.fold import Following
+from advprune.models.fold import Following, Replayed
 from advprune.pruning import Data, prune
 from advprune.pruning.hydra import attach_scores, smallest
-from advprune.quantization.post_training import agreement, quantize
-from advprune.training.replay import Replayed
+from advprune.quantization.post_training import quantize, twin_agreement
 from advprune.training.standard import Trainer
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -94,7 +93,7 @@ def test_scores_there_are_in_full_precision_and_integers_are_exact(
     there = copy.deepcopy(network).cuda()
     assert torch.allclose(all_logits(there, digits[0]), all_logits(network, digits[0]), atol=1e-4)
     whole = quantize(there, digits[0])
-    assert agreement(whole, digits[0])[0] > 0.95
+    assert twin_agreement(whole, digits[0])[0] > 0.95
     assert torch.equal(predictions(whole, digits[0]), predictions(whole.cpu(), digits[0]))
 
 

@@ -14,8 +14,8 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.core.settings import parse
 from advprune.core.train_settings import GrowthSettings, TrainSettings
-from advprune.models.latent import begin_epoch, latent
-from advprune.models.resnet import build_dense
+from advprune.models.binary import begin_epoch, latent
+from advprune.models.resnet import ResNet
 from advprune.models.spec import ModelSpec
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
 from advprune.training.networks import train_network
@@ -87,7 +87,7 @@ def cut(network: SuperNet) -> nn.Module:
     """The network of the kept channels, with the weights that the wide one has there."""
     stages, inner = network.channels()
     changes = {"stages": stages, "inner": inner, "pool_norm": True}
-    small = latent(build_dense(ModelSpec.model_validate(PLAIN.model_dump() | changes)))
+    small = latent(ResNet(ModelSpec.model_validate(PLAIN.model_dump() | changes)))
     kept = {name: network.gates[name].kept for name in network.gates}
     image = torch.ones(1, dtype=torch.bool)
     sides = {"conv1": (image, kept["stem"]), "bn1": (kept["stem"], kept["stem"])}

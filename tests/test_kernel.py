@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from advprune.core.errors import UserError
-from advprune.pruning.kernel import kernel_products, probing_vectors, trainable
+from advprune.pruning.ticket_search import kernel_products, probing_vectors, trainable
 from conftest import make_network
 
 Masks = dict[str, torch.Tensor]

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from advprune.core.errors import UserError
+from advprune.models.card import inert_of, met
 from advprune.models.checkpoint import build, load_model, save_model
-from advprune.models.foreign import load_foreign
-from advprune.models.inert import inert_of, met
 from advprune.models.spec import ModelSpec, sites, spec_of
+from advprune.models.weights import load_foreign
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Tensors = dict[str, torch.Tensor]
@@ -141,5 +141,5 @@ def test_foreign_weights_are_mapped(network: nn.Module, tmp_path: Path) -> None:
         load_foreign(own, str(path), "0" * 64)
     theirs["module.head"] = theirs.pop("module.fc.weight")
     torch.save(theirs, path)
-    with pytest.raises(UserError, match=r"missing linear.weight; left over head"):
+    with pytest.raises(UserError, match=r"missing: linear.weight .*; left over: head"):
         load_foreign(own, str(path), None)

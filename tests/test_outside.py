@@ -17,15 +17,14 @@ from advprune.core.settings import parse
 from advprune.core.train_settings import ModelSettings, SurrogateSettings, TrainSettings
 from advprune.evaluate.layers import where
 from advprune.models.audit import audit
-from advprune.models.card import macs_of, stored_bits_of
+from advprune.models.card import inert_of, macs_of, stored_bits_of
 from advprune.models.checkpoint import build, load_model, save_model
-from advprune.models.foreign import load_foreign
-from advprune.models.inert import inert_of
-from advprune.models.outside import check_answers
+from advprune.models.foreign import check_answers
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
+from advprune.models.weights import load_foreign
 from advprune.pruning import Data, prune
-from advprune.quantization.post_training import agreement, quantize
+from advprune.quantization.post_training import quantize, twin_agreement
 from advprune.training.networks import begin
 from conftest import Run
 
@@ -305,7 +304,7 @@ def test_weights_from_elsewhere_are_loaded(code: Path) -> None:
     assert torch.equal(again(x), loaded(x))
     del wrapped["module.model.features.0.bias"]
     torch.save(wrapped, code / "theirs.pt")
-    with pytest.raises(UserError, match=r"torchvision/squeezenet1_1 .*missing network.features.0"):
+    with pytest.raises(UserError, match=r"torchvision/squeezenet1_1 .*missing: network.features.0"):
         load_foreign(spec_of(loaded), str(code / "theirs.pt"), None)
 
 
@@ -365,7 +364,7 @@ def test_integers(code: Path, name: str) -> None:
     assert spec_of(found).quantization.left == left
     with torch.no_grad():
         gap = float((found(x) - model(x)).abs().max() / model(x).abs().max())
-    assert 0 < gap < 0.1 and agreement(found, x)[0] == 1
+    assert 0 < gap < 0.1 and twin_agreement(found, x)[0] == 1
     save_model(found, code / "q.safetensors")
     assert torch.equal(load_model(code / "q.safetensors", spec_of(model).factory)(x), found(x))
     private = attack_copy(model, torch.device("cpu"))

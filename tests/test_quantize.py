@@ -23,7 +23,7 @@ from advprune.models.card import sparsity_of
 from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
-from advprune.quantization.post_training import QuantizedLayer, agreement, quantize, twin
+from advprune.quantization.post_training import QuantizedLayer, quantize, twin, twin_agreement
 from advprune.quantization.training import (
     TrainedLayer,
     integer_form,
@@ -113,7 +113,7 @@ def test_eight_bits_stay_near_and_fewer_bits_do_not(network: nn.Module, digits: 
     for bits in (8, 4, 2):
         model = quantize(network, digits[0], bits)
         errors.append(float((model(digits[0]) - expected).norm() / expected.norm()))
-        same, gap = agreement(model, digits[0])  # of the twin
+        same, gap = twin_agreement(model, digits[0])  # of the twin
         assert same >= 0.95 and gap < 0.05
     assert errors[0] < 0.1 < errors[1] < errors[2]
 
@@ -135,7 +135,7 @@ def test_agreement_notices_a_twin_that_differs(
 ) -> None:
     model, coarse = quantize(network, digits[0]), quantize(network, digits[0], bits=2)
     monkeypatch.setattr("advprune.quantization.post_training.twin", lambda _: coarse)
-    same, gap = agreement(model, digits[0])
+    same, gap = twin_agreement(model, digits[0])
     predictions = [m(digits[0]).argmax(1) for m in (model, coarse)]
     assert same == float((predictions[0] == predictions[1]).float().mean()) < 0.9
     assert gap > 0.1
@@ -233,7 +233,7 @@ def test_what_is_trained_is_what_the_integers_compute(
     model = integer_form(form)
     assert torch.allclose(logits, twin(model)(test), rtol=1e-5, atol=1e-5)
     assert torch.allclose(logits, in_training, rtol=1e-5, atol=1e-5)
-    same_predictions, gap = agreement(model, test)
+    same_predictions, gap = twin_agreement(model, test)
     assert same_predictions > 0.98 and gap < 0.1
 
 

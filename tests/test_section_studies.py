@@ -12,7 +12,7 @@ from test_sections import check_charts, mcnemar
 
 from advprune.core.claims import Claim
 from advprune.core.params import FROM_DENSE
-from advprune.evaluate.faults import START, pairs_of
+from advprune.evaluate.flips import START, pairs_of
 from advprune.evaluate.means import compare_means, mean
 from advprune.report.run import Run
 from advprune.report.section import Part

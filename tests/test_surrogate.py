@@ -18,10 +18,9 @@ from advprune.data import Split, prepare, to_float
 from advprune.models.spec import spec_of
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
-from advprune.training.accuracy import accuracy
 from advprune.training.inputs import Inputs
 from advprune.training.networks import answers, train_surrogate
-from advprune.training.standard import History, Trainer
+from advprune.training.standard import History, Trainer, accuracy
 from conftest import same_weights, stored
 
 MOVING = {"flip": True, "crop": 1, "label_smoothing": 0.1}

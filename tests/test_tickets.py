@@ -17,15 +17,8 @@ from advprune.models.resnet import initialize
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
 from advprune.pruning.family import Pruned
-from advprune.pruning.kernel import trainable
-from advprune.pruning.masks import Masks, clear, magnitudes
-from advprune.pruning.ticket_search import (
-    Gauge,
-    GaugeSettings,
-    Search,
-    SearchSettings,
-    prunable_weights,
-)
+from advprune.pruning.masks import Masks, clear, layer_weights, magnitudes
+from advprune.pruning.ticket_search import Gauge, GaugeSettings, Search, SearchSettings, trainable
 from advprune.pruning.tickets import Ticket, at_initialization
 from conftest import make_network, same_weights
 
@@ -87,7 +80,7 @@ def test_tickets_start_from_the_dense_initialization(digits: Pair, data: Data, f
 def test_magnitude_tickets_keep_the_largest_weights_of_each_layer(data: Data) -> None:
     dense = at_initialization(tiny(), data)
     pruned = prune("magnitude_ticket", tiny(), setting("magnitude_ticket"), data)
-    for name, weight in prunable_weights(dense).items():
+    for name, weight in layer_weights(dense).items():
         gone = pruned.changed[name]
         assert weight[gone].abs().max() <= weight[~gone].abs().min()
         assert abs(int(gone.sum()) - 0.9 * gone.numel()) < 1
@@ -124,7 +117,7 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
     change = exact_kernel(search.dense, (x, adv), {})
     change = change - exact_kernel(student, (x, adv), search.removed)
     loss = loss + 9 * change.square().sum() / 4 / kernel
-    both = (prunable_weights(one).values() for one in (student, search.dense))
+    both = (layer_weights(one).values() for one in (student, search.dense))
     sizes = [sum(w.square().sum() for w in weights) for weights in both]
     masks = torch.cat([mask.flatten() for mask in search.removed.values()])
     loss = loss + 0.5 * sizes[0] / sizes[1].detach() / (~masks).double().mean()
@@ -142,7 +135,7 @@ def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data: Data) -> No
     clean, crafted = gauge.images
     assert (crafted - clean).abs().max() <= TRAIN.eps + 1e-6
     assert gauge(dense, {})["kernel_distance"] == gauge(dense, {})["output_distance"] == 0
-    removed, sparse = smallest(prunable_weights(dense)), copy.deepcopy(dense)
+    removed, sparse = smallest(layer_weights(dense)), copy.deepcopy(dense)
     clear(sparse, removed)
     whole = exact_kernel(dense, gauge.images, {}).detach()
     change = whole - exact_kernel(sparse, gauge.images, removed).detach()

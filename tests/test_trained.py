@@ -27,11 +27,11 @@ from advprune.core.train_settings import ModelSettings, TrainSettings
 from advprune.data import Split, to_float
 from advprune.models.audit import audit
 from advprune.models.checkpoint import load_model, save_model, stored
-from advprune.models.outside import check_answers, installed_timm
+from advprune.models.foreign import check_answers, installed_timm
 from advprune.models.preprocessing import for_channels, preprocessing_of
 from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune
-from advprune.quantization.post_training import agreement, quantize
+from advprune.quantization.post_training import quantize, twin_agreement
 from advprune.training.networks import spec_for
 from conftest import FOREIGN, VIT, Run, make_foreign, make_network
 
@@ -237,7 +237,7 @@ def test_what_is_measured_works_on_them(tmp_path: Path, name: str, places: int) 
             logits.append(one(X))
         assert torch.equal(*logits) and not torch.equal(logits[0], before), family
     integers = quantize(model, X)
-    assert spec_of(integers).quantization.left == () and agreement(integers, X)[0] == 1
+    assert spec_of(integers).quantization.left == () and twin_agreement(integers, X)[0] == 1
     gap = (integers(X) - before).abs().max() / before.abs().max()
     assert 0 < float(gap) < 0.1
     save_model(integers, tmp_path / "model.safetensors")

@@ -24,11 +24,10 @@ from advprune.core.train_settings import (
     WeightsSettings,
 )
 from advprune.data import Split, prepare
-from advprune.training.accuracy import accuracy
 from advprune.training.adversarial import Inner, Method, pgd_images
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
-from advprune.training.standard import Trainer, augment
+from advprune.training.standard import Trainer, accuracy, augment
 from conftest import Linear, make_network, same_weights, stored
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -29,7 +29,7 @@ from advprune.attacks.pgd import ascend, project, random_point, sizes, stretched
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import full_precision
-from advprune.models.quantized import is_quantized
+from advprune.models.quantized import needs_twin
 from advprune.models.stochastic import mean_logits, silent_copy
 
 CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: above rounding noise
@@ -139,7 +139,7 @@ def _descend(
     images.
     """
     s = at.options
-    surely = s.precision != "float32" or is_quantized(at.exact)
+    surely = s.precision != "float32" or needs_twin(at.exact)
     best, nearest = known or (clean, clean.new_full((len(clean),), torch.inf))
     current = (clean if start is None else start).contiguous(memory_format=torch.channels_last)
     radius = sizes(current - clean, s.norm)

@@ -22,7 +22,7 @@ from advprune.core.device import device_of, full_precision, salted
 from advprune.core.errors import InputError, first_line
 from advprune.models.backward import OF_NETWORKS, RULES, set_backward
 from advprune.models.border import admitted, check_images, refuse
-from advprune.models.quantized import differentiable, is_quantized
+from advprune.models.quantized import differentiable, needs_twin
 from advprune.models.stochastic import drawn_logits, is_randomized, mean_logits
 
 T = TypeVar("T", bound="Options")
@@ -163,7 +163,7 @@ def opened(
     networks += [how.parent] if foreign and how.parent is not None else []
     copies = [attack_copy(network, device) for network in networks]
     quick = copies[0] if len(copies) == 1 else Ensemble(copies)
-    if how.exact or foreign or is_quantized(model) or how.precision != "float32":
+    if how.exact or foreign or needs_twin(model) or how.precision != "float32":
         copies.append(attack_copy(model, device, fold=False))
     cost = how.cost or Cost()
     for private in copies:

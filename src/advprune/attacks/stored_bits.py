@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advprune.models.border import plain_copy
-from advprune.models.inert import met
+from advprune.models.card import met
 
 BIGGEST = 1e6  # a float that a flip makes larger leaves no finite loss, and is not tried
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -213,7 +213,7 @@ def store(
     2 to 8 bits: `s = max |W| / (2^(bits-1) - 1)`, `q = round(W / s)`; the lowest number is reached
     by flips alone. One bit: `q = sign(W)`, sign(0) = 1, `s = mean |W|`. scale: one s for a `layer`,
     as published, or for each output `channel`. image_shape: `[C, H, W]`; bits of weights that meet
-    only padding on such images (models/inert.py) then do not count as stored. floats: the 32 bits
+    only padding on such images (models/card.py) then do not count as stored. floats: the 32 bits
     of batch-norm's weights and biases and of each scale s count as well. Returns a frozen copy in
     evaluation mode; a tensor that layers share is stored once. ValueError for other bits or scales,
     a weight that is not finite, or a model without such layers.

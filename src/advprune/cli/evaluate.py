@@ -143,14 +143,14 @@ def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject
     from advprune.core.device import setup
     from advprune.data import to_float
     from advprune.models.card import card_of
-    from advprune.models.outside import code_files
+    from advprune.models.foreign import code_files
     from advprune.models.spec import spec_of
-    from advprune.quantization.post_training import agreement
+    from advprune.quantization.post_training import twin_agreement
 
     network, split, facts = place.network(path, known), place.split("test"), card_beside(path)
     spec = spec_of(network)
     if spec.quantization:
-        facts["twin_agreement"] = round(agreement(network, to_float(split.images))[0], 4)
+        facts["twin_agreement"] = round(twin_agreement(network, to_float(split.images))[0], 4)
     # The card is made before the network moves to a GPU.
     card = card_of(path, network, facts, image_shape=split.shape)
     files = [path, *code_files(spec.factory)]

@@ -73,8 +73,7 @@ def export(
 def _as_onnx(model: "nn.Module", checkpoint: Path, out: Path, size: tuple[int, int] | None) -> None:
     import torch
 
-    from advprune.models.onnx_export import USUAL, export_onnx
-    from advprune.models.onnx_file import OnnxFile
+    from advprune.models.onnx_file import USUAL, OnnxFile, export_onnx
     from advprune.models.spec import spec_of
 
     shape = (spec_of(model).channels, *(size or (USUAL, USUAL)))

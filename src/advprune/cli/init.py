@@ -65,7 +65,7 @@ def init(own: Profile, made: Made) -> None:
     from advprune.core.files import write_text
     from advprune.core.params import FILE, load
     from advprune.defaults import project
-    from advprune.models.outside import code_files
+    from advprune.models.foreign import code_files
 
     if made.name is None:
         raise UserError("give either --factory or --architecture")

@@ -55,7 +55,7 @@ def prune(
     from advprune.core.resume import unfinished
     from advprune.data import to_float
     from advprune.data.split import sha256_of
-    from advprune.models.outside import code_files
+    from advprune.models.foreign import code_files
     from advprune.models.spec import spec_of
     from advprune.pruning import Data, setting_of
     from advprune.pruning import prune as prune_model
@@ -95,15 +95,15 @@ def quantize(
     """
     from advprune.core.train_settings import QuantizeSettings
     from advprune.data import stratified_subset, to_float
-    from advprune.quantization.post_training import agreement
     from advprune.quantization.post_training import quantize as round_model
+    from advprune.quantization.post_training import twin_agreement
 
     place, setting = images.place(known, "train"), QuantizeSettings(bits=bits)
     dense, split = place.network(checkpoint, known), place.split("train")
     count = min(setting.calibration_images, len(split.labels))
     shown = to_float(split.images[stratified_subset(split.labels, count, place.params.seed)])
     model = round_model(dense, shown, bits)
-    same = agreement(model, shown)[0]
+    same = twin_agreement(model, shown)[0]
     written(out, model, {"setting": setting.model_dump(exclude_none=True)}, place, known)
     print(
         f"{out} and {out.stem}.json: {bits} bits; its twin agrees on {same:.2%} of {count} images"

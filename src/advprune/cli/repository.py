@@ -149,11 +149,9 @@ class Repository:
         such a network; what is `known` overrides both. Raises UserError if the audit finds a fault,
         or if the network does not fit the images.
         """
-        from advprune.models.audit import audit
-        from advprune.models.checkpoint import build, fill, header_spec, stored
-        from advprune.models.foreign import plain
-        from advprune.models.infer import shown
-        from advprune.models.outside import check_answers
+        from advprune.models.audit import audit, shown
+        from advprune.models.checkpoint import build, fill, header_spec
+        from advprune.models.foreign import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
         from advprune.models.tensor_file import read_weights
@@ -191,8 +189,7 @@ class Repository:
             if (has := getattr(spec, what)) != needs:
                 raise UserError(f"{path} is a network of {has} {what}, but {self.has(needs)}")
         model = build(spec, factory)
-        wanted = stored(model)
-        fill(model, plain(tensors, known.keep, spec, wanted).tensors, where=str(path))
+        fill(model, found.tensors, where=str(path))
         check_answers(model, self.split("test").shape)
         return model
 

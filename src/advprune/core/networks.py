@@ -2,7 +2,7 @@
 
 Three kinds of names: one of this library's networks; `torchvision/<name>` or `timm/<name>`, a model
 of those packages (`timm/<name>.<tag>`, with the weights that are meant), or `cifar/<name>`, one of
-the benchmarks' (models/cifar.py); and `package.module:function`, a function of the user's that
+the benchmarks' (models/benchmarks.py); and `package.module:function`, a function of the user's that
 makes the network.
 """
 

@@ -42,7 +42,7 @@ class WeightsSettings(Settings):
 class ModelSettings(Settings):
     """The network: by the name of an architecture, or a function of the user's that makes it.
 
-    factory: `package.module:function`, instead of `architecture` (`models.outside` says how it
+    factory: `package.module:function`, instead of `architecture` (`models.foreign` says how it
     is called). options: what it is called with besides, or a model of torchvision or timm. width,
     strides (one for each stage; empty: 1, 2, 2, ...): of resnet18 and resnet20, which take no
     options. normalize: by `mean` and `std` of each channel, in [0, 1]; where these are empty, as

@@ -9,11 +9,8 @@ SIDES = {"adv": "attack", "noise": "noise"}
 
 
 def ends(table: pd.DataFrame) -> dict[str, Any]:
-    """How the attack and noise change the input layer and the one before the classifier.
-
-    The input layer is the first one behind the normalization; the last before the classifier is
-    what the classifier reads.
-    """
+    """How the attack and noise change the input layer and the one before the classifier. The
+    input layer is the first behind the normalization."""
     table = table.sort_values("depth", ignore_index=True)
     inside, outside = table[table.kind != "Normalize"].iloc[0], table.iloc[-2]
     found: dict[str, Any] = {"input_layer": inside.layer}

@@ -153,10 +153,12 @@ def compare(
 
 def compare_hits(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> Comparison:
     """Compare two boolean arrays over the same images; ValueError where lengths differ."""
+    if len(first) != len(second):
+        raise ValueError(f"compare: {len(first)} and {len(second)} images are not the same images")
     gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     return Comparison(
         *(rate(first), rate(second), gained, lost),
-        p=mcnemar(first, second),
+        p=mcnemar(gained, lost),
         direction=gained - lost,
         p_equivalent=equivalence(gained, lost, len(first), margin) if len(first) else 1.0,
         margin=margin,
@@ -181,8 +183,7 @@ def with_control(
     """A comparison of `first` that is void for its lower clean accuracy, with a control instead.
 
     The control is the one of nearest clean accuracy among those whose clean accuracy does not
-    differ significantly; `again` compares with it. Where none is, or the test is not void or not
-    significant: the test.
+    differ significantly; `again` compares with it. Without one, and of other tests: the test.
     """
     if test.void != LOWER_CLEAN or test.p >= ALPHA or test.direction <= 0:
         return test

@@ -62,8 +62,7 @@ def corrupt(images: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.n
     """Corrupt uint8 `images` `[N, C, H, W]`; the result is uint8 again. Severity 0 changes nothing.
 
     The random numbers of an image follow from its pixels, `kind` and `seed` alone, so that each
-    severity has the noise of the one before, only stronger. ValueError for an unknown kind or
-    severity, or images of another type.
+    severity has the noise of the one before, only stronger. ValueError for what is unknown.
     """
     if kind not in KINDS or severity not in (0, *SEVERITIES):
         known = ", ".join(KINDS)

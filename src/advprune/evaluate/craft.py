@@ -18,7 +18,7 @@ from advprune.core.progress import progress
 from advprune.core.resume import Parts
 from advprune.evaluate.records import DRAWS, Scoring, answers, table_of
 from advprune.models.binary import is_binary
-from advprune.models.quantized import is_quantized
+from advprune.models.quantized import needs_twin
 from advprune.models.stochastic import is_randomized
 
 
@@ -62,7 +62,7 @@ class Work:
 
 def kind_of(model: nn.Module) -> str:
     """Which suite a model gets: quantized, randomized, binary, clamped or deterministic."""
-    if is_quantized(model):
+    if needs_twin(model):
         return "quantized"
     if is_randomized(model):
         return "randomized"

@@ -1,5 +1,4 @@
-"""A target that is only asked: which attacks it gets, and whether the network whose gradients are
-followed in its place answers as it does."""
+"""A target that is only asked: which attacks it gets, and whether its twin answers as it does."""
 
 from typing import Any
 
@@ -21,8 +20,7 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     """The attacks on a target, by name: those on a quantized network.
 
     Where classes alone are answered, HopSkipJump takes the place of searches that need scores.
-    Without a source there are those searches, HopSkipJump and, as the main attack, a random point
-    of its budget.
+    Without a twin there are those searches, HopSkipJump and, for the main attack, a random point.
     """
     found = {name: typed(name, profile.attacks[name]) for name in profile.suite.of("quantized")}
     own: dict[str, Any] = {"norm": found[main].norm, "eps": found[main].eps}
@@ -30,7 +28,7 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     named = named or {BY_CLASS: OtherAttack(method=BY_CLASS, **own)}
     by_class = {name: typed(name, one) for name, one in named.items()}
     searches = {n: one for n, one in found.items() if not method_of(one).differentiates}
-    if target.source is None:
+    if target.twin is None:
         alone = {n: one.model_copy(update={"after": None}) for n, one in searches.items()}
         return {main: found[main].model_copy(update={"steps": 0})} | alone | by_class
     if target.labels:
@@ -38,16 +36,16 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     return found
 
 
-def agreement(target: Target, images: Tensor) -> float:
-    """The share of images that a target and its source answer alike: by the same class and, where
+def twin_agreement(target: Target, images: Tensor) -> float:
+    """The share of images that a target and its twin answer alike: by the same class and, where
     the target gives scores, by nearly the same margin of that class over the others.
 
     A wrong scale in a file shifts margins long before it changes classes.
     """
-    own, source = (all_logits(one, images)[0] for one in (target, differentiable(target)))
-    labels = source.argmax(1)
+    own, twin = (all_logits(one, images)[0] for one in (target, differentiable(target)))
+    labels = twin.argmax(1)
     alike = own.argmax(1) == labels
     if not target.labels:
-        wanted = margin(source, labels)
+        wanted = margin(twin, labels)
         alike &= (margin(own, labels) - wanted).abs() <= CLOSE * wanted.abs().mean()
     return float(alike.float().mean())

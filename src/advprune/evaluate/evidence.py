@@ -64,8 +64,7 @@ class Evidence:
 
     @property
     def is_blackbox(self) -> bool:
-        """Whether no attack followed a gradient, as the model has none: the main attack's rows are
-        then of a random point."""
+        """Whether the model has no gradient: the main attack's rows are then of a random point."""
         return bool((self.records.steps[self.records.attack == self.main] == 0).all())
 
     @cached_property

@@ -21,7 +21,7 @@ from advprune.attacks.engine import attack_copy
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.device import device_of
 from advprune.models.binary import is_binary
-from advprune.models.quantized import differentiable, is_quantized
+from advprune.models.quantized import differentiable, needs_twin
 
 TINY = {torch.float64: (1e-6, 1e-5, 1e-4), torch.float32: (1e-3, 3e-3)}
 POINTS = 2  # per image: a random one of the ball, and where an attack's step leads from there
@@ -32,7 +32,7 @@ NEARBY = 4  # points over which a straight-through rule is averaged
 
 def declares_rule(model: nn.Module) -> bool:
     """Whether the model's gradient passes straight through steps, by its own declaration."""
-    return is_quantized(model) or is_binary(model)
+    return needs_twin(model) or is_binary(model)
 
 
 def slope_errors(

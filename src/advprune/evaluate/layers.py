@@ -1,7 +1,6 @@
 """Where an attack acts: clean against adversarial feature maps, layer by layer."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from advprune.core.device import device_of, salted
 from advprune.evaluate.acting import LOOKED_AT
-from advprune.models.insert import WrappedConv2d
+from advprune.models.insert import WrappedConv2d, watched
 from advprune.models.spec import Site
 from advprune.models.stochastic import frozen_copy
 
@@ -24,10 +23,11 @@ TOP = 0.999  # the percentile of sizes that stands for a layer's largest values
 
 @dataclass
 class _Sums:
-    """Figures of one layer's output by side: `of` are summed, `most` the largest of all batches."""
+    """Figures of one layer's output by side: `of` are summed, `most` the largest of all batches.
+    They stay on the device until the end, so that nobody waits for a GPU."""
 
-    of: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    most: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    of: defaultdict[str, Any] = field(default_factory=lambda: defaultdict(float))
+    most: defaultdict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, parts: dict[str, Tensor], images: int) -> None:
         """Take in one batch: outputs `[N, ...]` of the same layer by side, of so many images."""
@@ -35,17 +35,19 @@ class _Sums:
         clean = values["clean"]
         least = CHANGED * clean.std(correction=0)
         rank = max(1, round(TOP * clean.numel()))
-        sums = {"distance": wasserstein(clean, values["adv"])}
-        most: dict[str, Tensor] = {}
+        sums: dict[str, Any] = {"values": clean.numel(), "batches": 1, "images": images}
+        sums["distance"] = wasserstein(clean, values["adv"])
         for side, own in values.items():
             change, size = (own - clean).abs(), own.abs()
+            sums |= {f"{side}_sum": own.sum(), f"{side}_square": own.square().sum()}
             sums |= {
-                **{f"{side}_change": change.sum(), f"{side}_squared_change": change.square().sum()},
-                **{f"{side}_changed": (change > least).sum().double()},
-                **{f"{side}_top": ordered(size)[rank - 1]},
-                **{f"{side}_sum": own.sum(), f"{side}_square": own.square().sum()},
+                f"{side}_change": change.sum(),
+                f"{side}_squared_change": change.square().sum(),
             }
-            most |= {f"{side}_size": size.max(), f"{side}_change": change.max()}
+            sums[f"{side}_changed"] = (change > least).sum().double()
+            sums[f"{side}_top"] = ordered(size)[rank - 1]
+            self.most[f"{side}_size"].append(size.max())
+            self.most[f"{side}_change"].append(change.max())
         # Image by image `[n]`: figures by side, what the attack's is compared with, and its unit.
         each = {side: part.view(images, -1) for side, part in values.items()}
         sigma = {side: own.std(1, correction=0) for side, own in each.items()}
@@ -60,23 +62,21 @@ class _Sums:
             gain = figures["adv"] - figures[to]
             sums |= {f"{name}_gain": gain.sum(), f"{name}_gain_squared": gain.square().sum()}
             sums[f"{name}_scale"] = unit.sum()
-        numbers = torch.stack([*sums.values(), *most.values()]).tolist()  # one wait for a GPU
-        counts = {"values": clean.numel(), "batches": 1, "images": images}
-        for key, number in (dict(zip(sums, numbers, strict=False)) | counts).items():
+        for key, number in sums.items():
             self.of[key] += number
-        for key, number in zip(most, numbers[len(sums) :], strict=True):
-            self.most[key] = max(self.most[key], number)
 
     def row(self, sides: tuple[str, ...]) -> dict[str, float]:
         """The layer's figures."""
-        of, size = self.of, max(self.of["clean_square"], 1e-24)
+        of = {key: float(number) for key, number in self.of.items()}
+        most = {key: max(map(float, numbers)) for key, numbers in self.most.items()}
+        size = max(of["clean_square"], 1e-24)
         relative = {side: (of[f"{side}_squared_change"] / size) ** 0.5 for side in sides}
         figures: dict[str, float] = {}
         for side in sides:
             mean = of[f"{side}_sum"] / of["values"]
             variance = max(of[f"{side}_square"] / of["values"] - mean**2, 0.0)
             figures |= {f"{side}_mean": mean, f"{side}_sigma": variance**0.5}
-            figures[f"{side}_max"] = self.most[f"{side}_size"]
+            figures[f"{side}_max"] = most[f"{side}_size"]
             figures[f"{side}_top"] = of[f"{side}_top"] / of["batches"]
             if side != "clean":
                 figures[f"{side}_changed"] = of[f"{side}_changed"] / of["values"]
@@ -89,7 +89,7 @@ class _Sums:
             figures[f"{name}_gain_error"] = error * n / scale
         return {
             "mean_difference": of["adv_change"] / of["values"],
-            "max_difference": self.most["adv_change"],
+            "max_difference": most["adv_change"],
             "relative_difference": relative["adv"],
             "distance": of["distance"] / of["batches"] / max(figures["clean_sigma"], 1e-12),
             **figures,
@@ -113,10 +113,9 @@ def ordered(values: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(values.numpy()))
 
 
-def watched(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers looked at, by name: modules without children (but for the identity of a shortcut,
-    an empty Sequential), and as a whole activation sites and layers that something was put on or
-    behind."""
+def looked_at(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers looked at, by name: modules without children (a shortcut's identity, an empty
+    Sequential, is none), and as a whole activation sites and layers with something behind them."""
     kinds = (Site, WrappedConv2d)
     whole = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     found = {}
@@ -146,32 +145,24 @@ def where(
     same for all. A layer of a foreign network has a row if its output begins with the batch.
     """
     model = frozen_copy(model)
-    device, found = device_of(model), watched(model)
+    device, found = device_of(model), looked_at(model)
     given = tuple(pictures[:LOOKED_AT] for pictures in (images, adv, noisy) if pictures is not None)
     sides = SIDES[: len(given)]
     sums: dict[str, _Sums] = {}
     total = 0
 
-    def hook(name: str) -> Callable[[nn.Module, object, Any], None]:
-        def record(module: nn.Module, inputs: object, output: Any) -> None:
-            maps = output[0] if isinstance(output, tuple) and output else output
-            if not (isinstance(maps, Tensor) and maps.is_floating_point() and maps.ndim):
-                return
-            if maps.numel() and len(maps) % total == 0:  # the batch or its images' parts
-                parts = maps.chunk(len(sides))
-                own = dict(zip(sides, parts, strict=True))
-                sums.setdefault(name, _Sums()).add(own, total // len(sides))
+    def look(name: str, module: nn.Module, inputs: object, output: Any) -> None:
+        maps = output[0] if isinstance(output, tuple) and output else output
+        if not (isinstance(maps, Tensor) and maps.is_floating_point() and maps.ndim):
+            return
+        if maps.numel() and len(maps) % total == 0:  # the batch or its images' parts
+            own = dict(zip(sides, maps.chunk(len(sides)), strict=True))
+            sums.setdefault(name, _Sums()).add(own, total // len(sides))
 
-        return record
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in found.items()]
-    try:
+    with watched(found, look):
         for parts in zip(*(pictures.split(batch) for pictures in given), strict=True):
             total = len(sides) * len(parts[0])
             model(torch.cat(parts).to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
     rows = [
         {"depth": depth, "layer": name, "kind": type(found[name]).__name__} | sums[name].row(sides)
         for depth, name in enumerate(sums)

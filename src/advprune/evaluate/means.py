@@ -6,11 +6,11 @@ i]` is a crossed table with two random effects, as in studies of several readers
 """
 
 from dataclasses import dataclass, field
-from functools import cache
 from math import inf, sqrt
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtr, stdtrit
 
 from advprune.evaluate.compare import MARGIN, Compared, right
 from advprune.evaluate.measures import calibration_error
@@ -41,7 +41,7 @@ class Mean:
 
     def interval_at(self, alpha: float) -> tuple[float, float]:
         """The interval at the level `1 - alpha`."""
-        reach = _quantile(self.freedom, 1 - alpha / 2) * self.error
+        reach = float(stdtrit(self.freedom, 1 - alpha / 2)) * self.error
         return self.value - reach, self.value + reach
 
     @property
@@ -49,15 +49,14 @@ class Mean:
         """Two-sided p-value of the hypothesis that the mean is 0."""
         if self.error == 0:
             return 1.0 if self.value == 0 else 0.0
-        return 2 * _tail(abs(self.value) / self.error, self.freedom)
+        return 2 * float(stdtr(self.freedom, -abs(self.value) / self.error))
 
 
 @dataclass(frozen=True, eq=False)
 class MeanComparison(Compared):
     """The mean difference of two families over the same seeds and images, by `compare_means`.
 
-    rates: whether it is one of shares of images, of which it is known how they vary, and that they
-    differ by 1 at most.
+    rates: whether of shares of images, which vary in a known way and differ by 1 at most.
     """
 
     mean: Mean
@@ -96,7 +95,7 @@ def smallest_mean_difference(images: int, alpha: float, freedom: float | None = 
 
 def _steps(freedom: float, alpha: float) -> float:
     """How many standard errors are shown at `alpha` in 80 % of all cases."""
-    return _quantile(freedom, 1 - alpha / 2) + _quantile(freedom, POWER)
+    return float(stdtrit(freedom, 1 - alpha / 2)) + float(stdtrit(freedom, POWER))
 
 
 def compare_means(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> MeanComparison:
@@ -108,7 +107,7 @@ def compare_means(first: np.ndarray, second: np.ndarray, margin: float = MARGIN)
         found,
         p=found.p,
         direction=found.value,
-        p_equivalent=_tail((margin - abs(found.value)) / error, found.freedom),
+        p_equivalent=float(stdtr(found.freedom, (abs(found.value) - margin) / error)),
         margin=margin,
     )
 
@@ -151,17 +150,3 @@ def mean(values: np.ndarray) -> Mean:
 def _variance(means: np.ndarray) -> float:
     """Unbiased; 0 of a single one."""
     return float(means.var(ddof=1)) if len(means) > 1 else 0.0
-
-
-@cache
-def _quantile(freedom: float, share: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(share, freedom))
-
-
-@cache
-def _tail(statistic: float, freedom: float) -> float:
-    from scipy.stats import t
-
-    return float(t.sf(statistic, freedom))

@@ -70,8 +70,7 @@ def metrics(records: pd.DataFrame) -> dict[str, Any]:
     """The four rates with intervals, n, and calibration clean and under attack.
 
     `records` are the rows of one attack on one model (`evaluate.score`). Fractions are rounded to 6
-    places; None where there is no number. UserError where a column is missing, or an image has
-    several rows.
+    places; None: no number. UserError where a column is missing, or an image has several rows.
     """
     columns = [f"{side}_{what}" for side in ("clean", "adv") for what in COLUMNS]
     if missing := [name for name in ("index", "label", *columns) if name not in records]:

@@ -60,14 +60,9 @@ def rate(hits: np.ndarray) -> Rate:
     return Rate(int(np.sum(hits)), len(hits))
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided McNemar p-value for two boolean arrays over the same images.
-
-    Under the null hypothesis, images on which just one model is right fall on either side alike.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"mcnemar: {len(first)} and {len(second)} images are not the same images")
-    gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided McNemar p-value: under the null hypothesis, images on which just one model is
+    right fall on either side alike."""
     return float(_binomial(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
@@ -116,9 +111,8 @@ def equivalence(gained: int, lost: int, n: int, margin: float) -> float:
 def smallest_difference(discordant: int, n: int, alpha: float) -> float:
     """The difference that McNemar's exact test at `alpha` shows on n images in 80 % of all cases.
 
-    discordant: on how many images just one model is right; there are as many as the difference
-    needs at least. Exact: their number is binomial, and so is the first model's part in them.
-    Infinite where n is too few for any difference.
+    discordant: on how many images just one model is right, at least as many as are needed.
+    Exact: their number and the first model's part in them are binomial. Infinite for too small n.
     """
     from scipy.optimize import brentq
     from scipy.stats import binom
@@ -144,12 +138,11 @@ def consistent(ends: tuple[float, float], difference: float, p: float) -> tuple[
     return (max(low, 0.0), high) if difference > 0 else (low, min(high, 0.0))
 
 
-def median_distance(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
-    """The median of distances `[n]`, n >= 1, and its percentile bootstrap interval.
+def median_distance(values: np.ndarray) -> tuple[float, float, float]:
+    """The median of distances `[n]`, n >= 1, and its 95 % percentile bootstrap interval.
 
     Infinite distances are larger than any. The middle of n values drawn with replacement is
-    `x_(ceil(n u))` of the sorted ones, where u, the middle of n uniform numbers, has a beta
-    distribution.
+    `x_(ceil(n u))` of the sorted ones; u, the middle of n uniform numbers, is beta distributed.
     """
     ordered, n = np.sort(np.asarray(values, dtype=float)), len(values)
     if n == 0:
@@ -158,6 +151,6 @@ def median_distance(values: np.ndarray, level: float = LEVEL) -> tuple[float, fl
     first = random.beta(lower, n - lower + 1, RESAMPLES)
     second = first if n % 2 else first + (1 - first) * random.beta(1, n - lower, RESAMPLES)
     places = (np.ceil(n * np.stack([first, second])).astype(int) - 1).clip(0, n - 1)
-    medians, tail = ordered[places].mean(0), (1 - level) / 2
+    medians, tail = ordered[places].mean(0), (1 - LEVEL) / 2
     low, high = (float(np.quantile(medians, q, method="inverted_cdf")) for q in (tail, 1 - tail))
     return float(np.median(ordered)), low, high

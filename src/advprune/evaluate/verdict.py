@@ -283,7 +283,7 @@ def randomness(evidence: Evidence) -> Iterator[Check]:
 
 
 def twin(evidence: Evidence) -> Iterator[Check]:
-    """A quantized model's differentiable twin gives its answers; a target's source likewise."""
+    """The differentiable twin of a quantized model or of a target gives its answers."""
     agreement = evidence.twin_agreement
     if agreement is not None:
         good = "attacks follow the gradients of a network with the same answers"

@@ -1,10 +1,10 @@
 """Networks: what they are, whose they are, how they are stored.
 
-- spec: what a model is. resnet, cifar, outside: who builds it. sizes, insert: layers made smaller,
-  and layers put in. backward, stochastic: derivatives that attacks choose, and randomness.
-- binary, latent: networks of one-bit weights, deployed and in training. fold, quantized: without
-  batch-norm, and on integers. target: what only answers. border: any nn.Module that comes in.
-- tensor_file, names, benchmarks, checkpoint, foreign: files, and models from them. infer, audit:
-  files of unknown networks. inert, card: facts of a model. preprocessing, onnx_file, onnx_export:
-  networks of others.
+- spec: what a model is. resnet, foreign, benchmarks: who builds it. insert: layers that families
+  put in. backward, stochastic: derivatives that attacks choose, and randomness. border: checks of
+  any nn.Module that comes in.
+- binary: one-bit weights. quantized: integers. fold: without batch-norm. target: what only answers.
+- checkpoint: a model and its file. tensor_file, weights, audit: files of others, from their tensors
+  to a network that they fit. preprocessing: what images it takes. onnx_file: ONNX, read and
+  written. card: facts of a model.
 """

@@ -7,19 +7,20 @@ name by name, and zeros are counted. No network is run; what fits is what `check
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.core.networks import LIBRARY, is_library
-from advprune.models.checkpoint import misfit
-from advprune.models.foreign import Tensors, plain
-from advprune.models.infer import inferred, outside_spec, wanted_of
-from advprune.models.outside import dtype_name
+from advprune.core.networks import LIBRARY, is_factory, is_library
+from advprune.core.settings import parse
+from advprune.models.checkpoint import build, is_stored, misfits
+from advprune.models.foreign import dtype_name
 from advprune.models.spec import ModelSpec
+from advprune.models.weights import Tensors, plain
 
 KNOWN_SHARE = 0.5  # of an architecture's names; with fewer, a file is no such network at all
 
@@ -46,14 +47,16 @@ class Audit:
 
     spec: the architecture that the tensors were compared with; None where none fits. source: where
     that is from (header, given or inferred). layers: the prunable weights, in the network's order
-    (in the file's without an architecture). zeros, count: of all weights and biases, those of
-    batch-norm too; running statistics do not count. faults: one line each; a network with a fault
-    is not to be evaluated. notes: what is odd and yet no fault.
+    (in the file's without an architecture). tensors: under the network's names, masks applied.
+    zeros, count: of all weights and biases, those of batch-norm too; running statistics do not
+    count. faults: one line each; a network with a fault is not to be evaluated. notes: what is odd
+    and yet no fault.
     """
 
     spec: ModelSpec | None
     source: str
     layers: tuple[Layer, ...]
+    tensors: Tensors = field(repr=False)
     zeros: int
     count: int
     faults: tuple[str, ...]
@@ -115,7 +118,7 @@ def audit(
     said = given or {}
     source = "header" if spec else "given" if said else "inferred"
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
-        spec = outside_spec(said, tensors)
+        spec = foreign_spec(said, tensors)
     wanted = wanted_of(spec, factory)
     found = plain(tensors, keep, spec, wanted)
     if spec is None:
@@ -148,21 +151,17 @@ def audit(
     layers = tuple(x for x in counted if x.name.endswith("weight") and len(x.shape) >= 2)
     notes = [*found.notes, *_notes(ordered, layers, spec, source)]
     source = source if spec else "none"
-    return Audit(spec, source, layers, *_sums(counted), tuple(faults), tuple(notes))
+    return Audit(spec, source, layers, found.tensors, *_sums(counted), tuple(faults), tuple(notes))
 
 
 def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
     """What is missing, left over or does not fit its place, where the tensors are to fit; numbers
     that are none; weights that are, bit for bit, those of another layer."""
     if fits:
-        yield from (f"missing: {n} {list(t.shape)}" for n, t in wanted.items() if n not in tensors)
-        left = {name: tensor for name, tensor in tensors.items() if name not in wanted}
-        yield from (f"left over: {name} {list(tensor.shape)}" for name, tensor in left.items())
-        for name, tensor in tensors.items():
-            if name in wanted and (fault := misfit(tensor, wanted[name])):
-                yield f"misfit: {name} {fault}"
-    for name, tensor in (left if fits else tensors).items():  # `misfit` has looked at the others
-        if bad := int((~tensor.isfinite()).sum()):
+        yield from misfits(tensors, wanted)
+    for name, tensor in tensors.items():
+        looked_at = fits and name in wanted  # by `misfits`
+        if not looked_at and (bad := int((~tensor.isfinite()).sum())):
             yield f"numbers: {name} holds {bad} that are NaN or infinite"
     for name, tensor in tensors.items():
         is_variance = name.endswith("running_var") and tensor.is_floating_point()
@@ -196,3 +195,76 @@ def _notes(
             f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they "
             "do not show pooling, strides or activations"
         )
+
+
+def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
+    """What a checkpoint of a network of that spec holds: parameters as such, and buffers; of this
+    library's networks without memory for numbers, which the code of others may need."""
+    if spec is None:
+        return {}
+    with nullcontext() if spec.is_foreign else torch.device("meta"):
+        held = build(spec, factory).state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in held.items() if is_stored(name)}
+
+
+def shown(architecture: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """What the weights of a network that is not of the user's code show of it: the first
+    convolution its channels, the last linear layer its classes."""
+    if is_factory(architecture):
+        return {}
+    weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
+    stems = [tensor.shape[1] for tensor in weights if tensor.ndim == 4]
+    heads = [tensor.shape[0] for tensor in weights if tensor.ndim == 2]
+    found = ("channels", stems[:1]), ("classes", heads[-1:])
+    return {key: sizes[0] for key, sizes in found if sizes}
+
+
+def foreign_spec(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
+    """The spec of a foreign network, from what is given of it (architecture, classes, channels,
+    options) or `shown` by its tensors. UserError where one is missing or wrong."""
+    given = shown(given["architecture"], tensors) | dict(given)
+    if missing := [key for key in ("classes", "channels") if key not in given]:
+        raise UserError(
+            f"the {missing[0]} of {given['architecture']} cannot be inferred; give --{missing[0]}"
+        )
+    return _spec(given)
+
+
+def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
+    """The network of this library that the tensors' names and shapes fit best; None where there is
+    none.
+
+    A fourth stage makes it a ResNet18. Width and channels are those of `conv1.weight`, classes
+    those of the last linear layer, unless `given` says otherwise; normalization cannot be told from
+    weights and is none. UserError where what is given describes no network.
+    """
+    architecture = "resnet18" if any(n.startswith("layer4.") for n in tensors) else "resnet20"
+    sizes: dict[str, Any] = {"architecture": architecture, **shown(architecture, tensors)}
+    if (stem := tensors.get("conv1.weight")) is not None and stem.ndim == 4:
+        sizes |= {"width": stem.shape[0], "channels": stem.shape[1]}
+    sizes |= given
+    if not {"width", "channels", "classes"} <= sizes.keys():
+        return None
+    try:
+        spec = _spec(sizes)
+    except UserError:
+        if given:
+            raise
+        return None
+    # Behind the stem, the first convolution of each block, some of whose filters may be gone.
+    firsts = [name for name in wanted_of(spec) if name.endswith("conv1.weight")][1:]
+    inner = tuple(
+        int(tensors[name].shape[0]) if name in tensors and tensors[name].ndim == 4 else width
+        for name, width in zip(firsts, spec.blocks, strict=True)
+    )
+    try:
+        return spec if inner == spec.blocks else _spec(sizes | {"inner": inner})
+    except UserError:
+        return spec
+
+
+def _spec(sizes: Mapping[str, Any]) -> ModelSpec:
+    """A network of these sizes that does not normalize; UserError where there is none."""
+    channels = max(min(sizes["channels"], 5), 0)  # what are too many is refused
+    nothing = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return parse(ModelSpec, nothing | dict(sizes), "the network")

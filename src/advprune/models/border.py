@@ -22,7 +22,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from advprune.core.device import device_of
 from advprune.core.errors import InputError, arisen, first_line
-from advprune.models.kept import differ, kept_by, unshared
 from advprune.models.stochastic import Drawn, is_randomized, states, undisturbed
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
@@ -192,8 +191,7 @@ def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None)
     behind every name (`unshared`).
 
     images: where given, the model must pass `admitted` as well. InputError where weights are
-    missing, shared, hidden or without shape, and where hooks would be lost once it is stored or
-    folded.
+    missing, shared, hidden or without shape, and where there are hooks, which would be lost.
     """
     model = _unwrapped(who, model)
     if images is not None:
@@ -234,8 +232,7 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
 
 
 def _unwrapped(who: str, model: Any) -> nn.Module:
-    """What `Drawn`, torch.compile or data parallelism wraps; InputError for anything but an
-    nn.Module."""
+    """What `Drawn`, torch.compile or data parallelism wraps; InputError for no nn.Module."""
     model = model.model if isinstance(model, Drawn) else model
     refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
     on_all = any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS)
@@ -287,10 +284,45 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def hooked(model: nn.Module) -> list[str]:
-    """The names of modules with hooks, or with another `forward` than their class has; the model
-    itself is called `the model`."""
+    """The names of modules with hooks, or with another `forward` than that of their class."""
     return [
         name or "the model"
         for name, part in model.named_modules()
         if "forward" in vars(part) or any(getattr(part, hooks, None) for hooks in HOOKS)
     ]
+
+
+def kept_by(model: nn.Module) -> dict[str, tuple[Any, int]]:
+    """What the modules of a model keep, by name: numbers, texts, lengths of lists, and tensors with
+    how often they were written to."""
+    found: dict[str, tuple[Any, int]] = {}
+    for name, part in model.named_modules():
+        for key, value in (vars(part) | part._buffers | part._parameters).items():
+            place = f"{name}.{key}".lstrip(".")
+            if isinstance(value, torch.Tensor):
+                found[place] = value, 0 if value.is_inference() else value._version
+            elif isinstance(value, int | float | str):
+                found[place] = value, 0
+            elif isinstance(value, list | dict) and not key.startswith("_"):
+                found[place] = None, len(value)
+    return found
+
+
+def differ(one: tuple[Any, int] | None, other: tuple[Any, int]) -> bool:
+    """Whether two states of what a module keeps differ; the same numbers anew do not."""
+    if one is None or one[0] is other[0]:
+        return one is None or one[1] != other[1]
+    tensors = torch.is_tensor(one[0]) and torch.is_tensor(other[0])
+    return not torch.equal(one[0], other[0]) if tensors else one != other
+
+
+def unshared(model: nn.Module) -> nn.Module:
+    """The model, in place, with a module of its own behind every name, where modules that hold no
+    tensors had several: else a layer behind an activation would stand behind the first alone."""
+    seen: set[int] = set()
+    for name, part in list(model.named_modules(remove_duplicate=False))[1:]:  # the model is first
+        again = id(part) in seen and model.get_submodule(name) is part
+        if again and not (part.state_dict() or list(part.buffers())):
+            model.set_submodule(name, copy.deepcopy(part))
+        seen.add(id(part))
+    return model

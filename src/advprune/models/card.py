@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from advprune.core.device import device_of
 from advprune.core.files import sha256_of, write_json
 from advprune.models.binary import is_binary
 from advprune.models.checkpoint import load_model
-from advprune.models.inert import inert_of, watched
-from advprune.models.outside import WEIGHTED, code_files
-from advprune.models.quantized import QuantizedLayer, is_quantized
+from advprune.models.foreign import WEIGHTED, code_files
+from advprune.models.insert import watched
+from advprune.models.quantized import QuantizedLayer, needs_twin
 from advprune.models.spec import ModelSpec
 from advprune.models.stochastic import undisturbed
 
@@ -23,7 +24,7 @@ def stored_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     integers = {
         name: buffer
         for name, buffer in model.named_buffers()
-        if is_quantized(model) and name.rpartition(".")[2] in ("weight", "bias")
+        if needs_twin(model) and name.rpartition(".")[2] in ("weight", "bias")
     }
     return integers | dict(model.named_parameters())
 
@@ -81,6 +82,41 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     return sum(counts)
 
 
+@torch.no_grad()
+def met(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    """By convolution, which places of its filters `[kh, kw]` ever meet a value on such images."""
+    found: dict[str, torch.Tensor] = {}
+
+    def look(
+        name: str, layer: nn.Conv2d, inputs: tuple[torch.Tensor, ...], out: torch.Tensor
+    ) -> None:
+        """Of an image of ones, the derivative by a weight counts the values that it meets."""
+        weight = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64, requires_grad=True)
+        ones = torch.ones(1, 1, *inputs[0].shape[2:], dtype=torch.float64)
+        with torch.enable_grad():
+            out = F.conv2d(ones, weight, None, layer.stride, layer.padding, layer.dilation)
+            (counts,) = torch.autograd.grad(out.sum(), weight)
+        places = counts[0, 0] > 0.5
+        found[name] = places | found.get(name, places)
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
+    }
+    with watched(layers, look), undisturbed():
+        model(torch.zeros(1, *image_shape, device=device_of(model)))
+    return found
+
+
+def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    """Share of the weights and biases of `model` that are inert on images `[C, H, W]`."""
+    idle = 0
+    for name, places in met(model, image_shape).items():
+        idle += int((~places).sum()) * model.get_parameter(f"{name}.weight")[:, :, 0, 0].numel()
+    return idle / max(sum(p.numel() for p in model.parameters()), 1)
+
+
 NO_FACTS: dict[str, Any] = {
     **{"setting": None, "prune_ratio": 0.0, "twin_agreement": None, "twin_logit_gap": None},
     **{"history": [], "growth": None, "ticket": None},
@@ -97,8 +133,7 @@ def card_of(
 
     facts: what the file does not say, by the keys of NO_FACTS (ticket: its distance from the dense
     network). image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without
-    it. `code` is the sha256 of the file of a network of the user's own, so that a change of the
-    code is noticed.
+    it. `code` is the sha256 of the file of the user's own code, so that a change is noticed.
     """
     spec = getattr(model, "spec", None)
     files = code_files(spec.factory) if isinstance(spec, ModelSpec) else []

@@ -4,6 +4,7 @@ A checkpoint is one `.safetensors` file. Its only metadata key is `spec`, a JSON
 several keys safetensors writes them in random order, and equal models would not be equal files.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,23 +16,24 @@ from advprune.core.files import atomic
 from advprune.core.settings import parse
 from advprune.models import binary, quantized
 from advprune.models.border import hooked
+from advprune.models.foreign import build_foreign, dtype_name
 from advprune.models.insert import layer_of, places, put
-from advprune.models.outside import build_outside, dtype_name
-from advprune.models.resnet import build_dense
+from advprune.models.resnet import ResNet
 from advprune.models.spec import ModelSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
 from advprune.models.tensor_file import read_tensors
 
+MOST = 8  # faults that are told
 USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
 
 
 def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
     """The module that a spec describes, in evaluation mode, weights not set.
 
-    factory: the user's function that may be called, where the spec names one (models/outside.py).
+    factory: the user's function that may be called, where the spec names one (models/foreign.py).
     """
     with undisturbed():  # weights are drawn, to be replaced
-        model: nn.Module = build_outside(spec, factory) if spec.outside else build_dense(spec)
+        model: nn.Module = build_foreign(spec, factory) if spec.is_foreign else ResNet(spec)
         if spec.binary:
             model = binary.skeleton(model)
         for inserted in spec.layers:
@@ -91,7 +93,7 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     spec = header_spec(metadata, where=str(path))
     if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
-    if not spec.outside and max(*spec.streams, *spec.inner) > USUAL_CHANNELS:
+    if not spec.is_foreign and max(*spec.streams, *spec.inner) > USUAL_CHANNELS:
         with torch.device("meta"):  # before memory for it is taken
             needed = sum(t.numel() for t in stored(build(spec)).values())
         if needed != (there := sum(t.numel() for t in tensors.values())):
@@ -102,8 +104,7 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
 
 
 def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
-    """The spec in a checkpoint's header, None where there is none; UserError where it is wrong, or
-    where the file holds several networks."""
+    """The spec in a header, if any; UserError where it is wrong, or for several networks."""
     if "several" in metadata:
         raise UserError(f"{where} holds several networks ({metadata['several']}); store one alone")
     if "spec" not in metadata:
@@ -113,19 +114,24 @@ def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
 
 def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Put `tensors` into `model`, each into its place; nothing may be missing or left over."""
-    wanted = stored(model)
-    missing, left = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
-    if missing or left:
-        fault = f"missing {_listed(missing)}; left over {_listed(left)}"
-    else:
-        whys = ((name, misfit(tensors[name], place)) for name, place in wanted.items())
-        fault = next((f"{name} {why}" for name, why in whys if why), "")
-    if fault:
+    if faults := list(misfits(tensors, stored(model))):
         fitting = f"{spec_of(model).described} with {spec_of(model).classes} classes"
-        raise UserError(f"{where} does not fit {fitting}: {fault}")
+        more = f" and {len(faults) - MOST} more" if len(faults) > MOST else ""
+        raise UserError(f"{where} does not fit {fitting}: {'; '.join(faults[:MOST])}{more}")
     # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
     model.load_state_dict(tensors, strict=False)
     binary.check_binary(model, where)
+
+
+def misfits(
+    tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> Iterator[str]:
+    """What is missing for the places `wanted` of a network, left over, or does not fit its own."""
+    yield from (f"missing: {n} {list(t.shape)}" for n, t in wanted.items() if n not in tensors)
+    yield from (f"left over: {n} {list(t.shape)}" for n, t in tensors.items() if n not in wanted)
+    for name, tensor in tensors.items():
+        if name in wanted and (fault := misfit(tensor, wanted[name])):
+            yield f"misfit: {name} {fault}"
 
 
 def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
@@ -147,10 +153,3 @@ def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
     if both_float and not tensor.to(place.dtype).isfinite().all():
         return "holds NaN or infinite numbers; train or load anew"
     return None
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    if not names:
-        return "nothing"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -2,7 +2,8 @@
 
 Batch-norm in evaluation mode is an affine map per channel, so it merges into the convolution before
 it. Folding only reorders float arithmetic: logits agree to rounding. Binary convolutions are not
-folded: their sums are exact, and rounding before a sign can invert it.
+folded: their sums are exact, and rounding before a sign can invert it. Attacks work on folded
+copies, and adversarial training on one that follows the weights (`Following`).
 """
 
 import copy
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.cuda import make_graphed_callables
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -53,9 +55,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 
 class Following:
-    """The folded form of a model that is being trained: made once, then kept up with its weights.
-    `network` computes what the model does in evaluation mode, to rounding, with weights that take
-    no gradient, channels-last."""
+    """The folded form of a model in training: made once, then kept up with its weights. `network`
+    computes what the model does in evaluation mode, with weights that take no gradient."""
 
     def __init__(self, model: nn.Module, traced: fx.GraphModule) -> None:
         live, pairs = model.get_submodule, _merge(traced)
@@ -100,6 +101,31 @@ class Following:
         for name, tensor in self.copied.items():
             tensor.copy_(attrgetter(name)(self.model))
         return self.network
+
+
+class Replayed(nn.Module):
+    """Forward and backward passes of `network` on batches like `sample`, recorded once as a CUDA
+    graph: the GPU finishes a small network's kernels sooner than Python can start them. Other
+    passes, and those without a gradient, are run as usual.
+
+    network: in evaluation mode, its weights without gradients; they may change in place. Logits and
+    gradients are overwritten by the next pass. Records in the precision that is on when it is made.
+    """
+
+    def __init__(self, network: nn.Module, sample: torch.Tensor) -> None:
+        super().__init__()
+        self.network, self.shape = network, sample.shape
+        device, kind = sample.device.type, torch.get_autocast_dtype(sample.device.type)
+        on = torch.is_autocast_enabled(device)
+        with torch.autocast(device, kind, enabled=on, cache_enabled=False):
+            example = sample.detach().clone().requires_grad_()
+            self.eval()
+            self.recorded: Any = make_graphed_callables(lambda x: network(x), (example,))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        alike = x.shape == self.shape and x.requires_grad and torch.is_grad_enabled()
+        logits: torch.Tensor = (self.recorded if alike else self.network)(x)
+        return logits
 
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:

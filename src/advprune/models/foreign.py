@@ -1,113 +1,293 @@
-"""Weights from elsewhere: under a network's own names, masks applied, and in their places."""
+"""Foreign networks: the user's own function, or a model of torchvision or timm.
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+The user's function is called as `function(classes=…, channels=…, **options)`: numbers of classes
+and of an image's channels, and what the settings of the network hold under `options`. It returns an
+nn.Module that takes float32 images `[N, channels, H, W]` and returns float32 logits `[N, classes]`,
+in training mode too. Images come in [0, 1], or normalized where the settings say so: that is a
+layer in front of the network. In evaluation mode the logits of an image do not depend on the rest
+of the batch. A network that draws at random is recognized (models/border.py).
+
+The header of a checkpoint is data from outside. The function that it names is called only if the
+caller names the same one (`allowed`). The names of torchvision and timm are looked up in their own
+lists of models, and weights are never downloaded.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from advprune.core.errors import UserError
-from advprune.core.files import referenced, sha256_of
-from advprune.models.benchmarks import recognized
-from advprune.models.checkpoint import build, fill, header_spec, is_stored, stored
-from advprune.models.names import naming
-from advprune.models.spec import ModelSpec
-from advprune.models.tensor_file import read_weights
+from advprune.core.errors import UserError, arisen
+from advprune.core.memory import bounded_memory
+from advprune.core.networks import collection_of
+from advprune.models.benchmarks import MAKERS
+from advprune.models.border import admitted, logits_of, plain_copy, refuse, unshared, weight_faults
+from advprune.models.spec import INSIDE, ModelSpec, Normalize
+from advprune.models.stochastic import undisturbed
 
-Tensors = dict[str, torch.Tensor]
-SCORES = "popup_scores"
-MASKS = ("_mask", ".mask")  # at the end of a name: that of `X`, and of a layer's weight
-
-
-@dataclass
-class Plain:
-    """Tensors under a network's names, masks applied; the faults met on the way, and notes."""
-
-    tensors: Tensors = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+Make = Callable[[], nn.Module]
+COLOUR = 3  # channels of an image that torchvision's models take
+# Of a network that is none of the user's own, and in its options.
+MOST = {"numbers": 1 << 31, "layers": 20_000, "option": 1 << 16}
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+Sizes = Mapping[str, tuple[int, int]]  # by a layer's name: its outputs and inputs
+Sized = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
 
 
-def plain(
-    tensors: Mapping[str, torch.Tensor],
-    keep: float | None = None,
-    spec: ModelSpec | None = None,
-    wanted: Container[str] = (),
-) -> Plain:
-    """Tensors under the names of a network of that spec, with masks applied to their weights.
+def size_of(layer: Sized) -> tuple[int, int]:
+    """Outputs and inputs of a layer; of batch-norm both are its channels."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, layer.in_channels
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.num_features, layer.num_features
 
-    Understood are `X_orig` with `X_mask` (torch.nn.utils.prune), `X` with `X_mask`, a layer's
-    `weight` with its `mask`, and a `weight` with `popup_scores`, of which each layer keeps the
-    share `keep`. What the network has itself (`wanted`) is none of these. Raises UserError where
-    `keep` is outside (0, 1].
-    """
-    if keep is not None and not 0 < keep <= 1:
-        raise UserError(f"the share of weights to keep lies in (0, 1] (got {keep})")
-    found, rename = Plain(), naming(spec, tensors, wanted)
-    held, faults, origin = found.tensors, found.faults, dict[str, str]()
-    for name, tensor in tensors.items():
-        if not is_stored(new := rename(name)):
-            continue
-        if new in origin:
-            faults.append(f"twice: {origin[new]} and {name} are both called {new}")
-        elif tensor.layout != torch.strided or tensor.is_quantized:
-            faults.append(f"type: {name} is no plain tensor")
+
+def resized(network: nn.Module, sizes: Sizes) -> nn.Module:
+    """The network, in place, with those layers cut to their sizes, as removing filters leaves it;
+    their numbers are the first of those before. A depthwise convolution has as many groups as
+    outputs. UserError where it has no such layer, or a smaller one."""
+    layers = dict(network.named_modules())
+    for name, (outputs, inputs) in sizes.items():
+        layer = layers.get(name)
+        if not isinstance(layer, Sized):
+            raise UserError(f"the network has no layer {name!r} of which filters could be removed")
+        most = size_of(layer)
+        if outputs > most[0] or inputs > most[1]:
+            raise UserError(f"{name} has {most} outputs and inputs, not {(outputs, inputs)}")
+        per = inputs  # inputs of a filter
+        if isinstance(layer, nn.Conv2d):
+            layer.groups = outputs if layer.groups > 1 else 1
+            per = inputs // layer.groups
+            layer.out_channels, layer.in_channels = outputs, inputs
+        elif isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = outputs, inputs
         else:
-            origin[new], held[new] = name, tensor
-    scores = [name for name in held if name.endswith(f".{SCORES}")]
-    if scores and keep is None:
-        faults.append(
-            f"mask: {len(scores)} tensors of {SCORES} rank the weights, but the file does not say "
-            "how many are kept: give that share (--keep)"
-        )
-    for name in scores:
-        ranks = held.pop(name)
-        if keep is not None:  # int((1 - keep) n) smallest |scores| go
-            mask = torch.ones(ranks.numel())
-            mask[ranks.flatten().abs().argsort(stable=True)[: int((1 - keep) * len(mask))]] = 0
-            held[name.removesuffix(SCORES) + "weight_mask"] = mask.view_as(ranks)
-    masked = []  # weights, as they were
-    for name in [name for name in held if name.endswith(MASKS) and name not in wanted]:
-        mask = held.pop(name)
-        stem = name.removesuffix("_mask") if name.endswith("_mask") else f"{name[:-5]}.weight"
-        source = f"{stem}_orig" if f"{stem}_orig" in held else stem
-        if source not in held:
-            faults.append(f"mask: {name} has no weight beside it")
-            continue
-        weight = held[stem] = held.pop(source)
-        if mask.shape != weight.shape or not bool(((mask == 0) | (mask == 1)).all()):
-            faults.append(f"mask: {name} is not 0 or 1 for each number of {source}")
-            continue
-        masked.append(weight)
-        # Not a product: a NaN that is masked is gone, as it is where the weights are stored masked.
-        held[stem] = torch.where(mask != 0, weight, torch.zeros_like(weight))
-    if masked:
-        zeros = sum(int((weight == 0).sum()) for weight in masked)
-        share = f"{100 * zeros / max(sum(w.numel() for w in masked), 1):.2f} %"
-        found.notes.append(f"{len(masked)} masks were applied; without them {share} would be zeros")
-    return found
+            layer.num_features = outputs
+        for key, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+            if tensor.ndim:
+                cut = tensor.detach()[:outputs]
+                cut = (cut[:, :per] if tensor.ndim > 1 else cut).clone()
+                learned = isinstance(tensor, nn.Parameter)
+                setattr(layer, key, nn.Parameter(cut) if learned else cut)
+    return network
 
 
-def load_foreign(
-    spec: ModelSpec, reference: str, sha256: str | None, factory: str | None = None
-) -> nn.Module:
-    """Build `spec` and fill it with weights from elsewhere, mapped tensor by tensor.
+class Foreign(nn.Module):
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a foreign network.
 
-    `reference` is a path to a safetensors file or a PyTorch state dict, or `package:<name>/<file>`
-    for a file inside an installed package. Common wrappings (`state_dict`, `net`, `model`), a
-    `module.` prefix, for this library's networks torchvision's names (`fc`, `downsample`), and
-    masks (`plain`) are understood. A state dict is read with `weights_only=True`. factory: as in
-    `build`. Raises UserError where the hash differs or tensors do not fit.
+    make: gives the network anew, each time initialized from torch's random state. Grey images are
+    shown to torchvision's models as colour ones.
     """
-    path = referenced(reference)
-    if sha256 is not None and (found := sha256_of(path)) != sha256:
-        raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
-    model, (tensors, metadata) = build(spec, factory), read_weights(path)
-    header_spec(metadata, where=reference)
-    if spec.architecture.startswith("cifar/") and (theirs := recognized(tensors)):
-        tensors = theirs.tensors
-    read = plain(tensors, spec=spec, wanted=stored(model))
-    for fault in read.faults:
-        raise UserError(f"{reference}: {fault}")
-    fill(model, read.tensors, where=reference)
+
+    def __init__(self, spec: ModelSpec, make: Make) -> None:
+        super().__init__()
+        self.spec, self.make = spec, make
+        self.normalize = Normalize(spec.mean, spec.std)
+        grey = spec.architecture.startswith("torchvision/") and spec.channels == 1
+        self.copies = COLOUR if grey else 1
+        self.add_module(INSIDE, resized(make(), spec.sizes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.normalize(x)
+        if self.copies > 1:
+            x = x.repeat(1, self.copies, 1, 1)
+        # Views of a network's own (x.view(len(x), -1)) need the usual layout in memory.
+        logits: torch.Tensor = self.get_submodule(INSIDE)(x.contiguous())
+        return logits
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """The network as its maker initializes it, from a seed that `generator` draws, in place."""
+        with undisturbed(seed=int(torch.randint(2**31, (), generator=generator))):
+            fresh = resized(self.make(), self.spec.sizes)
+        self.get_submodule(INSIDE).load_state_dict(fresh.state_dict())
+
+
+@bounded_memory()
+def build_foreign(spec: ModelSpec, allowed: str | None = None) -> Foreign:
+    """The network of a spec that is not one of this library's.
+
+    allowed: the function that may be called, as `package.module:function`. UserError where the spec
+    names another function or an unknown model, where the package is missing, or where what is made
+    is no network that can be compressed and stored.
+    """
+    if spec.factory is not None and spec.factory != allowed:
+        raise UserError(
+            f"the network is made by the function {spec.factory}, which is not called because a "
+            "file says so; if you trust that code, name it: by model.factory of the profile, or by "
+            f"--factory {spec.factory}"
+        )
+    # The shortcut of attention modules in evaluation mode would pass over layers that are put into
+    # them, or instead of their own.
+    torch.backends.mha.set_fastpath_enabled(False)
+    make = _maker(spec)
+    # Tensors that no file holds are the same each time.
+    with undisturbed(seed=0), nullcontext() if spec.factory else _bounded(spec):
+        model = Foreign(spec, make)
+    for fault in _faults(model):
+        raise UserError(f"{spec.architecture}: {fault}")
+    unshared(model)
     return model
+
+
+@contextmanager
+def _bounded(spec: ModelSpec) -> Iterator[None]:
+    """Inside, a network of more memory or time than any takes, by options of a file, is refused."""
+    counts, name = dict.fromkeys(MOST, 0), spec.architecture
+    for option, value in spec.options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int | float) and not abs(one) <= MOST["option"]:
+                raise UserError(f"{name}: {option} is {one}; numbers go up to {MOST['option']}")
+
+    def counted(_module: nn.Module, _name: str, value: torch.Tensor | nn.Module | None) -> None:
+        kind = "numbers" if isinstance(value, torch.Tensor) else "layers"
+        counts[kind] += value.numel() if isinstance(value, torch.Tensor) else 1
+        if counts[kind] > MOST[kind]:
+            raise UserError(f"{name}: its options make a network of over {MOST[kind]} {kind}")
+
+    hooks = (
+        register_module_parameter_registration_hook(counted),
+        register_module_buffer_registration_hook(counted),
+        register_module_module_registration_hook(counted),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _maker(spec: ModelSpec) -> Make:
+    """What makes the network anew: the user's function, or that of torchvision or timm."""
+    collection, name = collection_of(spec.architecture)
+    sizes: dict[str, Any] = {"classes": spec.classes, "channels": spec.channels}
+    if spec.factory is not None:
+        module, _, name = spec.factory.partition(":")
+        function = getattr(imported(module), name, None)
+        if not callable(function):
+            raise UserError(f"{spec.factory}: {module} has no function {name!r}")
+        return partial(_called, spec.factory, function, **sizes, **spec.options)
+    if collection == "cifar":
+        if name not in MAKERS:
+            raise UserError(f"cifar has no network {name!r}; known: {', '.join(MAKERS)}")
+        return partial(_called, spec.architecture, MAKERS[name], **sizes, **spec.options)
+    if collection == "torchvision":
+        from torchvision import models
+
+        known = models.list_models(module=models)  # those that classify images
+        if name not in known:
+            near = ", ".join(get_close_matches(name, known)) or "torchvision.models.list_models()"
+            raise UserError(f"torchvision has no classifier {name!r}; see {near}")
+        if spec.channels not in (1, COLOUR):
+            raise UserError(
+                f"torchvision/{name} takes grey or colour images, not {spec.channels} channels"
+            )
+        function, sizes = models.get_model, {"weights": None, "num_classes": spec.classes}
+    else:
+        function = installed_timm(spec.architecture).create_model
+        sizes = {"num_classes": spec.classes, "in_chans": spec.channels, "pretrained": False}
+    return partial(_called, spec.architecture, function, name, **sizes, **spec.options)
+
+
+def installed_timm(architecture: str) -> Any:
+    """The package timm; UserError where it is missing or has no such network."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(
+            f"{architecture} needs the package timm; pip install 'advprune[timm]', or timm"
+        ) from error
+    name = collection_of(architecture)[1]
+    plain, _, tag = name.partition(".")
+    if plain not in timm.list_models() or (tag and name not in timm.list_pretrained(plain)):
+        raise UserError(f"timm has no model {name!r}; timm.list_models() gives their names")
+    return timm
+
+
+def imported(module: str) -> Any:
+    """A module by name, found from the current folder too; UserError where that fails."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's code does
+        raise UserError(f"{module} cannot be imported: {arisen(error)}") from error
+
+
+def _called(
+    name: str, function: Callable[..., Any], /, *arguments: Any, **options: Any
+) -> nn.Module:
+    """What a function returns; UserError where it fails or that is no module."""
+    try:
+        made = function(*arguments, **options)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever that code does
+        words = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise UserError(f"{name}, called with {words}: {arisen(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module")
+    return made
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """`float32`, `int8`, …"""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _faults(model: Foreign) -> Iterator[str]:
+    """Why a network cannot be compressed and stored by the names of its tensors."""
+    yield from weight_faults(model)
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            yield f"{name} is {dtype_name(parameter)}; all parameters must be float32"
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
+    for name, layer in layers.items():
+        if "weight" not in layer._parameters:
+            yield f"{name} has no weight of its own; remove its parametrization"
+
+
+@bounded_memory()
+def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """UserError where a foreign network does not keep the contract on images `(C, H, W)`, in
+    evaluation mode as in training; the model stays as it was. The library's own networks keep it,
+    and so do what families make of a network that does. It may draw at random."""
+    if not isinstance(model, Foreign) or model.spec.layers or model.spec.quantization:
+        return
+    who, classes = f"{model.spec.architecture}, images {list(shape)}", model.spec.classes
+    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    with undisturbed():
+        private, given = plain_copy(model).cpu(), images.clone().requires_grad_()
+        for how in ("in training", "in evaluation"):
+            logits = logits_of(f"{who}, {how}", private.train(how == "in training"), given)
+            other = f"the model returns {logits.shape[1]} classes, not {classes}"
+            fixed = "its logits have no gradient by the image, so that nothing can be attacked"
+            refuse(who, {other: logits.shape[1] != classes, fixed: not logits.requires_grad})
+        admitted(f"{who}, in evaluation", private, images)
+
+
+def code_files(factory: str | None) -> list[Path]:
+    """The file that holds a function of the user's, and then those of loaded modules that lie
+    beside or below it; nothing where there is no function."""
+    found = getattr(imported(factory.partition(":")[0]), "__file__", None) if factory else None
+    if not found:
+        return []
+    files = {
+        Path(file) for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))
+    }
+    here = {f for f in files if f.is_relative_to(Path(found).parent) and f.is_file()}
+    library = Path(__file__).parents[1]
+    own = {f for f in here if "site-packages" not in f.parts and not f.is_relative_to(library)}
+    return [Path(found), *sorted(own - {Path(found)})]

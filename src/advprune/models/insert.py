@@ -5,8 +5,9 @@ They would be missing behind activations that are no sites, which are found here
 
 import importlib
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +42,7 @@ RECTIFIERS = {
 def inserted_layer(
     kind: str, settings: type[BaseModel] | None = None
 ) -> Callable[[LayerFactory], LayerFactory]:
-    """Register a layer type that families insert, under its spec name. settings: what those in a
-    header are checked against."""
+    """Register a layer that families insert. settings: what those in a header are checked by."""
 
     def register(factory: LayerFactory) -> LayerFactory:
         _LAYERS[kind] = factory, settings
@@ -147,6 +147,15 @@ def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
     ).train(module.training)
     wrapped.weight, wrapped.bias, wrapped.on_output = module.weight, module.bias, layer
     model.set_submodule(name, wrapped)
+
+
+@contextmanager
+def watched(layers: Mapping[str, nn.Module], look: Callable[..., None]) -> Iterator[None]:
+    """Inside, `look(name, layer, inputs, output)` is called after every pass of a layer."""
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(partial(look, name)))
+        yield
 
 
 @torch.no_grad()

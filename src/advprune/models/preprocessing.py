@@ -19,7 +19,7 @@ from advprune.core.fit import Fit
 from advprune.core.hub import CONFIGURATION
 from advprune.core.networks import GIVEN, collection_of
 from advprune.core.settings import Settings, parse
-from advprune.models.outside import COLOUR, installed_timm
+from advprune.models.foreign import COLOUR, installed_timm
 from advprune.models.spec import MOST_CLASSES
 
 
@@ -33,8 +33,7 @@ class Preprocessing:
 
 
 class _Config(Settings):
-    """What is read of a config.json of timm's kind. pretrained_cfg: of images, and where it is left
-    out the file itself."""
+    """A config.json of timm's kind. pretrained_cfg: of images; if left out, the file itself."""
 
     model_config = ConfigDict(extra="ignore")
     architecture: str

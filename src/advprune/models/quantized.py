@@ -106,8 +106,7 @@ class QuantizedLayer(nn.Module):
 
 
 def float_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The convolutions and linear layers of a float network by name; UserError where integers have
-    no place for what they do."""
+    """Convolutions and linear layers by name; UserError where integers cannot do the same."""
     if is_binary(model):
         raise UserError(
             "quantize: the network is binary: its weights are stored in one bit as it is"
@@ -141,15 +140,13 @@ def twin(model: nn.Module) -> nn.Module:
     return copied
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Whether another network has to be differentiated in a model's place: it has quantized layers,
-    or is a target, which is only asked."""
+def needs_twin(model: nn.Module) -> bool:
+    """Whether a model's gradients are its twin's: it has quantized layers, or is a target."""
     return any(isinstance(module, QuantizedLayer | Target) for module in model.modules())
 
 
 def differentiable(model: nn.Module) -> nn.Module:
-    """What can be differentiated: the model itself, the twin of a quantized one, the source of a
-    target."""
+    """What can be differentiated: the model, or the twin of a quantized one or of a target."""
     if isinstance(model, Target):
-        return model if model.source is None else differentiable(model.source)
-    return twin(model) if is_quantized(model) else model
+        return model if model.twin is None else differentiable(model.twin)
+    return twin(model) if needs_twin(model) else model

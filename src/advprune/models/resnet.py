@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from advprune.core.networks import BLOCKS
-from advprune.models.outside import Outside
+from advprune.models.foreign import Foreign
 from advprune.models.spec import ModelSpec, Normalize, Site
 
 
@@ -42,7 +42,8 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, of any size."""
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, of any size. Inserted layers and
+    quantization, which the spec may ask for, are not built."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class ResNet(nn.Module):
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
     """He initialization of all convolutions and linear layers, from a generator, in place."""
-    if isinstance(model, Outside):  # a foreign network initializes itself
+    if isinstance(model, Foreign):  # a foreign network initializes itself
         model.initialize(generator)
         return
     for module in model.modules():
@@ -83,8 +84,3 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def build_dense(spec: ModelSpec) -> ResNet:
-    """The network of a spec, without inserted layers or quantization; weights not trained."""
-    return ResNet(spec)

@@ -12,6 +12,7 @@ from advprune.core.fit import Fit
 from advprune.core.networks import BLOCKS, Network, Options, check_count, is_factory, is_library
 
 Where = Literal["relu", "conv"]
+INSIDE = "network"  # the name of a foreign network in what is built around it
 MOST_CHANNELS = 16384  # of a layer
 MOST_CLASSES = 100_000
 Size = Annotated[int, Field(ge=1, le=2**24)]
@@ -64,8 +65,8 @@ class ModelSpec(BaseModel):
     sizes: Annotated[dict[str, tuple[Size, Size]], Field(max_length=4096), UNSAID] = {}
 
     @property
-    def outside(self) -> bool:
-        """Whether the network is foreign (models/outside.py)."""
+    def is_foreign(self) -> bool:
+        """Whether the network is foreign (models/foreign.py)."""
         return not is_library(self.architecture)
 
     @property
@@ -76,7 +77,8 @@ class ModelSpec(BaseModel):
     @property
     def described(self) -> str:
         """The network in a few words."""
-        return self.architecture if self.outside else f"{self.architecture} of width {self.width}"
+        name = self.architecture
+        return name if self.is_foreign else f"{name} of width {self.width}"
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -98,7 +100,7 @@ class ModelSpec(BaseModel):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         own = ("width", "binary", "stages", "strides", "pool_norm", "inner")
-        for key in own if self.outside else ("options", "sizes"):
+        for key in own if self.is_foreign else ("options", "sizes"):
             if getattr(self, key):
                 raise ValueError(f"{self.architecture} has no {key}")
         for key, numbers in (("mean", self.mean), ("std", self.std)):
@@ -106,7 +108,7 @@ class ModelSpec(BaseModel):
                 raise ValueError(f"{key}: {len(numbers)} numbers for {self.channels} channels")
         if not all(number > 0 for number in self.std):
             raise ValueError("std: a standard deviation is above 0")
-        if self.outside:
+        if self.is_foreign:
             return self
         if not self.width:
             raise ValueError(f"width: {self.architecture} takes one of at least 1 (got 0)")

@@ -1,8 +1,8 @@
 """A target: anything that answers images, as a network that attacks and scoring can ask.
 
 A deployed file, another runtime or a service behind a network has no gradients. Attacks follow
-those of a `source` in their place, the network that the target was made from, and what they find is
-decided by the target's own answers, as for the twin of a quantized network.
+those of its `twin`, a network with the same answers, and what they find is decided by the target's
+own, as for a quantized network.
 """
 
 import copy
@@ -26,7 +26,7 @@ class Target(nn.Module):
     """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a function that is only asked.
 
     answer: gives scores `[N, classes]`, or labels `[N]` where `labels`; these become logits of 1
-    and 0. shares: the scores are probabilities, of which the logarithm is taken. source: whose
+    and 0. shares: the scores are probabilities, of which the logarithm is taken. twin: whose
     gradients are followed; None: there are none.
     """
 
@@ -34,26 +34,25 @@ class Target(nn.Module):
         self,
         answer: Answer,
         classes: int,
-        source: nn.Module | None = None,
+        twin: nn.Module | None = None,
         *,
         labels: bool = False,
         shares: bool = False,
     ) -> None:
         super().__init__()
         self.answer, self.classes, self.labels, self.shares = answer, classes, labels, shares
-        self.source = source
+        self.twin = twin
         self.eval()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Target":
         """With the same function: a runtime's session cannot be copied."""
-        return self.following(copy.deepcopy(self.source, memo))
+        return self.with_twin(copy.deepcopy(self.twin, memo))
 
-    def following(self, source: nn.Module | None) -> "Target":
-        """The same with a network whose gradients are followed; its answers should be the target's.
-        InputError where it draws at random."""
-        random = source is not None and is_randomized(source)
-        refuse("target", {"the network beside it draws at random": random})
-        return Target(self.answer, self.classes, source, labels=self.labels, shares=self.shares)
+    def with_twin(self, twin: nn.Module | None) -> "Target":
+        """The same target with that twin; InputError where the twin draws at random."""
+        random = twin is not None and is_randomized(twin)
+        refuse("target", {"its twin draws at random": random})
+        return Target(self.answer, self.classes, twin, labels=self.labels, shares=self.shares)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         said = asked(self.answer, x)
@@ -73,8 +72,8 @@ class Target(nn.Module):
 
 
 def is_blackbox(model: nn.Module) -> bool:
-    """Whether a model has no gradients, neither its own nor a source's."""
-    return isinstance(model, Target) and model.source is None
+    """Whether a model has no gradients, neither its own nor a twin's."""
+    return isinstance(model, Target) and model.twin is None
 
 
 def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,12 @@
-"""The tensors of a file: safetensors, or a state dict of PyTorch in its wrappings.
+"""The tensors of a file, safetensors or a state dict of PyTorch in its wrappings, and their names.
 
 No pickle is ever run.
 """
 
 import math
 import re
+from collections.abc import Callable, Container, Iterable
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from advprune.core.errors import UserError
 from advprune.core.files import plain_file
 from advprune.core.memory import bounded_memory
+from advprune.models.spec import INSIDE, ModelSpec
 
 WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
 AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones
@@ -26,6 +29,9 @@ KINDS = {
 MOST_WRAPPINGS = 8  # one inside the other
 LONGEST_NAME = 300  # of a tensor
 LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
+# Put before every name by data-parallel training, by torch.compile, by modules around a network.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 
 
 @bounded_memory()
@@ -113,3 +119,44 @@ def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tens
         if plain and 0 in tensor.stride() and tensor.numel() > tensor.untyped_storage().nbytes():
             raise UserError(f"{path}: {name} repeats one number by a stride of 0; store it in full")
     return tensors
+
+
+def bare(name: str) -> str:
+    """A tensor's name without what wrappers of the network and of its layers add."""
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
+    return _unwrapped(name)
+
+
+def canonical(name: str) -> str:
+    """A tensor's name in this library's networks: torchvision's names go, too."""
+    name = bare(name)
+    name = "linear." + name.removeprefix("fc.") if name.startswith("fc.") else name
+    return name.replace(".downsample.", ".shortcut.")
+
+
+def naming(
+    spec: ModelSpec | None, names: Iterable[str], wanted: Container[str]
+) -> Callable[[str], str]:
+    """From a file's names of tensors to those of a network of that spec, which are `wanted`. Of a
+    foreign network's, as many prefixes go, for all names, as lets most of them fit."""
+    if spec is None or not spec.is_foreign:
+        return canonical
+
+    def renamed(count: int, inside: str, inner: bool, name: str) -> str:
+        for _ in range(count):
+            name = name.partition(".")[2] if name.startswith(PREFIXES) else name
+        return inside + (_unwrapped(name) if inner else name)
+
+    ways = [
+        partial(renamed, n, inside, inner)
+        for inner in (False, True)
+        for n in range(4)
+        for inside in ("", f"{INSIDE}.")
+    ]
+    known = list(names)
+    return max(ways, key=lambda way: sum(way(name) in wanted for name in known))
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)

@@ -25,8 +25,7 @@ from torch import nn
 from advprune.core.device import device_of, full_precision
 from advprune.core.settings import Settings
 from advprune.models.backward import straight_through
-from advprune.models.inert import watched
-from advprune.models.insert import insert, inserted_layer
+from advprune.models.insert import insert, inserted_layer, watched
 from advprune.models.spec import LayerSpec, sites
 from advprune.pruning.family import Data, Pruned, family, require, unchanged
 

@@ -33,10 +33,9 @@ from advprune.core.device import device_of
 from advprune.core.errors import UserError, first_line
 from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune
-from advprune.models.outside import INSIDE
+from advprune.models.foreign import Sized, size_of
 from advprune.models.resnet import BasicBlock, ResNet
-from advprune.models.sizes import Sized, size_of
-from advprune.models.spec import ModelSpec, attach
+from advprune.models.spec import INSIDE, ModelSpec, attach
 from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning.family import Data, Pruned, family
 from advprune.pruning.masks import Masks, clear, everywhere, first, layers, masked, part, tune

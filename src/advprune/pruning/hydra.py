@@ -42,7 +42,7 @@ from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.models.backward import straight_through
 from advprune.pruning.family import Data, Pruned, family, require
-from advprune.pruning.masks import Masks, first, layers, masked, part
+from advprune.pruning.masks import Masks, first, layer_weights, layers, masked, part
 from advprune.training.standard import History, finetune
 
 
@@ -119,8 +119,7 @@ def scaled(weight: torch.Tensor) -> torch.Tensor:
 
 
 def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """True, in the scores' shape, for the `floor(sparsity * numel)` of smallest |s|, exactly; of
-    equal ones the first."""
+    """True for the `floor(sparsity * numel)` scores of smallest |s|; of equal ones the first."""
     return first(scores.abs(), part(sparsity, scores.numel()))
 
 
@@ -139,10 +138,7 @@ def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
 
 def least(model: nn.Module, sparsity: float) -> Masks:
     """What is removed by the initial scores: least weight magnitude, layer by layer."""
-    return {
-        f"{name}.weight": smallest(scaled(layer.weight), sparsity)
-        for name, layer in layers(model).items()
-    }
+    return {n: smallest(scaled(w), sparsity) for n, w in layer_weights(model).items()}
 
 
 @family("HYDRA", Hydra)

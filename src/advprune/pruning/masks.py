@@ -49,6 +49,11 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
 
 
+def layer_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of all convolutions and linear layers, the classifier's too, by name."""
+    return {f"{name}.weight": layer.weight for name, layer in layers(model).items()}
+
+
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights and biases of convolutions and linear layers by name, in the order of the modules.
     The classifier, which is the last linear layer, is not among them."""
@@ -124,8 +129,7 @@ def first(scores: torch.Tensor, count: int, end: End = "smallest") -> torch.Tens
 
 
 def part(share: float, count: int) -> int:
-    """`share * count` rounded down: 0.29 of 100 are 29, though 0.29 * 100 < 29 in floating
-    point."""
+    """`share * count` rounded down: of 100, 0.29 are 29, although 0.29 * 100 < 29 in floats."""
     return int(share * count + 1e-9)
 
 

@@ -1,29 +1,47 @@
 """The search for a ticket that learns as the dense network does, by outputs and tangent kernel.
 
+With J(X) the derivative of the outputs f(X) by the trainable parameters, the mixed tangent kernel
+between clean images X and attacked ones X~ is `Theta = J(X) J(X~)^T` (Shi et al., Finding Dynamics
+Preserving Adversarial Winning Tickets, 2022). Under gradient flow on the loss at X~ it is all that
+decides how f(X) moves, `df(X)/dt = -Theta dL/df(X~)`: two networks of equal outputs and equal
+kernel start to learn alike.
+
+It is never formed: Jacobians would take `N O n` numbers for N images, O outputs and n parameters.
+Each of its products `Theta v = J(X) (J(X~)^T v)` with P vectors v of random signs takes a backward
+pass at X~ and a forward derivative at X. For any matrix D `E ||D v||^2 = ||D||_F^2`, so distances
+of kernels are estimated without bias. With `A = D^T D`, the variance of one product is
+`2 (||A||_F^2 - sum_k A_kk^2)`, small where D has many directions (Hutchinson, 1989). Products can
+be differentiated by the parameters once more. Parameters that a mask removes have no derivative: f
+is a function of `mask * w`. Networks are in evaluation mode, where batch-norm is a fixed map and
+images do not depend on each other.
+
 tickets.py says what AWT minimizes. Each term is relative to that of an all-zero network, so that
 one gamma suits networks of any size; Adam ignores the common factor. The published gamma, whose
 value is not public, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F` in terms of ours.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import torch
 from pydantic import Field
 from torch import nn
+from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advprune.core.device import device_of, salted
-from advprune.core.errors import UserError
+from advprune.core.errors import UserError, first_line
 from advprune.core.progress import progress
 from advprune.core.settings import Settings
 from advprune.core.train_settings import crossing
 from advprune.pruning.family import Data
-from advprune.pruning.kernel import Tensors, kernel_products, probing_vectors, trainable
-from advprune.pruning.masks import Masks, layers
+from advprune.pruning.masks import Masks, layer_weights
 from advprune.training.adversarial import Inner, pgd_images
 from advprune.training.inputs import Pair, load_state, save_state
 from advprune.training.standard import Row
 
+Tensors = dict[str, torch.Tensor]  # by parameter name
 Choose = Callable[[Tensors], Masks]  # from weights to what is removed
 MEASURED = 8  # reported distances use this many times the vectors of a step
 
@@ -47,9 +65,64 @@ class SearchSettings(GaugeSettings):
     refresh: int = Field(default=25, ge=1)
 
 
-def prunable_weights(model: nn.Module) -> Tensors:
-    """The weights of all convolutions and linear layers by name, in the order of the modules."""
-    return {f"{name}.weight": module.weight for name, module in layers(model).items()}
+def trainable(model: nn.Module) -> Tensors:
+    """theta: the parameters that require a gradient, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def kernel_products(
+    model: nn.Module,
+    clean: torch.Tensor,
+    crafted: torch.Tensor,
+    vectors: torch.Tensor,
+    removed: Masks,
+) -> torch.Tensor:
+    """`Theta(clean, crafted) v` for each of the vectors `[P, M, O]`: `[P, N, O]`.
+
+    With v the gradient of a loss by the outputs at the crafted images: how fast a step against it
+    moves the outputs at the clean ones (up to the sign). It takes about `P n + (1 + P) (N + M) A`
+    numbers, n parameters and A activations per image, three times that where a gradient is taken
+    (Jacobians: `(N + M) O n`): give many vectors a few at a time. UserError, with torch's words,
+    where an operation has no forward derivative or cannot be mapped over vectors.
+    """
+    parameters = trainable(model)
+
+    def logits(values: Tensors, images: torch.Tensor) -> torch.Tensor:
+        return functional_call(model, values, (images,))
+
+    def product(vector: torch.Tensor) -> torch.Tensor:
+        (gradient,) = pull(vector)
+        kept = {
+            name: g.masked_fill(removed[name], 0.0) if name in removed else g
+            for name, g in gradient.items()
+        }
+        return jvp(lambda values: logits(values, clean), (parameters,), (kept,))[1]
+
+    # Other kernels of attention have no second and no forward derivatives.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch's own use
+        try:
+            pull = vjp(lambda values: logits(values, crafted), parameters)[1]
+            return vmap(product)(vectors)
+        except RuntimeError as error:
+            raise UserError(
+                "torch cannot compute the network's tangent kernel, which tickets need: "
+                f"{first_line(error)}"
+            ) from error
+
+
+def probing_vectors(
+    outputs: torch.Tensor, count: int | None, generator: torch.Generator
+) -> torch.Tensor:
+    """Vectors `[count, N, O]`, for outputs `[N, O]`, with `mean_p ||D v_p||^2 = ||D||_F^2`. D is
+    any matrix. With independent random signs, drawn on the CPU, it is so in expectation; where
+    `count` is None, with all the unit vectors times `sqrt(N O)`, exactly."""
+    size = outputs.numel()
+    if count is None:
+        found = torch.eye(size) * size**0.5
+    else:
+        found = torch.randint(2, (count, size), generator=generator) * 2 - 1
+    return found.to(outputs).view(-1, *outputs.shape)
 
 
 def mean_square(values: torch.Tensor) -> torch.Tensor:
@@ -115,7 +188,7 @@ class Search:
         self.gauge = Gauge(dense, data, setting)
         self.student = copy.deepcopy(dense)
         self.optimizer = torch.optim.Adam(trainable(self.student).values(), lr=setting.lr)
-        weights = prunable_weights(self.student)
+        weights = layer_weights(self.student)
         self.parked = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.removed: Masks = {}
         self.rows: list[Row] = []
@@ -147,7 +220,7 @@ class Search:
     def _refresh(self) -> None:
         """Choose the mask anew, counting the parked weights at their old values. Adam's moments of
         removed weights are forgotten: without a gradient they would stay where they are."""
-        weights = prunable_weights(self.student)
+        weights = layer_weights(self.student)
         whole = {name: weight + self.parked[name] for name, weight in weights.items()}
         self.removed = self.choose(whole)
         for name, weight in weights.items():
@@ -177,7 +250,7 @@ class Search:
         images = pair(self.student, seen, self.data, self.setting.attack_steps, generator)
         self.optimizer.zero_grad()
         self.backward(images, generator)
-        for name, weight in prunable_weights(self.student).items():
+        for name, weight in layer_weights(self.student).items():
             assert weight.grad is not None
             weight.grad.masked_fill_(self.removed[name], 0.0)
         self.optimizer.step()
@@ -190,7 +263,7 @@ class Search:
         loss = mean_square(target - self.student(images[0])) / self.gauge.output_norm
         if self.setting.l2:  # ||m w||^2 / density, relative to the dense network's ||w||^2
             squares, whole = (
-                torch.stack([w.square().sum() for w in prunable_weights(one).values()]).sum()
+                torch.stack([w.square().sum() for w in layer_weights(one).values()]).sum()
                 for one in (self.student, self.dense)
             )
             gone = sum(int(mask.sum()) for mask in self.removed.values())

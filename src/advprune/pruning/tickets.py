@@ -8,7 +8,7 @@ the dense network, trained as the tickets are.
 Formula. With f_0 the dense network at initialization and f_s the sparse one, AWT minimizes over
 mask and weights `1/N ||f_0(X) - f_s(X)||² + gamma²/N² ||Theta_0(X, X~) - Theta_s(X, X~)||²`, where
 `Theta(X, X~)[i, j, a, b] = <d f_a(x_i)/d theta, d f_b(x~_j)/d theta>` is the tangent kernel, X are
-training images and X~ the same under PGD on the sparse network (kernel.py, ticket_search.py). The
+training images and X~ the same under PGD on the sparse network (ticket_search.py). The
 mask keeps the weights of largest magnitude of each layer, and is chosen anew every `refresh` steps.
 Both terms are relative to those of an all-zero network. As in Neural Tangent Transfer (Liu and
 Zenke, 2020), a third holds the remaining weights small, `l2 / density ||m w||²`, relative to the
@@ -40,20 +40,24 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from advprune.core.device import device_of, salted
 from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
 from advprune.pruning.family import Data, Pruned, family, require
-from advprune.pruning.masks import Masks, Scores, clear, magnitudes, masked, random_scores, select
-from advprune.pruning.ticket_search import (
-    Gauge,
-    GaugeSettings,
-    Search,
-    SearchSettings,
-    prunable_weights,
+from advprune.pruning.masks import (
+    Masks,
+    Scores,
+    clear,
+    layer_weights,
+    magnitudes,
+    masked,
+    random_scores,
+    select,
 )
+from advprune.pruning.ticket_search import Gauge, GaugeSettings, Search, SearchSettings
 from advprune.training.standard import Row
 
 CALIBRATION = 512  # training images that batch-norm takes its statistics from before a search
@@ -99,16 +103,11 @@ def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     Batch-norm is calibrated on the first `CALIBRATION` training images: at mean 0 and variance 1,
     as it begins, the network computes another function than the one that starts to learn."""
     dense = copy.deepcopy(model).requires_grad_(True)
-    norms = [module for module in dense.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        norm.reset_parameters()
+    for module in dense.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_parameters()
     initialize(dense, torch.Generator().manual_seed(data.seed))
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0  # the statistics of the last batch alone, and there is one
-    dense.train()(data.images[:CALIBRATION].to(device_of(dense)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    update_bn([data.images[:CALIBRATION]], dense, device_of(dense))
     return dense.eval()
 
 
@@ -142,7 +141,7 @@ def control(model: nn.Module, setting: ControlTicket, data: Data, by: str) -> Pr
     """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself.
     The distance from the dense network is measured as AWT's search does."""
     dense = at_initialization(model, require(data))
-    weights = prunable_weights(dense)
+    weights = layer_weights(dense)
     scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, data.generator)
     removed = setting.smallest(scores)
     gauge = Gauge(dense, data, setting.gauge)

@@ -15,7 +15,7 @@ from advprune.core.device import device_of, full_precision
 from advprune.core.errors import UserError
 from advprune.models.border import check_images, compressible, refuse
 from advprune.models.fold import fold_batchnorm
-from advprune.models.inert import watched
+from advprune.models.insert import watched
 from advprune.models.quantized import QuantizedLayer, float_layers, twin
 from advprune.models.spec import QuantizationSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
@@ -80,7 +80,7 @@ def calibrated(
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float]:
+def twin_agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float]:
     """How far a quantized model and its twin are the same on `images`: the share of equal
     predictions, and the largest difference of logits over the largest absolute logit."""
     differentiable, device = twin(model), device_of(model)

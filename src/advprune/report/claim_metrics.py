@@ -12,7 +12,7 @@ from advprune.core.settings import parse_fraction, relative
 from advprune.evaluate.acting import LOOKED_AT, last_stage
 from advprune.evaluate.compare import Compared, compare
 from advprune.evaluate.distances import compare_distances
-from advprune.evaluate.faults import Reached, compare_flips
+from advprune.evaluate.flips import Reached, compare_flips
 from advprune.evaluate.means import Mean, MeanComparison, compare_calibration
 from advprune.evaluate.seeds import SeededPoint, guarded
 from advprune.evaluate.verdict import beside_one_step

@@ -12,7 +12,7 @@ import pandas as pd
 from advprune.core.errors import UserError
 from advprune.evaluate import metrics
 from advprune.evaluate.compare import right
-from advprune.evaluate.faults import flips_metric
+from advprune.evaluate.flips import flips_metric
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import area
 from advprune.evaluate.statistics import median_distance

@@ -13,7 +13,7 @@ from advprune.core.claims import Claim
 from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.profile import FROZEN, RESERVED, Profile
-from advprune.evaluate.faults import Reached, guessing, to_chance
+from advprune.evaluate.flips import Reached, guessing, to_chance
 from advprune.evaluate.robust import union
 from advprune.evaluate.verdict import Evidence, Verdict, verdict
 from advprune.report.formats import budget

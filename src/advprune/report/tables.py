@@ -11,7 +11,7 @@ import pandas as pd
 
 from advprune.evaluate.compare import Compared, Comparison, Some, compare, corrected, with_control
 from advprune.evaluate.distances import DistanceComparison, compare_distances
-from advprune.evaluate.faults import FlipComparison
+from advprune.evaluate.flips import FlipComparison
 from advprune.evaluate.means import Mean
 from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.statistics import Rate

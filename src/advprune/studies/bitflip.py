@@ -16,15 +16,15 @@ from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.settings import Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
-from advprune.evaluate.faults import START, VARIANTS, Stored, guessing, pairs_of, smallest_flip_p
+from advprune.evaluate.flips import START, VARIANTS, Stored, guessing, pairs_of, smallest_flip_p
 from advprune.evaluate.statistics import ALPHA
 from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
 from advprune.studies.base import Given, Tables, smallest, study
-from advprune.training.accuracy import accuracy
 from advprune.training.binary import train_binary
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
+from advprune.training.standard import accuracy
 
 KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
 
@@ -64,7 +64,7 @@ def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[
 
 @study("bitflip", BitFlipSettings, underpowered)
 def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
-    """Records (see `evaluate.faults`) of every variant on every batch; with more trainings each has
+    """Records (see `evaluate.flips`) of every variant on every batch; with more trainings each has
     batches of its own. UserError for a model of integers, one that draws at random, a target that
     is no class, or trainings of a model that is not trained from scratch."""
     flips, place = given.profile.flips, f"studies.{given.name}.of"

@@ -6,20 +6,19 @@ a uniformly wider one with as many parameters.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.train_settings import BinarySettings, RecipeSettings, TrainSettings
+from advprune.models.binary import begin_epoch, freeze, latent
 from advprune.models.checkpoint import build
-from advprune.models.latent import begin_epoch, freeze, latent
-from advprune.models.resnet import build_dense, initialize
+from advprune.models.resnet import ResNet, initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.growth import Grown
 from advprune.training.inputs import Inputs
-from advprune.training.standard import History, Trainer
+from advprune.training.standard import History, train
 
 MOST_WIDTH = 1024
 
@@ -62,14 +61,6 @@ def uniform_width(spec: ModelSpec, parameters: int) -> int:
     return min(near, key=lambda width: abs(count(width) - parameters))
 
 
-@dataclass(frozen=True)
-class _BinaryTrainer(Trainer):
-    t: float = 1.0
-
-    def before_epoch(self, epoch: int) -> None:
-        begin_epoch(self.model, epoch, self.epochs, self.t)
-
-
 def train_binary(
     spec: ModelSpec, settings: BinarySettings, optimizer: TrainSettings, inputs: Inputs
 ) -> tuple[nn.Module, History]:
@@ -80,12 +71,14 @@ def train_binary(
     """
     if not spec.binary:
         raise UserError("train_binary: the spec is not that of a binary network")
-    model = build_dense(spec)
+    model = ResNet(spec)
     initialize(model, torch.Generator().manual_seed(inputs.seed))
     latent(model).to(inputs.device)
     optimizer = optimizer.model_copy(update={"lr": settings.lr})
     recipe = RecipeSettings(**settings.model_dump(exclude={"channels", "growth", "lr", "t"}))
-    known = optimizer, recipe, inputs.seed, inputs.state, inputs.after_epoch
-    images, held_out = inputs.pairs
-    history = _BinaryTrainer(model, images, held_out, *known, t=settings.t).run()
+
+    def narrow(epoch: int) -> None:
+        begin_epoch(model, epoch, settings.epochs, settings.t)
+
+    history = train(model, inputs, optimizer, recipe, before_epoch=narrow)
     return freeze(model.cpu()), history

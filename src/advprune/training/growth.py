@@ -12,7 +12,6 @@ compute, their means and deviations included.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
 
@@ -23,11 +22,11 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSettings
 from advprune.models.backward import straight_through
-from advprune.models.latent import Latent, begin_epoch, latent
-from advprune.models.resnet import ResNet, build_dense, initialize
+from advprune.models.binary import Latent, begin_epoch, latent
+from advprune.models.resnet import ResNet, initialize
 from advprune.models.spec import ModelSpec
 from advprune.training.inputs import Inputs
-from advprune.training.standard import History, Row, Trainer
+from advprune.training.standard import History, Row, train
 
 LEAST, MOST = -10, -2  # tenths: where the logits of channels beyond the base network start
 RISING = 0.3  # share of the epochs in which rates still rise: gates at rest may still move
@@ -105,7 +104,7 @@ class SuperNet(nn.Module):
         inner = spec.inner or spec.blocks
         sizes = {"stages": [factor * n for n in spec.streams], "inner": [factor * n for n in inner]}
         known = spec.model_dump() | sizes | {"pool_norm": True}
-        network = build_dense(ModelSpec.model_validate(known))
+        network = ResNet(ModelSpec.model_validate(known))
         # The stem's channels and those of the first stage are to be other channels: the first
         # block's shortcut projects, as it does where their numbers differ.
         block: Any = network.get_submodule("layer1.0")
@@ -182,27 +181,6 @@ def settled(history: History, tolerance: float, patience: int) -> bool:
     return len(steps) == patience and max(steps) < tolerance
 
 
-@dataclass(frozen=True)
-class _Growing(Trainer):
-    model: SuperNet
-    growth: GrowthSettings = field(default_factory=GrowthSettings)
-
-    def before_epoch(self, epoch: int) -> None:
-        self.model.begin_epoch(epoch, self.growth)
-
-    def measure(self) -> Row:
-        return self.model.density()
-
-    def finished(self, history: History) -> bool:
-        how = self.growth
-        early = len(history) <= max(RISING * how.epochs, how.frozen + how.patience)
-        return not early and settled(history, how.tolerance, how.patience)
-
-    def groups(self) -> list[dict[str, Any]]:
-        gates = [gate.logits for gate in self.model.gates.values()]
-        return [{"params": gates, "lr": self.growth.gate_lr, "weight_decay": 0.0}]
-
-
 def grow(
     spec: ModelSpec, settings: GrowthSettings, optimizer: TrainSettings, inputs: Inputs
 ) -> Grown:
@@ -214,8 +192,22 @@ def grow(
     """
     network = SuperNet(spec, settings.factor, inputs.seed).to(inputs.device)
     optimizer = optimizer.model_copy(update={"lr": settings.lr, "label_smoothing": 0.0})
-    recipe = RecipeSettings(epochs=settings.epochs)
-    known = network, *inputs.pairs, optimizer, recipe, inputs.seed, inputs.state
-    history = _Growing(*known, growth=settings).run()
+    gates = [gate.logits for gate in network.gates.values()]
+    first = max(RISING * settings.epochs, settings.frozen + settings.patience)  # epoch, to end with
+
+    def ended(history: History) -> bool:
+        return len(history) > first and settled(history, settings.tolerance, settings.patience)
+
+    history = train(
+        network,
+        inputs,
+        optimizer,
+        RecipeSettings(epochs=settings.epochs),
+        after_epoch=lambda history: None,  # whose epochs are those of the network that is trained
+        before_epoch=lambda epoch: network.begin_epoch(epoch, settings),
+        measure=network.density,
+        finished=ended,
+        groups=[{"params": gates, "lr": settings.gate_lr, "weight_decay": 0.0}],
+    )
     stages, inner = network.channels()
     return Grown(stages=stages, inner=inner, base=tuple(network.base.values()), history=history)

@@ -26,16 +26,10 @@ class Inputs:
     state: Path | None = None
     after_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None
 
-    @property
-    def pairs(self) -> tuple[Pair, Pair]:
-        """Images and labels of `train` and of `val`."""
-        return (self.train.images, self.train.labels), (self.val.images, self.val.labels)
-
 
 @dataclass(frozen=True)
 class Data:
-    """Of a compression that may learn, of the training images alone. `prune` sets seed and
-    generator."""
+    """Of a compression that may learn, on training images. `prune` sets seed and generator."""
 
     images: torch.Tensor  # float32 [N, C, H, W] in [0, 1]
     labels: torch.Tensor  # int64 [N]
@@ -44,12 +38,6 @@ class Data:
     state: Path | None = None  # of unfinished training, from which a killed run goes on
     seed: int = 0  # the run's, which the dense network was initialized with
     generator: torch.Generator = field(default_factory=torch.Generator)  # what a family draws from
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image, `(C, H, W)`."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
 
     def phase(self, name: str) -> Path | None:
         """Where an earlier phase of the training keeps its state: beside that of the last."""

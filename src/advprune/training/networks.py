@@ -28,19 +28,18 @@ from advprune.core.train_settings import (
 )
 from advprune.data import Split, to_float
 from advprune.models.border import admitted
+from advprune.models.card import inert_of
 from advprune.models.checkpoint import build
-from advprune.models.foreign import load_foreign
-from advprune.models.inert import inert_of
-from advprune.models.outside import check_answers
+from advprune.models.foreign import check_answers
 from advprune.models.preprocessing import Preprocessing, for_channels, preprocessing_of
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.models.stochastic import is_randomized, mean_logits, undisturbed
-from advprune.training.accuracy import accuracy
+from advprune.models.weights import load_foreign
 from advprune.training.binary import binary_spec, parameters_of, train_binary
 from advprune.training.growth import grow
 from advprune.training.inputs import Inputs
-from advprune.training.standard import History, Trainer
+from advprune.training.standard import History, accuracy, train
 
 NOTED = 0.01  # share of weights without effect from which on it is said
 DRAWS = 10  # answers of a randomized target that are averaged
@@ -107,8 +106,7 @@ def spec_for(settings: ModelSettings, train: Split, weights: Path | None = None)
 
 
 def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
-    """The network of the settings for the training images, initialized from `seed`, `fitting`
-    them."""
+    """The network of the settings for the training images, initialized from `seed`."""
     model = build(spec_for(settings, train), settings.factory)
     initialize(model, torch.Generator().manual_seed(seed))
     return fitting(model, settings, train)
@@ -134,17 +132,15 @@ def load_or_train(
 ) -> tuple[nn.Module, History]:
     """The dense network and its history, one row per epoch (a single row if it is loaded). Weights
     that the profile gives for the recipe of this name are loaded instead of trained."""
-    train, val, settings = inputs.train, inputs.val, profile.model
+    settings = profile.model
     if (weights := settings.weights.get(recipe_name)) is not None:
-        spec = spec_for(settings, train, referenced(weights.path))
+        spec = spec_for(settings, inputs.train, referenced(weights.path))
         model = load_foreign(spec, weights.path, weights.sha256, settings.factory)
-        model = fitting(model, settings, train)
-        reached = accuracy(model.to(inputs.device), val.images, val.labels)
+        model = fitting(model, settings, inputs.train).to(inputs.device)
+        reached = accuracy(model, inputs.val.images, inputs.val.labels)
         return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
-    model = begin(settings, train, inputs.seed).to(inputs.device)
-    known = profile.train, recipe, inputs.seed, inputs.state, inputs.after_epoch
-    images, held_out = inputs.pairs
-    return model, Trainer(model, images, held_out, *known).run()
+    model = begin(settings, inputs.train, inputs.seed).to(inputs.device)
+    return model, train(model, inputs, profile.train, recipe)
 
 
 def train_surrogate(
@@ -155,15 +151,14 @@ def train_surrogate(
     target: learn its answers to the images as they are, instead of the labels; the images are then
     neither shifted nor mirrored. The seed is `inputs.seed + choice.seed`.
     """
-    (images, labels), val = inputs.pairs
+    images, labels = inputs.train.images, inputs.train.labels
     seed, optimizer = inputs.seed + choice.seed, profile.train
     model = begin(choice.network(profile.model), inputs.train, seed).to(inputs.device)
     if target is not None:
         labels = answers(target, images, optimizer.batch, seed)
         optimizer = optimizer.model_copy(update={"flip": False, "crop": 0, "label_smoothing": 0.0})
     recipe = RecipeSettings(epochs=choice.epochs)
-    known = optimizer, recipe, seed, inputs.state, inputs.after_epoch
-    return model, Trainer(model, (images, labels), val, *known).run()
+    return model, train(model, inputs, optimizer, recipe, train=(images, labels), seed=seed)
 
 
 @torch.no_grad()

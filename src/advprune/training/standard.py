@@ -8,7 +8,7 @@ Under torchrun each process trains on its share of every batch, with random star
 torch averages the gradients, and batch-norm takes the statistics of a share.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,9 @@ from advprune.core.device import device_of
 from advprune.core.errors import UserError
 from advprune.core.progress import progress
 from advprune.core.train_settings import FineTuneSettings, RecipeSettings, TrainSettings
-from advprune.models.fold import Following, channels_last
-from advprune.training.accuracy import accuracy
+from advprune.models.fold import Following, Replayed, channels_last
 from advprune.training.adversarial import Method
-from advprune.training.inputs import Data, Pair, load_state, save_state
-from advprune.training.replay import Replayed
+from advprune.training.inputs import Data, Inputs, Pair, load_state, save_state
 
 Row = dict[str, float]
 History = list[Row]  # one row per epoch
@@ -59,8 +57,6 @@ class Trainer:
     validation images are kept (early stopping: Rice et al., Overfitting in adversarially robust
     deep learning, 2020), of several such epochs the last, which has had more training at a lower
     rate. Without validation images and of standard training, the last epoch's weights are kept.
-
-    A derived class may say more: see `before_epoch`, `measure`, `finished` and `groups`.
     """
 
     model: nn.Module
@@ -72,22 +68,13 @@ class Trainer:
     state_path: Path | None  # of the state after each epoch, from which a killed run goes on
     after_epoch: Callable[[History], None] = lambda history: None  # called with the history so far
     after_step: Callable[[nn.Module], None] = lambda model: None  # may change the model in place
-
-    def before_epoch(self, epoch: int) -> None:
-        """Called with the epoch, counted from 0; what it does to the model must follow from that
-        and from the model's own state, or a resumed run would differ."""
-
-    def measure(self) -> Row:
-        """More columns of an epoch's row."""
-        return {}
-
-    def finished(self, history: History) -> bool:
-        """Whether the training ends before the last epoch."""
-        return False
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameters of the model with a weight decay or rate of their own, as SGD takes them."""
-        return []
+    # Called with the epoch, counted from 0; what it does to the model must follow from that and the
+    # model's own state, or a resumed run would differ.
+    before_epoch: Callable[[int], None] = lambda epoch: None
+    measure: Callable[[], Row] = dict  # more columns of an epoch's row
+    finished: Callable[[History], bool] = lambda history: False  # before the last epoch
+    # Parameters with a weight decay or rate of their own, as SGD takes them.
+    groups: Sequence[dict[str, Any]] = ()
 
     @property
     def method(self) -> Method:
@@ -133,7 +120,7 @@ class Trainer:
         return history
 
     def _begin(self) -> _Run:
-        settings, model, own = self.settings, self.model, self.groups()
+        settings, model, own = self.settings, self.model, self.groups
         images, labels = (t.to(device_of(model)) for t in self.train)
         apart = {id(parameter) for group in own for parameter in group["params"]}
         rest = [p for p in model.parameters() if id(p) not in apart]
@@ -212,6 +199,25 @@ class Trainer:
                 run.best = {name: t.clone() for name, t in model.state_dict().items()}
 
 
+def train(
+    model: nn.Module,
+    inputs: Inputs,
+    settings: TrainSettings,
+    recipe: RecipeSettings,
+    **fields: Any,
+) -> History:
+    """Train `model` in place, from scratch; returns its history. fields: of `Trainer`, in place of
+    what `inputs` says or besides."""
+    given: dict[str, Any] = {
+        "train": (inputs.train.images, inputs.train.labels),
+        "val": (inputs.val.images, inputs.val.labels),
+        "seed": inputs.seed,
+        "state_path": inputs.state,
+        "after_epoch": inputs.after_epoch,
+    }
+    return Trainer(model, settings=settings, recipe=recipe, **given | fields).run()
+
+
 def finetune(
     model: nn.Module,
     setting: FineTuneSettings,
@@ -234,6 +240,25 @@ def finetune(
         data.state,
         after_step=after_step,
     ).run()
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int = 256
+) -> float:
+    """Share of images `[N, C, H, W]`, uint8 or in [0, 1], classified right in evaluation mode."""
+    mode = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    scale = 255 if images.dtype == torch.uint8 else 1
+
+    def right(pair: tuple[torch.Tensor, torch.Tensor]) -> int:
+        return int((model(pair[0].to(device) / scale).argmax(1).cpu() == pair[1]).sum())
+
+    pairs = list(zip(images.split(batch), labels.split(batch), strict=True))
+    found = sum(distributed.spread(pairs, right))
+    model.train(mode)
+    return found / max(len(labels), 1)
 
 
 def augment(

@@ -11,7 +11,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from advprune.evaluate import faults
+from advprune.evaluate import flips
 from advprune.evaluate.compare import AT_CHANCE
 from advprune.report.formats import percent, with_interval
 from advprune.report.section import Chart, Part, Parts, Run, section
@@ -21,16 +21,16 @@ UNTARGETED, RANDOM = "untargeted", "random"
 
 
 @dataclass(frozen=True, eq=False)
-class Entry(faults.Stored):
+class Entry(flips.Stored):
     """A study of bit flips and its records. level: the accuracy that counts as chance."""
 
     variants: tuple[str, ...]
     records: pd.DataFrame
     level: float
 
-    def under(self, variant: str = UNTARGETED) -> faults.Reached:
+    def under(self, variant: str = UNTARGETED) -> flips.Reached:
         """Bits to chance under a variant of the search."""
-        return faults.to_chance(self.records, self.level, variant)
+        return flips.to_chance(self.records, self.level, variant)
 
 
 @section("Bit flips", order=80)
@@ -39,14 +39,14 @@ def bitflips(run: Run) -> Parts:
     found = entries(run)
     if not found:
         return
-    flips, axes = run.profile.flips, ("flips", "accuracy", "study", "search")
+    how, axes = run.profile.flips, ("flips", "accuracy", "study", "search")
     yield Part(
         "Flips to chance",
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
-        f"images is at most {percent(run.chance)} %, by progressive bit search on {flips.images} "
-        f"training images without labels: mean and 95 % interval over {flips.seeds} batches, or a "
+        f"images is at most {percent(run.chance)} %, by progressive bit search on {how.images} "
+        f"training images without labels: mean and 95 % interval over {how.seeds} batches, or a "
         "lower bound where a batch did not reach chance. Search “margin” ignores images that are "
-        f"already misclassified, “targeted” aims at class {flips.target}. Random flips: accuracy "
+        f"already misclassified, “targeted” aims at class {how.target}. Random flips: accuracy "
         "after as many flips at random places.",
         table_of(found),
         Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
@@ -56,7 +56,7 @@ def bitflips(run: Run) -> Parts:
         f"Gehan's exact rank test over batches. {explained('all comparisons')} Networks were "
         "trained once unless their study sets trainings, and greedy search gives an upper bound: a "
         "higher count may only mean that the search failed.",
-        pair_table(faults.pairs_of(found, run.roots[0].name)),
+        pair_table(flips.pairs_of(found, run.roots[0].name)),
     )
 
 
@@ -71,14 +71,15 @@ def entries(run: Run) -> list[Entry]:
     return found
 
 
-def counts(reached: faults.Reached) -> Row:
+def counts(reached: flips.Reached) -> Row:
     """Flips to chance with interval; `at_least_flips` instead where a batch did not reach it."""
-    one = reached.spread
-    if one is None:
+    if reached.mean is None:
         least = reached.least if reached.bits else None
         return with_interval("flips_to_chance", None, None, None) | {"at_least_flips": least}
-    low = None if one.low is None else max(one.low, 0.0)  # t may reach below what can be counted
-    return with_interval("flips_to_chance", one.mean, low, one.high) | {"at_least_flips": None}
+    low, high = reached.interval
+    low = None if low is None else max(low, 0.0)  # t may reach below what can be counted
+    found = with_interval("flips_to_chance", reached.mean.value, low, high)
+    return found | {"at_least_flips": None}
 
 
 def table_of(found: Sequence[Entry]) -> pd.DataFrame:
@@ -88,14 +89,14 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
         records = entry.records
         stored = {"study": entry.name, "model": entry.model, "bits": entry.bits}
         stored |= {"scale": entry.scale, "stored_bits": int(records.stored_bits.iloc[0])}
-        clean = faults.clean_accuracy(records)
+        clean = flips.clean_accuracy(records)
         for variant in (UNTARGETED, *entry.variants):
             reached = entry.under(variant)
             row = stored | {"search": variant, "clean_accuracy": clean} | counts(reached)
             row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
-            row["end_accuracy"] = fmean(faults.at_the_end(records, variant))
+            row["end_accuracy"] = fmean(flips.at_the_end(records, variant))
             if variant == UNTARGETED:
-                _, values = faults.accuracy_after(records, reached.least)
+                _, values = flips.accuracy_after(records, reached.least)
                 row["accuracy:random flips"] = fmean(values) if values else None
                 row["accuracy:random flips, least"] = min(values, default=None)
                 top = records[(records.variant == UNTARGETED) & (records.flip > 0)]
@@ -110,8 +111,8 @@ def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
     rows = []
     for entry, other in pairs:
         own, theirs = entry.under(), other.under()
-        test = faults.compare_flips(own, theirs)
-        if any(faults.clean_accuracy(one.records) <= one.level for one in (entry, other)):
+        test = flips.compare_flips(own, theirs)
+        if any(flips.clean_accuracy(one.records) <= one.level for one in (entry, other)):
             test = replace(test, void=AT_CHANCE)
         row = {"study": entry.name, "model": entry.model, "reference": other.name} | counts(own)
         row["flips_to_chance:reference"] = counts(theirs)["flips_to_chance"]
@@ -123,7 +124,7 @@ def curves(found: Sequence[Entry]) -> pd.DataFrame:
     """Accuracy over chosen and random flips: mean and range over batches."""
     names = {"mean": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     tables = [
-        faults.over_flips(entry.records, variant).assign(study=entry.name, search=words)
+        flips.over_flips(entry.records, variant).assign(study=entry.name, search=words)
         for variant, words in ((UNTARGETED, "chosen flips"), (RANDOM, "random flips"))
         for entry in found
     ]

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import comb, inf, sqrt
-from statistics import fmean, stdev
+from math import comb, inf
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from advprune.evaluate.compare import Compared
-from advprune.evaluate.statistics import LEVEL
+from advprune.evaluate.means import Mean, mean
 
 End = tuple[float, bool]  # a count of bits, and whether it is censored
 VARIANTS = ("untargeted", "margin", "targeted", "random")
@@ -57,28 +57,6 @@ def pairs_of(found: Sequence[Entry], root: str) -> list[tuple[Entry, Entry]]:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A mean over seeds; deviation and 95 % t interval, None of a single one."""
-
-    mean: float
-    deviation: float | None
-    low: float | None
-    high: float | None
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """`m +- t_{0.975, n-1} s / sqrt(n)` with the sample deviation s; at least one value."""
-    from scipy.stats import t  # half a second, which stages that only record save
-
-    mean, n = fmean(values), len(values)
-    if n == 1:
-        return Spread(mean, None, None, None)
-    deviation = stdev(values)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / sqrt(n)
-    return Spread(mean, deviation, mean - half, mean + half)
-
-
-@dataclass(frozen=True)
 class Reached:
     """How many stored bits had to differ until a network was at chance, seed by seed.
 
@@ -101,9 +79,16 @@ class Reached:
         return len(self.bits) - len(self.uncensored)
 
     @cached_property
-    def spread(self) -> Spread | None:
-        """Mean and interval over all seeds; None where any is censored, or where there is none."""
-        return spread(self.uncensored) if self.bits and not self.censored else None
+    def mean(self) -> Mean | None:
+        """Over all seeds; None where any is censored, or where there is none."""
+        counts = np.array(self.uncensored)[:, None]
+        return mean(counts) if self.bits and not self.censored else None
+
+    @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """The 95 % t interval of the mean; None for a single seed and where there is no mean."""
+        several = self.mean is not None and self.mean.seeds > 1
+        return self.mean.interval if self.mean and several else (None, None)
 
     @property
     def ends(self) -> list[End]:
@@ -190,24 +175,20 @@ class FlipComparison(Compared):
 
     @cached_property
     def difference(self) -> float:
-        """How many bits more the first needs: the median over all pairs of batches, not finite
-        where censoring leaves it open."""
+        """How many bits more the first needs, the median over pairs; infinite or NaN if open."""
         own, others = ([inf if a is None else a for a in r.bits] for r in (self.first, self.second))
         return float(np.median([a - b for a in own for b in others]))  # inf - inf: nothing is known
 
     @property
     def ratio(self) -> float | None:
         """The first mean over the second; None where either is censored."""
-        own, other = self.first.spread, self.second.spread
-        return own.mean / other.mean if own and other and other.mean else None
+        own, other = self.first.mean, self.second.mean
+        return own.value / other.value if own and other and other.value else None
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """Every shift that the test does not reject.
-
-        p changes only at differences of two counts, and falls away from the middle; infinite where
-        censored or too few batches leave it open.
-        """
+        """Every shift that the test does not reject, infinite where counts leave it open: p changes
+        only at differences of two counts, and falls away from the middle."""
         own, others = self.first.ends, self.second.ends
         steps = sorted({count - other for count, _ in own for other, _ in others})
         between = [steps[0] - 1, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 1]
@@ -228,9 +209,8 @@ def compare_flips(first: Reached, second: Reached) -> FlipComparison:
     more; a censored seed needs more than what was tried on it, and of two censored ones nothing is
     known. p: of all ways to share out the scores, how many part the sums as far (two-sided).
     Without censoring this is Wilcoxon's test with midranks. It asks whether these two networks
-    differ over batches, not how others trained the same way would. Gehan, A generalized Wilcoxon
-    test for comparing arbitrarily singly-censored samples (Biometrika, 1965). ValueError where
-    either has no seed.
+    differ over batches, not how others trained alike would. ValueError without a seed. Gehan, A
+    generalized Wilcoxon test for comparing arbitrarily singly-censored samples (Biometrika, 1965).
     """
     if not first.bits or not second.bits:
         raise ValueError("compare_flips: an entry has no seeds")
@@ -264,9 +244,8 @@ def _surely_more(one: End, other: End) -> int:
 
 def flips_metric(reached: Reached | None) -> dict[str, float | None]:
     """`flips_to_chance` with its interval for the leaderboard; None where it is not known."""
-    found = reached.spread if reached else None
-    values = (found.mean, found.low, found.high) if found else (None, None, None)
-    rounded = [None if value is None else round(value, 2) for value in values]
-    return {
-        f"flips_to_chance{end}": v for end, v in zip(("", "_low", "_high"), rounded, strict=True)
-    }
+    found = reached.mean if reached else None
+    values = (found.value, *reached.interval) if reached and found else (None, None, None)
+    names = ("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high")
+    pairs = zip(names, values, strict=True)
+    return {name: None if value is None else round(value, 2) for name, value in pairs}
