@@ -1,21 +1,18 @@
 """Independent jobs in forked processes, ahead of the moment when their results are needed."""
 
 import ctypes
-import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
 
-from advprune.core.device import one_thread
+from advprune.core.device import WORKERS, one_thread, workers
 from advprune.core.distributed import processes
 from advprune.core.errors import UserError
 from advprune.core.progress import progress, silence
 
-WORKERS = "ADVPRUNE_WORKERS"  # environment variable: how many processes; by default one per core
 _jobs: Sequence[Callable[[], object]] = ()  # in a worker: what it was forked for
 
 
@@ -23,18 +20,15 @@ def ahead(what: str, jobs: Sequence[Callable[[], object]]) -> None:
     """Run jobs, closures too, that keep their results themselves, each with one thread; raises what
     a job raises. With one worker they run here. Inside a job, under torchrun or on a GPU nothing is
     done ahead."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    given = os.environ.get(WORKERS) or str(cores)
-    if not given.isdecimal() or not 0 < len(given.lstrip("0")) < 6:
-        raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
+    most = min(workers(), len(jobs))
     if len(jobs) < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
         return
     with one_thread():  # here as there: sums over more would round otherwise
-        if (workers := min(int(given), len(jobs))) < 2:
+        if most < 2:
             for job in jobs:
                 job()
             return
-        pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (jobs,))
+        pool = ProcessPoolExecutor(most, get_context("fork"), _begin, (jobs,))
         try:
             with pool, progress(what, len(jobs)) as advance:
                 for _ in pool.map(_run, range(len(jobs))):

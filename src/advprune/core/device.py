@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from advprune.core.errors import UserError
+
+WORKERS = "ADVPRUNE_WORKERS"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
@@ -32,6 +35,16 @@ def setup(threads: int | None = None) -> torch.device:
         torch.backends.cudnn.deterministic = True
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+def workers() -> int:
+    """How many processes may work at once: one per core, or as the environment variable `WORKERS`
+    says; UserError where that is no such number."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    given = os.environ.get(WORKERS) or str(cores)
+    if not given.isdecimal() or not 0 < len(given.lstrip("0")) < 6:
+        raise UserError(f"{WORKERS} is {given!r}; give a number of processes, 1 or more")
+    return int(given)
 
 
 @contextmanager
