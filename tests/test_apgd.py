@@ -11,20 +11,18 @@ from advprune.attacks.apgd import APGDSettings, apgd, targeted_dlr
 from advprune.attacks.cost import Cost
 from conftest import Linear, make_network
 
-Pair = tuple[Tensor, Tensor]
-
 
 class Recorded(nn.Module):
     """A model that notes every batch it sees, also when it is copied."""
 
     seen: ClassVar[list[Tensor]] = []  # of all copies, on purpose
 
-    def __init__(self, inside: nn.Module) -> None:
+    def __init__(self, inside):
         super().__init__()
         self.inside = inside
         self.seen.clear()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         if x.requires_grad:
             self.seen.append(x.detach().clone())
         return self.inside(x)
@@ -33,9 +31,7 @@ class Recorded(nn.Module):
 @pytest.mark.parametrize(
     ("norm", "loss", "eps"), [("Linf", "ce", 0.2), ("L2", "ce", 1.0), ("Linf", "targeted", 0.2)]
 )
-def test_every_iterate_is_that_of_the_authors_code(
-    network: nn.Module, digits: Pair, norm: str, loss: str, eps: float
-) -> None:
+def test_every_iterate_is_that_of_the_authors_code(network, digits, norm, loss, eps):
     """In float64, from the same starts, through four checks of the step size."""
     package = pytest.importorskip("pyautoattack.autopgd_base")
     images, labels = digits[0][:24].double(), digits[1][:24]
@@ -63,7 +59,7 @@ def test_every_iterate_is_that_of_the_authors_code(
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "targeted"])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_breaks_exactly_what_can_be_broken_of_a_linear_model(loss: str, norm: str) -> None:
+def test_breaks_exactly_what_can_be_broken_of_a_linear_model(loss, norm):
     model, images, labels = linear_problem()
     distance = model.distance(images, labels, norm)
     eps = float(distance.median())
@@ -72,7 +68,7 @@ def test_breaks_exactly_what_can_be_broken_of_a_linear_model(loss: str, norm: st
     assert broken[distance < 0.98 * eps].all() and not broken[distance > eps].any()
 
 
-def linear_problem() -> tuple[Linear, Tensor, Tensor]:
+def linear_problem():
     """Two classes that compete and two far below; images away from 0 and 1."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(4, 12, generator=generator)
@@ -84,8 +80,8 @@ def linear_problem() -> tuple[Linear, Tensor, Tensor]:
 
 @pytest.mark.parametrize("loss", ["ce", "targeted"])
 def test_what_is_found_depends_neither_on_the_batch_nor_on_the_order_of_the_queue(
-    network: nn.Module, digits: Pair, loss: str
-) -> None:
+    network, digits, loss
+):
     images = digits[0].double()
     labels = network.double()(images).argmax(1)
     runs = 1 if loss == "ce" else 2  # of several runs of a sample, any may break it first
@@ -99,14 +95,12 @@ def test_what_is_found_depends_neither_on_the_batch_nor_on_the_order_of_the_queu
         assert (one - few).abs().max() < 1e-6
 
 
-def test_decided_samples_cost_nothing_and_the_batch_stays_full(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_decided_samples_cost_nothing_and_the_batch_stays_full(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     model = Recorded(network)
     cost, steps = Cost(), 0
 
-    def count(done: int) -> None:
+    def count(done):
         nonlocal steps
         steps += done
 
@@ -120,7 +114,7 @@ def test_decided_samples_cost_nothing_and_the_batch_stays_full(
     assert set(sizes[: len(sizes) // 2]) == {8}
 
 
-def test_in_pixels_broken_means_broken_after_rounding(network: nn.Module, digits: Pair) -> None:
+def test_in_pixels_broken_means_broken_after_rounding(network, digits):
     images = (digits[0] * 255).round() / 255
     eps = 20 / 255
     found = apgd(network, images, digits[1], APGDSettings(eps, 12, pixels=True, batch=16))
@@ -130,9 +124,7 @@ def test_in_pixels_broken_means_broken_after_rounding(network: nn.Module, digits
     assert (found - images).abs().max() <= eps + 1e-6
 
 
-def test_bfloat16_returns_as_broken_only_what_float32_confirms(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_bfloat16_returns_as_broken_only_what_float32_confirms(network, digits):
     settings = APGDSettings(0.15, 12, precision="bfloat16")
     found = apgd(network, *digits, settings)
     exact = apgd(network, *digits, replace(settings, precision="float32"))
@@ -140,7 +132,7 @@ def test_bfloat16_returns_as_broken_only_what_float32_confirms(
     assert (wrong != known).float().mean() < 0.1
 
 
-def test_a_model_that_draws_is_attacked_on_its_mean_and_never_dropped(digits: Pair) -> None:
+def test_a_model_that_draws_is_attacked_on_its_mean_and_never_dropped(digits):
     from advprune.pruning import prune
 
     model = prune("dropout", make_network(digits[0]), 0.1).model
@@ -150,13 +142,13 @@ def test_a_model_that_draws_is_attacked_on_its_mean_and_never_dropped(digits: Pa
     assert cost.gradients == 16 * 5 * 3
 
 
-def test_the_targeted_loss_is_the_published_ratio() -> None:
+def test_the_targeted_loss_is_the_published_ratio():
     logits = torch.tensor([[5.0, 3.0, 2.0, 1.0, 0.0], [1.0, 4.0, 2.0, 3.0, 0.5]])
     found = targeted_dlr(logits, torch.tensor([[0, 2], [1, 3]]))
     assert torch.allclose(found, torch.tensor([-3 / (5 - 1.5), -1 / (4 - 1.5)]))
 
 
-def test_two_classes_are_attacked_towards_the_other_one() -> None:
+def test_two_classes_are_attacked_towards_the_other_one():
     """A linear model: the margin falls by `2 eps |w|_1`, which breaks the first image alone."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)).eval()
     with torch.no_grad():

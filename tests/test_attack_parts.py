@@ -1,10 +1,8 @@
 """Pixels, and the private copy."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
@@ -15,10 +13,8 @@ from advprune.models.fold import Following, fold_batchnorm
 from advprune.pruning.hydra import attach_scores
 from conftest import make_network
 
-Pair = tuple[Tensor, Tensor]
 
-
-def test_pixels_by_hand() -> None:
+def test_pixels_by_hand():
     clean = torch.tensor([0, 100, 100, 250, 255]).view(1, 1, 1, 5) / 255
     adv = torch.tensor([7.6, 107.65, 92.4, 257.0, 247.0]).view(1, 1, 1, 5) / 255
     rounded = to_pixels(adv.clamp(0, 1), clean, 0.03)  # 0.03 is 7.65 levels: at most 7
@@ -29,7 +25,7 @@ def test_pixels_by_hand() -> None:
     assert as_published.flatten().tolist() == [8, 108, 92, 255, 247]
 
 
-def test_pixels_never_leave_an_l2_budget() -> None:
+def test_pixels_never_leave_an_l2_budget():
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(0, 256, (16, 3, 4, 4), generator=generator) / 255
     noise = torch.randn(clean.shape, generator=generator)
@@ -40,7 +36,7 @@ def test_pixels_never_leave_an_l2_budget() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
-def test_folding_keeps_the_function_and_the_model(digits: Pair, architecture: str) -> None:
+def test_folding_keeps_the_function_and_the_model(digits, architecture):
     model = make_network(digits[0], architecture)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     folded = fold_batchnorm(model)
@@ -51,7 +47,7 @@ def test_folding_keeps_the_function_and_the_model(digits: Pair, architecture: st
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
-def test_a_folded_form_follows_its_model(digits: Pair, architecture: str) -> None:
+def test_a_folded_form_follows_its_model(digits, architecture):
     model, (images, labels) = make_network(digits[0], architecture), digits
     following = Following.of(model)
     assert following is not None
@@ -69,7 +65,7 @@ def test_a_folded_form_follows_its_model(digits: Pair, architecture: str) -> Non
     assert all(p.requires_grad for p in model.parameters())
 
 
-def sharing() -> nn.Module:
+def sharing():
     """One convolution, used twice, before a batch-norm each time."""
     conv = nn.Conv2d(1, 1, 3, padding=1)
     return nn.Sequential(conv, nn.BatchNorm2d(1), conv, nn.BatchNorm2d(1))
@@ -80,25 +76,23 @@ class ReadTwice(nn.Module):
 
     __module__ = "torch.joined"  # as if its code were known
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         h = self.conv(x)
         return (self.bn(h) + h).flatten(1)
 
 
-def biased() -> nn.Module:
+def biased():
     """A batch-norm alone, and a convolution with a bias."""
     first = nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
     return nn.Sequential(*first, nn.Flatten(), nn.Linear(18, 3))
 
 
 @pytest.mark.parametrize("made", [biased, sharing, ReadTwice])
-def test_whatever_its_structure_a_network_stays_the_same_function(
-    made: Callable[[], nn.Module],
-) -> None:
+def test_whatever_its_structure_a_network_stays_the_same_function(made):
     model, x = made(), torch.rand(4, 1, 5, 5)
     following = Following.of(model)
     assert following is not None
@@ -112,7 +106,7 @@ def test_whatever_its_structure_a_network_stays_the_same_function(
     assert made is biased or any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
 
 
-def test_masked_weights_are_followed_through_their_scores(digits: Pair) -> None:
+def test_masked_weights_are_followed_through_their_scores(digits):
     model, images = make_network(digits[0]), digits[0]
     masks = attach_scores(model, 0.5)
     following = Following.of(model)
@@ -128,13 +122,13 @@ def test_masked_weights_are_followed_through_their_scores(digits: Pair) -> None:
     assert (weights == 0).sum() == weights.numel() // 2
 
 
-def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits: Pair) -> None:
+def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits):
     class Own(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.conv, self.scale = nn.Conv2d(1, 1, 3), nn.Parameter(torch.ones(()))
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return self.conv(x) * self.scale
 
     scaled = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
@@ -151,13 +145,13 @@ def test_models_of_which_more_than_weights_may_change_have_no_folded_form(digits
         assert Following.of(model) is None
 
 
-def test_a_model_that_cannot_be_traced_is_copied_as_it_is() -> None:
+def test_a_model_that_cannot_be_traced_is_copied_as_it_is():
     class Branching(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return self.bn(self.conv(x)).flatten(1) * (2.0 if x.sum() > 0 else 1.0)
 
     model, x = Branching().eval(), torch.rand(2, 1, 5, 5)

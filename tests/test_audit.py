@@ -1,7 +1,6 @@
 """The audit of checkpoints: each fault planted by hand, zeros counted by hand, masks applied."""
 
 import argparse
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +17,10 @@ from advprune.models.tensor_file import canonical, read_weights
 from advprune.models.weights import load_foreign, plain
 from advprune.quantization.post_training import quantize
 
-Tensors = dict[str, torch.Tensor]
 CONV = "layer1.0.conv1.weight"  # [2, 2, 3, 3]: 36 numbers
 
 
-def network(**changes: object) -> nn.Module:
+def network(**changes):
     """A ResNet20 of width 2 for grey images, no number of which is zero."""
     base = {"architecture": "resnet20", "width": 2, "channels": 1, "classes": 3}
     model = build(ModelSpec(**(base | {"mean": (0.0,), "std": (1.0,)} | changes)))
@@ -34,12 +32,12 @@ def network(**changes: object) -> nn.Module:
 
 
 @pytest.fixture
-def tensors() -> Tensors:
+def tensors():
     """What a sound checkpoint of it holds."""
     return {name: tensor.clone() for name, tensor in stored(network()).items()}
 
 
-def test_a_sound_checkpoint_has_no_fault_and_its_zeros_are_counted(tensors: Tensors) -> None:
+def test_a_sound_checkpoint_has_no_fault_and_its_zeros_are_counted(tensors):
     tensors[CONV].view(-1)[:9] = 0
     tensors["linear.weight"].view(-1)[:4] = 0
     tensors["bn1.bias"][0] = 0
@@ -61,7 +59,7 @@ def test_a_sound_checkpoint_has_no_fault_and_its_zeros_are_counted(tensors: Tens
     assert found.sparsity == sparsity_of(model)
 
 
-def test_a_tolerance_counts_small_numbers_and_minus_128_is_not_small(tensors: Tensors) -> None:
+def test_a_tolerance_counts_small_numbers_and_minus_128_is_not_small(tensors):
     tensors[CONV].view(-1)[:3] = torch.tensor([0.0, 1e-3, -1e-3])
     assert audit(tensors, tolerance=0).prunable[0] == 1
     assert audit(tensors, tolerance=2e-3).prunable[0] >= 3
@@ -97,9 +95,7 @@ def test_a_tolerance_counts_small_numbers_and_minus_128_is_not_small(tensors: Te
         ("conv1.popup_scores", torch.ones(2, 1, 3, 3), "mask: 1 tensors of popup_scores"),
     ],
 )
-def test_each_fault_is_named(
-    tensors: Tensors, name: str, value: torch.Tensor | float | None, fault: str
-) -> None:
+def test_each_fault_is_named(tensors, name, value, fault):
     if value is None:
         del tensors[name]
     elif isinstance(value, float):
@@ -110,9 +106,7 @@ def test_each_fault_is_named(
     assert not found.sound and found.faults[0].startswith(fault), found.faults
 
 
-def test_equal_weights_under_two_names_are_a_fault_and_constant_ones_are_not(
-    tensors: Tensors,
-) -> None:
+def test_equal_weights_under_two_names_are_a_fault_and_constant_ones_are_not(tensors):
     other = "layer1.1.conv1.weight"
     tensors[other] = tensors[CONV].clone()
     assert audit(tensors).faults == (f"twice: {CONV} and {other} hold the same numbers",)
@@ -125,7 +119,7 @@ def test_equal_weights_under_two_names_are_a_fault_and_constant_ones_are_not(
 
 @pytest.mark.parametrize("name", [CONV, "linear.bias", "bn1.running_var"])
 @pytest.mark.parametrize("fault", ["none", "half", "missing", "shape", "integers", "nan", "more"])
-def test_what_passes_is_what_fill_accepts(tensors: Tensors, name: str, fault: str) -> None:
+def test_what_passes_is_what_fill_accepts(tensors, name, fault):
     tensor = tensors.pop(name)
     tensors |= {
         "none": {name: tensor},
@@ -146,7 +140,7 @@ def test_what_passes_is_what_fill_accepts(tensors: Tensors, name: str, fault: st
         assert any("type:" in note for note in found.notes) == (fault == "half")
 
 
-def test_masks_of_torch_are_applied_as_torch_applies_them() -> None:
+def test_masks_of_torch_are_applied_as_torch_applies_them():
     model = network()
     for layer in (model.layer1[0].conv1, model.linear):
         torch_prune.l1_unstructured(layer, "weight", amount=0.5)
@@ -161,7 +155,7 @@ def test_masks_of_torch_are_applied_as_torch_applies_them() -> None:
     assert torch.equal(filled(images), model.eval()(images))
 
 
-def test_masks_beside_their_weights() -> None:
+def test_masks_beside_their_weights():
     weight = torch.tensor([[1.0, 2.0, float("nan"), 4.0]])
     mask = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
     for held in (
@@ -174,7 +168,7 @@ def test_masks_beside_their_weights() -> None:
         assert found.tensors["a.weight"].tolist() == [[1.0, 0.0, 0.0, 4.0]]
 
 
-def test_scores_keep_the_largest_share_of_each_layer() -> None:
+def test_scores_keep_the_largest_share_of_each_layer():
     held = {
         "a.weight": torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]),
         "a.popup_scores": torch.tensor([[-9.0, 0.1, 0.5, -0.2, 0.1]]),
@@ -195,13 +189,13 @@ def test_scores_keep_the_largest_share_of_each_layer() -> None:
         {"inner": (1, 2, 2, 4, 3, 4, 8, 8, 5)},  # filters that were taken out
     ],
 )
-def test_the_architecture_is_told_from_names_and_shapes(sizes: dict[str, object]) -> None:
+def test_the_architecture_is_told_from_names_and_shapes(sizes):
     made = network(**sizes)
     found = audit(stored(made))
     assert found.sound and found.source == "inferred" and found.spec == spec_of(made)
 
 
-def test_what_is_given_overrides_what_the_shapes_say(tensors: Tensors) -> None:
+def test_what_is_given_overrides_what_the_shapes_say(tensors):
     found = audit(tensors, given={"width": 4})
     assert found.source == "given" and not found.sound
     assert any("another width" in fault for fault in found.faults)
@@ -209,7 +203,7 @@ def test_what_is_given_overrides_what_the_shapes_say(tensors: Tensors) -> None:
         audit(tensors, given={"width": 0})
 
 
-def test_a_network_of_another_kind_is_said_to_be_unknown(tensors: Tensors) -> None:
+def test_a_network_of_another_kind_is_said_to_be_unknown(tensors):
     found = audit({"features.0.weight": torch.rand(8, 3, 3, 3), "classifier.weight": torch.eye(3)})
     assert found.spec is None and found.source == "none"
     assert found.faults == (
@@ -221,7 +215,7 @@ def test_a_network_of_another_kind_is_said_to_be_unknown(tensors: Tensors) -> No
     assert fault.startswith("architecture: none fits; the nearest, ") and "finds 2 of its" in fault
 
 
-def test_quantized_networks_are_audited_as_integers() -> None:
+def test_quantized_networks_are_audited_as_integers():
     made = quantize(network(), torch.rand(4, 1, 8, 8))
     held = {name: tensor.clone() for name, tensor in stored(made).items()}
     found = audit(held, spec_of(made))
@@ -231,13 +225,13 @@ def test_quantized_networks_are_audited_as_integers() -> None:
     assert fault == "misfit: linear.weight holds float32 where int8 is needed"
 
 
-def test_prefixes_of_wrappers_go_in_any_order() -> None:
+def test_prefixes_of_wrappers_go_in_any_order():
     assert canonical("model.module._orig_mod.fc.weight") == "linear.weight"
     assert canonical("layer1.0.downsample.0.weight") == "layer1.0.shortcut.0.weight"
     assert canonical("modules.conv1.weight") == "modules.conv1.weight"
 
 
-def test_two_networks_in_a_file_are_never_chosen_between(tensors: Tensors, tmp_path: Path) -> None:
+def test_two_networks_in_a_file_are_never_chosen_between(tensors, tmp_path):
     path = tmp_path / "theirs.pt"
     torch.save({"state_dict": {"net": tensors}, "epoch": 3}, path)
     assert read_weights(path)[0].keys() == tensors.keys()
@@ -261,7 +255,7 @@ def test_two_networks_in_a_file_are_never_chosen_between(tensors: Tensors, tmp_p
         read_weights(path)
 
 
-def test_two_tensors_of_one_name_are_never_chosen_between(tensors: Tensors, tmp_path: Path) -> None:
+def test_two_tensors_of_one_name_are_never_chosen_between(tensors, tmp_path):
     torch.save(tensors | {"module.conv1.weight": torch.ones(2, 1, 3, 3)}, tmp_path / "theirs.pt")
     with pytest.raises(UserError, match=r"conv1\.weight are both called conv1\.weight"):
         load_foreign(spec_of(network()), str(tmp_path / "theirs.pt"), None)

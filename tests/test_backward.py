@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks import pgd, to_pixels
 from advprune.attacks.apgd import APGDSettings, apgd
@@ -19,17 +19,15 @@ from advprune.models.spec import ModelSpec, attach
 from advprune.pruning.feature_maps import Clamp, Round
 from advprune.quantization.post_training import quantize
 
-Pair = tuple[Tensor, Tensor]
 
-
-def left(model: nn.Module, images: Tensor, labels: Tensor, rule: str | None) -> int:
+def left(model, images, labels, rule):
     """Images that PGD from the clean image does not break."""
     options = {"random_start": False, "loss": "margin", "backward": rule}
     adv = pgd(model, images, labels, 0.2, 0.05, 20, **options)
     return int((model(adv).argmax(1) == labels).sum())
 
 
-def signed(weight: Tensor, bias: float) -> nn.Linear:
+def signed(weight, bias):
     """Two logits `-s` and `s` with `s = w h + b`."""
     layer = nn.Linear(weight.numel(), 2)
     with torch.no_grad():
@@ -38,7 +36,7 @@ def signed(weight: Tensor, bias: float) -> nn.Linear:
     return layer
 
 
-def clamped() -> nn.Module:
+def clamped():
     """Ten maps that sum up the image, cut where every image is far beyond the cut."""
     maps, cut = nn.Linear(64, 10), Clamp()
     with torch.no_grad():
@@ -49,7 +47,7 @@ def clamped() -> nn.Module:
     return nn.Sequential(nn.Flatten(), maps, nn.ReLU(), cut, last).eval()
 
 
-def test_a_clamp_hides_nothing_from_a_gradient_that_passes_over_it() -> None:
+def test_a_clamp_hides_nothing_from_a_gradient_that_passes_over_it():
     """A change of 0.2 a pixel takes the maps to 0, but on the way there is no gradient at first."""
     images = 0.5 + 0.05 * torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model, labels = clamped(), torch.ones(16, dtype=torch.int64)
@@ -63,7 +61,7 @@ def test_a_clamp_hides_nothing_from_a_gradient_that_passes_over_it() -> None:
     assert (through / known - 1).abs().max() < 0.02
 
 
-def test_clamp_and_round_have_exact_values_and_the_identity_as_gradient() -> None:
+def test_clamp_and_round_have_exact_values_and_the_identity_as_gradient():
     x = torch.tensor([-3.0, 0.26, 7.0], requires_grad=True)
     clamp = Clamp()
     clamp.low.fill_(-1.0)
@@ -76,7 +74,7 @@ def test_clamp_and_round_have_exact_values_and_the_identity_as_gradient() -> Non
     assert torch.autograd.grad(Round(1)(x).sum(), x)[0].tolist() == [1, 1, 1]
 
 
-def test_the_wide_slope_of_a_sign_finds_what_the_narrow_one_does_not() -> None:
+def test_the_wide_slope_of_a_sign_finds_what_the_narrow_one_does_not():
     """Half of the pixels are grey and not looked at, so the others lie 1.4 deviations away."""
     signs = torch.randn(16, 32, generator=torch.Generator().manual_seed(1)).sign()
     images = 0.5 + 0.15 * torch.cat([signs, 0 * signs], 1).view(16, 1, 8, 8)
@@ -90,7 +88,7 @@ def test_the_wide_slope_of_a_sign_finds_what_the_narrow_one_does_not() -> None:
     assert left(model, images, labels, "wide") == left(model, images, labels, "straight") == 0
 
 
-def rounded_pair() -> tuple[nn.Module, nn.Module, Pair]:
+def rounded_pair():
     """A network, its 4-bit form, and images at which a unit is on in the one and off in the other:
     only where it is on has it a gradient."""
     generator = torch.Generator().manual_seed(2)
@@ -109,7 +107,7 @@ def rounded_pair() -> tuple[nn.Module, nn.Module, Pair]:
     return parent, model, (chosen, torch.zeros(len(chosen), dtype=torch.int64))
 
 
-def test_the_parent_of_a_quantized_network_finds_what_its_twin_does_not() -> None:
+def test_the_parent_of_a_quantized_network_finds_what_its_twin_does_not():
     parent, model, (images, labels) = rounded_pair()
     assert len(images) >= 10 and (model(images).argmax(1) == labels).all()
     assert left(model, images, labels, None) == len(images)
@@ -126,9 +124,7 @@ def test_the_parent_of_a_quantized_network_finds_what_its_twin_does_not() -> Non
 
 
 @pytest.mark.parametrize("drop", [False, True])
-def test_images_of_a_quantized_network_are_decided_on_its_integers(
-    network: nn.Module, digits: Pair, drop: bool
-) -> None:
+def test_images_of_a_quantized_network_are_decided_on_its_integers(network, digits, drop):
     """Dropping by the twin, or before rounding, lost images that more steps break."""
     model, images = quantize(network, digits[0], bits=4), digits[0]
     labels = model(images).argmax(1)
@@ -143,7 +139,7 @@ def test_images_of_a_quantized_network_are_decided_on_its_integers(
         assert broken.sum() >= (margin(model(whole), labels) > 0).sum()
 
 
-def test_every_rule_runs_and_an_unknown_one_does_not(network: nn.Module, digits: Pair) -> None:
+def test_every_rule_runs_and_an_unknown_one_does_not(network, digits):
     images, labels = digits[0][:4], digits[1][:4]
     plain = pgd(network, images, labels, 0.1, 0.02, 2)
     for rule in set(RULES) - {"ensemble"}:

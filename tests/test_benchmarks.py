@@ -4,8 +4,6 @@ evaluated, against a forward pass written from the papers' formulas and the file
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,36 +22,27 @@ from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.models.weights import load_foreign
 from advprune.pruning import prune
-from conftest import Run
 
 
 class File(dict[str, torch.Tensor]):
     """The tensors of a file, drawn when a forward pass first asks for them by name and shape."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.generator = torch.Generator().manual_seed(0)
 
-    def tensor(self, name: str, *shape: int, low: float = -1.0, high: float = 1.0) -> torch.Tensor:
+    def tensor(self, name, *shape, low=-1.0, high=1.0):
         drawn = torch.rand(shape, generator=self.generator) * (high - low) + low
         return self.setdefault(name, drawn)
 
-    def conv(
-        self,
-        x: torch.Tensor,
-        name: str,
-        out: int,
-        side: int = 3,
-        stride: int = 1,
-        bias: bool = False,
-    ) -> torch.Tensor:
+    def conv(self, x, name, out, side=3, stride=1, bias=False):
         fan = x.shape[1] * side**2
         weight = self.tensor(f"{name}.weight", out, x.shape[1], side, side) / fan**0.5
         self[f"{name}.weight"] = weight
         shift = self.tensor(f"{name}.bias", out) if bias else None
         return F.conv2d(x, weight, shift, stride, side // 2)
 
-    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+    def norm(self, x, name):
         count = x.shape[1]
         weight, bias = self.tensor(f"{name}.weight", count), self.tensor(f"{name}.bias", count)
         mean = self.tensor(f"{name}.running_mean", count)
@@ -61,14 +50,12 @@ class File(dict[str, torch.Tensor]):
         self[f"{name}.num_batches_tracked"] = torch.tensor(7)
         return F.batch_norm(x, mean, spread, weight, bias)
 
-    def linear(self, x: torch.Tensor, name: str, out: int) -> torch.Tensor:
+    def linear(self, x, name, out):
         weight = self.tensor(f"{name}.weight", out, x.shape[1])
         return F.linear(x, weight, self.tensor(f"{name}.bias", out))
 
 
-def preactivated(
-    f: File, x: torch.Tensor, name: str, out: int, stride: int, shortcut: str, early: bool
-) -> torch.Tensor:
+def preactivated(f, x, name, out, stride, shortcut, early):
     h = F.relu(f.norm(x, f"{name}.bn1"))
     if stride > 1 or out != x.shape[1]:
         x = f.conv(x if early else h, f"{name}.{shortcut}", out, 1, stride)
@@ -76,7 +63,7 @@ def preactivated(
     return x + f.conv(F.relu(f.norm(h, f"{name}.bn2")), f"{name}.conv2", out)
 
 
-def wide(f: File, x: torch.Tensor) -> torch.Tensor:
+def wide(f, x):
     """WideResNet-16-2."""
     h = f.conv(x, "conv1", 16)
     for block, stride in ((1, 1), (2, 2), (3, 2)):
@@ -86,7 +73,7 @@ def wide(f: File, x: torch.Tensor) -> torch.Tensor:
     return f.linear(F.relu(f.norm(h, "bn1")).mean((2, 3)), "fc", 10)
 
 
-def preact(f: File, x: torch.Tensor, norm: bool) -> torch.Tensor:
+def preact(f, x, norm):
     h = f.conv(x, "conv1", 8)
     for stage in (1, 2, 3, 4):
         for place in (0, 1):
@@ -97,7 +84,7 @@ def preact(f: File, x: torch.Tensor, norm: bool) -> torch.Tensor:
     return f.linear(h.mean((2, 3)), "linear", 10)
 
 
-def vgg(f: File, x: torch.Tensor, hidden: int, bias: bool, pwoa: bool = False) -> torch.Tensor:
+def vgg(f, x, hidden, bias, pwoa=False):
     index, widths = 0, ((4, 4), (8, 8), (16,) * 3, (32,) * 3, (32,) * 3)
     for stage, outs in enumerate(widths):
         for place, out in enumerate(outs):
@@ -117,7 +104,7 @@ def vgg(f: File, x: torch.Tensor, hidden: int, bias: bool, pwoa: bool = False) -
 
 Forward = Callable[[File, torch.Tensor], torch.Tensor]
 PREACT, VGG = "cifar/preact_resnet18", "cifar/vgg16"
-KINDS: dict[str, tuple[Forward, str, dict[str, Any]]] = {
+KINDS = {
     "RobustBench's WRN": (wide, "cifar/wide_resnet", {"depth": 16, "widen": 2}),
     "RobustBench's PreAct": (partial(preact, norm=False), PREACT, {"width": 8, "norm": False}),
     "FlyingBird's ResNet18": (partial(preact, norm=True), PREACT, {"width": 8, "norm": True}),
@@ -132,7 +119,7 @@ KINDS: dict[str, tuple[Forward, str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory):
     """Ten classes, one picture of 32x32 in each."""
     place = tmp_path_factory.mktemp("data") / "pictures"
     pixels = torch.randint(256, (10, 32, 32, 3), generator=torch.Generator().manual_seed(1))
@@ -143,7 +130,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_network_of_a_file(tmp_path: Path, pictures: Path, kind: str) -> None:
+def test_the_network_of_a_file(tmp_path, pictures, kind):
     forward, architecture, options = KINDS[kind]
     images = to_float(Pictures(Network(), Images(data=pictures)).split("test").images)
     file = File()
@@ -172,14 +159,14 @@ def test_the_network_of_a_file(tmp_path: Path, pictures: Path, kind: str) -> Non
         ("vgg16", {}, 14_728_266),
     ],
 )
-def test_published_numbers_of_parameters(name: str, options: dict[str, Any], count: int) -> None:
+def test_published_numbers_of_parameters(name, options, count):
     sizes = {"channels": 3, "classes": 10, "mean": (0.0,) * 3, "std": (1.0,) * 3}
     with torch.device("meta"):
         model = build(ModelSpec(architecture=f"cifar/{name}", options=options, **sizes))
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-def test_what_a_file_holds_besides(tmp_path: Path, pictures: Path, run: Run) -> None:
+def test_what_a_file_holds_besides(tmp_path, pictures, run):
     file, place = File(), tmp_path / "a.pt"
     wide(file, torch.zeros(1, 3, 32, 32))
     unused = {f"sub_{n}": t for n, t in file.items() if n.startswith("block1.")}
@@ -203,7 +190,7 @@ def test_what_a_file_holds_besides(tmp_path: Path, pictures: Path, run: Run) -> 
     assert status == 1 and "fault: missing: network.block2.layer.1.bn2.bias [64]" in said
 
 
-def test_other_networks_are_none_of_them() -> None:
+def test_other_networks_are_none_of_them():
     for other in (models.vgg16_bn, models.resnet18):
         with torch.device("meta"):
             assert recognized(other().state_dict()) is None
@@ -214,7 +201,7 @@ def test_other_networks_are_none_of_them() -> None:
         build(ModelSpec(architecture="cifar/wide_resnet", options={"depth": 11}, **sizes))
 
 
-def test_published_figures() -> None:
+def test_published_figures():
     hydra = figures()["robustbench/Sehwag2020Hydra"]
     assert (hydra["clean_accuracy"], hydra["robust_accuracy"]) == (0.8898, 0.5714)
     assert all(
@@ -222,9 +209,7 @@ def test_published_figures() -> None:
     )
 
 
-def test_the_commands_of_the_guide(
-    tmp_path: Path, pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_of_the_guide(tmp_path, pictures, run, monkeypatch):
     text = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
     commands = re.findall(r"^advprune (.*theirs\.pt.*)$", text, re.MULTILINE)
     monkeypatch.chdir(tmp_path)

@@ -2,8 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -53,18 +51,17 @@ from advprune.training.growth import Grown
 from advprune.training.inputs import Inputs
 from conftest import same_weights, stored
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 ROOT2 = 2**0.5
 
 
-def spec(**changes: Any) -> ModelSpec:
+def spec(**changes):
     """A narrow binary ResNet20 for digits."""
     base = {"architecture": "resnet20", "width": 4, "channels": 1, "classes": 10, "binary": True}
     return ModelSpec(**(base | {"mean": (0.3,), "std": (0.4,)} | changes))
 
 
 @pytest.fixture(scope="module")
-def form(digits: Pair) -> nn.Module:
+def form(digits):
     """A training form after a few steps, some of its scales negative; not to be changed."""
     model = ResNet(spec())
     initialize(model, torch.Generator().manual_seed(0))
@@ -82,12 +79,12 @@ def form(digits: Pair) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def frozen(form: nn.Module) -> nn.Module:
+def frozen(form):
     return freeze(form)
 
 
 # --- signs and slopes ----------------------------------------------------------------------------
-def test_signs_and_slopes_by_hand() -> None:
+def test_signs_and_slopes_by_hand():
     x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
     signs = binarize(x, t=1.0, k=1.0)
     assert signs.tolist() == [-1, -1, 1, 1, 1]
@@ -98,14 +95,14 @@ def test_signs_and_slopes_by_hand() -> None:
     assert float(slope(torch.tensor(50.0), 0.01, 100.0)) == pytest.approx(0.914214, abs=1e-5)
 
 
-def test_the_schedule_is_the_published_one() -> None:
+def test_the_schedule_is_the_published_one():
     assert schedule(0, 10) == pytest.approx((0.01, 100.0))
     assert schedule(5, 10) == pytest.approx((10**-0.5, 10**0.5))
     assert schedule(10, 10) == pytest.approx((10.0, 1.0))
     assert schedule(2, 4, last=1.0) == pytest.approx((0.1, 10.0))
 
 
-def test_samples_are_standardized_each_by_itself_without_masked_channels() -> None:
+def test_samples_are_standardized_each_by_itself_without_masked_channels():
     x = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]], [[[10.0, 20.0]], [[30.0, 40.0]]]])
     one = torch.tensor([-1.5, -0.5, 0.5, 1.5]) / 1.25**0.5
     assert torch.allclose(standardized(x).flatten(1), one.expand(2, 4))
@@ -118,7 +115,7 @@ def test_samples_are_standardized_each_by_itself_without_masked_channels() -> No
 
 
 # --- the layers in training ----------------------------------------------------------------------
-def hand_made() -> LatentConv2d:
+def hand_made():
     """Two filters of four weights, one of them with a negative scale."""
     conv = nn.Conv2d(1, 2, 2, bias=False)
     conv.weight.data = torch.tensor([[1.0, 2.0, 3.0, 6.0], [4.0, 0.0, -1.0, -3.0]]).view(2, 1, 2, 2)
@@ -128,13 +125,13 @@ def hand_made() -> LatentConv2d:
     return layer
 
 
-def test_a_convolution_by_hand() -> None:
+def test_a_convolution_by_hand():
     # filters minus their means, 3 and 0: signs - - + + (0 counts as +) and + + - -
     x = torch.tensor([[[[0.0, 1.0], [2.0, 9.0]]]])  # minus 3: signs - - - +
     assert hand_made()(x).flatten().tolist() == [0.5 * (1 + 1 - 1 + 1), -0.25 * (-1 - 1 + 1 - 1)]
 
 
-def test_a_negative_scale_moves_into_the_bits() -> None:
+def test_a_negative_scale_moves_into_the_bits():
     layer = hand_made().frozen()
     assert layer.weight.flatten(1).tolist() == [[-0.5, -0.5, 0.5, 0.5], [-0.25, -0.25, 0.25, 0.25]]
     x = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -144,7 +141,7 @@ def test_a_negative_scale_moves_into_the_bits() -> None:
     assert (lost.frozen().weight.abs() > 0).all()
 
 
-def test_the_classifier_by_hand() -> None:
+def test_the_classifier_by_hand():
     linear = nn.Linear(2, 2)
     linear.weight.data = torch.tensor([[0.5, 0.1], [0.3, -0.1]])  # mean 0.2; 0.5 and 0.3 count
     layer = LatentLinear(linear)
@@ -155,7 +152,7 @@ def test_the_classifier_by_hand() -> None:
     assert torch.equal(layer.frozen()(x), layer(x))
 
 
-def test_the_gradient_of_a_latent_weight_is_that_of_its_bit_through_the_slope() -> None:
+def test_the_gradient_of_a_latent_weight_is_that_of_its_bit_through_the_slope():
     layer, x = hand_made(), torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(1))
     layer.t, layer.k = 1.0, 1.0
     layer(x).sum().backward()
@@ -168,9 +165,7 @@ def test_the_gradient_of_a_latent_weight_is_that_of_its_bit_through_the_slope() 
 
 
 # --- the deployed form ---------------------------------------------------------------------------
-def test_the_deployed_form_says_what_the_training_form_says(
-    digits: Pair, form: nn.Module, frozen: nn.Module
-) -> None:
+def test_the_deployed_form_says_what_the_training_form_says(digits, form, frozen):
     assert torch.equal(frozen(digits[0]), form(digits[0]))
     assert frozen.state_dict().keys() == build(spec()).state_dict().keys()  # nothing else is there
     assert latent_layers(form) and not latent_layers(frozen)
@@ -181,7 +176,7 @@ def test_the_deployed_form_says_what_the_training_form_says(
     assert not frozen.conv1.binary_input and frozen.layer1[0].conv1.binary_input
 
 
-def test_its_bits_are_the_whole_network(digits: Pair, form: nn.Module, frozen: nn.Module) -> None:
+def test_its_bits_are_the_whole_network(digits, form, frozen):
     bits, layers = store(frozen, bits=1, scale="channel"), binary_layers(frozen)
     assert torch.equal(bits.model(digits[0]), frozen(digits[0]))
     assert bits.layers.keys() == layers.keys()
@@ -191,7 +186,7 @@ def test_its_bits_are_the_whole_network(digits: Pair, form: nn.Module, frozen: n
         store(form, bits=1, scale="channel")
 
 
-def test_a_bit_flip_changes_the_sign_of_a_weight(digits: Pair, frozen: nn.Module) -> None:
+def test_a_bit_flip_changes_the_sign_of_a_weight(digits, frozen):
     images, labels = digits[0][:16], digits[1][:16]
     bits = store(frozen, bits=1, scale="channel")
     assert rerun(bits.model, {n: bits.weight(n) for n in bits.layers}, images) is not None
@@ -205,7 +200,7 @@ def test_a_bit_flip_changes_the_sign_of_a_weight(digits: Pair, frozen: nn.Module
     assert int((before != after).sum()) == 3 and torch.equal(before.abs(), after.abs())
 
 
-def test_the_gradient_of_a_deployed_weight_is_exact() -> None:
+def test_the_gradient_of_a_deployed_weight_is_exact():
     x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     layer = hand_made().frozen()
     layer(x).square().sum().backward()
@@ -214,7 +209,7 @@ def test_the_gradient_of_a_deployed_weight_is_exact() -> None:
     assert torch.allclose(layer.weight.grad, plain.grad, atol=1e-5)
 
 
-def test_attacks_by_gradient_find_a_way(digits: Pair, frozen: nn.Module) -> None:
+def test_attacks_by_gradient_find_a_way(digits, frozen):
     private = attack_copy(frozen, torch.device("cpu"))
     assert torch.equal(private(digits[0]), frozen(digits[0])) and is_binary(private)
     x = digits[0].clone().requires_grad_(True)
@@ -228,9 +223,7 @@ def test_attacks_by_gradient_find_a_way(digits: Pair, frozen: nn.Module) -> None
     assert {"BinaryConv2d", "Site", "BinaryLinear"} <= set(rows.kind)
 
 
-def test_a_binary_network_comes_back_and_its_card_counts_bits(
-    digits: Pair, frozen: nn.Module, tmp_path: Path
-) -> None:
+def test_a_binary_network_comes_back_and_its_card_counts_bits(digits, frozen, tmp_path):
     path = tmp_path / "model.safetensors"
     save_model(frozen, path)
     loaded = load_model(path)
@@ -243,7 +236,7 @@ def test_a_binary_network_comes_back_and_its_card_counts_bits(
     assert sparsity_of(frozen) < 0.05  # biases of batch-norm alone
 
 
-def test_lost_signs_are_refused(digits: Pair, frozen: nn.Module, tmp_path: Path) -> None:
+def test_lost_signs_are_refused(digits, frozen, tmp_path):
     for value in (0.0, 0.7):
         broken = copy.deepcopy(frozen)
         broken.layer2[0].conv1.weight.data[1, 0, 0, 0] = value
@@ -257,7 +250,7 @@ def test_lost_signs_are_refused(digits: Pair, frozen: nn.Module, tmp_path: Path)
 
 
 # --- specs and sizes -----------------------------------------------------------------------------
-def test_the_text_of_other_specs_is_as_it_was() -> None:
+def test_the_text_of_other_specs_is_as_it_was():
     plain = spec(binary=False)
     assert plain.model_dump_json() == (
         '{"architecture":"resnet20","width":4,"channels":1,"classes":10,"mean":[0.3],'
@@ -284,12 +277,12 @@ def test_the_text_of_other_specs_is_as_it_was() -> None:
         ({"stages": [4, 4, 8, 16], "inner": [0] + [4] * 8}, "from 1 to"),
     ],
 )
-def test_channels_that_make_no_network_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_channels_that_make_no_network_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         spec(**changes)
 
 
-def test_the_uniform_width_is_the_nearest_of_all() -> None:
+def test_the_uniform_width_is_the_nearest_of_all():
     base = spec(architecture="resnet18")
     counts = {w: sum(p.numel() for p in build(at_width(base, w)).parameters()) for w in range(1, 9)}
     assert all(parameters_of(at_width(base, w)) == n for w, n in counts.items())
@@ -298,7 +291,7 @@ def test_the_uniform_width_is_the_nearest_of_all() -> None:
         assert abs(counts[found] - wanted) == min(abs(n - wanted) for n in counts.values())
 
 
-def test_what_the_channels_are_called() -> None:
+def test_what_the_channels_are_called():
     grown = Grown(stages=(5, 7, 9, 3), inner=(6,) * 9, base=(2,) * 13)
     plain = spec(binary=False)
     assert binary_spec(plain) == spec(pool_norm=True)
@@ -309,7 +302,7 @@ def test_what_the_channels_are_called() -> None:
 
 
 # --- training ------------------------------------------------------------------------------------
-def inputs(digits: Pair, val: int = 16, state: Path | None = None) -> Inputs:
+def inputs(digits, val=16, state=None):
     """All digits to train on, the first of them again to judge on."""
     images = (digits[0] * 255).round().to(torch.uint8)
     whole = Split(images, digits[1], tuple("0123456789"), "digits")
@@ -317,15 +310,13 @@ def inputs(digits: Pair, val: int = 16, state: Path | None = None) -> Inputs:
     return Inputs(whole, few, 0, torch.device("cpu"), state)
 
 
-def train(
-    digits: Pair, state: Path | None, epochs: int = 3, method: str = "standard", **changes: Any
-) -> tuple[Any, Any]:
+def train(digits, state, epochs=3, method="standard", **changes):
     settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, method=method, steps=2)
     optimizer = TrainSettings(batch=16, crop=0)
     return train_binary(spec(**changes), settings, optimizer, inputs(digits, state=state))
 
 
-def test_a_killed_training_gives_the_same_bits(digits: Pair, tmp_path: Path) -> None:
+def test_a_killed_training_gives_the_same_bits(digits, tmp_path):
     whole, history = train(digits, None)
     with stored(kill_after=2):
         train(digits, tmp_path / "state.pt")
@@ -333,7 +324,7 @@ def test_a_killed_training_gives_the_same_bits(digits: Pair, tmp_path: Path) -> 
     assert told == history and same_weights(again, whole)
 
 
-def test_a_binary_network_learns_from_attacked_images_too(digits: Pair) -> None:
+def test_a_binary_network_learns_from_attacked_images_too(digits):
     _, history = train(digits, None, epochs=12)
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
     model, history = train(digits, None, epochs=1, method="pgd")

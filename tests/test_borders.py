@@ -5,10 +5,8 @@ import random
 import sys
 import threading
 from collections import namedtuple
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,30 +29,28 @@ from advprune.models.checkpoint import save_model
 from advprune.models.stochastic import frozen_copy, is_randomized, stochastic_layers
 from advprune.quantization.post_training import quantize
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-
 
 class Wrapped(nn.Module):
     """A model whose answer is changed by a function."""
 
-    def __init__(self, model: nn.Module, change: Callable[[torch.Tensor], Any]) -> None:
+    def __init__(self, model, change):
         super().__init__()
         self.model, self.change = model, change
 
-    def forward(self, x: torch.Tensor) -> Any:
+    def forward(self, x):
         return self.change(self.model(x))
 
 
 class Counting(nn.Module):
     """A linear model whose answer is another in every third pass."""
 
-    def __init__(self, kind: str = "number") -> None:
+    def __init__(self, kind="number"):
         super().__init__()
         self.model, self.kind, self.calls, self.seen = flat(), kind, 0, list[int]()
         self.register_buffer("count", torch.zeros(()))
-        self.cache: torch.Tensor | None = None
+        self.cache = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         self.cache = self.model(x)  # which is no state: it is not read again
         if self.kind == "number":
             self.calls += 1
@@ -66,12 +62,12 @@ class Counting(nn.Module):
         return self.cache.roll(1, 1) if third else self.cache
 
 
-def flat() -> nn.Module:
+def flat():
     """A linear model of ten classes on digits."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 
 
-ATTACKS: dict[str, Callable[..., Any]] = {
+ATTACKS = {
     "pgd": lambda m, x, y, eps=0.1: attacks.pgd(m, x, y, eps, 0.02, 2),
     "square": lambda m, x, y, eps=0.1: square(m, x, y, eps, queries=2),
     "apgd": lambda m, x, y, eps=0.1: apgd(m, x, y, APGDSettings(eps=eps, steps=2)),
@@ -83,16 +79,16 @@ ENTRIES = ATTACKS | {"autoattack": lambda m, x, y: autoattack(m, x, y, 0.1)}
 Logits = namedtuple("Logits", "logits")
 
 
-def changed(change: Callable[[torch.Tensor], Any]) -> Callable[[], nn.Module]:
+def changed(change):
     return lambda: Wrapped(flat(), change)
 
 
-def seeing(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
+def seeing(change):
     """A model that sees other images."""
     return lambda: nn.Sequential(Wrapped(nn.Identity(), change), flat())
 
 
-MODELS: dict[str, tuple[Callable[[], Any], str]] = {
+MODELS = {
     "dict": (changed(lambda z: {"logits": z}), "returns dict, not logits"),
     "tuple": (changed(lambda z: (z, None)), "returns tuple, not logits"),
     "namedtuple": (changed(Logits), "returns Logits, not logits"),
@@ -138,7 +134,7 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize(
     ("attack", "kind"), [*(("pgd", kind) for kind in MODELS), *((one, "dict") for one in ATTACKS)]
 )
-def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits: Pair) -> None:
+def test_a_model_that_gives_no_logits_is_refused(attack, kind, digits):
     made, words = MODELS[kind]
     model, state = made(), torch.get_rng_state()
     with pytest.raises(ValueError, match=f"{attack}: .*{words}"):
@@ -161,7 +157,7 @@ def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits:
     ],
     ids=range(8),
 )
-def test_logits_of_another_kind_are_taken(made: Callable[[], nn.Module], digits: Pair) -> None:
+def test_logits_of_another_kind_are_taken(made, digits):
     model = made()
     images, labels = digits[0][:4], digits[1][:4]
     for attack in set(ATTACKS) - {"score", "bitflip"}:
@@ -170,7 +166,7 @@ def test_logits_of_another_kind_are_taken(made: Callable[[], nn.Module], digits:
     assert found.clean_pred.tolist() == model(images).argmax(1).tolist()
 
 
-WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
+WRONG = [
     (lambda x, y: (x.double(), y), "images are torch.float64"),
     (lambda x, y: ((255 * x).to(torch.uint8), y), "images are torch.uint8"),
     (lambda x, y: (255 * x, y), "outside"),
@@ -201,9 +197,7 @@ WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
     ("attack", "change", "words"),
     [*(("pgd", *one) for one in WRONG), *((attack, *WRONG[0]) for attack in ENTRIES)],
 )
-def test_images_and_labels_of_another_kind_are_refused(
-    attack: str, change: Callable[[Any, Any], Pair], words: str, digits: Pair
-) -> None:
+def test_images_and_labels_of_another_kind_are_refused(attack, change, words, digits):
     with pytest.raises(ValueError, match=words):
         ENTRIES[attack](flat(), *change(*digits))
 
@@ -216,7 +210,7 @@ def test_images_and_labels_of_another_kind_are_refused(
         lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     ],
 )
-def test_images_of_any_layout_give_the_same(attack: str, layout: Any, digits: Pair) -> None:
+def test_images_of_any_layout_give_the_same(attack, layout, digits):
     torch.manual_seed(0)
     model, (images, labels) = flat(), digits
     expected, found = (ATTACKS[attack](model, x, labels) for x in (images, layout(images)))
@@ -232,7 +226,7 @@ def test_images_of_any_layout_give_the_same(attack: str, layout: Any, digits: Pa
 @pytest.mark.parametrize(
     "eps", [8, float("nan"), -0.1, float("inf"), "8/255", None, True, 1j, [0.1], Fraction(1, 9)]
 )
-def test_a_budget_that_makes_no_sense_is_refused(attack: str, eps: Any, digits: Pair) -> None:
+def test_a_budget_that_makes_no_sense_is_refused(attack, eps, digits):
     with pytest.raises(ValueError, match=f"{attack}: eps is"):
         ATTACKS[attack](flat(), *digits, eps)
 
@@ -248,7 +242,7 @@ def test_a_budget_that_makes_no_sense_is_refused(attack: str, eps: Any, digits: 
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_numbers_that_make_no_sense_are_refused(change: dict[str, Any], digits: Pair) -> None:
+def test_numbers_that_make_no_sense_are_refused(change, digits):
     known = {"eps": 0.1, "step": 0.02, "steps": 2} | change
     (key,) = change
     with pytest.raises(ValueError, match=rf"pgd: {key}"):
@@ -256,12 +250,12 @@ def test_numbers_that_make_no_sense_are_refused(change: dict[str, Any], digits: 
 
 
 @pytest.mark.parametrize("change", [{"batch": 0}, {"batch": "8"}, {"passes": 0}, {"passes": 2.5}])
-def test_scores_of_no_passes_are_refused(change: dict[str, Any], digits: Pair) -> None:
+def test_scores_of_no_passes_are_refused(change, digits):
     with pytest.raises(ValueError, match=f"score: {next(iter(change))} is"):
         evaluate.score(flat(), digits[0], *digits, **change)
 
 
-def test_metrics_are_of_one_attack_and_whole_records(digits: Pair) -> None:
+def test_metrics_are_of_one_attack_and_whole_records(digits):
     records = evaluate.score(flat(), digits[0], *digits)
     for wrong, words in (
         (records.drop(columns="adv_pred"), "no column adv_pred"),
@@ -271,9 +265,7 @@ def test_metrics_are_of_one_attack_and_whole_records(digits: Pair) -> None:
             evaluate.metrics(wrong)
 
 
-def test_a_model_in_training_mode_is_scored_in_evaluation_mode(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_a_model_in_training_mode_is_scored_in_evaluation_mode(network, digits):
     images, labels = digits
     expected = evaluate.score(network, images, images, labels)
     training = copy.deepcopy(network).train()
@@ -288,9 +280,7 @@ def test_a_model_in_training_mode_is_scored_in_evaluation_mode(
 
 @pytest.mark.parametrize("change", [nn.Module.train, nn.utils.spectral_norm], ids=["train", "norm"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_longer_checks_of_a_model_are_made_once(
-    change: Callable[[nn.Module], Any], digits: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_longer_checks_of_a_model_are_made_once(change, digits, monkeypatch):
     """Of a model in training mode, or of derived weights, they were made at every call: what they
     had been made of was a copy."""
     model, made = flat(), []
@@ -303,7 +293,7 @@ def test_the_longer_checks_of_a_model_are_made_once(
     assert len(made) == 2
 
 
-def test_images_of_0_to_255_are_no_training_data(network: nn.Module, digits: Pair) -> None:
+def test_images_of_0_to_255_are_no_training_data(network, digits):
     images, labels = digits
     for wrong in ((255 * images).to(torch.uint8), 255 * images):
         with pytest.raises(UserError, match=r"clamp: training data: images"):
@@ -315,17 +305,17 @@ def test_images_of_0_to_255_are_no_training_data(network: nn.Module, digits: Pai
 class Noisy(nn.Module):
     """Logits of an image to which numbers of a global random state are added."""
 
-    def __init__(self, source: str = "torch") -> None:
+    def __init__(self, source="torch"):
         super().__init__()
         self.model, self.source = flat(), source
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         noise = torch.randn_like(x) if self.source == "torch" else float(np.random.rand())
         return self.model(x + 0.25 * noise)
 
 
 @pytest.mark.parametrize("source", ["torch", "numpy"])
-def test_plain_randomness_is_found_and_averaged_over(source: str, digits: Pair) -> None:
+def test_plain_randomness_is_found_and_averaged_over(source, digits):
     images, labels = digits
     model = Noisy(source)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -343,32 +333,32 @@ def test_plain_randomness_is_found_and_averaged_over(source: str, digits: Pair) 
     assert (states[1] == np.random.get_state()[1]).all()
 
 
-def with_hook(model: nn.Module) -> None:
+def with_hook(model):
     model[3].register_forward_hook(lambda m, x, out: 2 * out)
 
 
-def with_a_hook_on_a_weight(model: nn.Module) -> None:
+def with_a_hook_on_a_weight(model):
     model[3].weight.register_hook(lambda gradient: 0 * gradient)
 
 
-def with_own_forward(model: nn.Module) -> None:
+def with_own_forward(model):
     inner = model.forward
-    model.forward = lambda x: -inner(x)  # type: ignore[method-assign]
+    model.forward = lambda x: -inner(x)
 
 
-def with_hidden_layers(model: nn.Module) -> None:
-    model.more = [nn.Linear(10, 10)]  # type: ignore[assignment]
+def with_hidden_layers(model):
+    model.more = [nn.Linear(10, 10)]
 
 
-def with_a_view(model: nn.Module) -> None:
+def with_a_view(model):
     model[3].weight = nn.Parameter(model[1].weight.detach()[:10])
 
 
-def with_a_lock(model: nn.Module) -> None:
-    model.lock = threading.Lock()  # type: ignore[assignment]
+def with_a_lock(model):
+    model.lock = threading.Lock()
 
 
-def with_lazy_layers(model: nn.Module) -> None:
+def with_lazy_layers(model):
     model.more = nn.LazyLinear(3)
 
 
@@ -384,9 +374,7 @@ def with_lazy_layers(model: nn.Module) -> None:
         (with_lazy_layers, r"more\.weight has no shape"),
     ],
 )
-def test_what_a_stored_network_would_lose_is_refused(
-    change: Callable[[nn.Module], None], words: str, digits: Pair
-) -> None:
+def test_what_a_stored_network_would_lose_is_refused(change, words, digits):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
     change(model)
     for refusing in (
@@ -399,9 +387,7 @@ def test_what_a_stored_network_would_lose_is_refused(
 
 
 @pytest.mark.parametrize("change", [with_hook, with_own_forward])
-def test_hooks_are_attacked_and_never_stored(
-    change: Callable[[nn.Module], None], digits: Pair
-) -> None:
+def test_hooks_are_attacked_and_never_stored(change, digits):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
     change(model)
     private = attack_copy(model, torch.device("cpu"))
@@ -411,7 +397,7 @@ def test_hooks_are_attacked_and_never_stored(
 
 
 @pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
-def test_hooks_on_all_modules_are_refused(kind: str, network: nn.Module, digits: Pair) -> None:
+def test_hooks_on_all_modules_are_refused(kind, network, digits):
     registered = getattr(nn.modules.module, f"register_module_{kind}_hook")(lambda *_: None)
     try:
         for refusing in (
@@ -425,20 +411,20 @@ def test_hooks_on_all_modules_are_refused(kind: str, network: nn.Module, digits:
 
 
 @pytest.mark.parametrize("data", [(1,), "x", {"images": 1}, [1, 2], (None, None)], ids=str)
-def test_training_data_of_another_kind_are_refused(data: Any) -> None:
+def test_training_data_of_another_kind_are_refused(data):
     with pytest.raises(UserError, match=r"clamp: (data is a tuple|training data: images are None)"):
         prune("clamp", flat(), 3.0, data)
 
 
 @pytest.mark.parametrize("bits", [1, 9, 2.5, "8x", None])
-def test_bits_that_make_no_sense_are_refused(bits: Any, network: nn.Module, digits: Pair) -> None:
+def test_bits_that_make_no_sense_are_refused(bits, network, digits):
     with pytest.raises(UserError, match="quantize: bits: "):
         quantize(network, digits[0], bits)
     with pytest.raises(UserError, match="carries no ModelSpec"):
         quantize(flat(), digits[0])
 
 
-def shared_relu(act: Callable[[], nn.Module]) -> nn.Module:
+def shared_relu(act):
     """Three activations: one that is shared, or made anew."""
     parts = [part for _ in range(3) for part in (nn.Conv2d(1, 1, 3, padding=1), act())]
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(64, 10)).eval()
@@ -447,22 +433,22 @@ def shared_relu(act: Callable[[], nn.Module]) -> nn.Module:
 class Halved(nn.Module):
     """An activation of one's own."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return x.clamp_min(0) / 2
 
 
 class Functional(nn.Module):
     """An activation that is a module, and one that is a function."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv, self.act, self.head = nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Linear(64, 10)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.head(nn.functional.relu(self.conv(self.act(self.conv(x)))).flatten(1))
 
 
-def test_layers_stand_behind_every_activation_or_none(digits: Pair) -> None:
+def test_layers_stand_behind_every_activation_or_none(digits):
     shared = nn.ReLU()
     pruned = prune("SAP", shared_relu(lambda: shared), 1.0)
     assert len(stochastic_layers(pruned.model)) == pruned.notes["sites"] == 3
@@ -473,7 +459,7 @@ def test_layers_stand_behind_every_activation_or_none(digits: Pair) -> None:
         prune("SAP", Functional().eval(), 1.0, digits)
 
 
-def test_tied_weights_are_attacked_but_not_compressed(digits: Pair) -> None:
+def test_tied_weights_are_attacked_but_not_compressed(digits):
     model = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(2)), nn.Linear(64, 10))
     model[2].weight = model[1].weight
     attacks.pgd(model.eval(), *digits, 0.1, 0.02, 1)
@@ -481,7 +467,7 @@ def test_tied_weights_are_attacked_but_not_compressed(digits: Pair) -> None:
         prune("magnitude_global", model, 2.0)
 
 
-REPARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
+REPARAMETRIZED = {
     "pruned": lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5),
     "spectral norm": nn.utils.spectral_norm,
     "weight norm": nn.utils.weight_norm,
@@ -491,7 +477,7 @@ REPARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", REPARAMETRIZED)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_reparametrized_weights_are_taken_as_they_are(kind: str, digits: Pair) -> None:
+def test_reparametrized_weights_are_taken_as_they_are(kind, digits):
     model = flat()
     REPARAMETRIZED[kind](model[1])
     with torch.no_grad():
@@ -502,9 +488,7 @@ def test_reparametrized_weights_are_taken_as_they_are(kind: str, digits: Pair) -
     attacks.pgd(model, *digits, 0.1, 0.02, 1)
 
 
-def test_no_entry_point_moves_the_random_state(
-    network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_no_entry_point_moves_the_random_state(network, digits, tmp_path):
     save_model(network, tmp_path / "m.safetensors")
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     load_model(tmp_path / "m.safetensors")

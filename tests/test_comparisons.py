@@ -9,14 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, binomtest, mannwhitneyu, norm, wilcoxon
 
-from advprune.evaluate.compare import (
-    LOWER_CLEAN,
-    Comparison,
-    compare,
-    compare_hits,
-    corrected,
-    with_control,
-)
+from advprune.evaluate.compare import LOWER_CLEAN, compare, compare_hits, corrected, with_control
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.flips import Reached, compare_flips
 from advprune.evaluate.means import compare_means, smallest_mean_difference
@@ -28,17 +21,16 @@ from advprune.evaluate.statistics import (
     smallest_difference,
 )
 
+
 # --- accuracies ----------------------------------------------------------------------------------
-
-
-def pair(gained: int, lost: int, n: int) -> Comparison:
+def pair(gained, lost, n):
     """Two models on n images, so many of which only the first or only the second has right."""
     first, second = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     first[:gained] = second[gained : gained + lost] = True
     return compare_hits(first, second)
 
 
-def test_mcnemar_by_hand() -> None:
+def test_mcnemar_by_hand():
     first = np.array([True] * 6 + [False] * 4)
     second = np.array([False] * 5 + [True] + [False] * 4)
     assert mcnemar(5, 0) == compare_hits(first, second).p == pytest.approx(2 * 0.5**5)
@@ -47,7 +39,7 @@ def test_mcnemar_by_hand() -> None:
         compare_hits(first, second[:3])
 
 
-def likelihood_score(gained: int, lost: int, n: int, difference: float) -> float:
+def likelihood_score(gained, lost, n, difference):
     """The score statistic, its variance from the most likely rates on a fine grid."""
     second = np.linspace(max(0, -difference), (1 - difference) / 2, 200_001)[1:-1]
     both = n - gained - lost
@@ -59,9 +51,7 @@ def likelihood_score(gained: int, lost: int, n: int, difference: float) -> float
 
 
 @pytest.mark.parametrize("counts", [(12, 2, 50), (3, 9, 80), (1, 1, 30), (90, 60, 300)])
-def test_intervals_and_equivalence_are_of_the_score_test(
-    counts: tuple[int, int, int],
-) -> None:
+def test_intervals_and_equivalence_are_of_the_score_test(counts):
     gained, lost, n = counts
     for alpha in (0.05, 0.005):
         low, high = difference_interval(gained, lost, n, alpha)
@@ -73,7 +63,7 @@ def test_intervals_and_equivalence_are_of_the_score_test(
     assert equivalence(gained, lost, n, 0.1) == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_interval_covers_the_difference_in_19_of_20_samples() -> None:
+def test_an_interval_covers_the_difference_in_19_of_20_samples():
     random = np.random.default_rng(0)
     for n, gain, loss in ((100, 0.15, 0.05), (300, 0.02, 0.0)):
         samples = random.multinomial(n, [gain, loss, 1 - gain - loss], 1000)
@@ -83,9 +73,7 @@ def test_an_interval_covers_the_difference_in_19_of_20_samples() -> None:
 
 
 @pytest.mark.parametrize(("discordant", "n", "tests"), [(20, 100, 3), (0, 300, 17)])
-def test_the_smallest_difference_is_shown_in_4_of_5_samples(
-    discordant: int, n: int, tests: int
-) -> None:
+def test_the_smallest_difference_is_shown_in_4_of_5_samples(discordant, n, tests):
     found = smallest_difference(discordant, n, 0.05 / tests)
     share = max(discordant / n, found)
     chances = [(share + found) / 2, (share - found) / 2, 1 - share]
@@ -106,14 +94,14 @@ def test_the_smallest_difference_is_shown_in_4_of_5_samples(
         (30, 20, 300, "not significant"),
     ],
 )
-def test_what_a_comparison_is_called(gained: int, lost: int, n: int, outcome: str) -> None:
+def test_what_a_comparison_is_called(gained, lost, n, outcome):
     found = pair(gained, lost, n)
     low, high = found.interval
     assert found.outcome == outcome and found.difference == pytest.approx((gained - lost) / n)
     assert (found.p < 0.05) == (low > 0 or high < 0)
 
 
-def test_a_corrected_p_never_stands_beside_an_interval_that_contradicts_it() -> None:
+def test_a_corrected_p_never_stands_beside_an_interval_that_contradicts_it():
     """Of 20 pairs the interval was at 95 %, while p was corrected: p = 0.26, (+0.4 to +6.5)."""
     pairs = [pair(gained, lost, 100) for gained in range(0, 20, 2) for lost in (0, 5)]
     for alone, test in zip(pairs, corrected(pairs), strict=True):
@@ -123,7 +111,7 @@ def test_a_corrected_p_never_stands_beside_an_interval_that_contradicts_it() -> 
         assert test.detectable > alone.detectable and test.p_equivalent >= alone.p_equivalent
 
 
-def records(clean: np.ndarray, robust: np.ndarray) -> pd.DataFrame:
+def records(clean, robust):
     """Records of a model that has these images right."""
     label = np.arange(len(clean)) % 10
     sides = {"clean": clean, "adv": robust}
@@ -131,11 +119,11 @@ def records(clean: np.ndarray, robust: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"index": np.arange(len(clean)), "label": label} | found)
 
 
-def first(k: int, n: int = 512) -> np.ndarray:
+def first(k, n=512):
     return np.arange(n) < k
 
 
-def test_what_lost_its_clean_accuracy_is_not_better() -> None:
+def test_what_lost_its_clean_accuracy_is_not_better():
     """E = 0.05 on CIFAR-10: 18.9 % clean where its parent has 77.7, 5.1 % robust against 1.4."""
     parent, pruned = records(first(398), first(7)), records(first(97), first(26))
     found = compare(pruned, parent)
@@ -152,7 +140,7 @@ def test_what_lost_its_clean_accuracy_is_not_better() -> None:
     assert with_control(found, pruned, {"S 9": alike["S 9"]}, pytest.fail).outcome == LOWER_CLEAN
 
 
-def test_means_over_seeds_and_images_are_compared_alike() -> None:
+def test_means_over_seeds_and_images_are_compared_alike():
     random = np.random.default_rng(2)
     base = random.random((3, 200)) < 0.5
     same, other = base.copy(), base | (random.random((3, 200)) < 0.3)
@@ -170,12 +158,12 @@ def test_means_over_seeds_and_images_are_compared_alike() -> None:
     assert shown > 0.8
 
 
-def _shown(random: np.random.Generator, difference: float) -> bool:
+def _shown(random, difference):
     gained = np.tile(random.random(200) < difference, (3, 1))
     return compare_means(gained, np.zeros_like(gained)).p < 0.05
 
 
-def test_flips_have_the_interval_of_their_rank_test() -> None:
+def test_flips_have_the_interval_of_their_rank_test():
     counts = [8, 10, 12, 11, 13, 9], [18, 20, 25, 22, 21, 19]
     own, others = (Reached(tuple(one), tuple(one)) for one in counts)
     found = compare_flips(own, others)
@@ -190,10 +178,8 @@ def test_flips_have_the_interval_of_their_rank_test() -> None:
 
 
 # --- distances -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("n", [1, 20, 101])
-def test_the_median_has_the_bootstrap_interval_of_its_exact_distribution(n: int) -> None:
+def test_the_median_has_the_bootstrap_interval_of_its_exact_distribution(n):
     """For odd n a resampled median is at most the k-th value if the middle of n draws is."""
     values = np.random.default_rng(n).gamma(2, 1, n)
     value, low, high = median_distance(values)
@@ -208,7 +194,7 @@ def test_the_median_has_the_bootstrap_interval_of_its_exact_distribution(n: int)
         assert [low, high] == pytest.approx(expected, abs=0.05)
 
 
-def test_infinite_distances_are_larger_than_any() -> None:
+def test_infinite_distances_are_larger_than_any():
     assert median_distance(np.r_[np.full(30, 0.1), np.full(70, np.inf)]) == (np.inf,) * 3
     most = np.r_[np.full(70, 0.1), np.full(30, np.inf)]
     assert median_distance(most) == (0.1, 0.1, 0.1)
@@ -219,7 +205,7 @@ def test_infinite_distances_are_larger_than_any() -> None:
         median_distance(np.zeros(0))
 
 
-def noisy(n: int, shift: float, zeros: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def noisy(n, shift, zeros=0):
     """Distances of two models, the first `shift` farther away; both wrong on `zeros` images."""
     random = np.random.default_rng(3)
     other = random.gamma(4, 0.02, n) + 0.05
@@ -229,7 +215,7 @@ def noisy(n: int, shift: float, zeros: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize(("zeros", "shift"), [(0, 0.002), (9, -0.002), (30, 0.0)])
-def test_distances_are_compared_as_wilcoxon_does(zeros: int, shift: float) -> None:
+def test_distances_are_compared_as_wilcoxon_does(zeros, shift):
     own, other = noisy(80, shift, zeros)
     found = compare_distances(own, other)
     assert found.p == wilcoxon(own, other, zero_method="pratt").pvalue
@@ -242,7 +228,7 @@ def test_distances_are_compared_as_wilcoxon_does(zeros: int, shift: float) -> No
     assert (found.outcome == "not significant") == (low <= 0 <= high) == (found.p >= 0.05)
 
 
-def test_of_two_models_at_the_floor_the_one_that_is_farther_away_is_told() -> None:
+def test_of_two_models_at_the_floor_the_one_that_is_farther_away_is_told():
     """Robust accuracy at 8/255 is 0 % for both; every distance differs by a tenth."""
     other = np.random.default_rng(0).uniform(0.002, 0.02, 300)
     found = compare_distances(1.1 * other, other)
@@ -251,7 +237,7 @@ def test_of_two_models_at_the_floor_the_one_that_is_farther_away_is_told() -> No
     assert compare_distances(other, other).outcome == "not significant"
 
 
-def test_the_smallest_shift_is_shown_in_four_runs_of_five() -> None:
+def test_the_smallest_shift_is_shown_in_four_runs_of_five():
     random = np.random.default_rng(4)
     known = compare_distances(*noisy(60, 0.0)).detectable
     other = np.full(60, 0.1)
@@ -262,7 +248,7 @@ def test_the_smallest_shift_is_shown_in_four_runs_of_five() -> None:
     assert 0.7 < np.mean(shown) < 0.9
 
 
-def test_a_model_that_is_wrong_more_often_when_clean_is_not_farther_away() -> None:
+def test_a_model_that_is_wrong_more_often_when_clean_is_not_farther_away():
     """It answers two classes of ten; on these images nothing fools it."""
     other = np.random.default_rng(0).uniform(0.002, 0.02, 300)
     constant = np.where(np.arange(300) < 200, np.inf, 0.0)
@@ -275,7 +261,7 @@ def test_a_model_that_is_wrong_more_often_when_clean_is_not_farther_away() -> No
     assert held.outcome == "higher (control: R)"
 
 
-def test_intervals_of_corrected_distances_do_not_contradict_p() -> None:
+def test_intervals_of_corrected_distances_do_not_contradict_p():
     single = [compare_distances(*noisy(80, s)) for s in (0.0035, 0.0033, 0.003, 0.0)]
     several = corrected(single)
     for alone, test in zip(single, several, strict=True):

@@ -1,8 +1,6 @@
 """Common corruptions: what each does to pixels, statistics, the study and its section."""
 
 from io import BytesIO
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,6 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import ttest_rel
 from test_seeds import CPU, RAW, split
-from torch import Tensor, nn
 
 from advprune.core.errors import UserError
 from advprune.core.params import Params
@@ -29,7 +26,7 @@ from advprune.studies import Given, check_studies, run_study
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 48, 36), (3, 224, 224)]
 
 
-def pictures(shape: tuple[int, ...], n: int = 3, seed: int = 0) -> np.ndarray:
+def pictures(shape, n=3, seed=0):
     """Smooth pictures of strokes, as photographs and digits are, not noise."""
     random = np.random.default_rng(seed).random((n, *shape))
     smooth = gaussian_filter(random, (0, 0, shape[-2] / 10, shape[-1] / 10))
@@ -37,14 +34,14 @@ def pictures(shape: tuple[int, ...], n: int = 3, seed: int = 0) -> np.ndarray:
     return np.rint(255 * (smooth - low) / (high - low)).astype(np.uint8)
 
 
-def moved(images: np.ndarray, kind: str, severity: int) -> float:
+def moved(images, kind, severity):
     """Mean change of a pixel."""
     return float(np.abs(corrupt(images, kind, severity).astype(float) - images).mean())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_size_is_corrupted_but_at_severity_0(kind: str, shape: tuple[int, ...]) -> None:
+def test_any_size_is_corrupted_but_at_severity_0(kind, shape):
     images = pictures(shape, n=1)
     found = [corrupt(images, kind, severity) for severity in (0, 1, 5)]
     assert all(one.dtype == np.uint8 and one.shape == images.shape for one in found)
@@ -53,7 +50,7 @@ def test_any_size_is_corrupted_but_at_severity_0(kind: str, shape: tuple[int, ..
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_changes_do_not_depend_on_order_and_grow_with_severity(kind: str) -> None:
+def test_changes_do_not_depend_on_order_and_grow_with_severity(kind):
     images, order = pictures((3, 32, 32), n=4), [2, 0, 3]
     whole = corrupt(images, kind, 3, seed=1)
     assert (corrupt(images[order], kind, 3, seed=1) == whole[order]).all()
@@ -64,7 +61,7 @@ def test_changes_do_not_depend_on_order_and_grow_with_severity(kind: str) -> Non
     assert changes == sorted(changes) and changes[-1] > changes[1]
 
 
-def test_noise_has_its_variance() -> None:
+def test_noise_has_its_variance():
     grey = np.full((30, 1, 32, 32), 102, dtype=np.uint8)
     grey += np.arange(30, dtype=np.uint8)[:, None, None, None]  # images differ, and so does noise
     level = grey / 255
@@ -80,7 +77,7 @@ def test_noise_has_its_variance() -> None:
     assert (odd == 255).mean() == pytest.approx(0.135, abs=0.01) and set(odd.flat) == {0, 128, 255}
 
 
-def test_jpeg_and_pixelate_are_pillows_own() -> None:
+def test_jpeg_and_pixelate_are_pillows_own():
     for shape, quality, share in (((3, 32, 32), 50, 0.75), ((3, 224, 224), 10, 0.3)):
         image = pictures(shape, n=1)
         file, colours = BytesIO(), Image.fromarray(image[0].transpose(1, 2, 0))
@@ -97,7 +94,7 @@ def test_jpeg_and_pixelate_are_pillows_own() -> None:
     assert (corrupt(grey, "jpeg", 5)[0, 0] == np.asarray(Image.open(file))).all()
 
 
-def test_blurs_keep_flat_images_and_the_mass_of_a_point() -> None:
+def test_blurs_keep_flat_images_and_the_mass_of_a_point():
     flat = np.full((1, 3, 32, 32), 77, dtype=np.uint8)
     point = np.zeros((1, 1, 65, 65), dtype=np.uint8)
     point[0, 0, 32, 32] = 255
@@ -112,7 +109,7 @@ def test_blurs_keep_flat_images_and_the_mass_of_a_point() -> None:
     assert (motion[:, 33:] == 0).all() or (motion[:, :32] == 0).all()  # to one side alone
 
 
-def test_brightness_keeps_hue_and_saturation_and_contrast_the_mean() -> None:
+def test_brightness_keeps_hue_and_saturation_and_contrast_the_mean():
     image = np.array([60, 30, 15], dtype=np.uint8).reshape(1, 3, 1, 1).repeat(32, 2).repeat(32, 3)
     raised = corrupt(image, "brightness", 2)[0, :, 0, 0]  # the value from 60 to 60 + 25.5
     assert raised.tolist() == [86, 43, 21]
@@ -122,7 +119,7 @@ def test_brightness_keeps_hue_and_saturation_and_contrast_the_mean() -> None:
     assert set(np.unique(corrupt(two, "contrast", 2))) == {50, 150}
 
 
-def test_strengths_are_those_of_the_nearer_size() -> None:
+def test_strengths_are_those_of_the_nearer_size():
     blur, noise = KINDS["gaussian_blur"], KINDS["gaussian_noise"]
     assert [blur.strength(1, side) for side in (8, 32, 64)] == [0.4, 0.4, 0.8]
     assert blur.strength(1, 112) == 0.5 and blur.strength(5, 224) == 6
@@ -130,7 +127,7 @@ def test_strengths_are_those_of_the_nearer_size() -> None:
 
 
 @pytest.mark.parametrize(("kind", "severity"), [("fog", 1), ("jpeg", 6), ("jpeg", -1)])
-def test_what_is_unknown_is_refused(kind: str, severity: int) -> None:
+def test_what_is_unknown_is_refused(kind, severity):
     with pytest.raises(ValueError, match="corrupt: no"):
         corrupt(pictures((1, 8, 8)), kind, severity)
     with pytest.raises(ValueError, match="must be uint8"):
@@ -138,7 +135,7 @@ def test_what_is_unknown_is_refused(kind: str, severity: int) -> None:
 
 
 # --- statistics ----------------------------------------------------------------------------------
-def test_shares_are_compared_by_the_paired_t_test() -> None:
+def test_shares_are_compared_by_the_paired_t_test():
     random = np.random.default_rng(0)
     first, second = random.integers(0, 11, (2, 60)) / 10
     test = compare_shares(Shares(first, 10), Shares(second, 10))
@@ -150,7 +147,7 @@ def test_shares_are_compared_by_the_paired_t_test() -> None:
         compare_shares(Shares(first, 10), Shares(second, 5))
 
 
-def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases() -> None:
+def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases():
     random, n = np.random.default_rng(1), 100
     changes = random.normal(size=n)
     changes = 0.2 * (changes - changes.mean()) / changes.std(ddof=1)
@@ -162,13 +159,11 @@ def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases() -> None
 
 
 # --- the study and its section -------------------------------------------------------------------
-def studied(of: str = "dense-standard", **more: Any) -> dict[str, Any]:
+def studied(of="dense-standard", **more):
     return {"study": "corruptions", "of": of, **more}
 
 
-def test_a_study_records_every_image_under_every_corruption(
-    network: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
+def test_a_study_records_every_image_under_every_corruption(network, digits, tmp_path):
     kinds = ["gaussian_noise", "contrast"]
     raw = RAW | {"models": {}, "studies": {"it": studied(kinds=kinds)}}
     params, test = parse(Params, raw, "test"), split(*digits)
@@ -184,7 +179,7 @@ def test_a_study_records_every_image_under_every_corruption(
     assert own.clean_pred.tolist() == network(digits[0]).argmax(1).tolist()
 
 
-def test_studies_that_compare_nothing_or_name_no_corruption_are_refused() -> None:
+def test_studies_that_compare_nothing_or_name_no_corruption_are_refused():
     with pytest.raises(UserError, match="dense-standard, which needs an entry too"):
         check_studies(settings({"corruptions-E": studied("E-standard")}))
     with pytest.raises(UserError, match="there is no 'rain'"):
@@ -193,7 +188,7 @@ def test_studies_that_compare_nothing_or_name_no_corruption_are_refused() -> Non
     check_studies(settings(both))
 
 
-def hits(right: dict[tuple[str, int], int]) -> pd.DataFrame:
+def hits(right):
     """So many first images are right under each corruption and severity; all are when clean."""
     tables = [
         pd.DataFrame({"index": range(N), "label": 0, "clean_pred": 0}).assign(
@@ -204,7 +199,7 @@ def hits(right: dict[tuple[str, int], int]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def test_the_section_by_hand() -> None:
+def test_the_section_by_hand():
     """At each severity the dense network loses 2 images more; E 4 under noise alone."""
     names = ("dense-standard", "E-standard", "clamp-standard")
     params = settings({name: studied(name) for name in names})

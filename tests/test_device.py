@@ -28,22 +28,22 @@ print(libc.mallinfo2().count_0 - before)
 ASKED = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallinfo2")
 
 
-def held(when: str) -> int:
+def held(when):
     """How many more bytes a process keeps for itself after a tensor of SIZE bytes has gone."""
     command = [sys.executable, "-c", HELD, when]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(not ASKED, reason="asks a C library that counts")
-def test_memory_of_a_tensor_is_kept_for_the_next() -> None:
+def test_memory_of_a_tensor_is_kept_for_the_next():
     # Some of it lay in what the process had already.
     assert held("before setup") < SIZE / 2 < held("after setup")
 
 
 @pytest.mark.parametrize(("processes", "expected"), [(1, 3), (2, 1)])
 def test_training_takes_the_threads_of_the_profile_but_under_torchrun(
-    monkeypatch: pytest.MonkeyPatch, processes: int, expected: int
-) -> None:
+    monkeypatch, processes, expected
+):
     profile = SimpleNamespace(train=SimpleNamespace(threads=3))
     monkeypatch.setattr(workspace.common.Workspace, "profile", profile)
     monkeypatch.setattr("advprune.core.distributed.processes", lambda: processes)

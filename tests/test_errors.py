@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -13,7 +12,7 @@ WEIGHTS = "runs/digits/dense-standard/model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory):
     """A workspace with data and a dense network."""
     folder = copy_pipeline(tmp_path_factory.mktemp("errors") / "work")
     for words in (("prepare",), ("settings",), ("train", "dense-standard")):
@@ -24,13 +23,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Bench:
     """A workspace to break: stages are called in this process."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, folder, capsys):
         self.folder, self.capsys = folder, capsys
 
-    def put(self, key: str, value: Any) -> None:
+    def put(self, key, value):
         change(self.folder, {key: value})
 
-    def refused(self, *words: str) -> str:
+    def refused(self, *words):
         """The one line with which a stage refuses to work; nothing may have been written."""
         before, status = self.files(), stage(self.folder, *words)
         shown = self.capsys.readouterr().err.strip()
@@ -40,19 +39,14 @@ class Bench:
         assert self.files() == before
         return message
 
-    def files(self) -> set[str]:
+    def files(self):
         """All files, but for caches of Python and work that can be resumed."""
         paths, caches = self.folder.rglob("*"), {"__pycache__", "checkpoints"}
         return {str(p) for p in paths if p.is_file() and not caches & set(p.parts)}
 
 
 @pytest.fixture
-def bench(
-    prepared: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Bench:
+def bench(prepared, tmp_path, monkeypatch, capsys):
     """A copy of the prepared workspace, which is the current folder."""
     folder = tmp_path / "work"
     shutil.copytree(prepared, folder)
@@ -80,9 +74,7 @@ def bench(
         ("summarize", (), "prune/E", 1, ["no dense network has a records.parquet", "dvc repro"]),
     ],
 )
-def test_wrong_settings(
-    bench: Bench, name: str, arguments: tuple[str, ...], key: str, value: Any, words: list[str]
-) -> None:
+def test_wrong_settings(bench, name, arguments, key, value, words):
     bench.put("models/my-E", {"do": "prune", "of": "dense-standard", "by": "prune.mine"})
     bench.put("prune/mine", {"family": "E", "threshold": 0.5})
     bench.put(key, value)
@@ -90,7 +82,7 @@ def test_wrong_settings(
     assert all(word in message for word in words), message
 
 
-def spoil(path: Path, name: str, value: float) -> None:
+def spoil(path, name, value):
     """Put `value` into the first place of a tensor of a safetensors file."""
     tensors = load_file(path)
     tensors[name].view(-1)[0] = value
@@ -99,19 +91,19 @@ def spoil(path: Path, name: str, value: float) -> None:
     save_file(tensors, path, metadata)
 
 
-def test_a_checkpoint_cut_in_half(bench: Bench) -> None:
+def test_a_checkpoint_cut_in_half(bench):
     path = Path(WEIGHTS)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     said = bench.refused("prune", "E-standard"), bench.refused("attack", "dense-standard")
     assert all(WEIGHTS in message and "damaged" in message for message in said)
 
 
-def test_a_checkpoint_with_nan(bench: Bench) -> None:
+def test_a_checkpoint_with_nan(bench):
     spoil(Path(WEIGHTS), "linear.weight", float("nan"))
     assert "linear.weight holds NaN" in bench.refused("attack", "dense-standard")
 
 
-def test_weights_of_another_width(bench: Bench) -> None:
+def test_weights_of_another_width(bench):
     shutil.copy(WEIGHTS, "other.safetensors")
     bench.put("profiles/digits/model/width", 8)
     bench.put("profiles/digits/model/weights", {"standard": {"path": "other.safetensors"}})
@@ -119,7 +111,7 @@ def test_weights_of_another_width(bench: Bench) -> None:
     assert "other.safetensors" in message and "another width" in message
 
 
-def test_a_place_that_cannot_be_written(bench: Bench) -> None:
+def test_a_place_that_cannot_be_written(bench):
     shutil.rmtree("runs/digits")
     Path("runs/digits").write_text("a file where a folder should be")
     assert "cannot write runs/digits" in bench.refused("train", "dense-standard")

@@ -1,12 +1,10 @@
 """Records, metrics, intervals, transfer and layer figures, against values worked out by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks.registry import typed
 from advprune.core.attack_settings import (
@@ -30,10 +28,8 @@ from advprune.evaluate.transfer import transfer_success
 from advprune.pruning import prune
 from conftest import Linear
 
-Pair = tuple[Tensor, Tensor]
 
-
-def records(label: list[int], clean: list[int], adv: list[int]) -> pd.DataFrame:
+def records(label, clean, adv):
     """Records with given predictions."""
     table = pd.DataFrame({"label": label, "clean_pred": clean, "adv_pred": adv, "attack": "a"})
     for side in ("clean", "adv"):
@@ -42,7 +38,7 @@ def records(label: list[int], clean: list[int], adv: list[int]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def test_metrics_by_hand() -> None:
+def test_metrics_by_hand():
     #  label 0 0 0 0 1, clean right on four, attacked right on two, changed on three
     found = metrics(records([0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 1, 1, 0, 1]))
     assert found["n"] == 5
@@ -65,11 +61,11 @@ def test_metrics_by_hand() -> None:
     # Wilson's interval with z = 1.95996: closed form (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / …
     [(81, 263, 0.2553, 0.3662), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)],
 )
-def test_wilson_intervals(hits: int, n: int, low: float, high: float) -> None:
+def test_wilson_intervals(hits, n, low, high):
     assert Rate(hits, n).interval == pytest.approx((low, high), abs=1e-4)
 
 
-def test_calibration_error_by_hand() -> None:
+def test_calibration_error_by_hand():
     confidence = np.array([0.95, 0.95, 0.55, 0.55])
     right = np.array([True, False, True, True])
     # two bins: |1 - 1.9| and |2 - 1.1| over four images
@@ -77,7 +73,7 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(np.ones(3), np.ones(3)) == 0.0
 
 
-def test_transfer_success_counts_only_what_both_models_had_right() -> None:
+def test_transfer_success_counts_only_what_both_models_had_right():
     source = records([0, 0, 0, 0], [0, 0, 1, 0], [1, 1, 1, 1])
     target = records([0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 1])
     rate = transfer_success(target, source)
@@ -92,7 +88,7 @@ def test_transfer_success_counts_only_what_both_models_had_right() -> None:
     assert transfer_success(target, source.assign(label=9)) == rate  # the target's label counts
 
 
-def test_score_by_hand(linear: nn.Module) -> None:
+def test_score_by_hand(linear):
     linear.weight.data = torch.zeros(2, 48)
     linear.weight.data[0, 0] = 4.0
     images = torch.zeros(2, 3, 4, 4)
@@ -110,7 +106,7 @@ def test_score_by_hand(linear: nn.Module) -> None:
     assert table["index"].tolist() == [0, 1] and table.linf[1] == 0
 
 
-def test_score_refuses_what_makes_no_sense(linear: nn.Module) -> None:
+def test_score_refuses_what_makes_no_sense(linear):
     images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
     with pytest.raises(ValueError, match="score"):
         score(linear, images, images[:1], labels)
@@ -119,7 +115,7 @@ def test_score_refuses_what_makes_no_sense(linear: nn.Module) -> None:
         score(linear, images, images, labels)
 
 
-def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> None:
+def test_what_is_stored_is_what_is_scored(network, digits):
     images, labels = digits
     setting = AttackSettings(eps=0.2, step=0.05, steps=3)
     crafted = craft(network, images, labels, setting, Work(seed=1))
@@ -133,9 +129,7 @@ def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> N
     assert not torch.equal(pixels, craft(network, images, labels, setting, Work(seed=2)).pixels)
 
 
-def test_dropped_samples_that_rounding_puts_right_are_attacked_again(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_dropped_samples_that_rounding_puts_right_are_attacked_again(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     for eps in (4 / 255, 8 / 255, 16 / 255):
         setting = AttackSettings(eps=eps, step=eps / 8, steps=20, drop=True)
@@ -151,9 +145,7 @@ BOTH_NORMS = [(m, norm) for m in ("pgd", "apgd", "minimum_norm") for norm in ("L
 
 
 @pytest.mark.parametrize(("method", "norm"), [*BOTH_NORMS, ("square", "Linf")])
-def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches(
-    method: str, norm: str
-) -> None:
+def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches(method, norm):
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(5, 48, generator=generator)
     images = torch.randint(102, 153, (60, 3, 4, 4), generator=generator) / 255
@@ -171,7 +163,7 @@ def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches
     assert fooled[reached].all() and not fooled[out_of_reach].any()
 
 
-def test_curves_keep_the_ratio_of_step_to_eps() -> None:
+def test_curves_keep_the_ratio_of_step_to_eps():
     main = AttackSettings(eps=0.2, step=0.05, steps=10)
     found = list(curve_settings(main, CurveSettings(eps=[0, 0.4], steps=[3])))
     assert [(name, s.eps, s.step, s.steps) for name, s in found] == [
@@ -181,7 +173,7 @@ def test_curves_keep_the_ratio_of_step_to_eps() -> None:
     ]
 
 
-def test_layer_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_figures_by_hand(monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
     model[1].weight.data = torch.tensor([[2.0, 0.0]])
     images = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
@@ -205,7 +197,7 @@ def test_layer_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert where(model, images, adv).equals(where(model, images[:1], adv[:1]))
 
 
-def test_noise_has_the_attacks_sizes_and_not_its_places(digits: Pair) -> None:
+def test_noise_has_the_attacks_sizes_and_not_its_places(digits):
     images = 0.25 + digits[0] / 2
     adv = images + 0.1 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
     noisy = noisy_images(images, adv, 0)
@@ -215,9 +207,7 @@ def test_noise_has_the_attacks_sizes_and_not_its_places(digits: Pair) -> None:
     assert abs(float(signs.mean())) < 0.1 and not torch.equal(noisy, noisy_images(images, adv, 1))
 
 
-def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(network, digits):
     adv = (digits[0] + 0.1).clamp(0, 1)
     one, many = (where(network, digits[0], adv, batch=b) for b in (64, 16))
     columns = ["mean_difference", "relative_difference", "clean_sigma", "adv_mean"]
@@ -229,14 +219,12 @@ def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(
     assert "layer1.0.shortcut" not in looked_at(network)
 
 
-def test_wasserstein_by_hand() -> None:
+def test_wasserstein_by_hand():
     assert wasserstein(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 6.0, 8.0])) == 5.0
     assert wasserstein(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])) == 0.0
 
 
-def test_a_suite_holds_every_attack_and_curve_and_resumes(
-    network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_a_suite_holds_every_attack_and_curve_and_resumes(network, digits, tmp_path):
     attacks = {
         "field": AttackSettings(eps=0.1, step=0.05, steps=2),
         "far": AttackSettings(eps=0.1, step=0.1, steps=1),

@@ -4,9 +4,7 @@ attacks, the data and code that a result is from, and how a command ended."""
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -51,7 +49,7 @@ def leaves(classes, channels):
 
 
 @pytest.fixture
-def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def theirs(tmp_path, monkeypatch):
     """A folder with code of somebody's own, from which commands are run."""
     (tmp_path / "theirs_facts.py").write_text(THEIRS)
     monkeypatch.chdir(tmp_path)
@@ -60,12 +58,12 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("theirs_facts", None)
 
 
-def spec(function: str = "net") -> ModelSpec:
+def spec(function="net"):
     known = {"channels": 1, "classes": 10, "mean": (0.0,), "std": (1.0,)}
     return ModelSpec(architecture=f"theirs_facts:{function}", **known)
 
 
-def test_masks_and_equal_buffers_of_the_network_itself_are_no_faults(theirs: Path) -> None:
+def test_masks_and_equal_buffers_of_the_network_itself_are_no_faults(theirs):
     model = build(spec(), "theirs_facts:net")
     found = audit(stored(model), spec(), factory="theirs_facts:net")
     assert found.sound, found.faults
@@ -73,29 +71,27 @@ def test_masks_and_equal_buffers_of_the_network_itself_are_no_faults(theirs: Pat
     assert audit(tensors, spec(), factory="theirs_facts:net").notes[0].startswith("1 masks")
 
 
-def command(*arguments: Any) -> int:
+def command(*arguments):
     sys.argv = ["advprune", *map(str, arguments)]
     with pytest.raises(SystemExit) as ending:
         main()
     return int(ending.value.code or 0)
 
 
-def test_what_the_users_code_does_is_no_answer(
-    theirs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_users_code_does_is_no_answer(theirs, capsys):
     save_model(build(spec(), "theirs_facts:net"), theirs / "m.safetensors")
     options = "m.safetensors", "--factory"
     assert command("audit", *options, "theirs_facts:net") == 0
     with pytest.raises(UserError, match=r"theirs_facts:leaves, called with .* SystemExit: 0"):
         build(spec("leaves"), "theirs_facts:leaves")
 
-    def crash(**_: Any) -> None:
+    def crash(**_):
         raise ZeroDivisionError
 
-    def leave(**_: Any) -> None:
+    def leave(**_):
         sys.exit(0)
 
-    def long(**_: Any) -> None:
+    def long(**_):
         Path("x" * 300).stat()
 
     assert ended(crash, "it") == ended(leave, "it") == 2
@@ -104,7 +100,7 @@ def test_what_the_users_code_does_is_no_answer(
     assert capsys.readouterr().err.strip() == f"error: {'x' * 300}: File name too long"
 
 
-def test_no_package_is_imported_to_find_a_file(theirs: Path) -> None:
+def test_no_package_is_imported_to_find_a_file(theirs):
     (theirs / "evil" / "sub").mkdir(parents=True)
     (theirs / "evil" / "__init__.py").write_text("open('PWNED', 'w')")
     for reference, words in (
@@ -118,7 +114,7 @@ def test_no_package_is_imported_to_find_a_file(theirs: Path) -> None:
     assert not Path("PWNED").exists() and "evil" not in sys.modules
 
 
-def test_code_of_ones_own_is_part_of_what_work_depends_on(theirs: Path) -> None:
+def test_code_of_ones_own_is_part_of_what_work_depends_on(theirs):
     (theirs / "theirs_helper.py").write_text("SIGN = 1")
     with (theirs / "theirs_facts.py").open("a") as file:
         file.write("\nimport theirs_helper\n")
@@ -136,7 +132,7 @@ def test_code_of_ones_own_is_part_of_what_work_depends_on(theirs: Path) -> None:
         ({"name": "CW"}, "L2", 1.0),  # it has no budget: any change
     ],
 )
-def test_norm_and_budget_of_an_attack_are_its_own(entry: Any, norm: str, eps: float) -> None:
+def test_norm_and_budget_of_an_attack_are_its_own(entry, norm, eps):
     from advprune.attacks.registry import typed
 
     extra = ExtraAttack.model_validate(entry)
@@ -145,13 +141,11 @@ def test_norm_and_budget_of_an_attack_are_its_own(entry: Any, norm: str, eps: fl
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pipeline(tmp_path_factory):
     return copy_pipeline(tmp_path_factory.mktemp("facts") / "work")
 
 
-def test_normalization_is_not_invented_and_may_be_said(
-    pipeline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_normalization_is_not_invented_and_may_be_said(pipeline, monkeypatch):
     monkeypatch.chdir(pipeline)
     known = {"architecture": "resnet20", "width": 2, "channels": 1, "classes": 10}
     theirs = build(ModelSpec(**known, mean=(0.0,), std=(1.0,)))
@@ -167,9 +161,7 @@ def test_normalization_is_not_invented_and_may_be_said(
     assert torch.equal(found(images), theirs.eval()(images))
 
 
-def test_images_are_those_of_the_settings_that_are_there_now(
-    pipeline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_those_of_the_settings_that_are_there_now(pipeline, monkeypatch):
     monkeypatch.chdir(pipeline)
     assert stage(pipeline, "prepare") == 0
     before = Repository(None).split("test")
@@ -180,9 +172,7 @@ def test_images_are_those_of_the_settings_that_are_there_now(
     assert len(split.labels) == 17
 
 
-def test_pictures_and_weights_are_noted_by_what_they_hold(
-    pipeline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_and_weights_are_noted_by_what_they_hold(pipeline, monkeypatch):
     monkeypatch.chdir(pipeline)
     change(pipeline, {"profiles/digits/model/weights": {"standard": {"path": "given.pt"}}})
     change(pipeline, {"profiles/digits/data/source": "cifar10", "studies": {}})
@@ -204,12 +194,7 @@ def test_pictures_and_weights_are_noted_by_what_they_hold(
     assert all(one and one != other for one, other in zip(*notes, strict=True))
 
 
-def test_code_that_dvc_does_not_watch_is_named(
-    theirs: Path,
-    pipeline: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_code_that_dvc_does_not_watch_is_named(theirs, pipeline, monkeypatch, capsys):
     monkeypatch.chdir(pipeline)
     (pipeline / "theirs_facts.py").write_text(THEIRS)
     (pipeline / "networks" / "theirs_facts.py").write_text(THEIRS)
@@ -221,7 +206,7 @@ def test_code_that_dvc_does_not_watch_is_named(
         assert ("DVC does not watch" in capsys.readouterr().out) == noted
 
 
-def test_a_network_that_is_larger_than_its_file_is_not_made(theirs: Path) -> None:
+def test_a_network_that_is_larger_than_its_file_is_not_made(theirs):
     small = build(
         ModelSpec(architecture="resnet20", width=2, channels=1, classes=10, mean=(0.0,), std=(1.0,))
     )
@@ -232,7 +217,7 @@ def test_a_network_that_is_larger_than_its_file_is_not_made(theirs: Path) -> Non
 
 
 @pytest.mark.parametrize("share", [None, "x", 2, -1, float("nan"), [0.5], 10**400, 0.5])
-def test_a_card_that_makes_no_sense_is_not_believed(theirs: Path, share: Any) -> None:
+def test_a_card_that_makes_no_sense_is_not_believed(theirs, share):
     (theirs / "m.pt").write_bytes(b"m")
     card = {"sha256": sha256_of(theirs / "m.pt"), "prune_ratio": share, "setting": 3}
     (theirs / "m.json").write_text(json.dumps(card | {"growth": "x", "twin_agreement": "x"}))

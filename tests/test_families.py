@@ -1,12 +1,9 @@
 """What every family promises: the given network untouched, seeds, exact files, refusals."""
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
@@ -17,28 +14,27 @@ from advprune.models.stochastic import is_randomized
 from advprune.pruning import Data, families, prune
 from conftest import make_network, same_weights
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
 BRIEF = {"method": "pgd", "epochs": 1, "steps": 1, "lr": 0.3}
 HALF = {"compression": 2, "finetune": BRIEF}
 TICKET = {"sparsity": 0.9, "train": BRIEF}
 GAUGE = {"batch": 2, "attack_steps": 1}
 SEARCH = {**GAUGE, "steps": 2, "refresh": 1}
-PLAIN: dict[str, Any] = {  # neither random nor trained
+PLAIN = {  # neither random nor trained
     "E": 0.05,
     "S": {"sigmas": 1, "gate": "none"},
     "clamp": 1,
     "round": 1,
     "filters": {"fraction": 0.5, "small": True},
 }
-RANDOM: dict[str, Any] = {"SAP": 1.0, "dropout": 0.1, "RNA": 0.05}  # in every forward pass
-DRAWN: dict[str, Any] = {"R": 0.1, "ESR": {"E": 0.05, "S": 2, "R": 0.01}, "random": HALF}
-MASKS: dict[str, Any] = {
+RANDOM = {"SAP": 1.0, "dropout": 0.1, "RNA": 0.05}  # in every forward pass
+DRAWN = {"R": 0.1, "ESR": {"E": 0.05, "S": 2, "R": 0.01}, "random": HALF}
+MASKS = {
     **dict.fromkeys(("random", "magnitude_global", "magnitude_layer"), HALF),
     **dict.fromkeys(("gradient_global", "gradient_layer"), HALF),
     **dict.fromkeys(("GAP_global", "GAP_layer"), HALF | {"steps": 1}),
 }
-TRAINED: dict[str, Any] = {
+TRAINED = {
     **MASKS,
     "filters": {"fraction": 0.5, "finetune": BRIEF},
     "LWM": {"sparsity": 0.8, "finetune": BRIEF},
@@ -50,23 +46,23 @@ TRAINED: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def small(digits: Pair) -> nn.Module:
+def small(digits):
     return make_network(digits[0], width=2)
 
 
 @pytest.fixture(scope="module")
-def data(digits: Pair) -> Data:
+def data(digits):
     return Data(digits[0][:32], digits[1][:32], TRAIN)
 
 
-def test_every_family_is_tested_here() -> None:
+def test_every_family_is_tested_here():
     assert {*PLAIN, *RANDOM, *DRAWN, *TRAINED} == {*families()}
 
 
 @pytest.mark.parametrize(("name", "setting"), [*PLAIN.items(), *RANDOM.items(), *DRAWN.items()])
 def test_a_family_survives_saving_and_leaves_the_given_network_alone(
-    small: nn.Module, data: Data, tmp_path: Path, name: str, setting: Any
-) -> None:
+    small, data, tmp_path, name, setting
+):
     before = copy.deepcopy(small)
     model = prune(name, small, setting, data).model
     twice = prune("round", model, 1).model  # families can be stacked
@@ -86,8 +82,8 @@ def test_a_family_survives_saving_and_leaves_the_given_network_alone(
 
 @pytest.mark.parametrize(("name", "setting"), TRAINED.items())
 def test_what_is_removed_stays_zero_through_training_and_in_the_file(
-    small: nn.Module, data: Data, tmp_path: Path, name: str, setting: Any
-) -> None:
+    small, data, tmp_path, name, setting
+):
     frozen = copy.deepcopy(small).requires_grad_(False)  # no obstacle, and left as it was
     pruned = prune(name, frozen, setting, data)
     assert same_weights(small, frozen) and not any(p.requires_grad for p in frozen.parameters())
@@ -103,7 +99,7 @@ def test_what_is_removed_stays_zero_through_training_and_in_the_file(
 
 
 @pytest.mark.parametrize("name", sorted({*TRAINED, *DRAWN} - {"AWT"}))  # that: test_tickets.py
-def test_a_family_follows_its_seed(small: nn.Module, data: Data, name: str) -> None:
+def test_a_family_follows_its_seed(small, data, name):
     setting = (TRAINED | DRAWN)[name]
     one, again, other = (prune(name, small, setting, data, s).model for s in (1, 1, 2))
     assert same_weights(one, again) and not same_weights(one, other)
@@ -111,7 +107,7 @@ def test_a_family_follows_its_seed(small: nn.Module, data: Data, name: str) -> N
 
 @pytest.mark.parametrize("compression", [1, 5])
 @pytest.mark.parametrize("name", MASKS)
-def test_compression_is_exact(small: nn.Module, data: Data, name: str, compression: int) -> None:
+def test_compression_is_exact(small, data, name, compression):
     setting = MASKS[name] | {"compression": compression, "finetune": None}
     pruned, total = prune(name, small, setting, data), sum(p.numel() for p in small.parameters())
     assert nonzero_of(pruned.model) == round(total / compression)
@@ -121,7 +117,7 @@ def test_compression_is_exact(small: nn.Module, data: Data, name: str, compressi
 
 
 @pytest.mark.parametrize(("name", "setting"), (TRAINED | {"clamp": 1}).items())
-def test_images_are_needed(small: nn.Module, name: str, setting: Any) -> None:
+def test_images_are_needed(small, name, setting):
     with pytest.raises(UserError, match=f"{name}: this family learns from training images"):
         prune(name, small, setting)
 
@@ -156,7 +152,7 @@ def test_images_are_needed(small: nn.Module, name: str, setting: Any) -> None:
         ("AWT", {"sparsity": 0.5, "train": {"epochs": 0}}, r"train\.epochs"),
     ],
 )
-def test_wrong_settings_are_refused(small: nn.Module, name: str, setting: Any, words: str) -> None:
+def test_wrong_settings_are_refused(small, name, setting, words):
     with pytest.raises(UserError, match=rf"prune\.{name}: .*{words}") as error:
         prune(name, small, setting)
     assert "\n" not in str(error.value)

@@ -19,9 +19,7 @@ from advprune.evaluate.flips import (
 )
 
 
-def run(
-    seed: int, accuracy: list[float], hamming: list[int], variant: str = "untargeted"
-) -> pd.DataFrame:
+def run(seed, accuracy, hamming, variant="untargeted"):
     """A seed's records: the network before any flip, then a row a flip."""
     n = len(accuracy)
     table = {"variant": variant, "seed": seed, "flip": range(n), "accuracy": accuracy}
@@ -41,11 +39,11 @@ RECORDS = pd.concat(
 )
 
 
-def reached(*bits: int | None, tried: int = 50) -> Reached:
+def reached(*bits, tried=50):
     return Reached(bits, tuple(tried if b is None else b for b in bits))
 
 
-def test_bits_are_counted_at_the_first_accuracy_at_the_level() -> None:
+def test_bits_are_counted_at_the_first_accuracy_at_the_level():
     found = to_chance(RECORDS, 0.11)
     assert found.bits == (2, 1, None) and found.tried == (2, 2, 3)
     assert to_chance(RECORDS, 0.05).bits == (None, 2, None)
@@ -55,7 +53,7 @@ def test_bits_are_counted_at_the_first_accuracy_at_the_level() -> None:
     assert to_chance(RECORDS, 0.11, "margin").bits == ()
 
 
-def test_a_censored_seed_is_told_and_never_averaged() -> None:
+def test_a_censored_seed_is_told_and_never_averaged():
     found = to_chance(RECORDS, 0.11)
     assert found.uncensored == [2, 1] and found.censored == 1
     assert found.mean is None and found.least == 2.0  # (2 + 1 + 3) / 3
@@ -66,7 +64,7 @@ def test_a_censored_seed_is_told_and_never_averaged() -> None:
     assert Reached((), ()).mean is None
 
 
-def test_the_interval_by_hand_and_by_scipy() -> None:
+def test_the_interval_by_hand_and_by_scipy():
     values = [15, 16, 14, 12, 24]
     found = reached(*values)
     # mean 16.2, squared distances 1.44 + .04 + 4.84 + 17.64 + 60.84 = 84.8; t(0.975, 4) = 2.7764
@@ -86,7 +84,7 @@ def test_the_interval_by_hand_and_by_scipy() -> None:
     assert single.interval == (None, None)
 
 
-def test_accuracy_over_flips_by_hand() -> None:
+def test_accuracy_over_flips_by_hand():
     """Seed 0 stays at 0.1 after its end, seed 1 at 0.6 where it was not asked."""
     found = over_flips(RECORDS)
     assert found.flips.tolist() == [0, 1, 2, 3, 4]
@@ -99,14 +97,14 @@ def test_accuracy_over_flips_by_hand() -> None:
     assert at_the_end(RECORDS, "untargeted") == [0.1, 0.05, 0.6]
 
 
-def test_random_flips_are_read_where_accuracy_was_asked_for() -> None:
+def test_random_flips_are_read_where_accuracy_was_asked_for():
     assert accuracy_after(RECORDS, 1.5) == (2, [0.8, 0.7])
     assert accuracy_after(RECORDS, 0) == (0, [0.9, 0.9])
     assert accuracy_after(RECORDS, 100) == (2, [0.8, 0.7])  # all that were made
     assert accuracy_after(RECORDS, 3, "margin") == (0, [])
 
 
-def brute_force(one: list[int], other: list[int]) -> float:
+def brute_force(one, other):
     """Of all ways to share out midranks, how many part the rank sums as far."""
     ranks, n = stats.rankdata([*one, *other]), len(one)
     expected = ranks.sum() * n / len(ranks)
@@ -125,7 +123,7 @@ def brute_force(one: list[int], other: list[int]) -> float:
         ([5, 5, 5], [5, 5, 5]),
     ],
 )
-def test_without_censoring_it_is_the_exact_test_of_ranks(one: list[int], other: list[int]) -> None:
+def test_without_censoring_it_is_the_exact_test_of_ranks(one, other):
     found = compare_flips(reached(*one), reached(*other))
     assert found.p == pytest.approx(brute_force(one, other))
     if len({*one, *other}) == len(one) + len(other):  # without ties
@@ -139,7 +137,7 @@ def test_without_censoring_it_is_the_exact_test_of_ranks(one: list[int], other: 
     assert compare_flips(reached(*other), reached(*one)).p == found.p
 
 
-def test_a_censored_seed_needs_more_than_what_was_tried() -> None:
+def test_a_censored_seed_needs_more_than_what_was_tried():
     """Five that came down within 30 against five that did not within 50: as far apart as can be."""
     low, high = reached(10, 15, 20, 25, 30), reached(None, None, None, None, None)
     found = compare_flips(high, low)

@@ -1,18 +1,15 @@
 """clamp and round: what they do to feature maps, to files and to gradients."""
 
 import torch
-from torch import nn
 
 from advprune.models.spec import sites
 from advprune.pruning import prune
 from advprune.pruning.feature_maps import Round
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 
-
-def maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def maps(model, images):
     """The output of every activation site."""
-    found: dict[str, torch.Tensor] = {}
+    found = {}
     handles = [
         site.register_forward_hook(lambda m, i, o, n=name: found.update({n: o.detach().clone()}))
         for name, site in sites(model).items()
@@ -23,7 +20,7 @@ def maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_the_clamp_range_is_that_of_the_clean_maps(network: nn.Module, digits: Pair) -> None:
+def test_the_clamp_range_is_that_of_the_clean_maps(network, digits):
     clamped = prune("clamp", network, {"sigmas": 1.5, "images": 64}, digits).model
     for name, h in maps(network, digits[0]).items():
         layer = sites(clamped)[name][-1]
@@ -32,14 +29,14 @@ def test_the_clamp_range_is_that_of_the_clean_maps(network: nn.Module, digits: P
         assert abs(float(layer.high) - float(h.double().mean() + reach)) < 1e-4
 
 
-def test_clamped_maps_stay_in_their_range_on_any_input(network: nn.Module, digits: Pair) -> None:
+def test_clamped_maps_stay_in_their_range_on_any_input(network, digits):
     clamped = prune("clamp", network, 1, digits).model
     for name, h in maps(clamped, torch.ones_like(digits[0])).items():
         layer = sites(clamped)[name][-1]
         assert h.min() >= layer.low and h.max() <= layer.high
 
 
-def test_round_by_hand_and_straight_through() -> None:
+def test_round_by_hand_and_straight_through():
     h = torch.tensor([0.04, 0.06, -0.26, 1.234], requires_grad=True)
     rounded = Round(decimals=1)(h)
     assert torch.allclose(rounded, torch.tensor([0.0, 0.1, -0.3, 1.2]))

@@ -11,13 +11,13 @@ from advprune.core.errors import UserError
 from advprune.core.files import fingerprint, sha256_of, write_json
 
 
-def test_a_number_that_is_none_is_not_written_as_json(tmp_path: Path) -> None:
+def test_a_number_that_is_none_is_not_written_as_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "metrics.json", {"accuracy": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
-def test_hashes_follow_content_and_names(tmp_path: Path) -> None:
+def test_hashes_follow_content_and_names(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_text("1")
     one = sha256_of(tmp_path / "a")
@@ -29,7 +29,7 @@ def test_hashes_follow_content_and_names(tmp_path: Path) -> None:
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2})
 
 
-def test_hashes_follow_links_and_tell_names_from_contents(tmp_path: Path) -> None:
+def test_hashes_follow_links_and_tell_names_from_contents(tmp_path):
     """A data set behind links is known by what lies there; a link back does no harm."""
     folder, one = tmp_path / "data", tmp_path / "one"
     folder.mkdir()
@@ -51,9 +51,7 @@ def test_hashes_follow_links_and_tell_names_from_contents(tmp_path: Path) -> Non
         sha256_of(tmp_path / "absent")
 
 
-def test_the_key_of_unfinished_work_follows_every_module_and_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_of_unfinished_work_follows_every_module_and_version(tmp_path, monkeypatch):
     library = tmp_path / "advprune"
     shutil.copytree(Path(files.__file__).parent.parent, library)
     monkeypatch.setattr(files, "__file__", str(library / "core" / "files.py"))

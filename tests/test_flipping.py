@@ -1,10 +1,7 @@
 """The bit-flip attack as an experiment: its rows, what they rest on, going on after a kill."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from bits import Noisy, replay
@@ -22,12 +19,11 @@ from advprune.studies import Given, run_study
 from advprune.studies.bitflip import attacker_images, recorded, trained
 from conftest import make_network
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 SETTINGS = {"images": 8, "seeds": 2, "budget": 3, "every": 2, "random": 4, "random_every": 2}
 SETTINGS |= {"stop": 1e-9}  # below any accuracy but 0
 
 
-def given(digits: Pair, model: nn.Module, folder: Path, entry: Any = (), **changes: Any) -> Given:
+def given(digits, model, folder, entry=(), **changes):
     """A study with 4 bits: the first 24 digits are training images, the rest test images."""
     profile = RAW["profiles"]["digits"] | {"batch": 16, "flips": SETTINGS | changes}
     studies = {"entry": {"study": "bitflip", "of": "dense-standard", "bits": 4, **dict(entry)}}
@@ -38,23 +34,23 @@ def given(digits: Pair, model: nn.Module, folder: Path, entry: Any = (), **chang
     return Given("entry", "it", params, model, {"bits": 32}, {}, splits, kept, CPU)
 
 
-def flipped(*known: Any, **changes: Any) -> pd.DataFrame:
+def flipped(*known, **changes):
     """The records of the study."""
     return run_study("entry", given(*known, **changes))["records"]
 
 
 @pytest.fixture(scope="module")
-def small(digits: Pair) -> nn.Module:
+def small(digits):
     return make_network(digits[0], width=2)
 
 
 @pytest.fixture(scope="module")
-def table(small: nn.Module, digits: Pair, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def table(small, digits, tmp_path_factory):
     entry = {"variants": ["targeted", "margin"]}
     return flipped(digits, small, tmp_path_factory.mktemp("parts"), entry)
 
 
-def test_there_is_a_run_for_each_variant_and_seed(table: pd.DataFrame) -> None:
+def test_there_is_a_run_for_each_variant_and_seed(table):
     runs = table.groupby(["variant", "seed"], sort=False)
     assert list(runs.groups) == [(variant, seed) for variant in VARIANTS for seed in (0, 1)]
     assert set(START) | {"variant", "seed", "reason", "layers", "stored_bits"} == set(table.columns)
@@ -65,9 +61,7 @@ def test_there_is_a_run_for_each_variant_and_seed(table: pd.DataFrame) -> None:
         assert run.loss.isna().all() or run.loss.notna().all()
 
 
-def test_the_first_row_is_the_network_before_any_flip(
-    table: pd.DataFrame, small: nn.Module, digits: Pair
-) -> None:
+def test_the_first_row_is_the_network_before_any_flip(table, small, digits):
     stored = store(small, 4, image_shape=(1, 8, 8))  # half of its weights meet only padding
     right = stored.model(digits[0][24:]).argmax(1) == digits[1][24:]
     first = table[table.flip == 0]
@@ -77,9 +71,7 @@ def test_the_first_row_is_the_network_before_any_flip(
     assert clean_accuracy(table) == first.accuracy.iloc[0]
 
 
-def test_rows_are_the_attacks_own(
-    table: pd.DataFrame, small: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_rows_are_the_attacks_own(table, small, digits, tmp_path):
     work, layers = given(digits, small, tmp_path), list(store(small, 4).layers)
     options = {"margin": {"loss": "margin"}, "targeted": {"target": 0}, "untargeted": {}}
     for variant, option in options.items():
@@ -95,9 +87,7 @@ def test_rows_are_the_attacks_own(
     assert at_the_end(table[table.seed == 1], "untargeted") == [float(right.double().mean())]
 
 
-def test_seeds_are_other_batches_and_other_random_flips(
-    table: pd.DataFrame, small: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_seeds_are_other_batches_and_other_random_flips(table, small, digits, tmp_path):
     work, images = given(digits, small, tmp_path), digits[0][:24]
     one, other = attacker_images(work, 0), attacker_images(work, 1)
     assert len(one) == len(other) == 8 and not torch.equal(one, other)
@@ -109,9 +99,7 @@ def test_seeds_are_other_batches_and_other_random_flips(
     assert len(places) == 2 and places[0] != places[1]
 
 
-def test_it_ends_at_chance_and_an_entry_has_a_budget_of_its_own(
-    small: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_it_ends_at_chance_and_an_entry_has_a_budget_of_its_own(small, digits, tmp_path):
     found = flipped(digits, small, tmp_path / "a", random=0, stop=10, seeds=1)
     assert found.flip.tolist() == [0, 0] and found.variant.tolist() == ["untargeted", "random"]
     assert found.reason.tolist() == ["level", "budget"] and found.loss.isna().all()
@@ -119,9 +107,7 @@ def test_it_ends_at_chance_and_an_entry_has_a_budget_of_its_own(
     assert found.flip.tolist() == [0, 1, 0] and found.reason[0] == "budget"
 
 
-def test_trainings_are_other_networks_on_other_batches(
-    small: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_trainings_are_other_networks_on_other_batches(small, digits, tmp_path):
     entry = {"trainings": 2, "every": 1, "floats": True, "variants": []}
     work = given(digits, small, tmp_path, entry, random=1, budget=1)
     known = work.params.model_dump() | {"recipes": {"standard": {"epochs": 1}}}
@@ -141,14 +127,12 @@ def test_trainings_are_other_networks_on_other_batches(
         trained(replace(work, of="E"), 1)
 
 
-def test_after_a_kill_the_bytes_are_the_same(
-    small: nn.Module, digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_kill_the_bytes_are_the_same(small, digits, tmp_path, monkeypatch):
     whole = flipped(digits, small, tmp_path / "one")
     whole.to_parquet(tmp_path / "one.parquet", index=False)
-    done: list[tuple[str, int]] = []
+    done = []
 
-    def killed(*known: Any) -> pd.DataFrame:
+    def killed(*known):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(known[3:5])
@@ -166,7 +150,7 @@ def test_after_a_kill_the_bytes_are_the_same(
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
-def test_what_is_refused_by_name(small: nn.Module, digits: Pair, tmp_path: Path) -> None:
+def test_what_is_refused_by_name(small, digits, tmp_path):
     with pytest.raises(UserError, match=r"studies\.entry\.of: this model draws at random"):
         flipped(digits, nn.Sequential(small, Noisy()), tmp_path)
     with pytest.raises(UserError, match=r"flips\.target is 10; classes are 0 to 9"):

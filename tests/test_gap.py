@@ -13,41 +13,38 @@ from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings, crossing
 from advprune.pruning import Data, prune
-from advprune.pruning.family import Pruned
 from advprune.pruning.gap import GAP, published_gradients
 from advprune.pruning.masks import select
 from advprune.training.standard import augment
 from conftest import make_network
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Tensors = dict[str, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=48 / 255, flip=True, crop=1)
 SETTING = {"compression": 4, "steps": 3}
 
 
 @pytest.fixture
-def precise(digits: Pair) -> nn.Module:
+def precise(digits):
     """A ResNet18 of width 2 in float64, so that the order of sums does not matter."""
     return make_network(digits[0], width=2).double()
 
 
 @pytest.fixture
-def data(digits: Pair) -> Data:
+def data(digits):
     """40 digits in float64: two batches and a half."""
     return Data(digits[0][:40].double(), digits[1][:40], TRAIN)
 
 
-def generator(family: str = "GAP_global") -> torch.Generator:
+def generator(family="GAP_global"):
     """The generator that `prune` gives the family at seed 0."""
     return torch.Generator().manual_seed(salted(0, "prune", family))
 
 
-def is_prunable(name: str) -> bool:
+def is_prunable(name):
     """Convolutions, also those of shortcuts; the only linear layer is the classifier."""
     return "conv" in name or name.endswith("shortcut.0.weight")
 
 
-def per_image(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Tensors:
+def per_image(model, images, labels):
     """The sum of the gradients of each image's loss, one image at a time."""
     weights = {name: p for name, p in model.named_parameters() if is_prunable(name)}
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
@@ -59,13 +56,13 @@ def per_image(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> T
     return total
 
 
-def attacked(model: nn.Module, data: Data, steps: int, family: str = "GAP_global") -> torch.Tensor:
+def attacked(model, data, steps, family="GAP_global"):
     """The PGD images of a family's score at seed 0."""
     budget = TRAIN.eps, crossing(steps) * TRAIN.eps, steps
     return pgd(model, data.images, data.labels, *budget, generator=generator(family))
 
 
-def is_removed(pruned: Pruned, expected: Tensors) -> bool:
+def is_removed(pruned, expected):
     """Whether these masks, and no others, were applied (test_masks.py tests `select`)."""
     return all(
         torch.equal(mask, expected.get(name, torch.zeros_like(mask)))
@@ -73,7 +70,7 @@ def is_removed(pruned: Pruned, expected: Tensors) -> bool:
     )
 
 
-def test_the_clean_score_is_mean_gradient_times_weight(precise: nn.Module, data: Data) -> None:
+def test_the_clean_score_is_mean_gradient_times_weight(precise, data):
     gradients = per_image(precise, data.images, data.labels)
     scores = {n: (precise.get_parameter(n) * g / 40).abs() for n, g in gradients.items()}
     count = round(0.6 * sum(s.numel() for s in scores.values()))
@@ -86,9 +83,7 @@ def test_the_clean_score_is_mean_gradient_times_weight(precise: nn.Module, data:
     ("score", "remove"),
     [(None, "largest"), ("signed", "smallest"), ("absolute", "smallest"), ("product", "largest")],
 )
-def test_gap_global_ranks_the_gradients_at_pgd_images(
-    precise: nn.Module, data: Data, score: str | None, remove: str
-) -> None:
+def test_gap_global_ranks_the_gradients_at_pgd_images(precise, data, score, remove):
     gradients = per_image(precise, attacked(precise, data, 3), data.labels)
     expected = {
         None: gradients,
@@ -102,7 +97,7 @@ def test_gap_global_ranks_the_gradients_at_pgd_images(
 
 
 @pytest.mark.parametrize("score", [None, "signed"])
-def test_gap_layer_ranks_each_tensor(precise: nn.Module, data: Data, score: str | None) -> None:
+def test_gap_layer_ranks_each_tensor(precise, data, score):
     gradients = per_image(precise, attacked(precise, data, 3, "GAP_layer"), data.labels)
     pruned = prune("GAP_layer", precise, SETTING | {"score": score}, data)
     count = sum(int(mask.sum()) for mask in pruned.changed.values())
@@ -110,7 +105,7 @@ def test_gap_layer_ranks_each_tensor(precise: nn.Module, data: Data, score: str 
     assert is_removed(pruned, select(scores, count, "layer", "largest"))
 
 
-def replay(model: nn.Module, data: Data, steps: int, seeded: torch.Generator) -> Tensors:
+def replay(model, data, steps, seeded):
     """The published loop in its own terms: normalized images, `.grad` that nobody clears."""
     mean, std, model.normalize = model.normalize.mean, model.normalize.std, nn.Identity()
     model.train()
@@ -127,7 +122,7 @@ def replay(model: nn.Module, data: Data, steps: int, seeded: torch.Generator) ->
     return {n: p.grad for n, p in model.named_parameters() if is_prunable(n)}
 
 
-def test_published_is_the_published_loop(precise: nn.Module, data: Data) -> None:
+def test_published_is_the_published_loop(precise, data):
     model, theirs = copy.deepcopy(precise), copy.deepcopy(precise)
     found = published_gradients(model, replace(data, generator=generator()), GAP(**SETTING))
     expected = replay(theirs, data, 3, generator())
@@ -145,15 +140,13 @@ def test_published_is_the_published_loop(precise: nn.Module, data: Data) -> None
     assert not is_removed(clean, pruned.changed)
 
 
-def test_nothing_is_attacked_where_the_compression_is_out_of_reach(
-    network: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_attacked_where_the_compression_is_out_of_reach(network, digits, monkeypatch):
     monkeypatch.setattr("advprune.pruning.gap.pgd", lambda *_, **__: pytest.fail("attacked"))
     with pytest.raises(UserError, match="can reach"):
         prune("GAP_global", network, 1000, digits)
 
 
-def test_published_needs_two_images(network: nn.Module, digits: Pair) -> None:
+def test_published_needs_two_images(network, digits):
     published = SETTING | {"published": True}
     with pytest.raises(UserError, match="at least two images"):
         prune("GAP_global", network, published, Data(digits[0][:1], digits[1][:1], TRAIN))

@@ -1,13 +1,9 @@
 """Early-Growth: gates that are drawn as they should be, and the network that they leave."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from test_binary import inputs, spec
-from torch import nn
 from workspace import ROOT
 
 from advprune.core.errors import UserError
@@ -21,12 +17,11 @@ from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
 from advprune.training.networks import train_network
 from conftest import stored
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 PLAIN = spec(binary=False)
 SETTINGS = GrowthSettings(factor=2, epochs=4, frozen=0, lr=0.2, gate_lr=1.0, t=1.0, rate=1.5)
 
 
-def gate(logits: list[float]) -> Gate:
+def gate(logits):
     """A gate with these logits."""
     made = Gate(len(logits), 1, torch.Generator().manual_seed(0))
     made.logits.data = torch.tensor(logits)
@@ -34,7 +29,7 @@ def gate(logits: list[float]) -> Gate:
 
 
 # --- gates ---------------------------------------------------------------------------------------
-def test_gates_start_with_the_base_network_on() -> None:
+def test_gates_start_with_the_base_network_on():
     made = Gate(3000, 1000, torch.Generator().manual_seed(0))
     assert made.logits[:1000].eq(1).all() and made.kept.sum() == 1000
     rest = (made.logits[1000:] * 10).round()
@@ -42,14 +37,14 @@ def test_gates_start_with_the_base_network_on() -> None:
     assert rest.unique().tolist() == list(range(-10, -1))  # -1.0 to -0.2, in tenths
 
 
-def test_without_training_a_gate_is_on_where_its_logit_is_positive() -> None:
+def test_without_training_a_gate_is_on_where_its_logit_is_positive():
     made = gate([0.1, -0.1, 3.0, -3.0]).eval()
     noise = torch.Generator()
     assert made(noise).tolist() == made(noise).tolist() == [1, 0, 1, 0]
     assert gate([-2.0, -1.0, -3.0]).eval()(noise).tolist() == [0, 1, 0]  # never all off
 
 
-def test_draws_have_the_probability_of_the_sigmoid() -> None:
+def test_draws_have_the_probability_of_the_sigmoid():
     made = gate([-1.0] * 40_000 + [0.5] * 40_000)
     made.beta[40_000:] = 3.0
     drawn = made(torch.Generator().manual_seed(1)).detach()
@@ -59,7 +54,7 @@ def test_draws_have_the_probability_of_the_sigmoid() -> None:
         assert float(part.mean()) == pytest.approx(expected, abs=0.01)  # four sigma
 
 
-def test_the_gradient_of_a_draw_is_that_of_the_soft_gate() -> None:
+def test_the_gradient_of_a_draw_is_that_of_the_soft_gate():
     made = gate([-1.0, 0.5, 2.0])
     made.beta = torch.tensor([1.0, 2.0, 4.0])
     weights = torch.tensor([1.0, 10.0, 100.0])
@@ -70,7 +65,7 @@ def test_the_gradient_of_a_draw_is_that_of_the_soft_gate() -> None:
     assert torch.allclose(made.logits.grad, expected.float(), rtol=1e-4)
 
 
-def test_frozen_gates_are_all_on_and_learn_nothing() -> None:
+def test_frozen_gates_are_all_on_and_learn_nothing():
     network = SuperNet(PLAIN, 2, 0).train()
     for epoch, frozen in ((0, True), (1, True), (2, False), (3, False)):
         network.begin_epoch(epoch, SETTINGS.model_copy(update={"frozen": 2}))
@@ -83,7 +78,7 @@ def test_frozen_gates_are_all_on_and_learn_nothing() -> None:
 
 
 # --- the wide network ----------------------------------------------------------------------------
-def cut(network: SuperNet) -> nn.Module:
+def cut(network):
     """The network of the kept channels, with the weights that the wide one has there."""
     stages, inner = network.channels()
     changes = {"stages": stages, "inner": inner, "pool_norm": True}
@@ -114,7 +109,7 @@ def cut(network: SuperNet) -> nn.Module:
     return small.eval()
 
 
-def test_channels_that_are_off_are_as_good_as_absent(digits: Pair) -> None:
+def test_channels_that_are_off_are_as_good_as_absent(digits):
     network = SuperNet(PLAIN, 2, 0).double()
     generator = torch.Generator().manual_seed(1)
     for name in network.gates:
@@ -136,7 +131,7 @@ def test_channels_that_are_off_are_as_good_as_absent(digits: Pair) -> None:
     assert torch.allclose(network(images), small(images), atol=1e-6)
 
 
-def test_the_base_network_may_lose_channels_too() -> None:
+def test_the_base_network_may_lose_channels_too():
     network = SuperNet(PLAIN, 2, 0)
     assert network.density()["density"] == 0.5 and network.density()["base_density"] == 1.0
     assert network.channels() == (PLAIN.streams, PLAIN.blocks)
@@ -147,7 +142,7 @@ def test_the_base_network_may_lose_channels_too() -> None:
     assert network.channels()[1][-2:] == (1, 16)
 
 
-def test_the_gates_noise_comes_from_the_epoch_alone(digits: Pair) -> None:
+def test_the_gates_noise_comes_from_the_epoch_alone(digits):
     one, two = (SuperNet(PLAIN, 2, 0).train() for _ in range(2))
     torch.manual_seed(0)
     one.begin_epoch(0, SETTINGS)
@@ -163,13 +158,13 @@ def test_the_gates_noise_comes_from_the_epoch_alone(digits: Pair) -> None:
 
 
 # --- growth --------------------------------------------------------------------------------------
-def run(digits: Pair, state: Path | None = None, **changes: Any) -> Grown:
+def run(digits, state=None, **changes):
     settings = SETTINGS.model_copy(update=changes)
     optimizer = TrainSettings(batch=16, crop=0, label_smoothing=0.1)
     return grow(PLAIN, settings, optimizer, inputs(digits, state=state))
 
 
-def test_growth_starts_at_the_base_network_and_counts_its_gates(digits: Pair) -> None:
+def test_growth_starts_at_the_base_network_and_counts_its_gates(digits):
     calm = run(digits, epochs=1, gate_lr=1e-6)
     assert calm.history[0]["density"] == 0.5 and calm.stages == PLAIN.streams
     grown = run(digits)
@@ -185,9 +180,7 @@ def test_growth_starts_at_the_base_network_and_counts_its_gates(digits: Pair) ->
     assert Grown.model_validate_json(grown.model_dump_json()) == grown
 
 
-def test_a_result_that_is_not_larger_is_refused(
-    digits: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_result_that_is_not_larger_is_refused(digits, monkeypatch, tmp_path):
     base = Grown(stages=(8, 8, 16, 32, 64), inner=(8, 8, 16, 16, 32, 32, 64, 64), base=(8,) * 13)
     monkeypatch.setattr("advprune.training.networks.grow", lambda *_: base)
     with pytest.raises(UserError, match=r"ended with (\d+) .* not more than the \1 it"):
@@ -196,7 +189,7 @@ def test_a_result_that_is_not_larger_is_refused(
         parse(GrowthSettings, {"gate_lr": 40.0}, "growth")
 
 
-def test_growth_ends_when_it_has_settled(digits: Pair) -> None:
+def test_growth_ends_when_it_has_settled(digits):
     assert len(run(digits, epochs=9, tolerance=1.0, patience=2).history) == 3
     brief = run(digits, epochs=9, tolerance=1.0, patience=1)
     assert len(brief.history) == 3  # not while rates rise
@@ -205,7 +198,7 @@ def test_growth_ends_when_it_has_settled(digits: Pair) -> None:
     assert not settled(rows, 0.004, 1) and not settled(rows[:2], 0.5, 2)
 
 
-def test_a_killed_growth_ends_with_the_same_channels(digits: Pair, tmp_path: Path) -> None:
+def test_a_killed_growth_ends_with_the_same_channels(digits, tmp_path):
     whole = run(digits)
     with stored(kill_after=2):
         run(digits, tmp_path / "state.pt")
@@ -213,7 +206,7 @@ def test_a_killed_growth_ends_with_the_same_channels(digits: Pair, tmp_path: Pat
         assert run(digits, tmp_path / "state.pt") == whole and len(rest) == 2
 
 
-def test_cross_entropy_alone_is_minimized_and_gates_do_not_decay(digits: Pair) -> None:
+def test_cross_entropy_alone_is_minimized_and_gates_do_not_decay(digits):
     network = SuperNet(PLAIN, 2, 0)
     images = (digits[0] * 255).round().to(torch.uint8)
     network.begin_epoch(0, SETTINGS)

@@ -18,25 +18,25 @@ from advprune.evaluate.craft import craft
 class Linear(nn.Module):
     """Two classes, by the sign of a weighted sum of 36 pixels; counts what it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.w = nn.Parameter(torch.randn(36, generator=generator))
         self.images = 0.35 + 0.3 * torch.rand(12, 1, 6, 6, generator=generator)
         self.b = nn.Parameter(-(self.images.flatten(1) @ self.w).mean().detach())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         score = (x.flatten(1) * self.w).sum(1) + self.b
         return torch.stack([-score, score], 1)
 
 
-def found(model: nn.Module, queries: int, norm: str = "L2", **options: int) -> Tensor:
-    images = model.images  # type: ignore[union-attr]
+def found(model, queries, norm="L2", **options):
+    images = model.images
     with torch.no_grad():
         labels = model(images).argmax(1)
     s = HopSkipJumpSettings(method="hopskipjump", eps=0.1, norm=norm, queries=queries)
     how = Options(norm=norm, **options)
-    adv, distances = hopskipjump(model, images, labels, s, how)  # type: ignore[arg-type]
+    adv, distances = hopskipjump(model, images, labels, s, how)
     change = (adv - images).flatten(1)
     size = change.norm(dim=1) if norm == "L2" else change.abs().amax(1)
     assert torch.allclose(size, distances)
@@ -46,7 +46,7 @@ def found(model: nn.Module, queries: int, norm: str = "L2", **options: int) -> T
 
 
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
-def test_distances_approach_the_closed_form_and_are_never_below_it(norm: str) -> None:
+def test_distances_approach_the_closed_form_and_are_never_below_it(norm):
     model = Linear()
     with torch.no_grad():
         score = model(model.images)[:, 1].abs()
@@ -56,17 +56,17 @@ def test_distances_approach_the_closed_form_and_are_never_below_it(norm: str) ->
     assert (many / true).median() < 1.05 < (few / true).median()
 
 
-def test_no_image_costs_more_answers_than_it_may() -> None:
+def test_no_image_costs_more_answers_than_it_may():
     model, cost = Linear(), Cost()
-    found(model, 500, cost=cost)  # type: ignore[arg-type]
+    found(model, 500, cost=cost)
     assert 300 * 12 < cost.forwards <= 500 * 12
 
 
-def test_the_size_of_a_batch_changes_nothing() -> None:
+def test_the_size_of_a_batch_changes_nothing():
     assert torch.allclose(found(Linear(), 600), found(Linear(), 600, batch=5), rtol=1e-3)
 
 
-def test_what_is_wrong_already_and_what_nothing_fools() -> None:
+def test_what_is_wrong_already_and_what_nothing_fools():
     model = Linear()
     s = HopSkipJumpSettings(method="hopskipjump", eps=0.1, queries=400)
     with torch.no_grad():
@@ -84,14 +84,14 @@ class Watching(nn.Module):
 
     seen: ClassVar[list[Tensor]] = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         Watching.seen.append(x.detach())
         score = x.flatten(1).mean(1, keepdim=True)
         return torch.cat([10 + score, score], 1)
 
 
 @pytest.mark.parametrize(("norm", "sigma"), [("Linf", 0.02), ("L2", 0.5)])
-def test_nes_looks_as_far_as_sigma_in_the_norm_of_the_budget(norm: str, sigma: float) -> None:
+def test_nes_looks_as_far_as_sigma_in_the_norm_of_the_budget(norm, sigma):
     images, labels = torch.full((2, 3, 16, 16), 0.5), torch.zeros(2, dtype=torch.int64)
     setting = {"method": "nes", "norm": norm, "eps": 1.0, "step": 0.0, "sigma": sigma, "steps": 1}
     Watching.seen.clear()

@@ -2,8 +2,6 @@
 
 from itertools import product
 from math import sqrt
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,29 +16,28 @@ from advprune.pruning.masks import layers
 from advprune.training.standard import Trainer
 from conftest import make_network, same_weights, stored
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=32, eps=16 / 255)
 BRIEF = {"method": "pgd", "epochs": 1, "lr": 0.5, "steps": 1}
-BOTH: dict[str, Any] = {"sparsity": 0.8, "scores": BRIEF, "finetune": BRIEF}
+BOTH = {"sparsity": 0.8, "scores": BRIEF, "finetune": BRIEF}
 
 
 @pytest.fixture
-def small(digits: Pair) -> nn.Module:
+def small(digits):
     return make_network(digits[0], width=2)
 
 
-def generator(seed: int = 0) -> torch.Generator:
+def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def ranked(scores: torch.Tensor, sparsity: float) -> list[int]:
+def ranked(scores, sparsity):
     """The indices that go, by sorting a list of (|s|, place)."""
     values = [(abs(value), place) for place, value in enumerate(scores.flatten().tolist())]
     count = int(sparsity * len(values) + 1e-9)
     return sorted(place for _, place in sorted(values)[:count])
 
 
-def test_what_goes_is_what_sorting_a_list_removes() -> None:
+def test_what_goes_is_what_sorting_a_list_removes():
     shapes = ((3, 2, 3, 3), (10, 10), (1, 7), (1, 1))
     for shape, sparsity in product(shapes, (0.0, 0.1, 0.29, 0.5, 0.9, 0.99)):
         # few values, so that many are equal in magnitude, across the threshold too
@@ -50,7 +47,7 @@ def test_what_goes_is_what_sorting_a_list_removes() -> None:
     assert int(0.29 * 100) == 28 and int(smallest(torch.arange(100.0), 0.29).sum()) == 29
 
 
-def test_scores_start_as_published() -> None:
+def test_scores_start_as_published():
     weight = torch.tensor([[[[1.0, -4.0]]], [[[2.0, 0.0]]]])  # [2, 1, 1, 2]: fan-in 2
     expected = sqrt(3) * torch.tensor([[[[0.25, -1.0]]], [[[0.5, 0.0]]]])
     assert torch.allclose(scaled(weight), expected)
@@ -59,7 +56,7 @@ def test_scores_start_as_published() -> None:
         scaled(torch.tensor([[1.0, float("nan")]]))
 
 
-def test_all_convolutions_and_linear_layers_are_pruned_and_nothing_else(small: nn.Module) -> None:
+def test_all_convolutions_and_linear_layers_are_pruned_and_nothing_else(small):
     pruned = prune("LWM", small, 0.7)
     weights = {name for name, p in small.named_parameters() if p.ndim > 1}
     assert {"conv1.weight", "linear.weight", "layer2.0.shortcut.0.weight"} <= weights
@@ -70,7 +67,7 @@ def test_all_convolutions_and_linear_layers_are_pruned_and_nothing_else(small: n
         assert (after[gone] == 0).all() and torch.equal(after[~gone], parameter[~gone])
 
 
-def test_the_gradient_goes_straight_through_by_hand() -> None:
+def test_the_gradient_goes_straight_through_by_hand():
     """y = (w * M) x with w = (2, -3, 0.5), s in proportion; half of three, so one, goes: 0.5."""
     layer = nn.Linear(3, 1, bias=False)
     layer.weight.data = torch.tensor([[2.0, -3.0, 0.5]])
@@ -89,7 +86,7 @@ def test_the_gradient_goes_straight_through_by_hand() -> None:
     assert layer(x).item() == -3 * 7 + 0.5 * 11
 
 
-def test_scores_of_the_opposite_sign_count_by_their_magnitude() -> None:
+def test_scores_of_the_opposite_sign_count_by_their_magnitude():
     seen = Scored(torch.tensor([1.0, -3.0, 2.0, -0.5]), 0.5)
     assert seen.kept.tolist() == [False, True, True, False]
     weight = torch.tensor([4.0, 5.0, 6.0, 7.0])
@@ -97,7 +94,7 @@ def test_scores_of_the_opposite_sign_count_by_their_magnitude() -> None:
     assert seen.scores.grad.tolist() == [4.0, -5.0, 6.0, -7.0]
 
 
-def test_weights_do_not_change_while_scores_are_trained(small: nn.Module, digits: Pair) -> None:
+def test_weights_do_not_change_while_scores_are_trained(small, digits):
     scores = {"method": "trades", "epochs": 1, "lr": 1.0, "steps": 1}
     pruned = prune("HYDRA", small, {"sparsity": 0.5, "scores": scores}, Data(*digits, TRAIN))
     assert pruned.notes["moved"] > 0 and len(pruned.notes["scores"]) == 1
@@ -111,7 +108,7 @@ def test_weights_do_not_change_while_scores_are_trained(small: nn.Module, digits
     assert not parametrize.is_parametrized(pruned.model) and not pruned.model.training
 
 
-def test_training_finds_the_mask_that_keeps_the_answer() -> None:
+def test_training_finds_the_mask_that_keeps_the_answer():
     """The class is pixel 0, whose weights are the smallest: magnitude drops them."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     model[1].weight.data = torch.tensor([[0.5, 1.0, 1.0, 1.0], [-0.5, 1.0, 1.0, 1.0]])
@@ -127,7 +124,7 @@ def test_training_finds_the_mask_that_keeps_the_answer() -> None:
     assert learned.notes["moved"] == 1.0
 
 
-def test_without_epochs_the_mask_is_that_of_least_magnitude(small: nn.Module) -> None:
+def test_without_epochs_the_mask_is_that_of_least_magnitude(small):
     pruned = prune("HYDRA", small, {"sparsity": 0.999, "scores": {"epochs": 0}})
     least = prune("LWM", small, 0.999)
     assert not any(gone.all() for gone in least.changed.values())  # no layer loses all
@@ -137,14 +134,12 @@ def test_without_epochs_the_mask_is_that_of_least_magnitude(small: nn.Module) ->
         assert torch.equal(pruned.model.get_parameter(name), least.model.get_parameter(name))
 
 
-def test_masks_are_exact_after_every_batch_of_both_phases(
-    small: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[bool, dict[str, torch.Tensor]]] = []
+def test_masks_are_exact_after_every_batch_of_both_phases(small, digits, monkeypatch):
+    seen = []
 
     original = Trainer.__init__
 
-    def look(model: nn.Module) -> None:
+    def look(model):
         zeros = {n: (m.weight == 0).detach() for n, m in layers(model).items()}
         seen.append((parametrize.is_parametrized(model.conv1), zeros))
         for name, layer in layers(model).items() if seen[-1][0] else []:
@@ -153,8 +148,8 @@ def test_masks_are_exact_after_every_batch_of_both_phases(
             gone = (~mask.kept).flatten().nonzero()[:, 0].tolist()
             assert gone == ranked(mask.scores.detach(), 0.8), name
 
-    def init(trainer: Trainer, *args: Any, after_step: Any, **known: Any) -> None:
-        def after(model: nn.Module) -> None:
+    def init(trainer, *args, after_step, **known):
+        def after(model):
             after_step(model)
             look(model)
 
@@ -172,7 +167,7 @@ def test_masks_are_exact_after_every_batch_of_both_phases(
         assert all(torch.equal(zero, later[name]) for phase, later in seen if not phase)
 
 
-def test_fine_tuning_starts_from_the_pretrained_weights(small: nn.Module, digits: Pair) -> None:
+def test_fine_tuning_starts_from_the_pretrained_weights(small, digits):
     whisper = BOTH | {"finetune": BRIEF | {"lr": 1e-9}}
     pruned = prune("HYDRA", small, whisper, Data(*digits, TRAIN))
     for name, before in small.named_parameters():
@@ -182,7 +177,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights(small: nn.Module, digits
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_killed_run_goes_on(small: nn.Module, digits: Pair, tmp_path: Path, epoch: int) -> None:
+def test_a_killed_run_goes_on(small, digits, tmp_path, epoch):
     """Two epochs each: killed after the given one in all, and run again."""
     setting = BOTH | {key: BRIEF | {"epochs": 2} for key in ("scores", "finetune")}
     whole = prune("HYDRA", small, setting, Data(*digits, TRAIN)).model
@@ -197,7 +192,7 @@ def test_a_killed_run_goes_on(small: nn.Module, digits: Pair, tmp_path: Path, ep
     assert [len(resumed.notes[key]) for key in ("scores", "finetune")] == [2, 2]
 
 
-def test_the_weight_of_trades_reaches_the_training(small: nn.Module, digits: Pair) -> None:
+def test_the_weight_of_trades_reaches_the_training(small, digits):
     data, found = Data(*digits, TRAIN), []
     for beta in (0.0, 20.0):
         how = {"method": "trades", "epochs": 1, "lr": 0.1, "steps": 1, "beta": beta}

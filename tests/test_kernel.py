@@ -1,8 +1,6 @@
 """Kernel products against loops of autograd, enumerated sign vectors and finite differences."""
 
-from collections.abc import Callable
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -15,11 +13,8 @@ from advprune.core.errors import UserError
 from advprune.pruning.ticket_search import kernel_products, probing_vectors, trainable
 from conftest import make_network
 
-Masks = dict[str, torch.Tensor]
-Pair = tuple[torch.Tensor, torch.Tensor]
 
-
-def jacobian(model: nn.Module, images: torch.Tensor, removed: Masks) -> torch.Tensor:
+def jacobian(model, images, removed):
     """`[N, O, n]` of f(mask * w) by the trainable parameters; differentiable once more."""
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     keep = {n: (~removed[n]).to(p) if n in removed else 1.0 for n, p in parameters.items()}
@@ -33,26 +28,26 @@ def jacobian(model: nn.Module, images: torch.Tensor, removed: Masks) -> torch.Te
     return torch.stack(rows).view(len(images), -1, rows[0].numel())
 
 
-def exact_kernel(model: nn.Module, images: Pair, removed: Masks) -> torch.Tensor:
+def exact_kernel(model, images, removed):
     """`Theta(clean, crafted)`, `[N, M, O, O]`."""
     rows, columns = (jacobian(model, x, removed) for x in images)
     return torch.einsum("iap,jbp->ijab", rows, columns)
 
 
 @pytest.fixture(scope="module")
-def small(digits: Pair) -> nn.Module:
+def small(digits):
     """A ResNet18 of width 2 with three classes, in float64."""
     return make_network(digits[0], width=2, classes=3).double()
 
 
 @pytest.fixture(scope="module")
-def images(digits: Pair) -> Pair:
+def images(digits):
     """Three clean images and, in place of attacked ones, two others; float64."""
     return digits[0][:3].double(), digits[0][5:7].double()
 
 
 @pytest.fixture(scope="module")
-def removed(small: nn.Module) -> Masks:
+def removed(small):
     """Every other weight of two layers."""
     names = "layer1.0.conv1.weight", "linear.weight"
     chosen = {name: torch.zeros_like(small.get_parameter(name)).bool() for name in names}
@@ -62,16 +57,14 @@ def removed(small: nn.Module) -> Masks:
 
 
 @pytest.fixture(scope="module")
-def matrix(small: nn.Module, images: Pair, removed: Masks) -> torch.Tensor:
+def matrix(small, images, removed):
     """D `[N O, M O]`: the kernel without some weights from that with them."""
     change = exact_kernel(small, images, {}) - exact_kernel(small, images, removed)
     return change.permute(0, 2, 1, 3).reshape(9, 6).detach()
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_products_are_those_of_single_backward_passes(
-    small: nn.Module, images: Pair, removed: Masks, matrix: torch.Tensor, masked: bool
-) -> None:
+def test_products_are_those_of_single_backward_passes(small, images, removed, matrix, masked):
     gone = removed if masked else {}
     expected = exact_kernel(small, images, gone).detach()
     vectors = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)).double()
@@ -80,7 +73,7 @@ def test_products_are_those_of_single_backward_passes(
     assert matrix.any()  # the mask matters
 
 
-def test_frozen_parameters_have_no_part_in_it(digits: Pair, images: Pair) -> None:
+def test_frozen_parameters_have_no_part_in_it(digits, images):
     model = make_network(digits[0], width=2, classes=3).double().requires_grad_(False)
     model.linear.bias.requires_grad_(True)
     assert list(trainable(model)) == ["linear.bias"]
@@ -93,22 +86,22 @@ class Step(torch.autograd.Function):
     """A function with a gradient of its own, as autograd alone knows it."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, x):
         return x.sign()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, *gradients):
         return gradients[0]
 
 
 class Odd(nn.Module):
     """A network whose logits go through a function."""
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, function):
         super().__init__()
         self.linear, self.function = nn.Linear(64, 3), function
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.function(self.linear(x.flatten(1)))
 
 
@@ -120,9 +113,7 @@ class Odd(nn.Module):
         (nn.functional.dropout, "random operation"),
     ],
 )
-def test_what_torch_cannot_differentiate_so_is_said_in_a_line(
-    images: Pair, function: Callable[[torch.Tensor], torch.Tensor], words: str
-) -> None:
+def test_what_torch_cannot_differentiate_so_is_said_in_a_line(images, function, words):
     pair = (images[0].float(), images[1].float())
     outputs = len(Odd(function)(pair[1])[0])
     with pytest.raises(UserError, match=f"kernel, which tickets need: .*{words}") as caught:
@@ -130,9 +121,7 @@ def test_what_torch_cannot_differentiate_so_is_said_in_a_line(
     assert "\n" not in str(caught.value)
 
 
-def by_products(
-    small: nn.Module, images: Pair, removed: Masks, vectors: torch.Tensor
-) -> torch.Tensor:
+def by_products(small, images, removed, vectors):
     """`||D v_p||^2` of each vector, `[P]`."""
     with torch.no_grad():
         whole = kernel_products(small, *images, vectors, {})
@@ -140,8 +129,8 @@ def by_products(
 
 
 def test_sign_vectors_are_unbiased_with_the_stated_variance_and_unit_vectors_exact(
-    small: nn.Module, images: Pair, removed: Masks, matrix: torch.Tensor
-) -> None:
+    small, images, removed, matrix
+):
     every = torch.tensor(list(product((-1.0, 1.0), repeat=6))).double().view(64, 2, 3)
     found, truth = by_products(small, images, removed, every), matrix.square().sum()
     torch.testing.assert_close(found.mean(), truth)
@@ -165,14 +154,14 @@ class Largest(TorchDispatchMode):
 
     numel = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         sizes = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         self.numel = max([self.numel, *sizes])
         return out
 
 
-def test_products_and_their_gradients_never_form_a_jacobian(digits: Pair) -> None:
+def test_products_and_their_gradients_never_form_a_jacobian(digits):
     model, images = make_network(digits[0], width=4), digits[0][:2]
     layer = max(p.numel() for p in model.parameters())
     outputs, generator = torch.zeros(2, 10), torch.Generator().manual_seed(0)

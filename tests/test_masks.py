@@ -10,10 +10,10 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.errors import UserError
 from advprune.pruning import prune
-from advprune.pruning.masks import End, Masks, Scope, prunable, select
+from advprune.pruning.masks import prunable, select
 
 
-def tiny() -> nn.Module:
+def tiny():
     """Two convolutions, batch-norm, a hidden layer and a classifier, full of equal magnitudes."""
     model = nn.Sequential(
         nn.Conv2d(1, 3, 2),
@@ -31,7 +31,7 @@ def tiny() -> nn.Module:
     return model
 
 
-def ranked(scores: dict[str, torch.Tensor], count: int, remove: End) -> set[tuple[str, int]]:
+def ranked(scores, count, remove):
     """The first `count` of all (tensor, index) in order of score and then of place."""
     sign = 1 if remove == "smallest" else -1
     entries = [
@@ -42,9 +42,7 @@ def ranked(scores: dict[str, torch.Tensor], count: int, remove: End) -> set[tupl
     return {(name, index) for _, _, index, name in sorted(entries)[:count]}
 
 
-def brute_force(
-    scores: dict[str, torch.Tensor], count: int, scope: Scope, remove: End
-) -> set[tuple[str, int]]:
+def brute_force(scores, count, scope, remove):
     """What goes, by sorting lists; per layer the count is shared out with exact fractions."""
     if scope == "global":
         return ranked(scores, count, remove)
@@ -58,7 +56,7 @@ def brute_force(
     return set().union(*chosen)
 
 
-def entries(masks: Masks) -> set[tuple[str, int]]:
+def entries(masks):
     """Where masks are True."""
     return {
         (name, index)
@@ -71,7 +69,7 @@ def entries(masks: Masks) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("count", [0, 1, 7, 20, 46, 83, 84])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("remove", ["smallest", "largest"])
-def test_what_goes_is_what_sorting_lists_removes(count: int, scope: Scope, remove: End) -> None:
+def test_what_goes_is_what_sorting_lists_removes(count, scope, remove):
     scores = {name: p.detach() for name, p in prunable(tiny()).items()}
     assert sum(score.numel() for score in scores.values()) == 84 or count <= 84
     found = entries(select(scores, count, scope, remove))
@@ -80,7 +78,7 @@ def test_what_goes_is_what_sorting_lists_removes(count: int, scope: Scope, remov
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.77])
-def test_magnitude_families_remove_the_smallest_magnitudes(scope: Scope, sparsity: float) -> None:
+def test_magnitude_families_remove_the_smallest_magnitudes(scope, sparsity):
     model = tiny()
     scores = {name: p.detach().abs() for name, p in prunable(model).items()}
     pruned = prune(f"magnitude_{scope}", model, {"sparsity": sparsity})
@@ -91,7 +89,7 @@ def test_magnitude_families_remove_the_smallest_magnitudes(scope: Scope, sparsit
         assert torch.equal(parameter, torch.where(gone, 0.0, dense))
 
 
-def test_the_classifier_and_batch_norm_are_left_alone() -> None:
+def test_the_classifier_and_batch_norm_are_left_alone():
     assert list(prunable(tiny())) == ["0.weight", "0.bias", "2.weight", "4.weight", "4.bias"]
     pruned = prune("random", tiny(), {"sparsity": 0.9})
     kept = ("1.weight", "1.bias", "5.weight", "5.bias")
@@ -99,7 +97,7 @@ def test_the_classifier_and_batch_norm_are_left_alone() -> None:
     assert not any(pruned.changed[name].any() for name in kept)
 
 
-def test_random_masks_are_of_the_generators_scores(network: nn.Module) -> None:
+def test_random_masks_are_of_the_generators_scores(network):
     one = entries(prune("random", network, 4, seed=1).changed)
     generator = torch.Generator().manual_seed(salted(1, "prune", "random"))
     drawn = {
@@ -109,7 +107,7 @@ def test_random_masks_are_of_the_generators_scores(network: nn.Module) -> None:
     assert one == ranked(drawn, len(one), "smallest")
 
 
-def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module) -> None:
+def test_the_highest_compression_is_named_and_can_be_reached(network):
     words = r"magnitude_global: compression 1000 .* can reach"
     with pytest.raises(UserError, match=words) as error:
         prune("magnitude_global", network, 1000)
@@ -123,7 +121,7 @@ def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_are_refused(network: nn.Module, value: float) -> None:
+def test_scores_that_are_no_numbers_are_refused(network, value):
     network.layer1[0].conv1.weight.data[0, 0, 0, 0] = value
     with pytest.raises(UserError, match=r"scores of layer1\.0\.conv1\.weight hold NaN or infinite"):
         prune("magnitude_global", network, 2)

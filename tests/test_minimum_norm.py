@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks import pgd
 from advprune.attacks.cost import Cost
@@ -17,13 +17,12 @@ from advprune.models.stochastic import Stochastic, mean_logits
 from advprune.pruning import prune
 from conftest import Linear
 
-Pair = tuple[Tensor, Tensor]
 NORMS = pytest.mark.parametrize("norm", ["Linf", "L2"])
 
 
 @NORMS
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_distances_of_a_linear_model_are_the_known_ones(norm: str, precision: str) -> None:
+def test_distances_of_a_linear_model_are_the_known_ones(norm, precision):
     """Of five classes, within 2 %."""
     model, images, labels, known = linear_problem(norm)
     found, distances = minimum_norm(
@@ -33,7 +32,7 @@ def test_distances_of_a_linear_model_are_the_known_ones(norm: str, precision: st
     assert (distances > 0.999 * known).all() and (model(found).argmax(1) != labels).all()
 
 
-def linear_problem(norm: str) -> tuple[Linear, Tensor, Tensor, Tensor]:
+def linear_problem(norm):
     """A model, images, labels and their known distances."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(5, 48, generator=generator)
@@ -46,12 +45,12 @@ def linear_problem(norm: str) -> tuple[Linear, Tensor, Tensor, Tensor]:
 class Noise(Stochastic):
     """Gaussian noise on every pixel: the mean logits of a linear model are those without it."""
 
-    def noisy(self, h: Tensor) -> Tensor:
+    def noisy(self, h):
         return h + 0.05 * self.normal(h)
 
 
 @NORMS
-def test_distances_of_a_linear_model_behind_noise_are_those_of_its_mean(norm: str) -> None:
+def test_distances_of_a_linear_model_behind_noise_are_those_of_its_mean(norm):
     """In closed form, within 5 %; of single draws near the border, every other one is wrong."""
     model, images, labels, known = linear_problem(norm)
     random = nn.Sequential(Noise(), model).eval()
@@ -68,9 +67,7 @@ def test_distances_of_a_linear_model_behind_noise_are_those_of_its_mean(norm: st
 
 
 @pytest.mark.parametrize("family", ["SAP", "dropout"])
-def test_a_random_model_is_no_farther_than_averaged_gradients_reach(
-    family: str, digits: Pair
-) -> None:
+def test_a_random_model_is_no_farther_than_averaged_gradients_reach(family, digits):
     """At the median distance, PGD on ten draws breaks hardly more; for about as many passes."""
     weights = Path(__file__).parent.parent / "weights" / "digits"
     model = load_model(weights / "dense-standard.fp16.safetensors")
@@ -88,7 +85,7 @@ def test_a_random_model_is_no_farther_than_averaged_gradients_reach(
     assert cost.forwards + cost.gradients < 1.2 * (other.forwards + other.gradients)
 
 
-def test_the_method_notes_distances_and_stretches_to_the_budget() -> None:
+def test_the_method_notes_distances_and_stretches_to_the_budget():
     model, images, labels, known = linear_problem("Linf")
     setting = typed("d", OtherAttack(method="minimum_norm", eps=float(known.median())))
     context = Context()
@@ -102,9 +99,7 @@ def test_the_method_notes_distances_and_stretches_to_the_budget() -> None:
 
 @NORMS
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_every_image_fools_is_an_image_and_lies_at_its_distance(
-    network: nn.Module, digits: Pair, norm: str, precision: str
-) -> None:
+def test_every_image_fools_is_an_image_and_lies_at_its_distance(network, digits, norm, precision):
     images, labels = digits[0], network(digits[0]).argmax(1)
     labels[:5] = (labels[:5] + 1) % 10  # wrong from the start
     settings = MinimumNormSettings(norm=norm, steps=30, batch=24, precision=precision)
@@ -117,9 +112,7 @@ def test_every_image_fools_is_an_image_and_lies_at_its_distance(
     assert found.min() >= 0 and found.max() <= 1
 
 
-def test_is_not_far_above_the_smallest_budget_at_which_pgd_fools(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_is_not_far_above_the_smallest_budget_at_which_pgd_fools(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     _, distances = minimum_norm(network, images, labels, MinimumNormSettings(steps=60))
     for quantile in (0.3, 0.6, 0.9):
@@ -130,9 +123,7 @@ def test_is_not_far_above_the_smallest_budget_at_which_pgd_fools(
 
 
 @NORMS
-def test_no_worse_than_the_same_attack_of_foolbox(
-    network: nn.Module, digits: Pair, norm: str
-) -> None:
+def test_no_worse_than_the_same_attack_of_foolbox(network, digits, norm):
     foolbox = pytest.importorskip("foolbox")
     images, labels = digits[0], network(digits[0]).argmax(1)
     kind = foolbox.attacks.LInfFMNAttack if norm == "Linf" else foolbox.attacks.L2FMNAttack
@@ -144,14 +135,14 @@ def test_no_worse_than_the_same_attack_of_foolbox(
     assert ours.median() <= 1.01 * size.median()
 
 
-def test_a_model_that_nothing_fools_gives_infinite_distances_and_the_clean_images() -> None:
+def test_a_model_that_nothing_fools_gives_infinite_distances_and_the_clean_images():
     model = Linear(torch.zeros(3, 12))
     images, labels = torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
     found, distances = minimum_norm(model, images, labels, MinimumNormSettings(steps=5))
     assert distances.isinf().all() and found.equal(images)
 
 
-def test_cost_and_progress_are_as_promised(network: nn.Module, digits: Pair) -> None:
+def test_cost_and_progress_are_as_promised(network, digits):
     pair, cost, done = (digits[0], network(digits[0]).argmax(1)), Cost(), list[int]()
     settings = MinimumNormSettings(steps=7, batch=20, cost=cost, progress=done.append)
     one = minimum_norm(network, *pair, settings)
@@ -160,7 +151,7 @@ def test_cost_and_progress_are_as_promised(network: nn.Module, digits: Pair) -> 
     assert (one[1].nan_to_num(posinf=1) - other[1].nan_to_num(posinf=1)).abs().max() < 0.02
 
 
-def test_an_image_at_a_tie_has_a_distance_too(network: nn.Module, digits: Pair) -> None:
+def test_an_image_at_a_tie_has_a_distance_too(network, digits):
     """In mixed precision its margin is noise; found on a GPU, 25 times in 10,000 images."""
     image, other = digits[0][:1], digits[0][1:2]
     label = network(image).argmax(1)

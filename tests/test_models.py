@@ -1,9 +1,5 @@
 """Networks and checkpoints: sizes, exact round trips, and refusals that name the fault."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,18 +12,16 @@ from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.spec import ModelSpec, sites, spec_of
 from advprune.models.weights import load_foreign
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Tensors = dict[str, torch.Tensor]
 GREY = {"channels": 1, "mean": (0.5,), "std": (0.25,)}
 
 
-def spec(**changes: object) -> ModelSpec:
+def spec(**changes):
     """A small ResNet20 for three channels."""
     base = {"architecture": "resnet20", "width": 4, "channels": 3, "classes": 5}
     return ModelSpec(**(base | {"mean": (0.5,) * 3, "std": (0.2,) * 3} | changes))
 
 
-def test_sizes_are_the_published_ones() -> None:
+def test_sizes_are_the_published_ones():
     resnet18 = build(spec(architecture="resnet18", width=64, classes=10))
     assert sum(p.numel() for p in resnet18.parameters()) == 11_173_962
     sizes = {n: p.numel() for n, p in build(spec(width=16, classes=10)).named_parameters()}
@@ -38,12 +32,12 @@ def test_sizes_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("side", [4, 8, 33])
 @pytest.mark.parametrize("changes", [{}, GREY])
-def test_any_image_size_and_channels(side: int, changes: dict[str, Any]) -> None:
+def test_any_image_size_and_channels(side, changes):
     model = build(spec(**changes))
     assert model(torch.rand(2, model.spec.channels, side, side)).shape == (2, 5)
 
 
-def test_strides_are_a_setting_that_older_files_do_not_hold(tmp_path: Path) -> None:
+def test_strides_are_a_setting_that_older_files_do_not_hold(tmp_path):
     """Without it a ResNet18 ends at 1x1 on images of 8x8, and 62 % of its weights meet padding."""
     grey = GREY | {"architecture": "resnet18"}
     usual, ours = spec(**grey), spec(**grey, strides=(2, 2, 1, 1))
@@ -53,7 +47,7 @@ def test_strides_are_a_setting_that_older_files_do_not_hold(tmp_path: Path) -> N
     assert (round(inert_of(build(usual), shape), 2), inert_of(model, shape)) == (0.61, 0)
     save_model(model, tmp_path / "model")
     assert spec_of(load_model(tmp_path / "model")) == ours
-    sides: list[int] = []
+    sides = []
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         stage.register_forward_hook(lambda *given: sides.append(given[2].shape[-1]))
     model(torch.rand(1, *shape))
@@ -75,19 +69,19 @@ def test_strides_are_a_setting_that_older_files_do_not_hold(tmp_path: Path) -> N
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using padding")
-def test_idle_places_by_hand(layer: nn.Conv2d, side: int, expected: list[list[int]] | None) -> None:
+def test_idle_places_by_hand(layer, side, expected):
     found = met(nn.Sequential(layer), (1, side, side))
     assert [places.int().tolist() for places in found.values()] == ([expected] if expected else [])
 
 
-def test_the_parts_of_a_network(network: nn.Module) -> None:
+def test_the_parts_of_a_network(network):
     assert len(sites(network)) == 17  # activations: the stem's and two in each of eight blocks
     model = build(spec(**GREY))  # normalization is inside the model
     assert torch.equal(model.normalize(torch.full((1, 1, 2, 2), 0.75)), torch.ones(1, 1, 2, 2))
     assert not any("normalize" in name for name in model.state_dict())
 
 
-def test_a_saved_model_comes_back_exactly(network: nn.Module, digits: Pair, tmp_path: Path) -> None:
+def test_a_saved_model_comes_back_exactly(network, digits, tmp_path):
     for name in ("a/one", "a/two"):
         save_model(network, tmp_path / name)
     assert (tmp_path / "a" / "one").read_bytes() == (tmp_path / "a" / "two").read_bytes()
@@ -98,7 +92,7 @@ def test_a_saved_model_comes_back_exactly(network: nn.Module, digits: Pair, tmp_
     assert not any(module.training for module in loaded.modules())
 
 
-def say(old: str, new: str) -> Callable[[Tensors, dict[str, str]], None]:
+def say(old, new):
     return lambda tensors, header: header.update(spec=header["spec"].replace(old, new))
 
 
@@ -109,16 +103,11 @@ def say(old: str, new: str) -> Callable[[Tensors, dict[str, str]], None]:
         (lambda tensors, header: header.clear(), "no model spec"),
         (lambda tensors, header: header.update(spec="{"), "the model spec: Invalid JSON"),
         (say("resnet18", "vgg"), "the model spec: architecture: there is no such"),
-        (
-            say('"quantization":null', '"inner":[2]'),
-            "the model spec: inner: .* 8 blocks, not 1",
-        ),
+        (say('"quantization":null', '"inner":[2]'), "the model spec: inner: .* 8 blocks, not 1"),
         (say('"layers":[]', '"layers":[{"kind":"os.system"}]'), "unknown kind 'os.system'"),
     ],
 )
-def test_what_is_not_the_network_of_the_header_is_refused(
-    network: nn.Module, tmp_path: Path, spoil: Callable[..., None], words: str
-) -> None:
+def test_what_is_not_the_network_of_the_header_is_refused(network, tmp_path, spoil, words):
     save_model(network, path := tmp_path / "model.safetensors")
     tensors, header = load_file(path), {"spec": spec_of(network).model_dump_json()}
     spoil(tensors, header)
@@ -127,7 +116,7 @@ def test_what_is_not_the_network_of_the_header_is_refused(
         load_model(path)
 
 
-def test_foreign_weights_are_mapped(network: nn.Module, tmp_path: Path) -> None:
+def test_foreign_weights_are_mapped(network, tmp_path):
     """The network as somebody else would store it: other names, a prefix, a wrapping."""
     path, own = tmp_path / "theirs.pt", spec_of(network)
     theirs = {

@@ -2,11 +2,10 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advprune.attacks import bitflip, pgd
 from advprune.attacks.apgd import APGDSettings, apgd
@@ -15,16 +14,15 @@ from advprune.attacks.bit_search import random_flips
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.square import square
 
-Pair = tuple[Tensor, Tensor]
 Attack = Callable[..., Tensor]
 # Of images, labels and a budget; other options by name.
-IN_A_BALL: dict[str, Attack] = {
+IN_A_BALL = {
     "pgd": lambda m, x, y, eps, **o: pgd(m, x, y, eps, 0.05, 3, **o),
     "apgd": lambda m, x, y, eps, **o: apgd(m, x, y, APGDSettings(eps, **({"steps": 3} | o))),
     "square": lambda m, x, y, eps, **o: square(m, x, y, eps, **({"queries": 5} | o)),
     "autoattack": lambda m, x, y, eps, **o: autoattack(m, x, y, eps, **o)[0],
 }
-OTHERS: dict[str, Attack] = {
+OTHERS = {
     "minimum_norm": lambda m, x, y, eps, **o: minimum_norm(
         m, x, y, MinimumNormSettings(**({"steps": 3} | o))
     )[0],
@@ -33,7 +31,7 @@ OTHERS: dict[str, Attack] = {
 OF_ALL = pytest.mark.parametrize("attack", [*IN_A_BALL, *OTHERS])
 
 
-def traces(model: nn.Module) -> list[Any]:
+def traces(model):
     """What a caller could notice of an attack."""
     named = dict(model.named_parameters())
     return [
@@ -46,7 +44,7 @@ def traces(model: nn.Module) -> list[Any]:
     ]
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one, other):
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -57,7 +55,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @OF_ALL
-def test_no_trace_is_left(network: nn.Module, digits: Pair, attack: str) -> None:
+def test_no_trace_is_left(network, digits, attack):
     """Nor in the images; in evaluation as in training, a frozen batch-norm inside, without grad."""
     images, labels = (part[:4] for part in digits)
     network.train()
@@ -74,9 +72,7 @@ def test_no_trace_is_left(network: nn.Module, digits: Pair, attack: str) -> None
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("attack", ["pgd", "apgd", "square", "drop", "best"])
-def test_never_leaves_the_budget_or_the_pixel_range(
-    network: nn.Module, digits: Pair, attack: str, norm: str
-) -> None:
+def test_never_leaves_the_budget_or_the_pixel_range(network, digits, attack, norm):
     more = {"drop": {"drop": True, "restarts": 2}, "best": {"keep": "best"}}.get(attack, {})
     for eps in (0.0, 0.15 if norm == "Linf" else 0.8):
         adv = IN_A_BALL.get(attack, IN_A_BALL["pgd"])(network, *digits, eps, norm=norm, **more)
@@ -87,7 +83,7 @@ def test_never_leaves_the_budget_or_the_pixel_range(
 
 
 @pytest.mark.parametrize("attack", [*IN_A_BALL, "minimum_norm"])
-def test_no_images_give_none(network: nn.Module, digits: Pair, attack: str) -> None:
+def test_no_images_give_none(network, digits, attack):
     call = (IN_A_BALL | OTHERS)[attack]
     assert call(network, digits[0][:0], digits[1][:0], 0.1).shape == digits[0][:0].shape
 
@@ -106,9 +102,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("attack", "word", "change"), OPTIONS)
-def test_options_that_make_no_sense_are_refused(
-    network: nn.Module, digits: Pair, attack: str, word: str, change: dict[str, Any]
-) -> None:
+def test_options_that_make_no_sense_are_refused(network, digits, attack, word, change):
     pair = digits[0][:2], digits[1][:2]
     with pytest.raises(ValueError, match=word):
         (IN_A_BALL | OTHERS)[attack](network, *pair, **({"eps": 0.1} | change))

@@ -3,8 +3,6 @@
 import json
 import re
 import subprocess
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,7 @@ from advprune.core.params import load
 
 GUIDE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-GIVEN: dict[str, Any] = YAML(typ="safe").load(
+GIVEN = YAML(typ="safe").load(
     re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)[0]
 )
 RUN = ("GAP_layer-standard", "resnet20")  # of the guide's models
@@ -35,7 +33,7 @@ CUT = {  # what takes long, and no more
 ADVPRUNE = 'advprune() { PYTHONPATH=src python -m advprune "$@"; }'
 
 
-def draw(folder: Path) -> None:
+def draw(folder):
     """Pictures of two classes, brighter above or brighter below, in colour."""
     generator = np.random.default_rng(0)
     for name, sign in (("above", 1), ("below", -1)):
@@ -48,7 +46,7 @@ def draw(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def followed(tmp_path_factory):
     """A copy of the pipeline in which the guide was followed, and what its last commands said: DVC
     runs the attacks on the dense network and what follows."""
     folder = copy_pipeline(tmp_path_factory.mktemp("own") / "a clone")
@@ -69,7 +67,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
-def test_the_guide_ends_in_a_report_of_the_own_network(followed: tuple[Path, str]) -> None:
+def test_the_guide_ends_in_a_report_of_the_own_network(followed):
     folder, said = followed
     metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/mine").iterdir()}
     assert {*metrics, "resnet20"} == {"dense-standard", *RUN}
@@ -83,7 +81,7 @@ def test_the_guide_ends_in_a_report_of_the_own_network(followed: tuple[Path, str
     assert "against the dense network:" in said
 
 
-def test_the_card_says_which_code_made_the_network(followed: tuple[Path, str]) -> None:
+def test_the_card_says_which_code_made_the_network(followed):
     folder, _ = followed
     for name in ("dense-standard", "GAP_layer-standard"):
         card = json.loads((folder / f"runs/mine/{name}/model.json").read_text())

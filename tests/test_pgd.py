@@ -2,22 +2,20 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks import pgd
 from advprune.attacks.losses import cross_entropy, dlr, margin
 from advprune.attacks.pgd import project, random_point
 
-Pair = tuple[Tensor, Tensor]
 
-
-def middle_images(n: int = 6) -> Pair:
+def middle_images(n=6):
     """Images far from 0 and 1, so that only the budget binds."""
     images = 0.5 + 0.2 * (torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(3)) - 0.5)
     return images, torch.arange(n) % 2
 
 
-def worst_direction(linear: nn.Module, labels: Tensor) -> Tensor:
+def worst_direction(linear, labels):
     """Gradient of the other class's logit minus the label's, as images."""
     weight = linear.weight.detach()
     return (weight[1 - labels] - weight[labels]).view(-1, 3, 4, 4)
@@ -25,9 +23,7 @@ def worst_direction(linear: nn.Module, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_known_optimum_of_a_linear_model_is_reached(
-    linear: nn.Module, loss: str, norm: str
-) -> None:
+def test_the_known_optimum_of_a_linear_model_is_reached(linear, loss, norm):
     (images, labels), linf = middle_images(), norm == "Linf"
     sizes = (0.1, 0.03, 10) if linf else (0.3, 0.2, 40)
     direction = worst_direction(linear, labels)
@@ -36,7 +32,7 @@ def test_the_known_optimum_of_a_linear_model_is_reached(
     assert torch.allclose(adv, images + sizes[0] * direction / length, atol=1e-6 if linf else 1e-4)
 
 
-def test_parity_with_torchattacks_from_the_same_start(network: nn.Module, digits: Pair) -> None:
+def test_parity_with_torchattacks_from_the_same_start(network, digits):
     """In float64, where no gradient is so near 0 that rounding turns its sign."""
     torchattacks = pytest.importorskip("torchattacks")
     model, images, labels = network.double(), digits[0].double(), digits[1]
@@ -48,7 +44,7 @@ def test_parity_with_torchattacks_from_the_same_start(network: nn.Module, digits
     assert (ours - peer(images, labels)).abs().max() < 1e-9
 
 
-def test_adam_on_the_gradients_sign_is_that_of_torch(network: nn.Module, digits: Pair) -> None:
+def test_adam_on_the_gradients_sign_is_that_of_torch(network, digits):
     """As the attack of Athalye et al. on SAP: from the darkest corner of the ball, projected after
     each step, the last point; the moments are those of the signs alone."""
     model, images, labels = network.double(), digits[0][:16].double(), digits[1][:16]
@@ -65,14 +61,14 @@ def test_adam_on_the_gradients_sign_is_that_of_torch(network: nn.Module, digits:
         pgd(model, images, labels, 0.1, 0.01, 2, adam=True, momentum=0.5)
 
 
-def test_a_sample_does_not_depend_on_the_batch_it_is_in(network: nn.Module, digits: Pair) -> None:
+def test_a_sample_does_not_depend_on_the_batch_it_is_in(network, digits):
     images, labels = digits
     whole = pgd(network, images, labels, 0.2, 0.05, 3, batch=64)
     parts = pgd(network, images, labels, 0.2, 0.05, 3, batch=7)
     assert ((whole - parts).abs() > 1e-5).float().mean() < 0.01
 
 
-def test_dropping_decided_samples_gives_the_same_verdict(network: nn.Module, digits: Pair) -> None:
+def test_dropping_decided_samples_gives_the_same_verdict(network, digits):
     images, labels = digits
     labels = network(images).argmax(1)  # all right before the attack
     adv = pgd(network, images, labels, 0.02, 0.005, 10, keep="best", loss="margin")
@@ -82,12 +78,10 @@ def test_dropping_decided_samples_gives_the_same_verdict(network: nn.Module, dig
     assert 0 < int(wrong.sum()) < len(wrong)
 
 
-def test_best_is_never_worse_than_last_and_restarts_never_hurt(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_best_is_never_worse_than_last_and_restarts_never_hurt(network, digits):
     images, labels = digits
 
-    def losses(**options: object) -> Tensor:
+    def losses(**options):
         found = pgd(network, images, labels, 0.1, 0.1, 4, **options)
         return cross_entropy(network(found), labels)
 
@@ -95,7 +89,7 @@ def test_best_is_never_worse_than_last_and_restarts_never_hurt(
     assert (losses(restarts=3) >= losses(restarts=1) - 1e-4).all()
 
 
-def test_bfloat16_gradients_attack_nearly_as_well(network: nn.Module, digits: Pair) -> None:
+def test_bfloat16_gradients_attack_nearly_as_well(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     options = {"generator": None, "keep": "best", "loss": "margin"}
     exact, coarse = (
@@ -107,13 +101,13 @@ def test_bfloat16_gradients_attack_nearly_as_well(network: nn.Module, digits: Pa
     assert 0 < robust[0] < 64 and abs(robust[0] - robust[1]) <= 4
 
 
-def test_progress_counts_every_image_step(network: nn.Module, digits: Pair) -> None:
-    done: list[int] = []
+def test_progress_counts_every_image_step(network, digits):
+    done = []
     pgd(network, *digits, 0.1, 0.02, 4, restarts=2, batch=10, progress=done.append)
     assert sum(done) == 64 * 4 * 2
 
 
-def test_projection_is_the_nearest_point_of_the_ball() -> None:
+def test_projection_is_the_nearest_point_of_the_ball():
     clean = torch.full((1, 1, 1, 2), 0.5)
     outside = torch.tensor([[[[0.9, 0.8]]]])
     assert torch.allclose(project(outside, clean, 0.1, "Linf"), clean + 0.1)
@@ -123,7 +117,7 @@ def test_projection_is_the_nearest_point_of_the_ball() -> None:
     assert torch.allclose(project(inside, clean, 0.1, "L2"), inside)
 
 
-def test_random_points_fill_the_ball_evenly() -> None:
+def test_random_points_fill_the_ball_evenly():
     images = torch.full((4000, 1, 1, 2), 0.5)
     generator = torch.Generator().manual_seed(0)
     square = (random_point(images, 0.2, "Linf", generator) - images).flatten(1)
@@ -134,7 +128,7 @@ def test_random_points_fill_the_ball_evenly() -> None:
     assert abs(float((disc < 0.1).float().mean()) - 0.25) < 0.03  # half the radius, a quarter
 
 
-def test_losses_by_hand() -> None:
+def test_losses_by_hand():
     logits, labels = torch.tensor([[3.0, 1, 0, -1], [0, 2, 4, 1]]), torch.tensor([0, 1])
     assert torch.allclose(margin(logits, labels), torch.tensor([-2.0, 2.0]))
     assert torch.allclose(dlr(logits, labels), torch.tensor([-2 / 3, 2 / 3]))

@@ -1,13 +1,9 @@
 """What the terminal shows of long work."""
 
-import pytest
-
 from advprune.core.progress import progress
 
 
-def test_a_narrow_terminal_cuts_the_words_and_no_numbers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_narrow_terminal_cuts_the_words_and_no_numbers(monkeypatch, capsys):
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     what = "ESR={'E': 0.01} [field] eps 0.031 steps 40"

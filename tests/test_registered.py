@@ -1,33 +1,27 @@
 """Attacks reached by their method alone: NES, the student and the classes of torchattacks."""
 
 import random
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks import pgd
 from advprune.attacks.losses import margin
 from advprune.attacks.registry import Context, method_of, typed
 from advprune.core.attack_settings import OtherAttack
 from advprune.core.errors import UserError
-from conftest import Linear
-
-Pair = tuple[Tensor, Tensor]
 
 
-def attacked(model: nn.Module, pair: Pair, how: Context | None = None, **setting: Any) -> Any:
+def attacked(model, pair, how=None, **setting):
     """What the registered attack of `method` finds."""
     s = typed("a", OtherAttack(**{"eps": 0.05} | setting))
     return method_of(s).function(model, *pair, s, how or Context())
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.05), ("L2", 0.3)])
-def test_nes_comes_near_the_known_optimum_of_a_linear_model(
-    linear: Linear, norm: str, eps: float
-) -> None:
+def test_nes_comes_near_the_known_optimum_of_a_linear_model(linear, norm, eps):
     """The margin rises at most by `eps |w_other - w_y|` in the dual norm."""
     generator = torch.Generator().manual_seed(3)
     images = 0.5 + 0.2 * (torch.rand(12, 3, 4, 4, generator=generator) - 0.5)
@@ -46,17 +40,15 @@ def test_nes_comes_near_the_known_optimum_of_a_linear_model(
 class Stairs(nn.Module):
     """A model behind rounding: right values, no gradient."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.inner((x * 64).round() / 64)
 
 
-def test_nes_fools_where_there_is_no_gradient_and_does_not_depend_on_the_batch(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_nes_fools_where_there_is_no_gradient_and_does_not_depend_on_the_batch(network, digits):
     model, images = Stairs(network), digits[0][:16]
     pair = images, model(images).argmax(1)
     blind = pgd(model, *pair, 0.05, 0.01, 10, random_start=False)
@@ -76,9 +68,7 @@ def test_nes_fools_where_there_is_no_gradient_and_does_not_depend_on_the_batch(
         {"method": "student", "rounds": 1, "steps": 2},
     ],
 )
-def test_attacks_by_answers_take_no_gradient_of_the_model_and_repeat(
-    network: nn.Module, digits: Pair, setting: dict[str, Any]
-) -> None:
+def test_attacks_by_answers_take_no_gradient_of_the_model_and_repeat(network, digits, setting):
     found = []
     for state in (1, 2):  # whatever the caller's random state is
         torch.manual_seed(state)
@@ -90,7 +80,7 @@ def test_attacks_by_answers_take_no_gradient_of_the_model_and_repeat(
 
 
 @pytest.mark.parametrize("name", ["MIFGSM", "APGD", "FAB"])
-def test_the_zoo_leaves_no_trace(network: nn.Module, digits: Pair, name: str) -> None:
+def test_the_zoo_leaves_no_trace(network, digits, name):
     pair = digits[0][:8], digits[1][:8]
     network.train()
     torch.manual_seed(1)
@@ -112,8 +102,6 @@ def test_the_zoo_leaves_no_trace(network: nn.Module, digits: Pair, name: str) ->
         ({"method": "nes", "step": 0.01, "sigma": 0}, "sigma"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(
-    network: nn.Module, digits: Pair, setting: dict[str, Any], word: str
-) -> None:
+def test_settings_that_make_no_sense_are_refused(network, digits, setting, word):
     with pytest.raises(UserError, match=word):
         attacked(network, digits, **{"method": "torchattacks"} | setting)

@@ -1,7 +1,5 @@
 """Robust accuracy as a union, and distances: on records in which every number has a known cause."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,11 +16,11 @@ from advprune.evaluate.suite import Suite
 EPS = 48 / 255
 
 
-def robust(found: pd.DataFrame) -> list[bool]:
+def robust(found):
     return (found.adv_pred == found.label).tolist()
 
 
-def test_an_image_is_robust_only_if_nothing_within_the_budget_fools_it() -> None:
+def test_an_image_is_robust_only_if_nothing_within_the_budget_fools_it():
     """The main attack leaves 30, a probe the first 20, a transferred image the first 10; a larger
     budget and the frozen copy of a random model do not count."""
     own = [rows("main", planted(30)), rows("probe_noise", planted(20))]
@@ -33,7 +31,7 @@ def test_an_image_is_robust_only_if_nothing_within_the_budget_fools_it() -> None
     assert found.distance[10:].tolist() == pytest.approx([EPS] * 30)
 
 
-def test_distances_are_the_smallest_found_and_agree_with_robust_accuracy() -> None:
+def test_distances_are_the_smallest_found_and_agree_with_robust_accuracy():
     sizes = np.linspace(0.01, 0.4, N)
     search = rows("distance", sizes > EPS).assign(distance=sizes)
     weak = rows("weak", planted(N - 5), eps=0.005)  # fools the last five with less
@@ -48,9 +46,7 @@ def test_distances_are_the_smallest_found_and_agree_with_robust_accuracy() -> No
     assert area(np.array([0.0, 0.1, np.inf]), 0.2) == pytest.approx((0 + 0.5 + 1) / 3)
 
 
-def test_a_random_model_is_as_near_as_the_smallest_change_that_fools_it_in_both_sets_of_draws() -> (
-    None
-):
+def test_a_random_model_is_as_near_as_the_smallest_change_that_fools_it_in_both_sets_of_draws():
     """As a deterministic one is: another attack at half the distance counts, unless it fools by the
     luck of one set of draws. On the old code the search alone said how far a random model is."""
     search = rows("distance", planted(0)).assign(distance=0.1)
@@ -62,9 +58,7 @@ def test_a_random_model_is_as_near_as_the_smallest_change_that_fools_it_in_both_
     assert found.distance.tolist() == pytest.approx([0.1] * 20 + [0.05] * (N - 20))
 
 
-def test_the_worst_attack_on_a_random_model_is_scored_on_other_draws_than_it_was_chosen_on() -> (
-    None
-):
+def test_the_worst_attack_on_a_random_model_is_scored_on_other_draws_than_it_was_chosen_on():
     """Twenty attacks, each of which fools half of the draws by chance alone: chosen and scored on
     the same draws, they would fool every image."""
     random = np.random.default_rng(0)
@@ -81,9 +75,7 @@ def test_the_worst_attack_on_a_random_model_is_scored_on_other_draws_than_it_was
     assert np.mean(robust(union(same, [], "Linf", EPS))) == 0
 
 
-def test_an_attack_that_comes_after_another_works_on_what_that_did_not_break(
-    tmp_path: Path,
-) -> None:
+def test_an_attack_that_comes_after_another_works_on_what_that_did_not_break(tmp_path):
     """A linear model at a budget that reaches some images: Square tries only the others, and an
     attack `within` a distance those whose distance, known in closed form, is not larger."""
     profile = params.load().active()

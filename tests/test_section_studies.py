@@ -1,8 +1,6 @@
 """Sections on studies: masks, SAP's protocol, seeds, bit flips."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,18 +12,15 @@ from advprune.core.claims import Claim
 from advprune.core.params import FROM_DENSE
 from advprune.evaluate.flips import START, pairs_of
 from advprune.evaluate.means import compare_means, mean
-from advprune.report.run import Run
-from advprune.report.section import Part
 from advprune.report.sections import bitflips, masks, protocol, seeds
 from advprune.report.sections.claims import judged
 from advprune.report.sections.masks import by_family
 
 # --- compression by masks ------------------------------------------------------------------------
-
 TUNED = {"finetune": {"epochs": 6}}
 
 
-def compressed(family: str, order: int, clean: int, white: int, there: int) -> pd.DataFrame:
+def compressed(family, order, clean, white, there):
     """A point of the study: how many images are right clean, white-box and from dense."""
     tables = [records("field", first(white), clean)]
     tables += [
@@ -36,7 +31,7 @@ def compressed(family: str, order: int, clean: int, white: int, there: int) -> p
 
 
 @pytest.fixture(scope="module")
-def compression() -> Run:
+def compression():
     """GAP_layer and random as models at compression 4, and points at 2 and 16."""
     sizes = [{"compression": c} | TUNED for c in (2, 16)]
     variant = {"compression": 4, "score": "signed"} | TUNED
@@ -57,14 +52,14 @@ def compression() -> Run:
     return run_of(models, params, {"compression": pd.concat(tables, ignore_index=True)})
 
 
-def test_points_are_read_in_the_order_of_the_settings(compression: Run) -> None:
+def test_points_are_read_in_the_order_of_the_settings(compression):
     found = by_family(compression)
     assert [p.setting["compression"] for p in found["GAP_layer"]] == [4, 2, 16, 4]  # a model first
     assert set(found["random"][1].white) == {"field"}
     assert set(found["random"][1].transferred) == {"field", "momentum"}
 
 
-def test_gap_is_set_beside_random_pruning_of_the_nearest_clean_accuracy(compression: Run) -> None:
+def test_gap_is_set_beside_random_pruning_of_the_nearest_clean_accuracy(compression):
     found = masks.against_control(compression, by_family(compression))
     rows = found[found.attack == "field"].set_index("setting")
     # Variants of GAP are left out. 37 right: 38 (at 4) and 36 (at 2) are as near, the same wins.
@@ -77,7 +72,7 @@ def test_gap_is_set_beside_random_pruning_of_the_nearest_clean_accuracy(compress
     assert rows["accuracy:white-box"].tolist() == [2 / N, 0, 0]
 
 
-def test_curves_hold_what_is_fine_tuned_alike(compression: Run) -> None:
+def test_curves_hold_what_is_fine_tuned_alike(compression):
     found = masks.curves(compression, by_family(compression))
     own = found[(found.family == "GAP_layer") & (found.images == "transfer")]
     assert own.compression.tolist() == [2, 4, 16]
@@ -86,7 +81,6 @@ def test_curves_hold_what_is_fine_tuned_alike(compression: Run) -> None:
 
 
 # --- SAP's protocol ------------------------------------------------------------------------------
-
 ADAPTIVE = {
     "one": {"step": "eps/8", "steps": 5, "backward": "constant"},
     "straight": {"step": "eps/8", "steps": 5, "backward": "identity"},
@@ -94,7 +88,7 @@ ADAPTIVE = {
 }
 
 
-def protocol_model(name: str, kept: dict[tuple[str, float], int | np.ndarray]) -> pd.DataFrame:
+def protocol_model(name, kept):
     """A model that keeps so many first images under each attack and budget."""
     tables = [
         records(attack, first(k) if isinstance(k, int) else k, eps=eps).assign(
@@ -106,7 +100,7 @@ def protocol_model(name: str, kept: dict[tuple[str, float], int | np.ndarray]) -
 
 
 @pytest.fixture(scope="module")
-def sap() -> Run:
+def sap():
     """A gain at the larger budget under FGSM, which the adaptive attacks take away."""
     members = {"dense": {}, "S50": {"family": "SAP", "setting": 0.5}}
     members |= {"S100": {"family": "SAP", "setting": {"fraction": 1.0}}}
@@ -124,7 +118,7 @@ def sap() -> Run:
     return run_of([dense], params, {"sap": pd.concat(tables, ignore_index=True)})
 
 
-def test_gains_are_corrected_for_the_budgets_of_an_attack(sap: Run) -> None:
+def test_gains_are_corrected_for_the_budgets_of_an_attack(sap):
     found = protocol.gains(sap, protocol.models_of(sap))
     assert set(found.model) == {"S100"}  # the fraction nearest to 1, not on convolutions
     fgsm = found[found.attack == "fgsm"].set_index("eps")
@@ -141,7 +135,7 @@ def test_gains_are_corrected_for_the_budgets_of_an_attack(sap: Run) -> None:
     assert "long" in set(found.attack)  # of another budget, by itself
 
 
-def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
+def test_adaptive_attacks_by_score_and_cost(sap):
     found = protocol.adaptive_table(sap, protocol.models_of(sap)).set_index(["model", "attack"])
     row = found.loc[("S100", "worst case")]
     assert row["accuracy:mean logits"] == 8 / N and row.gradients == 20  # of two attacks
@@ -149,13 +143,13 @@ def test_adaptive_attacks_by_score_and_cost(sap: Run) -> None:
     check_charts(sap, "protocol")
 
 
-def failed(parts: Iterable[Part]) -> set[tuple[str, str]]:
+def failed(parts):
     """The models and attacks that fail the check beside FGSM."""
     (part,) = [part for part in parts if part.title == "Iterative attacks beside FGSM"]
     return set() if part.table is None else {*zip(part.table.model, part.table.attack, strict=True)}
 
 
-def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap: Run) -> None:
+def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap):
     """The iterative attack leaves S100 as much as dense, but where it leaves it all that one step
     breaks, it is the attack that has failed."""
     own = {"metric": "attacked", "study": "protocol", "model": "S100", "control": "dense"}
@@ -171,7 +165,7 @@ def test_an_attack_that_does_less_harm_than_fgsm_settles_no_claim(sap: Run) -> N
     assert failed(protocol.protocol(weak)) == {("dense-standard, S100", "iterative")}
 
 
-def test_iterative_attacks_beside_fgsm_on_points_of_studies(compression: Run) -> None:
+def test_iterative_attacks_beside_fgsm_on_points_of_studies(compression):
     """Of one point the main attack leaves all images, where one step breaks half of them."""
     runs = {"compression": compression, "seeds": versus((30, 31, 32), (10, 11, 12))}
     weak = {"compression": ("random, 1", "field"), "seeds": ("H, 2", "field")}
@@ -191,16 +185,14 @@ def test_iterative_attacks_beside_fgsm_on_points_of_studies(compression: Run) ->
 
 
 # --- seeds ---------------------------------------------------------------------------------------
-
-
-def networks(point: str, family: str, kept: Sequence[int], clean: int = N) -> pd.DataFrame:
+def networks(point, family, kept, clean=N):
     """One network per seed that keeps so many first images."""
     tables = [records("field", first(k), clean).assign(seed=s) for s, k in enumerate(kept)]
     whole = pd.concat(tables, ignore_index=True)
     return whole.assign(point=point, family=family, base="standard", sparsity=0.5, prune_ratio=0.5)
 
 
-def seeded(*tables: pd.DataFrame, **chosen: dict[str, Any]) -> Run:
+def seeded(*tables, **chosen):
     params = settings({"seeds": {"study": "seeds", "of": "dense-standard", "points": chosen}})
     whole = pd.concat([networks("dense", "dense", (20, 22, 24)), *tables], ignore_index=True)
     history = pd.DataFrame({"point": "H", "family": "HYDRA", "seed": 0, "epoch": [1, 2]})
@@ -208,7 +200,7 @@ def seeded(*tables: pd.DataFrame, **chosen: dict[str, Any]) -> Run:
     return run_of([dense], params, {"seeds": whole, "seeds.history": history})
 
 
-def versus(learned: Sequence[int], control: Sequence[int], clean: tuple[int, int] = (N, N)) -> Run:
+def versus(learned, control, clean=(N, N)):
     """HYDRA beside LWM at 90 %; clean: how many images they have right without an attack."""
     setting = {"sparsity": 0.9, "finetune": {"epochs": 1}}
     names = {name: {"family": f, "setting": setting} for name, f in (("L", "LWM"), ("H", "HYDRA"))}
@@ -216,15 +208,15 @@ def versus(learned: Sequence[int], control: Sequence[int], clean: tuple[int, int
     return seeded(*tables, **names)
 
 
-def hits(*kept: int) -> np.ndarray:
+def hits(*kept):
     return np.stack([first(k) for k in kept]).astype(float)
 
 
-def pairs_in(run: Run) -> pd.DataFrame:
+def pairs_in(run):
     return seeds.pair_table(run, seeds.points_of(run, "seeds"))
 
 
-def test_a_point_is_a_mean_over_seeds_and_images() -> None:
+def test_a_point_is_a_mean_over_seeds_and_images():
     run = versus((10, 14, 18), (10, 11, 12))
     row = seeds.table_of(run, seeds.points_of(run, "seeds")).set_index("point").loc["H"]
     assert row.robust_accuracy == pytest.approx(14 / N)
@@ -252,15 +244,13 @@ def test_a_point_is_a_mean_over_seeds_and_images() -> None:
         ((16, 17, 18), (2, 3, 4), (18, N), "lower clean accuracy, no control"),
     ],
 )
-def test_a_learned_mask_beside_its_control(
-    learned: Sequence[int], control: Sequence[int], clean: tuple[int, int], outcome: str
-) -> None:
+def test_a_learned_mask_beside_its_control(learned, control, clean, outcome):
     row = pairs_in(versus(learned, control, clean)).to_dict("records")[0]
     assert (row["point"], row["control"], row["outcome"]) == ("H", "L", outcome)
     assert row["p"] == mean(hits(*learned) - hits(*control)).p
 
 
-def test_a_mask_of_which_no_weight_is_trained_is_set_beside_the_whole_network() -> None:
+def test_a_mask_of_which_no_weight_is_trained_is_set_beside_the_whole_network():
     points_ = {"sub": {"family": "HYDRA", "setting": 0.5}, "all": {"family": "HYDRA", "setting": 0}}
     tables = networks("sub", "HYDRA", (30, 31, 32)), networks("all", "HYDRA", (10, 11, 12))
     found = pairs_in(seeded(*tables, **points_))
@@ -269,7 +259,7 @@ def test_a_mask_of_which_no_weight_is_trained_is_set_beside_the_whole_network() 
     assert found.p.tolist() == pytest.approx([max(single[0], 2 * min(single)), 2 * min(single)])
 
 
-def test_distances_of_tickets_are_means_over_seeds() -> None:
+def test_distances_of_tickets_are_means_over_seeds():
     history = pd.DataFrame({"point": "AWT", "step": [0, 10, 0, 10], "seed": [0, 0, 1, 1]})
     history = history.assign(kernel_distance=[1, 0.5, 1, 0.7], output_distance=[1.0, 2, 1, 4])
     found = seeds.search(history).set_index(["of", "steps"])
@@ -279,9 +269,7 @@ def test_distances_of_tickets_are_means_over_seeds() -> None:
 
 
 # --- bit flips -----------------------------------------------------------------------------------
-
-
-def course(variant: str, seed: int, accuracies: Sequence[float], bit: int) -> pd.DataFrame:
+def course(variant, seed, accuracies, bit):
     """Accuracy before any flip and after each."""
     count = len(accuracies)
     rows = pd.DataFrame([START] * count).assign(flip=range(count), hamming=range(count), bit=bit)
@@ -289,7 +277,7 @@ def course(variant: str, seed: int, accuracies: Sequence[float], bit: int) -> pd
     return rows.assign(layers=2, stored_bits=800)
 
 
-def flips(ends: Sequence[int], bit: int = 7, at_chance: bool = True) -> pd.DataFrame:
+def flips(ends, bit=7, at_chance=True):
     """Batches that are at chance after so many flips, or never; as many random flips do nothing."""
     last = 0.1 if at_chance else 0.5
     runs = [course("untargeted", s, [0.9] * end + [last], bit) for s, end in enumerate(ends)]
@@ -298,7 +286,7 @@ def flips(ends: Sequence[int], bit: int = 7, at_chance: bool = True) -> pd.DataF
 
 
 @pytest.fixture(scope="module")
-def flipped() -> Run:
+def flipped():
     names = {"dense_8": ("dense-standard", 8), "grown": ("RA_BNN-standard", 1)}
     names |= {"E_8": ("E-standard", 8), "robust_8": ("dense-robust", 8)}
     studies = {
@@ -311,7 +299,7 @@ def flipped() -> Run:
     return run_of([dense], params, tables)
 
 
-def test_flips_to_chance_are_means_over_batches(flipped: Run) -> None:
+def test_flips_to_chance_are_means_over_batches(flipped):
     found = bitflips.table_of(bitflips.entries(flipped)).set_index("study")
     assert found.flips_to_chance["dense_8"] == 10 and found.at_chance["dense_8"] == "5 of 5"
     # A batch that never came down is not averaged: at least 30.
@@ -320,7 +308,7 @@ def test_flips_to_chance_are_means_over_batches(flipped: Run) -> None:
     assert found.highest_bit_share[["dense_8", "grown", "robust_8"]].tolist() == [1, 1, 0]
 
 
-def test_entries_are_compared_by_ranks_and_corrected(flipped: Run) -> None:
+def test_entries_are_compared_by_ranks_and_corrected(flipped):
     pairs = pairs_of(bitflips.entries(flipped), "dense-standard")
     found = bitflips.pair_table(pairs).set_index("study")
     assert found.index.tolist() == ["grown", "E_8", "robust_8"]  # the first is the reference

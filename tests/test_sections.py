@@ -12,7 +12,6 @@ from advprune.evaluate.acting import ends, last_stage, sigma_growth
 from advprune.report.chart import panels
 from advprune.report.formats import bounds
 from advprune.report.results import results
-from advprune.report.run import Run
 from advprune.report.section import sections
 from advprune.report.sections import distances, layers, transfer
 
@@ -22,13 +21,13 @@ EMPTY = {  # without records, they say nothing
 }
 
 
-def mcnemar(one: int, other: int) -> float:
+def mcnemar(one, other):
     """Exact p of so many images on which just one of two is right."""
     return float(binomtest(one, one + other, 0.5).pvalue)
 
 
 @pytest.fixture(scope="module")
-def exchange() -> Run:
+def exchange():
     """A dense network, E and int8 made of it, and an attacker's network, exchanging images."""
     params = settings()
     names = {("seed1", "field"): 30, ("seed1", "momentum"): 25}
@@ -44,9 +43,7 @@ def exchange() -> Run:
 
 
 # --- transfer ------------------------------------------------------------------------------------
-
-
-def test_the_matrix_holds_white_box_accuracy_on_its_diagonal(exchange: Run) -> None:
+def test_the_matrix_holds_white_box_accuracy_on_its_diagonal(exchange):
     found = transfer.matrix(exchange).set_index(["source", "target"])
     assert found.accuracy["E-standard", "E-standard"] == 2 / N
     assert found.accuracy["dense-standard", "E-standard"] == 20 / N
@@ -57,7 +54,7 @@ def test_the_matrix_holds_white_box_accuracy_on_its_diagonal(exchange: Run) -> N
     assert ("int8-standard", "clamp-standard") not in found.index  # nothing was sent there
 
 
-def test_scenarios_by_hand(exchange: Run) -> None:
+def test_scenarios_by_hand(exchange):
     found = transfer.scenarios(exchange).set_index("model")
     row = found.loc["E-standard"]
     assert row["accuracy:white-box"] == 2 / N and row["accuracy:from dense"] == 20 / N
@@ -71,9 +68,7 @@ def test_scenarios_by_hand(exchange: Run) -> None:
 
 
 # --- distances -----------------------------------------------------------------------------------
-
-
-def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
+def test_security_curves_and_tests_are_drawn_from_the_distances():
     """20 images are fooled at half the budget by one model and at a third by its dense network."""
     params = settings()
     given = {("dense-standard", "field"): N}
@@ -91,7 +86,7 @@ def test_security_curves_and_tests_are_drawn_from_the_distances() -> None:
     assert results(run).set_index("model").distance_against_dense["E-standard"] == "higher"
 
 
-def test_what_lost_its_clean_accuracy_is_set_beside_a_control_on_the_leaderboard() -> None:
+def test_what_lost_its_clean_accuracy_is_set_beside_a_control_on_the_leaderboard():
     params = settings()
     dense = model("dense-standard", params, {"field": 2})
     there = {("dense-standard", attack): N for attack in ("field", "momentum")}
@@ -111,9 +106,7 @@ def test_what_lost_its_clean_accuracy_is_set_beside_a_control_on_the_leaderboard
 
 
 # --- layers --------------------------------------------------------------------------------------
-
-
-def test_many_small_changes_behind_the_input_and_large_values_before_the_classifier() -> None:
+def test_many_small_changes_behind_the_input_and_large_values_before_the_classifier():
     found = ends(layer_table())
     assert (found["input_layer"], found["last_layer"]) == ("conv1", "pool")
     assert (found["changed_share:attack"], found["changed_share:noise"]) == (0.85, 0.3)
@@ -121,14 +114,14 @@ def test_many_small_changes_behind_the_input_and_large_values_before_the_classif
     assert found["percentile_growth:attack"] == 3.0 and found["maximum_growth:noise"] == 1.05
 
 
-def test_the_last_stage_and_how_its_maps_spread() -> None:
+def test_the_last_stage_and_how_its_maps_spread():
     table = layer_table().assign(adv_sigma=np.linspace(1, 3, 12))
     ratios = sigma_growth(last_stage(table))
     assert ratios.tolist() == pytest.approx(np.linspace(0.5, 1.5, 12)[6:10])
     assert last_stage(table[~table.layer.str.contains(r"\.")]).empty
 
 
-def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
+def test_layers_that_the_dense_network_lacks_are_left_out():
     other = layer_table().replace({"layer": {"conv1": "conv1.0", "pool": "new"}})
     models = [model(name, settings(), {}) for name in ("dense-standard", "int8-standard")]
     rows = layers.over_depth([models[0], replace(models[1], layers=other)])
@@ -140,20 +133,18 @@ def test_layers_that_the_dense_network_lacks_are_left_out() -> None:
 
 
 # --- all sections --------------------------------------------------------------------------------
-
-
-def test_a_run_without_its_records_gives_no_parts() -> None:
+def test_a_run_without_its_records_gives_no_parts():
     empty = run_of([], settings())
     assert not [one.id for one in sections() if one.id in EMPTY and one.parts(empty)]
     assert {one.id for one in sections()} > EMPTY
 
 
 @pytest.mark.parametrize("name", ["transfer", "curves", "layers"])
-def test_charts_refer_to_columns_that_are_there(name: str, exchange: Run) -> None:
+def test_charts_refer_to_columns_that_are_there(name, exchange):
     check_charts(exchange, name)
 
 
-def check_charts(run: Run, name: str) -> None:
+def check_charts(run, name):
     """Charts of a section have names of their own and columns that exist, and can be drawn."""
     chosen = next(one for one in sections() if one.id == name)
     charts = [part.chart for part in chosen.parts(run) if part.chart is not None]

@@ -1,8 +1,6 @@
 """The study over seeds: intervals against their limits and simulation, and tiny runs."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +32,7 @@ CPU = torch.device("cpu")
 
 # --- intervals -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_with_one_or_equal_seeds_the_interval_is_that_over_images(seeds: int) -> None:
+def test_with_one_or_equal_seeds_the_interval_is_that_over_images(seeds):
     images = np.array([1, 1, 0, 1, 0, 1, 1, 1, 0, 1], float)
     found, expected = mean(np.tile(images, (seeds, 1))), ttest_1samp(images, 0)
     assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
@@ -43,7 +41,7 @@ def test_with_one_or_equal_seeds_the_interval_is_that_over_images(seeds: int) ->
     assert found.deviation == (pytest.approx(0) if seeds > 1 else None)
 
 
-def test_with_equal_images_the_interval_is_that_over_seeds() -> None:
+def test_with_equal_images_the_interval_is_that_over_seeds():
     seeds = np.array([0.5, 0.7, 0.9, 0.6])
     found = mean(np.tile(seeds[:, None], (1, 50)))
     low, high = ttest_1samp(seeds, 0).confidence_interval(0.95)
@@ -51,7 +49,7 @@ def test_with_equal_images_the_interval_is_that_over_seeds() -> None:
     assert found.freedom == pytest.approx(3) and found.deviation == pytest.approx(seeds.std(ddof=1))
 
 
-def test_mean_squares_by_hand() -> None:
+def test_mean_squares_by_hand():
     """Rows (1, 1, 0), (1, 0, 0): rows' means 2/3 and 1/3, columns' 1, 1/2 and 0, the whole 1/2.
 
     a = 3 (1/36 + 1/36) / 1 = 1/6, b = 2 (1/4 + 0 + 1/4) / 2 = 1/2; of 1 and of 2 degrees.
@@ -63,13 +61,13 @@ def test_mean_squares_by_hand() -> None:
     assert found.p == pytest.approx(2 * t.sf(0.5 / error, freedom))
 
 
-def test_where_nothing_varies_there_is_no_doubt() -> None:
+def test_where_nothing_varies_there_is_no_doubt():
     nothing, something = mean(np.zeros((3, 5))), mean(np.ones((3, 5)))
     assert nothing.p == 1.0 and something.p == 0.0 and something.interval == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("of_seeds", "of_images"), [(0.0, 1.5), (0.1, 1.5), (0.1, 0.2)])
-def test_the_interval_holds_for_other_seeds_and_images(of_seeds: float, of_images: float) -> None:
+def test_the_interval_holds_for_other_seeds_and_images(of_seeds, of_images):
     """Right where seed + image + noise > 0, all normal: the true mean is 1/2, by symmetry."""
     random, held, runs = np.random.default_rng(0), 0, 600
     for _ in range(runs):
@@ -81,10 +79,9 @@ def test_the_interval_holds_for_other_seeds_and_images(of_seeds: float, of_image
 
 
 # --- runs ----------------------------------------------------------------------------------------
-
 RAW = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 SCORES = {"method": "standard", "epochs": 1}
-POINTS: dict[str, Any] = {
+POINTS = {
     "half": {"family": "LWM", "setting": {"sparsity": 0.5, "finetune": {"epochs": 1, "lr": 0.05}}},
     "sub": {"family": "HYDRA", "setting": {"sparsity": 0.25, "scores": SCORES}},
     "bits": {"family": "BNN", "setting": {"epochs": 1, "lr": 0.1}},
@@ -95,7 +92,7 @@ POINTS: dict[str, Any] = {
 }
 
 
-def chosen(**changes: Any) -> Params:
+def chosen(**changes):
     """Settings of a study that runs in a second."""
     profile = RAW["profiles"]["digits"]
     attacks = {"field": {"eps": 0.1, "step": 0.08, "steps": 2}}
@@ -109,19 +106,19 @@ def chosen(**changes: Any) -> Params:
     return parse(Params, RAW | known | {"profiles": {"digits": profile}}, "test")
 
 
-def split(images: torch.Tensor, labels: torch.Tensor) -> Split:
+def split(images, labels):
     """Digits as a split."""
     return Split((images * 255).to(torch.uint8), labels, tuple("0123456789"), "digits")
 
 
-def network(given: Given, seed: int) -> nn.Module:
+def network(given, seed):
     """The dense network of a seed, trained by itself."""
     state = given.parts.folder / f"elsewhere-{seed}.pt"
     inputs = Inputs(given.splits["train"], given.splits["val"], seed, CPU, state)
     return load_or_train(given.profile, "robust", given.params.recipes["robust"], inputs)[0]
 
 
-def course(digits: tuple[torch.Tensor, torch.Tensor], folder: Path, params: Params) -> Given:
+def course(digits, folder, params):
     """The study on 40 digits to train on, 10 to choose by and 14 to attack."""
     parts = {"train": slice(40), "val": slice(40, 50), "test": slice(50, 64)}
     splits = {name: split(digits[0][part], digits[1][part]) for name, part in parts.items()}
@@ -132,13 +129,13 @@ def course(digits: tuple[torch.Tensor, torch.Tensor], folder: Path, params: Para
 
 
 @pytest.fixture(scope="module")
-def ran(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+def ran(digits, tmp_path_factory):
     given = course(digits, tmp_path_factory.mktemp("parts"), chosen())
     found = run_study("it", given)
     return given, found["records"], found["history"]
 
 
-def test_every_point_is_attacked_once_a_seed(ran: tuple[Any, Any, Any]) -> None:
+def test_every_point_is_attacked_once_a_seed(ran):
     _, records, histories = ran
     found = records.groupby(["point", "seed", "attack"]).size()
     names = ("dense", *POINTS)
@@ -155,7 +152,7 @@ def test_every_point_is_attacked_once_a_seed(ran: tuple[Any, Any, Any]) -> None:
 
 
 @pytest.mark.parametrize(("point", "seed"), [("half", 6), ("dense", 5)])
-def test_records_are_those_of_the_pieces(ran: tuple[Any, Any, Any], point: str, seed: int) -> None:
+def test_records_are_those_of_the_pieces(ran, point, seed):
     """The dense network of the run's own seed is the one that the study is given."""
     given, records, _ = ran
     model, ratio = network(given, seed), 0.0
@@ -173,7 +170,7 @@ def test_records_are_those_of_the_pieces(ran: tuple[Any, Any, Any], point: str, 
     assert (found.sparsity == sparsity_of(model)).all() and (found.prune_ratio == ratio).all()
 
 
-def test_images_of_each_dense_network_are_tried_on_the_points(digits: Any, tmp_path: Path) -> None:
+def test_images_of_each_dense_network_are_tried_on_the_points(digits, tmp_path):
     changes = {"transfer": True, "attacks": [], "points": {"half": POINTS["half"]}}
     given = course(digits, tmp_path, chosen(**changes))
     records = run_study("it", given)["records"]
@@ -194,7 +191,7 @@ def test_images_of_each_dense_network_are_tried_on_the_points(digits: Any, tmp_p
     assert half.transfer[1].tolist() == right.tolist()
 
 
-def test_a_killed_study_goes_on(ran: tuple[Any, Any, Any], digits: Any, tmp_path: Path) -> None:
+def test_a_killed_study_goes_on(ran, digits, tmp_path):
     """Seven trainings of an epoch: three points on the given network, another, and its three."""
     given = course(digits, tmp_path, chosen())
     with stored(kill_after=5) as first:
@@ -206,7 +203,7 @@ def test_a_killed_study_goes_on(ran: tuple[Any, Any, Any], digits: Any, tmp_path
     pd.testing.assert_frame_equal(found["history"], ran[2])
 
 
-def test_without_points_nothing_is_done(ran: tuple[Any, Any, Any], tmp_path: Path) -> None:
+def test_without_points_nothing_is_done(ran, tmp_path):
     given = replace(ran[0], params=chosen(points={}), parts=Parts(tmp_path, files=[]))
     assert all(table.empty for table in run_study("it", given).values())
 
@@ -219,7 +216,7 @@ def test_without_points_nothing_is_done(ran: tuple[Any, Any, Any], tmp_path: Pat
         ({"points": {"half": {"family": "LWM", "setting": 1.5}}}, "it.points.half: sparsity.*1.5"),
     ],
 )
-def test_refused_studies(ran: tuple[Any, Any, Any], changes: dict[str, Any], words: str) -> None:
+def test_refused_studies(ran, changes, words):
     with pytest.raises(UserError, match=words):
         run_study("it", replace(ran[0], params=chosen(**changes)))
     with pytest.raises(UserError, match=r"studies.it.of: E-robust is no dense network"):

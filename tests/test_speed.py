@@ -5,7 +5,6 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,7 +25,6 @@ from advprune.report.results import results
 from advprune.report.section import sections
 from advprune.report.sections.speed import TIMINGS
 from advprune.studies import check_studies
-from conftest import Run
 
 CARD = {"macs": 10, "nonzero": 5, "file_bytes": 400}
 
@@ -37,17 +35,17 @@ SIZES = defaultdict[int, list[int]](list)  # by network, the numbers of images i
 class Slow(nn.Module):
     """Sleeps for each image, and sees how many it is given."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds):
         super().__init__()
         self.linear, self.seconds = nn.Linear(4, 3), seconds
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         time.sleep(self.seconds * len(x))
         SIZES[id(self)].append(len(x))
         return self.linear(x.flatten(1)) + torch.tensor([0.0, 2.0, 4.0])
 
 
-def test_latency_is_the_median_of_calls_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_the_median_of_calls_in_turns(monkeypatch):
     monkeypatch.setattr(timing, "CALLS", 6)
     images, models = torch.rand(3, 1, 2, 2), {"fast": Slow(0.0), "slow": Slow(0.02)}
     given = {name: (one.eval(), CARD) for name, one in models.items()}
@@ -62,13 +60,13 @@ def test_latency_is_the_median_of_calls_in_turns(monkeypatch: pytest.MonkeyPatch
     assert SIZES[id(models["slow"])][-9:] == [4] * 9  # images are repeated where there are too few
 
 
-def test_a_slow_network_is_asked_five_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_network_is_asked_five_times(monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.0)
     found = timing.timings({"one": (Slow(0.0).eval(), CARD)}, torch.rand(2, 1, 2, 2), 2)
     assert (found.calls == 5).all()
 
 
-def test_the_section_is_there_only_where_times_were_measured(tmp_path: Path) -> None:
+def test_the_section_is_there_only_where_times_were_measured(tmp_path):
     params = settings()
     sent = {("dense-standard", "field"): N}
     models = [model(name, params, {}, sent) for name in ("dense-standard", "E-standard")]
@@ -94,18 +92,18 @@ def test_the_section_is_there_only_where_times_were_measured(tmp_path: Path) -> 
     assert not results(whole).columns.str.contains("latency").any()  # nor does a gate know it
 
 
-def shown(page: str, start: str) -> list[list[str]]:
+def shown(page, start):
     """The commands of a page that begin so, as words."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return [line.split()[1:] for line in re.findall(rf"^{start}.*$", text, re.MULTILINE)]
 
 
 def test_the_pages_commands_add_corruptions_and_times(
-    here: Path,  # noqa: F811
-    run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    here,  # noqa: F811
+    run,
+    tmp_path,
+    monkeypatch,
+):
     model = here.read_bytes()
     monkeypatch.chdir(tmp_path)
     for name in ("net.safetensors", "dense.safetensors"):
@@ -125,10 +123,10 @@ def test_the_pages_commands_add_corruptions_and_times(
     assert own.adv_pred.tolist() == dense.adv_pred.tolist()  # the same network, the same images
 
 
-def test_the_page_on_corruptions_shows_code_and_settings_that_work() -> None:
+def test_the_page_on_corruptions_shows_code_and_settings_that_work():
     text = (ROOT / "docs" / "corruptions.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {}
+    names = {}
     exec(code, names)
     assert names["blurred"].shape == names["images"].shape
     (written,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -141,7 +139,7 @@ def test_the_page_on_corruptions_shows_code_and_settings_that_work() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(KINDS)
 
 
-def test_time_measures_a_run_for_its_report(here: Path, run: Run) -> None:  # noqa: F811
+def test_time_measures_a_run_for_its_report(here, run):  # noqa: F811
     change(Path(), {"models": {}, "recipes": {"standard": {"method": "standard"}}})
     write_card(here, image_shape=(1, 8, 8))
     _, command = shown("speed.md", "advprune")

@@ -1,11 +1,7 @@
 """Networks of an attacker's own: surrogates learn labels, substitutes what a target says."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import nn
 
 from advprune.core.profile import Profile
 from advprune.core.train_settings import (
@@ -20,7 +16,7 @@ from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
 from advprune.training.inputs import Inputs
 from advprune.training.networks import answers, train_surrogate
-from advprune.training.standard import History, Trainer, accuracy
+from advprune.training.standard import Trainer, accuracy
 from conftest import same_weights, stored
 
 MOVING = {"flip": True, "crop": 1, "label_smoothing": 0.1}
@@ -32,27 +28,20 @@ SETTINGS = Profile.model_construct(
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, Split]:
+def splits():
     """600 digits to train on, and others."""
     settings = {"val_fraction": 0.15, "test_fraction": 0.25, "train_limit": 600}
     return prepare(DataSettings(source="digits", **settings))
 
 
-def trained(
-    splits: dict[str, Split],
-    state: Path,
-    target: nn.Module | None = None,
-    settings: Profile = SETTINGS,
-    run_seed: int = 0,
-    **change: Any,
-) -> tuple[nn.Module, History]:
+def trained(splits, state, target=None, settings=SETTINGS, run_seed=0, **change):
     """A surrogate or, of a target, a substitute."""
     known = splits["train"], splits["val"], run_seed, torch.device("cpu"), state / "a.pt"
     return train_surrogate(settings, SurrogateSettings(**change), Inputs(*known), target)
 
 
 @pytest.fixture(scope="module")
-def victim(splits: dict[str, Split], tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+def victim(splits, tmp_path_factory):
     """A network that has learned to call every digit by the next one's name."""
     train = splits["train"]
     turned = Split(train.images, (train.labels + 1) % 10, train.classes, train.source)
@@ -60,14 +49,12 @@ def victim(splits: dict[str, Split], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @torch.no_grad()
-def agreement(one: nn.Module, other: nn.Module, images: torch.Tensor) -> float:
+def agreement(one, other, images):
     x = to_float(images)
     return float((one(x).argmax(1) == other(x).argmax(1)).float().mean())
 
 
-def test_a_substitute_learns_what_its_target_says_and_sees_no_label(
-    splits: dict[str, Split], victim: nn.Module, tmp_path: Path
-) -> None:
+def test_a_substitute_learns_what_its_target_says_and_sees_no_label(splits, victim, tmp_path):
     victim.zero_grad()
     before = {name: tensor.clone() for name, tensor in victim.state_dict().items()}
     train = splits["train"]
@@ -80,9 +67,7 @@ def test_a_substitute_learns_what_its_target_says_and_sees_no_label(
     assert agreement(found, victim, images) > 0.8 and accuracy(found, images, labels) < 0.1
 
 
-def test_answers_are_the_targets_probabilities_of_the_images_as_they_are(
-    splits: dict[str, Split], victim: nn.Module
-) -> None:
+def test_answers_are_the_targets_probabilities_of_the_images_as_they_are(splits, victim):
     images = splits["train"].images[:50]
     for target in (victim, quantize(victim, to_float(images))):
         found = answers(target, images, 16, 0)
@@ -92,9 +77,7 @@ def test_answers_are_the_targets_probabilities_of_the_images_as_they_are(
         assert torch.allclose(found.sum(1), torch.ones(50)) and not found.requires_grad
 
 
-def test_a_random_target_is_asked_several_times_from_the_seed(
-    victim: nn.Module, splits: dict[str, Split]
-) -> None:
+def test_a_random_target_is_asked_several_times_from_the_seed(victim, splits):
     random, images = prune("SAP", victim, 0.5).model, splits["train"].images[:16]
     before = torch.random.get_rng_state()
     found = answers(random, images, 8, 3)
@@ -104,16 +87,16 @@ def test_a_random_target_is_asked_several_times_from_the_seed(
 
 
 @pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
+def untrained(monkeypatch):
     """Training does nothing; who was asked to train."""
-    seen: list[Trainer] = []
+    seen = []
     monkeypatch.setattr(Trainer, "run", lambda self: seen.append(self) or [])
     return seen
 
 
 def test_the_images_of_a_substitute_are_neither_shifted_nor_mirrored(
-    splits: dict[str, Split], victim: nn.Module, untrained: list[Trainer], tmp_path: Path
-) -> None:
+    splits, victim, untrained, tmp_path
+):
     """What the target said of an image would not hold for a shifted one."""
     train = SETTINGS.train.model_copy(update=MOVING)
     for target in (None, victim):
@@ -128,13 +111,7 @@ def test_the_images_of_a_substitute_are_neither_shifted_nor_mirrored(
     "change",
     [{}, {"architecture": "resnet20"}, {"width": 6}, {"architecture": "resnet20", "width": 2}],
 )
-def test_another_architecture_and_width(
-    splits: dict[str, Split],
-    change: dict[str, Any],
-    untrained: list[Trainer],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_another_architecture_and_width(splits, change, untrained, tmp_path, capsys):
     model, _ = trained(splits, tmp_path, **change)
     spec = spec_of(model)
     wanted = {"architecture": "resnet18", "width": 4} | change
@@ -151,16 +128,14 @@ def test_another_architecture_and_width(
     assert model(pixels[:2]).shape == (2, 10)
 
 
-def test_the_seed_is_added_to_the_runs_and_decides_all(
-    splits: dict[str, Split], victim: nn.Module, untrained: list[Trainer], tmp_path: Path
-) -> None:
+def test_the_seed_is_added_to_the_runs_and_decides_all(splits, victim, untrained, tmp_path):
     one, other, third = (trained(splits, tmp_path, run_seed=10, seed=n)[0] for n in (0, 1, 2))
     assert [trainer.seed for trainer in untrained] == [10, 11, 12]
     assert not same_weights(one, other) and not same_weights(other, third)
     assert same_weights(other, trained(splits, tmp_path, run_seed=11, seed=0)[0])
 
 
-def test_a_killed_run_goes_on(splits: dict[str, Split], victim: nn.Module, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(splits, victim, tmp_path):
     """The unbroken training starts from another global random state."""
     with stored(kill_after=1):
         trained(splits, tmp_path / "b", victim, epochs=2)

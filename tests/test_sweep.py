@@ -1,13 +1,8 @@
 """Sweeps and compression curves: rows for every setting, and what each of them rests on."""
 
-from pathlib import Path
-from typing import Any
-
-import pandas as pd
 import pytest
 import torch
 from test_seeds import CPU, RAW, split
-from torch import nn
 
 from advprune.core.params import Params
 from advprune.core.resume import Parts
@@ -15,20 +10,16 @@ from advprune.core.settings import parse
 from advprune.pruning import prune
 from advprune.studies import Given, run_study
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-
 
 @pytest.fixture
-def carried(digits: Pair) -> dict[str, torch.Tensor]:
+def carried(digits):
     """Images that were crafted on the dense network: noise here."""
     noise = 0.3 * torch.randn(digits[0].shape, generator=torch.Generator().manual_seed(0))
     moved = ((digits[0] + noise).clamp(0, 1) * 255).round().to(torch.uint8)
     return {"field": moved, "momentum": 255 - moved}
 
 
-def ran(
-    kind: str, points: dict[str, Any], network: nn.Module, digits: Pair, carried: Any, folder: Path
-) -> pd.DataFrame:
+def ran(kind, points, network, digits, carried, folder):
     """A study of the network; training images are the test images."""
     profile = RAW["profiles"]["digits"] | {"sweep_images": None}
     profile |= {"attacks": {"field": {"eps": 0.1, "step": 0.15, "steps": 1}}}
@@ -41,9 +32,7 @@ def ran(
     return run_study("it", given)["records"]
 
 
-def test_a_sweep_has_a_block_of_rows_for_every_setting(
-    network: nn.Module, digits: Pair, carried: Any, tmp_path: Path
-) -> None:
+def test_a_sweep_has_a_block_of_rows_for_every_setting(network, digits, carried, tmp_path):
     points = {"E": [0.0, 1e6], "clamp": [{"sigmas": 3}]}
     table = ran("sweep", points, network, digits, carried, tmp_path)
     sizes = table.groupby(["family", "order", "value", "attack"]).size().to_dict()
@@ -55,9 +44,7 @@ def test_a_sweep_has_a_block_of_rows_for_every_setting(
     assert everything.clean_pred.nunique() == 1
 
 
-def test_a_curve_tries_each_setting_on_images_of_its_parent(
-    network: nn.Module, digits: Pair, carried: Any, tmp_path: Path
-) -> None:
+def test_a_curve_tries_each_setting_on_images_of_its_parent(network, digits, carried, tmp_path):
     points = {"E": [0.0, 0.1]}
     table = ran("compression", points, network, digits, carried, tmp_path)
     kinds = ["field", "from_dense_field", "from_dense_momentum"]

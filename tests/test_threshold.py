@@ -12,7 +12,7 @@ from advprune.pruning import prune
 from advprune.pruning.threshold import add_noise, clamp_sigmas, zero_small
 
 
-def test_e_and_s_by_hand() -> None:
+def test_e_and_s_by_hand():
     w = torch.tensor([-0.02, -0.01, -0.009, 0.0, 0.009, 0.01, 3.0])
     expected = torch.tensor([-0.02, -0.01, 0.0, 0.0, 0.0, 0.01, 3.0])  # |w| < E, not <=
     assert torch.equal(zero_small(w, 0.01), expected)
@@ -22,7 +22,7 @@ def test_e_and_s_by_hand() -> None:
     assert torch.allclose(clamp_sigmas(w, 1.0, "none"), expected)
 
 
-def test_s_is_gated_by_the_normality_test_as_the_published_code_does() -> None:
+def test_s_is_gated_by_the_normality_test_as_the_published_code_does():
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(2000, generator=generator)
     skewed = torch.rand(2000, generator=generator) ** 6
@@ -33,11 +33,11 @@ def test_s_is_gated_by_the_normality_test_as_the_published_code_does() -> None:
 
 
 @pytest.mark.parametrize("w", [torch.arange(7.0), torch.ones(50)])
-def test_s_without_a_verdict_on_normality_follows_the_published_default(w: torch.Tensor) -> None:
+def test_s_without_a_verdict_on_normality_follows_the_published_default(w):
     assert torch.equal(clamp_sigmas(w, 0.1, "non_normal"), w)
 
 
-def test_r_is_uniform_within_its_radius() -> None:
+def test_r_is_uniform_within_its_radius():
     w = torch.zeros(20000)
     noise = add_noise(w, 0.3, torch.Generator().manual_seed(0))
     assert noise.abs().max() <= 0.3
@@ -45,7 +45,7 @@ def test_r_is_uniform_within_its_radius() -> None:
     assert abs(float(noise.std()) - 0.3 / math.sqrt(3)) < 0.005
 
 
-def test_every_weight_and_bias_is_touched_and_no_running_statistic(network: nn.Module) -> None:
+def test_every_weight_and_bias_is_touched_and_no_running_statistic(network):
     pruned = prune("R", network, 0.05, seed=3)
     before, after = network.state_dict(), pruned.model.state_dict()
     parameters = dict(network.named_parameters())
@@ -55,7 +55,7 @@ def test_every_weight_and_bias_is_touched_and_no_running_statistic(network: nn.M
     assert pruned.ratio == 1.0
 
 
-def test_e_ratio_and_sparsity_are_exact(network: nn.Module) -> None:
+def test_e_ratio_and_sparsity_are_exact(network):
     values = torch.cat([p.flatten() for p in network.parameters()])
     threshold = 0.05
     pruned = prune("E", network, threshold)
@@ -67,7 +67,7 @@ def test_e_ratio_and_sparsity_are_exact(network: nn.Module) -> None:
         assert torch.equal(parameter, torch.where(pruned.changed[name], 0.0, dense))
 
 
-def test_esr_is_the_three_in_order_with_statistics_of_the_tensor_before() -> None:
+def test_esr_is_the_three_in_order_with_statistics_of_the_tensor_before():
     """Once zeros count, the deviation is smaller: of 0.02 sqrt(2) it would be 0.021."""
     model = nn.Linear(5000, 1, bias=False)
     generator = torch.Generator().manual_seed(0)

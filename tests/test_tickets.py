@@ -2,8 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,20 +14,18 @@ from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
-from advprune.pruning.family import Pruned
-from advprune.pruning.masks import Masks, clear, layer_weights, magnitudes
+from advprune.pruning.masks import clear, layer_weights, magnitudes
 from advprune.pruning.ticket_search import Gauge, GaugeSettings, Search, SearchSettings, trainable
 from advprune.pruning.tickets import Ticket, at_initialization
 from conftest import make_network, same_weights
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
 GAUGE = {"batch": 4, "attack_steps": 1}
 SEARCH = {**GAUGE, "steps": 4, "refresh": 2}
 ONE_EPOCH = {"method": "pgd", "epochs": 1, "steps": 1}
 
 
-def tiny(classes: int = 10) -> nn.Module:
+def tiny(classes=10):
     """A network that takes milliseconds: two convolutions with batch-norm, and a classifier."""
     model = nn.Sequential(
         nn.Conv2d(1, 6, 3, stride=2, padding=1, bias=False),
@@ -46,22 +42,22 @@ def tiny(classes: int = 10) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def data(digits: Pair) -> Data:
+def data(digits):
     return Data(digits[0][:32], digits[1][:32], TRAIN)
 
 
-def setting(family: str, train: Any = None, **more: Any) -> dict[str, Any]:
+def setting(family, train=None, **more):
     """The smallest settings of a family, at 90 % sparsity."""
     how = {"search": SEARCH} if family == "AWT" else {"gauge": GAUGE}
     return {"sparsity": 0.9, "train": train} | how | more
 
 
-def same(one: Pruned, other: Pruned) -> bool:
+def same(one, other):
     return same_weights(one.model, other.model)
 
 
 @pytest.mark.parametrize("family", ["random_ticket", "magnitude_ticket"])
-def test_tickets_start_from_the_dense_initialization(digits: Pair, data: Data, family: str) -> None:
+def test_tickets_start_from_the_dense_initialization(digits, data, family):
     trained = make_network(digits[0], width=2)
     expected = build(spec_of(trained))
     initialize(expected, torch.Generator().manual_seed(3))
@@ -77,7 +73,7 @@ def test_tickets_start_from_the_dense_initialization(digits: Pair, data: Data, f
         assert torch.equal(parameter, torch.where(found.changed[name], 0.0, first))
 
 
-def test_magnitude_tickets_keep_the_largest_weights_of_each_layer(data: Data) -> None:
+def test_magnitude_tickets_keep_the_largest_weights_of_each_layer(data):
     dense = at_initialization(tiny(), data)
     pruned = prune("magnitude_ticket", tiny(), setting("magnitude_ticket"), data)
     for name, weight in layer_weights(dense).items():
@@ -86,25 +82,25 @@ def test_magnitude_tickets_keep_the_largest_weights_of_each_layer(data: Data) ->
         assert abs(int(gone.sum()) - 0.9 * gone.numel()) < 1
 
 
-def test_random_tickets_ask_for_no_magnitude(data: Data) -> None:
+def test_random_tickets_ask_for_no_magnitude(data):
     gone = prune("random_ticket", tiny(), setting(""), data, seed=1).changed["3.weight"]
     initial = at_initialization(tiny(), replace(data, seed=1)).get_parameter("3.weight").detach()
     # Of magnitude_ticket the ratio is about 1/3.
     assert abs(initial[gone].abs().mean() / initial[~gone].abs().mean() - 1) < 0.4
 
 
-def smallest(weights: dict[str, torch.Tensor]) -> Masks:
+def smallest(weights):
     """80 % of each layer."""
     return Ticket(sparsity=0.8).smallest(magnitudes(weights))
 
 
-def searching(data: Data, model: nn.Module | None = None, **more: Any) -> Search:
+def searching(data, model=None, **more):
     """A search of the smallest kind; keys of its settings may be changed."""
     dense = at_initialization(model or tiny(), data)
     return Search(dense, smallest, SearchSettings(**(SEARCH | more)), data)
 
 
-def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
+def test_the_gradient_of_a_step_is_that_of_the_formula(data):
     few = Data(data.images.double(), data.labels % 3, TRAIN)
     search = searching(few, tiny(3).double(), batch=2, gamma=3.0, l2=0.5, projections=None)
     search._refresh()
@@ -128,7 +124,7 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
         torch.testing.assert_close(parameter.grad[kept], gradient[kept], msg=name)
 
 
-def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data: Data) -> None:
+def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data):
     few = replace(data, labels=data.labels % 3)
     dense = at_initialization(tiny(3), few)
     gauge = Gauge(dense, few, GaugeSettings(**GAUGE, projections=None))
@@ -150,7 +146,7 @@ def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data: Data) -> No
         assert row[name] == pytest.approx(float(value), 1e-3), name
 
 
-def test_the_search_comes_closer(data: Data) -> None:
+def test_the_search_comes_closer(data):
     clean = TRAIN.model_copy(update={"eps": 0.0})
     few = replace(data, images=data.images[:4], labels=data.labels[:4], train=clean)
     _, _, rows = searching(few, steps=40, refresh=20, lr=0.05).run()
@@ -159,7 +155,7 @@ def test_the_search_comes_closer(data: Data) -> None:
     assert rows[-1]["kernel_distance"] < 0.85 * rows[0]["kernel_distance"]
 
 
-def test_what_a_step_may_change(data: Data) -> None:
+def test_what_a_step_may_change(data):
     """Removed weights stay zero and remember their value; a larger one comes back in its place."""
     search, name = searching(data), "3.weight"
     search._refresh()
@@ -175,7 +171,7 @@ def test_what_a_step_may_change(data: Data) -> None:
     assert sum(int(mask.sum()) for mask in search.removed.values()) == count
 
 
-def test_the_mask_is_not_chosen_in_the_last_period(data: Data) -> None:
+def test_the_mask_is_not_chosen_in_the_last_period(data):
     chosen, search = [], searching(data, steps=9, refresh=2)
     choose = search.choose
     search.choose = lambda weights: chosen.append(search.step) or choose(weights)
@@ -183,15 +179,13 @@ def test_the_mask_is_not_chosen_in_the_last_period(data: Data) -> None:
     assert chosen == [0, 2, 4, 6]  # 8 would leave one step
 
 
-def test_the_search_attacks_its_images_by_their_labels(data: Data) -> None:
+def test_the_search_attacks_its_images_by_their_labels(data):
     others = replace(data, labels=data.labels.roll(1))
     assert not same(*(prune("AWT", tiny(), setting("AWT"), d) for d in (data, others)))
 
 
-def test_a_search_says_whether_it_converged_on_images_it_did_not_see(
-    data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[torch.Tensor] = []
+def test_a_search_says_whether_it_converged_on_images_it_did_not_see(data, monkeypatch):
+    seen = []
     monkeypatch.setattr(
         "advprune.pruning.ticket_search.pair",
         lambda model, batch, *_: seen.append(batch[0]) or (batch[0], batch[0]),
@@ -207,17 +201,15 @@ def test_a_search_says_whether_it_converged_on_images_it_did_not_see(
     assert "converged" not in control and control["kernel_distance"] > 0.3
 
 
-def test_a_killed_search_goes_on_where_it_was(
-    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def made(known: Data, seed: int = 0) -> Pruned:
+def test_a_killed_search_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    def made(known, seed=0):
         return prune("AWT", tiny(), setting("AWT", ONE_EPOCH), known, seed)
 
     whole, kept = made(data), replace(data, state=tmp_path / "training.pt")
     assert not same(whole, made(data, seed=1))
     steps, descend = [], Search._descend
 
-    def killed(self: Search) -> None:
+    def killed(self):
         steps.append(self.step)
         if steps.count(3) == 1 and self.step == 3:
             raise KeyboardInterrupt
@@ -237,8 +229,8 @@ def test_a_killed_search_goes_on_where_it_was(
         made(kept)
 
 
-def test_tickets_are_trained_on_equal_batches(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds: list[int] = []
+def test_tickets_are_trained_on_equal_batches(data, monkeypatch):
+    seeds = []
     monkeypatch.setattr(
         "advprune.pruning.masks.finetune", lambda *_, seed, **__: seeds.append(seed) or []
     )
@@ -247,7 +239,7 @@ def test_tickets_are_trained_on_equal_batches(data: Data, monkeypatch: pytest.Mo
     assert len(set(seeds)) == 1 and len(seeds) == 3
 
 
-def test_a_search_that_diverges_is_refused(data: Data) -> None:
+def test_a_search_that_diverges_is_refused(data):
     search = searching(data)
     search.dense[-1].bias.data[0] = float("inf")
     with pytest.raises(UserError, match=r"the distance is not a number; lower search\.lr"):

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,14 +32,14 @@ from advprune.models.spec import sites, spec_of
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import quantize, twin_agreement
 from advprune.training.networks import spec_for
-from conftest import FOREIGN, VIT, Run, make_foreign, make_network
+from conftest import FOREIGN, VIT, make_foreign, make_network
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 10
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(tmp_path):
     """A folder of four pictures of other sizes and shapes, in ten classes."""
     generator = torch.Generator().manual_seed(2)
     for number, size in enumerate([(50, 40), (36, 90), (64, 64), (33, 47)]):
@@ -53,7 +52,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def export(folder: Path) -> nn.Module:
+def export(folder):
     """A small ViT of timm in evaluation mode, and its weights and config.json as timm writes them
     for the Hub."""
     timm = pytest.importorskip("timm")
@@ -63,7 +62,7 @@ def export(folder: Path) -> nn.Module:
     return theirs
 
 
-def test_a_vit_gives_the_logits_of_timm(pictures: Path, tmp_path: Path) -> None:
+def test_a_vit_gives_the_logits_of_timm(pictures, tmp_path):
     theirs = export(tmp_path / "hub")
     from timm.data import create_transform, resolve_model_data_config
 
@@ -88,7 +87,7 @@ def test_a_vit_gives_the_logits_of_timm(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit_b_16", "inception_v3"])
-def test_torchvisions_transforms(name: str) -> None:
+def test_torchvisions_transforms(name):
     weights = models.get_model_weights(name).DEFAULT
     how = preprocessing_of(f"torchvision/{name}", {})
     assert how is not None and how.fit is not None
@@ -101,7 +100,7 @@ def test_torchvisions_transforms(name: str) -> None:
     assert torch.allclose((image[0] - mean) / std, weights.transforms()(picture), atol=1e-5)
 
 
-def test_weights_are_told_by_their_file() -> None:
+def test_weights_are_told_by_their_file():
     named = Path("anywhere/resnet50-0676ba61.pth")  # as torchvision's server calls the first
     sides = []
     for file in (named, Path("mine.pth")):
@@ -112,7 +111,7 @@ def test_weights_are_told_by_their_file() -> None:
     assert preprocessing_of("resnet18", {}) is preprocessing_of("a.b:c", {}) is None
 
 
-def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -> None:
+def test_what_the_command_line_says_goes_first(pictures, tmp_path):
     export(tmp_path / "hub")
     file = tmp_path / "hub" / "model.safetensors"
     known = Network(mean="0.1,0.2,0.3", std="0.5", resize=36, crop=32)
@@ -145,7 +144,7 @@ def test_what_the_command_line_says_goes_first(pictures: Path, tmp_path: Path) -
     assert for_channels("--mean", (0.25, 0.5, 0.75), 1) == (0.5,)  # of grey images
 
 
-def test_weights_of_a_profile_are_normalized_as_they_were_trained() -> None:
+def test_weights_of_a_profile_are_normalized_as_they_were_trained():
     split = Split((X * 255).byte(), Y, tuple("0123456789"), "test")
     settings = ModelSettings(architecture="torchvision/mobilenet_v2")
     assert spec_for(settings, split).mean != (0.485, 0.456, 0.406)
@@ -157,14 +156,14 @@ def test_weights_of_a_profile_are_normalized_as_they_were_trained() -> None:
 
 
 # --- the Hugging Face Hub ------------------------------------------------------------------------
-def without_connection(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def without_connection(monkeypatch, cache):
     """Only what lies in `cache` is found."""
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def test_a_checkpoint_of_the_hub(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_the_hub(tmp_path, run, monkeypatch):
     cache = tmp_path / "cache"
     without_connection(monkeypatch, cache)
     for reference in ("hf:someone/tiny", "hf:someone/tiny@v2/weights.bin"):
@@ -182,7 +181,7 @@ def test_a_checkpoint_of_the_hub(tmp_path: Path, run: Run, monkeypatch: pytest.M
         downloaded("hf:tiny")
 
 
-def test_packages_that_are_missing_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_missing_are_asked_for(monkeypatch):
     for package in ("huggingface_hub", "timm"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"needs the package huggingface_hub; .*advprune\[hub\]"):
@@ -200,7 +199,7 @@ def test_packages_that_are_missing_are_asked_for(monkeypatch: pytest.MonkeyPatch
         ({"pretrained_cfg": {"crop_pct": -0.0, "std": 3}}, "config.json: "),
     ],
 )
-def test_a_wrong_config_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_a_wrong_config_is_refused(tmp_path, change, words):
     export(tmp_path / "hub")
     place = tmp_path / "hub" / "config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | change))
@@ -214,15 +213,14 @@ def test_a_wrong_config_is_refused(tmp_path: Path, change: dict[str, Any], words
 
 
 # --- vision transformers and depthwise convolutions ----------------------------------------------
-
-FAMILIES: dict[str, Any] = {
+FAMILIES = {
     **{"E": 0.02, "S": {"sigmas": 1, "gate": "none"}, "R": 0.1, "SAP": 1.0},
     **{"magnitude_global": {"sparsity": 0.5}, "gradient_layer": {"sparsity": 0.5}},
 }
 
 
 @pytest.mark.parametrize(("name", "places"), [(VIT, 2), ("torchvision/mobilenet_v2", 35)])
-def test_what_is_measured_works_on_them(tmp_path: Path, name: str, places: int) -> None:
+def test_what_is_measured_works_on_them(tmp_path, name, places):
     model = make_foreign(name, X)
     check_answers(model, (3, 32, 32))
     assert audit(stored(model), spec_of(model)).sound and len(sites(model)) == places
@@ -251,13 +249,12 @@ def test_what_is_measured_works_on_them(tmp_path: Path, name: str, places: int) 
 
 
 # --- docs/own-model.md ---------------------------------------------------------------------------
-
 GUIDE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^advprune (?!.*theirs|.*runs/)(.+)$", GUIDE, re.MULTILINE)
 
 
 @pytest.fixture
-def followed(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def followed(tmp_path, pictures, monkeypatch):
     """The folder in which the guide's commands are run."""
     monkeypatch.chdir(tmp_path)
     export(tmp_path / "vit")
@@ -271,17 +268,15 @@ def followed(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path
 
 
-def test_the_commands_of_the_guide(
-    followed: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_of_the_guide(followed, run, monkeypatch):
     without_connection(monkeypatch, followed)
     repository = followed / "models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     shutil.copytree(followed / "vit", repository / "snapshots" / ("0" * 40))
-    seen: list[tuple[list[torch.Tensor], tuple[int, ...]]] = []
+    seen = []
 
-    def only_answers(subjects: Any, split: Split, *_: Any) -> None:  # attacks would take long
+    def only_answers(subjects, split, *_):  # attacks would take long
         images = to_float(split.images[:2])
         seen.append(([one.network(images) for one in subjects], split.shape))
 

@@ -2,13 +2,10 @@
 papers say."""
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from advprune.attacks.pgd import pgd
@@ -23,22 +20,19 @@ from advprune.core.train_settings import (
     TrainSettings,
     WeightsSettings,
 )
-from advprune.data import Split, prepare
+from advprune.data import prepare
 from advprune.training.adversarial import Inner, Method, pgd_images
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
 from advprune.training.standard import Trainer, accuracy, augment
-from conftest import Linear, make_network, same_weights, stored
+from conftest import make_network, same_weights, stored
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 EPS = 48 / 255
 SETTINGS = TrainSettings(epochs=4, batch=16, lr=0.05, label_smoothing=0.1, crop=1, eps=EPS)
 ATTACKING = ["pgd", "trades", "mixed"]
 
 
-def trainer(
-    pair: Pair, state: Path, recipe: dict[str, Any] | None = None, **changes: object
-) -> Trainer:
+def trainer(pair, state, recipe=None, **changes):
     """A trainer on the digits."""
     images = (pair[0] * 255).round().to(torch.uint8)
     data, settings = (images, pair[1]), SETTINGS.model_copy(update=changes)
@@ -47,13 +41,13 @@ def trainer(
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, Split]:
+def splits():
     """1146 real digits to train on and 202 to validate with."""
     settings = {"val_fraction": 0.15, "test_fraction": 0.25, "test_limit": 16}
     return prepare(DataSettings(source="digits", **settings))
 
 
-def test_a_killed_run_ends_as_an_unbroken_one(digits: Pair, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_unbroken_one(digits, tmp_path):
     recipe = {"method": "pgd", "steps": 2}
     unbroken = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     history = unbroken.run()
@@ -64,7 +58,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(digits: Pair, tmp_path: Path) -> N
     assert same_weights(unbroken.model, resumed.model)
 
 
-def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> None:
+def test_standard_training_is_the_plain_loop(digits, tmp_path):
     run = trainer(digits, tmp_path / "a.pt", epochs=2)
     model, (images, labels) = make_network(digits[0]), run.train
     model.to(memory_format=torch.channels_last)  # as sums are taken in another order
@@ -88,26 +82,26 @@ def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("method", ["standard", "pgd"])
-def test_a_loss_that_is_no_number_is_an_error(method: str, digits: Pair, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_an_error(method, digits, tmp_path):
     run = trainer(digits, tmp_path / "a.pt", recipe={"method": method})
     run.model.linear.bias.data[0] = float("nan")
     with pytest.raises(UserError, match=r"not a number; lower train\.lr"):
         run.run()
 
 
-def test_a_damaged_state_is_named(digits: Pair, tmp_path: Path) -> None:
+def test_a_damaged_state_is_named(digits, tmp_path):
     (tmp_path / "a.pt").write_bytes(b"half a file")
     with pytest.raises(UserError, match=r"a\.pt is damaged; delete it"):
         trainer(digits, tmp_path / "a.pt").run()
 
 
-def test_a_last_batch_of_one_image_is_left_out(digits: Pair, tmp_path: Path) -> None:
+def test_a_last_batch_of_one_image_is_left_out(digits, tmp_path):
     run = trainer((digits[0][:33], digits[1][:33]), tmp_path / "a.pt", epochs=1)
     run.run()
     assert run._batches(33) == 2 and run._batches(34) == 3 and run._batches(5) == 1
 
 
-def test_flip_and_crop_by_hand() -> None:
+def test_flip_and_crop_by_hand():
     images = torch.arange(40 * 6).view(40, 1, 2, 3)
     flipped = augment(images, True, 0, torch.Generator().manual_seed(0))
     same = (flipped == images).flatten(1).all(1)
@@ -124,7 +118,7 @@ def test_flip_and_crop_by_hand() -> None:
 
 
 @pytest.mark.parametrize("method", ATTACKING)
-def test_crafted_images_are_harder(method: str, digits: Pair, network: nn.Module) -> None:
+def test_crafted_images_are_harder(method, digits, network):
     x, y = digits
     network.train()
     before, recipe = copy.deepcopy(network), RecipeSettings(method=method, share=1.0, budget=0.5)
@@ -138,25 +132,25 @@ def test_crafted_images_are_harder(method: str, digits: Pair, network: nn.Module
     assert F.cross_entropy(network(crafted), y) > F.cross_entropy(network(x), y)
 
 
-def grey(n: int) -> Pair:
+def grey(n):
     """Images so far from 0 and 1 that a budget of 0.1 is never cut, and labels."""
     images = 0.4 + 0.2 * torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     return images, torch.arange(n) % 2
 
 
-def worst(linear: Linear, y: torch.Tensor) -> torch.Tensor:
+def worst(linear, y):
     """The direction in which two classes' linear logits go wrong fastest, `[N, 3, 4, 4]`."""
     towards = (linear.weight[1] - linear.weight[0]).detach().sign().view(1, 3, 4, 4)
     return torch.where(y.view(-1, 1, 1, 1) == 0, towards, -towards)
 
 
-def test_pgd_finds_the_known_worst_case_of_a_linear_model(linear: Linear) -> None:
+def test_pgd_finds_the_known_worst_case_of_a_linear_model(linear):
     x, y = grey(8)
     found = pgd_images(linear, x, y, Inner(0.1, 0.03, 7), torch.Generator().manual_seed(0))
     assert torch.allclose(found, x + 0.1 * worst(linear, y), atol=1e-6)
 
 
-def test_mixed_attacks_a_share_of_the_batch(linear: Linear) -> None:
+def test_mixed_attacks_a_share_of_the_batch(linear):
     (x, y), generator = grey(10), torch.Generator()
     recipe = RecipeSettings(method="mixed", share=0.3, budget=0.5)
     method = Method(recipe, TrainSettings(batch=10, eps=0.2))
@@ -167,7 +161,7 @@ def test_mixed_attacks_a_share_of_the_batch(linear: Linear) -> None:
     assert none.craft(linear, x, y, generator) is x
 
 
-def test_trades_moves_away_from_its_own_prediction(linear: Linear) -> None:
+def test_trades_moves_away_from_its_own_prediction(linear):
     x, y = grey(8)
     recipe = RecipeSettings(method="trades", steps=9)
     method = Method(recipe, TrainSettings(eps=0.1))
@@ -177,7 +171,7 @@ def test_trades_moves_away_from_its_own_prediction(linear: Linear) -> None:
     assert torch.allclose(along, 0.1 * sides.expand_as(along), atol=1e-6)
 
 
-def test_trades_loss_by_its_formula(digits: Pair, network: nn.Module) -> None:
+def test_trades_loss_by_its_formula(digits, network):
     x, y = digits
     other = (x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     recipe = RecipeSettings(method="trades", beta=3.0)
@@ -190,13 +184,11 @@ def test_trades_loss_by_its_formula(digits: Pair, network: nn.Module) -> None:
     assert divergence > 1e-3
 
 
-def test_the_epoch_of_highest_robust_accuracy_is_kept(
-    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[nn.Module] = []
+def test_the_epoch_of_highest_robust_accuracy_is_kept(digits, tmp_path, monkeypatch):
+    seen = []
     given = iter([0.9, 0.2, 0.5, 0.5, 0.5, 0.5, 0.9, 0.1, 0.2, 0.4])  # clean, robust, clean, ...
 
-    def measured(model: nn.Module, *_: Any) -> float:
+    def measured(model, *_):
         seen.append(copy.deepcopy(model))
         return next(given)
 
@@ -208,7 +200,7 @@ def test_the_epoch_of_highest_robust_accuracy_is_kept(
     assert same_weights(run.model, seen[5]) and not same_weights(seen[5], seen[9])
 
 
-def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path: Path) -> None:
+def test_robust_accuracy_is_that_of_the_validation_attack(digits, tmp_path):
     recipe = {"method": "pgd", "steps": 2, "budget": 0.5, "probe_steps": 5}
     run = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     best = max(row["val_robust_accuracy"] for row in run.run())
@@ -216,7 +208,7 @@ def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path
     assert abs(accuracy(run.model, attacked, digits[1]) - best) < 0.02
 
 
-def test_the_usual_inner_steps_cross_the_ball() -> None:
+def test_the_usual_inner_steps_cross_the_ball():
     """PGD-3 with steps of eps/4 from the far side would not reach its middle."""
     lengths = [RecipeSettings(method="pgd", steps=n).stride for n in (1, 3, 5, 7, 10)]
     assert lengths == pytest.approx([1.8, 0.6, 0.36, 1.8 / 7, 0.25])
@@ -227,9 +219,7 @@ def test_the_usual_inner_steps_cross_the_ball() -> None:
     assert inner == pytest.approx((EPS / 2, 0.3 * EPS, 3))
 
 
-def trained(
-    splits: dict[str, Split], state: Path, **recipe: Any
-) -> tuple[nn.Module, list[dict[str, float]]]:
+def trained(splits, state, **recipe):
     """A network of width 4 after 8 epochs on 1146 digits."""
     settings = Profile.model_construct(
         model=ModelSettings(width=4),
@@ -239,7 +229,7 @@ def trained(
     return load_or_train(settings, "any", RecipeSettings(**recipe), inputs)
 
 
-def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: Path) -> None:
+def test_adversarial_training_makes_robust(splits, tmp_path):
     images, labels = splits["val"].images / 255, splits["val"].labels
     robust = {}
     for method in ("standard", "pgd"):
@@ -251,7 +241,7 @@ def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: P
     assert robust["pgd"] > robust["standard"] + 0.15, robust
 
 
-def test_weights_given_for_a_recipe_are_loaded(splits: dict[str, Split], tmp_path: Path) -> None:
+def test_weights_given_for_a_recipe_are_loaded(splits, tmp_path):
     val, short = splits["val"], SETTINGS.model_copy(update={"epochs": 1, "batch": 256})
     inputs = Inputs(splits["train"], val, 0, torch.device("cpu"))
     first = make_network(val.images / 255)

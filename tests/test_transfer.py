@@ -5,7 +5,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
 
 from advprune.evaluate.craft import Work
 from advprune.evaluate.records import Scoring, all_logits
@@ -13,20 +12,18 @@ from advprune.evaluate.transfer import ANSWERS, transfer_records
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
 
-Pair = tuple[Tensor, Tensor]
-Crafted = dict[tuple[str, str], Tensor]
 KEYS = [("dense-standard", "field"), ("E-standard", "field"), ("dense-standard", "momentum")]
 WORK = Work(seed=3, batch=10, draws=4)
 
 
 @pytest.fixture
-def few(digits: Pair) -> Pair:
+def few(digits):
     """24 digits: batches of 10 do not divide them."""
     return digits[0][:24], digits[1][:24]
 
 
 @pytest.fixture
-def crafted(few: Pair) -> Crafted:
+def crafted(few):
     """Three sets of noisy images, uint8."""
     generator, found = torch.Generator().manual_seed(0), {}
     for key in KEYS:
@@ -35,12 +32,12 @@ def crafted(few: Pair) -> Crafted:
     return found
 
 
-def randomized(network: nn.Module) -> nn.Module:
+def randomized(network):
     """A network with random layers."""
     return prune("dropout", network, 0.5).model.eval()
 
 
-def by_loop(target: nn.Module, pair: Pair, crafted: Crafted) -> pd.DataFrame:
+def by_loop(target, pair, crafted):
     """The same table, image by image, with the margin by hand."""
     told = []
     for (source, attack), pixels in crafted.items():
@@ -57,9 +54,7 @@ def by_loop(target: nn.Module, pair: Pair, crafted: Crafted) -> pd.DataFrame:
 
 @pytest.mark.parametrize("kind", ["float", "int8"])
 @torch.no_grad()
-def test_answers_are_those_of_a_loop(
-    network: nn.Module, few: Pair, crafted: Crafted, kind: str
-) -> None:
+def test_answers_are_those_of_a_loop(network, few, crafted, kind):
     target = quantize(network, few[0]) if kind == "int8" else network
     table, expected = transfer_records(target, *few, crafted, WORK), by_loop(target, few, crafted)
     assert set(table) == {*expected, *ANSWERS, "linf", "l2"}
@@ -77,12 +72,10 @@ def test_answers_are_those_of_a_loop(
 
 
 @pytest.mark.parametrize(("is_random", "draws"), [(False, 1), (True, 4)])
-def test_clean_images_are_scored_once(
-    network: nn.Module, few: Pair, crafted: Crafted, is_random: bool, draws: int
-) -> None:
+def test_clean_images_are_scored_once(network, few, crafted, is_random, draws):
     target = randomized(network) if is_random else network
-    passed: list[int] = []
-    shown: list[int] = []
+    passed = []
+    shown = []
     hook = target.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
     transfer_records(target, *few, crafted, replace(WORK, progress=shown.append))
     hook.remove()
@@ -93,9 +86,7 @@ def test_clean_images_are_scored_once(
     assert sum(passed) == asked * 24 + checked and shown == [1, 1, 1]
 
 
-def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(
-    network: nn.Module, few: Pair, crafted: Crafted
-) -> None:
+def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(network, few, crafted):
     target = randomized(network)
     before = torch.random.get_rng_state()
     table = transfer_records(target, *few, crafted, WORK)
