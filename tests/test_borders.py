@@ -1,4 +1,4 @@
-"""What enters the library is made right, or refused in one line that says what is wrong."""
+"""What enters the library is made right, or refused in one line; what every attack promises."""
 
 import copy
 import random
@@ -13,11 +13,14 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from torch import nn
+from masked import Around
+from torch import Tensor, nn
 
-from advprune import attacks, evaluate, load_model, prune
+from advprune import evaluate, load_model, prune
+from advprune.attacks import bitflip, pgd
 from advprune.attacks.apgd import APGDSettings, apgd
 from advprune.attacks.autoattack import autoattack
+from advprune.attacks.bit_search import random_flips
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
@@ -28,17 +31,6 @@ from advprune.models.border import admitted, plain_copy
 from advprune.models.checkpoint import save_model
 from advprune.models.stochastic import frozen_copy, is_randomized, stochastic_layers
 from advprune.quantization.post_training import quantize
-
-
-class Wrapped(nn.Module):
-    """A model whose answer is changed by a function."""
-
-    def __init__(self, model, change):
-        super().__init__()
-        self.model, self.change = model, change
-
-    def forward(self, x):
-        return self.change(self.model(x))
 
 
 class Counting(nn.Module):
@@ -67,25 +59,31 @@ def flat():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 
 
-ATTACKS = {
-    "pgd": lambda m, x, y, eps=0.1: attacks.pgd(m, x, y, eps, 0.02, 2),
-    "square": lambda m, x, y, eps=0.1: square(m, x, y, eps, queries=2),
-    "apgd": lambda m, x, y, eps=0.1: apgd(m, x, y, APGDSettings(eps=eps, steps=2)),
-    "minimum_norm": lambda m, x, y, eps=0.1: minimum_norm(m, x, y, MinimumNormSettings(steps=2)),
-    "score": lambda m, x, y, eps=0.1: evaluate.score(m, x, x, y),
-    "bitflip": lambda m, x, y, eps=0.1: attacks.bitflip(m, x, y, budget=1),
+# Of a model, images, labels and a budget; other options by name.
+IN_A_BALL = {
+    "pgd": lambda m, x, y, eps=0.1, step=0.05, steps=3, **o: pgd(m, x, y, eps, step, steps, **o),
+    "apgd": lambda m, x, y, eps=0.1, **o: apgd(m, x, y, APGDSettings(eps, **({"steps": 3} | o))),
+    "square": lambda m, x, y, eps=0.1, **o: square(m, x, y, eps, **({"queries": 5} | o)),
+    "autoattack": lambda m, x, y, eps=0.1, **o: autoattack(m, x, y, eps, **o)[0],
 }
-ENTRIES = ATTACKS | {"autoattack": lambda m, x, y: autoattack(m, x, y, 0.1)}
+ENTRIES = IN_A_BALL | {
+    "minimum_norm": lambda m, x, y, **o: minimum_norm(
+        m, x, y, MinimumNormSettings(**({"steps": 3} | o))
+    )[0],
+    "score": lambda m, x, y, **o: evaluate.score(m, x, x, y, **o),
+    "bitflip": lambda m, x, y, **o: bitflip(m, x, y, budget=2, **o).table,
+}
+QUICK = sorted({*ENTRIES} - {"autoattack"})
 Logits = namedtuple("Logits", "logits")
 
 
 def changed(change):
-    return lambda: Wrapped(flat(), change)
+    return lambda: Around(flat(), logits=change)
 
 
 def seeing(change):
     """A model that sees other images."""
-    return lambda: nn.Sequential(Wrapped(nn.Identity(), change), flat())
+    return lambda: Around(flat(), images=change)
 
 
 MODELS = {
@@ -132,13 +130,13 @@ MODELS = {
 
 
 @pytest.mark.parametrize(
-    ("attack", "kind"), [*(("pgd", kind) for kind in MODELS), *((one, "dict") for one in ATTACKS)]
+    ("attack", "kind"), [*(("pgd", kind) for kind in MODELS), *((one, "dict") for one in QUICK)]
 )
 def test_a_model_that_gives_no_logits_is_refused(attack, kind, digits):
     made, words = MODELS[kind]
     model, state = made(), torch.get_rng_state()
     with pytest.raises(ValueError, match=f"{attack}: .*{words}"):
-        ATTACKS[attack](model, *digits)
+        ENTRIES[attack](model, *digits)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -160,8 +158,8 @@ def test_a_model_that_gives_no_logits_is_refused(attack, kind, digits):
 def test_logits_of_another_kind_are_taken(made, digits):
     model = made()
     images, labels = digits[0][:4], digits[1][:4]
-    for attack in set(ATTACKS) - {"score", "bitflip"}:
-        ATTACKS[attack](model, images, labels)
+    for attack in {*QUICK} - {"score", "bitflip"}:
+        ENTRIES[attack](model, images, labels)
     found = evaluate.score(model, images, images, labels)
     assert found.clean_pred.tolist() == model(images).argmax(1).tolist()
 
@@ -202,7 +200,7 @@ def test_images_and_labels_of_another_kind_are_refused(attack, change, words, di
         ENTRIES[attack](flat(), *change(*digits))
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", QUICK)
 @pytest.mark.parametrize(
     "layout",
     [
@@ -213,46 +211,48 @@ def test_images_and_labels_of_another_kind_are_refused(attack, change, words, di
 def test_images_of_any_layout_give_the_same(attack, layout, digits):
     torch.manual_seed(0)
     model, (images, labels) = flat(), digits
-    expected, found = (ATTACKS[attack](model, x, labels) for x in (images, layout(images)))
+    expected, found = (ENTRIES[attack](model, x, labels) for x in (images, layout(images)))
     if attack in ("score", "bitflip"):
-        tables = (one if attack == "score" else one.table for one in (expected, found))
-        assert next(tables).equals(next(tables))
-        return
-    pairs = zip(*(e if isinstance(e, tuple) else (e,) for e in (expected, found)), strict=True)
-    assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs)
+        assert found.equals(expected)
+    else:
+        assert torch.allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("attack", ["pgd", "square", "apgd"])
+NAN, INF = float("nan"), float("inf")
+BUDGETS = (8, NAN, -0.1, INF, "8/255", None, True, 1j, [0.1], Fraction(1, 9))
+OPTIONS = {
+    "pgd": {
+        **{"eps": BUDGETS, "steps": (-1, 2.5, "5", None, INF, True), "restarts": (0, 1.5)},
+        **{"step": (-1, "2/255", None, NAN), "batch": (0, 2.5, "8", 2**70), "draws": (0,)},
+        **{"start": (torch.rand(3, 1, 8, 8), np.zeros(3), "best"), "momentum": (2, "a")},
+        **{"norm": ("linf", "L1"), "loss": ("hinge",), "keep": ("first",)},
+        "precision": ("float16",),
+    },
+    "apgd": {"eps": BUDGETS, "norm": ("L1",), "loss": ("margin",), "steps": (0,), "batch": (0,)},
+    "square": {
+        **{"eps": BUDGETS, "norm": ("L1",), "queries": (0,), "p": (0.0,), "draws": (0,)},
+        "batch": (0,),
+    },
+    "autoattack": {
+        **{"eps": (-0.1, 1.5, NAN), "norm": ("L1",), "version": ("auto",), "batch": (0,)}
+    },
+    "minimum_norm": {"norm": ("L1",), "batch": (0,)},
+    "score": {"batch": (0, "8"), "passes": (0, 2.5)},
+}
+
+
 @pytest.mark.parametrize(
-    "eps", [8, float("nan"), -0.1, float("inf"), "8/255", None, True, 1j, [0.1], Fraction(1, 9)]
-)
-def test_a_budget_that_makes_no_sense_is_refused(attack, eps, digits):
-    with pytest.raises(ValueError, match=f"{attack}: eps is"):
-        ATTACKS[attack](flat(), *digits, eps)
-
-
-@pytest.mark.parametrize(
-    "change",
+    ("attack", "key", "value"),
     [
-        *({"steps": n} for n in (-1, 2.5, "5", None, float("inf"), True)),
-        *({"step": n} for n in (-1, "2/255", None, float("nan"))),
-        *({"batch": n} for n in (0, 2.5, "8", 2**70)),
-        *({"draws": 0}, {"restarts": 1.5}, {"momentum": 2}, {"momentum": "a"}, {"norm": "linf"}),
-        *({"start": torch.rand(2, 1, 8, 8)}, {"start": np.zeros(3)}, {"start": "best"}),
+        (attack, key, value)
+        for attack, options in OPTIONS.items()
+        for key, values in options.items()
+        for value in values
     ],
-    ids=lambda change: next(iter(change)),
 )
-def test_numbers_that_make_no_sense_are_refused(change, digits):
-    known = {"eps": 0.1, "step": 0.02, "steps": 2} | change
-    (key,) = change
-    with pytest.raises(ValueError, match=rf"pgd: {key}"):
-        attacks.pgd(flat(), *digits, **known)
-
-
-@pytest.mark.parametrize("change", [{"batch": 0}, {"batch": "8"}, {"passes": 0}, {"passes": 2.5}])
-def test_scores_of_no_passes_are_refused(change, digits):
-    with pytest.raises(ValueError, match=f"score: {next(iter(change))} is"):
-        evaluate.score(flat(), digits[0], *digits, **change)
+def test_options_that_make_no_sense_are_refused(attack, key, value, digits):
+    with pytest.raises(ValueError, match=rf"^{attack}: {key}\b"):
+        ENTRIES[attack](flat(), digits[0][:2], digits[1][:2], **{key: value})
 
 
 def test_metrics_are_of_one_attack_and_whole_records(digits):
@@ -273,7 +273,7 @@ def test_a_model_in_training_mode_is_scored_in_evaluation_mode(network, digits):
     for batch in (2, 64):
         found = evaluate.score(training, images, images, labels, batch=batch)
         assert (found.clean_pred == expected.clean_pred).all()
-    attacks.pgd(training, images, labels, 0.1, 0.05, 1)
+    pgd(training, images, labels, 0.1, 0.05, 1)
     assert training.training
     assert all(torch.equal(before[name], t) for name, t in training.state_dict().items())
 
@@ -293,7 +293,11 @@ def test_the_longer_checks_of_a_model_are_made_once(change, digits, monkeypatch)
     assert len(made) == 2
 
 
-def test_images_of_0_to_255_are_no_training_data(network, digits):
+def test_training_data_of_another_kind_are_refused(network, digits):
+    for data in ((1,), "x", {"images": 1}, [1, 2], (None, None)):
+        words = r"clamp: (data is a tuple|training data: images are None)"
+        with pytest.raises(UserError, match=words):
+            prune("clamp", network, 3.0, data)
     images, labels = digits
     for wrong in ((255 * images).to(torch.uint8), 255 * images):
         with pytest.raises(UserError, match=r"clamp: training data: images"):
@@ -302,28 +306,22 @@ def test_images_of_0_to_255_are_no_training_data(network, digits):
             quantize(network, wrong)
 
 
-class Noisy(nn.Module):
-    """Logits of an image to which numbers of a global random state are added."""
-
-    def __init__(self, source="torch"):
-        super().__init__()
-        self.model, self.source = flat(), source
-
-    def forward(self, x):
-        noise = torch.randn_like(x) if self.source == "torch" else float(np.random.rand())
-        return self.model(x + 0.25 * noise)
+NOISE = {
+    "torch": lambda x: x + 0.25 * torch.randn_like(x),
+    "numpy": lambda x: x + 0.25 * float(np.random.rand()),
+}
 
 
-@pytest.mark.parametrize("source", ["torch", "numpy"])
+@pytest.mark.parametrize("source", NOISE)
 def test_plain_randomness_is_found_and_averaged_over(source, digits):
     images, labels = digits
-    model = Noisy(source)
+    model = Around(flat(), images=NOISE[source])
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     known, cost = admitted("it", model, images), Cost()
     assert is_randomized(known) and admitted("it", known, images) is known
-    adv = attacks.pgd(model, images, labels, 0.1, 0.05, 2, draws=5, cost=cost)
+    adv = pgd(model, images, labels, 0.1, 0.05, 2, draws=5, cost=cost)
     assert cost.gradients == 2 * 5 * len(images)  # each draw is a pass of its own
-    assert torch.equal(adv, attacks.pgd(model, images, labels, 0.1, 0.05, 2, draws=5))
+    assert torch.equal(adv, pgd(model, images, labels, 0.1, 0.05, 2, draws=5))
     drawn = all_logits(model, images, Scoring(draws=10))
     assert len(drawn) == 10 and not torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn, all_logits(model, images, Scoring(draws=10)))
@@ -333,49 +331,40 @@ def test_plain_randomness_is_found_and_averaged_over(source, digits):
     assert (states[1] == np.random.get_state()[1]).all()
 
 
-def with_hook(model):
-    model[3].register_forward_hook(lambda m, x, out: 2 * out)
+LOST = {
+    "hook": (
+        lambda net: net[3].register_forward_hook(lambda m, x, out: 2 * out),
+        "3 has hooks, which a stored",
+    ),
+    "own forward": (
+        lambda net: setattr(net, "forward", lambda x, inner=net.forward: -inner(x)),
+        "the model has hooks, which a stored",
+    ),
+    "hook on a weight": (
+        lambda net: net[3].weight.register_hook(lambda gradient: 0 * gradient),
+        r"3\.weight has hooks, which a copy",
+    ),
+    "hidden layers": (
+        lambda net: setattr(net, "more", [nn.Linear(10, 10)]),
+        "the layers in more are no part of it",
+    ),
+    "view": (
+        lambda net: setattr(net[3], "weight", nn.Parameter(net[1].weight.detach()[:10])),
+        r"1\.weight and 3\.weight are one tensor",
+    ),
+    "lock": (
+        lambda net: setattr(net, "lock", threading.Lock()),
+        "the model cannot be copied: cannot pickle",
+    ),
+    "lazy": (lambda net: setattr(net, "more", nn.LazyLinear(3)), r"more\.weight has no shape"),
+}
 
 
-def with_a_hook_on_a_weight(model):
-    model[3].weight.register_hook(lambda gradient: 0 * gradient)
-
-
-def with_own_forward(model):
-    inner = model.forward
-    model.forward = lambda x: -inner(x)
-
-
-def with_hidden_layers(model):
-    model.more = [nn.Linear(10, 10)]
-
-
-def with_a_view(model):
-    model[3].weight = nn.Parameter(model[1].weight.detach()[:10])
-
-
-def with_a_lock(model):
-    model.lock = threading.Lock()
-
-
-def with_lazy_layers(model):
-    model.more = nn.LazyLinear(3)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (with_hook, "3 has hooks, which a stored"),
-        (with_a_hook_on_a_weight, r"3\.weight has hooks, which a copy"),
-        (with_own_forward, "the model has hooks, which a stored"),
-        (with_hidden_layers, "the layers in more are no part of it"),
-        (with_a_view, r"1\.weight and 3\.weight are one tensor"),
-        (with_a_lock, "the model cannot be copied: cannot pickle"),
-        (with_lazy_layers, r"more\.weight has no shape"),
-    ],
-)
-def test_what_a_stored_network_would_lose_is_refused(change, words, digits):
+@pytest.mark.parametrize("kind", LOST)
+def test_what_a_stored_network_would_lose_is_refused(kind, digits):
+    """Hooks, or a forward pass put in the place of another, are attacked all the same."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    change, words = LOST[kind]
     change(model)
     for refusing in (
         lambda: prune("E", model, 0.1),
@@ -384,16 +373,11 @@ def test_what_a_stored_network_would_lose_is_refused(change, words, digits):
     ):
         with pytest.raises(UserError, match=words):
             refusing()
-
-
-@pytest.mark.parametrize("change", [with_hook, with_own_forward])
-def test_hooks_are_attacked_and_never_stored(change, digits):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
-    change(model)
-    private = attack_copy(model, torch.device("cpu"))
-    assert torch.equal(private(digits[0]), model(digits[0]))
-    with pytest.raises(UserError, match="has hooks, which no file can hold"):
-        save_model(model, Path("never.safetensors"))
+    if kind in ("hook", "own forward"):
+        private = attack_copy(model, torch.device("cpu"))
+        assert torch.equal(private(digits[0]), model(digits[0]))
+        with pytest.raises(UserError, match="has hooks, which no file can hold"):
+            save_model(model, Path("never.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
@@ -401,19 +385,13 @@ def test_hooks_on_all_modules_are_refused(kind, network, digits):
     registered = getattr(nn.modules.module, f"register_module_{kind}_hook")(lambda *_: None)
     try:
         for refusing in (
-            lambda: attacks.pgd(network, *digits, 0.1, 0.02, 1),
+            lambda: pgd(network, *digits, 0.1, 0.02, 1),
             lambda: prune("E", network, 0.1),
         ):
             with pytest.raises(UserError, match="hooks are registered for all modules of torch"):
                 refusing()
     finally:
         registered.remove()
-
-
-@pytest.mark.parametrize("data", [(1,), "x", {"images": 1}, [1, 2], (None, None)], ids=str)
-def test_training_data_of_another_kind_are_refused(data):
-    with pytest.raises(UserError, match=r"clamp: (data is a tuple|training data: images are None)"):
-        prune("clamp", flat(), 3.0, data)
 
 
 @pytest.mark.parametrize("bits", [1, 9, 2.5, "8x", None])
@@ -462,7 +440,7 @@ def test_layers_stand_behind_every_activation_or_none(digits):
 def test_tied_weights_are_attacked_but_not_compressed(digits):
     model = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(2)), nn.Linear(64, 10))
     model[2].weight = model[1].weight
-    attacks.pgd(model.eval(), *digits, 0.1, 0.02, 1)
+    pgd(model.eval(), *digits, 0.1, 0.02, 1)
     with pytest.raises(UserError, match=r"1\.weight and 2\.weight are one tensor"):
         prune("magnitude_global", model, 2.0)
 
@@ -485,7 +463,7 @@ def test_reparametrized_weights_are_taken_as_they_are(kind, digits):
     for copied in (plain_copy(model), prune("E", model, 0.0).model):
         assert torch.allclose(copied(digits[0]), expected, atol=1e-6)
         assert set(dict(copied.named_parameters())) == {"1.weight", "1.bias"}
-    attacks.pgd(model, *digits, 0.1, 0.02, 1)
+    pgd(model, *digits, 0.1, 0.02, 1)
 
 
 def test_no_entry_point_moves_the_random_state(network, digits, tmp_path):
@@ -497,3 +475,61 @@ def test_no_entry_point_moves_the_random_state(network, digits, tmp_path):
     evaluate.score(quantize(network, digits[0]), digits[0], digits[0], digits[1])
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
+
+
+# --- what every attack promises -------------------------------------------------------------------
+def traces(model):
+    """What a caller could notice of an attack."""
+    named = dict(model.named_parameters())
+    return [
+        [m.training for m in model.modules()],
+        copy.deepcopy(model.state_dict()),
+        {k: None if p.grad is None else p.grad.clone() for k, p in named.items()},
+        [p.requires_grad for p in named.values()],
+        torch.random.get_rng_state(),
+        [len(m._forward_pre_hooks) for m in model.modules()],
+    ]
+
+
+def same(one, other):
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("attack", [*ENTRIES, "random_flips"])
+def test_no_trace_is_left(network, digits, attack):
+    """Nor in the images; in evaluation as in training, a frozen batch-norm inside, without grad."""
+    images, labels = (part[:4] for part in digits)
+    network.train()
+    network.bn1.eval()
+    network.linear.weight.grad = torch.ones_like(network.linear.weight)
+    before, kept = traces(network), images.clone()
+    call = ENTRIES.get(attack, lambda m, *_, **__: random_flips(m, budget=2).table)
+    found = call(network, images, labels)
+    assert same(before, traces(network)) and torch.equal(kept, images)
+    with torch.no_grad():
+        again = call(network, images, labels)
+    assert torch.equal(again, found) if isinstance(found, Tensor) else again.equals(found)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "square", "drop", "best"])
+def test_never_leaves_the_budget_or_the_pixel_range(network, digits, attack, norm):
+    more = {"drop": {"drop": True, "restarts": 2}, "best": {"keep": "best"}}.get(attack, {})
+    for eps in (0.0, 0.15 if norm == "Linf" else 0.8):
+        adv = IN_A_BALL.get(attack, IN_A_BALL["pgd"])(network, *digits, eps, norm=norm, **more)
+        change = (adv - digits[0]).flatten(1)
+        size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
+        assert size.max() <= eps + 1e-6 and adv.min() >= 0 and adv.max() <= 1
+        assert adv.shape == digits[0].shape and (eps == 0) == torch.equal(adv, digits[0])
+
+
+@pytest.mark.parametrize("attack", [*IN_A_BALL, "minimum_norm"])
+def test_no_images_give_none(network, digits, attack):
+    none = digits[0][:0], digits[1][:0]
+    assert ENTRIES[attack](network, *none).shape == none[0].shape
