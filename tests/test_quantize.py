@@ -19,7 +19,6 @@ from advprune.core.train_settings import (
 )
 from advprune.data import prepare
 from advprune.models.card import sparsity_of
-from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import QuantizedLayer, quantize, twin, twin_agreement
@@ -30,7 +29,7 @@ from advprune.quantization.training import (
     training_form,
 )
 from advprune.training.standard import Trainer, finetune
-from conftest import make_network, same_weights, stored
+from conftest import make_network, same_weights, same_when_stored, stored
 
 
 def integers_of(model):
@@ -99,11 +98,6 @@ def test_the_bias_of_a_channel_without_weights_fits_32_bits():
         assert torch.allclose(layer(x), linear(x), atol=1e-5)
 
 
-def test_what_integers_cannot_do_is_refused(network, digits):
-    with pytest.raises(UserError, match="has another layer behind it"):
-        quantize(prune("SAP", network, {"fraction": 1.0, "where": "conv"}).model, digits[0])
-
-
 def test_eight_bits_stay_near_and_fewer_bits_do_not(network, digits):
     expected = network(digits[0]).detach()
     errors = []
@@ -136,12 +130,11 @@ def test_agreement_notices_a_twin_that_differs(network, digits, monkeypatch):
     assert gap > 0.1
 
 
-def test_a_quantized_model_with_an_inserted_layer_survives_save_and_load(network, digits, tmp_path):
+def test_an_inserted_layer_survives_save_and_load_or_is_refused(network, digits, tmp_path):
     model = quantize(prune("clamp", network, 3, digits).model, digits[0], 6)
-    save_model(model, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(loaded(digits[0]), model(digits[0]))
-    assert spec_of(loaded) == spec_of(model) and spec_of(loaded).quantization.bits == 6
+    assert spec_of(same_when_stored(model, digits[0], tmp_path)).quantization.bits == 6
+    with pytest.raises(UserError, match="has another layer behind it"):
+        quantize(prune("SAP", network, {"fraction": 1.0, "where": "conv"}).model, digits[0])
 
 
 def test_a_range_is_the_whole_one(network):
@@ -242,9 +235,7 @@ def test_the_result_is_a_quantized_model_like_any(trained, splits, tmp_path):
     shapes = [{n: (t.shape, t.dtype) for n, t in m.state_dict().items()} for m in (model, rounded)]
     assert shapes[0] == shapes[1]
     assert all(layer.weight.abs().max() == 3 for layer in integers_of(model))
-    save_model(model, tmp_path / "model.safetensors")
-    images = splits["test"][0]
-    assert torch.equal(load_model(tmp_path / "model.safetensors")(images), model(images))
+    same_when_stored(model, splits["test"][0], tmp_path)
 
 
 def test_pruned_weights_stay_zero(trained, splits):

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from masked import Around
 from torch import nn
 
 from advprune import attacks, prune
@@ -36,9 +37,6 @@ def test_the_keep_probability_is_that_of_enumerated_draws():
         chance = float(torch.stack([p[j] for j in draw]).prod())
         brute[list(set(draw))] += chance
     assert torch.allclose(keep_probability(p, r), brute, atol=1e-6)
-
-
-def test_the_keep_probability_of_tiny_shares_is_not_lost():
     p = torch.tensor([1e-12, 1e-30, 1.0])
     q = keep_probability(p, 1000)
     assert torch.allclose(q[:2], 1000 * p[:2], rtol=1e-5) and q[2] == 1
@@ -84,11 +82,14 @@ def frozen(backward, form="independent"):
     return layer
 
 
-def test_held_constant_the_gradient_is_the_mask():
+def test_held_constant_the_gradient_is_the_mask_and_straight_through_it_is_one():
     h = torch.rand(5, 12, generator=torch.Generator().manual_seed(2)) + 0.1
     mask = frozen("constant")(h) / h
     assert torch.allclose(gradient_of(frozen("constant"), h), mask)
     assert (mask == 0).any() and (mask > 1).any()
+    h = torch.rand(4, 12) + 0.1
+    assert torch.equal(gradient_of(frozen("identity"), h), torch.ones(4, 12))
+    assert torch.allclose(frozen("identity")(h), frozen("constant")(h))
 
 
 @pytest.mark.parametrize("form", ["independent", "poisson"])
@@ -104,20 +105,11 @@ def test_through_the_scale_the_gradient_is_the_numerical_one(form):
         assert float(found[0, j]) == pytest.approx(float(numerical), rel=1e-4, abs=1e-6)
 
 
-def test_straight_through_the_gradient_is_one_and_the_output_the_same():
-    h = torch.rand(4, 12) + 0.1
-    assert torch.equal(gradient_of(frozen("identity"), h), torch.ones(4, 12))
-    assert torch.allclose(frozen("identity")(h), frozen("constant")(h))
-
-
 # --- the other layers ----------------------------------------------------------------------------
-def test_dropout_drops_its_rate_and_keeps_the_mean():
+def test_dropout_and_noise_have_their_rate_spread_and_mean():
     found = many(Dropout(0.25), torch.ones(1, 8))
     assert float((found == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
     assert float(found.double().mean()) == pytest.approx(1.0, abs=0.01)
-
-
-def test_noise_has_the_stated_spread():
     found = many(AddedNoise(0.3), torch.full((1, 8), 2.0)).double()
     assert float(found.mean()) == pytest.approx(2.0, abs=0.01)
     assert float(found.std()) == pytest.approx(0.3, rel=0.02)
@@ -211,9 +203,6 @@ def test_no_sample_of_a_random_model_is_dropped(network, digits):
 
 
 def test_a_model_that_cuts_its_graph_has_no_gradient_and_is_still_attacked(digits):
-    class Cut(nn.Module):
-        def forward(self, x):
-            return x.detach().flatten(1)[:, :10]
-
-    gradient, logits = expected_gradient(Cut(), *digits, cross_entropy)
+    model = Around(nn.Flatten(), images=torch.detach, logits=lambda z: z[:, :10])
+    gradient, logits = expected_gradient(model, *digits, cross_entropy)
     assert not gradient.any() and logits.shape == (64, 10)
