@@ -2,16 +2,17 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.stats import binom, binomtest, mannwhitneyu, norm, wilcoxon
 
+from advprune.evaluate import flips
 from advprune.evaluate.compare import LOWER_CLEAN, compare, compare_hits, corrected, with_control
 from advprune.evaluate.distances import compare_distances
-from advprune.evaluate.flips import Reached, compare_flips
 from advprune.evaluate.means import compare_means, smallest_mean_difference
 from advprune.evaluate.statistics import (
     difference_interval,
@@ -165,16 +166,16 @@ def _shown(random, difference):
 
 def test_flips_have_the_interval_of_their_rank_test():
     counts = [8, 10, 12, 11, 13, 9], [18, 20, 25, 22, 21, 19]
-    own, others = (Reached(tuple(one), tuple(one)) for one in counts)
-    found = compare_flips(own, others)
+    own, others = (flips.Reached(tuple(one), tuple(one)) for one in counts)
+    found = flips.compare_flips(own, others)
     low, high = found.interval
     for shift, inside in ((low + 0.5, True), (low - 0.5, False), (high - 0.5, True)):
         p = mannwhitneyu([c - shift for c in counts[0]], counts[1], method="exact").pvalue
         assert (p >= 0.05) == inside
     assert found.outcome == "lower" and low < found.difference < high < 0
     assert corrected([found] * 100)[0].interval == (-np.inf, np.inf)  # 6 batches show nothing
-    never = Reached((None,) * 6, (30,) * 6)
-    assert compare_flips(never, own).interval[1] == np.inf
+    never = flips.Reached((None,) * 6, (30,) * 6)
+    assert flips.compare_flips(never, own).interval[1] == np.inf
 
 
 # --- distances -----------------------------------------------------------------------------------
@@ -270,3 +271,129 @@ def test_intervals_of_corrected_distances_do_not_contradict_p():
         assert high > alone.interval[1] and test.detectable > alone.detectable
     # Holm rejects what an interval for four tests does not: its end is 0.
     assert replace(several[0], p=0.049, tests=10**6).interval[0] == 0
+
+
+# --- bit flips to chance --------------------------------------------------------------------------
+def run(seed, accuracy, hamming, variant="untargeted"):
+    """A seed's records: the network before any flip, then a row a flip."""
+    n = len(accuracy)
+    table = {"variant": variant, "seed": seed, "flip": range(n), "accuracy": accuracy}
+    table |= {"hamming": hamming, "layers": 2, "depth": [-1, *[1] * (n - 1)]}
+    return pd.DataFrame(table | {"bit": [-1, *[0] * (n - 1)]})
+
+
+NAN = float("nan")
+RECORDS = pd.concat(
+    [
+        run(0, [0.9, 0.5, 0.1], [0, 1, 2]),
+        run(1, [0.9, 0.6, NAN, 0.11, 0.05], [0, 1, 2, 1, 2]),  # one bit is turned back
+        run(2, [0.9, 0.8, 0.7, 0.6], [0, 1, 2, 3]),
+        run(0, [0.9, NAN, 0.8], [0, 1, 2], "random"),
+        run(1, [0.9, NAN, 0.7], [0, 1, 2], "random"),
+    ]
+)
+
+
+def reached(*bits, tried=50):
+    return flips.Reached(bits, tuple(tried if b is None else b for b in bits))
+
+
+def test_bits_are_counted_at_the_level_and_censored_seeds_never_averaged():
+    found = flips.to_chance(RECORDS, 0.11)
+    assert found.bits == (2, 1, None) and found.tried == (2, 2, 3)
+    assert flips.to_chance(RECORDS, 0.05).bits == (None, 2, None)
+    assert flips.to_chance(RECORDS, 0.9).bits == (0, 0, 0)
+    shuffled = RECORDS.sample(frac=1, random_state=1)
+    assert flips.to_chance(shuffled, 0.11) == found
+    assert flips.to_chance(RECORDS, 0.11, "margin").bits == ()
+    assert found.uncensored == [2, 1] and found.censored == 1
+    assert found.mean is None and found.least == 2.0  # (2 + 1 + 3) / 3
+    nothing = dict.fromkeys(("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high"))
+    assert flips.flips_metric(found) == flips.flips_metric(None) == nothing
+    whole = flips.to_chance(RECORDS[RECORDS.seed < 2], 0.11)
+    assert whole.censored == 0 and whole.mean is not None and whole.mean.value == 1.5
+    assert flips.Reached((), ()).mean is None
+
+
+def test_the_interval_by_hand_and_by_scipy():
+    values = [15, 16, 14, 12, 24]
+    found = reached(*values)
+    # mean 16.2, squared distances 1.44 + .04 + 4.84 + 17.64 + 60.84 = 84.8; t(0.975, 4) = 2.7764
+    assert found.mean.value == 16.2 and found.mean.deviation == pytest.approx((84.8 / 4) ** 0.5)
+    half = 2.776445 * (84.8 / 4) ** 0.5 / 5**0.5
+    assert found.interval[0] == pytest.approx(16.2 - half, rel=1e-6)
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    assert found.interval == (pytest.approx(low), pytest.approx(high))
+    assert flips.flips_metric(reached(*values)) == {
+        "flips_to_chance": 16.2,
+        "flips_to_chance_low": round(low, 2),
+        "flips_to_chance_high": round(high, 2),
+    }
+    single = reached(7)
+    assert (single.mean.value, single.mean.deviation, single.interval) == (7, None, (None, None))
+
+
+def test_accuracy_over_flips_by_hand():
+    """Seed 0 stays at 0.1 after its end, seed 1 at 0.6 where it was not asked."""
+    found = flips.over_flips(RECORDS)
+    assert found.flips.tolist() == [0, 1, 2, 3, 4]
+    assert found["mean"].tolist() == pytest.approx(
+        [0.9, 1.9 / 3, 1.4 / 3, (0.1 + 0.11 + 0.6) / 3, 0.75 / 3]
+    )
+    assert found.low.tolist() == [0.9, 0.5, 0.1, 0.1, 0.05]
+    assert found.high.tolist() == [0.9, 0.8, 0.7, 0.6, 0.6]
+    assert flips.clean_accuracy(RECORDS) == 0.9
+    assert flips.at_the_end(RECORDS, "untargeted") == [0.1, 0.05, 0.6]
+    assert flips.accuracy_after(RECORDS, 1.5) == (2, [0.8, 0.7])
+    assert flips.accuracy_after(RECORDS, 0) == (0, [0.9, 0.9])
+    assert flips.accuracy_after(RECORDS, 100) == (2, [0.8, 0.7])  # all that were made
+    assert flips.accuracy_after(RECORDS, 3, "margin") == (0, [])
+
+
+def brute_force(one, other):
+    """Of all ways to share out midranks, how many part the rank sums as far."""
+    ranks, n = stats.rankdata([*one, *other]), len(one)
+    expected = ranks.sum() * n / len(ranks)
+    sums = [sum(chosen) for chosen in combinations(ranks, n)]
+    seen = abs(sum(ranks[:n]) - expected)
+    return float(np.mean([abs(total - expected) >= seen - 1e-9 for total in sums]))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([15, 16, 14, 12, 24], [17, 14, 36, 25, 11]),
+        ([15, 16, 14, 12, 24], [17, 13, 36, 25, 11]),
+        ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]),
+        ([6, 7, 8], [1, 2, 3, 3]),
+        ([5, 5, 5], [5, 5, 5]),
+    ],
+)
+def test_without_censoring_it_is_the_exact_test_of_ranks(one, other):
+    found = flips.compare_flips(reached(*one), reached(*other))
+    assert found.p == pytest.approx(brute_force(one, other))
+    if len({*one, *other}) == len(one) + len(other):  # without ties
+        exact = stats.mannwhitneyu(one, other, method="exact").pvalue
+        assert found.p == pytest.approx(exact)
+    assert (found.direction > 0) == (
+        np.mean(stats.rankdata([*one, *other])[: len(one)])
+        > np.mean(stats.rankdata([*one, *other])[len(one) :])
+    )
+    assert found.ratio == pytest.approx(np.mean(one) / np.mean(other))
+    assert flips.compare_flips(reached(*other), reached(*one)).p == found.p
+
+
+def test_a_censored_seed_needs_more_than_what_was_tried():
+    """Five that came down within 30 against five that did not within 50: as far apart as can be."""
+    low, high = reached(10, 15, 20, 25, 30), reached(None, None, None, None, None)
+    found = flips.compare_flips(high, low)
+    assert found.p == pytest.approx(2 / 252) and found.better and found.ratio is None
+    assert not flips.compare_flips(low, high).better
+    # nothing is known of one that was given up before the others came down
+    early = reached(None, None, None, None, None, tried=5)
+    assert flips.compare_flips(early, low).p == 1.0 and not flips.compare_flips(early, low).better
+    assert flips.compare_flips(high, early).p == 1.0
+    # tried 50 without success needs more than one that came down at 50
+    assert flips.compare_flips(high, reached(*[50] * 5)).p == pytest.approx(2 / 252)
+    with pytest.raises(ValueError, match="no seeds"):
+        flips.compare_flips(low, flips.Reached((), ()))

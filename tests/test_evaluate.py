@@ -1,12 +1,17 @@
-"""Records, metrics, intervals, transfer and layer figures, against values worked out by hand."""
+"""Records, metrics, robust accuracy, distances, transfer, layers: values worked out by hand."""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from planted import N, planted
+from planted import rows as planted_rows
+from torch import Tensor, nn
 
 from advprune.attacks.registry import typed
+from advprune.core import params
 from advprune.core.attack_settings import (
     AttackChoice,
     AttackSettings,
@@ -21,12 +26,16 @@ from advprune.evaluate import layers, metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows
 from advprune.evaluate.layers import looked_at, noisy_images, wasserstein, where
 from advprune.evaluate.measures import calibration_error
-from advprune.evaluate.records import predictions
+from advprune.evaluate.records import Scoring, all_logits, predictions
+from advprune.evaluate.robust import ROUNDING, area, union
 from advprune.evaluate.statistics import Rate
 from advprune.evaluate.suite import Suite
-from advprune.evaluate.transfer import transfer_success
+from advprune.evaluate.transfer import ANSWERS, transfer_records, transfer_success
 from advprune.pruning import prune
-from conftest import Linear
+from advprune.quantization.post_training import quantize
+from conftest import linear_problem
+
+Pair = tuple[Tensor, Tensor]
 
 
 def records(label, clean, adv):
@@ -54,6 +63,11 @@ def test_metrics_by_hand():
     unsure = records([0, 0], [1, 1], [1, 1]).assign(adv_confidence=np.nan, adv_nll=np.nan)
     scores = metrics(unsure)
     assert scores["ece_attacked"] is scores["nll_attacked"] is None and scores["brier"] == 0.5
+    confidence = np.array([0.95, 0.95, 0.55, 0.55])
+    right = np.array([True, False, True, True])
+    # two bins: |1 - 1.9| and |2 - 1.1| over four images
+    assert calibration_error(confidence, right) == pytest.approx((0.9 + 0.9) / 4)
+    assert calibration_error(np.ones(3), np.ones(3)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -63,14 +77,6 @@ def test_metrics_by_hand():
 )
 def test_wilson_intervals(hits, n, low, high):
     assert Rate(hits, n).interval == pytest.approx((low, high), abs=1e-4)
-
-
-def test_calibration_error_by_hand():
-    confidence = np.array([0.95, 0.95, 0.55, 0.55])
-    right = np.array([True, False, True, True])
-    # two bins: |1 - 1.9| and |2 - 1.1| over four images
-    assert calibration_error(confidence, right) == pytest.approx((0.9 + 0.9) / 4)
-    assert calibration_error(np.ones(3), np.ones(3)) == 0.0
 
 
 def test_transfer_success_counts_only_what_both_models_had_right():
@@ -146,12 +152,7 @@ BOTH_NORMS = [(m, norm) for m in ("pgd", "apgd", "minimum_norm") for norm in ("L
 
 @pytest.mark.parametrize(("method", "norm"), [*BOTH_NORMS, ("square", "Linf")])
 def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches(method, norm):
-    generator = torch.Generator().manual_seed(2)
-    weight = torch.randn(5, 48, generator=generator)
-    images = torch.randint(102, 153, (60, 3, 4, 4), generator=generator) / 255
-    model = Linear(weight)
-    labels = model(images).argmax(1)
-    known = model.distance(images, labels, norm)
+    model, images, labels, known = linear_problem(norm)
     eps = round(float(known.median()) * 255) / 255
     read = OtherAttack.model_validate({"method": method, "norm": norm, "eps": eps})
     if method == "pgd":
@@ -195,6 +196,8 @@ def test_layer_figures_by_hand(monkeypatch):
     assert half.adv_changed.iloc[1] == 0.0 and "noise_mean" not in half
     monkeypatch.setattr(layers, "LOOKED_AT", 1)
     assert where(model, images, adv).equals(where(model, images[:1], adv[:1]))
+    assert wasserstein(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 6.0, 8.0])) == 5.0
+    assert wasserstein(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])) == 0.0
 
 
 def test_noise_has_the_attacks_sizes_and_not_its_places(digits):
@@ -217,11 +220,6 @@ def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(network, digit
     # Sites are watched with what families put there; the identity of a shortcut is no layer.
     assert list(looked_at(prune("clamp", network, 2, digits).model)) == one.layer.tolist()
     assert "layer1.0.shortcut" not in looked_at(network)
-
-
-def test_wasserstein_by_hand():
-    assert wasserstein(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 6.0, 8.0])) == 5.0
-    assert wasserstein(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])) == 0.0
 
 
 def test_a_suite_holds_every_attack_and_curve_and_resumes(network, digits, tmp_path):
@@ -262,3 +260,198 @@ def test_a_suite_holds_every_attack_and_curve_and_resumes(network, digits, tmp_p
     sent = fresh.images_of("mine", network)  # of a model that is a source alone
     assert list(sent) == ["far", "field"]
     assert all(torch.equal(sent[name], adv[name]) for name in sent)
+
+
+# --- robust accuracy as a union, and distances ----------------------------------------------------
+EPS = 48 / 255
+
+
+def robust(found):
+    return (found.adv_pred == found.label).tolist()
+
+
+def test_an_image_is_robust_only_if_nothing_within_the_budget_fools_it():
+    """The main attack leaves 30, a probe the first 20, a transferred image the first 10; a larger
+    budget and the frozen copy of a random model do not count."""
+    own = [planted_rows("main", planted(30)), planted_rows("probe_noise", planted(20))]
+    own += [
+        planted_rows("curve_eps", planted(0), eps=2 * EPS),
+        planted_rows("probe_frozen", planted(0)),
+    ]
+    found = union(pd.concat(own), [planted_rows("field", planted(10))], "Linf", EPS)
+    assert robust(found) == planted(10).tolist()
+    assert found.distance[:10].tolist() == [2 * EPS] * 10  # curve_eps fools all, at that size
+    assert found.distance[10:].tolist() == pytest.approx([EPS] * 30)
+
+
+def test_distances_are_the_smallest_found_and_agree_with_robust_accuracy():
+    sizes = np.linspace(0.01, 0.4, N)
+    search = planted_rows("distance", sizes > EPS).assign(distance=sizes)
+    weak = planted_rows("weak", planted(N - 5), eps=0.005)  # fools the last five with less
+    wrong = planted_rows("clean", planted(N), clean=N).assign(linf=0.0)
+    wrong.loc[wrong["index"] == 7, ["clean_pred", "adv_pred", "chosen_margin"]] = [-1, -1, -1.0]
+    search.loc[search["index"] == 7, "clean_pred"] = -1
+    found = union(pd.concat([search, weak, wrong]), [], "Linf", EPS)
+    expected = np.where(np.arange(N) < N - 5, sizes, 0.005)
+    expected[7] = 0.0
+    assert found.distance.tolist() == pytest.approx(expected.tolist())
+    assert (found.distance > EPS + ROUNDING).tolist() == robust(found)
+    assert area(np.array([0.0, 0.1, np.inf]), 0.2) == pytest.approx((0 + 0.5 + 1) / 3)
+
+
+def test_a_random_model_is_as_near_as_the_smallest_change_that_fools_it_in_both_sets_of_draws():
+    """As a deterministic one is: another attack at half the distance counts, unless it fools by the
+    luck of one set of draws. On the old code the search alone said how far a random model is."""
+    search = planted_rows("distance", planted(0)).assign(distance=0.1)
+    near = planted_rows("weak", planted(0), eps=0.05)
+    near.loc[near["index"] < 10, "chosen_margin"] = 0.2  # right in the draws it is chosen by
+    lucky = (near["index"] >= 10) & (near["index"] < 20)
+    near.loc[lucky, "adv_pred"] = near.label[lucky]  # right in the draws it is scored by
+    found = union(pd.concat([search, near]), [], "Linf", EPS)
+    assert found.distance.tolist() == pytest.approx([0.1] * 20 + [0.05] * (N - 20))
+
+
+def test_the_worst_attack_on_a_random_model_is_scored_on_other_draws_than_it_was_chosen_on():
+    """Twenty attacks, each of which fools half of the draws by chance alone: chosen and scored on
+    the same draws, they would fool every image."""
+    random = np.random.default_rng(0)
+    tables = []
+    for attack in range(20):
+        chosen, fresh = random.normal(size=(2, 400))
+        table = planted_rows(f"attack {attack}", fresh > 0, clean=400)
+        tables.append(table.assign(chosen_margin=chosen, adv_margin=fresh))
+    records = pd.concat(tables, ignore_index=True)
+    honest = union(records, [], "Linf", EPS)
+    assert np.mean(robust(honest)) == pytest.approx(0.5, abs=0.08)
+    assert ((honest.distance > EPS) == robust(honest)).all()
+    same = records.assign(chosen_margin=records.adv_margin)
+    assert np.mean(robust(union(same, [], "Linf", EPS))) == 0
+
+
+def test_an_attack_that_comes_after_another_works_on_what_that_did_not_break(tmp_path):
+    """A linear model at a budget that reaches some images: Square tries only the others, and an
+    attack `within` a distance those whose distance, known in closed form, is not larger."""
+    profile = params.load().active()
+    names = ("apgd_ce", "square", "distance", "apgd_near")
+    suite = profile.suite.model_copy(update={"table": ["field"], "transfer": ["field"]})
+    suite = suite.model_copy(update={"deterministic": list(names)})
+    torch.manual_seed(0)
+    images, labels = torch.randint(64, 192, (12, 1, 4, 4)) / 255, torch.zeros(12).long()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    logits, weights = model(images), model[1].weight
+    labels = logits.argmax(1)
+    gaps = logits.gather(1, labels[:, None]) - logits  # [12, 3]
+    slopes = (weights[labels][:, None] - weights).abs().sum(2)
+    distances = (gaps / slopes).nan_to_num(1.0).masked_fill(gaps == 0, 1.0).amin(1)
+    eps, within = (distances.sort().values[at : at + 2].mean().item() for at in (4, 8))
+    near = {"method": "apgd", "eps": eps, "steps": 7, "after": "distance", "within": within}
+    attacks = {name: one.model_copy(update={"eps": eps}) for name, one in profile.attacks.items()}
+    attacks["square"] = attacks["square"].model_copy(update={"after": "apgd_ce"})
+    attacks["apgd_near"] = OtherAttack.model_validate(near)
+    profile = profile.model_copy(update={"suite": suite, "attacks": attacks, "batch": 8})
+    choice = params.load().attack
+    suite = Suite(images, labels, profile, choice, 0, Parts(tmp_path, files=[]))
+    records, _ = suite.attack("linear", model)
+    tables = [records[records.attack == name].reset_index(drop=True) for name in names]
+    first, then, search, last = tables
+    left = first.adv_pred == first.label
+    assert left.sum() == 7
+    assert (then.adv_pred[~left] == first.adv_pred[~left]).all()
+    queries = profile.attacks["square"].model_dump()["queries"]
+    assert 0 < then.forwards.iloc[0] <= queries * left.mean() + 1
+    assert last.gradients.iloc[0] == 8 * 4 / 12  # steps and the start, of the 4 of 12 in between
+    far = (distances > within).numpy()
+    assert (last.adv_pred[far] == search.adv_pred[far]).all()
+
+
+# --- what a target says to images crafted elsewhere -----------------------------------------------
+Pair = tuple[Tensor, Tensor]
+KEYS = [("dense-standard", "field"), ("E-standard", "field"), ("dense-standard", "momentum")]
+WORK = Work(seed=3, batch=10, draws=4)
+
+
+@pytest.fixture
+def few(digits):
+    """24 digits: batches of 10 do not divide them."""
+    return digits[0][:24], digits[1][:24]
+
+
+@pytest.fixture
+def crafted(few):
+    """Three sets of noisy images, uint8."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for key in KEYS:
+        noise = 0.4 * torch.randn(few[0].shape, generator=generator)
+        found[key] = ((few[0] + noise).clamp(0, 1) * 255).round().to(torch.uint8)
+    return found
+
+
+def randomized(network):
+    """A network with random layers."""
+    return prune("dropout", network, 0.5).model.eval()
+
+
+def by_loop(target, pair, crafted):
+    """The same table, image by image, with the margin by hand."""
+    told = []
+    for (source, attack), pixels in crafted.items():
+        for index, label in enumerate(pair[1].tolist()):
+            clean = target(pair[0][index : index + 1])[0]
+            logits = target(pixels[index : index + 1].float() / 255)[0].tolist()
+            best = max(range(len(logits)), key=logits.__getitem__)
+            others = [value for place, value in enumerate(logits) if place != label]
+            margin = logits[label] - max(others)
+            told.append((source, attack, index, label, int(clean.argmax()), best, margin))
+    columns = ["source", "attack", "index", "label", "clean_pred", "adv_pred", "adv_margin"]
+    return pd.DataFrame(told, columns=columns)
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+@torch.no_grad()
+def test_answers_are_those_of_a_loop(network, few, crafted, kind):
+    target = quantize(network, few[0]) if kind == "int8" else network
+    table, expected = transfer_records(target, *few, crafted, WORK), by_loop(target, few, crafted)
+    assert set(table) == {*expected, *ANSWERS, "linf", "l2"}
+    changes = [(pixels / 255 - few[0]).abs().flatten(1).amax(1) for pixels in crafted.values()]
+    assert table.linf.tolist() == pytest.approx(torch.cat(changes).tolist())
+    assert table.chosen_margin.equals(table.adv_margin)  # of a deterministic model
+    exact = [column for column in expected if column != "adv_margin"]
+    assert table[exact].to_numpy().tolist() == expected[exact].to_numpy().tolist()
+    nothing = transfer_records(target, *few, {}, WORK)  # as in a run of one model
+    assert nothing.empty and list(nothing) == list(table)
+    assert table.adv_margin.tolist() == pytest.approx(expected.adv_margin.tolist(), abs=1e-4)
+    assert ((table.adv_margin > 0) == (table.adv_pred == table.label)).all()
+    assert table.adv_pred.nunique() > 1 and (table.adv_pred != table.clean_pred).any()
+    assert transfer_records(target, *few, crafted, replace(WORK, seed=9, draws=7)).equals(table)
+
+
+@pytest.mark.parametrize(("is_random", "draws"), [(False, 1), (True, 4)])
+def test_clean_images_are_scored_once(network, few, crafted, is_random, draws):
+    target = randomized(network) if is_random else network
+    passed = []
+    shown = []
+    hook = target.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
+    transfer_records(target, *few, crafted, replace(WORK, progress=shown.append))
+    hook.remove()
+    # models/border.py: two images twice, each alone; once twice more, and eight in two ways
+    checked = 6 * (1 + len(crafted)) + (4 if is_random else 4 + 16)
+    # The attacked ones twice by a random model: to choose a worst case, and to score it.
+    asked = draws * (1 + (1 + is_random) * len(crafted))
+    assert sum(passed) == asked * 24 + checked and shown == [1, 1, 1]
+
+
+def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(network, few, crafted):
+    target = randomized(network)
+    before = torch.random.get_rng_state()
+    table = transfer_records(target, *few, crafted, WORK)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1)  # the global state makes no difference
+    assert transfer_records(target, *few, crafted, WORK).equals(table)
+    for key, part in table.groupby(["source", "attack"], sort=False):
+        logits = all_logits(target, crafted[key] / 255, Scoring(10, 8, seed=3))[4:].mean(0)
+        assert part.adv_pred.tolist() == logits.argmax(1).tolist()
+        clean = all_logits(target, few[0], Scoring(10, 4, seed=3)).mean(0)
+        assert part.clean_pred.tolist() == clean.argmax(1).tolist()
+    for change in ({"seed": 4}, {"draws": 5}):
+        other = transfer_records(target, *few, crafted, replace(WORK, **change))
+        assert not other.adv_margin.equals(table.adv_margin), change

@@ -1,10 +1,9 @@
 """The verdict on networks, honest and masked, scoring over draws, and the published protocol."""
 
-from pathlib import Path
-
 import masked
 import pytest
 import torch
+from workspace import ROOT
 
 from advprune import prune
 from advprune.core import params
@@ -21,7 +20,6 @@ from advprune.evaluate.verdict import Evidence, verdict
 from advprune.models.checkpoint import load_model
 from advprune.studies.protocol import recorded
 
-ROOT = Path(__file__).parent.parent
 PARAMS = params.load(ROOT / "params.yaml", profile="digits")
 
 
@@ -130,7 +128,9 @@ def test_scores_are_repeatable_and_leave_the_random_state(network, digits):
 
 
 # --- the published protocol ----------------------------------------------------------------------
-def test_the_protocol_of_a_deterministic_network_is_plain_fgsm(network, digits):
+def test_the_protocol_is_plain_fgsm_of_a_deterministic_network_and_averages_draws_of_a_random_one(
+    network, digits
+):
     from advprune import attacks
 
     settings = ProtocolSettings(
@@ -144,9 +144,6 @@ def test_the_protocol_of_a_deterministic_network_is_plain_fgsm(network, digits):
     assert fgsm.adv_pred.tolist() == network(adv / 255).argmax(1).tolist()
     assert (found[found.eps == 0].adv_pred == found[found.eps == 0].clean_pred).all()
     assert set(found.attack) == {"fgsm", "iterative"} and (fgsm.gradients == 1).all()
-
-
-def test_the_protocol_averages_its_draws(network, digits):
     settings = ProtocolSettings(
         eps=[0.1],
         draws=7,
