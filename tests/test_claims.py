@@ -9,7 +9,7 @@ from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from scipy.stats import t as student
-from test_section_studies import flips, hits, versus
+from test_sections import flips, hits, versus
 
 from advprune.core.claims import Claim, read_claims
 from advprune.core.errors import UserError
@@ -280,7 +280,7 @@ def test_bits_to_chance_against_a_multiple_and_against_random_flips():
     assert outcomes(run, claim(**own, **chosen))[0].outcome == REPRODUCED
 
 
-def test_images_of_the_dense_network_and_calibration():
+def test_images_sent_both_ways_and_calibration():
     run = against(2, 2)
     dense, pruned = run.models
     sure, own = pruned.records.assign(adv_confidence=0.9), pruned.attack("field")
@@ -292,6 +292,13 @@ def test_images_of_the_dense_network_and_calibration():
     # 2 of 40 images are right: the error is the confidence minus that, 0.9 against 0.75.
     assert same.outcome == REFUTED and same.test is not None
     assert same.test.difference == pytest.approx(0.15)
+    run = against(2, 2)
+    dense, own = run.models[0], run.models[0].attack("field")
+    back = {("E-standard", "field"): own.assign(adv_pred=own.label)}
+    run = replace(run, models=[replace(dense, transfers=back), run.models[1]])
+    (found,) = outcomes(run, claim(metric="transfer_back", expect="no higher", margin=0.05))
+    assert found.test is not None and found.test.difference == 38 / N
+    assert found.outcome == REFUTED
 
 
 def test_layers_under_attack_image_by_image():
@@ -314,16 +321,6 @@ def test_layers_under_attack_image_by_image():
     bare = [replace(one, layers=layer_table()) for one in run.models]
     (unknown,) = outcomes(replace(run, models=bare), inside)
     assert unknown.outcome == NOT_HERE and unknown.reason.startswith("control missing")
-
-
-def test_images_made_on_a_model_and_tried_on_its_dense_network():
-    run = against(2, 2)
-    dense, own = run.models[0], run.models[0].attack("field")
-    back = {("E-standard", "field"): own.assign(adv_pred=own.label)}
-    run = replace(run, models=[replace(dense, transfers=back), run.models[1]])
-    (found,) = outcomes(run, claim(metric="transfer_back", expect="no higher", margin=0.05))
-    assert found.test is not None and found.test.difference == 38 / N
-    assert found.outcome == REFUTED
 
 
 def test_the_section_shows_every_claim():

@@ -4,12 +4,12 @@ import json
 import pkgutil
 import re
 import subprocess
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import typer
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+from workspace import ROOT
 
 from advprune.cli.app import app
 from advprune.core.claims import read_claims
@@ -17,22 +17,13 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.evaluate.flips import smallest_flip_p
 from advprune.pruning import families
-from advprune.report.docs import (
-    FOLDER,
-    MEASUREMENT,
-    PUBLISHED,
-    blocks_of,
-    family_pages,
-    filled,
-    modules,
-)
+from advprune.report import docs
 from advprune.report.docs import README as README_FILE
 from advprune.report.results import read_results
 from advprune.report.run import NOT_RUN
 from advprune.report.sections.strength import beside_autoattack
 from advprune.rl.settings import load as rl_load
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 RESULTS = re.findall(r"<!-- results: (\S+) -->", README)
@@ -73,10 +64,10 @@ def rerun_here(folder="metrics"):
 
 
 @pytest.mark.skipif(rerun_here("reports"), reason="reports/ was made anew on this machine")
-@pytest.mark.parametrize("page", [README_FILE, PUBLISHED, MEASUREMENT], ids=str)
+@pytest.mark.parametrize("page", [README_FILE, docs.PUBLISHED, docs.MEASUREMENT], ids=str)
 def test_figures_of_ours_are_those_of_the_committed_results(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert filled(text, blocks_of(ROOT)[page]) == text
+    assert docs.filled(text, docs.blocks_of(ROOT)[page]) == text
 
 
 def test_the_sentences_on_width_16_are_what_its_results_say():
@@ -212,24 +203,19 @@ def test_figures_in_sentences_are_those_of_records_and_settings(page, sentence, 
     assert holds()
 
 
-def test_pages_of_families_are_those_of_their_docstrings():
-    made = family_pages()
-    assert {path.stem for path in (ROOT / FOLDER).glob("*.md")} == set(made)
+def test_every_family_has_the_page_of_its_docstring():
+    made = docs.family_pages()
+    assert {path.stem for path in (ROOT / docs.FOLDER).glob("*.md")} == set(made)
+    assert {key for keys in docs.modules().values() for key in keys} == set(families())
     for name, text in made.items():
-        assert (ROOT / FOLDER / f"{name}.md").read_text(encoding="utf-8") == text
-
-
-def test_every_family_has_a_page_with_claim_formula_and_source():
-    known = {key for keys in modules().values() for key in keys}
-    assert known == set(families())
-    for name, text in family_pages().items():
+        assert (ROOT / docs.FOLDER / f"{name}.md").read_text(encoding="utf-8") == text
         for heading in ("**Claim (", "**Formula.**", "**Source.**", "## Settings"):
             assert heading in text, (name, heading)
 
 
 def test_a_page_without_its_block_is_refused():
     with pytest.raises(UserError, match="needs exactly one"):
-        filled("<!-- a -->", {"a": "text"})
+        docs.filled("<!-- a -->", {"a": "text"})
 
 
 @pytest.mark.skipif(rerun_here("rl/report"), reason="rl/report was made anew on this machine")
@@ -291,7 +277,7 @@ def test_reference_networks_speak_before_a_report_on_the_same_networks(tmp_path)
         folder = tmp_path / place / "same"
         folder.mkdir(parents=True)
         (folder / "claims.csv").write_text(f"id,outcome\n{rows}")
-    page = blocks_of(tmp_path)[PUBLISHED]["claims"]
+    page = docs.blocks_of(tmp_path)[docs.PUBLISHED]["claims"]
     assert "| won ‡" in page and "| kept  " in page and "| refuted" not in page
 
 

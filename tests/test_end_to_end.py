@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from workspace import ROOT, TINY, copy_pipeline, made_here, run, stage
+from workspace import ROOT, TINY, copy_pipeline, git, made_here, run, stage
 
 from advprune.core.errors import UserError
 from advprune.core.params import load
@@ -25,13 +24,6 @@ KEYS = {
 ATTACKERS = ["GAP_copy"]
 JUDGED = ["dense-standard", *(name for name in TINY["models"] if name not in ATTACKERS)]
 BY_DVC = ["attack@E-standard", "model@E-standard", "summarize", "transfer"]
-
-
-def git(folder, *command):
-    """Run git, as somebody who has not configured it; its output."""
-    identity = ("-c", "user.name=a", "-c", "user.email=a@example.invalid")
-    words = ["git", *identity, *command]
-    return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def stages_run(output):
@@ -183,9 +175,14 @@ def test_metrics_are_the_records_own(pipeline):
     assert 0 <= found["median_distance"] <= round(float(far.median()), 4) and far.max() > 0
 
 
-def test_a_second_run_does_nothing(pipeline):
+def test_a_second_run_does_nothing_and_the_closing_table_says_where_the_report_is(
+    pipeline, monkeypatch, run
+):
     again = dvc(pipeline[0], "repro")
     assert stages_run(again) == []
+    monkeypatch.chdir(pipeline[0])
+    status, said, _ = run("leaderboard")
+    assert status == 0 and "reports/digits/report.html" in said.replace("\n", "")
 
 
 def test_changes_from_the_command_line_run_their_stages_alone(pipeline):
@@ -232,9 +229,3 @@ def test_dvclive_shows_the_history_of_each_training(pipeline):
         assert table.val_accuracy.tolist() == [row["val_accuracy"] for row in history]
     assert "file://" in dvc(folder, "plots", "show", place)
     assert "dvclive" not in git(folder, "status", "--porcelain", "-uall")
-
-
-def test_the_closing_table_says_where_the_report_is(pipeline, monkeypatch, run):
-    monkeypatch.chdir(pipeline[0])
-    status, said, _ = run("leaderboard")
-    assert status == 0 and "reports/digits/report.html" in said.replace("\n", "")

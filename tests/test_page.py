@@ -82,15 +82,12 @@ def test_every_dense_network_is_named_with_its_accuracies():
     )
 
 
-def test_the_price_is_the_largest_loss_of_clean_accuracy():
+def test_price_transfer_and_trust_are_a_sentence_each():
     assert price(run_of(model("A", clean=30), model("B"))) == (
         "Clean accuracy is significantly lower for 1 of 2 compressed models, most for A-standard: "
         "-25.0 points at 20.0 % sparsity."
     )
     assert price(run_of()) == "No compressed model has a significantly lower clean accuracy."
-
-
-def test_transfer_is_set_beside_attacking_directly():
     found = transfer(run_of(model("A", carried=30)))
     assert found.startswith(
         "Transfer attacks overstate robustness for 1 of 1 compressed model, most for A-standard: 75"
@@ -98,9 +95,6 @@ def test_transfer_is_set_beside_attacking_directly():
     assert "75.0 % (59.8–85.8) accuracy on images crafted on its dense network" in found
     assert "but 10.0 % (4.0–23.1) when attacked directly (p < 0.001)" in found
     assert "significantly for no compressed model" in transfer(run_of(model("A")))
-
-
-def test_trust_names_what_is_not_reliable():
     assert trust(run_of()) == "All 3 robust accuracies passed every check."
     hidden = model("A", (36, 36, 36), carried=8, suite=[searched(20)])
     assert trust(run_of(hidden)) == (
@@ -144,17 +138,14 @@ def hostile_page():
     return html(hostile(), shown_sections(hostile()))
 
 
-def test_the_same_run_makes_the_same_bytes():
-    assert html(hostile(), shown_sections(hostile())) == hostile_page()
-
-
-def test_no_text_leaves_its_place():
+def test_no_text_leaves_its_place_and_the_same_run_makes_the_same_bytes():
     page = hostile_page()
     assert page.count("<script") == page.count("</script>") == 3
     assert "<img src=x" not in page and "<img src=x" not in chart_live.library()
     assert not re.search(r"""(src|href)=["']?https?:""", page.split("<script>")[0])
     text = report_markdown(hostile(), shown_sections(hostile()))
     assert "<img" not in text and "&lt;img src=x" in text
+    assert html(hostile(), shown_sections(hostile())) == hostile_page()
 
 
 def test_the_answer_the_leaderboard_and_one_figure_come_before_anything_else():
@@ -256,8 +247,9 @@ def seen(request, tmp_path_factory):
     return run_in(hostile_page(), EXERCISE, tmp_path_factory.mktemp("browser"), request.param)
 
 
-def test_in_a_browser_nothing_goes_wrong_and_nothing_is_let_in(seen):
+def test_in_a_browser_nothing_goes_wrong_nothing_is_let_in_and_all_fits(seen):
     assert seen["errors"] == [] and seen["hacked"] == 0 and seen["images"] == 0
+    assert seen["wide"] <= 0
 
 
 def test_in_a_browser_headings_sort_and_filters_choose(seen):
@@ -279,7 +271,3 @@ def test_in_a_browser_plots_are_drawn_where_the_reader_comes_and_answer(seen):
     assert seen["grown"] == 0  # nothing moves when plots come
     assert seen["muted"] and seen["pressed"] == "false" and seen["unmuted"] == []
     assert "onerror" in seen["tip"]
-
-
-def test_in_a_browser_the_page_fits(seen):
-    assert seen["wide"] <= 0

@@ -17,20 +17,10 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.data import Split, save_split
 from advprune.evaluate.statistics import Rate
+from advprune.report import formats
 from advprune.report import page as page_module
 from advprune.report.chart import COLOURS, Chart, panels
 from advprune.report.chart_png import png
-from advprune.report.formats import (
-    budget,
-    heading,
-    listed,
-    markdown,
-    number,
-    p_value,
-    points,
-    texts,
-    with_interval,
-)
 from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
 from advprune.report.results import METRICS, results
@@ -48,25 +38,25 @@ from advprune.report.write import write_metrics, write_report
 @pytest.mark.parametrize(
     ("function", "value", "text"),
     [
-        (budget, 8 / 255, "8/255"),
-        (budget, 1.6 / 255, "1.6/255"),
-        (budget, 0.03, "0.03"),
-        (budget, 0.0, "0"),
-        (points, -0.0004, "+0.0"),
-        (p_value, 0.0004, "< 0.001"),
-        (p_value, 0.0312, "0.031"),
-        (p_value, 0.25, "0.25"),
-        (number, {"E": 0.01, "gate": None}, "E 0.01, gate –"),
+        (formats.budget, 8 / 255, "8/255"),
+        (formats.budget, 1.6 / 255, "1.6/255"),
+        (formats.budget, 0.03, "0.03"),
+        (formats.budget, 0.0, "0"),
+        (formats.points, -0.0004, "+0.0"),
+        (formats.p_value, 0.0004, "< 0.001"),
+        (formats.p_value, 0.0312, "0.031"),
+        (formats.p_value, 0.25, "0.25"),
+        (formats.number, {"E": 0.01, "gate": None}, "E 0.01, gate –"),
         (
-            number,
+            formats.number,
             {"sparsity": 0.9, "train": {"lr": 0.1, "epochs": 3}, "more": {}},
             "sparsity 0.9, train (lr 0.1, epochs 3), more –",
         ),
-        (number, True, "yes"),
-        (number, 176258, "176,258"),
-        (number, float("nan"), "–"),
-        (listed, ["a", "b", "c"], "a, b and c"),
-        (markdown, "a|b <i> *c*\n", "a\\|b &lt;i&gt; \\*c\\* "),
+        (formats.number, True, "yes"),
+        (formats.number, 176258, "176,258"),
+        (formats.number, float("nan"), "–"),
+        (formats.listed, ["a", "b", "c"], "a, b and c"),
+        (formats.markdown, "a|b <i> *c*\n", "a\\|b &lt;i&gt; \\*c\\* "),
     ],
 )
 def test_values_read_as_people_write_them(function, value, text):
@@ -74,18 +64,18 @@ def test_values_read_as_people_write_them(function, value, text):
 
 
 def test_the_name_of_a_column_says_how_it_reads():
-    row = {"model": "A"} | with_interval("robust_accuracy", 0.54, 0.501, 0.579)
-    row |= with_interval("accuracy:PGD", 0.25, 0.125, 0.5)
+    row = {"model": "A"} | formats.with_interval("robust_accuracy", 0.54, 0.501, 0.579)
+    row |= formats.with_interval("accuracy:PGD", 0.25, 0.125, 0.5)
     row |= {"robust_difference": -0.032, "p_against_dense": 0.0001, "flips_to_chance": 20.25}
     row |= {"parameters": 1234567, "ece": 0.1234, "sparsity": None, "median_distance": 1.2 / 255}
-    assert texts(pd.DataFrame([row])).iloc[0].tolist() == [
+    assert formats.texts(pd.DataFrame([row])).iloc[0].tolist() == [
         *("A", "54.0 (50.1–57.9)", "25.0 (12.5–50.0)", "-3.2", "< 0.001"),
         *("20.2", "1,234,567", "0.123", "–", "1.20"),
     ]
-    assert [heading(name) for name in ("robust_accuracy", "accuracy:PGD", "p_against_dense")] == [
-        *("robust %", "PGD %", "p")
-    ]
-    assert heading("an_unknown_rate") == "an unknown rate %"
+    assert [
+        formats.heading(name) for name in ("robust_accuracy", "accuracy:PGD", "p_against_dense")
+    ] == [*("robust %", "PGD %", "p")]
+    assert formats.heading("an_unknown_rate") == "an unknown rate %"
 
 
 def test_a_table_is_shown_without_columns_that_say_nothing():
@@ -234,7 +224,9 @@ def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_pa
 def line(**more):
     """Two models over two budgets."""
     table = {"model": ["dense-standard", "A-standard"] * 2, "eps": [0.0, 0.0, 8 / 255, 8 / 255]}
-    data = pd.DataFrame(table | with_interval("robust_accuracy", [0.9, 0.8, 0.4, 0.3], 0.1, 0.95))
+    data = pd.DataFrame(
+        table | formats.with_interval("robust_accuracy", [0.9, 0.8, 0.4, 0.3], 0.1, 0.95)
+    )
     known = {"series": "model", "interval": True, "ordered": True}
     return Chart("c", "line", data, "eps", "robust_accuracy", **(known | more))
 
@@ -246,6 +238,9 @@ def test_charts_are_drawn_in_the_units_of_their_columns():
     assert (dense.name, dense.place, a.place) == ("dense-standard", -1, 3)
     assert dense.data.y.tolist() == [90.0, 40.0] and dense.data.high.tolist() == [95.0, 95.0]
     assert a.data.words.iloc[1] == "A-standard, eps 8/255, robust % 30.0 (10.0–95.0)"
+    part = Part("P", chart=line())
+    with pytest.raises(ValueError, match="two charts are called 'c'"):
+        charts([page_module.Shown("s", "S", [part, part])])
 
 
 def test_png_are_the_same_bytes_and_show_the_colours_of_their_series():
@@ -273,12 +268,6 @@ def test_sections_are_found_in_their_folder_in_order():
     assert {one.id for one in found} == files
     assert [one.order for one in found] == sorted(one.order for one in found)
     assert [one.id for one in found][:3] == ["tradeoff", "leaderboard", "claims"]
-
-
-def test_two_charts_may_not_have_the_same_name():
-    part = Part("P", chart=line())
-    with pytest.raises(ValueError, match="two charts are called 'c'"):
-        charts([page_module.Shown("s", "S", [part, part])])
 
 
 def test_the_verdict_names_the_checks_that_speak_against_a_model():

@@ -14,6 +14,7 @@ import torch
 from ruamel.yaml import YAML
 from test_docs import rerun_here
 from torch import nn
+from workspace import ROOT
 
 from advprune.core.params import load
 from advprune.core.train_settings import RecipeSettings, TrainSettings
@@ -24,7 +25,6 @@ from advprune.models.audit import audit
 from advprune.models.checkpoint import header_spec, load_model, read_tensors
 from advprune.pruning import setting_of
 
-ROOT = Path(__file__).parent.parent
 EXPORTED = sorted((ROOT / "weights").glob("*/*.safetensors"))
 ATTACKED = sorted({path.parent for path in (ROOT / "weights").glob("*/*.records.parquet")})
 W32 = ROOT / "weights" / "cifar10-w32"
