@@ -100,11 +100,18 @@ def test_twos_complement_round_trip_of_all_integers(bits):
         assert sum(held) == value
 
 
-def test_one_bit_is_the_sign():
+def test_one_bit_is_the_sign_by_hand():
     assert encode(torch.tensor([-1, 1]), 1).tolist() == [0, 1]
     assert decode(torch.tensor([0, 1], dtype=torch.uint8), 1).tolist() == [-1, 1]
     assert place_values(1) == (2,)
     assert encode(torch.tensor([-1, -127, -128, 127]), 8).tolist() == [255, 129, 128, 127]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
+    model[1].weight.data = torch.tensor([[0.6, -0.3, 0.0], [-0.9, 0.6, 1.5]])
+    layer, row = store(model, 1).layers["1"], store(model, 1, "channel")
+    assert layer.integers().tolist() == [[1, -1, 1], [-1, 1, 1]]
+    assert torch.allclose(layer.scale, torch.tensor(0.65))
+    assert torch.allclose(row.model[1].weight, torch.tensor([[0.3, -0.3, 0.3], [-1, 1, 1]]))
+    assert torch.equal(store(row.model, 1, "channel").model[1].weight, row.model[1].weight)
 
 
 def test_rounding_by_hand():
@@ -118,16 +125,6 @@ def test_rounding_by_hand():
     by_row = store(model, 4, "channel").layers["1"]
     assert by_row.integers()[1].tolist() == [-2, 0, 7]
     assert torch.allclose(by_row.scale.flatten(), torch.tensor([0.1, 0.05]))
-
-
-def test_one_bit_by_hand():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
-    model[1].weight.data = torch.tensor([[0.6, -0.3, 0.0], [-0.9, 0.6, 1.5]])
-    layer, row = store(model, 1).layers["1"], store(model, 1, "channel")
-    assert layer.integers().tolist() == [[1, -1, 1], [-1, 1, 1]]
-    assert torch.allclose(layer.scale, torch.tensor(0.65))
-    assert torch.allclose(row.model[1].weight, torch.tensor([[0.3, -0.3, 0.3], [-1, 1, 1]]))
-    assert torch.equal(store(row.model, 1, "channel").model[1].weight, row.model[1].weight)
 
 
 @pytest.mark.parametrize("bits", [8, 5, 2, 1])
@@ -403,7 +400,7 @@ def test_reuse_is_given_up_where_results_could_differ():
     pd.testing.assert_frame_equal(named, own, rtol=1e-5)
 
 
-def test_passes_are_counted():
+def test_passes_are_counted_and_parts_of_the_batch_add_up():
     calls = []
     model = tiny()
     model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
@@ -413,9 +410,6 @@ def test_passes_are_counted():
     assert table.gradients.tolist() == [1, 2, 3, 4]
     of_batch = [count for count in calls if count == 12]  # others are of the border check
     assert of_batch == [12] * table.forwards.iloc[-1]
-
-
-def test_parts_of_the_batch_add_up():
     whole = bitflip(tiny(), tiny_images(), budget=5).table
     parts = bitflip(tiny(), tiny_images(), budget=5, batch=5).table
     exact = ["layer", "index", "bit", "before", "after", "hamming"]
@@ -477,10 +471,6 @@ def test_margin_goes_on_where_cross_entropy_stays_with_what_is_wrong():
     assert ce.stored.model(images).argmax(1).tolist() == [1, 0]
     margin = bitflip(model, images, labels, budget=6, loss="margin")
     assert margin.stored.model(images).argmax(1).tolist() == [1, 1]
-
-
-def test_margin_loss_by_hand():
-    model, images, labels = decided_and_sure()
     logits = store(model).model(images)
     won = logits[:, 1] - logits[:, 0]
     first = bitflip(model, images, labels, budget=1, loss="margin").table.loss_before.iloc[0]

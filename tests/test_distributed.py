@@ -79,7 +79,7 @@ def test_attacks_give_the_same_bytes_in_every_process(found):
             assert same(one["attacks"][name], value), name
 
 
-def test_all_processes_train_the_same_network(found):
+def test_all_processes_train_the_same_network_as_one_does_without_batchnorm(found):
     first, second = (one["training"] for one in found)
     assert first.keys() == second.keys() == {*shared_work.METHODS, "linear", "resumed"}
     for name, trained in first.items():
@@ -87,9 +87,6 @@ def test_all_processes_train_the_same_network(found):
         assert len(trained["history"]) == 1 + (name == "resumed")
         for key, tensor in trained["weights"].items():
             assert tensor.isfinite().all() and torch.equal(tensor, second[name]["weights"][key])
-
-
-def test_without_batchnorm_a_step_is_that_of_one_process(found):
     expected, trained = shared_work.training("standard", True), found[0]["training"]["linear"]
     assert trained["history"] == expected["history"]
     ours, theirs = trained["weights"]["weight"], expected["weights"]["weight"]

@@ -1,16 +1,18 @@
-"""Facts that may not be lost on the way: buffers of a network's own, normalization, norms of
-attacks, the data and code that a result is from, and how a command ended."""
+"""Stages and commands: facts that may not be lost on the way, and bad input refused in one line."""
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from workspace import change, copy_pipeline, stage
 
-from advprune.cli.app import main
+from advprune.attacks.registry import typed
 from advprune.cli.evaluate import card_beside
 from advprune.cli.options import Network
 from advprune.cli.repository import Repository
@@ -71,17 +73,9 @@ def test_masks_and_equal_buffers_of_the_network_itself_are_no_faults(theirs):
     assert audit(tensors, spec(), factory="theirs_facts:net").notes[0].startswith("1 masks")
 
 
-def command(*arguments):
-    sys.argv = ["advprune", *map(str, arguments)]
-    with pytest.raises(SystemExit) as ending:
-        main()
-    return int(ending.value.code or 0)
-
-
-def test_what_the_users_code_does_is_no_answer(theirs, capsys):
+def test_what_the_users_code_does_is_no_answer(theirs, capsys, run):
     save_model(build(spec(), "theirs_facts:net"), theirs / "m.safetensors")
-    options = "m.safetensors", "--factory"
-    assert command("audit", *options, "theirs_facts:net") == 0
+    assert run("audit", "m.safetensors", "--factory", "theirs_facts:net")[0] == 0
     with pytest.raises(UserError, match=r"theirs_facts:leaves, called with .* SystemExit: 0"):
         build(spec("leaves"), "theirs_facts:leaves")
 
@@ -133,8 +127,6 @@ def test_code_of_ones_own_is_part_of_what_work_depends_on(theirs):
     ],
 )
 def test_norm_and_budget_of_an_attack_are_its_own(entry, norm, eps):
-    from advprune.attacks.registry import typed
-
     extra = ExtraAttack.model_validate(entry)
     found = typed(extra.key, extra.setting)
     assert (found.norm, found.eps) == (norm, pytest.approx(eps))
@@ -145,14 +137,14 @@ def pipeline(tmp_path_factory):
     return copy_pipeline(tmp_path_factory.mktemp("facts") / "work")
 
 
-def test_normalization_is_not_invented_and_may_be_said(pipeline, monkeypatch):
+def test_normalization_is_not_invented_and_may_be_said(pipeline, monkeypatch, run):
     monkeypatch.chdir(pipeline)
     known = {"architecture": "resnet20", "width": 2, "channels": 1, "classes": 10}
     theirs = build(ModelSpec(**known, mean=(0.0,), std=(1.0,)))
     torch.save(stored(theirs), "theirs.pt")
     command_line = ("prune", "E", "theirs.pt", "--setting", "0", "--out")
-    assert command(*command_line, "plain.safetensors", "--no-normalize") == 0
-    assert command(*command_line, "usual.safetensors") == 0
+    assert run(*command_line, "plain.safetensors", "--no-normalize")[0] == 0
+    assert run(*command_line, "usual.safetensors")[0] == 0
     plain, usual = (load_model(f"{name}.safetensors") for name in ("plain", "usual"))
     assert spec_of(plain).mean == (0.0,) != spec_of(usual).mean
     found = Repository(None).network(Path("usual.safetensors"), Network(normalize=False))
@@ -224,3 +216,108 @@ def test_a_card_that_makes_no_sense_is_not_believed(theirs, share):
     found = card_beside(theirs / "m.pt")
     assert (found["setting"], found["prune_ratio"]) == ((3, 0.5) if share == 0.5 else (None, None))
     assert found["growth"] is None and found["twin_agreement"] is None
+
+
+# --- bad input to the stages: exit status 2, nothing half-written ---------------------------------
+WEIGHTS = "runs/digits/dense-standard/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A workspace with data and a dense network."""
+    folder = copy_pipeline(tmp_path_factory.mktemp("errors") / "work")
+    for words in (("prepare",), ("settings",), ("train", "dense-standard")):
+        assert stage(folder, *words) == 0
+    return folder
+
+
+class Bench:
+    """A workspace to break: stages are called in this process."""
+
+    def __init__(self, folder, capsys):
+        self.folder, self.capsys = folder, capsys
+
+    def put(self, key, value):
+        change(self.folder, {key: value})
+
+    def refused(self, *words):
+        """The one line with which a stage refuses to work; nothing may have been written."""
+        before, status = self.files(), stage(self.folder, *words)
+        shown = self.capsys.readouterr().err.strip()
+        message = shown.splitlines()[-1]
+        assert status == 2, shown
+        assert message.startswith("error: ") and "Traceback" not in shown, shown
+        assert self.files() == before
+        return message
+
+    def files(self):
+        """All files, but for caches of Python and work that can be resumed."""
+        paths, caches = self.folder.rglob("*"), {"__pycache__", "checkpoints"}
+        return {str(p) for p in paths if p.is_file() and not caches & set(p.parts)}
+
+
+@pytest.fixture
+def bench(prepared, tmp_path, monkeypatch, capsys):
+    """A copy of the prepared workspace, which is the current folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("ADVPRUNE_DATA", raising=False)
+    return Bench(folder, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "key", "value", "words"),
+    [
+        ("prune", ("my-E",), "prune/mine", {"family": "E", "threshold": -1}, ["prune.mine: thr"]),
+        ("prune", ("odd",), "prune/E", 1, ["odd is none of", "do: prune (E-standard, GAP"]),
+        ("quantize", ("E-standard",), "prune/E", 1, ["do: quantize (GAP_int8)"]),
+        ("train", ("odd",), "prune/E", 1, ["do: train (dense-standard, BNN-standard, GAP_copy"]),
+        ("settings", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, E, ESR, GAP"]),
+        ("study", ("odd",), "prune/E", 1, ["no studies.odd", "sweep, curve, protocol"]),
+        ("attack", ("dense-standard",), "profile", "cifar100", ["no profile 'cifar100'", "digits"]),
+        ("attack", ("odd",), "prune/E", 1, ["no model 'odd'", "dense-standard, E-standard"]),
+        ("attack", ("E-standard",), "prune/E", 1, ["no checkpoint", "E-standard", "dvc repro"]),
+        ("attack", ("dense-standard",), "attack/score_draws", 20, ["attacks.json is not up to da"]),
+        ("transfer", (), "prune/E", 1, ["no model of digits was attacked", "dvc repro"]),
+        ("summarize", (), "prune/E", 1, ["no dense network has a records.parquet", "dvc repro"]),
+    ],
+)
+def test_wrong_settings(bench, name, arguments, key, value, words):
+    bench.put("models/my-E", {"do": "prune", "of": "dense-standard", "by": "prune.mine"})
+    bench.put("prune/mine", {"family": "E", "threshold": 0.5})
+    bench.put(key, value)
+    message = bench.refused(name, *arguments)
+    assert all(word in message for word in words), message
+
+
+def spoil(path, name, value):
+    """Put `value` into the first place of a tensor of a safetensors file."""
+    tensors = load_file(path)
+    tensors[name].view(-1)[0] = value
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+
+
+def test_a_checkpoint_with_nan_and_one_cut_in_half(bench):
+    spoil(Path(WEIGHTS), "linear.weight", float("nan"))
+    assert "linear.weight holds NaN" in bench.refused("attack", "dense-standard")
+    path = Path(WEIGHTS)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    said = bench.refused("prune", "E-standard"), bench.refused("attack", "dense-standard")
+    assert all(WEIGHTS in message and "damaged" in message for message in said)
+
+
+def test_weights_of_another_width(bench):
+    shutil.copy(WEIGHTS, "other.safetensors")
+    bench.put("profiles/digits/model/width", 8)
+    bench.put("profiles/digits/model/weights", {"standard": {"path": "other.safetensors"}})
+    message = bench.refused("train", "dense-standard")
+    assert "other.safetensors" in message and "another width" in message
+
+
+def test_a_place_that_cannot_be_written(bench):
+    shutil.rmtree("runs/digits")
+    Path("runs/digits").write_text("a file where a folder should be")
+    assert "cannot write runs/digits" in bench.refused("train", "dense-standard")

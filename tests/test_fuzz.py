@@ -13,7 +13,7 @@ import signal
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hostile import TEXTS, VALUES, changed, fuzz, fuzz_bytes
+from hostile import TEXTS, VALUES, changed, fuzz, fuzz_bytes, fuzz_files
 from hypothesis import strategies as st
 from PIL import Image
 from planted import model, run_of
-from ruamel.yaml import YAML
 from safetensors.torch import save
+from workspace import RAW
 
 from advprune.attacks.registry import attacks_of
 from advprune.attacks.zoo import check_attack
@@ -53,9 +53,6 @@ from advprune.rl.settings import load as rl_load
 from advprune.studies import check_studies
 from conftest import make_network
 
-ROOT = Path(__file__).parent.parent
-PARAMS = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-
 
 # --- settings ------------------------------------------------------------------------------------
 def test_settings():
@@ -68,9 +65,12 @@ def test_settings():
             check_attack(extra.name, extra.arguments())
 
     extra = {"name": "PGD", "eps": "8/255", "alpha": 0.01, "steps": 2}
-    known = PARAMS | {"attack": PARAMS["attack"] | {"extra": [extra]}}
-    known["profiles"] = {"digits": PARAMS["profiles"]["digits"]}
+    known = RAW | {"attack": RAW["attack"] | {"extra": [extra]}}
+    known["profiles"] = {"digits": RAW["profiles"]["digits"]}
     fuzz("settings", changed(known), taken, 80)
+
+
+LETTERS = [*pairwise("abcdefghijk")]
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,7 @@ def test_settings():
         "date: 2026-13-45",
         "a: " + "[" * 3000 + "]" * 3000,
         "a: &a [*a]",
-        "a: &a [x, x, x, x, x, x, x, x]\n"
-        + "".join(
-            f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 8)}]\n"
-            for i in range(9)
-        ),
+        "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in LETTERS),
         "? {a: 1}\n: 2",
         "a: 1\na: 2",
         "\0",
@@ -114,27 +110,17 @@ def test_settings_of_another_encoding(encoding, tmp_path):
         load(tmp_path / "params.yaml")
     with pytest.raises(UserError, match="run this in the root of the project"):
         load(tmp_path / "absent" / "params.yaml")
-    for reads in (read_claims, rl_load):
-        for contents in (
-            b"\xff\xfe",
-            b"- claims: {2020-13-45: 1}",
-            b"- {claims: {x: 1}}",
-            b"[" * 3000,
-        ):
-            (tmp_path / "x.yaml").write_bytes(contents)
-            with pytest.raises(UserError, match=r"x\.yaml"):
-                reads(tmp_path / "x.yaml")
+    wrong = b"\xff\xfe", b"- claims: {2020-13-45: 1}", b"- {claims: {x: 1}}", b"[" * 3000
+    for reads, contents in product((read_claims, rl_load), wrong):
+        (tmp_path / "x.yaml").write_bytes(contents)
+        with pytest.raises(UserError, match=r"x\.yaml"):
+            reads(tmp_path / "x.yaml")
 
 
 def test_yaml_of_any_bytes(tmp_path):
     path = tmp_path / "params.yaml"
     text = b'profile: digits\nseed: 0\nrecipes: {standard: {method: "x"}}\n- &a [1, *a]\n<<: *a\n'
-
-    def taken(contents):
-        path.write_bytes(contents)
-        yaml_of(text_of(path), "params.yaml")
-
-    fuzz_bytes("yaml", [text], taken, 10_000)
+    fuzz_files("yaml", [text], path, lambda: yaml_of(text_of(path), "params.yaml"), 10_000)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -232,9 +218,10 @@ def test_odd_state_dicts(network, tmp_path):
 
 
 # --- pictures ------------------------------------------------------------------------------------
-def png(**options):
+def encoded(kind="PNG", mode="L", **options):
+    """A picture of noise."""
     buffer = io.BytesIO()
-    Image.effect_noise((8, 8), 50).save(buffer, "PNG", **options)
+    Image.effect_noise((8, 8), 50).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -247,57 +234,47 @@ def folder_of(pictures):
 
 
 def sound():
-    return {f"{part}/{c}/{i}.png": png() for part in ("train", "test") for c in "ab" for i in "123"}
+    return {
+        f"{part}/{c}/{i}.png": encoded() for part in ("train", "test") for c in "ab" for i in "123"
+    }
 
 
 def read(place):
     return prepare("imagefolder", root=str(place), cache=place, val_fraction=0.4)
 
 
-def encoded(kind, mode, **options):
-    buffer = io.BytesIO()
-    Image.effect_noise((8, 8), 50).convert(mode).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def test_bytes_of_pictures(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
-    modes = ("1", "L", "P", "RGB", "RGBA")
-    files = [png(), *(encoded("PNG", mode) for mode in modes), encoded("JPEG", "CMYK")]
+    files = [encoded("PNG", mode) for mode in ("1", "L", "P", "RGB", "RGBA")]
+    files += [encoded("JPEG", "CMYK")]
     files += [encoded("JPEG", "RGB", exif=turned), encoded("PNG", "L", transparency=7)]
     path = tmp_path / "train" / "a" / "x.png"
     path.parent.mkdir(parents=True)
-
-    def taken(contents):
-        path.write_bytes(contents)
-        read_image_folder(str(tmp_path), None)
-
-    fuzz_bytes("pictures", files, taken, 50_000)
+    fuzz_files("pictures", files, path, lambda: read_image_folder(str(tmp_path), None), 50_000)
 
 
 def test_names_of_pictures():
     def taken(name):
         if name and not {"/", "\0"} & set(name) and name not in (".", "..") and len(name) < 80:
-            read(folder_of(sound() | {f"train/{name}/x.png": png(), f"train/a/{name}": png()}))
+            read(
+                folder_of(
+                    sound() | {f"train/{name}/x.png": encoded(), f"train/a/{name}": encoded()}
+                )
+            )
 
     fuzz("names", TEXTS, taken, 40)
 
 
 def test_bytes_of_archives(tmp_path):
-    place, files = folder_of({"train/a/x.png": png(), "train/b/y.png": png()}), []
+    place, files = folder_of({"train/a/x.png": encoded(), "train/b/y.png": encoded()}), []
     for mode in ("w", "w:gz", "w:bz2", "w:xz"):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode=mode) as archive:
             archive.add(place, "x")
         files.append(buffer.getvalue())
     path = tmp_path / "y.tar"
-
-    def taken(contents):
-        path.write_bytes(contents)
-        read_image_folder(str(path), None)
-
-    fuzz_bytes("archives", files, taken, 10_000)
+    fuzz_files("archives", files, path, lambda: read_image_folder(str(path), None), 10_000)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "pipe inside", "device inside", "case", "form"])
@@ -345,7 +322,7 @@ def test_pictures_are_seen_as_they_are_meant_to_be():
 def test_the_same_pictures_in_two_parts_are_noted(capsys):
     pictures = sound()
     pictures["test/a/1.png"] = pictures["train/a/1.png"] = pictures["train/a/2.png"]
-    pictures["train/c/1.png"], pictures["train/c/2.png"] = png(), png()
+    pictures["train/c/1.png"], pictures["train/c/2.png"] = encoded(), encoded()
     read(folder_of(pictures))
     said = capsys.readouterr().err
     assert "test has no picture of class c" in said and "1 of 6 test pictures are in train" in said
@@ -396,7 +373,6 @@ def test_records(tmp_path):
 
 
 # --- faults --------------------------------------------------------------------------------------
-Write = Callable[[Path, int], None]  # what is written to a place, in a first or second version
 
 
 def _folder(path, version):

@@ -115,18 +115,24 @@ def test_options(command):
     fuzz("options", drawn, taken, 60)
 
 
-def test_names_of_classes(command):
-    path = Path("names.txt")
+def written(command, path, *arguments):
+    """Runs a command after its input was written to a path."""
 
     def taken(contents):
-        path.write_bytes(contents)
-        command("evaluate", "net.safetensors", "--data=split.safetensors", "--names=names.txt")
+        Path(path).write_bytes(contents)
+        command(*arguments)
 
+    return taken
+
+
+def test_names_of_classes(command):
+    data = "net.safetensors", "--data=split.safetensors"
+    taken = written(command, "names.txt", "evaluate", *data, "--names=names.txt")
     fuzz("class names", st.lists(TEXTS, max_size=4).map(lambda n: "\n".join(n).encode()), taken, 30)
     fuzz_bytes("class names", [b"a\nb\n", b"\xef\xbb\xbfa\r\nb", b"a\n\nb\n"], taken, 2_000)
 
 
-def test_pipes_are_no_input(command, tmp_path):
+def test_pipes_are_no_input_nor_are_grey_pictures_and_one_in_colour(command, tmp_path):
     kinds = ("", ".npz", ".onnx", ".pt", ".safetensors")
     pipes = {kind: tmp_path / f"pipe{kind}" for kind in kinds}
     for place in pipes.values():
@@ -138,9 +144,6 @@ def test_pipes_are_no_input(command, tmp_path):
         if kind:
             with pytest.raises(UserError, match=place.name):
                 command("evaluate", str(place), "--data=pictures")
-
-
-def test_grey_pictures_and_one_in_colour(command, tmp_path):
     place = shutil.copytree("pictures", tmp_path / "mixed")
     Image.new("RGB", (8, 8)).save(place / "b" / "last.png")
     with pytest.raises(UserError, match="some of the pictures are grey and some in colour"):
@@ -213,10 +216,7 @@ def archives(draw):
 
 
 def test_arrays(command):
-    def taken(contents):
-        Path("arrays.npz").write_bytes(contents)
-        command("evaluate", "net.safetensors", "--data=arrays.npz")
-
+    taken = written(command, "arrays.npz", "evaluate", "net.safetensors", "--data=arrays.npz")
     files = [io.BytesIO(), io.BytesIO()]
     for file, save in zip(files, (np.savez, np.savez_compressed), strict=True):
         save(file, images=np.zeros((6, 8, 8), np.uint8)[:, None], labels=np.arange(6) % 2)
@@ -261,20 +261,23 @@ def test_configurations(command, tmp_path, monkeypatch):
     net = timm.create_model("test_vit", num_classes=2, img_size=32, depth=1)
     torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
     place, checkpoint = tmp_path / "config.json", str(tmp_path / "pytorch_model.bin")
-
-    def taken(contents):
-        place.write_bytes(contents)
-        command("evaluate", checkpoint, "--data=pictures")
-
-    known = []
+    taken, known = written(command, place, "evaluate", checkpoint, "--data=pictures"), []
     for mean in ([0.5] * 3, [0.4] * 3):
         images = CONFIG["pretrained_cfg"] | {"mean": mean}
         place.write_text(json.dumps(CONFIG | {"pretrained_cfg": images}))
         known.append(command("evaluate", checkpoint, "--data=pictures")[0].known)
     assert known[0] != known[1]  # what one left unfinished is not resumed as the other's
+    for change, words in (
+        ({"architecture": "../../evil"}, "no such architecture"),
+        ({"model_args": {"checkpoint_path": "/etc/x"}}, "cannot be given as an option"),
+        ({"pretrained_cfg": {"mean": "x", "input_size": [3, 8, 8]}}, "config.json: could not"),
+        ({"pretrained_cfg": {"crop_pct": -0.0, "std": 3}}, "config.json: "),
+    ):
+        with pytest.raises(UserError, match=words):
+            taken(json.dumps(CONFIG | change).encode())
     sizes = st.sampled_from([0, 1, -1, 10**6, 10**9, 0.0, 1e-9, [10**6] * 3, "3", ["3"], [], {}])
-    written = changed(CONFIG, VALUES | sizes).map(lambda value: json.dumps(value, default=str))
-    fuzz("config.json", written.map(str.encode), taken, 20)
+    drawn = changed(CONFIG, VALUES | sizes).map(lambda value: json.dumps(value, default=str))
+    fuzz("config.json", drawn.map(str.encode), taken, 20)
     fuzz_bytes("config.json", [json.dumps(CONFIG).encode()], taken, 2_000)
 
 
@@ -360,10 +363,7 @@ def graph(**changes):
 
 
 def test_deployed_files(command):
-    def taken(contents):
-        Path("net.onnx").write_bytes(contents)
-        command("evaluate", "net.onnx", "--data=split.safetensors")
-
+    taken = written(command, "net.onnx", "evaluate", "net.onnx", "--data=split.safetensors")
     taken(graph())
     dims = st.sampled_from(["n", 1, 8, 0, -1, 10**9, 2**40, None])
     changes = {

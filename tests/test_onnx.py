@@ -1,12 +1,11 @@
 """Deployed files: ONNX graphs made by hand and by `advprune export`, and functions that answer."""
 
-import re
 import shlex
 
 import pytest
 import torch
 from typer.testing import CliRunner
-from workspace import ROOT
+from workspace import ROOT, blocks
 
 from advprune import benchmark, load_model
 from advprune.cli.app import app
@@ -27,7 +26,6 @@ from conftest import Linear
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-GUIDE = (ROOT / "docs" / "deployed.md").read_text(encoding="utf-8")
 SHAPE = (2, 4, 5)
 EPS = 48 / 255
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16")
@@ -118,12 +116,19 @@ def test_images_are_normalized_unless_the_file_does_it(tmp_path):
     assert fit_of(path) == Fit(resize=9, crop=8)
 
 
-def test_probabilities_become_logits_and_labels_one_of_several(tmp_path):
+def test_probabilities_become_logits_and_stay_probabilities_labels_one_of_several(tmp_path):
     x, logits = images(), linear()(images()).detach()
     shares = target_of(OnnxFile(graph(tmp_path / "s.onnx", end="Softmax"), SHAPE), x)
     assert torch.allclose(shares(x), logits.log_softmax(1), atol=1e-4)
     labels = target_of(OnnxFile(graph(tmp_path / "l.onnx", end="ArgMax"), SHAPE), x, 3)
     assert torch.equal(labels(x).argmax(1), logits.argmax(1)) and labels(x).sum() == len(x)
+    x = images()
+    shares = target_of(lambda x: linear()(x).softmax(1).detach() + (len(x) < 3), x)
+    with pytest.raises(UserError, match="and now other numbers"):
+        shares(x[:2])
+    with pytest.raises(UserError, match=r"have \[3, 4\] classes"):
+        y = torch.zeros(7, dtype=torch.int64)
+        benchmark(lambda x: torch.zeros(len(x), 4), x, y, dense=linear())
 
 
 @pytest.mark.parametrize(
@@ -181,16 +186,6 @@ def answers_of(kind):
 def test_other_answers_are_refused_in_one_line(kind, said):
     with pytest.raises(UserError, match=said):
         target_of(answers_of(kind), images())
-
-
-def test_probabilities_stay_probabilities_and_numbers_of_classes_the_same():
-    x = images()
-    shares = target_of(lambda x: linear()(x).softmax(1).detach() + (len(x) < 3), x)
-    with pytest.raises(UserError, match="and now other numbers"):
-        shares(x[:2])
-    with pytest.raises(UserError, match=r"have \[3, 4\] classes"):
-        y = torch.zeros(7, dtype=torch.int64)
-        benchmark(lambda x: torch.zeros(len(x), 4), x, y, dense=linear())
 
 
 @pytest.fixture(scope="module")
@@ -330,11 +325,11 @@ def commands(folder, monkeypatch, *lines):
 
 def test_the_guide_to_the_letter(folder, monkeypatch, capsys):
     """A file beside its networks is attacked as a quantized network is."""
-    shell = "".join(re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL))
+    shell = "".join(blocks("deployed.md", "sh"))
     found = commands(folder, monkeypatch, *shell.splitlines())
     assert [one.exit_code for one in found] == [0, 0], [one.output for one in found]
     assert "class on 64 of 64" in found[0].output and "verdict: reliable" in found[1].output
-    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    (code,) = blocks("deployed.md", "python")
     space = {}
     exec(code, space)  # which prints what it found
     deployed = space["found"]

@@ -1,7 +1,6 @@
 """docs/own-model.md, to the letter: pictures and a network of one's own, from start to report."""
 
 import json
-import re
 import subprocess
 
 import numpy as np
@@ -9,16 +8,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from workspace import FEW_STEPS, ROOT, TINY, change, copy_pipeline, made_here, run
+from workspace import FEW_STEPS, TINY, blocks, change, copy_pipeline, made_here, run
 
 from advprune.core.files import sha256_of
 from advprune.core.params import load
 
-GUIDE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-GIVEN = YAML(typ="safe").load(
-    re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)[0]
-)
+COMMANDS = blocks("own-model.md", "sh")
+GIVEN = YAML(typ="safe").load(blocks("own-model.md", "yaml")[0])
 RUN = ("GAP_layer-standard", "resnet20")  # of the guide's models
 CUT = {  # what takes long, and no more
     "models": {name: GIVEN["models"][name] for name in RUN},

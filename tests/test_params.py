@@ -1,10 +1,10 @@
 """params.yaml: every wrong value is refused in one line that names key, value and range."""
 
 import copy
-from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from workspace import RAW, ROOT
 
 from advprune.attacks.registry import attacks_of
 from advprune.core import params
@@ -12,9 +12,7 @@ from advprune.core.errors import UserError
 from advprune.pruning import check_settings
 from advprune.studies import check_studies
 
-ROOT = Path(__file__).parent.parent
 COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
-RAW = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 EPS = 48 / 255  # of the profile digits
 DENSE = "dense-standard, dense-robust"
 
@@ -55,7 +53,7 @@ def test_committed_settings_are_valid_in_every_profile(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_wider_run_attacks_as_the_default_run_does(path):
-    default, wide = (YAML(typ="safe").load(one) for one in (ROOT / "params.yaml", path))
+    default, wide = RAW, YAML(typ="safe", pure=True).load(path)
     for section in ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics"):
         assert wide[section] == default[section], section
     for name in wide["profiles"].keys() & default["profiles"].keys():

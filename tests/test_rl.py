@@ -91,16 +91,13 @@ def agent_of(weight):
     return agent
 
 
-def test_training_solves_the_corridor_and_measures_what_it_saw():
+def test_training_solves_the_corridor_measures_what_it_saw_and_follows_its_seed():
     Corridor.seen.clear()
     agent, _ = train(corridor(), seed=0)
     seen = np.array(Corridor.seen[:1000])  # those that follow are the probe's
     assert agent.spread.tolist() == pytest.approx([seen[:, 0].std(), 1])  # 1 where all are equal
     seeds = episode_seeds(1, "evaluate", 10)
     assert play(corridor(), seeds, acting(agent, "none", 0, 1)).tolist() == best(seeds)
-
-
-def test_equal_seeds_give_equal_agents_and_others_do_not():
     one, again, other = (train(corridor(300), seed)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(again[name], value) for name, value in one.items())
     assert not torch.equal(one["body.0.weight"], other["body.0.weight"])
@@ -123,7 +120,7 @@ def test_episodes_that_ended_are_not_counted_on():
     assert set(play(corridor(), seeds, lambda seen: torch.zeros(len(seen)).long())) == {-30}
 
 
-def test_fgsm_moves_by_lambda_spreads_against_the_chosen_action():
+def test_fgsm_and_noise_move_by_lambda_spreads():
     agent = agent_of(torch.tensor([[1.0, -2.0, 0.0], [0.0, 1.0, 0.0]]))
     agent.spread.copy_(torch.tensor([1.0, 10.0, 3.0]))
     seen = torch.tensor([[3.0, 0.0, 1.0], [-3.0, 0.0, 1.0]])  # actions 0 and 1
@@ -131,6 +128,12 @@ def test_fgsm_moves_by_lambda_spreads_against_the_chosen_action():
     assert torch.allclose(moved, torch.tensor([[-0.1, 1.0, 0.0], [0.1, -1.0, 0.0]]))
     certain = agent_of(torch.tensor([[1e4, -1e4], [0.0, 0.0]]))  # whose softmax is 1 exactly
     assert pgd(certain, torch.tensor([[1.0, -1.0]]), 0.5, 1, steps=1).tolist() == [[0.5, -0.5]]
+    agent, moved = agent_of(torch.eye(2)), []
+    agent.spread.copy_(torch.tensor([1.0, 10.0]))
+    agent.body.register_forward_pre_hook(lambda _, seen: moved.append(seen[0]))
+    acting(agent, "noise", 0.1, 1)(torch.zeros(400, 2))
+    assert torch.allclose(moved[0].abs(), torch.tensor([0.1, 1.0]))
+    assert moved[0].sign().mean(0).abs().max() < 0.2
 
 
 def test_pgd_reaches_what_one_step_cannot():
@@ -171,15 +174,6 @@ def test_the_loss_has_the_gradient_of_cross_entropy_up_to_its_size():
     (found,) = torch.autograd.grad(loss(values, action), values)
     factor = found.norm(dim=(0, 2)) / expected.norm(dim=(0, 2))  # one for each observation
     assert torch.allclose(found, expected * factor[None, :, None], atol=1e-6)
-
-
-def test_noise_moves_as_far_as_fgsm_in_random_directions():
-    agent, moved = agent_of(torch.eye(2)), []
-    agent.spread.copy_(torch.tensor([1.0, 10.0]))
-    agent.body.register_forward_pre_hook(lambda _, seen: moved.append(seen[0]))
-    acting(agent, "noise", 0.1, 1)(torch.zeros(400, 2))
-    assert torch.allclose(moved[0].abs(), torch.tensor([0.1, 1.0]))
-    assert moved[0].sign().mean(0).abs().max() < 0.2
 
 
 def test_gradients_are_averaged_over_draws():
@@ -339,7 +333,7 @@ def test_every_agent_plays_the_same_episodes_at_every_budget():
     pd.testing.assert_frame_equal(evaluate(dense, corridor(), params), table)
 
 
-def test_wrong_settings_are_named(tmp_path):
+def test_wrong_settings_and_a_missing_library_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no game 'chess'.*known: cartpole"):
         load(SETTINGS).game("chess")
     (tmp_path / "p.yaml").write_text(SETTINGS.read_text().replace("draws: 20", "draws: 0"))
@@ -348,9 +342,6 @@ def test_wrong_settings_are_named(tmp_path):
     for env, fault in (("No-v0", "make .*No"), ("Pendulum-v1", "discrete"), ("Taxi-v4", "vectors")):
         with pytest.raises(UserError, match=fault):
             make(corridor(env=env))
-
-
-def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     monkeypatch.delitem(sys.modules, "advprune.rl.agent")
     with pytest.raises(UserError, match=r"stable_baselines3 is not installed; pip install"):
