@@ -22,9 +22,9 @@ from torch import nn
 from advprune.cli.app import main
 from advprune.core.train_settings import DataSettings
 from advprune.data import prepare
-from advprune.models.checkpoint import build
+from advprune.models.checkpoint import build, load_model, save_model
 from advprune.models.resnet import initialize
-from advprune.models.spec import ModelSpec
+from advprune.models.spec import ModelSpec, spec_of
 from advprune.training.inputs import save_state
 
 gc.set_threshold(100_000)  # as stages do
@@ -119,6 +119,12 @@ def network(digits: tuple[torch.Tensor, torch.Tensor]) -> nn.Module:
     return make_network(digits[0])
 
 
+@pytest.fixture(scope="session")
+def small(digits: tuple[torch.Tensor, torch.Tensor]) -> nn.Module:
+    """The same of width 2, which no test changes."""
+    return make_network(digits[0], width=2)
+
+
 class Linear(nn.Module):
     """Logits `W x`: the best perturbation within any budget is known in closed form."""
 
@@ -136,11 +142,44 @@ class Linear(nn.Module):
         size = (weight - weight[labels][:, None]).norm(1 if norm == "Linf" else 2, dim=2)
         return (gap / size).masked_fill(size == 0, torch.inf).amin(1)
 
+    def worst(self, labels: torch.Tensor) -> torch.Tensor:
+        """Of two classes: how the other one's logit gains most on the label's, `[N, 3, 4, 4]`."""
+        weight = self.weight.detach()
+        return (weight[1 - labels] - weight[labels]).view(-1, 3, 4, 4)
+
+
+def grey_images(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [n, 3, 4, 4] far from 0 and 1, so that only the budget binds, and two labels."""
+    noise = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    return 0.4 + 0.2 * noise, torch.arange(n) % 2
+
 
 @pytest.fixture
 def linear() -> Linear:
     """Two classes on 3x4x4 images."""
     return Linear(torch.randn(2, 48, generator=torch.Generator().manual_seed(0)))
+
+
+def linear_problem(norm: str) -> tuple[Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A linear model of five classes, grey images of 8 bits, its answers, and known distances."""
+    generator = torch.Generator().manual_seed(2)
+    model = Linear(torch.randn(5, 48, generator=generator))
+    images = torch.randint(102, 153, (60, 3, 4, 4), generator=generator) / 255
+    labels = model(images).argmax(1)
+    return model, images, labels, model.distance(images, labels, norm)
+
+
+def same_when_stored(
+    model: nn.Module, images: torch.Tensor, folder: Path, factory: str | None = None
+) -> nn.Module:
+    """The model as a file gives it back: the same logits from the same random state."""
+    save_model(model, folder / "model.safetensors")
+    loaded, logits = load_model(folder / "model.safetensors", factory), []
+    for one in (model, loaded):
+        torch.manual_seed(5)
+        logits.append(one(images))
+    assert torch.equal(*logits) and spec_of(loaded) == spec_of(model) and not loaded.training
+    return loaded
 
 
 class Killed(Exception):

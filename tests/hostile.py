@@ -97,6 +97,13 @@ def fuzz_bytes(border: str, files: Sequence[bytes], check: Callable[[bytes], Any
     print(border, json.dumps(COUNTS[border]))
 
 
+def fuzz_files(
+    border: str, files: Sequence[bytes], path: Path, check: Callable[[], Any], n: int
+) -> None:
+    """The same, where the bytes are what lies at a path."""
+    fuzz_bytes(border, files, lambda contents: [path.write_bytes(contents), check()], n)
+
+
 def once(border: str, value: Any, check: Callable[[Any], Any]) -> None:
     """An input is taken, or refused by a UserError of one line, and soon."""
     counts, begun = COUNTS.setdefault(border, {"taken": 0, "refused": 0}), time.process_time()

@@ -157,9 +157,7 @@ def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
 
 
 def run_of(
-    *models: Model,
-    params: Params | None = None,
-    studies: Mapping[str, pd.DataFrame] | None = None,
+    *models: Model, params: Params | None = None, studies: Mapping[str, pd.DataFrame] | None = None
 ) -> Run:
     """A run: a dense network first, then the given models, tried on each other's main images.
 

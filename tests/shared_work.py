@@ -67,10 +67,7 @@ def attacks() -> dict[str, Any]:
 
 
 def training(
-    method: str,
-    linear: bool = False,
-    state: Path | None = None,
-    epochs: int = 1,
+    method: str, linear: bool = False, state: Path | None = None, epochs: int = 1
 ) -> dict[str, Any]:
     """Weights and history, in float64, where rounding does not hide a wrong formula.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bits import Noisy, hamming, replay
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.bit_search import TYPES, random_bits, random_flips, rank
@@ -19,11 +19,10 @@ from advprune.attacks.flip_objective import LEAK
 from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import Flip, StoredModel, decode, encode, place_values, store
 
-Pair = tuple[Tensor, Tensor]
 WIDTHS = (8, 4, 1)
 
 
-def tiny(seed: int = 0) -> nn.Module:
+def tiny(seed=0):
     """A convolution of 18 weights and a classifier of 24, in float64."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).double()
@@ -32,15 +31,15 @@ def tiny(seed: int = 0) -> nn.Module:
     return model
 
 
-def tiny_images(n: int = 12, seed: int = 1) -> Tensor:
+def tiny_images(n=12, seed=1):
     return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def integers_of(stored: StoredModel) -> dict[str, np.ndarray]:
+def integers_of(stored):
     return {name: layer.integers().numpy() for name, layer in stored.layers.items()}
 
 
-def turned(q: int, bit: int, bits: int) -> int:
+def turned(q, bit, bits):
     """The whole number that `q` becomes, worked out on a string of digits."""
     if bits == 1:
         return -q
@@ -50,9 +49,7 @@ def turned(q: int, bit: int, bits: int) -> int:
     return u - 2**bits if digits[0] == "1" else u
 
 
-def loss_with(
-    stored: StoredModel, images: Tensor, labels: Tensor, changed: dict[Flip, int]
-) -> float:
+def loss_with(stored, images, labels, changed):
     """Cross-entropy of a model made afresh from the integers, with some of them changed."""
     model = copy.deepcopy(stored.model)
     for flip, q in changed.items():
@@ -63,7 +60,7 @@ def loss_with(
         return float(F.cross_entropy(model(images), labels))
 
 
-def linear_gains(stored: StoredModel, images: Tensor, labels: Tensor) -> dict[Flip, float]:
+def linear_gains(stored, images, labels):
     """What every single flip changes the linearized loss by, from central differences."""
     gains, h = {}, 1e-6
     for name, layer in stored.layers.items():
@@ -82,7 +79,7 @@ def linear_gains(stored: StoredModel, images: Tensor, labels: Tensor) -> dict[Fl
     return gains
 
 
-def autograd_gradients(stored: StoredModel, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def autograd_gradients(stored, images, labels):
     """dL/dW of every weight by autograd."""
     model = copy.deepcopy(stored.model).requires_grad_(True)
     F.cross_entropy(model(images), labels).backward()
@@ -93,7 +90,7 @@ def autograd_gradients(stored: StoredModel, images: Tensor, labels: Tensor) -> d
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_twos_complement_round_trip_of_all_integers(bits: int) -> None:
+def test_twos_complement_round_trip_of_all_integers(bits):
     q = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
     codes = encode(q, bits)
     assert codes.tolist() == [v % 2**bits for v in q.tolist()]
@@ -103,14 +100,21 @@ def test_twos_complement_round_trip_of_all_integers(bits: int) -> None:
         assert sum(held) == value
 
 
-def test_one_bit_is_the_sign() -> None:
+def test_one_bit_is_the_sign_by_hand():
     assert encode(torch.tensor([-1, 1]), 1).tolist() == [0, 1]
     assert decode(torch.tensor([0, 1], dtype=torch.uint8), 1).tolist() == [-1, 1]
     assert place_values(1) == (2,)
     assert encode(torch.tensor([-1, -127, -128, 127]), 8).tolist() == [255, 129, 128, 127]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
+    model[1].weight.data = torch.tensor([[0.6, -0.3, 0.0], [-0.9, 0.6, 1.5]])
+    layer, row = store(model, 1).layers["1"], store(model, 1, "channel")
+    assert layer.integers().tolist() == [[1, -1, 1], [-1, 1, 1]]
+    assert torch.allclose(layer.scale, torch.tensor(0.65))
+    assert torch.allclose(row.model[1].weight, torch.tensor([[0.3, -0.3, 0.3], [-1, 1, 1]]))
+    assert torch.equal(store(row.model, 1, "channel").model[1].weight, row.model[1].weight)
 
 
-def test_rounding_by_hand() -> None:
+def test_rounding_by_hand():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     model[1].weight.data = torch.tensor([[0.7, -0.26, 0.04], [-0.1, 0.0, 0.35]])
     stored = store(model, 4)  # s = 0.7 / 7
@@ -123,19 +127,9 @@ def test_rounding_by_hand() -> None:
     assert torch.allclose(by_row.scale.flatten(), torch.tensor([0.1, 0.05]))
 
 
-def test_one_bit_by_hand() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
-    model[1].weight.data = torch.tensor([[0.6, -0.3, 0.0], [-0.9, 0.6, 1.5]])
-    layer, row = store(model, 1).layers["1"], store(model, 1, "channel")
-    assert layer.integers().tolist() == [[1, -1, 1], [-1, 1, 1]]
-    assert torch.allclose(layer.scale, torch.tensor(0.65))
-    assert torch.allclose(row.model[1].weight, torch.tensor([[0.3, -0.3, 0.3], [-1, 1, 1]]))
-    assert torch.equal(store(row.model, 1, "channel").model[1].weight, row.model[1].weight)
-
-
 @pytest.mark.parametrize("bits", [8, 5, 2, 1])
 @pytest.mark.parametrize("scale", ["layer", "channel"])
-def test_the_weights_are_exactly_the_integers(network: nn.Module, bits: int, scale: str) -> None:
+def test_the_weights_are_exactly_the_integers(network, bits, scale):
     stored = store(network, bits, scale)
     layers = {n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     assert set(stored.layers) == layers and {"conv1", "linear"} <= layers
@@ -152,7 +146,7 @@ def test_the_weights_are_exactly_the_integers(network: nn.Module, bits: int, sca
             assert torch.equal(stored.model.state_dict()[name], tensor)
 
 
-def test_a_layer_of_zeros_stays_zero_and_is_not_attacked() -> None:
+def test_a_layer_of_zeros_stays_zero_and_is_not_attacked():
     model = tiny()
     model[0].weight.data.zero_()
     stored = store(model, 8)
@@ -161,7 +155,7 @@ def test_a_layer_of_zeros_stays_zero_and_is_not_attacked() -> None:
     assert set(bitflip(model, tiny_images(), budget=5).table.layer) == {"3"}
 
 
-def test_a_shared_tensor_is_stored_once() -> None:
+def test_a_shared_tensor_is_stored_once():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
     model[2].weight = model[0].weight
     stored = store(model)
@@ -169,7 +163,7 @@ def test_a_shared_tensor_is_stored_once() -> None:
     assert stored.model[2].weight is stored.model[0].weight
 
 
-def test_flipping_works_in_any_memory_layout(network: nn.Module) -> None:
+def test_flipping_works_in_any_memory_layout(network):
     rows, last = store(network), store(network)
     last.model.to(memory_format=torch.channels_last)
     for index in (0, 5, 30):
@@ -185,7 +179,7 @@ def test_flipping_works_in_any_memory_layout(network: nn.Module) -> None:
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("scale", ["layer", "channel"])
-def test_allowed_flips_are_those_that_raise_the_linearized_loss(bits: int, scale: str) -> None:
+def test_allowed_flips_are_those_that_raise_the_linearized_loss(bits, scale):
     stored, images = store(tiny(), bits, scale), tiny_images()
     labels = stored.model(images).argmax(1)
     gains = linear_gains(stored, images, labels)
@@ -201,7 +195,7 @@ def test_allowed_flips_are_those_that_raise_the_linearized_loss(bits: int, scale
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_each_step_takes_the_best_of_all_candidates(bits: int) -> None:
+def test_each_step_takes_the_best_of_all_candidates(bits):
     """Every layer's first candidate, tried on a network made afresh, for six steps."""
     images = tiny_images()
     trace = bitflip(tiny(), images, bits=bits, budget=6)
@@ -225,7 +219,7 @@ def test_each_step_takes_the_best_of_all_candidates(bits: int) -> None:
             assert isclose(row.loss_before, loss_with(state, images, labels, {}), rel_tol=1e-9)
 
 
-def some_labels(seed: int) -> Tensor:
+def some_labels(seed):
     return torch.randint(3, (12,), generator=torch.Generator().manual_seed(seed))
 
 
@@ -233,7 +227,7 @@ def some_labels(seed: int) -> Tensor:
 GROWING = tiny(22), tiny_images(), some_labels(22)
 
 
-def test_n_b_grows_when_no_single_candidate_raises_the_loss() -> None:
+def test_n_b_grows_when_no_single_candidate_raises_the_loss():
     model, images, labels = GROWING
     table = bitflip(model, images, labels, bits=1, budget=40).table
     step = table[table.step == table.step[table.n_b > 1].iloc[0]]
@@ -253,7 +247,7 @@ def test_n_b_grows_when_no_single_candidate_raises_the_loss() -> None:
     assert step.loss_after.nunique() == step.loss_before.nunique() == 1
 
 
-def test_more_candidates_of_each_layer_are_scored_by_forward_passes() -> None:
+def test_more_candidates_of_each_layer_are_scored_by_forward_passes():
     """At one bit, of each layer's three best flips to first order the one that is best in fact."""
     model, images, labels = GROWING
     for each in (1, 3):
@@ -270,7 +264,7 @@ def test_more_candidates_of_each_layer_are_scored_by_forward_passes() -> None:
         assert row.forwards == 3 + len(losses)
 
 
-def test_it_ends_where_nothing_tried_raises_the_loss() -> None:
+def test_it_ends_where_nothing_tried_raises_the_loss():
     trace = bitflip(*GROWING, bits=1, budget=500, most_candidates=2)
     assert trace.reason == "stalled" and trace.table.n_b.max() <= 2
     flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
@@ -279,7 +273,7 @@ def test_it_ends_where_nothing_tried_raises_the_loss() -> None:
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_a_trace_replays_to_the_final_network(bits: int) -> None:
+def test_a_trace_replays_to_the_final_network(bits):
     images, model = tiny_images(), tiny()
     trace = bitflip(model, images, bits=bits, budget=15)
     clean = store(model, bits)
@@ -300,13 +294,13 @@ def test_a_trace_replays_to_the_final_network(bits: int) -> None:
     assert (trace.table.loss_after > trace.table.loss_before).all()
 
 
-def test_a_bit_may_flip_back() -> None:
+def test_a_bit_may_flip_back():
     found = bitflip(tiny(2), tiny_images(), some_labels(2), bits=1, budget=60).table
     assert found.hamming.iloc[-1] < len(found)
     assert (found.loss_after > found.loss_before).all()
 
 
-def test_a_stored_model_is_attacked_as_it_is_and_stays() -> None:
+def test_a_stored_model_is_attacked_as_it_is_and_stays():
     """Mixed widths: 8 bits in the first layer, the sign alone in the classifier."""
     eight, one = store(tiny(), 8), store(tiny(), 1)
     mixed = StoredModel(eight.model, {"0": eight.layers["0"], "3": one.layers["3"]}).copy()
@@ -320,7 +314,7 @@ def test_a_stored_model_is_attacked_as_it_is_and_stays() -> None:
     assert (classifier.before == -classifier.after).all()
 
 
-def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+def assert_same(one, other):
     pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
@@ -328,7 +322,7 @@ def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 1])
-def test_reuse_changes_nothing(network: nn.Module, digits: Pair, bits: int) -> None:
+def test_reuse_changes_nothing(network, digits, bits):
     images = digits[0][:20]
     kept = bitflip(network, images, bits=bits, budget=3, batch=12)
     computed = bitflip(network, images, bits=bits, budget=3, batch=12, reuse=False)
@@ -340,20 +334,18 @@ class Joined(nn.Module):
 
     __module__ = "torch.joined"  # as if its code were known
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.first, self.second = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 3, 3)
         self.last, self.shift = nn.Linear(5, 4), nn.Parameter(torch.rand(5))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         both = torch.cat([self.first(x), self.second(x)], dim=1)
         return self.last(both.tanh().mean((2, 3)) + self.shift)
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_a_pass_from_each_layer_on_is_the_whole_pass(
-    network: nn.Module, digits: Pair, joined: bool
-) -> None:
+def test_a_pass_from_each_layer_on_is_the_whole_pass(network, digits, joined):
     stored, images = store(Joined() if joined else network), digits[0][:20]
     graph = rerun(stored.model, {n: stored.weight(n) for n in stored.layers}, images)
     assert graph is not None
@@ -374,11 +366,11 @@ def test_a_pass_from_each_layer_on_is_the_whole_pass(
 class Foreign(nn.Module):
     """Of another's making: what its forward pass does is not known."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.inner = tiny()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.inner(x) if x.sum() > -1 else x
 
 
@@ -387,7 +379,7 @@ class Spoiling(Foreign):
 
     __module__ = "torch.spoiling"  # as if its code were known
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         first, *others = self.inner
         x = first(x)
         for layer in others:
@@ -396,7 +388,7 @@ class Spoiling(Foreign):
         return x
 
 
-def test_reuse_is_given_up_where_results_could_differ() -> None:
+def test_reuse_is_given_up_where_results_could_differ():
     for model in (Spoiling(), Foreign()):
         weights = {n: p for n, p in model.named_parameters() if p.ndim > 1}
         assert rerun(model, weights, tiny_images()) is None
@@ -408,8 +400,8 @@ def test_reuse_is_given_up_where_results_could_differ() -> None:
     pd.testing.assert_frame_equal(named, own, rtol=1e-5)
 
 
-def test_passes_are_counted() -> None:
-    calls: list[int] = []
+def test_passes_are_counted_and_parts_of_the_batch_add_up():
+    calls = []
     model = tiny()
     model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
     table = bitflip(model, tiny_images(), budget=4, reuse=False).table
@@ -418,9 +410,6 @@ def test_passes_are_counted() -> None:
     assert table.gradients.tolist() == [1, 2, 3, 4]
     of_batch = [count for count in calls if count == 12]  # others are of the border check
     assert of_batch == [12] * table.forwards.iloc[-1]
-
-
-def test_parts_of_the_batch_add_up() -> None:
     whole = bitflip(tiny(), tiny_images(), budget=5).table
     parts = bitflip(tiny(), tiny_images(), budget=5, batch=5).table
     exact = ["layer", "index", "bit", "before", "after", "hamming"]
@@ -428,11 +417,11 @@ def test_parts_of_the_batch_add_up() -> None:
     assert np.allclose(whole.loss_after, parts.loss_after)
 
 
-def test_accuracy_level_and_progress() -> None:
+def test_accuracy_level_and_progress():
     images, model, done = tiny_images(), tiny(), list[int]()
     labels = store(model).model(images).argmax(1)
 
-    def accuracy(attacked: nn.Module) -> float:
+    def accuracy(attacked):
         return float((attacked(images).argmax(1) == labels).double().mean())
 
     options = {"budget": 50, "evaluate": accuracy, "progress": done.append}
@@ -451,7 +440,7 @@ def test_accuracy_level_and_progress() -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_targeted_attacks_push_into_the_class(network: nn.Module, digits: Pair, loss: str) -> None:
+def test_targeted_attacks_push_into_the_class(network, digits, loss):
     images = digits[0][:32]
     share = [int((store(network).model(images).argmax(1) == c).sum()) for c in range(10)]
     target = share.index(min(share))
@@ -461,7 +450,7 @@ def test_targeted_attacks_push_into_the_class(network: nn.Module, digits: Pair, 
     assert now > min(share) + 16
 
 
-def decided_and_sure() -> tuple[nn.Module, Tensor, Tensor]:
+def decided_and_sure():
     """Two classes, two images of the first: one is wrong already, the other right and sure.
 
     The first image is the sum of 12 columns, the second that of the other 4.
@@ -474,7 +463,7 @@ def decided_and_sure() -> tuple[nn.Module, Tensor, Tensor]:
     return model, images, torch.tensor([0, 0])
 
 
-def test_margin_goes_on_where_cross_entropy_stays_with_what_is_wrong() -> None:
+def test_margin_goes_on_where_cross_entropy_stays_with_what_is_wrong():
     model, images, labels = decided_and_sure()
     assert model(images).argmax(1).tolist() == [1, 0]
     ce = bitflip(model, images, labels, budget=6)
@@ -482,10 +471,6 @@ def test_margin_goes_on_where_cross_entropy_stays_with_what_is_wrong() -> None:
     assert ce.stored.model(images).argmax(1).tolist() == [1, 0]
     margin = bitflip(model, images, labels, budget=6, loss="margin")
     assert margin.stored.model(images).argmax(1).tolist() == [1, 1]
-
-
-def test_margin_loss_by_hand() -> None:
-    model, images, labels = decided_and_sure()
     logits = store(model).model(images)
     won = logits[:, 1] - logits[:, 0]
     first = bitflip(model, images, labels, budget=1, loss="margin").table.loss_before.iloc[0]
@@ -498,7 +483,7 @@ def test_margin_loss_by_hand() -> None:
 # Random flips
 
 
-def test_random_flips_take_every_bit_once() -> None:
+def test_random_flips_take_every_bit_once():
     model = tiny()
     trace = random_flips(model, bits=3, budget=1000)
     assert trace.reason == "exhausted" and len(trace.table) == 42 * 3
@@ -512,7 +497,7 @@ def test_random_flips_take_every_bit_once() -> None:
     assert_same(random_flips(model, bits=3, budget=7).table, trace.table.head(7))
 
 
-def test_weights_that_meet_only_padding_are_no_stored_bits() -> None:
+def test_weights_that_meet_only_padding_are_no_stored_bits():
     """On a map of 1x1 the middle of a 3x3 filter alone meets a value."""
     model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(3, 4)).eval()
     assert store(model, 2).size == 2 * (54 + 12)
@@ -523,7 +508,7 @@ def test_weights_that_meet_only_padding_are_no_stored_bits() -> None:
     assert {flip.index % 9 for flip in flips if flip.layer == "0"} == {4}
 
 
-def test_floats_of_batch_norm_and_of_scales_are_bits_too(digits: Pair) -> None:
+def test_floats_of_batch_norm_and_of_scales_are_bits_too(digits):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
     plain = store(net.eval(), 8, "channel")
@@ -551,7 +536,7 @@ def test_floats_of_batch_norm_and_of_scales_are_bits_too(digits: Pair) -> None:
     assert gained[1] > 2 * gained[0] and ".scale" in "".join(all_bits.table.layer)
 
 
-def test_random_flips_are_uniform_over_bits() -> None:
+def test_random_flips_are_uniform_over_bits():
     """Two draws of 1500 orders: chi-square over all 20 bits, and over layers in proportion."""
     mixed = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 2))
     stored = store(mixed, 4)
@@ -584,12 +569,12 @@ def test_random_flips_are_uniform_over_bits() -> None:
         ({"images": tiny_images()[:0]}, "no images"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(change: dict[str, object], word: str) -> None:
+def test_options_that_make_no_sense_are_refused(change, word):
     with pytest.raises(ValueError, match=word):
         bitflip(tiny(), **({"images": tiny_images(), "budget": 1} | change))
 
 
-def test_models_that_cannot_be_attacked_are_refused() -> None:
+def test_models_that_cannot_be_attacked_are_refused():
     images, broken, endless = tiny_images(), tiny(), tiny()
     broken[0].weight.data[0, 0, 0, 0] = torch.nan
     endless[3].bias.data[0] = torch.inf

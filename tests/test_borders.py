@@ -1,25 +1,26 @@
-"""What enters the library is made right, or refused in one line that says what is wrong."""
+"""What enters the library is made right, or refused in one line; what every attack promises."""
 
 import copy
 import random
 import sys
 import threading
 from collections import namedtuple
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from torch import nn
+from masked import Around
+from torch import Tensor, nn
 
-from advprune import attacks, evaluate, load_model, prune
+from advprune import evaluate, load_model, prune
+from advprune.attacks import bitflip, pgd
 from advprune.attacks.apgd import APGDSettings, apgd
 from advprune.attacks.autoattack import autoattack
+from advprune.attacks.bit_search import random_flips
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
@@ -31,30 +32,17 @@ from advprune.models.checkpoint import save_model
 from advprune.models.stochastic import frozen_copy, is_randomized, stochastic_layers
 from advprune.quantization.post_training import quantize
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-class Wrapped(nn.Module):
-    """A model whose answer is changed by a function."""
-
-    def __init__(self, model: nn.Module, change: Callable[[torch.Tensor], Any]) -> None:
-        super().__init__()
-        self.model, self.change = model, change
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.change(self.model(x))
-
 
 class Counting(nn.Module):
     """A linear model whose answer is another in every third pass."""
 
-    def __init__(self, kind: str = "number") -> None:
+    def __init__(self, kind="number"):
         super().__init__()
         self.model, self.kind, self.calls, self.seen = flat(), kind, 0, list[int]()
         self.register_buffer("count", torch.zeros(()))
-        self.cache: torch.Tensor | None = None
+        self.cache = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         self.cache = self.model(x)  # which is no state: it is not read again
         if self.kind == "number":
             self.calls += 1
@@ -66,33 +54,39 @@ class Counting(nn.Module):
         return self.cache.roll(1, 1) if third else self.cache
 
 
-def flat() -> nn.Module:
+def flat():
     """A linear model of ten classes on digits."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 
 
-ATTACKS: dict[str, Callable[..., Any]] = {
-    "pgd": lambda m, x, y, eps=0.1: attacks.pgd(m, x, y, eps, 0.02, 2),
-    "square": lambda m, x, y, eps=0.1: square(m, x, y, eps, queries=2),
-    "apgd": lambda m, x, y, eps=0.1: apgd(m, x, y, APGDSettings(eps=eps, steps=2)),
-    "minimum_norm": lambda m, x, y, eps=0.1: minimum_norm(m, x, y, MinimumNormSettings(steps=2)),
-    "score": lambda m, x, y, eps=0.1: evaluate.score(m, x, x, y),
-    "bitflip": lambda m, x, y, eps=0.1: attacks.bitflip(m, x, y, budget=1),
+# Of a model, images, labels and a budget; other options by name.
+IN_A_BALL = {
+    "pgd": lambda m, x, y, eps=0.1, step=0.05, steps=3, **o: pgd(m, x, y, eps, step, steps, **o),
+    "apgd": lambda m, x, y, eps=0.1, **o: apgd(m, x, y, APGDSettings(eps, **({"steps": 3} | o))),
+    "square": lambda m, x, y, eps=0.1, **o: square(m, x, y, eps, **({"queries": 5} | o)),
+    "autoattack": lambda m, x, y, eps=0.1, **o: autoattack(m, x, y, eps, **o)[0],
 }
-ENTRIES = ATTACKS | {"autoattack": lambda m, x, y: autoattack(m, x, y, 0.1)}
+ENTRIES = IN_A_BALL | {
+    "minimum_norm": lambda m, x, y, **o: minimum_norm(
+        m, x, y, MinimumNormSettings(**({"steps": 3} | o))
+    )[0],
+    "score": lambda m, x, y, **o: evaluate.score(m, x, x, y, **o),
+    "bitflip": lambda m, x, y, **o: bitflip(m, x, y, budget=2, **o).table,
+}
+QUICK = sorted({*ENTRIES} - {"autoattack"})
 Logits = namedtuple("Logits", "logits")
 
 
-def changed(change: Callable[[torch.Tensor], Any]) -> Callable[[], nn.Module]:
-    return lambda: Wrapped(flat(), change)
+def changed(change):
+    return lambda: Around(flat(), logits=change)
 
 
-def seeing(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
+def seeing(change):
     """A model that sees other images."""
-    return lambda: nn.Sequential(Wrapped(nn.Identity(), change), flat())
+    return lambda: Around(flat(), images=change)
 
 
-MODELS: dict[str, tuple[Callable[[], Any], str]] = {
+MODELS = {
     "dict": (changed(lambda z: {"logits": z}), "returns dict, not logits"),
     "tuple": (changed(lambda z: (z, None)), "returns tuple, not logits"),
     "namedtuple": (changed(Logits), "returns Logits, not logits"),
@@ -136,13 +130,13 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize(
-    ("attack", "kind"), [*(("pgd", kind) for kind in MODELS), *((one, "dict") for one in ATTACKS)]
+    ("attack", "kind"), [*(("pgd", kind) for kind in MODELS), *((one, "dict") for one in QUICK)]
 )
-def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits: Pair) -> None:
+def test_a_model_that_gives_no_logits_is_refused(attack, kind, digits):
     made, words = MODELS[kind]
     model, state = made(), torch.get_rng_state()
     with pytest.raises(ValueError, match=f"{attack}: .*{words}"):
-        ATTACKS[attack](model, *digits)
+        ENTRIES[attack](model, *digits)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -161,16 +155,16 @@ def test_a_model_that_gives_no_logits_is_refused(attack: str, kind: str, digits:
     ],
     ids=range(8),
 )
-def test_logits_of_another_kind_are_taken(made: Callable[[], nn.Module], digits: Pair) -> None:
+def test_logits_of_another_kind_are_taken(made, digits):
     model = made()
     images, labels = digits[0][:4], digits[1][:4]
-    for attack in set(ATTACKS) - {"score", "bitflip"}:
-        ATTACKS[attack](model, images, labels)
+    for attack in {*QUICK} - {"score", "bitflip"}:
+        ENTRIES[attack](model, images, labels)
     found = evaluate.score(model, images, images, labels)
     assert found.clean_pred.tolist() == model(images).argmax(1).tolist()
 
 
-WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
+WRONG = [
     (lambda x, y: (x.double(), y), "images are torch.float64"),
     (lambda x, y: ((255 * x).to(torch.uint8), y), "images are torch.uint8"),
     (lambda x, y: (255 * x, y), "outside"),
@@ -201,14 +195,12 @@ WRONG: list[tuple[Callable[[Any, Any], Any], str]] = [
     ("attack", "change", "words"),
     [*(("pgd", *one) for one in WRONG), *((attack, *WRONG[0]) for attack in ENTRIES)],
 )
-def test_images_and_labels_of_another_kind_are_refused(
-    attack: str, change: Callable[[Any, Any], Pair], words: str, digits: Pair
-) -> None:
+def test_images_and_labels_of_another_kind_are_refused(attack, change, words, digits):
     with pytest.raises(ValueError, match=words):
         ENTRIES[attack](flat(), *change(*digits))
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", QUICK)
 @pytest.mark.parametrize(
     "layout",
     [
@@ -216,52 +208,54 @@ def test_images_and_labels_of_another_kind_are_refused(
         lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     ],
 )
-def test_images_of_any_layout_give_the_same(attack: str, layout: Any, digits: Pair) -> None:
+def test_images_of_any_layout_give_the_same(attack, layout, digits):
     torch.manual_seed(0)
     model, (images, labels) = flat(), digits
-    expected, found = (ATTACKS[attack](model, x, labels) for x in (images, layout(images)))
+    expected, found = (ENTRIES[attack](model, x, labels) for x in (images, layout(images)))
     if attack in ("score", "bitflip"):
-        tables = (one if attack == "score" else one.table for one in (expected, found))
-        assert next(tables).equals(next(tables))
-        return
-    pairs = zip(*(e if isinstance(e, tuple) else (e,) for e in (expected, found)), strict=True)
-    assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs)
+        assert found.equals(expected)
+    else:
+        assert torch.allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("attack", ["pgd", "square", "apgd"])
+NAN, INF = float("nan"), float("inf")
+BUDGETS = (8, NAN, -0.1, INF, "8/255", None, True, 1j, [0.1], Fraction(1, 9))
+OPTIONS = {
+    "pgd": {
+        **{"eps": BUDGETS, "steps": (-1, 2.5, "5", None, INF, True), "restarts": (0, 1.5)},
+        **{"step": (-1, "2/255", None, NAN), "batch": (0, 2.5, "8", 2**70), "draws": (0,)},
+        **{"start": (torch.rand(3, 1, 8, 8), np.zeros(3), "best"), "momentum": (2, "a")},
+        **{"norm": ("linf", "L1"), "loss": ("hinge",), "keep": ("first",)},
+        "precision": ("float16",),
+    },
+    "apgd": {"eps": BUDGETS, "norm": ("L1",), "loss": ("margin",), "steps": (0,), "batch": (0,)},
+    "square": {
+        **{"eps": BUDGETS, "norm": ("L1",), "queries": (0,), "p": (0.0,), "draws": (0,)},
+        "batch": (0,),
+    },
+    "autoattack": {
+        **{"eps": (-0.1, 1.5, NAN), "norm": ("L1",), "version": ("auto",), "batch": (0,)}
+    },
+    "minimum_norm": {"norm": ("L1",), "batch": (0,)},
+    "score": {"batch": (0, "8"), "passes": (0, 2.5)},
+}
+
+
 @pytest.mark.parametrize(
-    "eps", [8, float("nan"), -0.1, float("inf"), "8/255", None, True, 1j, [0.1], Fraction(1, 9)]
-)
-def test_a_budget_that_makes_no_sense_is_refused(attack: str, eps: Any, digits: Pair) -> None:
-    with pytest.raises(ValueError, match=f"{attack}: eps is"):
-        ATTACKS[attack](flat(), *digits, eps)
-
-
-@pytest.mark.parametrize(
-    "change",
+    ("attack", "key", "value"),
     [
-        *({"steps": n} for n in (-1, 2.5, "5", None, float("inf"), True)),
-        *({"step": n} for n in (-1, "2/255", None, float("nan"))),
-        *({"batch": n} for n in (0, 2.5, "8", 2**70)),
-        *({"draws": 0}, {"restarts": 1.5}, {"momentum": 2}, {"momentum": "a"}, {"norm": "linf"}),
-        *({"start": torch.rand(2, 1, 8, 8)}, {"start": np.zeros(3)}, {"start": "best"}),
+        (attack, key, value)
+        for attack, options in OPTIONS.items()
+        for key, values in options.items()
+        for value in values
     ],
-    ids=lambda change: next(iter(change)),
 )
-def test_numbers_that_make_no_sense_are_refused(change: dict[str, Any], digits: Pair) -> None:
-    known = {"eps": 0.1, "step": 0.02, "steps": 2} | change
-    (key,) = change
-    with pytest.raises(ValueError, match=rf"pgd: {key}"):
-        attacks.pgd(flat(), *digits, **known)
+def test_options_that_make_no_sense_are_refused(attack, key, value, digits):
+    with pytest.raises(ValueError, match=rf"^{attack}: {key}\b"):
+        ENTRIES[attack](flat(), digits[0][:2], digits[1][:2], **{key: value})
 
 
-@pytest.mark.parametrize("change", [{"batch": 0}, {"batch": "8"}, {"passes": 0}, {"passes": 2.5}])
-def test_scores_of_no_passes_are_refused(change: dict[str, Any], digits: Pair) -> None:
-    with pytest.raises(ValueError, match=f"score: {next(iter(change))} is"):
-        evaluate.score(flat(), digits[0], *digits, **change)
-
-
-def test_metrics_are_of_one_attack_and_whole_records(digits: Pair) -> None:
+def test_metrics_are_of_one_attack_and_whole_records(digits):
     records = evaluate.score(flat(), digits[0], *digits)
     for wrong, words in (
         (records.drop(columns="adv_pred"), "no column adv_pred"),
@@ -271,9 +265,7 @@ def test_metrics_are_of_one_attack_and_whole_records(digits: Pair) -> None:
             evaluate.metrics(wrong)
 
 
-def test_a_model_in_training_mode_is_scored_in_evaluation_mode(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_a_model_in_training_mode_is_scored_in_evaluation_mode(network, digits):
     images, labels = digits
     expected = evaluate.score(network, images, images, labels)
     training = copy.deepcopy(network).train()
@@ -281,16 +273,14 @@ def test_a_model_in_training_mode_is_scored_in_evaluation_mode(
     for batch in (2, 64):
         found = evaluate.score(training, images, images, labels, batch=batch)
         assert (found.clean_pred == expected.clean_pred).all()
-    attacks.pgd(training, images, labels, 0.1, 0.05, 1)
+    pgd(training, images, labels, 0.1, 0.05, 1)
     assert training.training
     assert all(torch.equal(before[name], t) for name, t in training.state_dict().items())
 
 
 @pytest.mark.parametrize("change", [nn.Module.train, nn.utils.spectral_norm], ids=["train", "norm"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_longer_checks_of_a_model_are_made_once(
-    change: Callable[[nn.Module], Any], digits: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_longer_checks_of_a_model_are_made_once(change, digits, monkeypatch):
     """Of a model in training mode, or of derived weights, they were made at every call: what they
     had been made of was a copy."""
     model, made = flat(), []
@@ -303,7 +293,11 @@ def test_the_longer_checks_of_a_model_are_made_once(
     assert len(made) == 2
 
 
-def test_images_of_0_to_255_are_no_training_data(network: nn.Module, digits: Pair) -> None:
+def test_training_data_of_another_kind_are_refused(network, digits):
+    for data in ((1,), "x", {"images": 1}, [1, 2], (None, None)):
+        words = r"clamp: (data is a tuple|training data: images are None)"
+        with pytest.raises(UserError, match=words):
+            prune("clamp", network, 3.0, data)
     images, labels = digits
     for wrong in ((255 * images).to(torch.uint8), 255 * images):
         with pytest.raises(UserError, match=r"clamp: training data: images"):
@@ -312,28 +306,22 @@ def test_images_of_0_to_255_are_no_training_data(network: nn.Module, digits: Pai
             quantize(network, wrong)
 
 
-class Noisy(nn.Module):
-    """Logits of an image to which numbers of a global random state are added."""
-
-    def __init__(self, source: str = "torch") -> None:
-        super().__init__()
-        self.model, self.source = flat(), source
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn_like(x) if self.source == "torch" else float(np.random.rand())
-        return self.model(x + 0.25 * noise)
+NOISE = {
+    "torch": lambda x: x + 0.25 * torch.randn_like(x),
+    "numpy": lambda x: x + 0.25 * float(np.random.rand()),
+}
 
 
-@pytest.mark.parametrize("source", ["torch", "numpy"])
-def test_plain_randomness_is_found_and_averaged_over(source: str, digits: Pair) -> None:
+@pytest.mark.parametrize("source", NOISE)
+def test_plain_randomness_is_found_and_averaged_over(source, digits):
     images, labels = digits
-    model = Noisy(source)
+    model = Around(flat(), images=NOISE[source])
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     known, cost = admitted("it", model, images), Cost()
     assert is_randomized(known) and admitted("it", known, images) is known
-    adv = attacks.pgd(model, images, labels, 0.1, 0.05, 2, draws=5, cost=cost)
+    adv = pgd(model, images, labels, 0.1, 0.05, 2, draws=5, cost=cost)
     assert cost.gradients == 2 * 5 * len(images)  # each draw is a pass of its own
-    assert torch.equal(adv, attacks.pgd(model, images, labels, 0.1, 0.05, 2, draws=5))
+    assert torch.equal(adv, pgd(model, images, labels, 0.1, 0.05, 2, draws=5))
     drawn = all_logits(model, images, Scoring(draws=10))
     assert len(drawn) == 10 and not torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn, all_logits(model, images, Scoring(draws=10)))
@@ -343,51 +331,40 @@ def test_plain_randomness_is_found_and_averaged_over(source: str, digits: Pair) 
     assert (states[1] == np.random.get_state()[1]).all()
 
 
-def with_hook(model: nn.Module) -> None:
-    model[3].register_forward_hook(lambda m, x, out: 2 * out)
+LOST = {
+    "hook": (
+        lambda net: net[3].register_forward_hook(lambda m, x, out: 2 * out),
+        "3 has hooks, which a stored",
+    ),
+    "own forward": (
+        lambda net: setattr(net, "forward", lambda x, inner=net.forward: -inner(x)),
+        "the model has hooks, which a stored",
+    ),
+    "hook on a weight": (
+        lambda net: net[3].weight.register_hook(lambda gradient: 0 * gradient),
+        r"3\.weight has hooks, which a copy",
+    ),
+    "hidden layers": (
+        lambda net: setattr(net, "more", [nn.Linear(10, 10)]),
+        "the layers in more are no part of it",
+    ),
+    "view": (
+        lambda net: setattr(net[3], "weight", nn.Parameter(net[1].weight.detach()[:10])),
+        r"1\.weight and 3\.weight are one tensor",
+    ),
+    "lock": (
+        lambda net: setattr(net, "lock", threading.Lock()),
+        "the model cannot be copied: cannot pickle",
+    ),
+    "lazy": (lambda net: setattr(net, "more", nn.LazyLinear(3)), r"more\.weight has no shape"),
+}
 
 
-def with_a_hook_on_a_weight(model: nn.Module) -> None:
-    model[3].weight.register_hook(lambda gradient: 0 * gradient)
-
-
-def with_own_forward(model: nn.Module) -> None:
-    inner = model.forward
-    model.forward = lambda x: -inner(x)  # type: ignore[method-assign]
-
-
-def with_hidden_layers(model: nn.Module) -> None:
-    model.more = [nn.Linear(10, 10)]  # type: ignore[assignment]
-
-
-def with_a_view(model: nn.Module) -> None:
-    model[3].weight = nn.Parameter(model[1].weight.detach()[:10])
-
-
-def with_a_lock(model: nn.Module) -> None:
-    model.lock = threading.Lock()  # type: ignore[assignment]
-
-
-def with_lazy_layers(model: nn.Module) -> None:
-    model.more = nn.LazyLinear(3)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (with_hook, "3 has hooks, which a stored"),
-        (with_a_hook_on_a_weight, r"3\.weight has hooks, which a copy"),
-        (with_own_forward, "the model has hooks, which a stored"),
-        (with_hidden_layers, "the layers in more are no part of it"),
-        (with_a_view, r"1\.weight and 3\.weight are one tensor"),
-        (with_a_lock, "the model cannot be copied: cannot pickle"),
-        (with_lazy_layers, r"more\.weight has no shape"),
-    ],
-)
-def test_what_a_stored_network_would_lose_is_refused(
-    change: Callable[[nn.Module], None], words: str, digits: Pair
-) -> None:
+@pytest.mark.parametrize("kind", LOST)
+def test_what_a_stored_network_would_lose_is_refused(kind, digits):
+    """Hooks, or a forward pass put in the place of another, are attacked all the same."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    change, words = LOST[kind]
     change(model)
     for refusing in (
         lambda: prune("E", model, 0.1),
@@ -396,26 +373,19 @@ def test_what_a_stored_network_would_lose_is_refused(
     ):
         with pytest.raises(UserError, match=words):
             refusing()
-
-
-@pytest.mark.parametrize("change", [with_hook, with_own_forward])
-def test_hooks_are_attacked_and_never_stored(
-    change: Callable[[nn.Module], None], digits: Pair
-) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
-    change(model)
-    private = attack_copy(model, torch.device("cpu"))
-    assert torch.equal(private(digits[0]), model(digits[0]))
-    with pytest.raises(UserError, match="has hooks, which no file can hold"):
-        save_model(model, Path("never.safetensors"))
+    if kind in ("hook", "own forward"):
+        private = attack_copy(model, torch.device("cpu"))
+        assert torch.equal(private(digits[0]), model(digits[0]))
+        with pytest.raises(UserError, match="has hooks, which no file can hold"):
+            save_model(model, Path("never.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
-def test_hooks_on_all_modules_are_refused(kind: str, network: nn.Module, digits: Pair) -> None:
+def test_hooks_on_all_modules_are_refused(kind, network, digits):
     registered = getattr(nn.modules.module, f"register_module_{kind}_hook")(lambda *_: None)
     try:
         for refusing in (
-            lambda: attacks.pgd(network, *digits, 0.1, 0.02, 1),
+            lambda: pgd(network, *digits, 0.1, 0.02, 1),
             lambda: prune("E", network, 0.1),
         ):
             with pytest.raises(UserError, match="hooks are registered for all modules of torch"):
@@ -424,21 +394,15 @@ def test_hooks_on_all_modules_are_refused(kind: str, network: nn.Module, digits:
         registered.remove()
 
 
-@pytest.mark.parametrize("data", [(1,), "x", {"images": 1}, [1, 2], (None, None)], ids=str)
-def test_training_data_of_another_kind_are_refused(data: Any) -> None:
-    with pytest.raises(UserError, match=r"clamp: (data is a tuple|training data: images are None)"):
-        prune("clamp", flat(), 3.0, data)
-
-
 @pytest.mark.parametrize("bits", [1, 9, 2.5, "8x", None])
-def test_bits_that_make_no_sense_are_refused(bits: Any, network: nn.Module, digits: Pair) -> None:
+def test_bits_that_make_no_sense_are_refused(bits, network, digits):
     with pytest.raises(UserError, match="quantize: bits: "):
         quantize(network, digits[0], bits)
     with pytest.raises(UserError, match="carries no ModelSpec"):
         quantize(flat(), digits[0])
 
 
-def shared_relu(act: Callable[[], nn.Module]) -> nn.Module:
+def shared_relu(act):
     """Three activations: one that is shared, or made anew."""
     parts = [part for _ in range(3) for part in (nn.Conv2d(1, 1, 3, padding=1), act())]
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(64, 10)).eval()
@@ -447,22 +411,22 @@ def shared_relu(act: Callable[[], nn.Module]) -> nn.Module:
 class Halved(nn.Module):
     """An activation of one's own."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return x.clamp_min(0) / 2
 
 
 class Functional(nn.Module):
     """An activation that is a module, and one that is a function."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv, self.act, self.head = nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Linear(64, 10)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.head(nn.functional.relu(self.conv(self.act(self.conv(x)))).flatten(1))
 
 
-def test_layers_stand_behind_every_activation_or_none(digits: Pair) -> None:
+def test_layers_stand_behind_every_activation_or_none(digits):
     shared = nn.ReLU()
     pruned = prune("SAP", shared_relu(lambda: shared), 1.0)
     assert len(stochastic_layers(pruned.model)) == pruned.notes["sites"] == 3
@@ -473,15 +437,15 @@ def test_layers_stand_behind_every_activation_or_none(digits: Pair) -> None:
         prune("SAP", Functional().eval(), 1.0, digits)
 
 
-def test_tied_weights_are_attacked_but_not_compressed(digits: Pair) -> None:
+def test_tied_weights_are_attacked_but_not_compressed(digits):
     model = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(2)), nn.Linear(64, 10))
     model[2].weight = model[1].weight
-    attacks.pgd(model.eval(), *digits, 0.1, 0.02, 1)
+    pgd(model.eval(), *digits, 0.1, 0.02, 1)
     with pytest.raises(UserError, match=r"1\.weight and 2\.weight are one tensor"):
         prune("magnitude_global", model, 2.0)
 
 
-REPARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
+REPARAMETRIZED = {
     "pruned": lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5),
     "spectral norm": nn.utils.spectral_norm,
     "weight norm": nn.utils.weight_norm,
@@ -491,7 +455,7 @@ REPARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", REPARAMETRIZED)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_reparametrized_weights_are_taken_as_they_are(kind: str, digits: Pair) -> None:
+def test_reparametrized_weights_are_taken_as_they_are(kind, digits):
     model = flat()
     REPARAMETRIZED[kind](model[1])
     with torch.no_grad():
@@ -499,12 +463,10 @@ def test_reparametrized_weights_are_taken_as_they_are(kind: str, digits: Pair) -
     for copied in (plain_copy(model), prune("E", model, 0.0).model):
         assert torch.allclose(copied(digits[0]), expected, atol=1e-6)
         assert set(dict(copied.named_parameters())) == {"1.weight", "1.bias"}
-    attacks.pgd(model, *digits, 0.1, 0.02, 1)
+    pgd(model, *digits, 0.1, 0.02, 1)
 
 
-def test_no_entry_point_moves_the_random_state(
-    network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_no_entry_point_moves_the_random_state(network, digits, tmp_path):
     save_model(network, tmp_path / "m.safetensors")
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     load_model(tmp_path / "m.safetensors")
@@ -513,3 +475,61 @@ def test_no_entry_point_moves_the_random_state(
     evaluate.score(quantize(network, digits[0]), digits[0], digits[0], digits[1])
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
+
+
+# --- what every attack promises -------------------------------------------------------------------
+def traces(model):
+    """What a caller could notice of an attack."""
+    named = dict(model.named_parameters())
+    return [
+        [m.training for m in model.modules()],
+        copy.deepcopy(model.state_dict()),
+        {k: None if p.grad is None else p.grad.clone() for k, p in named.items()},
+        [p.requires_grad for p in named.values()],
+        torch.random.get_rng_state(),
+        [len(m._forward_pre_hooks) for m in model.modules()],
+    ]
+
+
+def same(one, other):
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("attack", [*ENTRIES, "random_flips"])
+def test_no_trace_is_left(network, digits, attack):
+    """Nor in the images; in evaluation as in training, a frozen batch-norm inside, without grad."""
+    images, labels = (part[:4] for part in digits)
+    network.train()
+    network.bn1.eval()
+    network.linear.weight.grad = torch.ones_like(network.linear.weight)
+    before, kept = traces(network), images.clone()
+    call = ENTRIES.get(attack, lambda m, *_, **__: random_flips(m, budget=2).table)
+    found = call(network, images, labels)
+    assert same(before, traces(network)) and torch.equal(kept, images)
+    with torch.no_grad():
+        again = call(network, images, labels)
+    assert torch.equal(again, found) if isinstance(found, Tensor) else again.equals(found)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "square", "drop", "best"])
+def test_never_leaves_the_budget_or_the_pixel_range(network, digits, attack, norm):
+    more = {"drop": {"drop": True, "restarts": 2}, "best": {"keep": "best"}}.get(attack, {})
+    for eps in (0.0, 0.15 if norm == "Linf" else 0.8):
+        adv = IN_A_BALL.get(attack, IN_A_BALL["pgd"])(network, *digits, eps, norm=norm, **more)
+        change = (adv - digits[0]).flatten(1)
+        size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
+        assert size.max() <= eps + 1e-6 and adv.min() >= 0 and adv.max() <= 1
+        assert adv.shape == digits[0].shape and (eps == 0) == torch.equal(adv, digits[0])
+
+
+@pytest.mark.parametrize("attack", [*IN_A_BALL, "minimum_norm"])
+def test_no_images_give_none(network, digits, attack):
+    none = digits[0][:0], digits[1][:0]
+    assert ENTRIES[attack](network, *none).shape == none[0].shape

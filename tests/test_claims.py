@@ -1,8 +1,6 @@
 """The register of claims: each outcome and its reason on runs made by hand; refused entries."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,7 +9,7 @@ from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from scipy.stats import t as student
-from test_section_studies import flips, hits, versus
+from test_sections import flips, hits, versus
 
 from advprune.core.claims import Claim, read_claims
 from advprune.core.errors import UserError
@@ -20,27 +18,27 @@ from advprune.evaluate.means import compare_means
 from advprune.report.claim_command import command, stages_of
 from advprune.report.claim_metrics import METRICS
 from advprune.report.docs import claims_of
-from advprune.report.run import Absent, Run
-from advprune.report.sections.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, Judged, judged
+from advprune.report.run import Absent
+from advprune.report.sections.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, judged
 from advprune.report.sections.claims import claims as section
 from advprune.report.sections.claims import outcomes as outcome_table
 
-HERE: dict[str, Any] = {"published": "digits", "data": ["digits"]}
+HERE = {"published": "digits", "data": ["digits"]}
 ELSEWHERE = HERE | {"data": ["cifar10"]}
 ENTRY = {"paper": "P", "source": "S", "where": "W", "claim": "C", "run": "dvc repro"}
 E = {"metric": "attacked", "model": "E-standard", "control": "dense-standard"}
 
 
-def claim(name: str = "c", regime: dict[str, Any] = HERE, **own: Any) -> Claim:
+def claim(name="c", regime=HERE, **own):
     """A claim, by default that E is better under the main attack, made in this run's regime."""
     return Claim.model_validate({"id": name, "regime": regime} | ENTRY | E | own)
 
 
-def outcomes(run: Run, *claims: Claim) -> list[Judged]:
+def outcomes(run, *claims):
     return judged(replace(run, claims=claims))
 
 
-def against(own: int, dense: int, clean: int = N, **card: Any) -> Run:
+def against(own, dense, clean=N, **card):
     """A dense network and E made of it, which keep so many of N images under the main attack."""
     params = settings()
     base = model("dense-standard", params, {"field": dense}, parameters=1000)
@@ -64,7 +62,7 @@ def against(own: int, dense: int, clean: int = N, **card: Any) -> Run:
         (30, 2, {"expect": "no higher", "margin": 0.2}, REFUTED, "the interval excludes it"),
     ],
 )
-def test_outcomes(own: int, dense: int, words: dict[str, Any], outcome: str, reason: str) -> None:
+def test_outcomes(own, dense, words, outcome, reason):
     (found,) = outcomes(against(own, dense), claim(**words))
     assert found.outcome == outcome and found.reason.startswith(reason), found.reason
     assert bool(found.reason) == bool(reason)
@@ -81,7 +79,7 @@ def test_outcomes(own: int, dense: int, words: dict[str, Any], outcome: str, rea
         (HERE | {"epochs": 99, "seeds": 3}, "digits, epochs 99, seeds 3; here epochs 25, seeds 1"),
     ],
 )
-def test_nothing_is_refuted_outside_its_regime(regime: dict[str, Any], away: str) -> None:
+def test_nothing_is_refuted_outside_its_regime(regime, away):
     no, yes, unmet, here = outcomes(
         against(30, 2, prune_ratio=0.1),
         claim("no", regime, effect=0.1, expect="lower"),
@@ -97,7 +95,7 @@ def test_nothing_is_refuted_outside_its_regime(regime: dict[str, Any], away: str
     assert here.regime == "digits; reached"
 
 
-def test_epochs_are_those_of_the_last_training_on_the_way_to_a_model() -> None:
+def test_epochs_are_those_of_the_last_training_on_the_way_to_a_model():
     """A quantized model is trained as the model it was made of, not as the dense network."""
     entry = {"do": "quantize", "of": "GAP_layer-standard", "by": "quantize.int8"}
     params = settings(models=MODELS | {"GAP_int8-standard": entry})
@@ -107,7 +105,7 @@ def test_epochs_are_those_of_the_last_training_on_the_way_to_a_model() -> None:
     assert found.regime == "digits, epochs 10; here epochs 6"
 
 
-def test_p_is_corrected_for_all_claims_of_the_run_that_were_tested() -> None:
+def test_p_is_corrected_for_all_claims_of_the_run_that_were_tested():
     run = against(9, 2)
     alone = binomtest(7, 7, 0.5).pvalue
     missing = claim("missing", model="clamp-standard", effect=0.1)
@@ -122,7 +120,7 @@ def test_p_is_corrected_for_all_claims_of_the_run_that_were_tested() -> None:
     assert same.outcome == REPRODUCED and same.test.tests == 6
 
 
-def test_what_is_missing_is_named_with_its_command() -> None:
+def test_what_is_missing_is_named_with_its_command():
     lacking = claim("model", model="clamp-standard", run="make it", effect=0.1)
     control = claim("control", control="clamp-standard", effect=0.1)
     attack = claim("attack", attack="nes", effect=0.1)
@@ -141,7 +139,7 @@ SMALL, LAST = "params/cifar10-small.yaml", "dvc repro -s transfer summarize"
 POINTS = {"study": "seeds", "model": "HYDRA_95", "control": "LWM_95"}
 
 
-def test_the_command_names_the_stages_of_a_claim() -> None:
+def test_the_command_names_the_stages_of_a_claim():
     """Of the run's settings where it was tested or they declare what the run lacks, else of the
     register's."""
     known = {"run": "", "params": SMALL, "metric": "robust", "effect": 0.1}
@@ -156,7 +154,7 @@ def test_the_command_names_the_stages_of_a_claim() -> None:
     (tested,) = outcomes(run, claim(**known))
     assert tested.command == f"{own}dvc repro attack_dense@standard attack@E-standard && {LAST}"
     points = {name: {"family": "LWM"} for name in ("HYDRA_95", "LWM_95")}
-    studies: dict[str, Any] = {
+    studies = {
         "seeds": {"study": "seeds", "of": "dense-robust", "points": points},
         "bits": {"study": "bitflip", "of": "RA_BNN-standard", "bits": 1},
         "more": {"study": "compression", "of": "dense-standard"},
@@ -174,7 +172,7 @@ def test_the_command_names_the_stages_of_a_claim() -> None:
     assert command(transfer, matched, True) == f"{own}dvc repro {stages} study@more && {LAST}"
 
 
-def test_agents_are_compared_in_the_game_where_the_least_is_gained(tmp_path: Path) -> None:
+def test_agents_are_compared_in_the_game_where_the_least_is_gained(tmp_path):
     (tmp_path / "rl").mkdir()
     rows = ["game,attack,gain,error,episodes", "a,worst,0.5,0.1,50", "b,worst,0.2,0.01,40"]
     (tmp_path / "rl" / "gains.csv").write_text("\n".join([*rows, "c,FGSM,-0.3,0.01,40"]))
@@ -192,7 +190,7 @@ def test_agents_are_compared_in_the_game_where_the_least_is_gained(tmp_path: Pat
     assert other.reason == "rl/gains.csv holds no game under PGD"
 
 
-def test_a_model_of_lower_clean_accuracy_is_not_called_better() -> None:
+def test_a_model_of_lower_clean_accuracy_is_not_called_better():
     guarded = claim(effect=0.1)
     said = claim(effect=0.1, needs={"clean_loss": 0.5})
     assert outcomes(against(20, 2, 30), guarded)[0].reason == "lower clean accuracy, no control"
@@ -212,16 +210,14 @@ def test_a_model_of_lower_clean_accuracy_is_not_called_better() -> None:
         ({"changed": 0.5}, {"prune_ratio": 0.001}, "it changes 0.1 % of the weights"),
     ],
 )
-def test_a_method_whose_own_criterion_is_not_met_is_not_refuted(
-    needs: dict[str, Any], card: dict[str, Any], reason: str
-) -> None:
+def test_a_method_whose_own_criterion_is_not_met_is_not_refuted(needs, card, reason):
     (found,) = outcomes(against(2, 30, **card), claim(effect=0.1, needs=needs))
     assert found.outcome == NOT_HERE and reason in found.reason
     met = {"ticket": {"kernel_distance": 0.2}, "parameters": 1001, "prune_ratio": 0.5}
     assert outcomes(against(2, 30, **met), claim(effect=0.1, needs=needs))[0].outcome == REFUTED
 
 
-def test_a_robust_accuracy_in_doubt_reproduces_nothing() -> None:
+def test_a_robust_accuracy_in_doubt_reproduces_nothing():
     # Images of the dense network break what no attack on the model itself does.
     params = settings()
     sent = {("dense-standard", attack): 25 for attack in ("field", "momentum")}
@@ -231,7 +227,7 @@ def test_a_robust_accuracy_in_doubt_reproduces_nothing() -> None:
     assert found.outcome == NOT_HERE and found.reason.startswith("its robust accuracy is")
 
 
-def test_points_over_seeds() -> None:
+def test_points_over_seeds():
     run = versus((30, 31, 32), (10, 11, 12))
     own = {"metric": "robust", "study": "seeds", "model": "H", "control": "L", "effect": 0.1}
     found, search = outcomes(run, claim(**own), claim("s", **own, needs={"kernel_distance": 0.3}))
@@ -244,7 +240,7 @@ def test_points_over_seeds() -> None:
     assert epochs.regime == "digits, epochs 2; here epochs 1"
 
 
-def test_transfer_over_seeds_and_what_was_lost_of_clean_accuracy() -> None:
+def test_transfer_over_seeds_and_what_was_lost_of_clean_accuracy():
     run = versus((0, 0, 0), (10, 11, 12), clean=(30, N))
     own = {"metric": "transfer", "study": "seeds", "model": "H", "control": "dense", "effect": 0.1}
     (untried,) = outcomes(run, claim(**own))
@@ -258,7 +254,7 @@ def test_transfer_over_seeds_and_what_was_lost_of_clean_accuracy() -> None:
     assert lost.reason == "clean accuracy 75.0 %, of its parent 100.0 %"
 
 
-def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
+def test_bits_to_chance_against_a_multiple_and_against_random_flips():
     study = {"study": "bitflip", "bits": 8}
     studies = {name: study | {"of": f"{name}-standard"} for name in ("dense", "E")}
     tables = {"dense": flips((8, 10, 12, 10, 10)), "E": flips((40, 41, 42, 43, 44))}
@@ -284,7 +280,7 @@ def test_bits_to_chance_against_a_multiple_and_against_random_flips() -> None:
     assert outcomes(run, claim(**own, **chosen))[0].outcome == REPRODUCED
 
 
-def test_images_of_the_dense_network_and_calibration() -> None:
+def test_images_sent_both_ways_and_calibration():
     run = against(2, 2)
     dense, pruned = run.models
     sure, own = pruned.records.assign(adv_confidence=0.9), pruned.attack("field")
@@ -296,9 +292,16 @@ def test_images_of_the_dense_network_and_calibration() -> None:
     # 2 of 40 images are right: the error is the confidence minus that, 0.9 against 0.75.
     assert same.outcome == REFUTED and same.test is not None
     assert same.test.difference == pytest.approx(0.15)
+    run = against(2, 2)
+    dense, own = run.models[0], run.models[0].attack("field")
+    back = {("E-standard", "field"): own.assign(adv_pred=own.label)}
+    run = replace(run, models=[replace(dense, transfers=back), run.models[1]])
+    (found,) = outcomes(run, claim(metric="transfer_back", expect="no higher", margin=0.05))
+    assert found.test is not None and found.test.difference == 38 / N
+    assert found.outcome == REFUTED
 
 
-def test_layers_under_attack_image_by_image() -> None:
+def test_layers_under_attack_image_by_image():
     """Against noise, and where a model has another control against what that one gains."""
     run, figures = against(2, 2), ("changed", "top", "sigma")
     tables = [
@@ -320,17 +323,7 @@ def test_layers_under_attack_image_by_image() -> None:
     assert unknown.outcome == NOT_HERE and unknown.reason.startswith("control missing")
 
 
-def test_images_made_on_a_model_and_tried_on_its_dense_network() -> None:
-    run = against(2, 2)
-    dense, own = run.models[0], run.models[0].attack("field")
-    back = {("E-standard", "field"): own.assign(adv_pred=own.label)}
-    run = replace(run, models=[replace(dense, transfers=back), run.models[1]])
-    (found,) = outcomes(run, claim(metric="transfer_back", expect="no higher", margin=0.05))
-    assert found.test is not None and found.test.difference == 38 / N
-    assert found.outcome == REFUTED
-
-
-def test_the_section_shows_every_claim() -> None:
+def test_the_section_shows_every_claim():
     run = against(30, 2)
     chosen = claim("a", effect=0.1), claim("b", model="clamp-standard", effect=0.1)
     (whole,) = section(replace(run, claims=chosen))
@@ -348,7 +341,6 @@ def test_the_section_shows_every_claim() -> None:
 
 
 # --- the file ------------------------------------------------------------------------------------
-
 ONE = """
 - {paper: P, source: S, run: dvc repro, regime: {published: theirs, data: [cifar10], n: 10},
    claims: {a: {where: W, claim: C, metric: attacked, model: E-standard, control: dense-standard,
@@ -356,7 +348,7 @@ ONE = """
 """
 
 
-def written(folder: Path, text: str) -> tuple[Claim, ...]:
+def written(folder, text):
     path = folder / "claims.yaml"
     path.write_text(text, encoding="utf-8")
     return read_claims(path)
@@ -376,12 +368,12 @@ def written(folder: Path, text: str) -> tuple[Claim, ...]:
         ("paper: P", "paper: P, paper: Q", "is not valid YAML"),
     ],
 )
-def test_wrong_entries_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_wrong_entries_are_refused(tmp_path, old, new, message):
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         written(tmp_path, ONE.replace(old, new, 1))
 
 
-def test_an_entry_adds_to_its_paper_and_other_wrong_files_are_refused(tmp_path: Path) -> None:
+def test_an_entry_adds_to_its_paper_and_other_wrong_files_are_refused(tmp_path):
     (one,) = written(tmp_path, ONE)
     assert (one.id, one.effect, one.regime.n, one.regime.data) == ("a", 4 / 255, 20, ("cifar10",))
     with pytest.raises(UserError, match="cannot read"):
@@ -392,7 +384,7 @@ def test_an_entry_adds_to_its_paper_and_other_wrong_files_are_refused(tmp_path: 
         outcomes(against(2, 2), claim(metric="luck", effect=0.1))
 
 
-def test_the_settings_that_a_claim_names_declare_what_it_needs() -> None:
+def test_the_settings_that_a_claim_names_declare_what_it_needs():
     found = read_claims(ROOT / "claims.yaml")
     papers = ("nn-prune", "GAP", "SAP", "SAP on agents", "BFA", "RA-BNN", "AWT", "HYDRA")
     assert {one.paper for one in found} == {*papers}

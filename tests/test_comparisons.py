@@ -2,23 +2,17 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.stats import binom, binomtest, mannwhitneyu, norm, wilcoxon
 
-from advprune.evaluate.compare import (
-    LOWER_CLEAN,
-    Comparison,
-    compare,
-    compare_hits,
-    corrected,
-    with_control,
-)
+from advprune.evaluate import flips
+from advprune.evaluate.compare import LOWER_CLEAN, compare, compare_hits, corrected, with_control
 from advprune.evaluate.distances import compare_distances
-from advprune.evaluate.flips import Reached, compare_flips
 from advprune.evaluate.means import compare_means, smallest_mean_difference
 from advprune.evaluate.statistics import (
     difference_interval,
@@ -28,17 +22,16 @@ from advprune.evaluate.statistics import (
     smallest_difference,
 )
 
+
 # --- accuracies ----------------------------------------------------------------------------------
-
-
-def pair(gained: int, lost: int, n: int) -> Comparison:
+def pair(gained, lost, n):
     """Two models on n images, so many of which only the first or only the second has right."""
     first, second = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     first[:gained] = second[gained : gained + lost] = True
     return compare_hits(first, second)
 
 
-def test_mcnemar_by_hand() -> None:
+def test_mcnemar_by_hand():
     first = np.array([True] * 6 + [False] * 4)
     second = np.array([False] * 5 + [True] + [False] * 4)
     assert mcnemar(5, 0) == compare_hits(first, second).p == pytest.approx(2 * 0.5**5)
@@ -47,7 +40,7 @@ def test_mcnemar_by_hand() -> None:
         compare_hits(first, second[:3])
 
 
-def likelihood_score(gained: int, lost: int, n: int, difference: float) -> float:
+def likelihood_score(gained, lost, n, difference):
     """The score statistic, its variance from the most likely rates on a fine grid."""
     second = np.linspace(max(0, -difference), (1 - difference) / 2, 200_001)[1:-1]
     both = n - gained - lost
@@ -59,9 +52,7 @@ def likelihood_score(gained: int, lost: int, n: int, difference: float) -> float
 
 
 @pytest.mark.parametrize("counts", [(12, 2, 50), (3, 9, 80), (1, 1, 30), (90, 60, 300)])
-def test_intervals_and_equivalence_are_of_the_score_test(
-    counts: tuple[int, int, int],
-) -> None:
+def test_intervals_and_equivalence_are_of_the_score_test(counts):
     gained, lost, n = counts
     for alpha in (0.05, 0.005):
         low, high = difference_interval(gained, lost, n, alpha)
@@ -73,7 +64,7 @@ def test_intervals_and_equivalence_are_of_the_score_test(
     assert equivalence(gained, lost, n, 0.1) == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_interval_covers_the_difference_in_19_of_20_samples() -> None:
+def test_an_interval_covers_the_difference_in_19_of_20_samples():
     random = np.random.default_rng(0)
     for n, gain, loss in ((100, 0.15, 0.05), (300, 0.02, 0.0)):
         samples = random.multinomial(n, [gain, loss, 1 - gain - loss], 1000)
@@ -83,9 +74,7 @@ def test_an_interval_covers_the_difference_in_19_of_20_samples() -> None:
 
 
 @pytest.mark.parametrize(("discordant", "n", "tests"), [(20, 100, 3), (0, 300, 17)])
-def test_the_smallest_difference_is_shown_in_4_of_5_samples(
-    discordant: int, n: int, tests: int
-) -> None:
+def test_the_smallest_difference_is_shown_in_4_of_5_samples(discordant, n, tests):
     found = smallest_difference(discordant, n, 0.05 / tests)
     share = max(discordant / n, found)
     chances = [(share + found) / 2, (share - found) / 2, 1 - share]
@@ -106,14 +95,14 @@ def test_the_smallest_difference_is_shown_in_4_of_5_samples(
         (30, 20, 300, "not significant"),
     ],
 )
-def test_what_a_comparison_is_called(gained: int, lost: int, n: int, outcome: str) -> None:
+def test_what_a_comparison_is_called(gained, lost, n, outcome):
     found = pair(gained, lost, n)
     low, high = found.interval
     assert found.outcome == outcome and found.difference == pytest.approx((gained - lost) / n)
     assert (found.p < 0.05) == (low > 0 or high < 0)
 
 
-def test_a_corrected_p_never_stands_beside_an_interval_that_contradicts_it() -> None:
+def test_a_corrected_p_never_stands_beside_an_interval_that_contradicts_it():
     """Of 20 pairs the interval was at 95 %, while p was corrected: p = 0.26, (+0.4 to +6.5)."""
     pairs = [pair(gained, lost, 100) for gained in range(0, 20, 2) for lost in (0, 5)]
     for alone, test in zip(pairs, corrected(pairs), strict=True):
@@ -123,7 +112,7 @@ def test_a_corrected_p_never_stands_beside_an_interval_that_contradicts_it() -> 
         assert test.detectable > alone.detectable and test.p_equivalent >= alone.p_equivalent
 
 
-def records(clean: np.ndarray, robust: np.ndarray) -> pd.DataFrame:
+def records(clean, robust):
     """Records of a model that has these images right."""
     label = np.arange(len(clean)) % 10
     sides = {"clean": clean, "adv": robust}
@@ -131,11 +120,11 @@ def records(clean: np.ndarray, robust: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"index": np.arange(len(clean)), "label": label} | found)
 
 
-def first(k: int, n: int = 512) -> np.ndarray:
+def first(k, n=512):
     return np.arange(n) < k
 
 
-def test_what_lost_its_clean_accuracy_is_not_better() -> None:
+def test_what_lost_its_clean_accuracy_is_not_better():
     """E = 0.05 on CIFAR-10: 18.9 % clean where its parent has 77.7, 5.1 % robust against 1.4."""
     parent, pruned = records(first(398), first(7)), records(first(97), first(26))
     found = compare(pruned, parent)
@@ -152,7 +141,7 @@ def test_what_lost_its_clean_accuracy_is_not_better() -> None:
     assert with_control(found, pruned, {"S 9": alike["S 9"]}, pytest.fail).outcome == LOWER_CLEAN
 
 
-def test_means_over_seeds_and_images_are_compared_alike() -> None:
+def test_means_over_seeds_and_images_are_compared_alike():
     random = np.random.default_rng(2)
     base = random.random((3, 200)) < 0.5
     same, other = base.copy(), base | (random.random((3, 200)) < 0.3)
@@ -170,30 +159,28 @@ def test_means_over_seeds_and_images_are_compared_alike() -> None:
     assert shown > 0.8
 
 
-def _shown(random: np.random.Generator, difference: float) -> bool:
+def _shown(random, difference):
     gained = np.tile(random.random(200) < difference, (3, 1))
     return compare_means(gained, np.zeros_like(gained)).p < 0.05
 
 
-def test_flips_have_the_interval_of_their_rank_test() -> None:
+def test_flips_have_the_interval_of_their_rank_test():
     counts = [8, 10, 12, 11, 13, 9], [18, 20, 25, 22, 21, 19]
-    own, others = (Reached(tuple(one), tuple(one)) for one in counts)
-    found = compare_flips(own, others)
+    own, others = (flips.Reached(tuple(one), tuple(one)) for one in counts)
+    found = flips.compare_flips(own, others)
     low, high = found.interval
     for shift, inside in ((low + 0.5, True), (low - 0.5, False), (high - 0.5, True)):
         p = mannwhitneyu([c - shift for c in counts[0]], counts[1], method="exact").pvalue
         assert (p >= 0.05) == inside
     assert found.outcome == "lower" and low < found.difference < high < 0
     assert corrected([found] * 100)[0].interval == (-np.inf, np.inf)  # 6 batches show nothing
-    never = Reached((None,) * 6, (30,) * 6)
-    assert compare_flips(never, own).interval[1] == np.inf
+    never = flips.Reached((None,) * 6, (30,) * 6)
+    assert flips.compare_flips(never, own).interval[1] == np.inf
 
 
 # --- distances -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("n", [1, 20, 101])
-def test_the_median_has_the_bootstrap_interval_of_its_exact_distribution(n: int) -> None:
+def test_the_median_has_the_bootstrap_interval_of_its_exact_distribution(n):
     """For odd n a resampled median is at most the k-th value if the middle of n draws is."""
     values = np.random.default_rng(n).gamma(2, 1, n)
     value, low, high = median_distance(values)
@@ -208,7 +195,7 @@ def test_the_median_has_the_bootstrap_interval_of_its_exact_distribution(n: int)
         assert [low, high] == pytest.approx(expected, abs=0.05)
 
 
-def test_infinite_distances_are_larger_than_any() -> None:
+def test_infinite_distances_are_larger_than_any():
     assert median_distance(np.r_[np.full(30, 0.1), np.full(70, np.inf)]) == (np.inf,) * 3
     most = np.r_[np.full(70, 0.1), np.full(30, np.inf)]
     assert median_distance(most) == (0.1, 0.1, 0.1)
@@ -219,7 +206,7 @@ def test_infinite_distances_are_larger_than_any() -> None:
         median_distance(np.zeros(0))
 
 
-def noisy(n: int, shift: float, zeros: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def noisy(n, shift, zeros=0):
     """Distances of two models, the first `shift` farther away; both wrong on `zeros` images."""
     random = np.random.default_rng(3)
     other = random.gamma(4, 0.02, n) + 0.05
@@ -229,7 +216,7 @@ def noisy(n: int, shift: float, zeros: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize(("zeros", "shift"), [(0, 0.002), (9, -0.002), (30, 0.0)])
-def test_distances_are_compared_as_wilcoxon_does(zeros: int, shift: float) -> None:
+def test_distances_are_compared_as_wilcoxon_does(zeros, shift):
     own, other = noisy(80, shift, zeros)
     found = compare_distances(own, other)
     assert found.p == wilcoxon(own, other, zero_method="pratt").pvalue
@@ -242,7 +229,7 @@ def test_distances_are_compared_as_wilcoxon_does(zeros: int, shift: float) -> No
     assert (found.outcome == "not significant") == (low <= 0 <= high) == (found.p >= 0.05)
 
 
-def test_of_two_models_at_the_floor_the_one_that_is_farther_away_is_told() -> None:
+def test_of_two_models_at_the_floor_the_one_that_is_farther_away_is_told():
     """Robust accuracy at 8/255 is 0 % for both; every distance differs by a tenth."""
     other = np.random.default_rng(0).uniform(0.002, 0.02, 300)
     found = compare_distances(1.1 * other, other)
@@ -251,7 +238,7 @@ def test_of_two_models_at_the_floor_the_one_that_is_farther_away_is_told() -> No
     assert compare_distances(other, other).outcome == "not significant"
 
 
-def test_the_smallest_shift_is_shown_in_four_runs_of_five() -> None:
+def test_the_smallest_shift_is_shown_in_four_runs_of_five():
     random = np.random.default_rng(4)
     known = compare_distances(*noisy(60, 0.0)).detectable
     other = np.full(60, 0.1)
@@ -262,7 +249,7 @@ def test_the_smallest_shift_is_shown_in_four_runs_of_five() -> None:
     assert 0.7 < np.mean(shown) < 0.9
 
 
-def test_a_model_that_is_wrong_more_often_when_clean_is_not_farther_away() -> None:
+def test_a_model_that_is_wrong_more_often_when_clean_is_not_farther_away():
     """It answers two classes of ten; on these images nothing fools it."""
     other = np.random.default_rng(0).uniform(0.002, 0.02, 300)
     constant = np.where(np.arange(300) < 200, np.inf, 0.0)
@@ -275,7 +262,7 @@ def test_a_model_that_is_wrong_more_often_when_clean_is_not_farther_away() -> No
     assert held.outcome == "higher (control: R)"
 
 
-def test_intervals_of_corrected_distances_do_not_contradict_p() -> None:
+def test_intervals_of_corrected_distances_do_not_contradict_p():
     single = [compare_distances(*noisy(80, s)) for s in (0.0035, 0.0033, 0.003, 0.0)]
     several = corrected(single)
     for alone, test in zip(single, several, strict=True):
@@ -284,3 +271,129 @@ def test_intervals_of_corrected_distances_do_not_contradict_p() -> None:
         assert high > alone.interval[1] and test.detectable > alone.detectable
     # Holm rejects what an interval for four tests does not: its end is 0.
     assert replace(several[0], p=0.049, tests=10**6).interval[0] == 0
+
+
+# --- bit flips to chance --------------------------------------------------------------------------
+def run(seed, accuracy, hamming, variant="untargeted"):
+    """A seed's records: the network before any flip, then a row a flip."""
+    n = len(accuracy)
+    table = {"variant": variant, "seed": seed, "flip": range(n), "accuracy": accuracy}
+    table |= {"hamming": hamming, "layers": 2, "depth": [-1, *[1] * (n - 1)]}
+    return pd.DataFrame(table | {"bit": [-1, *[0] * (n - 1)]})
+
+
+NAN = float("nan")
+RECORDS = pd.concat(
+    [
+        run(0, [0.9, 0.5, 0.1], [0, 1, 2]),
+        run(1, [0.9, 0.6, NAN, 0.11, 0.05], [0, 1, 2, 1, 2]),  # one bit is turned back
+        run(2, [0.9, 0.8, 0.7, 0.6], [0, 1, 2, 3]),
+        run(0, [0.9, NAN, 0.8], [0, 1, 2], "random"),
+        run(1, [0.9, NAN, 0.7], [0, 1, 2], "random"),
+    ]
+)
+
+
+def reached(*bits, tried=50):
+    return flips.Reached(bits, tuple(tried if b is None else b for b in bits))
+
+
+def test_bits_are_counted_at_the_level_and_censored_seeds_never_averaged():
+    found = flips.to_chance(RECORDS, 0.11)
+    assert found.bits == (2, 1, None) and found.tried == (2, 2, 3)
+    assert flips.to_chance(RECORDS, 0.05).bits == (None, 2, None)
+    assert flips.to_chance(RECORDS, 0.9).bits == (0, 0, 0)
+    shuffled = RECORDS.sample(frac=1, random_state=1)
+    assert flips.to_chance(shuffled, 0.11) == found
+    assert flips.to_chance(RECORDS, 0.11, "margin").bits == ()
+    assert found.uncensored == [2, 1] and found.censored == 1
+    assert found.mean is None and found.least == 2.0  # (2 + 1 + 3) / 3
+    nothing = dict.fromkeys(("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high"))
+    assert flips.flips_metric(found) == flips.flips_metric(None) == nothing
+    whole = flips.to_chance(RECORDS[RECORDS.seed < 2], 0.11)
+    assert whole.censored == 0 and whole.mean is not None and whole.mean.value == 1.5
+    assert flips.Reached((), ()).mean is None
+
+
+def test_the_interval_by_hand_and_by_scipy():
+    values = [15, 16, 14, 12, 24]
+    found = reached(*values)
+    # mean 16.2, squared distances 1.44 + .04 + 4.84 + 17.64 + 60.84 = 84.8; t(0.975, 4) = 2.7764
+    assert found.mean.value == 16.2 and found.mean.deviation == pytest.approx((84.8 / 4) ** 0.5)
+    half = 2.776445 * (84.8 / 4) ** 0.5 / 5**0.5
+    assert found.interval[0] == pytest.approx(16.2 - half, rel=1e-6)
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    assert found.interval == (pytest.approx(low), pytest.approx(high))
+    assert flips.flips_metric(reached(*values)) == {
+        "flips_to_chance": 16.2,
+        "flips_to_chance_low": round(low, 2),
+        "flips_to_chance_high": round(high, 2),
+    }
+    single = reached(7)
+    assert (single.mean.value, single.mean.deviation, single.interval) == (7, None, (None, None))
+
+
+def test_accuracy_over_flips_by_hand():
+    """Seed 0 stays at 0.1 after its end, seed 1 at 0.6 where it was not asked."""
+    found = flips.over_flips(RECORDS)
+    assert found.flips.tolist() == [0, 1, 2, 3, 4]
+    assert found["mean"].tolist() == pytest.approx(
+        [0.9, 1.9 / 3, 1.4 / 3, (0.1 + 0.11 + 0.6) / 3, 0.75 / 3]
+    )
+    assert found.low.tolist() == [0.9, 0.5, 0.1, 0.1, 0.05]
+    assert found.high.tolist() == [0.9, 0.8, 0.7, 0.6, 0.6]
+    assert flips.clean_accuracy(RECORDS) == 0.9
+    assert flips.at_the_end(RECORDS, "untargeted") == [0.1, 0.05, 0.6]
+    assert flips.accuracy_after(RECORDS, 1.5) == (2, [0.8, 0.7])
+    assert flips.accuracy_after(RECORDS, 0) == (0, [0.9, 0.9])
+    assert flips.accuracy_after(RECORDS, 100) == (2, [0.8, 0.7])  # all that were made
+    assert flips.accuracy_after(RECORDS, 3, "margin") == (0, [])
+
+
+def brute_force(one, other):
+    """Of all ways to share out midranks, how many part the rank sums as far."""
+    ranks, n = stats.rankdata([*one, *other]), len(one)
+    expected = ranks.sum() * n / len(ranks)
+    sums = [sum(chosen) for chosen in combinations(ranks, n)]
+    seen = abs(sum(ranks[:n]) - expected)
+    return float(np.mean([abs(total - expected) >= seen - 1e-9 for total in sums]))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([15, 16, 14, 12, 24], [17, 14, 36, 25, 11]),
+        ([15, 16, 14, 12, 24], [17, 13, 36, 25, 11]),
+        ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]),
+        ([6, 7, 8], [1, 2, 3, 3]),
+        ([5, 5, 5], [5, 5, 5]),
+    ],
+)
+def test_without_censoring_it_is_the_exact_test_of_ranks(one, other):
+    found = flips.compare_flips(reached(*one), reached(*other))
+    assert found.p == pytest.approx(brute_force(one, other))
+    if len({*one, *other}) == len(one) + len(other):  # without ties
+        exact = stats.mannwhitneyu(one, other, method="exact").pvalue
+        assert found.p == pytest.approx(exact)
+    assert (found.direction > 0) == (
+        np.mean(stats.rankdata([*one, *other])[: len(one)])
+        > np.mean(stats.rankdata([*one, *other])[len(one) :])
+    )
+    assert found.ratio == pytest.approx(np.mean(one) / np.mean(other))
+    assert flips.compare_flips(reached(*other), reached(*one)).p == found.p
+
+
+def test_a_censored_seed_needs_more_than_what_was_tried():
+    """Five that came down within 30 against five that did not within 50: as far apart as can be."""
+    low, high = reached(10, 15, 20, 25, 30), reached(None, None, None, None, None)
+    found = flips.compare_flips(high, low)
+    assert found.p == pytest.approx(2 / 252) and found.better and found.ratio is None
+    assert not flips.compare_flips(low, high).better
+    # nothing is known of one that was given up before the others came down
+    early = reached(None, None, None, None, None, tried=5)
+    assert flips.compare_flips(early, low).p == 1.0 and not flips.compare_flips(early, low).better
+    assert flips.compare_flips(high, early).p == 1.0
+    # tried 50 without success needs more than one that came down at 50
+    assert flips.compare_flips(high, reached(*[50] * 5)).p == pytest.approx(2 / 252)
+    with pytest.raises(ValueError, match="no seeds"):
+        flips.compare_flips(low, flips.Reached((), ()))

@@ -1,35 +1,42 @@
-"""Common corruptions: what each does to pixels, statistics, the study and its section."""
+"""Common corruptions, speed and size: by hand, as studies, in the report and on pages."""
 
+import re
+import time
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from handmade import N, model, run_of, settings
+from masked import Around
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import ttest_rel
-from test_seeds import CPU, RAW, split
-from torch import Tensor, nn
+from sklearn.datasets import load_digits
+from test_cli import folder, here  # noqa: F401 (fixtures)
+from test_studies import records, study
+from torch import nn
+from workspace import ROOT, blocks, change
 
 from advprune.core.errors import UserError
-from advprune.core.params import Params
-from advprune.core.resume import Parts
-from advprune.core.settings import parse
+from advprune.core.settings import yaml_of
+from advprune.evaluate import timing
 from advprune.evaluate.compare import holm
 from advprune.evaluate.corruptions import KINDS, SEVERITIES, Shares, compare_shares, corrupt, shares
+from advprune.models.card import write_card
 from advprune.report.results import results
 from advprune.report.section import sections
 from advprune.report.sections import corruptions as shown
-from advprune.studies import Given, check_studies, run_study
+from advprune.report.sections.speed import TIMINGS
+from advprune.studies import check_studies
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 48, 36), (3, 224, 224)]
 
 
-def pictures(shape: tuple[int, ...], n: int = 3, seed: int = 0) -> np.ndarray:
+def pictures(shape, n=3, seed=0):
     """Smooth pictures of strokes, as photographs and digits are, not noise."""
     random = np.random.default_rng(seed).random((n, *shape))
     smooth = gaussian_filter(random, (0, 0, shape[-2] / 10, shape[-1] / 10))
@@ -37,14 +44,14 @@ def pictures(shape: tuple[int, ...], n: int = 3, seed: int = 0) -> np.ndarray:
     return np.rint(255 * (smooth - low) / (high - low)).astype(np.uint8)
 
 
-def moved(images: np.ndarray, kind: str, severity: int) -> float:
+def moved(images, kind, severity):
     """Mean change of a pixel."""
     return float(np.abs(corrupt(images, kind, severity).astype(float) - images).mean())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_size_is_corrupted_but_at_severity_0(kind: str, shape: tuple[int, ...]) -> None:
+def test_any_size_is_corrupted_but_at_severity_0(kind, shape):
     images = pictures(shape, n=1)
     found = [corrupt(images, kind, severity) for severity in (0, 1, 5)]
     assert all(one.dtype == np.uint8 and one.shape == images.shape for one in found)
@@ -53,7 +60,7 @@ def test_any_size_is_corrupted_but_at_severity_0(kind: str, shape: tuple[int, ..
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_changes_do_not_depend_on_order_and_grow_with_severity(kind: str) -> None:
+def test_changes_do_not_depend_on_order_and_grow_with_severity(kind):
     images, order = pictures((3, 32, 32), n=4), [2, 0, 3]
     whole = corrupt(images, kind, 3, seed=1)
     assert (corrupt(images[order], kind, 3, seed=1) == whole[order]).all()
@@ -64,7 +71,7 @@ def test_changes_do_not_depend_on_order_and_grow_with_severity(kind: str) -> Non
     assert changes == sorted(changes) and changes[-1] > changes[1]
 
 
-def test_noise_has_its_variance() -> None:
+def test_noise_has_its_variance():
     grey = np.full((30, 1, 32, 32), 102, dtype=np.uint8)
     grey += np.arange(30, dtype=np.uint8)[:, None, None, None]  # images differ, and so does noise
     level = grey / 255
@@ -80,7 +87,7 @@ def test_noise_has_its_variance() -> None:
     assert (odd == 255).mean() == pytest.approx(0.135, abs=0.01) and set(odd.flat) == {0, 128, 255}
 
 
-def test_jpeg_and_pixelate_are_pillows_own() -> None:
+def test_jpeg_and_pixelate_are_pillows_own():
     for shape, quality, share in (((3, 32, 32), 50, 0.75), ((3, 224, 224), 10, 0.3)):
         image = pictures(shape, n=1)
         file, colours = BytesIO(), Image.fromarray(image[0].transpose(1, 2, 0))
@@ -97,7 +104,7 @@ def test_jpeg_and_pixelate_are_pillows_own() -> None:
     assert (corrupt(grey, "jpeg", 5)[0, 0] == np.asarray(Image.open(file))).all()
 
 
-def test_blurs_keep_flat_images_and_the_mass_of_a_point() -> None:
+def test_blurs_keep_flat_images_and_the_mass_of_a_point():
     flat = np.full((1, 3, 32, 32), 77, dtype=np.uint8)
     point = np.zeros((1, 1, 65, 65), dtype=np.uint8)
     point[0, 0, 32, 32] = 255
@@ -112,7 +119,7 @@ def test_blurs_keep_flat_images_and_the_mass_of_a_point() -> None:
     assert (motion[:, 33:] == 0).all() or (motion[:, :32] == 0).all()  # to one side alone
 
 
-def test_brightness_keeps_hue_and_saturation_and_contrast_the_mean() -> None:
+def test_brightness_keeps_hue_and_saturation_and_contrast_the_mean():
     image = np.array([60, 30, 15], dtype=np.uint8).reshape(1, 3, 1, 1).repeat(32, 2).repeat(32, 3)
     raised = corrupt(image, "brightness", 2)[0, :, 0, 0]  # the value from 60 to 60 + 25.5
     assert raised.tolist() == [86, 43, 21]
@@ -122,7 +129,7 @@ def test_brightness_keeps_hue_and_saturation_and_contrast_the_mean() -> None:
     assert set(np.unique(corrupt(two, "contrast", 2))) == {50, 150}
 
 
-def test_strengths_are_those_of_the_nearer_size() -> None:
+def test_strengths_are_those_of_the_nearer_size():
     blur, noise = KINDS["gaussian_blur"], KINDS["gaussian_noise"]
     assert [blur.strength(1, side) for side in (8, 32, 64)] == [0.4, 0.4, 0.8]
     assert blur.strength(1, 112) == 0.5 and blur.strength(5, 224) == 6
@@ -130,7 +137,7 @@ def test_strengths_are_those_of_the_nearer_size() -> None:
 
 
 @pytest.mark.parametrize(("kind", "severity"), [("fog", 1), ("jpeg", 6), ("jpeg", -1)])
-def test_what_is_unknown_is_refused(kind: str, severity: int) -> None:
+def test_what_is_unknown_is_refused(kind, severity):
     with pytest.raises(ValueError, match="corrupt: no"):
         corrupt(pictures((1, 8, 8)), kind, severity)
     with pytest.raises(ValueError, match="must be uint8"):
@@ -138,7 +145,7 @@ def test_what_is_unknown_is_refused(kind: str, severity: int) -> None:
 
 
 # --- statistics ----------------------------------------------------------------------------------
-def test_shares_are_compared_by_the_paired_t_test() -> None:
+def test_shares_are_compared_by_the_paired_t_test():
     random = np.random.default_rng(0)
     first, second = random.integers(0, 11, (2, 60)) / 10
     test = compare_shares(Shares(first, 10), Shares(second, 10))
@@ -150,7 +157,7 @@ def test_shares_are_compared_by_the_paired_t_test() -> None:
         compare_shares(Shares(first, 10), Shares(second, 5))
 
 
-def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases() -> None:
+def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases():
     random, n = np.random.default_rng(1), 100
     changes = random.normal(size=n)
     changes = 0.2 * (changes - changes.mean()) / changes.std(ddof=1)
@@ -162,29 +169,24 @@ def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases() -> None
 
 
 # --- the study and its section -------------------------------------------------------------------
-def studied(of: str = "dense-standard", **more: Any) -> dict[str, Any]:
+def studied(of="dense-standard", **more):
     return {"study": "corruptions", "of": of, **more}
 
 
-def test_a_study_records_every_image_under_every_corruption(
-    network: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
+def test_a_study_records_every_image_under_every_corruption(network, digits, tmp_path):
     kinds = ["gaussian_noise", "contrast"]
-    raw = RAW | {"models": {}, "studies": {"it": studied(kinds=kinds)}}
-    params, test = parse(Params, raw, "test"), split(*digits)
-    splits, parts = {"train": test, "test": test}, Parts(tmp_path, files=[])
-    given = Given("it", "dense-standard", params, network, {}, {}, splits, parts, CPU)
-    table = run_study("it", given)["records"]
+    given = study(studied(kinds=kinds), network, {"train": digits, "test": digits}, tmp_path)
+    table, test = records(given), given.splits["test"]
     sizes = table.groupby(["corruption", "severity"]).size()
     assert len(sizes) == 2 * len(SEVERITIES) and (sizes == len(test.labels)).all()
     own = table[(table.corruption == "contrast") & (table.severity == 4)]
-    images = corrupt(test.images.numpy(), "contrast", 4, params.seed)
+    images = corrupt(test.images.numpy(), "contrast", 4, given.params.seed)
     expected = network(torch.from_numpy(images) / 255).argmax(1)
     assert own.adv_pred.tolist() == expected.tolist()
     assert own.clean_pred.tolist() == network(digits[0]).argmax(1).tolist()
 
 
-def test_studies_that_compare_nothing_or_name_no_corruption_are_refused() -> None:
+def test_studies_that_compare_nothing_or_name_no_corruption_are_refused():
     with pytest.raises(UserError, match="dense-standard, which needs an entry too"):
         check_studies(settings({"corruptions-E": studied("E-standard")}))
     with pytest.raises(UserError, match="there is no 'rain'"):
@@ -193,7 +195,7 @@ def test_studies_that_compare_nothing_or_name_no_corruption_are_refused() -> Non
     check_studies(settings(both))
 
 
-def hits(right: dict[tuple[str, int], int]) -> pd.DataFrame:
+def hits(right):
     """So many first images are right under each corruption and severity; all are when clean."""
     tables = [
         pd.DataFrame({"index": range(N), "label": 0, "clean_pred": 0}).assign(
@@ -204,7 +206,7 @@ def hits(right: dict[tuple[str, int], int]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def test_the_section_by_hand() -> None:
+def test_the_section_by_hand():
     """At each severity the dense network loses 2 images more; E 4 under noise alone."""
     names = ("dense-standard", "E-standard", "clamp-standard")
     params = settings({name: studied(name) for name in names})
@@ -243,3 +245,120 @@ def test_the_section_by_hand() -> None:
     pd.testing.assert_frame_equal(results(run), results(plain))
     (one,) = [one for one in sections() if one.id == "corruptions"]
     assert len(one.parts(run)) == 2 and one.parts(plain) == []
+
+
+# --- speed and size -------------------------------------------------------------------------------
+CARD = {"macs": 10, "nonzero": 5, "file_bytes": 400}
+
+
+def slow(seconds, sizes):
+    """Sleeps for each image, and notes how many it is given."""
+
+    def delayed(x):
+        time.sleep(seconds * len(x))
+        sizes.append(len(x))
+        return x
+
+    return Around(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), images=delayed).eval()
+
+
+def test_latency_is_the_median_of_calls_in_turns(monkeypatch):
+    monkeypatch.setattr(timing, "CALLS", 6)
+    images, seconds, sizes = torch.rand(3, 1, 2, 2), {"fast": 0.0, "slow": 0.02}, list[int]()
+    given = {name: (slow(each, sizes), CARD) for name, each in seconds.items()}
+    found = timing.timings(given, images, 4).set_index(["model", "batch"])
+    assert list(found.index) == [("fast", 1), ("slow", 1), ("fast", 4), ("slow", 4)]
+    for (name, batch), row in found.iterrows():
+        expected = batch * seconds[name]
+        assert row.latency_low >= expected and row.latency_low <= row.latency <= row.latency_high
+    assert found.latency["fast", 1] < found.latency["slow", 1] < found.latency["slow", 4]
+    assert (found.calls == 6).all() and (found.macs == 10).all()
+    assert (found.threads == torch.get_num_threads()).all() and found.processor.str.len().all()
+    assert sizes[-9:] == [4] * 9  # images are repeated where there are too few
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    found = timing.timings({"one": (slow(0.0, []), CARD)}, torch.rand(2, 1, 2, 2), 2)
+    assert (found.calls == 5).all()
+
+
+def test_the_section_is_there_only_where_times_were_measured(tmp_path):
+    params = settings()
+    sent = {("dense-standard", "field"): N}
+    models = [model(name, params, {}, sent) for name in ("dense-standard", "E-standard")]
+    whole = replace(run_of(models, params), folder=tmp_path)
+    (section,) = [one for one in sections() if one.id == "speed"]
+    assert section.parts(whole) == []
+    rows = [
+        {"model": name, "batch": batch, "latency": 0.001 * batch, "latency_low": 0.0009 * batch}
+        | {"latency_high": 0.002 * batch, "calls": 50, **CARD, "processor": "P", "threads": 2}
+        for name in ("dense-standard", "E-standard")
+        for batch in (1, 64)
+    ]
+    (tmp_path / TIMINGS).mkdir()
+    pd.DataFrame(rows).to_csv(tmp_path / TIMINGS / "digits.csv", index=False)
+    table, first, second = section.parts(whole)
+    assert "P, 2 threads: median and quartiles of 50 calls" in table.text
+    assert first.chart and second.chart and len(second.chart.data) == 2
+    assert second.chart.data.latency.tolist() == [0.064, 0.064]
+    for text in ("", "model,batch\nE-standard,1\n", "\0"):
+        (tmp_path / TIMINGS / "digits.csv").write_text(text)
+        with pytest.raises(UserError, match=r"digits.csv is damaged"):
+            section.parts(whole)
+    assert not results(whole).columns.str.contains("latency").any()  # nor does a gate know it
+
+
+def commands_of(page, start):
+    """The commands of a page that begin so, as words."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return [line.split()[1:] for line in re.findall(rf"^{start}.*$", text, re.MULTILINE)]
+
+
+def test_the_pages_commands_add_corruptions_and_times(
+    here,  # noqa: F811
+    run,
+    tmp_path,
+    monkeypatch,
+):
+    model = here.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for name in ("net.safetensors", "dense.safetensors"):
+        Path(name).write_bytes(model)
+    for number, image in enumerate(load_digits().images[:10]):  # one of each class
+        Path(f"pictures/{number}").mkdir(parents=True)
+        Image.fromarray((15 * image).astype("uint8")).save(f"pictures/{number}/0.png")
+    (corruptions,), (time, _) = (
+        commands_of("corruptions.md", "advprune"),
+        commands_of("speed.md", "advprune"),
+    )
+    status, out, err = run(*corruptions, "--out", "out", *time[-3:])
+    assert status == 0 and time[:-3] == corruptions[:-3], err
+    assert re.search(r"severity 1 % .* mean accuracy % .* p ", out)
+    assert re.search(r"model +batch +latency ms", out) and re.search(r"model +64 ", out)
+    page = Path("net.html").read_text(encoding="utf-8")
+    assert "Common corruptions" in page and "Distance over latency, batch 64" in page
+    own, dense = (pd.read_parquet(f"out/corruptions-{name}.parquet") for name in ("model", "dense"))
+    assert len(own) == 10 * 5 * 12  # images, severities, corruptions
+    assert own.adv_pred.tolist() == dense.adv_pred.tolist()  # the same network, the same images
+
+
+def test_the_page_on_corruptions_shows_code_and_settings_that_work():
+    text = (ROOT / "docs" / "corruptions.md").read_text(encoding="utf-8")
+    (code,), (written,) = (blocks("corruptions.md", kind) for kind in ("python", "yaml"))
+    names = {}
+    exec(code, names)
+    assert names["blurred"].shape == names["images"].shape
+    studies = yaml_of(written, "page")["studies"]
+    models = {
+        name: {"do": "prune", "of": "dense-standard", "by": "prune.E"}
+        for name in ("E-standard", "SAP-standard")
+    }
+    check_studies(settings(studies, models=models))
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(KINDS)
+
+
+def test_time_measures_a_run_for_its_report(here, run):  # noqa: F811
+    change(Path(), {"models": {}, "recipes": {"standard": {"method": "standard"}}})
+    write_card(here, image_shape=(1, 8, 8))
+    _, command = commands_of("speed.md", "advprune")
+    status, out, err = run(*command, "--batch", 8)
+    assert status == 0 and out.splitlines()[-1] == "timings/digits.csv", err
+    assert pd.read_csv("timings/digits.csv").batch.tolist() == [1, 8]

@@ -6,9 +6,7 @@ Two real processes that exchange by gloo; the oracle is one process doing the sa
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import shared_work
@@ -36,7 +34,7 @@ script(command, shared=True)
 """
 
 
-def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def torchrun(folder, *command):
     """Two processes on this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     path = os.pathsep.join(map(str, (WORK.parent.parent / "src", WORK.parent)))
@@ -52,7 +50,7 @@ def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread():
     """As many as torchrun's processes have: sums of several threads round differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -61,7 +59,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def found(tmp_path_factory):
     """What each of two processes found; a training goes on that one process began."""
     folder = tmp_path_factory.mktemp("shared")
     with stored(kill_after=1):
@@ -72,7 +70,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def test_attacks_give_the_same_bytes_in_every_process(found: list[dict[str, Any]]) -> None:
+def test_attacks_give_the_same_bytes_in_every_process(found):
     expected = shared_work.attacks()
     assert len(expected) == 15 and not torch.equal(expected["fixed pgd"], expected["random pgd"])
     for one in found:
@@ -81,7 +79,7 @@ def test_attacks_give_the_same_bytes_in_every_process(found: list[dict[str, Any]
             assert same(one["attacks"][name], value), name
 
 
-def test_all_processes_train_the_same_network(found: list[dict[str, Any]]) -> None:
+def test_all_processes_train_the_same_network_as_one_does_without_batchnorm(found):
     first, second = (one["training"] for one in found)
     assert first.keys() == second.keys() == {*shared_work.METHODS, "linear", "resumed"}
     for name, trained in first.items():
@@ -89,22 +87,19 @@ def test_all_processes_train_the_same_network(found: list[dict[str, Any]]) -> No
         assert len(trained["history"]) == 1 + (name == "resumed")
         for key, tensor in trained["weights"].items():
             assert tensor.isfinite().all() and torch.equal(tensor, second[name]["weights"][key])
-
-
-def test_without_batchnorm_a_step_is_that_of_one_process(found: list[dict[str, Any]]) -> None:
     expected, trained = shared_work.training("standard", True), found[0]["training"]["linear"]
     assert trained["history"] == expected["history"]
     ours, theirs = trained["weights"]["weight"], expected["weights"]["weight"]
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-9)
 
 
-def test_parts_are_the_first_process_s_without_a_common_folder(found: list[dict[str, Any]]) -> None:
+def test_parts_are_the_first_process_s_without_a_common_folder(found):
     assert [one["parts"] for one in found] == [[0, 0, 1]] * 2
     assert [one["inside"] for one in found] == [[(0, 1), (1, 1), (2, 1)]] * 2
 
 
 @pytest.mark.parametrize("how", ["error", "killed"])
-def test_one_failing_process_ends_all_with_one_message(tmp_path: Path, how: str) -> None:
+def test_one_failing_process_ends_all_with_one_message(tmp_path, how):
     (tmp_path / "failing.py").write_text(FAILING)
     # torchrun ends the others when it sees that one is gone: looking seldom, it leaves them time
     done = torchrun(tmp_path, "--monitor-interval", "3", "failing.py", how)

@@ -4,14 +4,12 @@ import json
 import pkgutil
 import re
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import typer
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+from workspace import ROOT
 
 from advprune.cli.app import app
 from advprune.core.claims import read_claims
@@ -19,28 +17,19 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.evaluate.flips import smallest_flip_p
 from advprune.pruning import families
-from advprune.report.docs import (
-    FOLDER,
-    MEASUREMENT,
-    PUBLISHED,
-    blocks_of,
-    family_pages,
-    filled,
-    modules,
-)
+from advprune.report import docs
 from advprune.report.docs import README as README_FILE
 from advprune.report.results import read_results
 from advprune.report.run import NOT_RUN
 from advprune.report.sections.strength import beside_autoattack
 from advprune.rl.settings import load as rl_load
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 RESULTS = re.findall(r"<!-- results: (\S+) -->", README)
 
 
-def headings(page: Path) -> set[str]:
+def headings(page):
     """What a link may lead to inside a page, named as GitHub names it."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
@@ -48,7 +37,7 @@ def headings(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     targets = [t for t in re.findall(r"\]\(([^)]+)\)", text) if not t.startswith("http")]
     missing = []
@@ -60,13 +49,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
-def test_every_committed_report_is_shown_or_linked() -> None:
+def test_every_committed_report_is_shown_or_linked():
     committed = {p.name for p in (ROOT / "metrics").iterdir() if p.is_dir()}
     assert "digits" in committed and committed >= set(RESULTS)
     assert all(f"reports/{name}/report.md" in README for name in committed)
 
 
-def rerun_here(folder: str = "metrics") -> bool:
+def rerun_here(folder="metrics"):
     """Whether metrics/ is not as committed: another machine may round otherwise."""
     if not (ROOT / ".git").exists():
         return True
@@ -75,13 +64,13 @@ def rerun_here(folder: str = "metrics") -> bool:
 
 
 @pytest.mark.skipif(rerun_here("reports"), reason="reports/ was made anew on this machine")
-@pytest.mark.parametrize("page", [README_FILE, PUBLISHED, MEASUREMENT], ids=str)
-def test_figures_of_ours_are_those_of_the_committed_results(page: Path) -> None:
+@pytest.mark.parametrize("page", [README_FILE, docs.PUBLISHED, docs.MEASUREMENT], ids=str)
+def test_figures_of_ours_are_those_of_the_committed_results(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert filled(text, blocks_of(ROOT)[page]) == text
+    assert docs.filled(text, docs.blocks_of(ROOT)[page]) == text
 
 
-def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
+def test_the_sentences_on_width_16_are_what_its_results_say():
     """Width, images, number of models; what protects, what GAP resists, what costs robustness."""
     place = ROOT / "reports" / "cifar10-small"
     table = read_results((place / "results.csv").read_text(encoding="utf-8"), "it")
@@ -115,7 +104,7 @@ def test_the_sentences_on_width_16_are_what_its_results_say() -> None:
     assert outcome[under[-1]] == "not significant" and "no control" in outcome[under[1]]
 
 
-def test_the_sentence_on_width_32_is_what_its_results_say() -> None:
+def test_the_sentence_on_width_32_is_what_its_results_say():
     place = ROOT / "reports" / "cifar10-w32" / "results.csv"
     run = read_results(place.read_text(encoding="utf-8"), "it").set_index("model")
     text = " ".join(README.split())
@@ -128,7 +117,7 @@ def test_the_sentence_on_width_32_is_what_its_results_say() -> None:
         assert not any(outcome.startswith("lower") for outcome in lost), name
 
 
-def shown(report: str, title: str) -> pd.DataFrame:
+def shown(report, title):
     """The table below a heading of a committed report, as text."""
     part = (ROOT / report).read_text(encoding="utf-8").split(f"### {title}\n")[1]
     _, lines, _ = re.split(r"((?:^\|.*\n)+)", part, maxsplit=1, flags=re.MULTILINE)
@@ -138,7 +127,7 @@ def shown(report: str, title: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=head)
 
 
-def bpda_breaks_far_more() -> bool:
+def bpda_breaks_far_more():
     """Than the published gradient breaks of SAP-100: the intervals are apart."""
     table = shown("reports/digits/report.md", "Adaptive attacks")
     sap = table[table.model == "SAP_100"].set_index("attack")["mean logits %"]
@@ -146,7 +135,7 @@ def bpda_breaks_far_more() -> bool:
     return bool((ends[0][["constant_1", "constant_10"]] > ends[1]["identity_10"]).all())
 
 
-def hydra_gains_less() -> bool:
+def hydra_gains_less():
     """Than the smaller one of the published gains, over three seeds."""
     found = pd.read_csv(ROOT / "weights/cifar10-w32/claims.csv").set_index("id")
     rows = found.loc[["hydra-95", "hydra-99"]]
@@ -154,7 +143,7 @@ def hydra_gains_less() -> bool:
     return smaller and set(rows.outcome) == {"reproduced"} and set(rows.seeds) == {3}
 
 
-def of_agents(name: str) -> Any:
+def of_agents(name):
     """A constant of the package on agents, which is an extra."""
     pytest.importorskip("stable_baselines3")
     return pkgutil.resolve_name(f"advprune.rl.{name}")
@@ -208,36 +197,29 @@ STOP, SMALLEST = load(ROOT / "params.yaml").flips["stop"], smallest_flip_p(6, 6)
         ),
     ],
 )
-def test_figures_in_sentences_are_those_of_records_and_settings(
-    page: str, sentence: str, holds: Callable[[], bool]
-) -> None:
+def test_figures_in_sentences_are_those_of_records_and_settings(page, sentence, holds):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     assert sentence in " ".join(text.split())
     assert holds()
 
 
-def test_pages_of_families_are_those_of_their_docstrings() -> None:
-    made = family_pages()
-    assert {path.stem for path in (ROOT / FOLDER).glob("*.md")} == set(made)
+def test_every_family_has_the_page_of_its_docstring():
+    made = docs.family_pages()
+    assert {path.stem for path in (ROOT / docs.FOLDER).glob("*.md")} == set(made)
+    assert {key for keys in docs.modules().values() for key in keys} == set(families())
     for name, text in made.items():
-        assert (ROOT / FOLDER / f"{name}.md").read_text(encoding="utf-8") == text
-
-
-def test_every_family_has_a_page_with_claim_formula_and_source() -> None:
-    known = {key for keys in modules().values() for key in keys}
-    assert known == set(families())
-    for name, text in family_pages().items():
+        assert (ROOT / docs.FOLDER / f"{name}.md").read_text(encoding="utf-8") == text
         for heading in ("**Claim (", "**Formula.**", "**Source.**", "## Settings"):
             assert heading in text, (name, heading)
 
 
-def test_a_page_without_its_block_is_refused() -> None:
+def test_a_page_without_its_block_is_refused():
     with pytest.raises(UserError, match="needs exactly one"):
-        filled("<!-- a -->", {"a": "text"})
+        docs.filled("<!-- a -->", {"a": "text"})
 
 
 @pytest.mark.skipif(rerun_here("rl/report"), reason="rl/report was made anew on this machine")
-def test_the_page_on_agents_quotes_their_report() -> None:
+def test_the_page_on_agents_quotes_their_report():
     page = (ROOT / "docs" / "reinforcement-learning.md").read_text(encoding="utf-8")
     report = (ROOT / "rl" / "report" / "report.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^> \*\*(\w+)\.\*\* (.+)$", page, re.MULTILINE)
@@ -245,17 +227,17 @@ def test_the_page_on_agents_quotes_their_report() -> None:
     assert all(f"## {game} (" in report and sentence in report for game, sentence in quoted)
 
 
-def test_commands_in_the_readme_exist() -> None:
+def test_commands_in_the_readme_exist():
     targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert targets >= {"repro", "test"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = typer.main.get_command(app).commands
     commands = set(re.findall(r"^advprune (\w+)", README, re.MULTILINE))
     assert commands and commands <= set(known)
 
 
-def settings_shown() -> list[list[str]]:
+def settings_shown():
     """What lines of the pages give to `dvc exp run -S`."""
     lines = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).splitlines()
     found = [re.findall(r"-S ('[^']+'|[^\s`;]+)", line) for line in lines]
@@ -263,7 +245,7 @@ def settings_shown() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("group", settings_shown(), ids=" ".join)
-def test_settings_that_are_shown_can_be_set(group: list[str], tmp_path: Path) -> None:
+def test_settings_that_are_shown_can_be_set(group, tmp_path):
     copy = tmp_path / "params.yaml"
     for sweep in get_hydra_sweeps({"params.yaml": group}):
         copy.write_bytes((ROOT / "params.yaml").read_bytes())
@@ -273,19 +255,19 @@ def test_settings_that_are_shown_can_be_set(group: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_files_of_code_that_are_named_are_there(page: Path) -> None:
+def test_files_of_code_that_are_named_are_there(page):
     named = re.findall(
         r"\b(?:bench|src|stages|tests)/[\w/]+\.\w+", page.read_text(encoding="utf-8")
     )
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-def test_every_stage_is_described() -> None:
+def test_every_stage_is_described():
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").split("\nartifacts:")[0]
     assert text.count("    desc: ") == text.count("    cmd: ")
 
 
-def test_reference_networks_speak_before_a_report_on_the_same_networks(tmp_path: Path) -> None:
+def test_reference_networks_speak_before_a_report_on_the_same_networks(tmp_path):
     """Both are one column; what the reference networks do not answer comes from the report."""
     for name in ("README.md", "claims.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -295,13 +277,11 @@ def test_reference_networks_speak_before_a_report_on_the_same_networks(tmp_path:
         folder = tmp_path / place / "same"
         folder.mkdir(parents=True)
         (folder / "claims.csv").write_text(f"id,outcome\n{rows}")
-    page = blocks_of(tmp_path)[PUBLISHED]["claims"]
+    page = docs.blocks_of(tmp_path)[docs.PUBLISHED]["claims"]
     assert "| won ‡" in page and "| kept  " in page and "| refuted" not in page
 
 
-def test_images_that_the_suite_leaves_are_added_up_beside_those_of_autoattack(
-    tmp_path: Path,
-) -> None:
+def test_images_that_the_suite_leaves_are_added_up_beside_those_of_autoattack(tmp_path):
     """Of 1,000 images 0.3 points are 3; a network without a row of the suite is not counted."""
     left = {"a": (600, 597), "b": (500, 504), "c": (404, 400)}
     rows = [

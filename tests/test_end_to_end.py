@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -10,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from workspace import ROOT, TINY, copy_pipeline, made_here, run, stage
+from workspace import ROOT, TINY, copy_pipeline, git, made_here, run, stage
 
 from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.models.checkpoint import load_model
 from advprune.report.read import read_run
-from conftest import Run, same_weights
+from conftest import same_weights
 
 KEYS = {
     *("n", "clean_accuracy", "robust_accuracy", "robust_low", "robust_high", "median_distance"),
@@ -27,20 +26,13 @@ JUDGED = ["dense-standard", *(name for name in TINY["models"] if name not in ATT
 BY_DVC = ["attack@E-standard", "model@E-standard", "summarize", "transfer"]
 
 
-def git(folder: Path, *command: str) -> str:
-    """Run git, as somebody who has not configured it; its output."""
-    identity = ("-c", "user.name=a", "-c", "user.email=a@example.invalid")
-    words = ["git", *identity, *command]
-    return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout
-
-
-def stages_run(output: str) -> list[str]:
+def stages_run(output):
     """The stages that DVC says it ran."""
     found = re.findall(r"Running stage '([^']+)'", output)
     return [name for name in found if name != "settings"]  # which always runs
 
 
-def dvc(folder: Path, *command: str) -> str:
+def dvc(folder, *command):
     """Run DVC, which must succeed; what it printed."""
     done = run(folder, "-m", "dvc", *command)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,7 +40,7 @@ def dvc(folder: Path, *command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def pipeline(tmp_path_factory):
     """A repository in which the pipeline has been run, some of its stages by DVC, and what that
     printed."""
     folder = copy_pipeline(tmp_path_factory.mktemp("end to end") / "a clone")
@@ -67,7 +59,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, said
 
 
-def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
+def test_everything_is_made(pipeline):
     folder, output = pipeline
     assert sorted(stages_run(output)) == BY_DVC
     metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/digits").iterdir()}
@@ -89,7 +81,7 @@ def test_everything_is_made(pipeline: tuple[Path, str]) -> None:
         assert pd.read_parquet(folder / f"runs/digits/{name}/records.parquet").empty
 
 
-def test_every_study_is_recorded(pipeline: tuple[Path, str]) -> None:
+def test_every_study_is_recorded(pipeline):
     tables = {
         name: pd.read_parquet(pipeline[0] / f"records/digits/{name}/records.parquet")
         for name in TINY["studies"]
@@ -119,9 +111,7 @@ def test_every_study_is_recorded(pipeline: tuple[Path, str]) -> None:
         ("runs/digits/E-standard/model.json", "bits"),
     ],
 )
-def test_a_damaged_record_is_named(
-    pipeline: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, file: str, column: str
-) -> None:
+def test_a_damaged_record_is_named(pipeline, monkeypatch, file, column):
     monkeypatch.chdir(pipeline[0])
     path, whole = Path(file), Path(file).read_bytes()
     try:
@@ -140,7 +130,7 @@ def test_a_damaged_record_is_named(
         path.write_bytes(whole)
 
 
-def test_the_matrix_of_transfer_is_whole(pipeline: tuple[Path, str]) -> None:
+def test_the_matrix_of_transfer_is_whole(pipeline):
     """The main attack's images between all models, those of the other attacks whose images are
     kept from the dense network or an attacker's own; of attackers, the answers to their own."""
     folder, _ = pipeline
@@ -158,9 +148,7 @@ def test_the_matrix_of_transfer_is_whole(pipeline: tuple[Path, str]) -> None:
     assert set(sizes.index) == expected and (sizes == 40).all()
 
 
-def test_transfer_leaves_out_what_was_not_attacked(
-    pipeline: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_transfer_leaves_out_what_was_not_attacked(pipeline, tmp_path, capsys):
     folder = copytree(pipeline[0], tmp_path / "partial", ignore=ignore_patterns(".dvc", ".git"))
     (folder / "runs/digits/E-standard/adversarial.safetensors").unlink()
     assert stage(folder, "transfer") == 0
@@ -171,7 +159,7 @@ def test_transfer_leaves_out_what_was_not_attacked(
     pd.testing.assert_frame_equal(made, among.reset_index(drop=True))
 
 
-def test_metrics_are_the_records_own(pipeline: tuple[Path, str]) -> None:
+def test_metrics_are_the_records_own(pipeline):
     folder, _ = pipeline
     table = pd.read_parquet(folder / "runs/digits/E-standard/records.parquet")
     found = json.loads((folder / "metrics/digits/E-standard.json").read_text())
@@ -187,12 +175,17 @@ def test_metrics_are_the_records_own(pipeline: tuple[Path, str]) -> None:
     assert 0 <= found["median_distance"] <= round(float(far.median()), 4) and far.max() > 0
 
 
-def test_a_second_run_does_nothing(pipeline: tuple[Path, str]) -> None:
+def test_a_second_run_does_nothing_and_the_closing_table_says_where_the_report_is(
+    pipeline, monkeypatch, run
+):
     again = dvc(pipeline[0], "repro")
     assert stages_run(again) == []
+    monkeypatch.chdir(pipeline[0])
+    status, said, _ = run("leaderboard")
+    assert status == 0 and "reports/digits/report.html" in said.replace("\n", "")
 
 
-def test_changes_from_the_command_line_run_their_stages_alone(pipeline: tuple[Path, str]) -> None:
+def test_changes_from_the_command_line_run_their_stages_alone(pipeline):
     """A family at another setting, a model left out and one added."""
     folder, _ = pipeline
     mine = "{do: prune, of: dense-standard, by: prune.E}"
@@ -213,11 +206,7 @@ def test_changes_from_the_command_line_run_their_stages_alone(pipeline: tuple[Pa
     assert "BNN-standard" not in diff
 
 
-def test_the_examples_in_python_run(
-    pipeline: tuple[Path, str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_examples_in_python_run(pipeline, monkeypatch, capsys):
     monkeypatch.chdir(pipeline[0])
     pages = [ROOT / "README.md", ROOT / "docs" / "dvc.md"]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
@@ -230,7 +219,7 @@ def test_the_examples_in_python_run(
     assert same_weights(*map(load_model, places))
 
 
-def test_dvclive_shows_the_history_of_each_training(pipeline: tuple[Path, str]) -> None:
+def test_dvclive_shows_the_history_of_each_training(pipeline):
     pytest.importorskip("dvclive")
     folder, _ = pipeline
     for name in ("dense-standard", "BNN-standard", "GAP_copy"):
@@ -240,11 +229,3 @@ def test_dvclive_shows_the_history_of_each_training(pipeline: tuple[Path, str]) 
         assert table.val_accuracy.tolist() == [row["val_accuracy"] for row in history]
     assert "file://" in dvc(folder, "plots", "show", place)
     assert "dvclive" not in git(folder, "status", "--porcelain", "-uall")
-
-
-def test_the_closing_table_says_where_the_report_is(
-    pipeline: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, run: Run
-) -> None:
-    monkeypatch.chdir(pipeline[0])
-    status, said, _ = run("leaderboard")
-    assert status == 0 and "reports/digits/report.html" in said.replace("\n", "")

@@ -1,14 +1,17 @@
-"""Records, metrics, intervals, transfer and layer figures, against values worked out by hand."""
+"""Records, metrics, robust accuracy, distances, transfer, layers: values worked out by hand."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from planted import N, planted
+from planted import rows as planted_rows
 from torch import Tensor, nn
 
 from advprune.attacks.registry import typed
+from advprune.core import params
 from advprune.core.attack_settings import (
     AttackChoice,
     AttackSettings,
@@ -23,17 +26,19 @@ from advprune.evaluate import layers, metrics, score
 from advprune.evaluate.craft import Work, craft, curve_settings, rows
 from advprune.evaluate.layers import looked_at, noisy_images, wasserstein, where
 from advprune.evaluate.measures import calibration_error
-from advprune.evaluate.records import predictions
+from advprune.evaluate.records import Scoring, all_logits, predictions
+from advprune.evaluate.robust import ROUNDING, area, union
 from advprune.evaluate.statistics import Rate
 from advprune.evaluate.suite import Suite
-from advprune.evaluate.transfer import transfer_success
+from advprune.evaluate.transfer import ANSWERS, transfer_records, transfer_success
 from advprune.pruning import prune
-from conftest import Linear
+from advprune.quantization.post_training import quantize
+from conftest import linear_problem
 
 Pair = tuple[Tensor, Tensor]
 
 
-def records(label: list[int], clean: list[int], adv: list[int]) -> pd.DataFrame:
+def records(label, clean, adv):
     """Records with given predictions."""
     table = pd.DataFrame({"label": label, "clean_pred": clean, "adv_pred": adv, "attack": "a"})
     for side in ("clean", "adv"):
@@ -42,7 +47,7 @@ def records(label: list[int], clean: list[int], adv: list[int]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def test_metrics_by_hand() -> None:
+def test_metrics_by_hand():
     #  label 0 0 0 0 1, clean right on four, attacked right on two, changed on three
     found = metrics(records([0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 1, 1, 0, 1]))
     assert found["n"] == 5
@@ -58,18 +63,6 @@ def test_metrics_by_hand() -> None:
     unsure = records([0, 0], [1, 1], [1, 1]).assign(adv_confidence=np.nan, adv_nll=np.nan)
     scores = metrics(unsure)
     assert scores["ece_attacked"] is scores["nll_attacked"] is None and scores["brier"] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),
-    # Wilson's interval with z = 1.95996: closed form (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / …
-    [(81, 263, 0.2553, 0.3662), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)],
-)
-def test_wilson_intervals(hits: int, n: int, low: float, high: float) -> None:
-    assert Rate(hits, n).interval == pytest.approx((low, high), abs=1e-4)
-
-
-def test_calibration_error_by_hand() -> None:
     confidence = np.array([0.95, 0.95, 0.55, 0.55])
     right = np.array([True, False, True, True])
     # two bins: |1 - 1.9| and |2 - 1.1| over four images
@@ -77,7 +70,16 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(np.ones(3), np.ones(3)) == 0.0
 
 
-def test_transfer_success_counts_only_what_both_models_had_right() -> None:
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    # Wilson's interval with z = 1.95996: closed form (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / …
+    [(81, 263, 0.2553, 0.3662), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)],
+)
+def test_wilson_intervals(hits, n, low, high):
+    assert Rate(hits, n).interval == pytest.approx((low, high), abs=1e-4)
+
+
+def test_transfer_success_counts_only_what_both_models_had_right():
     source = records([0, 0, 0, 0], [0, 0, 1, 0], [1, 1, 1, 1])
     target = records([0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 1])
     rate = transfer_success(target, source)
@@ -92,7 +94,7 @@ def test_transfer_success_counts_only_what_both_models_had_right() -> None:
     assert transfer_success(target, source.assign(label=9)) == rate  # the target's label counts
 
 
-def test_score_by_hand(linear: nn.Module) -> None:
+def test_score_by_hand(linear):
     linear.weight.data = torch.zeros(2, 48)
     linear.weight.data[0, 0] = 4.0
     images = torch.zeros(2, 3, 4, 4)
@@ -110,7 +112,7 @@ def test_score_by_hand(linear: nn.Module) -> None:
     assert table["index"].tolist() == [0, 1] and table.linf[1] == 0
 
 
-def test_score_refuses_what_makes_no_sense(linear: nn.Module) -> None:
+def test_score_refuses_what_makes_no_sense(linear):
     images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
     with pytest.raises(ValueError, match="score"):
         score(linear, images, images[:1], labels)
@@ -119,7 +121,7 @@ def test_score_refuses_what_makes_no_sense(linear: nn.Module) -> None:
         score(linear, images, images, labels)
 
 
-def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> None:
+def test_what_is_stored_is_what_is_scored(network, digits):
     images, labels = digits
     setting = AttackSettings(eps=0.2, step=0.05, steps=3)
     crafted = craft(network, images, labels, setting, Work(seed=1))
@@ -133,9 +135,7 @@ def test_what_is_stored_is_what_is_scored(network: nn.Module, digits: Pair) -> N
     assert not torch.equal(pixels, craft(network, images, labels, setting, Work(seed=2)).pixels)
 
 
-def test_dropped_samples_that_rounding_puts_right_are_attacked_again(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_dropped_samples_that_rounding_puts_right_are_attacked_again(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     for eps in (4 / 255, 8 / 255, 16 / 255):
         setting = AttackSettings(eps=eps, step=eps / 8, steps=20, drop=True)
@@ -151,15 +151,8 @@ BOTH_NORMS = [(m, norm) for m in ("pgd", "apgd", "minimum_norm") for norm in ("L
 
 
 @pytest.mark.parametrize(("method", "norm"), [*BOTH_NORMS, ("square", "Linf")])
-def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches(
-    method: str, norm: str
-) -> None:
-    generator = torch.Generator().manual_seed(2)
-    weight = torch.randn(5, 48, generator=generator)
-    images = torch.randint(102, 153, (60, 3, 4, 4), generator=generator) / 255
-    model = Linear(weight)
-    labels = model(images).argmax(1)
-    known = model.distance(images, labels, norm)
+def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches(method, norm):
+    model, images, labels, known = linear_problem(norm)
     eps = round(float(known.median()) * 255) / 255
     read = OtherAttack.model_validate({"method": method, "norm": norm, "eps": eps})
     if method == "pgd":
@@ -171,7 +164,7 @@ def test_every_method_fools_the_images_of_a_linear_model_that_its_budget_reaches
     assert fooled[reached].all() and not fooled[out_of_reach].any()
 
 
-def test_curves_keep_the_ratio_of_step_to_eps() -> None:
+def test_curves_keep_the_ratio_of_step_to_eps():
     main = AttackSettings(eps=0.2, step=0.05, steps=10)
     found = list(curve_settings(main, CurveSettings(eps=[0, 0.4], steps=[3])))
     assert [(name, s.eps, s.step, s.steps) for name, s in found] == [
@@ -181,7 +174,7 @@ def test_curves_keep_the_ratio_of_step_to_eps() -> None:
     ]
 
 
-def test_layer_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_figures_by_hand(monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
     model[1].weight.data = torch.tensor([[2.0, 0.0]])
     images = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
@@ -203,9 +196,11 @@ def test_layer_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert half.adv_changed.iloc[1] == 0.0 and "noise_mean" not in half
     monkeypatch.setattr(layers, "LOOKED_AT", 1)
     assert where(model, images, adv).equals(where(model, images[:1], adv[:1]))
+    assert wasserstein(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 6.0, 8.0])) == 5.0
+    assert wasserstein(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])) == 0.0
 
 
-def test_noise_has_the_attacks_sizes_and_not_its_places(digits: Pair) -> None:
+def test_noise_has_the_attacks_sizes_and_not_its_places(digits):
     images = 0.25 + digits[0] / 2
     adv = images + 0.1 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
     noisy = noisy_images(images, adv, 0)
@@ -215,9 +210,7 @@ def test_noise_has_the_attacks_sizes_and_not_its_places(digits: Pair) -> None:
     assert abs(float(signs.mean())) < 0.1 and not torch.equal(noisy, noisy_images(images, adv, 1))
 
 
-def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(network, digits):
     adv = (digits[0] + 0.1).clamp(0, 1)
     one, many = (where(network, digits[0], adv, batch=b) for b in (64, 16))
     columns = ["mean_difference", "relative_difference", "clean_sigma", "adv_mean"]
@@ -229,14 +222,7 @@ def test_layer_figures_do_not_depend_on_batches_or_inplace_layers(
     assert "layer1.0.shortcut" not in looked_at(network)
 
 
-def test_wasserstein_by_hand() -> None:
-    assert wasserstein(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 6.0, 8.0])) == 5.0
-    assert wasserstein(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])) == 0.0
-
-
-def test_a_suite_holds_every_attack_and_curve_and_resumes(
-    network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_a_suite_holds_every_attack_and_curve_and_resumes(network, digits, tmp_path):
     attacks = {
         "field": AttackSettings(eps=0.1, step=0.05, steps=2),
         "far": AttackSettings(eps=0.1, step=0.1, steps=1),
@@ -274,3 +260,198 @@ def test_a_suite_holds_every_attack_and_curve_and_resumes(
     sent = fresh.images_of("mine", network)  # of a model that is a source alone
     assert list(sent) == ["far", "field"]
     assert all(torch.equal(sent[name], adv[name]) for name in sent)
+
+
+# --- robust accuracy as a union, and distances ----------------------------------------------------
+EPS = 48 / 255
+
+
+def robust(found):
+    return (found.adv_pred == found.label).tolist()
+
+
+def test_an_image_is_robust_only_if_nothing_within_the_budget_fools_it():
+    """The main attack leaves 30, a probe the first 20, a transferred image the first 10; a larger
+    budget and the frozen copy of a random model do not count."""
+    own = [planted_rows("main", planted(30)), planted_rows("probe_noise", planted(20))]
+    own += [
+        planted_rows("curve_eps", planted(0), eps=2 * EPS),
+        planted_rows("probe_frozen", planted(0)),
+    ]
+    found = union(pd.concat(own), [planted_rows("field", planted(10))], "Linf", EPS)
+    assert robust(found) == planted(10).tolist()
+    assert found.distance[:10].tolist() == [2 * EPS] * 10  # curve_eps fools all, at that size
+    assert found.distance[10:].tolist() == pytest.approx([EPS] * 30)
+
+
+def test_distances_are_the_smallest_found_and_agree_with_robust_accuracy():
+    sizes = np.linspace(0.01, 0.4, N)
+    search = planted_rows("distance", sizes > EPS).assign(distance=sizes)
+    weak = planted_rows("weak", planted(N - 5), eps=0.005)  # fools the last five with less
+    wrong = planted_rows("clean", planted(N), clean=N).assign(linf=0.0)
+    wrong.loc[wrong["index"] == 7, ["clean_pred", "adv_pred", "chosen_margin"]] = [-1, -1, -1.0]
+    search.loc[search["index"] == 7, "clean_pred"] = -1
+    found = union(pd.concat([search, weak, wrong]), [], "Linf", EPS)
+    expected = np.where(np.arange(N) < N - 5, sizes, 0.005)
+    expected[7] = 0.0
+    assert found.distance.tolist() == pytest.approx(expected.tolist())
+    assert (found.distance > EPS + ROUNDING).tolist() == robust(found)
+    assert area(np.array([0.0, 0.1, np.inf]), 0.2) == pytest.approx((0 + 0.5 + 1) / 3)
+
+
+def test_a_random_model_is_as_near_as_the_smallest_change_that_fools_it_in_both_sets_of_draws():
+    """As a deterministic one is: another attack at half the distance counts, unless it fools by the
+    luck of one set of draws. On the old code the search alone said how far a random model is."""
+    search = planted_rows("distance", planted(0)).assign(distance=0.1)
+    near = planted_rows("weak", planted(0), eps=0.05)
+    near.loc[near["index"] < 10, "chosen_margin"] = 0.2  # right in the draws it is chosen by
+    lucky = (near["index"] >= 10) & (near["index"] < 20)
+    near.loc[lucky, "adv_pred"] = near.label[lucky]  # right in the draws it is scored by
+    found = union(pd.concat([search, near]), [], "Linf", EPS)
+    assert found.distance.tolist() == pytest.approx([0.1] * 20 + [0.05] * (N - 20))
+
+
+def test_the_worst_attack_on_a_random_model_is_scored_on_other_draws_than_it_was_chosen_on():
+    """Twenty attacks, each of which fools half of the draws by chance alone: chosen and scored on
+    the same draws, they would fool every image."""
+    random = np.random.default_rng(0)
+    tables = []
+    for attack in range(20):
+        chosen, fresh = random.normal(size=(2, 400))
+        table = planted_rows(f"attack {attack}", fresh > 0, clean=400)
+        tables.append(table.assign(chosen_margin=chosen, adv_margin=fresh))
+    records = pd.concat(tables, ignore_index=True)
+    honest = union(records, [], "Linf", EPS)
+    assert np.mean(robust(honest)) == pytest.approx(0.5, abs=0.08)
+    assert ((honest.distance > EPS) == robust(honest)).all()
+    same = records.assign(chosen_margin=records.adv_margin)
+    assert np.mean(robust(union(same, [], "Linf", EPS))) == 0
+
+
+def test_an_attack_that_comes_after_another_works_on_what_that_did_not_break(tmp_path):
+    """A linear model at a budget that reaches some images: Square tries only the others, and an
+    attack `within` a distance those whose distance, known in closed form, is not larger."""
+    profile = params.load().active()
+    names = ("apgd_ce", "square", "distance", "apgd_near")
+    suite = profile.suite.model_copy(update={"table": ["field"], "transfer": ["field"]})
+    suite = suite.model_copy(update={"deterministic": list(names)})
+    torch.manual_seed(0)
+    images, labels = torch.randint(64, 192, (12, 1, 4, 4)) / 255, torch.zeros(12).long()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    logits, weights = model(images), model[1].weight
+    labels = logits.argmax(1)
+    gaps = logits.gather(1, labels[:, None]) - logits  # [12, 3]
+    slopes = (weights[labels][:, None] - weights).abs().sum(2)
+    distances = (gaps / slopes).nan_to_num(1.0).masked_fill(gaps == 0, 1.0).amin(1)
+    eps, within = (distances.sort().values[at : at + 2].mean().item() for at in (4, 8))
+    near = {"method": "apgd", "eps": eps, "steps": 7, "after": "distance", "within": within}
+    attacks = {name: one.model_copy(update={"eps": eps}) for name, one in profile.attacks.items()}
+    attacks["square"] = attacks["square"].model_copy(update={"after": "apgd_ce"})
+    attacks["apgd_near"] = OtherAttack.model_validate(near)
+    profile = profile.model_copy(update={"suite": suite, "attacks": attacks, "batch": 8})
+    choice = params.load().attack
+    suite = Suite(images, labels, profile, choice, 0, Parts(tmp_path, files=[]))
+    records, _ = suite.attack("linear", model)
+    tables = [records[records.attack == name].reset_index(drop=True) for name in names]
+    first, then, search, last = tables
+    left = first.adv_pred == first.label
+    assert left.sum() == 7
+    assert (then.adv_pred[~left] == first.adv_pred[~left]).all()
+    queries = profile.attacks["square"].model_dump()["queries"]
+    assert 0 < then.forwards.iloc[0] <= queries * left.mean() + 1
+    assert last.gradients.iloc[0] == 8 * 4 / 12  # steps and the start, of the 4 of 12 in between
+    far = (distances > within).numpy()
+    assert (last.adv_pred[far] == search.adv_pred[far]).all()
+
+
+# --- what a target says to images crafted elsewhere -----------------------------------------------
+Pair = tuple[Tensor, Tensor]
+KEYS = [("dense-standard", "field"), ("E-standard", "field"), ("dense-standard", "momentum")]
+WORK = Work(seed=3, batch=10, draws=4)
+
+
+@pytest.fixture
+def few(digits):
+    """24 digits: batches of 10 do not divide them."""
+    return digits[0][:24], digits[1][:24]
+
+
+@pytest.fixture
+def crafted(few):
+    """Three sets of noisy images, uint8."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for key in KEYS:
+        noise = 0.4 * torch.randn(few[0].shape, generator=generator)
+        found[key] = ((few[0] + noise).clamp(0, 1) * 255).round().to(torch.uint8)
+    return found
+
+
+def randomized(network):
+    """A network with random layers."""
+    return prune("dropout", network, 0.5).model.eval()
+
+
+def by_loop(target, pair, crafted):
+    """The same table, image by image, with the margin by hand."""
+    told = []
+    for (source, attack), pixels in crafted.items():
+        for index, label in enumerate(pair[1].tolist()):
+            clean = target(pair[0][index : index + 1])[0]
+            logits = target(pixels[index : index + 1].float() / 255)[0].tolist()
+            best = max(range(len(logits)), key=logits.__getitem__)
+            others = [value for place, value in enumerate(logits) if place != label]
+            margin = logits[label] - max(others)
+            told.append((source, attack, index, label, int(clean.argmax()), best, margin))
+    columns = ["source", "attack", "index", "label", "clean_pred", "adv_pred", "adv_margin"]
+    return pd.DataFrame(told, columns=columns)
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+@torch.no_grad()
+def test_answers_are_those_of_a_loop(network, few, crafted, kind):
+    target = quantize(network, few[0]) if kind == "int8" else network
+    table, expected = transfer_records(target, *few, crafted, WORK), by_loop(target, few, crafted)
+    assert set(table) == {*expected, *ANSWERS, "linf", "l2"}
+    changes = [(pixels / 255 - few[0]).abs().flatten(1).amax(1) for pixels in crafted.values()]
+    assert table.linf.tolist() == pytest.approx(torch.cat(changes).tolist())
+    assert table.chosen_margin.equals(table.adv_margin)  # of a deterministic model
+    exact = [column for column in expected if column != "adv_margin"]
+    assert table[exact].to_numpy().tolist() == expected[exact].to_numpy().tolist()
+    nothing = transfer_records(target, *few, {}, WORK)  # as in a run of one model
+    assert nothing.empty and list(nothing) == list(table)
+    assert table.adv_margin.tolist() == pytest.approx(expected.adv_margin.tolist(), abs=1e-4)
+    assert ((table.adv_margin > 0) == (table.adv_pred == table.label)).all()
+    assert table.adv_pred.nunique() > 1 and (table.adv_pred != table.clean_pred).any()
+    assert transfer_records(target, *few, crafted, replace(WORK, seed=9, draws=7)).equals(table)
+
+
+@pytest.mark.parametrize(("is_random", "draws"), [(False, 1), (True, 4)])
+def test_clean_images_are_scored_once(network, few, crafted, is_random, draws):
+    target = randomized(network) if is_random else network
+    passed = []
+    shown = []
+    hook = target.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
+    transfer_records(target, *few, crafted, replace(WORK, progress=shown.append))
+    hook.remove()
+    # models/border.py: two images twice, each alone; once twice more, and eight in two ways
+    checked = 6 * (1 + len(crafted)) + (4 if is_random else 4 + 16)
+    # The attacked ones twice by a random model: to choose a worst case, and to score it.
+    asked = draws * (1 + (1 + is_random) * len(crafted))
+    assert sum(passed) == asked * 24 + checked and shown == [1, 1, 1]
+
+
+def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(network, few, crafted):
+    target = randomized(network)
+    before = torch.random.get_rng_state()
+    table = transfer_records(target, *few, crafted, WORK)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1)  # the global state makes no difference
+    assert transfer_records(target, *few, crafted, WORK).equals(table)
+    for key, part in table.groupby(["source", "attack"], sort=False):
+        logits = all_logits(target, crafted[key] / 255, Scoring(10, 8, seed=3))[4:].mean(0)
+        assert part.adv_pred.tolist() == logits.argmax(1).tolist()
+        clean = all_logits(target, few[0], Scoring(10, 4, seed=3)).mean(0)
+        assert part.clean_pred.tolist() == clean.argmax(1).tolist()
+    for change in ({"seed": 4}, {"draws": 5}):
+        other = transfer_records(target, *few, crafted, replace(WORK, **change))
+        assert not other.adv_margin.equals(table.adv_margin), change

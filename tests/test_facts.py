@@ -1,18 +1,18 @@
-"""Facts that may not be lost on the way: buffers of a network's own, normalization, norms of
-attacks, the data and code that a result is from, and how a command ended."""
+"""Stages and commands: facts that may not be lost on the way, and bad input refused in one line."""
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from workspace import change, copy_pipeline, stage
 
-from advprune.cli.app import main
+from advprune.attacks.registry import typed
 from advprune.cli.evaluate import card_beside
 from advprune.cli.options import Network
 from advprune.cli.repository import Repository
@@ -51,7 +51,7 @@ def leaves(classes, channels):
 
 
 @pytest.fixture
-def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def theirs(tmp_path, monkeypatch):
     """A folder with code of somebody's own, from which commands are run."""
     (tmp_path / "theirs_facts.py").write_text(THEIRS)
     monkeypatch.chdir(tmp_path)
@@ -60,12 +60,12 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("theirs_facts", None)
 
 
-def spec(function: str = "net") -> ModelSpec:
+def spec(function="net"):
     known = {"channels": 1, "classes": 10, "mean": (0.0,), "std": (1.0,)}
     return ModelSpec(architecture=f"theirs_facts:{function}", **known)
 
 
-def test_masks_and_equal_buffers_of_the_network_itself_are_no_faults(theirs: Path) -> None:
+def test_masks_and_equal_buffers_of_the_network_itself_are_no_faults(theirs):
     model = build(spec(), "theirs_facts:net")
     found = audit(stored(model), spec(), factory="theirs_facts:net")
     assert found.sound, found.faults
@@ -73,29 +73,19 @@ def test_masks_and_equal_buffers_of_the_network_itself_are_no_faults(theirs: Pat
     assert audit(tensors, spec(), factory="theirs_facts:net").notes[0].startswith("1 masks")
 
 
-def command(*arguments: Any) -> int:
-    sys.argv = ["advprune", *map(str, arguments)]
-    with pytest.raises(SystemExit) as ending:
-        main()
-    return int(ending.value.code or 0)
-
-
-def test_what_the_users_code_does_is_no_answer(
-    theirs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_users_code_does_is_no_answer(theirs, capsys, run):
     save_model(build(spec(), "theirs_facts:net"), theirs / "m.safetensors")
-    options = "m.safetensors", "--factory"
-    assert command("audit", *options, "theirs_facts:net") == 0
+    assert run("audit", "m.safetensors", "--factory", "theirs_facts:net")[0] == 0
     with pytest.raises(UserError, match=r"theirs_facts:leaves, called with .* SystemExit: 0"):
         build(spec("leaves"), "theirs_facts:leaves")
 
-    def crash(**_: Any) -> None:
+    def crash(**_):
         raise ZeroDivisionError
 
-    def leave(**_: Any) -> None:
+    def leave(**_):
         sys.exit(0)
 
-    def long(**_: Any) -> None:
+    def long(**_):
         Path("x" * 300).stat()
 
     assert ended(crash, "it") == ended(leave, "it") == 2
@@ -104,7 +94,7 @@ def test_what_the_users_code_does_is_no_answer(
     assert capsys.readouterr().err.strip() == f"error: {'x' * 300}: File name too long"
 
 
-def test_no_package_is_imported_to_find_a_file(theirs: Path) -> None:
+def test_no_package_is_imported_to_find_a_file(theirs):
     (theirs / "evil" / "sub").mkdir(parents=True)
     (theirs / "evil" / "__init__.py").write_text("open('PWNED', 'w')")
     for reference, words in (
@@ -118,7 +108,7 @@ def test_no_package_is_imported_to_find_a_file(theirs: Path) -> None:
     assert not Path("PWNED").exists() and "evil" not in sys.modules
 
 
-def test_code_of_ones_own_is_part_of_what_work_depends_on(theirs: Path) -> None:
+def test_code_of_ones_own_is_part_of_what_work_depends_on(theirs):
     (theirs / "theirs_helper.py").write_text("SIGN = 1")
     with (theirs / "theirs_facts.py").open("a") as file:
         file.write("\nimport theirs_helper\n")
@@ -136,29 +126,25 @@ def test_code_of_ones_own_is_part_of_what_work_depends_on(theirs: Path) -> None:
         ({"name": "CW"}, "L2", 1.0),  # it has no budget: any change
     ],
 )
-def test_norm_and_budget_of_an_attack_are_its_own(entry: Any, norm: str, eps: float) -> None:
-    from advprune.attacks.registry import typed
-
+def test_norm_and_budget_of_an_attack_are_its_own(entry, norm, eps):
     extra = ExtraAttack.model_validate(entry)
     found = typed(extra.key, extra.setting)
     assert (found.norm, found.eps) == (norm, pytest.approx(eps))
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pipeline(tmp_path_factory):
     return copy_pipeline(tmp_path_factory.mktemp("facts") / "work")
 
 
-def test_normalization_is_not_invented_and_may_be_said(
-    pipeline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_normalization_is_not_invented_and_may_be_said(pipeline, monkeypatch, run):
     monkeypatch.chdir(pipeline)
     known = {"architecture": "resnet20", "width": 2, "channels": 1, "classes": 10}
     theirs = build(ModelSpec(**known, mean=(0.0,), std=(1.0,)))
     torch.save(stored(theirs), "theirs.pt")
     command_line = ("prune", "E", "theirs.pt", "--setting", "0", "--out")
-    assert command(*command_line, "plain.safetensors", "--no-normalize") == 0
-    assert command(*command_line, "usual.safetensors") == 0
+    assert run(*command_line, "plain.safetensors", "--no-normalize")[0] == 0
+    assert run(*command_line, "usual.safetensors")[0] == 0
     plain, usual = (load_model(f"{name}.safetensors") for name in ("plain", "usual"))
     assert spec_of(plain).mean == (0.0,) != spec_of(usual).mean
     found = Repository(None).network(Path("usual.safetensors"), Network(normalize=False))
@@ -167,9 +153,7 @@ def test_normalization_is_not_invented_and_may_be_said(
     assert torch.equal(found(images), theirs.eval()(images))
 
 
-def test_images_are_those_of_the_settings_that_are_there_now(
-    pipeline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_those_of_the_settings_that_are_there_now(pipeline, monkeypatch):
     monkeypatch.chdir(pipeline)
     assert stage(pipeline, "prepare") == 0
     before = Repository(None).split("test")
@@ -180,9 +164,7 @@ def test_images_are_those_of_the_settings_that_are_there_now(
     assert len(split.labels) == 17
 
 
-def test_pictures_and_weights_are_noted_by_what_they_hold(
-    pipeline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_and_weights_are_noted_by_what_they_hold(pipeline, monkeypatch):
     monkeypatch.chdir(pipeline)
     change(pipeline, {"profiles/digits/model/weights": {"standard": {"path": "given.pt"}}})
     change(pipeline, {"profiles/digits/data/source": "cifar10", "studies": {}})
@@ -204,12 +186,7 @@ def test_pictures_and_weights_are_noted_by_what_they_hold(
     assert all(one and one != other for one, other in zip(*notes, strict=True))
 
 
-def test_code_that_dvc_does_not_watch_is_named(
-    theirs: Path,
-    pipeline: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_code_that_dvc_does_not_watch_is_named(theirs, pipeline, monkeypatch, capsys):
     monkeypatch.chdir(pipeline)
     (pipeline / "theirs_facts.py").write_text(THEIRS)
     (pipeline / "networks" / "theirs_facts.py").write_text(THEIRS)
@@ -221,7 +198,7 @@ def test_code_that_dvc_does_not_watch_is_named(
         assert ("DVC does not watch" in capsys.readouterr().out) == noted
 
 
-def test_a_network_that_is_larger_than_its_file_is_not_made(theirs: Path) -> None:
+def test_a_network_that_is_larger_than_its_file_is_not_made(theirs):
     small = build(
         ModelSpec(architecture="resnet20", width=2, channels=1, classes=10, mean=(0.0,), std=(1.0,))
     )
@@ -232,10 +209,115 @@ def test_a_network_that_is_larger_than_its_file_is_not_made(theirs: Path) -> Non
 
 
 @pytest.mark.parametrize("share", [None, "x", 2, -1, float("nan"), [0.5], 10**400, 0.5])
-def test_a_card_that_makes_no_sense_is_not_believed(theirs: Path, share: Any) -> None:
+def test_a_card_that_makes_no_sense_is_not_believed(theirs, share):
     (theirs / "m.pt").write_bytes(b"m")
     card = {"sha256": sha256_of(theirs / "m.pt"), "prune_ratio": share, "setting": 3}
     (theirs / "m.json").write_text(json.dumps(card | {"growth": "x", "twin_agreement": "x"}))
     found = card_beside(theirs / "m.pt")
     assert (found["setting"], found["prune_ratio"]) == ((3, 0.5) if share == 0.5 else (None, None))
     assert found["growth"] is None and found["twin_agreement"] is None
+
+
+# --- bad input to the stages: exit status 2, nothing half-written ---------------------------------
+WEIGHTS = "runs/digits/dense-standard/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A workspace with data and a dense network."""
+    folder = copy_pipeline(tmp_path_factory.mktemp("errors") / "work")
+    for words in (("prepare",), ("settings",), ("train", "dense-standard")):
+        assert stage(folder, *words) == 0
+    return folder
+
+
+class Bench:
+    """A workspace to break: stages are called in this process."""
+
+    def __init__(self, folder, capsys):
+        self.folder, self.capsys = folder, capsys
+
+    def put(self, key, value):
+        change(self.folder, {key: value})
+
+    def refused(self, *words):
+        """The one line with which a stage refuses to work; nothing may have been written."""
+        before, status = self.files(), stage(self.folder, *words)
+        shown = self.capsys.readouterr().err.strip()
+        message = shown.splitlines()[-1]
+        assert status == 2, shown
+        assert message.startswith("error: ") and "Traceback" not in shown, shown
+        assert self.files() == before
+        return message
+
+    def files(self):
+        """All files, but for caches of Python and work that can be resumed."""
+        paths, caches = self.folder.rglob("*"), {"__pycache__", "checkpoints"}
+        return {str(p) for p in paths if p.is_file() and not caches & set(p.parts)}
+
+
+@pytest.fixture
+def bench(prepared, tmp_path, monkeypatch, capsys):
+    """A copy of the prepared workspace, which is the current folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("ADVPRUNE_DATA", raising=False)
+    return Bench(folder, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "key", "value", "words"),
+    [
+        ("prune", ("my-E",), "prune/mine", {"family": "E", "threshold": -1}, ["prune.mine: thr"]),
+        ("prune", ("odd",), "prune/E", 1, ["odd is none of", "do: prune (E-standard, GAP"]),
+        ("quantize", ("E-standard",), "prune/E", 1, ["do: quantize (GAP_int8)"]),
+        ("train", ("odd",), "prune/E", 1, ["do: train (dense-standard, BNN-standard, GAP_copy"]),
+        ("settings", (), "prune/GAPP", 1, ["prune.GAPP", "known: AWT, E, ESR, GAP"]),
+        ("study", ("odd",), "prune/E", 1, ["no studies.odd", "sweep, curve, protocol"]),
+        ("attack", ("dense-standard",), "profile", "cifar100", ["no profile 'cifar100'", "digits"]),
+        ("attack", ("odd",), "prune/E", 1, ["no model 'odd'", "dense-standard, E-standard"]),
+        ("attack", ("E-standard",), "prune/E", 1, ["no checkpoint", "E-standard", "dvc repro"]),
+        ("attack", ("dense-standard",), "attack/score_draws", 20, ["attacks.json is not up to da"]),
+        ("transfer", (), "prune/E", 1, ["no model of digits was attacked", "dvc repro"]),
+        ("summarize", (), "prune/E", 1, ["no dense network has a records.parquet", "dvc repro"]),
+    ],
+)
+def test_wrong_settings(bench, name, arguments, key, value, words):
+    bench.put("models/my-E", {"do": "prune", "of": "dense-standard", "by": "prune.mine"})
+    bench.put("prune/mine", {"family": "E", "threshold": 0.5})
+    bench.put(key, value)
+    message = bench.refused(name, *arguments)
+    assert all(word in message for word in words), message
+
+
+def spoil(path, name, value):
+    """Put `value` into the first place of a tensor of a safetensors file."""
+    tensors = load_file(path)
+    tensors[name].view(-1)[0] = value
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+
+
+def test_a_checkpoint_with_nan_and_one_cut_in_half(bench):
+    spoil(Path(WEIGHTS), "linear.weight", float("nan"))
+    assert "linear.weight holds NaN" in bench.refused("attack", "dense-standard")
+    path = Path(WEIGHTS)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    said = bench.refused("prune", "E-standard"), bench.refused("attack", "dense-standard")
+    assert all(WEIGHTS in message and "damaged" in message for message in said)
+
+
+def test_weights_of_another_width(bench):
+    shutil.copy(WEIGHTS, "other.safetensors")
+    bench.put("profiles/digits/model/width", 8)
+    bench.put("profiles/digits/model/weights", {"standard": {"path": "other.safetensors"}})
+    message = bench.refused("train", "dense-standard")
+    assert "other.safetensors" in message and "another width" in message
+
+
+def test_a_place_that_cannot_be_written(bench):
+    shutil.rmtree("runs/digits")
+    Path("runs/digits").write_text("a file where a folder should be")
+    assert "cannot write runs/digits" in bench.refused("train", "dense-standard")

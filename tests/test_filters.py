@@ -1,8 +1,6 @@
 """Filters: ranked by hand, gone with their readers, and the same network when made smaller."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,24 +10,23 @@ from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
 from advprune.models.audit import audit
 from advprune.models.card import macs_of, nonzero_of, sparsity_of, write_card
-from advprune.models.checkpoint import build, header_spec, load_model, save_model
+from advprune.models.checkpoint import build, header_spec, save_model
 from advprune.models.resnet import BasicBlock, initialize
 from advprune.models.spec import ModelSpec, spec_of
 from advprune.models.tensor_file import read_weights
 from advprune.pruning import Data, prune
 from advprune.pruning.filters import smallest_filters
 from advprune.quantization.post_training import quantize
-from conftest import FOREIGN, VIT, make_foreign, make_network
+from conftest import FOREIGN, VIT, make_foreign, make_network, same_when_stored
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
 
 
-def blocks(model: nn.Module) -> dict[str, BasicBlock]:
+def blocks(model):
     return {name: m for name, m in model.named_modules() if isinstance(m, BasicBlock)}
 
 
-def test_ranking_by_hand() -> None:
+def test_ranking_by_hand():
     sums = [3.0, 1.0, 2.0, 1.0, 5.0]
     weight = torch.tensor(sums).view(5, 1, 1, 1) * torch.tensor([0.5, -0.5]).view(1, 2, 1, 1)
     for fraction, expected in (
@@ -46,7 +43,7 @@ def test_ranking_by_hand() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.9])
-def test_a_filter_goes_with_its_norm_and_its_readers(network: nn.Module, fraction: float) -> None:
+def test_a_filter_goes_with_its_norm_and_its_readers(network, fraction):
     pruned = prune("filters", network, fraction)
     expected = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in network.named_parameters()}
     for name, block in blocks(network).items():
@@ -65,9 +62,7 @@ def test_a_filter_goes_with_its_norm_and_its_readers(network: nn.Module, fractio
 @pytest.mark.parametrize(
     ("architecture", "fraction"), [("resnet18", 0.0), ("resnet18", 0.9), ("resnet20", 0.3)]
 )
-def test_the_small_network_is_the_masked_one(
-    digits: Pair, tmp_path: Path, architecture: str, fraction: float
-) -> None:
+def test_the_small_network_is_the_masked_one(digits, tmp_path, architecture, fraction):
     network = make_network(digits[0], architecture)
     masked = prune("filters", network, fraction)
     small = prune("filters", network, {"fraction": fraction, "small": True})
@@ -79,31 +74,21 @@ def test_the_small_network_is_the_masked_one(
     assert (total - left) / total == small.ratio
     twice = prune("filters", small.model, {"fraction": fraction, "small": True}).model
     for model in (small.model, twice, quantize(twice, digits[0])):
-        save_model(model, tmp_path / "model.safetensors")
-        loaded = load_model(tmp_path / "model.safetensors")
-        assert torch.equal(loaded(digits[0]), model(digits[0]))
-        assert spec_of(loaded).inner == spec_of(model).inner
+        same_when_stored(model, digits[0], tmp_path)
     assert spec_of(network).inner == () and "inner" not in spec_of(network).model_dump_json()
 
 
 @pytest.mark.parametrize("family", ["clamp", "round", "SAP"])
-def test_layers_that_other_families_put_in_stay(
-    network: nn.Module, digits: Pair, tmp_path: Path, family: str
-) -> None:
+def test_layers_that_other_families_put_in_stay(network, digits, tmp_path, family):
     base = prune(family, network, 1, digits).model
     small = prune("filters", base, {"fraction": 0.5, "small": True}).model
-    save_model(small, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        expected = small(digits[0])
-        torch.manual_seed(0)
-        assert torch.equal(loaded(digits[0]), expected)
+    same_when_stored(small, digits[0], tmp_path)
     if family in ("clamp", "round"):
-        assert torch.allclose(prune("filters", base, 0.5).model(digits[0]), expected, atol=1e-4)
+        masked = prune("filters", base, 0.5).model
+        assert torch.allclose(masked(digits[0]), small(digits[0]), atol=1e-4)
 
 
-def test_the_small_network_is_tuned_as_the_masked_one(network: nn.Module, digits: Pair) -> None:
+def test_the_small_network_is_tuned_as_the_masked_one(network, digits):
     setting = {"fraction": 0.5, "finetune": {"epochs": 1, "lr": 1e-3}}
     data = Data(*digits, TRAIN)
     masked = prune("filters", network, setting, data)
@@ -113,7 +98,7 @@ def test_the_small_network_is_tuned_as_the_masked_one(network: nn.Module, digits
     assert small.ratio == masked.ratio and spec_of(small.model).inner[0] == 2
 
 
-def by_formula(model: nn.Module, side: int) -> int:
+def by_formula(model, side):
     """Multiply-accumulates from the shapes of a ResNet18 for one channel alone."""
     total, width = side * side * 9 * model.conv1.out_channels, model.conv1.out_channels
     for index, block in enumerate(blocks(model).values()):
@@ -125,7 +110,7 @@ def by_formula(model: nn.Module, side: int) -> int:
     return total + width * model.linear.out_features
 
 
-def test_multiply_accumulates_are_those_of_the_shapes(network: nn.Module, digits: Pair) -> None:
+def test_multiply_accumulates_are_those_of_the_shapes(network, digits):
     small = prune("filters", network, {"fraction": 0.5, "small": True}).model
     for model in (network, small):
         for side in (8, 9, 32):
@@ -139,7 +124,7 @@ def test_multiply_accumulates_are_those_of_the_shapes(network: nn.Module, digits
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_card_holds_what_the_file_costs(network: nn.Module, tmp_path: Path) -> None:
+def test_the_card_holds_what_the_file_costs(network, tmp_path):
     path = tmp_path / "model.safetensors"
     model = prune("magnitude_global", network, 8).model
     save_model(model, path)
@@ -153,7 +138,7 @@ def test_the_card_holds_what_the_file_costs(network: nn.Module, tmp_path: Path) 
     assert card["file_bytes"] == len(path.read_bytes())
 
 
-def test_what_goes_with_a_filter_of_a_chain_by_hand() -> None:
+def test_what_goes_with_a_filter_of_a_chain_by_hand():
     chain = nn.Sequential(
         *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Conv2d(4, 4, 3, groups=4)),
         *(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)),
@@ -185,7 +170,7 @@ def test_what_goes_with_a_filter_of_a_chain_by_hand() -> None:
         (VIT, "blocks.0.mlp.fc1", "blocks.0.attn.qkv"),
     ],
 )
-def test_any_architecture_made_small(tmp_path: Path, name: str, root: str, whole: str) -> None:
+def test_any_architecture_made_small(tmp_path, name, root, whole):
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     network = make_foreign(name, x)
     setting, data = {"fraction": 0.5, "small": True}, Data(x, torch.arange(6) % 3, TRAIN)
@@ -202,10 +187,9 @@ def test_any_architecture_made_small(tmp_path: Path, name: str, root: str, whole
     assert shapes[1][0][0] == shapes[0][0][0] // 2 and shapes[1][1][0] == shapes[0][1][0]
     twice = prune("filters", small.model, setting, data)
     for model in (small.model, twice.model, quantize(small.model, x)):
-        save_model(model, tmp_path / "model.safetensors")
+        same_when_stored(model, x, tmp_path)
         tensors, metadata = read_weights(tmp_path / "model.safetensors")
         assert audit(tensors, header_spec(metadata, "here")).sound
-        assert torch.equal(load_model(tmp_path / "model.safetensors")(x), model(x))
     initialize(twice.model, torch.Generator().manual_seed(3))  # as tickets do
 
 
@@ -217,14 +201,14 @@ def test_any_architecture_made_small(tmp_path: Path, name: str, root: str, whole
         ({"nowhere": (4, 3)}, "no layer 'nowhere'"),
     ],
 )
-def test_sizes_in_a_file_fit_the_network(sizes: dict[str, Any], words: str) -> None:
+def test_sizes_in_a_file_fit_the_network(sizes, words):
     known = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "classes": 10, "channels": 3, "sizes": sizes}
     with pytest.raises(UserError, match=words):
         name = "torchvision/mobilenet_v2"
         build(ModelSpec(architecture=name, options=FOREIGN[name], **known))
 
 
-def test_pruning_needs_outputs_that_are_only_read() -> None:
+def test_pruning_needs_outputs_that_are_only_read():
     with pytest.raises(UserError, match="no layer whose filters can be removed"):
         prune("filters", nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), 0.5)
     with pytest.raises(UserError, match="cannot be followed on an image"):

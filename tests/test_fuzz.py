@@ -13,9 +13,8 @@ import signal
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,13 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hostile import TEXTS, VALUES, changed, fuzz, fuzz_bytes
+from hostile import TEXTS, VALUES, changed, fuzz, fuzz_bytes, fuzz_files
 from hypothesis import strategies as st
 from PIL import Image
 from planted import model, run_of
-from ruamel.yaml import YAML
 from safetensors.torch import save
-from torch import nn
+from workspace import RAW
 
 from advprune.attacks.registry import attacks_of
 from advprune.attacks.zoo import check_attack
@@ -42,14 +40,7 @@ from advprune.core.settings import parse, text_of, yaml_of
 from advprune.data import prepare
 from advprune.data.imagefolder import read_image_folder
 from advprune.models.audit import audit
-from advprune.models.checkpoint import (
-    build,
-    fill,
-    header_spec,
-    load_model,
-    save_model,
-    stored,
-)
+from advprune.models.checkpoint import build, fill, header_spec, load_model, save_model, stored
 from advprune.models.spec import spec_of
 from advprune.models.tensor_file import read_weights
 from advprune.models.weights import plain
@@ -62,15 +53,10 @@ from advprune.rl.settings import load as rl_load
 from advprune.studies import check_studies
 from conftest import make_network
 
-ROOT = Path(__file__).parent.parent
-PARAMS = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-
 
 # --- settings ------------------------------------------------------------------------------------
-
-
-def test_settings() -> None:
-    def taken(raw: Any) -> None:
+def test_settings():
+    def taken(raw):
         params = parse(Params, raw, "params.yaml")
         attacks_of(params.active())
         check_settings(params)
@@ -79,9 +65,12 @@ def test_settings() -> None:
             check_attack(extra.name, extra.arguments())
 
     extra = {"name": "PGD", "eps": "8/255", "alpha": 0.01, "steps": 2}
-    known = PARAMS | {"attack": PARAMS["attack"] | {"extra": [extra]}}
-    known["profiles"] = {"digits": PARAMS["profiles"]["digits"]}
+    known = RAW | {"attack": RAW["attack"] | {"extra": [extra]}}
+    known["profiles"] = {"digits": RAW["profiles"]["digits"]}
     fuzz("settings", changed(known), taken, 80)
+
+
+LETTERS = [*pairwise("abcdefghijk")]
 
 
 @pytest.mark.parametrize(
@@ -93,11 +82,7 @@ def test_settings() -> None:
         "date: 2026-13-45",
         "a: " + "[" * 3000 + "]" * 3000,
         "a: &a [*a]",
-        "a: &a [x, x, x, x, x, x, x, x]\n"
-        + "".join(
-            f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 8)}]\n"
-            for i in range(9)
-        ),
+        "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in LETTERS),
         "? {a: 1}\n: 2",
         "a: 1\na: 2",
         "\0",
@@ -105,7 +90,7 @@ def test_settings() -> None:
     ],
     ids=range(11),
 )
-def test_yaml_that_is_no_settings(text: str, tmp_path: Path) -> None:
+def test_yaml_that_is_no_settings(text, tmp_path):
     with pytest.raises(UserError) as refused:
         parse(Params, yaml_of(text, "params.yaml"), "params.yaml")
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
@@ -113,7 +98,7 @@ def test_yaml_that_is_no_settings(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
-def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
+def test_settings_of_another_encoding(encoding, tmp_path):
     (tmp_path / "params.yaml").write_bytes("profile: digits # é".encode(encoding))
     with pytest.raises(UserError, match=r"params.yaml is not UTF-8 text; save it"):
         load(tmp_path / "params.yaml")
@@ -125,38 +110,26 @@ def test_settings_of_another_encoding(encoding: str, tmp_path: Path) -> None:
         load(tmp_path / "params.yaml")
     with pytest.raises(UserError, match="run this in the root of the project"):
         load(tmp_path / "absent" / "params.yaml")
-    for reads in (read_claims, rl_load):
-        for contents in (
-            b"\xff\xfe",
-            b"- claims: {2020-13-45: 1}",
-            b"- {claims: {x: 1}}",
-            b"[" * 3000,
-        ):
-            (tmp_path / "x.yaml").write_bytes(contents)
-            with pytest.raises(UserError, match=r"x\.yaml"):
-                reads(tmp_path / "x.yaml")
+    wrong = b"\xff\xfe", b"- claims: {2020-13-45: 1}", b"- {claims: {x: 1}}", b"[" * 3000
+    for reads, contents in product((read_claims, rl_load), wrong):
+        (tmp_path / "x.yaml").write_bytes(contents)
+        with pytest.raises(UserError, match=r"x\.yaml"):
+            reads(tmp_path / "x.yaml")
 
 
-def test_yaml_of_any_bytes(tmp_path: Path) -> None:
+def test_yaml_of_any_bytes(tmp_path):
     path = tmp_path / "params.yaml"
     text = b'profile: digits\nseed: 0\nrecipes: {standard: {method: "x"}}\n- &a [1, *a]\n<<: *a\n'
-
-    def taken(contents: bytes) -> None:
-        path.write_bytes(contents)
-        yaml_of(text_of(path), "params.yaml")
-
-    fuzz_bytes("yaml", [text], taken, 10_000)
+    fuzz_files("yaml", [text], path, lambda: yaml_of(text_of(path), "params.yaml"), 10_000)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
+def network():
     return make_network(torch.rand(8, 1, 8, 8), "resnet20", 2)
 
 
-def opened(path: Path) -> None:
+def opened(path):
     """As `advprune audit` and `load_model` open it."""
     tensors, metadata = read_weights(path)
     spec = header_spec(metadata, str(path))
@@ -167,12 +140,12 @@ def opened(path: Path) -> None:
         load_model(path)
 
 
-def test_headers(network: nn.Module, tmp_path: Path) -> None:
+def test_headers(network, tmp_path):
     known = json.loads(spec_of(network).model_dump_json())
     known["layers"] = [{"kind": "sap", "settings": {"fraction": 1.0}, "where": "relu"}]
     path = tmp_path / "m.safetensors"
 
-    def taken(spec: Any) -> None:
+    def taken(spec):
         header = {"spec": json.dumps(spec, default=str)}
         path.write_bytes(save(stored(network), metadata=header))
         opened(path)
@@ -188,14 +161,14 @@ def test_headers(network: nn.Module, tmp_path: Path) -> None:
     fuzz("headers", changed(known, VALUES | sizes), taken, 50)
 
 
-def test_bytes_of_checkpoints(network: nn.Module, tmp_path: Path) -> None:
+def test_bytes_of_checkpoints(network, tmp_path):
     state, zipped, legacy = stored(network), io.BytesIO(), io.BytesIO()
     torch.save({"state_dict": state, "epoch": 1}, zipped)
     torch.save({"state_dict": state}, legacy, _use_new_zipfile_serialization=False)
     header = {"spec": spec_of(network).model_dump_json()}
     own = save(state, metadata=header)
 
-    def taken(contents: bytes) -> None:
+    def taken(contents):
         (tmp_path / "m.safetensors").write_bytes(contents)
         (tmp_path / "m.pt").write_bytes(contents)
         opened(tmp_path / "m.pt" if contents[:1] in (b"P", b"\x80") else tmp_path / "m.safetensors")
@@ -203,9 +176,9 @@ def test_bytes_of_checkpoints(network: nn.Module, tmp_path: Path) -> None:
     fuzz_bytes("checkpoints", [own, zipped.getvalue(), legacy.getvalue()], taken, 2_000)
 
 
-def odd_dicts(network: nn.Module) -> dict[str, Any]:
+def odd_dicts(network):
     state = stored(network)
-    loop: dict[str, Any] = {"epoch": 1}
+    loop = {"epoch": 1}
     loop["state_dict"] = loop
     conv = state["conv1.weight"]
     return {
@@ -228,7 +201,7 @@ def odd_dicts(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def test_odd_state_dicts(network: nn.Module, tmp_path: Path) -> None:
+def test_odd_state_dicts(network, tmp_path):
     header = b'{"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(UserError, match="a has the shape"):
@@ -245,15 +218,14 @@ def test_odd_state_dicts(network: nn.Module, tmp_path: Path) -> None:
 
 
 # --- pictures ------------------------------------------------------------------------------------
-
-
-def png(**options: Any) -> bytes:
+def encoded(kind="PNG", mode="L", **options):
+    """A picture of noise."""
     buffer = io.BytesIO()
-    Image.effect_noise((8, 8), 50).save(buffer, "PNG", **options)
+    Image.effect_noise((8, 8), 50).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def folder_of(pictures: dict[str, bytes]) -> Path:
+def folder_of(pictures):
     place = Path(tempfile.mkdtemp())
     for name, contents in pictures.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -261,62 +233,52 @@ def folder_of(pictures: dict[str, bytes]) -> Path:
     return place
 
 
-def sound() -> dict[str, bytes]:
-    return {f"{part}/{c}/{i}.png": png() for part in ("train", "test") for c in "ab" for i in "123"}
+def sound():
+    return {
+        f"{part}/{c}/{i}.png": encoded() for part in ("train", "test") for c in "ab" for i in "123"
+    }
 
 
-def read(place: Path) -> Any:
+def read(place):
     return prepare("imagefolder", root=str(place), cache=place, val_fraction=0.4)
 
 
-def encoded(kind: str, mode: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.effect_noise((8, 8), 50).convert(mode).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def test_bytes_of_pictures(tmp_path: Path) -> None:
+def test_bytes_of_pictures(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
-    modes = ("1", "L", "P", "RGB", "RGBA")
-    files = [png(), *(encoded("PNG", mode) for mode in modes), encoded("JPEG", "CMYK")]
+    files = [encoded("PNG", mode) for mode in ("1", "L", "P", "RGB", "RGBA")]
+    files += [encoded("JPEG", "CMYK")]
     files += [encoded("JPEG", "RGB", exif=turned), encoded("PNG", "L", transparency=7)]
     path = tmp_path / "train" / "a" / "x.png"
     path.parent.mkdir(parents=True)
-
-    def taken(contents: bytes) -> None:
-        path.write_bytes(contents)
-        read_image_folder(str(tmp_path), None)
-
-    fuzz_bytes("pictures", files, taken, 50_000)
+    fuzz_files("pictures", files, path, lambda: read_image_folder(str(tmp_path), None), 50_000)
 
 
-def test_names_of_pictures() -> None:
-    def taken(name: str) -> None:
+def test_names_of_pictures():
+    def taken(name):
         if name and not {"/", "\0"} & set(name) and name not in (".", "..") and len(name) < 80:
-            read(folder_of(sound() | {f"train/{name}/x.png": png(), f"train/a/{name}": png()}))
+            read(
+                folder_of(
+                    sound() | {f"train/{name}/x.png": encoded(), f"train/a/{name}": encoded()}
+                )
+            )
 
     fuzz("names", TEXTS, taken, 40)
 
 
-def test_bytes_of_archives(tmp_path: Path) -> None:
-    place, files = folder_of({"train/a/x.png": png(), "train/b/y.png": png()}), []
+def test_bytes_of_archives(tmp_path):
+    place, files = folder_of({"train/a/x.png": encoded(), "train/b/y.png": encoded()}), []
     for mode in ("w", "w:gz", "w:bz2", "w:xz"):
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=buffer, mode=mode) as archive:
             archive.add(place, "x")
         files.append(buffer.getvalue())
     path = tmp_path / "y.tar"
-
-    def taken(contents: bytes) -> None:
-        path.write_bytes(contents)
-        read_image_folder(str(path), None)
-
-    fuzz_bytes("archives", files, taken, 10_000)
+    fuzz_files("archives", files, path, lambda: read_image_folder(str(path), None), 10_000)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "pipe inside", "device inside", "case", "form"])
-def test_places_that_are_no_pictures(kind: str) -> None:
+def test_places_that_are_no_pictures(kind):
     place = folder_of(sound())
     match kind:
         case "pipe":
@@ -337,7 +299,7 @@ def test_places_that_are_no_pictures(kind: str) -> None:
         read(place)
 
 
-def test_pictures_are_seen_as_they_are_meant_to_be() -> None:
+def test_pictures_are_seen_as_they_are_meant_to_be():
     """EXIF's orientation is followed; transparency and animations are refused."""
     turned = Image.Exif()
     turned[0x0112] = 3  # by 180 degrees
@@ -357,24 +319,22 @@ def test_pictures_are_seen_as_they_are_meant_to_be() -> None:
             read(folder_of(sound() | {"train/a/4.png": contents.getvalue()}))
 
 
-def test_the_same_pictures_in_two_parts_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_pictures_in_two_parts_are_noted(capsys):
     pictures = sound()
     pictures["test/a/1.png"] = pictures["train/a/1.png"] = pictures["train/a/2.png"]
-    pictures["train/c/1.png"], pictures["train/c/2.png"] = png(), png()
+    pictures["train/c/1.png"], pictures["train/c/2.png"] = encoded(), encoded()
     read(folder_of(pictures))
     said = capsys.readouterr().err
     assert "test has no picture of class c" in said and "1 of 6 test pictures are in train" in said
 
 
 # --- records and metrics -------------------------------------------------------------------------
-
-
-def test_results_of_a_pull_request() -> None:
+def test_results_of_a_pull_request():
     whole = results(run_of(model("A"), model("B")))
     before = revision_of(read_results(whole.to_csv(index=False), "base"))
     rows = json.loads(whole.to_json(orient="records"))
 
-    def taken(rows: Any) -> None:
+    def taken(rows):
         kept = [row for row in rows if isinstance(row, dict)]
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, list({str(key): 0 for row in kept for key in row}))
@@ -387,10 +347,10 @@ def test_results_of_a_pull_request() -> None:
     fuzz("results", changed(rows), taken, 50)
 
 
-def test_records(tmp_path: Path) -> None:
+def test_records(tmp_path):
     table = run_of(model("A")).models[0].records
     path = tmp_path / "records.parquet"
-    changes: dict[str, Callable[[], pd.DataFrame]] = {
+    changes = {
         "no column": lambda: table.drop(columns="adv_pred"),
         "no rows": lambda: table.iloc[:0],
         "twice": lambda: pd.concat([table, table.iloc[:1]]),
@@ -414,22 +374,20 @@ def test_records(tmp_path: Path) -> None:
 
 # --- faults --------------------------------------------------------------------------------------
 
-Write = Callable[[Path, int], None]  # what is written to a place, in a first or second version
 
-
-def _folder(path: Path, version: int) -> None:
+def _folder(path, version):
     with files.atomic(path) as temporary:
         temporary.mkdir()
         for name in "ab":
             (temporary / name).write_text(f"{name}{version}" * 2000)
 
 
-def _model(path: Path, version: int) -> None:
+def _model(path, version):
     net = make_network(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(version)))
     save_model(net, path)
 
 
-WRITES: dict[str, Write] = {
+WRITES = {
     "json": lambda path, version: files.write_json(path, [version] * 3000),
     "folder": _folder,
     "model": _model,
@@ -438,17 +396,17 @@ WRITES: dict[str, Write] = {
 }
 
 
-def _parquet(path: Path, version: int) -> None:
+def _parquet(path, version):
     with files.atomic(path) as temporary:
         pd.DataFrame({"x": np.random.default_rng(version).random(3000)}).to_parquet(temporary)
 
 
-def _torch(path: Path, version: int) -> None:
+def _torch(path, version):
     with files.atomic(path) as temporary:
         torch.save({"x": torch.full((3000,), version)}, temporary)
 
 
-def forked(work: Callable[[], None]) -> int:
+def forked(work):
     """Run in a process of its own; how it ended, as os.waitpid tells: 0, or a signal, or 256 n."""
     child = os.fork()
     if child == 0:
@@ -463,7 +421,7 @@ def forked(work: Callable[[], None]) -> int:
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pipeline(tmp_path, monkeypatch):
     """A folder of a pipeline, and in it one that a stage depends on."""
     monkeypatch.chdir(tmp_path)
     Path("dvc.yaml").write_text("")
@@ -471,7 +429,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs" / "x.out"
 
 
-def seen(place: Path) -> str:
+def seen(place):
     """What is there; torch's files hold a random number."""
     if place.is_file() and zipfile.is_zipfile(place):
         return str(torch.load(place))
@@ -479,7 +437,7 @@ def seen(place: Path) -> str:
 
 
 @pytest.mark.parametrize("what", WRITES)
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what: str, pipeline: Path) -> None:
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what, pipeline):
     write = WRITES[what]
     write(pipeline, 2)
     new = seen(pipeline)
@@ -489,11 +447,11 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what: str, pipeline: Pat
         for moment in range(6):
             write(pipeline, 1)
 
-            def work(moment: int = moment, fault: str = fault) -> None:
+            def work(moment=moment, fault=fault):
                 calls = iter(range(100))
 
-                def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-                    def inner(*arguments: Any, **options: Any) -> Any:
+                def counted(function):
+                    def inner(*arguments, **options):
                         if next(calls) == moment:
                             if fault == "kill":
                                 os.kill(os.getpid(), signal.SIGKILL)
@@ -503,7 +461,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what: str, pipeline: Pat
                     return inner
 
                 os.fsync = counted(os.fsync)
-                Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+                Path.replace = counted(Path.replace)
                 files.swap = counted(files.swap)
                 write(pipeline, 2)
 
@@ -516,12 +474,12 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what: str, pipeline: Pat
 
 
 @pytest.mark.parametrize("what", WRITES)
-def test_a_disk_that_is_full_is_said_in_one_line(what: str, pipeline: Path) -> None:
+def test_a_disk_that_is_full_is_said_in_one_line(what, pipeline):
     """The kernel refuses files of more than some bytes, as it does on a full disk."""
     WRITES[what](pipeline, 1)
     old = seen(pipeline)
 
-    def work() -> None:
+    def work():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
         WRITES[what](pipeline, 2)
@@ -530,7 +488,7 @@ def test_a_disk_that_is_full_is_said_in_one_line(what: str, pipeline: Path) -> N
     assert seen(pipeline) == old and [p.name for p in Path("runs").iterdir()] == [pipeline.name]
 
 
-def test_two_at_once_write_one_or_the_other(pipeline: Path) -> None:
+def test_two_at_once_write_one_or_the_other(pipeline):
     allowed = set()
     for version in (1, 2):
         _folder(pipeline, version)
@@ -547,7 +505,7 @@ def test_two_at_once_write_one_or_the_other(pipeline: Path) -> None:
         assert seen(pipeline) in allowed
 
 
-def test_unfinished_work_has_one_worker(tmp_path: Path) -> None:
+def test_unfinished_work_has_one_worker(tmp_path):
     """Finished parts are read back, under the same settings; what is damaged is made again."""
     parts, other = (Parts(tmp_path, name, files=[]) for name in ("it", "other"))
     assert forked(lambda: Parts(tmp_path, "it", files=[])) == 2 << 8

@@ -9,11 +9,9 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,15 +30,13 @@ from advprune.models.benchmarks import MAKERS
 from advprune.models.checkpoint import save_model
 from conftest import make_network
 
-Command = Callable[..., Any]
-
 
 class Begun(Exception):
     """The attacks have begun, on these networks."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A network for grey images of 8x8 in two classes, and such pictures in every form."""
     place = tmp_path_factory.mktemp("outside")
     save_model(make_network(torch.rand(8, 1, 8, 8), "resnet20", 2, 2), place / "net.safetensors")
@@ -58,17 +54,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(folder, monkeypatch):
     """`advprune`, in that folder, up to the networks that would be attacked; what it prints cannot
     steer a terminal."""
 
-    def begun(subjects: Any, *_: Any) -> None:
+    def begun(subjects, *_):
         raise Begun(subjects)
 
     monkeypatch.setattr("advprune.benchmarking.measured", begun)
     monkeypatch.chdir(folder)
 
-    def run(*arguments: str) -> Any:
+    def run(*arguments):
         printed, subjects = io.StringIO(), None
         try:
             with redirect_stdout(printed):
@@ -87,7 +83,6 @@ def command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 # --- options -------------------------------------------------------------------------------------
-
 NUMERIC = st.one_of(
     LEAVES.map(str),
     st.sampled_from(["1", "2", "3", "8", "0.5", "0.5,0.5,0.5", "8/255"]),
@@ -106,8 +101,8 @@ GIVEN = {
 }
 
 
-def test_options(command: Command) -> None:
-    def taken(options: dict[str, str]) -> None:
+def test_options(command):
+    def taken(options):
         options = {"--data": "pictures"} | options
         if {"--mean", "--std"} & set(options):
             options = {"--mean": "0.5", "--std": "0.5"} | options
@@ -120,18 +115,24 @@ def test_options(command: Command) -> None:
     fuzz("options", drawn, taken, 60)
 
 
-def test_names_of_classes(command: Command) -> None:
-    path = Path("names.txt")
+def written(command, path, *arguments):
+    """Runs a command after its input was written to a path."""
 
-    def taken(contents: bytes) -> None:
-        path.write_bytes(contents)
-        command("evaluate", "net.safetensors", "--data=split.safetensors", "--names=names.txt")
+    def taken(contents):
+        Path(path).write_bytes(contents)
+        command(*arguments)
 
+    return taken
+
+
+def test_names_of_classes(command):
+    data = "net.safetensors", "--data=split.safetensors"
+    taken = written(command, "names.txt", "evaluate", *data, "--names=names.txt")
     fuzz("class names", st.lists(TEXTS, max_size=4).map(lambda n: "\n".join(n).encode()), taken, 30)
     fuzz_bytes("class names", [b"a\nb\n", b"\xef\xbb\xbfa\r\nb", b"a\n\nb\n"], taken, 2_000)
 
 
-def test_pipes_are_no_input(command: Command, tmp_path: Path) -> None:
+def test_pipes_are_no_input_nor_are_grey_pictures_and_one_in_colour(command, tmp_path):
     kinds = ("", ".npz", ".onnx", ".pt", ".safetensors")
     pipes = {kind: tmp_path / f"pipe{kind}" for kind in kinds}
     for place in pipes.values():
@@ -143,9 +144,6 @@ def test_pipes_are_no_input(command: Command, tmp_path: Path) -> None:
         if kind:
             with pytest.raises(UserError, match=place.name):
                 command("evaluate", str(place), "--data=pictures")
-
-
-def test_grey_pictures_and_one_in_colour(command: Command, tmp_path: Path) -> None:
     place = shutil.copytree("pictures", tmp_path / "mixed")
     Image.new("RGB", (8, 8)).save(place / "b" / "last.png")
     with pytest.raises(UserError, match="some of the pictures are grey and some in colour"):
@@ -153,9 +151,7 @@ def test_grey_pictures_and_one_in_colour(command: Command, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("options", ["{embed_dim: 1024}", "{depth: 300}", "{depth: 1000000000}"])
-def test_no_options_make_a_network_beyond_memory_and_time(
-    options: str, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_options_make_a_network_beyond_memory_and_time(options, command, monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.setattr(foreign, "MOST", foreign.MOST | {"numbers": 1 << 20, "layers": 200})
     known = ("--architecture=timm/test_vit", f"--options={options}", "--classes=2")
@@ -167,9 +163,7 @@ def test_no_options_make_a_network_beyond_memory_and_time(
 @pytest.mark.parametrize(
     "take", [partial(torch.ones, dtype=torch.uint8), partial(np.ones, dtype="u1"), bytes]
 )
-def test_memory_that_is_not_free_is_refused(
-    take: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_is_not_free_is_refused(take, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: 1 << 27)
     words = r"more memory than the 0\.1 GB that are free"
     with pytest.raises(UserError, match=words), memory.bounded_memory():
@@ -178,7 +172,6 @@ def test_memory_that_is_not_free_is_refused(
 
 
 # --- arrays --------------------------------------------------------------------------------------
-
 SHAPES = st.sampled_from([(6, 1, 8, 8), (6, 8, 8, 3), (6, 8, 8), (6,), (), (0, 1, 8, 8), (6, 2)])
 KINDS = st.sampled_from(["u1", "<i8", ">i8", "<u8", "<f4", "?", "<c8", "S3", "M8[s]", "i1"])
 NUMBER = st.sampled_from([0, 1, 2, -1, 255, 100_001, 10**9, 2**62, 2**63])
@@ -197,7 +190,7 @@ HEADERS = st.sampled_from(
 
 
 @st.composite
-def archives(draw: st.DrawFn) -> bytes:
+def archives(draw):
     """A .npz file of two arrays, either of which may be another, gone or with another header."""
     buffer, made = io.BytesIO(), {}
     for name, usual in (("images", np.zeros((6, 1, 8, 8), np.uint8)), ("labels", np.arange(6) % 2)):
@@ -222,11 +215,8 @@ def archives(draw: st.DrawFn) -> bytes:
     return buffer.getvalue()
 
 
-def test_arrays(command: Command) -> None:
-    def taken(contents: bytes) -> None:
-        Path("arrays.npz").write_bytes(contents)
-        command("evaluate", "net.safetensors", "--data=arrays.npz")
-
+def test_arrays(command):
+    taken = written(command, "arrays.npz", "evaluate", "net.safetensors", "--data=arrays.npz")
     files = [io.BytesIO(), io.BytesIO()]
     for file, save in zip(files, (np.savez, np.savez_compressed), strict=True):
         save(file, images=np.zeros((6, 8, 8), np.uint8)[:, None], labels=np.arange(6) % 2)
@@ -236,22 +226,20 @@ def test_arrays(command: Command) -> None:
 
 
 # --- names and configurations of the Hub ---------------------------------------------------------
-
-
-def test_names_of_the_hub(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_the_hub(command, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     parts = TEXTS | st.sampled_from(["a", "..", "a/b", "/etc", "a" * 200, "@", "main", "https:"])
     names = st.lists(parts, max_size=4).map("/".join)
 
-    def taken(name: str) -> None:
+    def taken(name):
         if "\0" not in name:
             command("audit", f"hf:{name}")
 
     fuzz("hub", names | st.builds("{}@{}/{}".format, names, parts, parts), taken, 50)
 
 
-CONFIG: dict[str, Any] = {
+CONFIG = {
     "architecture": "test_vit",
     "num_classes": 2,
     "model_args": {"img_size": 32, "depth": 1},
@@ -267,33 +255,34 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def test_configurations(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configurations(command, tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
     monkeypatch.setattr(foreign, "MOST", foreign.MOST | {"numbers": 1 << 24})
     net = timm.create_model("test_vit", num_classes=2, img_size=32, depth=1)
     torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
     place, checkpoint = tmp_path / "config.json", str(tmp_path / "pytorch_model.bin")
-
-    def taken(contents: bytes) -> None:
-        place.write_bytes(contents)
-        command("evaluate", checkpoint, "--data=pictures")
-
-    known = []
+    taken, known = written(command, place, "evaluate", checkpoint, "--data=pictures"), []
     for mean in ([0.5] * 3, [0.4] * 3):
         images = CONFIG["pretrained_cfg"] | {"mean": mean}
         place.write_text(json.dumps(CONFIG | {"pretrained_cfg": images}))
         known.append(command("evaluate", checkpoint, "--data=pictures")[0].known)
     assert known[0] != known[1]  # what one left unfinished is not resumed as the other's
+    for change, words in (
+        ({"architecture": "../../evil"}, "no such architecture"),
+        ({"model_args": {"checkpoint_path": "/etc/x"}}, "cannot be given as an option"),
+        ({"pretrained_cfg": {"mean": "x", "input_size": [3, 8, 8]}}, "config.json: could not"),
+        ({"pretrained_cfg": {"crop_pct": -0.0, "std": 3}}, "config.json: "),
+    ):
+        with pytest.raises(UserError, match=words):
+            taken(json.dumps(CONFIG | change).encode())
     sizes = st.sampled_from([0, 1, -1, 10**6, 10**9, 0.0, 1e-9, [10**6] * 3, "3", ["3"], [], {}])
-    written = changed(CONFIG, VALUES | sizes).map(lambda value: json.dumps(value, default=str))
-    fuzz("config.json", written.map(str.encode), taken, 20)
+    drawn = changed(CONFIG, VALUES | sizes).map(lambda value: json.dumps(value, default=str))
+    fuzz("config.json", drawn.map(str.encode), taken, 20)
     fuzz_bytes("config.json", [json.dumps(CONFIG).encode()], taken, 2_000)
 
 
 # --- state dicts of benchmarks -------------------------------------------------------------------
-
-
-def test_state_dicts_of_benchmarks(command: Command, tmp_path: Path) -> None:
+def test_state_dicts_of_benchmarks(command, tmp_path):
     made = {
         "wide": MAKERS["wide_resnet"](2, 1, depth=10, widen=1),
         "preact": MAKERS["preact_resnet18"](2, 1, width=2),
@@ -316,7 +305,7 @@ def test_state_dicts_of_benchmarks(command: Command, tmp_path: Path) -> None:
     )
 
     @st.composite
-    def dicts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    def dicts(draw):
         found = dict(states[draw(st.sampled_from(list(states)))])
         prefix = draw(st.sampled_from(["", "", "module.", "model.module.", "1.", "net."]))
         for _ in range(draw(st.integers(0, 2))):
@@ -330,7 +319,7 @@ def test_state_dicts_of_benchmarks(command: Command, tmp_path: Path) -> None:
                 found[name] = tensor if kind == "renamed" else draw(tensors)
         return {prefix + name: tensor for name, tensor in found.items()}
 
-    def taken(state: dict[str, torch.Tensor]) -> None:
+    def taken(state):
         torch.save(state, tmp_path / "theirs.pt")
         for what in (["audit"], ["audit", "--json"], ["evaluate", "--data=pictures"]):
             command(what[0], str(tmp_path / "theirs.pt"), *what[1:])
@@ -339,14 +328,12 @@ def test_state_dicts_of_benchmarks(command: Command, tmp_path: Path) -> None:
 
 
 # --- deployed files ------------------------------------------------------------------------------
-
-
 KNOWN = {"takes": 1, "shape": ["n", 1, 8, 8], "inputs": 1, "op": "Gemm", "shapes": [64, 2]}
 KNOWN |= {"weights": "f4", "gives": 1, "answers": ["n", 2], "outputs": 1, "opset": 17}
 KNOWN |= {"location": None, "facts": {}, "dims": None}
 
 
-def graph(**changes: Any) -> bytes:
+def graph(**changes):
     """An ONNX file of one linear layer on images of 1x8x8, but for what is changed."""
     onnx, known = pytest.importorskip("onnx"), argparse.Namespace(**KNOWN | changes)
     pytest.importorskip("onnxruntime")
@@ -372,15 +359,11 @@ def graph(**changes: Any) -> bytes:
     whole = h.make_graph(nodes, "g", given, made, [weight])
     model = h.make_model(whole, opset_imports=opsets, ir_version=8)
     h.set_model_props(model, known.facts)
-    contents: bytes = model.SerializeToString()
-    return contents
+    return model.SerializeToString()
 
 
-def test_deployed_files(command: Command) -> None:
-    def taken(contents: bytes) -> None:
-        Path("net.onnx").write_bytes(contents)
-        command("evaluate", "net.onnx", "--data=split.safetensors")
-
+def test_deployed_files(command):
+    taken = written(command, "net.onnx", "evaluate", "net.onnx", "--data=split.safetensors")
     taken(graph())
     dims = st.sampled_from(["n", 1, 8, 0, -1, 10**9, 2**40, None])
     changes = {
@@ -401,7 +384,7 @@ def test_deployed_files(command: Command) -> None:
     few = st.lists(st.sampled_from(list(changes)), min_size=1, max_size=2, unique=True)
 
     @st.composite
-    def files(draw: st.DrawFn) -> bytes:
+    def files(draw):
         chosen = {name: draw(changes[name]) for name in draw(few)}
         try:
             return graph(**chosen)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from advprune.attacks.apgd import APGDSettings, apgd
 from advprune.attacks.engine import attack_copy
@@ -19,19 +18,16 @@ from advprune.pruning.hydra import attach_scores, smallest
 from advprune.quantization.post_training import quantize, twin_agreement
 from advprune.training.standard import Trainer
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
-def gradient(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def gradient(model, x):
     point = x.detach().clone().requires_grad_()
     (found,) = torch.autograd.grad(model(point).float().square().sum(), point)
     return found.clone()
 
 
-def test_recorded_passes_follow_the_weights_and_leave_other_shapes_alone(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_recorded_passes_follow_the_weights_and_leave_other_shapes_alone(network, digits):
     plain = attack_copy(network, torch.device("cuda"))
     images = digits[0].cuda()
     recorded = Replayed(plain, images[:32])
@@ -44,7 +40,7 @@ def test_recorded_passes_follow_the_weights_and_leave_other_shapes_alone(
                 assert torch.allclose(recorded(batch), plain(batch), rtol=1e-4)
 
 
-def test_recorded_passes_follow_scores_too(network: nn.Module, digits: Pair) -> None:
+def test_recorded_passes_follow_scores_too(network, digits):
     model, images = network.cuda(), digits[0].cuda()
     masks = attach_scores(model, 0.5)
     following = Following.of(model)
@@ -62,7 +58,7 @@ def test_recorded_passes_follow_scores_too(network: nn.Module, digits: Pair) -> 
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_hydra_is_trained_there(network: nn.Module, digits: Pair) -> None:
+def test_hydra_is_trained_there(network, digits):
     brief = {"method": "pgd", "epochs": 2, "steps": 2}
     setting = {"sparsity": 0.9, "scores": brief, "finetune": brief}
     data = Data(*digits, TrainSettings(batch=16, eps=0.05))
@@ -73,12 +69,9 @@ def test_hydra_is_trained_there(network: nn.Module, digits: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "setting"),
-    [("S", 3), ("R", 1e-3), ("clamp", {"sigmas": 2}), ("magnitude_layer", 2)],
+    ("name", "setting"), [("S", 3), ("R", 1e-3), ("clamp", {"sigmas": 2}), ("magnitude_layer", 2)]
 )
-def test_families_make_the_same_there(
-    network: nn.Module, digits: Pair, name: str, setting: object
-) -> None:
+def test_families_make_the_same_there(network, digits, name, setting):
     made = [
         prune(name, model, setting, digits).model.cpu()
         for model in (copy.deepcopy(network).cuda(), network)
@@ -87,9 +80,7 @@ def test_families_make_the_same_there(
     assert torch.allclose(there, here, rtol=1e-3, atol=1e-4)
 
 
-def test_scores_there_are_in_full_precision_and_integers_are_exact(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_scores_there_are_in_full_precision_and_integers_are_exact(network, digits):
     there = copy.deepcopy(network).cuda()
     assert torch.allclose(all_logits(there, digits[0]), all_logits(network, digits[0]), atol=1e-4)
     whole = quantize(there, digits[0])
@@ -97,9 +88,7 @@ def test_scores_there_are_in_full_precision_and_integers_are_exact(
     assert torch.equal(predictions(whole, digits[0]), predictions(whole.cpu(), digits[0]))
 
 
-def test_attacks_take_images_from_the_cpu_and_agree_with_it(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_attacks_take_images_from_the_cpu_and_agree_with_it(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     there = copy.deepcopy(network).cuda()
     settings = APGDSettings(0.02, 12, batch=24)
@@ -113,14 +102,14 @@ def test_attacks_take_images_from_the_cpu_and_agree_with_it(
     assert (pair[0][1].median() / pair[1][1].median() - 1).abs() < 0.02
 
 
-def test_random_points_may_be_drawn_there(digits: Pair) -> None:
+def test_random_points_may_be_drawn_there(digits):
     images = digits[0].cuda()
     generator = torch.Generator("cuda").manual_seed(0)
     point = random_point(images, 0.1, "Linf", generator)
     assert point.is_cuda and 0 < (point - images).abs().max() <= 0.1 + 1e-6
 
 
-def test_robust_training_learns_in_mixed_precision(network: nn.Module, digits: Pair) -> None:
+def test_robust_training_learns_in_mixed_precision(network, digits):
     images = (digits[0] * 255).round().to(torch.uint8)
     settings = TrainSettings(epochs=12, batch=16, crop=1, eps=0.05)
     recipe = RecipeSettings(method="pgd", steps=3)

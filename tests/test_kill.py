@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -31,13 +30,13 @@ SMALL = {
 }
 
 
-def small(folder: Path) -> Path:
+def small(folder):
     change(copy_pipeline(folder), SMALL)
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return folder
 
 
-def seen(folder: Path) -> dict[str, str]:
+def seen(folder):
     """What the stages made, and what else lies there."""
     places = [folder / name for name in MADE]
     files = [p for place in places for p in (place, *place.rglob("*")) if p.is_file()]
@@ -45,7 +44,7 @@ def seen(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def unbroken(tmp_path_factory):
     """What the stages make in this process, with what DVC notes of them."""
     folder = small(tmp_path_factory.mktemp("whole") / "work")
     names = ("dense-standard", "GAP_layer-standard")
@@ -55,12 +54,12 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return seen(folder)
 
 
-def heard() -> None:
+def heard():
     """A shell that starts tests in the background has them ignore interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def members(group: int) -> Iterator[int]:
+def members(group):
     """The processes of a group that have not ended."""
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -71,7 +70,7 @@ def members(group: int) -> Iterator[int]:
             yield int(entry.parent.name)
 
 
-def break_off(process: "subprocess.Popen[bytes]", fault: str) -> None:
+def break_off(process, fault):
     """What happens to a running `dvc repro`; returns when nothing of it runs any more."""
     group, running = process.pid, set[int]()
     if fault == "terminate":  # as a supervisor does, who knows of DVC alone
@@ -92,9 +91,7 @@ def break_off(process: "subprocess.Popen[bytes]", fault: str) -> None:
 
 
 @pytest.mark.parametrize("chain", range(CHAINS))
-def test_after_any_fault_the_next_run_gives_the_same_bytes(
-    chain: int, unbroken: dict[str, str], tmp_path: Path
-) -> None:
+def test_after_any_fault_the_next_run_gives_the_same_bytes(chain, unbroken, tmp_path):
     folder, draw = small(tmp_path / "work"), random.Random(time.time_ns() if SECONDS else 0)
     for fault in draw.sample(FAULTS, 4) if SECONDS else FAULTS:
         process = subprocess.Popen(
@@ -121,9 +118,7 @@ def test_after_any_fault_the_next_run_gives_the_same_bytes(
     assert all("writing" in path.parts for path in left if path.is_file()), left
 
 
-def test_of_two_stages_at_once_on_one_checkpoint_folder_one_is_refused(
-    unbroken: dict[str, str], tmp_path: Path
-) -> None:
+def test_of_two_stages_at_once_on_one_checkpoint_folder_one_is_refused(unbroken, tmp_path):
     """The first is held where it has begun, so that the second meets it in any case."""
     folder = small(tmp_path / "work")
     assert stage(folder, "prepare") == 0 and stage(folder, "settings") == 0

@@ -1,19 +1,30 @@
-"""Masks: exactly the weights that a brute-force ranking removes, as many as asked for, for good."""
+"""Masks: exactly what a ranking removes; GAP by summed gradients; HYDRA and LWM."""
 
+import copy
 import re
+from dataclasses import replace
 from fractions import Fraction
+from math import sqrt
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
+from advprune.attacks import pgd
 from advprune.core.device import salted
 from advprune.core.errors import UserError
-from advprune.pruning import prune
-from advprune.pruning.masks import End, Masks, Scope, prunable, select
+from advprune.core.train_settings import TrainSettings, crossing
+from advprune.pruning import Data, prune
+from advprune.pruning.gap import GAP, published_gradients
+from advprune.pruning.hydra import Scored, attach_scores, scaled
+from advprune.pruning.masks import layers, prunable, select
+from advprune.training.standard import Trainer, augment
+from conftest import make_network, same_weights, stored
 
 
-def tiny() -> nn.Module:
+def tiny():
     """Two convolutions, batch-norm, a hidden layer and a classifier, full of equal magnitudes."""
     model = nn.Sequential(
         nn.Conv2d(1, 3, 2),
@@ -31,7 +42,7 @@ def tiny() -> nn.Module:
     return model
 
 
-def ranked(scores: dict[str, torch.Tensor], count: int, remove: End) -> set[tuple[str, int]]:
+def ranked(scores, count, remove):
     """The first `count` of all (tensor, index) in order of score and then of place."""
     sign = 1 if remove == "smallest" else -1
     entries = [
@@ -42,9 +53,7 @@ def ranked(scores: dict[str, torch.Tensor], count: int, remove: End) -> set[tupl
     return {(name, index) for _, _, index, name in sorted(entries)[:count]}
 
 
-def brute_force(
-    scores: dict[str, torch.Tensor], count: int, scope: Scope, remove: End
-) -> set[tuple[str, int]]:
+def brute_force(scores, count, scope, remove):
     """What goes, by sorting lists; per layer the count is shared out with exact fractions."""
     if scope == "global":
         return ranked(scores, count, remove)
@@ -58,7 +67,7 @@ def brute_force(
     return set().union(*chosen)
 
 
-def entries(masks: Masks) -> set[tuple[str, int]]:
+def entries(masks):
     """Where masks are True."""
     return {
         (name, index)
@@ -71,7 +80,7 @@ def entries(masks: Masks) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("count", [0, 1, 7, 20, 46, 83, 84])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("remove", ["smallest", "largest"])
-def test_what_goes_is_what_sorting_lists_removes(count: int, scope: Scope, remove: End) -> None:
+def test_what_goes_is_what_sorting_lists_removes(count, scope, remove):
     scores = {name: p.detach() for name, p in prunable(tiny()).items()}
     assert sum(score.numel() for score in scores.values()) == 84 or count <= 84
     found = entries(select(scores, count, scope, remove))
@@ -80,7 +89,7 @@ def test_what_goes_is_what_sorting_lists_removes(count: int, scope: Scope, remov
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.77])
-def test_magnitude_families_remove_the_smallest_magnitudes(scope: Scope, sparsity: float) -> None:
+def test_magnitude_families_remove_the_smallest_magnitudes(scope, sparsity):
     model = tiny()
     scores = {name: p.detach().abs() for name, p in prunable(model).items()}
     pruned = prune(f"magnitude_{scope}", model, {"sparsity": sparsity})
@@ -91,7 +100,7 @@ def test_magnitude_families_remove_the_smallest_magnitudes(scope: Scope, sparsit
         assert torch.equal(parameter, torch.where(gone, 0.0, dense))
 
 
-def test_the_classifier_and_batch_norm_are_left_alone() -> None:
+def test_the_classifier_and_batch_norm_are_left_alone():
     assert list(prunable(tiny())) == ["0.weight", "0.bias", "2.weight", "4.weight", "4.bias"]
     pruned = prune("random", tiny(), {"sparsity": 0.9})
     kept = ("1.weight", "1.bias", "5.weight", "5.bias")
@@ -99,7 +108,7 @@ def test_the_classifier_and_batch_norm_are_left_alone() -> None:
     assert not any(pruned.changed[name].any() for name in kept)
 
 
-def test_random_masks_are_of_the_generators_scores(network: nn.Module) -> None:
+def test_random_masks_are_of_the_generators_scores(network):
     one = entries(prune("random", network, 4, seed=1).changed)
     generator = torch.Generator().manual_seed(salted(1, "prune", "random"))
     drawn = {
@@ -109,7 +118,7 @@ def test_random_masks_are_of_the_generators_scores(network: nn.Module) -> None:
     assert one == ranked(drawn, len(one), "smallest")
 
 
-def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module) -> None:
+def test_the_highest_compression_is_named_and_can_be_reached(network):
     words = r"magnitude_global: compression 1000 .* can reach"
     with pytest.raises(UserError, match=words) as error:
         prune("magnitude_global", network, 1000)
@@ -123,7 +132,310 @@ def test_the_highest_compression_is_named_and_can_be_reached(network: nn.Module)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_are_refused(network: nn.Module, value: float) -> None:
+def test_scores_that_are_no_numbers_are_refused(network, value):
     network.layer1[0].conv1.weight.data[0, 0, 0, 0] = value
     with pytest.raises(UserError, match=r"scores of layer1\.0\.conv1\.weight hold NaN or infinite"):
         prune("magnitude_global", network, 2)
+
+
+# --- GAP and pruning by clean gradients -----------------------------------------------------------
+TRAIN = TrainSettings(batch=16, eps=48 / 255, flip=True, crop=1)
+SETTING = {"compression": 4, "steps": 3}
+
+
+@pytest.fixture
+def precise(digits):
+    """A ResNet18 of width 2 in float64, so that the order of sums does not matter."""
+    return make_network(digits[0], width=2).double()
+
+
+@pytest.fixture
+def data(digits):
+    """40 digits in float64: two batches and a half."""
+    return Data(digits[0][:40].double(), digits[1][:40], TRAIN)
+
+
+def generator(family="GAP_global"):
+    """The generator that `prune` gives the family at seed 0."""
+    return torch.Generator().manual_seed(salted(0, "prune", family))
+
+
+def is_prunable(name):
+    """Convolutions, also those of shortcuts; the only linear layer is the classifier."""
+    return "conv" in name or name.endswith("shortcut.0.weight")
+
+
+def per_image(model, images, labels):
+    """The sum of the gradients of each image's loss, one image at a time."""
+    weights = {name: p for name, p in model.named_parameters() if is_prunable(name)}
+    total = {name: torch.zeros_like(p) for name, p in weights.items()}
+    for x, y in zip(images, labels, strict=True):
+        loss = -model(x[None]).log_softmax(1)[0, y]
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        for name, gradient in zip(weights, gradients, strict=True):
+            total[name] += gradient
+    return total
+
+
+def attacked(model, data, steps, family="GAP_global"):
+    """The PGD images of a family's score at seed 0."""
+    budget = TRAIN.eps, crossing(steps) * TRAIN.eps, steps
+    return pgd(model, data.images, data.labels, *budget, generator=generator(family))
+
+
+def is_removed(pruned, expected):
+    """Whether these masks, and no others, were applied (test_masks.py tests `select`)."""
+    return all(
+        torch.equal(mask, expected.get(name, torch.zeros_like(mask)))
+        for name, mask in pruned.changed.items()
+    )
+
+
+def test_the_clean_score_is_mean_gradient_times_weight(precise, data):
+    gradients = per_image(precise, data.images, data.labels)
+    scores = {n: (precise.get_parameter(n) * g / 40).abs() for n, g in gradients.items()}
+    count = round(0.6 * sum(s.numel() for s in scores.values()))
+    for scope in ("global", "layer"):
+        pruned = prune(f"gradient_{scope}", precise, {"sparsity": 0.6}, data)
+        assert is_removed(pruned, select(scores, count, scope))
+
+
+@pytest.mark.parametrize(
+    ("score", "remove"),
+    [(None, "largest"), ("signed", "smallest"), ("absolute", "smallest"), ("product", "largest")],
+)
+def test_gap_global_ranks_the_gradients_at_pgd_images(precise, data, score, remove):
+    gradients = per_image(precise, attacked(precise, data, 3), data.labels)
+    expected = {
+        None: gradients,
+        "signed": gradients,
+        "absolute": {n: g.abs() for n, g in gradients.items()},
+        "product": {n: precise.get_parameter(n) * g for n, g in gradients.items()},
+    }[score]
+    pruned = prune("GAP_global", precise, SETTING | {"score": score, "remove": remove}, data)
+    count = sum(int(mask.sum()) for mask in pruned.changed.values())
+    assert is_removed(pruned, select(expected, count, "global", remove))
+
+
+@pytest.mark.parametrize("score", [None, "signed"])
+def test_gap_layer_ranks_each_tensor(precise, data, score):
+    gradients = per_image(precise, attacked(precise, data, 3, "GAP_layer"), data.labels)
+    pruned = prune("GAP_layer", precise, SETTING | {"score": score}, data)
+    count = sum(int(mask.sum()) for mask in pruned.changed.values())
+    scores = gradients if score else {n: g.abs() for n, g in gradients.items()}
+    assert is_removed(pruned, select(scores, count, "layer", "largest"))
+
+
+def replay(model, data, steps, seeded):
+    """The published loop in its own terms: normalized images, `.grad` that nobody clears."""
+    mean, std, model.normalize = model.normalize.mean, model.normalize.std, nn.Identity()
+    model.train()
+    step = crossing(steps) * TRAIN.eps
+    for rows in torch.randperm(len(data.images), generator=seeded).split(TRAIN.batch):
+        x = (augment(data.images[rows], TRAIN.flip, TRAIN.crop, seeded) - mean) / std
+        eta = (torch.rand(x.shape, generator=seeded).double() * 2 - 1) * TRAIN.eps
+        predicted = model(x).argmax(1)
+        for _ in range(steps):
+            leaf = (x + eta).detach().requires_grad_()
+            F.cross_entropy(model(leaf), predicted).backward()
+            eta = (leaf.detach() + step * leaf.grad.sign() - x).clamp(-TRAIN.eps, TRAIN.eps)
+        F.cross_entropy(model(x + eta), data.labels[rows]).backward()
+    return {n: p.grad for n, p in model.named_parameters() if is_prunable(n)}
+
+
+def test_published_is_the_published_loop(precise, data):
+    model, theirs = copy.deepcopy(precise), copy.deepcopy(precise)
+    found = published_gradients(model, replace(data, generator=generator()), GAP(**SETTING))
+    expected = replay(theirs, data, 3, generator())
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        largest = float(gradient.abs().max())
+        assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-9 * largest), name
+    for name, buffer in theirs.named_buffers():  # batch-norm has drifted in the same way
+        assert torch.allclose(buffer.double(), model.get_buffer(name).double(), rtol=1e-9)
+    pruned = prune("GAP_global", precise, SETTING | {"published": True}, data)
+    clean = prune("GAP_global", precise, SETTING, data)
+    before = precise.bn1.running_mean
+    assert not torch.allclose(pruned.model.bn1.running_mean, before, rtol=1e-2)  # and for good
+    assert torch.equal(clean.model.bn1.running_mean, before) and not pruned.model.training
+    assert not is_removed(clean, pruned.changed)
+
+
+def test_nothing_is_attacked_where_the_compression_is_out_of_reach(network, digits, monkeypatch):
+    monkeypatch.setattr("advprune.pruning.gap.pgd", lambda *_, **__: pytest.fail("attacked"))
+    with pytest.raises(UserError, match="can reach"):
+        prune("GAP_global", network, 1000, digits)
+
+
+def test_published_needs_two_images(network, digits):
+    published = SETTING | {"published": True}
+    with pytest.raises(UserError, match="at least two images"):
+        prune("GAP_global", network, published, Data(digits[0][:1], digits[1][:1], TRAIN))
+    seventeen = Data(digits[0][:17], digits[1][:17], TRAIN)  # a batch, and one image that is left
+    prune("GAP_global", network, published, seventeen)
+
+
+# --- HYDRA and LWM --------------------------------------------------------------------------------
+
+
+ROBUST = TrainSettings(batch=32, eps=16 / 255)
+BRIEF = {"method": "pgd", "epochs": 1, "lr": 0.5, "steps": 1}
+BOTH = {"sparsity": 0.8, "scores": BRIEF, "finetune": BRIEF}
+
+
+def sorted_out(scores, sparsity):
+    """The indices that go, by sorting a list of (|s|, place)."""
+    values = [(abs(value), place) for place, value in enumerate(scores.flatten().tolist())]
+    count = int(sparsity * len(values) + 1e-9)
+    return sorted(place for _, place in sorted(values)[:count])
+
+
+def test_scores_start_as_published():
+    weight = torch.tensor([[[[1.0, -4.0]]], [[[2.0, 0.0]]]])  # [2, 1, 1, 2]: fan-in 2
+    expected = sqrt(3) * torch.tensor([[[[0.25, -1.0]]], [[[0.5, 0.0]]]])
+    assert torch.allclose(scaled(weight), expected)
+    assert torch.equal(scaled(torch.zeros(3, 3)), torch.zeros(3, 3))
+    with pytest.raises(UserError, match="NaN or infinite cannot be ranked"):
+        scaled(torch.tensor([[1.0, float("nan")]]))
+
+
+def test_all_convolutions_and_linear_layers_are_pruned_and_nothing_else(small):
+    pruned = prune("LWM", small, 0.7)
+    weights = {name for name, p in small.named_parameters() if p.ndim > 1}
+    assert {"conv1.weight", "linear.weight", "layer2.0.shortcut.0.weight"} <= weights
+    for name, parameter in small.named_parameters():
+        gone, after = pruned.changed[name], pruned.model.get_parameter(name)
+        expected = sorted_out(parameter.detach(), 0.7) if name in weights else []
+        assert gone.flatten().nonzero()[:, 0].tolist() == expected
+        assert (after[gone] == 0).all() and torch.equal(after[~gone], parameter[~gone])
+
+
+def test_the_gradient_goes_straight_through_to_scores_of_either_sign_by_hand():
+    """y = (w * M) x with w = (2, -3, 0.5), s in proportion; half of three, so one, goes: 0.5."""
+    layer = nn.Linear(3, 1, bias=False)
+    layer.weight.data = torch.tensor([[2.0, -3.0, 0.5]])
+    (seen,) = attach_scores(nn.Sequential(layer), 0.5).values()
+    x = torch.tensor([[5.0, 7.0, 11.0]])
+    out = layer(x)
+    assert out.item() == 2 * 5 - 3 * 7
+    out.sum().backward()
+    # dL/d(wM) = x; dL/ds = sign(s) w x, for the weight that is masked too
+    assert torch.equal(seen.scores.grad, torch.tensor([[2.0 * 5, 3.0 * 7, 0.5 * 11]]))
+    assert layer.parametrizations.weight.original.grad is None
+    with torch.no_grad():
+        seen.scores[0, 0] = 0.0
+    assert layer(x).item() == 2 * 5 - 3 * 7  # the mask changes when it is refreshed, not before
+    seen.refresh()
+    assert layer(x).item() == -3 * 7 + 0.5 * 11
+    seen = Scored(torch.tensor([1.0, -3.0, 2.0, -0.5]), 0.5)
+    assert seen.kept.tolist() == [False, True, True, False]
+    weight = torch.tensor([4.0, 5.0, 6.0, 7.0])
+    seen(weight).sum().backward()
+    assert seen.scores.grad.tolist() == [4.0, -5.0, 6.0, -7.0]
+
+
+def test_weights_do_not_change_while_scores_are_trained(small, digits):
+    scores = {"method": "trades", "epochs": 1, "lr": 1.0, "steps": 1}
+    pruned = prune("HYDRA", small, {"sparsity": 0.5, "scores": scores}, Data(*digits, ROBUST))
+    assert pruned.notes["moved"] > 0 and len(pruned.notes["scores"]) == 1
+    for name, before in small.named_parameters():
+        after, gone = pruned.model.get_parameter(name), pruned.changed[name]
+        is_norm = before.ndim == 1 and name != "linear.bias"
+        assert torch.equal(after[~gone], before[~gone]) != is_norm, name
+        assert (after[gone] == 0).all()
+        assert int(gone.sum()) == (int(0.5 * gone.numel()) if before.ndim > 1 else 0)
+    assert not torch.equal(pruned.model.bn1.running_mean, small.bn1.running_mean)
+    assert not parametrize.is_parametrized(pruned.model) and not pruned.model.training
+
+
+def test_training_finds_the_mask_that_keeps_the_answer():
+    """The class is pixel 0, whose weights are the smallest: magnitude drops them."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    model[1].weight.data = torch.tensor([[0.5, 1.0, 1.0, 1.0], [-0.5, 1.0, 1.0, 1.0]])
+    model[1].bias.data = torch.tensor([-0.25, 0.25])
+    images = torch.rand(64, 1, 2, 2, generator=torch.Generator().manual_seed(0)).round()
+    labels = 1 - images[:, 0, 0, 0].long()
+    data = Data(images, labels, ROBUST)
+    scores = {"method": "standard", "epochs": 20, "lr": 1.0}
+    assert prune("LWM", model, 0.75).changed["1.weight"][:, 0].all()
+    learned = prune("HYDRA", model, {"sparsity": 0.75, "scores": scores}, data)
+    assert (~learned.changed["1.weight"]).nonzero().tolist() == [[0, 0], [1, 0]]
+    assert torch.equal(learned.model(images).argmax(1), labels)
+    assert learned.notes["moved"] == 1.0
+
+
+def test_without_epochs_the_mask_is_that_of_least_magnitude(small):
+    pruned = prune("HYDRA", small, {"sparsity": 0.999, "scores": {"epochs": 0}})
+    least = prune("LWM", small, 0.999)
+    assert not any(gone.all() for gone in least.changed.values())  # no layer loses all
+    assert pruned.notes["moved"] == 0 and pruned.notes["scores"] == []
+    for name, mask in least.changed.items():
+        assert torch.equal(pruned.changed[name], mask)
+        assert torch.equal(pruned.model.get_parameter(name), least.model.get_parameter(name))
+
+
+def test_masks_are_exact_after_every_batch_of_both_phases(small, digits, monkeypatch):
+    seen = []
+
+    original = Trainer.__init__
+
+    def look(model):
+        zeros = {n: (m.weight == 0).detach() for n, m in layers(model).items()}
+        seen.append((parametrize.is_parametrized(model.conv1), zeros))
+        for name, layer in layers(model).items() if seen[-1][0] else []:
+            (mask,) = layer.parametrizations.weight
+            assert mask.scores.grad is not None
+            gone = (~mask.kept).flatten().nonzero()[:, 0].tolist()
+            assert gone == sorted_out(mask.scores.detach(), 0.8), name
+
+    def init(trainer, *args, after_step, **known):
+        def after(model):
+            after_step(model)
+            look(model)
+
+        original(trainer, *args, after_step=after, **known)
+
+    monkeypatch.setattr(Trainer, "__init__", init)
+    pruned = prune("HYDRA", small, BOTH, Data(*digits, ROBUST))
+    batches = len(digits[0]) // ROBUST.batch
+    assert [phase for phase, _ in seen] == [True] * batches + [False] * batches
+    for _, zeros in seen:
+        for name, zero in zeros.items():
+            assert int(zero.sum()) == int(0.8 * zero.numel()), name
+    for name, zero in seen[-1][1].items():
+        assert torch.equal(zero, pruned.changed[f"{name}.weight"])
+        assert all(torch.equal(zero, later[name]) for phase, later in seen if not phase)
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(small, digits):
+    whisper = BOTH | {"finetune": BRIEF | {"lr": 1e-9}}
+    pruned = prune("HYDRA", small, whisper, Data(*digits, ROBUST))
+    for name, before in small.named_parameters():
+        after, kept = pruned.model.get_parameter(name), ~pruned.changed[name]
+        assert before.ndim < 2 or torch.allclose(after[kept], before[kept], atol=1e-6)
+    assert list(pruned.model.state_dict()) == list(small.state_dict())
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_killed_run_goes_on(small, digits, tmp_path, epoch):
+    """Two epochs each: killed after the given one in all, and run again."""
+    setting = BOTH | {key: BRIEF | {"epochs": 2} for key in ("scores", "finetune")}
+    whole = prune("HYDRA", small, setting, Data(*digits, ROBUST)).model
+    data = Data(*digits, ROBUST, tmp_path / "a" / "training.pt")
+    with stored(kill_after=epoch) as first:
+        prune("HYDRA", small, setting, data)
+    with stored() as rest:
+        resumed = prune("HYDRA", small, setting, data)
+    assert same_weights(resumed.model, whole)
+    places = [tmp_path / "a" / "scores-training.pt", tmp_path / "a" / "training.pt"]
+    assert first + rest == [places[0]] * 2 + [places[1]] * 2  # four epochs in both runs together
+    assert [len(resumed.notes[key]) for key in ("scores", "finetune")] == [2, 2]
+
+
+def test_the_weight_of_trades_reaches_the_training(small, digits):
+    data, found = Data(*digits, ROBUST), []
+    for beta in (0.0, 20.0):
+        how = {"method": "trades", "epochs": 1, "lr": 0.1, "steps": 1, "beta": beta}
+        pruned = prune("LWM", small, {"sparsity": 0.5, "finetune": how}, data)
+        found.append(pruned.notes["finetune"][0]["train_loss"])
+    assert found[0] != found[1]

@@ -1,20 +1,15 @@
 """Deployed files: ONNX graphs made by hand and by `advprune export`, and functions that answer."""
 
-import re
 import shlex
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
-from workspace import ROOT
+from workspace import ROOT, blocks
 
 from advprune import benchmark, load_model
-from advprune.benchmarking import Benchmark
 from advprune.cli.app import app
-from advprune.core.attack_settings import AttackSettings, OtherAttack
+from advprune.core.attack_settings import OtherAttack
 from advprune.core.errors import UserError
 from advprune.core.fit import Fit
 from advprune.core.params import load
@@ -31,26 +26,17 @@ from conftest import Linear
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-GUIDE = (ROOT / "docs" / "deployed.md").read_text(encoding="utf-8")
 SHAPE = (2, 4, 5)
 EPS = 48 / 255
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16")
 
 
-def linear() -> Linear:
+def linear():
     """The network of `graph`."""
     return Linear(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).T)
 
 
-def graph(
-    path: Path,
-    *,
-    kind: str = "FLOAT",
-    last: bool = False,
-    batch: Any = "n",
-    end: str = "",
-    **more: Any,
-) -> Path:
+def graph(path, *, kind="FLOAT", last=False, batch="n", end="", **more):
     """A linear network on images `SHAPE` as an ONNX file: of that type of input, with channels last
     or in batches of a fixed size, and another node at its end; `more` changes the file."""
     h, types = onnx.helper, onnx.TensorProto
@@ -92,7 +78,7 @@ def graph(
     return path
 
 
-def images(n: int = 7) -> torch.Tensor:
+def images(n=7):
     drawn = torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(1))
     return (255 * drawn).round() / 255
 
@@ -108,7 +94,7 @@ def images(n: int = 7) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_images_are_given_as_the_file_takes_them(tmp_path: Path, how: dict[str, Any]) -> None:
+def test_images_are_given_as_the_file_takes_them(tmp_path, how):
     x, slack = images(), 0.05 if how.get("kind") == "FLOAT16" else 1e-4
     (tmp_path / "in").mkdir()
     path = graph(tmp_path / "in" / "net.onnx", **how)
@@ -117,7 +103,7 @@ def test_images_are_given_as_the_file_takes_them(tmp_path: Path, how: dict[str, 
     assert torch.allclose(said.float(), linear()(x), atol=slack)
 
 
-def test_images_are_normalized_unless_the_file_does_it(tmp_path: Path) -> None:
+def test_images_are_normalized_unless_the_file_does_it(tmp_path):
     x, normalize = images(), Normalize((0.5, 0.25), (0.1, 0.2))
     path, net = graph(tmp_path / "net.onnx"), linear()
     assert torch.allclose(OnnxFile(path, SHAPE, normalize)(x), net(normalize(x)), atol=1e-4)
@@ -130,12 +116,19 @@ def test_images_are_normalized_unless_the_file_does_it(tmp_path: Path) -> None:
     assert fit_of(path) == Fit(resize=9, crop=8)
 
 
-def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -> None:
+def test_probabilities_become_logits_and_stay_probabilities_labels_one_of_several(tmp_path):
     x, logits = images(), linear()(images()).detach()
     shares = target_of(OnnxFile(graph(tmp_path / "s.onnx", end="Softmax"), SHAPE), x)
     assert torch.allclose(shares(x), logits.log_softmax(1), atol=1e-4)
     labels = target_of(OnnxFile(graph(tmp_path / "l.onnx", end="ArgMax"), SHAPE), x, 3)
     assert torch.equal(labels(x).argmax(1), logits.argmax(1)) and labels(x).sum() == len(x)
+    x = images()
+    shares = target_of(lambda x: linear()(x).softmax(1).detach() + (len(x) < 3), x)
+    with pytest.raises(UserError, match="and now other numbers"):
+        shares(x[:2])
+    with pytest.raises(UserError, match=r"have \[3, 4\] classes"):
+        y = torch.zeros(7, dtype=torch.int64)
+        benchmark(lambda x: torch.zeros(len(x), 4), x, y, dense=linear())
 
 
 @pytest.mark.parametrize(
@@ -153,16 +146,16 @@ def test_probabilities_become_logits_and_labels_one_of_several(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_other_files_are_refused_by_name(tmp_path: Path, how: dict[str, Any], said: str) -> None:
+def test_other_files_are_refused_by_name(tmp_path, how, said):
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match=said):
         OnnxFile(graph(tmp_path / "in" / "net.onnx", **how), SHAPE)
 
 
-def answers_of(kind: str) -> Callable[[torch.Tensor], Any]:
-    calls: list[int] = []
+def answers_of(kind):
+    calls = []
 
-    def answer(x: torch.Tensor) -> Any:
+    def answer(x):
         calls.append(len(x))
         if kind == "fails":
             raise OSError("no device\nat all")
@@ -190,23 +183,13 @@ def answers_of(kind: str) -> Callable[[torch.Tensor], Any]:
         ("moody", "differently from call to call"),
     ],
 )
-def test_other_answers_are_refused_in_one_line(kind: str, said: str) -> None:
+def test_other_answers_are_refused_in_one_line(kind, said):
     with pytest.raises(UserError, match=said):
         target_of(answers_of(kind), images())
 
 
-def test_probabilities_stay_probabilities_and_numbers_of_classes_the_same() -> None:
-    x = images()
-    shares = target_of(lambda x: linear()(x).softmax(1).detach() + (len(x) < 3), x)
-    with pytest.raises(UserError, match="and now other numbers"):
-        shares(x[:2])
-    with pytest.raises(UserError, match=r"have \[3, 4\] classes"):
-        y = torch.zeros(7, dtype=torch.int64)
-        benchmark(lambda x: torch.zeros(len(x), 4), x, y, dense=linear())
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A trained network of digits, its int8 form, the same as a file, and some test images."""
     there = tmp_path_factory.mktemp("deployed")
     dense = load_model(ROOT / "weights" / "digits" / "dense-standard.fp16.safetensors")
@@ -221,10 +204,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch):
     """The attacks of params.yaml at a small size."""
 
-    def cut(text: str, where: str) -> Any:
+    def cut(text, where):
         found = yaml_of(text, where)
         sizes = {"apgd_ce": {"steps": 10, "restarts": 1}, "distance": {"steps": 20, "restarts": 1}}
         sizes |= {"square": {"queries": 20, "after": "apgd_ce"}}
@@ -238,7 +221,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         found["curves"]["steps"] = [1, 5]
         return found
 
-    def short(main: AttackSettings) -> dict[str, OtherAttack]:
+    def short(main):
         sizes = {"probe_nes": {"steps": 3, "samples": 8}}
         sizes |= {"probe_student": {"rounds": 1, "steps": 5}}
         made = by_answers(main).items()
@@ -249,7 +232,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 5])
-def test_an_exported_network_answers_as_its_integers_do(folder: Path, bits: int) -> None:
+def test_an_exported_network_answers_as_its_integers_do(folder, bits):
     """Bits 5: inputs are cut before they are rounded."""
     x, _ = load_split(folder, "all")
     model = load_model(folder / "int8.safetensors")
@@ -266,18 +249,18 @@ def test_an_exported_network_answers_as_its_integers_do(folder: Path, bits: int)
     assert weight_facts(folder / f"int{bits}.onnx")["bits"] == 8
 
 
-def evaluated(path: Path, *, beside: bool = True, **how: Any) -> Benchmark:
+def evaluated(path, *, beside=True, **how):
     """The linear network's file, beside that network or alone."""
     answer, x = OnnxFile(graph(path / "net.onnx", **how), SHAPE), images(12)
     y = linear()(x).argmax(1)
     return benchmark(answer, x, y, eps="24/255", queries=200, dense=linear() if beside else None)
 
 
-def attacks_of(found: Benchmark) -> set[str]:
+def attacks_of(found):
     return set(found.records.attack)
 
 
-def altered(folder: Path, name: str, factor: float = 2.0) -> str:
+def altered(folder, name, factor=2.0):
     """The file with one of its arrays of scales changed."""
     made = onnx.load(folder / "int8.onnx")
     (one,) = (one for one in made.graph.initializer if one.name == name)
@@ -290,7 +273,7 @@ def altered(folder: Path, name: str, factor: float = 2.0) -> str:
 SCALES = [f"layer{n}.0.conv{k}.layer.weight_scale" for n in (1, 4) for k in (1, 2)]
 
 
-def test_one_altered_scale_makes_the_verdict_suspect(folder: Path, tmp_path: Path) -> None:
+def test_one_altered_scale_makes_the_verdict_suspect(folder, tmp_path):
     x, _ = load_split(folder, "all")
     for beside in ("int8", "dense"):
         source = load_model(folder / f"{beside}.safetensors")
@@ -302,7 +285,7 @@ def test_one_altered_scale_makes_the_verdict_suspect(folder: Path, tmp_path: Pat
     assert [check.name for check in found.verdict.against] == ["twin"]
 
 
-def test_queries_alone_are_never_reliable(tmp_path: Path) -> None:
+def test_queries_alone_are_never_reliable(tmp_path):
     found, beside = evaluated(tmp_path, beside=False), evaluated(tmp_path)
     assert found.verdict.level == "suspect" and beside.verdict.level == "reliable"
     assert [check.name for check in found.verdict.against] == ["white-box attacks"]
@@ -312,7 +295,7 @@ def test_queries_alone_are_never_reliable(tmp_path: Path) -> None:
     assert (beside.distances <= 1.01 * found.distances).all() and (found.distances < 1).all()
 
 
-def test_hopskipjump_replaces_square_where_classes_alone_are_answered(tmp_path: Path) -> None:
+def test_hopskipjump_replaces_square_where_classes_alone_are_answered(tmp_path):
     found = evaluated(tmp_path, end="ArgMax")
     assert found.verdict.level == "reliable"
     assert "hopskipjump" in attacks_of(found) and "square" not in attacks_of(found)
@@ -320,11 +303,11 @@ def test_hopskipjump_replaces_square_where_classes_alone_are_answered(tmp_path: 
     assert (own.distance >= found.distances - 1e-6).all()
 
 
-def test_a_target_that_turns_gradients_round_is_found_out() -> None:
+def test_a_target_that_turns_gradients_round_is_found_out():
     """It answers as its network does on clean images, and to a change as if that were reversed."""
     x, dense = images(12), linear().requires_grad_(False)
 
-    def reversed_change(images: torch.Tensor) -> torch.Tensor:
+    def reversed_change(images):
         clean = x[torch.cdist(images.flatten(1), x.flatten(1)).argmin(1)]
         return dense(2 * clean - images)
 
@@ -334,24 +317,22 @@ def test_a_target_that_turns_gradients_round_is_found_out() -> None:
     assert {"wrong gradients, over a step", "gradient-free"} <= against
 
 
-def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[Any]:
+def commands(folder, monkeypatch, *lines):
     """What lines of a shell give, run in the folder by the command's own code."""
     monkeypatch.chdir(folder)
     return [CliRunner().invoke(app, shlex.split(line.removeprefix("advprune "))) for line in lines]
 
 
-def test_the_guide_to_the_letter(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_guide_to_the_letter(folder, monkeypatch, capsys):
     """A file beside its networks is attacked as a quantized network is."""
-    shell = "".join(re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL))
+    shell = "".join(blocks("deployed.md", "sh"))
     found = commands(folder, monkeypatch, *shell.splitlines())
     assert [one.exit_code for one in found] == [0, 0], [one.output for one in found]
     assert "class on 64 of 64" in found[0].output and "verdict: reliable" in found[1].output
-    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-    space: dict[str, Any] = {}
+    (code,) = blocks("deployed.md", "python")
+    space = {}
     exec(code, space)  # which prints what it found
-    deployed: Benchmark = space["found"]
+    deployed = space["found"]
     assert repr(deployed) == capsys.readouterr().out.strip().splitlines()[-1]
     assert deployed.verdict.level == "reliable" and deployed.metrics["twin_agreement"] == 1.0
     assert {"apgd_parent", "square", "distance", "probe_honesty"} <= attacks_of(deployed)
@@ -360,7 +341,7 @@ def test_the_guide_to_the_letter(
     assert (sent.adv_pred != sent.label).any()
 
 
-def test_nonsense_is_refused_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonsense_is_refused_in_one_line(folder, monkeypatch):
     graph(folder / "three.onnx", shape=["n", 1, 8, 8])
     lines = {
         "evaluate int8.onnx --data test.safetensors --dense int8.onnx": "has no gradients",

@@ -1,26 +1,20 @@
 """docs/own-model.md, to the letter: pictures and a network of one's own, from start to report."""
 
 import json
-import re
 import subprocess
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from workspace import FEW_STEPS, ROOT, TINY, change, copy_pipeline, made_here, run
+from workspace import FEW_STEPS, TINY, blocks, change, copy_pipeline, made_here, run
 
 from advprune.core.files import sha256_of
 from advprune.core.params import load
 
-GUIDE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-GIVEN: dict[str, Any] = YAML(typ="safe").load(
-    re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)[0]
-)
+COMMANDS = blocks("own-model.md", "sh")
+GIVEN = YAML(typ="safe").load(blocks("own-model.md", "yaml")[0])
 RUN = ("GAP_layer-standard", "resnet20")  # of the guide's models
 CUT = {  # what takes long, and no more
     "models": {name: GIVEN["models"][name] for name in RUN},
@@ -35,7 +29,7 @@ CUT = {  # what takes long, and no more
 ADVPRUNE = 'advprune() { PYTHONPATH=src python -m advprune "$@"; }'
 
 
-def draw(folder: Path) -> None:
+def draw(folder):
     """Pictures of two classes, brighter above or brighter below, in colour."""
     generator = np.random.default_rng(0)
     for name, sign in (("above", 1), ("below", -1)):
@@ -48,7 +42,7 @@ def draw(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def followed(tmp_path_factory):
     """A copy of the pipeline in which the guide was followed, and what its last commands said: DVC
     runs the attacks on the dense network and what follows."""
     folder = copy_pipeline(tmp_path_factory.mktemp("own") / "a clone")
@@ -69,7 +63,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
-def test_the_guide_ends_in_a_report_of_the_own_network(followed: tuple[Path, str]) -> None:
+def test_the_guide_ends_in_a_report_of_the_own_network(followed):
     folder, said = followed
     metrics = {p.stem: json.loads(p.read_text()) for p in (folder / "metrics/mine").iterdir()}
     assert {*metrics, "resnet20"} == {"dense-standard", *RUN}
@@ -83,7 +77,7 @@ def test_the_guide_ends_in_a_report_of_the_own_network(followed: tuple[Path, str
     assert "against the dense network:" in said
 
 
-def test_the_card_says_which_code_made_the_network(followed: tuple[Path, str]) -> None:
+def test_the_card_says_which_code_made_the_network(followed):
     folder, _ = followed
     for name in ("dense-standard", "GAP_layer-standard"):
         card = json.loads((folder / f"runs/mine/{name}/model.json").read_text())

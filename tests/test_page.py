@@ -4,7 +4,6 @@ import re
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from browser import BROWSER, run_in
@@ -14,22 +13,19 @@ from test_claims import against, claim
 from advprune.report import chart_live
 from advprune.report.formats import budgets_in
 from advprune.report.page import html, report_markdown, shown_sections, unbroken
-from advprune.report.run import Model, Run
 from advprune.report.summary import accuracy, effect, price, start, summary, transfer, trust
 
 ATTACK = "</script><img src=x onerror=hacked=1>"
 HOSTILE = (f"A{ATTACK}", f"B$$x$$\"'&{ATTACK}")
 
 
-def firm(name: str, **more: Any) -> Model:
+def firm(name, **more):
     """A model that withstands the attacks on 30 of 40 images, whatever is tried."""
     return model(name, (30, 30, 30), carried=30, steps=(36, 30, 30), **more)
 
 
 # --- summary -------------------------------------------------------------------------------------
-
-
-def test_the_answer_comes_first_and_counts_what_differs() -> None:
+def test_the_answer_comes_first_and_counts_what_differs():
     none, floor = summary(run_of())[:2]
     assert none == (
         "Distance (the smallest change of an image that fools a model) is significantly larger "
@@ -58,7 +54,7 @@ def test_the_answer_comes_first_and_counts_what_differs() -> None:
     assert "(the broken A-standard)" in accuracy(run_of(rising))
 
 
-def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch):
     run = run_of(firm("dense"), model("A"), model("B"))
     outcomes = {"A": ("higher (control: B-standard)", "B-standard"), "B": ("lower clean", "")}
     tests = {
@@ -75,7 +71,7 @@ def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch: pytest.Monk
     assert "different for none (1 less accurate when clean: not compared)." in effect(run)
 
 
-def test_every_dense_network_is_named_with_its_accuracies() -> None:
+def test_every_dense_network_is_named_with_its_accuracies():
     both = run_of(model("dense"), model("A"), firm("dense", base="robust"))
     assert start(both).startswith(
         "Without compression, dense-standard has 100.0 % (91.2–100.0) clean and 10.0 % (4.0–23.1) "
@@ -86,15 +82,12 @@ def test_every_dense_network_is_named_with_its_accuracies() -> None:
     )
 
 
-def test_the_price_is_the_largest_loss_of_clean_accuracy() -> None:
+def test_price_transfer_and_trust_are_a_sentence_each():
     assert price(run_of(model("A", clean=30), model("B"))) == (
         "Clean accuracy is significantly lower for 1 of 2 compressed models, most for A-standard: "
         "-25.0 points at 20.0 % sparsity."
     )
     assert price(run_of()) == "No compressed model has a significantly lower clean accuracy."
-
-
-def test_transfer_is_set_beside_attacking_directly() -> None:
     found = transfer(run_of(model("A", carried=30)))
     assert found.startswith(
         "Transfer attacks overstate robustness for 1 of 1 compressed model, most for A-standard: 75"
@@ -102,9 +95,6 @@ def test_transfer_is_set_beside_attacking_directly() -> None:
     assert "75.0 % (59.8–85.8) accuracy on images crafted on its dense network" in found
     assert "but 10.0 % (4.0–23.1) when attacked directly (p < 0.001)" in found
     assert "significantly for no compressed model" in transfer(run_of(model("A")))
-
-
-def test_trust_names_what_is_not_reliable() -> None:
     assert trust(run_of()) == "All 3 robust accuracies passed every check."
     hidden = model("A", (36, 36, 36), carried=8, suite=[searched(20)])
     assert trust(run_of(hidden)) == (
@@ -114,7 +104,7 @@ def test_trust_names_what_is_not_reliable() -> None:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", "48/255"), ("L2", "0.1882")])
-def test_one_network_is_told_of_in_the_norm_of_its_budget(norm: str, eps: str) -> None:
+def test_one_network_is_told_of_in_the_norm_of_its_budget(norm, eps):
     run = run_of(model("dense"))
     with budgets_in(norm):
         first, last = summary(run)
@@ -130,10 +120,8 @@ def test_one_network_is_told_of_in_the_norm_of_its_budget(norm: str, eps: str) -
 
 
 # --- the page ------------------------------------------------------------------------------------
-
-
 @cache
-def hostile() -> Run:
+def hostile():
     """A run in which every name and text wants to be more than text."""
     params = settings()
     profile = {**params.profiles["digits"], "show_images": False, "note": ATTACK}
@@ -146,24 +134,21 @@ def hostile() -> Run:
 
 
 @cache
-def hostile_page() -> str:
+def hostile_page():
     return html(hostile(), shown_sections(hostile()))
 
 
-def test_the_same_run_makes_the_same_bytes() -> None:
-    assert html(hostile(), shown_sections(hostile())) == hostile_page()
-
-
-def test_no_text_leaves_its_place() -> None:
+def test_no_text_leaves_its_place_and_the_same_run_makes_the_same_bytes():
     page = hostile_page()
     assert page.count("<script") == page.count("</script>") == 3
     assert "<img src=x" not in page and "<img src=x" not in chart_live.library()
     assert not re.search(r"""(src|href)=["']?https?:""", page.split("<script>")[0])
     text = report_markdown(hostile(), shown_sections(hostile()))
     assert "<img" not in text and "&lt;img src=x" in text
+    assert html(hostile(), shown_sections(hostile())) == hostile_page()
 
 
-def test_the_answer_the_leaderboard_and_one_figure_come_before_anything_else() -> None:
+def test_the_answer_the_leaderboard_and_one_figure_come_before_anything_else():
     claimed = replace(against(30, 2), claims=(claim("a", effect=0.1),))
     page = html(claimed, shown_sections(claimed))
     parts = ('class="answer"', 'data-plot="tradeoff"', 'class="board"', 'id="claims"')
@@ -172,14 +157,13 @@ def test_the_answer_the_leaderboard_and_one_figure_come_before_anything_else() -
     assert "Published claims: 1 reproduced, 0 refuted, " in summary(claimed)[-1]
 
 
-def test_numbers_stay_with_their_signs() -> None:
+def test_numbers_stay_with_their_signs():
     assert unbroken("54.0 % (n = 3, p < 0.1, eps 8/255)") == (
         "54.0\u00a0% (n\u00a0=\u00a03, p\u00a0<\u00a00.1, eps\u00a08/255)"
     )
 
 
 # --- in a browser --------------------------------------------------------------------------------
-
 EXERCISE = r"""
 const table = document.querySelector("table.board");
 const heads = [...table.tHead.rows[0].cells];
@@ -256,20 +240,19 @@ found.wide = document.documentElement.scrollWidth - innerWidth;
 
 
 @pytest.fixture(scope="module", params=[1200, 390])
-def seen(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def seen(request, tmp_path_factory):
     """What the browser found in the page of the hostile run, on a desk and on a phone."""
     if BROWSER is None:
         pytest.skip("there is no Chromium on the path")
     return run_in(hostile_page(), EXERCISE, tmp_path_factory.mktemp("browser"), request.param)
 
 
-def test_in_a_browser_nothing_goes_wrong_and_nothing_is_let_in(seen: dict[str, Any]) -> None:
+def test_in_a_browser_nothing_goes_wrong_nothing_is_let_in_and_all_fits(seen):
     assert seen["errors"] == [] and seen["hacked"] == 0 and seen["images"] == 0
+    assert seen["wide"] <= 0
 
 
-def test_in_a_browser_headings_sort_and_filters_choose(seen: dict[str, Any]) -> None:
+def test_in_a_browser_headings_sort_and_filters_choose(seen):
     robust = ["10.0 (4.0–23.1)", "50.0 (35.2–64.8)", "75.0 (59.8–85.8)"]
     names = [f"{name}-standard" for name in ("dense", *HOSTILE)]
     assert seen["up robust %"] == robust and seen["down robust %"] == robust[::-1]
@@ -282,15 +265,9 @@ def test_in_a_browser_headings_sort_and_filters_choose(seen: dict[str, Any]) -> 
     assert seen["told"] == "1 of 3 rows" and seen["reset"] == 3
 
 
-def test_in_a_browser_plots_are_drawn_where_the_reader_comes_and_answer(
-    seen: dict[str, Any],
-) -> None:
+def test_in_a_browser_plots_are_drawn_where_the_reader_comes_and_answer(seen):
     assert all(seen["plots"].values()) and {"tradeoff", "transfer"} <= set(seen["plots"])
     assert not all(seen["unseen"]) and seen["come"][-1] and not all(seen["come"])
     assert seen["grown"] == 0  # nothing moves when plots come
     assert seen["muted"] and seen["pressed"] == "false" and seen["unmuted"] == []
     assert "onerror" in seen["tip"]
-
-
-def test_in_a_browser_the_page_fits(seen: dict[str, Any]) -> None:
-    assert seen["wide"] <= 0

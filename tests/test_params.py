@@ -1,11 +1,10 @@
 """params.yaml: every wrong value is refused in one line that names key, value and range."""
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from workspace import RAW, ROOT
 
 from advprune.attacks.registry import attacks_of
 from advprune.core import params
@@ -13,14 +12,12 @@ from advprune.core.errors import UserError
 from advprune.pruning import check_settings
 from advprune.studies import check_studies
 
-ROOT = Path(__file__).parent.parent
 COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
-RAW = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 EPS = 48 / 255  # of the profile digits
 DENSE = "dense-standard, dense-robust"
 
 
-def loaded(*changes: tuple[str, Any]) -> params.Params:
+def loaded(*changes):
     """params.yaml with some keys (with slashes) changed, checked as a file is."""
     raw = copy.deepcopy(RAW)
     for key, value in changes:
@@ -34,7 +31,7 @@ def loaded(*changes: tuple[str, Any]) -> params.Params:
     return read
 
 
-def checked(read: params.Params) -> params.Params:
+def checked(read):
     """The same, with what is typed elsewhere checked as the stage settings does."""
     attacks_of(read.active())
     check_settings(read)
@@ -42,21 +39,21 @@ def checked(read: params.Params) -> params.Params:
     return read
 
 
-def made(**change: str) -> tuple[str, dict[str, str]]:
+def made(**change):
     """E-standard as an entry of `models`, changed."""
     return "models/E-standard", {"do": "prune", "of": "dense-standard", "by": "prune.E"} | change
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_committed_settings_are_valid_in_every_profile(path: Path) -> None:
+def test_committed_settings_are_valid_in_every_profile(path):
     for profile in params.load(path).profiles:
         read = checked(params.load(path, profile=profile))
         assert set(read.leaderboard()) | set(read.attackers()) == {*read.dense(), *read.models}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
-def test_a_wider_run_attacks_as_the_default_run_does(path: Path) -> None:
-    default, wide = (YAML(typ="safe").load(one) for one in (ROOT / "params.yaml", path))
+def test_a_wider_run_attacks_as_the_default_run_does(path):
+    default, wide = RAW, YAML(typ="safe", pure=True).load(path)
     for section in ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics"):
         assert wide[section] == default[section], section
     for name in wide["profiles"].keys() & default["profiles"].keys():
@@ -64,7 +61,7 @@ def test_a_wider_run_attacks_as_the_default_run_does(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1e-05", "0.00001", "1.0e-5"])
-def test_numbers_as_dvc_writes_them_are_numbers(tmp_path: Path, text: str) -> None:
+def test_numbers_as_dvc_writes_them_are_numbers(tmp_path, text):
     content = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(content.replace("  E: 1.0e-2\n  S", f"  E: {text}\n  S"))
     assert params.load(tmp_path / "params.yaml").prune["E"] == 1e-5
@@ -81,14 +78,12 @@ def test_numbers_as_dvc_writes_them_are_numbers(tmp_path: Path, text: str) -> No
         ({"norm": "L2", "eps": 1.5, "step": "0.5*eps/2"}, 1.5, 0.375),
     ],
 )
-def test_budgets_are_relative_to_the_profiles(
-    tmp_path: Path, setting: dict[str, Any], eps: float, step: float
-) -> None:
+def test_budgets_are_relative_to_the_profiles(tmp_path, setting, eps, step):
     attack = loaded(("attacks/mine", setting)).active().attacks["mine"]
     assert (attack.eps, attack.step) == pytest.approx((eps, step), rel=1e-12)
 
 
-def test_all_budgets_of_a_profile_follow_its_eps() -> None:
+def test_all_budgets_of_a_profile_follow_its_eps():
     read = loaded(("profiles/digits/eps", "12/255")).active()
     eps = 12 / 255
     assert read.train.eps == eps
@@ -100,7 +95,7 @@ def test_all_budgets_of_a_profile_follow_its_eps() -> None:
     assert own.eps == EPS / 2
 
 
-def test_a_profile_overrides_key_by_key() -> None:
+def test_a_profile_overrides_key_by_key():
     read = loaded(
         ("profiles/digits/attacks/momentum", {"steps": 30}),
         ("profiles/digits/attacks/own", {"step": "eps"}),
@@ -249,7 +244,7 @@ def test_a_profile_overrides_key_by_key() -> None:
         ("profiles/digits/bitflip", {}, ["bitflip", "not permitted"]),
     ],
 )
-def test_wrong_values_are_refused_by_name(key: str, value: Any, words: list[str]) -> None:
+def test_wrong_values_are_refused_by_name(key, value, words):
     with pytest.raises(UserError) as error:
         checked(loaded((key, value)))
     message = str(error.value)
@@ -257,7 +252,7 @@ def test_wrong_values_are_refused_by_name(key: str, value: Any, words: list[str]
     assert "\n" not in message
 
 
-def test_eight_comparisons_of_five_batches_are_refused_and_one_study_never_is() -> None:
+def test_eight_comparisons_of_five_batches_are_refused_and_one_study_never_is():
     """The smallest possible p was 0.063; "2.0 against 14.4 flips" read "no difference is shown"."""
     flips = {"study": "bitflip", "of": "dense-standard", "bits": 8, "scale": "layer"}
     others = {f"flips-{name}": flips | {"of": f"{name}-standard"} for name in "ESR"}
@@ -271,7 +266,7 @@ def test_eight_comparisons_of_five_batches_are_refused_and_one_study_never_is() 
     checked(loaded(("studies", {"p": protocol}), ("profiles/digits/protocol/images", 5)))
 
 
-def test_models_by_name() -> None:
+def test_models_by_name():
     read = loaded(
         ("prune/HYDRA_95", {"family": "HYDRA", "sparsity": 0.95}),
         ("models/zero", {"do": "prune", "of": "dense-robust", "by": "prune.HYDRA_95"}),
@@ -290,7 +285,7 @@ def test_models_by_name() -> None:
     assert read.setting("small").bits == 4 and read.setting("dense-robust").method == "pgd"
 
 
-def test_mappings_may_be_empty_or_left_out() -> None:
+def test_mappings_may_be_empty_or_left_out():
     names = ("prune", "quantize", "binary", "surrogates", "substitutes", "models", "studies")
     read = loaded(*((name, {}) for name in names))
     assert read.leaderboard() == read.dense() and read.attackers() == []
@@ -300,7 +295,7 @@ def test_mappings_may_be_empty_or_left_out() -> None:
     assert checked(loaded(("surrogates", {}), ("models", kept))).attackers() == []
 
 
-def test_an_extra_attack_keeps_its_own_arguments() -> None:
+def test_an_extra_attack_keeps_its_own_arguments():
     extra = [{"name": "MIFGSM", "eps": "8/255", "steps": 5, "loss": "ce"}]
     read = loaded(("attack/extra", extra))
     assert read.attack.extra[0].arguments() == {"eps": 8 / 255, "steps": 5, "loss": "ce"}

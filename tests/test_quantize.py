@@ -1,7 +1,6 @@
 """The integer model against whole-number arithmetic and torchao's, its twin, and training."""
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from advprune.core.train_settings import (
 )
 from advprune.data import prepare
 from advprune.models.card import sparsity_of
-from advprune.models.checkpoint import load_model, save_model
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
 from advprune.quantization.post_training import QuantizedLayer, quantize, twin, twin_agreement
@@ -31,16 +29,14 @@ from advprune.quantization.training import (
     training_form,
 )
 from advprune.training.standard import Trainer, finetune
-from conftest import make_network, same_weights, stored
-
-Pair = tuple[torch.Tensor, torch.Tensor]
+from conftest import make_network, same_weights, same_when_stored, stored
 
 
-def integers_of(model: nn.Module) -> list[QuantizedLayer]:
+def integers_of(model):
     return [module for module in model.modules() if isinstance(module, QuantizedLayer)]
 
 
-def layer_of(layer: nn.Conv2d | nn.Linear, bits: int, low: float, high: float) -> QuantizedLayer:
+def layer_of(layer, bits, low, high):
     """A quantized layer with a given input range."""
     quantized = QuantizedLayer(layer, bits)
     quantized.set_input_range(low, high)
@@ -48,7 +44,7 @@ def layer_of(layer: nn.Conv2d | nn.Linear, bits: int, low: float, high: float) -
     return quantized
 
 
-def test_quantizer_by_hand() -> None:
+def test_quantizer_by_hand():
     linear = nn.Linear(3, 1)
     linear.weight.data = torch.tensor([[1.0, -0.5, 0.26]])
     linear.bias.data = torch.tensor([0.1])
@@ -63,7 +59,7 @@ def test_quantizer_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("fan_in", "low"), [(2, -0.8), (600, 0.2)])
-def test_convolution_is_exact_integer_arithmetic(fan_in: int, low: float) -> None:
+def test_convolution_is_exact_integer_arithmetic(fan_in, low):
     """Sums of 600 maps go beyond the whole numbers that float32 holds."""
     conv = nn.Conv2d(fan_in, 3, 3, padding=1, stride=2)
     conv.weight.data = conv.weight.data.abs()  # so that sums become large
@@ -78,7 +74,7 @@ def test_convolution_is_exact_integer_arithmetic(fan_in: int, low: float) -> Non
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_stored_integers_fit_their_bits(network: nn.Module, digits: Pair, bits: int) -> None:
+def test_stored_integers_fit_their_bits(network, digits, bits):
     before = copy.deepcopy(network)
     layers = integers_of(quantize(network, digits[0], bits))
     assert len(layers) == 21  # 20 convolutions and the classifier
@@ -89,7 +85,7 @@ def test_stored_integers_fit_their_bits(network: nn.Module, digits: Pair, bits: 
     assert same_weights(network, before) and spec_of(network).quantization is None
 
 
-def test_the_bias_of_a_channel_without_weights_fits_32_bits() -> None:
+def test_the_bias_of_a_channel_without_weights_fits_32_bits():
     linear = nn.Linear(2, 3)
     linear.weight.data = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [1.0, -0.5]])
     linear.bias.data = torch.tensor([0.3, -2.0, 0.25])
@@ -102,12 +98,7 @@ def test_the_bias_of_a_channel_without_weights_fits_32_bits() -> None:
         assert torch.allclose(layer(x), linear(x), atol=1e-5)
 
 
-def test_what_integers_cannot_do_is_refused(network: nn.Module, digits: Pair) -> None:
-    with pytest.raises(UserError, match="has another layer behind it"):
-        quantize(prune("SAP", network, {"fraction": 1.0, "where": "conv"}).model, digits[0])
-
-
-def test_eight_bits_stay_near_and_fewer_bits_do_not(network: nn.Module, digits: Pair) -> None:
+def test_eight_bits_stay_near_and_fewer_bits_do_not(network, digits):
     expected = network(digits[0]).detach()
     errors = []
     for bits in (8, 4, 2):
@@ -118,7 +109,7 @@ def test_eight_bits_stay_near_and_fewer_bits_do_not(network: nn.Module, digits: 
     assert errors[0] < 0.1 < errors[1] < errors[2]
 
 
-def test_the_gradient_of_the_twin_fools_the_integers(network: nn.Module, digits: Pair) -> None:
+def test_the_gradient_of_the_twin_fools_the_integers(network, digits):
     model = quantize(network, digits[0])
     x, smooth = (digits[0].clone().requires_grad_() for _ in range(2))
     twin(model)(x).sum().backward()
@@ -130,9 +121,7 @@ def test_the_gradient_of_the_twin_fools_the_integers(network: nn.Module, digits:
     assert (model(adv).argmax(1) != labels).float().mean() > 0.9
 
 
-def test_agreement_notices_a_twin_that_differs(
-    network: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_agreement_notices_a_twin_that_differs(network, digits, monkeypatch):
     model, coarse = quantize(network, digits[0]), quantize(network, digits[0], bits=2)
     monkeypatch.setattr("advprune.quantization.post_training.twin", lambda _: coarse)
     same, gap = twin_agreement(model, digits[0])
@@ -141,17 +130,14 @@ def test_agreement_notices_a_twin_that_differs(
     assert gap > 0.1
 
 
-def test_a_quantized_model_with_an_inserted_layer_survives_save_and_load(
-    network: nn.Module, digits: Pair, tmp_path: Path
-) -> None:
+def test_an_inserted_layer_survives_save_and_load_or_is_refused(network, digits, tmp_path):
     model = quantize(prune("clamp", network, 3, digits).model, digits[0], 6)
-    save_model(model, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(loaded(digits[0]), model(digits[0]))
-    assert spec_of(loaded) == spec_of(model) and spec_of(loaded).quantization.bits == 6
+    assert spec_of(same_when_stored(model, digits[0], tmp_path)).quantization.bits == 6
+    with pytest.raises(UserError, match="has another layer behind it"):
+        quantize(prune("SAP", network, {"fraction": 1.0, "where": "conv"}).model, digits[0])
 
 
-def test_a_range_is_the_whole_one(network: nn.Module) -> None:
+def test_a_range_is_the_whole_one(network):
     images = torch.linspace(0, 1, 64).view(1, 1, 8, 8).repeat(128, 1, 1, 1)
     images[64:] /= 2  # the second batch
     layer = quantize(network, images, 8).conv1  # what it sees is divided by 0.4
@@ -159,20 +145,19 @@ def test_a_range_is_the_whole_one(network: nn.Module) -> None:
 
 
 # --- training through integers --------------------------------------------------------------------
-
 TRAIN = TrainSettings(batch=64, lr=0.1, label_smoothing=0.1, eps=24 / 255)
 CALIBRATION = 256
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, Pair]:
+def splits():
     """1146 real digits to train on and 449 to test with: float images in [0, 1], labels."""
     found = prepare(DataSettings(source="digits", val_fraction=0.15, test_fraction=0.25))
     return {name: (split.images / 255, split.labels) for name, split in found.items()}
 
 
 @pytest.fixture(scope="module")
-def trained(splits: dict[str, Pair]) -> nn.Module:
+def trained(splits):
     """A narrow ResNet20, trained for six epochs; not to be changed."""
     images, labels = splits["train"]
     model = make_network(images[:64], "resnet20")
@@ -181,9 +166,7 @@ def trained(splits: dict[str, Pair]) -> nn.Module:
     return model
 
 
-def learned(
-    model: nn.Module, pair: Pair, bits: int, state: Path | None = None, **setting: object
-) -> nn.Module:
+def learned(model, pair, bits, state=None, **setting):
     """Quantization-aware training on a pair of images and labels."""
     chosen = FineTuneSettings(**{"epochs": 1, "lr": 0.01, **setting})
     few = pair[0][:CALIBRATION]
@@ -192,12 +175,12 @@ def learned(
 
 
 @torch.no_grad()
-def errors(model: nn.Module, pair: Pair) -> float:
+def errors(model, pair):
     """Share of images that are misclassified."""
     return float((model(pair[0]).argmax(1) != pair[1]).float().mean())
 
 
-def test_a_layer_in_training_by_hand() -> None:
+def test_a_layer_in_training_by_hand():
     linear = nn.Linear(3, 2)
     linear.weight.data = torch.tensor([[1.0, -0.4, 0.3], [0.0, 0.5, -2.0]])
     linear.bias.data = torch.tensor([0.12, -0.3])
@@ -218,9 +201,7 @@ def test_a_layer_in_training_by_hand() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 8])
-def test_what_is_trained_is_what_the_integers_compute(
-    trained: nn.Module, splits: dict[str, Pair], bits: int
-) -> None:
+def test_what_is_trained_is_what_the_integers_compute(trained, splits, bits):
     images, few = splits["train"][0], splits["train"][0][:CALIBRATION]
     untrained = integer_form(training_form(trained, few, bits))
     assert same_weights(untrained, quantize(trained, few, bits))
@@ -237,16 +218,14 @@ def test_what_is_trained_is_what_the_integers_compute(
     assert same_predictions > 0.98 and gap < 0.1
 
 
-def test_training_undoes_harm_of_few_bits(trained: nn.Module, splits: dict[str, Pair]) -> None:
+def test_training_undoes_harm_of_few_bits(trained, splits):
     pair = splits["train"]
     rounded = errors(quantize(trained, pair[0][:CALIBRATION], 3), pair)
     assert rounded > 3 * errors(trained, pair)
     assert errors(learned(trained, pair, 3, epochs=4), pair) < 0.5 * rounded
 
 
-def test_the_result_is_a_quantized_model_like_any(
-    trained: nn.Module, splits: dict[str, Pair], tmp_path: Path
-) -> None:
+def test_the_result_is_a_quantized_model_like_any(trained, splits, tmp_path):
     before = copy.deepcopy(trained)
     model = learned(trained, splits["train"], 3)
     assert same_weights(trained, before)
@@ -256,12 +235,10 @@ def test_the_result_is_a_quantized_model_like_any(
     shapes = [{n: (t.shape, t.dtype) for n, t in m.state_dict().items()} for m in (model, rounded)]
     assert shapes[0] == shapes[1]
     assert all(layer.weight.abs().max() == 3 for layer in integers_of(model))
-    save_model(model, tmp_path / "model.safetensors")
-    images = splits["test"][0]
-    assert torch.equal(load_model(tmp_path / "model.safetensors")(images), model(images))
+    same_when_stored(model, splits["test"][0], tmp_path)
 
 
-def test_pruned_weights_stay_zero(trained: nn.Module, splits: dict[str, Pair]) -> None:
+def test_pruned_weights_stay_zero(trained, splits):
     sparse = prune("LWM", trained, 0.6).model
     sparse.layer1[0].bn1.weight.data[1] = 0.0  # a filter that batch-norm has switched off
     zeros = {n: m.weight == 0 for n, m in sparse.named_modules() if isinstance(m, nn.Conv2d)}
@@ -275,7 +252,7 @@ def test_pruned_weights_stay_zero(trained: nn.Module, splits: dict[str, Pair]) -
     assert sparsity_of(model) > 0.5
 
 
-def test_adversarial_training_withstands_more(trained: nn.Module, splits: dict[str, Pair]) -> None:
+def test_adversarial_training_withstands_more(trained, splits):
     pair = splits["train"]
     images, labels = (t[:256] for t in pair)
     found = {}
@@ -286,9 +263,7 @@ def test_adversarial_training_withstands_more(trained: nn.Module, splits: dict[s
     assert found["pgd"] < found["standard"] - 0.1
 
 
-def test_a_killed_run_ends_with_the_integers_of_an_unbroken_one(
-    trained: nn.Module, splits: dict[str, Pair], tmp_path: Path
-) -> None:
+def test_a_killed_run_ends_with_the_integers_of_an_unbroken_one(trained, splits, tmp_path):
     pair = tuple(t[:192] for t in splits["train"])
     with stored(kill_after=1):
         learned(trained, pair, 4, tmp_path / "state.pt", epochs=3)
@@ -298,7 +273,7 @@ def test_a_killed_run_ends_with_the_integers_of_an_unbroken_one(
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
-def test_eight_bits_against_torchao(trained: nn.Module, splits: dict[str, Pair]) -> None:
+def test_eight_bits_against_torchao(trained, splits):
     """Weights, ranges, accuracy and predictions are those of PT2E with X86InductorQuantizer.
 
     Its weights span [-128, 127] and its scales are `amax / 127.5`, so integers differ by one at

@@ -1,11 +1,9 @@
 """The framework of the report on planted runs: every number has a cause that was put there."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,20 +17,10 @@ from advprune.core.errors import UserError
 from advprune.core.params import load
 from advprune.data import Split, save_split
 from advprune.evaluate.statistics import Rate
+from advprune.report import formats
 from advprune.report import page as page_module
 from advprune.report.chart import COLOURS, Chart, panels
 from advprune.report.chart_png import png
-from advprune.report.formats import (
-    budget,
-    heading,
-    listed,
-    markdown,
-    number,
-    p_value,
-    points,
-    texts,
-    with_interval,
-)
 from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
 from advprune.report.results import METRICS, results
@@ -45,55 +33,52 @@ from advprune.report.terminal import leaderboard as terminal
 from advprune.report.terminal import read
 from advprune.report.write import write_metrics, write_report
 
+
 # --- formats -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("function", "value", "text"),
     [
-        (budget, 8 / 255, "8/255"),
-        (budget, 1.6 / 255, "1.6/255"),
-        (budget, 0.03, "0.03"),
-        (budget, 0.0, "0"),
-        (points, -0.0004, "+0.0"),
-        (p_value, 0.0004, "< 0.001"),
-        (p_value, 0.0312, "0.031"),
-        (p_value, 0.25, "0.25"),
-        (number, {"E": 0.01, "gate": None}, "E 0.01, gate –"),
+        (formats.budget, 8 / 255, "8/255"),
+        (formats.budget, 1.6 / 255, "1.6/255"),
+        (formats.budget, 0.03, "0.03"),
+        (formats.budget, 0.0, "0"),
+        (formats.points, -0.0004, "+0.0"),
+        (formats.p_value, 0.0004, "< 0.001"),
+        (formats.p_value, 0.0312, "0.031"),
+        (formats.p_value, 0.25, "0.25"),
+        (formats.number, {"E": 0.01, "gate": None}, "E 0.01, gate –"),
         (
-            number,
+            formats.number,
             {"sparsity": 0.9, "train": {"lr": 0.1, "epochs": 3}, "more": {}},
             "sparsity 0.9, train (lr 0.1, epochs 3), more –",
         ),
-        (number, True, "yes"),
-        (number, 176258, "176,258"),
-        (number, float("nan"), "–"),
-        (listed, ["a", "b", "c"], "a, b and c"),
-        (markdown, "a|b <i> *c*\n", "a\\|b &lt;i&gt; \\*c\\* "),
+        (formats.number, True, "yes"),
+        (formats.number, 176258, "176,258"),
+        (formats.number, float("nan"), "–"),
+        (formats.listed, ["a", "b", "c"], "a, b and c"),
+        (formats.markdown, "a|b <i> *c*\n", "a\\|b &lt;i&gt; \\*c\\* "),
     ],
 )
-def test_values_read_as_people_write_them(
-    function: Callable[[Any], str], value: Any, text: str
-) -> None:
+def test_values_read_as_people_write_them(function, value, text):
     assert function(value) == text
 
 
-def test_the_name_of_a_column_says_how_it_reads() -> None:
-    row = {"model": "A"} | with_interval("robust_accuracy", 0.54, 0.501, 0.579)
-    row |= with_interval("accuracy:PGD", 0.25, 0.125, 0.5)
+def test_the_name_of_a_column_says_how_it_reads():
+    row = {"model": "A"} | formats.with_interval("robust_accuracy", 0.54, 0.501, 0.579)
+    row |= formats.with_interval("accuracy:PGD", 0.25, 0.125, 0.5)
     row |= {"robust_difference": -0.032, "p_against_dense": 0.0001, "flips_to_chance": 20.25}
     row |= {"parameters": 1234567, "ece": 0.1234, "sparsity": None, "median_distance": 1.2 / 255}
-    assert texts(pd.DataFrame([row])).iloc[0].tolist() == [
+    assert formats.texts(pd.DataFrame([row])).iloc[0].tolist() == [
         *("A", "54.0 (50.1–57.9)", "25.0 (12.5–50.0)", "-3.2", "< 0.001"),
         *("20.2", "1,234,567", "0.123", "–", "1.20"),
     ]
-    assert [heading(name) for name in ("robust_accuracy", "accuracy:PGD", "p_against_dense")] == [
-        *("robust %", "PGD %", "p")
-    ]
-    assert heading("an_unknown_rate") == "an unknown rate %"
+    assert [
+        formats.heading(name) for name in ("robust_accuracy", "accuracy:PGD", "p_against_dense")
+    ] == [*("robust %", "PGD %", "p")]
+    assert formats.heading("an_unknown_rate") == "an unknown rate %"
 
 
-def test_a_table_is_shown_without_columns_that_say_nothing() -> None:
+def test_a_table_is_shown_without_columns_that_say_nothing():
     table = pd.DataFrame({"model": ["A", "B"], "bits": [8, 32], "ece": [None, None]})
     found = grid(table)
     assert [column.name for column in found.columns] == ["model", "bits"]
@@ -101,7 +86,7 @@ def test_a_table_is_shown_without_columns_that_say_nothing() -> None:
     assert str(markdown_table(table.assign(model=["a|b", "<b>"]))).count("\\|") == 1
 
 
-def test_a_command_can_be_copied_from_markdown_and_page() -> None:
+def test_a_command_can_be_copied_from_markdown_and_page():
     table = pd.DataFrame({"model": ["A"], "regime": ["n < 9"], "command": ["a && b | c `d`"]})
     assert "n &lt; 9 | `a && b \\| c 'd'` |" in str(markdown_table(table))
     found = [page_module.Shown("claims", "Claims", [Part("Claims", table=table)])]
@@ -112,9 +97,7 @@ def test_a_command_can_be_copied_from_markdown_and_page() -> None:
 
 
 # --- results -------------------------------------------------------------------------------------
-
-
-def test_results_by_hand() -> None:
+def test_results_by_hand():
     whole = run_of(model("dense", (20, 20, 20)), model("A"), model("B", (17, 20, 20)))
     table = results(whole).set_index("model")
     dense, a, b = (table.loc[f"{name}-standard"] for name in ("dense", "A", "B"))
@@ -134,7 +117,7 @@ def test_results_by_hand() -> None:
     assert a["accuracy:short"] == 0.5 and a["accuracy:square"] == 0.1
 
 
-def test_randomized_models_are_scored_in_three_ways() -> None:
+def test_randomized_models_are_scored_in_three_ways():
     """Wrong in half of the draws everywhere: no image is broken by the rule of 9 of 10."""
     unsure = rows("main", planted(4), adv_wrong=0.5, adv_single_pred=np.arange(N) % 4)
     plain = model("A")
@@ -148,7 +131,7 @@ def test_randomized_models_are_scored_in_three_ways() -> None:
     assert "9 of 10 draws" in last.text
 
 
-def test_metrics_are_ten_keys_of_the_results(tmp_path: Path) -> None:
+def test_metrics_are_ten_keys_of_the_results(tmp_path):
     whole = run_of()
     write_metrics(whole, tmp_path / "metrics")
     found = json.loads((tmp_path / "metrics" / "A-standard.json").read_text())
@@ -158,9 +141,7 @@ def test_metrics_are_ten_keys_of_the_results(tmp_path: Path) -> None:
 
 
 # --- run -----------------------------------------------------------------------------------------
-
-
-def test_models_are_grouped_by_network_and_by_what_was_done() -> None:
+def test_models_are_grouped_by_network_and_by_what_was_done():
     chosen = [model("A"), model("Q", bits=8), model("N", bits=1), model("Z", sparsity=0.9)]
     robust = [model(name, base="robust") for name in ("dense", "A")]
     whole = run_of(model("dense"), *chosen, *robust)
@@ -175,13 +156,13 @@ def test_models_are_grouped_by_network_and_by_what_was_done() -> None:
     assert whole.places["dense-robust"] == -1
 
 
-def test_what_is_swept_is_set_beside_the_same_images() -> None:
+def test_what_is_swept_is_set_beside_the_same_images():
     whole = run_of(model("A"), params=swept_on(8, settings()))
     assert whole.n == N and whole.swept.n == 8
     assert len(whole.swept.model("A-standard").transferred("main")) == 8
 
 
-def dense_alone(folder: Path) -> Path:
+def dense_alone(folder):
     """The files of a run in which only the dense network was attacked; returns its folder."""
     place, dense = folder / "runs" / "digits" / "dense-standard", model("dense")
     (place / "model.json").parent.mkdir(parents=True)
@@ -192,7 +173,7 @@ def dense_alone(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("broken", ["records.parquet", "model.json", "layers.parquet"])
-def test_missing_and_damaged_files_are_refused_with_what_to_do(tmp_path: Path, broken: str) -> None:
+def test_missing_and_damaged_files_are_refused_with_what_to_do(tmp_path, broken):
     params, place = settings(recipes={"standard": {}}), dense_alone(tmp_path)
     (place / broken).write_text("{")
     with pytest.raises(UserError, match=f"{broken}.*damaged"):
@@ -202,7 +183,7 @@ def test_missing_and_damaged_files_are_refused_with_what_to_do(tmp_path: Path, b
         read_run(params, tmp_path)
 
 
-def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_path: Path) -> None:
+def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_path):
     """A model is judged beside its dense network: B's records count once that one is attacked."""
     dense_alone(tmp_path)
     made = {"do": "prune", "by": "prune.A"}
@@ -240,26 +221,29 @@ def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_pa
 
 
 # --- charts --------------------------------------------------------------------------------------
-
-
-def line(**more: Any) -> Chart:
+def line(**more):
     """Two models over two budgets."""
     table = {"model": ["dense-standard", "A-standard"] * 2, "eps": [0.0, 0.0, 8 / 255, 8 / 255]}
-    data = pd.DataFrame(table | with_interval("robust_accuracy", [0.9, 0.8, 0.4, 0.3], 0.1, 0.95))
-    known: dict[str, Any] = {"series": "model", "interval": True, "ordered": True}
+    data = pd.DataFrame(
+        table | formats.with_interval("robust_accuracy", [0.9, 0.8, 0.4, 0.3], 0.1, 0.95)
+    )
+    known = {"series": "model", "interval": True, "ordered": True}
     return Chart("c", "line", data, "eps", "robust_accuracy", **(known | more))
 
 
-def test_charts_are_drawn_in_the_units_of_their_columns() -> None:
+def test_charts_are_drawn_in_the_units_of_their_columns():
     (panel,) = panels(line(), {"dense-standard": -1, "A-standard": 3})
     assert panel.ticks == ["0", "8/255"] and line().labels == ("eps", "robust %")
     dense, a = panel.series
     assert (dense.name, dense.place, a.place) == ("dense-standard", -1, 3)
     assert dense.data.y.tolist() == [90.0, 40.0] and dense.data.high.tolist() == [95.0, 95.0]
     assert a.data.words.iloc[1] == "A-standard, eps 8/255, robust % 30.0 (10.0–95.0)"
+    part = Part("P", chart=line())
+    with pytest.raises(ValueError, match="two charts are called 'c'"):
+        charts([page_module.Shown("s", "S", [part, part])])
 
 
-def test_png_are_the_same_bytes_and_show_the_colours_of_their_series() -> None:
+def test_png_are_the_same_bytes_and_show_the_colours_of_their_series():
     places = {"dense-standard": -1, "A-standard": 1}
     first = png(line(), places)
     assert first == png(line(), places)
@@ -277,9 +261,7 @@ def test_png_are_the_same_bytes_and_show_the_colours_of_their_series() -> None:
 
 
 # --- sections ------------------------------------------------------------------------------------
-
-
-def test_sections_are_found_in_their_folder_in_order() -> None:
+def test_sections_are_found_in_their_folder_in_order():
     found = sections()
     folder = Path(page_module.__file__).parent / "sections"
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
@@ -288,13 +270,7 @@ def test_sections_are_found_in_their_folder_in_order() -> None:
     assert [one.id for one in found][:3] == ["tradeoff", "leaderboard", "claims"]
 
 
-def test_two_charts_may_not_have_the_same_name() -> None:
-    part = Part("P", chart=line())
-    with pytest.raises(ValueError, match="two charts are called 'c'"):
-        charts([page_module.Shown("s", "S", [part, part])])
-
-
-def test_the_verdict_names_the_checks_that_speak_against_a_model() -> None:
+def test_the_verdict_names_the_checks_that_speak_against_a_model():
     hidden = model("A", (36, 36, 36), carried=8, suite=[searched(20)])
     first, tally, every = verdict(run_of(hidden))
     assert first.table is not None and set(first.table.model) == {"A-standard"}
@@ -303,7 +279,7 @@ def test_the_verdict_names_the_checks_that_speak_against_a_model() -> None:
     assert next(iter(verdict(run_of(model("A"))))).table is None
 
 
-def test_the_verdict_says_how_often_it_is_wrong(tmp_path: Path) -> None:
+def test_the_verdict_says_how_often_it_is_wrong(tmp_path):
     assert calibration(tmp_path / CALIBRATION) == ""  # not measured here
     path = tmp_path / CALIBRATION.name
     rates = {"pass": Rate(1, 16), "number": Rate(0, 16), "pass_suite": Rate(0, 7)}
@@ -323,7 +299,7 @@ def test_the_verdict_says_how_often_it_is_wrong(tmp_path: Path) -> None:
     assert text.endswith("Doubted of honest models: 1 of 16 (1.1–28.3 %).")
 
 
-def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer() -> None:
+def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer():
     study = {"study": "sweep", "of": "dense-standard", "points": {"A": [1, 2]}}
     params = settings(studies={"sweep": study})
     records = pd.concat([point(0), point(1, (0, 2, 0))]).assign(family="A")
@@ -345,10 +321,8 @@ def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer() -> No
 
 
 # --- files ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory):
     """The report's folder of a planted run, without pictures, in the place of an older one."""
     folder, params = tmp_path_factory.mktemp("reports") / "digits", settings()
     profile = {**params.profiles["digits"], "show_images": False}
@@ -357,7 +331,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_report_is_whole_and_in_the_place_of_an_older_one(written: Path) -> None:
+def test_a_report_is_whole_and_in_the_place_of_an_older_one(written):
     names = {path.name for path in written.iterdir()}
     assert names == {"report.html", "report.md", "results.csv", "params.yaml", "figures"}
     assert load(written / "params.yaml").profile == "digits"
@@ -368,7 +342,7 @@ def test_a_report_is_whole_and_in_the_place_of_an_older_one(written: Path) -> No
     assert "| A-standard" in text and "10.0 (4.0–23.1)" in text
 
 
-def test_the_terminal_reads_the_results_alone(written: Path) -> None:
+def test_the_terminal_reads_the_results_alone(written):
     text = terminal("digits", folder=written.parent)
     title, *table, last = text.splitlines()
     assert title == (

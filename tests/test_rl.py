@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -33,17 +33,17 @@ class Corridor(gymnasium.Env):
     action_space = gymnasium.spaces.Discrete(2)
     seen: ClassVar[list[np.ndarray]] = []  # what has been acted on
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+    def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.place, self.steps = int(self.np_random.integers(LENGTH)), 0
         return self._observation(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action):
         Corridor.seen.append(self._observation())
         self.place, self.steps = max(self.place + 2 * int(action) - 1, 0), self.steps + 1
         return self._observation(), -1.0, self.place == LENGTH, self.steps == 30, {}
 
-    def _observation(self) -> np.ndarray:
+    def _observation(self):
         return np.array([self.place / LENGTH, 1.0], dtype=np.float32)
 
 
@@ -53,16 +53,16 @@ class Lights(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0, 1, (4, 4, 3), bool)
     action_space = gymnasium.spaces.Discrete(3)
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+    def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.steps = 0
         return self._observation(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action):
         reward, self.steps = float(action == self.lit), self.steps + 1
         return self._observation(), reward, False, self.steps == 10, {}
 
-    def _observation(self) -> np.ndarray:
+    def _observation(self):
         self.lit = int(self.np_random.integers(3))
         seen = np.zeros((4, 4, 3), dtype=bool)
         seen[:, :, self.lit] = self.np_random.random((4, 4)) < 0.5
@@ -73,40 +73,37 @@ gymnasium.register("Corridor-v0", Corridor)
 gymnasium.register("Lights-v0", Lights)
 
 
-def best(seeds: list[int]) -> list[int]:
+def best(seeds):
     """The rewards of the shortest walks from the seeds' first places."""
     return [round(LENGTH * float(Corridor().reset(seed=seed)[0][0])) - LENGTH for seed in seeds]
 
 
-def corridor(steps: int = 1000, **changes: Any) -> GameSettings:
+def corridor(steps=1000, **changes):
     few = {"hidden": [16], "probe_every": steps, "probe_episodes": 5, "budgets": [0.25, 0.5]}
     dqn = DqnSettings(learning_rate=5e-3, learning_starts=100, batch_size=32)
     return GameSettings(**{"env": "Corridor-v0", "steps": steps, "dqn": dqn, **few, **changes})
 
 
-def agent_of(weight: torch.Tensor) -> Agent:
+def agent_of(weight):
     """Q(s) = W s, so that every gradient is known."""
     agent = Agent([weight.shape[1]], [], len(weight))
     agent.body[0].load_state_dict({"weight": weight, "bias": torch.zeros(len(weight))})
     return agent
 
 
-def test_training_solves_the_corridor_and_measures_what_it_saw() -> None:
+def test_training_solves_the_corridor_measures_what_it_saw_and_follows_its_seed():
     Corridor.seen.clear()
     agent, _ = train(corridor(), seed=0)
     seen = np.array(Corridor.seen[:1000])  # those that follow are the probe's
     assert agent.spread.tolist() == pytest.approx([seen[:, 0].std(), 1])  # 1 where all are equal
     seeds = episode_seeds(1, "evaluate", 10)
     assert play(corridor(), seeds, acting(agent, "none", 0, 1)).tolist() == best(seeds)
-
-
-def test_equal_seeds_give_equal_agents_and_others_do_not() -> None:
     one, again, other = (train(corridor(300), seed)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(again[name], value) for name, value in one.items())
     assert not torch.equal(one["body.0.weight"], other["body.0.weight"])
 
 
-def test_the_last_of_the_best_agents_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_of_the_best_agents_is_kept(monkeypatch):
     rewards, actions = iter(np.array([1.0, 3.0, 3.0, 2.0])), []
     line = torch.linspace(-5, 5, 64)[:, None] * torch.tensor([1.0, 0.1])
     play = "advprune.rl.agent.play"
@@ -116,14 +113,14 @@ def test_the_last_of_the_best_agents_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     assert probes[2] == {"step": 300, "reward": 3}
 
 
-def test_episodes_that_ended_are_not_counted_on() -> None:
+def test_episodes_that_ended_are_not_counted_on():
     seeds = episode_seeds(0, "probe", 20)
     right = play(corridor(), seeds, lambda seen: torch.ones(len(seen)).long())
     assert right.tolist() == best(seeds) and len(set(right)) > 1
     assert set(play(corridor(), seeds, lambda seen: torch.zeros(len(seen)).long())) == {-30}
 
 
-def test_fgsm_moves_by_lambda_spreads_against_the_chosen_action() -> None:
+def test_fgsm_and_noise_move_by_lambda_spreads():
     agent = agent_of(torch.tensor([[1.0, -2.0, 0.0], [0.0, 1.0, 0.0]]))
     agent.spread.copy_(torch.tensor([1.0, 10.0, 3.0]))
     seen = torch.tensor([[3.0, 0.0, 1.0], [-3.0, 0.0, 1.0]])  # actions 0 and 1
@@ -131,9 +128,15 @@ def test_fgsm_moves_by_lambda_spreads_against_the_chosen_action() -> None:
     assert torch.allclose(moved, torch.tensor([[-0.1, 1.0, 0.0], [0.1, -1.0, 0.0]]))
     certain = agent_of(torch.tensor([[1e4, -1e4], [0.0, 0.0]]))  # whose softmax is 1 exactly
     assert pgd(certain, torch.tensor([[1.0, -1.0]]), 0.5, 1, steps=1).tolist() == [[0.5, -0.5]]
+    agent, moved = agent_of(torch.eye(2)), []
+    agent.spread.copy_(torch.tensor([1.0, 10.0]))
+    agent.body.register_forward_pre_hook(lambda _, seen: moved.append(seen[0]))
+    acting(agent, "noise", 0.1, 1)(torch.zeros(400, 2))
+    assert torch.allclose(moved[0].abs(), torch.tensor([0.1, 1.0]))
+    assert moved[0].sign().mean(0).abs().max() < 0.2
 
 
-def test_pgd_reaches_what_one_step_cannot() -> None:
+def test_pgd_reaches_what_one_step_cannot():
     """Q = |s - 1| through two ReLUs: from 1.2 FGSM by 0.8 goes left, where Q is as large again."""
     agent = Agent([1], [2], 2)
     first, last = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
@@ -147,7 +150,7 @@ def test_pgd_reaches_what_one_step_cannot() -> None:
     assert torch.allclose(far, torch.tensor([[1.9, 1.1]]))  # and never more than the budget
 
 
-def test_an_agent_learns_from_pictures_and_is_attacked_inside_them(tmp_path: Path) -> None:
+def test_an_agent_learns_from_pictures_and_is_attacked_inside_them(tmp_path):
     game = corridor(3000, env="Lights-v0", probe_every=1500)
     agent, _ = train(game, seed=0)
     assert agent.spread.unique().tolist() == [1] and agent.spread.shape == (3, 4, 4)
@@ -163,7 +166,7 @@ def test_an_agent_learns_from_pictures_and_is_attacked_inside_them(tmp_path: Pat
     assert torch.equal(load_agent(tmp_path / "agent.safetensors")(seen), agent(seen))
 
 
-def test_the_loss_has_the_gradient_of_cross_entropy_up_to_its_size() -> None:
+def test_the_loss_has_the_gradient_of_cross_entropy_up_to_its_size():
     values = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     action = torch.tensor([0, 4, 2])
     entropy = F.cross_entropy(values.flatten(0, 1), action.repeat(4), reduction="sum")
@@ -173,16 +176,7 @@ def test_the_loss_has_the_gradient_of_cross_entropy_up_to_its_size() -> None:
     assert torch.allclose(found, expected * factor[None, :, None], atol=1e-6)
 
 
-def test_noise_moves_as_far_as_fgsm_in_random_directions() -> None:
-    agent, moved = agent_of(torch.eye(2)), []
-    agent.spread.copy_(torch.tensor([1.0, 10.0]))
-    agent.body.register_forward_pre_hook(lambda _, seen: moved.append(seen[0]))
-    acting(agent, "noise", 0.1, 1)(torch.zeros(400, 2))
-    assert torch.allclose(moved[0].abs(), torch.tensor([0.1, 1.0]))
-    assert moved[0].sign().mean(0).abs().max() < 0.2
-
-
-def test_gradients_are_averaged_over_draws() -> None:
+def test_gradients_are_averaged_over_draws():
     agent, seen = agent_of(torch.eye(2)), torch.tensor([[2.0, 1.0]])
     signs = torch.tensor([[-1.0], [1.0], [1.0]])  # what a random layer does to each draw
     agent.body.register_forward_pre_hook(lambda _, given: given[0] * signs)
@@ -194,7 +188,7 @@ def test_gradients_are_averaged_over_draws() -> None:
     assert torch.allclose(pgd(agent, seen, 0.1, draws=4, steps=1), torch.tensor([[1.9, 1.1]]))
 
 
-def test_sap_sits_behind_every_relu_and_keeps_weights_and_mean() -> None:
+def test_sap_sits_behind_every_relu_and_keeps_weights_and_mean():
     torch.manual_seed(0)
     agent, seen = Agent([3], [16, 8], 4), torch.rand(2, 3)
     pruned = with_sap(agent, SapSettings())
@@ -208,7 +202,7 @@ def test_sap_sits_behind_every_relu_and_keeps_weights_and_mean() -> None:
     assert torch.allclose(mean, shallow(seen), atol=0.01)
 
 
-def test_agents_are_stored_whole_and_damaged_ones_refused(tmp_path: Path) -> None:
+def test_agents_are_stored_whole_and_damaged_ones_refused(tmp_path):
     agent, path = Agent([3], [4], 2), tmp_path / "agent.safetensors"
     agent.spread.fill_(2.5)
     save_agent(agent, path)
@@ -219,7 +213,7 @@ def test_agents_are_stored_whole_and_damaged_ones_refused(tmp_path: Path) -> Non
         load_agent(path)
 
 
-def test_relative_reward_by_hand() -> None:
+def test_relative_reward_by_hand():
     assert relative(np.array([30.0, 30.0]), np.array([10.0, 30.0]))["relative"] == 0.5
     assert {*relative(np.full(2, -50.0), np.full(2, -100.0)).values()} == {0.5}  # less lost is more
     assert np.isnan(relative(np.ones(2), np.zeros(2))["relative"])
@@ -231,7 +225,7 @@ def test_relative_reward_by_hand() -> None:
     assert found == pytest.approx({"x": 2.0, "x_low": low, "x_high": high})
 
 
-def records(gains: dict[float, tuple[float, float]], sign: float = 1, blind: float = -50) -> Any:
+def records(gains, sign=1, blind=-50):
     """Episodes: the dense agent's (mean 100), random play's, and SAP's with these gains (under
     FGSM; under BPDA and PGD; under noise the larger one)."""
     noise, means = np.random.default_rng(0).normal(0, 5, 40), {("random", "none", 0.0): blind}
@@ -245,7 +239,7 @@ def records(gains: dict[float, tuple[float, float]], sign: float = 1, blind: flo
     return pd.concat(tables)
 
 
-def test_the_sentence_follows_from_the_episodes() -> None:
+def test_the_sentence_follows_from_the_episodes():
     """A gain under FGSM that BPDA undoes is none in the worst case."""
     raw = records({0.0: (-50, -50), 0.1: (50, 0), 0.2: (50, 50), 0.3: (0, -50)})
     assert "Unattacked, SAP earns -50% (-5" in (text := report.sentence(results(raw)))
@@ -262,7 +256,7 @@ def test_the_sentence_follows_from_the_episodes() -> None:
     assert gained.format("0.1", "none") in report.sentence(results(raw))
 
 
-def test_the_worst_attack_is_chosen_on_other_episodes_than_it_is_scored_on() -> None:
+def test_the_worst_attack_is_chosen_on_other_episodes_than_it_is_scored_on():
     known = {"agent": "SAP", "seed": range(4)}
     tables = [
         pd.DataFrame({**known, "attack": attack, "budget": budget, "reward": reward})
@@ -289,7 +283,7 @@ def test_the_worst_attack_is_chosen_on_other_episodes_than_it_is_scored_on() -> 
     assert abs(worst(pd.concat(blind), "SAP", 0.1)[0].mean()) < 0.05
 
 
-def test_gains_are_parts_of_what_the_dense_agent_earns_above_random_play() -> None:
+def test_gains_are_parts_of_what_the_dense_agent_earns_above_random_play():
     raw = records({0.0: (0, 0), 0.1: (30, -30), 0.2: (60, -60)})
     found = report.gains({"corridor": raw}).set_index("attack")
     point = {
@@ -302,7 +296,7 @@ def test_gains_are_parts_of_what_the_dense_agent_earns_above_random_play() -> No
     assert found.gain["worst"] < 0 < found.gain["FGSM"] and found.episodes.tolist() == [40, 40]
 
 
-def test_metrics_and_report_of_negative_rewards() -> None:
+def test_metrics_and_report_of_negative_rewards():
     raw = records({0.0: (0, 0), 0.5: (50, -50), 0.7: (2, 0)}, sign=-1)
     games = {"acrobot": (table := results(raw))}
     found = report.metrics(games)
@@ -324,7 +318,7 @@ def test_metrics_and_report_of_negative_rewards() -> None:
     assert len(report.figure(games).axes[0].containers) == 10
 
 
-def test_every_agent_plays_the_same_episodes_at_every_budget() -> None:
+def test_every_agent_plays_the_same_episodes_at_every_budget():
     dense, params = (
         Agent([2], [8], 2),
         RlParams(episodes=3, draws=4, games={"corridor": corridor()}),
@@ -339,7 +333,7 @@ def test_every_agent_plays_the_same_episodes_at_every_budget() -> None:
     pd.testing.assert_frame_equal(evaluate(dense, corridor(), params), table)
 
 
-def test_wrong_settings_are_named(tmp_path: Path) -> None:
+def test_wrong_settings_and_a_missing_library_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no game 'chess'.*known: cartpole"):
         load(SETTINGS).game("chess")
     (tmp_path / "p.yaml").write_text(SETTINGS.read_text().replace("draws: 20", "draws: 0"))
@@ -348,9 +342,6 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
     for env, fault in (("No-v0", "make .*No"), ("Pendulum-v1", "discrete"), ("Taxi-v4", "vectors")):
         with pytest.raises(UserError, match=fault):
             make(corridor(env=env))
-
-
-def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     monkeypatch.delitem(sys.modules, "advprune.rl.agent")
     with pytest.raises(UserError, match=r"stable_baselines3 is not installed; pip install"):

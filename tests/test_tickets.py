@@ -1,14 +1,16 @@
-"""Tickets: the same initialization for all, exact masks, a search that is what its formula says."""
+"""Tickets: kernel products, one initialization for all, exact masks, a search by its formula."""
 
 import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from itertools import product
 
 import pytest
 import torch
-from test_kernel import exact_kernel
+from masked import Around
 from torch import nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from advprune.core.errors import UserError
 from advprune.core.train_settings import TrainSettings
@@ -16,12 +18,174 @@ from advprune.models.checkpoint import build
 from advprune.models.resnet import initialize
 from advprune.models.spec import spec_of
 from advprune.pruning import Data, prune
-from advprune.pruning.family import Pruned
-from advprune.pruning.masks import Masks, clear, layer_weights, magnitudes
-from advprune.pruning.ticket_search import Gauge, GaugeSettings, Search, SearchSettings, trainable
+from advprune.pruning.masks import clear, layer_weights, magnitudes
+from advprune.pruning.ticket_search import (
+    Gauge,
+    GaugeSettings,
+    Search,
+    SearchSettings,
+    kernel_products,
+    probing_vectors,
+    trainable,
+)
 from advprune.pruning.tickets import Ticket, at_initialization
 from conftest import make_network, same_weights
 
+# --- kernel products ------------------------------------------------------------------------------
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def jacobian(model, images, removed):
+    """`[N, O, n]` of f(mask * w) by the trainable parameters; differentiable once more."""
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    keep = {n: (~removed[n]).to(p) if n in removed else 1.0 for n, p in parameters.items()}
+    masked = {n: p * keep[n] + (p * (1 - keep[n])).detach() for n, p in parameters.items()}
+    rows = []
+    for image in images:
+        logits = functional_call(model, masked, (image[None],))[0]
+        for logit in logits:
+            found = torch.autograd.grad(logit, list(parameters.values()), create_graph=True)
+            rows.append(torch.cat([g.flatten() for g in found]))
+    return torch.stack(rows).view(len(images), -1, rows[0].numel())
+
+
+def exact_kernel(model, images, removed):
+    """`Theta(clean, crafted)`, `[N, M, O, O]`."""
+    rows, columns = (jacobian(model, x, removed) for x in images)
+    return torch.einsum("iap,jbp->ijab", rows, columns)
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    """A ResNet18 of width 2 with three classes, in float64."""
+    return make_network(digits[0], width=2, classes=3).double()
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    """Three clean images and, in place of attacked ones, two others; float64."""
+    return digits[0][:3].double(), digits[0][5:7].double()
+
+
+@pytest.fixture(scope="module")
+def removed(small):
+    """Every other weight of two layers."""
+    names = "layer1.0.conv1.weight", "linear.weight"
+    chosen = {name: torch.zeros_like(small.get_parameter(name)).bool() for name in names}
+    for mask in chosen.values():
+        mask.view(-1)[::2] = True
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def matrix(small, images, removed):
+    """D `[N O, M O]`: the kernel without some weights from that with them."""
+    change = exact_kernel(small, images, {}) - exact_kernel(small, images, removed)
+    return change.permute(0, 2, 1, 3).reshape(9, 6).detach()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_products_are_those_of_single_backward_passes(small, images, removed, matrix, masked):
+    gone = removed if masked else {}
+    expected = exact_kernel(small, images, gone).detach()
+    vectors = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    products = kernel_products(small, *images, vectors, gone)
+    torch.testing.assert_close(products, torch.einsum("ijab,pjb->pia", expected, vectors))
+    assert matrix.any()  # the mask matters
+
+
+def test_frozen_parameters_have_no_part_in_it(digits, images):
+    model = make_network(digits[0], width=2, classes=3).double().requires_grad_(False)
+    model.linear.bias.requires_grad_(True)
+    assert list(trainable(model)) == ["linear.bias"]
+    vectors = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    found = kernel_products(model, *images, vectors, {})  # the kernel is 1 where a = b
+    torch.testing.assert_close(found, vectors.sum(1, keepdim=True).expand(1, 3, 3))
+
+
+class Step(torch.autograd.Function):
+    """A function with a gradient of its own, as autograd alone knows it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: torch.cdist(x, x), "forward AD with _cdist_forward"),
+        (Step.apply, "setup_context"),
+        (nn.functional.dropout, "random operation"),
+    ],
+)
+def test_what_torch_cannot_differentiate_so_is_said_in_a_line(images, function, words):
+    pair = (images[0].float(), images[1].float())
+    model = Around(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), logits=function)
+    outputs = len(model(pair[1])[0])
+    with pytest.raises(UserError, match=f"kernel, which tickets need: .*{words}") as caught:
+        kernel_products(model, *pair, torch.ones(1, 2, outputs), {})
+    assert "\n" not in str(caught.value)
+
+
+def by_products(small, images, removed, vectors):
+    """`||D v_p||^2` of each vector, `[P]`."""
+    with torch.no_grad():
+        whole = kernel_products(small, *images, vectors, {})
+        return (whole - kernel_products(small, *images, vectors, removed)).square().sum((1, 2))
+
+
+def test_sign_vectors_are_unbiased_with_the_stated_variance_and_unit_vectors_exact(
+    small, images, removed, matrix
+):
+    every = torch.tensor(list(product((-1.0, 1.0), repeat=6))).double().view(64, 2, 3)
+    found, truth = by_products(small, images, removed, every), matrix.square().sum()
+    torch.testing.assert_close(found.mean(), truth)
+    gram = matrix.T @ matrix
+    stated = 2 * (gram.square().sum() - gram.diagonal().square().sum())
+    torch.testing.assert_close(found.var(unbiased=False), stated)
+    outputs = torch.zeros(2, 3).double()
+    units = probing_vectors(outputs, None, torch.Generator())
+    assert units.shape == (6, 2, 3)
+    torch.testing.assert_close(by_products(small, images, removed, units).mean(), truth)
+    drawn, again, other = (
+        probing_vectors(outputs, 500, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert drawn.dtype == torch.float64 and set(drawn.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(drawn.mean())) < 4 / 3000**0.5
+    assert torch.equal(again, drawn) and not torch.equal(other, drawn)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return out
+
+
+def test_products_and_their_gradients_never_form_a_jacobian(digits):
+    model, images = make_network(digits[0], width=4), digits[0][:2]
+    layer = max(p.numel() for p in model.parameters())
+    outputs, generator = torch.zeros(2, 10), torch.Generator().manual_seed(0)
+
+    for count in (1, 3):
+        vectors = probing_vectors(outputs, count, generator)
+        with Largest() as mode:
+            found = kernel_products(model, images, images, vectors, {})
+            torch.autograd.grad(found.square().sum(), model.layer1[0].conv1.weight)
+        assert layer <= mode.numel <= count * layer  # a Jacobian has 2 * 10 layers
+
+
+# --- tickets --------------------------------------------------------------------------------------
 Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
 GAUGE = {"batch": 4, "attack_steps": 1}
@@ -29,7 +193,7 @@ SEARCH = {**GAUGE, "steps": 4, "refresh": 2}
 ONE_EPOCH = {"method": "pgd", "epochs": 1, "steps": 1}
 
 
-def tiny(classes: int = 10) -> nn.Module:
+def tiny(classes=10):
     """A network that takes milliseconds: two convolutions with batch-norm, and a classifier."""
     model = nn.Sequential(
         nn.Conv2d(1, 6, 3, stride=2, padding=1, bias=False),
@@ -46,22 +210,22 @@ def tiny(classes: int = 10) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def data(digits: Pair) -> Data:
+def data(digits):
     return Data(digits[0][:32], digits[1][:32], TRAIN)
 
 
-def setting(family: str, train: Any = None, **more: Any) -> dict[str, Any]:
+def setting(family, train=None, **more):
     """The smallest settings of a family, at 90 % sparsity."""
     how = {"search": SEARCH} if family == "AWT" else {"gauge": GAUGE}
     return {"sparsity": 0.9, "train": train} | how | more
 
 
-def same(one: Pruned, other: Pruned) -> bool:
+def same(one, other):
     return same_weights(one.model, other.model)
 
 
 @pytest.mark.parametrize("family", ["random_ticket", "magnitude_ticket"])
-def test_tickets_start_from_the_dense_initialization(digits: Pair, data: Data, family: str) -> None:
+def test_tickets_start_from_the_dense_initialization(digits, data, family):
     trained = make_network(digits[0], width=2)
     expected = build(spec_of(trained))
     initialize(expected, torch.Generator().manual_seed(3))
@@ -77,34 +241,31 @@ def test_tickets_start_from_the_dense_initialization(digits: Pair, data: Data, f
         assert torch.equal(parameter, torch.where(found.changed[name], 0.0, first))
 
 
-def test_magnitude_tickets_keep_the_largest_weights_of_each_layer(data: Data) -> None:
+def test_magnitude_tickets_keep_the_largest_weights_of_each_layer_and_random_ones_any(data):
     dense = at_initialization(tiny(), data)
     pruned = prune("magnitude_ticket", tiny(), setting("magnitude_ticket"), data)
     for name, weight in layer_weights(dense).items():
         gone = pruned.changed[name]
         assert weight[gone].abs().max() <= weight[~gone].abs().min()
         assert abs(int(gone.sum()) - 0.9 * gone.numel()) < 1
-
-
-def test_random_tickets_ask_for_no_magnitude(data: Data) -> None:
     gone = prune("random_ticket", tiny(), setting(""), data, seed=1).changed["3.weight"]
     initial = at_initialization(tiny(), replace(data, seed=1)).get_parameter("3.weight").detach()
     # Of magnitude_ticket the ratio is about 1/3.
     assert abs(initial[gone].abs().mean() / initial[~gone].abs().mean() - 1) < 0.4
 
 
-def smallest(weights: dict[str, torch.Tensor]) -> Masks:
+def smallest(weights):
     """80 % of each layer."""
     return Ticket(sparsity=0.8).smallest(magnitudes(weights))
 
 
-def searching(data: Data, model: nn.Module | None = None, **more: Any) -> Search:
+def searching(data, model=None, **more):
     """A search of the smallest kind; keys of its settings may be changed."""
     dense = at_initialization(model or tiny(), data)
     return Search(dense, smallest, SearchSettings(**(SEARCH | more)), data)
 
 
-def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
+def test_the_gradient_of_a_step_is_that_of_the_formula(data):
     few = Data(data.images.double(), data.labels % 3, TRAIN)
     search = searching(few, tiny(3).double(), batch=2, gamma=3.0, l2=0.5, projections=None)
     search._refresh()
@@ -128,7 +289,7 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(data: Data) -> None:
         torch.testing.assert_close(parameter.grad[kept], gradient[kept], msg=name)
 
 
-def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data: Data) -> None:
+def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data):
     few = replace(data, labels=data.labels % 3)
     dense = at_initialization(tiny(3), few)
     gauge = Gauge(dense, few, GaugeSettings(**GAUGE, projections=None))
@@ -150,7 +311,7 @@ def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data: Data) -> No
         assert row[name] == pytest.approx(float(value), 1e-3), name
 
 
-def test_the_search_comes_closer(data: Data) -> None:
+def test_the_search_comes_closer(data):
     clean = TRAIN.model_copy(update={"eps": 0.0})
     few = replace(data, images=data.images[:4], labels=data.labels[:4], train=clean)
     _, _, rows = searching(few, steps=40, refresh=20, lr=0.05).run()
@@ -159,7 +320,7 @@ def test_the_search_comes_closer(data: Data) -> None:
     assert rows[-1]["kernel_distance"] < 0.85 * rows[0]["kernel_distance"]
 
 
-def test_what_a_step_may_change(data: Data) -> None:
+def test_what_a_step_may_change(data):
     """Removed weights stay zero and remember their value; a larger one comes back in its place."""
     search, name = searching(data), "3.weight"
     search._refresh()
@@ -175,7 +336,7 @@ def test_what_a_step_may_change(data: Data) -> None:
     assert sum(int(mask.sum()) for mask in search.removed.values()) == count
 
 
-def test_the_mask_is_not_chosen_in_the_last_period(data: Data) -> None:
+def test_the_mask_is_not_chosen_in_the_last_period(data):
     chosen, search = [], searching(data, steps=9, refresh=2)
     choose = search.choose
     search.choose = lambda weights: chosen.append(search.step) or choose(weights)
@@ -183,15 +344,13 @@ def test_the_mask_is_not_chosen_in_the_last_period(data: Data) -> None:
     assert chosen == [0, 2, 4, 6]  # 8 would leave one step
 
 
-def test_the_search_attacks_its_images_by_their_labels(data: Data) -> None:
+def test_the_search_attacks_its_images_by_their_labels(data):
     others = replace(data, labels=data.labels.roll(1))
     assert not same(*(prune("AWT", tiny(), setting("AWT"), d) for d in (data, others)))
 
 
-def test_a_search_says_whether_it_converged_on_images_it_did_not_see(
-    data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[torch.Tensor] = []
+def test_a_search_says_whether_it_converged_on_images_it_did_not_see(data, monkeypatch):
+    seen = []
     monkeypatch.setattr(
         "advprune.pruning.ticket_search.pair",
         lambda model, batch, *_: seen.append(batch[0]) or (batch[0], batch[0]),
@@ -207,17 +366,15 @@ def test_a_search_says_whether_it_converged_on_images_it_did_not_see(
     assert "converged" not in control and control["kernel_distance"] > 0.3
 
 
-def test_a_killed_search_goes_on_where_it_was(
-    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def made(known: Data, seed: int = 0) -> Pruned:
+def test_a_killed_search_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    def made(known, seed=0):
         return prune("AWT", tiny(), setting("AWT", ONE_EPOCH), known, seed)
 
     whole, kept = made(data), replace(data, state=tmp_path / "training.pt")
     assert not same(whole, made(data, seed=1))
     steps, descend = [], Search._descend
 
-    def killed(self: Search) -> None:
+    def killed(self):
         steps.append(self.step)
         if steps.count(3) == 1 and self.step == 3:
             raise KeyboardInterrupt
@@ -237,8 +394,8 @@ def test_a_killed_search_goes_on_where_it_was(
         made(kept)
 
 
-def test_tickets_are_trained_on_equal_batches(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds: list[int] = []
+def test_tickets_are_trained_on_equal_batches(data, monkeypatch):
+    seeds = []
     monkeypatch.setattr(
         "advprune.pruning.masks.finetune", lambda *_, seed, **__: seeds.append(seed) or []
     )
@@ -247,7 +404,7 @@ def test_tickets_are_trained_on_equal_batches(data: Data, monkeypatch: pytest.Mo
     assert len(set(seeds)) == 1 and len(seeds) == 3
 
 
-def test_a_search_that_diverges_is_refused(data: Data) -> None:
+def test_a_search_that_diverges_is_refused(data):
     search = searching(data)
     search.dense[-1].bias.data[0] = float("inf")
     with pytest.raises(UserError, match=r"the distance is not a number; lower search\.lr"):

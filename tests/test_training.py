@@ -1,14 +1,10 @@
-"""Training: it learns, resumes exactly and says when it fails; adversarial training does what its
-papers say."""
+"""Training: it learns, resumes exactly, says when it fails; attackers' own networks."""
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from advprune.attacks.pgd import pgd
@@ -20,25 +16,26 @@ from advprune.core.train_settings import (
     FineTuneSettings,
     ModelSettings,
     RecipeSettings,
+    SurrogateSettings,
     TrainSettings,
     WeightsSettings,
 )
-from advprune.data import Split, prepare
+from advprune.data import Split, prepare, to_float
+from advprune.models.spec import spec_of
+from advprune.pruning import prune
+from advprune.quantization.post_training import quantize
 from advprune.training.adversarial import Inner, Method, pgd_images
 from advprune.training.inputs import Inputs
-from advprune.training.networks import load_or_train
+from advprune.training.networks import answers, load_or_train, train_surrogate
 from advprune.training.standard import Trainer, accuracy, augment
-from conftest import Linear, make_network, same_weights, stored
+from conftest import grey_images, make_network, same_weights, stored
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 EPS = 48 / 255
 SETTINGS = TrainSettings(epochs=4, batch=16, lr=0.05, label_smoothing=0.1, crop=1, eps=EPS)
 ATTACKING = ["pgd", "trades", "mixed"]
 
 
-def trainer(
-    pair: Pair, state: Path, recipe: dict[str, Any] | None = None, **changes: object
-) -> Trainer:
+def trainer(pair, state, recipe=None, **changes):
     """A trainer on the digits."""
     images = (pair[0] * 255).round().to(torch.uint8)
     data, settings = (images, pair[1]), SETTINGS.model_copy(update=changes)
@@ -47,13 +44,13 @@ def trainer(
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, Split]:
+def splits():
     """1146 real digits to train on and 202 to validate with."""
     settings = {"val_fraction": 0.15, "test_fraction": 0.25, "test_limit": 16}
     return prepare(DataSettings(source="digits", **settings))
 
 
-def test_a_killed_run_ends_as_an_unbroken_one(digits: Pair, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_unbroken_one(digits, tmp_path):
     recipe = {"method": "pgd", "steps": 2}
     unbroken = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     history = unbroken.run()
@@ -62,9 +59,12 @@ def test_a_killed_run_ends_as_an_unbroken_one(digits: Pair, tmp_path: Path) -> N
     resumed = trainer(digits, tmp_path / "b.pt", recipe=recipe)
     assert resumed.run() == history and len(history) == 4
     assert same_weights(unbroken.model, resumed.model)
+    (tmp_path / "b.pt").write_bytes(b"half a file")
+    with pytest.raises(UserError, match=r"b\.pt is damaged; delete it"):
+        trainer(digits, tmp_path / "b.pt", recipe=recipe).run()
 
 
-def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> None:
+def test_standard_training_is_the_plain_loop(digits, tmp_path):
     run = trainer(digits, tmp_path / "a.pt", epochs=2)
     model, (images, labels) = make_network(digits[0]), run.train
     model.to(memory_format=torch.channels_last)  # as sums are taken in another order
@@ -88,26 +88,20 @@ def test_standard_training_is_the_plain_loop(digits: Pair, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("method", ["standard", "pgd"])
-def test_a_loss_that_is_no_number_is_an_error(method: str, digits: Pair, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_an_error(method, digits, tmp_path):
     run = trainer(digits, tmp_path / "a.pt", recipe={"method": method})
     run.model.linear.bias.data[0] = float("nan")
     with pytest.raises(UserError, match=r"not a number; lower train\.lr"):
         run.run()
 
 
-def test_a_damaged_state_is_named(digits: Pair, tmp_path: Path) -> None:
-    (tmp_path / "a.pt").write_bytes(b"half a file")
-    with pytest.raises(UserError, match=r"a\.pt is damaged; delete it"):
-        trainer(digits, tmp_path / "a.pt").run()
-
-
-def test_a_last_batch_of_one_image_is_left_out(digits: Pair, tmp_path: Path) -> None:
+def test_a_last_batch_of_one_image_is_left_out(digits, tmp_path):
     run = trainer((digits[0][:33], digits[1][:33]), tmp_path / "a.pt", epochs=1)
     run.run()
     assert run._batches(33) == 2 and run._batches(34) == 3 and run._batches(5) == 1
 
 
-def test_flip_and_crop_by_hand() -> None:
+def test_flip_and_crop_by_hand():
     images = torch.arange(40 * 6).view(40, 1, 2, 3)
     flipped = augment(images, True, 0, torch.Generator().manual_seed(0))
     same = (flipped == images).flatten(1).all(1)
@@ -124,7 +118,7 @@ def test_flip_and_crop_by_hand() -> None:
 
 
 @pytest.mark.parametrize("method", ATTACKING)
-def test_crafted_images_are_harder(method: str, digits: Pair, network: nn.Module) -> None:
+def test_crafted_images_are_harder(method, digits, network):
     x, y = digits
     network.train()
     before, recipe = copy.deepcopy(network), RecipeSettings(method=method, share=1.0, budget=0.5)
@@ -138,46 +132,28 @@ def test_crafted_images_are_harder(method: str, digits: Pair, network: nn.Module
     assert F.cross_entropy(network(crafted), y) > F.cross_entropy(network(x), y)
 
 
-def grey(n: int) -> Pair:
-    """Images so far from 0 and 1 that a budget of 0.1 is never cut, and labels."""
-    images = 0.4 + 0.2 * torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(2))
-    return images, torch.arange(n) % 2
-
-
-def worst(linear: Linear, y: torch.Tensor) -> torch.Tensor:
-    """The direction in which two classes' linear logits go wrong fastest, `[N, 3, 4, 4]`."""
-    towards = (linear.weight[1] - linear.weight[0]).detach().sign().view(1, 3, 4, 4)
-    return torch.where(y.view(-1, 1, 1, 1) == 0, towards, -towards)
-
-
-def test_pgd_finds_the_known_worst_case_of_a_linear_model(linear: Linear) -> None:
-    x, y = grey(8)
+def test_pgd_mixed_and_trades_find_the_known_worst_case_of_a_linear_model(linear):
+    x, y = grey_images(8)
     found = pgd_images(linear, x, y, Inner(0.1, 0.03, 7), torch.Generator().manual_seed(0))
-    assert torch.allclose(found, x + 0.1 * worst(linear, y), atol=1e-6)
-
-
-def test_mixed_attacks_a_share_of_the_batch(linear: Linear) -> None:
-    (x, y), generator = grey(10), torch.Generator()
+    assert torch.allclose(found, x + 0.1 * linear.worst(y).sign(), atol=1e-6)
+    (x, y), generator = grey_images(10), torch.Generator()
     recipe = RecipeSettings(method="mixed", share=0.3, budget=0.5)
     method = Method(recipe, TrainSettings(batch=10, eps=0.2))
     found = method.craft(linear, x, y, generator)
-    assert torch.allclose(found[:3], (x + 0.1 * worst(linear, y))[:3], atol=1e-6)
+    assert torch.allclose(found[:3], (x + 0.1 * linear.worst(y).sign())[:3], atol=1e-6)
     assert torch.equal(found[3:], x[3:])
     none = Method(RecipeSettings(method="mixed", share=0.0), TrainSettings())
     assert none.craft(linear, x, y, generator) is x
-
-
-def test_trades_moves_away_from_its_own_prediction(linear: Linear) -> None:
-    x, y = grey(8)
+    x, y = grey_images(8)
     recipe = RecipeSettings(method="trades", steps=9)
     method = Method(recipe, TrainSettings(eps=0.1))
     found = method.craft(linear, x, y, torch.Generator().manual_seed(0))
-    along = (found - x) * worst(linear, torch.zeros(8))  # either way raises the divergence
+    along = (found - x) * linear.worst(0 * y).sign()  # either way raises the divergence
     sides = along.flatten(1).mean(1).sign().view(-1, 1, 1, 1)
     assert torch.allclose(along, 0.1 * sides.expand_as(along), atol=1e-6)
 
 
-def test_trades_loss_by_its_formula(digits: Pair, network: nn.Module) -> None:
+def test_trades_loss_by_its_formula(digits, network):
     x, y = digits
     other = (x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     recipe = RecipeSettings(method="trades", beta=3.0)
@@ -190,13 +166,11 @@ def test_trades_loss_by_its_formula(digits: Pair, network: nn.Module) -> None:
     assert divergence > 1e-3
 
 
-def test_the_epoch_of_highest_robust_accuracy_is_kept(
-    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[nn.Module] = []
+def test_the_epoch_of_highest_robust_accuracy_is_kept(digits, tmp_path, monkeypatch):
+    seen = []
     given = iter([0.9, 0.2, 0.5, 0.5, 0.5, 0.5, 0.9, 0.1, 0.2, 0.4])  # clean, robust, clean, ...
 
-    def measured(model: nn.Module, *_: Any) -> float:
+    def measured(model, *_):
         seen.append(copy.deepcopy(model))
         return next(given)
 
@@ -208,7 +182,7 @@ def test_the_epoch_of_highest_robust_accuracy_is_kept(
     assert same_weights(run.model, seen[5]) and not same_weights(seen[5], seen[9])
 
 
-def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path: Path) -> None:
+def test_robust_accuracy_is_that_of_the_validation_attack(digits, tmp_path):
     recipe = {"method": "pgd", "steps": 2, "budget": 0.5, "probe_steps": 5}
     run = trainer(digits, tmp_path / "a.pt", recipe=recipe)
     best = max(row["val_robust_accuracy"] for row in run.run())
@@ -216,7 +190,7 @@ def test_robust_accuracy_is_that_of_the_validation_attack(digits: Pair, tmp_path
     assert abs(accuracy(run.model, attacked, digits[1]) - best) < 0.02
 
 
-def test_the_usual_inner_steps_cross_the_ball() -> None:
+def test_the_usual_inner_steps_cross_the_ball():
     """PGD-3 with steps of eps/4 from the far side would not reach its middle."""
     lengths = [RecipeSettings(method="pgd", steps=n).stride for n in (1, 3, 5, 7, 10)]
     assert lengths == pytest.approx([1.8, 0.6, 0.36, 1.8 / 7, 0.25])
@@ -227,9 +201,7 @@ def test_the_usual_inner_steps_cross_the_ball() -> None:
     assert inner == pytest.approx((EPS / 2, 0.3 * EPS, 3))
 
 
-def trained(
-    splits: dict[str, Split], state: Path, **recipe: Any
-) -> tuple[nn.Module, list[dict[str, float]]]:
+def trained(splits, state, **recipe):
     """A network of width 4 after 8 epochs on 1146 digits."""
     settings = Profile.model_construct(
         model=ModelSettings(width=4),
@@ -239,7 +211,7 @@ def trained(
     return load_or_train(settings, "any", RecipeSettings(**recipe), inputs)
 
 
-def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: Path) -> None:
+def test_adversarial_training_makes_robust(splits, tmp_path):
     images, labels = splits["val"].images / 255, splits["val"].labels
     robust = {}
     for method in ("standard", "pgd"):
@@ -251,7 +223,7 @@ def test_adversarial_training_makes_robust(splits: dict[str, Split], tmp_path: P
     assert robust["pgd"] > robust["standard"] + 0.15, robust
 
 
-def test_weights_given_for_a_recipe_are_loaded(splits: dict[str, Split], tmp_path: Path) -> None:
+def test_weights_given_for_a_recipe_are_loaded(splits, tmp_path):
     val, short = splits["val"], SETTINGS.model_copy(update={"epochs": 1, "batch": 256})
     inputs = Inputs(splits["train"], val, 0, torch.device("cpu"))
     first = make_network(val.images / 255)
@@ -265,3 +237,132 @@ def test_weights_given_for_a_recipe_are_loaded(splits: dict[str, Split], tmp_pat
     assert history == [expected] and "train_loss" in trained[0]
     assert torch.equal(found.linear.weight, first.linear.weight)
     assert not torch.equal(other.linear.weight, first.linear.weight)
+
+
+# --- networks of an attacker's own ----------------------------------------------------------------
+MOVING = {"flip": True, "crop": 1, "label_smoothing": 0.1}
+STILL = {"flip": False, "crop": 0, "label_smoothing": 0.0}
+ATTACKER = Profile.model_construct(
+    model=ModelSettings(width=4, strides=(2, 2, 1, 1)),
+    train=TrainSettings(epochs=12, batch=32, lr=0.1),
+)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """600 digits to train on, and others."""
+    settings = {"val_fraction": 0.15, "test_fraction": 0.25, "train_limit": 600}
+    return prepare(DataSettings(source="digits", **settings))
+
+
+def copied(few, state, target=None, settings=ATTACKER, run_seed=0, **change):
+    """A surrogate or, of a target, a substitute."""
+    known = few["train"], few["val"], run_seed, torch.device("cpu"), state / "a.pt"
+    return train_surrogate(settings, SurrogateSettings(**change), Inputs(*known), target)
+
+
+@pytest.fixture(scope="module")
+def victim(few, tmp_path_factory):
+    """A network that has learned to call every digit by the next one's name."""
+    train = few["train"]
+    turned = Split(train.images, (train.labels + 1) % 10, train.classes, train.source)
+    return copied(few | {"train": turned}, tmp_path_factory.mktemp("victim"), run_seed=5)[0]
+
+
+@torch.no_grad()
+def agreement(one, other, images):
+    x = to_float(images)
+    return float((one(x).argmax(1) == other(x).argmax(1)).float().mean())
+
+
+def test_a_substitute_learns_what_its_target_says_and_sees_no_label(few, victim, tmp_path):
+    victim.zero_grad()
+    before = {name: tensor.clone() for name, tensor in victim.state_dict().items()}
+    train = few["train"]
+    blind = Split(train.images, torch.zeros_like(train.labels), train.classes, train.source)
+    found, _ = copied(few | {"train": blind}, tmp_path, victim)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in victim.state_dict().items())
+    assert not victim.training and all(p.grad is None for p in victim.parameters())
+    images, labels = few["test"].images, few["test"].labels
+    assert accuracy(victim, images, (labels + 1) % 10) > 0.8
+    assert agreement(found, victim, images) > 0.8 and accuracy(found, images, labels) < 0.1
+
+
+def test_answers_are_the_targets_probabilities_of_the_images_as_they_are(few, victim):
+    images = few["train"].images[:50]
+    for target in (victim, quantize(victim, to_float(images))):
+        found = answers(target, images, 16, 0)
+        with torch.no_grad():
+            one_by_one = torch.cat([target(x[None] / 255).softmax(1) for x in images])
+        assert torch.allclose(found, one_by_one, atol=1e-5) and found.shape == (50, 10)
+        assert torch.allclose(found.sum(1), torch.ones(50)) and not found.requires_grad
+
+
+def test_a_random_target_is_asked_several_times_from_the_seed(victim, few):
+    random, images = prune("SAP", victim, 0.5).model, few["train"].images[:16]
+    before = torch.random.get_rng_state()
+    found = answers(random, images, 8, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(found, answers(random, images, 8, 3))
+    assert not torch.equal(found, answers(random, images, 8, 4))
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Training does nothing; who was asked to train."""
+    seen = []
+    monkeypatch.setattr(Trainer, "run", lambda self: seen.append(self) or [])
+    return seen
+
+
+def test_the_images_of_a_substitute_are_neither_shifted_nor_mirrored(
+    few, victim, untrained, tmp_path
+):
+    """What the target said of an image would not hold for a shifted one."""
+    train = ATTACKER.train.model_copy(update=MOVING)
+    for target in (None, victim):
+        copied(few, tmp_path, target, ATTACKER.model_copy(update={"train": train}))
+    plain, copying = (one.settings.model_dump(include=set(MOVING)) for one in untrained)
+    assert (plain, copying) == (MOVING, STILL)
+    assert untrained[0].train[1] is few["train"].labels and untrained[0].epochs == 12
+    assert torch.equal(untrained[1].train[1], answers(victim, few["train"].images, 32, 0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"architecture": "resnet20"}, {"width": 6}, {"architecture": "resnet20", "width": 2}],
+)
+def test_another_architecture_and_width(few, change, untrained, tmp_path, capsys):
+    model, _ = copied(few, tmp_path, **change)
+    spec = spec_of(model)
+    wanted = {"architecture": "resnet18", "width": 4} | change
+    assert {"architecture": spec.architecture, "width": spec.width} == wanted
+    assert (spec.channels, spec.classes) == (1, 10)
+    # Strides are one for each stage: another architecture has its own.
+    assert spec.strides == (() if "architecture" in change else (2, 2, 1, 1))
+    assert not capsys.readouterr().err
+    usual = ATTACKER.model_copy(update={"model": ModelSettings(width=4)})
+    copied(few, tmp_path, settings=usual)
+    assert "61% of the weights of resnet18 of width 4 meet only padding" in capsys.readouterr().err
+    pixels = to_float(few["train"].images)  # its own normalization is of what it trains on
+    assert spec.mean == (round(float(pixels.mean()), 4),)
+    assert model(pixels[:2]).shape == (2, 10)
+
+
+def test_the_seed_is_added_to_the_runs_and_decides_all(few, victim, untrained, tmp_path):
+    one, other, third = (copied(few, tmp_path, run_seed=10, seed=n)[0] for n in (0, 1, 2))
+    assert [trainer.seed for trainer in untrained] == [10, 11, 12]
+    assert not same_weights(one, other) and not same_weights(other, third)
+    assert same_weights(other, copied(few, tmp_path, run_seed=11, seed=0)[0])
+
+
+def test_a_killed_run_goes_on(few, victim, tmp_path):
+    """The unbroken training starts from another global random state."""
+    with stored(kill_after=1):
+        copied(few, tmp_path / "b", victim, epochs=2)
+    torch.manual_seed(7)
+    unbroken, history = copied(few, tmp_path / "a", victim, epochs=2)
+    with stored() as rest:  # the first epoch is not run a second time
+        resumed, again = copied(few, tmp_path / "b", victim, epochs=2)
+    assert same_weights(unbroken, resumed) and again == history
+    assert len(history) == 2 and len(rest) == 1

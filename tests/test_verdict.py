@@ -1,13 +1,9 @@
 """The verdict on networks, honest and masked, scoring over draws, and the published protocol."""
 
-from pathlib import Path
-from typing import Any
-
 import masked
-import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from workspace import ROOT
 
 from advprune import prune
 from advprune.core import params
@@ -20,23 +16,21 @@ from advprune.evaluate.records import Scoring, answers, score
 from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
-from advprune.evaluate.verdict import Evidence, Verdict, verdict
+from advprune.evaluate.verdict import Evidence, verdict
 from advprune.models.checkpoint import load_model
 from advprune.studies.protocol import recorded
 
-Pair = tuple[Tensor, Tensor]
-ROOT = Path(__file__).parent.parent
 PARAMS = params.load(ROOT / "params.yaml", profile="digits")
 
 
 @pytest.fixture(scope="module")
-def dense() -> nn.Module:
+def dense():
     """A network that has learnt the digits."""
     return load_model(ROOT / "weights/digits/dense-standard.fp16.safetensors")
 
 
 @pytest.fixture(scope="module")
-def pair() -> Pair:
+def pair():
     """Test images and labels."""
     limits = {"train_limit": 10, "test_limit": 96}
     test = prepare(PARAMS.active().data.model_copy(update=limits))["test"]
@@ -44,15 +38,13 @@ def pair() -> Pair:
 
 
 @pytest.fixture(scope="module")
-def main_attack(dense: nn.Module, pair: Pair) -> tuple[Tensor, pd.DataFrame]:
+def main_attack(dense, pair):
     """The main attack's images on the dense network, and their records."""
     made = craft(dense, *pair, PARAMS.active().table()["field"])
     return made.pixels, rows(dense, pair[0], made, pair[1], "field")
 
 
-def judged(
-    model: nn.Module, pair: Pair, folder: Path, main_attack: Any, **suite: list[str]
-) -> tuple[Verdict, pd.DataFrame]:
+def judged(model, pair, folder, main_attack, **suite):
     """The verdict that the pipeline would give a model, with another suite where one is given, and
     its records."""
     curves = {"curves": {"eps": ["24/255", "48/255", "128/255"], "steps": [1, 10, 20]}}
@@ -65,13 +57,11 @@ def judged(
     return verdict(Evidence(records, "field", 10, transfers, parent, None)), records
 
 
-def names(found: Verdict) -> set[str]:
+def names(found):
     return {check.name for check in found.against}
 
 
-def test_an_honest_network_is_reliable(
-    dense: nn.Module, pair: Pair, main_attack: Any, tmp_path: Path
-) -> None:
+def test_an_honest_network_is_reliable(dense, pair, main_attack, tmp_path):
     found, records = judged(dense, pair, tmp_path, main_attack)
     assert found.level == "reliable", found.against
     assert len(found.checks) >= 9 and all(c.figure and c.reason for c in found.checks)
@@ -79,9 +69,7 @@ def test_an_honest_network_is_reliable(
 
 
 @pytest.mark.parametrize("kind", [masked.saturated, masked.Rounded, masked.Backwards])
-def test_a_network_that_hides_its_gradients_is_called_out(
-    kind: masked.Planted, dense: nn.Module, pair: Pair, main_attack: Any, tmp_path: Path
-) -> None:
+def test_a_network_that_hides_its_gradients_is_called_out(kind, dense, pair, main_attack, tmp_path):
     found, records = judged(kind(dense).eval(), pair, tmp_path, main_attack)
     assert found.level == "broken"
     if kind is not masked.Backwards:
@@ -98,8 +86,8 @@ def test_a_network_that_hides_its_gradients_is_called_out(
 
 
 def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
-    dense: nn.Module, pair: Pair, main_attack: Any, tmp_path: Path
-) -> None:
+    dense, pair, main_attack, tmp_path
+):
     model = prune("SAP", dense, 1.0).model
     suite = {"table": ["field"], "randomized": ["single", "square"]}
     weak, _ = judged(model, pair, tmp_path / "a", main_attack, **suite)
@@ -117,11 +105,7 @@ def test_sap_under_a_single_draw_is_not_reliable_and_under_its_suite_it_is(
 
 
 # --- scoring over draws --------------------------------------------------------------------------
-
-
-def test_randomized_models_are_scored_by_their_mean_logits(
-    network: nn.Module, digits: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_randomized_models_are_scored_by_their_mean_logits(network, digits, monkeypatch):
     """Logits of three draws: the mean says 0, two draws say 1. Three more choose the worst case."""
     draws = torch.tensor([[0.0, 1.0], [0.0, 1.0], [5.0, 0.0]]).repeat(2, 1)
     drawn = draws[:, None].expand(6, 2, 2)  # [draws, images, classes]
@@ -133,7 +117,7 @@ def test_randomized_models_are_scored_by_their_mean_logits(
     assert found["adv_wrong"] == pytest.approx([2 / 3, 1 / 3])
 
 
-def test_scores_are_repeatable_and_leave_the_random_state(network: nn.Module, digits: Pair) -> None:
+def test_scores_are_repeatable_and_leave_the_random_state(network, digits):
     model = prune("SAP", network, 1.0).model
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
@@ -144,11 +128,9 @@ def test_scores_are_repeatable_and_leave_the_random_state(network: nn.Module, di
 
 
 # --- the published protocol ----------------------------------------------------------------------
-
-
-def test_the_protocol_of_a_deterministic_network_is_plain_fgsm(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_the_protocol_is_plain_fgsm_of_a_deterministic_network_and_averages_draws_of_a_random_one(
+    network, digits
+):
     from advprune import attacks
 
     settings = ProtocolSettings(
@@ -162,9 +144,6 @@ def test_the_protocol_of_a_deterministic_network_is_plain_fgsm(
     assert fgsm.adv_pred.tolist() == network(adv / 255).argmax(1).tolist()
     assert (found[found.eps == 0].adv_pred == found[found.eps == 0].clean_pred).all()
     assert set(found.attack) == {"fgsm", "iterative"} and (fgsm.gradients == 1).all()
-
-
-def test_the_protocol_averages_its_draws(network: nn.Module, digits: Pair) -> None:
     settings = ProtocolSettings(
         eps=[0.1],
         draws=7,

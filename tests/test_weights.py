@@ -14,6 +14,7 @@ import torch
 from ruamel.yaml import YAML
 from test_docs import rerun_here
 from torch import nn
+from workspace import ROOT
 
 from advprune.core.params import load
 from advprune.core.train_settings import RecipeSettings, TrainSettings
@@ -24,7 +25,6 @@ from advprune.models.audit import audit
 from advprune.models.checkpoint import header_spec, load_model, read_tensors
 from advprune.pruning import setting_of
 
-ROOT = Path(__file__).parent.parent
 EXPORTED = sorted((ROOT / "weights").glob("*/*.safetensors"))
 ATTACKED = sorted({path.parent for path in (ROOT / "weights").glob("*/*.records.parquet")})
 W32 = ROOT / "weights" / "cifar10-w32"
@@ -34,26 +34,26 @@ EPS = 8 / 255
 TOLERANCE = 1
 
 
-def metrics_of(path: Path) -> Path:
+def metrics_of(path):
     """The committed metrics of the network that a file was exported from."""
     return ROOT / "metrics" / path.parent.name / f"{path.name.partition('.')[0]}.json"
 
 
 @pytest.fixture(scope="module")
-def images() -> tuple[torch.Tensor, torch.Tensor]:
+def images():
     """The digits profile's test images and labels, made from the embedded data set."""
     params = load(ROOT / "params.yaml", profile="digits")
     split = prepare(params.active().data, params.seed)["test"]
     return to_float(split.images), split.labels
 
 
-def test_the_networks_that_results_rest_on_are_there() -> None:
+def test_the_networks_that_results_rest_on_are_there():
     names = {path.name.partition(".")[0] for path in EXPORTED if path.parent.name == "digits"}
     assert names >= {"dense-standard", "dense-robust", "RA_BNN-standard", "HYDRA-robust"}
 
 
 @pytest.mark.parametrize("path", EXPORTED, ids=lambda path: path.name)
-def test_an_exported_network_is_small_and_sound(path: Path) -> None:
+def test_an_exported_network_is_small_and_sound(path):
     tensors, metadata = read_tensors(path)
     spec = header_spec(metadata, where=path.name)
     found = audit(tensors, spec)
@@ -66,9 +66,7 @@ def test_an_exported_network_is_small_and_sound(path: Path) -> None:
 
 @pytest.mark.skipif(rerun_here(), reason="metrics/ was made anew on this machine")
 @pytest.mark.parametrize("path", EXPORTED, ids=lambda path: path.name)
-def test_it_is_as_accurate_as_the_committed_metrics_say(
-    path: Path, images: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def test_it_is_as_accurate_as_the_committed_metrics_say(path, images):
     if path.parent.name != "digits" or not metrics_of(path).is_file():
         pytest.skip("its images or its metrics are not in the repository")
     recorded = json.loads(metrics_of(path).read_text(encoding="utf-8"))
@@ -79,7 +77,7 @@ def test_it_is_as_accurate_as_the_committed_metrics_say(
 
 
 @cache
-def attacked(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
+def attacked(folder):
     """Per network, the records of each attack; `clean` are unchanged images."""
     found = {}
     for path in folder.glob("*.records.parquet"):
@@ -93,7 +91,7 @@ def attacked(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
     return found
 
 
-def robust(attacks: dict[str, pd.DataFrame], *names: str) -> pd.Series:
+def robust(attacks, *names):
     """Which images none of these attacks breaks within 8/255; one may be of some images only."""
     unbroken = pd.Series(True, index=attacks["clean"].index)
     for name in names:
@@ -113,7 +111,7 @@ COLUMNS = {
 }
 
 
-def figures(attacks: dict[str, pd.DataFrame]) -> dict[str, str]:
+def figures(attacks):
     """What a README says of a network, from the records of `bench/reference.py`."""
     cells = {
         f"{title} %": f"{100 * robust(attacks, *names).mean():.2f}"
@@ -133,7 +131,7 @@ def figures(attacks: dict[str, pd.DataFrame]) -> dict[str, str]:
     return cells
 
 
-def tables(page: Path, corner: str) -> list[dict[str, dict[str, str]]]:
+def tables(page, corner):
     """Tables whose first title is `corner`: per row, its cells by their titles."""
     found = []
     for block in page.read_text(encoding="utf-8").split("\n\n"):
@@ -145,7 +143,7 @@ def tables(page: Path, corner: str) -> list[dict[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("folder", ATTACKED, ids=lambda path: path.name)
-def test_a_readme_says_what_the_records_of_ten_thousand_images_say(folder: Path) -> None:
+def test_a_readme_says_what_the_records_of_ten_thousand_images_say(folder):
     known, shown = attacked(folder), tables(folder / "README.md", "network")
     assert {name for table in shown for name in table} == set(known)
     for table in shown:
@@ -158,7 +156,7 @@ def test_a_readme_says_what_the_records_of_ten_thousand_images_say(folder: Path)
             assert name.startswith("minimum_norm") or rows.linf.max() <= EPS + ROUNDING
 
 
-def test_hydra_and_lwm_differ_as_the_readme_says_over_seeds_and_images() -> None:
+def test_hydra_and_lwm_differ_as_the_readme_says_over_seeds_and_images():
     known = attacked(W32)
     ((table),) = tables(W32 / "README.md", "HYDRA minus LWM")
     assert set(table) == {"95 %", "99 %"}
@@ -185,20 +183,20 @@ def test_hydra_and_lwm_differ_as_the_readme_says_over_seeds_and_images() -> None
             assert column != "APGD-CE" or high < min(gaps)
 
 
-def says(*sentences: str) -> None:
+def says(*sentences):
     """The README of the networks at width 32 holds these."""
     text = " ".join((W32 / "README.md").read_text(encoding="utf-8").split())
     assert not [sentence for sentence in sentences if sentence not in text]
 
 
-def difference(first: pd.Series, second: pd.Series) -> str:
+def difference(first, second):
     """Of shares of the same images in points, with a 95 % interval."""
     found = mean(100 * (first.astype(float).to_numpy() - second.to_numpy())[None])
     low, high = found.interval
     return f"{found.value:+.2f} ({low:.2f} to {high:.2f})"
 
 
-def test_the_suite_at_width_32_is_what_its_records_say() -> None:
+def test_the_suite_at_width_32_is_what_its_records_say():
     records = pd.read_parquet(W32 / "suite.parquet")
     by_model = records.groupby("model", observed=True)
     models = {name: rows.set_index("index") for name, rows in by_model}
@@ -255,9 +253,7 @@ def test_the_suite_at_width_32_is_what_its_records_say() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(W32.glob("*-seed0.fp16.*")), ids=lambda path: path.name)
-def test_each_layer_of_a_pruned_network_has_the_share_of_zeros_that_its_name_says(
-    path: Path,
-) -> None:
+def test_each_layer_of_a_pruned_network_has_the_share_of_zeros_that_its_name_says(path):
     share = int(path.name.split("-")[1]) / 100
     layers = [m for m in load_model(path).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(layers) == 21
@@ -266,7 +262,7 @@ def test_each_layer_of_a_pruned_network_has_the_share_of_zeros_that_its_name_say
         assert 0 <= more < 10  # a few weights are too small for 16 bits
 
 
-def test_images_attacked_on_another_machine_score_as_the_records_say() -> None:
+def test_images_attacked_on_another_machine_score_as_the_records_say():
     split = read_split(Path(__file__).parent / "attacked-cifar10.safetensors")
     with torch.no_grad():
         found = load_model(W32 / "HYDRA-99-seed0.fp16.safetensors")(to_float(split.images))
@@ -285,7 +281,7 @@ def test_images_attacked_on_another_machine_score_as_the_records_say() -> None:
         assert said.tolist() == suite.loc[name].clean_pred[: len(before)].tolist()
 
 
-def test_prose_about_width_32_is_what_histories_and_notes_say() -> None:
+def test_prose_about_width_32_is_what_histories_and_notes_say():
     history = pd.read_csv(W32 / "dense-robust.history.csv").set_index("epoch")
     notes, pruned = (
         json.loads((W32 / f"{name}.notes.json").read_text()) for name in ("dense-robust", "pruned")
@@ -313,7 +309,7 @@ def test_prose_about_width_32_is_what_histories_and_notes_say() -> None:
 
 
 @pytest.mark.parametrize("folder", ATTACKED, ids=lambda path: path.name)
-def test_the_commands_of_a_readme_are_made_of_settings_that_exist(folder: Path) -> None:
+def test_the_commands_of_a_readme_are_made_of_settings_that_exist(folder):
     text = (folder / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^python bench/reference.py (?:.*\\\n)*.*$", text, re.MULTILINE)
     assert lines
@@ -330,7 +326,7 @@ def test_the_commands_of_a_readme_are_made_of_settings_that_exist(folder: Path) 
             setting_of(name, setting, place=name)
 
 
-def test_claims_on_reference_networks_are_judged_as_committed(tmp_path: Path) -> None:
+def test_claims_on_reference_networks_are_judged_as_committed(tmp_path):
     place = tmp_path / W32.name
     place.mkdir()
     for name in ("pruned.records.parquet", "pruned.notes.json", "dense-robust.fp16.safetensors"):

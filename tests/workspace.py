@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from ruamel.yaml import YAML
 import common
 
 ROOT = Path(__file__).parent.parent
+RAW: dict[str, Any] = YAML(typ="safe", pure=True).load(
+    (ROOT / "params.yaml").read_text(encoding="utf-8")
+)
 PARTS = (
     *("dvc.yaml", "params.yaml", "claims.yaml", "params", "stages", "src", "docs", "networks"),
     *("bench", "rl/gains.csv", ".dvcignore", ".gitignore"),
@@ -68,6 +72,19 @@ TINY = {
     "profiles/digits/train/threads": 1,
     "profiles/digits/curves": {"eps": [0, "eps"], "steps": [1, 3]},
 }
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The blocks of code in a language on a page of docs/, in order."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def git(folder: Path, *command: str) -> str:
+    """Run git, as somebody who has not configured it; its output."""
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.invalid")
+    words = ["git", *identity, *command]
+    return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def copy_pipeline(folder: Path) -> Path:

@@ -1,0 +1,249 @@
+"""What everything stands on: workers, devices, files, progress."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+import workspace
+
+from advprune.core import files
+from advprune.core.ahead import ahead
+from advprune.core.errors import UserError
+from advprune.core.files import fingerprint, sha256_of, write_json
+from advprune.core.params import load
+from advprune.core.progress import progress
+from advprune.core.resume import Parts
+
+# --- work ahead in other processes ----------------------------------------------------------------
+FAILING = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, "src")
+from advprune.core.ahead import ahead
+def job(number):
+    Path(sys.argv[1], f"{number}").touch()
+    time.sleep(60)
+ahead("jobs", [lambda: job(0), lambda: job(1)])
+"""
+
+
+@pytest.fixture(autouse=True)
+def two(monkeypatch):
+    monkeypatch.setenv("ADVPRUNE_WORKERS", "2")
+
+
+def square(value):
+    """With a gradient, as jobs have; and by whom."""
+    x = torch.full((64, 64), value, requires_grad=True)
+    (x @ x).sum().backward()
+    assert x.grad is not None
+    facts = {"process": [os.getpid()], "threads": [torch.get_num_threads()]}
+    return pd.DataFrame({"value": [float(x.grad[0, 0])]} | facts)
+
+
+def jobs(parts):
+    return [partial(parts.frame, f"{n}", partial(square, float(n))) for n in range(4)]
+
+
+def test_jobs_are_done_elsewhere_and_found_here(tmp_path):
+    square(1.0)  # gradients were taken here before the fork
+    work = jobs(Parts(tmp_path, "test", files=[]))
+    ahead("squares", work)
+    found = pd.concat([job() for job in work])
+    assert os.getpid() not in set(found.process) and found.process.nunique() <= 2
+    assert found.value.tolist() == [128.0 * n for n in range(4)]
+    assert set(found.threads) == {1}
+
+
+def test_one_worker_computes_as_several_do(tmp_path, monkeypatch):
+    """With one thread, so that the number of cores does not change how sums round."""
+    monkeypatch.setenv("ADVPRUNE_WORKERS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    ahead("squares", work := jobs(Parts(tmp_path, "test", files=[])))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    found = pd.concat([job() for job in work])
+    assert set(found.process) == {os.getpid()} and set(found.threads) == {1}
+
+
+def test_a_gpu_leaves_the_work_to_the_caller(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    ahead("squares", jobs(Parts(tmp_path, "test", files=[])))
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_work_ahead_does_not_split_again(tmp_path):
+    def inner():
+        ahead("inner", [partial(Path.touch, tmp_path / f"{n}") for n in range(2)])
+
+    ahead("outer", [inner, inner])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_goes_wrong_in_a_process_is_told_here():
+    def wrong():
+        raise UserError("prune.E is wrong")
+
+    with pytest.raises(UserError, match=r"prune\.E is wrong"):
+        ahead("jobs", [wrong, wrong])
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(UserError, match=r"jobs: a process was killed.*ADVPRUNE_WORKERS=1"):
+        ahead("jobs", [die, die])
+
+
+@pytest.mark.parametrize("text", ["0", "two", "-1"])
+def test_a_wrong_number_of_workers_is_refused(monkeypatch, text):
+    monkeypatch.setenv("ADVPRUNE_WORKERS", text)
+    with pytest.raises(UserError, match=f"ADVPRUNE_WORKERS is '{text}'"):
+        ahead("jobs", [])
+
+
+def test_nothing_outlives_a_killed_parent(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", FAILING, str(tmp_path)])
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.05)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert len(children) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(running(int(child)) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(running(int(child)) for child in children)
+
+
+def running(process):
+    """Whether it is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# --- where and how to compute ---------------------------------------------------------------------
+SIZE = 1 << 24  # bytes of a feature map
+HELD = f"""
+import ctypes, sys, torch
+from advprune.core.device import setup
+class Info(ctypes.Structure):
+    _fields_ = [(f"count_{{i}}", ctypes.c_size_t) for i in range(10)]  # the first: the heap's bytes
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+if sys.argv[1] == "after setup":
+    setup()
+before = libc.mallinfo2().count_0
+torch.ones({SIZE // 4})
+print(libc.mallinfo2().count_0 - before)
+"""
+ASKED = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallinfo2")
+
+
+def held(when):
+    """How many more bytes a process keeps for itself after a tensor of SIZE bytes has gone."""
+    command = [sys.executable, "-c", HELD, when]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not ASKED, reason="asks a C library that counts")
+def test_memory_of_a_tensor_is_kept_for_the_next():
+    # Some of it lay in what the process had already.
+    assert held("before setup") < SIZE / 2 < held("after setup")
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, 3), (2, 1)])
+def test_training_takes_the_threads_of_the_profile_but_under_torchrun(
+    monkeypatch, processes, expected
+):
+    profile = SimpleNamespace(train=SimpleNamespace(threads=3))
+    monkeypatch.setattr(workspace.common.Workspace, "profile", profile)
+    monkeypatch.setattr("advprune.core.distributed.processes", lambda: processes)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        workspace.common.Workspace(load(workspace.ROOT / "params.yaml")).device()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- files are known by content -------------------------------------------------------------------
+def test_a_number_that_is_none_is_not_written_as_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "metrics.json", {"accuracy": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_hashes_follow_content_names_and_links(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    one = sha256_of(tmp_path / "a")
+    (tmp_path / "a" / "__pycache__").mkdir()
+    (tmp_path / "a" / "__pycache__" / "x.pyc").write_text("2")
+    assert sha256_of(tmp_path / "a") == one
+    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
+    assert sha256_of(tmp_path / "a") != one
+    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2})
+    # A data set behind links is known by what lies there; a link back does no harm.
+    folder, one = tmp_path / "data", tmp_path / "one"
+    folder.mkdir()
+    one.mkdir()
+    (one / "x").write_text("1")
+    (folder / "train").symlink_to(one)
+    (folder / "loop").symlink_to(folder)
+    (folder / os.fsdecode(b"\xff")).write_text("")
+    before = sha256_of(folder)
+    (one / "x").write_text("2")
+    assert sha256_of(folder) != before
+    found = set()
+    for name, contents in (("ab", "c"), ("a", "bc"), ("abc", "")):
+        (place := tmp_path / f"of {name}").mkdir()
+        (place / name).write_text(contents)
+        found.add(sha256_of(place))
+    assert len(found) == 3
+    with pytest.raises(UserError, match=r"cannot read .*absent"):
+        sha256_of(tmp_path / "absent")
+
+
+def test_the_key_of_unfinished_work_follows_every_module_and_version(tmp_path, monkeypatch):
+    library = tmp_path / "advprune"
+    shutil.copytree(Path(files.__file__).parent.parent, library)
+    monkeypatch.setattr(files, "__file__", str(library / "core" / "files.py"))
+    keys = {fingerprint(1)}
+    modules = sorted(library.rglob("*.py"))
+    for module in modules:
+        module.write_text(module.read_text() + "# changed\n")
+        keys.add(fingerprint(1))
+    monkeypatch.setattr(files, "version", lambda package: "0")
+    keys.add(fingerprint(1))
+    assert len(modules) > 100 and len(keys) == len(modules) + 2
+
+
+# --- what the terminal shows ----------------------------------------------------------------------
+def test_a_narrow_terminal_cuts_the_words_and_no_numbers(monkeypatch, capsys):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    what = "ESR={'E': 0.01} [field] eps 0.031 steps 40"
+    for columns in (80, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with progress(what, 11460) as advance:
+            advance(11460)
+        (line,) = filter(None, capsys.readouterr().err.splitlines())
+        shown, _, numbers = line.partition(" ━")
+        assert numbers.split()[1] == "11460/11460" and "…" not in numbers
+        assert len(line) <= columns
+        assert shown == what if columns == 200 else what.startswith(shown.removesuffix("…"))
+        assert ("…" in shown) == (columns == 80)
