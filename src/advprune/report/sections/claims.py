@@ -19,7 +19,7 @@ from advprune.core.errors import UserError
 from advprune.core.networks import is_library
 from advprune.core.train_settings import FineTuneSettings
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, Comparison, holm
-from advprune.evaluate.faults import FlipComparison
+from advprune.evaluate.flips import FlipComparison
 from advprune.evaluate.means import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
 from advprune.evaluate.verdict import LEVELS, PASS
